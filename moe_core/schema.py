@@ -1,0 +1,251 @@
+"""The vocabulary: what fixes a run (Config), what may be turned while it trains (Knobs), what is measured (STATS).
+
+Each setting and each statistic is declared once, here. Sliders, command-line flags, validation, the stored layout, axis
+labels and the documentation follow from these declarations. Standard library only.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from typing import Any, NamedTuple, Self, TypeVar
+
+TASKS = ("text", "digits", "plane")
+PLANES = ("spirals", "rings", "checkerboard", "gaussians")
+DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
+WINDOW = 100  # steps over which co-activation and specialisation are counted
+PROBE_TOKENS = 256
+BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
+
+
+class Meta(NamedTuple):
+    """What a field knows about itself beside its type and default."""
+
+    help: str
+    label: str = ""
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    scale: str = "linear"  # "linear", "log", or "log0": logarithmic with a 0 at the left end
+    step: float | None = None  # distance between two positions of a linear slider
+    unit: str = ""
+    tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
+
+
+def setting(default: Any, help: str, **meta: Any) -> Any:
+    """A field of Config or Knobs whose range, unit and help stand beside its default."""
+    return field(default=default, metadata={"meta": Meta(help, **meta)})
+
+
+def meta_of(settings: "type[Config] | type[Knobs]", name: str) -> Meta:
+    """The declaration of one field; KeyError if there is none of that name."""
+    return settings.__dataclass_fields__[name].metadata["meta"]
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's identity: fixed from its first step to its last."""
+
+    task: str = setting("text", "what the model learns", choices=TASKS)
+    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=256)
+    d_model: int = setting(64, "width of a token", low=1, high=4096)
+    d_hidden: int = setting(128, "width of an expert's hidden layer", low=1, high=16384)
+    layers: int = setting(2, "MoE layers", low=1, high=4)
+    tokens: int = setting(1024, "tokens in a training batch", low=1, high=65536)
+    context: int = setting(
+        128, "bytes that the language model sees at once", low=2, high=1024, unit="bytes", tasks=("text",)
+    )
+    text: tuple[str, ...] = setting((), "your own files or folders, one domain each", tasks=("text",))
+    data: str = setting("", "your own .npz (x, y) or CSV (last column is y)", tasks=("digits",))
+    plane: str = setting("spirals", "the pattern of the points", choices=PLANES, tasks=("plane",))
+    plane_noise: float = setting(0.05, "spread of the points around the pattern", low=0.0, high=1.0, tasks=("plane",))
+    seed: int = setting(0, "seed of weights, batches and noise", low=0, high=2**31 - 1)
+    steps: int = setting(0, "steps to train; 0 trains until stopped", low=0, high=10**9)
+    eval_every: int = setting(50, "steps between two evaluations of the held-out split", low=1, high=10**9)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
+    precision: str = setting(
+        "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")
+    )
+    threads: int = setting(0, "torch's CPU threads; 0 chooses by measuring", low=0, high=1024)
+
+    @classmethod
+    def for_task(cls, task: str, **given: Any) -> Self:
+        """The defaults of a task, with what is given in their place."""
+        return cls(**{"task": task} | PRESETS.get(task, {}) | given)
+
+
+# Where a task departs from the defaults above, which are the text task's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"num_experts": 8, "layers": 1, "tokens": 256, "d_hidden": 64},
+    "plane": {"num_experts": 8, "layers": 1, "tokens": 512, "d_model": 32, "d_hidden": 32},
+}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a person turns while the run trains. A change takes effect at the top of the next step."""
+
+    noise: float = setting(1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05)
+    k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
+    w_importance: float = setting(0.1, "weight of the importance loss", low=0.0, high=1.0, scale="log0")
+    w_load: float = setting(0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0")
+    lr: float = setting(3e-3, "Adam's step size", label="learning rate", low=1e-5, high=1e-1, scale="log")
+    speed_limit: float = setting(
+        0.0,
+        "most steps a second; 0 is as fast as it goes",
+        label="speed limit",
+        low=0.0,
+        high=1000.0,
+        scale="log0",
+        unit="steps/s",
+    )
+
+
+S = TypeVar("S", "Config", "Knobs")
+
+
+def label_of(name: str) -> str:
+    """The words that a person sees for a knob."""
+    return meta_of(Knobs, name).label or name
+
+
+def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -> Any:
+    """A value of the field's own type, within its range, from a number or its text. ValueError says what was wanted."""
+    declared: Mapping[str, Field[Any]] = settings.__dataclass_fields__
+    if name not in declared:
+        raise ValueError(f"unknown {settings.__name__.lower().rstrip('s')} {name!r}; there are: {', '.join(declared)}")
+    meta = meta_of(settings, name)
+    kind = type(_default(declared[name]))
+    if kind is tuple:
+        return (value,) if isinstance(value, str) else tuple(value)
+    if kind is str:
+        if meta.choices and value not in meta.choices:
+            raise ValueError(f"{name} must be one of {', '.join(meta.choices)}, got {value!r}")
+        return str(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    low, high = meta.low, meta.high
+    assert low is not None and high is not None, f"{name} lacks a range"
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+    if kind is int and number != int(number):
+        raise ValueError(f"{name} must be a whole number, got {value}")
+    return kind(number)
+
+
+def _default(declared: Field[Any]) -> Any:
+    assert declared.default is not MISSING
+    return declared.default
+
+
+def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
+    """Both with every value of its own type and in range, or a ValueError that says what was wanted, given, and what to do."""
+    config = Config(**{f.name: parse_setting(Config, f.name, getattr(config, f.name)) for f in fields(Config)})
+    knobs = Knobs(**{f.name: parse_setting(Knobs, f.name, getattr(knobs, f.name)) for f in fields(Knobs)})
+    if config.text and config.task != "text":
+        raise ValueError(f"--text is for the text task, got task {config.task}; add --task text")
+    if config.data and config.task != "digits":
+        raise ValueError(f"--data is for the digits task, got task {config.task}; add --task digits")
+    if config.task == "text" and config.tokens % config.context:
+        raise ValueError(
+            f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"
+        )
+    check_knob(config, "k", knobs.k)
+    return config, knobs
+
+
+def check_knob(config: Config, name: str, value: Any) -> Any:
+    """One knob's new value for a run of this config, or a ValueError."""
+    value = parse_setting(Knobs, name, value)
+    if name == "k" and value > config.num_experts:
+        raise ValueError(f"k must be between 1 and num_experts={config.num_experts}, got {value}")
+    return value
+
+
+def as_dict(settings: Config | Knobs) -> dict[str, Any]:
+    """Plain JSON types; from_dict reads it back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+
+
+def from_dict(settings: type[S], values: Mapping[str, Any]) -> S:
+    """The settings of a stored run. Fields that a later version added take their default; unknown ones are dropped."""
+    known = {f.name for f in fields(settings)}
+    return settings(**{name: parse_setting(settings, name, value) for name, value in values.items() if name in known})
+
+
+class Stat(NamedTuple):
+    """One measured number (or vector) of each step.
+
+    shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
+    stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
+    """
+
+    name: str
+    shape: str
+    label: str
+    unit: str
+    help: str
+    stored: bool = True
+
+
+STATS = (
+    Stat("loss", "", "loss", "nats", "task loss plus the weighted balancing losses"),
+    Stat("task_loss", "", "task loss", "nats", "cross-entropy of the training batch, mean over tokens"),
+    Stat("grad_norm", "", "gradient norm", "", "Euclidean norm of all gradients"),
+    Stat("seconds", "", "step time", "s", "wall time of the step, waiting for the speed limit included"),
+    Stat("importance", "LE", "importance", "", "sum of each expert's gates over the batch (Shazeer 2017, section 4)"),
+    Stat("load", "LE", "load", "tokens", "smooth count of each expert's tokens (Shazeer 2017, appendix A)"),
+    Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
+    Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
+    Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
+    Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
+    Stat("dead_experts", "L", "dead experts", "experts", f"experts that nothing selected in the last {DEAD_AFTER} steps"),
+    Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert differs from the last snapshot"),
+    Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k at the last snapshot"),
+    Stat("importance_loss", "L", "importance loss", "", "CV(importance) squared, unweighted", stored=False),
+    Stat("load_loss", "L", "load loss", "", "CV(load) squared, unweighted", stored=False),
+    Stat("cv_importance", "L", "CV(importance)", "", "coefficient of variation of importance over the experts", stored=False),
+    Stat("cv_load", "L", "CV(load)", "", "coefficient of variation of the smooth load over the experts", stored=False),
+    Stat("cv_counts", "L", "CV(selections)", "", "coefficient of variation of the hard counts over the experts", stored=False),
+    Stat("max_over_mean_load", "L", "max / mean load", "x", "largest smooth load over the mean (Shazeer 2017, Table 6)", stored=False),
+    Stat("max_vio", "L", "MaxVio", "", "(max - mean) / mean of the counts (Wang et al. 2024)", stored=False),
+    Stat("min_vio", "L", "MinVio", "", "(min - mean) / mean of the counts", stored=False),
+    Stat("effective_experts", "L", "effective experts", "experts", "exp of the entropy of the count shares", stored=False),
+    Stat("entropy", "L", "normalised entropy", "", "entropy of the count shares over ln E: 1 even, 0 collapsed", stored=False),
+    Stat("utilisation", "LE", "utilisation", "x ideal", "count over the ideal count: 1 fair, 0 dead", stored=False),
+    Stat("load_share", "LE", "load share", "", "each expert's share of all selections", stored=False),
+    Stat("importance_share", "LE", "importance share", "", "each expert's share of all gate weight", stored=False),
+)  # fmt: skip
+
+STAT = {stat.name: stat for stat in STATS}
+
+
+class Column(NamedTuple):
+    """Where one stored statistic of one layer lies in a row of a block."""
+
+    stat: str
+    layer: int  # -1 for a statistic of the whole step
+    start: int
+    width: int
+
+
+def layout(layers: int, num_experts: int) -> list[Column]:
+    """The columns of a step's row, in STATS order, layer by layer within a statistic. Kept in the run, so old runs stay readable."""
+    columns: list[Column] = []
+    start = 0
+    for stat in STATS:
+        if stat.stored:
+            width = num_experts if stat.shape == "LE" else 1
+            for layer in [-1] if stat.shape == "" else range(layers):
+                columns.append(Column(stat.name, layer, start, width))
+                start += width
+    return columns
+
+
+# What each task reports on its held-out split: (name, label, unit, True if lower is better). The first is the headline.
+METRICS = {
+    "text": (("bits_per_byte", "held-out loss", "bits/byte", True), ("perplexity", "perplexity", "per byte", True)),
+    "digits": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
+    "plane": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
+}

@@ -1,0 +1,110 @@
+"""The declarations: every field knows its range, and bad values are refused in words that help."""
+
+from dataclasses import fields, replace
+
+import pytest
+
+from moe_core.schema import (
+    METRICS,
+    PRESETS,
+    STATS,
+    TASKS,
+    Config,
+    Knobs,
+    as_dict,
+    check,
+    check_knob,
+    from_dict,
+    layout,
+    meta_of,
+    parse_setting,
+)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_defaults_of_every_task_are_in_range(task: str) -> None:
+    config, knobs = check(Config.for_task(task), Knobs())
+    assert (config, knobs) == (Config.for_task(task), Knobs())
+    assert METRICS[task]
+
+
+def test_presets_name_real_fields() -> None:
+    names = {f.name for f in fields(Config)}
+    assert all(set(preset) <= names for preset in PRESETS.values())
+
+
+@pytest.mark.parametrize("settings", [Config, Knobs])
+def test_every_field_has_help_and_every_number_a_range_that_holds_its_default(settings: type) -> None:
+    for f in fields(settings):
+        meta = meta_of(settings, f.name)
+        assert meta.help
+        if isinstance(f.default, (int, float)):
+            assert meta.low is not None
+            assert meta.high is not None
+            assert meta.low <= f.default <= meta.high
+            assert parse_setting(settings, f.name, meta.low) == meta.low
+            assert parse_setting(settings, f.name, meta.high) == meta.high
+
+
+@pytest.mark.parametrize("settings", [Config(text=("a", "b")), Knobs(noise=0.25)])
+def test_settings_survive_json(settings: Config | Knobs) -> None:
+    assert from_dict(type(settings), as_dict(settings)) == settings
+
+
+def test_a_run_of_a_later_version_opens() -> None:
+    assert from_dict(Knobs, {"noise": 0.5, "invented_later": 3}) == Knobs(noise=0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("nose", 1, "unknown knob 'nose'; there are: noise, k"),
+        ("noise", "loud", "noise must be a number, got 'loud'"),
+        ("noise", 5, "noise must be between 0 and 4, got 5"),
+        ("noise", float("nan"), "noise must be between 0 and 4, got nan"),
+        ("noise", float("inf"), "noise must be between 0 and 4, got inf"),
+        ("k", 1.5, "k must be a whole number, got 1.5"),
+        ("k", 0, "k must be between 1 and 256, got 0"),
+    ],
+)
+def test_a_bad_knob_is_refused_in_one_line(name: str, value: object, says: str) -> None:
+    with pytest.raises(ValueError, match=says) as refused:
+        parse_setting(Knobs, name, value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_value_takes_the_type_of_its_field() -> None:
+    assert parse_setting(Knobs, "k", "3") == 3
+    assert isinstance(parse_setting(Knobs, "k", 3.0), int)
+    assert isinstance(parse_setting(Knobs, "noise", 1), float)
+
+
+@pytest.mark.parametrize(
+    ("config", "knobs", "says"),
+    [
+        (Config(num_experts=4), Knobs(k=5), "k must be between 1 and num_experts=4, got 5"),
+        (Config(task="poetry"), Knobs(), "task must be one of text, digits, plane, got 'poetry'"),
+        (Config(task="plane", text=("a",)), Knobs(), "add --task text"),
+        (Config(task="text", data="x.npz"), Knobs(), "add --task digits"),
+        (Config(tokens=1000), Knobs(), "tokens must be a multiple of context=128, got 1000; use 896"),
+    ],
+)
+def test_settings_that_do_not_fit_together_are_refused(config: Config, knobs: Knobs, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check(config, knobs)
+
+
+def test_k_may_be_all_experts_and_no_more() -> None:
+    config = replace(Config(), num_experts=4)
+    assert check_knob(config, "k", 4) == 4
+    with pytest.raises(ValueError, match="num_experts=4"):
+        check_knob(config, "k", 5)
+
+
+def test_the_layout_has_every_stored_column_once_and_no_gap() -> None:
+    columns = layout(layers=3, num_experts=5)
+    assert [c.start for c in columns] == [sum(c.width for c in columns[:i]) for i in range(len(columns))]
+    assert {c.stat for c in columns} == {s.name for s in STATS if s.stored}
+    assert len({(c.stat, c.layer) for c in columns}) == len(columns)
+    assert next(c for c in columns if c.stat == "load" and c.layer == 2).width == 5
+    assert [c.layer for c in columns if c.stat == "loss"] == [-1]
