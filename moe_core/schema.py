@@ -6,7 +6,7 @@ labels and the documentation follow from these declarations. Standard library on
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields
 from typing import Any, NamedTuple, Self, TypeVar
 
 TASKS = ("text", "digits", "plane")
@@ -22,8 +22,8 @@ class Meta(NamedTuple):
 
     help: str
     label: str = ""
-    low: float | None = None
-    high: float | None = None
+    low: float = -math.inf
+    high: float = math.inf
     choices: tuple[str, ...] = ()
     scale: str = "linear"  # "linear", "log", or "log0": logarithmic with a 0 at the left end
     step: float | None = None  # distance between two positions of a linear slider
@@ -38,7 +38,8 @@ def setting(default: Any, help: str, **meta: Any) -> Any:
 
 def meta_of(settings: "type[Config] | type[Knobs]", name: str) -> Meta:
     """The declaration of one field; KeyError if there is none of that name."""
-    return settings.__dataclass_fields__[name].metadata["meta"]
+    meta: Meta = settings.__dataclass_fields__[name].metadata["meta"]
+    return meta
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     if name not in declared:
         raise ValueError(f"unknown {settings.__name__.lower().rstrip('s')} {name!r}; there are: {', '.join(declared)}")
     meta = meta_of(settings, name)
-    kind = type(_default(declared[name]))
+    kind = type(declared[name].default)
     if kind is tuple:
         return (value,) if isinstance(value, str) else tuple(value)
     if kind is str:
@@ -125,18 +126,11 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be a number, got {value!r}") from None
-    low, high = meta.low, meta.high
-    assert low is not None and high is not None, f"{name} lacks a range"
-    if not math.isfinite(number) or not low <= number <= high:
-        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
+    if not math.isfinite(number) or not meta.low <= number <= meta.high:
+        raise ValueError(f"{name} must be between {meta.low:g} and {meta.high:g}, got {value}")
     if kind is int and number != int(number):
         raise ValueError(f"{name} must be a whole number, got {value}")
     return kind(number)
-
-
-def _default(declared: Field[Any]) -> Any:
-    assert declared.default is not MISSING
-    return declared.default
 
 
 def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:

@@ -1,5 +1,6 @@
 """The declarations: every field knows its range, and bad values are refused in words that help."""
 
+import math
 from dataclasses import fields, replace
 
 import pytest
@@ -39,8 +40,8 @@ def test_every_field_has_help_and_every_number_a_range_that_holds_its_default(se
         meta = meta_of(settings, f.name)
         assert meta.help
         if isinstance(f.default, (int, float)):
-            assert meta.low is not None
-            assert meta.high is not None
+            assert math.isfinite(meta.low)
+            assert math.isfinite(meta.high)
             assert meta.low <= f.default <= meta.high
             assert parse_setting(settings, f.name, meta.low) == meta.low
             assert parse_setting(settings, f.name, meta.high) == meta.high
