@@ -115,7 +115,7 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     if name not in declared:
         raise ValueError(f"unknown {settings.__name__.lower().rstrip('s')} {name!r}; there are: {', '.join(declared)}")
     meta = meta_of(settings, name)
-    kind = type(declared[name].default)
+    kind: Any = type(declared[name].default)
     if kind is tuple:
         return (value,) if isinstance(value, str) else tuple(value)
     if kind is str:
