@@ -1,0 +1,203 @@
+"""How things stand at one step: load and importance of each expert, and whose first choice the probe's tokens are."""
+
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.theme import (
+    LIGHT,
+    LINES,
+    NAMED,
+    SANS,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    base,
+    doubled,
+    expert_colour,
+    figure,
+    ideal_line,
+    inner,
+    note,
+    percent,
+)
+
+
+@figure
+def balance_now(
+    load_E: Array, importance_E: Array, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (320, 335)
+) -> Spec:
+    """Each expert's share of load as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
+
+    load_E, importance_E (E,): shares of the whole, each sums to 1. NaN draws no bar.
+    """
+    draw = sorted_bars if len(load_E) > LINES else expert_bars
+    return draw(np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32), step, theme, size)
+
+
+def expert_axis(E: int, width: int) -> Spec:
+    """Expert numbers under the bars, as many as find room at 28 px each."""
+    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if width / E * n >= 22)
+    ticks = list(range(1, E + 1)) if every == 1 else [1, *range(every, E + 1, every)]
+    return {
+        "title": {"text": "expert", "standoff": 2},
+        "range": [0.5, E + 0.5],
+        "tickvals": ticks,
+        "ticktext": [str(e) for e in ticks],
+    }
+
+
+def coloured(E: int, theme: Theme) -> Spec:
+    """The markers of bars that stand for experts: own colours, hatched from the 17th on."""
+    return {
+        "color": [expert_colour(e, theme) for e in range(E)],
+        "line": {"width": 0},
+        "pattern": {"shape": ["" if e < NAMED else "/" for e in range(E)], "fgcolor": theme.ground, "solidity": 0.3},
+    }
+
+
+def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+    """A bar an expert, of its colour, with its importance as a tick of ink cased in ground."""
+    E = len(load_E)
+    highest = float(np.nanmax(load_E)) if np.isfinite(load_E).any() else 0.0
+    layout = base(
+        "balance_now",
+        "Balance now",
+        f"bar: load; tick: importance; dashed: ideal {percent(1 / E)}",
+        step=step,
+        theme=theme,
+        size=size,
+        y={"title": "share, %", "range": [0.0, min(doubled(200 / E, 100 * highest), 100.0 if E > 1 else 200.0)]},
+        bargap=0.25,
+    )
+    layout["yaxis"] |= {"nticks": 6}
+    layout["xaxis"] |= expert_axis(E, inner(layout)[0])
+    x = np.arange(1, E + 1, dtype=np.int32)
+    when = "" if step is None else f" at step {step:,}"
+    bars = {
+        "type": "bar",
+        "name": "load",
+        "x": x,
+        "y": load_E * 100,
+        "marker": coloured(E, theme),
+        "hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the load{when}<extra></extra>",
+    }
+    wide = max(4.0, 0.52 * inner(layout)[0] / E)
+    ticks = [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "name": name,
+            "x": x,
+            "y": importance_E * 100,
+            # The symbol is a line, as wide as its size: half of it reaches to each side.
+            "marker": {"symbol": "line-ew", "size": reach / 1.4, "line": {"color": colour, "width": thick}},
+            "cliponaxis": False,
+            **hover,
+        }
+        for name, colour, thick, reach, hover in (
+            ("casing", theme.ground, 6, min(wide, 34) + 4, {"hoverinfo": "skip"}),
+            (
+                "importance",
+                theme.ink,
+                3,
+                min(wide, 34),
+                {"hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the importance{when}<extra></extra>"},
+            ),
+        )
+    ]
+    ideal_line(layout, 100 / E, theme)
+    return {"data": [bars, *ticks], "layout": layout}
+
+
+def sorted_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+    """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named."""
+    E = len(load_E)
+    ratio = np.nan_to_num(load_E.astype(np.float64) * E, nan=1.0)
+    order = np.argsort(-ratio, kind="stable")
+    ratio = ratio[order].astype(np.float32)
+    top = doubled(2.0, float(ratio[0]))
+    ticks = [1, *range(E // 4, E + 1, E // 4)]
+    layout = base(
+        "balance_now",
+        "Balance now",
+        "load ÷ ideal, most loaded first; dashed: ideal",
+        step=step,
+        theme=theme,
+        size=size,
+        x={"title": "rank of expert", "range": [0.5, E + 0.5], "tickvals": ticks, "ticktext": [str(t) for t in ticks]},
+        y={"title": "load ÷ ideal, ×", "range": [0.0, top], "nticks": 6},
+        bargap=0.15,
+    )
+    when = "" if step is None else f" at step {step:,}"
+    bars = {
+        "type": "bar",
+        "name": "load ÷ ideal",
+        "x": np.arange(1, E + 1, dtype=np.int32),
+        "y": ratio - 1,
+        "base": 1.0,
+        "customdata": np.stack([order + 1, ratio], axis=1).astype(np.float32),
+        "marker": {"color": [theme.over if r >= 1 else theme.under for r in ratio.tolist()], "line": {"width": 0}},
+        "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal load{when}<extra></extra>",
+    }
+    font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
+    if np.isfinite(load_E).all() and ratio[0] > ratio[-1]:
+        ends = (
+            (f"expert {order[0] + 1}", 0.5, ratio[0], "left", "bottom"),
+            (f"expert {order[-1] + 1}", E + 0.5, ratio[-1], "right", "top" if ratio[-1] > 0.15 * top else "bottom"),
+        )
+        layout["annotations"] += [
+            note(text, x, float(y), xref="x", yref="y", xanchor=xa, yanchor=ya, font=font)
+            for text, x, y, xa, ya in ends
+        ]
+    ideal_line(layout, 1.0, theme)
+    return {"data": [bars], "layout": layout}
+
+
+@figure
+def tokens_by_expert(
+    experts_NK: Array,
+    num_experts: int,
+    *,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (520, 172),
+) -> Spec:
+    """How many tokens of the probe have each expert as their first.
+
+    experts_NK (N, K): the experts of each probe token, first choice first, counted from 0.
+    """
+    E, N = num_experts, len(experts_NK)
+    counts = np.bincount(np.asarray(experts_NK)[:, 0].astype(np.int64), minlength=E) if N else np.zeros(E, np.int64)
+    layout = base(
+        "tokens_by_expert",
+        "Tokens by first expert",
+        f"of {N} probe tokens; dashed: ideal {N / E:.3g}",
+        step=step,
+        theme=theme,
+        size=size,
+        y={"title": "tokens", "range": [0.0, doubled(max(2.0, 2 * N / E), float(counts.max()))], "nticks": 5},
+        bargap=0.25,
+    )
+    layout["xaxis"] |= expert_axis(E, inner(layout)[0])
+    when = "" if step is None else f" at step {step:,}"
+    data = [
+        {
+            "type": "bar",
+            "name": "tokens",
+            "x": np.arange(1, E + 1, dtype=np.int32),
+            "y": counts.astype(np.int32),
+            "marker": coloured(E, theme) if E <= LINES else {"color": theme.ink2, "line": {"width": 0}},
+            "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{when}<extra></extra>",
+        }
+    ]
+    ideal_line(layout, N / E, theme)
+    return {"data": data, "layout": layout}
+
+
+def shares(values: Any) -> Array:
+    """Shares of the whole; NaN where the whole is nothing."""
+    values = np.asarray(values, np.float64)
+    total = values.sum()
+    return values / total if total > 0 else np.full(values.shape, np.nan)

@@ -1,0 +1,397 @@
+"""Colours, fonts and the parts that every figure shares. A figure is a function; this is its paper and its pens.
+
+A figure is written as a pure function from arrays to a plotly spec, `{"data": [...], "layout": {...}}` of plain types and
+numpy arrays. `@figure` wraps it: called, it gives a `go.Figure`; its `.spec` is the raw function, which costs a hundredth.
+"""
+
+import html
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+Spec = dict[str, Any]
+# (width, height) in CSS pixels of the whole chart. A third item, True, asks for the larger type of a window from 1600 px.
+Size = tuple[int, int] | tuple[int, int, bool]
+
+SANS = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
+MONO = '"Source Code", "Source Code Pro", monospace'
+NAMED = 16  # experts with a colour of their own
+LINES = 20  # up to here colours repeat, dashed or hatched; above, colour names no expert
+LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
+DIVERGING_STOPS = (0.0, 0.17, 0.33, 0.5, 0.67, 0.83, 1.0)
+SEQUENTIAL_STOPS = (0.0, 0.02, 0.5, 1.0)
+FRACTIONS = ("⅛", "¼", "½", "<b>1 ideal</b>", "2 ×", "4 ×", "8 ×")
+
+
+@dataclass(frozen=True)
+class Theme:
+    """All colours of the light or the dark look, by their role."""
+
+    name: str
+    ground: str
+    side: str
+    ink: str
+    ink2: str
+    rule: str
+    edge: str
+    hand: str
+    tint: str
+    running: str
+    paused: str
+    failed: str
+    banner: str
+    experts: tuple[str, ...]
+    diverging: tuple[str, ...]
+    sequential: tuple[str, ...]
+
+    @property
+    def over(self) -> str:
+        """More load than ideal."""
+        return self.diverging[5]
+
+    @property
+    def under(self) -> str:
+        """Less load than ideal."""
+        return self.diverging[1]
+
+
+LIGHT = Theme(
+    "light", "#FFFFFF", "#F5F6F8", "#161A20", "#525B68", "#E2E5EA", "#C9CED6", "#0B62D0", "#E6EFFB",
+    "#1A7431", "#8A5A00", "#B42318", "#FDECEA",
+    experts=("#6E7308", "#5F81FF", "#0E4A42", "#E86690", "#4B3F00", "#008062", "#5225A7", "#B1901B",
+             "#6C6AAB", "#20A595", "#75935C", "#780335", "#A787BF", "#A2447B", "#5D255F", "#466736"),
+    diverging=("#0B3C7D", "#3B78C3", "#A3C4EA", "#F3F4F6", "#F2B58A", "#CF6A1E", "#7F2F00"),
+    sequential=("#FFFFFF", "#C6DBEF", "#5B96CF", "#0B2F5C"),
+)  # fmt: skip
+
+DARK = Theme(
+    "dark", "#11151A", "#191E25", "#E8EBEF", "#A3ADBA", "#2A313A", "#414B57", "#6CB0FF", "#172A42",
+    "#5FD07F", "#F0B848", "#FF8A80", "#3A1B1A",
+    experts=("#6D6513", "#707DFF", "#39FFE4", "#FA6F92", "#A99A05", "#047461", "#6F4CC8", "#EDE516",
+             "#CCC0FE", "#32AA92", "#779258", "#FEBBC6", "#876A9E", "#B84C6C", "#CA81C0", "#CADC92"),
+    diverging=("#8CC4FF", "#4F93E0", "#2F5A8F", "#20252C", "#8A4B22", "#DB7A35", "#FFB27A"),
+    sequential=("#11151A", "#23405E", "#3F86C9", "#D6EAFF"),
+)  # fmt: skip
+
+THEMES = {"light": LIGHT, "dark": DARK}
+
+
+def expert_colour(expert: int, theme: Theme) -> str:
+    """The colour of an expert, counted from 0, the same on every chart. From the 17th on the colours come again."""
+    return theme.experts[expert % NAMED]
+
+
+def scale(colours: Sequence[str], stops: Sequence[float]) -> list[list[Any]]:
+    """A plotly colorscale."""
+    return [[stop, colour] for stop, colour in zip(stops, colours, strict=True)]
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of "#RRGGBB", 0 black to 1 white (WCAG 2.2)."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def letter_colour(cell: str) -> str:
+    """White or near black, whichever reads better on a cell of this colour; at least 4.5:1 on any."""
+    bright = luminance(cell) + 0.05
+    return "#FFFFFF" if 1.05 / bright >= bright / (luminance("#0B0E12") + 0.05) else "#0B0E12"
+
+
+def faded(colour: str, alpha: float) -> str:
+    """The colour at an opacity from 0 to 1."""
+    r, g, b = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({r},{g},{b},{alpha:g})"
+
+
+def escape(text: object) -> str:
+    """Users' text for a plotly label: no tags, no template, nothing that is not printed."""
+    plain = "".join(c if c.isprintable() else " " for c in str(text))
+    # plotly replaces %{...} in a hover template before it reads the entities.
+    return html.escape(plain, quote=False).replace("%{", "%&#123;")
+
+
+def percent(share: float) -> str:
+    """A share as a person reads it: "6.3 %"."""
+    return f"{100 * share:.1f} %"
+
+
+class Pens(NamedTuple):
+    """What grows with the window: sizes in px."""
+
+    axis: int
+    title: int
+    left: int
+    top: int
+    bottom: int
+    right: int
+    line: float
+    main: float
+
+
+COMPACT = Pens(13, 16, 48, 52, 38, 104, 1.6, 2.2)
+WIDE = Pens(15, 18, 56, 62, 46, 124, 2.0, 2.6)
+
+
+def pens(size: Size) -> Pens:
+    """The sizes for a chart; where nobody says, a chart of 1000 px stands in a wide window."""
+    return WIDE if (size[2] if len(size) > 2 else size[0] >= 1000) else COMPACT
+
+
+def base(
+    name: str,
+    title: str,
+    subtitle: str,
+    *,
+    step: int | None,
+    theme: Theme,
+    size: Size,
+    labels: bool = False,
+    x: Spec | None = None,
+    y: Spec | None = None,
+    **layout: Any,
+) -> Spec:
+    """The layout that every figure starts from. `labels` leaves room at the right for the names of lines."""
+    pen = pens(size)
+    font = {"family": SANS, "size": pen.axis, "color": theme.ink2}
+    axis = {
+        "showgrid": False,
+        "gridcolor": theme.rule,
+        "zeroline": False,
+        "showline": False,
+        "ticks": "",
+        "tickfont": font,
+        "fixedrange": False,
+        "automargin": False,
+    }
+    plain: Spec = {
+        "template": None,
+        "width": size[0],
+        "height": size[1],
+        "paper_bgcolor": theme.ground,
+        "plot_bgcolor": theme.ground,
+        "font": {"family": SANS, "size": pen.axis, "color": theme.ink2},
+        "title": {
+            "text": title,
+            "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
+            "subtitle": {"text": subtitle, "font": font},
+            "x": 0,
+            "xref": "container",
+            "xanchor": "left",
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"t": 2},
+        },
+        "margin": {
+            "l": pen.left,
+            "t": pen.top,
+            "b": pen.bottom,
+            "r": pen.right if labels else 8,
+            "pad": 0,
+            "autoexpand": False,
+        },
+        "showlegend": False,
+        "hovermode": "closest",
+        "hoverlabel": {
+            "font": {"family": SANS, "size": pen.axis, "color": theme.ink},
+            "bgcolor": theme.ground,
+            "bordercolor": theme.edge,
+        },
+        "dragmode": "zoom",
+        "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.ink2, "activecolor": theme.ink},
+        "uirevision": name,
+        "meta": {"figure": name, "step": step},
+        "xaxis": axis | titled(x or {}, pen, theme, standoff=2),
+        "yaxis": axis | {"showgrid": True} | titled(y or {}, pen, theme, standoff=4),
+        "shapes": [],
+        "annotations": [],
+    }
+    return plain | layout
+
+
+def titled(axis: Spec, pen: Pens, theme: Theme, standoff: int) -> Spec:
+    """An axis whose title, given as text, has the chart's font."""
+    if isinstance(axis.get("title"), str):
+        font = {"family": SANS, "size": pen.axis, "color": theme.ink2}
+        return axis | {"title": {"text": axis["title"], "font": font, "standoff": standoff}}
+    return axis
+
+
+def inner(layout: Spec) -> tuple[int, int]:
+    """Width and height in px of the area inside the axes."""
+    margin = layout["margin"]
+    return (
+        max(1, layout["width"] - margin["l"] - margin["r"]),
+        max(1, layout["height"] - margin["t"] - margin["b"]),
+    )
+
+
+def note(text: str, x: Any, y: Any, **given: Any) -> Spec:
+    """A label without an arrow."""
+    return {"text": text, "x": x, "y": y, "showarrow": False, "align": "left", "captureevents": False} | given
+
+
+def value_of(value: Any) -> str:
+    """A knob's value in the words of the change list: 0.1, 2, 3e-3."""
+    if isinstance(value, float) and value and abs(value) < 0.01:
+        digits, exponent = f"{value:.0e}".split("e")
+        return f"{digits}e{int(exponent)}"
+    return f"{value:g}" if isinstance(value, int | float) else escape(value)
+
+
+def mark_changes(
+    layout: Spec, changes: Iterable[Any], theme: Theme, *, labelled: bool = True, cased: bool = False
+) -> None:
+    """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
+
+    The latest change is named first; a name stands left of its line in the last third, and none covers another. `cased`
+    puts a strip of ground behind the line, for a heatmap below it.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    width, _ = inner(layout)
+    size = layout["font"]["size"]
+    taken: list[tuple[float, float]] = []
+    done = [change for change in changes if change.step is not None and lo <= change.step <= hi]
+    for change in reversed(done[-100:]):
+        line = {"type": "line", "xref": "x", "yref": "paper", "x0": change.step, "x1": change.step, "y0": 0, "y1": 1}
+        if cased:
+            layout["shapes"].append(line | {"line": {"color": theme.ground, "width": 5}})
+        layout["shapes"].append(line | {"line": {"color": theme.hand, "width": 1.5}})
+        if not labelled:
+            continue
+        text = f"{escape(change.name)} {value_of(change.previous)} → {value_of(change.value)}"
+        at = width * (change.step - lo) / (hi - lo)
+        reach = 8 + 0.52 * size * len(text)
+        left = at > width * 2 / 3
+        span = (at - reach, at) if left else (at, at + reach)
+        if all(span[1] < a or span[0] > b for a, b in taken) and span[0] >= 0:
+            taken.append(span)
+            layout["annotations"].append(
+                note(
+                    text,
+                    change.step,
+                    1,
+                    xref="x",
+                    yref="paper",
+                    xanchor="right" if left else "left",
+                    yanchor="top",
+                    xshift=-6 if left else 6,
+                    font={"color": theme.hand, "size": size, "family": SANS},
+                    bgcolor=faded(theme.ground, 0.85),
+                    borderpad=1,
+                )
+            )
+
+
+def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
+    """The step that is looked at, when it is not the last one."""
+    if cursor is not None:
+        layout["shapes"].append(
+            {
+                "type": "line", "xref": "x", "yref": "paper", "x0": cursor, "x1": cursor, "y0": 0, "y1": 1,
+                "line": {"color": theme.ink, "width": 1.5, "dash": "dot"},
+            }
+        )  # fmt: skip
+
+
+def ideal_line(layout: Spec, y: float, theme: Theme) -> None:
+    """The dashed line of the ideal, across the whole chart."""
+    layout["shapes"].append(
+        {
+            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y,
+            "line": {"color": theme.ink2, "width": 1.5, "dash": "8px,6px"},
+        }
+    )  # fmt: skip
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions, falling, moved as little downward as keeps them `gap` apart. Each label stays beside its line's order."""
+    placed: list[float] = []
+    for y in wanted:
+        placed.append(min(y, placed[-1] - gap) if placed else y)
+    # What ran out below is pushed up again, from the bottom.
+    floor = 0.0
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = max(placed[i], floor)
+        floor = placed[i] + gap
+    return placed
+
+
+def end_label(text: str, px: float, height: int, theme: Theme, size: int, *, strong: bool = False) -> Spec:
+    """A line's name right of the plot, `px` above its bottom."""
+    words = f"<b>{text}</b>" if strong else text
+    return note(
+        words,
+        1,
+        px / height,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="middle",
+        xshift=6,
+        font={"color": theme.ink if strong else theme.ink2, "size": size, "family": SANS},
+    )
+
+
+LADDER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
+
+
+def nice_above(value: float) -> float:
+    """The first round number at or above a positive value: an axis that ends there stands still for a while."""
+    if not (value > 0 and math.isfinite(value)):
+        return 1.0
+    tens = 10.0 ** math.floor(math.log10(value))
+    return next(tens * rung for rung in LADDER if tens * rung >= value * (1 - 1e-9))
+
+
+def doubled(top: float, value: float) -> float:
+    """`top`, doubled until `value` fits below it."""
+    while math.isfinite(value) and value > top > 0:
+        top *= 2
+    return top
+
+
+def step_axis(steps: Array, span: tuple[float, float] | None) -> Spec:
+    """The x axis of a chart over time: what the viewer zoomed to, else from 0 to a round number of steps."""
+    last = float(steps[-1]) if len(steps) else 0.0
+    upper = nice_above(max(last, 10.0))
+    return {"title": "step", "range": list(map(float, span)) if span else [0.0, upper], "nticks": 8, "tickformat": "d"}
+
+
+def as_steps(steps: Array) -> Array:
+    """Steps in the integer type that plotly.js reads as a typed array."""
+    return np.asarray(steps).astype(np.int32)
+
+
+def last_of(steps: Array) -> int | None:
+    """The last step, or None of an empty history."""
+    return int(steps[-1]) if len(steps) else None
+
+
+class Figure:
+    """A spec function that, called, gives a `go.Figure`. `.spec` is the function itself, `.name` its name."""
+
+    def __init__(self, spec: Callable[..., Spec]) -> None:
+        self.spec = spec
+        self.name = spec.__name__
+        self.__name__ = spec.__name__
+        self.__doc__ = spec.__doc__
+
+    def __call__(self, *args: Any, **given: Any) -> Any:
+        """A `plotly.graph_objects.Figure` of the same arguments."""
+        # plotly's classes take a quarter of a second to import, and the live route never needs them.
+        import plotly.graph_objects as go
+
+        spec = self.spec(*args, **given)
+        return go.Figure(data=spec["data"], layout=spec["layout"])
+
+
+def figure(spec: Callable[..., Spec]) -> Figure:
+    """Makes a figure of a spec function."""
+    return Figure(spec)

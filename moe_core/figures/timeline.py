@@ -1,0 +1,377 @@
+"""What happened over the steps: load by expert, balance, loss.
+
+All take thinned histories: `steps` (n,), ascending, and values in the same rows. NaN is a gap.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.theme import (
+    DIVERGING_STOPS,
+    FRACTIONS,
+    LABEL_GAP,
+    LIGHT,
+    LINES,
+    NAMED,
+    SANS,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    as_steps,
+    base,
+    doubled,
+    end_label,
+    expert_colour,
+    faded,
+    figure,
+    ideal_line,
+    inner,
+    last_of,
+    mark_changes,
+    mark_cursor,
+    nice_above,
+    note,
+    pens,
+    percent,
+    scale,
+    spread,
+    step_axis,
+)
+
+CV_RANGE = (0.02, 5.0)
+
+
+@figure
+def load_share(
+    steps: Array,
+    share_nE: Array,
+    *,
+    span: tuple[float, float] | None = None,
+    cursor: int | None = None,
+    changes: Iterable[Any] = (),
+    theme: Theme = LIGHT,
+    size: Size = (620, 335),
+) -> Spec:
+    """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of load over ideal.
+
+    steps (n,); share_nE (n, E), each row sums to 1.
+    """
+    many = share_nE.shape[1] > LINES
+    draw = load_heatmap if many else load_lines
+    spec = draw(steps, share_nE, span, theme, size)
+    mark_changes(spec["layout"], changes, theme, cased=many)
+    mark_cursor(spec["layout"], cursor, theme)
+    return spec
+
+
+def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
+    """One line an expert, of its colour; dashed from the 17th on."""
+    E = share_nE.shape[1]
+    percents = np.asarray(share_nE, np.float32) * 100
+    top = nice_above(1.05 * max(float(np.nanmax(percents)) if np.isfinite(percents).any() else 0.0, 200.0 / max(E, 2)))
+    top = min(top, 100.0)
+    layout = base(
+        "load_share",
+        "Load share by expert",
+        f"share of all selections; dashed: ideal 1/{E} = {percent(1 / E)}",
+        step=last_of(steps),
+        theme=theme,
+        size=size,
+        labels=True,
+        x=step_axis(steps, span),
+        y={"title": "load share, %", "range": [0.0, top], "nticks": 7},
+    )
+    ideal_line(layout, 100 / E, theme)
+    layout["annotations"] += peak_names(steps, percents, layout, theme) + end_names(percents, layout, theme)
+    x = as_steps(steps)
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": f"expert {e + 1}",
+            "x": x,
+            "y": np.ascontiguousarray(percents[:, e]),
+            "line": {
+                "color": expert_colour(e, theme),
+                "width": pens(size).line,
+                "dash": "solid" if e < NAMED else "dash",
+            },
+            "hovertemplate": f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}<extra></extra>",
+        }
+        for e in range(E)
+    ]
+    return {"data": data, "layout": layout}
+
+
+def end_names(percents: Array, layout: Spec, theme: Theme) -> list[Spec]:
+    """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one."""
+    if not len(percents) or not np.isfinite(percents[-1]).all():
+        return []
+    E = percents.shape[1]
+    _, height = inner(layout)
+    # The mean of the last rows, so that a label does not jump with the noise of one batch.
+    now = percents[-8:].mean(axis=0)
+    px = now / layout["yaxis"]["range"][1] * height
+    size = layout["font"]["size"]
+    order = np.argsort(-now)
+    groups = [[int(order[0])]]
+    for e in map(int, order[1:]):
+        if px[groups[-1][-1]] - px[e] < 1.3 * size:
+            groups[-1].append(e)
+        else:
+            groups.append([e])
+    texts = []
+    for group in groups:
+        lo, hi = now[group].min(), now[group].max()
+        if len(group) == 1:
+            texts.append(f"{square(group[0], theme)} expert {group[0] + 1}")
+        elif len(group) == E:
+            texts.append(f"all {E}:<br>{lo:.1f}–{hi:.1f} %")
+        else:
+            texts.append(f"{len(group)} experts")
+    wanted = [float(px[group].mean()) for group in groups]
+    return [
+        end_label(text, y, height, theme, size) | {"font": {"color": theme.ink, "size": size, "family": SANS}}
+        for text, y in zip(texts, spread(wanted, max(LABEL_GAP, 1.2 * size)), strict=True)
+    ]
+
+
+def square(expert: int, theme: Theme) -> str:
+    """A square of an expert's colour before its name: names are never coloured text."""
+    return f'<span style="color:{expert_colour(expert, theme)}">■</span>'
+
+
+def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> list[Spec]:
+    """Names at the peaks of at most three experts that once took more than twice the ideal and no longer do."""
+    if len(percents) < 2 or not np.isfinite(percents[-1]).all():
+        return []
+    E = percents.shape[1]
+    lo, hi = layout["xaxis"]["range"]
+    width, height = inner(layout)
+    top = layout["yaxis"]["range"][1]
+    size = layout["font"]["size"]
+    names: list[Spec] = []
+    taken: list[tuple[float, float]] = []
+    inside = np.where((np.asarray(steps) >= lo) & (np.asarray(steps) <= hi), 1.0, np.nan)[:, None]
+    shown = np.where(np.isfinite(percents * inside), percents, -1.0)
+    for e in map(int, np.argsort(-shown.max(axis=0))[:3]):
+        at = int(shown[:, e].argmax())
+        peak = float(shown[at, e])
+        if E < 2 or peak < 200 / E or percents[-1, e] > 0.6 * peak or peak < 0.1 * top:
+            continue
+        x, y = width * (float(steps[at]) - lo) / (hi - lo), height * peak / top
+        room = 5.5 * size
+        x = min(max(x, room / 2), width - room / 2)
+        y = min(y + size, height - size)
+        if all(abs(x - a) > room + 8 or abs(y - b) > LABEL_GAP + 2 for a, b in taken):
+            taken.append((x, y))
+            font = {"color": theme.ink, "size": size, "family": SANS}
+            text = f"{square(e, theme)} expert {e + 1}"
+            names.append(note(text, x / width, y / height, xref="paper", yref="paper", font=font))
+    return names
+
+
+def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
+    """A row an expert, coloured by log2 of its load over the ideal, clipped at 1/8 and 8."""
+    E = share_nE.shape[1]
+    layout = base(
+        "load_share",
+        "Load by expert",
+        f"{E} experts; load ÷ ideal (1/{E} = {percent(1 / E)}): "
+        f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded",
+        step=last_of(steps),
+        theme=theme,
+        size=size,
+        labels=True,
+        x=step_axis(steps, span),
+    )
+    every = 8 if E <= 64 else 16
+    ticks = [1, *range(every, E + 1, every)]
+    layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
+    layout["yaxis"] |= {"showgrid": False, "title": {"text": "expert", "standoff": 4}}
+    x, ratio_nE = in_columns(steps, np.asarray(share_nE, np.float64) * E, max(8, inner(layout)[0] // 2))
+    ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
+    with np.errstate(divide="ignore"):
+        z = np.clip(np.log2(ratio_En), -3, 3)
+    bar = {
+        "tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS), "thickness": 10, "outlinewidth": 0, "len": 1,
+        "x": 1.0, "xpad": 12, "ypad": 8, "tickfont": layout["yaxis"]["tickfont"], "ticks": "",
+    }  # fmt: skip
+    data = [
+        {
+            "type": "heatmap",
+            "name": "load ÷ ideal",
+            "x": as_steps(x),
+            "y": np.arange(1, E + 1, dtype=np.int32),
+            "z": z,
+            "customdata": ratio_En,
+            "zmin": -3,
+            "zmax": 3,
+            "colorscale": scale(theme.diverging, DIVERGING_STOPS),
+            "colorbar": bar,
+            "hovertemplate": "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}<extra></extra>",
+        }
+    ]
+    return {"data": data, "layout": layout}
+
+
+def in_columns(steps: Array, values_nE: Array, most: int) -> tuple[Array, Array]:
+    """At most `most` columns, each the mean of an equal stretch of steps; a stretch without rows gives none."""
+    if len(steps) <= most:
+        return np.asarray(steps), values_nE
+    steps = np.asarray(steps)
+    # A power of two from step 0 on keeps the columns where they are while the run grows.
+    width = 2 ** math.ceil(math.log2((float(steps[-1]) - float(steps[0]) + 1) / most))
+    starts = np.flatnonzero(np.diff(steps // width, prepend=-1))
+    rows = np.diff(starts, append=len(steps))
+    return np.add.reduceat(steps, starts) // rows, np.add.reduceat(values_nE, starts, axis=0) / rows[:, None]
+
+
+@figure
+def balance(
+    steps: Array,
+    cv_load: Array,
+    cv_importance: Array,
+    *,
+    span: tuple[float, float] | None = None,
+    cursor: int | None = None,
+    label_changes: bool = False,
+    changes: Iterable[Any] = (),
+    theme: Theme = LIGHT,
+    size: Size = (620, 224),
+) -> Spec:
+    """CV of load and of importance over time, on a log axis that ends at 0.02; what lies below is drawn there.
+
+    steps (n,), cv_load (n,), cv_importance (n,). Changes are named on the chart above it, so here only in exports.
+    """
+    top = doubled(CV_RANGE[1], float(np.nanmax(cv_load)) if np.isfinite(cv_load).any() else 0.0)
+    layout = base(
+        "balance",
+        "Balance over time",
+        "coefficient of variation, log scale; below 0.4 balanced, above 1 collapsed",
+        step=last_of(steps),
+        theme=theme,
+        size=size,
+        labels=True,
+        x=step_axis(steps, span),
+        y={
+            "title": "CV",
+            "type": "log",
+            "range": [math.log10(CV_RANGE[0]), math.log10(top)],
+            "tickvals": [0.03, 0.1, 0.3, 1, 3, 10],
+            "ticktext": ["0.03", "0.1", "0.3", "1", "3", "10"],
+        },
+    )
+    pen = pens(size)
+    x = as_steps(steps)
+    lines = (
+        ("importance", cv_importance, theme.ink2, pen.line, False),
+        ("load", cv_load, theme.ink, pen.main, True),
+    )
+    data = []
+    ends = []
+    for name, values, colour, width, strong in lines:
+        true = np.asarray(values, np.float32)
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"CV({name})",
+                "x": x,
+                "y": np.maximum(true, np.float32(CV_RANGE[0])),
+                "customdata": true,
+                "line": {"color": colour, "width": width},
+                "hovertemplate": f"CV({name}) was %{{customdata:.3f}} at step %{{x:,d}}<extra></extra>",
+            }
+        )
+        if len(true) and np.isfinite(true[-1]):
+            ends.append((float(true[-1]), f"{name} {true[-1]:.2f}", strong))
+    layout["annotations"] += log_ends(ends, top, layout, theme)
+    mark_changes(layout, changes, theme, labelled=label_changes)
+    mark_cursor(layout, cursor, theme)
+    return {"data": data, "layout": layout}
+
+
+def log_ends(ends: list[tuple[float, str, bool]], top: float, layout: Spec, theme: Theme) -> list[Spec]:
+    """The names of lines on the log axis, each with its last value, in the order of the lines."""
+    ends = sorted(ends, key=lambda end: -end[0])
+    _, height = inner(layout)
+    low = math.log10(CV_RANGE[0])
+    wanted = [height * (math.log10(max(v, CV_RANGE[0])) - low) / (math.log10(top) - low) for v, _, _ in ends]
+    size = layout["font"]["size"]
+    return [
+        end_label(text, y, height, theme, size, strong=strong)
+        for (_, text, strong), y in zip(ends, spread(wanted, max(LABEL_GAP, 1.3 * size)), strict=True)
+    ]
+
+
+@figure
+def loss(
+    steps: Array,
+    train: Array,
+    heldout_steps: Array,
+    heldout: Array,
+    *,
+    unit: str = "bits per byte",
+    span: tuple[float, float] | None = None,
+    cursor: int | None = None,
+    changes: Iterable[Any] = (),
+    theme: Theme = LIGHT,
+    size: Size = (320, 224),
+) -> Spec:
+    """The task loss: of every training batch thin, of the held-out split a line with dots.
+
+    steps (n,), train (n,); heldout_steps (m,), heldout (m,); both losses in `unit`.
+    """
+    last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
+    ends = np.asarray([] if last is None else [last])
+    lo, hi, tick = loss_range(train, heldout)
+    layout = base(
+        "loss",
+        "Loss",
+        "line with dots: held-out   thin: training",
+        step=last_of(ends),
+        theme=theme,
+        size=size,
+        x=step_axis(ends, span) | {"nticks": 4 if size[0] < 500 else 6},
+        y={"title": unit, "range": [lo, hi], "dtick": tick},
+    )
+    data = [
+        {
+            "type": "scatter",
+            "mode": "lines",
+            "name": "training",
+            "x": as_steps(steps),
+            "y": np.asarray(train, np.float32),
+            "line": {"color": faded(theme.ink2, 0.55), "width": 1},
+            "hovertemplate": f"The batch of step %{{x:,d}} had a loss of %{{y:.3f}} {unit}<extra></extra>",
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "name": "held-out",
+            "x": as_steps(heldout_steps),
+            "y": np.asarray(heldout, np.float32),
+            "line": {"color": theme.ink, "width": pens(size).main},
+            "marker": {"color": theme.ink, "size": 5},
+            "hovertemplate": f"The held-out loss was %{{y:.3f}} {unit} at step %{{x:,d}}<extra></extra>",
+        },
+    ]
+    mark_changes(layout, changes, theme)
+    mark_cursor(layout, cursor, theme)
+    return {"data": data, "layout": layout}
+
+
+def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:
+    """Lower and upper end of the loss axis on round numbers, and their distance. The first steps' fall may leave it."""
+    values = np.concatenate([np.asarray(train, np.float64), np.asarray(heldout, np.float64)])
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return 0.0, 5.0, 1.0
+    lo, hi = float(values.min()), float(np.percentile(values, 95) if len(values) > 60 else values.max())
+    tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5)
+    return tick * math.floor(lo / tick), tick * math.ceil(hi / tick + 1e-9), tick

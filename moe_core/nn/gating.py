@@ -1,0 +1,155 @@
+"""Noisy top-k gating, and the smooth load that makes balance differentiable. (Shazeer et al. 2017, arXiv 1701.06538)
+
+Shapes: T tokens, D model width, E experts, K experts per token, J = min(K + 1, E). `x_TD` is (T, D).
+Everything here is float32 or wider, whatever the model's precision: balance is a small difference of large sums.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob multiplies it like the rest
+SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float32 logit, and its slope would overflow
+CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certain and its gradient is nothing
+
+
+class Routing(NamedTuple):
+    """What the gate decided for one batch, with what the balancing losses and the telemetry need. T tokens, E experts.
+
+    weights_TK sum to 1 over K; experts_TK holds each token's experts, the largest gate first. noise_std_TE is the
+    spread of the noise as applied: all 0 where no noise was. importance_E and load_E carry gradients, counts_E
+    (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load loss does nothing.
+    """
+
+    weights_TK: Tensor
+    experts_TK: Tensor
+    clean_logits_TE: Tensor
+    noisy_logits_TE: Tensor
+    noise_std_TE: Tensor
+    importance_E: Tensor
+    load_E: Tensor
+    counts_E: Tensor
+
+    @property
+    def gates_TE(self) -> Tensor:
+        """The gates of all experts, 0 where not selected; made when asked for."""
+        return dense_gates(self.weights_TK, self.experts_TK, self.clean_logits_TE.shape[1])
+
+
+def dense_gates(weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> Tensor:
+    """(T, E) with each token's weights at its experts' places and 0 elsewhere."""
+    return weights_TK.new_zeros(weights_TK.shape[0], num_experts).scatter(1, experts_TK, weights_TK)
+
+
+def top_k_gating(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """softmax(KeepTopK(logits, k)): weights (T, K), experts (T, K), and the J largest logits (T, J), largest first.
+
+    The softmax is over the kept k, so that a row's weights sum to 1. (Shazeer 2017, eq. 3 and 5)
+    """
+    top_TJ, order_TJ = logits_TE.topk(min(k + 1, logits_TE.shape[1]), dim=1)
+    return top_TJ[:, :k].softmax(1), order_TJ[:, :k], top_TJ
+
+
+def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
+    """(E,) expected number of tokens of each expert, were only its own noise drawn anew. (Shazeer 2017, appendix A)
+
+    Sum over tokens of P(x, i) = Phi((clean_i - kth_excluding(noisy, k, i)) / std_i). std_TE is the spread as applied
+    and must be above 0. top_TJ may hand in the k + 1 largest noisy logits. The gradient flows through clean, std and
+    the threshold, as in the authors' code. With k = E all are certain: T each, and no gradient.
+    """
+    num_experts = noisy_TE.shape[1]
+    if k == num_experts:
+        return noisy_TE.new_full((num_experts,), noisy_TE.shape[0])
+    return selection_chance_TE(clean_TE, noisy_TE, std_TE, k, top_TJ).sum(0)
+
+
+def selection_chance_TE(
+    clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None
+) -> Tensor:
+    """P(x, i) of the appendix, for k < E. At a tie the two thresholds are equal, so >= serves as `is selected`."""
+    if top_TJ is None:
+        top_TJ = noisy_TE.topk(k + 1, dim=1).values
+    kth_T1, next_T1 = top_TJ[:, k - 1 : k], top_TJ[:, k : k + 1]
+    threshold_TE = torch.where(noisy_TE >= kth_T1, next_T1, kth_T1)
+    return Chance.apply(clean_TE - threshold_TE, std_TE)
+
+
+class Chance(torch.autograd.Function):
+    """Phi(margin / std) with its derivative in closed form: autograd's has 0 times inf where the quotient overflows."""
+
+    @staticmethod
+    def forward(ctx, margin_TE, std_TE):
+        std_TE = std_TE.clamp_min(torch.finfo(std_TE.dtype).tiny)
+        z_TE = (margin_TE / std_TE).clamp_(-CERTAIN, CERTAIN)
+        ctx.save_for_backward(z_TE, std_TE)
+        return torch.special.ndtr(z_TE)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_TE):
+        z_TE, std_TE = ctx.saved_tensors
+        density_TE = z_TE.square().mul_(-0.5).exp_().mul_((2 * math.pi) ** -0.5)
+        margin_grad_TE = density_TE.mul_(grad_TE).div_(std_TE.clamp_min(SPREAD_FLOOR))
+        return margin_grad_TE, margin_grad_TE * -z_TE
+
+
+class NoisyTopKGate(nn.Module):
+    """Chooses k of the experts for each token, with learnt noise while training. (Shazeer 2017, section 2.1)
+
+    w_gate and w_noise (D, E) start at zero: the first batches are routed by noise alone, which is about balanced.
+    zero_init=False starts w_gate from normal(0, 0.02), for a gate that starts without noise: there all zeros would tie,
+    and every token would go to the same experts.
+    """
+
+    def __init__(self, d_model: int, num_experts: int, k: int, zero_init: bool = True) -> None:
+        super().__init__()
+        self.num_experts, self.k = num_experts, self.check_k(k, num_experts)
+        self.w_gate = nn.Parameter(torch.zeros(d_model, num_experts))
+        self.w_noise = nn.Parameter(torch.zeros(d_model, num_experts))
+        if not zero_init:
+            nn.init.normal_(self.w_gate, std=0.02)
+
+    @staticmethod
+    def check_k(k: int, num_experts: int) -> int:
+        if not 1 <= k <= num_experts:
+            raise ValueError(f"k must be between 1 and num_experts={num_experts}, got {k}")
+        return k
+
+    def forward(self, x_TD: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None) -> Routing:
+        """Routes x_TD; k is the constructor's unless given, noise scales the spread.
+
+        Noise is drawn in training mode only, unless noisy says otherwise.
+        """
+        k = self.k if k is None else self.check_k(k, self.num_experts)
+        if noise < 0:
+            raise ValueError(f"noise must not be negative, got {noise}")
+        noisy = self.training if noisy is None else noisy
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return self.route(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), k, noise if noisy else 0.0)
+
+    def route(self, x_TD: Tensor, k: int, noise: float) -> Routing:
+        """The equations, for float32 or wider rows and a noise that is to be applied."""
+        clean_TE = x_TD @ self.w_gate.to(x_TD.dtype)
+        if noise > 0:
+            std_TE = noise * (F.softplus(x_TD @ self.w_noise.to(x_TD.dtype)) + NOISE_FLOOR)
+            noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
+        else:
+            std_TE, noisy_TE = torch.zeros_like(clean_TE), clean_TE
+        weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k)
+        importance_E = dense_gates(weights_TK, experts_TK, self.num_experts).sum(0)
+        counts_E = count_selections(experts_TK, self.num_experts)
+        # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.
+        load_E = smooth_load(clean_TE, noisy_TE, std_TE, k, top_TJ) if noise > 0 else counts_E.to(x_TD.dtype)
+        return Routing(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E)
+
+
+def count_selections(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """(E,) int64: how often each expert was selected. By index, because a selected gate can underflow to 0."""
+    if experts_TK.device.type == "cpu":
+        return experts_TK.flatten().bincount(minlength=num_experts)
+    # bincount would make the host wait for the device.
+    ones_TE = torch.zeros(experts_TK.shape[0], num_experts, dtype=torch.int32, device=experts_TK.device)
+    return ones_TE.scatter_(1, experts_TK, 1).sum(0)

@@ -1,0 +1,37 @@
+"""The Mixture-of-Experts layer: a noisy top-k gate over ReLU experts. (Shazeer et al. 2017, arXiv 1701.06538)
+
+Shapes: T tokens, D model width, H expert width, E experts. `x_TD` is (T, D).
+"""
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.nn.experts import mixture
+from moe_core.nn.gating import NoisyTopKGate, Routing
+
+
+class MoELayer(nn.Module):
+    """y = sum_i G(x)_i Expert_i(x), Expert_i(x) = w2_i relu(w1_i x): only the selected experts are evaluated.
+
+    w1 and w2 are both (E, D, H), so that all products read them row by row. zero_init as in NoisyTopKGate.
+    """
+
+    def __init__(self, d_model: int, d_hidden: int, num_experts: int, k: int, zero_init: bool = True) -> None:
+        super().__init__()
+        self.gate = NoisyTopKGate(d_model, num_experts, k, zero_init)
+        # The bounds of nn.Linear: 1 / sqrt(inputs).
+        self.w1 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_model**-0.5), d_model**-0.5))
+        self.w2 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_hidden**-0.5), d_hidden**-0.5))
+
+    @property
+    def num_experts(self) -> int:
+        return self.gate.num_experts
+
+    def forward(
+        self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None
+    ) -> tuple[Tensor, Routing]:
+        """x (..., D) -> (y (..., D), Routing over the T tokens of the leading dimensions); k, noise, noisy as the gate's."""
+        x_TD = x.reshape(-1, x.shape[-1])
+        routing = self.gate(x_TD, k, noise, noisy)
+        y_TD = mixture(x_TD, routing.weights_TK, routing.experts_TK, routing.counts_E, self.w1, self.w2)
+        return y_TD.reshape(x.shape), routing

@@ -1,0 +1,120 @@
+"""The models of the three tasks: a byte-level Transformer, and a small classifier, both with MoE layers.
+
+Shapes: B sequences, S bytes each, N rows, F features, D model width, H attention heads, C classes, T tokens in all.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_core.nn.gating import Routing
+from moe_core.nn.layer import MoELayer
+from moe_core.schema import Config
+
+
+class Attention(nn.Module):
+    """Causal self-attention over a sequence of bytes. (B, S, D) -> (B, S, D)"""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.heads = next(h for h in (8, 4, 2, 1) if h == 1 or (d_model % h == 0 and d_model // h >= 16))
+        self.qkv = nn.Linear(d_model, 3 * d_model, bias=False)
+        self.out = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x_BSD: Tensor) -> Tensor:
+        B, S, D = x_BSD.shape
+        q_BHSd, k_BHSd, v_BHSd = self.qkv(x_BSD).view(B, S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, is_causal=True)
+        return self.out(y_BHSd.transpose(1, 2).reshape(B, S, D))
+
+
+class Block(nn.Module):
+    """Attention, then the MoE layer in the place of the feed-forward network; both on a residual stream."""
+
+    def __init__(self, d_model: int, moe: MoELayer):
+        super().__init__()
+        self.norm_attention, self.norm_moe = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+        self.attention, self.moe = Attention(d_model), moe
+
+    def forward(self, x_BSD: Tensor, k: int, noise: float) -> tuple[Tensor, Routing]:
+        x_BSD = x_BSD + self.attention(self.norm_attention(x_BSD))
+        y_BSD, routing = self.moe(self.norm_moe(x_BSD), k, noise)
+        return x_BSD + y_BSD, routing
+
+
+class TextModel(nn.Module):
+    """Byte-level language model. inputs (B, S) of 0..255, S up to context -> logits (B, S, 256), a Routing a layer."""
+
+    def __init__(self, config: Config, moe: list[MoELayer]):
+        super().__init__()
+        self.context = config.context
+        self.byte = nn.Embedding(256, config.d_model)
+        self.position = nn.Embedding(config.context, config.d_model)
+        self.blocks = nn.ModuleList(Block(config.d_model, layer) for layer in moe)
+        self.norm = nn.LayerNorm(config.d_model)
+        self.head = nn.Linear(config.d_model, 256, bias=False)
+        for embedding in (self.byte, self.position):
+            nn.init.normal_(embedding.weight, std=0.02)
+
+    @property
+    def moe_layers(self) -> list[MoELayer]:
+        return [block.moe for block in self.blocks]
+
+    def forward(self, inputs_BS: Tensor, k: int, noise: float = 1.0) -> tuple[Tensor, list[Routing]]:
+        x_BSD = self.byte(inputs_BS) + self.position.weight[: inputs_BS.shape[1]]
+        routings = []
+        for block in self.blocks:
+            x_BSD, routing = block(x_BSD, k, noise)
+            routings.append(routing)
+        return self.head(self.norm(x_BSD)), routings
+
+
+class Classifier(nn.Module):
+    """Rows of features to classes. inputs (N, F) -> logits (N, C), a Routing a layer."""
+
+    def __init__(self, config: Config, features: int, classes: int, moe: list[MoELayer]):
+        super().__init__()
+        d = config.d_model
+        self.embed = nn.Sequential(nn.Linear(features, d), nn.ReLU(), nn.Linear(d, d))
+        self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in moe)
+        self.moe = nn.ModuleList(moe)
+        self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, classes)
+
+    @property
+    def moe_layers(self) -> list[MoELayer]:
+        return list(self.moe)
+
+    def forward(self, inputs_NF: Tensor, k: int, noise: float = 1.0) -> tuple[Tensor, list[Routing]]:
+        x_ND = self.embed(inputs_NF)
+        routings = []
+        for norm, moe in zip(self.norms, self.moe, strict=True):
+            y_ND, routing = moe(norm(x_ND), k, noise)
+            x_ND = x_ND + y_ND
+            routings.append(routing)
+        return self.head(self.norm(x_ND)), routings
+
+
+def build(config: Config, features: int, classes: int, k: int, start_noise: float = 1.0) -> TextModel | Classifier:
+    """The task's model with fresh weights from torch's random state.
+
+    features, classes: widths of a row and of the answer (both 256, and unused, for text). Started without noise, a gate
+    of zeros would tie every logit, so it then starts from small random weights (MATH: Shazeer 2017, appendix A).
+    """
+    moe = [
+        MoELayer(config.d_model, config.d_hidden, config.num_experts, k, zero_init=start_noise > 0)
+        for _ in range(config.layers)
+    ]
+    return TextModel(config, moe) if config.task == "text" else Classifier(config, features, classes, moe)
+
+
+@torch.no_grad()
+def sample(model: TextModel, start: bytes, length: int, k: int, generator: torch.Generator) -> bytes:
+    """start continued by length bytes, each drawn from the model without gate noise. Leaves the model in eval mode."""
+    model.eval()
+    device = model.byte.weight.device
+    written = list(start)
+    for _ in range(length):
+        inputs_1S = torch.tensor([written[-model.context :]], device=device)
+        logits_1SV, _ = model(inputs_1S, k, 0.0)
+        written.append(int(torch.multinomial(logits_1SV[0, -1].float().softmax(-1).cpu(), 1, generator=generator)))
+    return bytes(written)

@@ -1,0 +1,1 @@
+"""What happens in the trainer process: data, the loop, telemetry, checkpoints."""

@@ -1,0 +1,74 @@
+"""Everything that a bit-for-bit resume needs, in a file that is either whole or not there."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+KEPT = 2
+
+
+def name_of(step: int) -> str:
+    return f"checkpoint-{step:09d}.pt"
+
+
+def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
+    """state (tensors and plain values only) as folder/checkpoint-STEP.pt with its SHA-256 beside it; older ones than the
+    last two are removed. Killed at any moment, each file that bears its name is whole."""
+    clean(folder)
+    path = folder / name_of(step)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    # The sum goes first: a checkpoint without one would be refused, a sum without a checkpoint harms nobody.
+    _write_text(path.with_name(path.name + ".sha256"), f"{_sha256(temporary)}  {path.name}\n")
+    os.replace(temporary, path)
+    _sync(folder)
+    for old in sorted(folder.glob("checkpoint-*.pt"))[:-KEPT]:
+        old.unlink()
+        old.with_name(old.name + ".sha256").unlink(missing_ok=True)
+    return path
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What write() was given. ValueError if the file is not the one that was written: torch would load wrong numbers."""
+    beside = path.with_name(path.name + ".sha256")
+    if not path.is_file() or not beside.is_file():
+        raise ValueError(f"no checkpoint at {path} with its .sha256 beside it; give one that `checkpoint` wrote")
+    if beside.read_text().split()[:1] != [_sha256(path)]:
+        raise ValueError(
+            f"{path.name} is damaged: its SHA-256 is not the one written beside it; use an older checkpoint"
+        )
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def clean(folder: Path) -> None:
+    """Remove what a killed writer left half-written."""
+    for leftover in [*folder.glob("checkpoint-*.tmp")]:
+        leftover.unlink(missing_ok=True)
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,412 @@
+"""The trainer: one loop that reads knobs and commands, trains a step, and hands what it measured to a thread that commits.
+
+Steps are counted from 1. A knob that is read at the top of step s takes effect in step s. What the clock decides
+(flushes, snapshots) draws no random number, so that the same Config, Knobs and thread count give the same losses.
+"""
+
+import contextlib
+import math
+import os
+import platform
+import signal
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_core import __version__
+from moe_core.nn.balance import cv_squared
+from moe_core.nn.models import build, sample
+from moe_core.runs import Batch as Commit
+from moe_core.runs import RunWriter, create_run, new_id, runs_folder
+from moe_core.schema import METRICS, Config, Knobs, check, check_knob
+from moe_core.training import checkpoint
+from moe_core.training.committer import Committer
+from moe_core.training.data import Batch, Data, _generator, load
+from moe_core.training.telemetry import Probe, Telemetry, Window
+
+FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
+FULL = 1.0  # seconds between two snapshots of kind "full"
+IDLE = 0.02  # seconds between two looks at the commands while paused
+SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
+SAMPLE_BYTES = 96
+Notify = Callable[[dict[str, Any]], None]
+
+
+def train(
+    config: Config,
+    knobs: Knobs,
+    runs: str | Path | None = None,
+    run_id: str | None = None,
+    notify: Notify = lambda event: None,
+) -> tuple[Path, str]:
+    """Train until config.steps or a stop; returns (the run's folder, "finished", "stopped" or "failed").
+
+    ValueError, before anything is written, for settings or data that cannot be used.
+    notify is called with the events that `--json` prints, each after what it tells of is committed.
+    """
+    config, knobs = check(config, knobs)
+    device = choose_device(config.device)
+    data = load(config)
+    threads = choose_threads(config, data, knobs, device)
+    torch.set_num_threads(threads)
+    folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
+    writer = create_run(folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=_facts(device, threads))
+    notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
+    trainer = None
+    try:
+        trainer = Trainer(config, knobs, data, device, writer, folder, notify)
+        with _stopping_at_signals(trainer):
+            state, error = trainer.run(), ""
+    except Exception as failure:
+        state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
+        notify({"event": "error", "error": error})
+    if trainer is not None:
+        error = trainer.committer.close() or error
+    writer.finish("failed" if error else state, error=error)
+    return folder, "failed" if error else state
+
+
+class Trainer:
+    """What the loop holds: model and optimizer, the knobs as they stand, and what waits to be committed."""
+
+    def __init__(
+        self,
+        config: Config,
+        knobs: Knobs,
+        data: Data,
+        device: torch.device,
+        writer: RunWriter,
+        folder: Path,
+        notify: Notify,
+    ):
+        self.config, self.knobs, self.data, self.device = config, knobs, data, device
+        self.writer, self.folder, self.notify = writer, folder, notify
+        torch.manual_seed(config.seed)
+        self.model = build(config, data.features, data.classes, knobs.k, knobs.noise).to(device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
+        self.telemetry = Telemetry(config, device)
+        self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
+        self.probe = Probe(config, data, device)
+        self.committer = Committer(writer, config, notify)
+        self.held_out = [batch.to(device) for batch in data.held_out()]
+        self.step = 0
+        self.paused = self.stopping = False
+        self.reason = ""  # why the run is paused, for people
+        self.steps_asked = 0  # single steps that were asked for while paused
+        self.evaluated = self.snapped = -1  # the step of the last evaluation and snapshot
+        self.next_flush = self.next_look = self.next_full = self.next_beat = 0.0
+        self.last_began = -math.inf
+        self.collected = _nothing()
+
+    def run(self) -> str:
+        """The loop. Returns the state in which the run ended."""
+        self.look(full=True)  # how the gate stands before anything was learnt
+        self.flush("training")
+        while True:
+            pending = self.writer.pending()
+            for command in pending.commands:
+                self.obey(command)
+            if self.stopping or (self.config.steps and self.step >= self.config.steps):
+                break
+            if self.paused and not self.steps_asked:
+                self.idle()
+                continue
+            began = time.perf_counter()
+            if self.knobs.speed_limit and not self.steps_asked:
+                self.wait_for_speed_limit(began)
+                pending = self.writer.pending()  # what was turned while waiting takes effect now
+                for command in pending.commands:
+                    self.obey(command)
+                if self.stopping or (self.paused and not self.steps_asked):
+                    continue
+            self.turn(pending.knobs)
+            self.steps_asked = max(0, self.steps_asked - 1)
+            self.train_step(began)
+            self.after_step()
+        state = "stopped" if self.stopping else "finished"
+        if self.evaluated != self.step and self.step:
+            self.evaluate(text=True)
+        self.look(full=True)
+        self.flush()
+        return state
+
+    # Knobs and commands
+
+    def turn(self, changes: list[Any]) -> None:
+        """Let knob changes take effect in the coming step. One that this run cannot take is acknowledged and ignored."""
+        for change in changes:
+            with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
+                self.knobs = replace(self.knobs, **{change.name: check_knob(self.config, change.name, change.value)})
+            self.collected["applied"].append((change.id, self.step + 1))
+            self.writer.knob_seen = change.id
+        if changes:
+            self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
+
+    def obey(self, command: Any) -> None:
+        """Carry out one command and note what came of it."""
+        self.writer.command_seen = command.id
+        result = "done"
+        if command.name == "pause":
+            self.pause("")
+        elif command.name == "resume":
+            self.paused, self.reason, self.steps_asked = False, "", 0
+            self.collected["state"] = "training"
+        elif command.name == "step":
+            if self.paused:
+                self.steps_asked += 1
+            else:
+                self.pause("")
+        elif command.name == "stop":
+            self.stopping = True
+        elif command.name == "checkpoint":
+            result = self.write_checkpoint()
+        else:
+            result = f"unknown command {command.name!r}"
+        self.collected["acks"].append((command.id, self.step, result))
+        self.next_flush = 0.0
+
+    def pause(self, reason: str) -> None:
+        self.paused, self.reason = True, reason
+        self.collected["state"], self.collected["reason"] = "paused", reason
+        if reason:
+            self.notify({"event": "paused", "step": self.step, "reason": reason})
+
+    def idle(self) -> None:
+        self.look(full=False)
+        self.flush()
+        self.beat()
+        time.sleep(IDLE)
+
+    def wait_for_speed_limit(self, began: float) -> None:
+        """Sleep until the next step is due, waking for knobs: one turn from slow to fast must not wait for the old pace."""
+        due = self.last_began + 1 / self.knobs.speed_limit
+        while (left := due - time.perf_counter()) > 0 and not self.stopping:
+            if left > IDLE:
+                pending = self.writer.pending()
+                if pending.commands or pending.knobs:
+                    return
+            self.maybe_flush()
+            time.sleep(min(left, IDLE))
+        self.last_began = max(due, began)
+
+    # One step
+
+    def train_step(self, began: float) -> None:
+        """Forward, losses, backward, update. A loss or gradient that is not finite is recorded, changes no weight, and pauses."""
+        self.step += 1
+        knobs = self.knobs
+        batch = self.data.batch(self.step).to(self.device)
+        self.model.train()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            logits, routings = self.model(batch.inputs, knobs.k, knobs.noise)
+        task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
+        balance = sum(
+            knobs.w_importance * cv_squared(r.importance_E) + knobs.w_load * cv_squared(r.load_E) for r in routings
+        )
+        loss = task_loss + balance
+        self.optimizer.zero_grad()
+        loss.backward()
+        grad_norm = _norm(self.model)
+        if bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
+            for group in self.optimizer.param_groups:
+                group["lr"] = knobs.lr
+            self.optimizer.step()
+        else:
+            self.pause(
+                f"the {'gradient' if math.isfinite(float(loss)) else 'loss'} of step {self.step} is not finite, so its "
+                f"update was left out; turn the learning rate down (now {knobs.lr:g}) and resume"
+            )
+        self.window.add(routings, batch.labels)
+        self.look_if_due()
+        self.telemetry.record(self.step, loss, task_loss, grad_norm, time.perf_counter() - began, routings)
+
+    def after_step(self) -> None:
+        if self.step % self.config.eval_every == 0:
+            last = self.step == self.config.steps
+            self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)
+        self.maybe_flush()
+        self.beat()
+
+    @torch.no_grad()
+    def evaluate(self, text: bool) -> None:
+        """Measure the held-out split without noise; for text, let the model write a little too."""
+        self.model.eval()
+        nats, right, count = 0.0, 0, 0
+        for batch in self.held_out:
+            logits, _ = self.model(batch.inputs, self.knobs.k, 0.0)
+            logits_TC, targets_T = logits.float().flatten(0, -2), batch.targets.flatten()
+            nats += F.cross_entropy(logits_TC, targets_T, reduction="sum").item()
+            right += int((logits_TC.argmax(-1) == targets_T).sum())
+            count += len(targets_T)
+        loss = nats / count
+        measured = {
+            "loss": loss,
+            "accuracy": right / count,
+            "bits_per_byte": loss / math.log(2),
+            "perplexity": math.exp(min(loss, 700.0)),
+        }
+        metrics = {name: measured[name] for name, *_ in METRICS[self.config.task]}
+        self.collected["evals"].append((self.step, metrics, self.write_text() if text else None))
+        self.evaluated = self.step
+        self.model.train()
+
+    def write_text(self) -> str | None:
+        """A text of the model's own, the same for the same step and weights. None for tasks without text."""
+        if self.config.task != "text":
+            return None
+        start = bytes(self.held_out[0].inputs[0, :16].tolist())
+        generator = _generator(self.config.seed, "sample", self.step)
+        written = sample(self.model, start, SAMPLE_BYTES, self.knobs.k, generator)
+        return written.decode("utf-8", "replace")
+
+    # What others see of it
+
+    def look_if_due(self) -> None:
+        """Snapshots ten times a second, and never more than about a tenth of the time."""
+        now = time.perf_counter()
+        if now >= self.next_look:
+            self.look(full=now >= self.next_full)
+            self.next_look = now + max(FLUSH, 9 * (time.perf_counter() - now))
+
+    def look(self, full: bool) -> None:
+        if self.snapped == self.step and not full:
+            return
+        kinds = self.probe.look(self.model, self.knobs.k, self.telemetry, full, self.window)
+        self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
+        self.snapped = self.step
+        if full:
+            self.next_full = time.perf_counter() + FULL
+
+    def maybe_flush(self) -> None:
+        if time.perf_counter() >= self.next_flush:
+            self.flush()
+
+    def flush(self, state: str | None = None) -> None:
+        """Hand everything since the last flush to the committing thread. Waits only if the disk is far behind."""
+        self.next_flush = time.perf_counter() + FLUSH
+        if state:
+            self.collected["state"] = state
+        first, rows_nC = self.telemetry.take()
+        if not len(rows_nC) and not any(self.collected.values()):
+            return
+        collected, self.collected = self.collected, _nothing()
+        self.committer.put(Commit(first, rows_nC, **collected))
+
+    def beat(self) -> None:
+        now = time.perf_counter()
+        if now >= self.next_beat:
+            self.next_beat = now + 1.0
+            self.committer.beat(self.step)
+
+    def write_checkpoint(self) -> str:
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,  # where the data stands, too: a batch is a function of seed and step
+            "torch_random": torch.get_rng_state(),
+            "device_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "knobs": asdict(self.knobs),
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
+        try:
+            return checkpoint.write(self.folder, self.step, state).name
+        except OSError as error:
+            return f"not written: {error.strerror}"
+
+
+def _nothing() -> dict[str, Any]:
+    return {"evals": [], "snapshots": [], "applied": [], "acks": [], "state": None, "reason": ""}
+
+
+def _norm(model: torch.nn.Module) -> Tensor:
+    """Euclidean norm of all gradients, as one number on the device."""
+    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
+    return torch.linalg.vector_norm(torch.stack(norms))
+
+
+@contextlib.contextmanager
+def _stopping_at_signals(trainer: Trainer):
+    """SIGTERM and the first Ctrl-C stop the run cleanly after the current step; a second Ctrl-C interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def choose_device(wanted: str) -> torch.device:
+    """auto is cuda, else mps, else cpu. ValueError if the wanted one is not there."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(wanted)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {wanted!r}") from None
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type):
+        raise ValueError(f"device {wanted!r} is not on this machine; use --device auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {wanted!r} is not on this machine, which has {torch.cuda.device_count()}; use --device auto"
+        )
+    return device
+
+
+def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.device) -> int:
+    """config.threads, or the quickest of 1, 2, 4, ... that leaves a core to the dashboard, by timing a few steps of each."""
+    if config.threads:
+        return config.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    candidates = [n for n in (1, 2, 4, 8, 16) if n == 1 or n < cores]
+    if len(candidates) == 1 or device.type != "cpu":
+        return candidates[0]
+    model = build(config, data.features, data.classes, knobs.k, knobs.noise)
+    batch = data.batch(1)
+
+    def seconds(threads: int) -> float:
+        torch.set_num_threads(threads)
+        times = []
+        for _ in range(4):
+            began = time.perf_counter()
+            logits, _ = model(batch.inputs, knobs.k, knobs.noise)
+            logits.float().mean().backward()
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    return min(candidates, key=seconds)
+
+
+def _facts(device: torch.device, threads: int) -> dict[str, Any]:
+    """What sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "device": str(device),
+        "device_name": name,
+        "threads": threads,
+        "versions": {
+            "moescope": __version__,
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": sys.version.split()[0],
+        },
+    }

@@ -1,0 +1,171 @@
+"""What a step leaves behind: its statistics, kept on the device until a flush, and snapshots of a fixed probe batch.
+
+Nothing here draws a random number, so that looking at a run, whenever the clock says so, does not change it.
+
+Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
+"""
+
+from collections import deque
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from moe_core.nn.gating import Routing
+from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config
+from moe_core.training.data import Data
+
+GRID = 64  # points along each side of the plane's region picture
+
+
+class Telemetry:
+    """Rows of a run's stored statistics, in the order of schema.layout()."""
+
+    def __init__(self, config: Config, device: torch.device):
+        self.rows: list[Tensor] = []
+        self.first = 1
+        L, E = config.layers, config.num_experts
+        self.last_selected_LE = torch.zeros(L, E, device=device)
+        self.churn_L, self.saturation_L = torch.zeros(L, device=device), torch.ones(L, device=device)
+
+    @torch.no_grad()
+    def record(
+        self, step: int, loss: Tensor, task_loss: Tensor, grad_norm: Tensor, seconds: float, routings: list[Routing]
+    ):
+        """Add the row of a step. Copies nothing off the device."""
+        counts_LE = torch.stack([r.counts_E for r in routings]).float()
+        self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
+        values = {
+            "loss": loss,
+            "task_loss": task_loss,
+            "grad_norm": grad_norm,
+            "seconds": torch.tensor(seconds, device=loss.device),
+            "importance": torch.stack([r.importance_E for r in routings]),
+            "load": torch.stack([r.load_E for r in routings]),
+            "counts": counts_LE,
+            "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
+            "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
+            "dropped": torch.zeros_like(self.churn_L),  # this layer is dropless
+            "dead_experts": (step - self.last_selected_LE >= DEAD_AFTER).sum(1),
+            "churn": self.churn_L,
+            "saturation": self.saturation_L,
+        }
+        row_C = torch.cat([values[s.name].detach().float().flatten() for s in STATS if s.stored])
+        if not self.rows:
+            self.first = step
+        self.rows.append(row_C)
+
+    def take(self) -> tuple[int, np.ndarray]:
+        """(first step, rows (n, C) float32) since the last take, in one move from the device."""
+        rows_nC = torch.stack(self.rows).cpu().numpy() if self.rows else np.empty((0, 0), np.float32)
+        self.rows = []
+        return self.first, rows_nC
+
+
+class Window:
+    """The selections of the last WINDOW steps, from which co-activation and specialisation are counted exactly."""
+
+    def __init__(self, config: Config, sizes: dict[str, int]):
+        self.num_experts, self.sizes = config.num_experts, sizes
+        self.steps: deque[tuple[list[Tensor], dict[str, Tensor]]] = deque(maxlen=WINDOW)
+
+    def add(self, routings: list[Routing], labels: dict[str, Tensor]) -> None:
+        """uint8 holds 256 experts and 256 values of a label: 4 KB a layer and step at the default sizes."""
+        chosen = [r.experts_TK.to(torch.uint8) for r in routings]
+        self.steps.append((chosen, {name: x.to(torch.uint8) for name, x in labels.items()}))
+
+    def coactivation(self) -> Tensor:
+        """(L, E, E): of the tokens of expert i, the share that also goes to j. Rows of an unused expert are 0."""
+        E, layers = self.num_experts, []
+        for layer in range(len(self.steps[0][0])):
+            both_EE = 0.0
+            for chosen, _ in self.steps:
+                experts_TK = chosen[layer].long()
+                mask_TE = torch.zeros(len(experts_TK), E, device=experts_TK.device).scatter_(1, experts_TK, 1.0)
+                both_EE = both_EE + mask_TE.T @ mask_TE
+            layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
+        return torch.stack(layers)
+
+    def specialisation(self, label: str) -> Tensor:
+        """(L, C, E): of the selections made for value c of the label, the share that went to each expert."""
+        E, C = self.num_experts, self.sizes[label]
+        layers = []
+        for layer in range(len(self.steps[0][0])):
+            pairs = [
+                (labels[label].long()[:, None] * E + chosen[layer].long()).flatten() for chosen, labels in self.steps
+            ]
+            counts_CE = torch.bincount(torch.cat(pairs), minlength=C * E).view(C, E).float()
+            layers.append(counts_CE / counts_CE.sum(1, keepdim=True).clamp(min=1))
+        return torch.stack(layers)
+
+
+class Probe:
+    """The same tokens all along: what the gate does with them now, and how that differs from the last look."""
+
+    def __init__(self, config: Config, data: Data, device: torch.device):
+        self.config, self.device = config, device
+        self.batch, self.shown = data.probe()
+        self.inputs = self.batch.inputs.to(device)
+        self.grid = _grid(self.shown["extent"]).to(device) if config.task == "plane" else None
+        self.last: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def look(
+        self, model: nn.Module, k: int, telemetry: Telemetry, full: bool, window: Window
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """Snapshots by kind: "probe" always, "full" when asked for. Sets the telemetry's churn and saturation."""
+        was_training = model.training
+        model.eval()
+        _, routings = model(self.inputs, k, 0.0)
+        chosen = [r.experts_TK for r in routings]
+        if self.last is not None:
+            telemetry.churn_L = torch.stack([churn(now, before) for now, before in zip(chosen, self.last, strict=True)])
+            telemetry.saturation_L = torch.stack(
+                [saturation(now, before) for now, before in zip(chosen, self.last, strict=True)]
+            )
+        self.last = chosen
+        kinds = {"probe": {"experts": _bytes(chosen), "gates": _halves([r.weights_TK for r in routings])}}
+        if self.grid is not None:
+            _, regions = model(self.grid, k, 0.0)
+            kinds["probe"]["regions"] = _bytes([r.experts_TK[:, 0].view(GRID, GRID) for r in regions])
+        if full:
+            kinds["full"] = self._full(model, routings, window)
+        model.train(was_training)
+        return kinds
+
+    def _full(self, model: nn.Module, routings: list[Routing], window: Window) -> dict[str, np.ndarray]:
+        arrays = {
+            "clean_gates": _halves([r.clean_logits_TE.float().softmax(-1) for r in routings]),
+            "w_gate": _halves([layer.gate.w_gate for layer in model.moe_layers]),
+        }
+        if window.steps:  # not before the first step
+            arrays["coactivation"] = window.coactivation().cpu().numpy()
+            for label in window.sizes:
+                arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
+        return arrays
+
+
+def churn(now_NK: Tensor, before_NK: Tensor) -> Tensor:
+    """Share of tokens whose first expert differs. Experts in order of gate."""
+    return (now_NK[:, 0] != before_NK[:, 0]).float().mean()
+
+
+def saturation(now_NK: Tensor, before_NK: Tensor) -> Tensor:
+    """Mean share of a token's experts now that were among its experts before (OLMoE, arXiv 2409.02060)."""
+    return (now_NK[:, :, None] == before_NK[:, None, :]).any(2).float().mean()
+
+
+def _grid(extent: np.ndarray) -> Tensor:
+    """(GRID * GRID, 2) points, row by row from the lowest y, at the middle of each cell."""
+    x0, x1, y0, y1 = (float(v) for v in extent)
+    middle = (torch.arange(GRID) + 0.5) / GRID
+    y_GG, x_GG = torch.meshgrid(y0 + (y1 - y0) * middle, x0 + (x1 - x0) * middle, indexing="ij")
+    return torch.stack([x_GG.flatten(), y_GG.flatten()], 1)
+
+
+def _bytes(layers: list[Tensor]) -> np.ndarray:
+    return torch.stack(layers).to(torch.uint8).cpu().numpy()
+
+
+def _halves(layers: list[Tensor]) -> np.ndarray:
+    return torch.stack([x.detach() for x in layers]).to(torch.float16).cpu().numpy()
