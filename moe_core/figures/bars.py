@@ -36,12 +36,13 @@ def balance_now(
     return draw(np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32), step, theme, size)
 
 
-def expert_axis(E: int, width: int) -> Spec:
+def expert_axis(E: int, layout: Spec) -> Spec:
     """Expert numbers under the bars, as many as find room at 28 px each."""
-    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if width / E * n >= 22)
+    width = inner(layout)[0]
+    every = next(n for n in (1, 4, 8, 16, 32, 64, 128, 256) if width / E * n >= 18)
     ticks = list(range(1, E + 1)) if every == 1 else [1, *range(every, E + 1, every)]
     return {
-        "title": {"text": "expert", "standoff": 2},
+        "title": {"text": "expert", "standoff": 2, "font": layout["font"]},
         "range": [0.5, E + 0.5],
         "tickvals": ticks,
         "ticktext": [str(e) for e in ticks],
@@ -72,7 +73,7 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
         bargap=0.25,
     )
     layout["yaxis"] |= {"nticks": 6}
-    layout["xaxis"] |= expert_axis(E, inner(layout)[0])
+    layout["xaxis"] |= expert_axis(E, layout)
     x = np.arange(1, E + 1, dtype=np.int32)
     when = "" if step is None else f" at step {step:,}"
     bars = {
@@ -180,7 +181,7 @@ def tokens_by_expert(
         y={"title": "tokens", "range": [0.0, doubled(max(2.0, 2 * N / E), float(counts.max()))], "nticks": 5},
         bargap=0.25,
     )
-    layout["xaxis"] |= expert_axis(E, inner(layout)[0])
+    layout["xaxis"] |= expert_axis(E, layout)
     when = "" if step is None else f" at step {step:,}"
     data = [
         {

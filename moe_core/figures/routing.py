@@ -121,7 +121,7 @@ def probe_text(
     cell = min(block * 0.35, width / ROW * 0.85)
     mark = min(12.0, block * 0.15)
     tops = [line * block + mark for line in range(lines)]
-    layout["yaxis"] |= score_axis(tops, cell, block - mark - cell - 4, E, height)
+    layout["yaxis"] |= score_axis(tops, cell, block - mark - cell - 4, E, layout)
     if not N:
         return {"data": [], "layout": layout}
     grid = np.full(lines * ROW, np.nan, np.float32)
@@ -190,13 +190,13 @@ def probe_text(
     return {"data": data, "layout": layout}
 
 
-def score_axis(tops: list[float], cell: float, gates: float, E: int, height: int) -> Spec:
+def score_axis(tops: list[float], cell: float, gates: float, E: int, layout: Spec) -> Spec:
     """The y axis of the score, in px from the top: a line's first byte beside its cells, experts beside its gates."""
     ticks: list[float] = []
     words: list[str] = []
     marks = [e for e in (1, E // 2, E) if 1 <= e <= E]
     # Numbers closer than a line of type would cover each other.
-    marks = sorted(set(marks)) if gates > 40 else [E]
+    marks = sorted(set(marks) - {1}) if gates > 40 and E > 1 else [E]
     for line, top in enumerate(tops):
         ticks.append(top + cell / 2)
         words.append(f"<b>{line * ROW}</b>")
@@ -204,7 +204,7 @@ def score_axis(tops: list[float], cell: float, gates: float, E: int, height: int
             ticks.append(top + cell + 2 + gates * (e - 0.5) / E)
             words.append(str(e))
     return {
-        "title": {"text": "expert", "standoff": 2}, "range": [height, 0], "tickvals": ticks, "ticktext": words,
+        "title": {"text": "expert", "standoff": 2, "font": layout["font"]}, "range": [inner(layout)[1], 0], "tickvals": ticks, "ticktext": words,
         "showgrid": False, "fixedrange": True,
     }  # fmt: skip
 
@@ -322,12 +322,12 @@ def digit_images(
             what = "" if labels_N is None else f", of class {int(labels_N[n])},"
             words.append(f"Image {n}{what} goes to expert {expert + 1}")
     layout["xaxis"] |= {"range": [0, across * tile], "showticklabels": False, "fixedrange": True}
-    layout["xaxis"]["title"] = {"text": "images of the probe", "standoff": 2}
+    layout["xaxis"]["title"] = {"text": "images of the probe", "standoff": 2, "font": layout["font"]}
     layout["yaxis"] |= {
         "range": [len(shown) * tile, 0],
         "tickvals": [row * tile + side / 2 for row in range(len(shown))],
         "ticktext": [tick_name(e, E, theme) for e in shown.tolist()],
-        "title": {"text": "expert", "standoff": 2},
+        "title": {"text": "expert", "standoff": 2, "font": layout["font"]},
         "showgrid": False,
         "fixedrange": True,
     }

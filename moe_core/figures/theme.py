@@ -118,7 +118,8 @@ def escape(text: object) -> str:
 
 def percent(share: float) -> str:
     """A share as a person reads it: "6.3 %"."""
-    return f"{100 * share:.1f} %"
+    # Half up, as people round: 1/16 is 6.3 %.
+    return f"{math.floor(1000 * share + 0.5 + 1e-9) / 10:.1f} %"
 
 
 class Pens(NamedTuple):
@@ -164,7 +165,10 @@ def base(
         "gridcolor": theme.rule,
         "zeroline": False,
         "showline": False,
-        "ticks": "",
+        # Ticks without colour keep the numbers off the plot.
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "rgba(0,0,0,0)",
         "tickfont": font,
         "fixedrange": False,
         "automargin": False,
@@ -177,16 +181,16 @@ def base(
         "plot_bgcolor": theme.ground,
         "font": {"family": SANS, "size": pen.axis, "color": theme.ink2},
         "title": {
-            "text": title,
+            # plotly's own subtitle stands too far below; the second line of the title stands where it should.
+            "text": f'{title}<br><span style="font-size:{pen.axis}px;font-weight:400;color:{theme.ink2}">{subtitle}</span>',
             "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
-            "subtitle": {"text": subtitle, "font": font},
             "x": 0,
             "xref": "container",
             "xanchor": "left",
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"t": 2},
+            "pad": {"t": pen.title + 2},
         },
         "margin": {
             "l": pen.left,

@@ -192,7 +192,7 @@ def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None
     every = 8 if E <= 64 else 16
     ticks = [1, *range(every, E + 1, every)]
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
-    layout["yaxis"] |= {"showgrid": False, "title": {"text": "expert", "standoff": 4}}
+    layout["yaxis"] |= {"showgrid": False, "title": {"text": "expert", "standoff": 4, "font": layout["font"]}}
     x, ratio_nE = in_columns(steps, np.asarray(share_nE, np.float64) * E, max(8, inner(layout)[0] // 2))
     ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
     with np.errstate(divide="ignore"):

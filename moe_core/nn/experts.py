@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+SMALL = 2**20  # hidden activations; up to here on a CPU calls from Python cost more than the cache gives (measured)
+
 relu_backward = torch.ops.aten.threshold_backward
 
 
@@ -29,9 +31,12 @@ def mixture(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
     with torch.autocast(device, enabled=False):
         x_TD, weights_TK, w1_EDH, w2_EDH = (t.to(dtype) for t in (x_TD, weights_TK, w1_EDH, w2_EDH))
-        # The grouped kernels want rows of whole 16 bytes; other widths take the loop, which waits for the counts.
-        aligned = all(width * dtype.itemsize % 16 == 0 for width in w1_EDH.shape[1:])
-        return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, device == "cuda" and aligned)
+        # The grouped kernels want rows of whole 16 bytes and at most 32 bits; anything else takes the loop.
+        fits = dtype.itemsize <= 4 and all(width * dtype.itemsize % 16 == 0 for width in w1_EDH.shape[1:])
+        small = experts_TK.numel() * w1_EDH.shape[2] <= SMALL
+        return Mixture.apply(
+            x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, fits and (device == "cuda" or small)
+        )
 
 
 class Mixture(torch.autograd.Function):
@@ -101,7 +106,7 @@ class OneByOne:
 
 
 class Grouped:
-    """The products of all experts in one kernel each, for a GPU: no wait for the counts. rows: where each expert's end."""
+    """The products of all experts in one kernel each, for a GPU (no wait for the counts) and for small batches. rows: where each expert's end."""
 
     @staticmethod
     def forward(x_ND, w1_EDH, w2_EDH, rows):

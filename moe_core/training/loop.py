@@ -31,7 +31,7 @@ from moe_core.runs import RunWriter, create_run, new_id, runs_folder
 from moe_core.schema import METRICS, Config, Knobs, check, check_knob
 from moe_core.training import checkpoint
 from moe_core.training.committer import Committer
-from moe_core.training.data import Batch, Data, _generator, load
+from moe_core.training.data import Data, _generator, load
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
@@ -103,6 +103,7 @@ class Trainer:
         self.paused = self.stopping = False
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
+        self.changes: list[Any] = []  # knob changes that wait for the next step
         self.evaluated = self.snapped = -1  # the step of the last evaluation and snapshot
         self.next_flush = self.next_look = self.next_full = self.next_beat = 0.0
         self.last_began = -math.inf
@@ -113,9 +114,7 @@ class Trainer:
         self.look(full=True)  # how the gate stands before anything was learnt
         self.flush("training")
         while True:
-            pending = self.writer.pending()
-            for command in pending.commands:
-                self.obey(command)
+            self.read()
             if self.stopping or (self.config.steps and self.step >= self.config.steps):
                 break
             if self.paused and not self.steps_asked:
@@ -124,12 +123,9 @@ class Trainer:
             began = time.perf_counter()
             if self.knobs.speed_limit and not self.steps_asked:
                 self.wait_for_speed_limit(began)
-                pending = self.writer.pending()  # what was turned while waiting takes effect now
-                for command in pending.commands:
-                    self.obey(command)
-                if self.stopping or (self.paused and not self.steps_asked):
+                if self.stopping or self.paused:
                     continue
-            self.turn(pending.knobs)
+            self.turn()
             self.steps_asked = max(0, self.steps_asked - 1)
             self.train_step(began)
             self.after_step()
@@ -142,8 +138,23 @@ class Trainer:
 
     # Knobs and commands
 
-    def turn(self, changes: list[Any]) -> None:
+    def read(self) -> bool:
+        """Obey new commands and keep new knob changes until a step is trained. True if there was anything.
+
+        What is read is marked as seen at once: the commit that answers it in the record lags behind.
+        """
+        pending = self.writer.pending()
+        for command in pending.commands:
+            self.writer.command_seen = command.id
+            self.obey(command)
+        for change in pending.knobs:
+            self.writer.knob_seen = change.id
+        self.changes += pending.knobs
+        return bool(pending.commands or pending.knobs)
+
+    def turn(self) -> None:
         """Let knob changes take effect in the coming step. One that this run cannot take is acknowledged and ignored."""
+        changes, self.changes = self.changes, []
         for change in changes:
             with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
                 self.knobs = replace(self.knobs, **{change.name: check_knob(self.config, change.name, change.value)})
@@ -191,13 +202,11 @@ class Trainer:
         """Sleep until the next step is due, waking for knobs: one turn from slow to fast must not wait for the old pace."""
         due = self.last_began + 1 / self.knobs.speed_limit
         while (left := due - time.perf_counter()) > 0 and not self.stopping:
-            if left > IDLE:
-                pending = self.writer.pending()
-                if pending.commands or pending.knobs:
-                    return
+            if self.read():
+                break  # trained now, so that the turn shows
             self.maybe_flush()
             time.sleep(min(left, IDLE))
-        self.last_began = max(due, began)
+        self.last_began = time.perf_counter()
 
     # One step
 
@@ -223,7 +232,7 @@ class Trainer:
             self.optimizer.step()
         else:
             self.pause(
-                f"the {'gradient' if math.isfinite(float(loss)) else 'loss'} of step {self.step} is not finite, so its "
+                f"the {'gradient' if math.isfinite(loss.item()) else 'loss'} of step {self.step} is not finite, so its "
                 f"update was left out; turn the learning rate down (now {knobs.lr:g}) and resume"
             )
         self.window.add(routings, batch.labels)

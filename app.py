@@ -1,0 +1,8 @@
+"""The ASGI app: the Streamlit script, the live route, and the guard around both. `streamlit run app.py` serves it."""
+
+import streamlit as st
+
+from moe_core.dashboard.guard import MIDDLEWARE
+from moe_core.dashboard.live import ROUTES
+
+app = st.App("moe_core/dashboard/main.py", routes=ROUTES, middleware=MIDDLEWARE)

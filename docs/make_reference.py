@@ -1,0 +1,42 @@
+"""Writes docs/reference.md from the declarations in moe_core/schema.py: `python docs/make_reference.py`."""
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from moe_core.schema import STATS, Config, Knobs, meta_of
+
+
+def settings_table(settings: type[Config] | type[Knobs]) -> list[str]:
+    lines = ["| name | default | range | what it is |", "|---|---|---|---|"]
+    for f in fields(settings):
+        meta = meta_of(settings, f.name)
+        number = isinstance(f.default, (int, float))
+        span = ", ".join(meta.choices) or (f"{meta.low:g} to {meta.high:g} {meta.unit}".strip() if number else "")
+        default = settings().__dict__[f.name]
+        lines.append(f"| `{f.name}` | {default if default != '' and default != () else 'none'} | {span} | {meta.help} |")
+    return lines
+
+
+def stats_table() -> list[str]:
+    one_for = {"": "step", "L": "step and layer", "LE": "step, layer and expert"}
+    lines = ["| name | one for each | unit | what it is |", "|---|---|---|---|"]
+    for stat in STATS:
+        lines.append(f"| `{stat.name}` | {one_for[stat.shape]} | {stat.unit} | {stat.help} |")
+    return lines
+
+
+def reference() -> str:
+    """The whole page; a test compares it with the file."""
+    lines = ["# Reference", ""]
+    lines += ["Made from moe_core/schema.py by docs/make_reference.py; edit there.", ""]
+    lines += ["## Config: what fixes a run", "", *settings_table(Config), ""]
+    lines += ["## Knobs: what is turned while it trains", "", *settings_table(Knobs), ""]
+    lines += ["## Statistics: what is measured", "", *stats_table(), ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "reference.md").write_text(reference())

@@ -1,0 +1,122 @@
+"""The numbers inside the figures, at the sizes where they change their form."""
+
+import copy
+
+import numpy as np
+import pytest
+
+from moe_core.figures import bars, routing, timeline
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.theme import DARK, LIGHT, escape, expert_colour, letter_colour, luminance, percent
+
+SIZES = (1, 2, 16, 20, 21, 64)
+
+
+def contrast(a, b):
+    low, high = sorted((luminance(a), luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=lambda theme: theme.name)
+def test_every_expert_stands_out_and_its_letter_reads(theme):
+    assert len(set(theme.experts)) == 16
+    for colour in theme.experts:
+        assert contrast(colour, theme.ground) >= 3
+        assert contrast(colour, letter_colour(colour)) >= 4.5
+
+
+def test_colours_repeat_from_the_seventeenth_expert():
+    assert expert_colour(16, LIGHT) == expert_colour(0, LIGHT) != expert_colour(1, LIGHT)
+
+
+def test_users_text_is_neither_tag_nor_template():
+    assert escape("<b>%{x}\x00&") == "&lt;b&gt;%&#123;x} &amp;"
+    assert percent(1 / 16) == "6.3 %"
+
+
+@pytest.mark.parametrize("E", SIZES)
+@pytest.mark.parametrize("rows", [0, 1, 30])
+def test_load_share_draws_what_it_is_given(E, rows):
+    share = np.random.default_rng(0).dirichlet(np.ones(E), rows)
+    steps = np.arange(1, rows + 1)
+    kept = copy.deepcopy((steps, share))
+    drawn = timeline.load_share(steps, share, theme=DARK)
+    np.testing.assert_array_equal(steps, kept[0])
+    np.testing.assert_array_equal(share, kept[1])
+    assert drawn.layout.meta == {"figure": "load_share", "step": rows or None}
+    if E > 20:
+        assert [trace.type for trace in drawn.data] == ["heatmap"]
+        np.testing.assert_allclose(drawn.data[0].customdata, (share * E).T, rtol=1e-5)
+        assert np.all(np.abs(drawn.data[0].z) <= 3)
+    else:
+        assert len(drawn.data) == E
+        for e, trace in enumerate(drawn.data):
+            np.testing.assert_allclose(trace.y, share[:, e] * 100, rtol=1e-5)
+            assert trace.line.color == expert_colour(e, DARK)
+            assert trace.line.dash == ("dash" if e >= 16 else "solid")
+
+
+@pytest.mark.parametrize("E", SIZES)
+def test_balance_now_draws_what_it_is_given(E):
+    load, importance = np.random.default_rng(1).dirichlet(np.ones(E), 2)
+    drawn = bars.balance_now(load, importance, step=7)
+    y = np.asarray(drawn.data[0].y)
+    if E > 20:
+        np.testing.assert_allclose(y + 1, np.sort(load * E)[::-1], rtol=1e-4, atol=1e-6)
+    else:
+        np.testing.assert_allclose(y, load * 100, rtol=1e-5)
+        np.testing.assert_allclose(drawn.data[2].y, importance * 100, rtol=1e-5)
+    assert drawn.layout.meta["step"] == 7
+
+
+@pytest.mark.parametrize("E", SIZES)
+def test_tokens_are_counted_by_their_first_expert(E):
+    experts = np.random.default_rng(2).integers(0, E, (256, 2)).astype(np.uint8)
+    drawn = bars.tokens_by_expert(experts, E)
+    assert list(drawn.data[0].y) == [int((experts[:, 0] == e).sum()) for e in range(E)]
+
+
+def test_only_changes_that_took_effect_leave_a_line():
+    class Change:
+        name, previous, value = "noise", 0.5, 1.0
+
+        def __init__(self, step):
+            self.step = step
+
+    steps = np.arange(1, 101)
+    spec = timeline.balance.spec(steps, steps / 50, steps / 80, changes=(Change(40), Change(None)), label_changes=True)
+    assert [shape["x0"] for shape in spec["layout"]["shapes"]] == [40]
+    assert [note["text"] for note in spec["layout"]["annotations"]][-1] == "noise 0.5 → 1"
+
+
+def test_a_spike_of_the_loss_is_in_the_data_and_nan_stays_a_gap():
+    train = np.r_[np.full(50, 2.0), 99.0, np.nan, np.full(50, 2.0)]
+    spec = timeline.loss.spec(np.arange(102), train, np.array([50]), np.array([1.5]))
+    np.testing.assert_array_equal(spec["data"][0]["y"], train.astype(np.float32))
+    assert spec["layout"]["yaxis"]["range"][1] < 10
+
+
+@pytest.mark.parametrize("E", SIZES)
+def test_the_score_shows_each_byte_with_its_gates_and_marks_what_moved(E):
+    rng = np.random.default_rng(3)
+    K = min(2, E)
+    experts = np.argsort(rng.random((100, E)), axis=1)[:, :K].astype(np.uint8)
+    gates = rng.dirichlet(np.ones(K), 100).astype(np.float16)
+    before = experts.copy()
+    before[5, 0] = int(before[5, 0]) + 1
+    spec = routing.probe_text.spec(np.full(100, 60, np.uint8), experts, gates, E, before_NK=before)
+    cells = [t for t in spec["data"] if t["name"].startswith("first")]
+    shown = np.concatenate([t["z"][0] for t in cells])
+    np.testing.assert_array_equal(shown[:100], experts[:, 0])
+    assert np.isnan(shown[100:]).all()
+    assert spec["data"][-2]["text"] == ["&lt;"] * 100
+    assert len(spec["data"][-1]["x"]) == 1
+    assert spec["data"][-1]["x"][0] == 5.5
+    np.testing.assert_allclose(
+        spec["data"][1]["z"][:, 0], np.bincount(experts[0], gates[0].astype(float), minlength=E), rtol=1e-3
+    )
+
+
+def test_each_figure_says_its_name_and_titles_its_axes():
+    for name, entry in FIGURES.items():
+        assert entry.draw.name == name

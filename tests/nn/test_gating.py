@@ -1,0 +1,155 @@
+"""The gate and its losses against a float64 definition, and at their limits."""
+
+import math
+
+import pytest
+import torch
+
+from moe_core.nn.balance import cv_squared, importance_loss, load_loss
+from moe_core.nn.gating import NoisyTopKGate, selection_chance_TE, smooth_load
+from moe_core.nn.layer import MoELayer
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def random_gate(k=2, num_experts=6):
+    gate = NoisyTopKGate(5, num_experts, k)
+    torch.nn.init.normal_(gate.w_gate)
+    torch.nn.init.normal_(gate.w_noise)
+    return gate
+
+
+def defined_load(clean, noisy, std, k):
+    """Appendix A, component by component."""
+    total = []
+    for i in range(clean.shape[1]):
+        others = torch.cat([noisy[:, :i], noisy[:, i + 1 :]], 1)
+        kth = others.sort(1, descending=True).values[:, k - 1]
+        z = (clean[:, i] - kth) / std[:, i]
+        total.append((0.5 * (1 + torch.erf(z / math.sqrt(2)))).sum())
+    return torch.stack(total)
+
+
+@pytest.mark.parametrize("k", [1, 2, 5])
+def test_smooth_load_and_its_gradients_agree_with_the_definition(k):
+    clean, noisy = torch.randn(2, 20, 6, dtype=torch.float64).unbind()
+    inputs = [clean, clean + noisy, torch.rand(20, 6, dtype=torch.float64) + 0.1]
+    inputs = [t.detach().requires_grad_() for t in inputs]
+    ours, reference = smooth_load(*inputs, k), defined_load(*inputs, k)
+    torch.testing.assert_close(ours, reference)
+    for a, b in zip(
+        torch.autograd.grad(cv_squared(ours), inputs), torch.autograd.grad(cv_squared(reference), inputs), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_whole_gate_agrees_with_the_definition():
+    gate = random_gate()
+    x = torch.randn(30, 5)
+    torch.manual_seed(1)
+    routing = gate(x, noise=0.7)
+    torch.manual_seed(1)
+    draws = torch.randn(30, 6).double()
+    w_gate, w_noise = (p.detach().double().requires_grad_() for p in (gate.w_gate, gate.w_noise))
+    clean = x.double() @ w_gate
+    std = 0.7 * (torch.nn.functional.softplus(x.double() @ w_noise) + 1e-2)
+    noisy = clean + draws * std
+    gates = noisy.masked_fill(noisy < noisy.topk(2).values[:, -1:], -math.inf).softmax(1)
+    torch.testing.assert_close(routing.gates_TE.double(), gates, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(routing.importance_E.double(), gates.sum(0), atol=1e-5, rtol=1e-4)
+    assert routing.counts_E.tolist() == (gates > 0).sum(0).tolist()
+    ours = importance_loss(routing) + load_loss(routing)
+    load, importance = defined_load(clean, noisy, std, 2), gates.sum(0)
+    reference = sum(v.var(correction=0) / v.mean() ** 2 for v in (load, importance))
+    torch.testing.assert_close(ours.double(), reference, atol=1e-5, rtol=1e-4)
+    for a, b in zip(
+        torch.autograd.grad(ours, [gate.w_gate, gate.w_noise]),
+        torch.autograd.grad(reference, [w_gate, w_noise]),
+        strict=True,
+    ):
+        torch.testing.assert_close(a.double(), b, atol=1e-4, rtol=1e-3)
+
+
+def test_the_chance_is_the_share_of_redraws_that_select():
+    clean, std = torch.randn(4, 6), torch.rand(4, 6) + 0.3
+    noisy, draws = clean + torch.randn(4, 6) * std, 20_000
+    chance = selection_chance_TE(clean, noisy, std, 2)
+    for i in range(6):
+        redrawn = noisy.repeat(draws, 1, 1)
+        redrawn[:, :, i] = clean[:, i] + torch.randn(draws, 4) * std[:, i]
+        share = (redrawn.topk(2).indices == i).any(-1).float().mean(0)
+        assert ((share - chance[:, i]).abs() < 5 * (0.25 / draws) ** 0.5).all()
+
+
+@pytest.mark.parametrize(("num_experts", "k"), [(1, 1), (4, 4), (6, 2)])
+@pytest.mark.parametrize("noise", [0.0, 1e-30, 1e-3, 1.0, 4.0])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e4, 1e30])
+def test_everything_is_finite_at_the_limits(num_experts, k, noise, scale):
+    gate = random_gate(k, num_experts)
+    x = torch.randn(16, 5)
+    with torch.no_grad():
+        gate.w_gate *= scale
+    routing = gate(x, noise=noise)
+    loss = importance_loss(routing) + load_loss(routing) + routing.weights_TK.square().sum()
+    loss.backward()
+    assert all(t.isfinite().all() for t in routing)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in gate.parameters())
+    assert routing.counts_E.sum() == 16 * k
+    assert ((routing.load_E >= 0) & (routing.load_E <= 16)).all()
+    if k == num_experts:
+        assert routing.load_E.tolist() == [16.0] * num_experts
+    elif noise == 0:
+        assert routing.load_E.tolist() == routing.counts_E.tolist()
+        assert not routing.load_E.requires_grad
+    elif scale == 1e30:  # far beyond the noise
+        assert routing.load_E.tolist() == routing.counts_E.tolist()
+
+
+def test_an_even_tie_with_tiny_noise_is_no_certainty_for_all():
+    torch.testing.assert_close(
+        NoisyTopKGate(5, 6, 2)(torch.randn(4000, 5), noise=1e-30).load_E.sum().item(), 8000.0, rtol=0.05, atol=0
+    )
+
+
+def test_cv_squared_has_the_population_variance():
+    assert cv_squared(torch.tensor([8.0, 0, 0, 0])).item() == pytest.approx(3)
+    assert (
+        cv_squared(torch.ones(4)).item() == cv_squared(torch.ones(1)).item() == cv_squared(torch.zeros(4)).item() == 0
+    )
+
+
+def test_noise_is_for_training_unless_asked_for():
+    gate, x = random_gate().eval(), torch.randn(8, 5)
+    assert torch.equal(gate(x).noisy_logits_TE, gate(x).clean_logits_TE)
+    assert not gate(x).noise_std_TE.any()
+    assert not torch.equal(gate(x, noisy=True).noisy_logits_TE, gate(x).clean_logits_TE)
+
+
+@pytest.mark.parametrize("k", [0, 7])
+def test_a_k_out_of_range_is_refused(k):
+    with pytest.raises(ValueError, match=f"k must be between 1 and num_experts=6, got {k}"):
+        random_gate()(torch.randn(3, 5), k=k)
+
+
+def cv_after_training(loss, steps=150):
+    """CV(counts) of a gate that favoured one expert, after training on this loss alone."""
+    layer, x = MoELayer(8, 8, 8, 2), torch.randn(256, 8)
+    x[:, 0] = 1.0
+    with torch.no_grad():
+        layer.gate.w_gate[0, 0] = 3.0
+    optimizer = torch.optim.Adam(layer.gate.parameters(), lr=0.03)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        _, routing = layer(x)
+        (loss(routing) + 0 * routing.importance_E.sum()).backward()
+        optimizer.step()
+    return routing.counts_E.double().var(correction=0).sqrt().item() / routing.counts_E.double().mean().item()
+
+
+def test_each_loss_alone_evens_a_gate_that_favours_one_expert():
+    assert cv_after_training(lambda routing: routing.importance_E.sum() * 0) > 0.8
+    assert cv_after_training(importance_loss) < 0.4
+    assert cv_after_training(load_loss) < 0.4

@@ -1,0 +1,116 @@
+"""The command line as a person or a script meets it: JSON lines, exit statuses, one line for what is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moe_core.runs import open_run
+from moe_core.schema import STATS
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--task", "plane", "--d-model", "8", "--d-hidden", "8", "--tokens", "64", "--threads", "1"]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def moe(*words: str, runs: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "moe_core", words[0], "--runs", str(runs), *words[1:]]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+
+
+def test_train_prints_json_lines_and_leaves_every_statistic(tmp_path: Path) -> None:
+    done = moe("train", *SMALL, "--steps", "60", "--json", "--run-id", "a", runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert events[0]["event"] == "start"
+    assert events[0]["run"] == "a"
+    assert {e["event"] for e in events} == {"start", "step", "eval", "end"}
+    end = events[-1]
+    assert end["state"] == "finished"
+    assert end["step"] == 60
+    assert set(end["eval"]) == {"accuracy", "loss"}
+    run = open_run("a", tmp_path)
+    for stat in STATS:
+        steps, values = run.history(stat.name)
+        assert steps.tolist() == list(range(1, 61)), stat.name
+        assert len(values) == 60
+    assert end["cv_load"] == pytest.approx(run.history("cv_load", first=11)[1].mean())
+    assert moe("verify", "a", runs=tmp_path).returncode == 0
+    listed = json.loads(moe("runs", "--json", runs=tmp_path).stdout)
+    assert (listed["run"], listed["state"], listed["step"]) == ("a", "finished", 60)
+    late = moe("set", "a", "noise=0.5", runs=tmp_path)
+    assert late.returncode == 2
+    assert "a is finished" in late.stderr
+
+
+def test_knobs_and_commands_reach_a_trainer(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "moe_core", "train", *SMALL, "--runs", str(tmp_path), "--run-id", "a", "--json"]
+    trainer = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    try:
+        assert json.loads(trainer.stdout.readline())["event"] == "start"
+        assert moe("pause", "a", runs=tmp_path).returncode == 0
+        run = open_run("a", tmp_path)
+        held = run.steps()[1]
+        assert run.state == "paused"
+        assert moe("set", "a", "noise=0.5", "w-load=0", runs=tmp_path).returncode == 0
+        assert moe("step", "a", runs=tmp_path).returncode == 0
+        until = time.monotonic() + 10
+        while run.steps()[1] == held and time.monotonic() < until:
+            time.sleep(0.05)
+        assert run.steps()[1] == held + 1
+        assert [(c.name, c.value, c.step) for c in run.knob_changes()] == [
+            ("noise", 0.5, held + 1),
+            ("w_load", 0.0, held + 1),
+        ]
+        assert "checkpoint-" in moe("checkpoint", "a", runs=tmp_path).stdout
+        assert moe("stop", "a", runs=tmp_path).returncode == 0
+        out, _ = trainer.communicate(timeout=30)
+        assert json.loads(out.splitlines()[-1])["state"] == "stopped"
+        assert trainer.returncode == 0
+        assert len(list((tmp_path / "a").glob("checkpoint-*.pt"))) == 1
+    finally:
+        trainer.kill()
+        trainer.wait()
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--k", "99"], "k must be between 1 and num_experts=16"),
+        (["--noise", "-1"], "noise must be between 0 and 4"),
+        (["--speed", "3"], "--speed"),
+        (["--task", "poetry"], "task must be one of"),
+        (["--text", "not-there"], "is not there"),
+        (["--task", "digits", "--data", "not-there.npz"], "is not a file"),
+        (["--data", "x.npz"], "add --task digits"),
+        (["--device", "nonsense"], "device must be"),
+        (["--tokens", "100"], "tokens must be a multiple"),
+    ],
+)
+def test_bad_input_is_one_line_status_2_and_nothing_written(words: list[str], says: str, tmp_path: Path) -> None:
+    done = moe("train", *words, "--steps", "1", runs=tmp_path / "runs")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("moe: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["verify", "nothing"], ["set", "nothing", "noise=1"], ["stop", "nothing"], ["export", "nothing", "--out", "x"]],
+)
+def test_a_run_that_is_not_there_is_one_line_and_status_2(words: list[str], tmp_path: Path) -> None:
+    done = moe(*words, runs=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+
+
+def test_talking_to_runs_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys; from moe_core.__main__ import main; main(['runs', '--runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 0

@@ -1,0 +1,81 @@
+"""Who may import whom. This table is the documentation as well as the check."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# What a module of each part may import beside the standard library, by the longest matching prefix of its path.
+MAY_IMPORT = {
+    "moe_core/schema.py": set(),
+    "moe_core/nn": {"torch", "moe_core.schema", "moe_core.nn"},
+    "moe_core/runs": {"numpy", "moe_core", "moe_core.schema", "moe_core.runs"},
+    "moe_core/figures": {"numpy", "plotly", "moe_core.schema", "moe_core.figures"},
+    "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.nn", "moe_core.runs", "moe_core.training"},
+    "moe_core/export.py": {"numpy", "plotly", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.figures"},
+    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "plotly", "moe_core.schema", "moe_core.runs", "moe_core.figures", "moe_core.dashboard"},
+    "moe_core/__main__.py": {"moe_core", "benchmarks"},
+    "moe_core/__init__.py": set(),
+    "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
+    "app.py": {"streamlit", "moe_core.dashboard"},
+}  # fmt: skip
+SQL_ONLY_IN = "moe_core/runs/store.py"
+
+
+def imports(path: Path) -> set[str]:
+    """Full dotted names that a file imports from outside the standard library, wherever in the file it does."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import; write the whole name"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names or name.startswith("sqlite3")}
+
+
+def allowed(name: str, may: set[str]) -> bool:
+    """moe_core alone allows its __version__ only; a package allows what is below it."""
+    if name.startswith("moe_core.") and name != "moe_core.__version__":
+        return any(name == prefix or name.startswith(prefix + ".") for prefix in may - {"moe_core"})
+    return name == "moe_core.__version__" or any(name == prefix or name.startswith(prefix + ".") for prefix in may)
+
+
+FILES = sorted(
+    path
+    for folder in ("moe_core", "pages", "app.py")
+    for path in [*(ROOT / folder).rglob("*.py"), ROOT / folder]
+    if path.is_file()
+)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
+    name = path.relative_to(ROOT).as_posix()
+    prefixes = [prefix for prefix in MAY_IMPORT if name == prefix or name.startswith(prefix + "/")]
+    assert prefixes, f"{name} belongs to no part; say in MAY_IMPORT what it may import"
+    may = MAY_IMPORT[max(prefixes, key=len)]
+    if name == "moe_core/__main__.py":
+        may = may | {f"moe_core.{part}" for part in ("schema", "runs", "training", "export")}
+    found = imports(path)
+    if name != SQL_ONLY_IN:
+        assert not {module for module in found if module.split(".")[0] == "sqlite3"}, (
+            f"{name}: SQL belongs in {SQL_ONLY_IN}"
+        )
+    found = {module for module in found if module.split(".")[0] != "sqlite3"}
+    refused = sorted(module for module in found if not allowed(module, may))
+    assert not refused, f"{name} may not import {refused}"
+
+
+def test_the_dashboard_process_has_no_torch() -> None:
+    code = "import sys, moe_core.dashboard.controls, moe_core.dashboard.live, moe_core.dashboard.feed; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_the_store_and_the_figures_need_neither_torch_nor_streamlit() -> None:
+    code = "import sys, moe_core.runs, moe_core.figures; sys.exit(bool({'torch', 'streamlit'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

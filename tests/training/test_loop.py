@@ -1,0 +1,227 @@
+"""The trainer's loop against a record in memory: determinism, knobs, commands, and a loss that is not finite."""
+
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.schema import Config, Knobs, layout
+from moe_core.training.data import load
+from moe_core.training.loop import Trainer, choose_device
+
+CONFIG = Config.for_task(
+    "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1
+)
+
+
+KNOBS = Knobs()
+
+
+class Record:
+    """A writer that keeps what it is given. script: step -> knob changes and commands found at the top of the next one."""
+
+    def __init__(self, script: dict[int, dict] | None = None):
+        self.script, self.batches, self.trainer = script or {}, [], None
+
+    def pending(self):
+        found = self.script.pop(self.trainer.step, {})
+        return SimpleNamespace(knobs=found.get("knobs", []), commands=found.get("commands", []))
+
+    def commit(self, batch) -> None:
+        self.batches.append(batch)
+
+    def beat(self, step: int) -> None:
+        pass
+
+    @property
+    def rows(self) -> np.ndarray:
+        return np.concatenate([b.rows for b in self.batches if len(b.rows)])
+
+    def all(self, name: str) -> list:
+        return [item for batch in self.batches for item in getattr(batch, name)]
+
+
+def run(config: Config = CONFIG, knobs: Knobs = KNOBS, script: dict | None = None, prepare=lambda trainer: None):
+    torch.set_num_threads(1)
+    record = Record(script)
+    trainer = Trainer(config, knobs, load(config), torch.device("cpu"), record, Path(), lambda event: None)
+    record.trainer = trainer
+    prepare(trainer)
+    state = trainer.run()
+    assert trainer.committer.close() == ""
+    return state, record, trainer
+
+
+def turned(id: int, name: str, value: float) -> SimpleNamespace:
+    return SimpleNamespace(id=id, name=name, value=value)
+
+
+def told(id: int, name: str) -> SimpleNamespace:
+    return SimpleNamespace(id=id, name=name)
+
+
+def column(record: Record, stat: str) -> np.ndarray:
+    return record.rows[:, next(c.start for c in layout(1, 4) if c.stat == stat)]
+
+
+def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
+    state, one, _ = run()
+    _, again, _ = run()
+    assert state == "finished"
+    assert len(one.rows) == 12
+    assert np.array_equal(column(one, "loss"), column(again, "loss"))
+    assert not np.array_equal(column(one, "loss"), column(run(Config(**{**CONFIG.__dict__, "seed": 1}))[1], "loss"))
+
+
+def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, one, _ = run()
+    monkeypatch.setattr(Trainer, "look_if_due", lambda self: self.look(full=True))
+    _, watched, _ = run()
+    assert len(watched.all("snapshots")) > len(one.all("snapshots"))
+    assert np.array_equal(column(one, "loss"), column(watched, "loss"))
+
+
+def test_evaluations_go_by_step_and_end_with_one() -> None:
+    _, record, _ = run()
+    evals = record.all("evals")
+    assert [step for step, *_ in evals] == [5, 10, 12]
+    assert set(evals[0][1]) == {"accuracy", "loss"}
+    assert record.all("snapshots")[0][0] == 0
+
+
+def test_a_knob_read_after_step_4_acts_in_step_5() -> None:
+    changes = [turned(1, "noise", 0.0), turned(2, "k", 1)]
+    _, record, trainer = run(script={4: {"knobs": changes}})
+    assert record.all("applied") == [(1, 5), (2, 5)]
+    assert (column(record, "noise_scale")[:4] > 0).all()
+    assert (column(record, "noise_scale")[4:] == 0).all()
+    assert (column(record, "top1_gate")[4:] == 1).all()
+    assert trainer.knobs.k == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("w_importance", 1.0), ("w_load", 1.0)])
+def test_each_loss_weight_is_live(name: str, value: float) -> None:
+    none = Knobs(w_importance=0.0, w_load=0.0)
+    _, record, _ = run(knobs=none, script={4: {"knobs": [turned(1, name, value)]}})
+    extra = column(record, "loss") - column(record, "task_loss")
+    assert (extra[:4] == 0).all()
+    assert (extra[4:] > 0).all()
+
+
+def test_the_learning_rate_is_live() -> None:
+    _, still, _ = run()
+    _, record, trainer = run(script={4: {"knobs": [turned(1, "lr", 0.05)]}})
+    assert np.array_equal(column(still, "loss")[:5], column(record, "loss")[:5])
+    assert not np.array_equal(column(still, "loss")[5:], column(record, "loss")[5:])
+    assert trainer.optimizer.param_groups[0]["lr"] == 0.05
+
+
+def test_a_change_that_this_run_cannot_take_is_answered_and_ignored() -> None:
+    _, record, trainer = run(script={4: {"knobs": [turned(1, "k", 99)]}})
+    assert record.all("applied") == [(1, 5)]
+    assert trainer.knobs.k == 2
+
+
+def test_pause_step_resume_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While paused the step does not move, so the script goes by how often the loop looked."""
+    looks = []
+
+    def idle(self) -> None:
+        looks.append(self.step)
+        self.flush()
+        then = {1: "step", 2: "resume"}.get(len(looks))
+        self.writer.script[self.step] = {"commands": [told(10 + len(looks), then)]} if then else {}
+
+    monkeypatch.setattr(Trainer, "idle", idle)
+    state, record, _ = run(script={3: {"commands": [told(1, "pause")]}, 7: {"commands": [told(20, "stop")]}})
+    assert state == "stopped"
+    assert looks == [3, 4]
+    assert len(record.rows) == 7
+    assert record.all("acks") == [(1, 3, "done"), (11, 3, "done"), (12, 4, "done"), (20, 7, "done")]
+    assert [b.state for b in record.batches if b.state] == ["training", "paused", "training"]
+
+
+def test_a_knob_turned_while_paused_waits_for_the_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def idle(self) -> None:
+        seen.append(self.knobs.noise)
+        found = {"knobs": [turned(1, "noise", 0.5)]} if len(seen) == 1 else {"commands": [told(2, "resume")]}
+        self.writer.script[self.step] = found
+
+    monkeypatch.setattr(Trainer, "idle", idle)
+    _, record, trainer = run(script={3: {"commands": [told(1, "pause")]}})
+    assert seen == [1.0, 1.0]
+    assert record.all("applied") == [(1, 4)]
+    assert trainer.knobs.noise == 0.5
+
+
+def test_a_loss_that_is_not_finite_changes_no_weight_and_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = {}
+
+    def idle(self) -> None:
+        held["reason"], held["step"] = self.reason, self.step
+        held["after"] = [p.detach().clone() for p in self.model.parameters()]
+        self.writer.script[self.step] = {"commands": [told(1, "stop")]}
+
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.head.bias[0] = torch.nan
+        held["before"] = [p.detach().clone() for p in trainer.model.parameters()]
+
+    monkeypatch.setattr(Trainer, "idle", idle)
+    state, record, _ = run(prepare=poison)
+    assert state == "stopped"
+    assert held["step"] == 1
+    assert "loss of step 1 is not finite" in held["reason"]
+    assert "learning rate" in held["reason"]
+    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(held["before"], held["after"], strict=True))
+    assert np.isnan(column(record, "loss")[0])
+
+
+def test_a_record_that_cannot_be_written_ends_the_training() -> None:
+    def fail(batch) -> None:
+        raise OSError("no room")
+
+    def break_it(trainer: Trainer) -> None:
+        trainer.writer.commit = fail
+
+    torch.set_num_threads(1)
+    with pytest.raises(RuntimeError, match="no room"):
+        run(Config(**{**CONFIG.__dict__, "steps": 5000}), prepare=break_it)
+
+
+def test_a_full_queue_makes_the_trainer_wait_and_drops_nothing() -> None:
+    gate = threading.Event()
+    record = Record()
+    kept = record.commit
+    record.commit = lambda batch: (gate.wait(10), kept(batch))
+    told_of = []
+    trainer = Trainer(CONFIG, Knobs(), load(CONFIG), torch.device("cpu"), record, Path(), told_of.append)
+    record.trainer = trainer
+
+    def notify(event: dict) -> None:
+        told_of.append(event["event"])
+        if event["event"] == "waiting":
+            gate.set()
+
+    trainer.committer.notify = notify
+    trainer.maybe_flush = trainer.flush  # one commit a step: 12 steps and more overfill nothing, so go on for 40
+    trainer.config = Config(**{**CONFIG.__dict__, "steps": 40})
+    trainer.run()
+    trainer.committer.close()
+    assert "waiting" in told_of
+    assert len(record.rows) == 40
+    assert [b.first_step for b in record.batches if len(b.rows)] == sorted(
+        {b.first_step for b in record.batches if len(b.rows)}
+    )
+
+
+def test_a_device_that_is_not_there_is_refused() -> None:
+    assert choose_device("cpu").type == "cpu"
+    for wanted in ("nonsense", "cuda:77"):
+        with pytest.raises(ValueError, match="device"):
+            choose_device(wanted)

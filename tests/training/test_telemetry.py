@@ -1,0 +1,136 @@
+"""Statistics and windows against counting by hand, and a probe that looks without touching."""
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.nn.models import build
+from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config, layout
+from moe_core.training.data import load
+from moe_core.training.telemetry import Probe, Telemetry, Window, churn, saturation
+
+CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=32, d_model=8, d_hidden=8)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return build(CONFIG, 2, 2, k=2)
+
+
+def routings_of(model, step: int = 1):
+    return model(load(CONFIG).batch(step).inputs, 2, 1.0)[1]
+
+
+def test_a_row_has_every_stored_statistic_where_the_layout_says(model) -> None:
+    telemetry = Telemetry(CONFIG, torch.device("cpu"))
+    routings = routings_of(model)
+    telemetry.record(1, torch.tensor(3.0), torch.tensor(2.0), torch.tensor(1.0), 0.5, routings)
+    first, rows = telemetry.take()
+    columns = layout(2, 4)
+    assert first == 1
+    assert rows.shape == (1, columns[-1].start + columns[-1].width)
+    assert {c.stat for c in columns} == {s.name for s in STATS if s.stored}
+    at = {(c.stat, c.layer): rows[0, c.start : c.start + c.width] for c in columns}
+    assert at["loss", -1] == 3
+    assert at["task_loss", -1] == 2
+    assert at["grad_norm", -1] == 1
+    assert at["seconds", -1] == 0.5
+    for layer, routing in enumerate(routings):
+        assert np.allclose(at["importance", layer], routing.gates_TE.sum(0).detach())
+        assert np.allclose(at["load", layer], routing.load_E.detach())
+        assert at["counts", layer].sum() == 2 * 32
+        assert np.allclose(at["noise_scale", layer], routing.noise_std_TE.mean().detach())
+        assert np.allclose(at["top1_gate", layer], routing.gates_TE.max(1).values.mean().detach())
+        assert at["saturation", layer] == 1
+        assert at["churn", layer] == at["dropped", layer] == at["dead_experts", layer] == 0
+    assert telemetry.take()[1].size == 0
+
+
+def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model) -> None:
+    telemetry = Telemetry(CONFIG, torch.device("cpu"))
+    one = torch.tensor(1.0)
+    routings = [r._replace(counts_E=torch.tensor([32, 32, 0, 0])) for r in routings_of(model)]
+    woken = [r._replace(counts_E=torch.tensor([32, 31, 1, 0])) for r in routings]
+    for step in range(1, DEAD_AFTER + 2):
+        telemetry.record(step, one, one, one, 0.1, woken if step == DEAD_AFTER + 1 else routings)
+    at = next(c.start for c in layout(2, 4) if c.stat == "dead_experts")
+    dead = telemetry.take()[1][:, at]
+    assert dead[DEAD_AFTER - 2] == 0
+    assert dead[DEAD_AFTER - 1] == 2
+    assert dead[DEAD_AFTER] == 1
+
+
+def test_windows_count_exactly_the_last_steps(model) -> None:
+    window = Window(CONFIG, {"class": 2})
+    routing = routings_of(model)[0]
+    old = routing._replace(experts_TK=torch.tensor([[3, 2]]))
+    new = routing._replace(experts_TK=torch.tensor([[0, 1], [0, 2]]))
+    window.add([old], {"class": torch.tensor([1])})
+    for _ in range(WINDOW):
+        window.add([new], {"class": torch.tensor([0, 1])})
+    together = window.coactivation()[0]
+    assert together.tolist() == [[1, 0.5, 0.5, 0], [1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
+    assert window.specialisation("class")[0].tolist() == [[0.5, 0.5, 0, 0], [0.5, 0, 0.5, 0]]
+
+
+def test_churn_and_saturation_by_hand() -> None:
+    before = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 0]])
+    now = torch.tensor([[0, 2], [3, 2], [2, 3], [3, 0]])
+    assert churn(now, before) == 0.5
+    assert saturation(now, before) == (0.5 + 1 + 0 + 1) / 4
+    assert saturation(now[:, :1], before) == (1 + 1 + 0 + 1) / 4
+
+
+def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
+    telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
+    window = Window(CONFIG, {"class": 2})
+    window.add(routings_of(model), load(CONFIG).batch(1).labels)
+    model.train()
+    before = torch.get_rng_state()
+    kinds = probe.look(model, 2, telemetry, full=True, window=window)
+    assert torch.equal(before, torch.get_rng_state())
+    assert model.training
+    shapes = {kind: {name: (a.shape, a.dtype.name) for name, a in arrays.items()} for kind, arrays in kinds.items()}
+    assert shapes == {
+        "probe": {
+            "experts": ((2, 256, 2), "uint8"),
+            "gates": ((2, 256, 2), "float16"),
+            "regions": ((2, 64, 64), "uint8"),
+        },
+        "full": {
+            "clean_gates": ((2, 256, 4), "float16"),
+            "w_gate": ((2, 8, 4), "float16"),
+            "coactivation": ((2, 4, 4), "float32"),
+            "specialisation_class": ((2, 2, 4), "float32"),
+        },
+    }
+    assert np.allclose(kinds["probe"]["gates"].sum(-1), 1, atol=2e-3)
+
+
+def test_a_region_is_where_the_model_sends_that_point(model) -> None:
+    with torch.no_grad():
+        for layer in model.moe_layers:
+            layer.gate.w_gate.normal_()
+    telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
+    regions = probe.look(model, 2, telemetry, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
+    x0, x1, y0, y1 = probe.shown["extent"]
+    row, column = 50, 7
+    point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
+    model.eval()
+    first = [int(r.experts_TK[0, 0]) for r in model(point, 2, 0.0)[1]]
+    assert first == regions[:, row, column].tolist()
+    assert len(np.unique(regions)) > 1
+
+
+def test_the_second_look_says_what_moved(model) -> None:
+    telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
+    window = Window(CONFIG, {"class": 2})
+    first = probe.look(model, 2, telemetry, False, window)["probe"]["experts"]
+    assert telemetry.churn_L.tolist() == [0, 0]
+    assert telemetry.saturation_L.tolist() == [1, 1]
+    with torch.no_grad():
+        model.moe_layers[0].gate.w_gate.normal_()
+    second = probe.look(model, 2, telemetry, False, window)["probe"]["experts"]
+    assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
+    assert telemetry.churn_L[0] > 0
