@@ -16,7 +16,9 @@ def settings_table(settings: type[Config] | type[Knobs]) -> list[str]:
         number = isinstance(f.default, (int, float))
         span = ", ".join(meta.choices) or (f"{meta.low:g} to {meta.high:g} {meta.unit}".strip() if number else "")
         default = settings().__dict__[f.name]
-        lines.append(f"| `{f.name}` | {default if default != '' and default != () else 'none'} | {span} | {meta.help} |")
+        lines.append(
+            f"| `{f.name}` | {default if default != '' and default != () else 'none'} | {span} | {meta.help} |"
+        )
     return lines
 
 

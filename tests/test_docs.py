@@ -10,7 +10,10 @@ from moe_core.schema import Config, Knobs
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-DOCUMENTS = {path: path.read_text() for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]}
+DOCUMENTS = {
+    path: path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+}
 ALL = "\n".join(DOCUMENTS.values())
 
 
@@ -20,7 +23,9 @@ def targets() -> set[str]:
 
 def commands() -> set[str]:
     """The subcommands that --help lists."""
-    told = subprocess.run([sys.executable, "-m", "moe_core", "--help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run(
+        [sys.executable, "-m", "moe_core", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     listed = re.search(r"\{([a-z,]+)\}", told)
     assert listed, told
     return set(listed.group(1).split(","))
@@ -67,7 +72,9 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_nothing_names_a_path_of_one_machine() -> None:
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
     for name in tracked:
         path = ROOT / name
         if path.suffix in {".py", ".md", ".toml", ".js", ".css", ".txt"} and path != Path(__file__):

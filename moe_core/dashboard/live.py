@@ -6,6 +6,7 @@ whose bytes did not change are left out. The next frame waits until the viewer h
 """
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import math
@@ -117,7 +118,13 @@ class Arrays:
     def refer(self, array: np.ndarray) -> dict[str, Any]:
         if id(array) not in self.places:
             # Browsers have no 64-bit or 16-bit floats for us: steps need doubles, everything else is drawn in floats.
-            kind = "f8" if array.dtype.kind in "iu" and array.dtype.itemsize > 4 else "u1" if array.dtype == np.uint8 else "f4"
+            kind = (
+                "f8"
+                if array.dtype.kind in "iu" and array.dtype.itemsize > 4
+                else "u1"
+                if array.dtype == np.uint8
+                else "f4"
+            )
             data = np.ascontiguousarray(array, "<" + kind).tobytes()
             data += bytes(-len(data) % 8)
             self.places[id(array)] = {"$array": [kind, self.size, *array.shape]}
@@ -203,10 +210,8 @@ async def listen(websocket: WebSocket, viewer: Viewer) -> None:
 
 
 async def close(websocket: WebSocket, reason: str) -> None:
-    try:
+    with contextlib.suppress(RuntimeError):  # it was closed already
         await websocket.close(4400, reason[:100])
-    except RuntimeError:
-        pass  # it was closed already
 
 
 def file(request: Request) -> Response:

@@ -4,7 +4,8 @@ import streamlit as st
 
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
-const module = import("/moescope/live.js");
+// A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory.
+const module = import(new URL("/moescope/live.js", window.location.origin).href);
 export default function (component) {
   let unmount;
   let gone = false;
@@ -23,4 +24,7 @@ _render = st.components.v2.component("moescope", html="<div></div>", js=LOADER, 
 
 def live(page: str, run: str, task: str, layer: int, figures: list[str]) -> None:
     """Mount a page's tiles and charts. They keep their place, zoom included, until one of the arguments changes."""
-    _render(key=f"live-{page}-{run}-{layer}", data={"page": page, "run": run, "task": task, "layer": layer, "figures": figures})
+    _render(
+        key=f"live-{page}-{run}-{layer}",
+        data={"page": page, "run": run, "task": task, "layer": layer, "figures": figures},
+    )

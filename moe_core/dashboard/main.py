@@ -1,0 +1,20 @@
+"""The script that Streamlit runs for every page: the frame, the sidebar, then the page. app.py serves it."""
+
+import sys
+from pathlib import Path
+
+import streamlit as st
+
+ROOT = Path(__file__).parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from moe_core.dashboard import controls  # noqa: E402
+
+st.set_page_config("MoEscope", ":material/ecg_heart:", layout="wide", initial_sidebar_state=288)
+controls.style()
+pages = [
+    st.Page(ROOT / "pages" / "live.py", title="Live", default=True),
+    st.Page(ROOT / "pages" / "routing.py", title="Routing"),
+]
+st.navigation(pages, position="top").run()
