@@ -57,7 +57,7 @@ def rivals(tokens: int, d_model: int, d_hidden: int, num_experts: int, k: int) -
         layer.zero_grad(set_to_none=True)
         x_TD.grad = None
         y_TD, routing = forward(x_TD)
-        balance = 0.1 * importance_loss(routing) + 0.1 * load_loss(routing)
+        balance = 0.1 * importance_loss(routing.importance_E) + 0.1 * load_loss(routing.load_E)
         torch.autograd.backward([y_TD, balance], [grad_TD, None])
 
     def dense() -> None:

@@ -59,6 +59,7 @@ class Viewer:
         if (theme, page, layer) != tuple(self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
         self.asked = {"theme": theme, "page": page, "layer": layer, "sizes": sizes, "spans": said.get("spans") or {}}
+        self.asked["wide"] = said.get("wide") is True
         if said.get("drawn") == self.seq:
             self.drawn.set()
 
@@ -82,7 +83,7 @@ class Viewer:
             width, height = (min(max(int(side), 40), 8000) for side in size)
             span = asked["spans"].get(name)
             arguments = entry.read(feed, layer, None, tuple(span) if span else None, max(100, width // 3))
-            spec = entry.draw.spec(**arguments, theme=THEMES[asked["theme"]], size=(width, height))
+            spec = entry.draw.spec(**arguments, theme=THEMES[asked["theme"]], size=(width, height, asked["wide"]))
             mark = fingerprint(spec)
             if self.sent.get(name) != mark:
                 self.sent[name] = mark

@@ -16,7 +16,10 @@ CSS = f"""
 @media (prefers-color-scheme: dark) {{ .stApp {{ {_colours(DARK)} }} }}
 [data-testid="stMainBlockContainer"] {{ padding: 64px 24px 8px; max-width: none; }}
 [data-testid="stSidebarHeader"] {{ height: 44px; min-height: 0; padding: 0 24px; margin: 0; }}
+[data-testid="stSidebarContent"] {{ padding: 0; }}
 [data-testid="stSidebarUserContent"] {{ padding: 4px 24px 16px; }}
+[data-testid="stSidebar"] .stButton button {{ padding: 4px 2px; min-height: 34px; }}
+[data-testid="stSidebar"] .stButton button p {{ font-size: 14px; overflow: visible; }}
 [data-testid="stSidebarUserContent"] [data-testid="stVerticalBlock"] {{ gap: 10px; }}
 [data-testid="stSidebar"] [data-testid="stSlider"] {{ position: relative; margin-bottom: -4px; }}
 [data-testid="stSidebar"] [data-testid="stSliderThumbValue"] {{ font-weight: 600; font-variant-numeric: tabular-nums; }}

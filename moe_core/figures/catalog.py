@@ -55,10 +55,8 @@ def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins:
 
 def read_balance(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, cv_load = over_time(source, "cv_load", layer, span, bins)
-    steps_importance, cv_importance = over_time(source, "cv_importance", layer, span, bins)
-    if not np.array_equal(steps, steps_importance):
-        # Each statistic may be thinned to steps of its own; the figure draws both over one x.
-        cv_importance = np.interp(steps, steps_importance, cv_importance) if len(steps_importance) else cv_importance
+    # Thinning picks rows by their steps alone, so both have the same x.
+    _, cv_importance = over_time(source, "cv_importance", layer, span, bins)
     return {"steps": steps, "cv_load": cv_load, "cv_importance": cv_importance} | common(source, step, span)
 
 

@@ -260,7 +260,7 @@ def probe_gates(
 
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
     """Under the axis, each class at the middle of its tokens; a rule between two classes."""
-    starts = np.flatnonzero(np.diff(sorted_N, prepend=sorted_N[0] - 1))
+    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1))
     ends = [*starts[1:].tolist(), len(sorted_N)]
     labels = [int(sorted_N[s]) for s in starts]
     words = [escape(names[c]) if 0 <= c < len(names) else str(c) for c in labels]

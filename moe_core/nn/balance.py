@@ -6,8 +6,6 @@ Shapes: E experts. `x_E` is (E,).
 import torch
 from torch import Tensor
 
-from moe_core.nn.gating import Routing
-
 
 def cv_squared(x_E: Tensor) -> Tensor:
     """Squared coefficient of variation: 0 when all are equal, E - 1 when one has it all. (Shazeer 2017, section 4)
@@ -18,14 +16,14 @@ def cv_squared(x_E: Tensor) -> Tensor:
     return x_E.var(correction=0) / (x_E.mean().square() + 1e-10)
 
 
-def importance_loss(routing: Routing) -> Tensor:
+def importance_loss(importance_E: Tensor) -> Tensor:
     """CV(importance) squared: every expert should get the same sum of gates. (Shazeer 2017, section 4)"""
-    return cv_squared(routing.importance_E)
+    return cv_squared(importance_E)
 
 
-def load_loss(routing: Routing) -> Tensor:
+def load_loss(load_E: Tensor) -> Tensor:
     """CV(load) squared: every expert should get the same number of tokens. (Shazeer 2017, appendix A)
 
     It has a gradient only where there is noise and k < E: without noise the load is a count.
     """
-    return cv_squared(routing.load_E)
+    return cv_squared(load_E)

@@ -66,7 +66,7 @@ class Text:
     def batch(self, step: int) -> Batch:
         """Sequences of the step: each picks a domain, every one as likely, and a place in it."""
         rows, context = self.config.tokens // self.config.context, self.config.context
-        generator = _generator(self.config.seed, "batch", step)
+        generator = generator_for(self.config.seed, "batch", step)
         domains = torch.randint(len(self.train), (rows,), generator=generator)
         places = torch.rand(rows, generator=generator, dtype=torch.float64)
         return _sequences(self.train, domains.tolist(), places.tolist(), context)
@@ -127,7 +127,7 @@ class Points:
 
     def batch(self, step: int) -> Batch:
         """config.tokens rows, drawn with replacement."""
-        generator = _generator(self.config.seed, "batch", step)
+        generator = generator_for(self.config.seed, "batch", step)
         chosen = torch.randint(len(self.train_N), (self.config.tokens,), generator=generator)
         return _rows(self.train_NF[chosen], self.train_N[chosen])
 
@@ -152,7 +152,7 @@ def load(config: Config) -> Data:
     return _plane(config)
 
 
-def _generator(seed: int, purpose: str, step: int = 0) -> torch.Generator:
+def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:
     """A stream of its own for each seed, purpose and step. Hashed: near seeds must not give near streams."""
     digest = hashlib.blake2b(f"{seed}:{purpose}:{step}".encode(), digest_size=4).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest))
@@ -270,7 +270,7 @@ def _digits(config: Config) -> Points:
         raise ValueError(
             f"y must have at most {MAX_LABELS} different values, got {len(names)}; give classes, not measurements"
         )
-    order = torch.randperm(len(x_NF), generator=_generator(config.seed, "split")).numpy()
+    order = torch.randperm(len(x_NF), generator=generator_for(config.seed, "split")).numpy()
     held, train = np.split(order, [max(1, int(2 * HELD_OUT * len(order)))])
     mean_F, std_F = x_NF[train].mean(0), x_NF[train].std(0)
     scaled_NF = ((x_NF - mean_F) / np.where(std_F > 1e-12, std_F, 1.0)).astype(np.float32)

@@ -24,14 +24,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_core import __version__
-from moe_core.nn.balance import cv_squared
+from moe_core.nn.balance import importance_loss, load_loss
 from moe_core.nn.models import build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder
 from moe_core.schema import METRICS, Config, Knobs, check, check_knob
 from moe_core.training import checkpoint
 from moe_core.training.committer import Committer
-from moe_core.training.data import Data, _generator, load
+from moe_core.training.data import Data, generator_for, load
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
@@ -220,7 +220,7 @@ class Trainer:
             logits, routings = self.model(batch.inputs, knobs.k, knobs.noise)
         task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
         balance = sum(
-            knobs.w_importance * cv_squared(r.importance_E) + knobs.w_load * cv_squared(r.load_E) for r in routings
+            knobs.w_importance * importance_loss(r.importance_E) + knobs.w_load * load_loss(r.load_E) for r in routings
         )
         loss = task_loss + balance
         self.optimizer.zero_grad()
@@ -274,7 +274,7 @@ class Trainer:
         if self.config.task != "text":
             return None
         start = bytes(self.held_out[0].inputs[0, :16].tolist())
-        generator = _generator(self.config.seed, "sample", self.step)
+        generator = generator_for(self.config.seed, "sample", self.step)
         written = sample(self.model, start, SAMPLE_BYTES, self.knobs.k, generator)
         return written.decode("utf-8", "replace")
 

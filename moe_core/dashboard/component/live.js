@@ -94,6 +94,7 @@ class View {
     this.said = this.theme() + JSON.stringify([sizes, spans]);
     this.socket.send(JSON.stringify({
       theme: this.theme(), page: this.data.page, layer: this.data.layer, sizes, spans, drawn: this.drawn,
+      wide: innerWidth >= 1600,
     }));
   }
 

@@ -1,0 +1,200 @@
+"""The feed says what the store says, and the frames of the route say what the figures say."""
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.dashboard.feed import Feed, join, leave
+from moe_core.dashboard.live import Arrays, Viewer, fingerprint
+from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
+
+CONFIG = Config(num_experts=4, layers=2, context=64, tokens=64)
+COLUMNS = sum(c.width for c in layout(2, 4))
+
+
+def rows(first: int, n: int) -> np.ndarray:
+    return np.random.default_rng(first).uniform(1, 2, (n, COLUMNS)).astype(np.float32)
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> Iterator[RunWriter]:
+    writer = create_run(tmp_path / "a", CONFIG, Knobs(), probe={"tokens": np.zeros(8, np.uint8)})
+    writer.commit(Batch(1, rows(1, 50), state="training"))
+    yield writer
+    writer.finish("finished")
+
+
+def look(feed: Feed) -> None:
+    feed.looked = 0.0
+    feed.refresh()
+
+
+@pytest.mark.parametrize("stat", ["loss", "load", "cv_load", "load_share"])
+@pytest.mark.parametrize(
+    ("first", "last", "bins"), [(None, None, None), (None, None, 10), (20, 90, None), (2000, 2100, 30), (3000, None, 5)]
+)
+def test_a_feed_says_what_the_store_says(
+    writer: RunWriter, stat: str, first: int | None, last: int | None, bins: int | None
+) -> None:
+    feed = Feed(open_run(writer.folder))
+    look(feed)
+    feed.history(stat, 1, bins=50)  # kept from here on, and extended
+    for start in range(51, 4051, 500):
+        writer.commit(Batch(start, rows(start, 500)))
+    look(feed)
+    ours, theirs = feed.history(stat, 1, first, last, bins), feed.run.history(stat, 1, first, last, bins)
+    np.testing.assert_array_equal(ours[0], theirs[0])
+    np.testing.assert_allclose(ours[1], theirs[1])
+    feed.run.close()
+
+
+def test_memory_stays_bounded_and_extremes_stay(writer: RunWriter) -> None:
+    feed = Feed(open_run(writer.folder))
+    look(feed)
+    writer.commit(Batch(51, rows(51, 2000)))
+    look(feed)
+    feed.history("loss", bins=50)  # longer than what is kept raw
+    spike = rows(2051, 20_000)
+    spike[777, 0] = 99.0
+    writer.commit(Batch(2051, spike))
+    look(feed)
+    steps, values = feed.series["loss", 0]
+    assert len(steps) <= 4 * 2048
+    assert values.max() == 99.0
+    assert feed.history("loss", bins=200)[1].max() == 99.0
+    feed.run.close()
+
+
+def test_a_feed_is_shared_and_let_go_of(writer: RunWriter) -> None:
+    one, two = object(), object()
+    path = writer.folder
+    assert join(path, one) is join(path, two)
+    leave(path, one)
+    feed = join(path, one)
+    leave(path, one)
+    leave(path, two)
+    assert join(path, one) is not feed
+    leave(path, one)
+
+
+def test_a_feed_follows_knobs(writer: RunWriter) -> None:
+    feed = Feed(open_run(writer.folder))
+    feed.run.turn(noise=0.5, k=1)
+    look(feed)
+    assert (feed.knobs.noise, feed.knobs.k) == (0.5, 1)
+    assert isinstance(feed.knobs.k, int)
+    feed.run.close()
+
+
+def unpack(frame: bytes) -> dict[str, Any]:
+    """What the browser makes of a frame."""
+    (length,) = struct.unpack_from("<I", frame)
+    assert (4 + length) % 8 == 0
+    kinds = {"f4": np.float32, "f8": np.float64, "u1": np.uint8}
+
+    def revive(value: Any) -> Any:
+        if isinstance(value, list):
+            return [revive(inner) for inner in value]
+        if isinstance(value, dict) and "$array" in value:
+            kind, offset, *shape = value["$array"]
+            return np.frombuffer(frame, kinds[kind], int(np.prod(shape)), 4 + length + offset).reshape(shape)
+        return {key: revive(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+    return revive(json.loads(frame[4 : 4 + length]))
+
+
+def viewer_of(feed: Feed, **said: Any) -> Viewer:
+    viewer = Viewer()
+    viewer.feed = feed
+    viewer.hear(
+        json.dumps(
+            {"theme": "light", "page": "live", "layer": 0, "sizes": {"load_share": [640, 300], "loss": [300, 200]}}
+            | said
+        )
+    )
+    return viewer
+
+
+def test_a_frame_holds_the_figures_and_only_what_changed(writer: RunWriter) -> None:
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed)
+    frame = viewer.frame()
+    assert frame
+    told = unpack(frame)
+    assert told["step"] == 50
+    assert set(told["figures"]) == {"load_share", "loss"}
+    assert told["figures"]["load_share"]["layout"]["meta"]["step"] == 50
+    lines = [t for t in told["figures"]["load_share"]["data"] if len(t.get("x", [])) == 50]
+    steps, share = feed.run.history("load_share", 0)
+    np.testing.assert_array_equal(lines[0]["x"], steps)
+    assert len(lines) == 4
+    assert any(
+        np.allclose(lines[0]["y"], 100 * share[:, e], rtol=1e-5) or np.allclose(lines[0]["y"], share[:, e], rtol=1e-5)
+        for e in range(4)
+    )
+    assert [tile["name"] for tile in told["tiles"]][:2] == ["cv_load", "cv_importance"]
+    assert viewer.frame() is None
+    writer.commit(Batch(51, rows(51, 1)))
+    feed.looked = 0.0
+    again = viewer.frame()
+    assert again
+    assert unpack(again)["step"] == 51
+    feed.run.close()
+
+
+def test_a_shared_array_travels_once_and_numbers_that_json_lacks_as_null() -> None:
+    x = np.arange(100, dtype=np.float32)
+    arrays = Arrays()
+    plain = arrays.plain(
+        {
+            "a": x,
+            "b": [x, float("nan"), np.float32(2)],
+            "c": np.array([1, 2**40]),
+            "d": np.zeros((2, 3), np.uint8),
+            "e": np.array([]),
+        }
+    )
+    assert len(arrays.parts) == 3
+    told = unpack(arrays.frame(plain))
+    np.testing.assert_array_equal(told["a"], x)
+    np.testing.assert_array_equal(told["b"][0], x)
+    assert told["b"][1:] == [None, 2.0]
+    np.testing.assert_array_equal(told["c"], [1, 2**40])
+    assert told["d"].shape == (2, 3)
+    assert told["e"] == []
+
+
+def test_the_fingerprint_sees_each_number() -> None:
+    spec = {"data": [{"y": np.zeros(5)}], "layout": {"title": "a"}}
+    other = {"data": [{"y": np.array([0, 0, 0, 0, 1e-9])}], "layout": {"title": "a"}}
+    assert fingerprint(spec) == fingerprint({"data": [{"y": np.zeros(5)}], "layout": {"title": "a"}})
+    assert len({fingerprint(spec), fingerprint(other), fingerprint(spec | {"layout": {"title": "b"}})}) == 3
+
+
+@pytest.mark.parametrize(
+    "said", [{"theme": "pink"}, {"page": "../x"}, {"layer": "one"}, {"sizes": [1]}, {"spans": "x" * 70_000}]
+)
+def test_a_message_that_is_not_ours_is_refused(writer: RunWriter, said: dict[str, Any]) -> None:
+    feed = Feed(open_run(writer.folder))
+    with pytest.raises(ValueError):
+        viewer_of(feed, **said)
+    feed.run.close()
+
+
+def test_an_ended_run_is_let_go_of_so_that_it_can_be_sealed(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "b", CONFIG, Knobs())
+    writer.commit(Batch(1, rows(1, 3)))
+    feed = Feed(open_run(writer.folder))
+    look(feed)
+    writer.db.execute("UPDATE state SET state = 'finished'")
+    look(feed)
+    assert feed.done
+    writer.finish("finished")
+    assert not (tmp_path / "b" / "run.db-wal").exists()
+    assert len(feed.history("loss")[0]) == 3
