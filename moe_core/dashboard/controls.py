@@ -207,23 +207,13 @@ def knob(run: Run, name: str, stored: float, alive: bool, previous: float | None
         "disabled": not alive,
         "help": help,
     }
-    with st.container(key=f"knobbox-{name}-{'turned' if previous is not None else 'still'}"):
-        if meta.scale == "linear":
-            whole = name == "k"
-            if st.session_state.get(key) != stored:
-                st.session_state[key] = stored
-            step = meta.step or 1
-            st.slider(
-                min_value=int(meta.low) if whole else meta.low,
-                max_value=int(high) if whole else high,
-                step=int(step) if whole else step,
-                **given,
-            )
-        else:
-            options = stops(meta, stored)
-            if st.session_state.get(key) != stored:
-                st.session_state[key] = stored
-            st.select_slider(options=options, format_func=lambda value: f"{value:g}", **given)
+    if st.session_state.get(key) != stored:
+        st.session_state[key] = stored
+    if meta.scale == "linear":
+        number = int if name == "k" else float
+        st.slider(min_value=number(meta.low), max_value=number(high), step=number(meta.step or 1), **given)
+    else:
+        st.select_slider(options=stops(meta, stored), format_func=lambda value: f"{value:g}", **given)
 
 
 def stops(meta: Any, stored: float) -> list[float]:

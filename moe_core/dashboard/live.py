@@ -54,11 +54,12 @@ class Viewer:
             raise ValueError("a message of more than 64 KB")
         said = json.loads(text)
         theme, page, layer, sizes = said["theme"], said["page"], int(said["layer"]), said["sizes"]
-        if theme not in THEMES or page not in TILES or not isinstance(sizes, dict):
+        spans = said.get("spans") or {}
+        if theme not in THEMES or page not in TILES or not isinstance(sizes, dict) or not isinstance(spans, dict):
             raise ValueError("a message that is not ours")
         if (theme, page, layer) != tuple(self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
-        self.asked = {"theme": theme, "page": page, "layer": layer, "sizes": sizes, "spans": said.get("spans") or {}}
+        self.asked = {"theme": theme, "page": page, "layer": layer, "sizes": sizes, "spans": spans}
         self.asked["wide"] = said.get("wide") is True
         if said.get("drawn") == self.seq:
             self.drawn.set()
@@ -118,7 +119,7 @@ class Arrays:
 
     def refer(self, array: np.ndarray) -> dict[str, Any]:
         if id(array) not in self.places:
-            # Browsers have no 64-bit or 16-bit floats for us: steps need doubles, everything else is drawn in floats.
+            # Steps may pass 2^24 and need doubles; everything else is drawn in floats.
             kind = (
                 "f8"
                 if array.dtype.kind in "iu" and array.dtype.itemsize > 4
@@ -185,8 +186,9 @@ async def stream(websocket: WebSocket) -> None:
             frame = await asyncio.to_thread(viewer.frame)
             if frame is not None:
                 await websocket.send_bytes(frame)
+                # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
                 drawn = asyncio.create_task(viewer.drawn.wait())
-                await asyncio.wait([drawn, listening], timeout=PATIENCE, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait([drawn, listening], return_when=asyncio.FIRST_COMPLETED)
                 drawn.cancel()
             await asyncio.wait([listening], timeout=TICK)
     except (WebSocketDisconnect, TimeoutError):

@@ -12,8 +12,8 @@ def _colours(theme: Theme) -> str:
 
 CSS = f"""
 .stApp {{ {_colours(LIGHT)} }}
-.stApp[data-moe-theme="dark"], .stApp:has([style*="color-scheme: dark"]) {{ {_colours(DARK)} }}
-@media (prefers-color-scheme: dark) {{ .stApp {{ {_colours(DARK)} }} }}
+.stApp[data-moe-theme="dark"] {{ {_colours(DARK)} }}
+@media (prefers-color-scheme: dark) {{ .stApp:not([data-moe-theme="light"]) {{ {_colours(DARK)} }} }}
 [data-testid="stMainBlockContainer"] {{ padding: 64px 24px 8px; max-width: none; }}
 [data-testid="stSidebarHeader"] {{ height: 44px; min-height: 0; padding: 0 24px; margin: 0; }}
 [data-testid="stSidebarContent"] {{ padding: 0; }}

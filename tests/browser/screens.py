@@ -96,8 +96,8 @@ def main() -> None:
                 browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
                 at = f"http://127.0.0.1:{port}"
                 drawn = ".js-plotly-plot .main-svg"
-                shoot(browser, f"{at}/live?run=text-demo", "live", drawn)
-                shoot(browser, f"{at}/live?run=text-64-experts", "live-64-experts", drawn)
+                shoot(browser, f"{at}/?run=text-demo", "live", drawn)
+                shoot(browser, f"{at}/?run=text-64-experts", "live-64-experts", drawn)
                 for task in ("text", "digits", "plane"):
                     shoot(browser, f"{at}/routing?run={task}-demo", f"routing-{task}", drawn)
                 browser.close()

@@ -23,11 +23,12 @@ export function mount({ parentElement, data }) {
   if (before?.key === key) return before.unmount;
   before?.unmount();
   const view = new View(parentElement, data);
-  mounted.set(parentElement, { key, unmount: () => view.close() });
-  return () => {
+  const unmount = () => {
     view.close();
     mounted.delete(parentElement);
   };
+  mounted.set(parentElement, { key, unmount });
+  return unmount;
 }
 
 class View {
@@ -91,6 +92,7 @@ class View {
       const axis = chart._fullLayout?.xaxis;
       if (chart.dataset.zoomed && axis) spans[name] = axis.range.map(Number);
     }
+    document.querySelector(".stApp").dataset.moeTheme = this.theme();
     this.said = this.theme() + JSON.stringify([sizes, spans]);
     this.socket.send(JSON.stringify({
       theme: this.theme(), page: this.data.page, layer: this.data.layer, sizes, spans, drawn: this.drawn,
@@ -118,13 +120,18 @@ class View {
     this.lost = undefined;
     this.drawTiles(header.tiles);
     this.tell(banner(header), header.state);
-    for (const [name, spec] of Object.entries(header.figures)) {
-      await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the sliders stutter
-      if (this.closed) return;
-      await this.drawChart(this.charts.get(name), revive(spec, buffer, start));
+    try {
+      for (const [name, spec] of Object.entries(header.figures)) {
+        await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the sliders stutter
+        if (this.closed) return;
+        await this.drawChart(this.charts.get(name), revive(spec, buffer, start));
+      }
+    } catch (error) {
+      console.error("a chart could not be drawn:", error);
+    } finally {
+      this.drawn = header.seq; // said even then, or the server would wait for ever
+      this.say();
     }
-    this.drawn = header.seq;
-    this.say();
   }
 
   async drawChart(chart, spec) {
