@@ -32,7 +32,7 @@ def commands() -> set[str]:
 
 
 def test_every_make_target_is_in_the_readme_and_every_one_shown_exists() -> None:
-    assert targets() == set(re.findall(r"`?make ([a-z]+)", ALL))
+    assert targets() == set(re.findall(r"(?:^|`)make ([a-z]+)", ALL, re.MULTILINE))
 
 
 def test_every_command_is_documented_and_every_command_shown_exists() -> None:

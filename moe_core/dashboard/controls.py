@@ -180,13 +180,12 @@ def buttons(run: Run, state: str) -> None:
 
 
 def knobs(run: Run, alive: bool) -> None:
-    stored, changes = run.knobs, {change.name: change for change in run.knob_changes()}
+    stored = run.knobs
     for name in SHOWN:
-        change = changes.get(name)
-        knob(run, name, getattr(stored, name), alive, change.previous if change else None)
+        knob(run, name, getattr(stored, name), alive)
 
 
-def knob(run: Run, name: str, stored: float, alive: bool, previous: float | None) -> None:
+def knob(run: Run, name: str, stored: float, alive: bool) -> None:
     """One slider. Its key is the run's, so that no value travels to another run."""
     key, meta = f"knob-{name}-{run.id}", meta_of(Knobs, name)
 
@@ -199,14 +198,8 @@ def knob(run: Run, name: str, stored: float, alive: bool, previous: float | None
     high = min(meta.high, run.config.num_experts) if name == "k" else meta.high
     if high <= meta.low:
         return
-    help = meta.help + (f"; was {previous:g} before the last change" if previous is not None else "")
-    given: dict[str, Any] = {
-        "label": label_of(name),
-        "key": key,
-        "on_change": turn,
-        "disabled": not alive,
-        "help": help,
-    }
+    # No help=: Streamlit would add its words to the slider's accessible name.
+    given: dict[str, Any] = {"label": label_of(name), "key": key, "on_change": turn, "disabled": not alive}
     if st.session_state.get(key) != stored:
         st.session_state[key] = stored
     if meta.scale == "linear":

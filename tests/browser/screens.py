@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 from tests.chromium import FLAGS, find  # noqa: E402
 
-COLLAPSE, END = 300, 700
+COLLAPSE, END = 200, 500
 SIZES = ((1280, 800), (1920, 1080))
 
 

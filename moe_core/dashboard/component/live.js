@@ -135,7 +135,7 @@ class View {
   }
 
   async drawChart(chart, spec) {
-    if (chart.dataset.zoomed && spec.layout.xaxis) delete spec.layout.xaxis.range;
+    if (chart.dataset.zoomed && spec.layout.xaxis) spec.layout.xaxis.range = [...chart._fullLayout.xaxis.range];
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
