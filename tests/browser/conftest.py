@@ -104,6 +104,7 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
                 "ERR_INTERNET_DISCONNECTED",
                 "ERR_CONNECTION_REFUSED",
                 "WebSocket connection",
+                "when disconnected from server",
             )
         ):
             complaints.append(f"{text} {message.location.get('url')}")  # type: ignore[attr-defined]
