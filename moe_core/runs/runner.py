@@ -1,0 +1,141 @@
+"""Start, find and stop a trainer: a process of its own that outlives the page which started it."""
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import fields, replace
+from pathlib import Path
+
+from moe_core.runs.store import ENDED, Run, StoreError, is_alive, open_run, runs_folder
+from moe_core.schema import Config, Knobs
+
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
+PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
+
+
+def new_id(runs: str | Path | None, config: Config) -> str:
+    """An id that no run has: task, date, time and four random letters, such as text-1124-0931-k7f2."""
+    while True:
+        tail = "".join(secrets.choice(LETTERS) for _ in range(4))
+        name = f"{config.task}-{time.strftime('%m%d-%H%M')}-{tail}"
+        if not (runs_folder(runs) / name).exists():
+            return name
+
+
+def flags(config: Config, knobs: Knobs) -> list[str]:
+    """The command line that says the same: every field, by name. `train` reads it back."""
+    words: list[str] = []
+    for settings in (config, knobs):
+        for f in fields(settings):
+            value = getattr(settings, f.name)
+            if value in ((), ""):
+                continue
+            words.append("--" + f.name.replace("_", "-"))
+            words += (
+                [str(part) for part in value]
+                if isinstance(value, tuple)
+                else [repr(value) if isinstance(value, float) else str(value)]
+            )
+    return words
+
+
+def environment() -> dict[str, str]:
+    """The trainer's: memory is kept instead of returned to the system, which took a third of a small model's step."""
+    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+    return {**kept, **os.environ}
+
+
+def start(config: Config, knobs: Knobs, runs: str | Path | None = None, who: str = "dashboard") -> str:
+    """Start a trainer in a session of its own and return its run's id at once. Its words go to trainer.log beside run.db."""
+    folder = runs_folder(runs).absolute()
+    run_id = new_id(folder, config)
+    # The trainer works in a folder of its own choosing, so paths are made whole here.
+    config = replace(
+        config, text=tuple(os.path.abspath(path) for path in config.text), data=config.data and os.path.abspath(config.data)
+    )
+    (folder / run_id).mkdir(parents=True)
+    words = [sys.executable, "-m", "moe_core", "train", "--runs", str(folder), "--run-id", run_id, "--who", who]
+    with open(folder / run_id / "trainer.log", "wb") as log:
+        process = subprocess.Popen(
+            [*words, *flags(config, knobs)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=environment(),
+            cwd=Path(__file__).parents[2],
+        )
+    _children[run_id] = process
+    return run_id
+
+
+# Trainers that this process started, so that one which ended is not left as a zombie.
+_children: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def reap() -> None:
+    for name, process in list(_children.items()):
+        if process.poll() is not None:
+            del _children[name]
+
+
+def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = None) -> Run:
+    """The run once its trainer has made it. StoreError with the trainer's last words if it ends before, or takes too long."""
+    folder = runs_folder(runs) / run_id
+    until = time.monotonic() + timeout
+    while not (folder / "run.db").exists():
+        process = _children.get(run_id)
+        if (process is not None and process.poll() is not None) or time.monotonic() > until:
+            raise StoreError(f"the trainer of {run_id} did not start: {last_words(folder)}")
+        time.sleep(0.02)
+    return open_run(folder)
+
+
+def last_words(folder: Path) -> str:
+    """The end of what a trainer printed, one line."""
+    try:
+        lines = (folder / "trainer.log").read_text(errors="replace").strip().splitlines()
+    except OSError:
+        lines = []
+    return lines[-1][-300:] if lines else "it printed nothing"
+
+
+def stop(run: Run, patience: float = PATIENCE) -> None:
+    """Ask the trainer to stop; after patience seconds SIGTERM, after as many again SIGKILL, to its own process only."""
+    if not is_alive(run.path):
+        return
+    run.command("stop", who="runner")
+    if _ended_within(run, patience):
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        pid = run.status().pid
+        if is_alive(run.path) and is_trainer(pid):
+            os.kill(pid, number)
+        if _ended_within(run, patience):
+            return
+    raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
+
+
+def is_trainer(pid: int) -> bool:
+    """Whether a process is a trainer of ours: the pid comes from a file, and 0 or -1 would signal everybody."""
+    if pid <= 1:
+        return False
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
+    return b"moe_core" in words and b"train" in words
+
+
+def _ended_within(run: Run, seconds: float) -> bool:
+    until = time.monotonic() + seconds
+    while is_alive(run.path):
+        if run.status().state in ENDED:
+            run.close()  # or it could not seal its file
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.02)
+    return True

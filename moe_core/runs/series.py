@@ -1,0 +1,55 @@
+"""Thinning a history to what a chart can show, without losing its extremes.
+
+Shapes: N rows (steps), C columns. `values_NC` is (N, C); a single statistic is (N,).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+Steps = NDArray[np.int64]
+Values = NDArray[np.floating]
+
+
+def thin(steps: Steps, values: Values, bins: int) -> tuple[Steps, Values]:
+    """At most about 2 x bins rows, each column's minimum and maximum of every bin in their order of occurrence.
+
+    steps (N,), ascending; values (N,) or (N, C). Rows are halved in groups of four until few enough are left; the
+    groups lie on multiples of absolute steps, so that a bin, once full, stays as it is while a run grows. Halving what
+    was halved before gives the same as halving once more at once. NaN is a gap: it is kept only where a group has
+    nothing else. What does not fill a group at either end stays as recorded.
+    """
+    if bins < 1:
+        raise ValueError(f"bins must be 1 or more, got {bins}")
+    spacing = 1
+    while len(steps) > 2 * bins:
+        before = len(steps)
+        steps, values = _halve(steps, values, spacing)
+        spacing *= 2
+        if len(steps) == before and 4 * spacing > steps[-1] - steps[0]:
+            break
+    return steps, values
+
+
+def _halve(steps: Steps, values: Values, spacing: int) -> tuple[Steps, Values]:
+    """Rows that lie `spacing` steps apart to two rows for each full group of four that starts at a multiple of 4 x spacing."""
+    span = 4 * spacing
+    aligned = np.flatnonzero((steps[:-3] % span == 0) & (steps[3:] - steps[:-3] == 3 * spacing))
+    if len(aligned) == 0:
+        return steps, values
+    # The groups follow one another: what is not full yet, or was never whole, lies before the first or after the last.
+    start = int(aligned[0])
+    count = int(np.argmin(np.append(aligned == start + 4 * np.arange(len(aligned)), False)))
+    end = start + 4 * count
+    pairs = _extremes(values[start:end].reshape(count, 4, -1)).reshape(2 * count, *values.shape[1:])
+    return (
+        np.concatenate([steps[:start], steps[start:end:2], steps[end:]]),
+        np.concatenate([values[:start], pairs, values[end:]]),
+    )
+
+
+def _extremes(group: Values) -> Values:
+    """(G, 4, C) -> (G, 2, C): each column's smallest and largest of four, the earlier one first."""
+    low = np.where(np.isnan(group), np.inf, group).argmin(1)
+    high = np.where(np.isnan(group), -np.inf, group).argmax(1)
+    picked = np.stack([np.minimum(low, high), np.maximum(low, high)], axis=1)
+    return np.take_along_axis(group, picked, axis=1)
