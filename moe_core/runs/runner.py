@@ -54,7 +54,9 @@ def start(config: Config, knobs: Knobs, runs: str | Path | None = None, who: str
     run_id = new_id(folder, config)
     # The trainer works in a folder of its own choosing, so paths are made whole here.
     config = replace(
-        config, text=tuple(os.path.abspath(path) for path in config.text), data=config.data and os.path.abspath(config.data)
+        config,
+        text=tuple(os.path.abspath(path) for path in config.text),
+        data=config.data and os.path.abspath(config.data),
     )
     (folder / run_id).mkdir(parents=True)
     words = [sys.executable, "-m", "moe_core", "train", "--runs", str(folder), "--run-id", run_id, "--who", who]

@@ -13,7 +13,9 @@ from moe_core.schema import PRESETS, Config, Knobs
 SMALL = Config.for_task("plane", num_experts=4, tokens=64, threads=1)
 
 
-@pytest.mark.parametrize("config", [Config(), SMALL, Config(text=("a b", "-c"), steps=7), *(Config.for_task(task) for task in PRESETS)])
+@pytest.mark.parametrize(
+    "config", [Config(), SMALL, Config(text=("a b", "-c"), steps=7), *(Config.for_task(task) for task in PRESETS)]
+)
 def test_the_flags_say_the_same_as_the_settings(config: Config) -> None:
     config = replace(config, text=tuple(path for path in config.text if not path.startswith("-")))
     knobs = Knobs(noise=0.1 + 0.2, k=3, lr=1e-5)

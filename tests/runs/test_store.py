@@ -72,7 +72,10 @@ def test_a_part_of_a_history(tmp_path: Path) -> None:
     assert len(run.history("loss", first=31)[0]) == 0
 
 
-@pytest.mark.parametrize(("stat", "layer", "says"), [("los", 0, "unknown statistic 'los'"), ("load", 2, "layer must be between 0 and 1, got 2")])
+@pytest.mark.parametrize(
+    ("stat", "layer", "says"),
+    [("los", 0, "unknown statistic 'los'"), ("load", 2, "layer must be between 0 and 1, got 2")],
+)
 def test_a_history_that_is_not_there(tmp_path: Path, stat: str, layer: int, says: str) -> None:
     with pytest.raises(StoreError, match=says):
         open_run(record(tmp_path / "a")).history(stat, layer)
@@ -108,7 +111,10 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     run = open_run(tmp_path / "a")
     run.turn(who="me", noise=0.5, k=1)
     pending = writer.pending()
-    assert [(c.name, c.value, c.previous, c.who, c.step) for c in pending.knobs] == [("noise", 0.5, 1.0, "me", None), ("k", 1, 2, "me", None)]
+    assert [(c.name, c.value, c.previous, c.who, c.step) for c in pending.knobs] == [
+        ("noise", 0.5, 1.0, "me", None),
+        ("k", 1, 2, "me", None),
+    ]
     writer.knob_seen = pending.knobs[-1].id
     assert writer.pending().knobs == []
     writer.commit(Batch(1, rows(1, 1), applied=[(1, 1), (2, 1)]))
@@ -173,7 +179,9 @@ while True:
 
 def start_writer(folder: Path) -> "subprocess.Popen[str]":
     root = Path(__file__).parents[2]
-    return subprocess.Popen([sys.executable, "-c", WRITER, str(folder), str(root)], stdout=subprocess.PIPE, text=True, cwd=root)
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(folder), str(root)], stdout=subprocess.PIPE, text=True, cwd=root
+    )
 
 
 @pytest.mark.parametrize("lines", [1, 2, 5, 11, 40, 90, 200, 400])
@@ -207,7 +215,9 @@ def test_a_thousand_turns_by_four_processes_beside_a_trainer_and_none_is_lost(tm
     with start_writer(folder) as writer:
         assert writer.stdout
         writer.stdout.readline()
-        turners = [subprocess.Popen([sys.executable, "-c", TURNER, str(folder), str(root), str(i)], cwd=root) for i in range(4)]
+        turners = [
+            subprocess.Popen([sys.executable, "-c", TURNER, str(folder), str(root), str(i)], cwd=root) for i in range(4)
+        ]
         while any(turner.poll() is None for turner in turners):
             writer.stdout.readline()
         writer.kill()
@@ -242,7 +252,10 @@ def test_a_flipped_bit_in_a_block_is_found_when_it_is_read(tmp_path: Path) -> No
         ("DELETE FROM blocks WHERE id = 2", "block 2"),
         ("DELETE FROM blocks WHERE id = 1", "block 1 is missing"),
         ("UPDATE blocks SET first = first + 1 WHERE id = 3", "block 3"),
-        ("UPDATE blocks SET data = (SELECT data FROM blocks WHERE id = 1), chain = (SELECT chain FROM blocks WHERE id = 1) WHERE id = 2", "block 2"),
+        (
+            "UPDATE blocks SET data = (SELECT data FROM blocks WHERE id = 1), chain = (SELECT chain FROM blocks WHERE id = 1) WHERE id = 2",
+            "block 2",
+        ),
         ("UPDATE knobs SET value = 3", "knob change 1 is not what was written"),
         ("DELETE FROM blocks WHERE id = 3", "10 steps are lost after step 20"),
         ("UPDATE snapshots SET data = x'00'", "snapshot 1: a damaged blob"),
@@ -274,7 +287,14 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
         open_run(folder)
 
 
-@pytest.mark.parametrize("foreign", ["CREATE VIEW v AS SELECT 1", "CREATE TABLE t (x)", "CREATE TRIGGER g AFTER INSERT ON knobs BEGIN DELETE FROM knobs; END"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        "CREATE VIEW v AS SELECT 1",
+        "CREATE TABLE t (x)",
+        "CREATE TRIGGER g AFTER INSERT ON knobs BEGIN DELETE FROM knobs; END",
+    ],
+)
 def test_a_file_with_what_is_not_ours_is_refused_and_hides_no_other(tmp_path: Path, foreign: str) -> None:
     record(tmp_path / "good")
     folder = record(tmp_path / "bad")
@@ -300,7 +320,9 @@ def test_a_run_of_a_later_version_says_so(tmp_path: Path) -> None:
         open_run(folder)
 
 
-def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = [1_000_000.0]
     monkeypatch.setattr(time, "time", lambda: now[0])
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
@@ -331,7 +353,9 @@ def test_rows_and_arrays_survive_packing() -> None:
     np.testing.assert_array_equal(unpack_rows(pack_rows(values), 7, 5), values)
     arrays = {"a": np.arange(6, dtype=np.uint8).reshape(2, 3), "b": np.zeros((0, 2), np.float16), "c": np.array(1.5)}
     back = unpack_arrays(pack_arrays(arrays))
-    assert {name: (a.dtype, a.shape) for name, a in back.items()} == {name: (a.dtype, a.shape) for name, a in arrays.items()}
+    assert {name: (a.dtype, a.shape) for name, a in back.items()} == {
+        name: (a.dtype, a.shape) for name, a in arrays.items()
+    }
     for name, array in arrays.items():
         np.testing.assert_array_equal(back[name], array)
 
