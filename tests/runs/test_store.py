@@ -1,5 +1,6 @@
 """The record: what was acknowledged is there, whole and unchanged, whoever died and whoever wrote beside."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -97,9 +98,9 @@ def test_a_run_is_found_by_the_beginning_of_its_id(tmp_path: Path) -> None:
     record(tmp_path / "text-1")
     record(tmp_path / "text-2")
     assert open_run("text-1", tmp_path).id == "text-1"
-    with pytest.raises(StoreError, match="the beginning of several runs.*text-1, text-2"):
+    with pytest.raises(StoreError, match=r"the beginning of several runs.*text-1, text-2"):
         open_run("text", tmp_path)
-    with pytest.raises(StoreError, match="is no run.*there are: text-1, text-2"):
+    with pytest.raises(StoreError, match=r"is no run.*there are: text-1, text-2"):
         open_run("plane", tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(StoreError, match="is not a run"):
@@ -228,7 +229,7 @@ def test_a_thousand_turns_by_four_processes_beside_a_trainer_and_none_is_lost(tm
     assert len(changes) == 1000
     for who in "0123":
         assert [c.value for c in changes if c.who == who] == [i / 100 for i in range(250)]
-    assert all(after.previous == before.value for before, after in zip(changes, changes[1:], strict=False))
+    assert all(after.previous == before.value for before, after in itertools.pairwise(changes))
     assert verify(run) == []
 
 
@@ -240,7 +241,7 @@ def test_a_flipped_bit_in_a_block_is_found_when_it_is_read(tmp_path: Path) -> No
         db.execute("UPDATE blocks SET data = ? WHERE id = 2", (bytes(data),))
     db.close()
     run = open_run(folder)
-    with pytest.raises(StoreError, match="block 2 .from step 11. is not what was written"):
+    with pytest.raises(StoreError, match=r"block 2 .from step 11. is not what was written"):
         run.blocks()
     assert run.history("loss", last=10)[0].tolist() == list(range(1, 11))  # what is whole stays readable
     assert any("block 2" in finding for finding in verify(run))
