@@ -25,14 +25,14 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from moe_core.dashboard.feed import Feed, join, leave
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import live_tiles, routing_tiles
+from moe_core.figures.tiles import TILES
 from moe_core.runs import runs_folder
 
 TICK = 0.2  # seconds between two frames to a viewer
 PATIENCE = 20.0  # seconds to wait for a viewer that does not draw
 LONGEST = 64 * 1024  # bytes of a message from a viewer
 MOST = 32  # viewers at once
-TILES = {"live": live_tiles, "routing": routing_tiles}
+
 HERE = Path(__file__).parent / "component"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 FILES = {"live.js": HERE / "live.js", "live.css": HERE / "live.css", "plotly.min.js": PLOTLY}

@@ -76,7 +76,9 @@ def stop_trainers(runs: Path) -> None:
             print(error)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # not longer: a playwright that is open is a running event loop, and asyncio.run refuses
 def browser() -> Iterator[Browser]:
     path = find()
     assert path, "no Chromium: run `python tests/chromium.py`, or name one in the variable CHROMIUM"
