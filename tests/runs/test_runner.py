@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moe_core.__main__ import parser, settings_of
+from moe_core.__main__ import parser
+from moe_core.commands.train import settings_of
 from moe_core.runs import StoreError, flags, is_alive, new_id, start, stop, wait_ready
 from moe_core.schema import PRESETS, Config, Knobs
 

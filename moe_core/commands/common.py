@@ -1,0 +1,48 @@
+"""What the commands share: how one is declared, how it answers, and text of users as text."""
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
+Command = Callable[[argparse.Namespace], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with one line for an error, as everywhere else."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"moe: {message}; see {self.prog} --help\n")
+
+
+def add(commands: Any, name: str, command: Command, help: str, run: bool = True) -> argparse.ArgumentParser:
+    """A subcommand with the flags that all have. run: it takes a RUN as its first argument."""
+    sub: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+    sub.add_argument("--runs", metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
+    sub.add_argument("--json", action="store_true", help="one JSON object a line on stdout, nothing else")
+    if run:
+        sub.add_argument("run", metavar="RUN", help="an id, a unique beginning of one, or a path")
+    sub.set_defaults(run_command=command, name=name)
+    return sub
+
+
+def plain(text: str, keep: str = "") -> str:
+    """Text of users as text: no line breaks (unless kept) and no escape codes reach the terminal."""
+    return "".join(c if c in keep or c.isprintable() else "?" if c not in "\n\r\t" else " " for c in text)
+
+
+def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:
+    """One answer: the event with --json, else the line."""
+    print(json.dumps(event) if arguments.json else plain(line))
+
+
+def changes_of(words: list[str]) -> dict[str, str]:
+    """knob=value, each; ValueError for a word that is not."""
+    changes = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"a change is written knob=value, got {word!r}; for example noise=0.5")
+        changes[name.strip().replace("-", "_")] = value.strip()
+    return changes

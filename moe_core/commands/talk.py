@@ -1,0 +1,106 @@
+"""The commands that talk to a run through its record: runs, set, pause, resume, step, stop, checkpoint, verify."""
+
+import argparse
+import json
+import time
+from typing import Any
+
+from moe_core.commands.common import add, changes_of, plain, report
+
+COMMANDS = {
+    "pause": "pause a run",
+    "resume": "resume a run",
+    "step": "train one step of a paused run",
+    "stop": "stop a run",
+    "checkpoint": "write the weights beside the record",
+}
+ACKNOWLEDGED_WITHIN = 5.0  # seconds that a command waits for the trainer to say that it has obeyed
+
+
+def declare(commands: Any) -> None:
+    add(commands, "runs", runs_command, "list the runs and their states", run=False)
+    turned = add(commands, "set", set_command, "turn knobs of a run while it trains")
+    turned.add_argument("changes", nargs="+", metavar="knob=value")
+    for name, help in COMMANDS.items():
+        add(commands, name, tell_command, help)
+    add(commands, "verify", verify_command, "check that a run's record is whole and unchanged")
+
+
+def runs_command(arguments: argparse.Namespace) -> int:
+    from moe_core.runs import list_runs
+
+    for listed in list_runs(arguments.runs):
+        task = listed.config.task if listed.config else ""
+        if arguments.json:
+            print(
+                json.dumps(
+                    {
+                        "run": listed.id,
+                        "state": listed.state,
+                        "step": listed.step,
+                        "task": task,
+                        "problem": listed.problem,
+                    }
+                )
+            )
+        else:
+            print(
+                plain(
+                    f"{listed.id:32} {listed.state:12} {listed.step or 0:>9} {task:8} {listed.problem or ''}".rstrip()
+                )
+            )
+    return 0
+
+
+def set_command(arguments: argparse.Namespace) -> int:
+    from moe_core.runs import open_run
+
+    run = open_run(arguments.run, arguments.runs)
+    changes = changes_of(arguments.changes)
+    must_train(run)
+    run.turn(who="command line", **changes)
+    report(
+        arguments,
+        {"event": "set", "run": run.id, "knobs": changes},
+        f"{run.id}: {', '.join(f'{n} = {v}' for n, v in changes.items())}",
+    )
+    return 0
+
+
+def tell_command(arguments: argparse.Namespace) -> int:
+    """pause, resume, step, stop, checkpoint: one row in the record, then wait until the trainer has obeyed."""
+    from moe_core.runs import open_run
+
+    run = open_run(arguments.run, arguments.runs)
+    must_train(run)
+    asked = run.command(arguments.name, who="command line")
+    until = time.monotonic() + ACKNOWLEDGED_WITHIN
+    while (obeyed := next((c for c in run.commands() if c.id == asked and c.step is not None), None)) is None:
+        if time.monotonic() > until:
+            raise ValueError(
+                f"{run.id} has not obeyed {arguments.name} in {ACKNOWLEDGED_WITHIN:g} s; it will at its next step, see `runs`"
+            )
+        time.sleep(0.05)
+    said = {"event": arguments.name, "run": run.id, "step": obeyed.step, "result": obeyed.result}
+    report(arguments, said, f"{run.id}: {arguments.name} at step {obeyed.step}: {obeyed.result}")
+    return 0
+
+
+def must_train(run: Any) -> None:
+    if run.state not in ("starting", "training", "paused"):
+        raise ValueError(f"{run.id} is {run.state} and no trainer reads it; start a new run with `train`")
+
+
+def verify_command(arguments: argparse.Namespace) -> int:
+    from moe_core.runs import open_run, verify
+
+    run = open_run(arguments.run, arguments.runs)
+    findings = verify(run)
+    if arguments.json:
+        print(json.dumps({"event": "verify", "run": run.id, "findings": findings}))
+    else:
+        print(
+            "\n".join(plain(f"{run.id}: {finding}") for finding in findings)
+            or f"{run.id} is whole: steps {run.steps()[0]} to {run.steps()[1]}"
+        )
+    return 1 if findings else 0

@@ -1,0 +1,155 @@
+"""train: one run, headless, with its events as JSON lines, as a line that keeps itself up to date, or as plain lines."""
+
+import argparse
+import json
+import math
+import os
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from moe_core.commands.common import BALANCE, add, plain
+from moe_core.schema import METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
+
+LAST = 50  # steps over which the end event's balance is averaged
+
+
+def declare(commands: Any) -> None:
+    train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
+    train.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
+    train.add_argument("--who", default="command line", help=argparse.SUPPRESS)
+    for settings in (Config, Knobs):
+        add_settings(train, settings)
+
+
+def add_settings(train: argparse.ArgumentParser, settings: type[Config] | type[Knobs]) -> None:
+    """One flag for each field, named and explained by its declaration."""
+    group = train.add_argument_group(settings.__name__.lower())
+    for f in fields(settings):
+        meta = meta_of(settings, f.name)
+        default = "" if f.default in ((), "") else f" (default {f.default})"
+        many: dict[str, Any] = {"nargs": "+"} if isinstance(f.default, tuple) else {}
+        group.add_argument(
+            "--" + f.name.replace("_", "-"),
+            dest=f.name,
+            metavar="|".join(meta.choices) or type(f.default).__name__.replace("tuple", "PATH").upper(),
+            help=(meta.help + default).replace("%", "%%"),
+            **many,
+        )
+
+
+def settings_of(arguments: argparse.Namespace) -> tuple[Config, Knobs]:
+    """What the flags say, with the task's own defaults for the rest."""
+
+    def given(settings: type[Config] | type[Knobs]) -> dict[str, Any]:
+        values = {f.name: getattr(arguments, f.name) for f in fields(settings)}
+        return {name: parse_setting(settings, name, value) for name, value in values.items() if value is not None}
+
+    config = given(Config)
+    return check(Config.for_task(config.pop("task", TASKS[0]), **config), Knobs(**given(Knobs)))
+
+
+def train_command(arguments: argparse.Namespace) -> int:
+    config, knobs = settings_of(arguments)
+    from moe_core.training.loop import train
+
+    teller = Teller(arguments.json, config)
+    folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell)
+    teller.tell({"event": "end", **ending(folder, config, state)})
+    return 1 if state == "failed" else 0
+
+
+def ending(folder: Path, config: Config, state: str) -> dict[str, Any]:
+    """The numbers that a finished run is judged by, read from its record."""
+    from moe_core.runs import open_run
+
+    run = open_run(folder)
+    _, last = run.steps()
+    first = max(1, last - LAST + 1)
+    told: dict[str, Any] = {"state": state, "step": last, "loss": None, "eval": {}}
+    if last:
+        told["loss"] = float(run.history("loss", first=last)[1][-1])
+        for stat in BALANCE:
+            layers = [run.history(stat, layer, first=first)[1].mean() for layer in range(config.layers)]
+            told[stat] = float(sum(layers) / len(layers))
+    if evals := run.evals():
+        told["eval"] = evals[-1].metrics
+    return told
+
+
+class Teller:
+    """Prints events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines elsewhere."""
+
+    def __init__(self, as_json: bool, config: Config):
+        self.as_json, self.config, self.open = as_json, config, True
+        self.live = not as_json and sys.stderr.isatty()
+        self.headline = METRICS[config.task][0]
+        self.measured = self.text = ""
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """A reader of stdout that went away must not end the training."""
+        if not self.open:
+            return
+        try:
+            if self.as_json:
+                print(json.dumps(without_nan(event), allow_nan=False), flush=True)
+            else:
+                getattr(self, "on_" + event["event"])(event)
+        except BrokenPipeError:
+            self.open = False
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if self.as_json and event["event"] in ("error", "paused"):
+            print(f"moe: {plain(event.get('error') or event['reason'])}", file=sys.stderr)
+
+    def line(self, text: str) -> None:
+        print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+
+    def on_start(self, event: dict[str, Any]) -> None:
+        self.line(f"{event['run']} trains on {event['device']}; its record is {event['path']}")
+
+    def on_step(self, event: dict[str, Any]) -> None:
+        if not self.live:
+            return
+        done = f"{event['step']}/{self.config.steps}" if self.config.steps else str(event["step"])
+        bar = ""
+        if self.config.steps:
+            filled = 20 * event["step"] // self.config.steps
+            bar = f" [{'#' * filled}{'.' * (20 - filled)}]"
+        text = (
+            f"step {done}{bar}  loss {event['loss']:.3f}  CV(load) {event['cv_load']:.2f}  "
+            f"CV(importance) {event['cv_importance']:.2f}  {event['steps_per_second']:.0f} steps/s{self.measured}"
+        )
+        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
+
+    def on_eval(self, event: dict[str, Any]) -> None:
+        name, label, unit, _ = self.headline
+        self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
+        self.text = event.get("text", self.text)
+        if not self.live:
+            self.line(f"step {event['step']}:{self.measured}")
+
+    def on_paused(self, event: dict[str, Any]) -> None:
+        self.line(f"paused at step {event['step']}: {event['reason']}")
+
+    def on_waiting(self, event: dict[str, Any]) -> None:
+        self.line(f"waiting: {event['reason']}")
+
+    def on_error(self, event: dict[str, Any]) -> None:
+        self.line(f"moe: {event['error']}")
+
+    def on_end(self, event: dict[str, Any]) -> None:
+        self.line(f"{event['state']} at step {event['step']}")
+        for name, value in [("loss", event["loss"]), *event["eval"].items(), *((s, event.get(s)) for s in BALANCE)]:
+            if isinstance(value, (int, float)):
+                print(f"{name:20} {value:.4f}")
+        if self.text:
+            print("\nthe model writes:\n" + plain(self.text, keep="\n"))
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
