@@ -109,6 +109,17 @@ def label_of(name: str) -> str:
     return meta_of(Knobs, name).label or name
 
 
+def value_text(value: float | str) -> str:
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word."""
+    if isinstance(value, str):
+        return value or "–"
+    if value and abs(value) < 0.01:
+        digits, exponent = f"{value:.0e}".split("e")
+        if float(f"{digits}e{exponent}") == value:
+            return f"{digits}e{int(exponent)}"
+    return f"{value:g}"
+
+
 def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -> Any:
     """A value of the field's own type, within its range, from a number or its text. ValueError says what was wanted."""
     declared: Mapping[str, Field[Any]] = settings.__dataclass_fields__
@@ -119,9 +130,11 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     if kind is tuple:
         return (value,) if isinstance(value, str) else tuple(value)
     if kind is str:
-        if meta.choices and value not in meta.choices:
-            raise ValueError(f"{name} must be one of {', '.join(meta.choices)}, got {value!r}")
-        return str(value)
+        if not isinstance(value, str) or (meta.choices and value not in meta.choices):
+            raise ValueError(
+                f"{name} must be {'one of ' + ', '.join(meta.choices) if meta.choices else 'text'}, got {value!r}"
+            )
+        return value
     try:
         number = float(value)
     except (TypeError, ValueError):

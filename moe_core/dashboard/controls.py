@@ -18,7 +18,7 @@ from moe_core.runs import (
     runs_folder,
     start,
 )
-from moe_core.schema import Config, Knobs, label_of, meta_of
+from moe_core.schema import Config, Knobs, label_of, meta_of, value_text
 
 NEW = "New run"
 SHOWN = ("noise", "k", "w_importance", "w_load", "lr", "speed_limit")
@@ -240,7 +240,7 @@ def changes(run: Run) -> None:
     if not done:
         return
     rows = "".join(
-        f'<div class="moe-change"><span>{escape(c.name)} {c.previous:g} → {c.value:g}</span>'
+        f'<div class="moe-change"><span>{escape(c.name)} {escape(value_text(c.previous))} → {escape(value_text(c.value))}</span>'
         f'<span class="moe-right">{"waiting" if c.step is None else f"step {c.step:,}"}</span></div>'
         for c in done
     )

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.schema import value_text
+
 Array = np.ndarray[Any, Any]
 Spec = dict[str, Any]
 # (width, height) in CSS pixels of the whole chart. A third item, True, asks for the larger type of a window from 1600 px.
@@ -241,14 +243,6 @@ def note(text: str, x: Any, y: Any, **given: Any) -> Spec:
     return {"text": text, "x": x, "y": y, "showarrow": False, "align": "left", "captureevents": False} | given
 
 
-def value_of(value: Any) -> str:
-    """A knob's value in the words of the change list: 0.1, 2, 3e-3."""
-    if isinstance(value, float) and value and abs(value) < 0.01:
-        digits, exponent = f"{value:.0e}".split("e")
-        return f"{digits}e{int(exponent)}"
-    return f"{value:g}" if isinstance(value, int | float) else escape(value)
-
-
 def mark_changes(
     layout: Spec, changes: Iterable[Any], theme: Theme, *, labelled: bool = True, cased: bool = False
 ) -> None:
@@ -269,7 +263,7 @@ def mark_changes(
         layout["shapes"].append(line | {"line": {"color": theme.hand, "width": 1.5}})
         if not labelled:
             continue
-        text = f"{escape(change.name)} {value_of(change.previous)} → {value_of(change.value)}"
+        text = f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
         at = width * (change.step - lo) / (hi - lo)
         reach = 8 + 0.52 * size * len(text)
         left = at > width * 2 / 3

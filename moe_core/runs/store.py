@@ -64,12 +64,12 @@ class StoreError(ValueError):
 
 
 class KnobChange(NamedTuple):
-    """One turn of one knob. step is the first that it acted in, None until it has."""
+    """One turn of one knob, whose values are numbers or words. step is the first that it acted in, None until it has."""
 
     id: int
     name: str
-    value: float
-    previous: float
+    value: float | str
+    previous: float | str
     who: str
     when: float
     step: int | None
@@ -580,7 +580,7 @@ class Run:
 
     # What anyone may ask of it
 
-    def turn(self, who: str = "script", **knobs: float) -> int:
+    def turn(self, who: str = "script", **knobs: float | str) -> int:
         """Turn one or more knobs: each takes effect at the top of the trainer's next step. The last row's id.
 
         ValueError, and nothing is turned, if one of them is unknown or out of range.
@@ -596,7 +596,7 @@ class Run:
                 last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
                 previous = last[0] if last else getattr(self.started_knobs, name)
                 id, at = id + 1, time.time()
-                chain = link(chain, id, name, float(value), float(previous), who, at)
+                chain = link(chain, id, name, linked(value), linked(previous), who, at)
                 db.execute(
                     "INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain)
                 )
@@ -626,7 +626,7 @@ class Run:
             found.append(str(error))
         chain = START
         for id, name, value, previous, who, at, kept in self._query("SELECT * FROM knobs ORDER BY id"):
-            chain = link(chain, id, name, float(value), float(previous), who, at)
+            chain = link(chain, id, name, linked(value), linked(previous), who, at)
             if chain != kept:
                 found.append(f"knob change {id} is not what was written")
                 chain = kept
@@ -645,6 +645,11 @@ class Run:
         except (OSError, struct.error):
             return ["run.tip is missing or damaged, so steps lost from the end would not be noticed"] if blocks else []
         return [f"{step - last} steps are lost after step {last}"] if step > last else []
+
+
+def linked(value: float | str) -> float | str:
+    """A knob's value as the chain takes it: a column of REAL gives whole numbers back as floats, and words as they are."""
+    return value if isinstance(value, str) else float(value)
 
 
 def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, layer: int) -> NDArray[Any]:
