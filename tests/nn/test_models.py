@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from moe_core.nn.models import build, sample
+from moe_core.nn.models import build, rotate, sample
 from moe_core.schema import Config
 
 TEXT = Config(num_experts=4, d_model=16, d_hidden=16, layers=2, tokens=32, context=16)
@@ -35,6 +35,24 @@ def test_a_later_byte_changes_no_earlier_prediction() -> None:
     one, other = model(inputs, 2, 0.0)[0], model(changed, 2, 0.0)[0]
     assert torch.allclose(one[0, :10], other[0, :10], atol=1e-6)
     assert not torch.allclose(one[0, 10:], other[0, 10:], atol=1e-4)
+
+
+@pytest.mark.parametrize("d", [1, 2, 5, 16])
+def test_rotated_products_depend_on_distances_alone(d: int) -> None:
+    q, k = torch.randn(2, d, dtype=torch.float64).unbind()
+    products_SS = rotate(q.expand(1, 1, 8, d))[0, 0] @ rotate(k.expand(1, 1, 8, d))[0, 0].T
+    for distance in range(-7, 8):
+        same = products_SS.diagonal(distance)
+        assert torch.allclose(same, same[0].expand_as(same), atol=1e-5)
+    if d > 1:
+        assert products_SS.diagonal(1)[0] != pytest.approx(float(products_SS.diagonal()[0]))
+    assert rotate(q.expand(1, 1, 8, d)).norm(dim=-1) == pytest.approx(float(q.norm()), rel=1e-5)
+
+
+def test_the_order_of_bytes_matters() -> None:
+    model = model_of(TEXT).eval()
+    one, other = (model(torch.tensor([[*order, 5]]), 2, 0.0)[0][0, -1] for order in ((1, 2, 3), (3, 2, 1)))
+    assert not torch.allclose(one, other, atol=1e-4)
 
 
 def test_k_and_noise_are_of_the_call() -> None:
