@@ -5,8 +5,8 @@ dispatch is one autograd.Function: by plain autograd each expert's slice would h
 Gradients are returned, not written into .grad, so accumulation, hooks, retain_graph and double use in one graph are
 torch's own affair. That costs fresh memory each step, which the trainer's allocator keeps (docs/decisions.md).
 
-Shapes: T tokens, D model width, H expert width, E experts, K experts per token, N = T * K rows in order of expert,
-n the rows of one expert. `x_TD` is (T, D).
+Shapes: T tokens, D model width, H expert width, E experts, K places for experts per token, N rows in order of
+expert (T * K where no place is empty), n the rows of one expert. `x_TD` is (T, D).
 """
 
 import torch
@@ -20,12 +20,21 @@ relu_backward = torch.ops.aten.threshold_backward
 
 
 def mixture(
-    x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, counts_E: Tensor, w1_EDH: Tensor, w2_EDH: Tensor
+    x_TD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counts_E: Tensor,
+    w1_EDH: Tensor,
+    w2_EDH: Tensor,
+    gaps: bool = False,
 ) -> Tensor:
     """(T, D): the sum over a token's k experts of weight * w2 relu(w1 x). No row is dropped, no other expert is evaluated.
 
-    counts_E are the selections of each expert in experts_TK. Runs in autocast's precision where that is on, else in x's.
-    Differentiable once; reference_mixture is for gradients of gradients.
+    counts_E are the selections of each expert in experts_TK. gaps=True says that experts_TK may hold E, one past the last
+    expert, where a place is empty: no row is computed for it, its weight counts for nothing and gets no gradient, and
+    counts_E leaves it out; a token without any expert gets 0. Without gaps=True there must be none: nothing looks.
+    Runs in autocast's precision where that is on, else in x's. Differentiable once; reference_mixture is for gradients
+    of gradients.
     """
     device = x_TD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
@@ -33,40 +42,63 @@ def mixture(
         x_TD, weights_TK, w1_EDH, w2_EDH = (t.to(dtype) for t in (x_TD, weights_TK, w1_EDH, w2_EDH))
         # The grouped kernels want rows of whole 16 bytes and at most 32 bits; anything else takes the loop.
         fits = dtype.itemsize <= 4 and all(width * dtype.itemsize % 16 == 0 for width in w1_EDH.shape[1:])
-        small = experts_TK.numel() * w1_EDH.shape[2] <= SMALL
-        return Mixture.apply(
-            x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, fits and (device == "cuda" or small)
-        )
+        on_device = fits and device == "cuda"  # where to read the counts would make the host wait
+        filled = experts_TK.numel() if not gaps else None if on_device else int(counts_E.sum())
+        grouped = on_device or (fits and filled * w1_EDH.shape[2] <= SMALL)
+        return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled)
 
 
 class Mixture(torch.autograd.Function):
-    """Sort by expert, two products with a relu between, and back into token order, weighted. grouped: one kernel for all."""
+    """Sort by expert, two products with a relu between, and back into token order, weighted.
+
+    grouped: one kernel for all experts. filled: how many places of experts_TK are not empty; None: the host does not know.
+    """
 
     @staticmethod
-    def forward(ctx, x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped):
-        (tokens, k), products = experts_TK.shape, Grouped if grouped else OneByOne
-        order_N = experts_TK.flatten().argsort(stable=True)
-        place_TK = (
-            torch.empty_like(order_N).scatter_(0, order_N, torch.arange(tokens * k, device=x_TD.device)).view(tokens, k)
-        )
-        x_ND = x_TD.index_select(0, order_N // k)
+    def forward(ctx, x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled):
+        products, empty_N1 = Grouped if grouped else OneByOne, None
+        order_N = experts_TK.flatten().argsort(stable=True)[:filled]  # the empty places are last
+        if filled is None:
+            weights_TK = weights_TK.masked_fill(experts_TK == w1_EDH.shape[0], 0)
+            empty_N1 = (torch.arange(order_N.numel(), device=x_TD.device) >= counts_E.sum())[:, None]
+        weights_N, place_N, start_T = bags(order_N, weights_TK)
+        x_ND = x_TD.index_select(0, order_N // experts_TK.shape[1])
         rows = counts_E.cumsum(0, dtype=torch.int32) if grouped else counts_E.tolist()
         hidden_NH, out_ND = products.forward(x_ND, w1_EDH, w2_EDH, rows)
-        ctx.products, ctx.rows, ctx.k = products, rows, k
-        ctx.save_for_backward(weights_TK, order_N, place_TK, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH)
-        # A bag of k rows for each token: a weighted sum in a fixed order, without atomics.
-        return F.embedding_bag(place_TK, out_ND, per_sample_weights=weights_TK, mode="sum")
+        if empty_N1 is not None:  # the grouped kernel left these rows unwritten: whatever was in that memory
+            out_ND.masked_fill_(empty_N1, 0)
+        ctx.products, ctx.rows = products, rows
+        ctx.save_for_backward(weights_TK, order_N, place_N, start_T, empty_N1, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH)
+        return F.embedding_bag(place_N, out_ND, start_T, per_sample_weights=weights_N, mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TD):
-        weights_TK, order_N, place_TK, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH = ctx.saved_tensors
-        grad_ND = grad_TD.index_select(0, order_N // ctx.k)
-        weights_grad_TK = (out_ND * grad_ND).sum(1)[place_TK]
-        grad_ND *= weights_TK.flatten()[order_N, None]
+        weights_TK, order_N, place_N, start_T, empty_N1, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH = ctx.saved_tensors
+        grad_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
+        weights_grad_TK = weights_TK.new_zeros(weights_TK.shape)
+        weights_grad_TK.view(-1).index_copy_(0, order_N, (out_ND * grad_ND).sum(1))
+        grad_ND *= weights_TK.flatten().index_select(0, order_N)[:, None]
         x_grad_ND, w1_grad_EDH, w2_grad_EDH = ctx.products.backward(grad_ND, x_ND, hidden_NH, w1_EDH, w2_EDH, ctx.rows)
-        x_grad_TD = F.embedding_bag(place_TK, x_grad_ND, mode="sum")
-        return x_grad_TD, weights_grad_TK, None, None, w1_grad_EDH, w2_grad_EDH, None
+        if empty_N1 is not None:
+            x_grad_ND.masked_fill_(empty_N1, 0)
+        x_grad_TD = F.embedding_bag(place_N, x_grad_ND, start_T, mode="sum")
+        return x_grad_TD, weights_grad_TK, None, None, w1_grad_EDH, w2_grad_EDH, None, None
+
+
+def bags(order_N: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows back into token order: the weights (N,) and rows (N,) of all bags, and where each token's bag starts (T,).
+
+    A bag holds a token's rows: k of them, or fewer where places are empty and order_N leaves those out. A weighted sum
+    over it (embedding_bag) has a fixed order and needs no atomics.
+    """
+    places, k = weights_TK.numel(), weights_TK.shape[1]
+    first_T = torch.arange(0, places, k, device=order_N.device)
+    if order_N.numel() == places:
+        row_N = torch.arange(places, device=order_N.device)
+        return weights_TK.flatten(), torch.empty_like(order_N).index_copy_(0, order_N, row_N), first_T
+    filled_N, place_N = order_N.sort()
+    return weights_TK.flatten().index_select(0, filled_N), place_N, torch.searchsorted(filled_N, first_T)
 
 
 class OneByOne:
@@ -124,7 +156,7 @@ class Grouped:
 def reference_mixture(x_TD: Tensor, weights_TK: Tensor, experts_TK: Tensor, w1_EDH: Tensor, w2_EDH: Tensor) -> Tensor:
     """The same by plain autograd, one expert after the other: for gradients of gradients, and to compare with."""
     y_TD = torch.zeros_like(x_TD)
-    for e in experts_TK.unique().tolist():
+    for e in range(w1_EDH.shape[0]):  # the number of experts itself marks an empty place
         token_n, rank_n = (experts_TK == e).nonzero(as_tuple=True)
         out_nD = (x_TD[token_n] @ w1_EDH[e]).relu() @ w2_EDH[e].T
         y_TD = y_TD.index_add(0, token_n, out_nD * weights_TK[token_n, rank_n, None])

@@ -14,19 +14,76 @@ def batch(tokens, k, num_experts, dtype=torch.float32):
     return experts_TK, [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize(("tokens", "k", "num_experts"), [(40, 2, 6), (3, 1, 8), (10, 4, 4), (7, 1, 1)])
-def test_output_and_gradients_agree_with_float64(grouped, tokens, k, num_experts):
-    experts, (x, weights, w1, w2) = batch(tokens, k, num_experts)
-    grad = torch.randn(tokens, 8)
-    counts = experts.flatten().bincount(minlength=num_experts)
-    y = Mixture.apply(x, weights, experts, counts, w1, w2, grouped)
+def count(experts_TK, num_experts):
+    return experts_TK.flatten().bincount(minlength=num_experts)[:num_experts]
+
+
+def assert_agrees_with_float64(y, experts, x, weights, w1, w2):
+    grad = torch.randn(y.shape)
     wide = [t.detach().double().requires_grad_() for t in (x, weights, w1, w2)]
     reference = reference_mixture(wide[0], wide[1], experts, wide[2], wide[3])
     torch.testing.assert_close(y.double(), reference, atol=1e-4, rtol=1e-4)
     ours = torch.autograd.grad(y, (x, weights, w1, w2), grad)
     for a, b in zip(ours, torch.autograd.grad(reference, wide, grad.double()), strict=True):
         torch.testing.assert_close(a.double(), b, atol=1e-4, rtol=1e-4)
+    return y, ours
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize(("tokens", "k", "num_experts"), [(40, 2, 6), (3, 1, 8), (10, 4, 4), (7, 1, 1)])
+def test_output_and_gradients_agree_with_float64(grouped, tokens, k, num_experts):
+    experts, tensors = batch(tokens, k, num_experts)
+    y = Mixture.apply(*tensors[:2], experts, count(experts, num_experts), *tensors[2:], grouped, experts.numel())
+    assert_agrees_with_float64(y, experts, *tensors)
+
+
+def some_empty(experts_TK):
+    """Every third place, and the whole of token 1."""
+    empty_TK = torch.arange(experts_TK.numel()).view(experts_TK.shape) % 3 == 0
+    empty_TK[1] = True
+    return empty_TK
+
+
+def as_expert_choice(experts_TK):
+    """A place for each expert, of which each expert takes two tokens at random; token 0 gets none."""
+    chosen_TE = torch.rand(experts_TK.shape).index_fill_(0, torch.tensor(0), -1).topk(2, dim=0).indices
+    return torch.ones(experts_TK.shape, dtype=torch.bool).scatter(0, chosen_TE, False)
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("host_knows", [False, True])
+@pytest.mark.parametrize(
+    ("k", "empty"),
+    [
+        (2, some_empty),
+        (2, torch.zeros_like),  # none is empty
+        (2, torch.ones_like),  # all are
+        (2, lambda experts_TK: experts_TK != 3),  # one expert only
+        (6, as_expert_choice),
+    ],
+)
+def test_empty_places_count_for_nothing(grouped, host_knows, k, empty):
+    experts, tensors = batch(40, k, 6)
+    empty = empty(experts).bool()
+    with torch.no_grad():
+        tensors[1][empty] = torch.inf  # whatever stands there
+    experts = experts.masked_fill(empty, 6)
+    counts = count(experts, 6)
+    filled = int(counts.sum()) if host_knows or not grouped else None
+    y = Mixture.apply(*tensors[:2], experts, counts, *tensors[2:], grouped, filled)
+    y, (_, weights_grad, *_) = assert_agrees_with_float64(y, experts, *tensors)
+    assert not y[(experts == 6).all(1)].any()
+    assert not weights_grad[empty].any()
+
+
+@pytest.mark.parametrize("k", [2, 6])
+def test_empty_places_cost_no_products(k, monkeypatch):
+    shapes, forward = [], Grouped.forward
+    monkeypatch.setattr(Grouped, "forward", lambda x, *args: shapes.append(tuple(x.shape)) or forward(x, *args))
+    experts, (x, weights, w1, w2) = batch(40, k, 6)
+    experts[10:] = 6
+    mixture(x, weights, experts, count(experts, 6), w1, w2, gaps=True)
+    assert shapes == [(10 * k, 8)]
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -35,7 +92,7 @@ def test_an_expert_that_nothing_selected_is_not_evaluated(grouped):
     with torch.no_grad():
         w1[3:], w2[3:] = torch.nan, torch.nan
     experts = experts % 3
-    y = Mixture.apply(x, weights, experts, experts.flatten().bincount(minlength=4), w1, w2, grouped)
+    y = Mixture.apply(x, weights, experts, count(experts, 4), w1, w2, grouped, experts.numel())
     y.sum().backward()
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
@@ -68,5 +125,5 @@ def test_products_are_chosen_by_size(tokens, used, monkeypatch):
     calls, forward = [], used.forward
     monkeypatch.setattr(used, "forward", lambda *args: calls.append(used) or forward(*args))
     experts, (x, weights, w1, w2) = batch(tokens, 2, 4)
-    mixture(x, weights, experts, experts.flatten().bincount(minlength=4), w1, w2)
+    mixture(x, weights, experts, count(experts, 4), w1, w2)
     assert calls == [used]
