@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 SMALL = 2**20  # hidden activations; up to here on a CPU calls from Python cost more than the cache gives (measured)
 
-relu_backward = torch.ops.aten.threshold_backward
+relu_backward = torch.ops.aten.threshold_backward.grad_input
+bag_weights_backward = torch.ops.aten._embedding_bag_per_sample_weights_backward  # grad . row, without gathering grads
 
 
 def mixture(
@@ -37,15 +38,18 @@ def mixture(
     of gradients.
     """
     device = x_TD.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_TD.dtype
-    with torch.autocast(device, enabled=False):
-        x_TD, weights_TK, w1_EDH, w2_EDH = (t.to(dtype) for t in (x_TD, weights_TK, w1_EDH, w2_EDH))
-        # The grouped kernels want rows of whole 16 bytes and at most 32 bits; anything else takes the loop.
-        fits = dtype.itemsize <= 4 and all(width * dtype.itemsize % 16 == 0 for width in w1_EDH.shape[1:])
-        on_device = fits and device == "cuda"  # where to read the counts would make the host wait
-        filled = experts_TK.numel() if not gaps else None if on_device else int(counts_E.sum())
-        grouped = on_device or (fits and filled * w1_EDH.shape[2] <= SMALL)
-        return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled)
+    if torch.is_autocast_enabled(device):
+        x_TD = x_TD.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return mixture(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, gaps)
+    weights_TK, w1_EDH, w2_EDH = (t.to(x_TD.dtype) for t in (weights_TK, w1_EDH, w2_EDH))
+    # The grouped kernels want rows of whole 16 bytes and at most 32 bits; anything else takes the loop.
+    itemsize = x_TD.dtype.itemsize
+    fits = itemsize <= 4 and all(width * itemsize % 16 == 0 for width in w1_EDH.shape[1:])
+    on_device = fits and device == "cuda"  # where to read the counts would make the host wait
+    filled = experts_TK.numel() if not gaps else None if on_device else int(counts_E.sum())
+    grouped = on_device or (fits and filled * w1_EDH.shape[2] <= SMALL)
+    return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled)
 
 
 class Mixture(torch.autograd.Function):
@@ -57,52 +61,61 @@ class Mixture(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled):
         products, empty_N1 = Grouped if grouped else OneByOne, None
-        order_N = experts_TK.flatten().argsort(stable=True)[:filled]  # the empty places are last
+        # The empty places are last. (int32 sorts faster than int64)
+        order_N = experts_TK.int().flatten().argsort(stable=True)[:filled]
         if filled is None:
             weights_TK = weights_TK.masked_fill(experts_TK == w1_EDH.shape[0], 0)
             empty_N1 = (torch.arange(order_N.numel(), device=x_TD.device) >= counts_E.sum())[:, None]
-        weights_N, place_N, start_T = bags(order_N, weights_TK)
-        x_ND = x_TD.index_select(0, order_N // experts_TK.shape[1])
+        place_N, row_N, start_T = bags(order_N, *experts_TK.shape)
+        token_N = order_N // experts_TK.shape[1]
+        x_ND = x_TD.index_select(0, token_N)
         rows = counts_E.cumsum(0, dtype=torch.int32) if grouped else counts_E.tolist()
         hidden_NH, out_ND = products.forward(x_ND, w1_EDH, w2_EDH, rows)
         if empty_N1 is not None:  # the grouped kernel left these rows unwritten: whatever was in that memory
             out_ND.masked_fill_(empty_N1, 0)
         ctx.products, ctx.rows = products, rows
-        ctx.save_for_backward(weights_TK, order_N, place_N, start_T, empty_N1, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH)
-        return F.embedding_bag(place_N, out_ND, start_T, per_sample_weights=weights_N, mode="sum")
+        ctx.save_for_backward(
+            *(weights_TK, order_N, token_N, place_N, row_N, start_T, empty_N1),
+            *(x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH),
+        )
+        weights_N = weights_TK.flatten().index_select(0, place_N)
+        return F.embedding_bag(row_N, out_ND, start_T, per_sample_weights=weights_N.detach(), mode="sum")
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_TD):
-        weights_TK, order_N, place_N, start_T, empty_N1, x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH = ctx.saved_tensors
-        grad_ND = grad_TD.index_select(0, order_N // weights_TK.shape[1])
+        weights_TK, order_N, token_N, place_N, row_N, start_T, empty_N1, *saved = ctx.saved_tensors
+        x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH = saved
+        weights_grad_N = bag_weights_backward(grad_TD, out_ND, row_N, start_T, place_N // weights_TK.shape[1], 0)
         weights_grad_TK = weights_TK.new_zeros(weights_TK.shape)
-        weights_grad_TK.view(-1).index_copy_(0, order_N, (out_ND * grad_ND).sum(1))
+        weights_grad_TK.view(-1).index_copy_(0, place_N, weights_grad_N)
+        grad_ND = grad_TD.index_select(0, token_N)
         grad_ND *= weights_TK.flatten().index_select(0, order_N)[:, None]
         x_grad_ND, w1_grad_EDH, w2_grad_EDH = ctx.products.backward(grad_ND, x_ND, hidden_NH, w1_EDH, w2_EDH, ctx.rows)
         if empty_N1 is not None:
             x_grad_ND.masked_fill_(empty_N1, 0)
-        x_grad_TD = F.embedding_bag(place_N, x_grad_ND, start_T, mode="sum")
+        x_grad_TD = F.embedding_bag(row_N, x_grad_ND, start_T, mode="sum")
         return x_grad_TD, weights_grad_TK, None, None, w1_grad_EDH, w2_grad_EDH, None, None
 
 
-def bags(order_N: Tensor, weights_TK: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows back into token order: the weights (N,) and rows (N,) of all bags, and where each token's bag starts (T,).
+def bags(order_N: Tensor, tokens: int, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The way back from rows to tokens: the places in token order (N,), the row of each (N,), and each token's first (T,).
 
-    A bag holds a token's rows: k of them, or fewer where places are empty and order_N leaves those out. A weighted sum
-    over it (embedding_bag) has a fixed order and needs no atomics.
+    A token's rows are its bag, k of them or fewer where places are empty. A weighted sum over bags (embedding_bag) has
+    a fixed order and needs no atomics.
     """
-    places, k = weights_TK.numel(), weights_TK.shape[1]
-    first_T = torch.arange(0, places, k, device=order_N.device)
-    if order_N.numel() == places:
-        row_N = torch.arange(places, device=order_N.device)
-        return weights_TK.flatten(), torch.empty_like(order_N).index_copy_(0, order_N, row_N), first_T
-    filled_N, place_N = order_N.sort()
-    return weights_TK.flatten().index_select(0, filled_N), place_N, torch.searchsorted(filled_N, first_T)
+    if order_N.numel() < tokens * k:
+        place_N, row_N = order_N.sort()
+        return place_N, row_N, torch.searchsorted(place_N, torch.arange(0, tokens * k, k, device=order_N.device))
+    place_N = torch.arange(tokens * k, device=order_N.device)
+    return place_N, torch.empty_like(order_N).index_copy_(0, order_N, place_N), place_N[::k].contiguous()
 
 
 class OneByOne:
-    """The products expert by expert, for a CPU: what one expert needs stays in the cache. rows: the list of counts."""
+    """The products expert by expert, for a CPU: what one expert needs stays in the cache. rows: the list of counts.
+
+    backward overwrites grad_ND with the gradient of x_ND.
+    """
 
     @staticmethod
     def forward(x_ND, w1_EDH, w2_EDH, rows):
@@ -116,25 +129,24 @@ class OneByOne:
 
     @staticmethod
     def backward(grad_ND, x_ND, hidden_NH, w1_EDH, w2_EDH, rows):
-        x_grad_ND = torch.empty_like(x_ND)
         w1_grad_EDH, w2_grad_EDH = torch.empty_like(w1_EDH), torch.empty_like(w2_EDH)
         scratch = hidden_NH.new_empty(max(rows), hidden_NH.shape[1])
         by_expert = zip(
-            *(rows, grad_ND.split(rows), x_ND.split(rows), hidden_NH.split(rows), x_grad_ND.split(rows)),
+            *(rows, grad_ND.split(rows), x_ND.split(rows), hidden_NH.split(rows)),
             *(w1_EDH.mT, w2_EDH, w1_grad_EDH, w2_grad_EDH),
             strict=True,
         )
-        for n, grad_nD, x_nD, hidden_nH, x_grad_nD, w1_HD, w2_DH, w1_grad_DH, w2_grad_DH in by_expert:
+        for n, grad_nD, x_nD, hidden_nH, w1_HD, w2_DH, w1_grad_DH, w2_grad_DH in by_expert:
             if n == 0:  # not evaluated, so nothing has been written
                 w1_grad_DH.zero_()
                 w2_grad_DH.zero_()
                 continue
             hidden_grad_nH = torch.mm(grad_nD, w2_DH, out=scratch[:n])
-            relu_backward.grad_input(hidden_grad_nH, hidden_nH, 0, grad_input=hidden_grad_nH)
+            relu_backward(hidden_grad_nH, hidden_nH, 0, grad_input=hidden_grad_nH)
             torch.mm(grad_nD.T, hidden_nH, out=w2_grad_DH)
             torch.mm(x_nD.T, hidden_grad_nH, out=w1_grad_DH)
-            torch.mm(hidden_grad_nH, w1_HD, out=x_grad_nD)
-        return x_grad_ND, w1_grad_EDH, w2_grad_EDH
+            torch.mm(hidden_grad_nH, w1_HD, out=grad_nD)  # no longer needed; fresh memory is slow
+        return grad_ND, w1_grad_EDH, w2_grad_EDH
 
 
 class Grouped:
@@ -147,7 +159,8 @@ class Grouped:
 
     @staticmethod
     def backward(grad_ND, x_ND, hidden_NH, w1_EDH, w2_EDH, rows):
-        hidden_grad_NH = relu_backward(F.grouped_mm(grad_ND, w2_EDH, offs=rows), hidden_NH, 0)
+        hidden_grad_NH = F.grouped_mm(grad_ND, w2_EDH, offs=rows)
+        relu_backward(hidden_grad_NH, hidden_NH, 0, grad_input=hidden_grad_NH)
         w2_grad_EDH = F.grouped_mm(grad_ND.T, hidden_NH, offs=rows)
         w1_grad_EDH = F.grouped_mm(x_ND.T, hidden_grad_NH, offs=rows)
         return F.grouped_mm(hidden_grad_NH, w1_EDH.mT, offs=rows), w1_grad_EDH, w2_grad_EDH

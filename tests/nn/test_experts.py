@@ -109,6 +109,36 @@ def test_gradients_accumulate_and_a_graph_may_be_used_twice():
     torch.testing.assert_close(layer.w1.grad, 2 * once)
 
 
+def test_an_expanded_gradient_and_hooks_and_no_grad():
+    experts, tensors = batch(10, 2, 4)
+    tensors[2].register_hook(lambda grad: 2 * grad)
+    y = mixture(*tensors[:2], experts, count(experts, 4), *tensors[2:])
+    y.sum().backward()  # an expanded scalar
+    wide = [t.detach().double().requires_grad_() for t in tensors]
+    reference_mixture(*wide[:2], experts, *wide[2:]).sum().backward()
+    for name, a, b, factor in zip(("x", "weights", "w1", "w2"), tensors, wide, (1, 1, 2, 1), strict=True):
+        torch.testing.assert_close(a.grad.double(), factor * b.grad, atol=1e-4, rtol=1e-4, msg=name)
+    with torch.no_grad():
+        assert torch.equal(mixture(*tensors[:2], experts, count(experts, 4), *tensors[2:]), y)
+
+
+@pytest.mark.parametrize("gaps", [False, True])
+def test_autocast_agrees_with_float64(gaps):
+    experts, tensors = batch(20, 2, 4)
+    if gaps:
+        experts[:5] = 4
+    with torch.autocast("cpu", torch.bfloat16):
+        y = mixture(*tensors[:2], experts, count(experts, 4), *tensors[2:], gaps)
+    assert y.dtype == torch.bfloat16
+    grads = torch.autograd.grad(y.float().sum(), tensors)
+    wide = [t.detach().bfloat16().double().requires_grad_() for t in tensors]  # or a relu may fall the other way
+    reference = reference_mixture(*wide[:2], experts, *wide[2:])
+    assert (y - reference).norm() < 0.02 * reference.norm()
+    for a, b in zip(grads, torch.autograd.grad(reference.sum(), wide), strict=True):
+        assert a.dtype == torch.float32
+        assert (a - b).norm() < 0.02 * b.norm()
+
+
 def test_autocast_keeps_the_statistics_in_float32():
     layer, x = MoELayer(8, 16, 4, 2), torch.randn(2, 3, 8)
     with torch.autocast("cpu", torch.bfloat16):
