@@ -15,6 +15,8 @@ DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many ste
 WINDOW = 100  # steps over which co-activation and specialisation are counted
 PROBE_TOKENS = 256
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
+BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
+BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
 
 
 class Meta(NamedTuple):

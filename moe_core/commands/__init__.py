@@ -1,5 +1,5 @@
 """The commands, a module a family: each has declare(), which adds its parsers. A new family is a module and a line here."""
 
-from moe_core.commands import bench, export, talk, train
+from moe_core.commands import bench, export, sweep, talk, train
 
-FAMILIES = (train, talk, export, bench)
+FAMILIES = (train, talk, sweep, export, bench)

@@ -2,10 +2,10 @@
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -35,6 +35,15 @@ def plain(text: str, keep: str = "") -> str:
 def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:
     """One answer: the event with --json, else the line."""
     print(json.dumps(event) if arguments.json else plain(line))
+
+
+def without_nan(value: Any) -> Any:
+    """JSON has no NaN: null stands for a number that is not finite."""
+    if isinstance(value, dict):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def changes_of(words: list[str]) -> dict[str, str]:

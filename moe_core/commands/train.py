@@ -2,17 +2,13 @@
 
 import argparse
 import json
-import math
 import os
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import BALANCE, add, plain
-from moe_core.schema import METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
-
-LAST = 50  # steps over which the end event's balance is averaged
+from moe_core.commands.common import add, plain, without_nan
+from moe_core.schema import BALANCE, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
 def declare(commands: Any) -> None:
@@ -52,30 +48,13 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Config, Knobs]:
 
 def train_command(arguments: argparse.Namespace) -> int:
     config, knobs = settings_of(arguments)
+    from moe_core.runs import ending, open_run
     from moe_core.training.loop import train
 
     teller = Teller(arguments.json, config)
     folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell)
-    teller.tell({"event": "end", **ending(folder, config, state)})
+    teller.tell({"event": "end", **ending(open_run(folder), state)})
     return 1 if state == "failed" else 0
-
-
-def ending(folder: Path, config: Config, state: str) -> dict[str, Any]:
-    """The numbers that a finished run is judged by, read from its record."""
-    from moe_core.runs import open_run
-
-    run = open_run(folder)
-    _, last = run.steps()
-    first = max(1, last - LAST + 1)
-    told: dict[str, Any] = {"state": state, "step": last, "loss": None, "eval": {}}
-    if last:
-        told["loss"] = float(run.history("loss", first=last)[1][-1])
-        for stat in BALANCE:
-            layers = [run.history(stat, layer, first=first)[1].mean() for layer in range(config.layers)]
-            told[stat] = float(sum(layers) / len(layers))
-    if evals := run.evals():
-        told["eval"] = evals[-1].metrics
-    return told
 
 
 class Teller:
@@ -146,10 +125,3 @@ class Teller:
                 print(f"{name:20} {value:.4f}")
         if self.text:
             print("\nthe model writes:\n" + plain(self.text, keep="\n"))
-
-
-def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that is not finite."""
-    if isinstance(value, dict):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value

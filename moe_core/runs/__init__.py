@@ -1,6 +1,19 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
-from moe_core.runs.runner import flags, last_words, new_id, reap, start, stop, wait_ready
+from moe_core.runs.outcome import ending
+from moe_core.runs.runner import (
+    end_child,
+    flags,
+    is_running,
+    last_words,
+    new_id,
+    reap,
+    spawn,
+    start,
+    stop,
+    wait_ready,
+    whole_paths,
+)
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import derive
 from moe_core.runs.store import (
@@ -18,6 +31,7 @@ from moe_core.runs.store import (
     Status,
     StoreError,
     create_run,
+    hold_lock,
     is_alive,
     list_runs,
     open_run,
@@ -42,8 +56,12 @@ __all__ = [
     "StoreError",
     "create_run",
     "derive",
+    "end_child",
+    "ending",
     "flags",
+    "hold_lock",
     "is_alive",
+    "is_running",
     "last_words",
     "list_runs",
     "new_id",
@@ -51,9 +69,11 @@ __all__ = [
     "pick",
     "reap",
     "runs_folder",
+    "spawn",
     "start",
     "stop",
     "thin",
     "verify",
     "wait_ready",
+    "whole_paths",
 ]

@@ -48,34 +48,63 @@ def environment() -> dict[str, str]:
     return {**kept, **os.environ}
 
 
-def start(config: Config, knobs: Knobs, runs: str | Path | None = None, who: str = "dashboard") -> str:
+def start(
+    config: Config,
+    knobs: Knobs,
+    runs: str | Path | None = None,
+    who: str = "dashboard",
+    run_id: str | None = None,
+) -> str:
     """Start a trainer in a session of its own and return its run's id at once. Its words go to trainer.log beside run.db."""
     folder = runs_folder(runs).absolute()
-    run_id = new_id(folder, config)
-    # The trainer works in a folder of its own choosing, so paths are made whole here.
-    config = replace(
-        config,
-        text=tuple(os.path.abspath(path) for path in config.text),
-        data=config.data and os.path.abspath(config.data),
-    )
+    run_id = run_id or new_id(folder, config)
     (folder / run_id).mkdir(parents=True)
-    words = [sys.executable, "-m", "moe_core", "train", "--runs", str(folder), "--run-id", run_id, "--who", who]
-    with open(folder / run_id / "trainer.log", "wb") as log:
-        process = subprocess.Popen(
-            [*words, *flags(config, knobs)],
+    words = ["train", "--runs", str(folder), "--run-id", run_id, "--who", who, *flags(whole_paths(config), knobs)]
+    spawn(run_id, words, folder / run_id / "trainer.log")
+    return run_id
+
+
+def whole_paths(config: Config) -> Config:
+    """The same data wherever the trainer works, which is in a folder of its own choosing."""
+    text = tuple(os.path.abspath(path) for path in config.text)
+    return replace(config, text=text, data=config.data and os.path.abspath(config.data))
+
+
+def spawn(name: str, words: list[str], log: Path) -> None:
+    """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process; known here by its name."""
+    with open(log, "ab") as out:
+        _children[name] = subprocess.Popen(
+            [sys.executable, "-m", "moe_core", *words],
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=environment(),
             cwd=Path(__file__).parents[2],
         )
-    _children[run_id] = process
-    return run_id
 
 
-# Trainers that this process started, so that one which ended is not left as a zombie.
+# What this process started, so that a process which ended is not left as a zombie.
 _children: dict[str, subprocess.Popen[bytes]] = {}
+
+
+def is_running(name: str, runs: str | Path | None = None) -> bool:
+    """Whether a process of this name runs: a child of ours, from its first moment, or anyone's that holds the lock."""
+    process = _children.get(name)
+    return (process is not None and process.poll() is None) or is_alive(runs_folder(runs) / name)
+
+
+def end_child(name: str, patience: float = PATIENCE) -> None:
+    """End a child that has no record yet by which it could be asked: SIGTERM, and after patience seconds SIGKILL."""
+    process = _children.get(name)
+    if process is None or process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def reap() -> None:
@@ -96,10 +125,10 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
     return open_run(folder)
 
 
-def last_words(folder: Path) -> str:
+def last_words(folder: Path, log: str = "trainer.log") -> str:
     """The end of what a trainer printed, one line."""
     try:
-        lines = (folder / "trainer.log").read_text(errors="replace").strip().splitlines()
+        lines = (folder / log).read_text(errors="replace").strip().splitlines()
     except OSError:
         lines = []
     return lines[-1][-300:] if lines else "it printed nothing"

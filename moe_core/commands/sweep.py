@@ -1,0 +1,282 @@
+"""sweep: a grid of knobs as ordinary runs, side by side, ending in one table with the paper's beside it."""
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from moe_core.commands.common import add, plain, without_nan
+from moe_core.commands.train import add_settings
+from moe_core.schema import BALANCE, TASKS, Config, Knobs, parse_setting, value_text
+
+
+def declare(commands: Any) -> None:
+    sweep = add(commands, "sweep", sweep_command, "train a grid of knobs, any knob a list with commas", run=False)
+    sweep.add_argument("--pairs", nargs="+", metavar="W/W", help="w_importance/w_load, each; table6: the paper's six")
+    sweep.add_argument("--seeds", metavar="N", help="runs of each cell, with seeds from --seed on (default 1)")
+    sweep.add_argument("--parallel", metavar="N", help="runs at a time (default: one a core)")
+    sweep.add_argument(
+        "--sweep-id", metavar="ID", help="the sweep's name; one that follows from its settings if not given"
+    )
+    sweep.add_argument("--resume", metavar="ID", help="go on with this sweep; so does the same command")
+    sweep.add_argument("--csv", metavar="FILE", help="write the table there too")
+    for settings in (Config, Knobs):
+        add_settings(sweep, settings)
+
+
+def sweep_command(arguments: argparse.Namespace) -> int:
+    from moe_core.sweep import make_sweep, open_sweep, results, rows, run_sweep
+
+    parallel = whole(arguments.parallel, "parallel", cores())
+    out = csv_file(arguments.csv)
+    if arguments.resume is not None:
+        nothing_else(arguments)
+        sweep = open_sweep(arguments.resume, arguments.runs)
+    else:
+        sweep = make_sweep(plan_of(arguments), arguments.runs, arguments.sweep_id)
+    teller = Teller(arguments.json)
+    count, cells = len(results(sweep)), len(sweep.plan.cells)
+    teller.tell(
+        {
+            "event": "start",
+            "sweep": sweep.id,
+            "path": str(sweep.folder),
+            "cells": cells,
+            "runs": count,
+            "parallel": parallel,
+        }
+    )
+    with stopped_by_signals() as stopping:
+        state = run_sweep(sweep, parallel, stopping, teller.tell)
+    found = results(sweep)
+    table = rows(sweep, found)
+    if out:
+        write_csv(out, table)
+    problems = {result.job.run_id: result.problem for result in found if result.problem}
+    teller.tell({"event": "end", "state": state, "sweep": sweep.id, "problems": problems, "rows": table})
+    if not arguments.json:
+        print(plain(as_text(sweep.plan, table), keep="\n"))
+    return 0 if state == "finished" else 1
+
+
+def plan_of(arguments: argparse.Namespace) -> Any:
+    """The plan that the flags ask for; ValueError, before anything is written, for one that cannot be trained."""
+    from moe_core.sweep import make_plan, pairs_of, values_of
+
+    given = {f.name: getattr(arguments, f.name) for f in fields(Config) if getattr(arguments, f.name) is not None}
+    config = {name: parse_setting(Config, name, value) for name, value in given.items()}
+    # Small models run fastest on one thread each, and the cores are for the runs beside.
+    config = Config.for_task(config.pop("task", TASKS[0]), **{"threads": 1} | config)
+    lists = {f.name: values_of(f.name, text) for f in fields(Knobs) if (text := getattr(arguments, f.name)) is not None}
+    knobs = replace(Knobs(), **{name: values[0] for name, values in lists.items() if len(values) == 1})
+    lists = {name: values for name, values in lists.items() if len(values) > 1}
+    pairs = pairs_of(arguments.pairs or [])
+    if pairs and (twice := [name for name in ("w_importance", "w_load") if getattr(arguments, name) is not None]):
+        raise ValueError(f"--pairs sets both weights, and --{twice[0].replace('_', '-')} is given too; leave one out")
+    plan = make_plan(config, knobs, lists, pairs, whole(arguments.seeds, "seeds", 1))
+    if plan.config.text or plan.config.data or plan.config.device != "auto":
+        # What every trainer would trip over is said once, and before anything is written.
+        from moe_core.training.data import load
+        from moe_core.training.loop import choose_device
+
+        choose_device(plan.config.device)
+        load(plan.config)
+    return plan
+
+
+def nothing_else(arguments: argparse.Namespace) -> None:
+    """--resume takes the sweep's own settings, and no others beside them."""
+    names = ["pairs", "seeds", "sweep_id", *(f.name for settings in (Config, Knobs) for f in fields(settings))]
+    given = ["--" + name.replace("_", "-") for name in names if getattr(arguments, name) is not None]
+    if given:
+        raise ValueError(
+            f"--resume takes the settings that the sweep was made with, got {' '.join(given)} too; leave it out"
+        )
+
+
+def whole(text: str | None, name: str, default: int) -> int:
+    """A number of at least 1."""
+    if text is None:
+        return default
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
+        raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
+    return int(text)
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def csv_file(name: str | None) -> Path | None:
+    """Where the table goes; ValueError before an hour's training if it cannot go there."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"has no folder {path.parent}"
+        raise ValueError(f"--csv wants a file in a folder that is there, but {name} {problem}")
+    return path
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[Callable[[], bool]]:
+    """SIGTERM and the first Ctrl-C end the sweep cleanly; a second Ctrl-C interrupts the wait for its trainers."""
+    caught: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        caught.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(caught)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# The table
+
+
+def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    """The rows, a column a field; empty where there is nothing."""
+    from moe_core.export import table as csv_text
+    from moe_core.export import write
+
+    names = dict.fromkeys(name for row in table for name in row)
+    columns = {name: [csv_value(row.get(name)) for row in table] for name in names}
+    write(path, csv_text(columns))
+
+
+def csv_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(value)
+    return math.nan if value is None else value
+
+
+def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
+    """The table for a terminal: our mean and spread, the paper's figure in brackets, and both ceilings below."""
+    from moe_core.sweep import measures
+
+    labels = measures(plan.config.task)
+    swept = list(plan.swept)
+    lines = [[*swept, "runs", *labels.values()]]
+    for row in table:
+        cells = [value_text(row[name]) for name in swept]
+        lines.append([*cells, f"{row['finished']} of {row['runs']}", *(measured(row, name) for name in labels)])
+    for words, ceiling in ceiling_lines(plan, table):
+        lines.append(
+            [words, *[""] * len(swept), *(figure(ceiling.get(name)) if ceiling.get(name) else "" for name in labels)]
+        )
+    widths = [max(len(line[i]) for line in lines[: len(table) + 1]) for i in range(len(lines[0]))]
+    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    text.insert(1, "-" * max(map(len, text)))
+    text.insert(len(table) + 2, text[1])
+    note = f"± sample standard deviation over seeds; {', '.join(BALANCE)}: mean of the last steps and all layers."
+    if any(name.startswith("paper_") for row in table for name in row):
+        note += "\n[ ]: the paper's Table 6 (256 experts, k 4, another task); compare the shape, beside the ceilings."
+    return "\n".join([*text, note])
+
+
+def measured(row: dict[str, Any], name: str) -> str:
+    if row[name] is None:
+        return "–"
+    spread = row[f"{name}_spread"]
+    paper = row.get(f"paper_{name}")
+    return (
+        figure(row[name])
+        + (f" ±{figure(spread)}" if spread is not None else "")
+        + (f" [{figure(paper)}]" if paper is not None else "")
+    )
+
+
+def figure(value: float) -> str:
+    """Three decimals below 10, two above."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def ceiling_lines(plan: Any, table: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:
+    """A line for each k that was trained, and one for the paper's model where its figures stand."""
+    from moe_core.sweep import PAPER_EXPERTS, PAPER_K, ceilings
+
+    ks = dict.fromkeys(int(row.get("k", plan.knobs.k)) for row in table)
+    experts = plan.config.num_experts
+    found = [(f"ceiling, {experts} experts, k {k}", ceilings(experts, k)) for k in ks]
+    if any(name.startswith("paper_") for row in table for name in row):
+        words = f"[ceiling, {PAPER_EXPERTS} experts, k {PAPER_K}]"
+        found.append((words, ceilings(PAPER_EXPERTS, PAPER_K)))
+    return found
+
+
+class Teller:
+    """Prints a sweep's events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.open = as_json, True
+        self.live = not as_json and sys.stderr.isatty()
+        self.began, self.first = time.monotonic(), None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        """A reader of stdout that went away must not end the sweep."""
+        if self.as_json and self.open:
+            try:
+                print(json.dumps(without_nan(event), allow_nan=False), flush=True)
+            except BrokenPipeError:
+                self.open = False
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        elif not self.as_json:
+            getattr(self, "on_" + event["event"])(event)
+
+    def line(self, text: str) -> None:
+        print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+
+    def on_start(self, event: dict[str, Any]) -> None:
+        many = f"{event['runs']} runs ({event['cells']} cells), {event['parallel']} at a time"
+        self.line(f"{event['sweep']}: {many}; its record is {event['path']}")
+
+    def on_run(self, event: dict[str, Any]) -> None:
+        if event["state"] == "failed" or (event["state"] == "finished" and not self.live):
+            self.line(f"{event['run']} {event['state']}" + (f": {event['problem']}" if event["problem"] else ""))
+
+    def on_progress(self, event: dict[str, Any]) -> None:
+        if not self.live:
+            return
+        share = event["step"] / max(event["steps"], 1)
+        filled = int(20 * share)
+        failed = f", {event['failed']} failed" if event["failed"] else ""
+        text = (
+            f"{event['finished']} of {event['runs']} runs{failed} [{'#' * filled}{'.' * (20 - filled)}] {100 * share:.0f} %"
+            + self.left(share)
+        )
+        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
+
+    def left(self, share: float) -> str:
+        """How long it will take at the speed so far, once there is one; steps of an earlier sitting count for nothing."""
+        now = time.monotonic()
+        self.first = share if self.first is None else self.first
+        done = share - self.first
+        if done <= 0.01:
+            return ""
+        seconds = (now - self.began) * (1 - share) / done
+        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+
+    def on_end(self, event: dict[str, Any]) -> None:
+        for run, problem in event["problems"].items():
+            self.line(f"{run}: {problem}")
+        if event["state"] == "stopped":
+            self.line(f"stopped; go on with: python -m moe_core sweep --resume {event['sweep']}")
+        elif event["state"] == "failed":
+            self.line(
+                f"some runs do not count; try them again with: python -m moe_core sweep --resume {event['sweep']}"
+            )
+        else:
+            self.line("finished")

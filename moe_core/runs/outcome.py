@@ -1,0 +1,24 @@
+"""The numbers that an ended run is judged by, read from its record."""
+
+from typing import Any
+
+from moe_core.runs.store import Run
+from moe_core.schema import BALANCE, BALANCE_STEPS
+
+
+def ending(run: Run, state: str | None = None) -> dict[str, Any]:
+    """The end event's numbers: state, step, loss, the last evaluation, and balance (mean over the last steps and all layers).
+
+    A run without a step has neither loss nor balance.
+    """
+    _, last = run.steps()
+    first = max(1, last - BALANCE_STEPS + 1)
+    told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}}
+    if last:
+        told["loss"] = float(run.history("loss", first=last)[1][-1])
+        for stat in BALANCE:
+            layers = [run.history(stat, layer, first=first)[1].mean() for layer in range(run.config.layers)]
+            told[stat] = float(sum(layers) / len(layers))
+    if evals := run.evals():
+        told["eval"] = evals[-1].metrics
+    return told
