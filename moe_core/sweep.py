@@ -353,6 +353,11 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[dict[str, Any]]:
     return table
 
 
+def figure(value: float) -> str:
+    """A measure in a table: three decimals below 10, two above."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
 def paper_row(knobs: Knobs) -> dict[str, float] | None:
     """What the paper measured with these weights of its two losses, if it did."""
     ours = getattr(knobs, "strategy", "paper") == "paper"

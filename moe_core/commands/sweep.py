@@ -164,7 +164,7 @@ def csv_value(value: Any) -> Any:
 
 def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
     """The table for a terminal: our mean and spread, the paper's figure in brackets, and both ceilings below."""
-    from moe_core.sweep import measures
+    from moe_core.sweep import figure, measures
 
     labels = measures(plan.config.task)
     swept = list(plan.swept)
@@ -187,6 +187,8 @@ def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
 
 
 def measured(row: dict[str, Any], name: str) -> str:
+    from moe_core.sweep import figure
+
     if row[name] is None:
         return "–"
     spread = row[f"{name}_spread"]
@@ -196,11 +198,6 @@ def measured(row: dict[str, Any], name: str) -> str:
         + (f" ±{figure(spread)}" if spread is not None else "")
         + (f" [{figure(paper)}]" if paper is not None else "")
     )
-
-
-def figure(value: float) -> str:
-    """Three decimals below 10, two above."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def ceiling_lines(plan: Any, table: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:

@@ -16,5 +16,6 @@ controls.style()
 pages = [
     st.Page(ROOT / "pages" / "live.py", title="Live", default=True),
     st.Page(ROOT / "pages" / "routing.py", title="Routing"),
+    st.Page(ROOT / "pages" / "sweep.py", title="Sweep"),
 ]
 st.navigation(pages, position="top").run()

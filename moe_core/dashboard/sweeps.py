@@ -1,0 +1,316 @@
+"""The workings of the Sweep page: choose or start a sweep, see how far it is, read its table, maps and Pareto front.
+
+A sweep started here is a process of its own: it outlives the dashboard and is found again by its lock.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from moe_core.figures import sweeps as figures
+from moe_core.figures.theme import THEMES
+from moe_core.runs import StoreError, last_words, reap
+from moe_core.schema import METRICS, TASKS, Config, Knobs, value_text
+from moe_core.sweep import (
+    FAILED,
+    PAPER_EXPERTS,
+    PAPER_K,
+    TRAINS,
+    Result,
+    Sweep,
+    cancel,
+    ceilings,
+    detach,
+    figure,
+    make_plan,
+    make_sweep,
+    measures,
+    open_sweep,
+    pairs_of,
+    progress,
+    results,
+    rows,
+    state_of,
+    sweep_ids,
+    values_of,
+)
+
+NEW = "New sweep"
+LIVE = Path(__file__).parents[2] / "pages" / "live.py"
+LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  # knobs with a field of their own
+CSS = """
+.moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
+.moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
+.moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--st-border-color); white-space: nowrap; }
+.moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
+.moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
+.moe-table a { color: var(--st-primary-color); }
+.moe-scroll { overflow-x: auto; }
+"""
+
+
+def choose() -> Sweep | None:
+    """The sweep that the link names, else the newest; None for a new one. The chooser stands in the sidebar."""
+    reap()
+    st.html(f"<style>{CSS}</style>")
+    names = sweep_ids()
+    wanted = st.query_params.get("sweep", names[0] if names else "new")
+    found = None
+    if wanted != "new":
+        try:
+            found = open_sweep(wanted)
+        except StoreError as error:
+            st.error(str(error))
+    st.session_state["sweep-chooser"] = found.id if found else NEW
+
+    def go() -> None:
+        picked = st.session_state["sweep-chooser"]
+        st.query_params["sweep"] = "new" if picked == NEW else picked
+
+    with st.sidebar:
+        st.selectbox("Sweep", [NEW, *names], key="sweep-chooser", on_change=go, label_visibility="collapsed")
+    return found
+
+
+# A new one
+
+
+def new() -> None:
+    """The form, and the same as a command."""
+    st.title("Train a grid of knobs")
+    st.markdown(
+        "Each combination is an ordinary run, once for each seed. It ends in a table with the paper's beside it."
+    )
+    with st.form("new-sweep", border=True):
+        task, steps, seeds, parallel = st.columns(4)
+        task.selectbox("Task", TASKS, key="sweep-task")
+        steps.number_input("Steps", 1, 10**9, 1000, key="sweep-steps")
+        seeds.number_input("Seeds", 1, 100, 3, key="sweep-seeds")
+        parallel.number_input("Runs at a time", 1, 256, max(1, (os.cpu_count() or 2) - 1), key="sweep-parallel")
+        for column, (name, default) in zip(st.columns(len(LISTED)), LISTED.items(), strict=True):
+            column.text_input(name, default, placeholder=value_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
+        pairs, more = st.columns(2)
+        pairs.text_input(
+            "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
+        )
+        more.text_input("Other knobs", placeholder="lr=0.001,0.003; speed_limit=0", key="sweep-more")
+        if st.form_submit_button("Start", type="primary"):
+            begin()
+    st.caption("The paper's six rows (Table 6) from a terminal:")
+    st.code("python -m moe_core sweep --task text --pairs table6 --seeds 3 --steps 1000", language="bash")
+
+
+def begin() -> None:
+    """Start what the form asks for and look at it; one line if it cannot be."""
+    asked = {
+        name.removeprefix("sweep-"): value for name, value in st.session_state.items() if str(name).startswith("sweep-")
+    }
+    try:
+        sweep = make_sweep(asked_plan(asked))
+    except ValueError as error:
+        st.error(str(error))
+        return
+    detach(sweep, int(asked["parallel"]))
+    st.query_params["sweep"] = sweep.id
+    st.rerun()
+
+
+def asked_plan(asked: dict[str, Any]) -> Any:
+    """The plan of a filled form. ValueError says what is wrong with it."""
+    pairs = pairs_of([asked["pairs"]])
+    texts = {name: asked[f"list-{name}"] for name in LISTED if not (pairs and name.startswith("w_"))}
+    for word in filter(None, map(str.strip, asked["more"].split(";"))):
+        name, equals, text = word.partition("=")
+        name = name.strip().replace("-", "_")
+        if not equals:
+            raise ValueError(f"other knobs are written name=values; name=values, got {word!r}")
+        if name not in Knobs.__dataclass_fields__:
+            raise ValueError(f"unknown knob {name!r}; there are: {', '.join(Knobs.__dataclass_fields__)}")
+        texts[name] = text
+    lists = {name: values_of(name, text) for name, text in texts.items() if text.strip()}
+    config = Config.for_task(asked["task"], steps=int(asked["steps"]), threads=1)
+    return make_plan(config, Knobs(), lists, pairs, int(asked["seeds"]))
+
+
+# How far it is
+
+
+def status(sweep: Sweep) -> list[Result]:
+    """The line with the progress and its button, which keeps itself up to date; gives how each run stands."""
+    found = results(sweep)
+    plan = sweep.plan
+    knobs = " × ".join(plan.swept) or "no knob"
+    st.html(
+        f'<div class="moe-state" data-sweep="{state_of(sweep, found)}"><b>{escape(sweep.id)}</b><span class="moe-right">'
+        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seeds</span></div>"
+    )
+    moving(sweep, counted(found))
+    for result in found:
+        if result.state in FAILED:
+            st.error(f"{result.job.run_id}: {result.problem}")
+    return found
+
+
+def counted(found: Sequence[Result]) -> tuple[int, int]:
+    """What the table hangs on: the page is drawn again when it changes."""
+    now = progress(found)
+    return now["finished"], now["failed"]
+
+
+@st.fragment(run_every=1.0)
+def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
+    """Progress, with Cancel while the sweep runs and Go on when it does not and is not done."""
+    reap()
+    found = results(sweep)
+    state, now = state_of(sweep, found), progress(found)
+    failed = f", {now['failed']} failed" if now["failed"] else ""
+    at_work = sum(result.state in TRAINS for result in found)
+    training = f", {at_work} training" if at_work else ""
+    bar, side = (st, st) if state == "finished" else st.columns([5, 1], vertical_alignment="center")
+    bar.progress(
+        min(1.0, now["step"] / max(1, now["steps"])), f"{now['finished']} of {now['runs']} runs{failed}{training}"
+    )
+    if state == "running":
+        side.button("Cancel", key=f"cancel-{sweep.id}", on_click=cancel, args=(sweep,), width="stretch")
+    elif state == "incomplete":
+        side.button("Go on", key=f"go-on-{sweep.id}", on_click=go_on, args=(sweep,), type="primary", width="stretch")
+        words = last_words(sweep.folder, "sweep.log")
+        st.caption(
+            words if words.startswith("moe:") else "Stopped. What is finished stays; what is not is trained again."
+        )
+    if counted(found) != drawn:
+        st.rerun()
+
+
+def go_on(sweep: Sweep) -> None:
+    detach(sweep, max(1, (os.cpu_count() or 2) - 1))
+
+
+# What it found
+
+
+def table(sweep: Sweep, found: Sequence[Result]) -> None:
+    """A row a cell: mean and spread over seeds, the paper's figure where the weights are its, its runs as links."""
+    labels = measures(sweep.plan.config.task)
+    swept = sweep.plan.swept
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values()])
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in swept)
+        + f"<td>{links(row, found)}</td>"
+        + "".join(f'<td data-measure="{name}">{measured(row, name)}</td>' for name in labels)
+        + "</tr>"
+        for row in rows(sweep, found)
+    )
+    st.html(
+        f'<div class="moe-scroll"><table class="moe-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
+        f"<tfoot>{''.join(ceiling_rows(sweep, labels))}</tfoot></table></div>"
+    )
+
+
+def measured(row: dict[str, Any], name: str) -> str:
+    """A cell of the table: mean, spread, and the paper's figure, small."""
+    if row[name] is None:
+        return "–"
+    spread, paper = row[f"{name}_spread"], row.get(f"paper_{name}")
+    beside = "" if spread is None else f" ±{figure(spread)}"
+    return f"{figure(row[name])}{beside}" + ("" if paper is None else f"<small>paper {figure(paper)}</small>")
+
+
+def links(row: dict[str, Any], found: Sequence[Result]) -> str:
+    """The cell's runs by their seeds; one that has not begun is no link."""
+    own = [result for result in found if result.job.run_id in row["ids"]]
+    words = []
+    for result in own:
+        seed = str(result.job.config.seed)
+        begun = result.state not in ("waiting", "starting")
+        words.append(f'<a href="./?run={escape(result.job.run_id)}">{seed}</a>' if begun else seed)
+    return "seed " + ", ".join(words)
+
+
+def ceiling_rows(sweep: Sweep, labels: dict[str, str]) -> list[str]:
+    """What each figure cannot exceed, here and in the paper's model."""
+    plan = sweep.plan
+    ks = dict.fromkeys(int(cell.get("k", plan.knobs.k)) for cell in plan.cells)
+    models = [(f"Ceiling, {plan.config.num_experts} experts, k {k}", plan.config.num_experts, k) for k in ks]
+    models.append((f"Ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}", PAPER_EXPERTS, PAPER_K))
+    span = len(plan.swept) + 1
+    lines = []
+    for words, experts, k in models:
+        highest = ceilings(experts, k)
+        cells = "".join(f"<td>{figure(highest[name])}</td>" if name in highest else "<td></td>" for name in labels)
+        lines.append(f'<tr><td colspan="{span}">{words}</td>{cells}</tr>')
+    return lines
+
+
+def charts(sweep: Sweep, found: Sequence[Result]) -> None:
+    """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run."""
+    theme = THEMES[st.context.theme.type or "light"]
+    metric, label, unit, lower = METRICS[sweep.plan.config.task][0]
+    words: dict[str, Any] = {"label": f"{label}, {unit}" if unit else label, "lower_is_better": lower}
+    if grid := grids(sweep, found, metric):
+        balance, quality, ids, x, y = grid
+        left, right = st.columns(2)
+        with left:
+            clickable("balance", figures.sweep_balance(balance, ids, x, y, theme=theme))
+        with right:
+            clickable("quality", figures.sweep_quality(quality, ids, x, y, **words, theme=theme))
+    done = [result for result in found if result.ended]
+    if done:
+        cv = np.array([result.ended["cv_load"] for result in done])  # type: ignore[index]
+        values = np.array([result.ended["eval"].get(metric, np.nan) for result in done])  # type: ignore[index]
+        names = [short(sweep, result) for result in done]
+        drawn = figures.sweep_pareto(
+            cv, values, [result.job.run_id for result in done], names,
+            **words, knobs=" / ".join(sweep.plan.swept), theme=theme,
+        )  # fmt: skip
+        clickable("pareto", drawn)
+
+
+def short(sweep: Sweep, result: Result) -> str:
+    """A run's cell as its values alone."""
+    return " / ".join(value_text(value) for value in sweep.plan.cells[result.job.cell].values())
+
+
+def grids(sweep: Sweep, found: Sequence[Result], metric: str) -> Any:
+    """Balance and quality (Y, X), the run to open of each cell, and both axes; None unless two knobs are swept."""
+    plan = sweep.plan
+    if len(plan.swept) != 2:
+        return None
+    x, y = ((name, in_order([cell[name] for cell in plan.cells])) for name in plan.swept)
+    balance, quality = np.full((2, len(y[1]), len(x[1])), np.nan)
+    ids = [[""] * len(x[1]) for _ in y[1]]
+    for row in rows(sweep, found):
+        at = y[1].index(row[y[0]]), x[1].index(row[x[0]])
+        ids[at[0]][at[1]] = next((r.job.run_id for r in found if r.ended and r.job.run_id in row["ids"]), "")
+        balance[at] = np.nan if row["cv_load"] is None else row["cv_load"]
+        quality[at] = np.nan if row[metric] is None else row[metric]
+    return balance, quality, ids, x, y
+
+
+def in_order(values: Sequence[Any]) -> list[Any]:
+    """Each value once: numbers from low to high, words as they were given."""
+    once = list(dict.fromkeys(values))
+    return once if any(isinstance(value, str) for value in once) else sorted(once)
+
+
+def clickable(name: str, drawn: Any) -> None:
+    """A chart of which a click on a dot or a cell opens the run."""
+    event = st.plotly_chart(
+        drawn,
+        theme=None,
+        key=f"sweep-chart-{name}",
+        on_select="rerun",
+        selection_mode="points",
+        config={"displaylogo": False},
+    )
+    points = event["selection"]["points"] if event else []
+    run = str(points[0].get("customdata") or "") if points else ""
+    if re.fullmatch(r"[A-Za-z0-9._-]+", run):
+        st.switch_page(LIVE, query_params={"run": run})
