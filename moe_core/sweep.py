@@ -460,7 +460,9 @@ def end_paused(sweep: Sweep, found: Sequence[Result]) -> None:
     for result in found:
         if result.state == "paused" and result.problem:
             with contextlib.suppress(StoreError):  # it has ended meanwhile
-                Run(sweep.runs / result.job.run_id).command("stop", who="sweep")
+                run = Run(sweep.runs / result.job.run_id)
+                run.close()  # or its trainer could not seal the file
+                run.command("stop", who="sweep")
 
 
 def halt(sweep: Sweep, active: Mapping[str, Job]) -> None:

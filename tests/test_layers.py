@@ -72,7 +72,7 @@ def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
 
 
 def test_the_dashboard_process_has_no_torch() -> None:
-    code = "import sys, moe_core.dashboard.controls, moe_core.dashboard.live, moe_core.dashboard.feed; sys.exit('torch' in sys.modules)"
+    code = "import sys, moe_core.dashboard.controls, moe_core.dashboard.live, moe_core.dashboard.feed, moe_core.dashboard.sweeps; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

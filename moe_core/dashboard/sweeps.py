@@ -144,13 +144,8 @@ def asked_plan(asked: dict[str, Any]) -> Any:
 def status(sweep: Sweep) -> list[Result]:
     """The line with the progress and its button, which keeps itself up to date; gives how each run stands."""
     found = results(sweep)
-    plan = sweep.plan
-    knobs = " × ".join(plan.swept) or "no knob"
-    st.html(
-        f'<div class="moe-state" data-sweep="{state_of(sweep, found)}"><b>{escape(sweep.id)}</b><span class="moe-right">'
-        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seeds</span></div>"
-    )
-    moving(sweep, counted(found))
+    done = state_of(sweep, found) == "finished"
+    st.fragment(moving, run_every=None if done else 1.0)(sweep, counted(found))
     for result in found:
         if result.state in FAILED:
             st.error(f"{result.job.run_id}: {result.problem}")
@@ -163,12 +158,16 @@ def counted(found: Sequence[Result]) -> tuple[int, int]:
     return now["finished"], now["failed"]
 
 
-@st.fragment(run_every=1.0)
 def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     """Progress, with Cancel while the sweep runs and Go on when it does not and is not done."""
     reap()
     found = results(sweep)
-    state, now = state_of(sweep, found), progress(found)
+    state, now, plan = state_of(sweep, found), progress(found), sweep.plan
+    knobs = " × ".join(plan.swept) or "no knob"
+    st.html(
+        f'<div class="moe-state" data-sweep="{state}"><b>{escape(sweep.id)}</b><span class="moe-right">'
+        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seeds</span></div>"
+    )
     failed = f", {now['failed']} failed" if now["failed"] else ""
     at_work = sum(result.state in TRAINS for result in found)
     training = f", {at_work} training" if at_work else ""

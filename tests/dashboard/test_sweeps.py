@@ -1,0 +1,224 @@
+"""The Sweep page by AppTest: no sweep, one that runs, one that was stopped, one that is done; text of users as text."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from moe_core.dashboard import sweeps
+from moe_core.runs import Batch, create_run
+from moe_core.schema import Config, Knobs, layout
+from moe_core.sweep import Job, Sweep, held, jobs, make_plan, make_sweep, open_sweep, sweep_ids
+
+PAGE = str(Path(__file__).parents[2] / "pages" / "sweep.py")
+CONFIG = Config.for_task("plane", num_experts=4, tokens=64, steps=60, threads=1)
+LISTS = {"w_importance": [0.0, 0.1], "w_load": [0.0, 0.1]}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def sweep(runs: Path) -> Sweep:
+    return make_sweep(make_plan(CONFIG, Knobs(), LISTS, seeds=2), runs, "s")
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sweep, int]]:
+    """What the page would have started, in place of a process."""
+    calls: list[tuple[Sweep, int]] = []
+    monkeypatch.setattr(sweeps, "detach", lambda sweep, parallel: calls.append((sweep, parallel)))
+    return calls
+
+
+def finish(sweep: Sweep, job: Job, load: Sequence[float], accuracy: float) -> None:
+    writer = create_run(sweep.runs / job.run_id, job.config, job.knobs)
+    rows = np.ones((60, sum(c.width for c in layout(1, 4))), np.float32)
+    for column in layout(1, 4):
+        if column.stat == "load":
+            rows[:, column.start : column.start + column.width] = load
+    writer.commit(Batch(1, rows, evals=[(60, {"accuracy": accuracy, "loss": 1.0}, None)], state="training"))
+    writer.finish("finished")
+
+
+@pytest.fixture
+def done(sweep: Sweep) -> Sweep:
+    """Cell 1 has collapsed, the others are even; the accuracy is 0.5, 0.51, … by run."""
+    for i, job in enumerate(jobs(sweep)):
+        finish(sweep, job, [1, 1, 0, 0] if job.cell == 0 else [1, 1, 1, 1], 0.5 + i / 100)
+    return sweep
+
+
+def page(**query: str) -> AppTest:
+    app = AppTest.from_file(PAGE, default_timeout=30)
+    for name, value in query.items():
+        app.query_params[name] = value
+    return app.run()
+
+
+def text_of(app: AppTest) -> str:
+    return " ".join(str(e.proto.body) for e in app.get("html"))
+
+
+def charts(app: AppTest) -> dict[str, Any]:
+    """The drawn figures by name."""
+    specs = [json.loads(e.proto.spec) for e in app.get("plotly_chart")]
+    return {spec["layout"]["meta"]["figure"]: spec for spec in specs}
+
+
+def labels(app: AppTest) -> set[str]:
+    return {button.label for button in app.button}
+
+
+def test_without_a_sweep_there_is_the_form_and_the_command(runs: Path) -> None:
+    app = page()
+    assert not app.exception
+    assert labels(app) == {"Start"}
+    assert [t.label for t in app.text_input][:4] == ["w_importance", "w_load", "noise", "k"]
+    assert "sweep --task text --pairs table6" in app.code[0].value
+    assert sweep_ids(runs) == []
+
+
+def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int]]) -> None:
+    app = page()
+    app.selectbox(key="sweep-task").set_value("plane")
+    app.number_input(key="sweep-steps").set_value(70)
+    app.number_input(key="sweep-seeds").set_value(2)
+    app.text_input(key="sweep-list-noise").set_value("0.5, 1")
+    app.text_input(key="sweep-pairs").set_value("table6")
+    app.text_input(key="sweep-more").set_value("lr=0.001; speed-limit=0,5")
+    app.button[0].click().run()
+    assert not app.exception
+    ((sweep, parallel),) = started
+    assert parallel >= 1
+    plan = sweep.plan
+    assert (plan.config.task, plan.config.steps, plan.seeds, len(plan.cells)) == ("plane", 70, (0, 1), 6 * 2 * 2)
+    assert plan.cells[1] == {"w_importance": 0.0, "w_load": 0.0, "noise": 0.5, "lr": 0.001, "speed_limit": 5.0}
+    assert open_sweep(sweep.id, runs) == sweep
+    assert app.query_params["sweep"] in (sweep.id, [sweep.id])
+    assert "0 of 48 runs" in app.get("progress")[0].proto.text
+
+
+@pytest.mark.parametrize(
+    ("field", "text", "says"),
+    [
+        ("sweep-list-w_load", "0,x", "w_load must be a number"),
+        ("sweep-list-k", "99", "k must be between 1 and num_experts=16"),
+        ("sweep-pairs", "0.1", "a pair is written"),
+        ("sweep-more", "sorcery=1", "unknown knob 'sorcery'"),
+        ("sweep-more", "lr", "name=values"),
+    ],
+)
+def test_a_form_that_cannot_be_trained_says_why_and_writes_nothing(
+    runs: Path, started: list[tuple[Sweep, int]], field: str, text: str, says: str
+) -> None:
+    app = page()
+    app.text_input(key=field).set_value(text)
+    app.button[0].click().run()
+    assert not app.exception
+    assert says in app.error[0].value
+    assert (started, list(runs.iterdir())) == ([], [])
+
+
+def test_a_running_sweep_shows_how_far_it_is_and_can_be_cancelled(sweep: Sweep) -> None:
+    finish(sweep, jobs(sweep)[0], [1, 1, 1, 1], 0.75)
+    with held(sweep):
+        app = page()
+        assert not app.exception
+        assert 'data-sweep="running"' in text_of(app)
+        assert app.get("progress")[0].proto.text == "1 of 8 runs"
+        assert app.get("progress")[0].proto.value == 12  # of 100: one run of eight
+        assert labels(app) == {"Cancel"}
+        assert 'data-measure="accuracy">0.750' in text_of(app)
+        assert set(charts(app)) == {"sweep_balance", "sweep_quality", "sweep_pareto"}
+        app.button[0].click().run()
+        assert (sweep.folder / "cancel").exists()
+
+
+def test_a_sweep_that_was_stopped_can_go_on(sweep: Sweep, started: list[tuple[Sweep, int]]) -> None:
+    (sweep.folder / "sweep.log").write_text("moe: <script>device</script> is not there\n")
+    app = page(sweep="s")
+    assert 'data-sweep="incomplete"' in text_of(app)
+    assert labels(app) == {"Go on"}
+    assert "is not there" in app.caption[0].value
+    app.button[0].click().run()
+    assert [one.id for one, _ in started] == ["s"]
+
+
+def test_a_finished_sweep_has_its_table_maps_and_front(done: Sweep) -> None:
+    app = page()
+    assert not app.exception
+    assert labels(app) == set()
+    told = text_of(app)
+    assert 'data-sweep="finished"' in told
+    assert told.count("<tr>") == 1 + 4 + 2  # a head, four cells, two lines of ceilings
+    assert '<a href="./?run=s-c02-s1">1</a>' in told
+    assert "0.520 ±0.028<" in told  # 0.5 and 0.54
+    assert "<small>paper 3.010</small>" in told  # w_importance 0, w_load 0
+    assert "Ceiling, 4 experts, k 2" in told
+    assert "64.00" in told
+    drawn = charts(app)
+    assert drawn["sweep_balance"]["data"][1]["text"] == ["1", "0", "0", "0"]
+    assert drawn["sweep_balance"]["data"][1]["customdata"] == ["s-c01-s0", "s-c03-s0", "s-c02-s0", "s-c04-s0"]
+    assert drawn["sweep_quality"]["data"][1]["text"] == ["0.52", "0.54", "0.53", "0.55"]
+    front = drawn["sweep_pareto"]["data"][1]
+    assert front["customdata"] == ["s-c04-s1"]  # even, and the best
+    assert len(drawn["sweep_pareto"]["data"][0]["customdata"]) == 7
+
+
+def test_pairs_leave_the_rest_of_the_map_empty(runs: Path) -> None:
+    pairs = [
+        {"w_importance": 0.0, "w_load": 0.0},
+        {"w_importance": 1.0, "w_load": 1.0},
+        {"w_importance": 0.2, "w_load": 0.0},
+    ]
+    sweep = make_sweep(make_plan(CONFIG, Knobs(), {}, pairs), runs, "p")
+    for job in jobs(sweep):
+        finish(sweep, job, [1, 1, 1, 1], 0.5)
+    numbers = charts(page())["sweep_balance"]["data"][1]
+    assert list(zip(numbers["x"], numbers["y"], numbers["customdata"], strict=True)) == [
+        (0, 0, "p-c01-s0"),
+        (1, 0, "p-c03-s0"),
+        (2, 1, "p-c02-s0"),
+    ]
+
+
+def test_one_knob_has_a_front_and_no_map(runs: Path) -> None:
+    sweep = make_sweep(make_plan(CONFIG, Knobs(), {"noise": [0.5, 1.0]}), runs, "one")
+    for job in jobs(sweep):
+        finish(sweep, job, [1, 1, 1, 1], 0.5)
+    assert set(charts(page())) == {"sweep_pareto"}
+
+
+def test_the_link_chooses_and_what_is_not_there_is_said(done: Sweep, runs: Path) -> None:
+    make_sweep(make_plan(CONFIG, Knobs(), {"noise": [0.5, 1.0]}), runs, "other")
+    app = page(sweep="s")
+    assert app.selectbox(key="sweep-chooser").value == "s"
+    app.selectbox(key="sweep-chooser").set_value("other").run()
+    assert app.query_params["sweep"] in ("other", ["other"])
+    assert "0 of 2 runs" in app.get("progress")[0].proto.text
+    app = page(sweep="<b>")
+    assert "is no sweep" in app.error[0].value
+    assert labels(app) == {"Start"}
+
+
+def test_a_run_that_does_not_count_is_said_as_text(sweep: Sweep) -> None:
+    last = jobs(sweep)[-1]
+    finish(sweep, last._replace(knobs=replace(last.knobs, noise=0.5)), [1, 1, 1, 1], 0.5)
+    broken = sweep.runs / jobs(sweep)[0].run_id
+    broken.mkdir()
+    (broken / "trainer.log").write_text("moe: no such <script>alert(1)</script>\n")
+    app = page()
+    assert [error.value.split(":")[0] for error in app.error] == ["s-c01-s0", "s-c04-s1"]
+    assert "<script>" not in text_of(app)
+    assert "0 of 8 runs, 2 failed" in app.get("progress")[0].proto.text
