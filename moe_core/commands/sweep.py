@@ -15,7 +15,7 @@ from typing import Any
 
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.commands.train import add_settings
-from moe_core.schema import BALANCE, TASKS, Config, Knobs, parse_setting, value_text
+from moe_core.schema import BALANCE_STEPS, TASKS, Config, Knobs, parse_setting, value_text
 
 
 def declare(commands: Any) -> None:
@@ -180,7 +180,7 @@ def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
     text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
     text.insert(1, "-" * max(map(len, text)))
     text.insert(len(table) + 2, text[1])
-    note = f"± sample standard deviation over seeds; {', '.join(BALANCE)}: mean of the last steps and all layers."
+    note = f"±: sample standard deviation over seeds. Balance: mean of the last {BALANCE_STEPS} steps and all layers."
     if any(name.startswith("paper_") for row in table for name in row):
         note += "\n[ ]: the paper's Table 6 (256 experts, k 4, another task); compare the shape, beside the ceilings."
     return "\n".join([*text, note])
@@ -253,7 +253,7 @@ class Teller:
             f"{event['finished']} of {event['runs']} runs{failed} [{'#' * filled}{'.' * (20 - filled)}] {100 * share:.0f} %"
             + self.left(share)
         )
-        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
         print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def left(self, share: float) -> str:
