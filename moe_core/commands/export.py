@@ -1,4 +1,4 @@
-"""export: a run's numbers and charts as files."""
+"""export and report: a run's charts and numbers as files."""
 
 import argparse
 from pathlib import Path
@@ -8,10 +8,27 @@ from moe_core.commands.common import add, report
 
 
 def declare(commands: Any) -> None:
-    export = add(commands, "export", export_command, "write a run's numbers and charts to files")
-    export.add_argument("--out", required=True, metavar="DIR")
-    export.add_argument("--format", default="csv,html", metavar="LIST", help="of csv, html, with commas")
-    export.add_argument("--figure", nargs="+", metavar="NAME", help="these figures only")
+    made = add(commands, "export", export_command, "write a run's charts and numbers to files")
+    made.add_argument("--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file")
+    made.add_argument(
+        "--format",
+        default="csv,html",
+        metavar="LIST",
+        help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
+    )
+    made.add_argument("--figure", nargs="+", metavar="NAME", help="these figures only")
+    made.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
+    made.add_argument("--scale", type=float, default=2.0, help="pixels of a PNG for each CSS pixel")
+    made.add_argument("--theme", default="light", help="light or dark")
+    made.add_argument("--title", help='instead of the figure\'s own; "" for none')
+    made.add_argument("--font", type=float, default=13.0, metavar="PX", help="size of the axes' type; all else follows")
+    made.add_argument("--layer", type=int, default=1, help="counted from 1")
+    made.add_argument("--at", type=int, metavar="STEP", help="as it stood at a step; else at the last")
+    made.add_argument("--caption", action="store_true", help="a line below with run, step and version")
+    made.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
+    made.add_argument("--seconds", type=float, default=10.0, help="how long the animation takes")
+    told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
+    told.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -19,7 +36,52 @@ def export_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import open_run
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
-    run = open_run(arguments.run, arguments.runs)
-    for path in export(run, Path(arguments.out), formats, tuple(arguments.figure) if arguments.figure else None):
-        report(arguments, {"event": "file", "path": str(path)}, str(path))
+    run, look = open_run(arguments.run, arguments.runs), look_of(arguments)
+    out = Path(arguments.out)
+    if arguments.animate:
+        from moe_core.export.animation import animate
+
+        paths = [animate(run, arguments.animate, out, look, arguments.seconds)]
+    elif formats == ("replay",):
+        from moe_core.export.replay import replay
+
+        paths = [replay(run, out, look.layer)]
+    else:
+        paths = export(run, out, formats, tuple(arguments.figure) if arguments.figure else None, look)
+    for path in paths:
+        tell(arguments, path)
     return 0
+
+
+def report_command(arguments: argparse.Namespace) -> int:
+    from moe_core.export.report import write_report
+    from moe_core.runs import open_run
+
+    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out)))
+    return 0
+
+
+def tell(arguments: argparse.Namespace, path: Path) -> None:
+    report(arguments, {"event": "file", "path": str(path), "bytes": path.stat().st_size}, str(path))
+
+
+def look_of(arguments: argparse.Namespace) -> Any:
+    """The flags as a Look. ValueError for a size that is none."""
+    from moe_core.export import Look
+
+    size = None
+    if arguments.size:
+        width, _, height = arguments.size.lower().partition("x")
+        if not (width.isdigit() and height.isdigit()):
+            raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}")
+        size = (int(width), int(height))
+    return Look(
+        size=size,
+        scale=arguments.scale,
+        theme=arguments.theme,
+        title=arguments.title,
+        font=arguments.font,
+        caption=arguments.caption,
+        layer=arguments.layer - 1,
+        step=arguments.at,
+    )

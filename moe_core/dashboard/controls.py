@@ -44,21 +44,27 @@ def style() -> None:
 
 def page(name: str, figures: dict[str, list[str]]) -> None:
     """A page with the sidebar: its figures for the run's task, or the cards when there is no run."""
+    run = frame()
+    if run is not None:
+        live(name, run.id, run.config.task, layer_of(run), figures[run.config.task])
+        run.close()
+
+
+def frame(choose: bool = True) -> Run | None:
+    """The sidebar, and the run that it shows; close it when it has been read. choose: without a run, draw the cards."""
     reap()
     run = chosen()
     if run:
         st.session_state["layer-drawn"] = layer_of(run)
     with st.sidebar:
-        choose(run)
+        chooser(run)
         if run is None:
             starting_values()
         else:
             panel(run.id)
-    if run is None:
+    if run is None and choose:
         cards()
-    else:
-        live(name, run.id, run.config.task, layer_of(run), figures[run.config.task])
-        run.close()
+    return run
 
 
 def chosen() -> Run | None:
@@ -103,7 +109,7 @@ def waiting_for(run_id: str) -> None:
     st.stop()
 
 
-def choose(run: Run | None) -> None:
+def chooser(run: Run | None) -> None:
     """The run chooser. The link follows it."""
     names = [NEW, *(one.id for one in list_runs())]
     current = run.id if run else NEW

@@ -17,5 +17,6 @@ pages = [
     st.Page(ROOT / "pages" / "live.py", title="Live", default=True),
     st.Page(ROOT / "pages" / "routing.py", title="Routing"),
     st.Page(ROOT / "pages" / "sweep.py", title="Sweep"),
+    st.Page(ROOT / "pages" / "export.py", title="Export"),
 ]
 st.navigation(pages, position="top").run()

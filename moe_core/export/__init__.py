@@ -1,0 +1,93 @@
+"""Figures and numbers of a run as files, without a browser: PNG, SVG, PDF, HTML, CSV and Parquet.
+
+The same run, figure and version give the same bytes. Each file says which run, step and changes it shows.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from moe_core.export.files import folder_for, write
+from moe_core.export.look import Look, check, sheet_of, spec_of
+from moe_core.export.numbers import cell, columns, parquet, statistics, table
+from moe_core.export.pdf import pdf
+from moe_core.export.stamp import Facts, caption_of, facts_of
+from moe_core.export.svg import png, svg
+from moe_core.export.web import page
+from moe_core.figures.catalog import FIGURES
+
+PICTURES = ("png", "svg", "pdf", "html")
+NUMBERS = ("csv", "parquet")
+FORMATS = (*PICTURES, *NUMBERS)
+USUAL = ("csv", "html")
+Progress = Callable[[int, int], None]  # called with what is done and how much there is; may raise to stop
+
+__all__ = ["FORMATS", "Look", "cell", "chosen", "export", "rendered", "statistics", "table"]
+
+
+def export(
+    run: Any,
+    out: str | os.PathLike[str],
+    formats: Iterable[str] = USUAL,
+    figures: Iterable[str] | None = None,
+    look: Look = Look(),  # noqa: B008 - frozen
+    progress: Progress = lambda done, of: None,
+) -> list[Path]:
+    """Writes the figures (None: all of the run's task) into a folder, with their numbers also statistics; gives the files' paths.
+
+    run: anything with the read methods of a run. ValueError for a format, figure, layer, theme or size that there is
+    not, and for a file where the folder should be. With tables comes export.json, which says where they are from.
+    """
+    formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
+    for name in formats:
+        if name not in FORMATS:
+            raise ValueError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
+    check(run, look)
+    folder = folder_for(out)
+    tables = [f for f in formats if f in NUMBERS]
+    of = len(names) * len(formats) + len(tables)
+    files: list[Path] = []
+    stamps: dict[str, Facts] = {}
+    for name in names:
+        for format in formats:
+            progress(len(files), of)
+            files.append(write(folder / f"{name}.{format}", rendered(run, name, format, look)))
+            if format in NUMBERS:
+                stamps[files[-1].name] = facts_of(run, FIGURES[name].title, look.layer, look.step)
+    if tables:
+        numbers, facts = statistics(run), facts_of(run, "Statistics")
+        for format in tables:
+            content = table(numbers) if format == "csv" else parquet(numbers, facts)
+            files.append(write(folder / f"statistics.{format}", content))
+            stamps[files[-1].name] = facts
+        files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
+    progress(of, of)
+    return files
+
+
+def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
+    """One figure in one format."""
+    entry = FIGURES[name]
+    facts = facts_of(run, look.title or entry.title, look.layer, look.step)
+    if format in NUMBERS:
+        numbers = columns(entry.read(run, look.layer, look.step, None, None))
+        return table(numbers).encode() if format == "csv" else parquet(numbers, facts)
+    if format == "html":
+        spec, zoom = spec_of(run, name, look)
+        return page(name, spec, facts, zoom, caption_of(facts) if look.caption else "").encode()
+    sheet, zoom = sheet_of(run, name, look, caption_of(facts))
+    if format == "png":
+        return png(sheet, facts, look.scale * zoom)
+    return svg(sheet, facts, zoom).encode() if format == "svg" else pdf([sheet], facts, zoom)
+
+
+def chosen(run: Any, figures: Iterable[str] | None) -> list[str]:
+    """The names asked for, or all that the run's task has; ValueError for one that it has not."""
+    there_are = [name for name, entry in FIGURES.items() if run.config.task in entry.tasks and entry.page != "compare"]
+    names = there_are if figures is None else list(dict.fromkeys(figures))
+    for name in names:
+        if name not in there_are:
+            raise ValueError(f"no figure {name!r} for the {run.config.task} task; there are: {', '.join(there_are)}")
+    return names

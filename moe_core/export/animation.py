@@ -1,0 +1,141 @@
+"""A figure over the run as a GIF or an MP4: each frame is the figure as it stood at a recorded step."""
+
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_core.export.files import write
+from moe_core.export.look import Look, check, sheet_of
+from moe_core.export.stamp import caption_of, facts_of
+from moe_core.export.svg import png
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.tiles import last_step
+
+FRAMES = 120  # at most
+LAST = 1.5  # seconds for which the last frame stands
+Progress = Callable[[int, int], None]
+
+
+def animate(
+    run: Any,
+    name: str,
+    out: str | os.PathLike[str],
+    look: Look,
+    seconds: float = 10.0,
+    progress: Progress = lambda done, of: None,
+) -> Path:
+    """Writes FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
+    from moe_core.export import chosen
+
+    path = Path(out)
+    chosen(run, [name])
+    check(run, look)
+    if path.suffix.lower() not in (".gif", ".mp4"):
+        raise ValueError(f"an animation's name ends in .gif or .mp4, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+    if not 0.5 <= seconds <= 600:
+        raise ValueError(f"an animation takes between 0.5 and 600 seconds, got {seconds:g}")
+    encode = gif if path.suffix.lower() == ".gif" else mp4
+    if encode is mp4:
+        ffmpeg()
+    steps = steps_of(run, name)
+    if not len(steps):
+        raise ValueError(f"{run.id} has nothing recorded of {name} to animate")
+    return write(
+        path,
+        encode(list(frames(run, name, steps, look, progress)), seconds, facts_of(run, FIGURES[name].title, look.layer)),
+    )
+
+
+def steps_of(run: Any, name: str) -> np.ndarray[Any, Any]:
+    """The steps to show: of snapshots where the figure shows one, else evenly spread; all were recorded."""
+    shots = np.asarray(run.snapshots(), np.int64)
+    if FIGURES[name].page != "live" and len(shots):
+        found = shots
+    else:
+        found = np.arange(1, last_step(run) + 1)
+    if len(found) > FRAMES:
+        found = found[np.unique(np.round(np.linspace(0, len(found) - 1, FRAMES)).astype(int))]
+    return found
+
+
+def frames(run: Any, name: str, steps: np.ndarray[Any, Any], look: Look, progress: Progress) -> Iterator[Any]:
+    """A picture a step, with the step below it."""
+    from PIL import Image
+
+    for i, step in enumerate(steps.tolist()):
+        progress(i, len(steps))
+        here = replace(look, step=step, caption=True)
+        sheet, zoom = sheet_of(run, name, here, caption_of(facts_of(run, "", look.layer, step)))
+        picture = Image.open(io.BytesIO(png(sheet, scale=look.scale * zoom))).convert("RGB")
+        # Both encoders want every frame of one size, and MP4 an even one.
+        even = (picture.width // 2 * 2, picture.height // 2 * 2)
+        yield picture.crop((0, 0, *even))
+    progress(len(steps), len(steps))
+
+
+def gif(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
+    """A GIF in one palette, taken from first, middle and last frame, so that no colour flickers."""
+    from PIL import Image
+
+    width, height = pictures[0].size
+    some = [pictures[0], pictures[len(pictures) // 2], pictures[-1]]
+    together = Image.new("RGB", (width, height * len(some)))
+    for i, picture in enumerate(some):
+        together.paste(picture, (0, i * height))
+    palette = together.quantize(colors=255, dither=Image.Dither.NONE)
+    flat = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
+    each = max(20, round(1000 * seconds / len(pictures) / 10) * 10)  # a GIF counts in hundredths of a second
+    times = [each] * (len(flat) - 1) + [max(each, round(1000 * LAST))]
+    file = io.BytesIO()
+    told = "; ".join(f"{name}: {value}" for name, value in facts.items()).encode()
+    flat[0].save(
+        file, "GIF", save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=False, comment=told
+    )
+    return file.getvalue()
+
+
+def ffmpeg() -> str:
+    """The program that makes an MP4; ValueError, in one line, if there is none."""
+    import shutil
+
+    try:
+        import imageio_ffmpeg
+
+        return str(imageio_ffmpeg.get_ffmpeg_exe())
+    except (ImportError, RuntimeError):
+        found = shutil.which("ffmpeg")
+    if not found:
+        raise ValueError("an MP4 needs ffmpeg, which is not here; `pip install imageio-ffmpeg`, or write a .gif")
+    return found
+
+
+def mp4(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
+    """H.264, in a form that every browser plays."""
+    import subprocess
+    import tempfile
+
+    rate = max(1.0, len(pictures) / seconds)
+    width, height = pictures[0].size
+    told = [
+        f"{k.lower()}={v}"
+        for k, v in (("Title", facts["Title"]), ("Comment", "; ".join(f"{k}: {v}" for k, v in facts.items())))
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "made.mp4"
+        words = [
+            ffmpeg(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:.6g}", "-i", "-",
+            "-an", "-c:v", "libx264", "-threads", "1", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-fflags", "+bitexact",
+            "-flags:v", "+bitexact", "-metadata", told[0], "-metadata", told[1], str(file),
+        ]  # fmt: skip
+        data = b"".join(picture.tobytes() for picture in pictures)
+        done = subprocess.run(words, input=data, capture_output=True, check=False)
+        if done.returncode:
+            raise ValueError(f"ffmpeg could not make the MP4: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        return file.read_bytes()

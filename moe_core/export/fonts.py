@@ -1,0 +1,163 @@
+"""The typefaces of the page: Source Sans and Source Code, the variable fonts that streamlit brings for its own pages.
+
+Words in PNG are drawn as these fonts' outlines, and PDF and SVG carry the letters that they use, so a figure looks the
+same on a machine that has neither font, and has the same bytes.
+"""
+
+import io
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from fontTools import subset
+from fontTools.pens.recordingPen import DecomposingRecordingPen
+from fontTools.ttLib import TTFont
+from fontTools.varLib import instancer
+
+from moe_core.export.marks import Line, Run
+
+FILES = {False: "SourceSansVF-Upright*.woff2", True: "SourceCodeVF-Upright*.woff2"}
+# Characters that neither font has, and what stands for them in both.
+INSTEAD = {"⏎": "¶", "␍": "¶", "⇥": "→"}
+UNKNOWN = "□"
+ASCENT, DESCENT = 1.0, 0.326  # of both fonts' line, in em, as a browser takes it from Source Sans
+
+
+class Face:
+    """One font at one weight, in units of its em."""
+
+    def __init__(self, mono: bool, weight: int) -> None:
+        self.font = load(mono)
+        self.cmap = self.font.getBestCmap()
+        self.em = self.font["head"].unitsPerEm
+        self.glyphs = self.font.getGlyphSet(location={"wght": float(weight)})
+        self.widths: dict[str, float] = {}
+        self.outlines: dict[str, tuple[Line, ...]] = {}
+
+    def advance(self, letter: str) -> float:
+        if letter not in self.widths:
+            self.widths[letter] = self.glyphs[self.cmap[ord(letter)]].width / self.em
+        return self.widths[letter]
+
+    def outline(self, letter: str) -> tuple[Line, ...]:
+        """The letter's contours, y downward, its baseline's start at (0, 0)."""
+        if letter not in self.outlines:
+            pen = DecomposingRecordingPen(self.glyphs)
+            self.glyphs[self.cmap[ord(letter)]].draw(pen)
+            self.outlines[letter] = tuple(contours(pen.value, self.em))
+        return self.outlines[letter]
+
+
+@lru_cache(None)
+def load(mono: bool) -> TTFont:
+    """The variable font; ValueError if the installed streamlit has none."""
+    spec = find_spec("streamlit")  # found, not imported: an export needs no server
+    media = Path(spec.origin).parent / "static" / "static" / "media" if spec and spec.origin else Path()
+    found = sorted(media.glob(FILES[mono]))
+    if not found:
+        raise ValueError(
+            f"the font {FILES[mono]} is not in the installed streamlit; install what requirements.txt pins"
+        )
+    # What the file says, not when it was read: the clock must not reach an export.
+    return TTFont(found[0], recalcTimestamp=False)
+
+
+@lru_cache(None)
+def face(mono: bool, weight: int) -> Face:
+    return Face(mono, weight)
+
+
+def plain(text: str, mono: bool = False) -> str:
+    """The text in characters that the font has."""
+    known = load(mono).getBestCmap()
+    words = (INSTEAD.get(c, c) if c.isprintable() else " " for c in text)
+    return "".join(c if ord(c) in known else UNKNOWN for c in words)
+
+
+def width_of(runs: tuple[Run, ...]) -> float:
+    """Width of a line of text in px."""
+    return sum(run.size * face(run.mono, run.weight).advance(c) for run in runs for c in plain(run.text, run.mono))
+
+
+def contours(commands: list[Any], em: int) -> list[Line]:
+    """A pen's record as closed curves; straight lines and quadratic curves become cubic ones."""
+    found: list[Line] = []
+    points: list[tuple[float, float]] = []
+
+    def cubic(a: Any, b: Any, c: Any) -> None:
+        points.extend((a, b, c))
+
+    for name, given in commands:
+        if name == "moveTo":
+            points = [given[0]]
+        elif name == "lineTo":
+            cubic(points[-1], given[0], given[0])
+        elif name == "curveTo":
+            cubic(*given)
+        elif name == "qCurveTo":
+            if given[-1] is None:  # a contour without a point on the curve
+                given = (*given[:-1], mid(given[-2], given[0]))
+                points = [given[-1]]
+            for i, off in enumerate(given[:-1]):
+                end = given[-1] if i == len(given) - 2 else mid(off, given[i + 1])
+                start = points[-1]
+                cubic(toward(start, off), toward(end, off), end)
+            if len(given) == 1:
+                cubic(points[-1], given[0], given[0])
+        elif points:
+            found.append(Line(np.array(points, np.float64) * (1 / em, -1 / em), closed=True, curve=True))
+            points = []
+    return found
+
+
+def mid(a: Any, b: Any) -> tuple[float, float]:
+    return ((a[0] + b[0]) / 2, (a[1] + b[1]) / 2)
+
+
+def toward(a: Any, b: Any) -> tuple[float, float]:
+    """Two thirds of the way: the control point of the cubic that draws a quadratic curve."""
+    return (a[0] + 2 / 3 * (b[0] - a[0]), a[1] + 2 / 3 * (b[1] - a[1]))
+
+
+@lru_cache(64)
+def subset_of(mono: bool, weight: int, letters: str, flavor: str | None = None) -> bytes:
+    """A font file with these letters only, at one weight: TrueType, or woff2."""
+    usual = set(letters) <= USUAL
+    font = TTFont(io.BytesIO(still(mono, weight, "".join(sorted(USUAL)) if usual else letters)), recalcTimestamp=False)
+    if usual:
+        cut_down(font, letters)
+    font.flavor = flavor
+    file = io.BytesIO()
+    font.save(file)
+    return file.getvalue()
+
+
+# What nearly every figure is written in: cutting these down is quick, cutting the whole font down is not.
+USUAL = {*map(chr, range(32, 127)), *"–—…·“”‘’×÷→−■□▾▼●⅛¼½¶§°±²≤≥"}
+
+
+@lru_cache(16)
+def still(mono: bool, weight: int, letters: str) -> bytes:
+    """The font at one weight, with no more than these letters, as a file."""
+    font = TTFont(load(mono).reader.file.name, recalcTimestamp=False)
+    for unused in ("GPOS", "GSUB", "GDEF", "STAT", "DSIG", "meta", "MVAR"):
+        if unused in font:
+            del font[unused]
+    known = font.getBestCmap()
+    cut_down(font, "".join(c for c in letters if ord(c) in known))
+    file = io.BytesIO()
+    instancer.instantiateVariableFont(font, {"wght": float(weight)}, inplace=True).save(file)
+    return file.getvalue()
+
+
+def cut_down(font: TTFont, letters: str) -> None:
+    options = subset.Options()
+    options.layout_features = []
+    options.name_IDs = [1, 2, 6]
+    options.notdef_outline = True
+    options.recalc_timestamp = False
+    worker = subset.Subsetter(options)
+    worker.populate(text=letters)
+    worker.subset(font)

@@ -1,0 +1,97 @@
+"""What a person chooses for an exported figure, and the sheet that it makes of a spec."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from moe_core.export.drawing import draw, stamp_line
+from moe_core.export.marks import Path, Sheet, box, colour_of
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.theme import COMPACT, THEMES, escape
+
+FONT = 13  # px of axis type, where nobody says
+COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
+SMALLEST, LARGEST = 120, 8000
+POINTS = 2000  # points of a line; tables have every step
+
+
+@dataclass(frozen=True)
+class Look:
+    """size: (width, height) in CSS px of the whole figure, None being a paper's column, or what the figure needs if that
+    is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
+    proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
+    step looked at, None being the last."""
+
+    size: tuple[int, int] | None = None
+    scale: float = 2.0
+    theme: str = "light"
+    title: str | None = None
+    font: float = FONT
+    caption: bool = False
+    layer: int = 0
+    step: int | None = None
+
+
+def check(run: Any, look: Look) -> None:
+    """ValueError for a theme or layer that there is not, or a size out of range."""
+    if look.theme not in THEMES:
+        raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
+    if not 0 <= look.layer < run.config.layers:
+        raise ValueError(f"layer must be between 1 and {run.config.layers}, got {look.layer + 1}")
+    for name, value, low, high in (
+        ("width", look.size and look.size[0], SMALLEST, LARGEST),
+        ("height", look.size and look.size[1], SMALLEST, LARGEST),
+        ("scale", look.scale, 0.25, 8),
+        ("font size", look.font, 6, 48),
+    ):
+        if value is not None and not low <= value <= high:
+            raise ValueError(f"{name} must be between {low} and {high}, got {value:g}")
+    if look.size and look.size[0] * look.size[1] * look.scale**2 > 100e6:
+        raise ValueError("more than 100 million pixels; take a smaller size or scale")
+
+
+def size_of(name: str, look: Look) -> tuple[int, int]:
+    """The size asked for, or one that suits the figure."""
+    if look.size:
+        return look.size
+    own = (FIGURES[name].draw.spec.__kwdefaults__ or {}).get("size", COLUMN)
+    return (own[0], own[1]) if own[0] > 700 else COLUMN
+
+
+def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None) -> tuple[dict[str, Any], float]:
+    """The figure's spec as it is to be drawn, and how many px one of its px is to be.
+
+    given: what the figure is drawn from, if it was read before.
+    """
+    entry = FIGURES[name]
+    if given is None:
+        given = entry.read(run, look.layer, look.step, None, POINTS)
+    if name == "balance":
+        given = given | {"label_changes": True}  # on its page the chart above names the changes
+    width, height = size_of(name, look)
+    zoom = look.font / FONT
+    # Room that the caption takes, and that a title left out gives back.
+    cut = COMPACT.top - 16 if look.title == "" else 0
+    below = 2 * (FONT - 2) if look.caption else 0
+    size = (round(width / zoom), max(60, round(height / zoom) - below + cut), False)
+    spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=size)
+    layout = spec["layout"]
+    if look.title == "":
+        layout["title"] = {"text": ""}
+        layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] - cut}
+        layout["height"] -= cut
+    elif look.title is not None:
+        _, line, rest = layout["title"]["text"].partition("<br>")
+        layout["title"] = layout["title"] | {"text": escape(look.title) + line + rest}
+    return spec, zoom
+
+
+def sheet_of(run: Any, name: str, look: Look, caption: str, given: dict[str, Any] | None = None) -> tuple[Sheet, float]:
+    """The figure as a sheet, and how many px one of its px is to be."""
+    spec, zoom = spec_of(run, name, look, given)
+    sheet, theme = draw(spec), THEMES[look.theme]
+    if look.caption:
+        sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
+    # The spec is in whole px; the sheet is exactly what was asked for.
+    width, height = (side / zoom for side in size_of(name, look))
+    ground = Path((box(0, 0, width, height),), fill=colour_of(theme.ground))
+    return Sheet(width, height, (ground, *sheet.marks)), zoom

@@ -1,0 +1,87 @@
+"""The numbers behind the figures as tables: CSV for spreadsheets and scripts, Parquet for data frames."""
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_core.schema import STATS, value_text
+
+Table = dict[str, Sequence[Any]]
+
+
+def columns(given: dict[str, Any]) -> Table:
+    """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, from 1."""
+    found: Table = {}
+    for name, values in given.items():
+        if isinstance(values, np.ndarray):
+            plain = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values
+            word = name if values.ndim == 1 else name.rsplit("_", 1)[0]
+            if plain.ndim == 1:
+                found[word] = plain
+            else:
+                found |= {f"{word}_{i + 1}": plain[:, i] for i in range(plain.shape[1])}
+    changes = [change for change in given.get("changes", ()) if change.step is not None]
+    if changes:
+        found["change_step"] = [change.step for change in changes]
+        found["change"] = [f"{c.name} {value_text(c.previous)} -> {value_text(c.value)}" for c in changes]
+    return found
+
+
+def statistics(run: Any) -> Table:
+    """Every statistic of every step, layer and expert."""
+    found: Table = {}
+    for stat in STATS:
+        for layer in range(run.config.layers if "L" in stat.shape else 1):
+            steps, values = run.history(stat.name, layer)
+            found.setdefault("step", np.asarray(steps))
+            name = f"{stat.name}_layer{layer + 1}" if "L" in stat.shape else stat.name
+            if "E" in stat.shape:
+                found |= {f"{name}_expert{e + 1}": np.asarray(values)[:, e] for e in range(run.config.num_experts)}
+            else:
+                found[name] = np.asarray(values)
+    return found
+
+
+def table(numbers: Table) -> str:
+    """CSV with a heading; a shorter column ends in empty cells, and so does NaN read."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([cell(name) for name in numbers])
+    for row in range(max(map(len, numbers.values()), default=0)):
+        writer.writerow([cell(values[row]) if row < len(values) else "" for values in numbers.values()])
+    return text.getvalue()
+
+
+def cell(value: Any) -> str:
+    """One cell. Text that a spreadsheet would take for a formula gets an apostrophe."""
+    if isinstance(value, int | np.integer):
+        return str(int(value))
+    if isinstance(value, float | np.floating):
+        return "" if np.isnan(value) else f"{value:.9g}"
+    text = str(value)
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def parquet(numbers: Table, facts: Mapping[str, str]) -> bytes:
+    """The same columns with their types, a shorter one ending in nulls; the facts are the file's key-value metadata."""
+    # streamlit brings pyarrow, which takes half a second to import.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    longest = max(map(len, numbers.values()), default=0)
+    arrays = []
+    for values in numbers.values():
+        plain = np.asarray(values)
+        if plain.dtype == np.float16:
+            plain = plain.astype(np.float32)
+        array = pa.array(plain)
+        if len(array) < longest:
+            array = pa.concat_arrays([array, pa.nulls(longest - len(array), array.type)])
+        arrays.append(array)
+    made = pa.table(dict(zip(numbers, arrays, strict=True)))
+    file = io.BytesIO()
+    pq.write_table(made.replace_schema_metadata(dict(facts)), file)
+    return file.getvalue()

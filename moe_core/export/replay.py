@@ -1,0 +1,174 @@
+"""A run as one HTML file that plays it: the Live page's charts, the knobs as they were, the routing, and a scrubber.
+
+It opens from a disk or any website, without a server or a network. What it shows at a step was recorded at that step:
+where a run has more rows than fit, whole rows are left out, and of each stretch the most and the least balanced stay.
+Shares are kept to 1/65535.
+"""
+
+import base64
+import os
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_core.export.files import write_parts
+from moe_core.export.stamp import caption_of, facts_of
+from moe_core.export.svg import printable
+from moe_core.export.web import head, plotly_js, script_text, typefaces
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.theme import THEMES
+from moe_core.figures.tiles import last_step
+from moe_core.schema import BALANCED, COLLAPSED, METRICS, as_dict, label_of, value_text
+
+BUDGET = 3_300_000  # bytes of rows in the file
+SHOTS = 200  # snapshots of the probe at most
+CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
+NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
+SHARES = ("load_share", "load", "importance")
+HERE = Path(__file__).parent
+Progress = Callable[[int, int], None]
+
+
+def replay(run: Any, out: str | os.PathLike[str], layer: int = 0, progress: Progress = lambda done, of: None) -> Path:
+    """Writes FILE.html, which begins with this layer. ValueError for another ending or a run without steps."""
+    path = Path(out)
+    if path.suffix.lower() != ".html":
+        raise ValueError(f"a replay's name ends in .html, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+    if not last_step(run):
+        raise ValueError(f"{run.id} has no recorded step to replay")
+    facts = facts_of(run, f"MoEscope replay: {run.id}")
+    data = data_of(run, layer, progress)
+    parts = (
+        f'<!DOCTYPE html>\n<html lang="en"><head>\n{head(facts)}\n<meta name="viewport" content="width=device-width">\n',
+        f"<style>{typefaces()}{(HERE / 'replay.css').read_text()}</style>\n<script>{plotly_js()}</script></head>\n",
+        f"<body><header><h1>{escape(printable(run.id))}</h1><p>{escape(printable(caption_of(facts)))}</p></header>\n",
+        f"<script>const REPLAY = {script_text(data)};</script>\n",
+        f"<script>{(HERE / 'replay.js').read_text()}</script></body></html>\n",
+    )
+    return write_parts(path, (part.encode() for part in parts))
+
+
+def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
+    """All that the page needs, in JSON's types; arrays as base64 of little-endian numbers."""
+    layers, E = run.config.layers, run.config.num_experts
+    rows = rows_of(run)
+    steps = run.history("cv_load", 0)[0][rows]
+    of = layers * (len(SHARES) + len(NUMBERS)) + len(THEMES)
+    kept: list[dict[str, str]] = []
+    done = 0
+    for one in range(layers):
+        found = {}
+        for name in (*SHARES, *NUMBERS):
+            progress(done, of)
+            done += 1
+            values = np.asarray(run.history(name, one)[1], np.float64)[rows]
+            found[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
+        kept.append(found)
+    loss = FIGURES["loss"].read(run, layer, None, None, 4000)
+    specs = {}
+    for theme in THEMES:
+        progress(done, of)
+        done += 1
+        specs[theme] = [skeletons(run, theme, one) for one in range(layers)]
+    progress(of, of)
+    return {
+        "task": run.config.task, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
+        "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
+        "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED],
+        "metric": metric_of(run), "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
+    }  # fmt: skip
+
+
+def packed(array: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
+
+
+def shares(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Shares of the whole of each row, in parts of 65535."""
+    total = values.sum(axis=1, keepdims=True)
+    return np.round(65535 * values / np.where(total > 0, total, 1)).astype("<u2")
+
+
+def rows_of(run: Any) -> np.ndarray[Any, Any]:
+    """The rows to keep: all, or of each stretch the one with the least and the one with the most CV(load), and those around changes."""
+    steps, cv = run.history("cv_load", 0)
+    each = run.config.layers * (len(SHARES) * run.config.num_experts * 2 + len(NUMBERS) * 4) * 4 / 3
+    most = max(200, int(BUDGET / each))
+    if len(steps) <= most:
+        return np.arange(len(steps))
+    parts = np.array_split(np.arange(len(steps)), most // 2)
+    kept = {0, len(steps) - 1}
+    for part in parts:
+        known = np.nan_to_num(cv[part], nan=0.0)
+        kept |= {int(part[known.argmin()]), int(part[known.argmax()])}
+    for change in run.knob_changes():
+        if change.step is not None:
+            kept |= {i for i in np.searchsorted(steps, [change.step - 1, change.step]).tolist() if i < len(steps)}
+    return np.array(sorted(kept))
+
+
+def knobs_of(run: Any) -> list[dict[str, Any]]:
+    """The knobs at the start, then each change: the step of effect, name, label and value in words."""
+    start = [
+        {"step": 0, "name": n, "label": label_of(n), "value": value_text(v)}
+        for n, v in as_dict(run.started_knobs).items()
+    ]
+    return start + [
+        {
+            "step": c.step,
+            "name": c.name,
+            "label": label_of(c.name),
+            "value": value_text(c.value),
+            "before": value_text(c.previous),
+        }
+        for c in run.knob_changes()
+        if c.step is not None
+    ]
+
+
+def metric_of(run: Any) -> dict[str, Any]:
+    name, label, unit, _ = METRICS[run.config.task][0]
+    done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
+    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done]}
+
+
+def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
+    """The figures' own specs at the end of the run, long arrays left out: the page fills them in up to a step."""
+    found = {}
+    for name, size in CHARTS.items():
+        spec = FIGURES[name].draw.spec(
+            **FIGURES[name].read(run, layer, None, None, 300), theme=THEMES[theme], size=size
+        )
+        for trace in spec["data"]:
+            if trace["type"] == "scatter" and "lines" in trace["mode"] and trace["name"] != "held-out":
+                trace |= {"x": [], "y": []}
+                trace.pop("customdata", None)
+        found[name] = spec
+    return found
+
+
+def probe_of(run: Any) -> dict[str, Any]:
+    """The probe and, snapshot by snapshot, the first expert of each token; of points, also the regions."""
+    shown = run.probe()
+    at = run.snapshots()
+    if not len(at) or not shown:
+        return {"steps": []}
+    at = at[np.unique(np.round(np.linspace(0, len(at) - 1, min(len(at), SHOTS))).astype(int))]
+    found: dict[str, Any] = {"steps": [], "first": [], "regions": []}
+    for step in at.tolist():
+        when, arrays = run.snapshot(step)
+        found["steps"].append(when)
+        found["first"].append(packed(arrays["experts"][:, :, 0].astype("<u2")))
+        if "regions" in arrays:
+            found["regions"].append(packed(arrays["regions"].astype("<u2")))
+            found["side"] = arrays["regions"].shape[-1]
+    found["count"] = int(arrays["experts"].shape[1])
+    for name in ("tokens", "images", "points", "extent"):
+        if name in shown:
+            found[name] = np.asarray(shown[name]).tolist()
+    return found

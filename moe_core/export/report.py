@@ -1,0 +1,380 @@
+"""A run as one document: its settings, what was turned, how it ended, every figure, and samples of its text.
+
+One list of parts is written as HTML, which prints, follows the reader's light or dark, and needs no network; and as PDF,
+A4, drawn by the same marks as the figures.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_core.export.files import write
+from moe_core.export.fonts import width_of
+from moe_core.export.look import Look, sheet_of
+from moe_core.export.marks import Line, Mark, Run, Sheet, Text, colour_of, moved
+from moe_core.export.marks import Path as Stroke
+from moe_core.export.pdf import pdf
+from moe_core.export.stamp import caption_of, facts_of
+from moe_core.export.svg import printable, svg
+from moe_core.export.web import head, typefaces
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.theme import DARK, LIGHT
+from moe_core.figures.tiles import last_step
+from moe_core.schema import METRICS, Config, as_dict, meta_of, value_text
+
+WIDTH, HEIGHT, MARGIN = 794, 1123, 57  # A4 in CSS px, and 15 mm
+WIDE = WIDTH - 2 * MARGIN
+FIGURE = (WIDE, 300)
+SAMPLES = 5  # texts, the last ones
+EVALS = 25  # rows of the table of evaluations; more are thinned evenly
+AVERAGED = 50  # steps over which the closing figures are means
+Progress = Callable[[int, int], None]
+
+
+class Rows(NamedTuple):
+    """A table: its heading row, and rows of words."""
+
+    heading: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+class Part(NamedTuple):
+    """A section: a title and tables, figures (by name and layer) or quoted text."""
+
+    title: str
+    content: list[Rows | tuple[str, int] | str]
+
+
+def write_report(run: Any, out: str | os.PathLike[str], progress: Progress = lambda done, of: None) -> Path:
+    """Writes FILE.html or FILE.pdf. ValueError for another ending, and for a folder that is not there."""
+    path = Path(out)
+    kinds = {".html": as_html, ".pdf": as_pdf}
+    if path.suffix.lower() not in kinds:
+        raise ValueError(f"a report's name ends in .html or .pdf, got {path.name!r}")
+    if not path.parent.is_dir():
+        raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+    return write(path, kinds[path.suffix.lower()](run, progress))
+
+
+def parts_of(run: Any) -> list[Part]:
+    """All that there is to say about a run, in the order of reading."""
+    state = run.status()
+    started = as_dict(run.started_knobs)
+    stands = as_dict(run.knobs)
+    figures = [
+        (name, layer)
+        for name, entry in FIGURES.items()
+        if run.config.task in entry.tasks and entry.page != "compare"
+        for layer in range(run.config.layers if name != "loss" else 1)
+    ]
+    found = [
+        Part("How it stands", [Rows(("", ""), list(summary(run, state)))]),
+        Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(Config, *one) for one in as_dict(run.config).items() if one[1] not in ((), [], "")])]),
+        Part(
+            "Knobs",
+            [Rows(("knob", "at the start", "at the end"), [(n, value_text(v), value_text(stands[n])) for n, v in started.items()])],
+        ),
+        Part("What was turned", [changes(run)]),
+        Part("Evaluations", [evaluations(run)]),
+        Part("Figures", list(figures)),
+    ]  # fmt: skip
+    texts = [(e.step, e.text) for e in run.evals() if e.text]
+    if texts:
+        found.append(Part("Samples", [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]]))
+    return found
+
+
+def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
+    last = last_step(run)
+    yield "task", run.config.task
+    yield "state", state.state + (f": {state.reason}" if state.reason else "")
+    yield "steps", f"{last:,}"
+    for name, value in run.facts.items():
+        if name != "created":  # the clock must not reach an export
+            yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    if not last:
+        return
+    for layer in range(run.config.layers):
+        for stat, words in (("cv_load", "CV(load)"), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
+            _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
+            mean = float(np.mean(values)) if len(values) else float("nan")
+            yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
+
+
+def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:
+    words = (
+        ", ".join(map(str, value))
+        if isinstance(value, list | tuple)
+        else value_text(value)
+        if isinstance(value, int | float | str)
+        else str(value)
+    )
+    return name, words, meta_of(kind, name).help
+
+
+def changes(run: Any) -> Rows:
+    rows = [
+        ("waiting" if c.step is None else f"{c.step:,}", c.name, value_text(c.previous), value_text(c.value), c.who)
+        for c in run.knob_changes()
+    ]
+    return Rows(("step", "knob", "from", "to", "by"), rows)
+
+
+def evaluations(run: Any) -> Rows:
+    names = [(name, f"{label}, {unit}" if unit else label) for name, label, unit, _ in METRICS[run.config.task]]
+    done = run.evals()
+    kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
+    rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]
+    return Rows(("step", *(words for _, words in names)), rows)
+
+
+def figure_title(run: Any, name: str, layer: int) -> str | None:
+    """None where a run has one layer and the figure's own title says it all."""
+    many = run.config.layers > 1 and name != "loss"
+    return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
+
+
+def drawn(run: Any, name: str, layer: int, theme: str) -> Sheet:
+    look = Look(size=FIGURE, theme=theme, layer=layer, title=figure_title(run, name, layer))
+    return sheet_of(run, name, look, "")[0]
+
+
+# HTML
+
+
+def as_html(run: Any, progress: Progress) -> str:
+    facts = facts_of(run, f"MoEscope report: {run.id}")
+    parts = parts_of(run)
+    of = sum(len(part.content) for part in parts)
+    body, done = [], 0
+    for part in parts:
+        body.append(f"<section><h2>{escape(part.title)}</h2>")
+        for piece in part.content:
+            progress(done, of)
+            done += 1
+            body.append(html_of(run, piece))
+        body.append("</section>")
+    progress(of, of)
+    return f"""<!DOCTYPE html>
+<html lang="en"><head>
+{head(facts)}
+<meta name="viewport" content="width=device-width">
+<style>{typefaces()}{STYLE}</style></head><body>
+<h1>{escape(printable(run.id))}</h1><p class="caption">{escape(printable(caption_of(facts)))}</p>
+{"".join(body)}
+</body></html>
+"""
+
+
+STYLE = f"""
+:root {{ --ground: {LIGHT.ground}; --ink: {LIGHT.ink}; --ink2: {LIGHT.ink2}; --rule: {LIGHT.rule}; color-scheme: light dark; }}
+body {{ margin: 32px auto; padding: 0 16px; max-width: {WIDE}px; background: var(--ground); color: var(--ink);
+  font: 15px/1.4 'Source Sans', sans-serif; font-variant-numeric: tabular-nums; }}
+h1 {{ font-size: 26px; margin: 0; overflow-wrap: anywhere; }} h2 {{ font-size: 18px; margin: 32px 0 8px; }}
+.caption {{ color: var(--ink2); font-size: 13px; margin: 4px 0; }}
+table {{ border-collapse: collapse; width: 100%; font-size: 13px; }}
+th, td {{ text-align: left; vertical-align: top; padding: 4px 12px 4px 0; border-bottom: 1px solid var(--rule); overflow-wrap: anywhere; }}
+th {{ color: var(--ink2); font-weight: 600; }}
+pre {{ font: 13px/1.4 'Source Code', monospace; white-space: pre-wrap; overflow-wrap: anywhere; border-left: 3px solid var(--rule); padding-left: 12px; }}
+figure {{ margin: 16px 0; break-inside: avoid; }} figure img {{ width: 100%; height: auto; display: block; }}
+.dark {{ display: none; }}
+@media screen and (prefers-color-scheme: dark) {{
+  :root {{ --ground: {DARK.ground}; --ink: {DARK.ink}; --ink2: {DARK.ink2}; --rule: {DARK.rule}; }}
+  figure img.light {{ display: none; }} figure img.dark {{ display: block; }}
+}}
+@media print {{ body {{ margin: 0; max-width: none; }} h2 {{ break-after: avoid; }} tr {{ break-inside: avoid; }} }}
+"""
+
+
+def html_of(run: Any, piece: Any) -> str:
+    def safe(text: str) -> str:
+        return escape(printable(text))
+
+    if isinstance(piece, Rows):
+        if not piece.rows:
+            return '<p class="caption">none</p>'
+        heading = "".join(f"<th scope='col'>{safe(word)}</th>" for word in piece.heading)
+        top = f"<thead><tr>{heading}</tr></thead>" if any(piece.heading) else ""
+        rows = "".join(f"<tr>{''.join(f'<td>{safe(word)}</td>' for word in row)}</tr>" for row in piece.rows)
+        return f"<table>{top}<tbody>{rows}</tbody></table>"
+    if isinstance(piece, str):
+        return f"<pre>{safe(piece)}</pre>"
+    name, layer = piece
+    words = safe(figure_title(run, name, layer) or FIGURES[name].title)
+    return (
+        "<figure>"
+        + "".join(picture(drawn(run, name, layer, theme), theme, words) for theme in ("light", "dark"))
+        + "</figure>"
+    )
+
+
+def picture(sheet: Sheet, theme: str, words: str) -> str:
+    """An SVG as an image of its own: its letters and clips keep apart from those of the others."""
+    import base64
+
+    data = base64.b64encode(svg(sheet).encode()).decode()
+    return f'<img class="{theme}" alt="{words}" width="{sheet.width}" height="{sheet.height}" src="data:image/svg+xml;base64,{data}">'
+
+
+# PDF
+
+
+def as_pdf(run: Any, progress: Progress) -> bytes:
+    facts = facts_of(run, f"MoEscope report: {run.id}")
+    parts = parts_of(run)
+    of = sum(len(part.content) for part in parts)
+    paper = Paper(caption_of(facts))
+    paper.words(str(run.id), 24, 600)
+    paper.words(caption_of(facts), 12, 400, LIGHT.ink2)
+    done = 0
+    for part in parts:
+        paper.heading(part.title)
+        for piece in part.content:
+            progress(done, of)
+            done += 1
+            if isinstance(piece, Rows):
+                paper.table(piece)
+            elif isinstance(piece, str):
+                paper.quote(piece)
+            else:
+                paper.figure(drawn(run, *piece, "light"))
+    progress(of, of)
+    return pdf(paper.pages(), facts)
+
+
+class Paper:
+    """Pages that fill from the top; what does not fit begins the next one."""
+
+    def __init__(self, foot: str) -> None:
+        self.foot = foot
+        self.sheets: list[list[Mark]] = [[]]
+        self.y = float(MARGIN)
+
+    def room(self, height: float) -> None:
+        if self.y + height > HEIGHT - MARGIN and self.sheets[-1]:
+            self.sheets.append([])
+            self.y = float(MARGIN)
+
+    def put(
+        self,
+        text: str,
+        x: float,
+        size: float,
+        weight: int = 400,
+        colour: str = LIGHT.ink,
+        mono: bool = False,
+        y: float | None = None,
+    ) -> None:
+        run = Run(printable(text), colour_of(colour) or (0, 0, 0, 1.0), size, weight, mono)
+        self.sheets[-1].append(Text((run,), x, self.y if y is None else y))
+
+    def words(self, text: str, size: float, weight: int, colour: str = LIGHT.ink) -> None:
+        for line in wrapped(text, size, WIDE, weight=weight):
+            self.room(1.4 * size)
+            self.y += 1.2 * size
+            self.put(line, MARGIN, size, weight, colour)
+            self.y += 0.2 * size
+
+    def heading(self, text: str) -> None:
+        self.room(90)  # a heading keeps the first lines of what follows
+        self.y += 18
+        self.words(text, 16, 600)
+        self.y += 4
+
+    def table(self, table: Rows) -> None:
+        if not table.rows:
+            self.words("none", 12, 400, LIGHT.ink2)
+            return
+        widths = column_widths([table.heading, *table.rows], 12)
+        head = [(table.heading, 600, LIGHT.ink2)] if any(table.heading) else []
+        for row, weight, colour in [*head, *((row, 400, LIGHT.ink) for row in table.rows)]:
+            cells = [wrapped(text, 12, width - 10, weight=weight) for text, width in zip(row, widths, strict=True)]
+            self.row(cells, widths, weight, colour)
+
+    def row(self, cells: list[list[str]], widths: list[float], weight: int, colour: str) -> None:
+        """One row, broken over pages where it is taller than one."""
+        most = int((HEIGHT - 2 * MARGIN) / 16) - 2
+        while any(cells):
+            part, cells = [lines[:most] for lines in cells], [lines[most:] for lines in cells]
+            height = 16 * max(map(len, part)) + 6
+            self.room(height)
+            x = float(MARGIN)
+            for lines, width in zip(part, widths, strict=True):
+                for i, line in enumerate(lines):
+                    self.put(line, x, 12, weight, colour, y=self.y + 14 + 16 * i)
+                x += width
+            self.y += height
+            ends = np.array([(MARGIN, self.y), (WIDTH - MARGIN, self.y)])
+            self.sheets[-1].append(Stroke((Line(ends),), stroke=colour_of(LIGHT.rule)))
+
+    def quote(self, text: str) -> None:
+        self.y += 8
+        for paragraph in text.splitlines():
+            for line in wrapped(paragraph.expandtabs(4), 11, WIDE - 12, mono=True):
+                self.room(15)
+                self.y += 15
+                self.put(line, MARGIN + 12, 11, mono=True)
+
+    def figure(self, sheet: Sheet) -> None:
+        self.room(sheet.height + 16)
+        self.y += 8
+        self.sheets[-1] += [moved(mark, MARGIN, self.y) for mark in sheet.marks]
+        self.y += sheet.height + 8
+
+    def pages(self) -> list[Sheet]:
+        """The finished pages, each with its number."""
+        found = []
+        for number, marks in enumerate(self.sheets, 1):
+            run = Run(
+                printable(f"{self.foot} · page {number} of {len(self.sheets)}"),
+                colour_of(LIGHT.ink2) or (0, 0, 0, 1.0),
+                10,
+                400,
+                False,
+            )
+            found.append(Sheet(WIDTH, HEIGHT, (*marks, Text((run,), WIDTH - MARGIN, HEIGHT - 28, 1.0))))
+        return found
+
+
+def wrapped(text: str, size: float, width: float, weight: int = 400, mono: bool = False) -> list[str]:
+    """The text in lines no wider than `width`, broken at blanks, and within a word that is wider."""
+
+    def wide(words: str) -> float:
+        return width_of((Run(words, (0, 0, 0, 1.0), size, weight, mono),))
+
+    lines = [""]
+    for word in printable(text).replace("\n", " ").split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if wide(joined) <= width:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        while wide(word) > width and len(word) > 1:
+            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or wide(word[:n]) <= width)
+            lines[-1] = word[:fits]
+            word = word[fits:]
+            lines.append("")
+        lines[-1] = word
+    return lines
+
+
+def column_widths(rows: list[tuple[str, ...]], size: float) -> list[float]:
+    """Room for each column: what its longest words need, the widest columns giving way."""
+    count = len(rows[0])
+    needs = [
+        max(width_of((Run(printable(row[c])[:120], (0, 0, 0, 1.0), size, 600, False),)) for row in rows) + 12
+        for c in range(count)
+    ]
+    while sum(needs) > WIDE:
+        widest = max(range(count), key=needs.__getitem__)
+        others = [n for i, n in enumerate(needs) if i != widest]
+        needs[widest] = max(WIDE - sum(others), max(others, default=0.0) * 0.9, 60.0)
+        if sum(needs) > WIDE and needs[widest] <= 60:
+            return [WIDE / count] * count
+    needs[-1] += WIDE - sum(needs)
+    return needs

@@ -1,0 +1,133 @@
+"""A spec comes out where plotly.js would draw it, and nothing is left out in silence."""
+
+import numpy as np
+import pytest
+
+from moe_core.export.axes import Axis, spacing, ticks
+from moe_core.export.drawing import draw
+from moe_core.export.fonts import face, plain, width_of
+from moe_core.export.marks import Path, Picture, Text, colour_of, lines_of
+from moe_core.figures.theme import LIGHT, base
+
+
+def sheet(data, **layout):
+    x, y = layout.pop("x", {"range": [0, 10]}), layout.pop("y", {"range": [0, 10]})
+    made = base("f", "Title", "below", step=1, theme=LIGHT, size=(300, 200), x=x, y=y)
+    return draw({"data": data, "layout": made | layout})
+
+
+# Plot area of that size: from (48, 52), 244 wide and 110 high.
+AREA = (48, 52, 244, 110)
+
+
+def words(drawn):
+    return {"".join(run.text for run in m.runs): m for m in drawn.marks if isinstance(m, Text)}
+
+
+def test_a_line_lies_where_its_numbers_say_and_breaks_at_a_gap():
+    line = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [0, 5, 10, 2, 3],
+        "y": [0, 5, 10, None, 1],
+        "line": {"color": "#112233", "width": 3},
+    }
+    (path,) = [m for m in sheet([line]).marks if isinstance(m, Path) and m.width == 3]
+    (first,) = path.lines  # a single point after the gap is no line
+    np.testing.assert_allclose(first.points, [(48, 162), (170, 107), (292, 52)])
+    assert path.stroke == (0x11, 0x22, 0x33, 1.0)
+    assert path.clip == AREA
+
+
+def test_the_log_axis_places_powers_evenly_and_nothing_below_zero():
+    axis = Axis((-1, 1), (0, 100), True, {})
+    np.testing.assert_allclose(axis.place([0.1, 1, 10]), [0, 50, 100])
+    assert np.isnan(axis.place([0.0, -1.0])).all()
+
+
+@pytest.mark.parametrize(
+    ("length", "count", "step"), [(250, 8, 50), (10, 6, 2), (100, 5, 50), (1, 6, 0.2), (2, 6, 0.5), (0.03, 6, 0.01)]
+)
+def test_ticks_are_as_far_apart_as_those_of_plotly(length, count, step):
+    # Measured: Plotly.newPlot with this range and nticks.
+    assert spacing(length, {"nticks": count}, 500) == pytest.approx(step)
+
+
+def test_ticks_speak_as_those_of_plotly():
+    axis = Axis((-1, 1), (0, 100), False, {"nticks": 6})
+    assert [text for _, text in ticks(axis)] == ["−1", "−0.5", "0", "0.5", "1"]
+    given = Axis((0, 3), (0, 30), False, {"tickvals": [1, 2, 9], "ticktext": ["a", "b", "c"]})
+    assert ticks(given) == [(10.0, "a"), (20.0, "b")]
+
+
+def test_a_heatmap_has_the_colours_of_its_scale_cell_by_cell():
+    trace = {
+        "type": "heatmap", "x": [0, 5, 10], "y": [0, 5, 10], "z": [[0, 1], [0.5, np.nan]], "zmin": 0, "zmax": 1,
+        "colorscale": [[0, "#000000"], [1, "#FFFFFF"]], "showscale": False,
+    }  # fmt: skip
+    (picture,) = [m for m in sheet([trace]).marks if isinstance(m, Picture)]
+    assert picture.box == pytest.approx(AREA)
+    rows, columns, _ = picture.pixels.shape
+    assert (rows, columns) == (220, 488)
+    low, high = picture.pixels[-1], picture.pixels[0]  # y runs upward
+    assert low[0].tolist() == [0, 0, 0, 255]
+    assert low[-1].tolist() == [255, 255, 255, 255]
+    assert high[0].tolist() == [128, 128, 128, 255]
+    assert high[-1][3] == 0
+
+
+def test_bars_stand_on_their_base_and_leave_the_gap_between():
+    bar = {"type": "bar", "x": [2, 5], "y": [4, -2], "base": 2.0, "marker": {"color": ["#FF0000", "#00FF00"]}}
+    red, green = (
+        next(m for m in sheet([bar], bargap=0.5).marks if isinstance(m, Path) and m.fill == colour)
+        for colour in ((255, 0, 0, 1.0), (0, 255, 0, 1.0))
+    )
+    assert red.lines[0].points[:, 1].min() == pytest.approx(162 - 6 * 11)
+    assert red.lines[0].points[:, 1].max() == pytest.approx(162 - 2 * 11)
+    assert green.lines[0].points[:, 1].max() == pytest.approx(162)
+    assert np.ptp(red.lines[0].points[:, 0]) == pytest.approx(1.5 * 24.4, abs=1)
+
+
+def test_a_shape_on_the_paper_and_a_note_at_data_find_their_place():
+    drawn = sheet(
+        [],
+        shapes=[{"type": "line", "xref": "x", "yref": "paper", "x0": 5, "x1": 5, "y0": 0, "y1": 1, "line": {"color": "#0000FF", "width": 1}}],
+        annotations=[{"text": "here", "x": 5, "y": 5, "xref": "x", "yref": "y", "showarrow": False, "xanchor": "left", "yanchor": "middle", "bgcolor": "#EEEEEE"}],
+    )  # fmt: skip
+    (line,) = [m for m in drawn.marks if isinstance(m, Path) and m.stroke == (0, 0, 255, 1.0)]
+    np.testing.assert_allclose(line.lines[0].points, [(170, 162), (170, 52)])
+    note = words(drawn)["here"]
+    assert note.x - note.anchor * width_of(note.runs) == pytest.approx(172)
+    assert 107 < note.y < 114  # its middle, not its baseline, stands at the place
+
+
+def test_titles_and_ticks_are_where_a_browser_puts_them():
+    # Read from the text elements that plotly.js made in Chromium from this layout.
+    found = words(sheet([], x={"title": "step", "range": [0, 10]}, y={"title": "CV", "range": [0, 10], "nticks": 3}))
+    assert (found["Title"].x, found["Title"].y) == (0, 18)
+    assert found["below"].y == pytest.approx(18 + 1.3 * 16)
+    assert found["step"].y == pytest.approx(196)
+    assert (found["CV"].angle, found["CV"].y) == (-90, 107)
+    assert found["5"].y == pytest.approx({"x": 182.6, "y": 111.55}["y" if found["5"].anchor == 1 else "x"])
+
+
+def test_what_cannot_be_drawn_is_refused_by_name():
+    with pytest.raises(ValueError, match=r"'violin'.*scatter, bar, heatmap"):
+        sheet([{"type": "violin"}])
+    with pytest.raises(ValueError, match="marker 'hash'"):
+        sheet([{"type": "scatter", "mode": "markers", "x": [1], "y": [1], "marker": {"symbol": "hash"}}])
+    with pytest.raises(ValueError, match="#RRGGBB"):
+        colour_of("mauve")
+
+
+def test_a_label_reads_its_tags_and_shows_what_was_escaped():
+    font = {"family": "sans-serif", "size": 10, "color": "#000000"}
+    (one, bold), (small,) = lines_of('a &lt;i&gt;<b>B</b><br><span style="color:#FF0000;font-size:7px">c</span>', font)
+    assert (one.text, one.weight, bold.text, bold.weight) == ("a <i>", 400, "B", 700)
+    assert (small.text, small.size, small.colour) == ("c", 7.0, (255, 0, 0, 1.0))
+
+
+def test_a_letter_that_no_font_has_is_a_box_and_control_characters_are_blanks():
+    assert plain("a⏎日\x1b") == "a¶□ "
+    (line,) = lines_of("日", {"family": "x", "size": 10, "color": "#000000"})
+    assert width_of(line) == pytest.approx(10 * face(False, 400).advance("□"))

@@ -1,0 +1,161 @@
+"""Every figure in every format: whole, stamped, safe, and the same bytes in another process."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import xml.dom.minidom
+import zlib
+from io import BytesIO
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from PIL import Image
+
+from moe_core.export import FORMATS, Look, chosen, export, rendered
+from moe_core.export.files import write_parts
+from moe_core.schema import TASKS, Config
+from tests.export.made import make_run
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return {task: make_run(folder, task) for task in TASKS}
+
+
+@pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}])  # fmt: skip
+def test_what_there_is_not_is_refused_before_anything_is_written(tmp_path, given):
+    with pytest.raises(ValueError, match=r"there are|between"):
+        export(SimpleNamespace(config=Config()), tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_folders_place_stays(tmp_path, runs):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ValueError, match="is a file"):
+        export(runs["text"], tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_figure_is_drawn_in_every_format(runs, task, theme, tmp_path):
+    run = runs[task]
+    files = export(run, tmp_path, FORMATS, look=Look(theme=theme, caption=True))
+    names = chosen(run, None)
+    assert {f.name for f in files} == {f"{n}.{f}" for n in [*names, "statistics"] for f in FORMATS if n != "statistics" or f in ("csv", "parquet")} | {"export.json"}  # fmt: skip
+    assert {p.name for p in tmp_path.iterdir()} == {f.name for f in files}
+    for file in files:
+        if file.suffix == ".svg":
+            xml.dom.minidom.parse(str(file))
+        if file.suffix == ".png":
+            colours = Image.open(BytesIO(file.read_bytes())).convert("RGB").getcolors(1 << 20)
+            ground = (255, 255, 255) if theme == "light" else (17, 21, 26)
+            assert max(colours)[1] == ground
+            assert len(colours) > 3, f"{file.name} is empty"
+
+
+def test_a_picture_has_exactly_the_size_asked_for(runs):
+    for look in (Look(size=(400, 250)), Look(size=(400, 250), scale=1, font=20, caption=True), Look(size=(401, 251), scale=3, title="")):  # fmt: skip
+        image = Image.open(BytesIO(rendered(runs["text"], "loss", "png", look)))
+        assert image.size == (round(look.size[0] * look.scale), round(look.size[1] * look.scale))
+    page = rendered(runs["text"], "loss", "svg", Look(size=(400, 250))).decode()
+    assert 'width="400" height="250"' in page
+
+
+def test_every_picture_says_where_it_is_from(runs):
+    run = runs["text"]
+    image = Image.open(BytesIO(rendered(run, "balance", "png", Look())))
+    assert image.text["Run"] == "text"
+    assert image.text["Step"] == "200"
+    assert image.text["Changes"] == "step 101: noise 1 → 0.5 (script)"
+    assert image.text["Software"].startswith("MoEscope ")
+    assert "Changes: step 101: noise 1 → 0.5 (script)" in rendered(run, "balance", "svg", Look()).decode()
+    assert 'name="moescope:run" content="text"' in rendered(run, "balance", "html", Look()).decode()
+    assert "Changes: none".encode("utf-16-be").hex().upper() in rendered(run, "balance", "pdf", Look(step=50)).decode(
+        "latin-1"
+    )
+
+
+def test_users_words_stay_words(runs):
+    evil = "</script><script>alert(1)</script>&<b>"
+    page = rendered(runs["text"], "loss", "html", Look(title=evil)).decode()
+    assert "alert(1)</script>" not in page
+    drawn = rendered(runs["text"], "loss", "svg", Look(title=evil)).decode()
+    texts = xml.dom.minidom.parseString(drawn).getElementsByTagName("text")
+    assert evil in {"".join(s.firstChild.data for s in t.getElementsByTagName("tspan") if s.firstChild) for t in texts}
+    assert not xml.dom.minidom.parseString(drawn).getElementsByTagName("script")
+
+
+def test_a_pdf_is_sound_and_its_words_can_be_read(runs):
+    data = rendered(runs["text"], "balance", "pdf", Look(caption=True))
+    start = int(re.search(rb"startxref\n(\d+)\n%%EOF\n$", data).group(1))
+    head, *entries = re.findall(rb"(\d{10}) \d{5} [nf] \n", data[start:])
+    assert int(head) == 0
+    for number, at in enumerate(entries, 1):
+        assert data[int(at) :].startswith(f"{number} 0 obj\n".encode())
+    letters, shown = {}, ""
+    streams = [
+        zlib.decompress(s) for s in re.findall(rb"FlateDecode/Length \d+>>stream\n(.*?)\nendstream", data, re.DOTALL)
+    ]
+    for stream in streams:
+        if b"beginbfchar" in stream:
+            fonts = {
+                int(a, 16): bytes.fromhex(b.decode()).decode("utf-16-be")
+                for a, b in re.findall(rb"<(\w{4})><(\w+)>", stream)
+            }
+            letters[len(letters)] = fonts
+    content = next(s for s in streams if b" cm\n" in s and b" Tf " in s).decode()
+    for font, codes in re.findall(r"/F(\d+) .*?<(\w+)> Tj", content):
+        shown += "".join(letters[int(font)][int(codes[i : i + 4], 16)] for i in range(0, len(codes), 4)) + "\n"
+    assert "Balance over time" in shown
+    assert "text, step 200, MoEscope" in shown
+    assert "noise 1 → 0.5" in shown
+
+
+def test_two_processes_write_the_same_bytes(runs, tmp_path):
+    run = runs["plane"]
+    export(run, tmp_path / "here", FORMATS)
+    code = (
+        "import sys; from moe_core.export import export, FORMATS; from moe_core.runs import open_run; "
+        "export(open_run(sys.argv[1]), sys.argv[2], FORMATS)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(run.path), str(tmp_path / "there")], cwd=ROOT, check=True)
+    here, there = (
+        {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / f).iterdir()}
+        for f in ("here", "there")
+    )
+    assert here == there
+
+
+def test_a_file_that_was_not_finished_is_not_there(tmp_path):
+    def parts():
+        yield b"half"
+        raise RuntimeError("stopped")
+
+    (tmp_path / "old.bin").write_bytes(b"old")
+    with pytest.raises(RuntimeError, match="stopped"):
+        write_parts(tmp_path / "old.bin", parts())
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("old.bin", b"old")]
+
+
+def test_an_export_can_be_stopped_between_two_files(runs, tmp_path):
+    class Stop(Exception):
+        pass
+
+    def progress(done, of):
+        if done == 2:
+            raise Stop
+
+    with pytest.raises(Stop):
+        export(runs["text"], tmp_path, ("svg",), progress=progress)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_past_step_shows_no_later_change(runs):
+    early = rendered(runs["text"], "balance", "svg", Look(step=50)).decode()
+    assert "<desc>Step: 50</desc><desc>Layer: 1</desc><desc>Changes: none</desc>" in early

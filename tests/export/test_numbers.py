@@ -1,0 +1,27 @@
+"""Cells and columns: what a spreadsheet reads, and nothing that it would run."""
+
+import io
+
+import numpy as np
+
+from moe_core.export import numbers
+
+
+def test_cells_are_safe_and_exact():
+    assert numbers.table({"=x": [1, float("nan")], "y": [np.float32(0.1)]}) == "'=x,y\n1,0.100000001\n,\n"
+    assert [numbers.cell(text) for text in ("+1", "-a", "@b", "\tc", "d")] == ["'+1", "'-a", "'@b", "'\tc", "d"]
+
+
+def test_a_matrix_becomes_a_column_for_each_of_its_columns():
+    found = numbers.columns({"steps": np.arange(3), "share_nE": np.arange(6.0).reshape(3, 2), "theme": "light"})
+    assert list(found) == ["steps", "share_1", "share_2"]
+    np.testing.assert_array_equal(found["share_2"], [1, 3, 5])
+
+
+def test_parquet_keeps_types_and_says_where_it_is_from():
+    import pyarrow.parquet as pq
+
+    data = numbers.parquet({"step": np.arange(3), "half": np.ones(2, np.float16), "word": ["=a"]}, {"Run": "r"})
+    read = pq.read_table(io.BytesIO(data))
+    assert read.schema.metadata[b"Run"] == b"r"
+    assert read.to_pydict() == {"step": [0, 1, 2], "half": [1.0, 1.0, None], "word": ["=a", None, None]}

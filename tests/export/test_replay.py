@@ -1,0 +1,76 @@
+"""The replay: what it holds is what was recorded, whole, small enough, and safe."""
+
+import base64
+import json
+import re
+
+import numpy as np
+import pytest
+
+from moe_core.export import replay as module
+from moe_core.export.replay import replay
+from tests.export.made import make_run
+
+
+def data_in(page):
+    return json.loads(re.search(r"const REPLAY = (.*?);</script>", page).group(1))
+
+
+def numbers(text, kind):
+    return np.frombuffer(base64.b64decode(text), kind)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"), "text", steps=300)
+
+
+def test_it_holds_every_step_its_knobs_and_its_routing(run, tmp_path):
+    data = data_in(replay(run, tmp_path / "r.html").read_text())
+    np.testing.assert_array_equal(numbers(data["steps"], "<f8"), np.arange(1, 301))
+    _, share = run.history("load_share", 0)
+    np.testing.assert_allclose(numbers(data["rows"][0]["load_share"], "<u2").reshape(300, 8) / 65535, share, atol=1e-5)
+    np.testing.assert_allclose(numbers(data["rows"][0]["cv_load"], "<f4"), run.history("cv_load", 0)[1], rtol=1e-6)
+    turned = [one for one in data["knobs"] if one["step"]]
+    assert turned == [{"step": 151, "name": "noise", "label": "noise", "value": "0.5", "before": "1"}]
+    assert data["probe"]["steps"] == run.snapshots().tolist()
+    first = numbers(data["probe"]["first"][3], "<u2")
+    np.testing.assert_array_equal(first, run.snapshot(data["probe"]["steps"][3])[1]["experts"][0, :, 0])
+
+
+def test_rows_left_out_are_neither_the_extremes_nor_the_changes(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BUDGET", 1)
+    long = make_run(tmp_path, "plane", steps=5000)
+    data = data_in(replay(long, tmp_path / "r.html").read_text())
+    steps = numbers(data["steps"], "<f8").astype(int)
+    assert 200 <= len(steps) <= 210
+    _, cv = long.history("cv_load", 0)
+    assert {1, 2500, 2501, 5000, int(cv.argmax()) + 1, int(cv.argmin()) + 1} <= set(steps.tolist())
+    np.testing.assert_allclose(numbers(data["rows"][0]["cv_load"], "<f4"), cv[steps - 1], rtol=1e-6)
+
+
+def test_ten_thousand_steps_fit_in_ten_megabytes(tmp_path):
+    for experts in (16, 64):
+        run = make_run(tmp_path, "text", steps=10_000, experts=experts, name=f"r{experts}")
+        assert replay(run, tmp_path / "r.html").stat().st_size < 10e6
+
+
+def test_it_needs_no_network_and_runs_no_words_of_users(tmp_path):
+    run = make_run(tmp_path, "text", name="r")
+    page = replay(run, tmp_path / "r.html").read_text()
+    ours = page.split("<script>const REPLAY")[1]
+    assert "</script><script>alert" not in page
+    assert "<b>&def" not in ours
+    assert not re.search(r"(src|href)=[\"']?https?:", ours)
+
+
+def test_a_run_without_steps_or_another_ending_is_refused(run, tmp_path):
+    from moe_core.runs import create_run, open_run
+    from moe_core.schema import Config, Knobs
+
+    create_run(tmp_path / "e", Config(), Knobs()).finish("failed")
+    with pytest.raises(ValueError, match="no recorded step"):
+        replay(open_run(tmp_path / "e"), tmp_path / "e.html")
+    with pytest.raises(ValueError, match=r"ends in \.html"):
+        replay(run, tmp_path / "r.gif")
+    assert [p.name for p in tmp_path.iterdir()] == ["e"]

@@ -1,0 +1,123 @@
+"""The report and the animation: everything in them, in one whole file each, and nothing that a user wrote as code."""
+
+import re
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from moe_core.export import Look
+from moe_core.export.animation import animate, steps_of
+from moe_core.export.fonts import width_of
+from moe_core.export.marks import Run
+from moe_core.export.report import WIDE, Rows, column_widths, parts_of, wrapped, write_report
+from moe_core.figures.catalog import FIGURES
+from tests.export.made import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"), "text")
+
+
+class Reader(HTMLParser):
+    def __init__(self, page):
+        super().__init__()
+        self.text, self.tags = "", []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.text += data + "\n"
+
+
+def test_the_report_has_settings_changes_evaluations_figures_and_text(run, tmp_path):
+    page = write_report(run, tmp_path / "report.html").read_text()
+    read = Reader(page)
+    for words in (
+        "Configuration",
+        "num_experts",
+        "What was turned",
+        "101",
+        "w_importance",
+        "perplexity",
+        "<script>sample</script>",
+    ):
+        assert words in read.text
+    assert "script" not in {tag for tag, _ in read.tags}
+    images = [attributes for tag, attributes in read.tags if tag == "img"]
+    figures = [name for name, entry in FIGURES.items() if "text" in entry.tasks and entry.page != "compare"]
+    assert len(images) == 2 * len(figures)  # light and dark
+    assert {a["alt"] for a in images} == {FIGURES[name].title for name in figures}
+    outside = [a.get("src", a.get("href", "")) for _, a in read.tags if a.get("src") or a.get("href")]
+    assert all(one.startswith("data:") for one in outside)
+    assert not re.search(r"https?://(?!www\.w3\.org/)", page)
+
+
+def test_the_report_is_the_same_twice_and_prints_as_pdf(run, tmp_path):
+    one, two = (write_report(run, tmp_path / f"{name}.pdf").read_bytes() for name in "ab")
+    assert one == two
+    pages = int(re.search(rb"/Type/Pages/Count (\d+)", one).group(1))
+    assert len(re.findall(rb"/Type/Page/", one)) == pages > 2
+
+
+@pytest.mark.parametrize("name", ["report.txt", "report", "nowhere/report.html"])
+def test_a_report_by_another_name_is_refused(run, tmp_path, name):
+    with pytest.raises(ValueError, match=r"ends in \.html or \.pdf|no folder"):
+        write_report(run, tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_steps_has_a_report_too(tmp_path):
+    from moe_core.runs import create_run, open_run
+    from moe_core.schema import Config, Knobs
+
+    create_run(tmp_path / "r", Config(), Knobs(), probe={"tokens": np.zeros(4, np.uint8)}).finish("failed", "no data")
+    parts = {part.title: part for part in parts_of(open_run(tmp_path / "r"))}
+    assert ("state", "failed: no data") in parts["How it stands"].content[0].rows
+    assert parts["What was turned"].content == [Rows(("step", "knob", "from", "to", "by"), [])]
+    assert write_report(open_run(tmp_path / "r"), tmp_path / "r.html").stat().st_size > 1000
+
+
+def test_words_are_broken_where_the_line_ends_and_none_is_lost():
+    text = "a path of " + "x" * 300 + " and more"
+    lines = wrapped(text, 12, 200)
+    assert "".join(lines).replace(" ", "") == text.replace(" ", "")
+    assert all(width_of((Run(line, (0, 0, 0, 1.0), 12, 400, False),)) <= 200 for line in lines)
+    widths = column_widths([("a", "word " * 60, "more " * 60)], 12)
+    assert sum(widths) == pytest.approx(WIDE)
+    assert min(widths) > 10
+
+
+def test_an_animation_shows_recorded_steps_in_order(run, tmp_path):
+    path = animate(run, "tokens_by_expert", tmp_path / "a.gif", Look(size=(300, 200), scale=1), seconds=2)
+    image = Image.open(BytesIO(path.read_bytes()))
+    assert image.n_frames == len(run.snapshots()) == len(steps_of(run, "tokens_by_expert"))
+    assert image.size == (300, 200)
+    assert b"Run: text" in image.info["comment"]
+    frames = set()
+    for i in range(image.n_frames):
+        image.seek(i)
+        frames.add(image.convert("RGB").tobytes())
+    assert len(frames) == image.n_frames
+    again = animate(run, "tokens_by_expert", tmp_path / "b.gif", Look(size=(300, 200), scale=1), seconds=2)
+    assert again.read_bytes() == path.read_bytes()
+    shown = steps_of(run, "balance_now")
+    assert len(shown) == 120
+    assert (shown[0], shown[-1]) == (1, 200)
+
+
+def test_an_animation_by_another_name_or_without_ffmpeg_is_refused_in_one_line(run, tmp_path, monkeypatch):
+    import shutil
+    import sys
+
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    for name, words in (("a.mp4", "pip install imageio-ffmpeg"), ("a.avi", r"\.gif or \.mp4")):
+        with pytest.raises(ValueError, match=words):
+            animate(run, "balance_now", tmp_path / name, Look())
+    assert not list(tmp_path.iterdir())
