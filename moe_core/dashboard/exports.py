@@ -272,12 +272,12 @@ def task(label: str, run: Run, key: str, make: Callable[..., Path], primary: boo
     @st.fragment(run_every=0.5 if busy else None, key=f"watch-{place}")
     def watch() -> None:
         work: Work | None = st.session_state.get(place)
-        if work is not None and work.busy:
+        if (work is not None and work.busy) != busy:
+            st.rerun()  # it began or ended: the fragment's clock is set by the page
+        if work is not None and busy:
             st.progress(min(1.0, work.done / work.of), f"{work.done} of {work.of}")
             st.button("Cancel", key=f"cancel-{place}", on_click=work.stop.set, disabled=work.stop.is_set())
             return
-        if busy:
-            st.rerun()  # the clock of this fragment stops with the work
         st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")
         if work is None:
             return

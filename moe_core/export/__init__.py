@@ -12,9 +12,9 @@ from typing import Any
 from moe_core.export.files import folder_for, write
 from moe_core.export.look import Look, check, sheet_of, spec_of
 from moe_core.export.numbers import cell, columns, parquet, statistics, table
-from moe_core.export.pdf import pdf
+from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import Facts, caption_of, facts_of
-from moe_core.export.svg import png, svg
+from moe_core.export.svg import to_png, to_svg
 from moe_core.export.web import page
 from moe_core.figures.catalog import FIGURES
 
@@ -79,8 +79,8 @@ def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
         return page(name, spec, facts, zoom, caption_of(facts) if look.caption else "").encode()
     sheet, zoom = sheet_of(run, name, look, caption_of(facts))
     if format == "png":
-        return png(sheet, facts, look.scale * zoom)
-    return svg(sheet, facts, zoom).encode() if format == "svg" else pdf([sheet], facts, zoom)
+        return to_png(sheet, facts, look.scale * zoom)
+    return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 
 def chosen(run: Any, figures: Iterable[str] | None) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 from moe_core.export.files import write
 from moe_core.export.look import Look, check, sheet_of
 from moe_core.export.stamp import caption_of, facts_of
-from moe_core.export.svg import png
+from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.tiles import last_step
 
@@ -73,7 +73,7 @@ def frames(run: Any, name: str, steps: np.ndarray[Any, Any], look: Look, progres
         progress(i, len(steps))
         here = replace(look, step=step, caption=True)
         sheet, zoom = sheet_of(run, name, here, caption_of(facts_of(run, "", look.layer, step)))
-        picture = Image.open(io.BytesIO(png(sheet, scale=look.scale * zoom))).convert("RGB")
+        picture = Image.open(io.BytesIO(to_png(sheet, scale=look.scale * zoom))).convert("RGB")
         # Both encoders want every frame of one size, and MP4 an even one.
         even = (picture.width // 2 * 2, picture.height // 2 * 2)
         yield picture.crop((0, 0, *even))

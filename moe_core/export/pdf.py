@@ -16,7 +16,7 @@ from moe_core.export.marks import Colour, Line, Mark, Path, Picture, Sheet, Text
 POINT = 0.75  # a CSS pixel in points
 
 
-def pdf(pages: Sequence[Sheet], facts: Mapping[str, str] | None = None, scale: float = 1.0) -> bytes:
+def to_pdf(pages: Sequence[Sheet], facts: Mapping[str, str] | None = None, scale: float = 1.0) -> bytes:
     """One PDF file, a page a sheet."""
     return Document(pages, facts or {}, scale * POINT).bytes()
 

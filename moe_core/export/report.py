@@ -17,9 +17,9 @@ from moe_core.export.fonts import width_of
 from moe_core.export.look import Look, sheet_of
 from moe_core.export.marks import Line, Mark, Run, Sheet, Text, colour_of, moved
 from moe_core.export.marks import Path as Stroke
-from moe_core.export.pdf import pdf
+from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import caption_of, facts_of
-from moe_core.export.svg import printable, svg
+from moe_core.export.svg import printable, to_svg
 from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import DARK, LIGHT
@@ -216,7 +216,7 @@ def picture(sheet: Sheet, theme: str, words: str) -> str:
     """An SVG as an image of its own: its letters and clips keep apart from those of the others."""
     import base64
 
-    data = base64.b64encode(svg(sheet).encode()).decode()
+    data = base64.b64encode(to_svg(sheet).encode()).decode()
     return f'<img class="{theme}" alt="{words}" width="{sheet.width}" height="{sheet.height}" src="data:image/svg+xml;base64,{data}">'
 
 
@@ -243,7 +243,7 @@ def as_pdf(run: Any, progress: Progress) -> bytes:
             else:
                 paper.figure(drawn(run, *piece, "light"))
     progress(of, of)
-    return pdf(paper.pages(), facts)
+    return to_pdf(paper.pages(), facts)
 
 
 class Paper:

@@ -15,7 +15,7 @@ from moe_core.export.marks import Box, Colour, Line, Mark, Path, Picture, Sheet,
 FAMILIES = {False: ("Source Sans", "sans-serif"), True: ("Source Code", "monospace")}
 
 
-def svg(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 1.0) -> str:
+def to_svg(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 1.0) -> str:
     """One SVG file. Words are words, in letters that the file carries; facts go into its metadata."""
     drawn = Writer(outlined=False)
     body = "".join(map(drawn.mark, sheet.marks))
@@ -30,7 +30,7 @@ def svg(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 1.0
     )
 
 
-def png(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 2.0) -> bytes:
+def to_png(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 2.0) -> bytes:
     """The same picture in pixels. Words are drawn from their outlines, so no font of the machine is asked."""
     import resvg_py
 

@@ -115,7 +115,7 @@ def markers(given: Spec, points: Points, clip: Box | None, opacity: float, defau
     looks = zip(
         each(given.get("symbol", "circle"), n),
         each(given.get("size", 6), n),
-        each(given.get("color", default or "#444444"), n),
+        marker_colours(given, default, n),
         each(given.get("opacity", 1), n),
         each(line.get("width", 0), n),
         each(line.get("color", "#444444"), n),
@@ -133,6 +133,16 @@ def markers(given: Spec, points: Points, clip: Box | None, opacity: float, defau
         outline = symbol_of(str(symbol).removesuffix("-open"), size / 2, at)
         found.append(Path(outline, None if hollow else paint, stroke if width else None, width or 1, clip=clip))
     return found
+
+
+def marker_colours(given: Spec, default: Any, n: int) -> list[Any]:
+    """The colour of each marker, in words; numbers stand for places on the marker's scale."""
+    colours = each(given.get("color", default or "#444444"), n)
+    if not colours or not isinstance(colours[0], int | float):
+        return colours
+    limits = {"zmin": given.get("cmin", min(colours)), "zmax": given.get("cmax", max(colours))}
+    on_scale = paint(np.array(colours, np.float64), limits | {"colorscale": given["colorscale"]})
+    return [f"rgba({r},{g},{b},{a / 255:g})" for r, g, b, a in on_scale.tolist()]
 
 
 def symbol_of(name: str, r: float, at: Points) -> tuple[Line, ...]:

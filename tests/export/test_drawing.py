@@ -131,3 +131,10 @@ def test_a_letter_that_no_font_has_is_a_box_and_control_characters_are_blanks():
     assert plain("a⏎日\x1b") == "a¶□ "
     (line,) = lines_of("日", {"family": "x", "size": 10, "color": "#000000"})
     assert width_of(line) == pytest.approx(10 * face(False, 400).advance("□"))
+
+
+def test_markers_take_their_colour_from_a_scale():
+    marker = {"color": [0.0, 1.0], "cmin": 0, "cmax": 2, "colorscale": [[0, "#000000"], [1, "#FFFFFF"]], "size": 8}
+    drawn = sheet([{"type": "scatter", "mode": "markers", "x": [1, 2], "y": [1, 2], "marker": marker}])
+    curves = [m for m in drawn.marks if isinstance(m, Path) and m.lines[0].curve]
+    assert [m.fill for m in curves] == [(0, 0, 0, 1.0), (128, 128, 128, 1.0)]

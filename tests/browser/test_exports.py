@@ -1,0 +1,68 @@
+"""A replay opened from the disk plays in a real browser; the Export page downloads what it shows."""
+
+import pytest
+from PIL import Image
+
+from moe_core.export.replay import replay
+from tests.export.made import make_run
+
+pytestmark = pytest.mark.browser
+DRAWN = "step => document.body.dataset.step === String(step)"
+
+
+def stat(page, name):
+    return page.locator(f"[data-stat={name}]").inner_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "theme", "experts"), [("text", "light", 8), ("digits", "dark", 24), ("plane", "light", 8)]
+)
+def test_a_replay_plays_from_the_disk(tab, tmp_path, task, theme, experts):
+    run = make_run(tmp_path, task, steps=300, experts=experts)
+    page = tab(f"file://{replay(run, tmp_path / 'replay.html')}", theme=theme)
+    page.wait_for_function(DRAWN, arg=300)
+    page.keyboard.press("Home")
+    page.wait_for_function(DRAWN, arg=1)
+    page.keyboard.press("ArrowRight")
+    page.wait_for_function(DRAWN, arg=2)
+    # What stands on the page is what was recorded at that step.
+    assert stat(page, "cv_load") == f"{run.history('cv_load', 0, 2, 2)[1][0]:.2f}"
+    assert stat(page, "dead_experts") == f"{run.history('dead_experts', 0, 2, 2)[1][0]:.0f}"
+    assert page.locator("[data-knob=noise] td").last.inner_text() == "1"
+    shown = page.evaluate("document.querySelector('[data-figure=balance]').data[1].x.length")
+    assert shown == 2
+    if experts <= 20:
+        bars = page.evaluate("document.querySelector('[data-figure=balance_now]').data[0].y")
+        load = run.history("load", 0, 2, 2)[1][0]
+        assert bars == pytest.approx(100 * load / load.sum(), abs=0.01)
+    page.get_by_role("slider", name="step").fill("200")
+    page.wait_for_function(DRAWN, arg=201)
+    assert page.locator("[data-knob=noise] td").last.inner_text() == "0.5"
+    lines = "Plotly => document.querySelector('[data-figure=balance]').layout.shapes.filter(s => s.x0 === 151).length"
+    assert page.evaluate(lines) >= 1
+    page.get_by_label("speed").select_option("2")
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("Number(document.body.dataset.step) > 205")
+    page.get_by_role("button", name="Pause").click()
+    stands = page.evaluate("state.at")
+    page.wait_for_timeout(300)
+    assert page.evaluate("state.at") == stands
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate("performance.getEntriesByType('resource').filter(r => /^https?:/.test(r.name)).length") == 0
+
+
+def test_the_export_page_gives_the_file_that_it_shows(server, tab, tmp_path):
+    make_run(server.runs, "text").close()
+    page = tab(f"{server.url}/export?run=text&figures=loss")
+    page.get_by_text("Loss: 480 × 300 px, 960 × 600 pixels").wait_for(timeout=60_000)
+    shown = page.locator("img[alt=Loss]")
+    assert shown.evaluate("i => [i.clientWidth, i.naturalWidth, i.naturalHeight]") == [480, 960, 600]
+    with page.expect_download() as caught:
+        page.get_by_role("button", name="Export", exact=True).click()
+    caught.value.save_as(tmp_path / "got.png")
+    with Image.open(tmp_path / "got.png") as got:
+        assert (got.size, got.text["Run"]) == ((960, 600), "text")
+    page.get_by_role("button", name="Make replay").click()
+    with page.expect_download(timeout=60_000) as caught:
+        page.get_by_role("button", name="Download").click(timeout=60_000)
+    assert caught.value.suggested_filename == "text-replay.html"
