@@ -118,7 +118,9 @@ def choices(run: Run) -> tuple[list[str], str, Look]:
         st.query_params["figures"] = ",".join(st.session_state[key])
 
     figures = st.multiselect("Figures", names, key=key, format_func=lambda name: FIGURES[name].title, on_change=link)
-    format = st.segmented_control("Format", FORMATS, default="png", required=True, key="export-format") or "png"
+    format = (
+        st.segmented_control("Format", FORMATS, default="png", required=True, key="export-format", wrap=True) or "png"
+    )
     size_name = st.selectbox("Size", list(SIZES), key="export-size")
     size = SIZES[size_name]
     if size is None:
@@ -146,7 +148,7 @@ def choices(run: Run) -> tuple[list[str], str, Look]:
         )
     bare_at, caption_at = st.columns(2)
     bare = bare_at.checkbox("No title", key="export-bare")
-    caption = caption_at.checkbox("Caption with run and step", key="export-caption")
+    caption = caption_at.checkbox("Caption", key="export-caption")
     step = named(run, "step", run.steps()[1])
     look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
     return figures, format, look
@@ -221,18 +223,18 @@ def documents(run: Run, look: Look) -> None:
     """Report, replay and animation: a button each, or its progress."""
     report, again, moving = st.columns(3, gap="large")
     with report:
-        st.subheader("Report", anchor=False)
+        st.markdown("**Report**")
         st.caption("Settings, changes, every figure and table, samples of text.")
         kind = st.segmented_control(
             "Report as", ("html", "pdf"), default="html", required=True, key="report-kind", label_visibility="collapsed"
         )
         task("Make report", run, f"report-{kind}", make=lambda r, f, p: write_report(r, f / f"{r.id}-report.{kind}", p))
     with again:
-        st.subheader("Replay", anchor=False)
+        st.markdown("**Replay**")
         st.caption("One page that plays the run anywhere, without a server.")
         task("Make replay", run, "replay", make=lambda r, f, p: replay(r, f / f"{r.id}-replay.html", look.layer, p))
     with moving:
-        st.subheader("Animation", anchor=False)
+        st.markdown("**Animation**")
         st.caption("A figure over the run, with the size and theme chosen above.")
         name = st.selectbox(
             "Figure",

@@ -352,7 +352,7 @@ def colorbar(trace: Spec, layout: Spec) -> list[Mark]:
     font = layout["font"] | given.get("tickfont", {})
     scale = Axis((lo, hi), (top + length, top), False, given | {"letter": "y"})
     for px, text in ticks(scale):
-        found += [Text(line, left + thick + 1.5, px + 0.35 * font["size"]) for line in lines_of(text, font) if line]
+        found += [Text(line, left + thick + 3, px + 0.35 * font["size"]) for line in lines_of(text, font) if line]
     words = given.get("title")
     if isinstance(words, dict) and words.get("text"):
         heading = lines_of(words["text"], font | words.get("font", {}))
