@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_core.export.axes import Axis, spacing, ticks
+from moe_core.export.axes import Axis, number, spacing, ticks
 from moe_core.export.drawing import draw
 from moe_core.export.fonts import face, plain, width_of
 from moe_core.export.marks import Path, Picture, Text, colour_of, lines_of
@@ -56,6 +56,7 @@ def test_ticks_are_as_far_apart_as_those_of_plotly(length, count, step):
 def test_ticks_speak_as_those_of_plotly():
     axis = Axis((-1, 1), (0, 100), False, {"nticks": 6})
     assert [text for _, text in ticks(axis)] == ["−1", "−0.5", "0", "0.5", "1"]
+    assert number(-20_000, 10_000) == "−20k"
     given = Axis((0, 3), (0, 30), False, {"tickvals": [1, 2, 9], "ticktext": ["a", "b", "c"]})
     assert ticks(given) == [(10.0, "a"), (20.0, "b")]
 
@@ -138,3 +139,21 @@ def test_markers_take_their_colour_from_a_scale():
     drawn = sheet([{"type": "scatter", "mode": "markers", "x": [1, 2], "y": [1, 2], "marker": marker}])
     curves = [m for m in drawn.marks if isinstance(m, Path) and m.lines[0].curve]
     assert [m.fill for m in curves] == [(0, 0, 0, 1.0), (128, 128, 128, 1.0)]
+
+
+def test_on_a_log_axis_a_note_stands_at_a_power_and_a_shape_at_a_value():
+    note = {"text": "ten", "x": 5, "y": 1, "xref": "x", "yref": "y", "showarrow": False, "yanchor": "middle"}
+    line = {
+        "type": "line",
+        "xref": "paper",
+        "yref": "y",
+        "x0": 0,
+        "x1": 1,
+        "y0": 10,
+        "y1": 10,
+        "line": {"color": "#0000FF"},
+    }
+    drawn = sheet([], y={"type": "log", "range": [0, 2], "tickvals": []}, annotations=[note], shapes=[line])
+    (path,) = [m for m in drawn.marks if isinstance(m, Path) and m.stroke == (0, 0, 255, 1.0)]
+    assert path.lines[0].points[0][1] == pytest.approx(107)
+    assert words(drawn)["ten"].y == pytest.approx(107 + 4.5, abs=1)

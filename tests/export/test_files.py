@@ -1,6 +1,7 @@
 """Every figure in every format: whole, stamped, safe, and the same bytes in another process."""
 
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -14,7 +15,10 @@ import pytest
 from PIL import Image
 
 from moe_core.export import FORMATS, Look, chosen, export, rendered
-from moe_core.export.files import write_parts
+from moe_core.export.files import write, write_parts
+from moe_core.export.look import sheet_of
+from moe_core.export.marks import Text
+from moe_core.export.web import script_text
 from moe_core.schema import TASKS, Config
 from tests.export.made import make_run
 
@@ -89,6 +93,27 @@ def test_users_words_stay_words(runs):
     texts = xml.dom.minidom.parseString(drawn).getElementsByTagName("text")
     assert evil in {"".join(s.firstChild.data for s in t.getElementsByTagName("tspan") if s.firstChild) for t in texts}
     assert not xml.dom.minidom.parseString(drawn).getElementsByTagName("script")
+
+
+def test_words_in_a_script_end_neither_the_script_nor_its_strings():
+    text = script_text({"a": "</script><!--\u2028'\""})
+    assert not set("<>&\u2028") & set(text)
+    assert json.loads(text) == {"a": "</script><!--\u2028'\""}
+
+
+def test_the_caption_stands_within_the_picture(runs):
+    sheet, zoom = sheet_of(runs["text"], "loss", Look(size=(400, 250), caption=True), "where from")
+    (line,) = [m for m in sheet.marks if isinstance(m, Text) and m.runs[0].text == "where from"]
+    assert (sheet.width * zoom, sheet.height * zoom) == (400, 250)
+    assert 225 < line.y < 248
+
+
+def test_a_reader_of_the_old_file_reads_it_to_its_end(tmp_path):
+    (tmp_path / "f").write_text("old")
+    with open(tmp_path / "f") as reader:
+        write(tmp_path / "f", "new")
+        assert reader.read() == "old"
+    assert (tmp_path / "f").read_text() == "new"
 
 
 def test_a_pdf_is_sound_and_its_words_can_be_read(runs):

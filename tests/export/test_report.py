@@ -102,7 +102,7 @@ def test_an_animation_shows_recorded_steps_in_order(run, tmp_path):
     frames = set()
     for i in range(image.n_frames):
         image.seek(i)
-        frames.add(image.convert("RGB").tobytes())
+        frames.add(image.convert("RGB").crop((0, 0, 300, 170)).tobytes())  # the caption below differs anyway
     assert len(frames) == image.n_frames
     again = animate(run, "tokens_by_expert", tmp_path / "b.gif", Look(size=(300, 200), scale=1), seconds=2)
     assert again.read_bytes() == path.read_bytes()
