@@ -6,7 +6,7 @@ labels and the documentation follow from these declarations. Standard library on
 
 import math
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from typing import Any, NamedTuple, Self, TypeVar
 
 TASKS = ("text", "digits", "plane")
@@ -17,6 +17,38 @@ PROBE_TOKENS = 256
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
+
+
+class Strategy(NamedTuple):
+    """A way of balancing, as a person must know it; moe_core/nn/strategies.py has what it computes."""
+
+    help: str
+    causal: bool = (
+        True  # False: what a token gets depends on later tokens, so a language model's perplexity flatters it
+    )
+    whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
+    hierarchical: bool = False  # works with groups of experts too
+    zero_start: bool = False  # the gate may start at zero: its noise parts the experts
+
+
+STRATEGIES = {
+    "none": Strategy("the noisy top-k gate by itself", hierarchical=True, zero_start=True),
+    "paper": Strategy("importance and load loss (Shazeer et al. 2017)", hierarchical=True, zero_start=True),
+    "switch": Strategy("one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True),
+    "loss-free": Strategy("a bias for each expert, stepped after each update, chooses (Wang et al. 2024)"),
+    "expert-choice": Strategy(
+        "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
+        causal=False,
+        whole=True,
+    ),
+    "strictly-balanced": Strategy(
+        "each expert keeps its best tokens of the batch, and learns a threshold for evaluation (Shazeer et al. 2017, appendix F)",
+        whole=True,
+    ),
+    "even": Strategy("tokens dealt to the experts in turn: the control, from which the gate learns nothing"),
+}
+NOISY = ("none", "paper", "switch")  # the strategies that draw noise
+BY_TOKEN = (*NOISY, "loss-free")  # those in which each token chooses, so that choices can be dropped
 
 
 class Meta(NamedTuple):
@@ -31,6 +63,8 @@ class Meta(NamedTuple):
     step: float | None = None  # distance between two positions of a linear slider
     unit: str = ""
     tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
+    strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
+    hierarchical: bool = False  # only a run with groups of experts reads this knob
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
@@ -50,6 +84,9 @@ class Config:
 
     task: str = setting("text", "what the model learns", choices=TASKS)
     num_experts: int = setting(16, "experts in each MoE layer", low=1, high=256)
+    groups: int = setting(
+        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=256
+    )
     d_model: int = setting(64, "width of a token", low=1, high=4096)
     d_hidden: int = setting(128, "width of an expert's hidden layer", low=1, high=16384)
     layers: int = setting(2, "MoE layers", low=1, high=4)
@@ -87,10 +124,74 @@ PRESETS: dict[str, dict[str, Any]] = {
 class Knobs:
     """What a person turns while the run trains. A change takes effect at the top of the next step."""
 
-    noise: float = setting(1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05)
+    noise: float = setting(
+        1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05, strategies=NOISY
+    )
     k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
-    w_importance: float = setting(0.1, "weight of the importance loss", low=0.0, high=1.0, scale="log0")
-    w_load: float = setting(0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0")
+    w_importance: float = setting(
+        0.1, "weight of the importance loss", low=0.0, high=1.0, scale="log0", strategies=("paper", "strictly-balanced")
+    )
+    w_load: float = setting(
+        0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0", strategies=("paper",)
+    )
+    strategy: str = setting("paper", "how the experts are kept in balance", choices=tuple(STRATEGIES))
+    w_switch: float = setting(
+        0.01, "weight of Switch's auxiliary loss", low=0.0, high=1.0, scale="log0", strategies=("switch",)
+    )
+    bias_speed: float = setting(
+        1e-3, "how far an expert's bias moves at each step", low=0.0, high=0.1, scale="log0", strategies=("loss-free",)
+    )
+    w_sequence: float = setting(
+        0.0, "weight of the balance within each sequence", low=0.0, high=1.0, scale="log0", strategies=("loss-free",)
+    )
+    w_threshold: float = setting(
+        1e-3,
+        "weight of the loss that teaches the thresholds",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("strictly-balanced",),
+    )
+    w_z: float = setting(
+        0.0,
+        "weight of the router z-loss, which keeps logits small",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=tuple(name for name in STRATEGIES if name != "even"),
+    )
+    capacity_factor: float = setting(
+        0.0, "most tokens of an expert, in fair shares; 0 drops none", low=0.0, high=8.0, step=0.05, strategies=BY_TOKEN
+    )
+    off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
+    k_primary: int = setting(2, "groups selected for each token", low=1, high=256, step=1, hierarchical=True)
+    noise_primary: float = setting(
+        1.0,
+        "scale of the noise on the primary gate's logits while training",
+        low=0.0,
+        high=4.0,
+        step=0.05,
+        strategies=NOISY,
+        hierarchical=True,
+    )
+    w_importance_primary: float = setting(
+        0.1,
+        "weight of the importance loss over groups",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper",),
+        hierarchical=True,
+    )
+    w_load_primary: float = setting(
+        0.1,
+        "weight of the load loss over groups; needs noise_primary to act",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper",),
+        hierarchical=True,
+    )
     lr: float = setting(3e-3, "Adam's step size", label="learning rate", low=1e-5, high=1e-1, scale="log")
     speed_limit: float = setting(
         0.0,
@@ -160,16 +261,86 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
         raise ValueError(
             f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"
         )
-    check_knob(config, "k", knobs.k)
+    if config.groups > 1 and config.num_experts % config.groups:
+        raise ValueError(
+            f"num_experts={config.num_experts} must be divisible by groups={config.groups}; change one of them"
+        )
+    for f in fields(Knobs):
+        check_knob(config, f.name, getattr(knobs, f.name))
+    _check_together(config, knobs)
     return config, knobs
 
 
-def check_knob(config: Config, name: str, value: Any) -> Any:
-    """One knob's new value for a run of this config, or a ValueError."""
+def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None) -> Any:
+    """One knob's new value for a run of this config, or a ValueError.
+
+    knobs: how the others stand, which the new value must go with. Without them, it is checked by itself only.
+    """
     value = parse_setting(Knobs, name, value)
-    if name == "k" and value > config.num_experts:
-        raise ValueError(f"k must be between 1 and num_experts={config.num_experts}, got {value}")
+    if name in ("k", "k_primary") and value > highest(config, name):
+        most = {"k": "num_experts / groups" if config.groups > 1 else "num_experts", "k_primary": "groups"}[name]
+        raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
+    if name == "off":
+        switched_off(config, value)
+    if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
+        able = ", ".join(n for n, strategy in STRATEGIES.items() if strategy.hierarchical)
+        raise ValueError(
+            f"with groups={config.groups} strategy must be one of {able}, got {value}; use one or groups=0"
+        )
+    if knobs is not None:
+        _check_together(config, replace(knobs, **{name: value}))
     return value
+
+
+def highest(config: Config, name: str) -> float:
+    """The highest value that a knob may take in a run of this config."""
+    high = meta_of(Knobs, name).high
+    groups = config.groups if config.groups > 1 else 1
+    if name == "k":
+        return min(high, config.num_experts // groups)
+    return min(high, groups) if name == "k_primary" and groups > 1 else high
+
+
+def switched_off(config: Config, text: str) -> tuple[tuple[int, ...], ...]:
+    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for what is not in this run."""
+    off: list[set[int]] = [set() for _ in range(config.layers)]
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        layer, colon, expert = word.rpartition(":")
+        if not (expert.isdecimal() and (layer.isdecimal() or not colon)):
+            raise ValueError(
+                f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
+            )
+        if not 1 <= int(expert) <= config.num_experts or (colon and not 1 <= int(layer) <= config.layers):
+            raise ValueError(
+                f"off must name experts 1 to {config.num_experts} of layers 1 to {config.layers}, got {word!r}"
+            )
+        for one in [int(layer) - 1] if colon else range(config.layers):
+            off[one].add(int(expert) - 1)
+    return tuple(tuple(sorted(one)) for one in off)
+
+
+TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs that must go with each other
+
+
+def _check_together(config: Config, knobs: Knobs) -> None:
+    """ValueError if knobs that are each in range cannot go together."""
+    E, k, groups = config.num_experts, knobs.k, max(1, config.groups)
+    if STRATEGIES[knobs.strategy].whole and k * config.tokens % E:
+        raise ValueError(
+            f"{knobs.strategy} gives each expert k * tokens / num_experts tokens, which must be a whole number, "
+            f"got {k} * {config.tokens} / {E}; change k or tokens"
+        )
+    for layer, off in enumerate(switched_off(config, knobs.off)):
+        left = [E // groups - sum(e // (E // groups) == group for e in off) for group in range(groups)]
+        if groups == 1 and left[0] < k:
+            raise ValueError(
+                f"at least k={k} experts must stay on in each layer, got {left[0]} in layer {layer + 1} with off={knobs.off}"
+            )
+        if groups > 1 and (any(0 < n < k for n in left) or sum(n > 0 for n in left) < knobs.k_primary):
+            raise ValueError(
+                f"with off={knobs.off} each group must keep k={k} experts or none, and k_primary={knobs.k_primary} groups "
+                f"some; got {', '.join(map(str, left))} on in the groups of layer {layer + 1}"
+            )
 
 
 def as_dict(settings: Config | Knobs) -> dict[str, Any]:
@@ -209,6 +380,7 @@ STATS = (
     Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
+    Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),
     Stat("dead_experts", "L", "dead experts", "experts", f"experts that nothing selected in the last {DEAD_AFTER} steps"),
     Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert differs from the last snapshot"),
     Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k at the last snapshot"),

@@ -5,6 +5,7 @@ Everything here is float32 or wider, whatever the model's precision: balance is 
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,11 @@ class Routing(NamedTuple):
     weights_TK sum to 1 over K; experts_TK holds each token's experts, the largest gate first. noise_std_TE is the
     spread of the noise as applied: all 0 where no noise was. importance_E and load_E carry gradients, counts_E
     (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load loss does nothing.
+    An expert that is off has logits of minus infinity. importance_E, load_E and counts_E are before any drop.
+
+    kept_E: None where each token has exactly K experts. Else experts_TK holds E, one past the last expert, and
+    weights_TK 0 where a place is empty, and kept_E counts what experts_TK holds. on: the indices of the experts that
+    are on, None if all are. primary: the choice of groups above, in a hierarchical gate.
     """
 
     weights_TK: Tensor
@@ -32,11 +38,15 @@ class Routing(NamedTuple):
     importance_E: Tensor
     load_E: Tensor
     counts_E: Tensor
+    kept_E: Tensor | None = None
+    on: Tensor | None = None
+    primary: "Routing | None" = None
 
     @property
     def gates_TE(self) -> Tensor:
         """The gates of all experts, 0 where not selected; made when asked for."""
-        return dense_gates(self.weights_TK, self.experts_TK, self.clean_logits_TE.shape[1])
+        num_experts = self.clean_logits_TE.shape[1]
+        return dense_gates(self.weights_TK, self.experts_TK, num_experts + 1)[:, :num_experts]
 
 
 def dense_gates(weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> Tensor:
@@ -58,7 +68,8 @@ def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_
 
     Sum over tokens of P(x, i) = Phi((clean_i - kth_excluding(noisy, k, i)) / std_i). std_TE is the spread as applied
     and must be above 0. top_TJ may hand in the k + 1 largest noisy logits. The gradient flows through clean, std and
-    the threshold, as in the authors' code. With k = E all are certain: T each, and no gradient.
+    the threshold, as in the authors' code. With k = E all are certain: T each, and no gradient. An expert that is off
+    (logits of minus infinity) has load 0; where only k are on, they are certain.
     """
     num_experts = noisy_TE.shape[1]
     if k == num_experts:
@@ -102,7 +113,12 @@ class NoisyTopKGate(nn.Module):
     w_gate and w_noise (D, E) start at zero: the first batches are routed by noise alone, which is about balanced.
     zero_init=False starts w_gate from normal(0, 0.02), for a gate that starts without noise: there all zeros would tie,
     and every token would go to the same experts.
+
+    bias_E and threshold_E are the state of the strategies loss-free and strictly-balanced (strategies.py). Every gate
+    has them, so that a strategy can be switched to at any step and checkpoints have one shape.
     """
+
+    groups = 0  # a hierarchical gate has some
 
     def __init__(self, d_model: int, num_experts: int, k: int, zero_init: bool = True) -> None:
         super().__init__()
@@ -111,6 +127,9 @@ class NoisyTopKGate(nn.Module):
         self.w_noise = nn.Parameter(torch.zeros(d_model, num_experts))
         if not zero_init:
             nn.init.normal_(self.w_gate, std=0.02)
+        self.register_buffer("bias_E", torch.zeros(num_experts))
+        # An even gate gives 1 / E: near enough to any quantile for a threshold to walk there in some dozen steps.
+        self.threshold_E = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
 
     @staticmethod
     def check_k(k: int, num_experts: int) -> int:
@@ -118,21 +137,25 @@ class NoisyTopKGate(nn.Module):
             raise ValueError(f"k must be between 1 and num_experts={num_experts}, got {k}")
         return k
 
-    def forward(self, x_TD: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None) -> Routing:
-        """Routes x_TD; k is the constructor's unless given, noise scales the spread.
+    def forward(
+        self, x_TD: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, off: Sequence[int] = ()
+    ) -> Routing:
+        """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
         Noise is drawn in training mode only, unless noisy says otherwise.
         """
         k = self.k if k is None else self.check_k(k, self.num_experts)
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise}")
+        if self.num_experts - len(off) < k:
+            raise ValueError(f"at least k={k} experts must stay on, got {self.num_experts - len(off)}")
         noisy = self.training if noisy is None else noisy
         with torch.autocast(x_TD.device.type, enabled=False):
-            return self.route(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), k, noise if noisy else 0.0)
+            return self.route(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), k, noise if noisy else 0.0, off)
 
-    def route(self, x_TD: Tensor, k: int, noise: float) -> Routing:
+    def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int]) -> Routing:
         """The equations, for float32 or wider rows and a noise that is to be applied."""
-        clean_TE = x_TD @ self.w_gate.to(x_TD.dtype)
+        clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
         if noise > 0:
             std_TE = noise * (F.softplus(x_TD @ self.w_noise.to(x_TD.dtype)) + NOISE_FLOOR)
             noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
@@ -143,7 +166,26 @@ class NoisyTopKGate(nn.Module):
         counts_E = count_selections(experts_TK, self.num_experts)
         # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.
         load_E = smooth_load(clean_TE, noisy_TE, std_TE, k, top_TJ) if noise > 0 else counts_E.to(x_TD.dtype)
-        return Routing(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E)
+        on = experts_on(off, clean_TE)
+        return Routing(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E, on=on)
+
+    def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:
+        """(T, E) x W_g in float32 or wider, without noise: what the strategies choose by that draw none."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            return switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
+
+
+def switch_off(logits_TE: Tensor, off: Sequence[int]) -> Tensor:
+    """Minus infinity for the experts that are off: no softmax, top-k or threshold can choose them, and no gradient flows."""
+    return logits_TE.index_fill(1, torch.tensor(off, device=logits_TE.device), -math.inf) if off else logits_TE
+
+
+def experts_on(off: Sequence[int], logits_TE: Tensor) -> Tensor | None:
+    """The indices of the others, None if none is off."""
+    if not off:
+        return None
+    return torch.tensor([e for e in range(logits_TE.shape[1]) if e not in off], device=logits_TE.device)
 
 
 def count_selections(experts_TK: Tensor, num_experts: int) -> Tensor:

@@ -3,22 +3,34 @@
 Shapes: T tokens, D model width, H expert width, E experts. `x_TD` is (T, D).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from moe_core.nn.experts import mixture
 from moe_core.nn.gating import NoisyTopKGate, Routing
+from moe_core.nn.strategies import route
 
 
 class MoELayer(nn.Module):
     """y = sum_i G(x)_i Expert_i(x), Expert_i(x) = w2_i relu(w1_i x): only the selected experts are evaluated.
 
-    w1 and w2 are both (E, D, H), so that all products read them row by row. zero_init as in NoisyTopKGate.
+    w1 and w2 are both (E, D, H), so that all products read them row by row. zero_init as in NoisyTopKGate; another gate
+    may take its place.
     """
 
-    def __init__(self, d_model: int, d_hidden: int, num_experts: int, k: int, zero_init: bool = True) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        num_experts: int,
+        k: int,
+        zero_init: bool = True,
+        gate: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.gate = NoisyTopKGate(d_model, num_experts, k, zero_init)
+        self.gate = gate or NoisyTopKGate(d_model, num_experts, k, zero_init)
         # The bounds of nn.Linear: 1 / sqrt(inputs).
         self.w1 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_model**-0.5), d_model**-0.5))
         self.w2 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_hidden**-0.5), d_hidden**-0.5))
@@ -28,10 +40,23 @@ class MoELayer(nn.Module):
         return self.gate.num_experts
 
     def forward(
-        self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None
+        self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, **asked: Any
     ) -> tuple[Tensor, Routing]:
-        """x (..., D) -> (y (..., D), Routing over the T tokens of the leading dimensions); k, noise, noisy as the gate's."""
+        """x (..., D) -> (y (..., D), Routing over the T tokens of the leading dimensions); k, noise, noisy as the gate's.
+
+        asked: strategy (schema.STRATEGIES; "paper" is the gate by itself), capacity_factor (0 drops nothing), off
+        (experts that take no part, counted from 0).
+        """
         x_TD = x.reshape(-1, x.shape[-1])
-        routing = self.gate(x_TD, k, noise, noisy)
-        y_TD = mixture(x_TD, routing.weights_TK, routing.experts_TK, routing.counts_E, self.w1, self.w2)
+        routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **asked)
+        gaps = routing.kept_E is not None
+        y_TD = mixture(
+            x_TD,
+            routing.weights_TK,
+            routing.experts_TK,
+            routing.kept_E if gaps else routing.counts_E,
+            self.w1,
+            self.w2,
+            gaps,
+        )
         return y_TD.reshape(x.shape), routing

@@ -3,13 +3,18 @@
 Shapes: B sequences, S bytes each, N rows, F features, D model width, H attention heads, C classes, T tokens in all.
 """
 
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_core.nn.gating import Routing
+from moe_core.nn.hierarchical import HierarchicalMoELayer
 from moe_core.nn.layer import MoELayer
-from moe_core.schema import Config
+from moe_core.schema import STRATEGIES, Config, Knobs, switched_off
 
 
 class Attention(nn.Module):
@@ -57,9 +62,9 @@ class Block(nn.Module):
         self.norm_attention, self.norm_moe = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.attention, self.moe = Attention(d_model), moe
 
-    def forward(self, x_BSD: Tensor, k: int, noise: float) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor, k: int, noise: float, **asked: Any) -> tuple[Tensor, Routing]:
         x_BSD = x_BSD + self.attention(self.norm_attention(x_BSD))
-        y_BSD, routing = self.moe(self.norm_moe(x_BSD), k, noise)
+        y_BSD, routing = self.moe(self.norm_moe(x_BSD), k, noise, **asked)
         return x_BSD + y_BSD, routing
 
 
@@ -78,11 +83,13 @@ class TextModel(nn.Module):
     def moe_layers(self) -> list[MoELayer]:
         return [block.moe for block in self.blocks]
 
-    def forward(self, inputs_BS: Tensor, k: int, noise: float = 1.0) -> tuple[Tensor, list[Routing]]:
+    def forward(
+        self, inputs_BS: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **asked: Any
+    ) -> tuple[Tensor, list[Routing]]:
         x_BSD = self.byte(inputs_BS)
         routings = []
-        for block in self.blocks:
-            x_BSD, routing = block(x_BSD, k, noise)
+        for block, off_here in zip_longest(self.blocks, off, fillvalue=()):
+            x_BSD, routing = block(x_BSD, k, noise, off=off_here, **asked)
             routings.append(routing)
         return self.head(self.norm(x_BSD)), routings
 
@@ -102,37 +109,61 @@ class Classifier(nn.Module):
     def moe_layers(self) -> list[MoELayer]:
         return list(self.moe)
 
-    def forward(self, inputs_NF: Tensor, k: int, noise: float = 1.0) -> tuple[Tensor, list[Routing]]:
+    def forward(
+        self, inputs_NF: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **asked: Any
+    ) -> tuple[Tensor, list[Routing]]:
         x_ND = self.embed(inputs_NF)
         routings = []
-        for norm, moe in zip(self.norms, self.moe, strict=True):
-            y_ND, routing = moe(norm(x_ND), k, noise)
+        for norm, moe, off_here in zip_longest(self.norms, self.moe, off, fillvalue=()):
+            y_ND, routing = moe(norm(x_ND), k, noise, off=off_here, **asked)
             x_ND = x_ND + y_ND
             routings.append(routing)
         return self.head(self.norm(x_ND)), routings
 
 
-def build(config: Config, features: int, classes: int, k: int, start_noise: float = 1.0) -> TextModel | Classifier:
+def build(
+    config: Config, features: int, classes: int, k: int, start_noise: float = 1.0, strategy: str = "paper"
+) -> TextModel | Classifier:
     """The task's model with fresh weights from torch's random state.
 
-    features, classes: widths of a row and of the answer (both 256, and unused, for text). Started without noise, a gate
-    of zeros would tie every logit, so it then starts from small random weights (MATH: Shazeer 2017, appendix A).
+    features, classes: widths of a row and of the answer (both 256, and unused, for text). Without noise, or with a
+    strategy that draws none, a gate of zeros would tie every logit, so it then starts from small random weights.
     """
+    zero_init = start_noise > 0 and STRATEGIES[strategy].zero_start
+    sizes = (config.d_model, config.d_hidden, config.num_experts)
     moe = [
-        MoELayer(config.d_model, config.d_hidden, config.num_experts, k, zero_init=start_noise > 0)
+        HierarchicalMoELayer(*sizes, config.groups, k, zero_init=zero_init)
+        if config.groups > 1
+        else MoELayer(*sizes, k, zero_init)
         for _ in range(config.layers)
     ]
     return TextModel(config, moe) if config.task == "text" else Classifier(config, features, classes, moe)
 
 
+def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
+    """How the knobs want a model to route: the keyword arguments of its call. In evaluation it draws no noise."""
+    asked = {
+        "k": knobs.k,
+        "noise": knobs.noise,
+        "strategy": knobs.strategy,
+        "capacity_factor": knobs.capacity_factor,
+        "off": switched_off(config, knobs.off),
+    }
+    levels = {"k_primary": knobs.k_primary, "noise_primary": knobs.noise_primary}
+    return asked | levels if config.groups > 1 else asked
+
+
 @torch.no_grad()
-def sample(model: TextModel, start: bytes, length: int, k: int, generator: torch.Generator) -> bytes:
-    """start continued by length bytes, each drawn from the model without gate noise. Leaves the model in eval mode."""
+def sample(model: TextModel, start: bytes, length: int, asked: Mapping[str, Any], generator: torch.Generator) -> bytes:
+    """start continued by length bytes, each drawn from the model without gate noise. Leaves the model in eval mode.
+
+    asked: how to route, as asked_by() says.
+    """
     model.eval()
     device = model.byte.weight.device
     written = list(start)
     for _ in range(length):
         inputs_1S = torch.tensor([written[-model.context :]], device=device)
-        logits_1SV, _ = model(inputs_1S, k, 0.0)
+        logits_1SV, _ = model(inputs_1S, **asked)
         written.append(int(torch.multinomial(logits_1SV[0, -1].float().softmax(-1).cpu(), 1, generator=generator)))
     return bytes(written)

@@ -24,14 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_core import __version__
-from moe_core.nn.balance import importance_loss, load_loss
-from moe_core.nn.models import build, sample
+from moe_core.nn.models import asked_by, build, sample
+from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder
 from moe_core.schema import METRICS, Config, Knobs, check, check_knob
 from moe_core.training import checkpoint
 from moe_core.training.committer import Committer
 from moe_core.training.data import Data, generator_for, load
+from moe_core.training.evaluation import held_out_loss
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
@@ -92,7 +93,7 @@ class Trainer:
         self.config, self.knobs, self.data, self.device = config, knobs, data, device
         self.writer, self.folder, self.notify = writer, folder, notify
         torch.manual_seed(config.seed)
-        self.model = build(config, data.features, data.classes, knobs.k, knobs.noise).to(device)
+        self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
         self.telemetry = Telemetry(config, device)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
@@ -157,7 +158,8 @@ class Trainer:
         changes, self.changes = self.changes, []
         for change in changes:
             with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
-                self.knobs = replace(self.knobs, **{change.name: check_knob(self.config, change.name, change.value)})
+                value = check_knob(self.config, change.name, change.value, self.knobs)
+                self.knobs = replace(self.knobs, **{change.name: value})
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
         if changes:
@@ -217,11 +219,11 @@ class Trainer:
         batch = self.data.batch(self.step).to(self.device)
         self.model.train()
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits, routings = self.model(batch.inputs, knobs.k, knobs.noise)
+            logits, routings = self.model(batch.inputs, **asked_by(self.config, knobs))
         task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
-        balance = sum(
-            knobs.w_importance * importance_loss(r.importance_E) + knobs.w_load * load_loss(r.load_E) for r in routings
-        )
+        sequence = batch.targets.shape[-1]
+        steps = [Step(layer.gate, r, knobs, sequence) for layer, r in zip(self.model.moe_layers, routings, strict=True)]
+        balance = sum(sum(getattr(knobs, weight) * loss for weight, loss in losses(step).items()) for step in steps)
         loss = task_loss + balance
         self.optimizer.zero_grad()
         loss.backward()
@@ -230,6 +232,8 @@ class Trainer:
             for group in self.optimizer.param_groups:
                 group["lr"] = knobs.lr
             self.optimizer.step()
+            for step in steps:
+                after_update(step)
         else:
             self.pause(
                 f"the {'gradient' if math.isfinite(loss.item()) else 'loss'} of step {self.step} is not finite, so its "
@@ -246,24 +250,9 @@ class Trainer:
         self.maybe_flush()
         self.beat()
 
-    @torch.no_grad()
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""
-        self.model.eval()
-        nats, right, count = 0.0, 0, 0
-        for batch in self.held_out:
-            logits, _ = self.model(batch.inputs, self.knobs.k, 0.0)
-            logits_TC, targets_T = logits.float().flatten(0, -2), batch.targets.flatten()
-            nats += F.cross_entropy(logits_TC, targets_T, reduction="sum").item()
-            right += int((logits_TC.argmax(-1) == targets_T).sum())
-            count += len(targets_T)
-        loss = nats / count
-        measured = {
-            "loss": loss,
-            "accuracy": right / count,
-            "bits_per_byte": loss / math.log(2),
-            "perplexity": math.exp(min(loss, 700.0)),
-        }
+        measured = held_out_loss(self.model, self.held_out, asked_by(self.config, self.knobs))
         metrics = {name: measured[name] for name, *_ in METRICS[self.config.task]}
         self.collected["evals"].append((self.step, metrics, self.write_text() if text else None))
         self.evaluated = self.step
@@ -275,7 +264,7 @@ class Trainer:
             return None
         start = bytes(self.held_out[0].inputs[0, :16].tolist())
         generator = generator_for(self.config.seed, "sample", self.step)
-        written = sample(self.model, start, SAMPLE_BYTES, self.knobs.k, generator)
+        written = sample(self.model, start, SAMPLE_BYTES, asked_by(self.config, self.knobs), generator)
         return written.decode("utf-8", "replace")
 
     # What others see of it
@@ -290,7 +279,7 @@ class Trainer:
     def look(self, full: bool) -> None:
         if self.snapped == self.step and not full:
             return
-        kinds = self.probe.look(self.model, self.knobs.k, self.telemetry, full, self.window)
+        kinds = self.probe.look(self.model, asked_by(self.config, self.knobs), self.telemetry, full, self.window)
         self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
         self.snapped = self.step
         if full:
@@ -389,7 +378,7 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
     candidates = [n for n in (1, 2, 4, 8, 16) if n == 1 or n < cores]
     if len(candidates) == 1 or device.type != "cpu":
         return candidates[0]
-    model = build(config, data.features, data.classes, knobs.k, knobs.noise)
+    model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy)
     batch = data.batch(1)
 
     def seconds(threads: int) -> float:
@@ -397,7 +386,7 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
         times = []
         for _ in range(4):
             began = time.perf_counter()
-            logits, _ = model(batch.inputs, knobs.k, knobs.noise)
+            logits, _ = model(batch.inputs, **asked_by(config, knobs))
             logits.float().mean().backward()
             times.append(time.perf_counter() - began)
         return statistics.median(times[1:])

@@ -6,10 +6,13 @@ Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D mo
 """
 
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moe_core.nn.gating import Routing
 from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config
@@ -33,6 +36,7 @@ class Telemetry:
         self, step: int, loss: Tensor, task_loss: Tensor, grad_norm: Tensor, seconds: float, routings: list[Routing]
     ):
         """Add the row of a step. Copies nothing off the device."""
+        E, zero = routings[0].counts_E.shape[0], torch.zeros((), device=loss.device)
         counts_LE = torch.stack([r.counts_E for r in routings]).float()
         self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
         values = {
@@ -45,7 +49,8 @@ class Telemetry:
             "counts": counts_LE,
             "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
-            "dropped": torch.zeros_like(self.churn_L),  # this layer is dropless
+            "dropped": torch.stack([dropped(r) for r in routings]),
+            "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
             "dead_experts": (step - self.last_selected_LE >= DEAD_AFTER).sum(1),
             "churn": self.churn_L,
             "saturation": self.saturation_L,
@@ -70,8 +75,9 @@ class Window:
         self.steps: deque[tuple[list[Tensor], dict[str, Tensor]]] = deque(maxlen=WINDOW)
 
     def add(self, routings: list[Routing], labels: dict[str, Tensor]) -> None:
-        """uint8 holds 256 experts and 256 values of a label: 4 KB a layer and step at the default sizes."""
-        chosen = [r.experts_TK.to(torch.uint8) for r in routings]
+        """uint8 holds 255 experts, an empty place, and 256 values of a label: 4 KB a layer and step at the default sizes."""
+        kind = torch.uint8 if self.num_experts < 256 else torch.int16
+        chosen = [r.experts_TK.to(kind) for r in routings]
         self.steps.append((chosen, {name: x.to(torch.uint8) for name, x in labels.items()}))
 
     def coactivation(self) -> Tensor:
@@ -81,7 +87,8 @@ class Window:
             both_EE = 0.0
             for chosen, _ in self.steps:
                 experts_TK = chosen[layer].long()
-                mask_TE = torch.zeros(len(experts_TK), E, device=experts_TK.device).scatter_(1, experts_TK, 1.0)
+                mask_TE = torch.zeros(len(experts_TK), E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)
+                mask_TE = mask_TE[:, :E]  # without the empty places
                 both_EE = both_EE + mask_TE.T @ mask_TE
             layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
         return torch.stack(layers)
@@ -92,9 +99,10 @@ class Window:
         layers = []
         for layer in range(len(self.steps[0][0])):
             pairs = [
-                (labels[label].long()[:, None] * E + chosen[layer].long()).flatten() for chosen, labels in self.steps
+                (labels[label].long()[:, None] * (E + 1) + chosen[layer].long()).flatten()
+                for chosen, labels in self.steps
             ]
-            counts_CE = torch.bincount(torch.cat(pairs), minlength=C * E).view(C, E).float()
+            counts_CE = torch.bincount(torch.cat(pairs), minlength=C * (E + 1)).view(C, E + 1)[:, :E].float()
             layers.append(counts_CE / counts_CE.sum(1, keepdim=True).clamp(min=1))
         return torch.stack(layers)
 
@@ -111,23 +119,29 @@ class Probe:
 
     @torch.no_grad()
     def look(
-        self, model: nn.Module, k: int, telemetry: Telemetry, full: bool, window: Window
+        self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry, full: bool, window: Window
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Snapshots by kind: "probe" always, "full" when asked for. Sets the telemetry's churn and saturation."""
+        """Snapshots by kind: "probe" always, "full" when asked for. Sets the telemetry's churn and saturation.
+
+        asked: how to route, as models.asked_by() says. Where tokens have different numbers of experts, places are
+        empty: experts holds E there and gates 0.
+        """
+        E = self.config.num_experts
         was_training = model.training
         model.eval()
-        _, routings = model(self.inputs, k, 0.0)
+        _, routings = model(self.inputs, **asked)
         chosen = [r.experts_TK for r in routings]
         if self.last is not None:
             telemetry.churn_L = torch.stack([churn(now, before) for now, before in zip(chosen, self.last, strict=True)])
             telemetry.saturation_L = torch.stack(
-                [saturation(now, before) for now, before in zip(chosen, self.last, strict=True)]
+                [saturation(now, before, E) for now, before in zip(chosen, self.last, strict=True)]
             )
         self.last = chosen
-        kinds = {"probe": {"experts": _bytes(chosen), "gates": _halves([r.weights_TK for r in routings])}}
+        gates = _same_width([r.weights_TK for r in routings], 0)
+        kinds = {"probe": {"experts": _small(_same_width(chosen, E), E), "gates": _halves(gates)}}
         if self.grid is not None:
-            _, regions = model(self.grid, k, 0.0)
-            kinds["probe"]["regions"] = _bytes([r.experts_TK[:, 0].view(GRID, GRID) for r in regions])
+            _, regions = model(self.grid, **asked)
+            kinds["probe"]["regions"] = _small([r.experts_TK[:, 0].view(GRID, GRID) for r in regions], E)
         if full:
             kinds["full"] = self._full(model, routings, window)
         model.train(was_training)
@@ -150,9 +164,28 @@ def churn(now_NK: Tensor, before_NK: Tensor) -> Tensor:
     return (now_NK[:, 0] != before_NK[:, 0]).float().mean()
 
 
-def saturation(now_NK: Tensor, before_NK: Tensor) -> Tensor:
-    """Mean share of a token's experts now that were among its experts before (OLMoE, arXiv 2409.02060)."""
-    return (now_NK[:, :, None] == before_NK[:, None, :]).any(2).float().mean()
+def saturation(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
+    """Mean share of a token's experts now that were among its experts before (OLMoE, arXiv 2409.02060).
+
+    A token without an expert now has no share and is left out; 1 if there is no other.
+    """
+    real_NK = now_NK < num_experts
+    same_NK = (now_NK[:, :, None] == before_NK[:, None, :]).any(2) & real_NK
+    share_N, some_N = same_NK.sum(1) / real_NK.sum(1).clamp(min=1), real_NK.any(1)
+    return torch.where(some_N.any(), share_N.sum() / some_N.sum().clamp(min=1), 1.0)
+
+
+def dropped(routing: Routing) -> Tensor:
+    """Share of the selections that found no room."""
+    if routing.kept_E is None:
+        return torch.zeros((), device=routing.counts_E.device)
+    selected = routing.counts_E.sum()
+    return (selected - routing.kept_E.sum()) / selected.clamp(min=1)
+
+
+def unrouted(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """Share of tokens all whose places are empty."""
+    return (experts_TK == num_experts).all(1).float().mean()
 
 
 def _grid(extent: np.ndarray) -> Tensor:
@@ -163,8 +196,15 @@ def _grid(extent: np.ndarray) -> Tensor:
     return torch.stack([x_GG.flatten(), y_GG.flatten()], 1)
 
 
-def _bytes(layers: list[Tensor]) -> np.ndarray:
-    return torch.stack(layers).to(torch.uint8).cpu().numpy()
+def _same_width(layers: list[Tensor], empty: int) -> list[Tensor]:
+    """(N, K) each, K the largest of theirs: filled up with empty places."""
+    width = max(x.shape[1] for x in layers)
+    return [F.pad(x, (0, width - x.shape[1]), value=empty) for x in layers]
+
+
+def _small(layers: list[Tensor], num_experts: int) -> np.ndarray:
+    """Experts, and num_experts for an empty place, in the smallest integers that hold both."""
+    return torch.stack(layers).cpu().numpy().astype(np.uint8 if num_experts < 256 else np.uint16)
 
 
 def _halves(layers: list[Tensor]) -> np.ndarray:

@@ -78,8 +78,8 @@ def test_churn_and_saturation_by_hand() -> None:
     before = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 0]])
     now = torch.tensor([[0, 2], [3, 2], [2, 3], [3, 0]])
     assert churn(now, before) == 0.5
-    assert saturation(now, before) == (0.5 + 1 + 0 + 1) / 4
-    assert saturation(now[:, :1], before) == (1 + 1 + 0 + 1) / 4
+    assert saturation(now, before, 4) == (0.5 + 1 + 0 + 1) / 4
+    assert saturation(now[:, :1], before, 4) == (1 + 1 + 0 + 1) / 4
 
 
 def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
@@ -88,7 +88,7 @@ def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
     window.add(routings_of(model), load(CONFIG).batch(1).labels)
     model.train()
     before = torch.get_rng_state()
-    kinds = probe.look(model, 2, telemetry, full=True, window=window)
+    kinds = probe.look(model, {"k": 2}, telemetry, full=True, window=window)
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
     shapes = {kind: {name: (a.shape, a.dtype.name) for name, a in arrays.items()} for kind, arrays in kinds.items()}
@@ -113,7 +113,7 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
         for layer in model.moe_layers:
             layer.gate.w_gate.normal_()
     telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    regions = probe.look(model, 2, telemetry, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
+    regions = probe.look(model, {"k": 2}, telemetry, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
     x0, x1, y0, y1 = probe.shown["extent"]
     row, column = 50, 7
     point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
@@ -126,11 +126,11 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
 def test_the_second_look_says_what_moved(model) -> None:
     telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
     window = Window(CONFIG, {"class": 2})
-    first = probe.look(model, 2, telemetry, False, window)["probe"]["experts"]
+    first = probe.look(model, {"k": 2}, telemetry, False, window)["probe"]["experts"]
     assert telemetry.churn_L.tolist() == [0, 0]
     assert telemetry.saturation_L.tolist() == [1, 1]
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate.normal_()
-    second = probe.look(model, 2, telemetry, False, window)["probe"]["experts"]
+    second = probe.look(model, {"k": 2}, telemetry, False, window)["probe"]["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0

@@ -1,0 +1,155 @@
+"""Two levels of gates: a primary one chooses groups, and in each a secondary one its experts. (Shazeer 2017, appendix B)
+
+Shapes: T tokens, D model width, G groups, B experts in each, E = G * B experts in all, group by group, P groups per
+token, K experts per token and group. `x_TD` is (T, D).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_core.nn.gating import (
+    NOISE_FLOOR,
+    NoisyTopKGate,
+    Routing,
+    count_selections,
+    dense_gates,
+    experts_on,
+    selection_chance_TE,
+    switch_off,
+)
+from moe_core.nn.layer import MoELayer
+
+
+class HierarchicalGate(nn.Module):
+    """Chooses k_primary of the groups, and k experts in each; an expert's gate is the product of both levels'.
+
+    k and noise are of the secondary level, k_primary and noise_primary of the primary one. The Routing is over all
+    experts: its importance_E and load_E are Importance_H and Load_H of the paper, through which gradients reach both
+    levels, and primary has the primary level's own. clean_logits_TE are such that their softmax is the product of both
+    softmaxes, and their logsumexp that of the primary logits.
+    """
+
+    def __init__(
+        self, d_model: int, num_experts: int, groups: int, k: int, k_primary: int = 2, zero_init: bool = True
+    ) -> None:
+        super().__init__()
+        if groups < 2 or num_experts % groups:
+            raise ValueError(f"num_experts must be divisible by 2 or more groups, got {num_experts} in {groups}")
+        self.num_experts, self.groups, self.size = num_experts, groups, num_experts // groups
+        self.k, self.k_primary = NoisyTopKGate.check_k(k, self.size), k_primary
+        self.primary = NoisyTopKGate(d_model, groups, k_primary, zero_init)
+        self.w_gate = nn.Parameter(torch.zeros(d_model, num_experts))
+        self.w_noise = nn.Parameter(torch.zeros(d_model, num_experts))
+        if not zero_init:
+            nn.init.normal_(self.w_gate, std=0.02)
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        k: int | None = None,
+        noise: float = 1.0,
+        noisy: bool | None = None,
+        off: Sequence[int] = (),
+        k_primary: int | None = None,
+        noise_primary: float = 1.0,
+    ) -> Routing:
+        """Routes x_TD. off are experts that take no part; a group must keep k of them on, or none."""
+        k = self.k if k is None else NoisyTopKGate.check_k(k, self.size)
+        if noise < 0:
+            raise ValueError(f"noise must not be negative, got {noise}")
+        empty, off = self.switched_off(off, k)
+        noisy = self.training if noisy is None else noisy
+        primary = self.primary(x_TD, k_primary, noise_primary, noisy, empty)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            return self.route(x_TD, primary, k, noise if noisy else 0.0, empty, off)
+
+    def switched_off(self, off: Sequence[int], k: int) -> tuple[list[int], list[int]]:
+        """The groups that are off altogether, and the experts that are off in the others."""
+        on = [self.size - sum(e // self.size == group for e in off) for group in range(self.groups)]
+        if any(0 < n < k for n in on):
+            raise ValueError(f"each group must keep k={k} experts on, or none, got {', '.join(map(str, on))} on")
+        empty = [group for group, n in enumerate(on) if n == 0]
+        return empty, [e for e in off if e // self.size not in empty]
+
+    def route(
+        self, x_TD: Tensor, primary: Routing, k: int, noise: float, empty: Sequence[int], off: Sequence[int]
+    ) -> Routing:
+        """The equations, for float32 or wider rows and a noise that is to be applied."""
+        shape_TGB = (len(x_TD), self.groups, self.size)
+        clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
+        noisy_TE, std_TE = clean_TE, torch.zeros_like(clean_TE)
+        if noise > 0:
+            std_TE = noise * (F.softplus(x_TD @ self.w_noise.to(x_TD.dtype)) + NOISE_FLOOR)
+            noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
+        clean_TGB, noisy_TGB, std_TGB = (t.view(shape_TGB) for t in (clean_TE, noisy_TE, std_TE))
+
+        # Both levels' choices as one, the largest product first. An empty group is never chosen above.
+        top_TGK, inner_TGK = noisy_TGB.topk(k, dim=2)
+        groups_TPK = primary.experts_TK[:, :, None].expand(-1, -1, k)
+        products_TPK = primary.weights_TK[:, :, None] * top_TGK.softmax(2).gather(1, groups_TPK)
+        experts_TPK = groups_TPK * self.size + inner_TGK.gather(1, groups_TPK)
+        weights_TN, order_TN = products_TPK.flatten(1).sort(1, descending=True, stable=True)
+        experts_TN = experts_TPK.flatten(1).gather(1, order_TN)
+
+        every = [*off, *(g * self.size + b for g in empty for b in range(self.size))]
+        return Routing(
+            *(weights_TN, experts_TN),
+            joint_logits(primary.clean_logits_TE, clean_TGB),
+            joint_logits(primary.noisy_logits_TE, noisy_TGB),
+            std_TE,
+            importance_E=dense_gates(weights_TN, experts_TN, self.num_experts).sum(0),
+            load_E=hierarchical_load(primary, clean_TGB, noisy_TGB, std_TGB, k, noise > 0).flatten(),
+            counts_E=count_selections(experts_TN, self.num_experts),
+            on=experts_on(every, clean_TE),
+            primary=primary,
+        )
+
+
+def joint_logits(primary_TG: Tensor, secondary_TGB: Tensor) -> Tensor:
+    """(T, E) p_i + s_ij - log sum_j exp s_ij: their softmax is softmax(p)_i softmax(s_i)_j."""
+    return (primary_TG[:, :, None] + secondary_TGB.log_softmax(2)).flatten(1)
+
+
+def hierarchical_load(
+    primary: Routing, clean_TGB: Tensor, noisy_TGB: Tensor, std_TGB: Tensor, k: int, noisy: bool
+) -> Tensor:
+    """(G, B) Load_H: Load_primary(X)_i Load_i(X^(i))_j / |X^(i)|, X^(i) the tokens that chose group i. (appendix B)
+
+    Both loads are smooth, so that the gradient reaches both gates; |X^(i)| is the hard count, plus 1e-10 for a group
+    that nothing chose. Without noise at a level its load is the count.
+    """
+    size = clean_TGB.shape[2]
+    if k == size:
+        chance_TGB = torch.ones_like(clean_TGB)
+    elif noisy:
+        flat_NB = (t.flatten(0, 1) for t in (clean_TGB, noisy_TGB, std_TGB))
+        chance_TGB = selection_chance_TE(*flat_NB, k).view(clean_TGB.shape)
+    else:
+        chance_TGB = torch.zeros_like(clean_TGB).scatter_(2, noisy_TGB.topk(k, dim=2).indices, 1.0)
+    chose_TG = torch.zeros_like(primary.clean_logits_TE).scatter_(1, primary.experts_TK, 1.0)
+    load_GB = (chance_TGB * chose_TG[:, :, None]).sum(0)
+    return primary.load_E[:, None] * load_GB / (primary.counts_E[:, None] + 1e-10)
+
+
+class HierarchicalMoELayer(MoELayer):
+    """An MoELayer below a gate of two levels: y = sum_i sum_j G_primary(x)_i G_i(x)_j Expert_ij(x).
+
+    layer(x, k, noise, noisy, k_primary=…, noise_primary=…) -> (y, Routing over all experts).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        num_experts: int,
+        groups: int,
+        k: int,
+        k_primary: int = 2,
+        zero_init: bool = True,
+    ) -> None:
+        gate = HierarchicalGate(d_model, num_experts, groups, k, k_primary, zero_init)
+        super().__init__(d_model, d_hidden, num_experts, k, gate=gate)

@@ -1,0 +1,245 @@
+"""The ways of keeping experts in balance, each a line of BALANCING: how it routes, its losses, what follows an update.
+
+Any may be switched to at any step. schema.STRATEGIES says the same strategies' names and what a person must know of
+them; docs/strategies.md has a recipe to add one.
+
+Shapes: T tokens, D model width, E experts, K experts per token. `x_TD` is (T, D).
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.nn.balance import importance_loss, load_loss, sequence_loss, switch_loss, threshold_loss, z_loss
+from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
+from moe_core.schema import BY_TOKEN, STRATEGIES, Knobs, meta_of
+
+
+class Step(NamedTuple):
+    """What a loss, or the state that follows an update, is computed from: one layer in one training step."""
+
+    gate: nn.Module
+    routing: Routing
+    knobs: Knobs
+    sequence: int  # tokens in each sequence; all tokens of the batch where there are none
+
+
+class Balancing(NamedTuple):
+    """One strategy. losses: unweighted, each under the name of the knob that weighs it."""
+
+    route: Callable[..., Routing]  # (gate, x_TD, k, noise, noisy, off, and a hierarchical gate's own)
+    losses: Mapping[str, Callable[[Step], Tensor]] = {}
+    after_update: Callable[[Step], None] = lambda step: None
+
+
+def route(
+    gate: nn.Module, x_TD: Tensor, k: int | None, strategy: str = "paper", capacity_factor: float = 0.0, **asked: Any
+) -> Routing:
+    """x_TD as the strategy routes it. asked: noise, noisy and off; k_primary and noise_primary of a hierarchical gate."""
+    if strategy not in BALANCING:
+        raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")
+    if gate.groups and not STRATEGIES[strategy].hierarchical:
+        raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
+    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, **asked)
+    return limit(routing, capacity_factor) if capacity_factor and strategy in BY_TOKEN else routing
+
+
+def losses(step: Step) -> dict[str, Tensor]:
+    """The strategy's losses of a layer, unweighted, by the knob that weighs each; those that weigh nothing are left out."""
+    wanted = BALANCING[step.knobs.strategy].losses
+    flat = step.routing.primary is None
+    return {
+        weight: loss(step)
+        for weight, loss in wanted.items()
+        if getattr(step.knobs, weight) and not (flat and meta_of(Knobs, weight).hierarchical)
+    }
+
+
+@torch.no_grad()
+def after_update(step: Step) -> None:
+    """What the strategy does after each optimizer step, with the whole batch's routing."""
+    BALANCING[step.knobs.strategy].after_update(step)
+
+
+# How each routes
+
+
+def noisy_top_k(gate: nn.Module, x_TD: Tensor, k: int, **asked: Any) -> Routing:
+    """The gate itself. (Shazeer 2017, section 2.1)"""
+    return gate(x_TD, k, **asked)
+
+
+def by_biased_affinity(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
+    """Top k of sigmoid(c) + b, weighed by sigmoid(c) alone, normalised over the chosen. (Wang et al. 2024; DeepSeek-V3)
+
+    b chooses in evaluation too. The places of a token are in order of weight, not of the biased score.
+    """
+    clean_TE = clean_logits(gate, x_TD, k, off)
+    affinity_TE = clean_TE.sigmoid()
+    experts_TK = (affinity_TE + gate.bias_E).masked_fill(clean_TE.isneginf(), -math.inf).topk(k, dim=1).indices
+    affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(1, descending=True, stable=True)
+    weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20)
+    return routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
+
+
+def by_expert(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
+    """Each expert takes the k T / E tokens with the highest softmax over experts, which is their weight. (Zhou et al. 2022)
+
+    A token may get any number of experts, none too. An expert that is off takes none, and the others no more for it.
+    """
+    clean_TE = clean_logits(gate, x_TD, k, off)
+    gates_TE = clean_TE.softmax(1)
+    experts_TK, taken_TK = places(best_tokens(gates_TE, share_of(gate, len(x_TD), k)) & ~clean_TE.isneginf(), gates_TE)
+    weights_TK = padded(gates_TE, experts_TK).masked_fill(~taken_TK, 0)
+    return routing_of(clean_TE, weights_TK, experts_TK, off, ragged=True)
+
+
+def strictly_balanced(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
+    """Softmax gates, of which a mask keeps some; the kept ones of a token sum to 1. (Shazeer 2017, appendix F)
+
+    In training each expert keeps the k T / E tokens with its largest gates, else those whose gate is above its
+    threshold. A token that no expert keeps gets no expert, and the layer adds nothing to it.
+    """
+    clean_TE = clean_logits(gate, x_TD, k, off)
+    gates_TE = clean_TE.softmax(1)
+    mask_TE = best_tokens(gates_TE, share_of(gate, len(x_TD), k)) if gate.training else gates_TE > gate.threshold_E
+    experts_TK, taken_TK = places(mask_TE & ~clean_TE.isneginf(), gates_TE)
+    # A softmax over the kept logits is the gates renormalised, also where all the kept gates underflow to 0.
+    kept_TK = padded(clean_TE, experts_TK).masked_fill(~taken_TK, -math.inf)
+    weights_TK = kept_TK.masked_fill(~taken_TK[:, :1], 0).softmax(1).masked_fill(~taken_TK, 0)
+    return routing_of(clean_TE, weights_TK, experts_TK, off, ragged=True)
+
+
+def in_turn(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
+    """Tokens dealt to the experts like cards, k each, with equal weights, whatever the logits say: the control."""
+    clean_TE = clean_logits(gate, x_TD, k, off).detach()
+    tokens, num_experts = clean_TE.shape
+    dealt_TK = torch.arange(tokens * k, device=clean_TE.device).view(tokens, k) % (num_experts - len(off))
+    on = experts_on(off, clean_TE)
+    experts_TK = dealt_TK if on is None else on[dealt_TK]
+    return routing_of(clean_TE, clean_TE.new_full((tokens, k), 1 / k), experts_TK, off)
+
+
+def limit(routing: Routing, capacity_factor: float) -> Routing:
+    """At most ceil(capacity_factor K T / E) tokens an expert, and never more than T: the other choices are dropped. (GShard)
+
+    All first choices come before any second choice, and position decides within a rank. The weights that are kept are
+    not normalised again. importance_E, load_E and counts_E stay as the gate decided, before the drop.
+    """
+    (tokens, k), num_experts = routing.experts_TK.shape, routing.counts_E.shape[0]
+    # Rounded first: 1.1 * 2 * 1000 / 10 is a little above 220 in floating point.
+    capacity = min(tokens, math.ceil(round(capacity_factor * k * tokens / num_experts, 9)))
+    chosen_N = routing.experts_TK.T.flatten()  # rank by rank, and within a rank by position
+    sorted_N, order_N = chosen_N.sort(stable=True)
+    starts_E = routing.counts_E.cumsum(0) - routing.counts_E
+    turn_N = torch.arange(tokens * k, device=chosen_N.device) - starts_E[sorted_N]
+    full_N = torch.empty_like(order_N, dtype=torch.bool).scatter_(0, order_N, turn_N >= capacity)
+    full_TK = full_N.view(k, tokens).T
+    return routing._replace(
+        weights_TK=routing.weights_TK.masked_fill(full_TK, 0),
+        experts_TK=routing.experts_TK.masked_fill(full_TK, num_experts),
+        kept_E=routing.counts_E.clamp(max=capacity),
+    )
+
+
+# What they share
+
+
+def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> Tensor:
+    """The gate's, after a look at what was asked."""
+    gate.check_k(k, gate.num_experts)
+    if gate.num_experts - len(off) < k:
+        raise ValueError(f"at least k={k} experts must stay on, got {gate.num_experts - len(off)}")
+    return gate.clean_logits(x_TD, off)
+
+
+def share_of(gate: nn.Module, tokens: int, k: int) -> int:
+    """k T / E, the tokens that each expert takes. A whole number in training.
+
+    Elsewhere the number of tokens is what the data leave, so there it is rounded, and at least 1.
+    """
+    if gate.training and k * tokens % gate.num_experts:
+        raise ValueError(
+            f"k * tokens must be divisible by num_experts={gate.num_experts}, got {k} * {tokens}; change k or tokens"
+        )
+    return max(1, round(k * tokens / gate.num_experts))
+
+
+def best_tokens(gates_TE: Tensor, many: int) -> Tensor:
+    """(T, E) bool: for each expert, so many tokens with its largest gates. Exactly as many where gates tie."""
+    best_nE = gates_TE.detach().topk(many, dim=0).indices
+    return torch.zeros_like(gates_TE, dtype=torch.bool).scatter_(0, best_nE, True)
+
+
+def places(mask_TE: Tensor, gates_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """The experts of each token, the largest gate first and E where a place is empty, and which places are not. (T, K) each.
+
+    K is the most experts that a token has, at least 1: to know it, the host waits for the device.
+    """
+    k = max(1, int(mask_TE.sum(1).max()))
+    rank_TE = gates_TE.detach().masked_fill(~mask_TE, -1.0)
+    rank_TK, experts_TK = (t[:, :k] for t in rank_TE.sort(1, descending=True, stable=True))
+    taken_TK = rank_TK >= 0
+    return experts_TK.masked_fill(~taken_TK, mask_TE.shape[1]), taken_TK
+
+
+def padded(values_TE: Tensor, experts_TK: Tensor) -> Tensor:
+    """(T, K) the value of each place's expert; of an empty one, some expert's."""
+    return values_TE.gather(1, experts_TK.clamp(max=values_TE.shape[1] - 1))
+
+
+def routing_of(
+    clean_TE: Tensor, weights_TK: Tensor, experts_TK: Tensor, off: Sequence[int], ragged: bool = False
+) -> Routing:
+    """A Routing without noise, whose load is the count."""
+    num_experts = clean_TE.shape[1]
+    importance_E = dense_gates(weights_TK, experts_TK, num_experts + 1)[:, :num_experts].sum(0)
+    counts_E = count_selections(experts_TK, num_experts + 1)[:num_experts]
+    return Routing(
+        *(weights_TK, experts_TK, clean_TE, clean_TE, torch.zeros_like(clean_TE)),
+        *(importance_E, counts_E.to(clean_TE.dtype), counts_E),
+        kept_E=counts_E if ragged else None,
+        on=experts_on(off, clean_TE),
+    )
+
+
+def step_bias(step: Step) -> None:
+    """b_i += bias_speed * sign(mean(counts) - counts_i), over the experts that are on. (Wang et al. 2024, algorithm 1)"""
+    counts_E, bias_E, on = step.routing.counts_E.float(), step.gate.bias_E, step.routing.on
+    mean = counts_E.mean() if on is None else counts_E[on].mean()
+    move_E = step.knobs.bias_speed * (mean - counts_E).sign()
+    bias_E += move_E if on is None else torch.zeros_like(move_E).index_copy_(0, on, move_E[on])
+
+
+# The losses, each under its knob
+
+IMPORTANCE = {"w_importance": lambda step: importance_loss(step.routing.importance_E, step.routing.on)}
+LOAD_AND_IMPORTANCE = IMPORTANCE | {"w_load": lambda step: load_loss(step.routing.load_E, step.routing.on)}
+# The primary level's own, where there is one.
+PRIMARY = {
+    "w_importance_primary": lambda step: importance_loss(step.routing.primary.importance_E, step.routing.primary.on),
+    "w_load_primary": lambda step: load_loss(step.routing.primary.load_E, step.routing.primary.on),
+}
+SWITCH = {"w_switch": lambda step: switch_loss(step.routing.clean_logits_TE, step.routing.counts_E, step.routing.on)}
+SEQUENCE = {
+    "w_sequence": lambda step: sequence_loss(step.routing.clean_logits_TE, step.knobs.k, step.sequence, step.routing.on)
+}
+THRESHOLD = {
+    "w_threshold": lambda step: threshold_loss(
+        step.routing.clean_logits_TE, step.routing.experts_TK, step.gate.threshold_E
+    )
+}
+Z = {"w_z": lambda step: z_loss(step.routing.clean_logits_TE)}
+
+BALANCING = {
+    "none": Balancing(noisy_top_k, Z),
+    "paper": Balancing(noisy_top_k, LOAD_AND_IMPORTANCE | PRIMARY | Z),
+    "switch": Balancing(noisy_top_k, SWITCH | Z),
+    "loss-free": Balancing(by_biased_affinity, SEQUENCE | Z, step_bias),
+    "expert-choice": Balancing(by_expert, Z),
+    "strictly-balanced": Balancing(strictly_balanced, IMPORTANCE | THRESHOLD | Z),
+    "even": Balancing(in_turn),
+}

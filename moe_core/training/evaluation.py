@@ -1,0 +1,61 @@
+"""How good a model is on the held-out split, and how much worse without an expert. Draws no random number.
+
+Shapes: T tokens, C classes, L layers, E experts.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_core.nn.models import asked_by
+from moe_core.schema import Config, Knobs, check_knob
+from moe_core.training.data import Batch
+
+
+@torch.no_grad()
+def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> dict[str, float]:
+    """loss (nats a token), accuracy, bits_per_byte and perplexity over all batches, without noise.
+
+    asked: how to route, as models.asked_by() says. The model is left in training or evaluation as it was.
+    """
+    was_training = model.training
+    model.eval()
+    nats, right, count = 0.0, 0, 0
+    for batch in held_out:
+        logits, _ = model(batch.inputs, **asked)
+        logits_TC, targets_T = logits.float().flatten(0, -2), batch.targets.flatten()
+        nats += F.cross_entropy(logits_TC, targets_T, reduction="sum").item()
+        right += int((logits_TC.argmax(-1) == targets_T).sum())
+        count += len(targets_T)
+    model.train(was_training)
+    loss = nats / count
+    return {
+        "loss": loss,
+        "accuracy": right / count,
+        "bits_per_byte": loss / math.log(2),
+        "perplexity": math.exp(min(loss, 700.0)),
+    }
+
+
+def ablation(model: nn.Module, held_out: Sequence[Batch], config: Config, knobs: Knobs) -> tuple[float, Tensor]:
+    """(the held-out loss, (L, E) how much it rises without each expert), in nats a token. Changes nothing.
+
+    An expert's logits are masked, beside those that are off already: its tokens go where the gate likes them next best.
+    NaN for an expert that is off, and where too few would be left to choose k from.
+    """
+    asked = asked_by(config, knobs)
+    whole = held_out_loss(model, held_out, asked)["loss"]
+    rise_LE = torch.full((config.layers, config.num_experts), math.nan)
+    for layer in range(config.layers):
+        for expert in set(range(config.num_experts)) - set(asked["off"][layer]):
+            try:
+                check_knob(config, "off", f"{knobs.off},{layer + 1}:{expert + 1}", knobs)
+            except ValueError:
+                continue
+            off = tuple((*e, expert) if at == layer else e for at, e in enumerate(asked["off"]))
+            rise_LE[layer, expert] = held_out_loss(model, held_out, {**asked, "off": off})["loss"] - whole
+    return whole, rise_LE
