@@ -16,9 +16,11 @@ from moe_core.schema import (
     check,
     check_knob,
     from_dict,
+    highest,
     layout,
     meta_of,
     parse_setting,
+    switched_off,
 )
 
 
@@ -87,6 +89,29 @@ def test_a_value_takes_the_type_of_its_field() -> None:
         (Config(task="poetry"), Knobs(), "task must be one of text, digits, plane, got 'poetry'"),
         (Config(task="plane", text=("a",)), Knobs(), "add --task text"),
         (Config(task="text", data="x.npz"), Knobs(), "add --task digits"),
+        (Config(groups=3), Knobs(), "num_experts=16 must be divisible by groups=3"),
+        (Config(groups=8), Knobs(k=3), "k must be between 1 and num_experts / groups=2, got 3"),
+        (Config(groups=2), Knobs(k_primary=3), "k_primary must be between 1 and groups=2, got 3"),
+        (
+            Config(groups=4),
+            Knobs(strategy="even"),
+            "with groups=4 strategy must be one of none, paper, switch, got even",
+        ),
+        (
+            Config(task="plane", tokens=100),
+            Knobs(strategy="expert-choice"),
+            "whole number, got 2 . 100 / 16; change k or",
+        ),
+        (Config(), Knobs(off="0"), "off must name experts 1 to 16 of layers 1 to 2, got '0'"),
+        (Config(), Knobs(off="3:1"), "off must name experts 1 to 16 of layers 1 to 2, got '3:1'"),
+        (Config(), Knobs(off="four"), "off must list experts counted from 1, like 4,11 or 2:4 .*, got 'four'"),
+        (
+            Config(num_experts=4),
+            Knobs(off="1,2,2:3"),
+            "at least k=2 experts must stay on in each layer, got 1 in layer 2",
+        ),
+        (Config(groups=4), Knobs(off="1,2,3"), "each group must keep k=2 experts or none.*got 1, 4, 4, 4 on"),
+        (Config(groups=2), Knobs(off="1,2,3,4,5,6,7,8"), "k_primary=2 groups some; got 0, 8 on"),
         (Config(tokens=1000), Knobs(), "tokens must be a multiple of context=128, got 1000; use 896"),
     ],
 )
@@ -100,6 +125,46 @@ def test_k_may_be_all_experts_and_no_more() -> None:
     assert check_knob(config, "k", 4) == 4
     with pytest.raises(ValueError, match="num_experts=4"):
         check_knob(config, "k", 5)
+
+
+def test_a_knob_is_checked_against_the_others_as_they_stand() -> None:
+    config = Config(task="plane", num_experts=8, tokens=64)
+    assert check_knob(config, "k", 3, Knobs()) == 3
+    whole = Knobs(strategy="expert-choice")
+    assert check_knob(config, "k", 4, whole) == 4
+    for run, name, value, knobs in (
+        (replace(config, tokens=63), "strategy", "expert-choice", Knobs()),
+        (replace(config, tokens=60), "k", 3, whole),
+        (config, "k", 7, Knobs(off="1,2")),
+        (config, "off", "1,2,3,4,5,6,7", Knobs()),
+    ):
+        assert check_knob(run, name, value) == value
+        with pytest.raises(ValueError) as refused:
+            check_knob(run, name, value, knobs)
+        assert "\n" not in str(refused.value)
+
+
+def test_experts_are_switched_off_in_every_layer_or_in_one() -> None:
+    config = Config(layers=3)
+    assert switched_off(config, "") == ((), (), ())
+    assert switched_off(config, "4, 11,2:1,4") == ((3, 10), (0, 3, 10), (3, 10))
+    assert switched_off(Config(num_experts=256, layers=1), "256") == ((255,),)
+    assert check_knob(config, "off", " 4 , 2:16 ") == " 4 , 2:16 "
+
+
+def test_the_highest_value_of_a_knob_is_of_the_run() -> None:
+    assert highest(Config(num_experts=8), "k") == 8
+    assert highest(Config(num_experts=8, groups=4), "k") == 2
+    assert highest(Config(num_experts=8, groups=4), "k_primary") == 4
+    assert highest(Config(num_experts=8), "noise") == 4
+
+
+def test_a_run_of_an_earlier_version_takes_the_defaults_of_what_came_since() -> None:
+    config = {"task": "text", "num_experts": 16, "layers": 2, "tokens": 1024, "context": 128}
+    knobs = {"noise": 1.0, "k": 2, "w_importance": 0.1, "w_load": 0.0, "lr": 0.003, "speed_limit": 0.0}
+    assert from_dict(Config, config) == Config()
+    assert from_dict(Knobs, knobs) == Knobs(w_load=0.0)
+    assert check(from_dict(Config, config), from_dict(Knobs, knobs))
 
 
 def test_the_layout_has_every_stored_column_once_and_no_gap() -> None:

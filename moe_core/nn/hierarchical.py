@@ -92,7 +92,7 @@ class HierarchicalGate(nn.Module):
         groups_TPK = primary.experts_TK[:, :, None].expand(-1, -1, k)
         products_TPK = primary.weights_TK[:, :, None] * top_TGK.softmax(2).gather(1, groups_TPK)
         experts_TPK = groups_TPK * self.size + inner_TGK.gather(1, groups_TPK)
-        weights_TN, order_TN = products_TPK.flatten(1).sort(1, descending=True, stable=True)
+        weights_TN, order_TN = products_TPK.flatten(1).sort(dim=1, descending=True, stable=True)
         experts_TN = experts_TPK.flatten(1).gather(1, order_TN)
 
         every = [*off, *(g * self.size + b for g in empty for b in range(self.size))]

@@ -80,7 +80,7 @@ def by_biased_affinity(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]
     clean_TE = clean_logits(gate, x_TD, k, off)
     affinity_TE = clean_TE.sigmoid()
     experts_TK = (affinity_TE + gate.bias_E).masked_fill(clean_TE.isneginf(), -math.inf).topk(k, dim=1).indices
-    affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(1, descending=True, stable=True)
+    affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(dim=1, descending=True, stable=True)
     weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20)
     return routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
 
@@ -181,7 +181,7 @@ def places(mask_TE: Tensor, gates_TE: Tensor) -> tuple[Tensor, Tensor]:
     """
     k = max(1, int(mask_TE.sum(1).max()))
     rank_TE = gates_TE.detach().masked_fill(~mask_TE, -1.0)
-    rank_TK, experts_TK = (t[:, :k] for t in rank_TE.sort(1, descending=True, stable=True))
+    rank_TK, experts_TK = (t[:, :k] for t in rank_TE.sort(dim=1, descending=True, stable=True))
     taken_TK = rank_TK >= 0
     return experts_TK.masked_fill(~taken_TK, mask_TE.shape[1]), taken_TK
 

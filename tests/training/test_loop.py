@@ -1,6 +1,7 @@
 """The trainer's loop against a record in memory: determinism, knobs, commands, and a loss that is not finite."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.schema import Config, Knobs, layout
+from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer, choose_device
 
@@ -63,8 +64,8 @@ def told(id: int, name: str) -> SimpleNamespace:
     return SimpleNamespace(id=id, name=name)
 
 
-def column(record: Record, stat: str) -> np.ndarray:
-    return record.rows[:, next(c.start for c in layout(1, 4) if c.stat == stat)]
+def column(record: Record, stat: str, layers: int = 1) -> np.ndarray:
+    return record.rows[:, next(c.start for c in layout(layers, 4) if c.stat == stat)]
 
 
 def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
@@ -192,6 +193,88 @@ def test_a_record_that_cannot_be_written_ends_the_training() -> None:
     torch.set_num_threads(1)
     with pytest.raises(RuntimeError, match="no room"):
         run(Config(**{**CONFIG.__dict__, "steps": 5000}), prepare=break_it)
+
+
+WALK = ("loss-free", "expert-choice", "strictly-balanced", "even", "switch", "none", "paper", "loss-free")
+
+
+@pytest.mark.parametrize("task", ["plane", "text"])
+def test_a_run_walks_through_all_strategies_and_keeps_training(task: str) -> None:
+    own = {"context": 16} if task == "text" else {}
+    config = replace(CONFIG, task=task, steps=8 * len(WALK) + 8, eval_every=8, layers=2, **own)
+    assert set(WALK) == set(STRATEGIES)
+    script = {8 * (i + 1): {"knobs": [turned(i + 1, "strategy", name)]} for i, name in enumerate(WALK)}
+    script[12] = {"knobs": [turned(90, "w_sequence", 0.1), turned(91, "w_z", 0.01)]}
+    script[20] = {"knobs": [turned(92, "off", "1,2:3"), turned(93, "capacity_factor", 1.0)]}
+    script[68] = {"knobs": [turned(94, "off", "")]}
+    knobs = replace(KNOBS, w_load=0.0)
+    _, record, trainer = run(config, knobs, {step: dict(found) for step, found in script.items()})
+    _, again, _ = run(config, knobs, {step: dict(found) for step, found in script.items()})
+    rows = record.rows
+    assert np.isfinite(rows).all()
+    assert len(rows) == config.steps
+    same = np.array([c.stat not in ("seconds", "churn", "saturation") for c in layout(2, 4) for _ in range(c.width)])
+    assert np.array_equal(rows[:, same], again.rows[:, same])
+    assert trainer.reason == ""
+    task_loss = column(record, "task_loss", 2)
+    assert task_loss[-8:].mean() < task_loss[:8].mean()
+    at = {(c.stat, c.layer): rows[:, c.start : c.start + c.width] for c in layout(2, 4)}
+    assert (at["noise_scale", 0][:8] > 0).all()
+    assert (at["noise_scale", 0][8:40] == 0).all()
+    assert not at["counts", 0][20:68, 0].any()
+    assert not at["counts", 1][20:68, 2].any()
+    assert at["counts", 0][20:68, 2].all()
+    assert (at["counts", 0][16:20] == 32).all()  # expert choice before anything is off
+    assert (at["dropped", 0][40:68] > 0).any()
+    assert trainer.model.moe_layers[0].gate.bias_E.any()
+    assert all(np.isfinite(v) for _, metrics, _ in record.all("evals") for v in metrics.values())
+
+
+def test_a_strategy_that_this_run_cannot_take_is_answered_and_ignored() -> None:
+    """63 tokens to 4 experts, two each, are no whole number."""
+    _, record, trainer = run(
+        replace(CONFIG, tokens=63), script={4: {"knobs": [turned(1, "strategy", "expert-choice")]}}
+    )
+    assert record.all("applied") == [(1, 5)]
+    assert trainer.knobs.strategy == "paper"
+    assert len(record.rows) == 12
+
+
+def test_knobs_turned_at_one_step_are_each_checked_against_those_before() -> None:
+    changes = [turned(1, "k", 4), turned(2, "off", "1"), turned(3, "k", 3), turned(4, "off", "1")]
+    _, _, trainer = run(script={4: {"knobs": changes}})
+    assert (trainer.knobs.k, trainer.knobs.off) == (3, "1")
+
+
+def test_a_hierarchical_run_trains_and_its_own_knobs_act() -> None:
+    config = replace(CONFIG, num_experts=4, groups=2, steps=30)
+    script = {
+        10: {"knobs": [turned(1, "k_primary", 1), turned(2, "noise_primary", 0.0)]},
+        20: {"knobs": [turned(3, "off", "1,2"), turned(4, "strategy", "loss-free")]},
+    }
+    _, record, trainer = run(config, replace(KNOBS, k=1), script)
+    counts = record.rows[:, next(c.start for c in layout(1, 4) if c.stat == "counts") :][:, :4]
+    assert (counts[:10].sum(1) == 2 * 64).all()
+    assert (counts[10:].sum(1) == 64).all()
+    assert not counts[20:, :2].any()
+    assert np.isfinite(record.rows).all()
+    assert trainer.knobs.strategy == "paper"
+
+
+def test_a_bias_moves_after_an_update_and_not_after_one_that_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    knobs = replace(KNOBS, strategy="loss-free", bias_speed=0.01)
+    _, _, trainer = run(replace(CONFIG, steps=1), knobs)
+    bias = trainer.model.moe_layers[0].gate.bias_E
+    assert bias.abs().max() == pytest.approx(0.01)
+    assert ((bias.abs() < 1e-9) | (bias.abs() > 0.0099)).all()
+    monkeypatch.setattr(Trainer, "idle", lambda self: setattr(self, "stopping", True))
+
+    def poison(trainer: Trainer) -> None:
+        with torch.no_grad():
+            trainer.model.head.bias[0] = torch.nan
+
+    _, _, trainer = run(CONFIG, knobs, prepare=poison)
+    assert not trainer.model.moe_layers[0].gate.bias_E.any()
 
 
 def test_a_full_queue_makes_the_trainer_wait_and_drops_nothing() -> None:

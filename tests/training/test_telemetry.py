@@ -1,5 +1,7 @@
 """Statistics and windows against counting by hand, and a probe that looks without touching."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from moe_core.nn.models import build
 from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config, layout
 from moe_core.training.data import load
-from moe_core.training.telemetry import Probe, Telemetry, Window, churn, saturation
+from moe_core.training.telemetry import Probe, Telemetry, Window, churn, dropped, saturation, unrouted
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=32, d_model=8, d_hidden=8)
 
@@ -43,6 +45,7 @@ def test_a_row_has_every_stored_statistic_where_the_layout_says(model) -> None:
         assert np.allclose(at["noise_scale", layer], routing.noise_std_TE.mean().detach())
         assert np.allclose(at["top1_gate", layer], routing.gates_TE.max(1).values.mean().detach())
         assert at["saturation", layer] == 1
+        assert at["unrouted", layer] == 0
         assert at["churn", layer] == at["dropped", layer] == at["dead_experts", layer] == 0
     assert telemetry.take()[1].size == 0
 
@@ -80,6 +83,65 @@ def test_churn_and_saturation_by_hand() -> None:
     assert churn(now, before) == 0.5
     assert saturation(now, before, 4) == (0.5 + 1 + 0 + 1) / 4
     assert saturation(now[:, :1], before, 4) == (1 + 1 + 0 + 1) / 4
+
+
+def test_a_token_without_an_expert_counts_for_no_saturation() -> None:
+    before = torch.tensor([[0, 1], [2, 4], [4, 4], [4, 4]])
+    now = torch.tensor([[0, 4], [2, 1], [3, 4], [4, 4]])
+    assert saturation(now, before, 4) == pytest.approx((1 + 0.5 + 0) / 3)
+    assert saturation(torch.full((2, 1), 4), before[:2], 4) == 1
+    assert churn(now, before) == 0.25
+
+
+def test_empty_places_are_in_no_window(model) -> None:
+    window = Window(CONFIG, {"class": 2})
+    routing = routings_of(model)[0]._replace(experts_TK=torch.tensor([[0, 1], [0, 4], [4, 4]]))
+    window.add([routing], {"class": torch.tensor([0, 1, 1])})
+    assert window.coactivation()[0].tolist() == [[1, 0.5, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+    assert window.specialisation("class")[0].tolist() == [[0.5, 0.5, 0, 0], [1, 0, 0, 0]]
+
+
+def test_drops_and_tokens_without_an_expert_are_counted(model) -> None:
+    full = routings_of(model)[0]
+    part = full._replace(
+        experts_TK=torch.tensor([[0, 1], [4, 2], [4, 4], [4, 4]]),
+        counts_E=torch.tensor([3, 3, 2, 0]),
+        kept_E=torch.tensor([1, 1, 1, 0]),
+    )
+    assert dropped(part) == pytest.approx(5 / 8)
+    assert unrouted(part.experts_TK, 4) == 0.5
+    telemetry = Telemetry(CONFIG, torch.device("cpu"))
+    telemetry.record(1, torch.tensor(3.0), torch.tensor(2.0), torch.tensor(1.0), 0.5, [full, part])
+    row = telemetry.take()[1][0]
+    at = {(c.stat, c.layer): row[c.start] for c in layout(2, 4)}
+    assert [at["dropped", 0], at["dropped", 1]] == [0, pytest.approx(5 / 8)]
+    assert [at["unrouted", 0], at["unrouted", 1]] == [0, 0.5]
+    counts = next(c for c in layout(2, 4) if c.stat == "counts" and c.layer == 1)
+    assert row[counts.start : counts.start + 4].tolist() == [3, 3, 2, 0]  # before the drop
+
+
+@pytest.mark.parametrize(("num_experts", "kind"), [(4, "uint8"), (255, "uint8"), (256, "uint16")])
+def test_a_snapshot_of_a_ragged_routing_has_places_for_the_token_with_most(num_experts, kind) -> None:
+    config = replace(CONFIG, num_experts=num_experts)
+    torch.manual_seed(0)
+    model = build(config, 2, 2, k=2, strategy="expert-choice")
+    with torch.no_grad():
+        model.moe_layers[0].gate.w_gate[:, 0] += 1.0
+    asked, window = {"k": 2, "strategy": "expert-choice"}, Window(config, {"class": 2})
+    telemetry, probe = Telemetry(config, torch.device("cpu")), Probe(config, load(config), torch.device("cpu"))
+    inputs = load(config).batch(1)
+    window.add(model.eval()(inputs.inputs, **asked)[1], inputs.labels)
+    kinds = probe.look(model, asked, telemetry, True, window)
+    experts, gates = kinds["probe"]["experts"], kinds["probe"]["gates"]
+    assert experts.dtype == kind
+    assert experts.shape == gates.shape
+    assert experts.max() == num_experts  # an empty place
+    assert (gates[experts == num_experts] == 0).all()
+    for layer in range(2):
+        counts = np.bincount(experts[layer].ravel(), minlength=num_experts + 1)[:num_experts]
+        assert (counts == round(2 * 256 / num_experts)).all()
+    assert kinds["full"]["specialisation_class"].sum(-1) == pytest.approx(1)
+    assert kinds["full"]["coactivation"].shape == (2, num_experts, num_experts)
 
 
 def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
