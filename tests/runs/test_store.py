@@ -127,6 +127,19 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     writer.finish("stopped")
 
 
+def test_a_turn_is_checked_against_the_knobs_as_they_stand(tmp_path: Path) -> None:
+    """CONFIG has 4 experts. Several turns at once are checked in the order given."""
+    run = open_run(record(tmp_path / "a"))
+    run.turn(off="1", k=3)
+    for bad in ({"k": 4}, {"off": "1,2"}, {"k": 4, "off": ""}):
+        with pytest.raises(ValueError, match="experts must stay on in each layer"):
+            run.turn(**bad)
+    run.turn(off="", k=4)
+    assert (run.knobs.off, run.knobs.k) == ("", 4)
+    assert len(run.knob_changes()) == 4
+    assert run.findings() == []
+
+
 def test_of_several_turns_one_bad_one_turns_none(tmp_path: Path) -> None:
     run = open_run(record(tmp_path / "a"))
     with pytest.raises(ValueError, match="k must be between 1 and num_experts=4, got 9"):
