@@ -75,6 +75,9 @@ class TextModel(nn.Module):
         super().__init__()
         self.context = config.context
         self.byte = nn.Embedding(256, config.d_model)
+        # Small beside what attention adds: then tokens have much in common from the first layer on, and a gate without
+        # balancing losses collapses there as it does further up (docs/decisions.md).
+        nn.init.normal_(self.byte.weight, std=0.1)
         self.blocks = nn.ModuleList(Block(config.d_model, layer) for layer in moe)
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, 256, bias=False)
