@@ -1,5 +1,6 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
+from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.outcome import ending
 from moe_core.runs.runner import (
     end_child,
@@ -27,18 +28,14 @@ from moe_core.runs.store import (
     Listed,
     Pending,
     Run,
-    RunWriter,
     Status,
-    StoreError,
-    create_run,
-    hold_lock,
-    is_alive,
     list_runs,
     open_run,
     pick,
     runs_folder,
     verify,
 )
+from moe_core.runs.writer import RunWriter, create_run
 
 __all__ = [
     "COMMANDS",

@@ -9,7 +9,8 @@ import time
 from dataclasses import fields, replace
 from pathlib import Path
 
-from moe_core.runs.store import ENDED, Run, StoreError, is_alive, open_run, runs_folder
+from moe_core.runs.database import StoreError, is_alive
+from moe_core.runs.store import ENDED, Run, open_run, runs_folder
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
