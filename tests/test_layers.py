@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
     "app.py": {"streamlit", "moe_core.dashboard"},
 }  # fmt: skip
-SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("database", "store", "writer")}
+SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("branch", "database", "store", "writer")}
 
 
 def imports(path: Path) -> set[str]:

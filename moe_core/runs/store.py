@@ -21,9 +21,10 @@ from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, expected_objects, is_alive, writing
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
-from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict
+from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
+RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
 ENDED = ("finished", "stopped", "failed")
 TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 
@@ -94,6 +95,13 @@ class Batch(NamedTuple):
     reason: str = ""
 
 
+class Parent(NamedTuple):
+    """The run that a fork began as, and the last step that both have in common."""
+
+    run: str
+    step: int
+
+
 class Listed(NamedTuple):
     """A run in the list. A damaged one has a problem in its place and hides no other."""
 
@@ -124,7 +132,7 @@ class Run:
         self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
         try:
             self._check_schema()
-            about, probe, chain = self._query("SELECT about, probe, chain FROM run")[0]
+            about, probe, chain = self.query("SELECT about, probe, chain FROM run")[0]
             if link(START, about, probe) != chain:
                 raise StoreError(f"run {folder.name} is damaged: its settings are not what was written")
             self.about: dict[str, Any] = json.loads(about)
@@ -132,6 +140,12 @@ class Run:
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
             )
+            if sessions := self.sessions():  # resumed, perhaps with more steps
+                self.config = replace(self.config, steps=int(sessions[-1]["steps"]))
+            origin = self.about.get("parent")
+            self.parent = Parent(str(origin["run"]), int(origin["step"])) if origin else None
+            # What `train --script` was given: (step, knob, value), in order.
+            self.script = [(int(step), str(name), value) for step, name, value in self.about.get("script", ())]
             self.layout = [Column(*column) for column in self.about["layout"]]
         except (sqlite3.DatabaseError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
             self.close()
@@ -146,18 +160,19 @@ class Run:
 
     def _check_schema(self) -> None:
         """A file of a stranger is not trusted: it may hold our tables and indexes and nothing else."""
-        found = {(kind, name) for kind, name in self._query("SELECT type, name FROM sqlite_master")}
+        found = {(kind, name) for kind, name in self.query("SELECT type, name FROM sqlite_master")}
         if foreign := sorted(name for _, name in found - expected_objects()):
             raise StoreError(
                 f"run {self.path.name} holds what is not ours ({', '.join(foreign)[:80]}); do not trust this file"
             )
-        version = self._query("PRAGMA user_version")[0][0]
+        version = self.query("PRAGMA user_version")[0][0]
         if version > len(MIGRATIONS):
             raise StoreError(f"run {self.path.name} was made by a later version of MoEscope; upgrade to read it")
         if found != expected_objects():
             raise StoreError(f"run {self.path.name} lacks tables of a run; its file is damaged")
 
-    def _query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
+        """One SELECT, fetched whole."""
         db = getattr(self._local, "db", None)
         if db is None:
             db = self._local.db = connect(self._file, limit=self.limit)
@@ -180,6 +195,15 @@ class Run:
         except sqlite3.Error as error:
             raise StoreError(f"run {self.id} cannot be written: {error}") from None
 
+    def check_layout(self) -> None:
+        """StoreError if this version measures other statistics than the run holds, so that nothing can be appended."""
+        if self.layout != layout(self.config.layers, self.config.num_experts):
+            version = self.facts.get("versions", {}).get("moescope", "another")
+            raise StoreError(
+                f"run {self.id} was recorded with other statistics, by version {version}, and cannot be gone on with; "
+                f"replay it, or train anew from its exported script"
+            )
+
     def close(self) -> None:
         """Let go of the file, so that it can be sealed. A later read opens it again."""
         with self._guard:
@@ -196,51 +220,61 @@ class Run:
         return self.status().state
 
     def status(self) -> Status:
-        state, step, reason, pid, heartbeat = self._query("SELECT state, step, reason, pid, heartbeat FROM state")[0]
+        state, step, reason, pid, heartbeat = self.query("SELECT state, step, reason, pid, heartbeat FROM state")[0]
         if state not in ENDED and not is_alive(self.path):
             # It may have ended between the two looks.
-            state, step, reason, pid, heartbeat = self._query("SELECT state, step, reason, pid, heartbeat FROM state")[
-                0
-            ]
+            state, step, reason, pid, heartbeat = self.query("SELECT state, step, reason, pid, heartbeat FROM state")[0]
             state = state if state in ENDED else "interrupted"
         return Status(state, step, reason, time.time() - heartbeat, pid)
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
-        first, last = self._query("SELECT min(first), max(first + n - 1) FROM blocks")[0]
+        first, last = self.query("SELECT min(first), max(first + n - 1) FROM blocks")[0]
         return first or 0, last or 0
 
     @property
     def knobs(self) -> Knobs:
         """Where every knob stands: the start, and all turns since, taken effect or not."""
+        return self._knobs_after(self.knob_changes())
+
+    def knobs_at(self, step: int) -> Knobs:
+        """The knobs that acted in a step; for 0, those that the run started with."""
+        return self._knobs_after([c for c in self.knob_changes() if c.step is not None and c.step <= step])
+
+    def _knobs_after(self, changes: Sequence[KnobChange]) -> Knobs:
         values = as_dict(self.started_knobs)
-        for change in self.knob_changes():
+        for change in changes:
             values[change.name] = change.value
         return from_dict(Knobs, values)
 
     def knob_changes(self) -> list[KnobChange]:
-        return [KnobChange(*row) for row in self._query(KNOB_CHANGES, (0,))]
+        return [KnobChange(*row) for row in self.query(KNOB_CHANGES, (0,))]
 
     def commands(self) -> list[Command]:
-        return [Command(*row) for row in self._query(ALL_COMMANDS, (0,))]
+        return [Command(*row) for row in self.query(ALL_COMMANDS, (0,))]
+
+    def sessions(self) -> list[dict[str, Any]]:
+        """Each time that the run was resumed: who, when, after which step, its new number of steps, and notes."""
+        rows = self.query("SELECT who, at, step, result FROM commands WHERE name = ? ORDER BY id", (RESUMED,))
+        return [{"who": who, "when": at, "step": step, **json.loads(result)} for who, at, step, result in rows]
 
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
-        rows = self._query("SELECT id, step, metrics, text FROM evals WHERE id > ? ORDER BY id", (after,))
+        rows = self.query("SELECT id, step, metrics, text FROM evals WHERE id > ? ORDER BY id", (after,))
         return [Eval(id, step, json.loads(metrics), text) for id, step, metrics, text in rows]
 
     def probe(self) -> dict[str, NDArray[Any]]:
         """The fixed probe batch as a person sees it."""
-        return unpack_arrays(self._query("SELECT probe FROM run")[0][0])
+        return unpack_arrays(self.query("SELECT probe FROM run")[0][0])
 
     def snapshots(self, kind: str = "probe") -> NDArray[np.int64]:
         """The steps of which there is a snapshot."""
-        rows = self._query("SELECT step FROM snapshots WHERE kind = ? ORDER BY step", (kind,))
+        rows = self.query("SELECT step FROM snapshots WHERE kind = ? ORDER BY step", (kind,))
         return np.array([row[0] for row in rows], np.int64)
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> tuple[int, dict[str, NDArray[Any]]] | None:
         """The last snapshot at or before step (of all, if None), with its own step; None if there is none."""
-        rows = self._query(
+        rows = self.query(
             "SELECT step, data FROM snapshots WHERE kind = ? AND step <= ? ORDER BY step DESC, id DESC LIMIT 1",
             (kind, 2**62 if step is None else step),
         )
@@ -251,17 +285,17 @@ class Run:
 
         StoreError if one is not what was written, is missing, or is out of its place.
         """
-        rows = self._query(
+        rows = self.query(
             """SELECT id, first, n, columns, data, chain FROM blocks
                WHERE id > ? AND first + n > ? AND first <= ? ORDER BY id""",
             (after, 0 if first is None else first, 2**62 if last is None else last),
         )
         if not rows:
             return []
-        before = self._query("SELECT first + n, chain FROM blocks WHERE id = ?", (rows[0][0] - 1,))
+        before = self.query("SELECT first + n, chain FROM blocks WHERE id = ?", (rows[0][0] - 1,))
         if not before and rows[0][0] > 1:
             raise StoreError(f"run {self.id} is damaged: block {rows[0][0] - 1} is missing")
-        next_step, chain = before[0] if before else (rows[0][1], self._query("SELECT chain FROM run")[0][0])
+        next_step, chain = before[0] if before else (rows[0][1], self.query("SELECT chain FROM run")[0][0])
         blocks = []
         for number, (id, start, n, columns, data, kept) in enumerate(rows, rows[0][0]):
             chain = link(chain, HEADER.pack(start, n, columns), data)
@@ -272,6 +306,14 @@ class Run:
             blocks.append(Block(id, start, unpack_rows(data, n, columns)))
             next_step = start + n
         return blocks
+
+    def rows(self, first: int, last: int) -> NDArray[np.float32]:
+        """(n, C) of the steps from first to last, both included; StoreError if they are not all there."""
+        blocks = self.blocks(first=first, last=last)
+        if not blocks or blocks[0].first > first or blocks[-1].first + len(blocks[-1].rows) <= last:
+            raise StoreError(f"run {self.id} has no record of all steps from {first} to {last}")
+        start = first - blocks[0].first
+        return np.concatenate([block.rows for block in blocks])[start : start + last - first + 1]
 
     def history(
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
@@ -304,28 +346,9 @@ class Run:
         """
         if not knobs:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
-        values: dict[str, Any] = {}
-        stand = (
-            self.knobs if TOGETHER & knobs.keys() else None
-        )  # read only where it matters: a drag turns 20 times a second
-        for name, value in knobs.items():  # in the order given, each against what stands by then
-            values[name] = check_knob(self.config, name, value, stand)
-            stand = stand and replace(stand, **{name: values[name]})
-
-        def insert(db: sqlite3.Connection) -> int:
-            row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
-            id, chain = row or (0, START)
-            for name, value in values.items():
-                last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
-                previous = last[0] if last else getattr(self.started_knobs, name)
-                id, at = id + 1, time.time()
-                chain = link(chain, id, name, linked(value), linked(previous), who, at)
-                db.execute(
-                    "INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain)
-                )
-            return int(id)
-
-        return self._write(insert)
+        # Where the others stand is read only where it matters: a drag turns 20 times a second.
+        values = checked(self.config, knobs, self.knobs if TOGETHER & knobs.keys() else None)
+        return self._write(lambda db: insert_turns(db, self.started_knobs, values, who))
 
     def command(self, name: str, who: str = "script") -> int:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
@@ -348,13 +371,13 @@ class Run:
         except StoreError as error:
             found.append(str(error))
         chain = START
-        for id, name, value, previous, who, at, kept in self._query("SELECT * FROM knobs ORDER BY id"):
+        for id, name, value, previous, who, at, kept in self.query("SELECT * FROM knobs ORDER BY id"):
             chain = link(chain, id, name, linked(value), linked(previous), who, at)
             if chain != kept:
                 found.append(f"knob change {id} is not what was written")
                 chain = kept
         for kind in ("probe", "full"):
-            for id, data in self._query("SELECT id, data FROM snapshots WHERE kind = ?", (kind,)):
+            for id, data in self.query("SELECT id, data FROM snapshots WHERE kind = ?", (kind,)):
                 try:
                     unpack_arrays(data)
                 except ValueError as error:
@@ -368,6 +391,28 @@ class Run:
         except (OSError, struct.error):
             return ["run.tip is missing or damaged, so steps lost from the end would not be noticed"] if blocks else []
         return [f"{step - last} steps are lost after step {last}"] if step > last else []
+
+
+def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
+    """Knob changes of the knobs' own types, in the order given, each against what stands by then; ValueError for a bad one."""
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        values[name] = check_knob(config, name, value, stand)
+        stand = stand and replace(stand, **{name: values[name]})
+    return values
+
+
+def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
+    """Add knob changes to the chain, in a transaction of the caller's. The last row's id."""
+    row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
+    id, chain = row or (0, START)
+    for name, value in values.items():
+        last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
+        previous = last[0] if last else getattr(started, name)
+        id, at = id + 1, time.time()
+        chain = link(chain, id, name, linked(value), linked(previous), who, at)
+        db.execute("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain))
+    return int(id)
 
 
 def linked(value: float | str) -> float | str:

@@ -2,9 +2,10 @@
 
 import json
 import os
+import shutil
 import sqlite3
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
-from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, TIP, Batch, Command, KnobChange, Pending
+from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, RESUMED, TIP, Batch, Command, KnobChange, Pending, Run
 from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
@@ -27,12 +28,32 @@ def create_run(
     labels: Mapping[str, Sequence[str]] | None = None,
     probe: Mapping[str, NDArray[Any]] | None = None,
     facts: Mapping[str, Any] | None = None,
+    script: Sequence[tuple[int, str, float | str]] = (),
 ) -> "RunWriter":
     """A new run's folder, locked, with its row written. StoreError if the folder is in use already.
 
     labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
-    beside config and knobs (device, threads, versions).
+    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
     """
+    about = {
+        "config": as_dict(config),
+        "knobs": as_dict(knobs),
+        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
+        "labels": {name: list(values) for name, values in (labels or {}).items()},
+        "facts": dict(facts or {}),
+        "script": [list(entry) for entry in script],
+    }
+    return RunWriter(folder, make_file(folder, about, probe or {}))
+
+
+def make_file(
+    folder: Path,
+    about: Mapping[str, Any],
+    probe: Mapping[str, NDArray[Any]],
+    fill: Callable[[sqlite3.Connection], None] = lambda db: None,
+) -> int:
+    """A new run's file, with what `fill` puts in it. The handle of the run's lock; nothing is left if anything fails."""
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.db").exists():
@@ -40,27 +61,53 @@ def create_run(
         lock = hold_lock(folder)
     except OSError as error:
         raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
-    about = {
-        "id": folder.name,
-        "created": time.time(),
-        "config": as_dict(config),
-        "knobs": as_dict(knobs),
-        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
-        "labels": {name: list(values) for name, values in (labels or {}).items()},
-        "facts": dict(facts or {}),
-    }
-    about_text, probe_data = json.dumps(about), pack_arrays(probe or {})
+    about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
+    probe_data = pack_arrays(probe)
     # Made whole under another name: a run.db that exists is a run.
     temporary = folder / "run.db.new"
     temporary.unlink(missing_ok=True)
     db = sqlite3.connect(temporary, isolation_level=None)
-    db.executescript("".join(MIGRATIONS))
-    db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-    db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, link(START, about_text, probe_data)))
-    db.execute("INSERT INTO state VALUES (1, 'starting', 0, '', ?, ?)", (os.getpid(), time.time()))
-    db.close()
-    os.rename(temporary, folder / "run.db")
-    return RunWriter(folder, lock)
+    try:
+        db.executescript("".join(MIGRATIONS))
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        with writing(db):
+            chain = link(START, about_text, probe_data)
+            db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
+            db.execute("INSERT INTO state VALUES (1, 'starting', 0, '', ?, ?)", (os.getpid(), time.time()))
+            fill(db)
+        db.close()
+        os.rename(temporary, folder / "run.db")
+    except BaseException:
+        db.close()
+        os.close(lock)
+        temporary.unlink(missing_ok=True)
+        if made:
+            shutil.rmtree(folder)
+        raise
+    return lock
+
+
+def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = ()) -> "RunWriter":
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all.
+
+    What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
+    changes that it never took wait for the next step.
+    """
+    writer = RunWriter(folder, lock)
+    with writing(writer.db) as db:
+        db.execute("UPDATE commands SET step = ?, result = 'not obeyed: the trainer had ended' WHERE step IS NULL", (writer.step,))  # fmt: skip
+        db.execute(
+            "INSERT INTO commands (name, who, at, step, result) VALUES (?, ?, ?, ?, ?)",
+            (RESUMED, who, time.time(), writer.step, json.dumps({"steps": steps, "notes": list(notes)})),
+        )
+        db.execute(
+            "UPDATE state SET state = 'starting', reason = '', step = ?, pid = ?, heartbeat = ?",
+            (writer.step, os.getpid(), time.time()),
+        )
+        writer.resumed = writer.command_seen = db.execute("SELECT max(id) FROM commands").fetchone()[0]
+        writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
+    writer.write_tip()
+    return writer
 
 
 class RunWriter:
@@ -72,6 +119,7 @@ class RunWriter:
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder, self.lock = folder, lock
         self.knob_seen = self.command_seen = 0
+        self.resumed = 0  # the row that says that this trainer went on with the run
         self.db = connect(folder / "run.db", write=True)
         if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
@@ -119,8 +167,11 @@ class RunWriter:
             if now - self.thinned > 10:
                 self._thin_snapshots(now)
         self.chain, self.blocks, self.step = chain, blocks, step
-        os.pwrite(self.tip, TIP.pack(step, blocks, chain), 0)
+        self.write_tip()
         self._move_log()
+
+    def write_tip(self) -> None:
+        os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
 
     def beat(self, step: int) -> None:
         """Say that the trainer lives."""
@@ -136,6 +187,20 @@ class RunWriter:
         if (newest[1] or 0) > self.command_seen:
             commands = [Command(*row) for row in self.reader.execute(ALL_COMMANDS, (self.command_seen,)).fetchall()]
         return Pending(knobs, commands)
+
+    def turn(self, who: str, **knobs: float | str) -> None:
+        """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
+        run = Run(self.folder)
+        try:
+            run.turn(who, **knobs)
+        finally:
+            run.close()
+
+    def note(self, steps: int, notes: Sequence[str]) -> None:
+        """What there is to say about how this trainer went on with the run."""
+        with writing(self.db) as db:
+            result = json.dumps({"steps": steps, "notes": list(notes)})
+            db.execute("UPDATE commands SET result = ? WHERE id = ?", (result, self.resumed))
 
     def finish(self, state: str, error: str = "") -> None:
         """Write how the run ended, seal its file, let go of the lock."""
