@@ -1,5 +1,6 @@
 """A checkpoint is whole or not there, a flipped bit is seen, and what is kept stays bounded."""
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ def test_older_ones_are_kept_ever_further_apart() -> None:
         assert {step, max(step - 100, 100)} <= there
         assert len(there) <= NEWEST + OLDER
     steps = sorted({0, *there})
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         age = 100_000 - before
         assert after - before <= max(200, 0.8 * age), (before, after)
     assert sum(step > 95_000 for step in there) >= 4
