@@ -316,6 +316,30 @@ def test_every_checkpoint_is_a_place_to_go_on_from(tmp_path: Path, whole: Run, s
     assert same_training(open_run(child), whole, last)
 
 
+STRATEGY_SCRIPT = "\n".join(
+    f"{10 * i} strategy={strategy}"
+    for i, strategy in enumerate(
+        ("switch", "loss-free", "expert-choice", "strictly-balanced", "even", "none", "paper"), 1
+    )
+)
+
+
+@pytest.mark.parametrize("at", [25, 29, 45, 60, 75])
+def test_what_a_strategy_has_learnt_is_in_the_checkpoint(tmp_path: Path, at: int) -> None:
+    """Gone on with in the middle of each strategy, from the checkpoint: biases, thresholds, switched-off experts."""
+    config = replace(CONFIG, steps=90)
+    script = [*read_script(STRATEGY_SCRIPT, config, Knobs()), (5, "off", "1:3,2:4"), (5, "bias_speed", 0.1)]
+    straight = open_run(train(config, Knobs(), tmp_path, "straight", script=script)[0])
+    folder, _ = train(replace(config, steps=at), Knobs(), tmp_path, "a", script=[c for c in script if c[0] <= at])
+    os.close(branch_off(open_run(folder), at, {}, tmp_path / "b", 90))
+    child = open_run("b", tmp_path)
+    assert child.script == []
+    child.script = [c for c in script if c[0] > at]  # what is still to come, as the straight run has it
+    resume(child)
+    assert same_training(open_run("b", tmp_path), straight)
+    assert same_end(open_run("b", tmp_path), straight)
+
+
 # Fork
 
 
@@ -386,6 +410,7 @@ def test_a_fork_in_the_background_is_never_without_a_trainer(tmp_path: Path, who
             time.sleep(0.01)
         assert seen <= {"starting", "training"}
         assert run.state == "finished"
+        run.close()  # or its trainer could not seal the file
     finally:
         runner.stop(open_run(run_id, tmp_path))
         while runner._children:
