@@ -40,7 +40,7 @@ def export(
 
     run: anything with the read methods of a run. ValueError for a format, figure, layer, theme or size that there is
     not, and for a file where the folder should be. With tables comes export.json, which says where they are
-    from; script.txt has the knob changes, for `train --script`.
+    from, and script.txt, the knob changes as `train --script` takes them.
     """
     formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
     for name in formats:
@@ -65,7 +65,7 @@ def export(
             files.append(write(folder / f"statistics.{format}", content))
             stamps[files[-1].name] = facts
         files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
-    files.append(write(folder / "script.txt", script_of(run)))
+        files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
     return files
 
