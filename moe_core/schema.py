@@ -106,6 +106,13 @@ class Config:
         "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")
     )
     threads: int = setting(0, "torch's CPU threads; 0 chooses by measuring", low=0, high=1024)
+    checkpoint_every: float = setting(
+        60.0,
+        "seconds between two checkpoints; 0 writes them only when asked and at the end",
+        low=0.0,
+        high=1e6,
+        unit="s",
+    )
 
     @classmethod
     def for_task(cls, task: str, **given: Any) -> Self:
@@ -361,6 +368,7 @@ class Stat(NamedTuple):
 
     shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
     stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
+    clock: depends on when the trainer was looked at, so the same training measures it differently the next time.
     """
 
     name: str
@@ -369,13 +377,14 @@ class Stat(NamedTuple):
     unit: str
     help: str
     stored: bool = True
+    clock: bool = False
 
 
 STATS = (
     Stat("loss", "", "loss", "nats", "task loss plus the weighted balancing losses"),
     Stat("task_loss", "", "task loss", "nats", "cross-entropy of the training batch, mean over tokens"),
     Stat("grad_norm", "", "gradient norm", "", "Euclidean norm of all gradients"),
-    Stat("seconds", "", "step time", "s", "wall time of the step, waiting for the speed limit included"),
+    Stat("seconds", "", "step time", "s", "wall time of the step, waiting for the speed limit included", clock=True),
     Stat("importance", "LE", "importance", "", "sum of each expert's gates over the batch (Shazeer 2017, section 4)"),
     Stat("load", "LE", "load", "tokens", "smooth count of each expert's tokens (Shazeer 2017, appendix A)"),
     Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
@@ -384,8 +393,8 @@ STATS = (
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),
     Stat("dead_experts", "L", "dead experts", "experts", f"experts that nothing selected in the last {DEAD_AFTER} steps"),
-    Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert differs from the last snapshot"),
-    Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k at the last snapshot"),
+    Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert differs from the last snapshot", clock=True),
+    Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k at the last snapshot", clock=True),
     Stat("importance_loss", "L", "importance loss", "", "CV(importance) squared, unweighted", stored=False),
     Stat("load_loss", "L", "load loss", "", "CV(load) squared, unweighted", stored=False),
     Stat("cv_importance", "L", "CV(importance)", "", "coefficient of variation of importance over the experts", stored=False),

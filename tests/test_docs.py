@@ -45,7 +45,7 @@ def test_every_flag_shown_is_a_flag() -> None:
     lines = [line for line in ALL.splitlines() if "python -m moe_core train" in line]
     assert lines
     for flag in re.findall(r"--([a-z-]+)", " ".join(lines)):
-        assert flag in settings | {"json", "runs"}, f"--{flag} is shown and is no flag of train"
+        assert flag in settings | {"json", "runs", "resume", "script"}, f"--{flag} is shown and is no flag of train"
 
 
 def test_the_reference_says_what_the_schema_declares() -> None:

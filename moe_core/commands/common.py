@@ -44,14 +44,3 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def changes_of(words: list[str]) -> dict[str, str]:
-    """knob=value, each; ValueError for a word that is not."""
-    changes = {}
-    for word in words:
-        name, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"a change is written knob=value, got {word!r}; for example noise=0.5")
-        changes[name.strip().replace("-", "_")] = value.strip()
-    return changes

@@ -5,7 +5,7 @@ import json
 import time
 from typing import Any
 
-from moe_core.commands.common import add, changes_of, plain, report
+from moe_core.commands.common import add, plain, report
 
 COMMANDS = {
     "pause": "pause a run",
@@ -53,7 +53,7 @@ def runs_command(arguments: argparse.Namespace) -> int:
 
 
 def set_command(arguments: argparse.Namespace) -> int:
-    from moe_core.runs import open_run
+    from moe_core.runs import changes_of, open_run
 
     run = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
@@ -88,7 +88,7 @@ def tell_command(arguments: argparse.Namespace) -> int:
 
 def must_train(run: Any) -> None:
     if run.state not in ("starting", "training", "paused"):
-        raise ValueError(f"{run.id} is {run.state} and no trainer reads it; start a new run with `train`")
+        raise ValueError(f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}`")
 
 
 def verify_command(arguments: argparse.Namespace) -> int:

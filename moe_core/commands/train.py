@@ -5,15 +5,21 @@ import json
 import os
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
+from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
+from moe_core.runs import read_script
 from moe_core.schema import BALANCE, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
 def declare(commands: Any) -> None:
     train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
     train.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
+    train.add_argument("--resume", metavar="RUN", help="go on with a run that was killed, stopped or finished")
+    train.add_argument("--script", metavar="FILE", help="turn knobs at given steps; `export` writes such a file")
+    train.add_argument("--lock", type=int, help=argparse.SUPPRESS)  # of --resume: held by whoever started us
     train.add_argument("--who", default="command line", help=argparse.SUPPRESS)
     for settings in (Config, Knobs):
         add_settings(train, settings)
@@ -47,12 +53,18 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Config, Knobs]:
 
 
 def train_command(arguments: argparse.Namespace) -> int:
+    if arguments.resume:
+        given = [
+            f.name for settings in (Config, Knobs) for f in fields(settings) if getattr(arguments, f.name) is not None
+        ]
+        return resume_command(arguments, given + [n for n in ("run_id", "script") if getattr(arguments, n)])
     config, knobs = settings_of(arguments)
+    script = read_script(Path(arguments.script).read_text(), config, knobs) if arguments.script else []
     from moe_core.runs import ending, open_run
     from moe_core.training.loop import train
 
     teller = Teller(arguments.json, config)
-    folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell)
+    folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
     teller.tell({"event": "end", **ending(open_run(folder), state)})
     return 1 if state == "failed" else 0
 
@@ -108,6 +120,14 @@ class Teller:
         self.text = event.get("text", self.text)
         if not self.live:
             self.line(f"step {event['step']}:{self.measured}")
+
+    def on_replay(self, event: dict[str, Any]) -> None:
+        if self.live:
+            text = f"trains again what is recorded: step {event['step']}/{event['of']}"
+            print("\r\x1b[K" + text, end="", file=sys.stderr, flush=True)
+
+    def on_note(self, event: dict[str, Any]) -> None:
+        self.line(event["note"])
 
     def on_paused(self, event: dict[str, Any]) -> None:
         self.line(f"paused at step {event['step']}: {event['reason']}")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.runs import ENDED, Run, StoreError, open_run, pick, thin
+from moe_core.runs import ENDED, Run, StoreError, is_alive, open_run, pick, thin
 
 KEPT = 2048  # bins of a history in memory
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps
@@ -28,6 +28,7 @@ class Feed:
         self.series: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
         self.recent = np.empty((0, run.columns), np.float32)
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
+        self.free, self.stamp = False, 0  # free of its trainer, since it ended
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
         self._status = run.status()
@@ -38,7 +39,7 @@ class Feed:
     def refresh(self) -> None:
         """Read what is new. A run that ended is let go of, so that its trainer can seal the file."""
         with self.lock:
-            if self.done or time.monotonic() - self.looked < FRESH:
+            if time.monotonic() - self.looked < FRESH or (self.done and not self._resumed()):
                 return
             try:
                 status = self.run.status()  # before the blocks: what it says has ended, they hold in full
@@ -51,8 +52,20 @@ class Feed:
                 self.problem = str(error)
             self.looked = time.monotonic()
             if self._status.state in (*ENDED, "interrupted"):
-                self.done = self._status.state in ENDED
+                self.free = (self.free and self.done) or not is_alive(
+                    self.run.path
+                )  # a trainer that has just ended still has its file
                 self.run.close()
+            self.done, self.stamp = self._status.state in ENDED, self._stamp()
+
+    def _resumed(self) -> bool:
+        """Whether a trainer has gone on with the run since it ended. The file is not opened while its trainer seals it."""
+        alive = is_alive(self.run.path)
+        self.free = self.free or not alive
+        return self.free and (alive or self._stamp() != self.stamp)
+
+    def _stamp(self) -> int:
+        return (self.run.path / "run.db").stat().st_mtime_ns
 
     def _take(self, blocks: list[Any]) -> None:
         if not blocks:

@@ -17,6 +17,7 @@ from moe_core.export.stamp import Facts, caption_of, facts_of
 from moe_core.export.svg import to_png, to_svg
 from moe_core.export.web import page
 from moe_core.figures.catalog import FIGURES
+from moe_core.runs import script_of
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -38,7 +39,8 @@ def export(
     """Writes the figures (None: all of the run's task) into a folder, with their numbers also statistics; gives the files' paths.
 
     run: anything with the read methods of a run. ValueError for a format, figure, layer, theme or size that there is
-    not, and for a file where the folder should be. With tables comes export.json, which says where they are from.
+    not, and for a file where the folder should be. With tables comes export.json, which says where they are
+    from, and script.txt, the knob changes as `train --script` takes them.
     """
     formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
     for name in formats:
@@ -63,6 +65,7 @@ def export(
             files.append(write(folder / f"statistics.{format}", content))
             stamps[files[-1].name] = facts
         files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
+        files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
     return files
 

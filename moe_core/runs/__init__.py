@@ -1,19 +1,24 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
+from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
+from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.outcome import ending
 from moe_core.runs.runner import (
     end_child,
     flags,
+    fork,
     is_running,
     last_words,
     new_id,
     reap,
+    resume,
     spawn,
     start,
     stop,
     wait_ready,
     whole_paths,
 )
+from moe_core.runs.script import Script, changes_of, read_script, script_of
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import derive
 from moe_core.runs.store import (
@@ -25,40 +30,46 @@ from moe_core.runs.store import (
     Eval,
     KnobChange,
     Listed,
+    Parent,
     Pending,
     Run,
-    RunWriter,
     Status,
-    StoreError,
-    create_run,
-    hold_lock,
-    is_alive,
     list_runs,
     open_run,
     pick,
     runs_folder,
     verify,
 )
+from moe_core.runs.writer import RunWriter, create_run, resume_run
 
 __all__ = [
+    "BY_THE_CLOCK",
     "COMMANDS",
+    "COMPARED",
     "ENDED",
     "Batch",
     "Block",
     "Command",
+    "Difference",
     "Eval",
     "KnobChange",
     "Listed",
+    "Parent",
     "Pending",
     "Run",
     "RunWriter",
+    "Script",
     "Status",
     "StoreError",
+    "changes_of",
     "create_run",
     "derive",
     "end_child",
     "ending",
+    "fingerprint",
+    "first_difference",
     "flags",
+    "fork",
     "hold_lock",
     "is_alive",
     "is_running",
@@ -67,8 +78,12 @@ __all__ = [
     "new_id",
     "open_run",
     "pick",
+    "read_script",
     "reap",
+    "resume",
+    "resume_run",
     "runs_folder",
+    "script_of",
     "spawn",
     "start",
     "stop",

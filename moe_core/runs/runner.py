@@ -6,10 +6,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
-from moe_core.runs.store import ENDED, Run, StoreError, is_alive, open_run, runs_folder
+from moe_core.runs.branch import branch_off
+from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.store import ENDED, Run, open_run, runs_folder
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
@@ -65,12 +69,46 @@ def start(
 
 
 def whole_paths(config: Config) -> Config:
-    """The same data wherever the trainer works, which is in a folder of its own choosing."""
+    """The same data wherever a trainer works: one that goes on with a run may be started from another folder."""
     text = tuple(os.path.abspath(path) for path in config.text)
     return replace(config, text=text, data=config.data and os.path.abspath(config.data))
 
 
-def spawn(name: str, words: list[str], log: Path) -> None:
+def fork(
+    run: Run,
+    at: int,
+    changes: Mapping[str, Any],
+    runs: str | Path | None = None,
+    steps: int | None = None,
+    run_id: str | None = None,
+    who: str = "fork",
+) -> str:
+    """Start a trainer that goes on from step `at` of a run with some knobs turned; its run's id at once.
+
+    The new run lies beside its parent, unless `runs` says where. ValueError, and nothing is written, as branch_off says.
+    """
+    folder = (runs_folder(runs) if runs else run.path.parent).absolute()
+    run_id = run_id or new_id(folder, run.config)
+    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who)
+    return run_id
+
+
+def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
+    """Start a trainer that goes on with a run that has ended or was interrupted. StoreError if one trains it already."""
+    _go_on(run.path.absolute(), hold_lock(run.path), steps, who)
+
+
+def _go_on(folder: Path, lock: int, steps: int | None, who: str) -> None:
+    """The lock is handed to the trainer, so that the run never looks as if nobody cared for it."""
+    try:
+        words = ["train", "--resume", str(folder), "--lock", str(lock), "--who", who]
+        words += [] if steps is None else ["--steps", str(steps)]
+        spawn(folder.name, words, folder / "trainer.log", (lock,))
+    finally:
+        os.close(lock)
+
+
+def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ()) -> None:
     """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process; known here by its name."""
     with open(log, "ab") as out:
         _children[name] = subprocess.Popen(
@@ -81,6 +119,7 @@ def spawn(name: str, words: list[str], log: Path) -> None:
             start_new_session=True,
             env=environment(),
             cwd=Path(__file__).parents[2],
+            pass_fds=handles,
         )
 
 
@@ -158,7 +197,7 @@ def is_trainer(pid: int) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
-    return b"moe_core" in words and b"train" in words
+    return b"moe_core" in words and bool({b"train", b"fork"} & set(words))
 
 
 def _ended_within(run: Run, seconds: float) -> bool:

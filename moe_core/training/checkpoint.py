@@ -1,13 +1,17 @@
 """Everything that a bit-for-bit resume needs, in a file that is either whole or not there."""
 
 import hashlib
+import itertools
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-KEPT = 2
+NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
+OLDER = 10  # kept beside them, ever further apart
+BUDGET = 1 << 30  # bytes that the older ones may take
 
 
 def name_of(step: int) -> str:
@@ -15,8 +19,8 @@ def name_of(step: int) -> str:
 
 
 def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """state (tensors and plain values only) as folder/checkpoint-STEP.pt with its SHA-256 beside it; older ones than the
-    last two are removed. Killed at any moment, each file that bears its name is whole."""
+    """state (tensors and plain values only) as folder/checkpoint-STEP.pt with its SHA-256 beside it; older ones are
+    thinned. Killed at any moment, each file that bears its name is whole."""
     clean(folder)
     path = folder / name_of(step)
     temporary = path.with_name(path.name + ".tmp")
@@ -28,10 +32,40 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
     _write_text(path.with_name(path.name + ".sha256"), f"{_sha256(temporary)}  {path.name}\n")
     os.replace(temporary, path)
     _sync(folder)
-    for old in sorted(folder.glob("checkpoint-*.pt"))[:-KEPT]:
-        old.unlink()
-        old.with_name(old.name + ".sha256").unlink(missing_ok=True)
+    sizes = {step_of(there): there.stat().st_size for there in folder.glob("checkpoint-*.pt")}
+    for old in sorted(set(sizes) - kept(sizes)):
+        (folder / name_of(old)).unlink()
+        (folder / (name_of(old) + ".sha256")).unlink(missing_ok=True)
     return path
+
+
+def kept(sizes: dict[int, int]) -> set[int]:
+    """Which of the checkpoints (step -> bytes) to keep: the newest two, and older ones ever further apart.
+
+    While there are too many, the one goes whose neighbours are closest for its age. So a fork trains again a share of
+    the steps since its own at most, and one near the start begins from scratch.
+    """
+    steps = sorted(sizes)
+    while (older := steps[:-NEWEST]) and (len(older) > OLDER or sum(sizes[step] for step in older) > BUDGET):
+        before = dict(zip(older, [0, *older], strict=False))
+        after = dict(itertools.pairwise(steps))
+        steps.remove(min(older, key=lambda step: (after[step] - before[step]) / (steps[-1] - step)))
+    return set(steps)
+
+
+def step_of(path: Path) -> int:
+    return int(path.stem.split("-")[1])
+
+
+def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest whole checkpoint at or before a step; None if there is none. Damaged ones are told of and passed over."""
+    for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
+        if step_of(path) <= step:
+            try:
+                return read(path)
+            except ValueError as error:
+                tell(str(error))
+    return None
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -22,14 +22,14 @@ class Committer:
 
     def __init__(self, writer: RunWriter, config: Config, notify: Callable[[dict[str, Any]], None]):
         self.writer, self.config, self.notify = writer, config, notify
-        self.queue: queue.Queue[Batch | int | None] = queue.Queue(WAITING)
+        self.queue: queue.Queue[Batch | int | Callable[[], None] | None] = queue.Queue(WAITING)
         self.error = ""
         self.told = 0.0
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
-    def put(self, batch: Batch) -> None:
-        """Hand over a batch. RuntimeError if an earlier one could not be committed."""
+    def put(self, batch: Batch | Callable[[], None]) -> None:
+        """Hand over a batch, or what is to be done after the ones before it. RuntimeError if an earlier one could not be committed."""
         try:
             self.queue.put_nowait(batch)
         except queue.Full:
@@ -62,6 +62,8 @@ class Committer:
             try:
                 if isinstance(item, int):
                     self.writer.beat(item)
+                elif callable(item):
+                    item()
                 else:
                     self.writer.commit(item)
                     self._tell(item)

@@ -5,6 +5,7 @@ Steps are counted from 1. A knob that is read at the top of step s takes effect 
 """
 
 import contextlib
+import copy
 import math
 import os
 import platform
@@ -13,7 +14,7 @@ import statistics
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ from moe_core import __version__
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
-from moe_core.runs import RunWriter, create_run, new_id, runs_folder
-from moe_core.schema import METRICS, Config, Knobs, check, check_knob
+from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
+from moe_core.schema import METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.committer import Committer
 from moe_core.training.data import Data, generator_for, load
@@ -40,6 +41,7 @@ FULL = 1.0  # seconds between two snapshots of kind "full"
 IDLE = 0.02  # seconds between two looks at the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 SAMPLE_BYTES = 96
+NO_ROWS = np.empty((0, 0), np.float32)
 Notify = Callable[[dict[str, Any]], None]
 
 
@@ -49,25 +51,39 @@ def train(
     runs: str | Path | None = None,
     run_id: str | None = None,
     notify: Notify = lambda event: None,
+    script: Sequence[tuple[int, str, float | str]] = (),
 ) -> tuple[Path, str]:
     """Train until config.steps or a stop; returns (the run's folder, "finished", "stopped" or "failed").
 
     ValueError, before anything is written, for settings or data that cannot be used.
+    script: knobs to turn, as (step of effect, knob, value), beside whatever people turn.
     notify is called with the events that `--json` prints, each after what it tells of is committed.
     """
-    config, knobs = check(config, knobs)
+    config, knobs = check(whole_paths(config), knobs)
     device = choose_device(config.device)
     data = load(config)
     threads = choose_threads(config, data, knobs, device)
     torch.set_num_threads(threads)
     folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
-    writer = create_run(folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=_facts(device, threads))
+    writer = create_run(
+        folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=facts_of(device, threads), script=script
+    )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
-    trainer = None
+    return conduct(
+        lambda: Trainer(config, knobs, data, device, writer, folder, notify, script), Trainer.run, writer, notify
+    )
+
+
+def conduct(
+    make: Callable[[], "Trainer"], work: Callable[["Trainer"], str], writer: RunWriter, notify: Notify
+) -> tuple[Path, str]:
+    """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
+    folder, trainer = writer.folder, None
     try:
-        trainer = Trainer(config, knobs, data, device, writer, folder, notify)
+        trainer = make()
         with _stopping_at_signals(trainer):
-            state, error = trainer.run(), ""
+            state, error = work(trainer), ""
+            trainer.write_checkpoint()
     except Exception as failure:
         state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
         notify({"event": "error", "error": error})
@@ -89,6 +105,7 @@ class Trainer:
         writer: RunWriter,
         folder: Path,
         notify: Notify,
+        script: Sequence[tuple[int, str, float | str]] = (),
     ):
         self.config, self.knobs, self.data, self.device = config, knobs, data, device
         self.writer, self.folder, self.notify = writer, folder, notify
@@ -100,20 +117,27 @@ class Trainer:
         self.probe = Probe(config, data, device)
         self.committer = Committer(writer, config, notify)
         self.held_out = [batch.to(device) for batch in data.held_out()]
+        self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
+        for step, name, value in script:
+            self.script.setdefault(step, {})[name] = value
         self.step = 0
+        self.replaying = False  # training again what is recorded: nothing is looked at, written or paused by itself
         self.paused = self.stopping = False
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
         self.evaluated = self.snapped = -1  # the step of the last evaluation and snapshot
         self.next_flush = self.next_look = self.next_full = self.next_beat = 0.0
+        self.checkpointed = 0  # the step of the last checkpoint
+        self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
         self.collected = _nothing()
 
     def run(self) -> str:
         """The loop. Returns the state in which the run ended."""
-        self.look(full=True)  # how the gate stands before anything was learnt
-        self.flush("training")
+        if self.step == 0:
+            self.look(full=True)  # how the gate stands before anything was learnt
+        self.flush("paused" if self.paused else "training")
         while True:
             self.read()
             if self.stopping or (self.config.steps and self.step >= self.config.steps):
@@ -155,15 +179,22 @@ class Trainer:
 
     def turn(self) -> None:
         """Let knob changes take effect in the coming step. One that this run cannot take is acknowledged and ignored."""
+        if due := self.script.pop(self.step + 1, None):
+            self.writer.turn("script", **due)
+            self.changes += (turned := self.writer.pending().knobs)
+            self.writer.knob_seen = turned[-1].id
         changes, self.changes = self.changes, []
         for change in changes:
-            with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
-                value = check_knob(self.config, change.name, change.value, self.knobs)
-                self.knobs = replace(self.knobs, **{change.name: value})
+            self.take(change)
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
         if changes:
             self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
+
+    def take(self, change: Any) -> None:
+        with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
+            value = check_knob(self.config, change.name, change.value, self.knobs)
+            self.knobs = replace(self.knobs, **{change.name: value})
 
     def obey(self, command: Any) -> None:
         """Carry out one command and note what came of it."""
@@ -181,14 +212,19 @@ class Trainer:
                 self.pause("")
         elif command.name == "stop":
             self.stopping = True
+        elif command.name == "checkpoint" and not self.replaying:
+            self.write_checkpoint(command.id)  # which answers when it is written
+            return
         elif command.name == "checkpoint":
-            result = self.write_checkpoint()
+            result = "not written: the run is still being brought back to its last step"
         else:
             result = f"unknown command {command.name!r}"
         self.collected["acks"].append((command.id, self.step, result))
         self.next_flush = 0.0
 
     def pause(self, reason: str) -> None:
+        if reason and self.replaying:
+            return  # the record goes on, so a person has resumed it since
         self.paused, self.reason = True, reason
         self.collected["state"], self.collected["reason"] = "paused", reason
         if reason:
@@ -198,6 +234,7 @@ class Trainer:
         self.look(full=False)
         self.flush()
         self.beat()
+        self.maybe_checkpoint()
         time.sleep(IDLE)
 
     def wait_for_speed_limit(self, began: float) -> None:
@@ -249,6 +286,7 @@ class Trainer:
             self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)
         self.maybe_flush()
         self.beat()
+        self.maybe_checkpoint()
 
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""
@@ -272,7 +310,7 @@ class Trainer:
     def look_if_due(self) -> None:
         """Snapshots ten times a second, and never more than about a tenth of the time."""
         now = time.perf_counter()
-        if now >= self.next_look:
+        if now >= self.next_look and not self.replaying:
             self.look(full=now >= self.next_full)
             self.next_look = now + max(FLUSH, 9 * (time.perf_counter() - now))
 
@@ -294,7 +332,7 @@ class Trainer:
         self.next_flush = time.perf_counter() + FLUSH
         if state:
             self.collected["state"] = state
-        first, rows_nC = self.telemetry.take()
+        first, rows_nC = (0, NO_ROWS) if self.replaying else self.telemetry.take()
         if not len(rows_nC) and not any(self.collected.values()):
             return
         collected, self.collected = self.collected, _nothing()
@@ -306,21 +344,67 @@ class Trainer:
             self.next_beat = now + 1.0
             self.committer.beat(self.step)
 
-    def write_checkpoint(self) -> str:
-        state = {
+    # Checkpoints
+
+    def maybe_checkpoint(self) -> None:
+        """By the clock, which changes nothing: writing one draws no random number."""
+        every, now = self.config.checkpoint_every, time.perf_counter()
+        if every and now >= self.next_checkpoint and self.checkpointed != self.step:
+            self.next_checkpoint = now + every
+            self.write_checkpoint()
+
+    def write_checkpoint(self, command: int | None = None) -> None:
+        """As the training stands, written by the committing thread once all steps before are in the record.
+
+        command: the row that asked for it, which is then answered.
+        """
+        step = self.step
+        if command is None and self.checkpointed == step:
+            return
+        self.checkpointed = step
+        state = copy.deepcopy(self.state())  # the next step changes the tensors in place
+
+        def write() -> None:
+            try:
+                result = checkpoint.write(self.folder, step, state).name
+            except OSError as error:
+                result = f"not written: {error.strerror}"
+                self.notify({"event": "note", "note": f"the checkpoint of step {step} was {result}"})
+            if command is not None:
+                self.writer.commit(Commit(step, NO_ROWS, acks=[(command, step, result)]))
+
+        self.flush()
+        self.committer.put(write)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the coming steps depend on: tensors and plain values."""
+        random = {"cuda": torch.cuda, "mps": torch.mps}.get(self.device.type)
+        return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,  # where the data stands, too: a batch is a function of seed and step
             "torch_random": torch.get_rng_state(),
-            "device_random": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "device_random": random.get_rng_state() if random else None,
             "knobs": asdict(self.knobs),
+            "telemetry": self.telemetry.state(),
+            "window": self.window.state(),
+            "probe": self.probe.last,
             "threads": torch.get_num_threads(),
             "torch": str(torch.__version__),
         }
-        try:
-            return checkpoint.write(self.folder, self.step, state).name
-        except OSError as error:
-            return f"not written: {error.strerror}"
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Stand where state() was taken."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = self.checkpointed = state["step"]
+        torch.set_rng_state(state["torch_random"])
+        if state["device_random"] is not None:
+            {"cuda": torch.cuda, "mps": torch.mps}[self.device.type].set_rng_state(state["device_random"])
+        self.knobs = from_dict(Knobs, state["knobs"])
+        self.telemetry.restore(state["telemetry"])
+        self.window.restore(state["window"], self.step, self.data, self.device)
+        self.probe.last = state["probe"] and [x.to(self.device) for x in state["probe"]]
 
 
 def _nothing() -> dict[str, Any]:
@@ -394,13 +478,14 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
     return min(candidates, key=seconds)
 
 
-def _facts(device: torch.device, threads: int) -> dict[str, Any]:
+def facts_of(device: torch.device, threads: int) -> dict[str, Any]:
     """What sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": str(device),
         "device_name": name,
         "threads": threads,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "versions": {
             "moescope": __version__,
             "torch": str(torch.__version__),

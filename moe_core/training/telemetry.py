@@ -60,6 +60,15 @@ class Telemetry:
             self.first = step
         self.rows.append(row_C)
 
+    def state(self) -> dict[str, Tensor]:
+        """What later rows depend on, for a checkpoint."""
+        return {"last_selected": self.last_selected_LE, "churn": self.churn_L, "saturation": self.saturation_L}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        device = self.churn_L.device
+        self.last_selected_LE = state["last_selected"].to(device)
+        self.churn_L, self.saturation_L = state["churn"].to(device), state["saturation"].to(device)
+
     def take(self) -> tuple[int, np.ndarray]:
         """(first step, rows (n, C) float32) since the last take, in one move from the device."""
         rows_nC = torch.stack(self.rows).cpu().numpy() if self.rows else np.empty((0, 0), np.float32)
@@ -79,6 +88,17 @@ class Window:
         kind = torch.uint8 if self.num_experts < 256 else torch.int16
         chosen = [r.experts_TK.to(kind) for r in routings]
         self.steps.append((chosen, {name: x.to(torch.uint8) for name, x in labels.items()}))
+
+    def state(self) -> list[list[Tensor]]:
+        """The selections, for a checkpoint; the labels follow from the data."""
+        return [chosen for chosen, _ in self.steps]
+
+    def restore(self, state: list[list[Tensor]], step: int, data: Data, device: torch.device) -> None:
+        """The window as it stood after a step."""
+        self.steps.clear()
+        for at, chosen in enumerate(state, step - len(state) + 1):
+            labels = {name: x.to(device, torch.uint8) for name, x in data.batch(at).labels.items()}
+            self.steps.append(([x.to(device) for x in chosen], labels))
 
     def coactivation(self) -> Tensor:
         """(L, E, E): of the tokens of expert i, the share that also goes to j. Rows of an unused expert are 0."""

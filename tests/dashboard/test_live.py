@@ -11,7 +11,7 @@ import pytest
 
 from moe_core.dashboard.feed import Feed, join, leave
 from moe_core.dashboard.live import Arrays, Viewer, fingerprint
-from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2, context=64, tokens=64)
@@ -198,3 +198,22 @@ def test_an_ended_run_is_let_go_of_so_that_it_can_be_sealed(tmp_path: Path) -> N
     writer.finish("finished")
     assert not (tmp_path / "b" / "run.db-wal").exists()
     assert len(feed.history("loss")[0]) == 3
+
+
+def test_a_run_that_is_resumed_is_followed_again(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    feed = Feed(open_run(tmp_path / "a"))
+    for first, steps in ((1, 50), (51, 90)):
+        writer.commit(Batch(first, rows(first, steps), state="training"))
+        look(feed)
+        assert (feed.last, feed.status().state) == (first + steps - 1, "training")
+        writer.finish("finished")
+        look(feed)
+        assert feed.status().state == "finished"
+        lock = hold_lock(tmp_path / "a")
+        look(feed)  # the trainer is there, and has written nothing yet
+        assert feed.status().state == "finished"
+        writer = resume_run(tmp_path / "a", lock, "me", 0)
+    writer.finish("stopped")
+    look(feed)
+    assert feed.status().state == "stopped"

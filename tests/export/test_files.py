@@ -51,7 +51,7 @@ def test_every_figure_is_drawn_in_every_format(runs, task, theme, tmp_path):
     run = runs[task]
     files = export(run, tmp_path, FORMATS, look=Look(theme=theme, caption=True))
     names = chosen(run, None)
-    assert {f.name for f in files} == {f"{n}.{f}" for n in [*names, "statistics"] for f in FORMATS if n != "statistics" or f in ("csv", "parquet")} | {"export.json"}  # fmt: skip
+    assert {f.name for f in files} == {f"{n}.{f}" for n in [*names, "statistics"] for f in FORMATS if n != "statistics" or f in ("csv", "parquet")} | {"export.json", "script.txt"}  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {f.name for f in files}
     for file in files:
         if file.suffix == ".svg":

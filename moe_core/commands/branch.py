@@ -1,0 +1,139 @@
+"""fork and replay; and train --resume: whatever trains again what is recorded."""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from moe_core.commands.common import add, plain, report
+
+
+def declare(commands: Any) -> None:
+    fork = add(commands, "fork", fork_command, "go on from a step of a run with some knobs turned, as a new run")
+    fork.add_argument("--at", required=True, type=int, metavar="STEP", help="the last step that both have in common")
+    fork.add_argument("--run-id", metavar="ID", help="the name of the new run's folder; made up if not given")
+    fork.add_argument(
+        "--steps", metavar="N", help="steps in all; 0 until stopped (default: the parent's, if above STEP)"
+    )
+    fork.add_argument("--detach", action="store_true", help="train in the background and return at once")
+    take_changes(fork)
+    add(commands, "replay", replay_command, "train a run again and say whether every loss and count is the same")
+
+
+def take_changes(fork: argparse.ArgumentParser) -> None:
+    """knob=value wherever it stands: argparse would take an optional list only right behind RUN, not behind --at STEP."""
+    fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--runs DIR] [--json]"
+    parse = fork.parse_known_args
+
+    def parse_others(words: list[str], namespace: Any = None) -> Any:
+        changes = [word for word in words if "=" in word and not word.startswith("-")]
+        found, unknown = parse([word for word in words if word not in changes], namespace)
+        found.changes = changes
+        return found, unknown
+
+    fork.parse_known_args = parse_others  # type: ignore[method-assign, assignment]
+
+
+def fork_command(arguments: argparse.Namespace) -> int:
+    """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
+    from moe_core.runs import changes_of, fork, new_id, open_run, runs_folder
+    from moe_core.runs.branch import branch_off
+
+    parent = open_run(arguments.run, arguments.runs)
+    changes = changes_of(arguments.changes)
+    beside = runs_folder(arguments.runs) if arguments.runs else parent.path.parent
+    run_id = arguments.run_id or new_id(beside, parent.config)
+    if arguments.detach:
+        fork(parent, arguments.at, changes, beside, arguments.steps, run_id)
+        event = {"event": "fork", "run": run_id, "parent": parent.id, "at": arguments.at}
+        report(arguments, event, f"{run_id} trains on from step {arguments.at} of {parent.id}")
+        return 0
+    lock = branch_off(parent, arguments.at, changes, beside / run_id, arguments.steps)
+    parent.close()
+    return go_on(arguments, beside / run_id, lock)
+
+
+def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
+    """train --resume RUN. given: the settings' flags that were set."""
+    from moe_core.runs import open_run
+
+    if refused := [name for name in given if name != "steps"]:
+        names = ", ".join("--" + name.replace("_", "-") for name in refused)
+        raise ValueError(
+            f"--resume goes on with the run's own settings, beside --steps; leave out {names}, or `set` knobs"
+        )
+    return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps)
+
+
+def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
+    """Train on what is recorded, in this process."""
+    from moe_core.commands.train import Teller
+    from moe_core.runs import Run, ending
+    from moe_core.training.again import resume
+
+    run = Run(folder)
+    goal = None if steps is None else int(steps) if steps.isdigit() else steps
+    teller = Teller(arguments.json, run.config)
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            teller.config = Run(folder).config  # with the new number of steps
+        teller.tell(event)
+
+    _, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock)
+    teller.tell({"event": "end", **ending(Run(folder), state)})
+    return 1 if state == "failed" else 0
+
+
+def replay_command(arguments: argparse.Namespace) -> int:
+    """0 if everything is the same, 1 with the first difference if not."""
+    from moe_core.runs import BY_THE_CLOCK, COMPARED, open_run
+    from moe_core.training.again import replay
+
+    run = open_run(arguments.run, arguments.runs)
+    teller = Progress(arguments.json)
+    found = replay(run, teller.tell)
+    same = found.difference is None
+    if arguments.json:
+        first = found.difference and found.difference._asdict()
+        said = {"event": "end", "run": run.id, "same": same, "step": found.step, "difference": first}
+        said |= {"recorded": found.recorded, "again": found.again, "compared": COMPARED, "not_compared": BY_THE_CLOCK}
+        print(json.dumps(said))
+        return 0 if same else 1
+    teller.end()
+    if found.difference is not None:
+        print(plain(f"{run.id} does not train the same: {found.difference}"))
+        return 1
+    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(COMPARED)}"))
+    print(f"not compared, since they depend on the clock: {', '.join(BY_THE_CLOCK)}")
+    print(f"SHA-256 of losses and counts: {found.recorded}")
+    return 0
+
+
+class Progress:
+    """A bar on a terminal, nothing elsewhere; JSON lines when asked for."""
+
+    def __init__(self, as_json: bool):
+        self.as_json, self.live, self.began = as_json, not as_json and sys.stderr.isatty(), time.monotonic()
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if self.as_json:
+            print(json.dumps(event), flush=True)
+        elif event["event"] == "note":
+            print(plain(event["note"]), file=sys.stderr)
+        elif self.live and event["event"] == "replay":
+            filled = 20 * event["step"] // event["of"]
+            pace = event["step"] / max(time.monotonic() - self.began, 1e-9)
+            bar = f"[{'#' * filled}{'.' * (20 - filled)}]"
+            print(
+                f"\r\x1b[Kstep {event['step']}/{event['of']} {bar}  {pace:.0f} steps/s",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def end(self) -> None:
+        if self.live:
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)

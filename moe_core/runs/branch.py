@@ -1,0 +1,110 @@
+"""A run that begins as another: the record up to a step is copied, so that a fork can be read and sent by itself.
+
+The fork's trainer goes on as after a kill: it restores the nearest checkpoint, trains again up to the last recorded step,
+and compares. A parent that trains meanwhile only has a reader more.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moe_core.runs.codec import HEADER, link, pack_rows
+from moe_core.runs.database import StoreError
+from moe_core.runs.store import TIP, Run, checked, insert_turns
+from moe_core.runs.writer import make_file
+from moe_core.schema import Config, as_dict, parse_setting
+
+SPAN = 4096  # steps in a block of the copy
+PAGE = 256  # snapshots that are copied at a time
+
+
+def branch_off(
+    parent: Run, at: int, changes: Mapping[str, Any], folder: Path, steps: int | None = None, who: str = "fork"
+) -> int:
+    """A new run in `folder` that is the parent up to step `at` and turns `changes` in the step after. Its lock's handle.
+
+    steps: how many it shall have in all; the parent's, or if those are over, 0 (until stopped). What the parent's script
+    has for later steps stays; what people turned later does not. ValueError, and nothing is written, for a step that is
+    not recorded, a change that is none, or a folder in use.
+    """
+    parent.check_layout()
+    last = parent.steps()[1]
+    if not 0 <= at <= last:
+        raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
+    values = checked(parent.config, changes, parent.knobs_at(at))
+    if steps is None:
+        steps = parent.config.steps if parent.config.steps > at else 0
+    steps = parse_setting(Config, "steps", steps)
+    if steps and steps <= at:
+        raise StoreError(f"--steps must be above --at {at}, or 0 to train until stopped, got {steps}")
+    about = {
+        **parent.about,
+        "id": folder.name,
+        "created": time.time(),
+        "config": {**as_dict(parent.config), "steps": steps},
+        "parent": {"run": parent.id, "step": at},
+        "script": [list(change) for change in parent.script if change[0] > at],
+    }
+
+    def fill(db: sqlite3.Connection) -> None:
+        tip = copy_blocks(db, parent, at)
+        (folder / "run.tip").write_bytes(tip)
+        copy_rest(db, parent, at)
+        if values:
+            insert_turns(db, parent.started_knobs, values, who)
+
+    lock = make_file(folder, about, parent.probe(), fill)
+    link_checkpoints(parent.path, folder, at)
+    return lock
+
+
+def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> bytes:
+    """The steps up to `at`, in larger blocks on a chain of their own. The tip of the copy."""
+    chain, id = db.execute("SELECT chain FROM run").fetchone()[0], 0
+    for first in range(1, at + 1, SPAN):
+        rows = parent.rows(first, min(at, first + SPAN - 1))
+        data, id = pack_rows(rows), id + 1
+        chain = link(chain, HEADER.pack(first, *rows.shape), data)
+        db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, *rows.shape, data, chain))
+    db.execute("UPDATE state SET step = ?", (at,))
+    return TIP.pack(at, id, chain)
+
+
+def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:
+    """Evaluations, knob changes with their steps of effect, and snapshots, as they are."""
+    # Changes take effect in the order of their ids, so these are a beginning of the parent's chain.
+    knobs = parent.query("SELECT knobs.* FROM knobs JOIN applied ON knob = id WHERE step <= ? ORDER BY id", (at,))
+    db.executemany("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", knobs)
+    db.executemany("INSERT INTO applied VALUES (?, ?)", parent.query("SELECT * FROM applied WHERE step <= ?", (at,)))
+    evals = parent.query("SELECT step, metrics, text FROM evals WHERE step <= ? ORDER BY id", (at,))
+    db.executemany("INSERT INTO evals (step, metrics, text) VALUES (?, ?, ?)", evals)
+    seen = 0
+    page = "SELECT * FROM snapshots WHERE id > ? AND step <= ? ORDER BY id LIMIT ?"
+    while snapshots := parent.query(page, (seen, at, PAGE)):
+        db.executemany("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", snapshots)
+        seen = snapshots[-1][0]
+
+
+def link_checkpoints(source: Path, folder: Path, at: int) -> None:
+    """The parent's checkpoints up to step `at` under the fork's name too: a file once written never changes.
+
+    On a disk without links the nearest is copied. A parent that thins its checkpoints meanwhile takes nothing away.
+    """
+    for path in sorted(source.glob("checkpoint-*.pt"), reverse=True):
+        if int(path.stem.split("-")[1]) > at:
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            try:
+                for name in (path.name + ".sha256", path.name):
+                    os.link(source / name, folder / name)
+            except FileNotFoundError:
+                raise
+            except OSError:
+                for name in (path.name + ".sha256", path.name):
+                    shutil.copyfile(source / name, folder / name)
+                return

@@ -1,0 +1,130 @@
+"""The file of a run: its tables, how it is opened, the trainer's lock on it, and its seal at the end. SQL begins here.
+
+Each rule below answers a fault that was produced on purpose; docs/decisions.md has the measurements.
+"""
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+# Append only: migration i brings a file from user_version i to i + 1.
+MIGRATIONS = (
+    """
+    -- One row: what fixes the run. JSON: id, created, config, knobs (at the start), layout, labels, facts.
+    CREATE TABLE run (id INTEGER PRIMARY KEY CHECK (id = 1), about TEXT NOT NULL, probe BLOB NOT NULL, chain BLOB NOT NULL);
+    -- One row: how it stands. heartbeat is seconds since 1970, for people; whether a trainer lives is told by its lock.
+    CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), state TEXT NOT NULL, step INTEGER NOT NULL,
+        reason TEXT NOT NULL, pid INTEGER NOT NULL, heartbeat REAL NOT NULL);
+    -- The steps since the last commit: n rows of float32 in the run's layout, packed. The id is the order.
+    CREATE TABLE blocks (id INTEGER PRIMARY KEY, first INTEGER NOT NULL, n INTEGER NOT NULL, columns INTEGER NOT NULL,
+        data BLOB NOT NULL, chain BLOB NOT NULL);
+    CREATE INDEX blocks_first ON blocks (first);
+    -- The held-out split: metrics is JSON; text is what a language model wrote, or NULL.
+    CREATE TABLE evals (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, metrics TEXT NOT NULL, text TEXT);
+    -- The fixed probe batch: named arrays, packed. Old ones are thinned by age.
+    CREATE TABLE snapshots (id INTEGER PRIMARY KEY, step INTEGER NOT NULL, kind TEXT NOT NULL, at REAL NOT NULL, data BLOB NOT NULL);
+    CREATE INDEX snapshots_step ON snapshots (kind, step);
+    -- What people turned. Anyone inserts; only the trainer says (in applied) at which step it took effect.
+    CREATE TABLE knobs (id INTEGER PRIMARY KEY, name TEXT NOT NULL, value REAL NOT NULL, previous REAL NOT NULL,
+        who TEXT NOT NULL, at REAL NOT NULL, chain BLOB NOT NULL);
+    CREATE TABLE applied (knob INTEGER PRIMARY KEY, step INTEGER NOT NULL);
+    -- What people asked for. step and result are the trainer's acknowledgement.
+    CREATE TABLE commands (id INTEGER PRIMARY KEY, name TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL,
+        step INTEGER, result TEXT);
+    """,
+)
+
+
+class StoreError(ValueError):
+    """A run that cannot be opened, read or written; one line that says why and what to do."""
+
+
+# Connections
+
+
+def connect(path: Path, write: bool = False, limit: float | None = None) -> sqlite3.Connection:
+    """The one place that opens a database. limit: seconds after which any of its queries gives up."""
+    uri = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+    db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA mmap_size = 0")
+    if write:
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 4194304")
+    if limit:
+        deadline = [0.0]
+        db.set_trace_callback(lambda _: deadline.__setitem__(0, time.monotonic() + limit))
+        db.set_progress_handler(lambda: time.monotonic() > deadline[0], 10_000)
+    return db
+
+
+@contextlib.contextmanager
+def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
+    """BEGIN IMMEDIATE … COMMIT: a deferred BEGIN lost most turns beside a committing trainer, in spite of the timeout."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield db
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def expected_objects() -> set[tuple[str, str]]:
+    """Every table and index that a run's file may hold; anything else (a view, a trigger) is refused."""
+    db = sqlite3.connect(":memory:")
+    for migration in MIGRATIONS:
+        db.executescript(migration)
+    found = {(kind, name) for kind, name in db.execute("SELECT type, name FROM sqlite_master")}
+    db.close()
+    return found
+
+
+# Lock: held by the trainer for life, by the kernel's account of it
+
+
+def hold_lock(folder: Path) -> int:
+    """Take the run's lock; StoreError if a trainer has it."""
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise StoreError(f"run {folder.name} is being trained by another process; stop that one first") from None
+    return handle
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether a trainer holds the run's lock."""
+    try:
+        handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def seal(db: sqlite3.Connection, seconds: float) -> bool:
+    """Out of WAL mode, so that the run opens from a full disk or a read-only medium too. Fails while a reader is connected."""
+    until = time.monotonic() + seconds
+    db.execute("PRAGMA busy_timeout = 200")
+    while True:
+        try:
+            db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            if db.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete":
+                return True
+        except sqlite3.OperationalError:
+            pass
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.05)

@@ -1,0 +1,80 @@
+"""A script: which knob is turned at which step. What a person writes by hand, and what a run's record amounts to.
+
+One line a step, `STEP knob=value knob=value`, in rising order; `#` begins a comment.
+"""
+
+import shlex
+from dataclasses import replace
+from typing import Any
+
+from moe_core.runs.runner import flags
+from moe_core.runs.store import Run, checked
+from moe_core.schema import Config, Knobs
+
+Script = list[tuple[int, str, float | str]]
+
+
+def script_of(run: Run) -> str:
+    """The changes that took effect in a run, as a script. Trained with the command in its heading, it gives the same losses."""
+    config = replace(run.config, threads=int(run.facts.get("threads", run.config.threads)), steps=run.steps()[1])
+    command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, run.started_knobs)])
+    lines = [
+        f"# The knob changes of {run.id}, up to step {config.steps}. To train it again:",
+        f"# {command} --script FILE",
+    ]
+    by_step: dict[int, dict[str, float | str]] = {}
+    for change in run.knob_changes():
+        if change.step is not None:
+            values = by_step.setdefault(change.step, {})
+            values.pop(change.name, None)  # of several turns of a knob the last acted, and stands where it was made
+            values[change.name] = change.value
+    for step, values in sorted(by_step.items()):
+        words = (f"{name}={shlex.quote(written(value))}" for name, value in values.items())
+        lines.append(f"{step} {' '.join(words)}")
+    return "\n".join(lines) + "\n"
+
+
+def written(value: float | str) -> str:
+    """A value so that it reads back the same, to the last bit."""
+    return value if isinstance(value, str) else str(int(value)) if value == int(value) else repr(float(value))
+
+
+def read_script(text: str, config: Config, knobs: Knobs) -> Script:
+    """(step, knob, value) in order. ValueError, with the line, for what a run that starts so could not take."""
+    script: Script = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            words = shlex.split(line, comments=True)
+            if words:
+                changes = _changes(words, config, knobs, after=script[-1][0] if script else 0)
+                turned: dict[str, Any] = {name: value for _, name, value in changes}
+                knobs = replace(knobs, **turned)
+                script += changes
+        except ValueError as error:
+            raise ValueError(f"line {number} of the script: {error}") from None
+    return script
+
+
+def _changes(words: list[str], config: Config, knobs: Knobs, after: int) -> Script:
+    """One line's changes."""
+    if not words[0].isascii() or not words[0].isdigit() or len(words) == 1:
+        raise ValueError(f"wanted a step and changes, such as 120 noise=0.5 k=1, got {' '.join(words)!r}")
+    step = int(words[0])
+    if step <= after:
+        raise ValueError(
+            f"the step must be above {after}, got {step}; put a step's changes on one line, in rising order"
+        )
+    if config.steps and step > config.steps:
+        raise ValueError(f"step {step} is beyond the last, {config.steps}; raise --steps or leave the line out")
+    return [(step, name, value) for name, value in checked(config, changes_of(words[1:]), knobs).items()]
+
+
+def changes_of(words: list[str]) -> dict[str, str]:
+    """knob=value, each; ValueError for a word that is not."""
+    changes = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"a change is written knob=value, got {word!r}; for example noise=0.5")
+        changes[name.strip().replace("-", "_")] = value.strip()
+    return changes

@@ -1,0 +1,239 @@
+"""The trainer's side of a run's record: making it, and appending to it."""
+
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
+from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
+from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, RESUMED, TIP, Batch, Command, KnobChange, Pending, Run
+from moe_core.schema import Config, Knobs, as_dict, layout
+
+WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
+SEAL_FOR = 5.0  # seconds to try for while readers let go
+
+
+def create_run(
+    folder: Path,
+    config: Config,
+    knobs: Knobs,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    probe: Mapping[str, NDArray[Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    script: Sequence[tuple[int, str, float | str]] = (),
+) -> "RunWriter":
+    """A new run's folder, locked, with its row written. StoreError if the folder is in use already.
+
+    labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
+    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
+    """
+    about = {
+        "config": as_dict(config),
+        "knobs": as_dict(knobs),
+        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
+        "labels": {name: list(values) for name, values in (labels or {}).items()},
+        "facts": dict(facts or {}),
+        "script": [list(entry) for entry in script],
+    }
+    return RunWriter(folder, make_file(folder, about, probe or {}))
+
+
+def make_file(
+    folder: Path,
+    about: Mapping[str, Any],
+    probe: Mapping[str, NDArray[Any]],
+    fill: Callable[[sqlite3.Connection], None] = lambda db: None,
+) -> int:
+    """A new run's file, with what `fill` puts in it. The handle of the run's lock; nothing is left if anything fails."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "run.db").exists():
+            raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another --run-id")
+        lock = hold_lock(folder)
+    except OSError as error:
+        raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
+    about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
+    probe_data = pack_arrays(probe)
+    # Made whole under another name: a run.db that exists is a run.
+    temporary = folder / "run.db.new"
+    temporary.unlink(missing_ok=True)
+    db = sqlite3.connect(temporary, isolation_level=None)
+    try:
+        db.executescript("".join(MIGRATIONS))
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        with writing(db):
+            chain = link(START, about_text, probe_data)
+            db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
+            db.execute("INSERT INTO state VALUES (1, 'starting', 0, '', ?, ?)", (os.getpid(), time.time()))
+            fill(db)
+        db.close()
+        os.rename(temporary, folder / "run.db")
+    except BaseException:
+        db.close()
+        os.close(lock)
+        temporary.unlink(missing_ok=True)
+        if made:
+            shutil.rmtree(folder)
+        raise
+    return lock
+
+
+def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = ()) -> "RunWriter":
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all.
+
+    What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
+    changes that it never took wait for the next step.
+    """
+    writer = RunWriter(folder, lock)
+    with writing(writer.db) as db:
+        db.execute("UPDATE commands SET step = ?, result = 'not obeyed: the trainer had ended' WHERE step IS NULL", (writer.step,))  # fmt: skip
+        db.execute(
+            "INSERT INTO commands (name, who, at, step, result) VALUES (?, ?, ?, ?, ?)",
+            (RESUMED, who, time.time(), writer.step, json.dumps({"steps": steps, "notes": list(notes)})),
+        )
+        db.execute(
+            "UPDATE state SET state = 'starting', reason = '', step = ?, pid = ?, heartbeat = ?",
+            (writer.step, os.getpid(), time.time()),
+        )
+        writer.resumed = writer.command_seen = db.execute("SELECT max(id) FROM commands").fetchone()[0]
+        writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
+    writer.write_tip()
+    return writer
+
+
+class RunWriter:
+    """The trainer's hold on its run. commit, beat and finish belong to one thread, pending to the training thread.
+
+    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond.
+    """
+
+    def __init__(self, folder: Path, lock: int) -> None:
+        self.folder, self.lock = folder, lock
+        self.knob_seen = self.command_seen = 0
+        self.resumed = 0  # the row that says that this trainer went on with the run
+        self.db = connect(folder / "run.db", write=True)
+        if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
+            raise StoreError(
+                f"{folder} is on a disk that cannot share memory between processes; keep runs on a local disk"
+            )
+        # A second connection of the trainer's own holds the write lock while the first moves the log: SQLite up to
+        # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
+        self.guard = connect(folder / "run.db", write=True)
+        self.reader = connect(folder / "run.db")
+        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
+        self.blocks: int
+        self.step: int
+        self.chain: bytes
+        self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
+        self.thinned = 0.0
+
+    def commit(self, batch: Batch) -> None:
+        """Everything in the batch, or nothing, on the disk when this returns."""
+        rows, now = batch.rows, time.time()
+        with writing(self.db) as db:
+            chain, blocks, step = self.chain, self.blocks, self.step
+            if len(rows):
+                step, blocks = batch.first_step + len(rows) - 1, blocks + 1
+                data = pack_rows(rows)
+                chain = link(chain, HEADER.pack(batch.first_step, *rows.shape), data)
+                db.execute(
+                    "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (blocks, batch.first_step, *rows.shape, data, chain)
+                )
+            db.executemany(
+                "INSERT INTO evals (step, metrics, text) VALUES (?, ?, ?)",
+                [(at, json.dumps(dict(metrics)), text) for at, metrics, text in batch.evals],
+            )
+            db.executemany(
+                "INSERT INTO snapshots (step, kind, at, data) VALUES (?, ?, ?, ?)",
+                [(at, kind, now, pack_arrays(arrays)) for at, kind, arrays in batch.snapshots],
+            )
+            db.executemany("INSERT OR REPLACE INTO applied VALUES (?, ?)", batch.applied)
+            db.executemany(
+                "UPDATE commands SET step = ?, result = ? WHERE id = ?", [(s, r, i) for i, s, r in batch.acks]
+            )
+            db.execute("UPDATE state SET step = ?, heartbeat = ?, pid = ?", (step, now, os.getpid()))
+            if batch.state:
+                db.execute("UPDATE state SET state = ?, reason = ?", (batch.state, batch.reason))
+            if now - self.thinned > 10:
+                self._thin_snapshots(now)
+        self.chain, self.blocks, self.step = chain, blocks, step
+        self.write_tip()
+        self._move_log()
+
+    def write_tip(self) -> None:
+        os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
+
+    def beat(self, step: int) -> None:
+        """Say that the trainer lives."""
+        with writing(self.db) as db:
+            db.execute("UPDATE state SET heartbeat = ?", (time.time(),))
+
+    def pending(self) -> Pending:
+        """Knob changes and commands that the trainer has not taken yet, in order."""
+        newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()
+        knobs, commands = Pending([], [])
+        if (newest[0] or 0) > self.knob_seen:
+            knobs = [KnobChange(*row) for row in self.reader.execute(KNOB_CHANGES, (self.knob_seen,)).fetchall()]
+        if (newest[1] or 0) > self.command_seen:
+            commands = [Command(*row) for row in self.reader.execute(ALL_COMMANDS, (self.command_seen,)).fetchall()]
+        return Pending(knobs, commands)
+
+    def turn(self, who: str, **knobs: float | str) -> None:
+        """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
+        run = Run(self.folder)
+        try:
+            run.turn(who, **knobs)
+        finally:
+            run.close()
+
+    def note(self, steps: int, notes: Sequence[str]) -> None:
+        """What there is to say about how this trainer went on with the run."""
+        with writing(self.db) as db:
+            result = json.dumps({"steps": steps, "notes": list(notes)})
+            db.execute("UPDATE commands SET result = ? WHERE id = ?", (result, self.resumed))
+
+    def finish(self, state: str, error: str = "") -> None:
+        """Write how the run ended, seal its file, let go of the lock."""
+        with writing(self.db) as db:
+            db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
+        for connection in (self.reader, self.guard):
+            connection.close()
+        seal(self.db, SEAL_FOR)
+        self.db.close()
+        os.close(self.tip)
+        os.close(self.lock)
+
+    def _move_log(self) -> None:
+        """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""
+        wal = self.folder / "run.db-wal"
+        if wal.exists() and wal.stat().st_size > WAL_PAGES * 4096:
+            with writing(self.guard):
+                self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def _thin_snapshots(self, now: float) -> None:
+        """All of the last minute, one a second of the last ten, one in ten seconds before; "full" ones a tenth as dense.
+
+        The first stays, and so does the last. Kept is the first of each span of seconds.
+        """
+        self.thinned = now
+        for kind, recent, middle, old in (("probe", 0.0, 1.0, 10.0), ("full", 1.0, 10.0, 60.0)):
+            for span, newest, oldest in ((recent, now, now - 60), (middle, now - 60, now - 600), (old, now - 600, 0.0)):
+                if span:
+                    self.db.execute(
+                        """DELETE FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
+                           AND id NOT IN (SELECT min(id) FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
+                                          GROUP BY CAST(at / :span AS INTEGER))
+                           AND id <> (SELECT max(id) FROM snapshots WHERE kind = :kind)
+                           AND id <> (SELECT min(id) FROM snapshots WHERE kind = :kind)""",
+                        {"kind": kind, "oldest": oldest, "newest": newest, "span": span},
+                    )
