@@ -194,6 +194,47 @@ def test_a_finished_run_is_gone_on_with(tmp_path: Path, whole: Run) -> None:
     assert same_end(run, open_run(straight))
 
 
+def test_a_run_killed_after_its_last_step_only_ends(tmp_path: Path) -> None:
+    """Its last evaluation is in the record already, and is not made twice."""
+    folder, _ = train(replace(CONFIG, steps=30), KNOBS, tmp_path, "a")
+    with sqlite3.connect(folder / "run.db") as db:
+        db.execute("UPDATE state SET state = 'training'")
+    db.close()
+    assert resume(open_run(folder))[1] == "finished"
+    run = open_run(folder)
+    assert (run.state, run.steps(), [step for step, _ in measured(run)]) == ("finished", (1, 30), [20, 30])
+
+
+def test_a_step_that_was_not_finite_pauses_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A person has resumed it since: on the way back nobody is there to do it again."""
+    trained, paused = Trainer.train_step, []
+
+    def step(self: Trainer, began: float) -> None:
+        bias = self.model.head.bias
+        kept = bias.detach().clone()
+        if self.step == 4:
+            bias.data.fill_(torch.nan)
+        trained(self, began)
+        if self.step == 5:
+            bias.data.copy_(kept)
+
+    def idle(self: Trainer) -> None:
+        paused.append(self.step)
+        self.flush()
+        Run(self.folder).command("resume")
+
+    monkeypatch.setattr(Trainer, "train_step", step)
+    monkeypatch.setattr(Trainer, "idle", idle)
+    folder, _ = train(replace(CONFIG, steps=10), KNOBS, tmp_path, "a")
+    assert paused == [5]
+    assert np.isnan(open_run(folder).history("loss")[1][4])
+    os.close(branch_off(open_run(folder), 8, {}, tmp_path / "b", 10))
+    assert resume(open_run("b", tmp_path))[1] == "finished"
+    assert paused == [5]
+    assert same_training(open_run("b", tmp_path), open_run(folder))
+    assert replay(open_run(folder)).difference is None
+
+
 def test_a_stop_on_the_way_back_leaves_the_record_as_it_was(
     tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +355,8 @@ def test_every_checkpoint_is_a_place_to_go_on_from(tmp_path: Path, whole: Run, s
     resume(open_run(child))
     last = min([STEPS, *(at - 1 for at, *_ in SCRIPT if at > step + 1)])
     assert same_training(open_run(child), whole, last)
+    if last == STEPS:
+        assert same_end(open_run(child), whole)
 
 
 STRATEGY_SCRIPT = "\n".join(
