@@ -14,6 +14,7 @@ PLANES = ("spirals", "rings", "checkerboard", "gaussians")
 DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
 WINDOW = 100  # steps over which co-activation and specialisation are counted
 PROBE_TOKENS = 256
+AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name made
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
@@ -198,6 +199,14 @@ class Knobs:
         scale="log0",
         strategies=("paper",),
         hierarchical=True,
+    )
+    autobalance: float = setting(
+        0.0,
+        "CV(load) to hold by steering the loss weights; 0 leaves them to you",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper", "switch"),
     )
     lr: float = setting(3e-3, "Adam's step size", label="learning rate", low=1e-5, high=1e-1, scale="log")
     speed_limit: float = setting(
@@ -389,6 +398,7 @@ STATS = (
     Stat("load", "LE", "load", "tokens", "smooth count of each expert's tokens (Shazeer 2017, appendix A)"),
     Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
     Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
+    Stat("logit_spread", "L", "logit spread", "logits", "mean over tokens of the clean logits' standard deviation over the experts"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),

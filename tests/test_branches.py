@@ -694,3 +694,17 @@ def test_a_bad_script_is_one_line_and_nothing_written(
     assert said.err.count("\n") == 1
     assert not (tmp_path / "runs").exists()
     assert main(["train", "--script", str(tmp_path / "nowhere"), "--runs", str(tmp_path / "runs")]) == 2
+
+
+def test_autobalance_decides_after_a_resume_as_if_it_had_never_stopped(tmp_path: Path) -> None:
+    """Its decisions are rows of the record: those before the stop are trained again, those after it are made anew."""
+    knobs, config = Knobs(w_importance=0.0, w_load=0.0, autobalance=0.1), replace(CONFIG, checkpoint_every=0)
+    straight = open_run(train(config, knobs, tmp_path, "straight")[0])
+    folder, _ = train(replace(config, steps=110), knobs, tmp_path, "halted")
+    resume(open_run(folder), STEPS)
+    halted = open_run(folder)
+    assert any(step > 110 for step, *_ in turned(straight) if step)
+    assert turned(halted) == turned(straight)
+    assert same_training(straight, halted)
+    assert same_end(straight, halted)
+    assert replay(halted).difference is None

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -77,6 +78,31 @@ def test_knobs_and_commands_reach_a_trainer(tmp_path: Path) -> None:
         trainer.wait()
 
 
+COLLAPSES = ["--task", "plane", "--w-importance", "0", "--w-load", "0", "--threads", "1", "--steps", "200"]
+
+
+def test_a_collapse_is_told_and_handed_to_the_alert_command(tmp_path: Path) -> None:
+    code = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
+    command = shlex.join([sys.executable, "-c", code, str(tmp_path / "told")])
+    done = moe("train", *COLLAPSES, "--json", "--on-alert", command, runs=tmp_path)
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    alerts = [e for e in events if e["event"] == "alert"]
+    assert [e["rule"] for e in alerts if e["rule"] == "collapse"] == ["collapse"]
+    assert alerts[0]["remedy"] == {"w_importance": 0.1, "w_load": 0.1}
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert sorted(map(str, told)) == sorted(map(str, alerts))
+    assert events[-1]["event"] == "end"
+
+
+def test_a_failing_alert_command_is_one_line_and_the_training_goes_on(tmp_path: Path) -> None:
+    done = moe("train", *COLLAPSES, "--on-alert", "false", runs=tmp_path)
+    assert done.returncode == 0
+    assert done.stderr.count("moe: --on-alert false: it ended with status 1") == 1
+    assert "The gate has collapsed" in done.stderr
+    assert "finished at step 200" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -89,6 +115,7 @@ def test_knobs_and_commands_reach_a_trainer(tmp_path: Path) -> None:
         (["--data", "x.npz"], "add --task digits"),
         (["--device", "nonsense"], "device must be"),
         (["--tokens", "100"], "tokens must be a multiple"),
+        (["--on-alert", "no-such-program"], "--on-alert needs a program"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_written(words: list[str], says: str, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.runs import read_script
@@ -20,6 +21,9 @@ def declare(commands: Any) -> None:
     train.add_argument("--resume", metavar="RUN", help="go on with a run that was killed, stopped or finished")
     train.add_argument("--script", metavar="FILE", help="turn knobs at given steps; `export` writes such a file")
     train.add_argument("--lock", type=int, help=argparse.SUPPRESS)  # of --resume: held by whoever started us
+    train.add_argument(
+        "--on-alert", metavar="COMMAND", help="run this, without a shell, with each new finding as JSON on stdin"
+    )
     train.add_argument("--who", default="command line", help=argparse.SUPPRESS)
     for settings in (Config, Knobs):
         add_settings(train, settings)
@@ -64,7 +68,11 @@ def train_command(arguments: argparse.Namespace) -> int:
     from moe_core.training.loop import train
 
     teller = Teller(arguments.json, config)
+    if arguments.on_alert is not None:
+        teller.alarm = Alarm(arguments.on_alert, lambda problem: teller.tell({"event": "alarm", "problem": problem}))
     folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
+    if teller.alarm:
+        teller.alarm.close()
     teller.tell({"event": "end", **ending(open_run(folder), state)})
     return 1 if state == "failed" else 0
 
@@ -77,9 +85,12 @@ class Teller:
         self.live = not as_json and sys.stderr.isatty()
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
+        self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
         """A reader of stdout that went away must not end the training."""
+        if self.alarm and event["event"] == "alert":
+            self.alarm.call(without_nan(event))
         if not self.open:
             return
         try:
@@ -90,8 +101,9 @@ class Teller:
         except BrokenPipeError:
             self.open = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        if self.as_json and event["event"] in ("error", "paused"):
-            print(f"moe: {plain(event.get('error') or event['reason'])}", file=sys.stderr)
+        if self.as_json and event["event"] in ("error", "paused", "alarm"):
+            problem = event.get("error") or event.get("reason") or event.get("problem") or ""
+            print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def line(self, text: str) -> None:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
@@ -131,6 +143,13 @@ class Teller:
 
     def on_paused(self, event: dict[str, Any]) -> None:
         self.line(f"paused at step {event['step']}: {event['reason']}")
+
+    def on_alert(self, event: dict[str, Any]) -> None:
+        where = f"layer {event['layer'] + 1}, " if self.config.layers > 1 else ""
+        self.line(f"{where}since step {event['since']}: {event['what']} {event['why']} {event['try_this']}")
+
+    def on_alarm(self, event: dict[str, Any]) -> None:
+        self.line(f"moe: {event['problem']}")
 
     def on_waiting(self, event: dict[str, Any]) -> None:
         self.line(f"waiting: {event['reason']}")

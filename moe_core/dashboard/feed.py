@@ -128,6 +128,9 @@ class Feed:
         turned = {c.name: type(getattr(self.run.started_knobs, c.name))(c.value) for c in self._knobs}
         return replace(self.run.started_knobs, **turned)
 
+    def ablation(self) -> Any:
+        return self.run.ablation()
+
     def probe(self) -> dict[str, np.ndarray]:
         return self._probe
 

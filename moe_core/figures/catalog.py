@@ -2,7 +2,7 @@
 
 Adding a figure: write it in a module beside this one, write how it is read, add an entry to FIGURES. The pages, the
 export and the tests take it from here. A source is anything with the methods of a run: config, knobs, steps or status,
-history, evals, knob_changes, snapshot, probe.
+history, evals, knob_changes, snapshot, probe, ablation.
 """
 
 import math
@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures import bars, routing, timeline
+from moe_core.figures.ablation import ablation
 from moe_core.figures.theme import Figure
 from moe_core.figures.tiles import last_step, probe_at, rows_until
-from moe_core.schema import METRICS, TASKS
+from moe_core.schema import AUTOBALANCE, METRICS, TASKS
 
 Span = tuple[float, float] | None
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
@@ -44,8 +45,9 @@ def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) 
 
 
 def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
-    """What every chart over time takes beside its values."""
-    return {"span": span, "cursor": step, "changes": tuple(source.knob_changes())}
+    """What every chart over time takes beside its values. A line marks a hand's change: autobalance's own would cover all."""
+    changes = tuple(change for change in source.knob_changes() if change.who != AUTOBALANCE)
+    return {"span": span, "cursor": step, "changes": changes}
 
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -149,6 +151,17 @@ def read_churn(source: Any, layer: int, step: int | None, span: Span, bins: int 
     return {"steps": steps, "churn_n": churn_n} | common(source, step, span)
 
 
+def read_ablation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """As `ablate` measured it last, at whatever step that was; NaN if it has not yet."""
+    found = source.ablation()
+    none = np.full(source.config.num_experts, np.nan)
+    return {
+        "rise_E": found.rise_LE[layer] if found else none,
+        "share_E": found.share_LE[layer] if found else none,
+        "step": found.step if found else None,
+    }
+
+
 FIGURES: dict[str, Entry] = {
     "load_share": Entry("Load share by expert", "live", TASKS, timeline.load_share, read_load_share),
     "balance_now": Entry("Balance now", "live", TASKS, bars.balance_now, read_balance_now),
@@ -160,4 +173,5 @@ FIGURES: dict[str, Entry] = {
     "regions": Entry("Who owns which region", "routing", ("plane",), routing.regions, read_regions),
     "tokens_by_expert": Entry("Tokens by first expert", "routing", TASKS, bars.tokens_by_expert, read_tokens),
     "churn": Entry("Router churn over time", "routing", TASKS, routing.churn, read_churn),
+    "ablation": Entry("Loss without each expert", "experts", TASKS, ablation, read_ablation),
 }

@@ -1,5 +1,6 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
+from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.outcome import ending
@@ -47,6 +48,7 @@ __all__ = [
     "COMMANDS",
     "COMPARED",
     "ENDED",
+    "Ablation",
     "Batch",
     "Block",
     "Command",
@@ -78,6 +80,7 @@ __all__ = [
     "new_id",
     "open_run",
     "pick",
+    "read_ablation",
     "read_script",
     "reap",
     "resume",
@@ -91,4 +94,5 @@ __all__ = [
     "verify",
     "wait_ready",
     "whole_paths",
+    "write_ablation",
 ]

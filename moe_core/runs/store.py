@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.ablation import Ablation, read_ablation
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, expected_objects, is_alive, writing
 from moe_core.runs.series import thin
@@ -336,6 +337,10 @@ class Run:
         )
         steps, values = steps[inside], pick(self.layout, rows[inside], stat, layer)
         return thin(steps, values, bins) if bins else (steps, values)
+
+    def ablation(self) -> Ablation | None:
+        """What `ablate` measured last; None if it has not."""
+        return read_ablation(self.path)
 
     # What anyone may ask of it
 

@@ -80,6 +80,7 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
     before = len(notes)
     if (state := checkpoint.nearest(run.path, last, notes.append)) is not None:
         trainer.restore(state)
+        trainer.autobalance.recall(run, trainer.step)
     if difference := catch_up(trainer, run, last):
         notes.append(
             f"steps up to {last} do not come out as recorded, so what follows is not as it would have been: {difference}"

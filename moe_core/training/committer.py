@@ -9,9 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter
 from moe_core.runs.statistics import derive
 from moe_core.schema import STAT, Config, layout
+from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
 SAID = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # mean over the layers, in each step event
@@ -20,8 +22,8 @@ SAID = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # mea
 class Committer:
     """Commits what it is handed, in order, and then tells of it. Nothing is dropped: a full queue makes put() wait."""
 
-    def __init__(self, writer: RunWriter, config: Config, notify: Callable[[dict[str, Any]], None]):
-        self.writer, self.config, self.notify = writer, config, notify
+    def __init__(self, writer: RunWriter, config: Config, notify: Callable[[dict[str, Any]], None], watch: Watch):
+        self.writer, self.config, self.notify, self.watch = writer, config, notify, watch
         self.queue: queue.Queue[Batch | int | Callable[[], None] | None] = queue.Queue(WAITING)
         self.error = ""
         self.told = 0.0
@@ -48,6 +50,12 @@ class Committer:
         if self.queue.empty():
             self.queue.put(step)
 
+    def settle(self) -> None:
+        """Wait until what was handed over is committed."""
+        done = threading.Event()
+        self.queue.put(done)
+        done.wait()
+
     def close(self) -> str:
         """Commit what waits and end the thread. Returns what went wrong, or ""."""
         if self.thread.is_alive():
@@ -57,6 +65,9 @@ class Committer:
 
     def _work(self) -> None:
         while (item := self.queue.get()) is not None:
+            if isinstance(item, threading.Event):
+                item.set()
+                continue
             if self.error:
                 continue  # drained, so that nobody waits for a thread that cannot write
             try:
@@ -67,8 +78,14 @@ class Committer:
                 else:
                     self.writer.commit(item)
                     self._tell(item)
+                    self._alert(self.watch.see(item))
             except Exception as failure:
                 self.error = f"the run could not be written: {failure}".splitlines()[0]
+        self._alert(self.watch.look())
+
+    def _alert(self, findings: list[Finding]) -> None:
+        for finding in findings:
+            self.notify({"event": "alert", "step": self.watch.last, **finding._asdict()})
 
     def _tell(self, batch: Batch) -> None:
         for step, metrics, text in batch.evals:

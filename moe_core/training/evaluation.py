@@ -4,7 +4,7 @@ Shapes: T tokens, C classes, L layers, E experts.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,17 +41,25 @@ def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[st
     }
 
 
-def ablation(model: nn.Module, held_out: Sequence[Batch], config: Config, knobs: Knobs) -> tuple[float, Tensor]:
+def ablation(
+    model: nn.Module,
+    held_out: Sequence[Batch],
+    config: Config,
+    knobs: Knobs,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> tuple[float, Tensor]:
     """(the held-out loss, (L, E) how much it rises without each expert), in nats a token. Changes nothing.
 
     An expert's logits are masked, beside those that are off already: its tokens go where the gate likes them next best.
-    NaN for an expert that is off, and where too few would be left to choose k from.
+    NaN for an expert that is off, and where too few would be left to choose k from. progress is called with how many of
+    how many experts are done.
     """
     asked = asked_by(config, knobs)
     whole = held_out_loss(model, held_out, asked)["loss"]
     rise_LE = torch.full((config.layers, config.num_experts), math.nan)
     for layer in range(config.layers):
         for expert in set(range(config.num_experts)) - set(asked["off"][layer]):
+            progress(layer * config.num_experts + expert, rise_LE.numel())
             try:
                 check_knob(config, "off", f"{knobs.off},{layer + 1}:{expert + 1}", knobs)
             except ValueError:

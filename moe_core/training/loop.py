@@ -28,13 +28,15 @@ from moe_core import __version__
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
-from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
-from moe_core.schema import METRICS, Config, Knobs, check, check_knob, from_dict
+from moe_core.runs import RunWriter, StoreError, create_run, new_id, runs_folder, whole_paths
+from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
+from moe_core.training.autobalance import Autobalance
 from moe_core.training.committer import Committer
 from moe_core.training.data import Data, generator_for, load
 from moe_core.training.evaluation import held_out_loss
 from moe_core.training.telemetry import Probe, Telemetry, Window
+from moe_core.training.watch import Watch
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
 FULL = 1.0  # seconds between two snapshots of kind "full"
@@ -115,7 +117,8 @@ class Trainer:
         self.telemetry = Telemetry(config, device)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
-        self.committer = Committer(writer, config, notify)
+        self.autobalance = Autobalance()
+        self.committer = Committer(writer, config, notify, Watch(config, knobs))
         self.held_out = [batch.to(device) for batch in data.held_out()]
         self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
         for step, name, value in script:
@@ -188,6 +191,7 @@ class Trainer:
             self.take(change)
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
+        self.committer.watch.turned(self.step + 1, self.knobs)
         if changes:
             self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
 
@@ -277,10 +281,18 @@ class Trainer:
                 f"update was left out; turn the learning rate down (now {knobs.lr:g}) and resume"
             )
         self.window.add(routings, batch.labels)
+        self.autobalance.see(self.step, routings)
         self.look_if_due()
         self.telemetry.record(self.step, loss, task_loss, grad_norm, time.perf_counter() - began, routings)
 
     def after_step(self) -> None:
+        if wanted := self.autobalance.wanted(self.step, self.knobs):
+            # A row like a person's, read at the top of the next step; not before the steps that it follows from are
+            # on the disk, or a killed run would hold it too early. One that cannot be written has no effect either.
+            self.flush()
+            self.committer.settle()
+            with contextlib.suppress(StoreError):
+                self.writer.turn(AUTOBALANCE, **wanted)
         if self.step % self.config.eval_every == 0:
             last = self.step == self.config.steps
             self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)

@@ -48,6 +48,7 @@ class Telemetry:
             "load": torch.stack([r.load_E for r in routings]),
             "counts": counts_LE,
             "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
+            "logit_spread": torch.stack([spread(r.clean_logits_TE) for r in routings]),
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
             "dropped": torch.stack([dropped(r) for r in routings]),
             "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
@@ -177,6 +178,15 @@ class Probe:
             for label in window.sizes:
                 arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
         return arrays
+
+
+def spread(logits_TE: Tensor) -> Tensor:
+    """Mean over tokens of the logits' standard deviation over the experts; one that is off (minus infinity) has no part."""
+    on_TE = logits_TE.isfinite()
+    count_T1 = on_TE.sum(1, keepdim=True).clamp(min=1)
+    logits_TE = logits_TE.where(on_TE, 0.0)
+    away_TE = (logits_TE - logits_TE.sum(1, keepdim=True) / count_T1) * on_TE
+    return (away_TE.square().sum(1, keepdim=True) / count_T1).sqrt().mean()
 
 
 def churn(now_NK: Tensor, before_NK: Tensor) -> Tensor:

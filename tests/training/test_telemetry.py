@@ -9,7 +9,7 @@ import torch
 from moe_core.nn.models import build
 from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config, layout
 from moe_core.training.data import load
-from moe_core.training.telemetry import Probe, Telemetry, Window, churn, dropped, saturation, unrouted
+from moe_core.training.telemetry import Probe, Telemetry, Window, churn, dropped, saturation, spread, unrouted
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=32, d_model=8, d_hidden=8)
 
@@ -43,6 +43,7 @@ def test_a_row_has_every_stored_statistic_where_the_layout_says(model) -> None:
         assert np.allclose(at["load", layer], routing.load_E.detach())
         assert at["counts", layer].sum() == 2 * 32
         assert np.allclose(at["noise_scale", layer], routing.noise_std_TE.mean().detach())
+        assert np.allclose(at["logit_spread", layer], routing.clean_logits_TE.std(1, correction=0).mean().detach())
         assert np.allclose(at["top1_gate", layer], routing.gates_TE.max(1).values.mean().detach())
         assert at["saturation", layer] == 1
         assert at["unrouted", layer] == 0
@@ -196,3 +197,9 @@ def test_the_second_look_says_what_moved(model) -> None:
     second = probe.look(model, {"k": 2}, telemetry, False, window)["probe"]["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0
+
+
+def test_the_spread_of_logits_leaves_out_an_expert_that_is_off() -> None:
+    logits = torch.tensor([[1.0, 3.0, -torch.inf], [0.0, 0.0, -torch.inf]])
+    assert spread(logits) == 0.5
+    assert spread(torch.full((2, 3), -torch.inf)) == 0

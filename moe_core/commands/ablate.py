@@ -1,0 +1,67 @@
+"""ablate: what a run loses without each of its experts."""
+
+import argparse
+import csv
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+from moe_core.commands.common import add, plain
+
+
+def declare(commands: Any) -> None:
+    ablate = add(commands, "ablate", ablate_command, "measure how much the held-out loss rises without each expert")
+    ablate.add_argument("--at", type=int, metavar="STEP", help="the checkpoint nearest to this step; else the last")
+    ablate.add_argument("--out", metavar="FILE.csv", help="write the table there too")
+
+
+def ablate_command(arguments: argparse.Namespace) -> int:
+    from moe_core.runs import open_run, write_ablation
+
+    run = open_run(arguments.run, arguments.runs)
+    live = not arguments.json and sys.stderr.isatty()
+
+    def progress(done: int, of: int) -> None:
+        if live:
+            print(f"\r\x1b[K{done} of {of} experts measured", end="", file=sys.stderr, flush=True)
+
+    from moe_core.training.ablate import ablate
+
+    found = ablate(run, arguments.at, progress)
+    path = write_ablation(run.path, found)
+    rows = table(found)
+    if live:
+        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+    if arguments.out:
+        write_csv(Path(arguments.out), rows)
+    if arguments.json:
+        for row in rows:
+            print(json.dumps({"event": "expert", **row}))
+        print(json.dumps({"event": "end", "run": run.id, "step": found.step, "loss": found.loss, "path": str(path)}))
+        return 0
+    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats"))
+    print(f"{'layer':>5} {'expert':>6} {'rise without':>12} {'load share':>10}")
+    for row in rows:
+        rise = "–" if row["rise"] is None else f"{row['rise']:+.4f}"
+        print(f"{row['layer']:>5} {row['expert']:>6} {rise:>12} {100 * row['share']:>8.1f} %")
+    return 0
+
+
+def table(found: Any) -> list[dict[str, Any]]:
+    """One row an expert, the most missed first; layers and experts counted from 1. rise is None where it could not be."""
+    rows = [
+        {"layer": layer + 1, "expert": expert + 1, "rise": float(rise), "share": float(found.share_LE[layer, expert])}
+        for layer, rise_E in enumerate(found.rise_LE)
+        for expert, rise in enumerate(rise_E)
+    ]
+    rows.sort(key=lambda row: (math.isnan(row["rise"]), -row["rise"] if not math.isnan(row["rise"]) else 0.0))
+    return [row | {"rise": None} if math.isnan(row["rise"]) else row for row in rows]
+
+
+def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, ("layer", "expert", "rise", "share"))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,57 @@
+"""A recorded run without each of its experts: its checkpoint loaded, its held-out split measured.
+
+Shapes: L layers, E experts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moe_core.nn.models import asked_by, build
+from moe_core.runs import Ablation, Run
+from moe_core.schema import Config, Knobs, from_dict
+from moe_core.training import checkpoint
+from moe_core.training.data import Batch, load
+from moe_core.training.evaluation import ablation
+
+
+def ablate(run: Run, at: int | None = None, progress: Callable[[int, int], None] = lambda done, of: None) -> Ablation:
+    """How much the held-out loss rises without each expert, at the checkpoint nearest to step `at` (the last, if None).
+
+    progress is called with how many of how many experts are measured. ValueError if there is no checkpoint, or its
+    data are not there any more.
+    """
+    state = checkpoint.read(nearest(run, at))
+    data = load(run.config)
+    knobs = from_dict(Knobs, state["knobs"])
+    model = build(run.config, data.features, data.classes, knobs.k)
+    model.load_state_dict(state["model"])
+    model.eval()
+    held_out = data.held_out()
+    loss, rise_LE = ablation(model, held_out, run.config, knobs, progress)
+    shares_LE = shares(model, held_out, asked_by(run.config, knobs), run.config)
+    return Ablation(int(state["step"]), loss, rise_LE.double().numpy(), shares_LE)
+
+
+def nearest(run: Run, at: int | None) -> Path:
+    """The checkpoint whose step is nearest to `at`; the last if None."""
+    there = {int(path.stem.partition("-")[2]): path for path in run.path.glob("checkpoint-*.pt")}
+    if not there:
+        raise ValueError(
+            f"{run.id} has no checkpoint, and its weights are needed; write one with `checkpoint` while it trains"
+        )
+    return there[max(there) if at is None else min(there, key=lambda step: (abs(step - at), -step))]
+
+
+@torch.no_grad()
+def shares(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any], config: Config) -> np.ndarray:
+    """(L, E) each expert's share of the selections on the held-out split."""
+    counts_LE = np.zeros((config.layers, config.num_experts))
+    for batch in held_out:
+        _, routings = model(batch.inputs, **asked)
+        counts_LE += torch.stack([routing.counts_E for routing in routings]).numpy()
+    return counts_LE / np.maximum(counts_LE.sum(1, keepdims=True), 1)

@@ -1,0 +1,87 @@
+"""Holds a chosen CV(load) by steering the loss weights: a damped controller in log space, by step and not by the clock.
+
+It keeps nothing but the last loads, which the record has too: a weight is its own memory, so there is nothing that could
+wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's.
+
+Shapes: L layers, E experts, n steps. `load_LE` is (L, E).
+"""
+
+import math
+from collections import deque
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from moe_core.nn.gating import Routing
+from moe_core.runs.statistics import cv
+from moe_core.schema import Knobs
+
+EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
+GAIN = 1.0  # twice as uneven as wanted doubles the weights
+FORESIGHT = 2.0  # windows for which the last window's drift is expected to go on: this damps
+LARGEST = 4.0  # a weight changes at most by this factor at once
+LEAST = 1.25  # and a smaller factor than this is not worth an entry in the record: windows differ by a tenth
+LOW, HIGH = 1e-4, 1.0  # the bounds of a steered weight
+STEERED = {"paper": ("w_importance", "w_load"), "switch": ("w_switch",)}  # by strategy; the others have no weight
+
+
+def factor(cv_now: float, cv_before: float, target: float) -> float:
+    """What the weights are to be multiplied by. Above 1 where the load is less even than wanted, or soon will be."""
+    now, before = max(cv_now, 1e-6), max(cv_before, 1e-6)
+    missing = math.log(now / target) + FORESIGHT * math.log(now / before)
+    return math.exp(max(-math.log(LARGEST), min(math.log(LARGEST), GAIN * missing)))
+
+
+def steered(weights: dict[str, float], by: float) -> dict[str, float]:
+    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0 and more is
+    needed: then all start."""
+    if by > 1 and not any(weights.values()):
+        weights = dict.fromkeys(weights, LOW)
+    changed = {}
+    for name, weight in weights.items():
+        wanted = float(f"{min(HIGH, max(LOW, weight * by)):.3g}")
+        if weight and max(wanted / weight, weight / wanted) >= LEAST:
+            changed[name] = wanted
+    return changed
+
+
+class Autobalance:
+    """The last loads, and a decision each EVERY steps.
+
+    silent_until: up to this step decisions are in the record already and are applied from there (resume, replay, script).
+    """
+
+    def __init__(self, silent_until: int = 0):
+        self.silent_until = silent_until
+        self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
+
+    def see(self, step: int, routings: list[Routing]) -> None:
+        """The loads of a step. Copies nothing off the device."""
+        self.loads.append((step, torch.stack([r.load_E.detach().float() for r in routings])))
+
+    def recall(self, run: Any, step: int) -> None:
+        """The loads up to `step` from a run's record, so that a resumed trainer decides as if it had never stopped."""
+        first = max(1, step - 2 * EVERY + 1)
+        layers = [run.history("load", layer, first, step) for layer in range(run.config.layers)]
+        load_nLE = torch.from_numpy(np.stack([np.asarray(load, np.float32) for _, load in layers], axis=1))
+        self.loads.extend((int(at), load_LE) for at, load_LE in zip(layers[0][0], load_nLE, strict=True))
+
+    def wanted(self, step: int, knobs: Knobs) -> dict[str, float]:
+        """The weights that are to change after `step`, and to what."""
+        if not knobs.autobalance or step % EVERY or step < self.silent_until or len(self.loads) < EVERY:
+            return {}
+        cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY])
+        if not np.isfinite(cv_n).all():
+            return {}
+        now, before = cv_n[-EVERY:], cv_n[:-EVERY]
+        names = STEERED.get(knobs.strategy, ())
+        by = factor(float(now.mean()), float((before if len(before) else now).mean()), knobs.autobalance)
+        return steered({name: getattr(knobs, name) for name in names}, by)
+
+
+def mean_cv(loads: list[Tensor]) -> np.ndarray:
+    """(n,) CV(load) of each step, mean over the layers."""
+    load_nLE = torch.stack([load_LE.cpu() for load_LE in loads]).double().numpy()
+    return np.mean([cv(load_nLE[:, layer]) for layer in range(load_nLE.shape[1])], axis=0)

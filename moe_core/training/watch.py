@@ -1,0 +1,68 @@
+"""Looks at a run while it trains, and says once what its diagnosis newly finds."""
+
+import time
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.diagnosis import BINS, Finding, diagnose
+from moe_core.runs import Batch, KnobChange, pick
+from moe_core.schema import Config, Knobs, layout
+
+KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
+EVERY = 1.0  # seconds between two looks
+
+
+class Watch:
+    """The last steps as they are committed: a source for diagnose(). Used by the thread that commits.
+
+    Shapes: n steps, C columns of the layout.
+    """
+
+    def __init__(self, config: Config, knobs: Knobs):
+        self.config, self.knobs = config, knobs
+        self.layout = layout(config.layers, config.num_experts)
+        self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
+        self.changes: list[KnobChange] = []
+        self.standing: set[tuple[str, int]] = set()
+        self.next_look = 0.0
+
+    def turned(self, step: int, knobs: Knobs) -> None:
+        """How the knobs stand in the coming step. Called by the training thread, which only adds and replaces."""
+        for f in fields(Knobs):
+            value, previous = getattr(knobs, f.name), getattr(self.knobs, f.name)
+            if value != previous:
+                self.changes.append(KnobChange(len(self.changes) + 1, f.name, value, previous, "", 0.0, step))
+        self.knobs = knobs
+
+    def see(self, batch: Batch) -> list[Finding]:
+        """Take what was committed; about once a second, what is newly found."""
+        if len(batch.rows):
+            self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-KEPT:]
+            self.first = batch.first_step + len(batch.rows) - len(self.rows_nC)
+        return self.look() if time.monotonic() >= self.next_look else []
+
+    def look(self) -> list[Finding]:
+        """The findings that did not stand at the last look. One that ended and comes again is new again."""
+        self.next_look = time.monotonic() + EVERY
+        found = [finding for layer in range(self.config.layers) for finding in diagnose(self, layer)]
+        new = [finding for finding in found if (finding.rule, finding.layer) not in self.standing]
+        self.standing = {(finding.rule, finding.layer) for finding in found}
+        return new
+
+    # What a diagnosis reads
+
+    @property
+    def last(self) -> int:
+        """The last step that was committed."""
+        return self.first + len(self.rows_nC) - 1
+
+    def history(self, stat: str, layer: int = 0, bins: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The steps in memory, each as it was: there are not more than a diagnosis takes."""
+        steps = np.arange(self.first, self.first + len(self.rows_nC))
+        return steps, pick(self.layout, self.rows_nC, stat, layer)
+
+    def knob_changes(self) -> list[KnobChange]:
+        return list(self.changes)

@@ -1,0 +1,342 @@
+"""Each rule of the diagnosis: it fires, it does not, and at its boundary it does not either; and no finding flickers."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from moe_core import diagnosis
+from moe_core.diagnosis import (
+    HOLD,
+    SOON,
+    Finding,
+    Seen,
+    diagnose,
+    even_again,
+    evens,
+    named,
+    standing,
+    trailing_mean,
+    turns,
+)
+from moe_core.schema import DEAD_AFTER, Config, Knobs
+
+E = 16
+CONFIG = Config(num_experts=E)
+QUIET = Knobs()
+N = 400
+
+
+def change(step: int | None, name: str, value: float, previous: float, id: int = 1) -> SimpleNamespace:
+    return SimpleNamespace(id=id, step=step, name=name, value=value, previous=previous)
+
+
+def seen(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, **stats) -> Seen:
+    """A quiet run of n steps, with what is given in place of its statistics."""
+    quiet = {
+        "loss": 2.0,
+        "task_loss": 2.0,
+        "cv_load": 0.1,
+        "dead": 0.0,
+        "noise_scale": 0.7,
+        "logit_spread": 1.0,
+        "dropped": 0.0,
+    }
+    values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
+    counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
+    return Seen(config, knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
+
+
+def from_step(step: int, value: float, before: float = 0.0, n: int = N) -> np.ndarray:
+    return np.where(np.arange(1, n + 1) >= step, value, before)
+
+
+def test_a_quiet_run_has_no_finding() -> None:
+    assert [rule(seen()) for rule in diagnosis.RULES] == [None] * len(diagnosis.RULES)
+
+
+# When a condition holds
+
+
+def flags(text: str) -> np.ndarray:
+    return np.array([letter == "x" for letter in text])
+
+
+@pytest.mark.parametrize(
+    ("on", "off", "since"),
+    [
+        ("....", "....", None),
+        (".xxx", "....", 2),
+        ("..xx", "....", None),  # one step short
+        ("xxx....", "...xx..", 1),  # the opposite is one step short
+        ("xxx....", "...xxx.", None),
+        ("xxx...xxx", "...xx....", 1),  # never ended, so it still stands since its first step
+        ("xxx...xxx", "...xxx...", 7),
+        ("xx.xx", ".....", None),
+    ],
+)
+def test_a_finding_begins_and_ends_after_so_many_steps(on: str, off: str, since: int | None) -> None:
+    assert standing(np.arange(1, len(on) + 1), flags(on), flags(off), hold=3) == since
+
+
+def test_what_counts_is_the_span_of_steps_not_of_rows() -> None:
+    steps = np.array([1, 10, 20, 30])
+    assert standing(steps, flags(".xx."), flags("...."), hold=11) == 10
+    assert standing(steps, flags(".xx."), flags("...."), hold=12) is None
+
+
+def test_a_value_that_wavers_about_the_threshold_does_not_make_the_finding_flicker() -> None:
+    wavers = 1.0 + 0.15 * np.sin(np.arange(N) / 3)
+    wavers[:40] = 2.0
+    assert {diagnosis.collapse(seen(cv_load=wavers[:n], n=n)).since for n in range(HOLD, N)} == {1}
+
+
+# Collapse
+
+
+def test_collapse_says_since_when_why_and_what_to_do() -> None:
+    found = diagnosis.collapse(seen(Knobs(w_importance=0, w_load=0), cv_load=from_step(101, 1.9)))
+    assert (found.rule, found.layer, found.since) == ("collapse", 0, 101)
+    assert "1.90" in found.what
+    assert "2.65" in found.what  # sqrt(16 / 2 - 1)
+    assert "No loss asks for balance" in found.why
+    assert found.remedy == {"w_importance": 0.1, "w_load": 0.1}
+    assert "w_importance to 0.1 and w_load to 0.1" in found.try_this
+
+
+@pytest.mark.parametrize(
+    ("cv", "fires"), [(from_step(N - HOLD + 1, 1.01), True), (from_step(N - HOLD + 2, 1.01), False), (1.0, False)]
+)
+def test_collapse_at_its_boundary(cv, fires: bool) -> None:
+    assert (diagnosis.collapse(seen(cv_load=cv)) is not None) == fires
+
+
+def test_collapse_ends_when_the_load_has_been_even_for_a_while() -> None:
+    cv = from_step(1, 1.9)
+    cv[300 : 300 + HOLD - 1] = 0.3
+    assert diagnosis.collapse(seen(cv_load=cv[: 300 + HOLD - 1], n=300 + HOLD - 1))
+    cv[300 : 300 + HOLD] = 0.3
+    assert diagnosis.collapse(seen(cv_load=cv[: 300 + HOLD], n=300 + HOLD)) is None
+
+
+def test_where_cv_cannot_pass_1_three_quarters_of_its_ceiling_is_a_collapse() -> None:
+    four = Config(num_experts=4)
+    assert diagnosis.collapse(seen(config=four, cv_load=0.76))
+    assert diagnosis.collapse(seen(config=four, cv_load=0.74)) is None
+    assert diagnosis.collapse(seen(Knobs(k=4), config=four, cv_load=0.0)) is None
+
+
+def test_what_evens_a_collapsed_gate_depends_on_where_the_knobs_stand() -> None:
+    assert even_again(Knobs(noise=0, w_importance=0, w_load=0.01)) == {"noise": 1.0, "w_importance": 0.1, "w_load": 0.1}
+    assert even_again(Knobs(w_importance=1, w_load=0)) == {"w_load": 0.1}
+    assert even_again(Knobs()) == {}
+    assert not evens(Knobs(noise=0, w_load=0), {"noise": 1.0})
+    assert evens(Knobs(noise=0), {"noise": 1.0})
+    assert turns({"noise": 1.0}) == "noise to 1"
+    assert turns({"a": 1.0, "b": 2.0, "c": 3.0}) == "a to 1, b to 2 and c to 3"
+
+
+def test_a_gate_that_is_being_mended_is_offered_time_not_the_same_again() -> None:
+    turned = [change(390, "w_load", 0.1, 0.0)]
+    found = diagnosis.collapse(seen(cv_load=1.9, changes=turned))
+    assert found.remedy is None
+    assert "until step 490" in found.try_this
+    late = diagnosis.collapse(seen(cv_load=1.9, changes=[change(N - SOON, "w_load", 0.1, 0.0)]))
+    assert "learning rate" in late.try_this
+
+
+def test_a_collapse_without_noise_says_that_the_load_loss_cannot_help() -> None:
+    found = diagnosis.collapse(seen(Knobs(noise=0), cv_load=1.9))
+    assert "Without noise" in found.why
+    assert found.remedy == {"noise": 1.0}
+
+
+def test_without_a_strategy_the_paper_is_offered_and_where_nothing_was_measured_nothing() -> None:
+    assert even_again(Knobs(strategy="none", w_load=0)) == {"strategy": "paper", "w_load": 0.1}
+    assert evens(Knobs(strategy="none"), {"strategy": "paper"})
+    free = diagnosis.collapse(seen(Knobs(strategy="loss-free"), cv_load=1.9))
+    assert free.remedy is None
+    assert "loss-free does not hold it" in free.try_this
+    groups = Config(num_experts=E, groups=4)
+    assert diagnosis.collapse(seen(Knobs(w_load=0), config=groups, cv_load=1.9)).remedy is None
+
+
+# Dead experts
+
+
+def test_an_expert_that_is_switched_off_is_not_dead() -> None:
+    counts = np.full((N, E), 10.0)
+    counts[:, [0, 3]] = 0
+    both = seen(Knobs(off="1:1,4"), dead=2.0, counts=counts)
+    assert diagnosis.dead_experts(both) is None
+    assert "expert 4 of 16" in diagnosis.dead_experts(both._replace(knobs=Knobs(off="1"))).what
+
+
+def test_dead_experts_are_named_since_they_were_last_chosen() -> None:
+    counts = np.full((N, E), 10.0)
+    counts[100:, [3, 8, 10]] = 0
+    found = diagnosis.dead_experts(seen(dead=from_step(100 + DEAD_AFTER, 3), counts=counts))
+    assert found.since == 100
+    assert "experts 4, 9 and 11 of 16" in found.what
+    counts[:, 3], counts[-1, [8, 10]] = 0, 1
+    one = diagnosis.dead_experts(seen(dead=1.0, counts=counts))
+    assert one.since == 1
+    assert "expert 4 of 16" in one.what
+
+
+def test_an_expert_that_comes_back_is_not_dead() -> None:
+    dead = from_step(1, 1.0)
+    dead[-HOLD:] = 0
+    assert diagnosis.dead_experts(seen(dead=dead)) is None
+    counts = np.full((N, E), 10.0)
+    counts[-DEAD_AFTER + 1 :, 0] = 0  # chosen DEAD_AFTER steps ago
+    assert diagnosis.dead_experts(seen(dead=1.0, counts=counts)) is None
+
+
+def test_of_many_experts_a_few_are_named() -> None:
+    assert named(range(10)) == "1, 2, 3, 4, 5, 6, 7, 8 and 2 more"
+    assert named([4]) == "5"
+
+
+# Noise
+
+
+def test_noise_drowns_a_gate_only_above_the_ratio_and_once_it_has_settled() -> None:
+    high, settled = diagnosis.DROWNED[0] + 0.1, diagnosis.SETTLED
+    found = diagnosis.noise_drowns(seen(Knobs(noise=4), noise_scale=high, n=600))
+    assert found.since == settled + 1
+    assert found.remedy == {"noise": 1.0}
+    assert diagnosis.noise_drowns(seen(Knobs(w_load=1), noise_scale=high, n=600)).remedy == {"w_load": 0.1}
+    assert diagnosis.noise_drowns(seen(noise_scale=high, n=600)).remedy is None
+    assert diagnosis.noise_drowns(seen(noise_scale=diagnosis.DROWNED[0], n=600)) is None
+    assert diagnosis.noise_drowns(seen(noise_scale=high, n=settled + HOLD - 1)) is None
+    assert diagnosis.noise_drowns(seen(noise_scale=high, n=settled + HOLD))
+    assert diagnosis.noise_drowns(seen(noise_scale=0.0, logit_spread=0.0, n=600)) is None
+    assert diagnosis.noise_drowns(seen(noise_scale=np.nan, n=600)) is None
+    # Between the two thresholds it stays; below the lower one it ends.
+    fell = from_step(551, diagnosis.DROWNED[1], high, n=600)
+    assert diagnosis.noise_drowns(seen(noise_scale=fell, n=600))
+    assert diagnosis.noise_drowns(seen(noise_scale=fell - 0.1, n=600)) is None
+
+
+def test_a_load_loss_without_noise_is_told_at_once() -> None:
+    turned = [change(120, "noise", 0.0, 1.0), change(50, "w_load", 0.1, 0.0)]
+    found = diagnosis.idle_load_loss(seen(Knobs(noise=0), changes=turned, n=130))
+    assert found.since == 120
+    assert found.remedy == {"noise": 1.0}
+    assert diagnosis.idle_load_loss(seen(Knobs(noise=0, w_load=0))) is None
+    assert diagnosis.idle_load_loss(seen(Knobs(noise=0.05))) is None
+    assert diagnosis.idle_load_loss(seen(Knobs(noise=0, strategy="switch"))) is None
+    assert diagnosis.idle_load_loss(seen(Knobs(noise=0))).since == 1
+
+
+# Coefficients
+
+
+def test_a_balancing_loss_that_is_a_large_share_for_long() -> None:
+    big = Knobs(w_importance=1, w_load=0.5)
+    found = diagnosis.large_coefficient(seen(big, loss=from_step(N - SOON + 1, 3.0, 2.0)))  # a third of it
+    assert found.since == N - SOON + 1
+    assert "33 %" in found.what
+    assert found.remedy == {"w_importance": 0.1, "w_load": 0.05}
+    assert diagnosis.large_coefficient(seen(big, loss=from_step(N - SOON + 2, 3.0, 2.0))) is None
+    assert diagnosis.large_coefficient(seen(big, loss=2.0 / (1 - diagnosis.LARGE[0]) - 1e-9)) is None
+    assert diagnosis.large_coefficient(seen(big, loss=np.nan)) is None
+    assert diagnosis.large_coefficient(seen(Knobs(strategy="switch"), loss=4.0)) is None
+
+
+def test_where_the_task_is_learnt_nothing_is_at_stake() -> None:
+    assert diagnosis.large_coefficient(seen(loss=0.1, task_loss=0.04))
+    assert diagnosis.large_coefficient(seen(loss=0.06, task_loss=0.02)) is None
+    assert diagnosis.noise_drowns(seen(noise_scale=20.0, task_loss=0.06, n=600))
+    assert diagnosis.noise_drowns(seen(noise_scale=20.0, task_loss=0.04, n=600)) is None
+
+
+def test_where_the_load_is_uneven_no_weight_is_turned_below_what_evens_it() -> None:
+    found = diagnosis.large_coefficient(seen(Knobs(w_importance=1, w_load=0.1), loss=4.0, cv_load=0.5))
+    assert found.remedy == {"w_importance": 0.1}
+    assert diagnosis.large_coefficient(seen(loss=4.0, cv_load=0.5)).remedy is None
+
+
+def test_a_task_loss_that_got_worse_when_a_weight_was_raised() -> None:
+    raised = [change(200, "w_load", 1.0, 0.1)]
+    high = diagnosis.WORSE[0]
+    worse = seen(changes=raised, loss=np.nan, task_loss=from_step(200, 2 * high + 0.02, 2.0))
+    found = diagnosis.large_coefficient(worse)
+    assert found.since == 200
+    assert "6 % above" in found.what
+    assert diagnosis.large_coefficient(worse._replace(task_loss_n=from_step(200, 2 * high - 1e-9, 2.0))) is None
+    # It recovers, there was nothing before, the weight was lowered again, or it is too early to say.
+    back = np.where((worse.steps_n > 200) & (worse.steps_n < 290), 9.0, 2.0)
+    assert diagnosis.large_coefficient(worse._replace(task_loss_n=back)) is None
+    assert diagnosis.large_coefficient(worse._replace(changes=[change(1, "w_load", 1.0, 0.1)])) is None
+    assert diagnosis.large_coefficient(worse._replace(changes=[change(200, "w_load", 0.1, 1.0)])) is None
+    lowered = [*raised, change(250, "w_load", 0.1, 1.0)]
+    assert diagnosis.large_coefficient(worse._replace(changes=lowered)) is None
+    assert diagnosis.large_coefficient(worse._replace(changes=[change(N - SOON + 1, "w_load", 1.0, 0.1)])) is None
+
+
+def test_a_trailing_mean_leaves_out_what_is_not_finite() -> None:
+    assert trailing_mean(np.array([1.0, np.nan, 3.0, 5.0, 5.0]), 2).tolist() == [1, 1, 3, 4, 5]
+    assert trailing_mean(np.array([2.0, 4.0]), 5).tolist() == [2, 3]
+
+
+# Dropped tokens
+
+
+def test_dropped_tokens() -> None:
+    counts = np.full(E, 10.0)
+    counts[0] = 40
+    found = diagnosis.dropped_tokens(seen(dropped=from_step(301, 0.2), counts=counts))
+    assert found.since == 301
+    assert "20 %" in found.what
+    assert "3.4 times" in found.why
+    assert diagnosis.dropped_tokens(seen(dropped=diagnosis.DROPPING[0])) is None
+
+
+# Together
+
+
+class Source:
+    """A run of n steps in memory, as a diagnosis reads it."""
+
+    def __init__(self, knobs: Knobs, changes=(), n: int = N, **stats) -> None:
+        self.config, self.knobs, self.n, self.changes = CONFIG, knobs, n, list(changes)
+        made = seen(knobs, n=max(n, 1), **stats)
+        fields = {"dead_experts": "dead", "counts": "counts"}
+        names = ("loss", "task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "dropped")
+        self.stats = {s: getattr(made, fields.get(s, s) + ("_nE" if s == "counts" else "_n")) for s in names}
+
+    def history(self, stat, layer=0, first=None, last=None, bins=None):
+        if stat not in self.stats:
+            raise ValueError(f"this run has no statistic {stat!r}")
+        return np.arange(1, self.n + 1), self.stats[stat][: self.n]
+
+    def knob_changes(self):
+        return self.changes
+
+
+def test_findings_come_gravest_first_and_nothing_is_said_of_no_steps() -> None:
+    found = diagnose(Source(Knobs(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
+    assert [f.rule for f in found] == ["collapse", "dead_experts", "dropped_tokens"]
+    assert diagnose(Source(Knobs(w_load=0), n=0)) == []
+
+
+def test_in_a_collapse_no_remedy_is_offered_that_leaves_it_collapsed() -> None:
+    found = {f.rule: f for f in diagnose(Source(Knobs(noise=0, w_load=0.05), cv_load=1.9, dropped=0.5))}
+    assert found["collapse"].remedy == {"noise": 1.0, "w_load": 0.1}
+    assert found["idle_load_loss"].remedy is None
+    assert found["dropped_tokens"].remedy is None
+    quiet = {f.rule: f for f in diagnose(Source(Knobs(noise=0, w_load=0.05)))}
+    assert quiet["idle_load_loss"].remedy == {"noise": 1.0}
+
+
+def test_a_change_that_has_not_taken_effect_yet_is_not_counted() -> None:
+    waiting = [change(None, "noise", 0.0, 1.0, id=2), change(30, "w_load", 0.1, 0.0, id=1)]
+    assert diagnose(Source(Knobs(noise=0), changes=waiting))[0].since == 30
+
+
+def test_a_finding_is_plain_json() -> None:
+    found = diagnose(Source(Knobs(w_importance=0, w_load=0), cv_load=1.9))[0]
+    assert Finding(**json.loads(json.dumps(found._asdict()))) == found

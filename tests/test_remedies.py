@@ -1,0 +1,46 @@
+"""What the diagnosis offers a collapsed gate evens it: the small form of benchmarks/remedies.py."""
+
+import math
+
+import pytest
+import torch
+
+from benchmarks.remedies import NONE, collapsed, offered, tried
+from moe_core.schema import Config, Knobs
+from moe_core.training.data import load
+
+CONFIG = Config.for_task("text", layers=1, tokens=256, context=64, d_model=32, d_hidden=32, eval_every=10**9, threads=1)
+
+
+@pytest.fixture(scope="module")
+def data():
+    torch.set_num_threads(1)
+    return load(CONFIG)
+
+
+@pytest.mark.parametrize(
+    "then",
+    [{}, {"noise": 0.0, "w_load": 0.1}, {"w_importance": 0.01, "w_load": 0.0}],
+    ids=["as it is", "idle load loss", "weak"],
+)
+def test_each_remedy_that_is_offered_works(then, data) -> None:
+    patient = collapsed(CONFIG, Knobs(**NONE), data)
+    assert patient is not None, "the gate did not collapse, so this says nothing"
+    patient.turn(then)
+    patient.step()
+    remedies, kept = offered(patient), patient.keep()
+    assert {"collapse", *(["idle_load_loss"] if "noise" in then else [])} >= set(remedies) >= {"collapse"}
+    for rule, remedy in remedies.items():
+        patient.back(kept)
+        assert patient.uneven(10) > 1
+        after, _ = tried(patient, remedy, within=120)
+        assert after is not None, f"{rule} offers {remedy}, which left CV(load) at {patient.uneven(10)}"
+
+
+def test_without_a_remedy_it_stays_collapsed(data) -> None:
+    """Or the test above would pass by waiting."""
+    patient = collapsed(CONFIG, Knobs(**NONE), data)
+    after, end = tried(patient, {}, within=120)
+    assert after is None
+    assert math.isfinite(end)
+    assert end > 0.8

@@ -1,0 +1,172 @@
+"""Autobalance: the controller as a pure function, and a real gate that it brings back from a collapse and holds."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from moe_core.runs import RunWriter, open_run, verify
+from moe_core.runs.statistics import cv
+from moe_core.schema import AUTOBALANCE, Config, Knobs
+from moe_core.training import autobalance
+from moe_core.training.autobalance import EVERY, HIGH, LARGEST, LEAST, LOW, Autobalance, factor, steered
+from moe_core.training.loop import Trainer, train
+
+
+def test_the_factor_is_what_is_missing_and_damped_by_where_it_is_going() -> None:
+    assert factor(0.2, 0.2, 0.1) == pytest.approx(2)
+    assert factor(0.1, 0.1, 0.2) == pytest.approx(0.5)
+    assert factor(0.1, 0.1, 0.1) == 1
+    assert factor(0.2, 0.25, 0.1) < factor(0.2, 0.2, 0.1) < factor(0.2, 0.19, 0.1)
+    assert factor(0.11, 0.2, 0.1) < 1  # above the target still, but falling fast
+
+
+def test_the_factor_is_bounded_and_finite() -> None:
+    assert factor(3.0, 0.1, 0.01) == pytest.approx(LARGEST)
+    assert factor(0.0, 3.0, 1.0) == pytest.approx(1 / LARGEST)
+    assert factor(0.0, 0.0, 1.0) == pytest.approx(1 / LARGEST)
+
+
+def test_weights_stay_in_bounds_keep_their_ratio_and_small_changes_are_left_out() -> None:
+    assert steered({"a": 0.1, "b": 0.01}, 2.0) == {"a": 0.2, "b": 0.02}
+    assert steered({"a": 0.9, "b": 0.0}, 4.0) == {}  # the bound is nearer than LEAST, and 0 is what a person chose
+    assert steered({"a": 0.5, "b": 0.0}, 4.0) == {"a": HIGH}
+    assert steered({"a": LOW * 2}, 0.25) == {"a": LOW}
+    assert steered({"a": 0.1}, LEAST - 0.01) == {}
+    assert steered({"a": 0.1}, LEAST + 0.01) == {"a": 0.126}
+    assert steered({"a": 0.123456}, 2.0) == {"a": 0.247}
+
+
+def test_from_nothing_it_starts_only_where_more_is_needed() -> None:
+    assert steered({"a": 0.0, "b": 0.0}, 4.0) == {"a": 4 * LOW, "b": 4 * LOW}
+    assert steered({"a": 0.0, "b": 0.0}, 0.5) == {}
+
+
+def test_nothing_winds_up() -> None:
+    """However long the target was out of reach, one window below it turns the weight down."""
+    weight = {"a": HIGH}
+    for _ in range(100):
+        weight |= steered(weight, factor(2.0, 2.0, 0.1))
+    assert weight == {"a": HIGH}
+    assert steered(weight, factor(0.05, 0.05, 0.1)) == {"a": HIGH / 2}
+
+
+def routing(cv_load: float) -> SimpleNamespace:
+    """Two experts whose load has this coefficient of variation."""
+    return SimpleNamespace(load_E=torch.tensor([1 + cv_load, 1 - cv_load]))
+
+
+def test_it_decides_by_step_from_whole_windows_and_not_where_the_record_has_decided() -> None:
+    knobs = Knobs(autobalance=0.1)
+    one = Autobalance()
+    decided = {}
+    for step in range(1, 4 * EVERY + 1):
+        one.see(step, [routing(0.3), routing(0.1)])  # a mean of 0.2
+        if wanted := one.wanted(step, knobs):
+            decided[step] = wanted
+    assert list(decided) == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
+    assert decided[EVERY] == {"w_importance": 0.2, "w_load": 0.2}
+    assert one.wanted(4 * EVERY, Knobs()) == {}
+    one.silent_until = 4 * EVERY + 1
+    assert one.wanted(4 * EVERY, knobs) == {}
+    one.silent_until = 4 * EVERY
+    assert one.wanted(4 * EVERY, knobs)
+    late = Autobalance()
+    for step in range(EVERY + 2, 2 * EVERY + 1):  # one short of a window
+        late.see(step, [routing(0.2)])
+    assert late.wanted(2 * EVERY, knobs) == {}
+
+
+def test_a_loss_that_is_not_finite_decides_nothing() -> None:
+    one = Autobalance()
+    for step in range(1, EVERY + 1):
+        one.see(step, [routing(float("nan"))])
+    assert one.wanted(EVERY, Knobs(autobalance=0.1)) == {}
+
+
+# On a real gate
+
+CONFIG = Config.for_task("plane", steps=1000, eval_every=1000, threads=1)
+COLLAPSED = Knobs(w_importance=0, w_load=0)
+TARGET, ON = 0.25, 150
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory):
+    """A gate that collapses for 150 steps; then autobalance is turned to 0.25."""
+    patch, folder = pytest.MonkeyPatch(), tmp_path_factory.mktemp("runs")
+    after = Trainer.after_step
+
+    def turn_it_on(self) -> None:
+        after(self)
+        if self.step == ON:
+            self.writer.turn("test", autobalance=TARGET)
+
+    def turn(self, who: str, **knobs) -> None:
+        write(self, who, **knobs)
+        if who == AUTOBALANCE:
+            committed.append(self.step)
+
+    write, committed = RunWriter.turn, []
+    patch.setattr(Trainer, "after_step", turn_it_on)
+    patch.setattr(RunWriter, "turn", turn)
+    try:
+        path, state = train(CONFIG, COLLAPSED, folder, "held")
+    finally:
+        patch.undo()
+    assert state == "finished"
+    run = open_run(path)
+    run.committed = committed
+    return run
+
+
+def balance(run, first: int, last: int) -> float:
+    return float(run.history("cv_load", first=first, last=last)[1].mean())
+
+
+def test_from_a_collapse_it_reaches_the_target_and_holds_it(held) -> None:
+    assert balance(held, ON - 50, ON) > 0.6
+    assert balance(held, 701, 1000) == pytest.approx(TARGET, rel=0.2)
+    assert balance(held, 501, 750) == pytest.approx(TARGET, rel=0.2)
+
+
+def test_the_weights_fall_again_once_the_balance_holds_by_itself(held) -> None:
+    weights = [c.value for c in held.knob_changes() if c.name == "w_load"]
+    assert max(weights) > 0.005
+    assert weights[-1] < max(weights) / 4
+
+
+def test_each_of_its_changes_is_in_the_record_with_its_step_and_the_chain_holds(held) -> None:
+    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE]
+    assert 8 <= len(own) <= 2 * (1000 - ON) // EVERY
+    assert {c.name for c in own} == {"w_importance", "w_load"}
+    assert all(c.step % EVERY == 1 and c.step > ON for c in own)
+    assert own[0].previous == 0
+    # A change is written when the steps that it follows from are on the disk, and before the one in which it acts.
+    assert held.committed == sorted({c.step - 1 for c in own})
+    assert verify(held) == []
+
+
+def test_what_it_decided_follows_from_the_record_alone(held) -> None:
+    """Each decision made again from the recorded loads and knobs, as a resumed trainer would."""
+    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE]
+    knobs, by_step = replace(COLLAPSED, autobalance=TARGET), {}
+    for change in own:
+        by_step.setdefault(change.step, {})[change.name] = change.value
+    again = {}
+    for step in range(ON + EVERY, 1000, EVERY):
+        fresh = Autobalance()
+        fresh.recall(held, step)
+        if wanted := fresh.wanted(step, knobs):
+            again[step + 1] = wanted
+            knobs = replace(knobs, **wanted)
+    assert again == by_step
+
+
+def test_the_mean_cv_is_that_of_the_record(held) -> None:
+    fresh = Autobalance()
+    fresh.recall(held, 10)
+    loads = [load for _, load in fresh.loads]
+    assert np.array_equal(autobalance.mean_cv(loads), cv(held.history("load", last=10)[1].astype(np.float64)))

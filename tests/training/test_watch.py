@@ -1,0 +1,93 @@
+"""What the trainer's own watch sees: the last steps, the knobs as they were turned, and each finding once."""
+
+import numpy as np
+
+from moe_core.runs import Batch
+from moe_core.schema import Config, Knobs, layout
+from moe_core.training import watch
+from moe_core.training.committer import Committer
+from moe_core.training.watch import KEPT, Watch
+
+CONFIG = Config.for_task("plane", num_experts=8, layers=1)
+COLUMNS = layout(1, 8)
+
+
+def rows(n: int, even: bool) -> np.ndarray:
+    found = np.ones((n, COLUMNS[-1].start + COLUMNS[-1].width), np.float32)
+    for column in COLUMNS:
+        at = found[:, column.start : column.start + column.width]
+        if column.stat in ("load", "counts"):
+            at[:] = 10 if even else np.eye(8)[0] * 80 + 1e-3
+        elif column.stat in ("dead_experts", "dropped"):
+            at[:] = 0
+    return found
+
+
+def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> None:
+    monkeypatch.setattr(watch, "EVERY", 0.0)
+    seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    assert seen.see(Batch(1, rows(30, True))) == []
+    told = seen.see(Batch(31, rows(30, False)))
+    assert [(f.rule, f.since) for f in told] == [("collapse", 31)]
+    assert seen.see(Batch(61, rows(30, False))) == []
+    assert seen.see(Batch(91, rows(30, True))) == []
+    assert [f.since for f in seen.see(Batch(121, rows(30, False)))] == [121]
+    assert seen.last == 150
+
+
+def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
+    seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    seen.see(Batch(1, rows(1, True)))
+    monkeypatch.setattr(seen, "next_look", float("inf"))
+    assert seen.see(Batch(2, rows(40, False))) == []
+    assert [f.since for f in seen.look()] == [2]
+
+
+def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
+    seen = Watch(CONFIG, Knobs())
+    for first in range(1, KEPT + 101, 50):
+        seen.see(Batch(first, rows(50, True)))
+    steps, load = seen.history("load")
+    assert (steps[0], steps[-1], load.shape) == (101, KEPT + 100, (KEPT, 8))
+    seen.see(Batch(0, rows(0, True)))
+    assert seen.last == KEPT + 100
+
+
+def test_knobs_are_known_by_what_changed() -> None:
+    seen = Watch(CONFIG, Knobs())
+    seen.turned(5, Knobs())
+    seen.turned(9, Knobs(noise=0, k=1))
+    seen.turned(12, Knobs(noise=0.5, k=1))
+    told = [(c.id, c.step, c.name, c.previous, c.value) for c in seen.knob_changes()]
+    assert told == [(1, 9, "noise", 1.0, 0), (2, 9, "k", 2, 1), (3, 12, "noise", 0, 0.5)]
+    assert seen.knobs.noise == 0.5
+
+
+class Disk:
+    """A writer that takes everything."""
+
+    def commit(self, batch: Batch) -> None:
+        pass
+
+
+def test_what_came_after_the_last_look_is_found_at_the_end() -> None:
+    told, seen = [], Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    seen.next_look = float("inf")
+    committer = Committer(Disk(), CONFIG, told.append, seen)
+    committer.put(Batch(1, rows(40, False)))
+    committer.settle()
+    assert [event for event in told if event["event"] == "alert"] == []
+    assert committer.close() == ""
+    alerts = [event for event in told if event["event"] == "alert"]
+    assert [(e["rule"], e["layer"], e["since"], e["step"]) for e in alerts] == [("collapse", 0, 1, 40)]
+
+
+def test_settling_does_not_hang_when_nothing_can_be_written() -> None:
+    class Full(Disk):
+        def commit(self, batch: Batch) -> None:
+            raise OSError("no room")
+
+    committer = Committer(Full(), CONFIG, lambda event: None, Watch(CONFIG, Knobs()))
+    committer.put(Batch(1, rows(1, True)))
+    committer.settle()
+    assert "no room" in committer.close()
