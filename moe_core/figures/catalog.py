@@ -13,7 +13,7 @@ import numpy as np
 
 from moe_core.figures import bars, routing, timeline
 from moe_core.figures.theme import Figure
-from moe_core.figures.tiles import last_step, probe_at, rows_until
+from moe_core.figures.tiles import gestures, last_step, probe_at, rows_until
 from moe_core.schema import METRICS, TASKS
 
 Span = tuple[float, float] | None
@@ -45,7 +45,7 @@ def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) 
 
 def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
     """What every chart over time takes beside its values."""
-    return {"span": span, "cursor": step, "changes": tuple(source.knob_changes())}
+    return {"span": span, "cursor": step, "changes": tuple(gestures(source.knob_changes()))}
 
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

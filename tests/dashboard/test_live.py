@@ -64,7 +64,8 @@ def test_memory_stays_bounded_and_extremes_stay(writer: RunWriter) -> None:
     spike[777, 0] = 99.0
     writer.commit(Batch(2051, spike))
     look(feed)
-    steps, values = feed.series["loss", 0]
+    series = feed.series["loss", 0]
+    steps, values = series.steps, series.values
     assert len(steps) <= 4 * 2048
     assert values.max() == 99.0
     assert feed.history("loss", bins=200)[1].max() == 99.0
