@@ -44,7 +44,20 @@ def write(folder: Path, config: Config, steps: int) -> int:
                 for column in loads:
                     rows[row, column.start : column.start + column.width] = 0.0
                     rows[row, column.start] = config.num_experts
-        snapshots = [(first, "probe", {"experts": np.zeros((config.layers, 256, 2), np.uint8), "gates": np.full((config.layers, 256, 2), 0.5, np.float16)})] if first % 5000 == 1 else []
+        snapshots = (
+            [
+                (
+                    first,
+                    "probe",
+                    {
+                        "experts": np.zeros((config.layers, 256, 2), np.uint8),
+                        "gates": np.full((config.layers, 256, 2), 0.5, np.float16),
+                    },
+                )
+            ]
+            if first % 5000 == 1
+            else []
+        )
         writer.commit(Batch(first, rows, snapshots=snapshots, state="training" if first == 1 else None))
     writer.finish("finished")
     return at
@@ -79,7 +92,9 @@ def read(folder: Path) -> dict[str, float]:
         span = [low, low + int(share * last)]
         told[f"zoom_{share}_s"], told[f"zoom_{share}_again_s"] = frame(span=span), frame(span=span, theme="dark")
     told["past_step_s"] = frame(step=last // 3)
-    held = [a.nbytes for s in feed.series.values() for a in (s.steps, s.values)] + [r.nbytes for r in feed._ranges.values()]
+    held = [a.nbytes for s in feed.series.values() for a in (s.steps, s.values)] + [
+        r.nbytes for r in feed._ranges.values()
+    ]
     told["held_MB"] = sum(held) / 1e6
     feed.run.close()
     return {name: round(float(value), 3) for name, value in told.items()}

@@ -92,19 +92,19 @@ def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> Non
     page.evaluate(
         """() => {
           window.kept = [...document.querySelectorAll('[data-figure], [data-figure] .main-svg')];
-          const chart = document.querySelector('[data-figure=load_share]');
           window.draws = 0;
-          chart.on('plotly_afterplot', () => window.draws++);
-          Plotly.relayout(chart, {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
+          document.querySelector('[data-figure=balance_now]').on('plotly_afterplot', () => window.draws++);
+          Plotly.relayout(document.querySelector('[data-figure=load_share]'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
         }"""
     )
-    page.wait_for_timeout(10_000)
-    kept, draws, zoom = page.evaluate(
-        "[window.kept.every(node => node.isConnected), window.draws, document.querySelector('[data-figure=load_share]')._fullLayout.xaxis.range]"
-    )
+    page.wait_for_timeout(8_000)
+    ranges = "['load_share', 'balance', 'loss'].map(n => document.querySelector(`[data-figure=${n}]`)._fullLayout.xaxis.range)"
+    kept, draws = page.evaluate("[window.kept.every(node => node.isConnected), window.draws]")
     assert kept
     assert draws >= 3
-    assert zoom == [5, 20]
+    assert page.evaluate(ranges) == [[5, 20]] * 3  # a zoom of one chart over time is a zoom of all
+    page.evaluate("Plotly.relayout(document.querySelector('[data-figure=balance]'), {'xaxis.autorange': true})")
+    page.wait_for_function(f"{ranges}.every(range => range[0] === 0 && range[1] > 20)")
 
 
 def test_two_tabs_turn_one_knob_and_both_see_it(server: Server, tab: Tab) -> None:
