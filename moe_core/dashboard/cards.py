@@ -21,9 +21,9 @@ def cards() -> None:
         "a gate that was balanced first does not collapse when it is released."
     )
     for column, (task, text) in zip(st.columns(3, gap="medium"), CARDS.items(), strict=True):
-        with column.container(border=True):
+        with column.container(border=True, height="stretch"):
             st.subheader(task.capitalize(), anchor=False)
-            st.markdown(text)
+            st.container(height="stretch").markdown(text)
             st.button(
                 task.capitalize(),
                 key=f"start-{task}",

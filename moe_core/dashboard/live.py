@@ -234,7 +234,7 @@ async def stream(websocket: WebSocket) -> None:
             frame = await asyncio.to_thread(viewer.frame)
             if frame is not None:
                 await websocket.send_bytes(frame)
-                if feed.behind:  # while the browser draws
+                while feed.behind and not viewer.drawn.is_set() and not listening.done():  # while the browser draws
                     await asyncio.to_thread(feed.catch_up)
                 # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
                 await first_of(viewer.drawn.wait(), listening)

@@ -35,6 +35,9 @@ CSS = f"""
   mask: url("{MARK}") center / contain no-repeat;
 }}
 [data-testid="stSidebarHeader"]::after {{ content: "MoEscope"; order: 2; flex: 1; font-size: 17px; font-weight: 600; }}
+[data-testid="stMainBlockContainer"] h1 {{ font-size: 32px; padding: 16px 0 8px; }}
+[data-testid="stMainBlockContainer"] h3 {{ font-size: 18px; padding: 4px 0; }}
+[data-testid="stTopNavLink"] span {{ font-size: 15px; }}
 [data-testid="stLogoSpacer"] {{ display: none; }}
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}

@@ -6,7 +6,7 @@ import { Scrubber } from "/moescope/scrubber.js";
 
 let plotly;
 
-function loadPlotly() {
+export function loadPlotly() {
   plotly ??= new Promise((resolve, reject) => {
     if (window.Plotly) return resolve(window.Plotly);
     const script = document.createElement("script");

@@ -1,12 +1,13 @@
 // Mounts a part of a page into the place that Streamlit gives it, and leaves it there while its data stay the same.
 
-import { View } from "/moescope/live.js";
+import { View, loadPlotly } from "/moescope/live.js";
 import { Panel } from "/moescope/panel.js";
 
 const PARTS = { charts: View, panel: Panel };
 const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
+  loadPlotly().catch(() => {}); // also before there is a chart: it takes longest
   const key = JSON.stringify(data);
   const before = mounted.get(parentElement);
   if (before?.key === key) return before.unmount;
