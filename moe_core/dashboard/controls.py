@@ -106,7 +106,7 @@ def starting_values() -> list[dict[str, object]]:
                     "value": value,
                     "start": value,
                 }
-                | {"was": None, "kind": "whole" if isinstance(value, int) else "number", "low": meta.low}
+                | {"was": None, "more": False, "kind": "whole" if isinstance(value, int) else "number", "low": meta.low}
                 | {"high": min(meta.high, 16) if name == "k" else meta.high, "scale": meta.scale, "step": meta.step}
             )
     return told

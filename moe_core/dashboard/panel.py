@@ -4,6 +4,7 @@ The panel is a view of the store. `panel` says how things stand at a step; `act`
 something. Both are used by the live route, so that a turn reaches the store without a run of the page's script.
 """
 
+import math
 import re
 import time
 from dataclasses import fields
@@ -12,9 +13,10 @@ from typing import Any
 import moe_core.runs as runs
 from moe_core.figures.tiles import at, balance_word, gestures, heldout_tile, knobs_at, number
 from moe_core.runs import COMMANDS, Run, is_alive
-from moe_core.schema import Config, Knobs, label_of, meta_of, value_text
+from moe_core.schema import Config, Knobs, highest, label_of, meta_of, value_text
 
 LISTED = 8  # changes in the list
+LATER = ("w_z", "capacity_factor", "w_sequence", "w_threshold", "off", "speed_limit")  # folded below the others
 WORDS = {
     "starting": ("grey", "Starting…"),
     "training": ("green", "Training"),
@@ -55,27 +57,30 @@ def shown(config: Config, stand: Knobs) -> list[str]:
 
 
 def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
-    if getattr(meta, "hierarchical", False) and getattr(config, "groups", 0) < 2:
+    if (meta.hierarchical and config.groups < 2) or (meta.strategies and stand.strategy not in meta.strategies):
         return False
-    strategies = getattr(meta, "strategies", ())
-    if strategies and getattr(stand, "strategy", None) not in strategies:
-        return False
-    return config.task in meta.tasks and not (name == "k" and config.num_experts == 1)
+    return config.task in meta.tasks and (meta.low == -math.inf or highest(config, name) > meta.low)
 
 
 def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any]:
     """One knob: what it is, where it stands, and what it was before its last turn if that was the last of all."""
     meta, value = meta_of(Knobs, name), getattr(stand, name)
-    told = {"name": name, "label": label_of(name), "help": meta.help, "unit": meta.unit, "value": value}
+    told = {
+        "name": name,
+        "label": label_of(name),
+        "help": meta.help,
+        "unit": meta.unit,
+        "value": value,
+        "more": name in LATER,
+    }
     told |= {"start": getattr(feed.started_knobs, name), "was": None}
     if turned and turned[-1].name == name:
         told["was"] = turned[-1].previous
     if isinstance(value, str):
         return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
-    high = min(meta.high, feed.config.num_experts) if name in ("k", "k_primary") else meta.high
     return told | {
         "kind": "whole" if isinstance(value, int) else "number",
-        "low": meta.low, "high": high, "scale": meta.scale, "step": meta.step,
+        "low": meta.low, "high": highest(feed.config, name), "scale": meta.scale, "step": meta.step,
     }  # fmt: skip
 
 

@@ -113,6 +113,7 @@ class Link {
   }
 
   async take(buffer) {
+    window.moescopeBytes = (window.moescopeBytes ?? 0) + buffer.byteLength; // for benchmarks/dashboard.py
     const length = new DataView(buffer).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
     this.lost = undefined;

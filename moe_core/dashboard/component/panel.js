@@ -29,6 +29,9 @@ export class Panel {
     this.heading = element("span", "", heading, data.run ? "Knobs" : "Starting values");
     this.advice = element("span", "moepanel-right", heading, data.run ? "double-click resets" : "");
     this.list = element("div", "moepanel-knobs", this.root);
+    this.more = element("details", "moepanel-more", this.root);
+    element("summary", "moepanel-label", this.more, "More knobs");
+    this.rest = element("div", "moepanel-knobs", this.more);
     this.knobs = new Map();
     this.foot = element("div", "moepanel-foot", this.root);
     this.layers = element("div", "moepanel-layers", this.foot);
@@ -119,19 +122,24 @@ export class Panel {
       this.knobs.get(name).root.remove();
       this.knobs.delete(name);
     }
-    let after = null;
+    const after = new Map([[this.list, null], [this.rest, null]]);
     for (const told of knobs) {
+      const list = told.more ? this.rest : this.list;
       if (!this.knobs.has(told.name)) {
         const turn = (value, gesture) => this.link?.ask({ turn: { [told.name]: value }, gesture }) ?? 0;
-        this.knobs.set(told.name, new Knob(this.list, told, turn));
+        this.knobs.set(told.name, new Knob(list, told, turn));
       }
-      const knob = this.knobs.get(told.name);
-      if (knob.root.previousElementSibling !== after) {
-        if (after) after.after(knob.root);
-        else this.list.prepend(knob.root);
+      const knob = this.knobs.get(told.name), before = after.get(list);
+      if (knob.root.previousElementSibling !== before) {
+        if (before) before.after(knob.root);
+        else list.prepend(knob.root);
       }
-      after = knob.root;
+      after.set(list, knob.root);
       knob.take(told, alive);
+    }
+    this.more.hidden = !this.rest.childElementCount;
+    if (!this.unfolded && knobs.some((told) => told.more && (told.was !== null || told.value !== told.start))) {
+      this.unfolded = this.more.open = true; // what was turned is not hidden; folded again, it stays folded
     }
   }
 
