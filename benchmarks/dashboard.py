@@ -60,6 +60,16 @@ def family(root: int) -> list[int]:
     return found
 
 
+def browser_processes() -> list[int]:
+    """Chromium's, among those that this process started."""
+    return [
+        pid
+        for pid in family(os.getpid())
+        if b"--disable-quic" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        or b"--type=" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
 def click_to_charts(server: Server, browser: Browser, card: str) -> tuple[float, Run, Page]:
     """Seconds from the click to charts that have moved once, of a page that was open before."""
     before = {one.id for one in list_runs(server.runs)}
@@ -132,7 +142,6 @@ def main(arguments: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
         server = Server(Path(runs))
         browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-        pids = [pid for pid in family(os.getpid()) if pid not in (os.getpid(), server.process.pid)]
         try:
             for card in ("Digits", "Plane", "Text"):
                 took, run, page = click_to_charts(server, browser, card)
@@ -140,7 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
                 if card == "Text":
                     page.wait_for_timeout(4000)
                     told |= keys(run, page, given.keys)
-                    told |= watching(server, page, pids, given.seconds)
+                    told |= watching(server, page, browser_processes(), given.seconds)
                 page.close()
                 stop_trainers(server.runs)
         finally:

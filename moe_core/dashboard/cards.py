@@ -2,7 +2,8 @@
 
 import streamlit as st
 
-from moe_core.runs import is_alive, last_words, reap, runs_folder, start
+from moe_core.dashboard.panel import did_not_start
+from moe_core.runs import last_words, reap, runs_folder, start
 from moe_core.schema import Config, Knobs
 
 CARDS = {
@@ -39,7 +40,7 @@ def cards() -> None:
 def begin(task: str) -> None:
     """Start a trainer with both loss weights at 0, and look at it."""
     run_id = start(Config.for_task(task), STARTING, who="dashboard")
-    st.session_state["started"] = run_id
+    st.session_state["started"] = run_id, task
     st.query_params.clear()
     st.query_params["run"] = run_id
 
@@ -50,15 +51,20 @@ def is_starting(run_id: str) -> bool:
     return folder.is_dir() and not (folder / "run.db").exists()
 
 
-@st.fragment(run_every=0.1)
+def task_started(run_id: str) -> str | None:
+    """The task of a run that this tab started and that is not there yet, so that its charts need not wait for it."""
+    started, task = st.session_state.get("started", ("", None))
+    return task if started == run_id and is_starting(run_id) else None
+
+
+@st.fragment(run_every=0.2)
 def wait(run_id: str) -> None:
-    """Between the click on a card and the first row of the run: a second or two."""
+    """A run that somebody else started and that is not there yet."""
     folder = runs_folder() / run_id
     reap()
     if (folder / "run.db").exists():
         st.rerun()
-    ours = st.session_state.get("started") == run_id
-    if ours and not is_alive(folder) and (words := last_words(folder)) != "it printed nothing":
-        st.error(f"The trainer did not start. {words}")
+    if did_not_start(folder):
+        st.error(f"The trainer did not start: {last_words(folder)}")
     else:
         st.caption("Starting the trainer: loading torch and the data.")

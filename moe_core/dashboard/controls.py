@@ -7,6 +7,7 @@ A page of another kind calls `frame()`, which draws the panel and returns the ru
 what it likes: `frame(choose=False)` needs no run and draws no cards.
 """
 
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from moe_core.dashboard import cards, component
 from moe_core.dashboard.panel import chooser_entry
 from moe_core.dashboard.style import CSS
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
-from moe_core.schema import Knobs, label_of, meta_of
+from moe_core.schema import Config, Knobs, label_of, meta_of
 
 NEW = "new"
 PAGES = Path(__file__).parents[2] / "pages"
@@ -29,11 +30,17 @@ def style() -> None:
 
 def page(name: str, figures: dict[str, list[str]]) -> None:
     """A page of live charts: the figures of the run's task."""
+    wanted = st.query_params.get("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
-        task = run.config.task
-        component.live(name, run.id, task, figures[task], go_to, export=(PAGES / "export.py").exists())
+        charts(name, run.id, run.config.task, figures)
         run.close()
+    elif task := cards.task_started(wanted):
+        charts(name, wanted, task, figures)
+
+
+def charts(name: str, run: str, task: str, figures: dict[str, list[str]]) -> None:
+    component.live(name, run, task, figures[task], go_to, export=(PAGES / "export.py").exists())
 
 
 def frame(choose: bool = True) -> Run | None:
@@ -44,9 +51,13 @@ def frame(choose: bool = True) -> Run | None:
     reap()
     wanted = st.query_params.get("run") or st.session_state.get("run")
     if wanted and wanted != NEW and cards.is_starting(wanted):
+        st.session_state["run"] = wanted
+        task = cards.task_started(wanted)
+        chosen = chooser_entry(wanted, Config.for_task(task) if task else None, time.time(), "")
         with st.sidebar:
-            component.panel(wanted, go_to, starting=True, knobs=starting_values(), chosen={"name": wanted, "when": ""})
-        cards.wait(wanted)
+            component.panel(wanted, go_to, knobs=starting_values(), chosen=chosen)
+        if not task:
+            cards.wait(wanted)
         return None
     run = looked_at(wanted)
     with st.sidebar:

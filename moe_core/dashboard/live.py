@@ -25,15 +25,16 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard.feed import Feed, join, leave, watchers
-from moe_core.dashboard.panel import act, banner, chooser_entry, panel
+from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, panel
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
-from moe_core.runs import list_runs, reap, runs_folder
+from moe_core.runs import last_words, list_runs, reap, runs_folder
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
 PATIENCE = 20.0  # seconds to wait for a viewer that does not draw
+STARTING = 60.0  # seconds that a trainer may take to make its run
 LONGEST = 64 * 1024  # bytes of a message from a viewer
 MOST = 32  # viewers at once
 
@@ -217,7 +218,7 @@ async def stream(websocket: WebSocket) -> None:
     await websocket.accept()
     run = websocket.path_params["run"]
     path = (runs_folder() / run).absolute()
-    if len(_viewers) >= MOST or not re.fullmatch(r"\w[\w.-]{0,99}", run) or not (path / "run.db").is_file():
+    if len(_viewers) >= MOST or not re.fullmatch(r"\w[\w.-]{0,99}", run) or not path.is_dir():
         await websocket.close(4404, "no such run, or too many viewers")
         return
     viewer = Viewer()
@@ -225,6 +226,9 @@ async def stream(websocket: WebSocket) -> None:
     listening: asyncio.Task[None] | None = None
     try:
         viewer.hear(await asyncio.wait_for(websocket.receive_text(), PATIENCE))
+        if reason := await made(path):
+            await websocket.close(4404, reason[:100])
+            return
         feed = viewer.feed = await asyncio.to_thread(join, path, viewer)
         listening = asyncio.create_task(listen(websocket, viewer))
         while not listening.done():
@@ -250,6 +254,17 @@ async def stream(websocket: WebSocket) -> None:
         if listening:
             listening.cancel()
         leave(path, viewer)
+
+
+async def made(path: Path) -> str:
+    """Wait for a trainer that was just started to make its run. Returns why it will not, or ""."""
+    until = time.monotonic() + STARTING
+    while not (path / "run.db").is_file():
+        reap()
+        if time.monotonic() > until or not (path / "trainer.log").exists() or did_not_start(path):
+            return f"the trainer did not start: {last_words(path)}"
+        await asyncio.sleep(SOON)
+    return ""
 
 
 async def first_of(happens: Any, listening: "asyncio.Task[None]", timeout: float | None = None) -> None:

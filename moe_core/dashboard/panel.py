@@ -8,11 +8,12 @@ import math
 import re
 import time
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import moe_core.runs as runs
 from moe_core.figures.tiles import at, balance_word, gestures, heldout_tile, knobs_at, number
-from moe_core.runs import COMMANDS, Run, is_alive
+from moe_core.runs import COMMANDS, Run, is_alive, last_words
 from moe_core.schema import Config, Knobs, highest, label_of, meta_of, value_text
 
 LISTED = 8  # changes in the list
@@ -139,3 +140,8 @@ def chooser_entry(id: str, config: Config | None, created: float, state: str) ->
     name = f"{config.task} · {config.num_experts} experts" if config else id
     when = time.strftime("%b-%d %H:%M", time.localtime(created)).lower()
     return {"id": id, "name": name, "when": when, "state": state}
+
+
+def did_not_start(folder: Path) -> bool:
+    """Whether a trainer has gone that never made its run: it said why, and nobody holds the lock."""
+    return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != "it printed nothing"

@@ -77,7 +77,7 @@ def test_a_link_to_a_new_run_shows_the_cards_beside_others(writer: RunWriter) ->
 def test_a_run_that_starts_is_waited_for(runs: Path) -> None:
     (runs / "text-z").mkdir()
     app = page("text-z")
-    assert parts(app)["panel"]["starting"]
+    assert parts(app)["panel"]["run"] == "text-z"
     assert "Starting the trainer" in app.caption[0].value
 
 

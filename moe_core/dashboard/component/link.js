@@ -61,8 +61,9 @@ class Link {
       this.say();
     };
     socket.onmessage = (message) => this.take(message.data);
-    socket.onclose = () => {
+    socket.onclose = (event) => {
       if (this.socket !== socket) return;
+      if (event.code === 4404) for (const user of this.users) user.refused?.(event.reason);
       this.socket = undefined;
       this.heard = this.nth; // what was not answered never will be
       this.lost ??= Date.now();

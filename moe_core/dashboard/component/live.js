@@ -45,6 +45,8 @@ export class View {
     this.resized = new ResizeObserver(() => this.link.say());
     for (const chart of this.charts.values()) this.resized.observe(chart);
     this.link.say();
+    // Nothing flickers where a run is there already.
+    setTimeout(() => !this.header && !this.told && this.say("Starting the trainer: loading torch and the data.", "starting"), 300);
     loadPlotly().catch((error) => this.say(error.message));
   }
 
@@ -58,8 +60,12 @@ export class View {
     return { page: this.data.page, sizes, span: this.span };
   }
 
+  refused(reason) {
+    this.say(reason);
+  }
+
   silent(seconds) {
-    if (seconds) this.say(`No news for ${seconds} s. The run goes on; trying to reach the dashboard again.`);
+    if (seconds && this.header) this.say(`No news for ${seconds} s. The run goes on; trying to reach the dashboard again.`);
     else if (this.link.ready && this.header) this.banner(this.header);
   }
 

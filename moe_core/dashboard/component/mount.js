@@ -8,7 +8,7 @@ const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
   loadPlotly().catch(() => {}); // also before there is a chart: it takes longest
-  const key = JSON.stringify(data);
+  const key = JSON.stringify({ ...data, chosen: null, knobs: null }); // these two are how it begins
   const before = mounted.get(parentElement);
   if (before?.key === key) return before.unmount;
   before?.unmount();

@@ -39,10 +39,10 @@ export class Panel {
     this.error.setAttribute("role", "alert");
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
     if (data.knobs) this.show(data.knobs, false);
-    if (data.run && !data.starting) {
-      this.link = join(data.run, this);
-      if (this.link.header) this.take(this.link.header);
-    } else if (data.starting) this.paint("grey", "Starting…");
+    if (!data.run) return;
+    this.paint("grey", "Starting…");
+    this.link = join(data.run, this);
+    if (this.link.header) this.take(this.link.header);
   }
 
   // Which run: a select of the system's, with our own face.
@@ -77,7 +77,7 @@ export class Panel {
   press(name) {
     const { link } = this;
     if (name === "fork") link.ask({ fork: link.step ?? link.header.last });
-    else link.ask({ command: name === "pause" && this.paused ? "resume" : name });
+    else if (link.panel) link.ask({ command: name === "pause" && this.paused ? "resume" : name });
   }
 
   paint(colour, word) {
