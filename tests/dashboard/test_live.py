@@ -288,6 +288,7 @@ def test_a_long_run_opens_at_once_and_is_read_on_by_pieces(tmp_path: Path, monke
     assert len(feed.recent) == 1024
     feed.history("cv_load", bins=300)
     assert 0 < feed.behind < 1
+    feed.history("loss", bins=300)  # asked later, so it lies behind the other
     while feed.behind:
         feed.catch_up(0.0)
     steps, cv = feed.history("cv_load", bins=300)
@@ -297,6 +298,7 @@ def test_a_long_run_opens_at_once_and_is_read_on_by_pieces(tmp_path: Path, monke
     theirs = feed.run.history("cv_load", bins=300)
     np.testing.assert_array_equal(steps, theirs[0])
     np.testing.assert_allclose(cv, theirs[1])
+    np.testing.assert_array_equal(feed.history("loss", bins=300)[0], steps)
     near, cv = feed.history("cv_load", first=49_000, last=51_000, bins=100_000)
     np.testing.assert_array_equal(near[cv > 1], [50_007, 50_008, 50_009])
     assert len(feed.series["cv_load", 0].steps) <= 4 * 2048

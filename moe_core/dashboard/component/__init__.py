@@ -34,12 +34,12 @@ GoTo = Callable[[str], None]
 
 def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
     """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes."""
-    mount(f"live-{page}-{run}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
+    mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
 
 
 def panel(run: str | None, go_to: GoTo, **data: Any) -> None:
     """The run chooser, and of a run its state, buttons, knobs, layers and changes."""
-    mount(f"panel-{run}", go_to, part="panel", run=run, **data)
+    mount("panel", go_to, part="panel", run=run, **data)
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:

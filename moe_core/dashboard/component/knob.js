@@ -69,14 +69,14 @@ export class Knob {
       if (this.high.textContent !== end(told.high, told)) this.high.textContent = end(told.high, told);
       this.thumb.setAttribute("aria-valuemax", told.high);
     }
-    if (!this.holding && !this.waiting) this.show(told.value);
+    if (!this.holding && !this.waiting && this.queued === undefined) this.show(told.value);
   }
 
   // Deeds up to this number are done: from here on the store is right again.
   heard(nth) {
     if (this.waiting && nth >= this.sent) {
       this.waiting = false;
-      if (!this.holding) this.show(this.told.value);
+      if (!this.holding && this.queued === undefined) this.show(this.told.value);
     }
   }
 

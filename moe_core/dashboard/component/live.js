@@ -79,7 +79,8 @@ export class View {
     for (const [name, spec] of Object.entries(figures)) {
       await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
       if (this.closed) return;
-      await this.drawChart(this.charts.get(name), spec());
+      // A frame that was on its way when the page changed may hold the last page's charts.
+      if (this.charts.has(name)) await this.drawChart(this.charts.get(name), spec());
     }
   }
 
