@@ -1,12 +1,14 @@
 """A run kept in memory for all who watch it: the store is read once for each new block, not once for each viewer.
 
-A Feed has the read methods of a Run, so the figures do not know the difference. Each history that was asked for is kept
-and thinned to a few thousand rows; what is finer than that is read from the store.
+A Feed has the read methods of a Run, so the figures do not know the difference. Each history that was asked for is kept,
+thinned by minimum and maximum to a few thousand rows. A long run is taken in by pieces: the newest rows first, so that a
+page opens at once, then from the first step on. What is finer than the kept rows is read from the store, and the last
+such ranges are kept too.
 """
 
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,47 +18,83 @@ from moe_core.runs import ENDED, Run, StoreError, is_alive, open_run, pick, thin
 
 KEPT = 2048  # bins of a history in memory
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps
-FRESH = 0.04  # seconds for which a look at the store is good for all viewers
+FRESH = 0.02  # seconds for which a look at the store is good for all viewers
+PIECE = 256  # blocks read at once: well within the time after which a query gives up
+BUDGET = 0.15  # seconds of one look that may go into the past of a long run
+WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
+ANSWERS = 64  # thinned ranges and snapshots kept
+QUIET = 4.0  # seconds without a sign of the trainer after which it is said
+
+
+@dataclass
+class Series:
+    """One statistic of one layer, thinned, up to a block."""
+
+    steps: np.ndarray
+    values: np.ndarray
+    block: int = 0
+
+    def add(self, steps: np.ndarray, values: np.ndarray, block: int) -> None:
+        joined = np.concatenate([self.steps, steps]), np.concatenate([self.values, values])
+        self.steps, self.values = thin(*joined, KEPT) if len(joined[0]) > 4 * KEPT else joined
+        self.block = block
 
 
 class Feed:
-    """A shared, thread-safe, caching reader of one run."""
+    """A shared, thread-safe, caching reader of one run. `version` counts what changed, for viewers that wait for news."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.id = run, run.config, run.id
+        self.started_knobs = run.started_knobs
         self.lock = threading.RLock()
-        self.series: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+        self.series: dict[tuple[str, int], Series] = {}
         self.recent = np.empty((0, run.columns), np.float32)
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
         self.free, self.stamp = False, 0  # free of its trainer, since it ended
+        self.version, self._news = 0, None
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
         self._status = run.status()
         self._probe = run.probe()
-        self._snapshots: dict[tuple[int | None, str], Any] = {}
+        self._snapshots: dict[Any, Any] = {}
+        self._ranges: dict[int, np.ndarray] = {}
+        self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self.problem = ""
 
-    def refresh(self) -> None:
-        """Read what is new. A run that ended is let go of, so that its trainer can seal the file."""
+    def refresh(self, now: bool = False) -> None:
+        """Read what is new. A run that ended is let go of, so that its trainer can seal the file.
+
+        now: also if somebody looked just before; for whoever waits for the effect of a turn.
+        """
         with self.lock:
-            if time.monotonic() - self.looked < FRESH or (self.done and not self._resumed()):
+            if not now and time.monotonic() - self.looked < FRESH:
                 return
-            try:
-                status = self.run.status()  # before the blocks: what it says has ended, they hold in full
-                self._take(self.run.blocks(after=self.seen))
-                self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
-                self._knobs = self.run.knob_changes()
-                self._snapshots.clear()
-                self._status, self.problem = status, ""
-            except StoreError as error:
-                self.problem = str(error)
-            self.looked = time.monotonic()
-            if self._status.state in (*ENDED, "interrupted"):
-                self.free = (self.free and self.done) or not is_alive(
-                    self.run.path
-                )  # a trainer that has just ended still has its file
-                self.run.close()
-            self.done, self.stamp = self._status.state in ENDED, self._stamp()
+            if not self.done or self._resumed():
+                self._look()
+            if self.behind:
+                self.catch_up()
+            news = self._status[:3], self.quiet(), len(self._evals), self._knobs, self.problem
+            news = *news, tuple(series.block for series in self.series.values())
+            if news != self._news:
+                self.version, self._news = self.version + 1, news
+
+    def _look(self) -> None:
+        try:
+            status = self.run.status()  # before the blocks: what it says has ended, they hold in full
+            self._take()
+            self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
+            self._knobs = self.run.knob_changes()
+            for asked in [key for key in self._snapshots if key[0] is None]:
+                del self._snapshots[asked]
+            self._status, self.problem = status, ""
+        except StoreError as error:
+            self.problem = str(error)
+        self.looked = time.monotonic()
+        if self._status.state in (*ENDED, "interrupted"):
+            # A trainer that has just ended still has its file.
+            self.free = (self.free and self.done) or not is_alive(self.run.path)
+            self.run.close()
+        self.done, self.stamp = self._status.state in ENDED, self._stamp()
 
     def _resumed(self) -> bool:
         """Whether a trainer has gone on with the run since it ended. The file is not opened while its trainer seals it."""
@@ -67,22 +105,57 @@ class Feed:
     def _stamp(self) -> int:
         return (self.run.path / "run.db").stat().st_mtime_ns
 
-    def _take(self, blocks: list[Any]) -> None:
-        if not blocks:
-            return
-        rows = np.concatenate([block.rows for block in blocks])
-        steps = np.arange(blocks[0].first, blocks[0].first + len(rows))
-        for (stat, layer), (old_steps, old) in self.series.items():
-            values = np.concatenate([old, pick(self.run.layout, rows, stat, layer)])
-            joined = np.concatenate([old_steps, steps])
-            self.series[stat, layer] = thin(joined, values, KEPT) if len(joined) > 4 * KEPT else (joined, values)
-        self.recent = np.concatenate([self.recent, rows])[-RECENT:]
-        self.seen, self.last = blocks[-1].id, int(steps[-1])
+    def quiet(self) -> int:
+        """Whole seconds since a training run gave a sign, from QUIET on; else 0."""
+        age = self._status.heartbeat_age
+        return int(age) if self._status.state == "training" and age > QUIET else 0
+
+    def _take(self) -> None:
+        """New rows into `recent`, and into each history that is up to date. Of a run not seen before, the last ones."""
+        if not self.seen:
+            blocks = self.run.blocks(first=max(1, self.run.steps()[1] - RECENT + 1))
+        else:
+            blocks = self.run.blocks(after=self.seen, most=PIECE)
+        while blocks:
+            steps, rows, before = *joined(blocks), self.seen
+            self.recent = np.concatenate([self.recent, rows])[-RECENT:]
+            self.seen, self.last = blocks[-1].id, int(steps[-1])
+            self._add(steps, rows, before, self.seen)
+            blocks = self.run.blocks(after=self.seen, most=PIECE) if len(blocks) >= PIECE else []
+
+    def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int) -> None:
+        """Rows that follow block `before` into the histories that end there."""
+        for (stat, layer), series in self.series.items():
+            if series.block == before:
+                series.add(steps, pick(self.run.layout, rows, stat, layer), block)
+
+    @property
+    def behind(self) -> float:
+        """The share of the record that is not in every history yet: 0 when all are up to date."""
+        at = min((series.block for series in self.series.values()), default=self.seen)
+        return 1 - at / self.seen if self.seen else 0.0
+
+    def catch_up(self, budget: float = BUDGET) -> None:
+        """Read on in the past of a long run, in pieces, for about `budget` seconds."""
+        with self.lock:
+            until = time.monotonic() + budget
+            try:
+                while self.behind:
+                    at = min(series.block for series in self.series.values())
+                    blocks = self.run.blocks(after=at, most=min(PIECE, self.seen - at))
+                    if not blocks:
+                        break
+                    self._add(*joined(blocks), at, blocks[-1].id)
+                    if time.monotonic() > until:
+                        break
+            except StoreError as error:
+                self.problem = str(error)
+            self._let_go()
 
     def history(
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As Run.history, up to the last step that refresh() saw."""
+        """As Run.history, up to the last step that refresh() saw. Of a long run, what catch_up() has reached."""
         with self.lock:
             low = 1 if first is None else max(1, first)
             high = self.last if last is None else min(last, self.last)
@@ -91,20 +164,41 @@ class Feed:
                 inside = slice(low - start, max(low - start, high - start + 1))
                 values = pick(self.run.layout, self.recent[inside], stat, layer)
                 steps = np.arange(low, low + len(values))
-            else:
-                steps, values = self._kept(stat, layer)
-                inside = slice(int(np.searchsorted(steps, low)), int(np.searchsorted(steps, high, "right")))
-                finer = len(steps) < self.last and high - low < self.last // 2
-                steps, values = steps[inside], values[inside]
-                if bins is None or (finer and len(steps) < bins):
-                    steps, values = self.run.history(stat, layer, low, high)
-                    self._let_go()
-            return thin(steps, values, bins) if bins else (steps, values)
+                return thin(steps, values, bins) if bins else (steps, values)
+            if bins is None:
+                return self._raw(stat, layer, low, high)
+            series = self._kept(stat, layer)
+            inside = slice(int(np.searchsorted(series.steps, low)), int(np.searchsorted(series.steps, high, "right")))
+            steps, values = series.steps[inside], series.values[inside]
+            few = len(steps) < min(bins, high - low + 1)
+            if few and high - low < self.last // 2 and (high - low + 1) * self.run.columns * 4 <= WINDOW // 2:
+                asked = stat, layer, low, high, bins
+                if asked not in self._thinned:
+                    remember(self._thinned, asked, thin(*self._raw(stat, layer, low, high), bins), ANSWERS)
+                return self._thinned[asked]
+            return thin(steps, values, bins)
 
-    def _kept(self, stat: str, layer: int) -> tuple[np.ndarray, np.ndarray]:
+    def _raw(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every step of a range. Rows are kept by the step at which their range begins, for the next statistic of it."""
+        rows = self._ranges.pop(low, np.empty((0, self.run.columns), np.float32))
+        while low + len(rows) <= high:
+            blocks = self.run.blocks(first=low + len(rows), last=high, most=PIECE)
+            if not blocks:
+                break
+            steps, more = joined(blocks)
+            rows = np.concatenate([rows, more[low + len(rows) - int(steps[0]) :]])
+        self._ranges[low] = rows
+        while sum(kept.nbytes for kept in self._ranges.values()) > WINDOW and len(self._ranges) > 1:
+            del self._ranges[next(iter(self._ranges))]
+        self._let_go()
+        rows = rows[: max(0, high - low + 1)]
+        return np.arange(low, low + len(rows)), pick(self.run.layout, rows, stat, layer)
+
+    def _kept(self, stat: str, layer: int) -> Series:
         if (stat, layer) not in self.series:
-            self.series[stat, layer] = self.run.history(stat, layer, last=self.last, bins=KEPT)
-            self._let_go()
+            empty = pick(self.run.layout, np.empty((0, self.run.columns), np.float32), stat, layer)
+            self.series[stat, layer] = Series(np.empty(0, np.int64), empty)
+            self.catch_up(BUDGET / 4)
         return self.series[stat, layer]
 
     def _let_go(self) -> None:
@@ -124,6 +218,11 @@ class Feed:
         return self._knobs
 
     @property
+    def waiting(self) -> bool:
+        """Whether a turn has not taken effect yet, of a run that trains."""
+        return self._status.state == "training" and any(change.step is None for change in self._knobs[-8:])
+
+    @property
     def knobs(self) -> Any:
         turned = {c.name: type(getattr(self.run.started_knobs, c.name))(c.value) for c in self._knobs}
         return replace(self.run.started_knobs, **turned)
@@ -137,9 +236,22 @@ class Feed:
     def snapshot(self, step: int | None = None, kind: str = "probe") -> Any:
         with self.lock:
             if (step, kind) not in self._snapshots:
-                self._snapshots[step, kind] = self.run.snapshot(step, kind)
+                remember(self._snapshots, (step, kind), self.run.snapshot(step, kind), ANSWERS)
                 self._let_go()
             return self._snapshots[step, kind]
+
+
+def joined(blocks: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Steps (n,) and rows (n, C) of consecutive blocks."""
+    rows = np.concatenate([block.rows for block in blocks])
+    return np.arange(blocks[0].first, blocks[0].first + len(rows)), rows
+
+
+def remember(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
+    """Keep an answer, and no more than `most`: the oldest goes."""
+    while len(kept) >= most:
+        del kept[next(iter(kept))]
+    kept[key] = value
 
 
 _feeds: dict[Path, tuple[Feed, set[object]]] = {}
@@ -154,6 +266,12 @@ def join(path: Path, viewer: object) -> Feed:
         feed, viewers = _feeds[path]
         viewers.add(viewer)
         return feed
+
+
+def watchers(path: Path) -> list[Any]:
+    """Who watches a run."""
+    with _guard:
+        return list(_feeds[path][1]) if path in _feeds else []
 
 
 def leave(path: Path, viewer: object) -> None:

@@ -2,10 +2,18 @@
 
 from moe_core.figures.theme import DARK, LIGHT, Theme
 
+# The mark: a pulse, as on a scope.
+MARK = (
+    "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' stroke='black' "
+    "stroke-width='2.4' stroke-linecap='round' stroke-linejoin='round'%3E%3Cpath d='M2 13h4l3-9 5 16 3-10 1.5 3H22'/%3E%3C/svg%3E"
+)
+
 
 def _colours(theme: Theme) -> str:
     return (
-        f"--moescope-ink-2: {theme.ink2}; --moescope-paused: {theme.paused}; --moescope-failed: {theme.banner}; "
+        f"--moescope-ground: {theme.ground}; --moescope-side: {theme.side}; --moescope-ink-2: {theme.ink2}; "
+        f"--moescope-rule: {theme.rule}; --moescope-hand: {theme.hand}; --moescope-tint: {theme.tint}; "
+        f"--moescope-paused: {theme.paused}; --moescope-failed: {theme.banner}; "
         f"--moe-green: {theme.running}; --moe-amber: {theme.paused}; --moe-red: {theme.failed}; --moe-grey: {theme.ink2};"
     )
 
@@ -14,21 +22,24 @@ CSS = f"""
 .stApp {{ {_colours(LIGHT)} }}
 .stApp[data-moe-theme="dark"] {{ {_colours(DARK)} }}
 @media (prefers-color-scheme: dark) {{ .stApp:not([data-moe-theme="light"]) {{ {_colours(DARK)} }} }}
-[data-testid="stMainBlockContainer"] {{ padding: 64px 24px 8px; max-width: none; }}
-[data-testid="stSidebarHeader"] {{ height: 44px; min-height: 0; padding: 0 24px; margin: 0; }}
-[data-testid="stSidebarContent"] {{ padding: 0; }}
-[data-testid="stSidebarUserContent"] {{ padding: 4px 24px 16px; }}
-[data-testid="stSidebar"] .stButton button {{ padding: 4px 2px; min-height: 34px; }}
-[data-testid="stSidebar"] .stButton button p {{ font-size: 14px; overflow: visible; }}
-[data-testid="stSidebarUserContent"] [data-testid="stVerticalBlock"] {{ gap: 10px; }}
-[data-testid="stSidebar"] [data-testid="stSlider"] {{ position: relative; margin-bottom: -4px; }}
-[data-testid="stSidebar"] [data-testid="stSliderThumbValue"] {{ font-weight: 600; font-variant-numeric: tabular-nums; }}
-.moe-state, .moe-change {{ display: flex; align-items: center; gap: 8px; font-size: 15px; }}
-.moe-change {{ font-size: 13px; line-height: 22px; font-variant-numeric: tabular-nums; }}
-.moe-right {{ margin-left: auto; font-size: 13px; color: var(--moescope-ink-2); font-variant-numeric: tabular-nums; }}
-.moe-heading {{ font-size: 13px; font-weight: 600; color: var(--moescope-ink-2); }}
-.moe-dot {{ width: 9px; height: 9px; border-radius: 50%; background: var(--moe-grey); }}
-.moe-dot.green {{ background: var(--moe-green); }} .moe-dot.amber {{ background: var(--moe-amber); border-radius: 1px; }}
-.moe-dot.red {{ background: var(--moe-red); border-radius: 1px; }}
-b.green {{ color: var(--moe-green); }} b.amber {{ color: var(--moe-amber); }} b.red {{ color: var(--moe-red); }}
+[data-testid="stHeader"] {{ height: 48px; min-height: 48px; border-bottom: 1px solid var(--moescope-rule); background: var(--moescope-ground); }}
+[data-testid="stMainBlockContainer"] {{ padding: 64px 24px 0; max-width: none; }}
+[data-testid="stSidebar"] {{ border-right: 1px solid var(--moescope-rule); }}
+[data-testid="stSidebarHeader"] {{
+  height: 48px; min-height: 48px; padding: 0 12px 0 24px; margin: 0; gap: 8px; align-items: center;
+  background: var(--moescope-ground); border-bottom: 1px solid var(--moescope-rule);
+}}
+[data-testid="stSidebarHeader"] > * {{ order: 3; }}
+[data-testid="stSidebarHeader"]::before {{
+  content: ""; order: 1; width: 22px; height: 22px; background: var(--moescope-hand);
+  mask: url("{MARK}") center / contain no-repeat;
+}}
+[data-testid="stSidebarHeader"]::after {{ content: "MoEscope"; order: 2; flex: 1; font-size: 17px; font-weight: 600; }}
+[data-testid="stMainBlockContainer"] h1 {{ font-size: 32px; padding: 16px 0 8px; }}
+[data-testid="stMainBlockContainer"] h3 {{ font-size: 18px; padding: 4px 0; }}
+[data-testid="stTopNavLink"] span {{ font-size: 15px; }}
+[data-testid="stLogoSpacer"] {{ display: none; }}
+[data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
+[data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
+@media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} .moescope {{ height: calc(100vh - 82px) !important; }} }}
 """

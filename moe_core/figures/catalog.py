@@ -14,7 +14,7 @@ import numpy as np
 from moe_core.figures import bars, routing, timeline
 from moe_core.figures.ablation import ablation
 from moe_core.figures.theme import Figure
-from moe_core.figures.tiles import last_step, probe_at, rows_until
+from moe_core.figures.tiles import gestures, last_step, probe_at, rows_until
 from moe_core.schema import AUTOBALANCE, METRICS, TASKS
 
 Span = tuple[float, float] | None
@@ -46,7 +46,7 @@ def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) 
 
 def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
     """What every chart over time takes beside its values. A line marks a hand's change: autobalance's own would cover all."""
-    changes = tuple(change for change in source.knob_changes() if change.who != AUTOBALANCE)
+    changes = tuple(change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE)
     return {"span": span, "cursor": step, "changes": changes}
 
 

@@ -6,6 +6,7 @@ the dashboard only has to place them.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,16 +66,44 @@ def at(source: Any, stat: str, layer: int, step: int) -> float:
     return float(values[-1]) if len(values) else math.nan
 
 
+def gestures(changes: Sequence[Any]) -> list[Any]:
+    """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
+
+    Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
+    in `who`, after a slash, and may be told from another hand's between them.
+    """
+    told: list[Any] = []
+    drags: dict[tuple[str, str], int] = {}
+    for change in changes:
+        drag = (change.who, change.name)
+        if "/" in change.who and drag in drags:
+            began = told[drags[drag]]
+            step = change.step if began.step is None else began.step
+            told[drags[drag]] = began._replace(value=change.value, step=step)
+        else:
+            drags[drag] = len(told)
+            told.append(change)
+    return told
+
+
 def last_change(source: Any, step: int) -> Any | None:
-    """The last change of a knob that took effect by a step, the values at the start aside."""
-    done = [change for change in source.knob_changes() if change.step is not None and 1 < change.step <= step]
+    """The last turn of a knob that took effect by a step, the values at the start aside."""
+    done = [change for change in gestures(source.knob_changes()) if change.step is not None and 1 < change.step <= step]
     return done[-1] if done else None
+
+
+def knobs_at(source: Any, step: int) -> Any:
+    """Every knob as it stood at a step: the start, and the changes that had taken effect."""
+    done = [change for change in source.knob_changes() if change.step is not None and change.step <= step]
+    kinds = {change.name: type(getattr(source.knobs, change.name)) for change in done}
+    return replace(source.started_knobs, **{change.name: kinds[change.name](change.value) for change in done})
 
 
 def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
     """The Live page's tiles at a step, None being the last: balance first."""
+    k = source.knobs.k if step is None else knobs_at(source, step).k
     step = last_step(source) if step is None else step
-    E, k = source.config.num_experts, source.knobs.k
+    E = source.config.num_experts
     cv = at(source, "cv_load", layer, step)
     effective = at(source, "effective_experts", layer, step)
     dead = at(source, "dead_experts", layer, step)

@@ -230,8 +230,11 @@ class Run:
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
-        first, last = self.query("SELECT min(first), max(first + n - 1) FROM blocks")[0]
-        return first or 0, last or 0
+        ends = self.query(
+            """SELECT (SELECT first FROM blocks ORDER BY id LIMIT 1),
+                      (SELECT first + n - 1 FROM blocks ORDER BY id DESC LIMIT 1)"""
+        )
+        return ends[0][0] or 0, ends[0][1] or 0
 
     @property
     def knobs(self) -> Knobs:
@@ -281,15 +284,22 @@ class Run:
         )
         return (rows[0][0], unpack_arrays(rows[0][1])) if rows else None
 
-    def blocks(self, after: int = 0, first: int | None = None, last: int | None = None) -> list[Block]:
+    def blocks(self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1) -> list[Block]:
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
-        StoreError if one is not what was written, is missing, or is out of its place.
+        most: how many at once, -1 being all. StoreError if one is not what was written, is missing, or is out of its place.
         """
+        # Steps and ids rise together, so the index on steps leads to the ids and no other block is looked at.
+        holding = "SELECT id FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1"
+        if first is not None and (found := self.query(holding, (first,))):
+            after = max(after, found[0][0] - 1)
+        end = 2**62
+        if last is not None:
+            end = next((row[0] for row in self.query(holding, (last,))), 0)
         rows = self.query(
             """SELECT id, first, n, columns, data, chain FROM blocks
-               WHERE id > ? AND first + n > ? AND first <= ? ORDER BY id""",
-            (after, 0 if first is None else first, 2**62 if last is None else last),
+               WHERE id > ? AND id <= ? AND first + n > ? ORDER BY id LIMIT ?""",
+            (after, end, 0 if first is None else first, most),
         )
         if not rows:
             return []

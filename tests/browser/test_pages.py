@@ -16,7 +16,6 @@ from tests.browser.conftest import Server
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
-unproven = pytest.mark.skip(reason="written, and not yet shown to pass: see docs/log.md")
 SMALL = Config.for_task("plane", num_experts=4, tokens=128, threads=1)
 STEP = "name => document.querySelector(`[data-figure=${name}]`)?.layout?.meta?.step ?? 0"
 
@@ -49,7 +48,7 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
         expect(page.locator(f"[data-stat={stat}]")).to_have_text(__import__("re").compile(r"\d"))
 
 
-@pytest.mark.parametrize("path", ["/", "/routing"])
+@pytest.mark.parametrize("path", ["/", "/live", "/routing"])
 def test_a_deep_link_opens_its_page_on_a_cold_server(server: Server, tab: Tab, path: str) -> None:
     run = training(server)
     page = tab(f"{server.url}{path}?run={run.id}")
@@ -58,12 +57,11 @@ def test_a_deep_link_opens_its_page_on_a_cold_server(server: Server, tab: Tab, p
     expect(page.get_by_role("link", name="Routing")).to_be_visible()
 
 
-@unproven
 def test_a_slider_turned_by_keyboard_reaches_the_trainer_and_shows_on_the_chart(server: Server, tab: Tab) -> None:
     run = training(server)
     page = tab(f"{server.url}/?run={run.id}")
     wait_for_step(page, 5)
-    slider = page.get_by_role("slider", name="noise")
+    slider = page.get_by_role("slider", name="noise", exact=True)
     slider.focus()
     reached, shown = [], []
     for turn in range(1, 8):
@@ -79,7 +77,7 @@ def test_a_slider_turned_by_keyboard_reaches_the_trainer_and_shows_on_the_chart(
     assert [round(c.value, 2) for c in run.knob_changes()] == [round(1 + 0.05 * i, 2) for i in range(1, 8)]
     lines = page.evaluate("document.querySelector('[data-figure=balance]').layout.shapes.length")
     assert lines >= 7
-    # Measured alone on two cores: 20 and 350 ms. The bounds leave room for a loaded machine.
+    # The figures measured alone are in docs/decisions.md. The bounds leave room for a loaded machine.
     print(
         f"median ms to the store {1000 * statistics.median(reached):.0f}, to the chart {1000 * statistics.median(shown):.0f}"
     )
@@ -87,7 +85,6 @@ def test_a_slider_turned_by_keyboard_reaches_the_trainer_and_shows_on_the_chart(
     assert statistics.median(shown) < 3
 
 
-@unproven
 def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> None:
     run = training(server)
     page = tab(f"{server.url}/?run={run.id}")
@@ -95,32 +92,30 @@ def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> Non
     page.evaluate(
         """() => {
           window.kept = [...document.querySelectorAll('[data-figure], [data-figure] .main-svg')];
-          const chart = document.querySelector('[data-figure=load_share]');
           window.draws = 0;
-          chart.on('plotly_afterplot', () => window.draws++);
-          Plotly.relayout(chart, {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
+          document.querySelector('[data-figure=balance_now]').on('plotly_afterplot', () => window.draws++);
+          Plotly.relayout(document.querySelector('[data-figure=load_share]'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
         }"""
     )
-    page.wait_for_timeout(10_000)
-    kept, draws, zoom = page.evaluate(
-        "[window.kept.every(node => node.isConnected), window.draws, document.querySelector('[data-figure=load_share]')._fullLayout.xaxis.range]"
-    )
+    page.wait_for_timeout(8_000)
+    ranges = "['load_share', 'balance', 'loss'].map(n => document.querySelector(`[data-figure=${n}]`)._fullLayout.xaxis.range)"
+    kept, draws = page.evaluate("[window.kept.every(node => node.isConnected), window.draws]")
     assert kept
     assert draws >= 3
-    assert zoom == [5, 20]
+    assert page.evaluate(ranges) == [[5, 20]] * 3  # a zoom of one chart over time is a zoom of all
+    page.evaluate("Plotly.relayout(document.querySelector('[data-figure=balance]'), {'xaxis.autorange': true})")
+    page.wait_for_function(f"{ranges}.every(range => range[0] === 0 && range[1] > 20)")
 
 
-@unproven
 def test_two_tabs_turn_one_knob_and_both_see_it(server: Server, tab: Tab) -> None:
     run = training(server)
     one, two = (tab(f"{server.url}/?run={run.id}") for _ in range(2))
     for page in (one, two):
         wait_for_step(page, 2)
-    slider = "slider"
-    one.get_by_role(slider, name="noise").press("End")
-    expect(two.get_by_role(slider, name="noise")).to_have_attribute("aria-valuenow", "4", timeout=10_000)
-    two.get_by_role(slider, name="noise").press("Home")
-    expect(one.get_by_role(slider, name="noise")).to_have_attribute("aria-valuenow", "0", timeout=10_000)
+    one.get_by_role("slider", name="noise", exact=True).press("End")
+    expect(two.get_by_role("slider", name="noise", exact=True)).to_have_attribute("aria-valuenow", "4", timeout=10_000)
+    two.get_by_role("slider", name="noise", exact=True).press("Home")
+    expect(one.get_by_role("slider", name="noise", exact=True)).to_have_attribute("aria-valuenow", "0", timeout=10_000)
     assert [c.value for c in run.knob_changes()] == [4, 0]
 
 
@@ -145,13 +140,12 @@ def test_a_trainer_that_is_killed_is_said_and_its_charts_stay(server: Server, ta
     assert open_run(run.id, server.runs).state == "interrupted"
 
 
-@unproven
 def test_pause_step_resume_stop(server: Server, tab: Tab) -> None:
     run = training(server)
     page = tab(f"{server.url}/?run={run.id}")
     wait_for_step(page, 2)
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator(".moescope-notice")).to_contain_text("Paused", timeout=10_000)
+    expect(page.locator(".moescope-hint")).to_contain_text("Paused", timeout=10_000)
     expect(page.get_by_role("button", name="Resume")).to_be_visible(timeout=10_000)
     at = run.steps()[1]
     page.get_by_role("button", name="Step", exact=True).click()
@@ -164,7 +158,6 @@ def test_pause_step_resume_stop(server: Server, tab: Tab) -> None:
     expect(page.locator(".moescope-notice")).to_contain_text("Stopped", timeout=15_000)
 
 
-@unproven
 def test_the_layer_is_in_the_link(server: Server, tab: Tab) -> None:
     run = training(server, Config.for_task("plane", num_experts=4, tokens=128, threads=1, layers=2))
     page = tab(f"{server.url}/?run={run.id}&layer=2")

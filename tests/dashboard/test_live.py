@@ -64,7 +64,8 @@ def test_memory_stays_bounded_and_extremes_stay(writer: RunWriter) -> None:
     spike[777, 0] = 99.0
     writer.commit(Batch(2051, spike))
     look(feed)
-    steps, values = feed.series["loss", 0]
+    series = feed.series["loss", 0]
+    steps, values = series.steps, series.values
     assert len(steps) <= 4 * 2048
     assert values.max() == 99.0
     assert feed.history("loss", bins=200)[1].max() == 99.0
@@ -217,3 +218,109 @@ def test_a_run_that_is_resumed_is_followed_again(tmp_path: Path) -> None:
     writer.finish("stopped")
     look(feed)
     assert feed.status().state == "stopped"
+
+
+def test_a_frame_of_a_past_step_shows_what_was_recorded(writer: RunWriter) -> None:
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed, step=20, sizes={"balance_now": [320, 300], "balance": [600, 200]})
+    told = unpack(viewer.frame() or b"")
+    assert (told["step"], told["last"], told["past"]) == (20, 50, True)
+    _, load = feed.run.history("load", 0, first=20, last=20)
+    np.testing.assert_allclose(told["figures"]["balance_now"]["data"][0]["y"], 100 * load[0] / load[0].sum(), rtol=1e-5)
+    assert told["figures"]["balance_now"]["layout"]["meta"]["step"] == 20
+    assert [shape["x0"] for shape in told["figures"]["balance"]["layout"]["shapes"] if shape["type"] == "line"] == [20]
+    _, cv = feed.run.history("cv_load", 0, first=20, last=20)
+    assert told["tiles"][0]["value"] == f"{cv[0]:.2f}"
+    assert unpack(look_again(viewer, step=None))["past"] is False
+    feed.run.close()
+
+
+def look_again(viewer: Viewer, **said: Any) -> bytes:
+    viewer.hear(json.dumps({"theme": "light", "page": "live", "layer": 0, "sizes": {"loss": [300, 200]}} | said))
+    return viewer.frame() or b""
+
+
+def test_a_zoomed_frame_has_the_detail_of_what_is_seen(writer: RunWriter) -> None:
+    for start in range(51, 20_051, 1000):
+        writer.commit(Batch(start, rows(start, 1000)))
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed, sizes={"loss": [300, 200]})
+    far = unpack(viewer.frame() or b"")["figures"]["loss"]["data"][0]["x"]
+    near = unpack(look_again(viewer, span=[5000.5, 5020.2]))["figures"]["loss"]
+    assert len(far[(far > 5000) & (far < 5021)]) < 10
+    np.testing.assert_array_equal(near["data"][0]["x"], np.arange(4999, 5023))
+    assert near["layout"]["xaxis"]["range"] == [5000.5, 5020.2]
+    feed.run.close()
+
+
+@pytest.mark.parametrize("said", [{"step": 0}, {"step": 1.5}, {"step": "9"}, {"span": [3, 2]}, {"span": [1, "inf"]}])
+def test_a_step_or_a_span_that_is_none_is_refused(writer: RunWriter, said: dict[str, Any]) -> None:
+    feed = Feed(open_run(writer.folder))
+    with pytest.raises(ValueError):
+        viewer_of(feed, **said)
+    feed.run.close()
+
+
+def test_nothing_is_computed_while_nothing_changes(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed)
+    assert viewer.frame()
+    look(feed)
+    monkeypatch.setattr(viewer, "draw", None)
+    assert viewer.frame() is None
+    feed.run.close()
+
+
+def test_a_long_run_opens_at_once_and_is_read_on_by_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """100,000 steps; a collapse of three of them stays visible, before and after a zoom."""
+    monkeypatch.setattr("moe_core.dashboard.feed.BUDGET", 0.0)
+    config = Config(num_experts=4, layers=1)
+    width = sum(c.width for c in layout(1, 4))
+    writer = create_run(tmp_path / "long", config, Knobs())
+    writer.db.execute("PRAGMA synchronous = OFF")
+    load = next(c for c in layout(1, 4) if c.stat == "load")
+    for first in range(1, 100_001, 200):
+        values = np.ones((200, width), np.float32)
+        if first <= 50_007 < first + 200:
+            values[50_007 - first : 50_010 - first, load.start : load.start + 4] = [4, 0, 0, 0]
+        writer.commit(Batch(first, values))
+    feed = Feed(open_run(tmp_path / "long", limit=0.25))
+    feed.refresh(now=True)
+    assert feed.last == 100_000
+    assert len(feed.recent) == 1024
+    feed.history("cv_load", bins=300)
+    assert 0 < feed.behind < 1
+    feed.history("loss", bins=300)  # asked later, so it lies behind the other
+    while feed.behind:
+        feed.catch_up(0.0)
+    steps, cv = feed.history("cv_load", bins=300)
+    assert len(steps) <= 600
+    assert cv.max() > 1.7
+    assert abs(int(steps[cv.argmax()]) - 50_007) < 400
+    theirs = feed.run.history("cv_load", bins=300)
+    np.testing.assert_array_equal(steps, theirs[0])
+    np.testing.assert_allclose(cv, theirs[1])
+    np.testing.assert_array_equal(feed.history("loss", bins=300)[0], steps)
+    near, cv = feed.history("cv_load", first=49_000, last=51_000, bins=100_000)
+    np.testing.assert_array_equal(near[cv > 1], [50_007, 50_008, 50_009])
+    assert len(feed.series["cv_load", 0].steps) <= 4 * 2048
+    feed.run.close()
+    writer.finish("finished")
+
+
+def test_rows_of_zoomed_ranges_are_read_once_and_bounded(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    for start in range(51, 20_051, 1000):
+        writer.commit(Batch(start, rows(start, 1000)))
+    feed = Feed(open_run(writer.folder))
+    look(feed)
+    monkeypatch.setattr("moe_core.dashboard.feed.WINDOW", 8 * 2000 * COLUMNS)
+    for first in range(1000, 18_000, 1000):
+        feed.history("loss", first=first, last=first + 900)
+    assert sum(kept.nbytes for kept in feed._ranges.values()) <= 8 * 2000 * COLUMNS
+    reads = []
+    blocks = feed.run.blocks
+    monkeypatch.setattr(feed.run, "blocks", lambda **given: (reads.append(given), blocks(**given))[1])
+    for stat in ("loss", "load", "cv_load"):
+        feed.history(stat, first=17_000, last=18_900)
+    assert len(reads) == 1
+    feed.run.close()

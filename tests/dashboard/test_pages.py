@@ -1,13 +1,15 @@
-"""The pages' Streamlit half by AppTest: states, sliders as views of the store, text of users as text."""
+"""The pages' Streamlit half by AppTest: which run is looked at, and what is mounted for it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.runs import Batch, Run, RunWriter, create_run, open_run
+from moe_core.runs import Batch, RunWriter, create_run
 from moe_core.schema import Config, Knobs, layout
 
 MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
@@ -37,80 +39,49 @@ def page(run: str | None = None) -> AppTest:
     return app.run()
 
 
-def text_of(app: AppTest) -> str:
-    return " ".join(str(e.proto.body) for e in app.get("html"))
-
-
-def open_writer_run(writer: RunWriter) -> Run:
-    return open_run(writer.folder)
-
-
 def test_without_a_run_three_cards_invite(runs: Path) -> None:
     app = page()
     assert not app.exception
     assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
 
 
-def test_a_training_run_has_its_knobs_by_name(writer: RunWriter) -> None:
+def parts(app: AppTest) -> dict[str, dict[str, Any]]:
+    """The data of the mounted components, by part."""
+    found = [json.loads(one.proto.json) for one in app.get("bidi_component")]
+    return {data["part"]: data for data in found}
+
+
+def test_a_run_has_its_panel_and_its_charts(writer: RunWriter) -> None:
     app = page("text-a")
     assert not app.exception
-    assert [s.label for s in app.slider] == ["noise", "k, experts per token"]
-    assert [s.label for s in app.select_slider] == ["w_importance", "w_load", "learning rate", "speed limit"]
-    assert (app.slider[0].value, app.slider[1].max, app.select_slider[1].value) == (1.0, 4, 0.0)
-    assert "Training" in text_of(app)
-    assert {"Pause", "Step", "Stop"} <= {b.label for b in app.button}
+    told = parts(app)
+    assert (told["panel"]["run"], told["charts"]["run"], told["charts"]["page"]) == ("text-a", "text-a", "live")
+    assert told["panel"]["chosen"]["name"] == "text · 4 experts"
+    assert told["charts"]["figures"] == ["load_share", "balance_now", "balance", "loss"]
 
 
-def test_a_slider_writes_when_turned_and_only_then(writer: RunWriter) -> None:
-    app = page("text-a")
-    run = open_writer_run(writer)
-    assert run.knob_changes() == []
-    app.slider[0].set_value(0.5).run()
-    assert [(c.name, c.value, c.who) for c in run.knob_changes()] == [("noise", 0.5, "dashboard")]
-    app.run()
-    assert len(run.knob_changes()) == 1
-    run.close()
+def test_without_a_link_the_newest_run_is_shown_and_the_link_made(writer: RunWriter) -> None:
+    app = page()
+    assert parts(app)["panel"]["run"] == "text-a"
+    assert "text-a" in app.query_params["run"]
 
 
-def test_a_slider_shows_what_another_hand_turned(writer: RunWriter) -> None:
-    app = page("text-a")
-    run = open_writer_run(writer)
-    run.turn(who="someone", noise=2.5, w_load=0.15)
-    app.run()
-    assert app.slider[0].value == 2.5
-    assert app.select_slider[1].value == 0.15  # also where it lies between two stops
-    assert "w_load 0 → 0.15" in text_of(app)
-    assert len(run.knob_changes()) == 2
-    run.close()
+def test_a_link_to_a_new_run_shows_the_cards_beside_others(writer: RunWriter) -> None:
+    app = page("new")
+    assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+    panel = parts(app)["panel"]
+    assert panel["run"] is None
+    assert {knob["name"]: knob["value"] for knob in panel["knobs"]}["w_load"] == 0
 
 
-def test_the_buttons_ask_the_trainer(writer: RunWriter) -> None:
-    app = page("text-a")
-    next(b for b in app.button if b.label == "Pause").click().run()
-    run = open_writer_run(writer)
-    assert [c.name for c in run.commands()] == ["pause"]
-    writer.commit(Batch(6, np.empty((0, 1), np.float32), state="paused"))
-    app.run()
-    assert "Resume" in {b.label for b in app.button}
-    run.close()
-
-
-def test_an_ended_run_has_greyed_knobs(runs: Path) -> None:
-    create_run(runs / "text-b", CONFIG, Knobs()).finish("finished")
-    app = page("text-b")
-    assert "Finished" in text_of(app)
-    assert all(s.disabled for s in [*app.slider, *app.select_slider])
-    assert "Pause" not in {b.label for b in app.button}
+def test_a_run_that_starts_is_waited_for(runs: Path) -> None:
+    (runs / "text-z").mkdir()
+    app = page("text-z")
+    assert parts(app)["panel"]["run"] == "text-z"
+    assert "Starting the trainer" in app.caption[0].value
 
 
 def test_a_run_that_is_not_there_is_said_and_others_stay(writer: RunWriter) -> None:
     app = page("nobody")
     assert "is no run" in app.error[0].value
     assert [b.label for b in app.button][-3:] == ["Text", "Digits", "Plane"]
-
-
-def test_one_expert_has_no_k_to_turn(runs: Path) -> None:
-    create_run(runs / "text-c", Config(num_experts=1), Knobs(k=1)).finish("finished")
-    app = page("text-c")
-    assert not app.exception
-    assert [s.label for s in app.slider] == ["noise"]

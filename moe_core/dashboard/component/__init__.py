@@ -1,11 +1,18 @@
-"""The live component: a page's tiles and charts, drawn in the browser from the frames of the live route."""
+"""The components of a page, drawn in the browser from the frames of the live route: the charts, and the panel beside them.
+
+Each is mounted with plain data and keeps its place until that data changes. Their scripts are files that the route
+serves; what Streamlit carries is only a loader.
+"""
+
+from collections.abc import Callable
+from typing import Any
 
 import streamlit as st
 
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
 // A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory.
-const module = import(new URL("/moescope/live.js", window.location.origin).href);
+const module = import(new URL("/moescope/mount.js", window.location.origin).href);
 export default function (component) {
   let unmount;
   let gone = false;
@@ -22,9 +29,22 @@ export default function (component) {
 _render = st.components.v2.component("moescope", html="<div></div>", js=LOADER, isolate_styles=False)
 
 
-def live(page: str, run: str, task: str, layer: int, figures: list[str]) -> None:
-    """Mount a page's tiles and charts. They keep their place, zoom included, until one of the arguments changes."""
-    _render(
-        key=f"live-{page}-{run}-{layer}",
-        data={"page": page, "run": run, "task": task, "layer": layer, "figures": figures},
-    )
+GoTo = Callable[[str], None]
+
+
+def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
+    """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes."""
+    mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
+
+
+def panel(run: str | None, go_to: GoTo, **data: Any) -> None:
+    """The run chooser, and of a run its state, buttons, knobs, layers and changes."""
+    mount("panel", go_to, part="panel", run=run, **data)
+
+
+def mount(key: str, go_to: GoTo, **data: Any) -> None:
+    def chosen() -> None:
+        if run := st.session_state[key].run:
+            go_to(run)
+
+    _render(key=key, data=data, on_run_change=chosen)

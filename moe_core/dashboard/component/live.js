@@ -1,11 +1,12 @@
-// The live component: tiles and charts of one page, drawn from the frames of the live route.
-// Text goes through textContent, never into HTML. Shapes: see moe_core/dashboard/live.py.
+// The charts of a page: tiles, charts and the scrubber, drawn from the frames of the live route.
+// Text goes through textContent, never into HTML.
 
-const mounted = new WeakMap();
-const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
+import { element, join } from "/moescope/link.js";
+import { Scrubber } from "/moescope/scrubber.js";
+
 let plotly;
 
-function loadPlotly() {
+export function loadPlotly() {
   plotly ??= new Promise((resolve, reject) => {
     if (window.Plotly) return resolve(window.Plotly);
     const script = document.createElement("script");
@@ -17,146 +18,128 @@ function loadPlotly() {
   return plotly;
 }
 
-export function mount({ parentElement, data }) {
-  const key = JSON.stringify(data);
-  const before = mounted.get(parentElement);
-  if (before?.key === key) return before.unmount;
-  before?.unmount();
-  const view = new View(parentElement, data);
-  const unmount = () => {
-    view.close();
-    mounted.delete(parentElement);
-  };
-  mounted.set(parentElement, { key, unmount });
-  return unmount;
-}
-
-class View {
-  constructor(parent, data) {
+export class View {
+  constructor(parent, data, tell) {
     this.data = data;
-    this.root = document.createElement("div");
-    this.root.className = `moescope moescope-${data.page} moescope-${data.task}`;
-    parent.replaceChildren(this.root);
+    this.tell = tell;
+    this.root = element("div", `moescope moescope-${data.page} moescope-${data.task}`, parent);
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");
     this.grid = element("div", "moescope-grid", this.root);
     this.charts = new Map();
     for (const name of data.figures) {
-      const chart = element("div", "moescope-chart", this.grid);
+      const cell = element("div", "moescope-cell", this.grid);
+      const chart = element("div", "moescope-chart", cell);
       chart.dataset.figure = name;
+      element("div", "moescope-mark", cell).hidden = true;
+      cell.addEventListener("pointermove", (event) => this.hover(chart, event));
+      cell.addEventListener("pointerleave", () => this.point(null));
       this.charts.set(name, chart);
     }
-    this.drawn = 0;
-    this.closed = false;
-    this.retry = 250;
-    this.resized = new ResizeObserver(() => this.say());
+    this.span = null; // the steps that somebody zoomed to, on all charts over time
+    this.link = join(data.run, this);
+    this.scrubber = new Scrubber(this.root, this.link, (step) => this.point(step));
+    this.link.view = this;
+    this.link.mark();
+    this.resized = new ResizeObserver(() => this.link.say());
     for (const chart of this.charts.values()) this.resized.observe(chart);
-    this.pulse = setInterval(() => this.look(), 500);
-    loadPlotly().then(() => this.connect(), (error) => this.tell(error.message));
+    this.link.say();
+    // Nothing flickers where a run is there already.
+    setTimeout(() => !this.header && !this.told && this.say("Starting the trainer: loading torch and the data.", "starting"), 300);
+    loadPlotly().catch((error) => this.say(error.message));
   }
 
-  theme() {
-    const colour = getComputedStyle(this.root).getPropertyValue("--st-background-color").trim();
-    const parts = colour.match(/^#(..)(..)(..)/)?.slice(1).map((hex) => parseInt(hex, 16)) ?? colour.match(/\d+/g)?.map(Number);
-    return parts && parts[0] + parts[1] + parts[2] < 384 ? "dark" : "light";
-  }
-
-  connect() {
-    if (this.closed) return;
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    this.socket = new WebSocket(`${scheme}://${location.host}/moescope/live/${encodeURIComponent(this.data.run)}`);
-    this.socket.binaryType = "arraybuffer";
-    this.socket.onopen = () => {
-      this.retry = 250;
-      this.tell("");
-      this.say();
-    };
-    this.socket.onmessage = (message) => this.draw(message.data);
-    this.socket.onclose = () => {
-      if (this.closed) return;
-      this.lost ??= Date.now();
-      setTimeout(() => this.connect(), this.retry);
-      this.retry = Math.min(2 * this.retry, 4000);
-    };
-  }
-
-  // What is looked at: sent at the start, after each frame, and when a size, the theme or a zoom changes.
-  say() {
-    if (this.socket?.readyState !== WebSocket.OPEN) return;
-    const sizes = {}, spans = {};
+  asks() {
+    const sizes = {};
     for (const [name, chart] of this.charts) {
       const box = chart.getBoundingClientRect();
       const seen = box.bottom > -200 && box.top < innerHeight + 200;
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
-      const axis = chart._fullLayout?.xaxis;
-      if (chart.dataset.zoomed && axis) spans[name] = axis.range.map(Number);
     }
-    document.querySelector(".stApp").dataset.moeTheme = this.theme();
-    this.said = this.theme() + JSON.stringify([sizes, spans]);
-    this.socket.send(JSON.stringify({
-      theme: this.theme(), page: this.data.page, layer: this.data.layer, sizes, spans, drawn: this.drawn,
-      wide: innerWidth >= 1600,
-    }));
+    return { page: this.data.page, sizes, span: this.span };
   }
 
-  look() {
-    if (this.lost && this.socket?.readyState === WebSocket.OPEN) this.lost = undefined;
-    if (this.lost && Date.now() - this.lost > 4000) {
-      this.tell(`No news for ${Math.round((Date.now() - this.lost) / 1000)} s. The run goes on; trying to reach the dashboard again.`);
-    }
-    if (this.said !== undefined && !this.said.startsWith(this.theme())) this.say();
+  refused(reason) {
+    this.say(reason);
   }
 
-  tell(text, state = "") {
-    if (this.notice.textContent !== text) this.notice.textContent = text;
-    this.notice.dataset.state = state;
+  silent(seconds) {
+    if (seconds && this.header) this.say(`No news for ${seconds} s. The run goes on; trying to reach the dashboard again.`);
+    else if (this.link.ready && this.header) this.banner(this.header);
   }
 
-  async draw(buffer) {
-    const length = new DataView(buffer).getUint32(0, true);
-    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
-    const start = 4 + length;
-    this.lost = undefined;
+  async draw(header, figures) {
+    this.header = header;
     this.drawTiles(header.tiles);
-    this.tell(banner(header), header.state);
-    try {
-      for (const [name, spec] of Object.entries(header.figures)) {
-        await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the sliders stutter
-        if (this.closed) return;
-        await this.drawChart(this.charts.get(name), revive(spec, buffer, start));
-      }
-    } catch (error) {
-      console.error("a chart could not be drawn:", error);
-    } finally {
-      this.drawn = header.seq; // said even then, or the server would wait for ever
-      this.say();
+    this.banner(header);
+    this.scrubber.take(header);
+    this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
+    await loadPlotly();
+    for (const [name, spec] of Object.entries(figures)) {
+      await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
+      if (this.closed) return;
+      // A frame that was on its way when the page changed may hold the last page's charts.
+      if (this.charts.has(name)) await this.drawChart(this.charts.get(name), spec());
     }
   }
 
   async drawChart(chart, spec) {
-    if (chart.dataset.zoomed && spec.layout.xaxis) spec.layout.xaxis.range = [...chart._fullLayout.xaxis.range];
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
+    // The server's frame may have been on its way when somebody zoomed.
+    if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
     const config = {
       displaylogo: false, responsive: false, doubleClick: "reset",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
+      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
       toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
       modeBarButtonsToAdd: [saveSvg],
     };
     const first = !chart._fullLayout;
+    // Our own range is Plotly's too: only what it keeps of a person's besides (hover, legend, y) is its affair.
+    if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
     await window.Plotly.react(chart, spec.data, spec.layout, config);
     if (!first) return;
-    chart.on("plotly_relayout", (change) => {
-      if ("xaxis.range[0]" in change || "xaxis.range" in change) chart.dataset.zoomed = "yes";
-      if (change["xaxis.autorange"] || "xaxis.showspikes" in change) delete chart.dataset.zoomed;
-      this.say();
-    });
-    chart.on("plotly_doubleclick", () => {
-      delete chart.dataset.zoomed;
-      this.say();
-    });
+    chart.on("plotly_relayout", (change) => this.zoom(chart, change));
+    chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
+  }
+
+  // A zoom of one chart over time is a zoom of all; each is drawn again with the detail of what is seen.
+  zoom(chart, change) {
+    if (!overTime(chart._fullLayout)) return;
+    if (change["xaxis.autorange"] || "xaxis.showspikes" in change) this.span = null;
+    else if ("xaxis.range[0]" in change || "xaxis.range" in change) {
+      const [low, high] = chart._fullLayout.xaxis.range.map(Number);
+      this.span = high > low ? [low, high] : null;
+    } else return;
+    this.link.say();
+  }
+
+  // The step below the pointer, marked on every chart over time.
+  hover(chart, event) {
+    const layout = chart._fullLayout;
+    if (!overTime(layout)) return this.point(null);
+    const box = chart.getBoundingClientRect();
+    const x = event.clientX - box.left - layout.xaxis._offset;
+    const inside = x >= 0 && x <= layout.xaxis._length && event.clientY - box.top > layout.yaxis._offset;
+    const step = inside ? Math.round(layout.xaxis.p2d(x)) : null;
+    this.point(step >= 1 && step <= this.header?.last ? step : null);
+  }
+
+  point(step) {
+    if (step === this.pointed) return;
+    this.pointed = step;
+    this.scrubber?.point(step);
+    for (const chart of this.charts.values()) {
+      const mark = chart.nextElementSibling, layout = chart._fullLayout;
+      const x = step !== null && overTime(layout) ? layout.xaxis.d2p(step) : -1;
+      mark.hidden = !(x >= 0 && x <= layout.xaxis._length);
+      if (mark.hidden) continue;
+      mark.style.transform = `translateX(${layout.xaxis._offset + x}px)`;
+      mark.style.top = `${layout.yaxis._offset}px`;
+      mark.style.height = `${layout.yaxis._length}px`;
+    }
   }
 
   drawTiles(tiles) {
@@ -183,51 +166,53 @@ class View {
     });
   }
 
+  // Above the charts: how a run ended, or what is wrong. What passes by (paused, a past step) is said beside the scrubber.
+  banner({ banner, problem, answer }) {
+    this.say(problem || answer.error || banner?.text || "", problem || answer.error ? "problem" : banner?.kind ?? "", banner);
+  }
+
+  say(text, kind = "problem", banner = null) {
+    const told = JSON.stringify([text, kind, banner]);
+    if (this.told === told) return;
+    this.told = told;
+    this.notice.replaceChildren();
+    this.notice.dataset.state = kind;
+    if (!text) return;
+    element("span", "moescope-said", this.notice, text);
+    if (banner?.error) {
+      const more = element("details", "", this.notice);
+      element("summary", "", more, "Show error");
+      element("code", "", more, banner.error);
+    }
+    if (banner && this.data.export) {
+      element("a", "moescope-button", this.notice, "Export").href = `/export?run=${encodeURIComponent(this.data.run)}`;
+    }
+    if (banner?.fork) {
+      const fork = element("button", "moescope-button moescope-primary", this.notice, `Fork at ${banner.fork.toLocaleString("en")}`);
+      fork.onclick = () => this.link.ask({ fork: banner.fork });
+    }
+  }
+
+  take(header) {
+    if (header.answer.go && header.answer.nth !== this.gone) {
+      this.gone = header.answer.nth;
+      this.tell("run", header.answer.go);
+    }
+  }
+
   close() {
     this.closed = true;
-    clearInterval(this.pulse);
     this.resized.disconnect();
-    this.socket?.close();
+    this.scrubber.close();
+    if (this.link.view === this) this.link.view = null;
+    this.link.leave(this);
     for (const chart of this.charts.values()) window.Plotly?.purge(chart);
+    this.root.remove();
   }
 }
 
-function banner({ state, reason, step }) {
-  const at = `step ${step.toLocaleString("en")}`;
-  return {
-    paused: `Paused at ${at}. ${reason || "Knobs act on the next step."}`,
-    finished: `Finished at ${at}. Everything recorded is kept.`,
-    stopped: `Stopped at ${at}. Everything recorded is kept.`,
-    failed: `Failed at ${at}: ${reason} Everything recorded until then is kept.`,
-    interrupted: `The trainer died after ${at}. Everything recorded until then is kept.`,
-  }[state] ?? reason;
-}
-
-function element(tag, name, parent) {
-  const made = document.createElement(tag);
-  made.className = name;
-  parent.append(made);
-  return made;
-}
-
-// References into the buffer become typed arrays; a matrix becomes its rows, which is what Plotly wants.
-function revive(value, buffer, start) {
-  if (Array.isArray(value)) return value.map((inner) => revive(inner, buffer, start));
-  if (value === null || typeof value !== "object") return value;
-  if (value.$array) {
-    const [kind, offset, ...shape] = value.$array;
-    const size = shape.reduce((a, b) => a * b, 1);
-    const flat = new KINDS[kind](buffer, start + offset, size);
-    return split(flat, shape);
-  }
-  for (const key of Object.keys(value)) value[key] = revive(value[key], buffer, start);
-  return value;
-}
-
-function split(flat, shape) {
-  if (shape.length === 1) return flat;
-  const size = flat.length / shape[0];
-  return Array.from({ length: shape[0] }, (_, row) => split(flat.subarray(row * size, (row + 1) * size), shape.slice(1)));
+function overTime(layout) {
+  return layout?.xaxis?.title?.text === "step";
 }
 
 const saveSvg = {

@@ -1,0 +1,164 @@
+"""How quick the page is, in a real Chromium beside a real trainer: `python benchmarks/dashboard.py`.
+
+From a click on a card to moving charts; from a key on a knob to the store, to the trainer and to the chart; what five
+updates a second cost the server and the browser over 30 s, and whether a chart node was replaced. Run it alone: all of it
+shares the machine's cores. Prints one JSON line.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from moe_core.runs import Run, list_runs, open_run
+from tests.browser.conftest import Server, stop_trainers
+from tests.chromium import FLAGS, find
+
+STEP = "name => document.querySelector(`[data-figure=${name}]`)?.layout?.meta?.step ?? 0"
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def step_of(page: Page) -> int:
+    return int(page.evaluate(STEP, "balance"))
+
+
+def until_drawn(page: Page, step: int) -> None:
+    page.wait_for_function(f"step => (({STEP})('balance')) >= step", arg=step, timeout=60_000, polling="raf")
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    """CPU time of processes that live."""
+    total = 0.0
+    for pid in pids:
+        try:
+            parts = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        total += (int(parts[11]) + int(parts[12])) / TICKS
+    return total
+
+
+def family(root: int) -> list[int]:
+    """A process and all that it started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    found = [root]
+    for pid in found:
+        found += [child for child, parent in parents.items() if parent == pid]
+    return found
+
+
+def browser_processes() -> list[int]:
+    """Chromium's, among those that this process started."""
+    return [
+        pid
+        for pid in family(os.getpid())
+        if b"--disable-quic" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        or b"--type=" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    ]
+
+
+def click_to_charts(server: Server, browser: Browser, card: str) -> tuple[float, Run, Page]:
+    """Seconds from the click to charts that have moved once, of a page that was open before."""
+    before = {one.id for one in list_runs(server.runs)}
+    page = browser.new_page(viewport={"width": 1280, "height": 800})
+    page.goto(f"{server.url}/?run=new")
+    button = page.get_by_role("button", name=card, exact=True)
+    button.wait_for()
+    page.wait_for_timeout(1500)
+    began = time.time()
+    button.click()
+    until_drawn(page, 1)
+    until_drawn(page, step_of(page) + 1)
+    took = time.time() - began
+    run = next(one.id for one in list_runs(server.runs) if one.id not in before)
+    return took, open_run(run, server.runs), page
+
+
+def keys(run: Run, page: Page, count: int) -> dict[str, float]:
+    """Medians in ms from a key on a knob: to its row in the store, to the step of effect, to the chart that shows it."""
+    page.get_by_role("slider", name="noise", exact=True).focus()
+    stored, applied, shown = [], [], []
+    for _ in range(count):
+        before = len(run.knob_changes())
+        pressed = time.time()
+        page.keyboard.press("ArrowRight")
+        while len(changes := run.knob_changes()) <= before or changes[-1].step is None:
+            time.sleep(0.002)
+        applied.append(time.time() - pressed)
+        stored.append(changes[-1].when - pressed)
+        until_drawn(page, changes[-1].step)
+        shown.append(time.time() - pressed)
+        page.wait_for_timeout(400)
+    found = {"key_to_store_ms": stored, "key_to_trainer_ms": applied, "key_to_chart_ms": shown}
+    return {name: round(1000 * statistics.median(values)) for name, values in found.items()}
+
+
+def watching(server: Server, page: Page, browser_pids: list[int], seconds: float) -> dict[str, float]:
+    """What the page costs while it only looks on: CPU in % of one core, updates, KB an update, nodes replaced."""
+    page.evaluate(
+        """() => {
+          window.kept = [...document.querySelectorAll('[data-figure], [data-figure] .main-svg')];
+          window.draws = 0; window.long = 0;
+          document.querySelector('[data-figure=balance_now]').on('plotly_afterplot', () => window.draws++);
+          new PerformanceObserver(list => list.getEntries().forEach(e => window.long += e.duration)).observe({entryTypes: ['longtask']});
+        }"""
+    )
+    start, server_cpu, browser_cpu = time.time(), cpu_seconds([server.process.pid]), cpu_seconds(browser_pids)
+    received = page.evaluate("window.moescopeBytes ?? 0")
+    page.wait_for_timeout(1000 * seconds)
+    took = time.time() - start
+    draws, lost, long, bytes_ = page.evaluate(
+        "[window.draws, window.kept.filter(node => !node.isConnected).length, window.long, window.moescopeBytes ?? 0]"
+    )
+    return {
+        "updates_per_s": round(draws / took, 2),
+        "server_cpu_percent": round(100 * (cpu_seconds([server.process.pid]) - server_cpu) / took, 1),
+        "browser_cpu_percent": round(100 * (cpu_seconds(browser_pids) - browser_cpu) / took, 1),
+        "kb_per_update": round((bytes_ - received) / 1000 / max(draws, 1), 1),
+        "long_task_percent": round(long / 10 / took, 1),
+        "nodes_replaced": lost,
+    }
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=30.0)
+    parser.add_argument("--keys", type=int, default=20)
+    given = parser.parse_args(arguments)
+    told: dict[str, object] = {}
+    with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
+        server = Server(Path(runs))
+        browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
+        try:
+            for card in ("Digits", "Plane", "Text"):
+                took, run, page = click_to_charts(server, browser, card)
+                told[f"click_{card.lower()}_s"] = round(took, 2)
+                if card == "Text":
+                    page.wait_for_timeout(4000)
+                    told |= keys(run, page, given.keys)
+                    told |= watching(server, page, browser_processes(), given.seconds)
+                page.close()
+                stop_trainers(server.runs)
+        finally:
+            browser.close()
+            server.kill()
+            stop_trainers(server.runs)
+    print(json.dumps(told))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

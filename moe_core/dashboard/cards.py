@@ -1,0 +1,70 @@
+"""The three ways to begin, each one click, and the wait until a trainer that was started has made its run."""
+
+import streamlit as st
+
+from moe_core.dashboard.panel import did_not_start
+from moe_core.runs import last_words, reap, runs_folder, start
+from moe_core.schema import Config, Knobs
+
+CARDS = {
+    "text": "A byte-level Transformer learns the Python documentation, source code and data tables.",
+    "digits": "A classifier learns 1,797 handwritten digits; see which expert takes which digit.",
+    "plane": "Points of two spirals; see which region of the plane each expert owns.",
+}
+STARTING = Knobs(w_importance=0.0, w_load=0.0)  # so that a person first sees the gate collapse
+
+
+def cards() -> None:
+    st.title("See a Mixture of Experts balance itself", anchor=False)
+    st.markdown(
+        "Choose what it learns. Both balancing losses start at 0, so within seconds the gate collapses onto a few experts. "
+        "Then turn **w_importance** or **w_load** up, and watch it recover. The order matters: "
+        "a gate that was balanced first does not collapse when it is released."
+    )
+    for column, (task, text) in zip(st.columns(3, gap="medium"), CARDS.items(), strict=True):
+        with column.container(border=True, height="stretch"):
+            st.subheader(task.capitalize(), anchor=False)
+            st.container(height="stretch").markdown(text)
+            st.button(
+                task.capitalize(),
+                key=f"start-{task}",
+                on_click=begin,
+                args=(task,),
+                type="primary" if task == "text" else "secondary",
+                width="stretch",
+            )
+    st.caption("The same from a terminal:")
+    st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash")
+
+
+def begin(task: str) -> None:
+    """Start a trainer with both loss weights at 0, and look at it."""
+    run_id = start(Config.for_task(task), STARTING, who="dashboard")
+    st.session_state["started"] = run_id, task
+    st.query_params.clear()
+    st.query_params["run"] = run_id
+
+
+def is_starting(run_id: str) -> bool:
+    """Whether a run's folder is there and its trainer has not made the run yet."""
+    folder = runs_folder() / run_id
+    return folder.is_dir() and not (folder / "run.db").exists()
+
+
+def task_started(run_id: str) -> str | None:
+    """The task of a run that this tab started and that is not there yet, so that its charts need not wait for it."""
+    started, task = st.session_state.get("started", ("", None))
+    return task if started == run_id and is_starting(run_id) else None
+
+
+@st.fragment(run_every=0.2)
+def wait(run_id: str) -> None:
+    """A run that somebody else started and that is not there yet."""
+    folder = runs_folder() / run_id
+    reap()
+    if (folder / "run.db").exists():
+        st.rerun()
+    if did_not_start(folder):
+        st.error(f"The trainer did not start: {last_words(folder)}")
+    else:
+        st.caption("Starting the trainer: loading torch and the data.")

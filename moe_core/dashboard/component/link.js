@@ -1,0 +1,166 @@
+// One socket a run, shared by the page's charts and the panel beside them. It says what is looked at (page, layer, step,
+// sizes, zoom), takes frames (see moe_core/dashboard/live.py), and carries what a person turns.
+
+const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
+const links = new Map();
+
+// The link of a run for as long as somebody uses it. Layer and step outlive the page: the next page looks at the same.
+export function join(run, user) {
+  if (!links.has(run)) links.set(run, new Link(run));
+  const link = links.get(run);
+  link.users.add(user);
+  link.open();
+  return link;
+}
+
+export function element(tag, name, parent, text) {
+  const made = document.createElement(tag);
+  if (name) made.className = name;
+  if (text !== undefined) made.textContent = text;
+  parent.append(made);
+  return made;
+}
+
+class Link {
+  constructor(run) {
+    this.run = run;
+    this.users = new Set();
+    this.view = null; // the page's charts: gives `asks()`, draws in `draw(header)`
+    this.drawn = 0;
+    this.nth = 0; // deeds sent, and which of them were answered
+    this.heard = 0;
+    this.retry = 250;
+    const named = new URLSearchParams(location.search);
+    this.layer = Math.max(1, parseInt(named.get("layer")) || 1);
+    this.step = parseInt(named.get("step")) > 0 ? parseInt(named.get("step")) : null;
+  }
+
+  leave(user) {
+    this.users.delete(user);
+    if (this.users.size) return;
+    // The next page's half may mount a moment later.
+    setTimeout(() => {
+      if (this.users.size) return;
+      clearInterval(this.pulse);
+      this.pulse = undefined;
+      this.socket?.close();
+      this.socket = undefined;
+    }, 1000);
+  }
+
+  open() {
+    this.pulse ??= setInterval(() => this.look(), 500);
+    if (this.socket) return;
+    const scheme = location.protocol === "https:" ? "wss" : "ws";
+    const socket = new WebSocket(`${scheme}://${location.host}/moescope/live/${encodeURIComponent(this.run)}`);
+    this.socket = socket;
+    socket.binaryType = "arraybuffer";
+    socket.onopen = () => {
+      this.retry = 250;
+      this.drawn = 0;
+      this.say();
+    };
+    socket.onmessage = (message) => this.take(message.data);
+    socket.onclose = (event) => {
+      if (this.socket !== socket) return;
+      if (event.code === 4404) for (const user of this.users) user.refused?.(event.reason);
+      this.socket = undefined;
+      this.heard = this.nth; // what was not answered never will be
+      this.lost ??= Date.now();
+      setTimeout(() => this.users.size && this.open(), this.retry);
+      this.retry = Math.min(2 * this.retry, 4000);
+    };
+  }
+
+  get ready() {
+    return this.socket?.readyState === WebSocket.OPEN;
+  }
+
+  // What is looked at: sent at the start, after each frame, and when a size, the theme, a zoom, the layer or the step changes.
+  say() {
+    if (!this.ready) return;
+    const theme = themeOf(document.querySelector(".stApp"));
+    document.querySelector(".stApp").dataset.moeTheme = theme;
+    this.theme = theme;
+    this.socket.send(JSON.stringify({
+      theme, page: "", sizes: {}, span: null, ...this.view?.asks(),
+      layer: this.layer - 1, step: this.step, drawn: this.drawn, wide: innerWidth >= 1600,
+    }));
+  }
+
+  // Ask for a deed: {turn: {knob: value}, gesture}, {command} or {fork: step}. Its number, 0 if it could not be sent.
+  ask(deed) {
+    if (!this.ready) return 0;
+    this.nth += 1;
+    this.socket.send(JSON.stringify({ ...deed, nth: this.nth }));
+    return this.nth;
+  }
+
+  goTo({ layer = this.layer, step = this.step }) {
+    this.layer = layer;
+    this.step = step;
+    this.mark();
+    this.say();
+  }
+
+  // Layer and step into the page's link, so that a copied link opens the same view.
+  mark() {
+    const url = new URL(location.href);
+    for (const [name, value] of [["layer", this.layer > 1 || url.searchParams.has("layer") ? this.layer : null], ["step", this.step]]) {
+      if (value === null) url.searchParams.delete(name);
+      else url.searchParams.set(name, value);
+    }
+    if (url.href !== location.href) history.replaceState(history.state, "", url);
+  }
+
+  async take(buffer) {
+    window.moescopeBytes = (window.moescopeBytes ?? 0) + buffer.byteLength; // for benchmarks/dashboard.py
+    const length = new DataView(buffer).getUint32(0, true);
+    const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
+    this.lost = undefined;
+    this.header = header;
+    if (header.answer.nth) this.heard = Math.max(this.heard, header.answer.nth);
+    if (header.panel) this.panel = header.panel;
+    try {
+      for (const user of this.users) user.take?.(header);
+      const figures = {};
+      for (const [name, spec] of Object.entries(header.figures)) figures[name] = () => revive(spec, buffer, 4 + length);
+      await this.view?.draw(header, figures);
+    } catch (error) {
+      console.error("a frame could not be drawn:", error);
+    } finally {
+      this.drawn = header.seq; // said even then, or the server would wait for ever
+      this.say();
+    }
+  }
+
+  look() {
+    const silent = this.lost && !this.ready ? Date.now() - this.lost : 0;
+    for (const user of this.users) user.silent?.(silent > 4000 ? Math.round(silent / 1000) : 0);
+    if (this.theme && this.theme !== themeOf(document.querySelector(".stApp"))) this.say();
+  }
+}
+
+function themeOf(node) {
+  const colour = getComputedStyle(node).backgroundColor.match(/[\d.]+/g)?.map(Number);
+  return colour && colour[0] + colour[1] + colour[2] < 384 ? "dark" : "light";
+}
+
+// References into the buffer become typed arrays; a matrix becomes its rows, which is what Plotly wants.
+function revive(value, buffer, start) {
+  if (Array.isArray(value)) return value.map((inner) => revive(inner, buffer, start));
+  if (value === null || typeof value !== "object") return value;
+  if (value.$array) {
+    const [kind, offset, ...shape] = value.$array;
+    const size = shape.reduce((a, b) => a * b, 1);
+    return split(new KINDS[kind](buffer, start + offset, size), shape);
+  }
+  for (const key of Object.keys(value)) value[key] = revive(value[key], buffer, start);
+  return value;
+}
+
+function split(flat, shape) {
+  if (shape.length === 1) return flat;
+  const size = flat.length / shape[0];
+  return Array.from({ length: shape[0] }, (_, row) => split(flat.subarray(row * size, (row + 1) * size), shape.slice(1)));
+}

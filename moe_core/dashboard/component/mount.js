@@ -1,0 +1,23 @@
+// Mounts a part of a page into the place that Streamlit gives it, and leaves it there while its data stay the same.
+
+import { View, loadPlotly } from "/moescope/live.js";
+import { Panel } from "/moescope/panel.js";
+
+const PARTS = { charts: View, panel: Panel };
+const mounted = new WeakMap();
+
+export function mount({ parentElement, data, setTriggerValue }) {
+  loadPlotly().catch(() => {}); // also before there is a chart: it takes longest
+  const key = JSON.stringify({ ...data, chosen: null, knobs: null }); // these two are how it begins
+  const before = mounted.get(parentElement);
+  if (before?.key === key) return before.unmount;
+  before?.unmount();
+  parentElement.replaceChildren();
+  const part = new PARTS[data.part](parentElement, data, setTriggerValue);
+  const unmount = () => {
+    part.close();
+    mounted.delete(parentElement);
+  };
+  mounted.set(parentElement, { key, unmount });
+  return unmount;
+}

@@ -1,0 +1,185 @@
+// The panel beside the charts: which run, how it stands, its buttons, its knobs, its layers and what was turned.
+// All of it is a view of the store, told by the frames of the live route; a turn goes back over the same socket.
+
+import { element, join } from "/moescope/link.js";
+import { Knob } from "/moescope/knob.js";
+
+const BUTTONS = [["pause", "Pause"], ["step", "Step"], ["fork", "Fork"], ["stop", "Stop"]];
+
+export class Panel {
+  constructor(parent, data, tell) {
+    this.data = data;
+    this.tell = tell;
+    this.root = element("div", "moepanel", parent);
+    this.chooser(data);
+    this.state = element("div", "moepanel-state", this.root);
+    this.dot = element("span", "moescope-dot", this.state);
+    this.word = element("b", "", this.state, data.run ? "" : "No run");
+    this.step = element("span", "moepanel-right", this.state);
+    const buttons = element("div", "moepanel-buttons", this.root);
+    this.buttons = {};
+    for (const [name, words] of BUTTONS) {
+      const button = element("button", "moescope-button", buttons, words);
+      button.disabled = true;
+      button.hidden = name === "fork" && !data.fork;
+      button.onclick = () => this.press(name);
+      this.buttons[name] = button;
+    }
+    const heading = element("div", "moepanel-heading moepanel-ruled", this.root);
+    this.heading = element("span", "", heading, data.run ? "Knobs" : "Starting values");
+    this.advice = element("span", "moepanel-right", heading, data.run ? "double-click resets" : "");
+    this.list = element("div", "moepanel-knobs", this.root);
+    this.more = element("details", "moepanel-more", this.root);
+    element("summary", "moepanel-label", this.more, "More knobs");
+    this.rest = element("div", "moepanel-knobs", this.more);
+    this.knobs = new Map();
+    this.foot = element("div", "moepanel-foot", this.root);
+    this.layers = element("div", "moepanel-layers", this.foot);
+    this.error = element("div", "moepanel-error", this.foot);
+    this.error.setAttribute("role", "alert");
+    this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
+    if (data.knobs) this.show(data.knobs, false);
+    if (!data.run) return;
+    this.paint("grey", "Starting…");
+    this.link = join(data.run, this);
+    if (this.link.header) this.take(this.link.header);
+  }
+
+  // Which run: a select of the system's, with our own face.
+  chooser({ run, chosen }) {
+    const box = element("div", "moepanel-chooser", this.root);
+    const name = element("span", "moepanel-name", box), when = element("span", "moepanel-when", box);
+    const select = element("select", "", box);
+    select.setAttribute("aria-label", "Run");
+    const face = (entry) => {
+      name.textContent = entry.name;
+      when.textContent = entry.when.split(" ")[0];
+      box.title = entry.id ?? "";
+    };
+    const entries = new Map();
+    const fill = async () => {
+      const listed = await fetch("/moescope/runs").then((answer) => answer.json()).catch(() => []);
+      entries.clear();
+      entries.set("new", { name: "New run", when: "" });
+      for (const entry of listed) entries.set(entry.id, entry);
+      if (run && !entries.has(run)) entries.set(run, chosen);
+      select.replaceChildren();
+      for (const [id, entry] of entries) element("option", "", select, `${entry.name}  ${entry.when}  ${entry.state ?? ""}`).value = id;
+      select.value = run ?? "new";
+      face(entries.get(select.value) ?? { name: "New run", when: "" });
+    };
+    face(chosen ?? { name: "New run", when: "" });
+    select.onchange = () => this.tell("run", select.value);
+    select.onfocus = fill;
+    fill();
+  }
+
+  press(name) {
+    const { link } = this;
+    if (name === "fork") link.ask({ fork: link.step ?? link.header.last });
+    else if (link.panel) link.ask({ command: name === "pause" && this.paused ? "resume" : name });
+  }
+
+  paint(colour, word) {
+    this.dot.dataset.colour = this.word.dataset.colour = colour;
+    put(this.word, word);
+  }
+
+  take(header) {
+    const told = this.link.panel;
+    put(this.step, `step ${header.last.toLocaleString("en")}`);
+    put(this.error, header.answer.error ?? "");
+    for (const knob of this.knobs.values()) knob.heard(this.link.heard);
+    if (told === this.told && header.past === this.past) return;
+    this.told = told;
+    this.past = header.past;
+    this.state.dataset.state = told.state;
+    this.paint(told.colour, told.word);
+    this.paused = told.state === "paused";
+    const { pause, step, stop, fork } = this.buttons;
+    put(pause, this.paused ? "Resume" : "Pause");
+    pause.classList.toggle("moescope-primary", this.paused);
+    pause.disabled = stop.disabled = !told.alive;
+    step.disabled = !this.paused;
+    fork.hidden = !told.fork;
+    fork.disabled = !header.last;
+    put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
+    put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
+    this.root.classList.toggle("moepanel-past", header.past);
+    this.show(told.knobs, told.alive && !header.past);
+    this.showLayers(told.layers);
+    this.showChanges(told.changes);
+  }
+
+  silent(seconds) {
+    if (seconds) this.paint("grey", `No news for ${seconds} s`);
+    else if (this.told) this.paint(this.told.colour, this.told.word);
+  }
+
+  show(knobs, alive) {
+    for (const name of [...this.knobs.keys()]) {
+      if (knobs.some((told) => told.name === name)) continue;
+      this.knobs.get(name).root.remove();
+      this.knobs.delete(name);
+    }
+    const after = new Map([[this.list, null], [this.rest, null]]);
+    for (const told of knobs) {
+      const list = told.more ? this.rest : this.list;
+      if (!this.knobs.has(told.name)) {
+        const turn = (value, gesture) => this.link?.ask({ turn: { [told.name]: value }, gesture }) ?? 0;
+        this.knobs.set(told.name, new Knob(list, told, turn));
+      }
+      const knob = this.knobs.get(told.name), before = after.get(list);
+      if (knob.root.previousElementSibling !== before) {
+        if (before) before.after(knob.root);
+        else list.prepend(knob.root);
+      }
+      after.set(list, knob.root);
+      knob.take(told, alive);
+    }
+    this.more.hidden = !this.rest.childElementCount;
+    if (!this.unfolded && knobs.some((told) => told.more && (told.was !== null || told.value !== told.start))) {
+      this.unfolded = this.more.open = true; // what was turned is not hidden; folded again, it stays folded
+    }
+  }
+
+  showLayers(count) {
+    if (this.layers.childElementCount === 0 && count > 1) {
+      element("span", "moepanel-label", this.layers, "Layer");
+      const group = element("span", "moepanel-segments", this.layers);
+      group.setAttribute("role", "radiogroup");
+      group.setAttribute("aria-label", "Layer");
+      for (let layer = 1; layer <= count; layer++) {
+        const label = element("label", "", group, String(layer));
+        const radio = element("input", "", label);
+        Object.assign(radio, { type: "radio", name: `layer-${this.data.run}`, value: layer });
+        radio.onchange = () => {
+          this.link.goTo({ layer });
+          this.showLayers(count);
+        };
+      }
+    }
+    for (const radio of this.layers.querySelectorAll("input")) {
+      radio.checked = Number(radio.value) === Math.min(this.link.layer, count);
+    }
+  }
+
+  showChanges(changes) {
+    this.changes.replaceChildren();
+    if (changes.length) element("div", "moepanel-heading", this.changes, "Changes");
+    for (const { text, step } of changes) {
+      const row = element("div", "moepanel-change", this.changes);
+      element("span", "", row, text).title = text;
+      element("span", "moepanel-right", row, step === null ? "waiting" : `step ${step.toLocaleString("en")}`);
+    }
+  }
+
+  close() {
+    this.link?.leave(this);
+    this.root.remove();
+  }
+}
+
+function put(node, text) {
+  if (node.textContent !== text) node.textContent = text;
+}

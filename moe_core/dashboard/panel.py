@@ -1,0 +1,147 @@
+"""What the panel beside the charts shows, and what a person does with it: state, knobs, changes, buttons.
+
+The panel is a view of the store. `panel` says how things stand at a step; `act` turns a knob, or tells the trainer
+something. Both are used by the live route, so that a turn reaches the store without a run of the page's script.
+"""
+
+import math
+import re
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import moe_core.runs as runs
+from moe_core.figures.tiles import at, balance_word, gestures, heldout_tile, knobs_at, number
+from moe_core.runs import COMMANDS, Run, is_alive, last_words
+from moe_core.schema import Config, Knobs, highest, label_of, meta_of, value_text
+
+LISTED = 8  # changes in the list
+LATER = ("w_z", "capacity_factor", "w_sequence", "w_threshold", "off", "speed_limit")  # folded below the others
+WORDS = {
+    "starting": ("grey", "Starting…"),
+    "training": ("green", "Training"),
+    "paused": ("amber", "Paused"),
+    "finished": ("grey", "Finished"),
+    "stopped": ("grey", "Stopped"),
+    "failed": ("red", "Failed"),
+    "interrupted": ("red", "Interrupted"),
+}
+
+
+def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
+    """All that the panel shows, at a step (None being the last), in plain types."""
+    status, quiet = feed.status(), feed.quiet()
+    colour, word = ("grey", f"No news for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
+    alive = status.state in ("starting", "training", "paused")
+    turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
+    stand = feed.knobs if step is None else knobs_at(feed, step)
+    return {
+        "state": status.state,
+        "colour": colour,
+        "word": word,
+        "alive": alive,
+        "fork": hasattr(runs, "fork"),
+        "layers": feed.config.layers,
+        "knobs": [knob(name, feed, stand, turned) for name in shown(feed.config, stand)],
+        "changes": [
+            {"text": f"{c.name} {value_text(c.previous)} → {value_text(c.value)}", "step": c.step}
+            for c in turned[: -LISTED - 1 : -1]
+        ],
+        "marks": sorted({c.step for c in gestures(feed.knob_changes()) if c.step is not None})[-500:],
+    }
+
+
+def shown(config: Config, stand: Knobs) -> list[str]:
+    """The knobs that matter: for the run's task, under the strategy in force, and for the model's shape."""
+    return [f.name for f in fields(Knobs) if matters(meta_of(Knobs, f.name), f.name, config, stand)]
+
+
+def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
+    if (meta.hierarchical and config.groups < 2) or (meta.strategies and stand.strategy not in meta.strategies):
+        return False
+    return config.task in meta.tasks and (meta.low == -math.inf or highest(config, name) > meta.low)
+
+
+def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any]:
+    """One knob: what it is, where it stands, and what it was before its last turn if that was the last of all."""
+    meta, value = meta_of(Knobs, name), getattr(stand, name)
+    told = {
+        "name": name,
+        "label": label_of(name),
+        "help": meta.help,
+        "unit": meta.unit,
+        "value": value,
+        "more": name in LATER,
+    }
+    told |= {"start": getattr(feed.started_knobs, name), "was": None}
+    if turned and turned[-1].name == name:
+        told["was"] = turned[-1].previous
+    if isinstance(value, str):
+        return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
+    return told | {
+        "kind": "whole" if isinstance(value, int) else "number",
+        "low": meta.low, "high": highest(feed.config, name), "scale": meta.scale, "step": meta.step,
+    }  # fmt: skip
+
+
+def banner(feed: Any, layer: int) -> dict[str, Any] | None:
+    """What is said above the charts of a run that ended: how it ended, what is kept, from where to go on."""
+    status, last = feed.status(), feed.last
+    if status.state not in (*runs.ENDED, "interrupted"):
+        return None
+    cv = at(feed, "cv_load", layer, last)
+    loss = heldout_tile(feed, last)
+    seconds = max(0.0, time.time() - status.heartbeat_age - feed.run.facts["created"])
+    done = f"{last:,} steps in {duration(seconds)}"
+    good = f"{loss.label} {loss.value} {loss.unit}".strip() + f", CV(load) {number(cv)}, {balance_word(cv)}"
+    text = {
+        "finished": f"Finished: {done}. {good}.",
+        "stopped": f"Stopped: {done}. {good}.",
+        "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
+        "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
+    }[status.state]
+    return {"kind": status.state, "text": text, "error": status.reason, "fork": hasattr(runs, "fork") and last}
+
+
+def duration(seconds: float) -> str:
+    """12 s, 4 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
+    """Do what a viewer asks: turn knobs, tell the trainer something, fork. Returns {} or where to go; ValueError says why not.
+
+    said: {"turn": {knob: value}, "gesture": id}, {"command": name}, or {"fork": step}.
+    """
+    if "turn" in said:
+        if not is_alive(run.path):
+            raise ValueError("the run has ended, so its knobs are turned no more; fork it to go on")
+        gesture = str(said.get("gesture", ""))
+        if not isinstance(said["turn"], dict) or not re.fullmatch(r"\w{0,16}", gesture):
+            raise ValueError("a turn that is not ours")
+        run.turn(who=f"dashboard/{gesture}" if gesture else "dashboard", **said["turn"])
+        return {}
+    if "fork" in said:
+        if not hasattr(runs, "fork"):
+            raise ValueError("this version cannot fork")
+        return {"go": runs.fork(run, int(said["fork"]), {})}
+    if said.get("command") not in COMMANDS:
+        raise ValueError("a message that is not ours")
+    run.command(said["command"], who="dashboard")
+    return {}
+
+
+def chooser_entry(id: str, config: Config | None, created: float, state: str) -> dict[str, str]:
+    """A run as the chooser names it: "text · 16 experts", "nov-24 08:46"."""
+    name = f"{config.task} · {config.num_experts} experts" if config else id
+    when = time.strftime("%b-%d %H:%M", time.localtime(created)).lower()
+    return {"id": id, "name": name, "when": when, "state": state}
+
+
+def did_not_start(folder: Path) -> bool:
+    """Whether a trainer has gone that never made its run: it said why, and nobody holds the lock."""
+    return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != "it printed nothing"

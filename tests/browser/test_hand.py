@@ -1,0 +1,164 @@
+"""The hand on the page: dragging a knob, resetting it, typing into it; the line at the foot, and what it takes to the past."""
+
+import re
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from moe_core.runs import Run, open_run
+from tests.browser.conftest import Server
+from tests.browser.test_pages import SMALL, Tab, step_of, training, wait_for_step
+
+pytestmark = pytest.mark.browser
+
+
+def knob(page: Page, name: str) -> Locator:
+    return page.get_by_role("slider", name=name, exact=True)
+
+
+def open_knobs(server: Server, tab: Tab) -> tuple[Run, Page]:
+    run = training(server)
+    page = tab(f"{server.url}/?run={run.id}")
+    wait_for_step(page, 2)
+    return run, page
+
+
+def test_a_knob_acts_while_it_is_dragged_and_a_drag_is_one_entry(server: Server, tab: Tab) -> None:
+    run, page = open_knobs(server, tab)
+    box = knob(page, "noise").bounding_box()
+    assert box
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    for moved in range(1, 13):
+        page.mouse.move(x + 8 * moved, y)
+        page.wait_for_timeout(60)
+    while_dragged = run.knob_changes()
+    page.mouse.up()
+    assert len(while_dragged) >= 3  # before the button came up
+    expect(page.locator(".moepanel-change")).to_have_count(1)
+    page.wait_for_timeout(300)
+    changes = run.knob_changes()
+    assert len({change.who for change in changes}) == 1
+    values = [change.value for change in changes]
+    assert values == sorted(values)
+    assert float(knob(page, "noise").get_attribute("aria-valuenow") or 0) == values[-1]
+    expect(page.locator(".moeknob-was").first).to_have_text("was 1.00")
+    knob(page, "noise").dblclick()
+    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1")
+    page.wait_for_timeout(300)
+    assert run.knob_changes()[-1].value == 1
+    expect(page.locator(".moepanel-change")).to_have_count(2)
+
+
+def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab) -> None:
+    run, page = open_knobs(server, tab)
+    for name in ("noise", "k, experts per token", "w_importance", "w_load", "learning rate"):
+        expect(knob(page, name)).to_have_count(1)
+    keys = [("noise", "ArrowLeft", 0.95), ("noise", "Shift+ArrowRight", 0.96), ("noise", "PageUp", 1.46)]
+    keys += [("k, experts per token", "ArrowUp", 3), ("k, experts per token", "End", 4), ("w_load", "Home", 0)]
+    keys += [("w_load", "ArrowRight", 0.001), ("learning rate", "End", 0.1), ("learning rate", "Delete", 0.003)]
+    for name, key, wanted in keys:
+        knob(page, name).press(key)
+        expect(knob(page, name)).to_have_attribute("aria-valuenow", str(wanted))
+    expect(knob(page, "learning rate")).to_have_attribute("aria-valuetext", "3e-3")
+    page.wait_for_timeout(400)
+    # Each knob's turns in their order; those of two knobs may cross, since each keeps its own pace.
+    names = {"noise": "noise", "k, experts per token": "k", "w_load": "w_load", "learning rate": "lr"}
+    for label, name in names.items():
+        turned = [change.value for change in run.knob_changes() if change.name == name]
+        assert turned[-1] == [value for at, _, value in keys if at == label][-1]
+    field = page.get_by_role("textbox", name="w_importance, value")
+    field.fill("0.025")
+    field.press("Enter")
+    expect(knob(page, "w_importance")).to_have_attribute("aria-valuenow", "0.025")
+    field.fill("7")
+    field.press("Enter")
+    expect(page.get_by_role("alert")).to_contain_text("w_importance must be between 0 and 1")
+    expect(knob(page, "w_importance")).to_have_attribute("aria-valuenow", "0.025")
+    assert open_run(run.id, server.runs).knobs.w_importance == 0.025
+
+
+def test_a_finger_turns_a_knob(server: Server, browser: object) -> None:
+    run = training(server)
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True)  # type: ignore[attr-defined]
+    page = context.new_page()
+    page.goto(f"{server.url}/?run={run.id}")
+    wait_for_step(page, 2)
+    box = page.locator(".moeknob-track").first.bounding_box()
+    assert box
+    page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
+    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "3")
+    context.close()
+
+
+def test_the_line_at_the_foot_goes_to_a_past_step_and_back(server: Server, tab: Tab) -> None:
+    run, page = open_knobs(server, tab)
+    wait_for_step(page, 40)
+    knob(page, "noise").press("End")
+    expect(page.locator(".moescope-turn")).to_have_count(1)
+    scrubber = page.get_by_role("slider", name="step", exact=True)
+    scrubber.press("Home")
+    page.wait_for_url(re.compile(r"[?&]step=1\b"))
+    for _ in range(9):
+        scrubber.press("ArrowRight")
+    expect(scrubber).to_have_attribute("aria-valuetext", "step 10, as recorded")
+    page.wait_for_function("document.querySelector('[data-figure=balance_now]').layout.meta.step === 10")
+    expect(page.get_by_text("Step 10, as recorded")).to_be_visible()
+    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1")  # as it was
+    expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
+    _, load = run.history("load", first=10, last=10)
+    drawn = page.evaluate("[...document.querySelector('[data-figure=balance_now]').data[0].y]")
+    assert drawn == pytest.approx(list(100 * load[0] / load[0].sum()), rel=1e-4)
+    _, cv = run.history("cv_load", first=10, last=10)
+    expect(page.locator("[data-stat=cv_load]")).to_have_text(f"{cv[0]:.2f}")
+    # Another page looks at the same step, and so does a copied link.
+    page.get_by_role("link", name="Routing").click()
+    page.locator("[data-figure=churn]").wait_for()
+    expect(page.get_by_text("Step 10, as recorded")).to_be_visible()
+    page.wait_for_url(re.compile(rf"run={run.id}.*step=10"))
+    again = tab(page.url)
+    expect(again.get_by_text("Step 10, as recorded")).to_be_visible(timeout=15_000)
+    page.get_by_role("button", name="Play").click()
+    page.wait_for_function("Number(document.querySelector('.moescope-track').getAttribute('aria-valuenow')) > 12")
+    page.get_by_role("button", name="Back to live").click()
+    expect(page.get_by_role("button", name="Live", exact=True)).to_be_visible()
+    assert "step=" not in page.url
+    at = step_of(page, "churn")
+    wait_for_step(page, at + 1, "churn")
+
+
+def test_a_step_below_the_pointer_is_marked_on_every_chart_over_time(server: Server, tab: Tab) -> None:
+    _, page = open_knobs(server, tab)
+    wait_for_step(page, 40)
+    box = page.locator("[data-figure=balance]").bounding_box()
+    assert box
+    page.mouse.move(box["x"] + 70, box["y"] + box["height"] / 2)
+    expect(page.locator(".moescope-mark:visible")).to_have_count(3)
+    expect(page.locator(".moescope-ghost")).to_be_visible()
+    page.mouse.move(5, 5)
+    expect(page.locator(".moescope-mark:visible")).to_have_count(0)
+
+
+def test_another_run_is_chosen_and_the_link_follows(server: Server, tab: Tab) -> None:
+    first, second = training(server), training(server)
+    page = tab(f"{server.url}/live?run={first.id}")
+    wait_for_step(page, 2)
+    chooser = page.get_by_role("combobox", name="Run")
+    chooser.focus()
+    expect(chooser.locator("option")).to_have_count(3)
+    chooser.select_option(second.id)
+    page.wait_for_url(f"**run={second.id}**")
+    page.locator(f".moepanel-chooser[title='{second.id}']").wait_for()
+    chooser.select_option("new")
+    expect(page.get_by_role("button", name="Plane", exact=True)).to_be_visible()
+
+
+def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
+    run = training(server, type(SMALL)(**{**SMALL.__dict__, "steps": 30}))
+    page = tab(f"{server.url}/?run={run.id}")
+    expect(page.locator(".moescope-notice")).to_contain_text(
+        re.compile(r"Finished: 30 steps in .* CV\(load\) \d"), timeout=30_000
+    )
+    expect(page.get_by_role("button", name="Pause")).to_be_disabled()
+    expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
