@@ -1,4 +1,4 @@
-"""bench: what is measured side by side with peers."""
+"""bench: what is measured side by side with peers, and by batch size."""
 
 import argparse
 import sys
@@ -6,16 +6,32 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add
+from moe_core.schema import Config, Knobs
 
 
 def declare(commands: Any) -> None:
-    bench = add(commands, "bench", bench_command, "measure the MoE layer beside its peers", run=False)
-    bench.add_argument("what", choices=("layer",))
+    bench = add(commands, "bench", bench_command, "measure the MoE layer beside its peers, or by batch size", run=False)
+    bench.add_argument("what", choices=("layer", "batch"))
+    sizes = bench.add_argument_group("the layer that batch measures")
+    for name, default in (
+        ("d-model", Config.d_model),
+        ("d-hidden", Config.d_hidden),
+        ("num-experts", Config.num_experts),
+    ):
+        sizes.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    sizes.add_argument("--k", type=int, default=Knobs.k, help=f"default {Knobs.k}")
+    sizes.add_argument("--device", default="auto")
+    sizes.add_argument("--threads", type=int, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)")
+    sizes.add_argument("--seconds", type=float, default=1.0, help="time for each batch size (default 1)")
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
     # Benchmarks lie beside the package, not in it: they are not what a person installs.
     sys.path.insert(0, str(Path(__file__).parents[2]))
+    if arguments.what == "batch":
+        from benchmarks.batch import main as batch
+
+        return int(batch(arguments))
     from benchmarks.layer import main as layer
 
     return int(layer(["--json"] if arguments.json else []))

@@ -8,14 +8,17 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from moe_core.dashboard import cards, component
 from moe_core.dashboard.panel import chooser_entry
 from moe_core.dashboard.style import CSS
+from moe_core.figures.tiles import groups_of
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs, label_of, meta_of
 
@@ -28,19 +31,30 @@ def style() -> None:
     st.html(f"<style>{CSS}</style>")
 
 
-def page(name: str, figures: dict[str, list[str]]) -> None:
-    """A page of live charts: the figures of the run's task."""
+def page(
+    name: str,
+    figures: dict[str, list[str]],
+    options: Callable[[Run], dict[str, Any]] = lambda run: {},
+    shown: Callable[[Run, str], bool] = lambda run, figure: True,
+) -> None:
+    """A page of live charts: the figures of the run's task.
+
+    options: draws what the page lets a person choose beside run and layer, and says what was chosen.
+    shown: whether this run has something to show in a figure.
+    """
     wanted = st.query_params.get("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
-        charts(name, run.id, run.config.task, figures)
+        names = [figure for figure in figures[run.config.task] if shown(run, figure)]
+        names += ["group_treemap"] * (name == "live" and groups_of(run.config) > 1)
+        charts(name, run.id, run.config.task, names, options(run))
         run.close()
     elif task := cards.task_started(wanted):
-        charts(name, wanted, task, figures)
+        charts(name, wanted, task, figures[task], {})
 
 
-def charts(name: str, run: str, task: str, figures: dict[str, list[str]]) -> None:
-    component.live(name, run, task, figures[task], go_to, export=(PAGES / "export.py").exists())
+def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any]) -> None:
+    component.live(name, run, task, figures, go_to, export=(PAGES / "export.py").exists(), options=options)
 
 
 def frame(choose: bool = True) -> Run | None:

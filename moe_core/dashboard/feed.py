@@ -22,6 +22,7 @@ FRESH = 0.02  # seconds for which a look at the store is good for all viewers
 PIECE = 256  # blocks read at once: well within the time after which a query gives up
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
+PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
 QUIET = 4.0  # seconds without a sign of the trainer after which it is said
 
@@ -46,6 +47,7 @@ class Feed:
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.id = run, run.config, run.id
         self.started_knobs = run.started_knobs
+        self.labels, self.path, self.parent = run.labels, run.path, getattr(run, "parent", None)
         self.lock = threading.RLock()
         self.series: dict[tuple[str, int], Series] = {}
         self.recent = np.empty((0, run.columns), np.float32)
@@ -57,6 +59,7 @@ class Feed:
         self._status = run.status()
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
+        self._taken: dict[int, np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self.problem = ""
@@ -240,6 +243,29 @@ class Feed:
                 self._let_go()
             return self._snapshots[step, kind]
 
+    def throughput(self) -> Any:
+        with self.lock:
+            found = self.run.throughput()
+            self._let_go()
+            return found
+
+    def snapshots(self, kind: str = "probe") -> np.ndarray:
+        with self.lock:
+            if (None, f"steps of {kind}") not in self._snapshots:
+                self._snapshots[None, f"steps of {kind}"] = self.run.snapshots(kind)
+                self._let_go()
+            steps: np.ndarray = self._snapshots[None, f"steps of {kind}"]
+            return steps
+
+    def past_experts(self, step: int) -> np.ndarray:
+        """The probe's experts (L, N, K) of the snapshot taken at exactly this step; what was recorded never changes."""
+        with self.lock:
+            if step not in self._taken:
+                remember(self._taken, step, self.run.snapshot(step)[1]["experts"], PAST)
+                self._let_go()
+            experts: np.ndarray = self._taken[step]
+            return experts
+
 
 def joined(blocks: list[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,) and rows (n, C) of consecutive blocks."""
@@ -282,3 +308,11 @@ def leave(path: Path, viewer: object) -> None:
             if not viewers:
                 feed.run.close()
                 del _feeds[path]
+
+
+def leave_all(viewer: object) -> None:
+    """Leave every feed that a viewer looked at."""
+    with _guard:
+        watched = [path for path, (_, viewers) in _feeds.items() if viewer in viewers]
+    for path in watched:
+        leave(path, viewer)

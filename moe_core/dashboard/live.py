@@ -24,8 +24,9 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from moe_core.dashboard.feed import Feed, join, leave, watchers
+from moe_core.dashboard.feed import Feed, join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, panel
+from moe_core.dashboard.views import RUN, View, checked, look_at
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
@@ -79,7 +80,7 @@ class Viewer:
                 raise ValueError(f"a span is two steps, the lower first, got {span!r}")
             span = (low, high)
         asked = {"theme": theme, "page": page, "layer": layer, "step": step, "sizes": sizes, "span": span}
-        asked["wide"] = said.get("wide") is True
+        asked |= {"wide": said.get("wide") is True, "options": checked(said.get("options") or {})}
         if any(asked[name] != self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
         if asked != self.asked:
@@ -94,7 +95,8 @@ class Viewer:
         feed, asked = self.feed, self.asked
         assert feed is not None
         feed.refresh(now=feed.waiting)
-        looked = feed.version, asked, self.answer
+        source = look_at(feed, asked["options"], self)
+        looked = feed.version, asked, self.answer, source.news(asked["page"])
         if looked == self.looked:
             return None
         self.looked = looked
@@ -111,10 +113,10 @@ class Viewer:
             "reason": feed.status().reason,
             "answer": self.answer,
             "banner": banner(feed, layer),
-            "tiles": [tile._asdict() for tile in tiles(feed, layer, step)] if tiles else [],
+            "tiles": [tile._asdict() for tile in tiles(source, layer, step)] if tiles else [],
         }
         for name, size in asked["sizes"].items():
-            self.draw(name, size, layer, step, arrays, header.setdefault("figures", {}))
+            self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
         self.add("panel", panel(feed, step), arrays, header)
         self.seq += 1
         return arrays.frame(
@@ -123,15 +125,21 @@ class Viewer:
         )
 
     def draw(
-        self, name: str, size: Any, layer: int, step: int | None, arrays: "Arrays", figures: dict[str, Any]
+        self,
+        source: View,
+        name: str,
+        size: Any,
+        layer: int,
+        step: int | None,
+        arrays: "Arrays",
+        figures: dict[str, Any],
     ) -> None:
         """One figure into the frame, if it is one of the run's task and changed."""
-        feed, asked, entry = self.feed, self.asked, FIGURES.get(name)
-        assert feed is not None
-        if entry is None or feed.config.task not in entry.tasks:
+        asked, entry = self.asked, FIGURES.get(name)
+        if entry is None or source.config.task not in entry.tasks:
             return
         width, height = (min(max(int(side), 40), 8000) for side in size)
-        arguments = entry.read(feed, layer, step, asked["span"], max(100, width // 3))
+        arguments = entry.read(source, layer, step, asked["span"], max(100, width // 3))
         theme = THEMES[asked["theme"]]
         self.add(name, entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"])), arrays, figures)
 
@@ -218,7 +226,7 @@ async def stream(websocket: WebSocket) -> None:
     await websocket.accept()
     run = websocket.path_params["run"]
     path = (runs_folder() / run).absolute()
-    if len(_viewers) >= MOST or not re.fullmatch(r"\w[\w.-]{0,99}", run) or not path.is_dir():
+    if len(_viewers) >= MOST or not re.fullmatch(RUN, run) or not path.is_dir():
         await websocket.close(4404, "no such run, or too many viewers")
         return
     viewer = Viewer()
@@ -253,7 +261,7 @@ async def stream(websocket: WebSocket) -> None:
         _viewers.discard(viewer)
         if listening:
             listening.cancel()
-        leave(path, viewer)
+        leave_all(viewer)
 
 
 async def made(path: Path) -> str:

@@ -16,7 +16,10 @@ controls.style()
 pages = [
     st.Page(ROOT / "pages" / "live.py", title="Live", default=True),
     st.Page(ROOT / "pages" / "routing.py", title="Routing"),
+    st.Page(ROOT / "pages" / "experts.py", title="Experts"),
+    st.Page(ROOT / "pages" / "compare.py", title="Compare"),
     st.Page(ROOT / "pages" / "sweep.py", title="Sweep"),
+    st.Page(ROOT / "pages" / "batch.py", title="Batch"),
     st.Page(ROOT / "pages" / "export.py", title="Export"),
 ]
 st.navigation(pages, position="top").run()

@@ -1,5 +1,6 @@
 """What Streamlit's theme cannot say. The values are those of figures/theme.py."""
 
+from moe_core.figures.compare import run_colour
 from moe_core.figures.theme import DARK, LIGHT, Theme
 
 # The mark: a pulse, as on a scope.
@@ -14,7 +15,8 @@ def _colours(theme: Theme) -> str:
         f"--moescope-ground: {theme.ground}; --moescope-side: {theme.side}; --moescope-ink-2: {theme.ink2}; "
         f"--moescope-rule: {theme.rule}; --moescope-hand: {theme.hand}; --moescope-tint: {theme.tint}; "
         f"--moescope-paused: {theme.paused}; --moescope-failed: {theme.banner}; "
-        f"--moe-green: {theme.running}; --moe-amber: {theme.paused}; --moe-red: {theme.failed}; --moe-grey: {theme.ink2};"
+        f"--moe-green: {theme.running}; --moe-amber: {theme.paused}; --moe-red: {theme.failed}; --moe-grey: {theme.ink2}; "
+        f"--moe-rule: {theme.edge}; " + "".join(f"--moe-run-{at}: {run_colour(at, theme)}; " for at in range(4))
     )
 
 
@@ -42,4 +44,13 @@ CSS = f"""
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
 @media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} .moescope {{ height: calc(100vh - 82px) !important; }} }}
+.moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
+.moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}
+.moe-differences table {{ border-collapse: collapse; font-size: 13px; line-height: 20px; font-variant-numeric: tabular-nums; }}
+.moe-differences th, .moe-differences td {{ text-align: left; font-weight: 400; padding: 4px 32px 4px 0; border: 0; }}
+.moe-differences thead th, .moe-differences .moe-part {{ font-weight: 600; border-bottom: 1px solid var(--moe-rule); }}
+.moe-differences .moe-part {{ padding-top: 12px; }}
+.moe-differences tbody th[scope=row] {{ color: var(--moescope-ink-2); }}
+.moe-run {{ display: inline-block; width: 10px; height: 10px; margin-right: 6px; background: var(--moe-run-0); }}
+.moe-run-1 {{ background: var(--moe-run-1); }} .moe-run-2 {{ background: var(--moe-run-2); }} .moe-run-3 {{ background: var(--moe-run-3); }}
 """

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.routing import first_experts, without_expert
 from moe_core.figures.theme import (
     LIGHT,
     LINES,
@@ -170,11 +171,12 @@ def tokens_by_expert(
     experts_NK (N, K): the experts of each probe token, first choice first, counted from 0.
     """
     E, N = num_experts, len(experts_NK)
-    counts = np.bincount(np.asarray(experts_NK)[:, 0].astype(np.int64), minlength=E) if N else np.zeros(E, np.int64)
+    first = first_experts(experts_NK, E)
+    counts = np.bincount(first, minlength=E)[:E]
     layout = base(
         "tokens_by_expert",
         "Tokens by first expert",
-        f"of {N} probe tokens; dashed: ideal {N / E:.3g}",
+        f"of {N} probe tokens{without_expert(first, E)}; dashed: ideal {N / E:.3g}",
         step=step,
         theme=theme,
         size=size,

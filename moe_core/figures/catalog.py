@@ -6,19 +6,29 @@ history, evals, knob_changes, snapshot, probe, ablation.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures import bars, routing, timeline
+from moe_core.figures import (
+    bars,
+    batch,
+    compare,
+    experts,
+    favourites,
+    flow,
+    read_batch,
+    read_compare,
+    read_experts,
+    routing,
+    timeline,
+    treemap,
+)
 from moe_core.figures.ablation import ablation
+from moe_core.figures.reading import Read, Span, common, label_of_probe, over_time, read_probe
 from moe_core.figures.theme import Figure
-from moe_core.figures.tiles import gestures, last_step, probe_at, rows_until
-from moe_core.schema import AUTOBALANCE, METRICS, TASKS
-
-Span = tuple[float, float] | None
-Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
+from moe_core.figures.tiles import groups_of, last_step, probe_at, recent_share, rows_until
+from moe_core.schema import METRICS, TASKS
 
 
 class Entry(NamedTuple):
@@ -34,20 +44,6 @@ class Entry(NamedTuple):
     tasks: tuple[str, ...]
     draw: Figure
     read: Read
-
-
-def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> tuple[Any, Any]:
-    """A history within the visible range, with a step to either side so that lines reach the edges."""
-    first = None if span is None else max(1, math.floor(span[0]) - 1)
-    last = None if span is None else math.ceil(span[1]) + 1
-    steps, values = source.history(stat, layer, first=first, last=last, bins=bins)
-    return steps, values
-
-
-def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
-    """What every chart over time takes beside its values. A line marks a hand's change: autobalance's own would cover all."""
-    changes = tuple(change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE)
-    return {"span": span, "cursor": step, "changes": changes}
 
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -99,24 +95,6 @@ def read_tokens(source: Any, layer: int, step: int | None, span: Span, bins: int
     }
 
 
-def read_probe(source: Any, layer: int, step: int | None) -> dict[str, Any]:
-    """A layer's experts and gates of the last probe snapshot; of none, zero tokens."""
-    found = probe_at(source, step)
-    when, arrays = (None, {}) if found is None else found
-    none = np.zeros((0, 1), np.uint8)
-    return {
-        "experts_NK": arrays["experts"][layer] if found else none,
-        "gates_NK": arrays["gates"][layer] if found else none.astype(np.float16),
-        "num_experts": source.config.num_experts,
-        "step": when,
-    }
-
-
-def label_of_probe(probe: dict[str, Any]) -> Any:
-    """The class (or the domain) of each probe token, or None."""
-    return next((probe[name] for name in ("class", "domain") if name in probe), None)
-
-
 def read_probe_text(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     probe = read_probe(source, layer, step)
     before = probe_at(source, probe["step"] - 1) if probe["step"] else None
@@ -162,6 +140,12 @@ def read_ablation(source: Any, layer: int, step: int | None, span: Span, bins: i
     }
 
 
+def read_groups(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    last = last_step(source) if step is None else step
+    share_E = recent_share(source, layer, last)
+    return {"share_E": share_E, "groups": groups_of(source.config), "step": last or None}
+
+
 FIGURES: dict[str, Entry] = {
     "load_share": Entry("Load share by expert", "live", TASKS, timeline.load_share, read_load_share),
     "balance_now": Entry("Balance now", "live", TASKS, bars.balance_now, read_balance_now),
@@ -174,4 +158,44 @@ FIGURES: dict[str, Entry] = {
     "tokens_by_expert": Entry("Tokens by first expert", "routing", TASKS, bars.tokens_by_expert, read_tokens),
     "churn": Entry("Router churn over time", "routing", TASKS, routing.churn, read_churn),
     "ablation": Entry("Loss without each expert", "experts", TASKS, ablation, read_ablation),
+    "expert_rank": Entry("Experts by load", "experts", TASKS, experts.expert_rank, read_experts.read_rank),
+    "expert_share": Entry("Share over time", "experts", TASKS, experts.expert_share, read_experts.read_share),
+    "specialisation": Entry(
+        "Specialisation", "experts", TASKS, experts.specialisation, read_experts.read_specialisation
+    ),
+    "specialisation_byte": Entry(
+        "Specialisation by byte", "experts", ("text",), experts.specialisation_byte, read_experts.read_bytes
+    ),
+    "favourite_bytes": Entry(
+        "Favourite bytes", "experts", ("text",), favourites.favourite_bytes, read_experts.read_favourite_bytes
+    ),
+    "favourite_images": Entry(
+        "Favourite images", "experts", ("digits",), favourites.favourite_images, read_experts.read_favourite_images
+    ),
+    "favourite_points": Entry(
+        "Favourite points", "experts", ("plane",), favourites.favourite_points, read_experts.read_favourite_points
+    ),
+    "coactivation": Entry("Co-activation", "experts", TASKS, experts.coactivation, read_experts.read_coactivation),
+    "similarity": Entry("Similarity of W_g", "experts", TASKS, experts.similarity, read_experts.read_similarity),
+    "saturation": Entry(
+        "Router saturation over time", "experts", TASKS, experts.saturation, read_experts.read_saturation
+    ),
+    "expert_flow": Entry("From layer to layer", "experts", TASKS, flow.expert_flow, read_experts.read_flow),
+    "compare_balance": Entry("Balance", "compare", TASKS, compare.compare_balance, read_compare.read_balance),
+    "compare_loss": Entry("Loss", "compare", TASKS, compare.compare_loss, read_compare.read_loss),
+    "compare_balance_difference": Entry(
+        "Difference in balance",
+        "compare",
+        TASKS,
+        compare.compare_balance_difference,
+        read_compare.read_balance_difference,
+    ),
+    "compare_loss_difference": Entry(
+        "Difference in loss", "compare", TASKS, compare.compare_loss_difference, read_compare.read_loss_difference
+    ),
+    "compare_load": Entry("Load by expert", "compare", TASKS, compare.compare_load, read_compare.read_load),
+    "batch_formula": Entry("Tokens per expert", "batch", TASKS, batch.batch_formula, read_batch.read_formula),
+    "batch_throughput": Entry("Throughput", "batch", TASKS, batch.batch_throughput, read_batch.read_throughput),
+    "batch_measured": Entry("Tokens an expert got", "batch", TASKS, batch.batch_measured, read_batch.read_measured),
+    "group_treemap": Entry("Groups and experts", "live", TASKS, treemap.group_treemap, read_groups),
 }

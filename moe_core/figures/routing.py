@@ -1,7 +1,7 @@
 """Who reads what: the probe's tokens, images and points with the experts that they go to.
 
 Shapes: N probe tokens, K experts per token, E experts. `experts_NK` holds each token's experts, first choice first, from
-0; `gates_NK` their weights.
+0; `gates_NK` their weights. A place that holds E is empty: no expert took it, and its weight is 0.
 """
 
 import math
@@ -34,6 +34,7 @@ from moe_core.figures.theme import (
     mark_cursor,
     nice_above,
     pens,
+    percent,
     scale,
     step_axis,
 )
@@ -67,22 +68,49 @@ def by_gate(theme: Theme) -> Spec:
 
 def dense(experts_NK: Array, gates_NK: Array, E: int) -> Array:
     """Gates of all experts (N, E), 0 where not selected."""
-    gates_NE = np.zeros((len(experts_NK), E), np.float32)
+    gates_NE = np.zeros((len(experts_NK), E + 1), np.float32)
     np.put_along_axis(gates_NE, np.asarray(experts_NK).astype(np.int64), np.asarray(gates_NK, np.float32), axis=1)
-    return gates_NE
+    return gates_NE[:, :E]
 
 
-def sentence(experts_K: Sequence[int], gates_K: Sequence[float]) -> str:
-    """ "expert 4 (0.71) and expert 9 (0.29)"."""
-    parts = [f"expert {e + 1} ({g:.2f})" for e, g in zip(experts_K, gates_K, strict=True)]
-    return " and ".join(parts) if len(parts) < 3 else ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
+def first_experts(experts_NK: Array, E: int) -> Array:
+    """Each token's first expert (N,): that of its first place which is not empty; E where all are."""
+    experts_NK = np.asarray(experts_NK).astype(np.int64)
+    if not experts_NK.size:
+        return np.full(len(experts_NK), E, np.int64)
+    place_N1 = (experts_NK < E).argmax(axis=1)[:, None]
+    return np.asarray(np.take_along_axis(experts_NK, place_N1, axis=1)[:, 0])
 
 
-def moved_tokens(experts_NK: Array, before_NK: Array | None) -> Array:
+def without_expert(first_N: Array, E: int) -> str:
+    """What a subtitle adds when tokens got no expert."""
+    share = float((first_N >= E).mean()) if len(first_N) else 0.0
+    return f"; {percent(share)} of them no expert took" if share else ""
+
+
+def sentence(experts_K: Sequence[int], gates_K: Sequence[float], E: int) -> str:
+    """ "goes to expert 4 (0.71) and expert 9 (0.29)"."""
+    parts = [f"expert {e + 1} ({g:.2f})" for e, g in zip(experts_K, gates_K, strict=True) if e < E]
+    if not parts:
+        return "went nowhere: no expert took it"
+    many = ", ".join(parts[:4]) + (", …" if len(parts) > 4 else "")
+    return "goes to " + (" and ".join(parts) if len(parts) < 3 else many)
+
+
+def moved_tokens(experts_NK: Array, before_NK: Array | None, E: int) -> Array:
     """The tokens whose first expert changed since the last snapshot (m,)."""
     if before_NK is None or not len(before_NK):
         return np.zeros(0, np.int64)
-    return np.flatnonzero(np.asarray(experts_NK)[:, 0] != np.asarray(before_NK)[:, 0])
+    return np.flatnonzero(first_experts(experts_NK, E) != first_experts(before_NK, E))
+
+
+def nobodys(x: Array, y: Array, side: float, theme: Theme, **given: Any) -> Spec:
+    """Cells of ground with an edge, `side` px wide: places that no expert took."""
+    return {
+        "type": "scatter", "mode": "markers", "name": "no expert", "x": x, "y": y, "cliponaxis": False,
+        "marker": {"symbol": "square", "size": max(4.0, side), "color": theme.ground, "line": {"width": 1, "color": theme.edge}},
+        "hoverinfo": "text",
+    } | given  # fmt: skip
 
 
 @figure
@@ -103,18 +131,17 @@ def probe_text(
     over the bytes that changed.
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
+    depth = "pale 0 to deep 1" if theme.name == "light" else "dark 0 to bright 1"
     layout = base(
         "probe_text",
         "Who reads which byte",
-        "cell: first expert of the byte; ▾ changed since the last snapshot; below: gate weight of each expert, "
-        "pale 0 to deep 1" if theme.name == "light" else
-        "cell: first expert of the byte; ▾ changed since the last snapshot; below: gate weight of each expert, "
-        "dark 0 to bright 1",
+        f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}; "
+        f"▾ changed since the last snapshot; below: gate weight of each expert, {depth}",
         step=step,
         theme=theme,
         size=size,
         x={"title": f"probe byte, {ROW} a line", "range": [0, ROW], "showticklabels": False, "fixedrange": True},
-    )  # fmt: skip
+    )
     width, height = inner(layout)
     lines = max(1, math.ceil(N / ROW))
     block = height / lines
@@ -126,11 +153,12 @@ def probe_text(
         return {"data": [], "layout": layout}
     grid = np.full(lines * ROW, np.nan, np.float32)
     experts_NK, gates_NK = np.asarray(experts_NK)[:N], np.asarray(gates_NK, np.float32)[:N]
-    grid[:N] = experts_NK[:, 0]
+    first = first_experts(experts_NK, E)
+    grid[:N] = np.where(first < E, first, np.nan)
     gates = np.zeros((lines * ROW, E), np.float32)
     gates[:N] = dense(experts_NK, gates_NK, E)
     hover = [
-        f"Byte {n} “{letter(b)}” goes to {sentence(e, g)}"
+        f"Byte {n} “{letter(b)}” {sentence(e, g, E)}"
         for n, (b, e, g) in enumerate(zip(tokens_N.tolist(), experts_NK.tolist(), gates_NK.tolist(), strict=False))
     ]
     hover += [""] * (lines * ROW - N)
@@ -156,7 +184,10 @@ def probe_text(
         )  # fmt: skip
     middle = np.array([tops[n // ROW] for n in range(N)], np.float32) + np.float32(cell / 2)
     across = (np.arange(N) % ROW + 0.5).astype(np.float32)
-    colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)]
+    colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
+    if (none := np.flatnonzero(first >= E)).size:
+        words = [hover[n] for n in none.tolist()]
+        data.append(nobodys(across[none], middle[none], min(cell, width / ROW) - 2, theme, hovertext=words))
     data.append(
         {
             "type": "scatter",
@@ -168,12 +199,12 @@ def probe_text(
             "textfont": {
                 "family": MONO,
                 "size": max(8, min(17, round(cell * 0.95))),
-                "color": [colours[e] for e in experts_NK[:, 0].tolist()],
+                "color": [colours[e] for e in first.tolist()],
             },
             "hoverinfo": "skip",
         }
     )
-    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N])
+    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
     data.append(
         {
             "type": "scatter",
@@ -234,7 +265,8 @@ def probe_gates(
         "Gates of the probe",
         f"gate weight of each expert, {'pale' if theme.name == 'light' else 'dark'} 0 to "
         f"{'deep' if theme.name == 'light' else 'bright'} 1"
-        + ("" if labels_N is None else "; tokens in the order of their class"),
+        + ("" if labels_N is None else "; tokens in the order of their class")
+        + without_expert(first_experts(experts_NK, E), E),
         step=step,
         theme=theme,
         size=size,
@@ -255,7 +287,12 @@ def probe_gates(
         "hovertemplate": "Token %{customdata} has a gate of %{z:.2f} to expert %{y:.0f}<extra></extra>",
         **by_gate(theme),
     }
-    return {"data": [data] if N else [], "layout": layout}
+    none = np.flatnonzero(first_experts(experts_NK, E)[order] >= E)
+    nobody = nobodys(
+        (none + 0.5).astype(np.float32), np.full(len(none), 0.5, np.float32), 6, theme,
+        hovertext=[f"Token {order[n]} went nowhere: no expert took it" for n in none.tolist()],
+    )  # fmt: skip
+    return {"data": ([data] + [nobody] * bool(len(none))) if N else [], "layout": layout}
 
 
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
@@ -294,16 +331,17 @@ def digit_images(
     images_NP (N, P): square images, P pixels from 0 (ground); experts_NK (N, K). Above 20 experts the 20 with most images.
     """
     E, N = num_experts, len(experts_NK)
-    first = np.asarray(experts_NK)[:, 0].astype(np.int64) if N else np.zeros(0, np.int64)
+    first = first_experts(experts_NK, E)
     shown = np.arange(E)
     if E > LINES:
-        shown = np.sort(np.argsort(-np.bincount(first, minlength=E), kind="stable")[:LINES])
+        shown = np.sort(np.argsort(-np.bincount(first, minlength=E)[:E], kind="stable")[:LINES])
     side = math.isqrt(images_NP.shape[1]) if N else 8
     layout = base(
         "digit_images",
         "Images by first expert",
         "images of the probe, in the row of the expert that weighs most"
-        + ("" if E <= LINES else f"; the {LINES} of {E} experts with most images"),
+        + ("" if E <= LINES else f"; the {LINES} of {E} experts with most images")
+        + without_expert(first, E),
         step=step,
         theme=theme,
         size=size,
@@ -377,7 +415,7 @@ def regions(
     layout = base(
         "regions",
         "Who owns which region",
-        "colour: first expert; points: the probe, a symbol a class",
+        "colour: first expert; points: the probe, a symbol a class" + without_expert(first_experts(experts_NK, E), E),
         step=step,
         theme=theme,
         size=size,
@@ -388,19 +426,22 @@ def regions(
     dx, dy = (x1 - x0) / max(R, 1), (y1 - y0) / max(R, 1)
     data: list[Spec] = []
     if R:
+        cells = np.asarray(regions_RR)
         data.append(
             {
-                "type": "heatmap", "name": "regions", "z": np.asarray(regions_RR), "x0": x0 + dx / 2, "dx": dx,
+                "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells, "x0": x0 + dx / 2, "dx": dx,
                 "y0": y0 + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
-                "customdata": np.asarray(regions_RR).astype(np.int16) + 1,
+                "customdata": cells.astype(np.int16) + 1,
                 "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
             }
         )  # fmt: skip
     if len(points_N2):
         points = np.asarray(points_N2, np.float32)
-        first = np.asarray(experts_NK)[:, 0].astype(np.int64)
+        first = first_experts(experts_NK, E)
         classes = np.zeros(len(points), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
-        colours = cell_colours(E, theme)
+        colours = [*cell_colours(E, theme), theme.ground]
+        taken = "A point of class %{customdata[1]} goes to expert %{customdata[0]}<extra></extra>"
+        nobody = "A point of class %{customdata[1]} went nowhere: no expert took it<extra></extra>"
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points[:, 0]),
@@ -408,9 +449,9 @@ def regions(
                 "marker": {
                     "color": [colours[e] for e in first.tolist()], "size": 7,
                     "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
-                    "line": {"width": 0.8, "color": theme.ground},
+                    "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
                 },
-                "hovertemplate": "A point of class %{customdata[1]} goes to expert %{customdata[0]}<extra></extra>",
+                "hovertemplate": [taken if e < E else nobody for e in first.tolist()],
             }
         )  # fmt: skip
     return {"data": data, "layout": layout}

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.theme import Array
+from moe_core.figures.routing import moved_tokens
+from moe_core.figures.theme import Array, percent
 from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, METRICS
 
 NONE = "–"
@@ -221,7 +222,8 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     N, K = experts.shape
     before = probe_at(source, when - 1) if when > 0 else None
     old = None if before is None else np.asarray(before[1]["experts"])[layer]
-    moved = math.nan if old is None else float((experts[:, 0] != old[:, 0]).sum())
+    moved = math.nan if old is None else float(len(moved_tokens(experts, old, E)))
+    empty = float((experts >= E).mean()) if experts.size else 0.0
     churn = moved / N if N else math.nan
     since = (
         ("first snapshot",)
@@ -231,20 +233,201 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     unit = {"text": "bytes", "digits": "images", "plane": "points"}.get(source.config.task, "tokens")
     return [
         Tile("churn", "Router churn", number(100 * churn, 1), "%", word=churn_word(churn), lines=since),
-        Tile("top1_gate", "Mean first gate", number(float(gates[:, 0].astype(np.float64).mean())), lines=(f"{1 / K:.2g} is undecided",)),
-        Tile("saturation", "Saturation", number(kept(experts, old)), lines=(f"of top {K} kept",)),
-        Tile("in_use", "Experts in use", f"{len(np.unique(experts))}", f"of {E}", lines=("on this probe",)),
+        Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{1 / K:.2g} is undecided",)),
+        Tile("saturation", "Saturation", number(kept(experts, old, E)), lines=(f"of top {K} kept",)),
+        Tile(
+            "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {E}",
+            lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
+        ),
         Tile("gate_entropy", "Gate entropy", number(gate_entropy(gates)), lines=("0 sure, 1 even",)),
         Tile("snapshot", "Snapshot", f"{when:,}", lines=(f"probe of {N} {unit}",)),
     ]  # fmt: skip
 
 
-def kept(experts_NK: Array, before_NK: Array | None) -> float:
+def kept(experts_NK: Array, before_NK: Array | None, E: int) -> float:
     """Mean share of a token's experts that were among its experts at the last snapshot; NaN without one."""
     if before_NK is None or not len(experts_NK):
         return math.nan
-    return float((experts_NK[:, :, None] == before_NK[:, None, :]).any(axis=2).mean())
+    there_NK = np.asarray(experts_NK) < E
+    same_NK = (experts_NK[:, :, None] == before_NK[:, None, :]).any(axis=2) & there_NK
+    per_N = same_NK.sum(axis=1) / np.maximum(there_NK.sum(axis=1), 1)
+    taken = there_NK.any(axis=1)
+    return float(per_N[taken].mean()) if taken.any() else math.nan
 
 
-TILES: dict[str, Any] = {"live": live_tiles, "routing": routing_tiles}
+def groups_of(config: Any) -> int:
+    """How many groups a hierarchical layer has; 1 for a flat one."""
+    return max(1, int(getattr(config, "groups", 0)))
+
+
+def recent_share(source: Any, layer: int, step: int) -> Array:
+    """Each expert's share of the selections of the last steps (E,); NaN before the first."""
+    _, share_nE = rows_until(source, "load_share", layer, step, RECENT)
+    if not len(share_nE):
+        return np.full(source.config.num_experts, np.nan)
+    return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
+
+
+def chosen_expert(source: Any, layer: int, step: int | None) -> int:
+    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
+    named = str(getattr(source, "options", {}).get("expert", ""))
+    if named.isdigit() and 1 <= int(named) <= source.config.num_experts:
+        return int(named) - 1
+    share_E = recent_share(source, layer, last_step(source) if step is None else step)
+    return int(np.argmax(np.nan_to_num(share_E)))
+
+
+def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
+    """The Experts page's tiles: the chosen expert's share against the ideal first."""
+    step = last_step(source) if step is None else step
+    E, e = source.config.num_experts, chosen_expert(source, layer, step)
+    share_E = recent_share(source, layer, step)
+    _, importance_nE = rows_until(source, "importance_share", layer, step, RECENT)
+    importance = float(np.mean(importance_nE[:, e])) if len(importance_nE) else math.nan
+    known = math.isfinite(share_E[e])
+    favourite, lift = favourite_label(source, layer, step, e)
+    partner, together = closest_partner(source, layer, step, e)
+    label = "domain" if source.config.task == "text" else "class"
+    return [
+        Tile(
+            "expert_share", f"Expert {e + 1}, load share", number(100 * share_E[e], 1), "%",
+            word=f"{number(share_E[e] * E)} × ideal" if known else "",
+            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps",),
+        ),
+        Tile("expert_importance", "Importance", number(100 * importance, 1), "%", lines=(f"{number(importance * E)} × ideal",)),
+        Tile("expert_rank", "Rank", f"{int((share_E > share_E[e]).sum()) + 1}" if known else NONE, f"of {E}", lines=("by load",)),
+        last_used_tile(source, layer, step, e),
+        Tile("favourite", f"Favourite {label}", favourite, lines=(f"{number(lift)} × its load share" if favourite != NONE else "not seen yet",)),
+        Tile("partner", "Closest partner", partner, lines=(f"{number(100 * together, 0)} % of its tokens" if partner != NONE else "shares no token",)),
+    ]  # fmt: skip
+
+
+def favourite_label(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+    """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
+    label = "domain" if source.config.task == "text" else "class"
+    found = source.snapshot(step=step, kind="full")
+    if found is None or f"specialisation_{label}" not in found[1]:
+        return NONE, math.nan
+    share_CE = np.asarray(found[1][f"specialisation_{label}"][layer], np.float64)
+    at, load = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
+    names = source.labels.get(label, [])
+    if not share_CE[at, expert] > 0 or not load > 0:
+        return NONE, math.nan
+    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
+
+
+def closest_partner(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+    """The expert that shares most of an expert's tokens, and their share."""
+    found = source.snapshot(step=step, kind="full")
+    if found is None or "coactivation" not in found[1]:
+        return NONE, math.nan
+    share_E = np.array(found[1]["coactivation"][layer][expert], np.float64)
+    share_E[expert] = 0.0
+    at = int(share_E.argmax())
+    return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
+
+
+def last_used_tile(source: Any, layer: int, step: int, expert: int) -> Tile:
+    """When an expert was selected last; dead after DEAD_AFTER steps without a selection."""
+    steps, counts_nE = rows_until(source, "counts", layer, step, DEAD_AFTER)
+    if not len(steps):
+        return Tile("last_used", "Last selected", NONE)
+    used = np.flatnonzero(counts_nE[:, expert] > 0)
+    last = int(steps[used[-1]]) if len(used) else last_used(source, layer, step, expert)
+    if last is None:
+        return Tile("last_used", "Last selected", "never", lines=("dead from the start",))
+    idle = step - last
+    line = f"dead since step {last + 1:,}" if idle >= DEAD_AFTER else "alive"
+    value, unit = ("now", "") if idle == 0 else (f"{idle:,}", "step ago" if idle == 1 else "steps ago")
+    return Tile("last_used", "Last selected", value, unit, lines=(line,))
+
+
+def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
+    """The last step at which an expert was selected, or None. Thinning keeps each maximum, so it leads there."""
+    steps, counts_nE = source.history("counts", layer, last=step, bins=200)
+    used = np.flatnonzero(counts_nE[:, expert] > 0)
+    if not len(used):
+        return None
+    near = steps[max(used[-1] - 2, 0)], steps[min(used[-1] + 4, len(steps) - 1)]
+    exact, counts_nE = source.history("counts", layer, first=int(near[0]), last=int(near[1]))
+    return int(exact[np.flatnonzero(counts_nE[:, expert] > 0)[-1]])
+
+
+def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
+    """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure."""
+    tiles = []
+    for letter, one in zip("ABCD", [source, *getattr(source, "others", ())], strict=False):
+        last = last_step(one) if step is None else min(step, last_step(one))
+        cv = at(one, "cv_load", min(layer, one.config.layers - 1), last)
+        heldout = heldout_tile(one, last)
+        line = f"{heldout.value} {heldout.unit}".strip()
+        word = balance_word(cv)
+        lines = (
+            (f"held-out {line}", f"step {last:,}") if letter == "A" else (f"{word}, held-out {line}" if word else line,)
+        )
+        label = f"A {one.id[:20]}, CV(load)" if letter == "A" else f"{letter} {one.id[:20]}"
+        tiles.append(Tile(f"run_{letter}", label, number(cv), word=word if letter == "A" else "", lines=lines))
+    return tiles
+
+
+def tokens_per_expert(tokens: int, k: int, experts: int, devices: int = 1) -> float:
+    """How many tokens an expert sees: k*T*D/E. (Shazeer 2017, section 3.1)"""
+    return k * tokens * devices / experts
+
+
+class Sizes(NamedTuple):
+    """What the Batch page asks the formula about."""
+
+    tokens: int
+    k: int
+    experts: int
+    devices: int
+
+
+def batch_sizes(source: Any) -> Sizes:
+    """The sizes chosen on the page; the run's own, on one device, where none was."""
+    given = getattr(source, "options", {})
+    own = Sizes(source.config.tokens, int(source.knobs.k), source.config.num_experts, 1)
+    return Sizes(*(max(1, int(given.get(name) or value)) for name, value in own._asdict().items()))
+
+
+def batch_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
+    """The Batch page's tiles: what the formula says, then what the run's experts got."""
+    step = last_step(source) if step is None else step
+    chosen = batch_sizes(source)
+    sees = tokens_per_expert(*chosen)
+    _, counts_nE = rows_until(source, "counts", layer, step, RECENT)
+    mean_E = counts_nE.mean(axis=0) if len(counts_nE) else np.full(1, math.nan)
+    own = tokens_per_expert(source.config.tokens, int(source.knobs.k), source.config.num_experts)
+    formula = f"k·T·D/E = {chosen.k}·{chosen.tokens:,}·{chosen.devices:,}/{chosen.experts:,}"
+    found = source.throughput()
+    at_run = (
+        None
+        if found is None or not len(found.tokens) or not found.tokens[0] <= source.config.tokens <= found.tokens[-1]
+        else float(np.interp(source.config.tokens, found.tokens, found.per_second))
+    )
+    return [
+        Tile("tokens_per_expert", "An expert sees", plain_count(sees), "tokens", word=f"of {chosen.tokens * chosen.devices:,}", lines=(formula,)),
+        Tile("measured_mean", "This run, mean", plain_count(float(mean_E.mean())), "tokens", lines=(f"formula {plain_count(own)}",)),
+        Tile("measured_least", "Least loaded", plain_count(float(mean_E.min())), "tokens", lines=(f"last {RECENT} steps",)),
+        Tile("measured_most", "Most loaded", plain_count(float(mean_E.max())), "tokens", lines=(f"last {RECENT} steps",)),
+        Tile("one_device", "On one device", plain_count(tokens_per_expert(chosen.tokens, chosen.k, chosen.experts)), "tokens", lines=("as chosen, D = 1",)),
+        Tile("throughput", "Throughput", NONE if at_run is None else short(at_run), "tokens/s", lines=(f"one layer, T = {source.config.tokens:,}",)),
+    ]  # fmt: skip
+
+
+def plain_count(value: float) -> str:
+    """128, 2.5, 0.125: as many digits as a count needs."""
+    if not math.isfinite(value):
+        return NONE
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+TILES: dict[str, Any] = {
+    "live": live_tiles,
+    "routing": routing_tiles,
+    "experts": expert_tiles,
+    "compare": compare_tiles,
+    "batch": batch_tiles,
+}
 PAGES: Sequence[str] = tuple(TILES)

@@ -3,6 +3,7 @@
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
 from moe_core.runs.runner import (
     end_child,
@@ -56,6 +57,7 @@ __all__ = [
     "Eval",
     "KnobChange",
     "Listed",
+    "Measured",
     "Parent",
     "Pending",
     "Run",
@@ -63,6 +65,7 @@ __all__ = [
     "Script",
     "Status",
     "StoreError",
+    "bench_file",
     "changes_of",
     "create_run",
     "derive",
@@ -77,6 +80,7 @@ __all__ = [
     "is_running",
     "last_words",
     "list_runs",
+    "measured",
     "new_id",
     "open_run",
     "pick",
@@ -89,7 +93,9 @@ __all__ = [
     "script_of",
     "spawn",
     "start",
+    "start_measuring",
     "stop",
+    "stop_measuring",
     "thin",
     "verify",
     "wait_ready",

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from moe_core.runs.ablation import Ablation, read_ablation
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, expected_objects, is_alive, writing
+from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
@@ -351,6 +352,15 @@ class Run:
     def ablation(self) -> Ablation | None:
         """What `ablate` measured last; None if it has not."""
         return read_ablation(self.path)
+
+    def throughput_file(self) -> Path:
+        """Where the throughput of a layer of this run's shape is measured to."""
+        device, threads = str(self.facts.get("device", "cpu")), int(self.facts.get("threads", 1) or 1)
+        return bench_file(self.path.parent, self.config, self.knobs.k, device, threads)
+
+    def throughput(self) -> Measured:
+        """Tokens a second by batch size, as far as it was measured."""
+        return measured(self.throughput_file())
 
     # What anyone may ask of it
 

@@ -100,6 +100,9 @@ def main() -> None:
                 shoot(browser, f"{at}/?run=text-64-experts", "live-64-experts", drawn)
                 for task in ("text", "digits", "plane"):
                     shoot(browser, f"{at}/routing?run={task}-demo", f"routing-{task}", drawn)
+                    shoot(browser, f"{at}/experts?run={task}-demo", f"experts-{task}", drawn)
+                shoot(browser, f"{at}/compare?run=text-demo&with=text-64-experts", "compare", drawn)
+                shoot(browser, f"{at}/batch?run=text-demo&devices=16", "batch", drawn)
                 browser.close()
         finally:
             server.terminate()

@@ -122,7 +122,13 @@ def test_many_figures_are_one_zip_with_the_same_bytes_each_time(runs, tmp_path):
         for folder in (tmp_path / "a", tmp_path / "b")
         if folder.mkdir() is None
     ]
-    assert zipfile.ZipFile(made[0]).namelist() == ["loss.csv", "churn.csv", "statistics.csv", "export.json", "script.txt"]
+    assert zipfile.ZipFile(made[0]).namelist() == [
+        "loss.csv",
+        "churn.csv",
+        "statistics.csv",
+        "export.json",
+        "script.txt",
+    ]
     assert made[0].read_bytes() == made[1].read_bytes()
 
 

@@ -33,7 +33,11 @@ GoTo = Callable[[str], None]
 
 
 def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
-    """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes."""
+    """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes.
+
+    options=, what was chosen on the page beside run and layer, redraws them in their place; a click on a chart that offers
+    a choice puts it into the link.
+    """
     mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
 
 
@@ -47,4 +51,8 @@ def mount(key: str, go_to: GoTo, **data: Any) -> None:
         if run := st.session_state[key].run:
             go_to(run)
 
-    _render(key=key, data=data, on_run_change=chosen)
+    def picked() -> None:
+        for name, value in (st.session_state[key].picked or {}).items():
+            st.query_params[name] = str(value)
+
+    _render(key=key, data=data, on_run_change=chosen, on_picked_change=picked)

@@ -43,7 +43,8 @@ export class View {
     this.link.view = this;
     this.link.mark();
     this.resized = new ResizeObserver(() => this.link.say());
-    for (const chart of this.charts.values()) this.resized.observe(chart);
+    this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
+    for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
     this.link.say();
     // Nothing flickers where a run is there already.
     setTimeout(() => !this.header && !this.told && this.say("Starting the trainer: loading torch and the data.", "starting"), 300);
@@ -57,7 +58,12 @@ export class View {
       const seen = box.bottom > -200 && box.top < innerHeight + 200;
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
     }
-    return { page: this.data.page, sizes, span: this.span };
+    return { page: this.data.page, sizes, span: this.span, options: this.data.options };
+  }
+
+  choose(options) {
+    this.data.options = options;
+    this.link.say();
   }
 
   refused(reason) {
@@ -102,6 +108,10 @@ export class View {
     await window.Plotly.react(chart, spec.data, spec.layout, config);
     if (!first) return;
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
+    chart.on("plotly_click", ({ points: [point] }) => {
+      const { pick } = chart.layout.meta; // the option that a click on this chart chooses
+      if (pick) this.tell("picked", { [pick]: [point.customdata].flat()[0] });
+    });
     chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
   }
 
@@ -203,6 +213,7 @@ export class View {
   close() {
     this.closed = true;
     this.resized.disconnect();
+    this.scrolled.disconnect();
     this.scrubber.close();
     if (this.link.view === this) this.link.view = null;
     this.link.leave(this);

@@ -8,9 +8,13 @@ const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
   loadPlotly().catch(() => {}); // also before there is a chart: it takes longest
-  const key = JSON.stringify({ ...data, chosen: null, knobs: null }); // these two are how it begins
+  // How the panel begins is no part of it, and a choice redraws charts, it does not replace them.
+  const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null });
   const before = mounted.get(parentElement);
-  if (before?.key === key) return before.unmount;
+  if (before?.key === key) {
+    before.part.choose?.(data.options);
+    return before.unmount;
+  }
   before?.unmount();
   parentElement.replaceChildren();
   const part = new PARTS[data.part](parentElement, data, setTriggerValue);
@@ -18,6 +22,6 @@ export function mount({ parentElement, data, setTriggerValue }) {
     part.close();
     mounted.delete(parentElement);
   };
-  mounted.set(parentElement, { key, unmount });
+  mounted.set(parentElement, { key, unmount, part });
   return unmount;
 }

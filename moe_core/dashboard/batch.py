@@ -1,0 +1,85 @@
+"""The Batch page: sliders for the formula, and the measurement of throughput, which runs beside everything else."""
+
+from typing import Any
+
+import streamlit as st
+
+from moe_core.dashboard import controls
+from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
+from moe_core.schema import TASKS
+
+FIGURES = ["batch_formula", "batch_throughput", "batch_measured"]
+# Positions of the sliders by the option's name in the link: label, values.
+SLIDERS = {
+    "tokens": ("T, tokens in a batch", [2**i for i in range(6, 17)]),
+    "k": ("k, experts per token", [1, 2, 4, 8, 16, 32]),
+    "experts": ("E, experts", [2**i for i in range(11)]),
+    "devices": ("D, devices", [2**i for i in range(11)]),
+}
+
+
+def page() -> None:
+    controls.page("batch", dict.fromkeys(TASKS, FIGURES), options)
+
+
+def options(run: Run) -> dict[str, Any]:
+    """The sizes that the formula is asked about: the run's own until a slider is moved; all in the link."""
+    own = {"tokens": run.config.tokens, "k": run.knobs.k, "experts": run.config.num_experts, "devices": 1}
+    chosen: dict[str, Any] = {}
+    for column, (name, (label, positions)) in zip(
+        st.columns([1, 1, 1, 1, 1.2], gap="medium"), SLIDERS.items(), strict=False
+    ):
+        with column:
+            chosen[name] = slider(run.id, name, label, positions, int(own[name]))
+    with st.container(key="batch-measure"):
+        measuring(run.id)
+    return chosen
+
+
+def slider(run: str, name: str, label: str, positions: list[int], own: int) -> int:
+    """One slider, set from the link on every run and written to it when moved."""
+    named, key = st.query_params.get(name, ""), f"batch-{name}-{run}"
+    value = int(named) if named.isdigit() and int(named) > 0 else own
+    stops = sorted({*positions, own, min(value, positions[-1])})
+    value = min(value, stops[-1])
+    st.session_state[key] = value
+
+    def go() -> None:
+        st.query_params[name] = str(st.session_state[key])
+
+    st.select_slider(label, stops, key=key, on_change=go, format_func=lambda n: f"{n:,}")
+    return value
+
+
+@st.fragment(run_every=1.0)
+def measuring(run_id: str) -> None:
+    """The button, the progress and the way to stop it. Looks again each second: another tab may have started it."""
+    try:
+        run = open_run(run_id, limit=0.25)
+    except StoreError as error:
+        st.error(str(error))
+        return
+    try:
+        found, path = run.throughput(), run.throughput_file()
+        config, k = run.config, run.knobs.k
+        device, threads = str(run.facts.get("device", "cpu")), int(run.facts.get("threads", 1) or 1)
+    finally:
+        run.close()
+    left, right = st.columns([1, 3], vertical_alignment="center")
+    if found.running:
+        left.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
+        done = len(found.tokens)
+        words = f"Measuring throughput: {done} of {found.of} batch sizes" if found.of else "Starting the measurement"
+        right.progress(done / max(found.of, 1), words)
+        return
+    left.button(
+        "Measure throughput" if not len(found.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
+        on_click=lambda: start_measuring(path, config, int(k), device, threads), type="secondary" if len(found.tokens) else "primary",
+    )  # fmt: skip
+    what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
+    if found.problem:
+        right.caption(f"The last measurement ended early: {found.problem}. What it found is kept.")
+    else:
+        right.caption(
+            f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own."
+        )

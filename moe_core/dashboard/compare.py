@@ -1,0 +1,159 @@
+"""The Compare page: which runs are laid over the first, how they are aligned, and the table of what sets them apart."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from html import escape
+from typing import Any
+
+import numpy as np
+import streamlit as st
+
+from moe_core.dashboard import controls
+from moe_core.dashboard.views import MOST
+from moe_core.figures.compare import LETTERS
+from moe_core.figures.read_compare import fork_steps
+from moe_core.figures.tiles import NONE, number, rows_until
+from moe_core.runs import Run, StoreError, list_runs, open_run
+from moe_core.schema import METRICS, STAT, TASKS, Config, Knobs, value_text
+
+FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
+END = 50  # steps over which end figures are means
+ENDS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts")
+
+
+def page() -> None:
+    """The run of the link is A; those chosen beside it are B to D."""
+    controls.page("compare", dict.fromkeys(TASKS, FIGURES), options)
+    if "compared" in st.session_state:
+        table(*st.session_state.pop("compared"))
+
+
+def options(run: Run) -> dict[str, Any]:
+    """The chooser of runs of the same task, and the alignment. Both are in the link."""
+    there = [one.id for one in list_runs() if one.config and one.config.task == run.config.task and one.id != run.id]
+    chosen = [name for name in st.query_params.get("with", "").split(",") if name in there][:MOST]
+    align = "fork" if st.query_params.get("align") == "fork" else "step"
+    st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
+
+    def go() -> None:
+        picked = st.session_state["compare-with"]
+        st.query_params["with"] = ",".join(picked)
+        st.query_params["align"] = st.session_state["compare-align"] or align
+        if not picked:
+            del st.query_params["with"]
+
+    left, right = st.columns([3, 1], gap="medium")
+    left.multiselect(
+        "Compare with",
+        there,
+        key="compare-with",
+        max_selections=MOST,
+        on_change=go,
+        placeholder="choose up to three runs" if there else "there is no other run of this task",
+    )
+    right.segmented_control(
+        "Align by", ["step", "fork"], key="compare-align", on_change=go,
+        format_func={"step": "Step", "fork": "Fork point"}.get,
+    )  # fmt: skip
+    st.session_state["compared"] = (run.id, *chosen), align
+    return {"with": chosen, "align": align}
+
+
+@st.fragment(run_every=2.0)
+def table(names: Sequence[str], align: str) -> None:
+    """What differs between the runs, and how each stands. Looks again while they train."""
+    runs = []
+    try:
+        for name in names:
+            runs.append(open_run(name, limit=0.25))
+        st.html(as_html(list(names), sections(runs), note_on(runs, align)))
+    except StoreError as error:
+        st.error(str(error))
+    finally:
+        for run in runs:
+            run.close()
+
+
+def note_on(runs: Sequence[Any], align: str) -> str:
+    """Why aligning by the fork moves nothing, when it does not."""
+    if align == "fork" and not any(fork_steps(list(runs))):
+        return "None of these runs is a fork of another, so they are aligned by step."
+    return ""
+
+
+Section = tuple[str, list[tuple[str, list[str]]]]
+
+
+def sections(runs: Sequence[Any]) -> list[Section]:
+    """Differences in Config, in Knobs, and the end figures: (heading, rows of (name, a text a run))."""
+    found: list[Section] = []
+    config = [(f.name, [value_of(getattr(run.config, f.name)) for run in runs]) for f in fields(Config)]
+    turned = [(f.name, [history_of(run, f.name) for run in runs]) for f in fields(Knobs)]
+    for heading, rows in (("Config", config), ("Knobs", turned)):
+        differ = [(name, texts) for name, texts in rows if len(set(texts)) > 1]
+        if differ:
+            found.append((heading, differ))
+    return [*found, ("End figures", end_figures(runs))]
+
+
+def value_of(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "–"
+    return value_text(value) if isinstance(value, float | str) else str(value)
+
+
+def history_of(run: Any, name: str) -> str:
+    """A knob's course: "0 → 0.1 (step 201)"; the last two turns of many."""
+    turns = [change for change in run.knob_changes() if change.name == name]
+    text = value_text(getattr(run.started_knobs, name))
+    text += " → …" if len(turns) > 2 else ""
+    for change in turns[-2:]:
+        text += f" → {value_text(change.value)} ({'waiting' if change.step is None else f'step {change.step:,}'})"
+    return text
+
+
+def end_figures(runs: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    """Each run's last figures, means over the last END steps and all MoE layers, and how they differ from the first run's."""
+    ends = [run.steps()[1] for run in runs]
+    rows = [("steps", [f"{end:,}" for end in ends])]
+    name, label, unit, _ = METRICS[runs[0].config.task][0]
+    last = [next((e.metrics[name] for e in reversed(run.evals()) if name in e.metrics), math.nan) for run in runs]
+    rows.append((label + (f", {unit}" if unit else ""), against_first(last, 3)))
+    for stat in ENDS:
+        means = []
+        for run, end in zip(runs, ends, strict=True):
+            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(run.config.layers)]
+            means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
+        rows.append((STAT[stat].label, against_first(means, 2)))
+    return rows
+
+
+def against_first(values: Sequence[float], digits: int) -> list[str]:
+    """ "0.12 (−1.95)": the value, and its difference from the first."""
+    texts = [number(values[0], digits)]
+    for value in values[1:]:
+        gap = number(value - values[0], digits)
+        sign = "+" if value > values[0] else ""
+        texts.append(number(value, digits) + ("" if gap == NONE else f" ({sign}{gap})"))
+    return texts
+
+
+def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
+    """A plain table. Names come from folders and values from files: all of it is escaped."""
+    heads = "".join(
+        f'<th scope="col"><i class="moe-run moe-run-{i}"></i>{LETTERS[i]} {escape(name)}</th>'
+        for i, name in enumerate(names)
+    )
+    body = ""
+    for heading, rows in parts:
+        body += f'<tr><th scope="rowgroup" colspan="{len(names) + 1}" class="moe-part">{escape(heading)}</th></tr>'
+        for name, texts in rows:
+            cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
+            body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
+    said = f"<p>{escape(note)}</p>" if note else ""
+    return (
+        f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; end figures are means over the last {END} '
+        f'steps and all layers, in brackets the difference from A</p>{said}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
+    )

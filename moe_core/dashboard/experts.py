@@ -1,0 +1,53 @@
+"""The Experts page: which expert is looked at, and which of its figures a run can show."""
+
+from typing import Any
+
+import streamlit as st
+
+from moe_core.dashboard import controls
+from moe_core.runs import Run
+from moe_core.schema import TASKS
+
+FAVOURITES = {"text": "favourite_bytes", "digits": "favourite_images", "plane": "favourite_points"}
+
+
+def page() -> None:
+    """Choose an expert in the sidebar or by a click on its bar; see what it does."""
+    controls.page("experts", {task: figures(task) for task in TASKS}, options, shown)
+
+
+def figures(task: str) -> list[str]:
+    """The figures of the page in their order."""
+    by_byte = ["specialisation_byte"] if task == "text" else []
+    return [
+        "expert_rank", "specialisation", "coactivation", FAVOURITES[task], "similarity", *by_byte, "expert_share",
+        "saturation", "expert_flow", "ablation",
+    ]  # fmt: skip
+
+
+def shown(run: Run, name: str) -> bool:
+    """The flow needs two layers, the ablation its measurement."""
+    if name == "expert_flow":
+        return run.config.layers > 1
+    if name == "ablation":
+        return run.ablation() is not None
+    return True
+
+
+def options(run: Run) -> dict[str, Any]:
+    """The expert that the link names, None being the busiest; the chooser beside the knobs writes the link."""
+    E = run.config.num_experts
+    named = st.query_params.get("expert", "")
+    current = int(named) if named.isdigit() and 1 <= int(named) <= E else None
+    key = f"expert-{run.id}"
+    st.session_state[key] = current
+
+    def go() -> None:
+        picked = st.session_state[key]
+        if picked is None:
+            del st.query_params["expert"]
+        else:
+            st.query_params["expert"] = str(picked)
+
+    st.sidebar.selectbox("Expert", list(range(1, E + 1)), index=None, key=key, on_change=go, placeholder="the busiest")
+    return {} if current is None else {"expert": current}

@@ -1,0 +1,53 @@
+"""What a person chose on a page beside run and layer, and a source that carries it to the figures."""
+
+import re
+from typing import Any
+
+from moe_core.dashboard.feed import Feed, join
+from moe_core.runs import StoreError, runs_folder
+
+RUN = r"\w[\w.-]{0,99}"
+MOST = 3  # runs beside the first
+
+
+class View:
+    """A feed, what was chosen, and the other runs that are looked at with it. Reads like the feed."""
+
+    def __init__(self, feed: Any, options: dict[str, Any], others: tuple[Any, ...] = ()) -> None:
+        self.feed, self.options, self.others = feed, options, others
+
+    def news(self, page: str) -> tuple[Any, ...]:
+        """What changes when there is something to draw beside the first run's own news."""
+        measured = len(self.feed.throughput().tokens) if page == "batch" else 0
+        return (*(other.version for other in self.others), measured)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.feed, name)
+
+
+def checked(options: Any) -> dict[str, Any]:
+    """The options of a viewer's message. ValueError unless they are a few plain values."""
+    if not isinstance(options, dict) or len(options) > 16:
+        raise ValueError("options that are not ours")
+    for value in options.values():
+        plain = value if isinstance(value, list) else [value]
+        if len(plain) > 16 or not all(isinstance(one, str | int | float) for one in plain):
+            raise ValueError("options that are not ours")
+    return options
+
+
+def look_at(feed: Feed, options: dict[str, Any], viewer: object) -> View:
+    """The feed as the viewer looks at it, with the feeds of the runs beside it; one that cannot be opened is left out."""
+    others = []
+    for name in options.get("with", [])[:MOST]:
+        path = (runs_folder() / str(name)).absolute()
+        if re.fullmatch(RUN, str(name)) and path != feed.path and (path / "run.db").is_file():
+            try:
+                other = join(path, viewer)
+            except StoreError:
+                continue
+            if other.config.task == feed.config.task:
+                others.append(other)
+    for other in others:
+        other.refresh()
+    return View(feed, options, tuple(others))

@@ -1,0 +1,245 @@
+"""The shrinking batch problem: how many tokens an expert sees, by the formula and as measured, and what that costs.
+
+With k of E experts, a batch of T tokens on each of D devices gives an expert k*T*D/E tokens. (Shazeer 2017, section 3.1)
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.theme import (
+    LIGHT,
+    SANS,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    as_steps,
+    base,
+    end_label,
+    escape,
+    figure,
+    inner,
+    last_of,
+    mark_changes,
+    mark_cursor,
+    nice_above,
+    note,
+    pens,
+    spread,
+    step_axis,
+)
+from moe_core.figures.tiles import short, tokens_per_expert
+
+EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
+
+
+def log2_axis(title: str, values: Array) -> Spec:
+    """A logarithmic axis with a tick at each of the powers of two."""
+    values = np.asarray(values, np.float64)
+    return {
+        "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
+        "tickvals": values.tolist(), "ticktext": [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()],
+    }  # fmt: skip
+
+
+@figure
+def batch_formula(
+    tokens: int,
+    k: int,
+    experts: int,
+    devices: int,
+    *,
+    measured_E: Array | None = None,
+    run_experts: int = 1,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (520, 320),
+) -> Spec:
+    """Tokens an expert sees by the number of experts: k*T*D/E, on one device and on the chosen number.
+
+    measured_E (E,): mean tokens of each expert of the run in a step, drawn at its number of experts.
+    """
+    layout = base(
+        "batch_formula",
+        "Tokens per expert",
+        "k·T·D/E; bar: the run's least to most; dashed: devices grow with experts",
+        step=step,
+        theme=theme,
+        size=size,
+        labels=True,
+        x=log2_axis("experts, E", EXPERTS),
+        y={"title": "tokens per expert", "type": "log"},
+    )
+    shown_E = EXPERTS[k <= EXPERTS] if k > 1 else EXPERTS  # with fewer experts than k there is no such layer
+    lines = [("1 device", 1, theme.ink2, pens(size).line)]
+    if devices > 1:
+        lines.append((f"{devices} devices", devices, theme.ink, pens(size).main))
+    now = tokens_per_expert(tokens, k, experts, devices)
+    known = np.zeros(0) if measured_E is None else np.asarray(measured_E, np.float64)
+    known = known[np.isfinite(known)]
+    values = np.r_[tokens_per_expert(tokens, k, int(EXPERTS[-1]), 1), tokens * devices, now, known[known > 0]]
+    lo, hi = float(np.floor(np.log10(values.min()))), float(np.log10(values.max() * 1.3))
+    powers = [10.0**i for i in range(int(lo), math.ceil(hi) + 1)]
+    layout["yaxis"] |= {
+        "range": [lo, hi],
+        "tickvals": powers,
+        "ticktext": [short(p) if p >= 1 else f"{p:g}" for p in powers],
+    }
+    _, height = inner(layout)
+    data: list[Spec] = []
+    ends = []
+    for name, many, colour, width in lines:
+        y = np.array([tokens_per_expert(tokens, k, int(E), many) for E in shown_E], np.float32)
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": name, "x": shown_E.astype(np.int32), "y": y,
+                "line": {"color": colour, "width": width},
+                "hovertemplate": f"With %{{x}} experts on {name}, each sees %{{y:,.4~g}} tokens<extra></extra>",
+            }
+        )  # fmt: skip
+        ends.append((float(height * (np.log10(y[-1]) - lo) / (hi - lo)), name))
+    layout["shapes"].append(
+        {
+            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": now, "y1": now,
+            "line": {"color": theme.ink2, "width": 1.5, "dash": "8px,6px"},
+        }
+    )  # fmt: skip
+    if len(known):
+        least, most = max(float(known.min()), 10**lo), float(known.max())
+        data.append(
+            {
+                "type": "scatter", "mode": "lines+markers", "name": "measured", "x": np.full(3, run_experts, np.int32),
+                "y": np.array([least, known.mean(), most], np.float32), "line": {"color": theme.ink, "width": 3},
+                "marker": {"color": theme.ink, "size": [7, 9, 7], "symbol": ["line-ew", "circle", "line-ew"], "line": {"width": 3, "color": theme.ink}},
+                "hovertext": [
+                    f"The least loaded of the run's {run_experts} experts saw {known.min():,.4g} tokens a step",
+                    f"The run's {run_experts} experts saw {known.mean():,.4g} tokens a step on average",
+                    f"The most loaded of the run's {run_experts} experts saw {most:,.4g} tokens a step",
+                ],
+                "hoverinfo": "text",
+            }
+        )  # fmt: skip
+    data.append(
+        {
+            "type": "scatter", "mode": "markers", "name": "chosen", "x": np.array([experts], np.int32),
+            "y": np.array([now], np.float32), "marker": {"color": theme.hand, "size": 11, "line": {"width": 2, "color": theme.ground}},
+            "hovertemplate": f"As chosen: {k} × {tokens:,} × {devices} / {experts} = {now:,.4g} tokens per expert<extra></extra>",
+        }
+    )  # fmt: skip
+    ends.sort(reverse=True)
+    placed = spread([px for px, _ in ends], 1.3 * layout["font"]["size"])
+    for (_, name), px in zip(ends, placed, strict=True):
+        layout["annotations"].append(end_label(name, px, height, theme, layout["font"]["size"]))
+    return {"data": data, "layout": layout}
+
+
+@figure
+def batch_throughput(
+    tokens_m: Array,
+    per_second_m: Array,
+    *,
+    k: int = 2,
+    experts: int = 16,
+    chosen: int | None = None,
+    machine: str = "",
+    theme: Theme = LIGHT,
+    size: Size = (520, 320),
+) -> Spec:
+    """Tokens a second of one layer, forward and backward, by the tokens in its batch. tokens_m, per_second_m (m,)."""
+    sizes = np.array([64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384])
+    per_second = np.asarray(per_second_m, np.float64)
+    top = nice_above(1.05 * float(np.nanmax(per_second)) if np.isfinite(per_second).any() else 1e5)
+    layout = base(
+        "batch_throughput",
+        "Throughput",
+        f"one layer, forward and backward{'; ' + escape(machine) if machine else '; not measured yet'}",
+        step=None,
+        theme=theme,
+        size=size,
+        x=log2_axis("tokens in the batch, T", sizes),
+        y={"title": "tokens per second", "range": [0.0, top], "nticks": 6, "tickformat": "~s"},
+    )
+    if chosen is not None and sizes[0] <= chosen <= sizes[-1]:
+        layout["shapes"].append(
+            {
+                "type": "line", "xref": "x", "yref": "paper", "x0": chosen, "x1": chosen, "y0": 0, "y1": 1,
+                "line": {"color": theme.hand, "width": 1.5},
+            }
+        )  # fmt: skip
+    x = np.asarray(tokens_m, np.int64)
+    each = np.asarray(x * k / max(experts, 1), np.float32)
+    data = {
+        "type": "scatter", "mode": "lines+markers", "name": "tokens per second", "x": x.astype(np.int32),
+        "y": per_second.astype(np.float32), "customdata": each,
+        "line": {"color": theme.ink, "width": pens(size).main}, "marker": {"color": theme.ink, "size": 7},
+        "hovertemplate": "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second<extra></extra>",
+    }  # fmt: skip
+    return {"data": [data] if len(x) else [], "layout": layout}
+
+
+@figure
+def batch_measured(
+    steps: Array,
+    counts_nE: Array,
+    ideal_n: Array,
+    *,
+    span: tuple[float, float] | None = None,
+    cursor: int | None = None,
+    changes: Iterable[Any] = (),
+    theme: Theme = LIGHT,
+    size: Size = (1060, 260),
+) -> Spec:
+    """What the run's experts saw in each step, the most and the fewest tokens, about the formula's k*T/E.
+
+    steps, ideal_n (n,); counts_nE (n, E). The mean of a step's counts is k*T/E by definition, so the formula stands for it:
+    a thinned history keeps each expert's extremes, whose mean is no step's.
+    """
+    counts = np.asarray(counts_nE, np.float64)
+    whole = np.isfinite(counts).all(axis=1)
+    some = counts.shape[0] > 0
+    most, least = (
+        np.where(whole, f(np.nan_to_num(counts), axis=1) if some else np.zeros(0), np.nan).astype(np.float32)
+        for f in (np.max, np.min)
+    )
+    top = nice_above(1.05 * max(float(np.nanmax(most)) if whole.any() else 0.0, 2.0))
+    layout = base(
+        "batch_measured",
+        "Tokens an expert got",
+        "of each training batch, as recorded: the most and the least loaded; ink: k·T/E, what each gets when balanced",
+        step=last_of(steps),
+        theme=theme,
+        size=size,
+        labels=True,
+        x=step_axis(steps, span),
+        y={"title": "tokens per expert", "range": [0.0, top], "nticks": 5},
+    )
+    pen, x, (_, height) = pens(size), as_steps(steps), inner(layout)
+    data, ends = [], []
+    for name, y, width, words in (
+        ("most", most, pen.line, "The most loaded expert got"),
+        ("k·T/E", np.asarray(ideal_n, np.float32), pen.main, "Evenly spread, each expert would get"),
+        ("least", least, pen.line, "The least loaded expert got"),
+    ):
+        data.append(
+            {
+                "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y,
+                "line": {"color": theme.ink if name == "k·T/E" else theme.over if name == "most" else theme.under, "width": width},
+                "hovertemplate": f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}<extra></extra>",
+            }
+        )  # fmt: skip
+        if len(y) and np.isfinite(y[-1]):
+            ends.append((height * float(y[-1]) / top, f"{name} {y[-1]:,.4g}"))
+    font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
+    placed = spread([px for px, _ in ends], 1.3 * font["size"])
+    for (_, text), px in zip(ends, placed, strict=True):
+        layout["annotations"].append(
+            note(
+                text, 1, px / height, xref="paper", yref="paper", xanchor="left", yanchor="middle", xshift=6, font=font
+            )
+        )
+    mark_changes(layout, changes, theme)
+    mark_cursor(layout, cursor, theme)
+    return {"data": data, "layout": layout}

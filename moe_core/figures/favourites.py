@@ -1,0 +1,190 @@
+"""What an expert likes best: the probe's bytes, images or points that give it most weight.
+
+Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert looked at, 0 for none.
+"""
+
+import math
+
+import numpy as np
+
+from moe_core.figures.routing import SYMBOLS, corners, letter
+from moe_core.figures.theme import (
+    LIGHT,
+    MONO,
+    SEQUENTIAL_STOPS,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    base,
+    expert_colour,
+    figure,
+    inner,
+    scale,
+)
+
+BEFORE, AFTER = 12, 6  # bytes of context about a favourite
+
+
+def best(gate_N: Array, most: int) -> Array:
+    """The tokens that give the expert most weight, at most `most`, the first of equals first. (m,)"""
+    gate_N = np.asarray(gate_N, np.float64)
+    order = np.argsort(-gate_N, kind="stable")[:most]
+    return order[gate_N[order] > 0]
+
+
+@figure
+def favourite_bytes(
+    tokens_N: Array,
+    gate_N: Array,
+    chosen: int,
+    *,
+    sequence_N: Array | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """The bytes with most weight, each in bold within its text, with the weight as a bar.
+
+    tokens_N (N,) bytes; gate_N (N,); sequence_N (N,) the text that each byte belongs to.
+    """
+    taken = int((np.asarray(gate_N) > 0).sum())
+    layout = base(
+        "favourite_bytes",
+        f"Favourite bytes of expert {chosen + 1}",
+        f"gate weight of the byte in bold; {taken} of {len(gate_N)} probe bytes go to it",
+        step=step,
+        theme=theme,
+        size=size,
+        x={"title": "gate weight", "range": [-1.25, 1.0], "tickvals": [0, 0.25, 0.5, 0.75, 1], "fixedrange": True},
+        y={"title": "rank", "showgrid": False, "fixedrange": True},
+        bargap=0.45,
+    )
+    rows = min(20, max(1, inner(layout)[1] // 20))
+    found = best(gate_N, rows)
+    layout["yaxis"] |= {"range": [rows + 0.5, 0.5], "dtick": 1, "nticks": 0}
+    texts = [in_context(int(n), tokens_N, sequence_N) for n in found.tolist()]
+    y = np.arange(1, len(found) + 1, dtype=np.int32)
+    weights = np.asarray(gate_N, np.float32)[found]
+    data: list[Spec] = [
+        {
+            "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
+            "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "customdata": found.astype(np.int32),
+            "hovertemplate": f"Byte %{{customdata}} gives expert {chosen + 1} a gate of %{{x:.2f}}<extra></extra>",
+        },
+        {
+            "type": "scatter", "mode": "text", "name": "context", "x": np.full(len(found), -0.03, np.float32), "y": y,
+            "text": texts, "textposition": "middle left", "hoverinfo": "skip", "cliponaxis": True,
+            "textfont": {"family": MONO, "size": layout["font"]["size"], "color": theme.ink},
+        },
+    ]  # fmt: skip
+    return {"data": data if len(found) else [], "layout": layout}
+
+
+def in_context(n: int, tokens_N: Array, sequence_N: Array | None) -> str:
+    """The byte n in bold between its neighbours of the same text; shorter text is filled up, so that columns stand."""
+    same = np.ones(len(tokens_N), bool) if sequence_N is None else np.asarray(sequence_N) == sequence_N[n]
+
+    def part(first: int, last: int) -> str:
+        inside = range(first, last)
+        return "".join(letter(int(tokens_N[i])) if 0 <= i < len(tokens_N) and same[i] else "\u00a0" for i in inside)
+
+    return f"{part(n - BEFORE, n)}<b>{part(n, n + 1)}</b>{part(n + 1, n + 1 + AFTER)}"
+
+
+@figure
+def favourite_images(
+    images_NP: Array,
+    gate_N: Array,
+    chosen: int,
+    *,
+    labels_N: Array | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """The images with most weight, in reading order. images_NP (N, P) square images; gate_N, labels_N (N,)."""
+    taken = int((np.asarray(gate_N) > 0).sum())
+    layout = base(
+        "favourite_images",
+        f"Favourite images of expert {chosen + 1}",
+        f"most gate weight first; {taken} of {len(gate_N)} probe images go to it",
+        step=step,
+        theme=theme,
+        size=size,
+        x={"title": "rank within the row", "showticklabels": False, "fixedrange": True},
+        y={"title": "row", "showticklabels": False, "showgrid": False, "fixedrange": True},
+    )
+    side = math.isqrt(images_NP.shape[1]) if len(images_NP) else 8
+    width, height = inner(layout)
+    px = 44
+    across, down = max(1, width // px), max(1, height // px)
+    found = best(gate_N, across * down)
+    tile = side + 1
+    mosaic = np.zeros((down * tile, across * tile), np.uint8)
+    at, words = [], []
+    for place, n in enumerate(found.tolist()):
+        top, left = place // across * tile, place % across * tile
+        mosaic[top : top + side, left : left + side] = np.asarray(images_NP)[n, : side * side].reshape(side, side)
+        at.append((left + side / 2, top + side / 2))
+        what = "" if labels_N is None else f", of class {int(labels_N[n])},"
+        words.append(f"Image {n}{what} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}")
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * tile], [down * tile, 0]
+    x, y = np.array(at, np.float32).reshape(-1, 2).T
+    data = [
+        {
+            "type": "heatmap", "name": "images", "z": mosaic, "x0": 0.5, "y0": 0.5, "dx": 1, "dy": 1, "zmin": 0,
+            "zmax": max(16, int(mosaic.max(initial=0))), "hoverinfo": "skip", "showscale": False,
+            "colorscale": [[0, theme.ground], [1, theme.ink]],
+        },
+        {
+            "type": "scatter", "mode": "markers", "name": "image", "x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y),
+            "marker": {"size": px - 10, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
+        },
+    ]  # fmt: skip
+    return {"data": data if len(found) else [], "layout": layout}
+
+
+@figure
+def favourite_points(
+    points_N2: Array,
+    gate_N: Array,
+    chosen: int,
+    extent: Array,
+    *,
+    labels_N: Array | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """The probe's points, each as deep as the weight that it gives; hollow where it gives none. points_N2 (N, 2)."""
+    gate = np.asarray(gate_N, np.float32)
+    taken = int((gate > 0).sum())
+    x0, x1, y0, y1 = corners(extent)
+    layout = base(
+        "favourite_points",
+        f"Favourite points of expert {chosen + 1}",
+        f"gate weight, {'pale' if theme.name == 'light' else 'dark'} 0 to "
+        f"{'deep' if theme.name == 'light' else 'bright'} 1; {taken} of {len(gate)} probe points go to it",
+        step=step,
+        theme=theme,
+        size=size,
+        x={"title": "x", "range": [x0, x1], "nticks": 6, "constrain": "domain"},
+        y={"title": "y", "range": [y0, y1], "nticks": 6, "scaleanchor": "x", "constrain": "domain", "showgrid": False},
+    )
+    classes = np.zeros(len(gate), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
+    points = np.asarray(points_N2, np.float32).reshape(-1, 2)
+    data = [
+        {
+            "type": "scatter", "mode": "markers", "name": "gate", "x": np.ascontiguousarray(points[:, 0]),
+            "y": np.ascontiguousarray(points[:, 1]), "customdata": np.stack([gate, classes], 1).astype(np.float32),
+            "marker": {
+                "color": gate, "cmin": 0, "cmax": 1, "colorscale": scale(theme.sequential, SEQUENTIAL_STOPS), "size": 7,
+                "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
+                "line": {"width": 0.8, "color": theme.edge},
+            },
+            "hovertemplate": "A point of class %{customdata[1]} gives expert "
+            f"{chosen + 1} a gate of %{{customdata[0]:.2f}}<extra></extra>",
+        }
+    ]  # fmt: skip
+    return {"data": data if len(gate) else [], "layout": layout}

@@ -1,0 +1,166 @@
+"""How the Experts page's figures are read from a run: the chosen expert, its probe tokens, the windows of the last snapshot."""
+
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.experts import cosines
+from moe_core.figures.reading import Span, common, label_of_probe, over_time, read_probe
+from moe_core.figures.routing import dense, letter
+from moe_core.figures.theme import Array
+from moe_core.figures.tiles import chosen_expert, last_step, recent_share
+
+SNAPSHOTS = 40  # about how many past snapshots saturation looks at
+BYTES = 20  # rows of specialisation by byte
+
+
+def full(source: Any, step: int | None, name: str, layer: int) -> tuple[int | None, Array | None]:
+    """An array of the last full snapshot at or before a step, with its step; None before the first."""
+    found = source.snapshot(step=step, kind="full")
+    if found is None or name not in found[1]:
+        return None, None
+    return int(found[0]), np.asarray(found[1][name][layer], np.float32)
+
+
+def read_rank(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    last = last_step(source) if step is None else step
+    return {
+        "share_E": recent_share(source, layer, last),
+        "chosen": chosen_expert(source, layer, last),
+        "step": last or None,
+    }
+
+
+def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    steps, share_nE = over_time(source, "load_share", layer, span, bins)
+    _, importance_nE = over_time(source, "importance_share", layer, span, bins)
+    chosen = chosen_expert(source, layer, last_step(source) if step is None else step)
+    return {"steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen} | common(
+        source, step, span
+    )
+
+
+def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """Against the last snapshot at or before the step looked at; the past ones on a grid that stands while a run grows."""
+    E = source.config.num_experts
+    there = np.asarray(source.snapshots("probe"))
+    there = there if step is None else there[there <= step]
+    changes = tuple(source.knob_changes())
+    if not len(there):
+        return {"steps": there, "kept_n": np.zeros(0), "against": None, "chance": 0.0, "span": span, "changes": changes}
+    width = 2 ** int(np.ceil(np.log2(max(1, there[-1] / SNAPSHOTS))))
+    _, firsts = np.unique(there // width, return_index=True)
+    steps = np.unique(np.r_[there[firsts], there[-1]])
+    past = [experts_at(source, int(one))[layer] for one in steps]
+    now = past[-1]
+    kept = [share_kept(now, before, E) for before in past]
+    return {
+        "steps": steps, "kept_n": np.array(kept), "against": int(there[-1]), "chance": now.shape[1] / E, "span": span,
+        "changes": changes,
+    }  # fmt: skip
+
+
+def experts_at(source: Any, step: int) -> Array:
+    """The probe's experts (L, N, K) of the snapshot of a step; a shared feed keeps them."""
+    if hasattr(source, "past_experts"):
+        return np.asarray(source.past_experts(step))
+    return np.asarray(source.snapshot(step=step, kind="probe")[1]["experts"])
+
+
+def share_kept(now_NK: Array, before_NK: Array, E: int) -> float:
+    """The mean share of a token's experts that were among its experts before; empty places aside."""
+    there_NK = now_NK < E
+    same_NK = (now_NK[:, :, None] == before_NK[:, None, :]).any(axis=2) & there_NK
+    return float(same_NK.sum() / max(there_NK.sum(), 1))
+
+
+def read_specialisation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    label = "domain" if source.config.task == "text" else "class"
+    when, share_CE = full(source, step, f"specialisation_{label}", layer)
+    names = list(source.labels.get(label, []))
+    return {
+        "share_CE": np.zeros((0, source.config.num_experts), np.float32) if share_CE is None else share_CE,
+        "names_C": names if share_CE is not None else [],
+        "label": label,
+        "chosen": chosen_expert(source, layer, step),
+        "step": when,
+    }
+
+
+def read_bytes(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """The bytes that the probe holds most of, the most frequent first."""
+    when, share_CE = full(source, step, "specialisation_byte", layer)
+    counts = np.bincount(source.probe()["tokens"], minlength=256)
+    shown = np.argsort(-counts, kind="stable")[: min(BYTES, int((counts > 0).sum()))]
+    found = np.zeros((0, source.config.num_experts), np.float32) if share_CE is None else share_CE[shown]
+    names = [letter(int(byte)) for byte in shown] if share_CE is not None else []
+    return {
+        "share_CE": found,
+        "names_C": names,
+        "chosen": chosen_expert(source, layer, step),
+        "step": when,
+    }
+
+
+def read_coactivation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    when, share_EE = full(source, step, "coactivation", layer)
+    E = source.config.num_experts
+    probe = read_probe(source, layer, step)
+    return {
+        "share_EE": np.zeros((E, E), np.float32) if share_EE is None else share_EE,
+        "k": int(probe["experts_NK"].shape[1]) if len(probe["experts_NK"]) else int(source.knobs.k),
+        "chosen": chosen_expert(source, layer, step),
+        "step": when,
+    }
+
+
+def read_similarity(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    when, w_DE = full(source, step, "w_gate", layer)
+    E = source.config.num_experts
+    return {
+        "cosine_EE": np.full((E, E), np.nan) if w_DE is None else cosines(w_DE),
+        "chosen": chosen_expert(source, layer, step),
+        "step": when,
+    }
+
+
+def read_favourites(source: Any, layer: int, step: int | None) -> dict[str, Any]:
+    """What each probe token gives to the chosen expert."""
+    probe, chosen = read_probe(source, layer, step), chosen_expert(source, layer, step)
+    gates_NE = dense(probe["experts_NK"], probe["gates_NK"], source.config.num_experts)
+    return {"gate_N": gates_NE[:, chosen], "chosen": chosen, "step": probe["step"]}
+
+
+def read_favourite_bytes(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, layer, step)
+    some = slice(len(found["gate_N"]))
+    sequence_N = inputs["sequence"][some] if "sequence" in inputs else None
+    return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | found
+
+
+def read_favourite_images(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, layer, step)
+    return {"images_NP": inputs["images"][: len(found["gate_N"])], "labels_N": label_of_probe(inputs)} | found
+
+
+def read_favourite_points(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, layer, step)
+    some = slice(len(found["gate_N"]))
+    labels = label_of_probe(inputs)
+    return {
+        "points_N2": inputs["points"][some],
+        "extent": inputs["extent"],
+        "labels_N": None if labels is None else labels[some],
+    } | found
+
+
+def read_flow(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    found = source.snapshot(step=step, kind="probe")
+    none = np.zeros((source.config.layers, 0, 1), np.uint8)
+    return {
+        "experts_LNK": none if found is None else found[1]["experts"],
+        "num_experts": source.config.num_experts,
+        "layer": layer,
+        "chosen": chosen_expert(source, layer, step),
+        "step": None if found is None else int(found[0]),
+    }

@@ -1,0 +1,137 @@
+"""Throughput by batch size: a small benchmark in a process of its own, whose output file is record, progress and lock in one.
+
+The file holds the JSON lines of `bench batch`. The process inherits it, locked, as its standard output, so the lock
+lives as long as the process does, whoever started it and whatever became of them.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.schema import Config
+
+
+class Measured(NamedTuple):
+    """Tokens a second of one layer, forward and backward, at each batch size measured so far.
+
+    tokens (m,), per_second (m,); of: how many sizes there will be; problem: why it ended early, "" if it did not.
+    """
+
+    tokens: NDArray[np.int64]
+    per_second: NDArray[np.float64]
+    of: int
+    running: bool
+    problem: str
+    pid: int
+    machine: str
+
+
+def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) -> Path:
+    """Where the measurement of these sizes lies: runs of one shape share it."""
+    name = f"batch-d{config.d_model}-h{config.d_hidden}-E{config.num_experts}-k{k}-{device.replace(':', '')}-t{threads}"
+    return runs / "bench" / f"{name}.jsonl"
+
+
+def measured(path: Path) -> Measured:
+    """What a measurement has found so far; nothing if there was none."""
+    try:
+        text = path.read_text(errors="replace")
+    except OSError:
+        text = ""
+    events, words = [], ""
+    for line in text.splitlines():
+        try:
+            event = json.loads(line)
+            events.append(event if isinstance(event, dict) else {})
+        except json.JSONDecodeError:
+            words = line.strip()[-200:] or words
+    kinds = {event.get("event"): event for event in events}
+    sizes = [event for event in events if event.get("event") == "size"]
+    begun, running = kinds.get("start", {}), is_locked(path)
+    whole = running or "end" in kinds or not text
+    return Measured(
+        np.array([event["tokens"] for event in sizes], np.int64),
+        np.array([event["tokens_per_second"] for event in sizes], np.float64),
+        len(begun.get("sizes", [])),
+        running,
+        "" if whole else words or "stopped before it was done",
+        int(begun.get("pid", 0)),
+        str(begun.get("machine", "")),
+    )
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process holds the file's lock."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:
+    """Start the measurement; False if it is under way already. What was measured before gives way to it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return False
+    try:
+        os.ftruncate(handle, 0)
+        given: dict[str, Any] = {
+            "d-model": config.d_model, "d-hidden": config.d_hidden, "num-experts": config.num_experts, "k": k,
+            "device": device, "threads": threads, "seconds": seconds,
+        }  # fmt: skip
+        words = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "moe_core", "bench", "batch", "--json", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=handle,
+            stderr=handle,
+            start_new_session=True,
+            cwd=Path(__file__).parents[2],
+        )
+    finally:
+        os.close(handle)
+    _started[:] = [one for one in _started if one.poll() is None] + [process]
+    return True
+
+
+# Those that this process started, so that one which ended is not left as a zombie.
+_started: list[subprocess.Popen[bytes]] = []
+
+
+def stop_measuring(path: Path) -> None:
+    """Stop a measurement that is under way; what it measured so far is kept."""
+    found = measured(path)
+    if found.running and is_bench(found.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(found.pid, signal.SIGTERM)
+
+
+def is_bench(pid: int) -> bool:
+    """Whether a process is a measurement of ours: the pid comes from a file, and 0 or -1 would signal everybody."""
+    if pid <= 1:
+        return False
+    try:
+        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
+    return b"moe_core" in words and b"bench" in words

@@ -1,0 +1,113 @@
+"""Experts, Compare and Batch in a real Chromium: each draws by deep link on a cold server, moves, and follows a choice."""
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from moe_core.runs import Run, open_run, start, wait_ready
+from moe_core.schema import Config, Knobs
+from tests.browser.conftest import Server
+from tests.figures.record import record
+
+pytestmark = pytest.mark.browser
+Tab = Callable[..., Page]
+DRAWN = "name => !!document.querySelector(`[data-figure=${name}] .main-svg`)"
+
+
+def drawn(page: Page, *figures: str) -> None:
+    for name in figures:
+        page.locator(f"[data-figure={name}]").scroll_into_view_if_needed()
+        page.wait_for_function(DRAWN, arg=name, timeout=30_000)
+
+
+def title(page: Page, figure: str) -> str:
+    return str(
+        page.evaluate("name => document.querySelector(`[data-figure=${name}]`)?.layout?.title?.text ?? ''", figure)
+    )
+
+
+def test_experts_draws_and_a_click_on_a_bar_chooses_without_replacing_a_chart(server: Server, tab: Tab) -> None:
+    record(server.runs / "a", E=4)
+    page = tab(f"{server.url}/experts?run=a")
+    drawn(page, "expert_rank", "specialisation", "coactivation", "favourite_bytes", "similarity", "specialisation_byte")
+    drawn(page, "expert_share", "saturation", "expert_flow")
+    page.evaluate("document.querySelectorAll('[data-figure]').forEach(chart => chart.kept = true)")
+    page.locator("[data-figure=expert_rank]").scroll_into_view_if_needed()
+    lowest = page.locator("[data-figure=expert_rank] .points .point").last
+    number = page.evaluate("[...document.querySelector('[data-figure=expert_rank]').data[0].customdata].at(-1)")
+    box = lowest.bounding_box()
+    assert box
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_url(f"**expert={number}*")
+    drawn(page, "expert_share")
+    page.wait_for_function(
+        "want => document.querySelector('[data-figure=expert_share]').layout.title.text.startsWith(want)",
+        arg=f"Share of expert {number} ",
+    )
+    assert page.evaluate("[...document.querySelectorAll('[data-figure]')].every(chart => chart.kept)")
+    expect(page.locator("[data-stat=expert_share]")).to_be_visible()
+
+
+def test_the_chooser_beside_the_knobs_works_by_keyboard(server: Server, tab: Tab) -> None:
+    record(server.runs / "a", "digits", E=4, L=1)
+    page = tab(f"{server.url}/experts?run=a&expert=2")
+    drawn(page, "favourite_images")
+    assert title(page, "favourite_images").startswith("Favourite images of expert 2")
+    page.get_by_role("combobox", name="Expert").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "!document.querySelector('[data-figure=favourite_images]').layout.title.text.includes('expert 2<')"
+    )
+
+
+def test_compare_follows_runs_that_train_and_draws_their_difference(server: Server, tab: Tab) -> None:
+    config = Config.for_task("plane", num_experts=4, tokens=128, threads=1)
+    runs: list[Run] = []
+    for weight in (0.0, 0.1):
+        runs.append(wait_ready(start(config, Knobs(w_importance=weight, w_load=weight, speed_limit=20), server.runs), 60, server.runs))  # fmt: skip
+    first, second = runs
+    page = tab(f"{server.url}/compare?run={first.id}&with={second.id}")
+    drawn(
+        page, "compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"
+    )
+    ends = "() => document.querySelector('[data-figure=compare_balance]').data.map(line => line.x.at(-1))"
+    page.locator("[data-figure=compare_balance]").scroll_into_view_if_needed()
+    page.wait_for_function(f"(({ends})()).length == 2")
+    before = page.evaluate(ends)
+    page.wait_for_function(f"before => (({ends})()).every((x, i) => x > before[i])", arg=before)
+    lines = page.evaluate("document.querySelector('[data-figure=compare_loss_difference]').data.length")
+    assert lines == 1
+    table = page.locator(".moe-differences")
+    table.scroll_into_view_if_needed()
+    expect(table.get_by_role("row", name="w_load")).to_contain_text("0.1")
+    expect(table.get_by_role("row", name="lr", exact=True)).to_have_count(0)
+    page.reload()
+    drawn(page, "compare_balance_difference")
+
+
+def test_batch_measures_beside_everything_else_and_its_sliders_move_the_formula(server: Server, tab: Tab) -> None:
+    run = record(server.runs / "a", E=2, d_model=4, d_hidden=4)
+    page = tab(f"{server.url}/batch?run=a&devices=4")
+    drawn(page, "batch_formula", "batch_throughput", "batch_measured")
+    chosen = "() => { const t = document.querySelector('[data-figure=batch_formula]').data.at(-1); return [t.x[0], t.y[0]]; }"
+    assert page.evaluate(chosen) == [2, run.config.tokens * 4]
+    slider = page.get_by_role("slider", name="E, experts")
+    slider.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url("**experts=4*")
+    page.wait_for_function(f"(({chosen})())[0] == 4")
+    page.get_by_role("button", name="Measure throughput").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    other = tab(f"{server.url}/batch?run=a")
+    expect(other.get_by_role("button", name="Cancel")).to_be_visible(timeout=15_000)  # the other tab sees it
+    page.wait_for_function(
+        "document.querySelector('[data-figure=batch_throughput]').data[0]?.x.length > 0", timeout=60_000
+    )
+    other.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Measure again")).to_be_visible(timeout=15_000)
+    assert not open_run("a", server.runs).throughput().running

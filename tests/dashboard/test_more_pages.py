@@ -1,0 +1,147 @@
+"""Experts, Compare and Batch by AppTest: without a run, while it trains, when it has ended; the choices are in the link."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from moe_core.dashboard import compare
+from moe_core.runs import open_run, start_measuring, stop_measuring
+from moe_core.schema import Config
+from tests.figures.record import record
+from tests.runs.test_measuring import wait
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("experts", "compare", "batch")
+pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+def page(name: str, **link: str) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "moe_core" / "dashboard" / "main.py"), default_timeout=30)
+    app.query_params.update(link)
+    return app.run().switch_page(str(ROOT / "pages" / f"{name}.py")).run()
+
+
+def mounted(app: AppTest) -> dict[str, Any]:
+    """What the live component was given."""
+    found = [json.loads(component.proto.json) for component in app.get("bidi_component")]
+    return next(data for data in found if data["part"] == "charts")
+
+
+def text_of(app: AppTest) -> str:
+    return " ".join(str(e.proto.body) for e in app.get("html"))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_without_a_run_the_cards_invite(runs: Path, name: str) -> None:
+    app = page(name)
+    assert not app.exception
+    assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+
+
+@pytest.mark.parametrize("state", ["training", "finished"])
+@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("task", ["text", "digits", "plane"])
+def test_a_run_has_its_figures_in_either_state(runs: Path, name: str, state: str, task: str) -> None:
+    record(runs / "a", task, state=state, L=2 if task == "text" else 1)
+    app = page(name, run="a")
+    assert not app.exception
+    given = mounted(app)
+    assert (given["page"], given["run"], given["task"]) == (name, "a", task)
+    assert given["figures"]
+    if name == "experts":
+        assert ("expert_flow" in given["figures"]) == (task == "text")
+        assert "ablation" not in given["figures"]
+
+
+def test_the_expert_of_the_link_is_chosen_and_the_chooser_writes_the_link(runs: Path) -> None:
+    record(runs / "a")
+    app = page("experts", run="a", expert="3")
+    assert mounted(app)["options"] == {"expert": 3}
+    chooser = next(box for box in app.selectbox if box.label == "Expert")
+    assert chooser.value == 3
+    chooser.set_value(1).run()
+    assert app.query_params["expert"] == "1"
+    assert mounted(app)["options"] == {"expert": 1}
+    for wrong in ("0", "5", "x"):
+        assert mounted(page("experts", run="a", expert=wrong))["options"] == {}
+
+
+def test_runs_of_the_link_are_compared_and_only_of_the_same_task(runs: Path) -> None:
+    for name, task in (("a", "text"), ("b", "text"), ("c", "digits")):
+        record(runs / name, task, seed=ord(name))
+    app = page("compare", run="a", **{"with": "b,c,nobody", "align": "fork"})
+    assert not app.exception
+    assert mounted(app)["options"] == {"with": ["b"], "align": "fork"}
+    assert app.multiselect[0].options == ["b"]
+    assert "None of these runs is a fork" in text_of(app)
+    assert "Differences" in text_of(app)
+    app.multiselect[0].set_value([]).run()
+    assert "with" not in app.query_params
+    assert mounted(app)["options"]["with"] == []
+
+
+def test_the_table_has_rows_that_differ_and_no_others(runs: Path) -> None:
+    a, b = record(runs / "a", E=4), record(runs / "<b>", E=4, seed=1, d_model=32)
+    for run in (a, b):
+        run.close()
+    one, two = open_run(runs / "a"), open_run(runs / "<b>")
+    parts = dict(compare.sections([one, two]))
+    assert parts["Config"] == [("d_model", ["64", "32"])]
+    assert "Knobs" not in parts
+    two.turn(who="someone", noise=0.5, w_load=0.2)
+    two.turn(who="someone", noise=0.25)
+    two.turn(who="someone", noise=0.125)
+    assert dict(compare.sections([one, two]))["Knobs"] == [
+        ("noise", ["1", "1 → … → 0.25 (waiting) → 0.125 (waiting)"]),
+        ("w_load", ["0.1", "0.1 → 0.2 (waiting)"]),
+    ]
+    ends = dict(parts["End figures"])
+    assert ends["steps"] == ["60", "60"]
+    assert ends["held-out loss, bits/byte"] == ["2.500", "2.500 (0.000)"]
+    means = [np.mean([run.history("cv_load", layer, first=11)[1] for layer in (0, 1)]) for run in (one, two)]
+    assert ends["CV(load)"][0] == f"{means[0]:.2f}"
+    assert ends["CV(load)"][1].startswith(f"{means[1]:.2f} (")
+    html = compare.as_html(["a", "<b>"], list(parts.items()), "")
+    assert '<th scope="col"><i class="moe-run moe-run-1"></i>B &lt;b&gt;</th>' in html
+    assert compare.against_first([1.0, float("nan"), 0.5], 2) == ["1.00", "–", "0.50 (−0.50)"]
+
+
+def test_the_batch_sliders_start_at_the_runs_sizes_and_write_the_link(runs: Path) -> None:
+    record(runs / "a", E=4, tokens=128)
+    app = page("batch", run="a", devices="3")
+    own = {"tokens": 128, "k": 2, "experts": 4, "devices": 3}
+    assert mounted(app)["options"] == own
+    slider = next(s for s in app.select_slider if s.label.startswith("E, experts"))
+    slider.set_value(64).run()
+    assert app.query_params["experts"] == "64"
+    assert mounted(app)["options"] == own | {"experts": 64}
+
+
+def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) -> None:
+    run = record(runs / "a", E=2, d_model=4, d_hidden=4)
+    path = run.throughput_file()
+    app = page("batch", run="a")
+    next(b for b in app.button if b.label == "Measure throughput").click().run()
+    assert run.throughput().running
+    wait(lambda: run.throughput().pid > 0)
+    app.run()
+    next(b for b in app.button if b.label == "Cancel").click().run()
+    wait(lambda: not run.throughput().running)
+    app.run()
+    assert {"Measure throughput", "Measure again"} & {b.label for b in app.button}
+    assert any("ended early" in c.value for c in app.caption)
+    start_measuring(path, Config(num_experts=2, d_model=4, d_hidden=4), 9, "cpu", 1)
+    wait(lambda: not run.throughput().running)
+    stop_measuring(path)
+    app.run()
+    assert any("got 9" in c.value for c in app.caption)

@@ -1,0 +1,92 @@
+"""Small made-up runs, recorded as a trainer records them: every statistic, the probe's snapshots and the windows."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from moe_core.runs import Batch, Run, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
+
+N, D = 64, 6  # probe tokens, model width
+CLASSES = {
+    "text": ("domain", ["prose", "code <b>"]),
+    "digits": ("class", list("0123456789")),
+    "plane": ("class", ["a", "b"]),
+}
+
+
+def probe_of(task: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    label, names = CLASSES[task]
+    labels = np.sort(rng.integers(0, len(names), N)).astype(np.uint8)
+    shown: dict[str, dict[str, np.ndarray]] = {
+        "text": {
+            "tokens": rng.integers(32, 127, N).astype(np.uint8),
+            "sequence": (np.arange(N) // 32).astype(np.uint8),
+        },
+        "digits": {"images": rng.integers(0, 17, (N, 64)).astype(np.uint8)},
+        "plane": {"points": rng.normal(size=(N, 2)).astype(np.float32), "extent": np.array([-2, 2, -2, 2], np.float32)},
+    }
+    return shown[task] | {label: labels}
+
+
+def snapshots_of(task: str, L: int, E: int, k: int, rng: np.random.Generator) -> dict[str, dict[str, Any]]:
+    """A probe and a full snapshot; experts of a token differ, the first gate is the largest."""
+    small = np.uint8 if E <= 255 else np.uint16
+    experts = np.argsort(rng.random((L, N, E)), axis=2)[:, :, :k].astype(small)
+    gates = -np.sort(-rng.dirichlet(np.ones(k), (L, N)), axis=2).astype(np.float16)
+    probe = {"experts": experts, "gates": gates}
+    if task == "plane":
+        probe["regions"] = rng.integers(0, E, (L, 8, 8)).astype(small)
+    label, names = CLASSES[task]
+    both = rng.random((L, E, E)).astype(np.float32)
+    both[:, np.arange(E), np.arange(E)] = 1
+    full = {
+        "clean_gates": rng.dirichlet(np.ones(E), (L, N)).astype(np.float16),
+        "w_gate": rng.normal(size=(L, D, E)).astype(np.float16),
+        "coactivation": both,
+        f"specialisation_{label}": rng.dirichlet(np.ones(E), (L, len(names))).astype(np.float32),
+    }
+    if task == "text":
+        full["specialisation_byte"] = rng.dirichlet(np.ones(E), (L, 256)).astype(np.float32)
+    return {"probe": probe, "full": full}
+
+
+def record(
+    folder: Path,
+    task: str = "text",
+    E: int = 4,
+    L: int = 2,
+    steps: int = 60,
+    k: int = 2,
+    seed: int = 0,
+    state: str = "finished",
+    **config: Any,
+) -> Run:
+    """A run of `steps` steps with snapshots at every 20th; 0 leaves it as a trainer does before its first step."""
+    rng = np.random.default_rng(seed)
+    k = min(k, E)
+    label, names = CLASSES[task]
+    labels = {label: names} | ({"byte": [str(i) for i in range(256)]} if task == "text" else {})
+    given = Config.for_task(task, num_experts=E, layers=L, **config)
+    writer = create_run(
+        folder, given, Knobs(k=k), labels=labels, probe=probe_of(task, rng), facts={"device": "cpu", "threads": 1}
+    )
+    columns = layout(L, E)
+    rows = rng.uniform(0.1, 2, (steps, sum(c.width for c in columns))).astype(np.float32)
+    taken = [
+        (step, kind, arrays)
+        for step in range(20, steps + 1, 20)
+        for kind, arrays in snapshots_of(task, L, E, k, rng).items()
+    ]
+    metrics = {"bits_per_byte": 2.5, "perplexity": 5.6} if task == "text" else {"accuracy": 0.9, "loss": 0.3}
+    evals = [(step, metrics, None) for step in range(20, steps + 1, 20)]
+    writer.commit(Batch(1, rows, evals=evals, snapshots=taken, state="training"))
+    if state != "training":
+        writer.finish(state)
+    else:
+        _open.append(writer)  # or its lock would go with it
+    return open_run(folder)
+
+
+_open: list[Any] = []

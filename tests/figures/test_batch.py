@@ -1,0 +1,146 @@
+"""The numbers inside the Batch page's figures, and the treemap's rectangles."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from moe_core.dashboard.views import View
+from moe_core.figures import batch, read_batch, treemap
+from moe_core.figures.theme import DARK, LIGHT
+from moe_core.figures.tiles import batch_sizes, batch_tiles, groups_of, plain_count, tokens_per_expert
+from tests.figures.record import record
+
+
+def trace(spec, name):
+    return next(t for t in spec["data"] if t["name"] == name)
+
+
+def test_an_expert_sees_k_t_d_over_e_tokens():
+    assert tokens_per_expert(1024, 2, 16) == 128
+    assert tokens_per_expert(1024, 2, 16, 16) == 2048
+    assert tokens_per_expert(1, 1, 1024) == pytest.approx(1 / 1024)
+
+
+def test_the_formula_falls_with_experts_and_rises_with_devices():
+    spec = batch.batch_formula.spec(1024, 2, 16, 8)
+    one, many = trace(spec, "1 device"), trace(spec, "8 devices")
+    np.testing.assert_allclose(one["y"], 2048 / one["x"])
+    np.testing.assert_allclose(many["y"], 8 * one["y"])
+    assert one["x"][0] == 2  # with one expert k = 2 is no layer
+    assert (trace(spec, "chosen")["x"][0], trace(spec, "chosen")["y"][0]) == (16, 1024)
+    assert spec["layout"]["shapes"][0]["y0"] == 1024
+    low, high = (10**v for v in spec["layout"]["yaxis"]["range"])
+    assert low <= one["y"].min()
+    assert high >= many["y"].max()
+    assert len(batch.batch_formula.spec(1024, 2, 16, 1)["data"]) == 2
+
+
+def test_the_runs_counts_stand_beside_the_formula():
+    spec = batch.batch_formula.spec(64, 1, 4, 1, measured_E=np.array([2.0, 8, 16, 38]), run_experts=4)
+    np.testing.assert_allclose(trace(spec, "measured")["y"], [2, 16, 38])
+    assert set(trace(spec, "measured")["x"].tolist()) == {4}
+    empty = batch.batch_formula.spec(64, 1, 4, 1, measured_E=np.full(4, np.nan))
+    assert all(t["name"] != "measured" for t in empty["data"])
+    collapsed = batch.batch_formula.spec(64, 1, 4, 1, measured_E=np.array([0.0, 0, 0, 64]))
+    assert trace(collapsed, "measured")["y"][0] > 0  # a log axis has no 0
+    assert "saw 0 tokens" in trace(collapsed, "measured")["hovertext"][0]
+
+
+def test_throughput_is_drawn_as_measured():
+    spec = batch.batch_throughput.spec(
+        np.array([64, 128]), np.array([1e3, 3e3]), k=2, experts=16, chosen=128, machine="<m>"
+    )
+    np.testing.assert_allclose(spec["data"][0]["y"], [1e3, 3e3])
+    np.testing.assert_allclose(spec["data"][0]["customdata"], [8, 16])
+    assert spec["layout"]["shapes"][0]["x0"] == 128
+    assert "&lt;m&gt;" in spec["layout"]["title"]["text"]
+    empty = batch.batch_throughput.spec(np.zeros(0, int), np.zeros(0))
+    assert empty["data"] == []
+    assert "not measured yet" in empty["layout"]["title"]["text"]
+
+
+def test_most_and_least_are_of_each_step_and_the_middle_is_the_formula():
+    counts = np.array([[1, 3, 8], [4, 4, 4], [np.nan] * 3])
+    spec = batch.batch_measured.spec(np.arange(1, 4), counts, np.full(3, 4.0))
+    np.testing.assert_array_equal(trace(spec, "most")["y"], [8, 4, np.nan])
+    np.testing.assert_array_equal(trace(spec, "least")["y"], [1, 4, np.nan])
+    np.testing.assert_array_equal(trace(spec, "k·T/E")["y"], [4, 4, 4])
+
+
+def test_the_formulas_line_follows_the_turns_of_k():
+    turns = [
+        SimpleNamespace(name="k", previous=2, value=4, step=3),
+        SimpleNamespace(name="k", previous=4, value=1, step=None),
+    ]
+    source = SimpleNamespace(knob_changes=lambda: turns, knobs=SimpleNamespace(k=1))
+    assert read_batch.k_at(source, np.arange(1, 6)) == [2, 2, 4, 4, 4]
+
+
+def test_the_sizes_are_the_links_else_the_runs_own(tmp_path: Path):
+    run = record(tmp_path / "a", E=4, tokens=128)
+    assert batch_sizes(run) == (128, 2, 4, 1)
+    assert batch_sizes(View(run, {"experts": 64, "devices": 8})) == (128, 2, 64, 8)
+    tiles = {tile.name: tile for tile in batch_tiles(View(run, {"experts": 64, "devices": 8}))}
+    assert (tiles["tokens_per_expert"].value, tiles["one_device"].value) == ("32", "4")
+    _, counts = run.history("counts", 0, first=11)
+    assert float(tiles["measured_most"].value) == pytest.approx(counts.mean(axis=0).max(), abs=0.01)
+    assert tiles["throughput"].value == "–"
+    assert [plain_count(v) for v in (128.0, 2.5, 0.125, float("nan"))] == ["128", "2.5", "0.125", "–"]
+
+
+@pytest.mark.parametrize(("groups", "each"), [(1, 1), (4, 4), (2, 5), (3, 7), (16, 16)])
+def test_areas_of_the_treemap_are_shares_and_fill_it(groups, each):
+    share = np.random.default_rng(groups).dirichlet(np.ones(groups * each))
+    share[0] = 0
+    share /= max(share.sum(), 1e-9)
+    if groups * each == 1:
+        share = np.ones(1)
+    spec = treemap.group_treemap.spec(share, groups, size=(620, 335), theme=DARK)
+    shapes = spec["layout"]["shapes"]
+    cells = [s for s in shapes if "fillcolor" in s]
+    areas = np.array([(s["x1"] - s["x0"]) * (s["y1"] - s["y0"]) for s in cells])
+    np.testing.assert_allclose(areas / areas.sum(), share, atol=1e-9)
+    frames = [s for s in shapes if "fillcolor" not in s]
+    assert len(frames) == groups
+    for g, frame in enumerate(frames):
+        for cell in cells[g * each : (g + 1) * each]:
+            assert frame["x0"] - 1e-6 <= cell["x0"] <= cell["x1"] <= frame["x1"] + 1e-6
+            assert frame["y0"] - 1e-6 <= cell["y0"] <= cell["y1"] <= frame["y1"] + 1e-6
+    assert "Expert" in spec["data"][0]["hovertext"][0]
+
+
+def test_cells_keep_their_places_when_the_load_moves():
+    rng = np.random.default_rng(5)
+    rows = []
+    for _ in range(20):
+        cells = [
+            s
+            for s in treemap.group_treemap.spec(rng.dirichlet(np.full(16, 0.2)), 4)["layout"]["shapes"]
+            if "fillcolor" in s
+        ]
+        order = [
+            sum(cells[i]["y0"] > other["y0"] + 1e-9 for other in cells[g * 4 : g * 4 + 4])
+            for g in range(4)
+            for i in range(g * 4, g * 4 + 4)
+        ]
+        rows.append([a >= b for a, b in zip(order[1:], order, strict=False)])
+    assert all(row == rows[0] for row in rows)
+
+
+def test_colour_is_the_deviation_from_ideal():
+    assert treemap.deviation_colour(1, LIGHT) == LIGHT.diverging[3]
+    assert treemap.deviation_colour(0, LIGHT) == treemap.deviation_colour(1 / 64, LIGHT) == LIGHT.diverging[0]
+    assert treemap.deviation_colour(100, DARK) == DARK.diverging[6]
+    assert treemap.group_treemap.spec(np.full(4, np.nan), 2)["data"] == []
+
+
+def test_a_flat_layer_has_one_group():
+    assert (
+        groups_of(SimpleNamespace())
+        == groups_of(SimpleNamespace(groups=0))
+        == groups_of(SimpleNamespace(groups=1))
+        == 1
+    )
+    assert groups_of(SimpleNamespace(groups=4)) == 4

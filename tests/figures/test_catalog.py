@@ -1,0 +1,108 @@
+"""Every figure that a page draws, from recorded runs of every size: title, units, hover, and what it says of nothing."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import plotly.graph_objects as go
+import pytest
+
+from moe_core.dashboard.views import View
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.theme import DARK, LIGHT
+from moe_core.figures.tiles import TILES
+from moe_core.schema import TASKS
+from tests.figures.record import record
+
+OURS = [
+    name for name, entry in FIGURES.items() if entry.page in ("experts", "compare", "batch") or name == "group_treemap"
+]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    folder: Path = tmp_path_factory.mktemp("runs")
+    made = {}
+    for task in TASKS:
+        for E in (1, 16, 64):
+            for steps in (0, 60):
+                run = record(folder / f"{task}-{E}-{steps}", task, E, steps=steps)
+                other = record(folder / f"{task}-{E}-{steps}-other", task, E, steps=steps, seed=1)
+                write_throughput(run)
+                made[task, E, steps] = View(run, {}, (other,))
+    return made | {("text", 256, 60): record(folder / "text-256-60", "text", 256, steps=60, L=1)}
+
+
+def write_throughput(run: Any) -> None:
+    """As `bench batch --json` leaves it."""
+    run.throughput_file().parent.mkdir(exist_ok=True)
+    events = [{"event": "start", "pid": 1, "sizes": [64, 128], "machine": "made up"}]
+    events += [{"event": "size", "tokens": t, "tokens_per_second": 10.0 * t} for t in (64, 128)]
+    run.throughput_file().write_text("".join(json.dumps(event) + "\n" for event in [*events, {"event": "end"}]))
+
+
+def titles(spec: dict[str, Any]) -> list[str]:
+    axes = [axis for name, axis in spec["layout"].items() if re.fullmatch(r"[xy]axis\d*", name)]
+    return [axis.get("title", {}).get("text", "") for axis in axes]
+
+
+def all_specs(runs: dict[Any, Any], name: str) -> Any:
+    for (task, E, steps), run in runs.items():
+        entry = FIGURES[name]
+        if task in entry.tasks:
+            for theme in (LIGHT, DARK):
+                spec = entry.draw.spec(**entry.read(run, 0, None, None, 100), theme=theme, size=(460, 300, False))
+                yield (task, E, steps), theme, spec
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_figure_has_title_unit_and_titled_axes_whatever_the_run(runs: dict[Any, Any], name: str) -> None:
+    for key, theme, spec in all_specs(runs, name):
+        layout = spec["layout"]
+        title, subtitle = layout["title"]["text"].split("<br>", 1)
+        assert title, key
+        assert len(re.sub("<.*?>", "", subtitle)) > 8, key
+        assert all(titles(spec)), (key, titles(spec))
+        assert layout["meta"]["figure"] == name
+        assert layout["paper_bgcolor"] == theme.ground
+        assert layout["template"] is None
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_plotly_takes_it_and_what_is_hovered_reads_as_a_sentence(runs: dict[Any, Any], name: str) -> None:
+    seen = 0
+    for _key, _, spec in all_specs(runs, name):
+        go.Figure(data=spec["data"], layout=spec["layout"])
+        for trace in spec["data"]:
+            told = trace.get("hovertemplate") or trace.get("hovertext")
+            if trace.get("hoverinfo") == "skip":
+                continue
+            sentences = [told] if isinstance(told, str) else list(told)
+            for sentence in sentences[:5]:
+                assert re.match(r"[A-Z0-9]", sentence), sentence
+                assert len(sentence.replace("<extra></extra>", "").split()) >= 5, sentence
+                seen += 1
+    assert seen
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_a_run_without_a_step_draws_axes_and_no_data(runs: dict[Any, Any], name: str) -> None:
+    for (_task, _E, steps), _, spec in all_specs(runs, name):
+        if steps == 0 and name not in ("batch_formula", "batch_throughput"):  # they need no run
+            drawn = [trace for trace in spec["data"] if np.isfinite(np.asarray(trace.get("y", []), np.float64)).any()]
+            assert all(trace["type"] == "heatmap" and not np.isfinite(np.asarray(trace["z"], np.float64)).any() for trace in drawn), name  # fmt: skip
+
+
+@pytest.mark.parametrize("page", ["experts", "compare", "batch"])
+def test_tiles_are_plain_text_with_a_yardstick_each(runs: dict[Any, Any], page: str) -> None:
+    for (_task, _E, steps), run in runs.items():
+        tiles = TILES[page](run, 0)
+        assert tiles[0].name == {"experts": "expert_share", "compare": "run_A", "batch": "tokens_per_expert"}[page]
+        for tile in tiles:
+            assert isinstance(tile.value, str)
+            assert tile.value
+            assert "nan" not in " ".join([tile.value, tile.word, *tile.lines]).lower(), tile
+            if steps:
+                assert tile.lines, tile

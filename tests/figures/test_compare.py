@@ -1,0 +1,126 @@
+"""The numbers inside the Compare page's figures: one axis for all, paired differences, colours that are runs."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from moe_core.dashboard.views import View
+from moe_core.figures import compare, read_compare
+from moe_core.figures.compare import Curve
+from moe_core.figures.theme import DARK, LIGHT, expert_colour
+from moe_core.figures.tiles import compare_tiles
+from tests.figures.record import record
+
+
+def curve(name, first, values):
+    return Curve(name, np.arange(first, first + len(values)), np.asarray(values, float))
+
+
+def test_a_colour_is_a_run_and_the_first_is_ink():
+    curves = [curve(name, 1, np.full(10, 0.5)) for name in "abcd"]
+    spec = compare.compare_balance.spec(curves, theme=DARK)
+    drawn = {trace["name"]: trace["line"]["color"] for trace in spec["data"]}
+    assert drawn == {
+        "A a": DARK.ink,
+        "B b": expert_colour(0, DARK),
+        "C c": expert_colour(1, DARK),
+        "D d": expert_colour(2, DARK),
+    }
+    assert DARK.hand not in drawn.values()
+    assert len(spec["layout"]["annotations"]) == 4
+
+
+def test_what_lies_below_the_axis_is_drawn_on_it_and_told_as_it_is():
+    trace = compare.compare_balance.spec([curve("a", 1, [0.001, 2, np.nan])])["data"][0]
+    np.testing.assert_allclose(trace["y"], [0.02, 2, np.nan])
+    np.testing.assert_allclose(trace["customdata"], [0.001, 2, np.nan], rtol=1e-6)
+
+
+def test_differences_are_taken_at_the_same_step_only():
+    gaps, width = compare.differences(
+        [curve("a", 1, [1, 2, 3, 4, 5]), curve("b", 3, [10, 10, np.nan, 9]), curve("c", 50, [1])]
+    )
+    assert width == 1
+    assert gaps[0].steps.tolist() == [3, 4, 5]
+    np.testing.assert_allclose(gaps[0].values, [7, 6, np.nan])
+    assert len(gaps[1].steps) == 0
+
+
+def test_long_runs_are_compared_by_means_of_equal_stretches():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3000))
+    gaps, width = compare.differences([curve("a", 1, a), curve("b", 1, b)])
+    assert width == 8
+    steps, gap = np.arange(1, 3001), b - a
+    want = [gap[steps // 8 == group].mean() for group in range(3000 // 8 + 1)]
+    np.testing.assert_allclose(gaps[0].values, want)
+    assert np.all(gaps[0].steps // 8 == np.arange(len(want)))
+
+
+def test_the_difference_chart_has_zero_in_its_middle_and_says_its_sign():
+    spec = compare.compare_loss_difference.spec([curve("a", 1, [2.0] * 50), curve("b", 1, [1.5] * 50)], unit="nats")
+    (trace,) = spec["data"]
+    np.testing.assert_allclose(trace["y"], -0.5)
+    low, high = spec["layout"]["yaxis"]["range"]
+    assert low == -high
+    assert high >= 0.5
+    assert spec["layout"]["shapes"][0]["y0"] == 0
+    assert "−0.500" in spec["layout"]["annotations"][0]["text"]
+    alone = compare.compare_loss_difference.spec([curve("a", 1, [2.0])])
+    assert alone["data"] == []
+    assert "choose another run" in alone["layout"]["title"]["text"]
+
+
+def test_every_runs_heatmap_has_the_same_scale_and_its_own_rows():
+    share = np.random.default_rng(1).dirichlet(np.ones(4), 20)
+    curves = [Curve("a", np.arange(1, 21), share), Curve("b", np.arange(1, 11), np.full((10, 2), 0.5))]
+    spec = compare.compare_load.spec(curves)
+    first, second = spec["data"]
+    np.testing.assert_allclose(first["customdata"], share.T * 4, rtol=1e-6)
+    np.testing.assert_allclose(second["z"], 0, atol=1e-6)
+    assert {(t["zmin"], t["zmax"]) for t in spec["data"]} == {(-3, 3)}
+    assert (first["yaxis"], second["yaxis"]) == ("y", "y2")
+    (a0, a1), (b0, b1) = spec["layout"]["yaxis"]["domain"], spec["layout"]["yaxis2"]["domain"]
+    assert b0 < b1 < a0 < a1 <= 1
+    assert spec["layout"]["yaxis2"]["range"] == [2.5, 0.5]
+
+
+def with_parent(run, parent, step):
+    run.parent = SimpleNamespace(run=parent, step=step) if parent else None
+    return run
+
+
+def test_aligned_by_the_fork_both_count_from_it(tmp_path: Path):
+    a = with_parent(record(tmp_path / "a"), None, 0)
+    b = with_parent(record(tmp_path / "b", seed=1), "a", 20)
+    assert read_compare.fork_steps([a, b]) == [20, 20]
+    assert read_compare.fork_steps([b, a]) == [20, 20]
+    assert read_compare.fork_steps([record(tmp_path / "c"), a]) == [0, 0]
+    by_step = read_compare.read_balance(View(a, {}, (b,)), 0, None, None, None)
+    assert [c.steps[[0, -1]].tolist() for c in by_step["curves"]] == [[1, 60], [1, 60]]
+    by_fork = read_compare.read_balance(View(a, {"align": "fork"}, (b,)), 0, None, None, None)
+    assert [c.steps[[0, -1]].tolist() for c in by_fork["curves"]] == [[1, 40], [1, 40]]
+    np.testing.assert_allclose(by_fork["curves"][1].values, b.history("cv_load", 0, first=21)[1])
+    spec = compare.compare_balance.spec(**by_fork)
+    assert spec["layout"]["xaxis"]["title"]["text"] == "steps since the fork"
+    loss = read_compare.read_loss(View(a, {"align": "fork"}, (b,)), 0, None, None, None)
+    assert loss["heldout"][0].steps.tolist() == [20, 40]
+
+
+def test_losses_of_text_are_read_in_bits(tmp_path: Path):
+    run = record(tmp_path / "a")
+    read = read_compare.read_loss(run, 0, None, None, None)
+    np.testing.assert_allclose(read["curves"][0].values, run.history("task_loss")[1] / np.log(2), rtol=1e-6)
+    assert read["unit"] == "bits per byte"
+    assert read["heldout"][0].values.tolist() == [2.5, 2.5, 2.5]
+    assert read_compare.read_loss(run, 0, 40, None, None)["curves"][0].steps[-1] == 40
+
+
+def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
+    a, b = record(tmp_path / "run-a"), record(tmp_path / "run-b", seed=1, L=1)
+    tiles = compare_tiles(View(a, {}, (b,)), 1)
+    assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
+    assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
+    assert compare.run_colour(0, LIGHT) == LIGHT.ink

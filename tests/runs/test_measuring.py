@@ -1,0 +1,101 @@
+"""The throughput measurement: a process of its own, seen through its file, one at a time, stopped on request."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from moe_core.runs import bench_file, measured, start_measuring, stop_measuring
+from moe_core.runs.measuring import is_bench, is_locked
+from moe_core.schema import Config
+
+SMALL = Config(num_experts=2, d_model=4, d_hidden=4)
+
+
+def wait(until: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return bench_file(tmp_path, SMALL, 1, "cpu", 1)
+
+
+def test_a_file_is_named_by_what_was_measured(tmp_path: Path) -> None:
+    names = {
+        bench_file(tmp_path, config, k, device, threads)
+        for config in (SMALL, Config(num_experts=2, d_model=4, d_hidden=8))
+        for k in (1, 2)
+        for device in ("cpu", "cuda:0")
+        for threads in (1, 2)
+    }
+    assert len(names) == 16
+    assert all(name.parent == tmp_path / "bench" and ":" not in name.name for name in names)
+
+
+def test_nothing_measured_is_nothing_wrong(path: Path) -> None:
+    found = measured(path)
+    assert (len(found.tokens), found.running, found.problem) == (0, False, "")
+
+
+def test_a_measurement_runs_to_its_end_in_the_file(path: Path) -> None:
+    assert start_measuring(path, SMALL, 1, "cpu", 1, seconds=0.0)
+    assert is_locked(path)
+    assert measured(path).running
+    assert not start_measuring(path, SMALL, 1, "cpu", 1)  # one at a time
+    wait(lambda: not is_locked(path), 120)
+    found = measured(path)
+    assert (found.of, len(found.tokens), found.problem) == (9, 9, "")
+    assert found.tokens.tolist() == [64 * 2**i for i in range(9)]
+    assert (found.per_second > 0).all()
+    assert "1 thread" in found.machine
+
+
+def test_one_that_is_stopped_keeps_what_it_found_and_says_so(path: Path) -> None:
+    start_measuring(path, SMALL, 1, "cpu", 1, seconds=0.5)
+    wait(lambda: len(measured(path).tokens) > 0)
+    stop_measuring(path)
+    wait(lambda: not is_locked(path))
+    found = measured(path)
+    assert 0 < len(found.tokens) < 9
+    assert "stopped" in found.problem
+    stop_measuring(path)  # and again, to no effect
+    assert start_measuring(path, SMALL, 1, "cpu", 1, seconds=0.0)  # the next begins anew
+    assert len(measured(path).tokens) == 0
+    stop_measuring_when_begun(path)
+
+
+def stop_measuring_when_begun(path: Path) -> None:
+    wait(lambda: measured(path).pid > 0)
+    stop_measuring(path)
+    wait(lambda: not is_locked(path))
+
+
+def test_what_went_wrong_is_its_last_line(path: Path) -> None:
+    start_measuring(path, SMALL, 3, "cpu", 1)
+    wait(lambda: not is_locked(path))
+    assert measured(path).problem == "moe: k must be between 1 and num_experts=2, got 3"
+
+
+def test_half_a_line_is_not_read(path: Path) -> None:
+    path.parent.mkdir()
+    path.write_text('{"event": "start", "pid": 1, "sizes": [64]}\n[1]\n{"event": "size", "tokens": 64, "tok')
+    found = measured(path)
+    assert (found.of, len(found.tokens)) == (1, 0)
+
+
+def test_only_a_measurement_of_ours_is_signalled(path: Path) -> None:
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    try:
+        for pid in (0, -1, 1, os.getpid(), other.pid):
+            assert not is_bench(pid)
+    finally:
+        other.kill()
+        other.wait()
