@@ -11,9 +11,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import moe_core.runs as runs
 from moe_core.figures.tiles import at, balance_word, gestures, heldout_tile, knobs_at, number
-from moe_core.runs import COMMANDS, Run, is_alive, last_words
+from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words
 from moe_core.schema import Config, Knobs, highest, label_of, meta_of, value_text
 
 LISTED = 8  # changes in the list
@@ -41,7 +40,6 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "colour": colour,
         "word": word,
         "alive": alive,
-        "fork": hasattr(runs, "fork"),
         "layers": feed.config.layers,
         "knobs": [knob(name, feed, stand, turned) for name in shown(feed.config, stand)],
         "changes": [
@@ -88,7 +86,7 @@ def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any
 def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     """What is said above the charts of a run that ended: how it ended, what is kept, from where to go on."""
     status, last = feed.status(), feed.last
-    if status.state not in (*runs.ENDED, "interrupted"):
+    if status.state not in (*ENDED, "interrupted"):
         return None
     cv = at(feed, "cv_load", layer, last)
     loss = heldout_tile(feed, last)
@@ -101,7 +99,7 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
-    return {"kind": status.state, "text": text, "error": status.reason, "fork": hasattr(runs, "fork") and last}
+    return {"kind": status.state, "text": text, "error": status.reason, "fork": last}
 
 
 def duration(seconds: float) -> str:
@@ -126,9 +124,7 @@ def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
         run.turn(who=f"dashboard/{gesture}" if gesture else "dashboard", **said["turn"])
         return {}
     if "fork" in said:
-        if not hasattr(runs, "fork"):
-            raise ValueError("this version cannot fork")
-        return {"go": runs.fork(run, int(said["fork"]), {})}
+        return {"go": fork(run, int(said["fork"]), {}, who="dashboard")}
     if said.get("command") not in COMMANDS:
         raise ValueError("a message that is not ours")
     run.command(said["command"], who="dashboard")

@@ -21,7 +21,6 @@ export class Panel {
     for (const [name, words] of BUTTONS) {
       const button = element("button", "moescope-button", buttons, words);
       button.disabled = true;
-      button.hidden = name === "fork" && !data.fork;
       button.onclick = () => this.press(name);
       this.buttons[name] = button;
     }
@@ -101,7 +100,6 @@ export class Panel {
     pause.classList.toggle("moescope-primary", this.paused);
     pause.disabled = stop.disabled = !told.alive;
     step.disabled = !this.paused;
-    fork.hidden = !told.fork;
     fork.disabled = !header.last;
     put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
     put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
