@@ -124,7 +124,7 @@ def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
         run.turn(who=f"dashboard/{gesture}" if gesture else "dashboard", **said["turn"])
         return {}
     if "fork" in said:
-        return {"go": fork(run, int(said["fork"]), {})}
+        return {"go": fork(run, int(said["fork"]), {}, who="dashboard")}
     if said.get("command") not in COMMANDS:
         raise ValueError("a message that is not ours")
     run.command(said["command"], who="dashboard")

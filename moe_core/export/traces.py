@@ -314,10 +314,17 @@ def cells(edges: np.ndarray[Any, Any], at: np.ndarray[Any, Any], gap: float) -> 
     return (cell if edges[-1] > edges[0] else n - 1 - cell), none
 
 
+def z_range(trace: Spec) -> tuple[float, float]:
+    """What the ends of the colour scale stand for: as given, else the smallest and largest value; 0 and 1 without any."""
+    known = np.asarray(trace["z"], np.float64)
+    known = known[np.isfinite(known)]
+    least, most = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
+    return float(trace.get("zmin", least)), float(trace.get("zmax", most))
+
+
 def paint(z: np.ndarray[Any, Any], trace: Spec) -> np.ndarray[Any, Any]:
     """The colour of each value (…, 4), uint8; of NaN, none."""
-    lo = float(trace.get("zmin", np.nanmin(z) if np.isfinite(z).any() else 0))
-    hi = float(trace.get("zmax", np.nanmax(z) if np.isfinite(z).any() else 1))
+    lo, hi = z_range({"z": z} | trace)
     stops = [float(stop) for stop, _ in trace["colorscale"]]
     colours = np.array([colour_of(colour) or (0, 0, 0, 0.0) for _, colour in trace["colorscale"]], np.float64)
     share = np.clip((z - lo) / ((hi - lo) or 1.0), 0, 1)
@@ -343,7 +350,7 @@ def colorbar(trace: Spec, layout: Spec) -> list[Mark]:
     top = margin["t"] + high * (1 - given.get("y", 0.5)) - length / 2 + pad
     length -= 2 * pad
     thick = given.get("thickness", 30)
-    lo, hi = float(trace.get("zmin", np.nanmin(trace["z"]))), float(trace.get("zmax", np.nanmax(trace["z"])))
+    lo, hi = z_range(trace)
     steps = max(2, round(length * PIXELS))
     ramp = np.linspace(hi, lo, steps)[:, None]
     found: list[Mark] = [

@@ -5,7 +5,7 @@ import re
 import pytest
 from playwright.sync_api import Locator, Page, expect
 
-from moe_core.runs import Run, open_run
+from moe_core.runs import Run, list_runs, open_run
 from tests.browser.conftest import Server
 from tests.browser.test_pages import SMALL, Tab, step_of, training, wait_for_step
 
@@ -162,3 +162,16 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
     )
     expect(page.get_by_role("button", name="Pause")).to_be_disabled()
     expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
+
+
+def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab) -> None:
+    run, page = open_knobs(server, tab)
+    run.command("checkpoint")
+    wait_for_step(page, 40)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".moescope-notice")).to_contain_text("Stopped", timeout=15_000)
+    page.get_by_role("slider", name="step", exact=True).press("PageDown")
+    page.locator(".moepanel-buttons").get_by_role("button", name="Fork").click()
+    page.wait_for_url(lambda url: "run=" in url and run.id not in url)
+    expect(page.locator(".moepanel-state")).to_contain_text("Training", timeout=30_000)
+    assert len(list_runs(server.runs)) == 2

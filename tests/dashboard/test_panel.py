@@ -88,7 +88,7 @@ def test_a_past_step_shows_the_knobs_as_they_were(writer: RunWriter, feed: Feed)
         ({"turn": []}, "not ours"),
         ({"turn": {"noise": 1}, "gesture": "a b"}, "not ours"),
         ({"command": "rm"}, "not ours"),
-        ({"fork": 99}, "a recorded step, between 0 and 50"),
+        ({"fork": 999}, "999"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(feed: Feed, said: dict[str, Any], words: str) -> None:
