@@ -39,6 +39,11 @@ MIGRATIONS = (
 )
 
 
+# Seconds that a connection waits for another's transaction. SQLite wakes waiters in no order: with five writers on a busy
+# two-core machine one turn in thousands was starved for more than five seconds.
+WAIT = 20.0
+
+
 class StoreError(ValueError):
     """A run that cannot be opened, read or written; one line that says why and what to do."""
 
@@ -49,7 +54,7 @@ class StoreError(ValueError):
 def connect(path: Path, write: bool = False, limit: float | None = None) -> sqlite3.Connection:
     """The one place that opens a database. limit: seconds after which any of its queries gives up."""
     uri = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
-    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=5.0, check_same_thread=False)
+    db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA mmap_size = 0")
     if write:

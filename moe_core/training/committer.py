@@ -12,11 +12,10 @@ import numpy as np
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter
 from moe_core.runs.statistics import derive
-from moe_core.schema import STAT, Config, layout
+from moe_core.schema import BALANCE, STAT, Config, layout
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
-SAID = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # mean over the layers, in each step event
 
 
 class Committer:
@@ -108,7 +107,7 @@ def summary(config: Config, rows_nC: np.ndarray) -> dict[str, float]:
             by_layer.setdefault(column.layer, {})[column.stat] = (
                 values if STAT[column.stat].shape == "LE" else values[:, 0]
             )
-    for stat in SAID:
+    for stat in BALANCE:
         per_layer = [stored[stat] if STAT[stat].stored else derive(stat, stored) for stored in by_layer.values()]
         told[stat] = float(np.mean(per_layer))
     seconds = next(c.start for c in columns if c.stat == "seconds")
