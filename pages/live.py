@@ -2,4 +2,6 @@
 
 from moe_core.dashboard import controls
 
-controls.page("live", {task: ["load_share", "balance_now", "balance", "loss"] for task in ("text", "digits", "plane")})
+FIGURES = ["load_share", "balance_now", "balance", "loss", "knobs"]
+
+controls.page("live", dict.fromkeys(("text", "digits", "plane"), FIGURES))

@@ -8,13 +8,15 @@ such ranges are kept too.
 
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from moe_core.runs import ENDED, Run, StoreError, is_alive, open_run, pick, thin
+from moe_core.diagnosis import Finding, diagnose
+from moe_core.runs import ENDED, Run, StoreError, is_alive, knobs_after, open_run, pick, thin
 
 KEPT = 2048  # bins of a history in memory
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps
@@ -24,6 +26,7 @@ BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
+JUDGED = 1.0  # seconds between two diagnoses of a layer
 QUIET = 4.0  # seconds without a sign of the trainer after which it is said
 
 
@@ -56,6 +59,7 @@ class Feed:
         self.version, self._news = 0, None
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
+        self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
@@ -162,7 +166,7 @@ class Feed:
         with self.lock:
             low = 1 if first is None else max(1, first)
             high = self.last if last is None else min(last, self.last)
-            if low > self.last - len(self.recent):
+            if low >= self.first_recent:
                 start = self.last - len(self.recent) + 1
                 inside = slice(low - start, max(low - start, high - start + 1))
                 values = pick(self.run.layout, self.recent[inside], stat, layer)
@@ -227,8 +231,26 @@ class Feed:
 
     @property
     def knobs(self) -> Any:
-        turned = {c.name: type(getattr(self.run.started_knobs, c.name))(c.value) for c in self._knobs}
-        return replace(self.run.started_knobs, **turned)
+        return knobs_after(self.started_knobs, self._knobs)
+
+    def knobs_at(self, step: int) -> Any:
+        return knobs_after(self.started_knobs, self._knobs, step)
+
+    def findings(self, layer: int) -> list[Finding]:
+        """What is wrong with a layer now, by the rows in memory: judged anew when there is news, once in JUDGED seconds."""
+        with self.lock:
+            version, when, found = self._found.get(layer, (-1, -JUDGED, []))
+            if version != self.version and time.monotonic() - when >= JUDGED:
+                source = SimpleNamespace(config=self.config, knobs=self.knobs, knob_changes=self.knob_changes)
+                source.history = lambda stat, layer, bins: self.history(stat, layer, first=self.first_recent)
+                found = diagnose(source, layer)
+                self._found[layer] = self.version, time.monotonic(), found
+            return found
+
+    @property
+    def first_recent(self) -> int:
+        """The first step whose row is in memory."""
+        return max(1, self.last - len(self.recent) + 1)
 
     def ablation(self) -> Any:
         return self.run.ablation()

@@ -25,7 +25,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard.feed import Feed, join, leave_all, watchers
-from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, panel
+from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import RUN, View, checked, look_at
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
@@ -38,6 +38,7 @@ PATIENCE = 20.0  # seconds to wait for a viewer that does not draw
 STARTING = 60.0  # seconds that a trainer may take to make its run
 LONGEST = 64 * 1024  # bytes of a message from a viewer
 MOST = 32  # viewers at once
+DIAGNOSED = ("live", "routing")  # the pages that say what is wrong
 
 HERE = Path(__file__).parent / "component"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -96,12 +97,14 @@ class Viewer:
         assert feed is not None
         feed.refresh(now=feed.waiting)
         source = look_at(feed, asked["options"], self)
-        looked = feed.version, asked, self.answer, source.news(asked["page"])
+        layer = min(max(asked["layer"], 0), feed.config.layers - 1)
+        step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
+        # What is wrong is said of now: at a past step a remedy would mend something else.
+        found = findings(feed, layer) if asked["page"] in DIAGNOSED and step is None else []
+        looked = feed.version, asked, self.answer, source.news(asked["page"]), found
         if looked == self.looked:
             return None
         self.looked = looked
-        layer = min(max(asked["layer"], 0), feed.config.layers - 1)
-        step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
         tiles = TILES.get(asked["page"])
         arrays = Arrays()
         header: dict[str, Any] = {
@@ -113,6 +116,8 @@ class Viewer:
             "reason": feed.status().reason,
             "answer": self.answer,
             "banner": banner(feed, layer),
+            "findings": found,
+            "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [tile._asdict() for tile in tiles(source, layer, step)] if tiles else [],
         }
         for name, size in asked["sizes"].items():

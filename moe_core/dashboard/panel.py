@@ -8,13 +8,15 @@ import math
 import re
 import time
 from dataclasses import fields
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_core.figures.tiles import at, balance_word, gestures, heldout_tile, knobs_at, number
+from moe_core.figures.tiles import at, balance_word, by_hand, gestures, heldout_tile, number
 from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words
-from moe_core.schema import Config, Knobs, highest, label_of, meta_of, value_text
+from moe_core.schema import AUTOBALANCE, Config, Knobs, highest, label_of, meta_of, value_text
 
+ALIVE = ("starting", "training", "paused")
 LISTED = 8  # changes in the list
 LATER = ("w_z", "capacity_factor", "w_sequence", "w_threshold", "off", "speed_limit")  # folded below the others
 WORDS = {
@@ -32,22 +34,65 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     """All that the panel shows, at a step (None being the last), in plain types."""
     status, quiet = feed.status(), feed.quiet()
     colour, word = ("grey", f"No news for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
-    alive = status.state in ("starting", "training", "paused")
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
-    stand = feed.knobs if step is None else knobs_at(feed, step)
+    stand = feed.knobs if step is None else feed.knobs_at(step)
     return {
         "state": status.state,
         "colour": colour,
         "word": word,
-        "alive": alive,
+        "alive": status.state in ALIVE,
         "layers": feed.config.layers,
         "knobs": [knob(name, feed, stand, turned) for name in shown(feed.config, stand)],
-        "changes": [
-            {"text": f"{c.name} {value_text(c.previous)} → {value_text(c.value)}", "step": c.step}
-            for c in turned[: -LISTED - 1 : -1]
-        ],
-        "marks": sorted({c.step for c in gestures(feed.knob_changes()) if c.step is not None})[-500:],
+        "changes": listed(turned)[:LISTED],
+        "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
+
+
+def listed(turned: list[Any]) -> list[dict[str, Any]]:
+    """The list of changes, the newest first. What autobalance did between two turns by hand is one entry."""
+    told: list[dict[str, Any]] = []
+    for own, run in groupby(turned, lambda change: change.who == AUTOBALANCE):
+        changes = list(run)
+        if not own:
+            told += [{"text": turn_text(c), "step": c.step} for c in changes]
+            continue
+        reached: dict[str, Any] = {}
+        for c in changes:
+            reached[c.name] = c._replace(previous=reached.get(c.name, c).previous)
+        told.append({"text": f"{AUTOBALANCE}: {', '.join(map(turn_text, reached.values()))}", "step": changes[-1].step})
+    return told[::-1]
+
+
+def turn_text(change: Any) -> str:
+    return f"{change.name} {value_text(change.previous)} → {value_text(change.value)}"
+
+
+def findings(feed: Any, layer: int) -> list[dict[str, Any]]:
+    """What is wrong with a layer now, in plain types. An ended run is mended no more, so it offers no remedy."""
+    alive = feed.status().state in ALIVE
+    return [
+        {
+            "rule": f.rule,
+            "what": f"{f.what} {since(f.since, feed.first_recent, feed.last)}",
+            "more": [f.why, f.try_this] if alive else [f.why],
+            "remedy": f.remedy if alive else None,
+            "button": remedy_text(f.remedy) if alive and f.remedy else "",
+        }
+        for f in feed.findings(layer)
+    ]
+
+
+def since(step: int, first: int, last: int) -> str:
+    """Since when; of what stood already at the first step in memory, for how long at least."""
+    return f"For more than {last - first:,} steps." if step <= first and first > 1 else f"Since step {step:,}."
+
+
+def remedy_text(remedy: dict[str, float | str]) -> str:
+    """What the button does: "Turn noise to 1, w_importance and w_load to 0.1"."""
+    names: dict[str, list[str]] = {}
+    for name, value in remedy.items():
+        names.setdefault(value_text(value), []).append(name)
+    return "Turn " + ", ".join(f"{' and '.join(turned)} to {value}" for value, turned in names.items())
 
 
 def shown(config: Config, stand: Knobs) -> list[str]:
@@ -73,8 +118,9 @@ def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any
         "more": name in LATER,
     }
     told |= {"start": getattr(feed.started_knobs, name), "was": None}
-    if turned and turned[-1].name == name:
-        told["was"] = turned[-1].previous
+    hand = [change for change in turned if change.who != AUTOBALANCE]
+    if hand and hand[-1].name == name:
+        told["was"] = hand[-1].previous
     if isinstance(value, str):
         return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
     return told | {

@@ -23,9 +23,10 @@ from moe_core.figures import (
     routing,
     timeline,
     treemap,
+    turns,
 )
 from moe_core.figures.ablation import ablation
-from moe_core.figures.reading import Read, Span, common, label_of_probe, over_time, read_probe
+from moe_core.figures.reading import Read, Span, common, label_of_probe, over_time, read_knobs, read_probe
 from moe_core.figures.theme import Figure
 from moe_core.figures.tiles import groups_of, last_step, probe_at, recent_share, rows_until
 from moe_core.schema import METRICS, TASKS
@@ -151,6 +152,7 @@ FIGURES: dict[str, Entry] = {
     "balance_now": Entry("Balance now", "live", TASKS, bars.balance_now, read_balance_now),
     "balance": Entry("Balance over time", "live", TASKS, timeline.balance, read_balance),
     "loss": Entry("Loss", "live", TASKS, timeline.loss, read_loss),
+    "knobs": Entry("Knobs over time", "live", TASKS, turns.knobs, read_knobs),
     "probe_text": Entry("Who reads which byte", "routing", ("text",), routing.probe_text, read_probe_text),
     "probe_gates": Entry("Gates of the probe", "routing", ("digits", "plane"), routing.probe_gates, read_probe_gates),
     "digit_images": Entry("Images by first expert", "routing", ("digits",), routing.digit_images, read_digit_images),

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.tiles import gestures, probe_at
-from moe_core.schema import AUTOBALANCE
+from moe_core.figures.tiles import by_hand, last_step, probe_at
+from moe_core.figures.turns import Turned
+from moe_core.schema import AUTOBALANCE, Knobs, meta_of
 
 Span = tuple[float, float] | None
+ROWS = 4  # knobs drawn over time, those turned last
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
 
 
@@ -26,9 +28,25 @@ def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) 
 
 
 def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
-    """What every chart over time takes beside its values. A line marks a hand's change: autobalance's own would cover all."""
-    changes = tuple(change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE)
-    return {"span": span, "cursor": step, "changes": changes}
+    """What every chart over time takes beside its values. A line marks a hand's change."""
+    return {"span": span, "cursor": step, "changes": tuple(by_hand(source))}
+
+
+def read_knobs(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """The knobs turned last, the latest first, each value with the step from which it acted; autobalance's own too."""
+    found: dict[str, dict[int, Any]] = {}
+    own: set[str] = set()
+    done = [change for change in source.knob_changes() if change.step is not None]
+    for change in sorted(done, key=lambda change: (change.step, change.id)):
+        acted = found.pop(change.name, {1: getattr(source.started_knobs, change.name)})
+        acted[change.step] = change.value  # of two turns in one step the last acted
+        found[change.name] = acted
+        own |= {change.name} if change.who == AUTOBALANCE else set()
+    turned = {
+        name: Turned(list(acted), list(acted.values()), meta_of(Knobs, name).scale != "linear", name in own)
+        for name, acted in list(found.items())[: -ROWS - 1 : -1]
+    }
+    return {"turned": turned, "last": last_step(source) or None, "span": span, "cursor": step}
 
 
 def read_probe(source: Any, layer: int, step: int | None) -> dict[str, Any]:

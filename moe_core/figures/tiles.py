@@ -6,14 +6,13 @@ the dashboard only has to place them.
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_core.figures.routing import moved_tokens
 from moe_core.figures.theme import Array, percent
-from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, METRICS
+from moe_core.schema import AUTOBALANCE, BALANCED, COLLAPSED, DEAD_AFTER, METRICS, STRATEGIES
 
 NONE = "–"
 RECENT = 50  # steps over which speed is measured
@@ -87,22 +86,20 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
     return told
 
 
+def by_hand(source: Any) -> list[Any]:
+    """The turns of people and scripts. Autobalance's own, each few steps, would cover every chart."""
+    return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
+
+
 def last_change(source: Any, step: int) -> Any | None:
-    """The last turn of a knob that took effect by a step, the values at the start aside."""
-    done = [change for change in gestures(source.knob_changes()) if change.step is not None and 1 < change.step <= step]
+    """The last turn by hand that took effect by a step, the values at the start aside."""
+    done = [change for change in by_hand(source) if change.step is not None and 1 < change.step <= step]
     return done[-1] if done else None
-
-
-def knobs_at(source: Any, step: int) -> Any:
-    """Every knob as it stood at a step: the start, and the changes that had taken effect."""
-    done = [change for change in source.knob_changes() if change.step is not None and change.step <= step]
-    kinds = {change.name: type(getattr(source.knobs, change.name)) for change in done}
-    return replace(source.started_knobs, **{change.name: kinds[change.name](change.value) for change in done})
 
 
 def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
     """The Live page's tiles at a step, None being the last: balance first."""
-    k = source.knobs.k if step is None else knobs_at(source, step).k
+    k = (source.knobs if step is None else source.knobs_at(step)).k
     step = last_step(source) if step is None else step
     E = source.config.num_experts
     cv = at(source, "cv_load", layer, step)
@@ -148,6 +145,8 @@ def heldout_tile(source: Any, step: int) -> Tile:
     heading = label[:1].upper() + label[1:]
     if not done:
         return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
+    if source.config.task == "text" and not STRATEGIES[source.knobs_at(done[-1][0]).strategy].causal:
+        return Tile("heldout", heading, number(done[-1][1]), unit, lines=("looks ahead: not comparable",))
     share = unit == ""
     last, value = done[-1]
     before = [(s, v) for s, v in done if s <= last - 200] or done[:1]

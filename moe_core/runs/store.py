@@ -240,17 +240,11 @@ class Run:
     @property
     def knobs(self) -> Knobs:
         """Where every knob stands: the start, and all turns since, taken effect or not."""
-        return self._knobs_after(self.knob_changes())
+        return knobs_after(self.started_knobs, self.knob_changes())
 
     def knobs_at(self, step: int) -> Knobs:
         """The knobs that acted in a step; for 0, those that the run started with."""
-        return self._knobs_after([c for c in self.knob_changes() if c.step is not None and c.step <= step])
-
-    def _knobs_after(self, changes: Sequence[KnobChange]) -> Knobs:
-        values = as_dict(self.started_knobs)
-        for change in changes:
-            values[change.name] = change.value
-        return from_dict(Knobs, values)
+        return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
         return [KnobChange(*row) for row in self.query(KNOB_CHANGES, (0,))]
@@ -425,6 +419,12 @@ def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> 
         values[name] = check_knob(config, name, value, stand)
         stand = stand and replace(stand, **{name: values[name]})
     return values
+
+
+def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None = None) -> Knobs:
+    """The knobs after those changes that took effect by a step; None: after all, taken effect or not."""
+    done = [c for c in changes if step is None or (c.step is not None and c.step <= step)]
+    return from_dict(Knobs, as_dict(started) | {change.name: change.value for change in done})
 
 
 def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from moe_core.dashboard.feed import Feed, join, leave
 from moe_core.dashboard.live import Arrays, Viewer, fingerprint
+from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout
 
@@ -323,4 +324,25 @@ def test_rows_of_zoomed_ranges_are_read_once_and_bounded(writer: RunWriter, monk
     for stat in ("loss", "load", "cv_load"):
         feed.history(stat, first=17_000, last=18_900)
     assert len(reads) == 1
+    feed.run.close()
+
+
+def test_findings_are_of_now_and_of_the_pages_that_show_them(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = Finding("collapse", 1, 7, "What.", "Why.", "Try.", {"noise": 1.0})
+    monkeypatch.setattr("moe_core.dashboard.feed.diagnose", lambda source, layer: [said] if layer else [])
+    feed = Feed(open_run(writer.folder))
+    told = unpack(viewer_of(feed, layer=1).frame() or b"")
+    assert told["findings"] == [
+        {"rule": "collapse", "what": "What. Since step 7.", "more": ["Why.", "Try."], "remedy": {"noise": 1.0}}
+        | {"button": "Turn noise to 1"}
+    ]
+    assert told["turned"] is False
+    for others in ({"layer": 0}, {"layer": 1, "page": "batch"}, {"layer": 1, "step": 20}):
+        assert unpack(viewer_of(feed, **others).frame() or b"")["findings"] == []
+    change = feed.run.turn(noise=2)
+    writer.commit(Batch(51, rows(51, 1), applied=[(change, 51)]))
+    look(feed)
+    assert unpack(viewer_of(feed).frame() or b"")["turned"] is True
     feed.run.close()

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.panel import act, banner, panel
-from moe_core.figures.tiles import gestures, knobs_at, last_change
+from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
+from moe_core.figures.tiles import gestures, heldout_tile, last_change
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
 
@@ -76,7 +76,7 @@ def test_a_past_step_shows_the_knobs_as_they_were(writer: RunWriter, feed: Feed)
     stood = {step: knobs_of(panel(feed, step))["w_load"]["value"] for step in (9, 10, 19, 20, 40)}
     assert stood == {9: 0.0, 10: 0.5, 19: 0.5, 20: 0.6, 40: 0.7}
     assert [c["step"] for c in panel(feed, 20)["changes"]] == [20, 10]
-    assert isinstance(knobs_at(feed, 40).k, int)
+    assert isinstance(feed.knobs_at(40).k, int)
 
 
 @pytest.mark.parametrize(
@@ -126,3 +126,105 @@ def test_a_knob_says_its_range_and_one_that_does_not_matter_is_left_out(feed: Fe
     alone = Feed(open_run(tmp_path / "c"))
     assert "k" not in knobs_of(panel(alone))
     alone.run.close()
+
+
+def test_what_autobalance_did_is_one_entry_and_no_mark(writer: RunWriter, feed: Feed) -> None:
+    feed.run.turn(noise=2)
+    for value in (0.001, 0.002, 0.004):
+        feed.run.turn(who="autobalance", w_load=value, w_importance=10 * value)
+    feed.run.turn(noise=1.5)
+    applied = [(id, 5 + id) for id in range(1, 9)]
+    writer.commit(Batch(51, NONE, applied=applied))
+    feed.refresh(now=True)
+    told = panel(feed)
+    assert [c["text"] for c in told["changes"]] == [
+        "noise 2 → 1.5",
+        "autobalance: w_load 0 → 4e-3, w_importance 0.1 → 0.04",
+        "noise 1 → 2",
+    ]
+    assert [c["step"] for c in told["changes"]] == [13, 12, 6]
+    assert told["marks"] == [6, 13]
+    assert last_change(feed, 12).step == 6
+
+
+def collapsed(n: int) -> np.ndarray:
+    """Rows in which one of four experts has all."""
+    rows = ROW.repeat(n, 0)
+    for column in layout(2, 4):
+        if column.stat in ("load", "counts", "importance") and column.layer == 1:
+            rows[:, column.start : column.start + 4] = [4, 0, 0, 0]
+    return rows
+
+
+def test_what_is_wrong_is_said_once_a_second_with_a_remedy_that_can_be_turned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create_run(tmp_path / "c", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
+    writer.commit(Batch(1, collapsed(60), state="training"))
+    feed = Feed(open_run(writer.folder))
+    feed.refresh(now=True)
+    assert "collapse" not in {one["rule"] for one in findings(feed, 0)}
+    (said,) = [one for one in findings(feed, 1) if one["rule"] == "collapse"]
+    assert said["what"].startswith("The gate has collapsed onto a few experts")
+    assert said["what"].endswith("Since step 1.")
+    assert (said["button"], len(said["more"])) == ("Turn w_importance and w_load to 0.1", 2)
+    act(feed.run, {"turn": said["remedy"], "gesture": "r1"})
+    assert (feed.run.knobs.w_importance, feed.run.knobs.w_load) == (0.1, 0.1)
+    looks: list[int] = []
+    monkeypatch.setattr("moe_core.dashboard.feed.diagnose", lambda source, layer: looks.append(layer) or [])
+    for first in (61, 62, 63):
+        writer.commit(Batch(first, collapsed(1)))
+        feed.refresh(now=True)
+        findings(feed, 1)
+    assert looks == []
+    monkeypatch.setattr("moe_core.dashboard.feed.JUDGED", 0.0)
+    assert (findings(feed, 1), findings(feed, 1), looks) == ([], [], [1])  # nothing new, nothing judged
+    feed.run.close()
+    writer.finish("stopped")
+
+
+def test_what_stood_before_the_rows_in_memory_and_a_run_that_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    writer = create_run(tmp_path / "d", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
+    writer.commit(Batch(1, collapsed(200), state="training"))
+    writer.commit(Batch(201, collapsed(100)))
+    writer.finish("stopped")
+    feed = Feed(open_run(writer.folder))
+    feed.refresh(now=True)
+    (said,) = [one for one in findings(feed, 1) if one["rule"] == "collapse"]
+    assert said["what"].endswith(f"For more than {300 - feed.first_recent} steps.")
+    assert feed.first_recent > 1
+    assert (said["remedy"], said["button"], len(said["more"])) == (None, "", 1)
+    feed.run.close()
+
+
+@pytest.mark.parametrize(
+    ("remedy", "words"),
+    [
+        ({"noise": 1.0}, "Turn noise to 1"),
+        ({"noise": 1.0, "w_load": 0.1, "w_importance": 0.1}, "Turn noise to 1, w_load and w_importance to 0.1"),
+        ({"strategy": "paper", "noise": 1.0}, "Turn strategy to paper, noise to 1"),
+    ],
+)
+def test_the_button_says_what_it_does(remedy: dict[str, float | str], words: str) -> None:
+    assert remedy_text(remedy) == words
+
+
+def test_a_number_that_looks_ahead_says_so(tmp_path: Path) -> None:
+    """By the strategy under which it was measured, not the one that stands now."""
+    writer = create_run(tmp_path / "e", CONFIG, Knobs(strategy="expert-choice"))
+    writer.commit(
+        Batch(1, ROW.repeat(20, 0), state="training", evals=[(10, {"bits_per_byte": 3.0, "loss": 2.0}, None)])
+    )
+    feed = Feed(open_run(writer.folder))
+    change = feed.run.turn(strategy="paper")
+    writer.commit(Batch(21, ROW.repeat(20, 0), applied=[(change, 21)]))
+    feed.refresh(now=True)
+    assert heldout_tile(feed, 40).lines == ("looks ahead: not comparable",)
+    writer.commit(Batch(41, ROW, evals=[(40, {"bits_per_byte": 2.0, "loss": 1.5}, None)]))
+    feed.refresh(now=True)
+    assert heldout_tile(feed, 41).lines == ("−1.00 in 30 steps",)
+    feed.run.close()
+    writer.finish("stopped")

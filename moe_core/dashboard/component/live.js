@@ -2,6 +2,7 @@
 // Text goes through textContent, never into HTML.
 
 import { element, join } from "/moescope/link.js";
+import { Findings } from "/moescope/findings.js";
 import { Scrubber } from "/moescope/scrubber.js";
 
 let plotly;
@@ -26,6 +27,8 @@ export class View {
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");
+    this.link = join(data.run, this);
+    this.findings = new Findings(this.root, this.link);
     this.grid = element("div", "moescope-grid", this.root);
     this.charts = new Map();
     for (const name of data.figures) {
@@ -33,12 +36,12 @@ export class View {
       const chart = element("div", "moescope-chart", cell);
       chart.dataset.figure = name;
       element("div", "moescope-mark", cell).hidden = true;
+      cell.hidden = name === "knobs";
       cell.addEventListener("pointermove", (event) => this.hover(chart, event));
       cell.addEventListener("pointerleave", () => this.point(null));
       this.charts.set(name, chart);
     }
     this.span = null; // the steps that somebody zoomed to, on all charts over time
-    this.link = join(data.run, this);
     this.scrubber = new Scrubber(this.root, this.link, (step) => this.point(step));
     this.link.view = this;
     this.link.mark();
@@ -79,6 +82,10 @@ export class View {
     this.header = header;
     this.drawTiles(header.tiles);
     this.banner(header);
+    this.findings.take(header);
+    // What was turned stands below the charts once something was.
+    const knobs = this.charts.get("knobs");
+    if (knobs) knobs.parentElement.hidden = !header.turned;
     this.scrubber.take(header);
     this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
     await loadPlotly();
@@ -223,7 +230,7 @@ export class View {
 }
 
 function overTime(layout) {
-  return layout?.xaxis?.title?.text === "step";
+  return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true;
 }
 
 const saveSvg = {

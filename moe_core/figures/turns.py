@@ -1,0 +1,111 @@
+"""The knobs over time: what was turned, drawn under what it did."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_core.figures.theme import (
+    LIGHT,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    as_steps,
+    base,
+    end_label,
+    escape,
+    figure,
+    inner,
+    mark_cursor,
+    pens,
+    step_axis,
+)
+from moe_core.schema import value_text
+
+STRIP = 140  # px: lower than this there are no titles, since the chart above has the same steps
+
+
+class Turned(NamedTuple):
+    """One knob over time: from each step (n,) on, its value (n,), a number or a word. own: autobalance turned it too."""
+
+    steps: Sequence[int]
+    values: Sequence[float | str]
+    log: bool = False
+    own: bool = False
+
+
+@figure
+def knobs(
+    turned: Mapping[str, Turned],
+    last: int | None,
+    *,
+    span: tuple[float, float] | None = None,
+    cursor: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (780, 240),
+) -> Spec:
+    """A stepped line for each knob that was turned, between the least and the greatest value that it had.
+
+    turned: by name, first row on top; last: the last step. Blue is the hand: a knob that autobalance turns is ink.
+    """
+    ends = np.asarray([] if last is None else [last])
+    strip = size[1] < STRIP
+    layout = base(
+        "knobs",
+        "" if strip else "Knobs over time",
+        "" if strip else "each between its least and its greatest value; the last value at the right",
+        step=last,
+        theme=theme,
+        size=size,
+        labels=True,
+        x=step_axis(ends, span),
+        y={"title": "" if strip else "knob", "range": [-len(turned) or -1, 0], "showticklabels": False},
+    )
+    layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}
+    if strip:
+        del layout["xaxis"]["title"]
+        layout["meta"]["strip"] = True  # a chart over time, though its axis is not named
+        layout["margin"] |= {"t": 2, "b": 2}
+        layout["title"] = {"text": ""}
+        layout["xaxis"] |= {"showticklabels": False, "ticks": ""}
+    _, height = inner(layout)
+    data = []
+    for row, (name, one) in enumerate(turned.items()):
+        # The line goes on to the last step, where the value stands still.
+        steps = np.asarray([*one.steps, max(last or 0, one.steps[-1])])
+        values = [*one.values, one.values[-1]]
+        colour = theme.ink2 if one.own else theme.hand
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "x": as_steps(steps),
+                "y": (0.75 * heights(values, one.log) + 0.125 - row - 1).astype(np.float32),
+                "customdata": [value_text(value) for value in values],
+                "line": {"color": colour, "width": pens(size).line, "shape": "hv"},
+                "hovertemplate": f"{escape(name)} was %{{customdata}} from step %{{x:,d}} on<extra></extra>",
+            }
+        )
+        text = f"{escape(name)} {escape(value_text(values[-1]))}"
+        at = height * (1 - (row + 0.5) / len(turned))
+        layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))
+    mark_cursor(layout, cursor, theme)
+    return {"data": data, "layout": layout}
+
+
+def heights(values: Sequence[float | str], log: bool) -> Array:
+    """Values (n,) between 0, the least, and 1, the greatest; words by the order in which they came; one value: 0.5.
+
+    log: by their logarithms, 0 half a decade below the least of the others.
+    """
+    words = {word: place for place, word in enumerate(dict.fromkeys(values))}
+    plain = any(isinstance(value, str) for value in values)
+    given = np.array([words[value] if plain else value for value in values], np.float64)
+    if log and not plain:
+        least = min((value for value in given if value > 0), default=1.0)
+        given = np.log10(np.where(given > 0, given, least / math.sqrt(10)))
+    low, high = given.min(), given.max()
+    return np.full(len(given), 0.5) if low == high else (given - low) / (high - low)

@@ -1,0 +1,78 @@
+"""The knobs over time: where each line steps, what it says, and which knobs have one."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from moe_core.figures.reading import read_knobs
+from moe_core.figures.theme import LIGHT
+from moe_core.figures.turns import Turned, heights, knobs
+from moe_core.schema import Knobs
+
+
+def change(id, name, value, step, who="me"):
+    return SimpleNamespace(id=id, name=name, value=value, step=step, who=who)
+
+
+def source(*changes):
+    return SimpleNamespace(started_knobs=Knobs(w_load=0.0), knob_changes=lambda: changes, steps=lambda: (1, 90))
+
+
+def test_a_line_steps_where_the_value_acted_and_ends_at_the_last_step():
+    found = read_knobs(source(change(1, "noise", 2.0, 10), change(2, "noise", 0.5, 40)), 0, None, None, None)
+    assert found["turned"] == {"noise": Turned([1, 10, 40], [1.0, 2.0, 0.5], False, False)}
+    spec = knobs.spec(**found)
+    (line,) = spec["data"]
+    assert line["x"].tolist() == [1, 10, 40, 90]
+    assert line["customdata"] == ["1", "2", "0.5", "0.5"]
+    assert line["line"]["shape"] == "hv"
+    assert line["line"]["color"] == LIGHT.hand
+    assert np.argsort(line["y"][:3]).tolist() == [2, 0, 1]
+    assert -1 <= line["y"].min() < line["y"].max() <= 0
+    assert spec["layout"]["annotations"][-1]["text"] == "noise 0.5"
+
+
+def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
+    names = ("noise", "k", "lr", "w_importance", "w_load")
+    changes = [change(i, name, 1, 10 * i) for i, name in enumerate(names, 1)]
+    changes += [change(9, "k", 3, 80), change(10, "w_load", 0.2, 80, "autobalance"), change(11, "noise", 3, None)]
+    found = read_knobs(source(*changes), 0, 30, (5, 60), None)
+    assert list(found["turned"]) == ["w_load", "k", "w_importance", "lr"]
+    assert [one.own for one in found["turned"].values()] == [True, False, False, False]
+    assert [one.log for one in found["turned"].values()] == [True, False, True, True]
+    spec = knobs.spec(**found)
+    assert [line["line"]["color"] for line in spec["data"]] == [LIGHT.ink2, *[LIGHT.hand] * 3]
+    tops = [float(line["y"].max()) for line in spec["data"]]
+    assert tops == sorted(tops, reverse=True)
+    assert spec["layout"]["xaxis"]["range"] == [5.0, 60.0]
+    assert spec["layout"]["shapes"][-1]["x0"] == 30
+
+
+def test_of_two_turns_in_one_step_the_last_is_drawn():
+    found = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), 0, None, None, None)
+    assert found["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("values", "log", "wanted"),
+    [
+        ([1, 3, 2], False, [0, 1, 0.5]),
+        ([0.01, 1, 0.1], True, [0, 1, 0.5]),
+        ([0, 0.1, 0.01], True, [0, 1, 1 / 3]),
+        ([0.0, 0.0], True, [0.5, 0.5]),
+        (["paper", "none", "paper", "even"], True, [0, 0.5, 0, 1]),
+    ],
+)
+def test_a_height_is_a_place_between_the_least_and_the_greatest(values, log, wanted):
+    np.testing.assert_allclose(heights(values, log), wanted, atol=1e-12)
+
+
+def test_a_strip_has_no_titles_and_says_that_it_is_over_time():
+    spec = knobs.spec({"noise": Turned([1, 5], [1.0, 2.0])}, 9, size=(600, 78))
+    assert spec["layout"]["title"]["text"] == ""
+    assert "title" not in spec["layout"]["xaxis"]
+    assert spec["layout"]["meta"]["strip"] is True
+    tall = knobs.spec({}, None)["layout"]
+    assert tall["title"]["text"].startswith("Knobs over time")
+    assert (tall["xaxis"]["title"]["text"], tall["yaxis"]["title"]["text"]) == ("step", "knob")
