@@ -50,6 +50,7 @@ export class Findings {
     const row = { root, what: element("summary", "", details, " ") };
     const more = element("div", "moescope-why", details);
     row.more = [element("p", "", more, " "), element("p", "", more, " ")];
+    row.next = element("span", "moescope-next", root); // where there is no button: what to try, or to wait for
     row.button = element("button", "moescope-button moescope-primary", root, " ");
     row.button.onclick = () => {
       const gesture = `r${Math.random().toString(36).slice(2, 10)}`;
@@ -74,6 +75,7 @@ export class Findings {
     if (JSON.stringify(remedy) !== JSON.stringify(row.remedy)) row.button.disabled = false;
     row.remedy = remedy;
     row.button.hidden = !remedy;
+    row.next.textContent = remedy ? "" : more[1] ?? "";
     put(row.button, button);
   }
 }
