@@ -381,8 +381,8 @@ LESSONS = (
         ("noise", "k", "w_importance"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "Within a hundred steps two or three lines climb and the others sink to zero.", collapsed, NO_LOSSES, task="text"),
-            Stage("Turn w_importance to 1", "The lines fall together again, and CV(importance) drops by a factor of ten.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
+            Stage("Train without losses", "Within 50 steps in layer 2 and 200 in layer 1 a few lines climb and the others sink.", collapsed, NO_LOSSES, task="text"),
+            Stage("Turn w_importance to 1", "The lines come together again: CV(importance) is below 0.4 within about 50 steps.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
         ),
         "What are the smallest and the largest value of CV(importance)² with 16 experts?",
         "0 when all importances are equal, and E − 1 = 15 when one expert has all of it.",
@@ -399,8 +399,8 @@ LESSONS = (
         ("noise", "k", "w_importance", "w_load"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate collapses, as in the lesson before.", collapsed, NO_LOSSES, task="text"),
-            Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 in less than a hundred steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
+            Stage("Train without losses", "The gate collapses, as in the lesson before, in layer 2 first.", collapsed, NO_LOSSES, task="text"),
+            Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 within about 50 steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
             Stage("Turn the noise off", "The two curves of smooth load and hard count become one, and the load loss loses its hold.", quiet, {"noise": 0.0}),
         ),
         "Why does the load loss do nothing when the noise knob is at 0?",
@@ -417,10 +417,10 @@ LESSONS = (
         ("strategy", "bias_speed", "k"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate collapses once more.", collapsed, NO_LOSSES, task="text"),
+            Stage("Train without losses", "The gate collapses once more; choose layer 2 at left to see it first.", collapsed, NO_LOSSES, task="text"),
             Stage(
                 "Switch to loss-free",
-                "The load evens out step by step, while the loss is the task's alone.",
+                "Within about 150 steps the load is even, while the loss is the task's alone.",
                 even_without_a_loss,
                 {"strategy": "loss-free", "bias_speed": 0.01},
             ),

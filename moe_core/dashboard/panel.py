@@ -7,6 +7,7 @@ something. Both are used by the live route, so that a turn reaches the store wit
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "word": word,
         "alive": alive,
         "layers": feed.config.layers,
-        "knobs": [knob(name, feed, stand, turned) for name in shown(feed.config, stand)],
+        "knobs": [knob(name, feed.config, feed.started_knobs, stand, turned) for name in shown(feed.config, stand)],
         "changes": [
             {"text": f"{c.name} {value_text(c.previous)} → {value_text(c.value)}", "step": c.step}
             for c in turned[: -LISTED - 1 : -1]
@@ -61,7 +62,7 @@ def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
     return config.task in meta.tasks and (meta.low == -math.inf or highest(config, name) > meta.low)
 
 
-def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any]:
+def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequence[Any] = ()) -> dict[str, Any]:
     """One knob: what it is, where it stands, and what it was before its last turn if that was the last of all."""
     meta, value = meta_of(Knobs, name), getattr(stand, name)
     told = {
@@ -72,14 +73,14 @@ def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any
         "value": value,
         "more": name in LATER,
     }
-    told |= {"start": getattr(feed.started_knobs, name), "was": None}
+    told |= {"start": getattr(started, name), "was": None}
     if turned and turned[-1].name == name:
         told["was"] = turned[-1].previous
     if isinstance(value, str):
         return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
     return told | {
         "kind": "whole" if isinstance(value, int) else "number",
-        "low": meta.low, "high": highest(feed.config, name), "scale": meta.scale, "step": meta.step,
+        "low": meta.low, "high": highest(config, name), "scale": meta.scale, "step": meta.step,
     }  # fmt: skip
 
 
