@@ -54,25 +54,27 @@ def page() -> None:
     number = numbered()
     lesson = LESSONS[number - 1]
     first = first_of(lesson)
-    wanted = run_of(number)
-    run = controls.frame(False, wanted or controls.NEW, first, lesson.shown)
-    task = first.config.task if wanted and (run or cards.is_starting(wanted)) else None
+    with st.container():  # always there: a fragment keeps the place where it was first drawn
+        wanted = run_of(number)
+        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown)
     stand = NOWHERE
     if run:
+        check(run, number)  # before the buttons, which bear its mark
         stand = stand_of(run, number)
         run.close()
-    keep(number, wanted if task else None)
+    shown = wanted if wanted and (run or cards.is_starting(wanted)) else None
+    keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
     with left:
         row(number)
-        told(number, lesson, stand, bool(task))
+        told(number, lesson, stand, bool(shown))
     with right:
-        if wanted and task:
-            controls.charts("learn", wanted, task, list(lesson.figures), {})
-            st.fragment(checked, run_every=1.0)(number, wanted, stand)
-        else:
-            invite(lesson)
-        question(number, wanted if run else None)
+        with st.container():
+            if shown:
+                controls.charts("learn", shown, first.config.task, list(lesson.figures), {})
+            else:
+                invite(lesson)
+        st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)
 
 
 # Which lesson, and which run
@@ -244,25 +246,32 @@ def layer_of(run: Run) -> int:
     return min(int(named), run.config.layers) - 1 if named.isdigit() and int(named) else 0
 
 
-def checked(number: int, wanted: str, drawn: Stand) -> None:
-    """The check of the stage that was begun last, once a second; the page is drawn again when the lesson gets further."""
+def read(number: int, wanted: str | None, drawn: Stand) -> None:
+    """What reads the run, once a second: the check of the stage that was begun last, and the answer to the question.
+
+    The page is drawn again when the lesson gets further. That is the last thing done: what a script has not drawn when
+    it is begun again is missing for a moment, and Streamlit's page breaks on a fragment inside of it.
+    """
     reap()
-    if did_not_start(runs_folder() / wanted):
-        st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
-        return
-    with looking(wanted) as run:
-        if run is None:
-            say(STARTING)
-            return
-        verdict = LESSONS[number - 1].stages[drawn.reached].check(run, layer_of(run))
-        say(remember(run, number, drawn.reached, verdict))
-        now = stand_of(run, number)
+    now, answer = drawn, ""
+    with st.container():
+        if wanted and did_not_start(runs_folder() / wanted):
+            st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
+        elif wanted:
+            with looking(wanted) as run:
+                say(check(run, number) if run else STARTING)
+                if run:
+                    now = stand_of(run, number)
+                    answer = LESSONS[number - 1].answer_on(run, layer_of(run)) if run.steps()[1] else ""
+    question(number, answer)
     if now != drawn:
         st.rerun()
 
 
-def remember(run: Run, number: int, at: int, verdict: Verdict) -> Verdict:
-    """The verdict; where it no longer holds and once did, what was found then and at which step."""
+def check(run: Run, number: int) -> Verdict:
+    """What the stage that was begun last has come to; where it no longer holds and once did, what was found then."""
+    at = stand_of(run, number).reached
+    verdict = LESSONS[number - 1].stages[at].check(run, layer_of(run))
     key = run.id, number, at
     if verdict.happened:
         seen().setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
@@ -278,22 +287,14 @@ def say(verdict: Verdict) -> None:
     )
 
 
-def question(number: int, wanted: str | None) -> None:
-    """The question; the answer stays folded until it is asked for, and has the numbers of the reader's own run."""
+def question(number: int, own: str) -> None:
+    """The question; the answer stays folded until it is asked for. own: the answer with the numbers of the reader's run."""
     lesson = LESSONS[number - 1]
-    words, cards_ = st.columns([4, 1], vertical_alignment="top")
+    words, file = st.columns([4, 1], vertical_alignment="top")
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
-        if wanted:
-            st.fragment(own, run_every=1.0)(number, wanted)
-    cards_.download_button(
+        st.markdown(own)
+    file.download_button(
         "Flashcards", flashcards, "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
         help="The questions of all lessons as CSV for Anki: front, back, tags.",
     )  # fmt: skip
-
-
-def own(number: int, wanted: str) -> None:
-    """The answer on the reader's own run, once it has steps."""
-    with looking(wanted) as run:
-        if run and run.steps()[1]:
-            st.markdown(LESSONS[number - 1].answer_on(run, layer_of(run)))
