@@ -14,7 +14,9 @@ COMMANDS = {
     "stop": "stop a run",
     "checkpoint": "write the weights beside the record",
 }
-ACKNOWLEDGED_WITHIN = 20.0  # seconds that a command waits for the trainer to say that it has obeyed: one may just be starting
+ACKNOWLEDGED_WITHIN = (
+    20.0  # seconds that a command waits for the trainer to say that it has obeyed: one may just be starting
+)
 
 
 def declare(commands: Any) -> None:

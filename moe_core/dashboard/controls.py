@@ -9,22 +9,31 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
 from moe_core.dashboard import cards, component
-from moe_core.dashboard.panel import chooser_entry
+from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
 from moe_core.figures.tiles import groups_of
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
-from moe_core.schema import Config, Knobs, label_of, meta_of
+from moe_core.schema import Config, Knobs
 
 NEW = "new"
 PAGES = Path(__file__).parents[2] / "pages"
-STARTING_VALUES = ("noise", "k", "w_importance", "w_load", "lr")
+
+
+class First(NamedTuple):
+    """What a run that is started on this page begins with, and which of its knobs the panel shows."""
+
+    config: Config
+    knobs: Knobs
+    names: tuple[str, ...]
+
+
+CARD = First(Config(), cards.STARTING, ("noise", "k", "w_importance", "w_load", "lr"))
 
 
 def style() -> None:
@@ -57,28 +66,32 @@ def charts(name: str, run: str, task: str, figures: list[str], options: dict[str
     component.live(name, run, task, figures, go_to, export=(PAGES / "export.py").exists(), options=options)
 
 
-def frame(choose: bool = True) -> Run | None:
+def frame(
+    choose: bool = True, wanted: str | None = None, first: First = CARD, only: tuple[str, ...] = ()
+) -> Run | None:
     """The panel in the sidebar, and the run that it shows; close it when it has been read.
 
     choose: without a run, draw the cards that start one. Returns None then, and while a trainer starts.
+    wanted: the run, if it is not the link's, NEW being none. first: what the panel shows without one.
+    only: the knobs that the panel is to show, if not all that matter to the run.
     """
     reap()
-    wanted = st.query_params.get("run") or st.session_state.get("run")
+    wanted = wanted or st.query_params.get("run") or st.session_state.get("run")
     if wanted and wanted != NEW and cards.is_starting(wanted):
         st.session_state["run"] = wanted
         task = cards.task_started(wanted)
         chosen = chooser_entry(wanted, Config.for_task(task) if task else None, time.time(), "")
         with st.sidebar:
-            component.panel(wanted, go_to, knobs=starting_values(), chosen=chosen)
+            component.panel(wanted, go_to, knobs=starting_values(first), chosen=chosen, only=only)
         if not task:
             cards.wait(wanted)
         return None
     run = looked_at(wanted)
     with st.sidebar:
         if run is None:
-            component.panel(None, go_to, knobs=starting_values(), chosen=None)
+            component.panel(None, go_to, knobs=starting_values(first), chosen=None, only=only)
         else:
-            component.panel(run.id, go_to, chosen=entry_of(run))
+            component.panel(run.id, go_to, chosen=entry_of(run), only=only)
     if run is not None:
         # Streamlit drops the query when another page is opened: the link is made whole again.
         st.session_state["run"] = run.id
@@ -116,22 +129,6 @@ def go_to(run: str) -> None:
     st.query_params["run"] = run
 
 
-def starting_values() -> list[dict[str, object]]:
-    """The knobs as a card starts them, for the panel of no run."""
-    told = []
-    for name, value in asdict(cards.STARTING).items():
-        meta = meta_of(Knobs, name)
-        if name in STARTING_VALUES:
-            told.append(
-                {
-                    "name": name,
-                    "label": label_of(name),
-                    "help": meta.help,
-                    "unit": meta.unit,
-                    "value": value,
-                    "start": value,
-                }
-                | {"was": None, "more": False, "kind": "whole" if isinstance(value, int) else "number", "low": meta.low}
-                | {"high": min(meta.high, 16) if name == "k" else meta.high, "scale": meta.scale, "step": meta.step}
-            )
-    return told
+def starting_values(first: First) -> list[dict[str, object]]:
+    """The knobs as a run would start with them, for the panel of no run."""
+    return [knob(name, first.config, first.knobs, first.knobs) for name in first.names]

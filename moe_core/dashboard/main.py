@@ -20,6 +20,7 @@ pages = [
     st.Page(ROOT / "pages" / "compare.py", title="Compare"),
     st.Page(ROOT / "pages" / "sweep.py", title="Sweep"),
     st.Page(ROOT / "pages" / "batch.py", title="Batch"),
+    st.Page(ROOT / "pages" / "learn.py", title="Learn"),
     st.Page(ROOT / "pages" / "export.py", title="Export"),
 ]
 st.navigation(pages, position="top").run()

@@ -7,6 +7,7 @@ something. Both are used by the live route, so that a turn reaches the store wit
 import math
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
@@ -42,7 +43,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "word": word,
         "alive": status.state in ALIVE,
         "layers": feed.config.layers,
-        "knobs": [knob(name, feed, stand, turned) for name in shown(feed.config, stand)],
+        "knobs": [knob(name, feed.config, feed.started_knobs, stand, turned) for name in shown(feed.config, stand)],
         "changes": listed(turned)[:LISTED],
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
@@ -106,7 +107,7 @@ def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
     return config.task in meta.tasks and (meta.low == -math.inf or highest(config, name) > meta.low)
 
 
-def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any]:
+def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequence[Any] = ()) -> dict[str, Any]:
     """One knob: what it is, where it stands, and what it was before its last turn if that was the last of all."""
     meta, value = meta_of(Knobs, name), getattr(stand, name)
     told = {
@@ -117,7 +118,7 @@ def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any
         "value": value,
         "more": name in LATER,
     }
-    told |= {"start": getattr(feed.started_knobs, name), "was": None}
+    told |= {"start": getattr(started, name), "was": None}
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if hand and hand[-1].name == name:
         told["was"] = hand[-1].previous
@@ -125,7 +126,7 @@ def knob(name: str, feed: Any, stand: Knobs, turned: list[Any]) -> dict[str, Any
         return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
     return told | {
         "kind": "whole" if isinstance(value, int) else "number",
-        "low": meta.low, "high": highest(feed.config, name), "scale": meta.scale, "step": meta.step,
+        "low": meta.low, "high": highest(config, name), "scale": meta.scale, "step": meta.step,
     }  # fmt: skip
 
 

@@ -103,6 +103,7 @@ def main() -> None:
                     shoot(browser, f"{at}/experts?run={task}-demo", f"experts-{task}", drawn)
                 shoot(browser, f"{at}/compare?run=text-demo&with=text-64-experts", "compare", drawn)
                 shoot(browser, f"{at}/batch?run=text-demo&devices=16", "batch", drawn)
+                shoot(browser, f"{at}/learn?lesson=6&run=text-demo", "learn", drawn)
                 browser.close()
         finally:
             server.terminate()

@@ -41,9 +41,12 @@ def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data
     mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
 
 
-def panel(run: str | None, go_to: GoTo, **data: Any) -> None:
-    """The run chooser, and of a run its state, buttons, knobs, layers and changes."""
-    mount("panel", go_to, part="panel", run=run, **data)
+def panel(run: str | None, go_to: GoTo, only: tuple[str, ...] = (), **data: Any) -> None:
+    """The run chooser, and of a run its state, buttons, knobs, layers and changes.
+
+    only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
+    """
+    mount("panel", go_to, part="panel", run=run, only=list(only), **data)
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:

@@ -114,7 +114,9 @@ export class Panel {
     else if (this.told) this.paint(this.told.colour, this.told.word);
   }
 
-  show(knobs, alive) {
+  show(all, alive) {
+    const { only } = this.data;
+    const knobs = only.length ? all.filter((told) => only.includes(told.name)) : all;
     for (const name of [...this.knobs.keys()]) {
       if (knobs.some((told) => told.name === name)) continue;
       this.knobs.get(name).root.remove();
@@ -154,6 +156,7 @@ export class Panel {
         radio.onchange = () => {
           this.link.goTo({ layer });
           this.showLayers(count);
+          if (this.data.only.length) this.tell("picked", { layer });
         };
       }
     }

@@ -1,0 +1,306 @@
+"""The Learn page: at left a lesson's idea, formula and experiment; at right its live charts, its check and its question.
+
+Everything shown is the reader's own run. Which run that is, the link says, or this browser tab remembers; it must have
+begun as the lesson begins, so that its charts and checks mean what the lesson says.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from html import escape
+from typing import NamedTuple
+
+import streamlit as st
+
+from moe_core.dashboard import cards, controls
+from moe_core.dashboard.panel import did_not_start
+from moe_core.lessons import LESSONS, Lesson, Stage, Verdict, flashcards
+from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder, start
+from moe_core.schema import Config, Knobs
+
+STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
+CSS = """
+.moe-check { display: flex; gap: 12px; align-items: baseline; padding: 8px 12px; border-radius: 8px; font-size: 15px; line-height: 20px;
+  min-height: 36px; background: var(--moescope-side); border-left: 4px solid var(--moe-rule); font-variant-numeric: tabular-nums; }
+.moe-check[data-check="yes"] { border-left-color: var(--moe-green); }
+.moe-check b { white-space: nowrap; }
+.moe-check[data-check="yes"] b { color: var(--moe-green); }
+.moe-lesson { font-size: 15px; line-height: 22px; margin: 0; }
+.moe-watch { font-size: 13px; line-height: 18px; margin: -10px 0 0; color: var(--moescope-ink-2); }
+.moe-invite { border: 1px dashed var(--moe-rule); border-radius: 8px; display: grid; place-content: center; text-align: center; gap: 8px;
+  height: max(400px, calc(100vh - 212px)); padding: 24px; font-size: 15px; line-height: 22px; }
+.moe-invite b { font-size: 18px; }
+.moe-invite span { color: var(--moescope-ink-2); }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 20px; padding: 0 0 6px; }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 1.05em; }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 0 8px; }
+@media (min-width: 1600px) {
+  .moe-lesson { font-size: 17px; line-height: 25px; }
+  .moe-check, .moe-invite { font-size: 17px; }
+  .moe-watch { font-size: 15px; line-height: 20px; }
+}
+@media (max-width: 900px) { .moe-invite { height: auto; } }
+"""
+
+
+class Stand(NamedTuple):
+    """How far the lesson is: the run is there, the last stage (from 0) that was begun, it trains, stages that happened."""
+
+    made: bool
+    reached: int
+    alive: bool
+    happened: frozenset[int]
+
+
+NOWHERE = Stand(False, 0, False, frozenset())
+
+
+def page() -> None:
+    """One lesson; the row of numbers leads to the others."""
+    st.html(f"<style>{CSS}</style>")
+    number = numbered()
+    lesson = LESSONS[number - 1]
+    first = first_of(lesson)
+    with st.container():  # always there: a fragment keeps the place where it was first drawn
+        wanted = run_of(number)
+        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown)
+    stand = NOWHERE
+    if run:
+        check(run, number)  # before the buttons, which bear its mark
+        stand = stand_of(run, number)
+        run.close()
+    shown = wanted if wanted and (run or cards.is_starting(wanted)) else None
+    keep(number, shown)
+    left, right = st.columns([1, 1.9], gap="medium")
+    with left:
+        row(number)
+        told(number, lesson, stand, bool(shown))
+    with right:
+        with st.container():
+            if shown:
+                controls.charts("learn", shown, first.config.task, list(lesson.figures), {})
+            else:
+                invite(lesson)
+        st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)
+
+
+# Which lesson, and which run
+
+
+def numbered() -> int:
+    """The lesson that the link names, else the one that this tab was at."""
+    named = st.query_params.get("lesson", "")
+    return int(named) if named in map(str, range(1, len(LESSONS) + 1)) else st.session_state.get("lesson", 1)
+
+
+def first_of(lesson: Lesson) -> controls.First:
+    """What the lesson's run begins with."""
+    stage = lesson.stages[0]
+    return controls.First(Config.for_task(stage.task, **stage.config), Knobs(**stage.knobs), lesson.shown)
+
+
+def run_of(number: int) -> str | None:
+    """The lesson's run: the link's or the remembered one, if it is there, or starting, and began as the lesson does."""
+    named = st.query_params.get("run")
+    wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
+    if wanted == controls.NEW:
+        return None
+    if cards.is_starting(wanted):
+        return wanted
+    try:
+        run = open_run(wanted)
+    except StoreError as error:
+        st.error(str(error))
+        return None
+    try:
+        if belongs(run, number):
+            return wanted
+    finally:
+        run.close()
+    if named:
+        st.info(f"{wanted} did not begin as this lesson does. Start one here, or look at it on the Live page.")
+    return None
+
+
+def belongs(run: Run, number: int) -> bool:
+    """Whether a run began as the lesson says, and no other lesson has turned its knobs."""
+    config, knobs, _ = first_of(LESSONS[number - 1])
+    began = (run.config.task, run.config.num_experts, run.started_knobs) == (config.task, config.num_experts, knobs)
+    others = {change.who for change in run.knob_changes() if change.who.startswith("lesson ")} - {f"lesson {number}"}
+    return began and not others
+
+
+def runs_of_lessons() -> dict[int, str]:
+    """This tab's runs by lesson."""
+    return st.session_state.setdefault("lesson-runs", {})  # type: ignore[no-any-return]
+
+
+def keep(number: int, run: str | None) -> None:
+    """Lesson and run into the link, and remembered for when the link is lost on the way to another page."""
+    st.session_state["lesson"] = number
+    link = {"lesson": str(number)} | ({"run": run} if run else {})
+    if run:
+        runs_of_lessons()[number] = run
+    else:
+        runs_of_lessons().pop(number, None)
+        st.query_params.pop("run", None)
+    for name, value in link.items():
+        if st.query_params.get(name) != value:
+            st.query_params[name] = value
+
+
+def seen() -> dict[tuple[str, int, int], Verdict]:
+    """What this tab saw happen, by run, lesson and stage."""
+    return st.session_state.setdefault("lesson-seen", {})  # type: ignore[no-any-return]
+
+
+def stand_of(run: Run, number: int) -> Stand:
+    """How far a lesson is; which of its stages were begun is told by the run's record."""
+    turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
+    stages = LESSONS[number - 1].stages
+    reached = max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
+    happened = frozenset(at for id, lesson, at in seen() if (id, lesson) == (run.id, number))
+    return Stand(True, reached, is_alive(run.path), happened)
+
+
+@contextmanager
+def looking(wanted: str) -> Iterator[Run | None]:
+    """A run, for a moment; None while it cannot be opened."""
+    try:
+        run = open_run(wanted, limit=0.25)
+    except StoreError:
+        yield None
+        return
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+# At left
+
+
+def row(number: int) -> None:
+    """The numbers of the lessons, and the flashcards."""
+    st.session_state["lesson-row"] = number
+
+    def go() -> None:
+        picked = st.session_state["lesson-row"] or number  # a second click on the same one takes the choice away
+        st.query_params.clear()
+        st.query_params["lesson"] = str(picked)
+
+    st.segmented_control(
+        "Lesson", range(1, len(LESSONS) + 1), key="lesson-row", on_change=go, label_visibility="collapsed",
+        width="stretch",
+    )  # fmt: skip
+
+
+def told(number: int, lesson: Lesson, stand: Stand, begun: bool) -> None:
+    """Idea, formula, and a button for each stage with what to watch for; the next one to press stands out."""
+    st.header(f"{number}. {lesson.title}", anchor=False)
+    st.html(f'<p class="moe-lesson">{escape(lesson.idea)}</p>')
+    st.latex(lesson.formula)
+    for at, stage in enumerate(lesson.stages):
+        following = stand.alive and at == stand.reached + 1 if at else not begun
+        st.button(
+            stage.button, key=f"stage-{number}-{at}", on_click=act, args=(number, at), width="stretch",
+            type="primary" if following else "secondary",
+            icon=":material/check:" if at in stand.happened else None,
+            disabled=at > 0 and not (stand.alive and at <= stand.reached + 1),
+        )  # fmt: skip
+        st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
+
+
+def act(number: int, at: int) -> None:
+    """Start the lesson's run, or turn the knobs of the one it has."""
+    stage = LESSONS[number - 1].stages[at]
+    if stage.task:
+        begin(number, stage)
+        return
+    with looking(runs_of_lessons()[number]) as run:
+        if run and is_alive(run.path):
+            run.turn(who=f"lesson {number}", **stage.knobs)
+
+
+def begin(number: int, stage: Stage) -> None:
+    """Start the lesson's run and look at it. Those of this tab that still train stop: they would only take its time."""
+    for earlier in runs_of_lessons().values():
+        with looking(earlier) as run:
+            if run and is_alive(run.path):
+                run.command("stop", who=f"lesson {number}")
+    config, knobs, _ = first_of(LESSONS[number - 1])
+    started = start(config, knobs, who=f"lesson {number}")
+    st.session_state["started"] = started, stage.task
+    runs_of_lessons()[number] = started
+    st.query_params.from_dict({"lesson": str(number), "run": started})
+
+
+# At right
+
+
+def invite(lesson: Lesson) -> None:
+    """Where the charts will stand."""
+    first = lesson.stages[0]
+    st.html(
+        f'<div class="moe-invite"><b>Nothing is drawn before it is measured</b>'
+        f"<span>Press “{escape(first.button)}” at left. A trainer starts, and its charts grow here.</span></div>"
+    )
+
+
+def layer_of(run: Run) -> int:
+    """The layer (from 0) that the link names."""
+    named = st.query_params.get("layer", "")
+    return min(int(named), run.config.layers) - 1 if named.isdigit() and int(named) else 0
+
+
+def read(number: int, wanted: str | None, drawn: Stand) -> None:
+    """What reads the run, once a second: the check of the stage that was begun last, and the answer to the question.
+
+    The page is drawn again when the lesson gets further. That is the last thing done: what a script has not drawn when
+    it is begun again is missing for a moment, and Streamlit's page breaks on a fragment inside of it.
+    """
+    reap()
+    now, answer = drawn, ""
+    with st.container():
+        if wanted and did_not_start(runs_folder() / wanted):
+            st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
+        elif wanted:
+            with looking(wanted) as run:
+                say(check(run, number) if run else STARTING)
+                if run:
+                    now = stand_of(run, number)
+                    answer = LESSONS[number - 1].answer_on(run, layer_of(run)) if run.steps()[1] else ""
+    question(number, answer)
+    if now != drawn:
+        st.rerun()
+
+
+def check(run: Run, number: int) -> Verdict:
+    """What the stage that was begun last has come to; where it no longer holds and once did, what was found then."""
+    at = stand_of(run, number).reached
+    verdict = LESSONS[number - 1].stages[at].check(run, layer_of(run))
+    key = run.id, number, at
+    if verdict.happened:
+        seen().setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
+        return verdict
+    return seen().get(key, verdict)
+
+
+def say(verdict: Verdict) -> None:
+    happened = "yes" if verdict.happened else "wait"
+    word = "✓ It happened" if verdict.happened else "Check"
+    st.html(
+        f'<div class="moe-check" data-check="{happened}" role="status"><b>{word}</b><span>{escape(verdict.text)}</span></div>'
+    )
+
+
+def question(number: int, own: str) -> None:
+    """The question; the answer stays folded until it is asked for. own: the answer with the numbers of the reader's run."""
+    lesson = LESSONS[number - 1]
+    words, file = st.columns([4, 1], vertical_alignment="top")
+    with words.expander(f"**Question.** {lesson.question}"):
+        st.markdown(lesson.answer)
+        st.markdown(own)
+    file.download_button(
+        "Flashcards", flashcards, "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
+        help="The questions of all lessons as CSV for Anki: front, back, tags.",
+    )  # fmt: skip

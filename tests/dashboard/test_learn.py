@@ -1,0 +1,204 @@
+"""The Learn page by AppTest: which run is a lesson's, what its buttons do, what its check says, what the panel shows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from moe_core.dashboard import learn
+from moe_core.lessons import LESSONS
+from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
+
+
+@pytest.fixture
+def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Knobs, str]]:
+    """What the page would have started, in place of a process: a folder without a run, as while a trainer loads torch."""
+    calls: list[tuple[Config, Knobs, str]] = []
+
+    def start(config: Config, knobs: Knobs, who: str) -> str:
+        calls.append((config, knobs, who))
+        (runs / f"started-{len(calls)}").mkdir()
+        return f"started-{len(calls)}"
+
+    monkeypatch.setattr(learn, "start", start)
+    return calls
+
+
+def write(writer: RunWriter, first: int, load: Any, **batch: Any) -> None:
+    """50 steps in which each expert has this load and every other statistic is 1."""
+    config = writer_config(writer)
+    columns = layout(config.layers, config.num_experts)
+    rows = np.ones((50, sum(column.width for column in columns)), np.float32)
+    for column in columns:
+        if column.stat == "load":
+            rows[:, column.start : column.start + column.width] = load
+    writer.commit(Batch(first, rows, state="training", **batch))
+
+
+def writer_config(writer: RunWriter) -> Config:
+    run = open_run(writer.folder)
+    run.close()
+    return run.config
+
+
+def begun(runs: Path, name: str, number: int) -> RunWriter:
+    """A run that began as the lesson begins; in those of the text model the gate has collapsed onto one expert."""
+    config, knobs, _ = learn.first_of(LESSONS[number - 1])
+    writer = create_run(runs / name, config, knobs)
+    write(writer, 1, [1.0] + [0.0] * (config.num_experts - 1))
+    return writer
+
+
+def page(**link: str) -> AppTest:
+    app = AppTest.from_file(str(ROOT / "moe_core" / "dashboard" / "main.py"), default_timeout=30)
+    app.query_params.update(link)
+    return app.run().switch_page(str(ROOT / "pages" / "learn.py")).run()
+
+
+def parts(app: AppTest) -> dict[str, dict[str, Any]]:
+    """The data of the mounted components, by part."""
+    found = [json.loads(one.proto.json) for one in app.get("bidi_component")]
+    return {data["part"]: data for data in found}
+
+
+def link(app: AppTest) -> dict[str, str]:
+    return {name: value if isinstance(value, str) else value[-1] for name, value in app.query_params.items()}
+
+
+def html(app: AppTest) -> str:
+    return " ".join(str(one.proto.body) for one in app.get("html"))
+
+
+def stages(app: AppTest) -> list[tuple[str, bool]]:
+    """Buttons of the stages: label, and whether it can be pressed."""
+    return [(button.label, not button.disabled) for button in app.button if str(button.key).startswith("stage-")]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_without_a_run_a_lesson_invites_to_start_one_and_draws_nothing(runs: Path, number: int) -> None:
+    app = page(lesson=str(number))
+    assert not app.exception
+    lesson = LESSONS[number - 1]
+    assert app.header[0].value == f"{number}. {lesson.title}"
+    assert app.latex[0].value.strip("$\n ") == lesson.formula
+    assert [can for _, can in stages(app)] == [True] + [False] * (len(lesson.stages) - 1)
+    assert "charts" not in parts(app)
+    assert f"Press “{lesson.stages[0].button}”" in html(app)
+    panel = parts(app)["panel"]
+    assert panel["run"] is None
+    assert [knob["name"] for knob in panel["knobs"]] == panel["only"] == list(lesson.shown)
+
+
+def test_other_runs_are_not_taken_for_the_lessons(runs: Path) -> None:
+    begun(runs, "a", 6).finish("finished")
+    assert "charts" not in parts(page(lesson="1"))
+    app = page(lesson="1", run="a")
+    assert "a did not begin as this lesson does" in app.info[0].value
+    assert "charts" not in parts(app)
+    assert "run" not in app.query_params
+    assert "is no run" in page(lesson="1", run="nobody").error[0].value
+
+
+def test_the_first_stage_starts_its_run_and_puts_it_into_the_link(started: list[tuple[Config, Knobs, str]]) -> None:
+    app = page(lesson="5")
+    app.button(key="stage-5-0").click().run()
+    ((config, knobs, who),) = started
+    assert (config.task, config.num_experts, knobs.k, who) == ("plane", 64, 2, "lesson 5")
+    assert link(app) == {"lesson": "5", "run": "started-1"}
+    assert (parts(app)["charts"]["run"], parts(app)["charts"]["task"]) == ("started-1", "plane")
+    assert "Starting the trainer" in html(app)
+    assert [can for _, can in stages(app)] == [True, False]
+
+
+def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:
+    writer = begun(runs, "a", 7)
+    app = page(lesson="7", run="a")
+    assert parts(app)["charts"]["figures"] == list(LESSONS[6].figures)
+    assert parts(app)["panel"]["only"] == list(LESSONS[6].shown)
+    assert 'data-check="yes"' in html(app)
+    assert "CV(load) rose to 3.87" in html(app)
+    assert [can for _, can in stages(app)] == [True, True, False]
+    assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:", "", ""]
+
+    app.button(key="stage-7-1").click().run()
+    (change,) = open_run("a").knob_changes()
+    assert (change.name, change.value, change.who) == ("w_load", 0.1, "lesson 7")
+    assert 'data-check="wait"' in html(app)
+    write(writer, 51, 1.0, applied=[(change.id, 51)])
+    app.run()
+    assert "CV(load) is 0.00 with w_load 0.1" in html(app)
+    assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:"] * 2 + [""]
+    assert [can for _, can in stages(app)] == [True, True, True]
+    assert "In your run CV(load) is 0.00" in " ".join(text.value for text in app.markdown)
+
+    write(writer, 101, [1.0] + [0.0] * 15)
+    assert "At step 100: CV(load) is 0.00" in html(app.run())  # it did happen, whatever comes later
+    writer.finish("stopped")
+    assert [can for _, can in stages(app.run())] == [True, False, False]
+
+
+def test_a_run_of_another_lesson_is_none_of_this_ones(runs: Path) -> None:
+    writer = begun(runs, "a", 6)
+    assert parts(page(lesson="7", run="a"))["charts"]["run"] == "a"
+    open_run("a").turn(who="lesson 6", w_importance=1.0)
+    assert "charts" not in parts(page(lesson="7", run="a"))
+    assert parts(page(lesson="6", run="a"))["charts"]["run"] == "a"
+    writer.finish("stopped")
+
+
+def test_the_check_reads_the_layer_of_the_link(runs: Path) -> None:
+    writer = begun(runs, "a", 6)
+    config = writer_config(writer)
+    rows = np.ones((50, sum(column.width for column in layout(config.layers, config.num_experts))), np.float32)
+    for column in layout(config.layers, config.num_experts):
+        if column.stat == "load" and column.layer == 0:
+            rows[:, column.start : column.start + column.width] = [1.0] + [0.0] * 15
+    writer.commit(Batch(51, rows, state="training"))
+    assert "CV(load) rose to 3.87" in html(page(lesson="6", run="a"))
+    for named in ("2", "99"):
+        assert "CV(load) is 0.00" in html(page(lesson="6", run="a", layer=named))
+    assert "CV(load) rose" in html(page(lesson="6", run="a", layer="x"))
+    writer.finish("stopped")
+
+
+def test_the_row_leads_to_another_lesson_and_back_to_its_run(runs: Path) -> None:
+    writer = begun(runs, "a", 6)
+    app = page(lesson="6", run="a")
+    app.button_group(key="lesson-row").set_value(2).run()
+    assert app.header[0].value == "2. Softmax gating"
+    assert "charts" not in parts(app)
+    app.button_group(key="lesson-row").set_value(6).run()
+    assert parts(app)["charts"]["run"] == "a"
+    assert link(app)["run"] == "a"
+    writer.finish("stopped")
+
+
+def test_a_new_run_stops_the_lesson_run_before_it(runs: Path, started: list[tuple[Config, Knobs, str]]) -> None:
+    writer = begun(runs, "a", 6)
+    app = page(lesson="6", run="a")
+    app.button_group(key="lesson-row").set_value(1).run()
+    app.button(key="stage-1-0").click().run()
+    assert [(command.name, command.who) for command in open_run("a").commands()] == [("stop", "lesson 1")]
+    assert len(started) == 1
+    writer.finish("stopped")
+
+
+def test_a_wrong_lesson_in_the_link_is_the_first_and_flashcards_can_be_had(runs: Path) -> None:
+    for wrong in ("0", "9", "x"):
+        app = page(lesson=wrong)
+        assert app.header[0].value == "1. The layer"
+        assert link(app) == {"lesson": "1"}
+    assert [one.proto.label for one in app.get("download_button")] == ["Flashcards"]

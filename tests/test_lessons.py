@@ -1,0 +1,146 @@
+"""The lessons: short, valid, in order; each check says yes and no from the numbers of a run, and never before it has seen enough."""
+
+import csv
+import io
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from moe_core.figures.catalog import FIGURES
+from moe_core.lessons import LAST, LESSONS, flashcards
+from moe_core.schema import Config, Knobs, check, check_knob
+
+EVEN, ONE_HAS_ALL = np.full(8, 16.0), np.array([128.0, 128, 0, 0, 0, 0, 0, 0])
+
+
+class Source:
+    """A run of `steps` steps in which every statistic has one value throughout, or what `first` says in step 1."""
+
+    def __init__(
+        self,
+        steps: int = 300,
+        first: dict | None = None,
+        knobs: Knobs | None = None,
+        turned: int | None = None,
+        **stats: object,
+    ):
+        self.config, self.knobs, self.started_knobs = (
+            Config(num_experts=8, tokens=64, layers=1),
+            knobs or Knobs(),
+            Knobs(),
+        )
+        self.last, self.stats, self.first = steps, stats, first or {}
+        self.changes = [SimpleNamespace(step=turned)] if turned else []
+
+    def steps(self) -> tuple[int, int]:
+        return (1 if self.last else 0), self.last
+
+    def knob_changes(self) -> list:
+        return self.changes
+
+    def history(self, stat: str, layer: int = 0, first: int = 1, last: int | None = None):
+        last = self.last if last is None else min(last, self.last)
+        steps = np.arange(first, last + 1)
+        value = np.asarray(
+            self.first.get(stat, self.stats[stat]) if first == 1 and last == 1 else self.stats[stat], float
+        )
+        return steps, np.broadcast_to(value, (len(steps), *value.shape))
+
+
+def check_of(lesson: int, stage: int):
+    return LESSONS[lesson - 1].stages[stage - 1].check
+
+
+ZERO, NONE = Knobs(w_importance=0.0, w_load=0.0), {"w_importance": 0.0, "w_load": 0.0}
+# lesson, stage, a source that passes, a source that does not, and words that the passing verdict must hold
+CASES = [
+    (1, 1, Source(counts=EVEN), Source(counts=np.full(8, 64.0)), "2 of 8 experts: 25 %"),
+    (1, 2, Source(counts=2 * EVEN), Source(counts=EVEN), "goes to 4 experts"),
+    (2, 1, Source(first={"top1_gate": 0.125}, top1_gate=0.5), Source(top1_gate=0.13), "is 0.50; undecided would be 0.12"),
+    (3, 2, Source(counts=EVEN), Source(counts=4 * EVEN), "2 gates of each token"),
+    (4, 1, Source(noise_scale=1.4, top1_gate=0.6), Source(noise_scale=0.1, top1_gate=0.6), "by 1.40"),
+    (4, 2, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),
+    (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "= 8 of 64 tokens"),
+    (5, 2, Source(counts=4 * EVEN), Source(counts=EVEN), "sees 64 tokens"),
+    (6, 1, Source(cv_load=1.9, counts=ONE_HAS_ALL), Source(cv_load=0.9, counts=EVEN), "collapsed onto 2 of 8"),
+    (6, 2, Source(cv_importance=0.2, knobs=Knobs(w_importance=1.0, w_load=0.0)), Source(cv_importance=0.2), "is 0.20 with w_importance 1"),
+    (7, 2, Source(cv_load=0.2, knobs=Knobs(w_importance=0.0)), Source(cv_load=0.5, knobs=Knobs(w_importance=0.0)), "with w_load 0.1"),
+    (8, 2, Source(cv_counts=0.2, effective_experts=7.8, loss=2.0, task_loss=2.0), Source(cv_counts=0.2, effective_experts=7.8, loss=2.1, task_loss=2.0), "7.8 of 8"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("lesson", "stage", "passing", "failing", "words"), CASES)
+def test_a_check_tells_whether_it_happened(
+    lesson: int, stage: int, passing: Source, failing: Source, words: str
+) -> None:
+    verdict = check_of(lesson, stage)(passing, 0)
+    assert verdict.happened, verdict.text
+    assert words in verdict.text
+    assert not check_of(lesson, stage)(failing, 0).happened
+
+
+@pytest.mark.parametrize(("lesson", "stage", "passing", "failing", "words"), CASES)
+def test_no_check_passes_before_it_has_seen_enough(
+    lesson: int, stage: int, passing: Source, failing: Source, words: str
+) -> None:
+    early = Source(LAST - 1, passing.first, passing.knobs, **passing.stats)
+    just_turned = Source(300, passing.first, passing.knobs, 295, **passing.stats)
+    none = Source(0, passing.first, passing.knobs, **passing.stats)
+    for source in (early, just_turned, none):
+        verdict = check_of(lesson, stage)(source, 0)
+        assert not verdict.happened
+        assert "steps seen" in verdict.text
+
+
+def test_every_check_of_every_stage_has_a_case() -> None:
+    tried = {check_of(lesson, stage) for lesson, stage, *_ in CASES}
+    assert {stage.check for lesson in LESSONS for stage in lesson.stages} == tried
+
+
+def test_the_lessons_are_those_of_the_paper_in_its_order() -> None:
+    assert [lesson.title for lesson in LESSONS] == [
+        "The layer", "Softmax gating", "Keep the top k", "Noise", "The shrinking batch", "Importance loss", "Load loss", "What came after",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.title)
+def test_a_lesson_is_short_and_sets_what_exists(lesson) -> None:
+    assert len(lesson.idea.split()) <= 90
+    assert lesson.formula.count("{") == lesson.formula.count("}")
+    first, *later = lesson.stages
+    assert first.task
+    assert not any(stage.task for stage in later)
+    config = Config.for_task(first.task, **first.config)
+    check(config, Knobs(**first.knobs))
+    for stage in later:
+        for name, value in stage.knobs.items():
+            assert check_knob(config, name, value) == value
+    for name in lesson.figures:
+        assert first.task in FIGURES[name].tasks, f"{name} is not drawn for {first.task}"
+    turned = {name for stage in lesson.stages[1:] for name in stage.knobs}
+    assert turned <= set(lesson.shown), "a knob that the lesson turns is not shown"
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.title)
+def test_an_answer_has_the_runs_own_numbers(lesson) -> None:
+    stats = {
+        "counts": EVEN,
+        "top1_gate": 0.61,
+        "noise_scale": 0.69,
+        "cv_load": 0.43,
+        "cv_importance": 0.52,
+        "loss": 2.0,
+        "task_loss": 1.9,
+    }
+    said = lesson.answer_on(Source(**stats), 0)
+    assert said.startswith("In your run")
+    assert re.search(r"\d", said) or "loss" in said
+    assert "nan" not in said
+
+
+def test_flashcards_are_a_row_a_lesson() -> None:
+    rows = list(csv.reader(io.StringIO(flashcards())))
+    assert [row[0] for row in rows] == [lesson.question for lesson in LESSONS]
+    assert all(len(row) == 3 and row[1] for row in rows)
