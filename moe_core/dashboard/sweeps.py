@@ -166,7 +166,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     knobs = " × ".join(plan.swept) or "no knob"
     st.html(
         f'<div class="moe-state" data-sweep="{state}"><b>{escape(sweep.id)}</b><span class="moe-right">'
-        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seeds</span></div>"
+        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seed{"s"[: len(plan.seeds) != 1]}</span></div>"
     )
     failed = f", {now['failed']} failed" if now["failed"] else ""
     at_work = sum(result.state in TRAINS for result in found)
