@@ -31,7 +31,8 @@ LINKS = {
         chart("favourite_bytes", "chart.layout.title.text.includes('expert 3')") + f" && {CHECKED}",
     ),
     "compare": Link(
-        "/compare?run=a&with=b&align=step&layer=2", chart("compare_balance", "chart.data.length === 2") + f" && {CHECKED}"
+        "/compare?run=a&with=b&align=step&layer=2",
+        chart("compare_balance", "chart.data.length === 2") + f" && {CHECKED}",
     ),
     "sweep": Link("/sweep?sweep=grid", "document.querySelectorAll('[href*=\"grid-c0\"]').length > 0"),
     "batch": Link(

@@ -83,8 +83,8 @@ def shoot(browser: Browser, at: str, pages: dict[str, str]) -> None:
     """Each page (name: link) at both sizes in both themes, as PNG with a palette: a third of the bytes."""
     out = ROOT / "docs" / "screens"
     out.mkdir(parents=True, exist_ok=True)
-    for theme in ("light", "dark"):
-        for width, height in SIZES:
+    for width, height in SIZES:
+        for theme in ("light", "dark"):
             context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
             page = context.new_page()
             for name, link in pages.items():
