@@ -51,6 +51,8 @@ CSS = """
 .moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
 .moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-table a { color: var(--st-primary-color); }
+.moe-state { display: flex; align-items: baseline; gap: 12px; }
+.moe-right { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-scroll { overflow-x: auto; }
 """
 
@@ -164,9 +166,10 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     found = results(sweep)
     state, now, plan = state_of(sweep, found), progress(found), sweep.plan
     knobs = " × ".join(plan.swept) or "no knob"
+    seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     st.html(
         f'<div class="moe-state" data-sweep="{state}"><b>{escape(sweep.id)}</b><span class="moe-right">'
-        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {len(plan.seeds)} seeds</span></div>"
+        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {seeds}</span></div>"
     )
     failed = f", {now['failed']} failed" if now["failed"] else ""
     at_work = sum(result.state in TRAINS for result in found)

@@ -227,7 +227,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     since = (
         ("first snapshot",)
         if before is None
-        else (f"{moved:.0f} of {N} tokens changed first expert", f"since step {before[0]:,}")
+        else (f"{moved:.0f} of {N} tokens changed expert", f"since step {before[0]:,}")
     )
     unit = {"text": "bytes", "digits": "images", "plane": "points"}.get(source.config.task, "tokens")
     return [

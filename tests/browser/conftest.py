@@ -107,6 +107,7 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
                 "ERR_CONNECTION_REFUSED",
                 "WebSocket connection",
                 "when disconnected from server",
+                "Client Error in reaching server endpoint - No response",
             )
         ):
             complaints.append(f"{text} {message.location.get('url')}")  # type: ignore[attr-defined]

@@ -1,0 +1,48 @@
+"""axe-core looks at every page, light and dark: nothing serious, nothing critical."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Page
+
+from tests.browser.conftest import Server
+from tests.browser.pages import LINKS, make, wait_until_shown
+
+pytestmark = pytest.mark.browser
+Tab = Callable[..., Page]
+NOT_OURS: list[str] = []
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    runs = tmp_path_factory.mktemp("runs")
+    make(runs)
+    server = Server(runs)
+    yield server
+    server.kill()
+
+
+def complaints(page: Page) -> list[str]:
+    """What axe calls serious or critical, one line a place."""
+    found = Axe().run(page, context={"include": ["html"], "exclude": NOT_OURS} if NOT_OURS else None).response
+    return [
+        f"{broken['impact']} {broken['id']}: {broken['help']}: {place['target']} {place['html'][:160]}"
+        for broken in found["violations"]
+        if broken["impact"] in ("serious", "critical")
+        for place in broken["nodes"]
+    ]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", [*LINKS, "start", "new sweep"])
+def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, theme: str) -> None:
+    path = {"start": "/?run=new", "new sweep": "/sweep?sweep=new"}.get(name) or LINKS[name].path
+    page = tab(shared.url + path, theme=theme)
+    if name in LINKS:
+        wait_until_shown(page, name)
+    else:
+        page.get_by_role("button", name="Plane" if name == "start" else "Start", exact=True).wait_for()
+    page.wait_for_timeout(500)  # fades have ended
+    found = complaints(page)
+    assert not found, "\n".join(found)

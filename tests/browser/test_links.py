@@ -1,0 +1,68 @@
+"""A link keeps what is looked at, on every page: on a cold server, in two tabs, through a killed server, and copied."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from moe_core.runs import start, wait_ready
+from moe_core.schema import Config, Knobs
+from tests.browser.conftest import Server, stop_trainers
+from tests.browser.pages import LINKS, chart, make, wait_until_shown
+
+pytestmark = pytest.mark.browser
+Tab = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One folder of runs for all pages; each test has the server to itself, cold."""
+    runs = tmp_path_factory.mktemp("runs")
+    make(runs)
+    server = Server(runs)
+    yield server
+    server.kill()
+    stop_trainers(runs)
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_a_page_opens_on_a_cold_server_and_its_link_copied(shared: Server, tab: Tab, name: str) -> None:
+    shared.kill()
+    shared.start()
+    first = tab(shared.url + LINKS[name].path)
+    wait_until_shown(first, name)
+    asked = dict(part.split("=") for part in LINKS[name].path.split("?")[1].split("&"))
+    for word, value in asked.items():  # the page took nothing out of its link
+        assert f"{word}={value}" in first.url.replace("%2C", ",")
+    second = tab(first.url)  # copied, while the first stays open
+    wait_until_shown(second, name)
+    assert second.url == first.url
+
+
+def test_every_page_comes_back_from_a_killed_server(shared: Server, tab: Tab) -> None:
+    tabs = {name: tab(shared.url + link.path) for name, link in LINKS.items()}
+    for name, page in tabs.items():
+        wait_until_shown(page, name)
+    shared.kill()
+    shared.start()
+    for name, page in tabs.items():
+        wait_until_shown(page, name)
+        # What stood there could be what was there before: another page can only come from the new server.
+        to, drawn = ("Routing", "probe_text") if name == "live" else ("Live", "load_share")
+        page.get_by_role("link", name=to).click()
+        page.wait_for_function(chart(drawn), timeout=60_000)
+
+
+def test_every_page_says_that_the_trainer_was_killed(shared: Server, tab: Tab) -> None:
+    config = Config.for_task("plane", num_experts=4, tokens=64, threads=1)
+    run = wait_ready(start(config, Knobs(speed_limit=20), shared.runs), 60, shared.runs)
+    paths = ["/", "/routing", "/experts", "/compare", "/batch", "/export"]
+    tabs = [tab(f"{shared.url}{path}?run={run.id}") for path in paths]
+    for page in tabs:
+        expect(page.locator(".moepanel-state b")).to_have_text("Training", timeout=60_000)
+    os.kill(run.status().pid, signal.SIGKILL)
+    for page in tabs:
+        expect(page.locator(".moepanel-state b")).not_to_have_text("Training", timeout=30_000)
+        assert page.locator(".moepanel-state b").inner_text() == "Interrupted"
