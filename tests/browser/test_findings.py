@@ -40,6 +40,8 @@ def test_a_collapse_is_said_and_its_button_mends_it(server: Server, tab: Tab) ->
         "w_importance",
         "w_load",
     ]
+    left = "(name) => document.querySelector(`[data-figure=${name}]`).getBoundingClientRect().x"
+    assert page.evaluate(left, "knobs") == page.evaluate(left, "balance") < page.evaluate(left, "loss")
     assert page.evaluate("(chart) => chart === document.querySelector('[data-figure=balance]')", chart)
 
 
