@@ -312,8 +312,8 @@ LESSONS = (
         "To save computation, keep only the k largest logits of a token and set the others to minus infinity before the softmax. "
         "Their gates are then exactly 0. The kept gates sum to 1. The choice itself has no gradient, yet the gate learns, because the "
         "weights of the kept experts have one. With k = 1 the only gate is 1 whatever its logit, so the paper takes k of 2 or more.",
-        r"G(x) = \mathrm{Softmax}(\mathrm{KeepTopK}(H(x), k)), \quad"
-        r" \mathrm{KeepTopK}(v, k)_i = \begin{cases} v_i & v_i \text{ in the top } k \\ -\infty & \text{otherwise} \end{cases}",
+        r"\begin{aligned} G(x) &= \mathrm{Softmax}(\mathrm{KeepTopK}(H(x), k)) \\"
+        r" \mathrm{KeepTopK}(v, k)_i &= \begin{cases} v_i & v_i \text{ in the top } k \\ -\infty & \text{otherwise} \end{cases} \end{aligned}",
         ("k",),
         ("probe_gates", "regions"),
         (
@@ -336,7 +336,7 @@ LESSONS = (
         "and expert. Tokens near a border then try other experts now and then, so no expert is shut out by an accident of the start. "
         "Noise also makes the chance of a selection smooth, which the load loss needs. It is drawn while training only; evaluation and "
         "the probe use the clean logits.",
-        r"H(x)_i = (x W_g)_i + \mathrm{StandardNormal}() \cdot \mathrm{Softplus}((x W_{noise})_i)",
+        r"\begin{aligned} H(x)_i = {} & (x W_g)_i \\ & {} + \mathrm{StandardNormal}() \cdot \mathrm{Softplus}((x W_{noise})_i) \end{aligned}",
         ("noise", "k"),
         ("load_share", "regions"),
         (
@@ -394,8 +394,8 @@ LESSONS = (
         "ones. What fills a device's memory is the number of tokens, the load. A count has no gradient, so the paper takes the chance "
         "that each expert would be selected if its noise alone were drawn again, and sums these chances: a smooth load. The load loss is "
         "its squared coefficient of variation. Without noise the chance is 0 or 1 and the loss does nothing.",
-        r"P(x, i) = \Phi\left(\frac{(x W_g)_i - \mathrm{kth\_excluding}(H(x), k, i)}{\mathrm{Softplus}((x W_{noise})_i)}\right),"
-        r"\quad L_{load}(X) = w_{load} \cdot CV\Big(\sum_{x \in X} P(x, i)\Big)^2",
+        r"\begin{aligned} P(x, i) &= \Phi\left(\frac{(x W_g)_i - \mathrm{kth\_excluding}(H(x), k, i)}{\mathrm{Softplus}((x W_{noise})_i)}\right)"
+        r" \\ L_{load}(X) &= w_{load} \cdot CV\Big(\sum_{x \in X} P(x, i)\Big)^2 \end{aligned}",
         ("noise", "k", "w_importance", "w_load"),
         ("load_share", "balance"),
         (
@@ -413,7 +413,7 @@ LESSONS = (
         "choice lets experts pick tokens: perfect load, but in a language model it looks at later tokens. Loss-free balancing adds to "
         "each logit a bias that is used for the choice only, and after each step moves it up for experts that got too little and down for "
         "the others: no loss, so no pull away from the task. Switch a collapsed gate to it and watch.",
-        r"b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big), \qquad \text{top-}k \text{ of } \sigma(x W_g) + b",
+        r"\begin{gathered} b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big) \\ \text{top-}k \text{ of } \sigma(x W_g) + b \end{gathered}",
         ("strategy", "bias_speed", "k"),
         ("load_share", "balance"),
         (

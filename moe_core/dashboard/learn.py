@@ -31,12 +31,13 @@ CSS = """
 .moe-invite b { font-size: 18px; }
 .moe-invite span { color: var(--moescope-ink-2); }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 20px; padding: 0 0 6px; }
-[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 1.05em; }
-[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 0 8px; }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
 @media (min-width: 1600px) {
   .moe-lesson { font-size: 17px; line-height: 25px; }
   .moe-check, .moe-invite { font-size: 17px; }
   .moe-watch { font-size: 15px; line-height: 20px; }
+  [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 1.1em; }
 }
 @media (max-width: 900px) { .moe-invite { height: auto; } }
 """

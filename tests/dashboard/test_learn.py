@@ -202,3 +202,23 @@ def test_a_wrong_lesson_in_the_link_is_the_first_and_flashcards_can_be_had(runs:
         assert app.header[0].value == "1. The layer"
         assert link(app) == {"lesson": "1"}
     assert [one.proto.label for one in app.get("download_button")] == ["Flashcards"]
+
+
+def test_a_third_stage_has_its_own_check(runs: Path) -> None:
+    writer = begun(runs, "a", 7)
+    run = open_run("a")
+    for knobs in ({"w_load": 0.1}, {"noise": 0.0}):
+        run.turn(who="lesson 7", **knobs)
+    write(writer, 51, 1.0, applied=[(1, 51), (2, 51)])
+    assert "The noise still spreads each logit by 1.00" in html(page(lesson="7", run="a"))
+    writer.finish("stopped")
+
+
+def test_a_trainer_that_does_not_start_is_said_with_its_words(
+    started: list[tuple[Config, Knobs, str]], runs: Path
+) -> None:
+    app = page(lesson="1")
+    app.button(key="stage-1-0").click().run()
+    (runs / "started-1" / "trainer.log").write_text("moe: error: no memory\n")
+    assert "no memory" in app.run().error[0].value
+    assert stages(app)[0][1]
