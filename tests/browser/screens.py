@@ -18,7 +18,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -80,26 +79,8 @@ def drawn(page: Page) -> None:
     page.wait_for_timeout(1200)
 
 
-def small(picture: Image.Image) -> Image.Image:
-    """The picture in 256 colours: the 128 commonest as they are, so that no ground gets a cast, the rest by median cut."""
-    packed = np.asarray(picture).reshape(-1, 3).astype(np.int32) @ [1 << 16, 1 << 8, 1]
-    packed, at, counts = np.unique(packed, return_inverse=True, return_counts=True)
-    colours = packed[:, None] >> [16, 8, 0] & 255
-    cut = np.array(picture.quantize(128, dither=Image.Dither.NONE).getpalette()).reshape(-1, 3)[:128]
-    palette = np.concatenate([colours[np.argsort(-counts)[:128]], cut]).astype(np.int32)
-    nearest = np.concatenate(
-        [
-            ((some[:, None] - palette) ** 2).sum(2).argmin(1)
-            for some in np.array_split(colours, 1 + len(colours) // 4096)
-        ]
-    )
-    found = Image.fromarray(nearest.astype(np.uint8)[at].reshape(picture.height, picture.width), "P")
-    found.putpalette(palette.astype(np.uint8).tobytes())
-    return found
-
-
 def shoot(browser: Browser, at: str, pages: dict[str, str]) -> None:
-    """Each page (name: link) at both sizes in both themes, as PNG with a palette: a third of the bytes."""
+    """Each page (name: link) at both sizes in both themes, in full colour: a palette would tint the scales of heatmaps."""
     out = ROOT / "docs" / "screens"
     out.mkdir(parents=True, exist_ok=True)
     for width, height in SIZES:
@@ -110,7 +91,7 @@ def shoot(browser: Browser, at: str, pages: dict[str, str]) -> None:
                 page.goto(at + link)
                 drawn(page)
                 picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-                small(picture).save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
+                picture.save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
             context.close()
 
 
