@@ -1,4 +1,4 @@
-"""A link keeps what is looked at, on every page: on a cold server, in two tabs, through a killed server, and copied."""
+"""A link keeps what is looked at, on every page: on a cold server, in two tabs, and copied."""
 
 import os
 import signal
@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from moe_core.runs import start, wait_ready
 from moe_core.schema import Config, Knobs
 from tests.browser.conftest import Server, stop_trainers
-from tests.browser.pages import LINKS, chart, make, wait_until_shown
+from tests.browser.pages import LINKS, make, wait_until_shown
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
@@ -39,17 +39,6 @@ def test_a_page_opens_on_a_cold_server_and_its_link_copied(shared: Server, tab: 
     second = tab(first.url)  # copied, while the first stays open
     wait_until_shown(second, name)
     assert second.url == first.url
-
-
-def test_a_page_comes_back_from_a_killed_server(shared: Server, tab: Tab) -> None:
-    """The Live page's return is in test_pages.py; here the navigation's."""
-    page = tab(shared.url + LINKS["routing"].path)
-    wait_until_shown(page, "routing")
-    shared.kill()
-    shared.start()
-    # What stood there could be what was there before: another page can only come from the new server.
-    page.get_by_role("link", name="Live", exact=True).click()
-    page.wait_for_function(chart("load_share"), timeout=60_000)
 
 
 def test_every_page_says_that_the_trainer_was_killed(shared: Server, tab: Tab) -> None:
