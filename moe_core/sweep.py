@@ -360,8 +360,7 @@ def figure(value: float) -> str:
 
 def paper_row(knobs: Knobs) -> dict[str, float] | None:
     """What the paper measured with these weights of its two losses, if it did."""
-    ours = getattr(knobs, "strategy", "paper") == "paper"
-    return PAPER.get((knobs.w_importance, knobs.w_load)) if ours else None
+    return PAPER.get((knobs.w_importance, knobs.w_load)) if knobs.strategy == "paper" else None
 
 
 def name_of(cell: Cell) -> str:

@@ -50,7 +50,7 @@ class Feed:
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.id = run, run.config, run.id
         self.started_knobs = run.started_knobs
-        self.labels, self.path, self.parent = run.labels, run.path, getattr(run, "parent", None)
+        self.labels, self.path, self.parent = run.labels, run.path, run.parent
         self.lock = threading.RLock()
         self.series: dict[tuple[str, int], Series] = {}
         self.recent = np.empty((0, run.columns), np.float32)
