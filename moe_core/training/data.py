@@ -64,10 +64,13 @@ class Text:
         return {"domain": self.names, "byte": [repr(chr(i)) if 32 <= i < 127 else f"\\x{i:02x}" for i in range(256)]}
 
     def batch(self, step: int) -> Batch:
-        """Sequences of the step: each picks a domain, every one as likely, and a place in it."""
+        """Sequences of the step, dealt to the domains as evenly as they go, each from a random place in its domain.
+
+        Which domains get one more is drawn each time. Were each sequence's domain drawn by itself, a batch of few
+        sequences would shake the load of experts that know a domain."""
         rows, context = self.config.tokens // self.config.context, self.config.context
         generator = generator_for(self.config.seed, "batch", step)
-        domains = torch.randint(len(self.train), (rows,), generator=generator)
+        domains = torch.randperm(len(self.train), generator=generator)[torch.arange(rows) % len(self.train)]
         places = torch.rand(rows, generator=generator, dtype=torch.float64)
         return _sequences(self.train, domains.tolist(), places.tolist(), context)
 
