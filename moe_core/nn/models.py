@@ -103,7 +103,10 @@ class Classifier(nn.Module):
     def __init__(self, config: Config, features: int, classes: int, moe: list[MoELayer]):
         super().__init__()
         d = config.d_model
-        self.embed = nn.Sequential(nn.Linear(features, d), nn.ReLU(), nn.Linear(d, d))
+        # Three ReLU layers: each makes rows more alike (all its values are positive), and a gate without balancing losses
+        # collapses only where tokens have much in common (docs/decisions.md).
+        widths = (features, d, d)
+        self.embed = nn.Sequential(*(part for width in widths for part in (nn.Linear(width, d), nn.ReLU())))
         self.norms = nn.ModuleList(nn.LayerNorm(d) for _ in moe)
         self.moe = nn.ModuleList(moe)
         self.norm, self.head = nn.LayerNorm(d), nn.Linear(d, classes)

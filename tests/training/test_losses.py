@@ -4,6 +4,7 @@ The sweep of docs/decisions.md has the whole table. Bounds are those of docs and
 """
 
 import pydoc_data.topics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,14 @@ from moe_core.runs import Run, open_run
 from moe_core.schema import BALANCED, COLLAPSED, Config, Knobs
 from moe_core.training.loop import train
 
+Changes = Sequence[tuple[int, str, float | str]]
 
-def trained(folder: Path, w_importance: float, w_load: float, **given: object) -> Run:
-    config = Config(task="text", layers=1, threads=1, **given)
-    path, state = train(config, Knobs(w_importance=w_importance, w_load=w_load), folder)
+
+def trained(
+    folder: Path, w_importance: float, w_load: float, task: str = "text", script: Changes = (), **given: object
+) -> Run:
+    config = Config.for_task(task, **{"layers": 1, "threads": 1} | given)
+    path, state = train(config, Knobs(w_importance=w_importance, w_load=w_load), folder, script=script)
     assert state == "finished"
     return open_run(path)
 
@@ -37,6 +42,15 @@ def test_without_losses_the_gate_collapses_and_with_any_of_them_it_is_balanced(
         assert cv_load(run) > COLLAPSED
     else:
         assert cv_load(run) < BALANCED
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("task", ["digits", "plane"])
+def test_the_other_two_cards_collapse_and_recover_as_their_page_says(task: str, seed: int, tmp_path: Path) -> None:
+    turn = [(150, "w_importance", 0.1), (150, "w_load", 0.1)]
+    run = trained(tmp_path, 0.0, 0.0, task, turn, seed=seed, steps=250, eval_every=250)
+    assert np.mean(run.history("cv_load", first=100, last=149)[1]) > COLLAPSED
+    assert cv_load(run) < BALANCED
 
 
 def test_a_balanced_gate_predicts_better_than_a_collapsed_one(tmp_path: Path) -> None:
