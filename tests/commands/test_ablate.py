@@ -59,8 +59,8 @@ def test_the_rise_is_what_leaving_an_expert_out_by_hand_costs(tmp_path) -> None:
     assert found.rise_LE[0, [0, 1, 3]].tolist() == [0, 0, 0]
     model.moe_layers[0].gate.w_gate[:, 2] = -1.0  # so that every token goes to expert 3, the next best
     assert found.rise_LE[0, 2] == pytest.approx(loss_of(model, data) - whole, rel=1e-4)
-    others = np.abs(np.delete(found.rise_LE.ravel(), 2))
-    assert abs(found.rise_LE[0, 2]) > 2 * others.max() > 0
+    assert abs(found.rise_LE[0, 2]) > 0.01
+    assert abs(found.rise_LE[1]).max() > 0.01
     assert found.share_LE.sum(1).tolist() == pytest.approx([1, 1])
 
 
