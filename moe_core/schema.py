@@ -18,6 +18,7 @@ AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
+LOOKS_AHEAD = "looks ahead: not comparable"  # said beside each held-out number for which looks_ahead() is true
 
 
 class Strategy(NamedTuple):
@@ -218,6 +219,28 @@ class Knobs:
         scale="log0",
         unit="steps/s",
     )
+
+
+def looks_ahead(task: str, strategy: str) -> bool:
+    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
+
+    strategy: the one in force at the evaluation, whatever the run trained with before: it alone routes the held-out split.
+    """
+    return task == "text" and not STRATEGIES[strategy].causal
+
+
+def reads(config: Config, strategy: str, name: str) -> bool:
+    """Whether a knob acts in a run of this config while it is balanced so: it trains the same whatever the others are."""
+    meta = meta_of(Knobs, name)
+    flat = config.groups < 2
+    return (
+        config.task in meta.tasks and strategy in (meta.strategies or STRATEGIES) and not (flat and meta.hierarchical)
+    )
+
+
+def experts_per_token(config: Config, knobs: Knobs) -> int:
+    """Experts that each token is sent to: k, or k in each of k_primary groups."""
+    return knobs.k * (knobs.k_primary if config.groups > 1 else 1)
 
 
 S = TypeVar("S", "Config", "Knobs")

@@ -22,7 +22,18 @@ from moe_core.sweep.plan import (
 )
 from moe_core.sweep.running import cancel, detach, end_paused, held, run_sweep
 from moe_core.sweep.standing import FAILED, TRAINS, Result, look, progress, results, state_of
-from moe_core.sweep.table import ceilings, figure, measures, rows
+from moe_core.sweep.table import (
+    ceiling_lines,
+    ceilings,
+    choice,
+    figure,
+    has_paper,
+    measured,
+    measures,
+    notes,
+    rows,
+    unread_text,
+)
 
 __all__ = [
     "FAILED",
@@ -37,17 +48,22 @@ __all__ = [
     "StoreError",
     "Sweep",
     "cancel",
+    "ceiling_lines",
     "ceilings",
+    "choice",
     "detach",
     "end_paused",
     "figure",
     "grid",
+    "has_paper",
     "held",
     "jobs",
     "look",
     "make_plan",
     "make_sweep",
+    "measured",
     "measures",
+    "notes",
     "open_sweep",
     "pairs_of",
     "paper_row",
@@ -57,5 +73,6 @@ __all__ = [
     "run_sweep",
     "state_of",
     "sweep_ids",
+    "unread_text",
     "values_of",
 ]

@@ -1,6 +1,6 @@
 """Table 6 of the paper, which a sweep of its two weights stands beside."""
 
-from moe_core.schema import Knobs
+from moe_core.schema import Config, Knobs
 
 # Shazeer et al. 2017, appendix A, Table 6: MoE-256, k = 4. (w_importance, w_load): what it measured.
 PAPER = {
@@ -14,6 +14,7 @@ PAPER = {
 PAPER_EXPERTS, PAPER_K = 256, 4
 
 
-def paper_row(knobs: Knobs) -> dict[str, float] | None:
-    """What the paper measured with these weights of its two losses, if it did."""
-    return PAPER.get((knobs.w_importance, knobs.w_load)) if knobs.strategy == "paper" else None
+def paper_row(config: Config, knobs: Knobs) -> dict[str, float]:
+    """What the paper measured with these weights of its two losses; nothing where it did not, or something else steers."""
+    its_own = knobs.strategy == "paper" and config.groups < 2 and not knobs.autobalance
+    return PAPER.get((knobs.w_importance, knobs.w_load), {}) if its_own else {}

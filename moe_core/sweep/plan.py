@@ -9,13 +9,13 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
-from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting
+from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads
 from moe_core.sweep.paper import PAPER
 
 MOST = 1000  # runs of one sweep: more is a slip in a list
@@ -34,8 +34,18 @@ class Plan:
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """The knobs that differ between the cells, or were given as lists."""
-        return tuple(self.cells[0])
+        """The knobs that cells set. A cell leaves out those that its strategy does not read."""
+        return tuple(dict.fromkeys(name for cell in self.cells for name in cell))
+
+    @property
+    def unread(self) -> dict[str, list[str]]:
+        """For each strategy that reads only some of the swept knobs: the others, which its cells leave out."""
+        found = {self.knobs_of(cell).strategy: [n for n in self.swept if n not in cell] for cell in self.cells}
+        return {strategy: names for strategy, names in found.items() if names}
+
+    def knobs_of(self, cell: Cell) -> Knobs:
+        """What the runs of a cell start with."""
+        return replace(self.knobs, **cell)
 
 
 class Sweep(NamedTuple):
@@ -82,12 +92,20 @@ def pairs_of(words: Sequence[str]) -> list[Cell]:
     return cells
 
 
-def grid(axes: Sequence[Sequence[Cell]]) -> tuple[Cell, ...]:
-    """Every combination of one choice from each axis, the last axis quickest; what is named twice is trained once."""
-    combined = [
+def grid(axes: Sequence[Sequence[Cell]]) -> list[Cell]:
+    """Every combination of one choice from each axis, the last axis quickest."""
+    return [
         {name: value for choice in choices for name, value in choice.items()} for choices in itertools.product(*axes)
     ]
-    return tuple(cell for i, cell in enumerate(combined) if cell not in combined[:i])
+
+
+def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, ...]:
+    """Each cell with only the knobs that its strategy reads, and each of those once: the rest would train the same again."""
+    acting = [
+        {name: value for name, value in cell.items() if reads(config, replace(knobs, **cell).strategy, name)}
+        for cell in cells
+    ]
+    return tuple({tuple(cell.items()): cell for cell in acting}.values())
 
 
 def make_plan(
@@ -95,12 +113,20 @@ def make_plan(
 ) -> Plan:
     """The plan of a grid: pairs of the two weights, if any, with every combination of the lists. seeds counts from config.seed.
 
-    ValueError, with one line, if a cell cannot be trained, a run would not end, or there are too many.
+    A list of one value is a knob that all cells share. What a cell's strategy does not read is left out of it, and cells
+    that are then the same are one. ValueError, with one line, if a cell cannot be trained, no cell reads a list, a run
+    would not end, or there are too many.
     """
     if pairs and (twice := [name for name in ("w_importance", "w_load") if name in lists]):
         raise ValueError(f"pairs set both weights, and {twice[0]} is given too; leave one of them out")
-    axes = [pairs] if pairs else []
-    cells = grid([*axes, *([{name: value} for value in values] for name, values in lists.items())])
+    knobs = replace(knobs, **{name: values[0] for name, values in lists.items() if len(values) == 1})
+    axes = {name: [{name: value} for value in values] for name, values in lists.items() if len(values) > 1}
+    # The strategy first, so that its rows stand together and each reads as a sweep of its own knobs.
+    by_strategy = [axes.pop("strategy")] if "strategy" in axes else []
+    combined = grid([*by_strategy, *([pairs] if pairs else []), *axes.values()])
+    cells = folded(config, knobs, combined)
+    if unread := [name for name in combined[0] if not any(name in cell for cell in cells)]:
+        raise ValueError(no_reader(config, unread[0], {replace(knobs, **cell).strategy: None for cell in cells}))
     if not config.steps:
         raise ValueError(
             "steps must be 1 or more in a sweep, since each run has to end, got 0; give for example --steps 1000"
@@ -114,6 +140,14 @@ def make_plan(
         check(config, replace(knobs, **cell))
     parse_setting(Config, "seed", config.seed + seeds - 1)
     return Plan(config, knobs, cells, tuple(range(config.seed, config.seed + seeds)))
+
+
+def no_reader(config: Config, name: str, strategies: Iterable[str]) -> str:
+    """Why a list of this knob's values would train the same thing again and again."""
+    if meta_of(Knobs, name).hierarchical and config.groups < 2:
+        return f"only a run with groups of experts reads {name}; leave it out, or give --groups"
+    named = ", ".join(strategies)
+    return f"no strategy of this sweep ({named}) reads {name}, so its values would train the same; leave it out"
 
 
 def make_sweep(plan: Plan, runs: str | Path | None = None, sweep_id: str | None = None) -> Sweep:
@@ -178,7 +212,7 @@ def jobs(sweep: Sweep) -> list[Job]:
     """All runs: every cell with the first seed before any with the second, so that the map is soon whole."""
     plan = sweep.plan
     return [
-        Job(f"{sweep.id}-c{i + 1:02d}-s{seed}", i, replace(plan.config, seed=seed), replace(plan.knobs, **cell))
+        Job(f"{sweep.id}-c{i + 1:02d}-s{seed}", i, replace(plan.config, seed=seed), plan.knobs_of(cell))
         for seed in plan.seeds
         for i, cell in enumerate(plan.cells)
     ]

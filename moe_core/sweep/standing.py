@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_core.runs import Run, StoreError, ending, is_running, last_words
+from moe_core.runs import KnobChange, Run, StoreError, ending, is_running, last_words
+from moe_core.schema import AUTOBALANCE
 from moe_core.sweep.plan import Job, Sweep, jobs
 
 TRAINS = ("starting", "training", "paused")
@@ -55,7 +56,7 @@ def judge(folder: Path, job: Job) -> Result:
         state, step, reason, *_ = run.status()
         if (run.config, run.started_knobs) != (job.config, job.knobs):
             return Result(job, "other", step, "it was made with other settings; remove it and resume")
-        if state == "finished" and any(change.step is not None for change in run.knob_changes()):
+        if state == "finished" and any(turned(change) for change in run.knob_changes()):
             return Result(job, "other", step, "its knobs were turned while it trained; remove it and resume")
         if state == "finished":
             return Result(job, state, step, ended=ending(run, state))
@@ -68,6 +69,11 @@ def judge(folder: Path, job: Job) -> Result:
         return Result(job, "other", 0, str(error))
     finally:
         run.close()
+
+
+def turned(change: KnobChange) -> bool:
+    """Whether somebody turned a knob while the run trained. What the knob autobalance turns belongs to the cell."""
+    return change.step is not None and change.who != AUTOBALANCE
 
 
 def finite(run: Run, step: int) -> bool:
