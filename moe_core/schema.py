@@ -19,6 +19,7 @@ BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above th
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
 LOOKS_AHEAD = "looks ahead: not comparable"  # said beside each held-out number for which looks_ahead() is true
+AHEAD = "†"  # marks one where there is no room to say it
 
 
 class Strategy(NamedTuple):

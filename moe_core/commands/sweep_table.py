@@ -1,5 +1,6 @@
 """A sweep's table for a terminal, and as CSV."""
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -53,4 +54,6 @@ def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
 def csv_value(value: Any) -> Any:
     if isinstance(value, list):
         return " ".join(value)
+    if isinstance(value, bool):
+        return json.dumps(value)
     return math.nan if value is None else value

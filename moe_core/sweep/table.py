@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from moe_core.schema import (
+    AHEAD,
     BALANCE,
     BALANCE_STEPS,
     LOOKS_AHEAD,
@@ -22,7 +23,6 @@ from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, paper_row
 from moe_core.sweep.plan import Plan, Sweep, Value
 from moe_core.sweep.standing import Result
 
-AHEAD = "†"  # marks a held-out number that does not compare
 Row = dict[str, Any]
 
 
@@ -132,6 +132,9 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
 
 
 def unread_text(plan: Plan) -> str:
-    """Which swept knobs which strategy does not read; empty where each reads all."""
-    said = "; ".join(f"{strategy} does not read {', '.join(names)}" for strategy, names in plan.unread.items())
-    return f"What would train the same is trained once: {said}." if said else ""
+    """Which swept knobs which strategies do not read; empty where each reads all."""
+    strategies: dict[str, list[str]] = {}
+    for strategy, names in plan.unread.items():
+        strategies.setdefault(" and ".join(names), []).append(strategy)
+    said = "; ".join(f"{names} by {' and '.join(by)}" for names, by in strategies.items())
+    return f"What would train the same is trained once. Not read: {said}." if said else ""

@@ -103,7 +103,8 @@ def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int
     assert parallel >= 1
     plan = sweep.plan
     assert (plan.config.task, plan.config.steps, plan.seeds, len(plan.cells)) == ("plane", 70, (0, 1), 6 * 2 * 2)
-    assert plan.cells[1] == {"w_importance": 0.0, "w_load": 0.0, "noise": 0.5, "lr": 0.001, "speed_limit": 5.0}
+    assert plan.cells[1] == {"w_importance": 0.0, "w_load": 0.0, "noise": 0.5, "speed_limit": 5.0}
+    assert plan.knobs == Knobs(lr=0.001)
     assert open_sweep(sweep.id, runs) == sweep
     assert app.query_params["sweep"] in (sweep.id, [sweep.id])
     assert "0 of 48 runs" in app.get("progress")[0].proto.text
