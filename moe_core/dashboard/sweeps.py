@@ -48,10 +48,10 @@ LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  #
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
 .moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
-.moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--st-border-color); white-space: nowrap; }
+.moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--moescope-rule); white-space: nowrap; }
 .moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
 .moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
-.moe-table a { color: var(--st-primary-color); }
+.moe-table a { color: var(--moescope-hand); }
 .moe-state { display: flex; align-items: baseline; gap: 12px; }
 .moe-right { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-scroll { overflow-x: auto; }
@@ -103,7 +103,7 @@ def new() -> None:
         pairs.text_input(
             "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
         )
-        more.text_input("Other knobs", placeholder="lr=0.001,0.003; speed_limit=0", key="sweep-more")
+        more.text_input("Other knobs", placeholder="strategy=paper,switch; lr=0.001,0.003", key="sweep-more")
         if st.form_submit_button("Start", type="primary"):
             begin()
     st.caption("The paper's six rows (Table 6) from a terminal:")

@@ -36,6 +36,7 @@ LOG_TICKS = {
 }
 WORSE = 0.1  # a cell that is so much worse than the best, relatively, is loud; less stays calm, since it may be noise
 APART = 18  # px between two names
+ROOM = 8  # px more than other charts have between an axis' words and its title
 
 
 def pareto_front(cost_N2: Array) -> Array:
@@ -87,8 +88,8 @@ def sweep_quality(
     ends = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     best, worst = ends if lower_is_better else ends[::-1]
     room = max(abs(worst - best), WORSE * abs(best)) or 1.0
-    text = f"{escape(label)}, mean over seeds; the {'lowest' if lower_is_better else 'highest'} is the best"
-    text += f"; {AHEAD} {LOOKS_AHEAD}" if ahead_YX.any() else ""
+    end = f"{AHEAD} {LOOKS_AHEAD}" if ahead_YX.any() else "mean over seeds"
+    text = f"{escape(label)}; {'lowest' if lower_is_better else 'highest'} is best; {end}"
     layout = grid_layout("sweep_quality", "Quality over the grid", text, x, y, theme, size)
     span = (best, best + room if lower_is_better else best - room)
     return {"data": grid_data(metric_YX, ids_YX, x, y, label, span, layout, theme, ahead_YX), "layout": layout}
@@ -113,6 +114,7 @@ def grid_layout(
 ) -> Spec:
     """A cell for each pair of values, all of one size: the values of a sweep are choices, not a scale."""
     layout = base(name, title, subtitle, step=None, theme=theme, size=size, x={"title": x[0]}, y={"title": y[0]})
+    layout["margin"]["b"] += ROOM
     for axis, (_, values) in (("xaxis", x), ("yaxis", y)):
         layout[axis] |= {
             "range": [-0.5, len(values) - 0.5],
@@ -226,9 +228,11 @@ def sweep_pareto(
         x={"title": "CV(load), mean of the last steps", "type": "log", "range": log_range(x_N[known_N]), **LOG_TICKS},
         y={"title": escape(label), "range": padded(metric_N[known_N]), "nticks": 6},
     )
+    layout["margin"]["l"] += ROOM
+    layout["margin"]["b"] += ROOM
     order = np.flatnonzero(front_N)[np.argsort(cv_N[front_N], kind="stable")]
     layout["annotations"] += front_names(
-        x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], layout, theme
+        x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], lower_is_better, layout, theme
     )
     rest = np.flatnonzero(known_N & ~front_N & ~ahead_N)
     ahead = np.flatnonzero(known_N & ahead_N)
@@ -255,8 +259,11 @@ def sweep_pareto(
     }
 
 
-def front_names(x_N: Array, y_N: Array, names: Sequence[str], layout: Spec, theme: Theme) -> list[Spec]:
-    """The names beside the front's dots, best balance first, as far as they find room."""
+def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, layout: Spec, theme: Theme) -> list[Spec]:
+    """The names beside the front's dots, best balance first, as far as they find room, on the side where the line is not.
+
+    falling: the front's line falls to the right; else it rises.
+    """
     width, height = inner(layout)
     (x0, x1), (y0, y1) = layout["xaxis"]["range"], layout["yaxis"]["range"]
     taken: list[tuple[float, float]] = []
@@ -267,10 +274,11 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], layout: Spec, them
             continue
         taken.append(at)
         left = at[0] > 0.85 * width
+        above = falling != left
         found.append(
             note(
-                escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left", yanchor="bottom",
-                xshift=-6 if left else 6, font={"color": theme.ink, "size": layout["font"]["size"], "family": SANS},
+                escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left",
+                yanchor="bottom" if above else "top", xshift=-6 if left else 6, font={"color": theme.ink, "size": layout["font"]["size"], "family": SANS},
             )
         )  # fmt: skip
     return found

@@ -51,7 +51,7 @@ def judge(folder: Path, job: Job) -> Result:
     try:
         run = Run(folder)
     except StoreError as error:
-        return Result(job, "other", 0, str(error))
+        return Result(job, "other", 0, f"{error}; remove it and resume")
     try:
         state, step, reason, *_ = run.status()
         if (run.config, run.started_knobs) != (job.config, job.knobs):
@@ -66,7 +66,7 @@ def judge(folder: Path, job: Job) -> Result:
             reason = f"{state} at step {step} of {job.config.steps}"
         return Result(job, state, step, reason)
     except StoreError as error:
-        return Result(job, "other", 0, str(error))
+        return Result(job, "other", 0, f"{error}; remove it and resume")
     finally:
         run.close()
 

@@ -76,8 +76,8 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
 
 
 def figure(value: float) -> str:
-    """A measure in a table: three decimals below 10, two above."""
-    return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+    """A measure in a table: three decimals below 10, two above, and 0 where it is just that."""
+    return "0" if value == 0 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
 def choice(value: Value | None) -> str:
@@ -114,18 +114,17 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
 
 def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
     """What a reader of the table must know, a sentence or two each. paper: how the paper's figures are marked in it."""
-    said = [f"±: sample standard deviation over seeds. Balance: mean of the last {BALANCE_STEPS} steps and all layers."]
+    said = [f"Balance: mean of the last {BALANCE_STEPS} steps and all layers."]
+    if len(plan.seeds) > 1:
+        said[0] = f"±: sample standard deviation over seeds. {said[0]}"
     if has_paper(table):
         model = f"{PAPER_EXPERTS} experts, k {PAPER_K}"
         said.append(f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings.")
     if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
-        said.append(
-            f"Ceilings differ with {' and '.join(differ)}: a row's own are those of its {' and '.join(differ)}."
-        )
-    if apart := dict.fromkeys(
-        plan.knobs_of(c).strategy for c in plan.cells if looks_ahead(plan.config.task, plan.knobs_of(c).strategy)
-    ):
-        said.append(f"{AHEAD}: {', '.join(apart)} {LOOKS_AHEAD} with other strategies.")
+        said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
+    strategies = dict.fromkeys(plan.knobs_of(cell).strategy for cell in plan.cells)
+    if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
+        said.append(f"{AHEAD}: {listed(apart)} {LOOKS_AHEAD} with other strategies.")
     if plan.unread:
         said.append(unread_text(plan))
     return said
@@ -135,6 +134,11 @@ def unread_text(plan: Plan) -> str:
     """Which swept knobs which strategies do not read; empty where each reads all."""
     strategies: dict[str, list[str]] = {}
     for strategy, names in plan.unread.items():
-        strategies.setdefault(" and ".join(names), []).append(strategy)
-    said = "; ".join(f"{names} by {' and '.join(by)}" for names, by in strategies.items())
+        strategies.setdefault(listed(names), []).append(strategy)
+    said = "; ".join(f"{names} by {listed(by)}" for names, by in strategies.items())
     return f"What would train the same is trained once. Not read: {said}." if said else ""
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

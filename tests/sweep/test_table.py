@@ -161,7 +161,7 @@ def test_a_table_for_a_terminal_stands_in_columns(recorded: Sweep) -> None:
     at = lines[0].index("CV(load)")
     assert [line[at : at + 5] for line in (lines[2], lines[3], lines[5], lines[6])] == [
         "0.667",
-        "0.000",
+        "0    ",
         "1.000",
         "7.937",
     ]
