@@ -18,7 +18,7 @@ AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
-LOOKS_AHEAD = "looks ahead: not comparable"  # said beside each held-out number for which looks_ahead() is true
+LOOKS_AHEAD = "not comparable: looks ahead"  # said beside each held-out number for which looks_ahead() is true
 AHEAD = "†"  # marks one where there is no room to say it
 
 

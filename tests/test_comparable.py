@@ -8,6 +8,8 @@ import pytest
 
 from moe_core.commands.train import Teller
 from moe_core.dashboard import compare
+from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.panel import banner
 from moe_core.export.report import evaluations
 from moe_core.figures.tiles import compare_tiles, heldout_tile
 from moe_core.runs import Batch, Run, create_run, ending, open_run
@@ -87,3 +89,12 @@ def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
     first, second = compare_tiles(ahead)
     assert LOOKS_AHEAD in " ".join(first.lines)
     assert LOOKS_AHEAD not in " ".join(second.lines)
+
+
+def test_the_banner_of_a_run_that_ended_says_it(ahead: Run, plain: Run) -> None:
+    for run, said in ((ahead, True), (plain, False)):
+        feed = Feed(run)
+        feed.refresh(now=True)
+        told = banner(feed, 0)
+        assert told
+        assert (f"Held-out loss 1.50 bits/byte ({LOOKS_AHEAD}), CV" in told["text"]) == said

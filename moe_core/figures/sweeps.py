@@ -220,7 +220,7 @@ def sweep_pareto(
         "sweep_pareto",
         "Quality against balance",
         "a dot a run; the line joins those that no other run beats in both"
-        + (f"; an open dot {LOOKS_AHEAD}" if ahead_N.any() else "")
+        + (f"; open dot {LOOKS_AHEAD}" if ahead_N.any() else "")
         + (f"; named: {escape(knobs)}" if knobs else ""),
         step=None,
         theme=theme,

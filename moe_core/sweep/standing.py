@@ -51,13 +51,13 @@ def judge(folder: Path, job: Job) -> Result:
     try:
         run = Run(folder)
     except StoreError as error:
-        return Result(job, "other", 0, f"{error}; remove it and resume")
+        return Result(job, "other", 0, f"{error}; remove its folder and go on")
     try:
         state, step, reason, *_ = run.status()
         if (run.config, run.started_knobs) != (job.config, job.knobs):
-            return Result(job, "other", step, "it was made with other settings; remove it and resume")
+            return Result(job, "other", step, "it was made with other settings; remove its folder and go on")
         if state == "finished" and any(turned(change) for change in run.knob_changes()):
-            return Result(job, "other", step, "its knobs were turned while it trained; remove it and resume")
+            return Result(job, "other", step, "its knobs were turned while it trained; remove its folder and go on")
         if state == "finished":
             return Result(job, state, step, ended=ending(run, state))
         if state == "stopped" and step and not finite(run, step):
@@ -66,7 +66,7 @@ def judge(folder: Path, job: Job) -> Result:
             reason = f"{state} at step {step} of {job.config.steps}"
         return Result(job, state, step, reason)
     except StoreError as error:
-        return Result(job, "other", 0, f"{error}; remove it and resume")
+        return Result(job, "other", 0, f"{error}; remove its folder and go on")
     finally:
         run.close()
 

@@ -124,7 +124,7 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
         said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
     strategies = dict.fromkeys(plan.knobs_of(cell).strategy for cell in plan.cells)
     if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
-        said.append(f"{AHEAD}: {listed(apart)} {LOOKS_AHEAD} with other strategies.")
+        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such numbers only with others of {listed(apart)}.")
     if plan.unread:
         said.append(unread_text(plan))
     return said

@@ -251,7 +251,7 @@ def test_what_looks_ahead_is_marked_in_the_table_the_map_and_the_scatter(runs: P
     told = text_of(app)
     assert told.count("1.000 †") == 4  # two cells, bits and perplexity
     assert "2.000 †" not in told
-    assert "expert-choice looks ahead: not comparable with other strategies" in told
+    assert "Compare such numbers only with others of expert-choice." in told
     drawn = charts(app)
     assert drawn["sweep_quality"]["data"][1]["text"] == ["2", "1 †", "2", "1 †"]
     assert drawn["sweep_pareto"]["data"][0]["customdata"] == ["ahead-c03-s0", "ahead-c04-s0"]

@@ -126,9 +126,9 @@ def test_a_cell_that_looks_ahead_is_marked_and_sets_no_scale() -> None:
     np.testing.assert_array_equal(np.array(cells.z, float), [[0, 1, np.nan]])
     assert list(numbers.text) == ["4", "5", "1 †"]
     assert list(numbers.customdata) == ["a", "b", "c"]
-    assert "perplexity 1, looks ahead: not comparable. Click" in numbers.hovertext[2]
+    assert "perplexity 1, not comparable: looks ahead. Click" in numbers.hovertext[2]
     assert "looks ahead" not in numbers.hovertext[0]
-    assert "† looks ahead: not comparable" in drawn.layout.title.text
+    assert "† not comparable: looks ahead" in drawn.layout.title.text
     assert numbers.textfont.color[2] == LIGHT.ink
     np.testing.assert_array_equal(metric, [[4.0, 5.0, 1.0]])
 
@@ -147,8 +147,8 @@ def test_a_run_that_looks_ahead_is_an_open_dot_that_beats_nobody() -> None:
     drawn = sweeps.sweep_pareto(cv, metric, list("abc"), names, label="x", lower_is_better=True, ahead_N=ahead)
     apart, rest, front = drawn.data
     assert (list(apart.customdata), apart.marker.symbol) == (["b"], "circle-open")
-    assert "looks ahead: not comparable" in apart.hovertext[0]
+    assert "not comparable: looks ahead" in apart.hovertext[0]
     assert (list(front.customdata), list(rest.customdata)) == (["c"], ["a"])
     low, high = drawn.layout.yaxis.range
     assert low < 1.0 < 4.5 < high  # it is in sight
-    assert "an open dot looks ahead: not comparable" in drawn.layout.title.text
+    assert "open dot not comparable: looks ahead" in drawn.layout.title.text
