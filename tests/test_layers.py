@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # What a module of each part may import beside the standard library, by the longest matching prefix of its path.
 MAY_IMPORT = {
-    "moe_core/schema.py": set(),
+    "moe_core/schema": {"moe_core.schema"},
     "moe_core/nn": {"torch", "moe_core.schema", "moe_core.nn"},
     "moe_core/runs": {"numpy", "moe_core", "moe_core.schema", "moe_core.runs"},
     "moe_core/figures": {"numpy", "plotly", "moe_core.schema", "moe_core.figures"},
