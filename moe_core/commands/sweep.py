@@ -34,7 +34,7 @@ def declare(commands: Any) -> None:
 
 def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import cores
-    from moe_core.sweep import make_sweep, open_sweep, results, rows, run_sweep, unread_text
+    from moe_core.sweep import make_sweep, open_sweep, results, rows, run_sweep
 
     parallel = whole(arguments.parallel, "parallel", cores())
     out = csv_file(arguments.csv)
@@ -47,8 +47,6 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     count = {"cells": len(plan.cells), "runs": len(plan.cells) * len(plan.seeds), "parallel": parallel}
     begun = {"event": "start", "sweep": sweep.id, "path": str(sweep.folder), **count, "not_read": plan.unread}
     teller.tell(begun)
-    if not arguments.json and (said := unread_text(plan)):
-        teller.line(said)
     with stopped_by_signals() as stopping:
         state = run_sweep(sweep, parallel, stopping, teller.tell)
     found = results(sweep)
@@ -152,8 +150,12 @@ class Teller:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
 
     def on_start(self, event: dict[str, Any]) -> None:
+        from moe_core.sweep import unread_text
+
         many = f"{event['runs']} runs ({event['cells']} cells), {event['parallel']} at a time"
         self.line(f"{event['sweep']}: {many}; its record is {event['path']}")
+        if event["not_read"]:
+            self.line(unread_text(event["not_read"]))
 
     def on_run(self, event: dict[str, Any]) -> None:
         if event["state"] == "failed" or (event["state"] == "finished" and not self.live):

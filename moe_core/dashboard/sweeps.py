@@ -15,7 +15,7 @@ import streamlit as st
 from moe_core.figures import sweeps as figures
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, cores, last_words, reap
-from moe_core.schema import METRICS, TASKS, Config, Knobs, looks_ahead, value_text
+from moe_core.schema import AHEAD, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, looks_ahead, value_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
@@ -232,9 +232,11 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
 
 
 def beside_paper(row: dict[str, Any], name: str) -> str:
-    """A cell of the table: mean and spread, and the paper's figure, small."""
-    paper = row.get(f"paper_{name}")
-    return escape(measured(row, name)) + ("" if paper is None else f"<small>paper {figure(paper)}</small>")
+    """A cell of the table: mean and spread, and the paper's figure, small. The mark says in a hover what it means."""
+    paper, mark = row.get(f"paper_{name}"), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
+    return escape(measured(row, name)).replace(AHEAD, mark) + (
+        "" if paper is None else f"<small>paper {figure(paper)}</small>"
+    )
 
 
 def links(row: dict[str, Any], found: Sequence[Result]) -> str:

@@ -5,7 +5,7 @@ The terminal, the page, CSV and JSON all say what stands here.
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_core.schema import (
@@ -126,17 +126,17 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
     if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
         said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such numbers only with others of {listed(apart)}.")
     if plan.unread:
-        said.append(unread_text(plan))
+        said.append(unread_text(plan.unread))
     return said
 
 
-def unread_text(plan: Plan) -> str:
-    """Which swept knobs which strategies do not read; empty where each reads all."""
+def unread_text(unread: Mapping[str, Sequence[str]]) -> str:
+    """Which swept knobs which strategies do not read, as a plan's `unread` has it, in a line."""
     strategies: dict[str, list[str]] = {}
-    for strategy, names in plan.unread.items():
+    for strategy, names in unread.items():
         strategies.setdefault(listed(names), []).append(strategy)
     said = "; ".join(f"{names} by {listed(by)}" for names, by in strategies.items())
-    return f"What would train the same is trained once. Not read: {said}." if said else ""
+    return f"What would train the same is trained once. Not read: {said}."
 
 
 def listed(words: Sequence[str]) -> str:

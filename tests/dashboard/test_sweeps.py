@@ -249,8 +249,8 @@ def test_what_looks_ahead_is_marked_in_the_table_the_map_and_the_scatter(runs: P
     app = page()
     assert not app.exception
     told = text_of(app)
-    assert told.count("1.000 †") == 4  # two cells, bits and perplexity
-    assert "2.000 †" not in told
+    assert told.count('1.000 <abbr title="not comparable: looks ahead">†</abbr>') == 4  # two cells, bits and perplexity
+    assert "2.000 <abbr" not in told
     assert "Compare such numbers only with others of expert-choice." in told
     drawn = charts(app)
     assert drawn["sweep_quality"]["data"][1]["text"] == ["2", "1 †", "2", "1 †"]

@@ -69,13 +69,13 @@ def test_what_a_strategy_does_not_read_is_left_out_and_the_same_cell_is_one() ->
     ]
     assert plan.swept == ("strategy", "w_load", "w_switch")
     assert plan.unread == {"paper": ["w_switch"], "switch": ["w_load"], "loss-free": ["w_load", "w_switch"]}
-    assert unread_text(plan) == (
+    assert unread_text(plan.unread) == (
         "What would train the same is trained once. Not read: w_switch by paper; w_load by switch; w_load and w_switch by loss-free."
     )
     found = jobs(Sweep("s", Path(), plan))
     assert len(found) == 10
     assert len({(job.knobs, job.config.seed) for job in found}) == 10
-    assert unread_text(make_plan(CONFIG, Knobs(), WEIGHTS)) == ""
+    assert make_plan(CONFIG, Knobs(), WEIGHTS).unread == {}
 
 
 def test_pairs_are_folded_too() -> None:
