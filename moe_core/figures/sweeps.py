@@ -36,7 +36,7 @@ LOG_TICKS = {
 }
 WORSE = 0.1  # a cell that is so much worse than the best, relatively, is loud; less stays calm, since it may be noise
 APART = 18  # px between two names
-ROOM = 8  # px more than other charts have between an axis' words and its title
+ROOM = 8  # px more than other charts have for the words of the y axis, beside its title
 
 
 def pareto_front(cost_N2: Array) -> Array:
@@ -114,7 +114,6 @@ def grid_layout(
 ) -> Spec:
     """A cell for each pair of values, all of one size: the values of a sweep are choices, not a scale."""
     layout = base(name, title, subtitle, step=None, theme=theme, size=size, x={"title": x[0]}, y={"title": y[0]})
-    layout["margin"]["b"] += ROOM
     for axis, (_, values) in (("xaxis", x), ("yaxis", y)):
         layout[axis] |= {
             "range": [-0.5, len(values) - 0.5],
@@ -229,7 +228,6 @@ def sweep_pareto(
         y={"title": escape(label), "range": padded(metric_N[known_N]), "nticks": 6},
     )
     layout["margin"]["l"] += ROOM
-    layout["margin"]["b"] += ROOM
     order = np.flatnonzero(front_N)[np.argsort(cv_N[front_N], kind="stable")]
     layout["annotations"] += front_names(
         x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], lower_is_better, layout, theme

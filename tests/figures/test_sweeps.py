@@ -152,3 +152,12 @@ def test_a_run_that_looks_ahead_is_an_open_dot_that_beats_nobody() -> None:
     low, high = drawn.layout.yaxis.range
     assert low < 1.0 < 4.5 < high  # it is in sight
     assert "open dot not comparable: looks ahead" in drawn.layout.title.text
+
+
+@pytest.mark.parametrize(("lower", "sides"), [(True, ("bottom", "top")), (False, ("top", "bottom"))])
+def test_a_name_stands_on_the_side_where_the_front_is_not(lower: bool, sides: tuple[str, str]) -> None:
+    """The line leaves the first dot to the right, falling or rising, and comes to the last from the left."""
+    metric = np.array([4.0, 3.0]) if lower else np.array([3.0, 4.0])
+    drawn = sweeps.sweep_pareto(np.array([0.1, 1.0]), metric, ["a", "b"], ["one", "two"], label="x", lower_is_better=lower)  # fmt: skip
+    first, last = drawn.layout.annotations
+    assert ((first.xanchor, first.yanchor), (last.xanchor, last.yanchor)) == (("left", sides[0]), ("right", sides[1]))
