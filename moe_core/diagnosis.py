@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, Config, Knobs, experts_per_token, switched_off, value_text
+from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, Config, Knobs, switched_off, value_text
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -187,7 +187,7 @@ def named(experts: Sequence[int]) -> str:
 
 def collapse(seen: Seen) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps."""
-    ceiling = math.sqrt(max(seen.config.num_experts / experts_per_token(seen.config, seen.knobs) - 1, 0.0))
+    ceiling = math.sqrt(max(seen.config.num_experts / seen.knobs.k - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
     since = standing(seen.steps_n, seen.cv_load_n > high, seen.cv_load_n < 0.8 * high)
     if since is None or ceiling == 0:

@@ -199,3 +199,14 @@ def test_the_paper_stands_beside_its_own_strategy_only(tmp_path: Path) -> None:
     plan = make_plan(TEXT, Knobs(), {}, pairs_of(["table6"]))
     table = rows(Sweep("s", tmp_path, plan), results(Sweep("s", tmp_path, plan)))
     assert [row["paper_perplexity"] for row in table] == [39.8, 35.6, 35.7, 35.6, 35.7, 35.7]
+
+
+def test_the_live_page_shows_the_same_ceiling(tmp_path: Path) -> None:
+    from moe_core.figures.tiles import live_tiles
+    from tests.figures.record import record as record_run
+
+    def said(run: object) -> tuple[str, ...]:
+        return next(tile.lines for tile in live_tiles(run) if tile.name == "max_over_mean_load")
+
+    assert said(record_run(tmp_path / "flat", "plane", E=8, L=1)) == ("ceiling 4 ×",)
+    assert said(record_run(tmp_path / "groups", "plane", E=8, L=1, groups=4)) == ("ceiling 2 ×",)
