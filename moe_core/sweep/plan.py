@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads
@@ -20,7 +20,7 @@ from moe_core.sweep.paper import PAPER
 
 MOST = 1000  # runs of one sweep: more is a slip in a list
 Value = float | str
-Cell = dict[str, Value]
+Cell = dict[str, Any]  # a Value by the name of its knob
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,8 @@ def make_plan(
     """
     if pairs and (twice := [name for name in ("w_importance", "w_load") if name in lists]):
         raise ValueError(f"pairs set both weights, and {twice[0]} is given too; leave one of them out")
-    knobs = replace(knobs, **{name: values[0] for name, values in lists.items() if len(values) == 1})
+    shared: Cell = {name: values[0] for name, values in lists.items() if len(values) == 1}
+    knobs = replace(knobs, **shared)
     axes = {name: [{name: value} for value in values] for name, values in lists.items() if len(values) > 1}
     # The strategy first, so that its rows stand together and each reads as a sweep of its own knobs.
     by_strategy = [axes.pop("strategy")] if "strategy" in axes else []

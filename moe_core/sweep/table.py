@@ -60,8 +60,8 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
         knobs = plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
         for name in names:
-            values = [ended["eval"].get(name) if name not in BALANCE else ended.get(name) for ended in counted]
-            values = [float(value) for value in values if value is not None]
+            told = [(ended if name in BALANCE else ended["eval"]).get(name) for ended in counted]
+            values = [float(value) for value in told if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
         row["comparable"] = not looks_ahead(plan.config.task, knobs.strategy)
