@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the declarations in moe_core/schema.py: `python docs/make_reference.py`."""
+"""Writes docs/reference.md from the declarations in moe_core/schema/: `python docs/make_reference.py`."""
 
 import sys
 from dataclasses import fields
@@ -33,7 +33,7 @@ def stats_table() -> list[str]:
 def reference() -> str:
     """The whole page; a test compares it with the file."""
     lines = ["# Reference", ""]
-    lines += ["Made from moe_core/schema.py by docs/make_reference.py; edit there.", ""]
+    lines += ["Made from moe_core/schema/ by docs/make_reference.py; edit there.", ""]
     lines += ["## Config: what fixes a run", "", *settings_table(Config), ""]
     lines += ["## Knobs: what is turned while it trains", "", *settings_table(Knobs), ""]
     lines += ["## Statistics: what is measured", "", *stats_table(), ""]

@@ -11,14 +11,14 @@ ROOT = Path(__file__).parents[1]
 
 # What a module of each part may import beside the standard library, by the longest matching prefix of its path.
 MAY_IMPORT = {
-    "moe_core/schema.py": set(),
+    "moe_core/schema": {"moe_core.schema"},
     "moe_core/nn": {"torch", "moe_core.schema", "moe_core.nn"},
     "moe_core/runs": {"numpy", "moe_core", "moe_core.schema", "moe_core.runs"},
     "moe_core/figures": {"numpy", "plotly", "moe_core.schema", "moe_core.figures"},
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema"},
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.nn", "moe_core.runs", "moe_core.training"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.figures", "moe_core.export"},
-    "moe_core/sweep.py": {"numpy", "moe_core.schema", "moe_core.runs"},
+    "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
     "moe_core/dashboard": {"numpy", "streamlit", "starlette", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/commands": {"moe_core", "benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
     "moe_core/lessons.py": {"numpy", "moe_core.schema"},

@@ -2,20 +2,20 @@
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, plain, without_nan
+from moe_core.commands.sweep_table import as_text, write_csv
 from moe_core.commands.train import add_settings
-from moe_core.schema import BALANCE_STEPS, TASKS, Config, Knobs, parse_setting, value_text
+from moe_core.schema import TASKS, Config, Knobs, parse_setting
 
 
 def declare(commands: Any) -> None:
@@ -33,6 +33,7 @@ def declare(commands: Any) -> None:
 
 
 def sweep_command(arguments: argparse.Namespace) -> int:
+    from moe_core.runs import cores
     from moe_core.sweep import make_sweep, open_sweep, results, rows, run_sweep
 
     parallel = whole(arguments.parallel, "parallel", cores())
@@ -42,18 +43,10 @@ def sweep_command(arguments: argparse.Namespace) -> int:
         sweep = open_sweep(arguments.resume, arguments.runs)
     else:
         sweep = make_sweep(plan_of(arguments), arguments.runs, arguments.sweep_id)
-    teller = Teller(arguments.json)
-    count, cells = len(results(sweep)), len(sweep.plan.cells)
-    teller.tell(
-        {
-            "event": "start",
-            "sweep": sweep.id,
-            "path": str(sweep.folder),
-            "cells": cells,
-            "runs": count,
-            "parallel": parallel,
-        }
-    )
+    teller, plan = Teller(arguments.json), sweep.plan
+    count = {"cells": len(plan.cells), "runs": len(plan.cells) * len(plan.seeds), "parallel": parallel}
+    begun = {"event": "start", "sweep": sweep.id, "path": str(sweep.folder), **count, "not_read": plan.unread}
+    teller.tell(begun)
     with stopped_by_signals() as stopping:
         state = run_sweep(sweep, parallel, stopping, teller.tell)
     found = results(sweep)
@@ -63,7 +56,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     problems = {result.job.run_id: result.problem for result in found if result.problem}
     teller.tell({"event": "end", "state": state, "sweep": sweep.id, "problems": problems, "rows": table})
     if not arguments.json:
-        print(plain(as_text(sweep.plan, table), keep="\n"))
+        print(plain(as_text(plan, table), keep="\n"))
     return 0 if state == "finished" else 1
 
 
@@ -76,12 +69,7 @@ def plan_of(arguments: argparse.Namespace) -> Any:
     # Small models run fastest on one thread each, and the cores are for the runs beside.
     config = Config.for_task(config.pop("task", TASKS[0]), **{"threads": 1} | config)
     lists = {f.name: values_of(f.name, text) for f in fields(Knobs) if (text := getattr(arguments, f.name)) is not None}
-    knobs = replace(Knobs(), **{name: values[0] for name, values in lists.items() if len(values) == 1})
-    lists = {name: values for name, values in lists.items() if len(values) > 1}
-    pairs = pairs_of(arguments.pairs or [])
-    if pairs and (twice := [name for name in ("w_importance", "w_load") if getattr(arguments, name) is not None]):
-        raise ValueError(f"--pairs sets both weights, and --{twice[0].replace('_', '-')} is given too; leave one out")
-    plan = make_plan(config, knobs, lists, pairs, whole(arguments.seeds, "seeds", 1))
+    plan = make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), whole(arguments.seeds, "seeds", 1))
     if plan.config.text or plan.config.data or plan.config.device != "auto":
         # What every trainer would trip over is said once, and before anything is written.
         from moe_core.training.data import load
@@ -109,10 +97,6 @@ def whole(text: str | None, name: str, default: int) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
         raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
     return int(text)
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def csv_file(name: str | None) -> Path | None:
@@ -143,76 +127,6 @@ def stopped_by_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-# The table
-
-
-def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    """The rows, a column a field; empty where there is nothing."""
-    from moe_core.export import table as csv_text
-    from moe_core.export import write
-
-    names = dict.fromkeys(name for row in table for name in row)
-    columns = {name: [csv_value(row.get(name)) for row in table] for name in names}
-    write(path, csv_text(columns))
-
-
-def csv_value(value: Any) -> Any:
-    if isinstance(value, list):
-        return " ".join(value)
-    return math.nan if value is None else value
-
-
-def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
-    """The table for a terminal: our mean and spread, the paper's figure in brackets, and both ceilings below."""
-    from moe_core.sweep import figure, measures
-
-    labels = measures(plan.config.task)
-    swept = list(plan.swept)
-    lines = [[*swept, "runs", *labels.values()]]
-    for row in table:
-        cells = [value_text(row[name]) for name in swept]
-        lines.append([*cells, f"{row['finished']} of {row['runs']}", *(measured(row, name) for name in labels)])
-    for words, ceiling in ceiling_lines(plan, table):
-        lines.append(
-            [words, *[""] * len(swept), *(figure(ceiling.get(name)) if ceiling.get(name) else "" for name in labels)]
-        )
-    widths = [max(len(line[i]) for line in lines[: len(table) + 1]) for i in range(len(lines[0]))]
-    text = ["  ".join(word.ljust(width) for word, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    text.insert(1, "-" * max(map(len, text)))
-    text.insert(len(table) + 2, text[1])
-    note = f"±: sample standard deviation over seeds. Balance: mean of the last {BALANCE_STEPS} steps and all layers."
-    if any(name.startswith("paper_") for row in table for name in row):
-        note += "\n[ ]: the paper's Table 6 (256 experts, k 4, another task); compare the shape, beside the ceilings."
-    return "\n".join([*text, note])
-
-
-def measured(row: dict[str, Any], name: str) -> str:
-    from moe_core.sweep import figure
-
-    if row[name] is None:
-        return "–"
-    spread = row[f"{name}_spread"]
-    paper = row.get(f"paper_{name}")
-    return (
-        figure(row[name])
-        + (f" ±{figure(spread)}" if spread is not None else "")
-        + (f" [{figure(paper)}]" if paper is not None else "")
-    )
-
-
-def ceiling_lines(plan: Any, table: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, float]]]:
-    """A line for each k that was trained, and one for the paper's model where its figures stand."""
-    from moe_core.sweep import PAPER_EXPERTS, PAPER_K, ceilings
-
-    ks = dict.fromkeys(int(row.get("k", plan.knobs.k)) for row in table)
-    experts = plan.config.num_experts
-    found = [(f"ceiling, {experts} experts, k {k}", ceilings(experts, k)) for k in ks]
-    if any(name.startswith("paper_") for row in table for name in row):
-        words = f"[ceiling, {PAPER_EXPERTS} experts, k {PAPER_K}]"
-        found.append((words, ceilings(PAPER_EXPERTS, PAPER_K)))
-    return found
-
-
 class Teller:
     """Prints a sweep's events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines."""
 
@@ -236,8 +150,12 @@ class Teller:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
 
     def on_start(self, event: dict[str, Any]) -> None:
+        from moe_core.sweep import unread_text
+
         many = f"{event['runs']} runs ({event['cells']} cells), {event['parallel']} at a time"
         self.line(f"{event['sweep']}: {many}; its record is {event['path']}")
+        if event["not_read"]:
+            self.line(unread_text(event["not_read"]))
 
     def on_run(self, event: dict[str, Any]) -> None:
         if event["state"] == "failed" or (event["state"] == "finished" and not self.live):

@@ -12,7 +12,7 @@ from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.runs import read_script
-from moe_core.schema import BALANCE, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
+from moe_core.schema import BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
 def declare(commands: Any) -> None:
@@ -159,8 +159,10 @@ class Teller:
 
     def on_end(self, event: dict[str, Any]) -> None:
         self.line(f"{event['state']} at step {event['step']}")
-        for name, value in [("loss", event["loss"]), *event["eval"].items(), *((s, event.get(s)) for s in BALANCE)]:
+        held_out = "" if event["comparable"] is not False else f"  ({LOOKS_AHEAD})"
+        lines = [("loss", event["loss"], ""), *((*measured, held_out) for measured in event["eval"].items())]
+        for name, value, note in [*lines, *((stat, event.get(stat), "") for stat in BALANCE)]:
             if isinstance(value, (int, float)):
-                print(f"{name:20} {value:.4f}")
+                print(f"{name:20} {value:.4f}{note}")
         if self.text:
             print("\nthe model writes:\n" + plain(self.text, keep="\n"))

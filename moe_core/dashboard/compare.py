@@ -15,7 +15,7 @@ from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
 from moe_core.figures.tiles import NONE, number, rows_until
 from moe_core.runs import Run, StoreError, list_runs, open_run
-from moe_core.schema import METRICS, STAT, TASKS, Config, Knobs, value_text
+from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
 END = 50  # steps over which end figures are means
@@ -118,8 +118,16 @@ def end_figures(runs: Sequence[Any]) -> list[tuple[str, list[str]]]:
     ends = [run.steps()[1] for run in runs]
     rows = [("steps", [f"{end:,}" for end in ends])]
     name, label, unit, _ = METRICS[runs[0].config.task][0]
-    last = [next((e.metrics[name] for e in reversed(run.evals()) if name in e.metrics), math.nan) for run in runs]
-    rows.append((label + (f", {unit}" if unit else ""), against_first(last, 3)))
+    last = [next((e for e in reversed(run.evals()) if name in e.metrics), None) for run in runs]
+    values = [math.nan if e is None else e.metrics[name] for e in last]
+    ahead = [
+        e is not None and looks_ahead(run.config.task, run.knobs_at(e.step).strategy)
+        for run, e in zip(runs, last, strict=True)
+    ]
+    texts = against_first(values, 3)
+    if any(ahead):  # then a difference from A would compare what does not compare
+        texts = [number(v, 3) + (f", {LOOKS_AHEAD}" if one else "") for v, one in zip(values, ahead, strict=True)]
+    rows.append((label + (f", {unit}" if unit else ""), texts))
     for stat in ENDS:
         means = []
         for run, end in zip(runs, ends, strict=True):

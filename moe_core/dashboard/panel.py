@@ -15,7 +15,7 @@ from typing import Any
 
 from moe_core.figures.tiles import at, balance_word, by_hand, gestures, heldout_tile, number
 from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words
-from moe_core.schema import AUTOBALANCE, Config, Knobs, highest, label_of, meta_of, value_text
+from moe_core.schema import AUTOBALANCE, LOOKS_AHEAD, Config, Knobs, highest, label_of, meta_of, reads, value_text
 
 ALIVE = ("starting", "training", "paused")
 LISTED = 8  # changes in the list
@@ -102,9 +102,7 @@ def shown(config: Config, stand: Knobs) -> list[str]:
 
 
 def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
-    if (meta.hierarchical and config.groups < 2) or (meta.strategies and stand.strategy not in meta.strategies):
-        return False
-    return config.task in meta.tasks and (meta.low == -math.inf or highest(config, name) > meta.low)
+    return reads(config, stand.strategy, name) and (meta.low == -math.inf or highest(config, name) > meta.low)
 
 
 def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequence[Any] = ()) -> dict[str, Any]:
@@ -139,7 +137,10 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     loss = heldout_tile(feed, last)
     seconds = max(0.0, time.time() - status.heartbeat_age - feed.run.facts["created"])
     done = f"{last:,} steps in {duration(seconds)}"
-    good = f"{loss.label} {loss.value} {loss.unit}".strip() + f", CV(load) {number(cv)}, {balance_word(cv)}"
+    held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
+        f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
+    )
+    good = f"{held_out}, CV(load) {number(cv)}, {balance_word(cv)}"
     text = {
         "finished": f"Finished: {done}. {good}.",
         "stopped": f"Stopped: {done}. {good}.",

@@ -3,7 +3,6 @@
 A sweep started here is a process of its own: it outlives the dashboard and is found again by its lock.
 """
 
-import os
 import re
 from collections.abc import Sequence
 from html import escape
@@ -15,22 +14,23 @@ import streamlit as st
 
 from moe_core.figures import sweeps as figures
 from moe_core.figures.theme import THEMES
-from moe_core.runs import StoreError, last_words, reap
-from moe_core.schema import METRICS, TASKS, Config, Knobs, value_text
+from moe_core.runs import StoreError, cores, last_words, reap
+from moe_core.schema import AHEAD, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, looks_ahead, value_text
 from moe_core.sweep import (
     FAILED,
-    PAPER_EXPERTS,
-    PAPER_K,
     TRAINS,
     Result,
     Sweep,
     cancel,
-    ceilings,
+    ceiling_lines,
+    choice,
     detach,
     figure,
     make_plan,
     make_sweep,
+    measured,
     measures,
+    notes,
     open_sweep,
     pairs_of,
     progress,
@@ -42,18 +42,20 @@ from moe_core.sweep import (
 )
 
 NEW = "New sweep"
+UNREAD = choice(None)  # where a cell's strategy does not read a swept knob
 LIVE = Path(__file__).parents[2] / "pages" / "live.py"
 LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  # knobs with a field of their own
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
 .moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
-.moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--st-border-color); white-space: nowrap; }
+.moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--moescope-rule); white-space: nowrap; }
 .moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
 .moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
-.moe-table a { color: var(--st-primary-color); }
+.moe-table a { color: var(--moescope-hand); }
 .moe-state { display: flex; align-items: baseline; gap: 12px; }
 .moe-right { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-scroll { overflow-x: auto; }
+.moe-notes p { color: var(--moescope-ink-2); font-size: 13px; margin: 4px 0 0; }
 """
 
 
@@ -94,14 +96,14 @@ def new() -> None:
         task.selectbox("Task", TASKS, key="sweep-task")
         steps.number_input("Steps", 1, 10**9, 1000, key="sweep-steps")
         seeds.number_input("Seeds", 1, 100, 3, key="sweep-seeds")
-        parallel.number_input("Runs at a time", 1, 256, max(1, (os.cpu_count() or 2) - 1), key="sweep-parallel")
+        parallel.number_input("Runs at a time", 1, 256, side_by_side(), key="sweep-parallel")
         for column, (name, default) in zip(st.columns(len(LISTED)), LISTED.items(), strict=True):
             column.text_input(name, default, placeholder=value_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
         pairs, more = st.columns(2)
         pairs.text_input(
             "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
         )
-        more.text_input("Other knobs", placeholder="lr=0.001,0.003; speed_limit=0", key="sweep-more")
+        more.text_input("Other knobs", placeholder="strategy=paper,switch; lr=0.001,0.003", key="sweep-more")
         if st.form_submit_button("Start", type="primary"):
             begin()
     st.caption("The paper's six rows (Table 6) from a terminal:")
@@ -191,7 +193,12 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
 
 
 def go_on(sweep: Sweep) -> None:
-    detach(sweep, max(1, (os.cpu_count() or 2) - 1))
+    detach(sweep, side_by_side())
+
+
+def side_by_side() -> int:
+    """Runs at a time that leave a core to the dashboard."""
+    return max(1, cores() - 1)
 
 
 # What it found
@@ -202,27 +209,34 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     labels = measures(sweep.plan.config.task)
     swept = sweep.plan.swept
     head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values()])
+    lines = rows(sweep, found)
     body = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in swept)
+        + "".join(f"<td>{escape(choice(row[name]))}</td>" for name in swept)
         + f"<td>{links(row, found)}</td>"
-        + "".join(f'<td data-measure="{name}">{measured(row, name)}</td>' for name in labels)
+        + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
         + "</tr>"
-        for row in rows(sweep, found)
+        for row in lines
     )
+    foot = "".join(
+        f'<tr><td colspan="{len(swept) + 1}">{words[:1].upper()}{words[1:]}</td>'
+        + "".join(f"<td>{figure(highest[name]) if name in highest else ''}</td>" for name in labels)
+        + "</tr>"
+        for words, highest in ceiling_lines(sweep.plan, lines)
+    )
+    said = "".join(f"<p>{escape(note)}</p>" for note in notes(sweep.plan, lines, "paper"))
     st.html(
         f'<div class="moe-scroll"><table class="moe-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        f"<tfoot>{''.join(ceiling_rows(sweep, labels))}</tfoot></table></div>"
+        f'<tfoot>{foot}</tfoot></table></div><div class="moe-notes">{said}</div>'
     )
 
 
-def measured(row: dict[str, Any], name: str) -> str:
-    """A cell of the table: mean, spread, and the paper's figure, small."""
-    if row[name] is None:
-        return "–"
-    spread, paper = row[f"{name}_spread"], row.get(f"paper_{name}")
-    beside = "" if spread is None else f" ±{figure(spread)}"
-    return f"{figure(row[name])}{beside}" + ("" if paper is None else f"<small>paper {figure(paper)}</small>")
+def beside_paper(row: dict[str, Any], name: str) -> str:
+    """A cell of the table: mean and spread, and the paper's figure, small. The mark says in a hover what it means."""
+    paper, mark = row.get(f"paper_{name}"), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
+    return escape(measured(row, name)).replace(AHEAD, mark) + (
+        "" if paper is None else f"<small>paper {figure(paper)}</small>"
+    )
 
 
 def links(row: dict[str, Any], found: Sequence[Result]) -> str:
@@ -236,70 +250,62 @@ def links(row: dict[str, Any], found: Sequence[Result]) -> str:
     return "seed " + ", ".join(words)
 
 
-def ceiling_rows(sweep: Sweep, labels: dict[str, str]) -> list[str]:
-    """What each figure cannot exceed, here and in the paper's model."""
-    plan = sweep.plan
-    ks = dict.fromkeys(int(cell.get("k", plan.knobs.k)) for cell in plan.cells)
-    models = [(f"Ceiling, {plan.config.num_experts} experts, k {k}", plan.config.num_experts, k) for k in ks]
-    models.append((f"Ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}", PAPER_EXPERTS, PAPER_K))
-    span = len(plan.swept) + 1
-    lines = []
-    for words, experts, k in models:
-        highest = ceilings(experts, k)
-        cells = "".join(f"<td>{figure(highest[name])}</td>" if name in highest else "<td></td>" for name in labels)
-        lines.append(f'<tr><td colspan="{span}">{words}</td>{cells}</tr>')
-    return lines
-
-
 def charts(sweep: Sweep, found: Sequence[Result]) -> None:
     """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run."""
-    theme = THEMES[st.context.theme.type or "light"]
-    metric, label, unit, lower = METRICS[sweep.plan.config.task][0]
+    theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
+    metric, label, unit, lower = METRICS[plan.config.task][0]
     words: dict[str, Any] = {"label": f"{label}, {unit}" if unit else label, "lower_is_better": lower}
     if grid := grids(sweep, found, metric):
-        balance, quality, ids, x, y = grid
+        balance, quality, ahead, ids, x, y = grid
         left, right = st.columns(2)
         with left:
             clickable("balance", figures.sweep_balance(balance, ids, x, y, theme=theme))
         with right:
-            clickable("quality", figures.sweep_quality(quality, ids, x, y, **words, theme=theme))
-    done = [result for result in found if result.ended]
+            clickable("quality", figures.sweep_quality(quality, ids, x, y, **words, ahead_YX=ahead, theme=theme))
+    done = [(result.job, result.ended) for result in found if result.ended]
     if done:
-        cv = np.array([result.ended["cv_load"] for result in done])  # type: ignore[index]
-        values = np.array([result.ended["eval"].get(metric, np.nan) for result in done])  # type: ignore[index]
-        names = [short(sweep, result) for result in done]
+        cv = np.array([ended["cv_load"] for _, ended in done])
+        values = np.array([ended["eval"].get(metric, np.nan) for _, ended in done])
+        names = [short(sweep, job.cell) for job, _ in done]
+        ahead = np.array([looks_ahead(plan.config.task, job.knobs.strategy) for job, _ in done])
         drawn = figures.sweep_pareto(
-            cv, values, [result.job.run_id for result in done], names,
-            **words, knobs=" / ".join(sweep.plan.swept), theme=theme,
+            cv, values, [job.run_id for job, _ in done], names,
+            **words, knobs=" / ".join(plan.swept), ahead_N=ahead, theme=theme,
         )  # fmt: skip
         clickable("pareto", drawn)
 
 
-def short(sweep: Sweep, result: Result) -> str:
-    """A run's cell as its values alone."""
-    return " / ".join(value_text(value) for value in sweep.plan.cells[result.job.cell].values())
+def short(sweep: Sweep, cell: int) -> str:
+    """A cell as its values alone."""
+    return " / ".join(choice(sweep.plan.cells[cell].get(name)) for name in sweep.plan.swept)
 
 
 def grids(sweep: Sweep, found: Sequence[Result], metric: str) -> Any:
-    """Balance and quality (Y, X), the run to open of each cell, and both axes; None unless two knobs are swept."""
+    """Balance, quality and what looks ahead, (Y, X) each, the run to open of each cell, and both axes.
+
+    None unless two knobs are swept.
+    """
     plan = sweep.plan
     if len(plan.swept) != 2:
         return None
-    x, y = ((name, in_order([cell[name] for cell in plan.cells])) for name in plan.swept)
+    x, y = ((name, in_order([cell.get(name, UNREAD) for cell in plan.cells])) for name in plan.swept)
     balance, quality = np.full((2, len(y[1]), len(x[1])), np.nan)
+    ahead = np.zeros(balance.shape, bool)
     ids = [[""] * len(x[1]) for _ in y[1]]
-    for row in rows(sweep, found):
-        at = y[1].index(row[y[0]]), x[1].index(row[x[0]])
+    for cell, row in zip(plan.cells, rows(sweep, found), strict=True):
+        at = y[1].index(cell.get(y[0], UNREAD)), x[1].index(cell.get(x[0], UNREAD))
         ids[at[0]][at[1]] = next((r.job.run_id for r in found if r.ended and r.job.run_id in row["ids"]), "")
         balance[at] = np.nan if row["cv_load"] is None else row["cv_load"]
         quality[at] = np.nan if row[metric] is None else row[metric]
-    return balance, quality, ids, x, y
+        ahead[at] = not row["comparable"]
+    return balance, quality, ahead, ids, x, y
 
 
 def in_order(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers from low to high, words as they were given."""
-    once = list(dict.fromkeys(values))
-    return once if any(isinstance(value, str) for value in once) else sorted(once)
+    """Each value once: numbers from low to high, words as they were given, and last the dash of cells that read none."""
+    once = [value for value in dict.fromkeys(values) if value != UNREAD]
+    known = once if any(isinstance(value, str) for value in once) else sorted(once)
+    return known + [UNREAD] * (UNREAD in values)
 
 
 def clickable(name: str, drawn: Any) -> None:

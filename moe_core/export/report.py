@@ -24,7 +24,7 @@ from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import last_step
-from moe_core.schema import METRICS, Config, as_dict, meta_of, value_text
+from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text
 
 WIDTH, HEIGHT, MARGIN = 794, 1123, 57  # A4 in CSS px, and 15 mm
 WIDE = WIDTH - 2 * MARGIN
@@ -129,7 +129,10 @@ def evaluations(run: Any) -> Rows:
     done = run.evals()
     kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
     rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]
-    return Rows(("step", *(words for _, words in names)), rows)
+    ahead = [looks_ahead(run.config.task, run.knobs_at(e.step).strategy) for e in kept]
+    if any(ahead):
+        rows = [(*row, LOOKS_AHEAD if one else "") for row, one in zip(rows, ahead, strict=True)]
+    return Rows(("step", *(words for _, words in names), *[""] * any(ahead)), rows)
 
 
 def figure_title(run: Any, name: str, layer: int) -> str | None:

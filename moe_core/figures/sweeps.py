@@ -26,7 +26,7 @@ from moe_core.figures.theme import (
     pens,
     scale,
 )
-from moe_core.schema import BALANCED, COLLAPSED, value_text
+from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, value_text
 
 CALM_TO_LOUD = (0.0, 1 / 3, 2 / 3, 1.0)  # the upper half of the diverging scale: even looks calm, imbalance shows
 LEAST_CV = 0.01  # left end of the logarithmic axis; an even load, CV 0, stands there
@@ -36,6 +36,7 @@ LOG_TICKS = {
 }
 WORSE = 0.1  # a cell that is so much worse than the best, relatively, is loud; less stays calm, since it may be noise
 APART = 18  # px between two names
+ROOM = 8  # px more than other charts have for the words of the y axis, beside its title
 
 
 def pareto_front(cost_N2: Array) -> Array:
@@ -74,18 +75,32 @@ def sweep_quality(
     *,
     label: str,
     lower_is_better: bool,
+    ahead_YX: Array | None = None,
     theme: Theme = LIGHT,
     size: Size = (560, 380),
 ) -> Spec:
-    """The held-out metric of each cell, in colour from the best to the worst, or to a tenth worse where all lie closer."""
-    known = np.asarray(metric_YX)[np.isfinite(metric_YX)]
+    """The held-out metric of each cell, in colour from the best to the worst, or to a tenth worse where all lie closer.
+
+    ahead_YX: cells whose metric looks ahead; beside others they are marked, and have no colour, since they do not compare.
+    """
+    ahead_YX = apart(ahead_YX, metric_YX)
+    known = np.asarray(metric_YX)[np.isfinite(metric_YX) & ~ahead_YX]
     ends = (float(known.min()), float(known.max())) if len(known) else (0.0, 1.0)
     best, worst = ends if lower_is_better else ends[::-1]
     room = max(abs(worst - best), WORSE * abs(best)) or 1.0
-    text = f"{escape(label)}, mean over seeds; the {'lowest' if lower_is_better else 'highest'} is the best"
+    end = f"{AHEAD} {LOOKS_AHEAD}" if ahead_YX.any() else "mean over seeds"
+    text = f"{escape(label)}; {'lowest' if lower_is_better else 'highest'} is best; {end}"
     layout = grid_layout("sweep_quality", "Quality over the grid", text, x, y, theme, size)
     span = (best, best + room if lower_is_better else best - room)
-    return {"data": grid_data(metric_YX, ids_YX, x, y, label, span, layout, theme), "layout": layout}
+    return {"data": grid_data(metric_YX, ids_YX, x, y, label, span, layout, theme, ahead_YX), "layout": layout}
+
+
+def apart(ahead: Array | None, metric: Array) -> Array:
+    """Which known metrics look ahead where others do not: bool, of the metric's shape. All alike compare with each other."""
+    known = np.isfinite(metric)
+    if ahead is None or np.asarray(ahead)[known].all():
+        return np.zeros(known.shape, bool)
+    return np.asarray(np.asarray(ahead, bool) & known)
 
 
 def grid_layout(
@@ -119,13 +134,20 @@ def grid_data(
     span: tuple[float, float],
     layout: Spec,
     theme: Theme,
+    ahead_YX: Array | None = None,
 ) -> list[Spec]:
-    """The cells, and on each known one its number, which can be clicked. span: the calm end and the loud end."""
+    """The cells, and on each known one its number, which can be clicked. span: the calm end and the loud end.
+
+    ahead_YX: cells that are marked and have no colour.
+    """
     values_YX = np.asarray(values_YX, np.float64)
     calm, loud = span
     heat_YX = (values_YX - calm) / (loud - calm)
     colours = theme.diverging[3:]
-    known = [(row, column) for row, column in np.argwhere(np.isfinite(heat_YX)).tolist()]
+    known = [(row, column) for row, column in np.argwhere(np.isfinite(values_YX)).tolist()]
+    ahead_YX = np.zeros(heat_YX.shape, bool) if ahead_YX is None else ahead_YX
+    heat_YX[ahead_YX] = np.nan
+    inks = [letter_colour(mixed(colours, float(heat_YX[at]))) if not ahead_YX[at] else theme.ink for at in known]
     width, height = inner(layout)
     cell = min(width / values_YX.shape[1], height / values_YX.shape[0])
     return [
@@ -138,22 +160,24 @@ def grid_data(
             # A heatmap's cells cannot be chosen with a click; markers can.
             "type": "scatter", "mode": "markers+text", "name": "numbers",
             "x": [column for _, column in known], "y": [row for row, _ in known],
-            "text": [f"{values_YX[at]:.3g}" for at in known],
+            "text": [f"{values_YX[at]:.3g}" + f" {AHEAD}" * bool(ahead_YX[at]) for at in known],
             "customdata": [ids_YX[row][column] for row, column in known],
             "marker": {"symbol": "square", "size": max(8, int(0.9 * cell)), "opacity": 0},
             "selected": {"marker": {"opacity": 0}}, "unselected": {"marker": {"opacity": 0}},
-            "textfont": {
-                "family": SANS, "size": layout["font"]["size"],
-                "color": [letter_colour(mixed(colours, float(heat_YX[at]))) for at in known],
-            },
+            "textfont": {"family": SANS, "size": layout["font"]["size"], "color": inks},
             "hovertext": [
                 f"{escape(x[0])} {escape(value_text(x[1][column]))}, {escape(y[0])} {escape(value_text(y[1][row]))}: "
-                f"{escape(label)} {values_YX[row, column]:.4g}. Click to open its first run."
+                f"{escape(label)} {values_YX[row, column]:.4g}{said(ahead_YX[row, column])}. Click to open its first run."
                 for row, column in known
             ],
             "hoverinfo": "text",
         },
     ]  # fmt: skip
+
+
+def said(ahead: bool) -> str:
+    """What a hover adds to a metric that does not compare."""
+    return f", {LOOKS_AHEAD}" if ahead else ""
 
 
 def mixed(colours: Sequence[str], at: float) -> str:
@@ -175,21 +199,27 @@ def sweep_pareto(
     label: str,
     lower_is_better: bool,
     knobs: str = "",
+    ahead_N: Array | None = None,
     theme: Theme = LIGHT,
     size: Size = (940, 380),
 ) -> Spec:
     """The held-out metric against CV(load), a dot a run, and a line through the runs that no other beats in both.
 
-    names_N: each run's cell in short, in the order of `knobs`; ids_N: the run that a click opens.
+    names_N: each run's cell in short, in the order of `knobs`; ids_N: the run that a click opens. ahead_N: runs whose
+    metric looks ahead; beside others they are open dots, and neither on the front nor ahead of it.
     """
     cv_N, metric_N = np.asarray(cv_load_N, np.float64), np.asarray(metric_N, np.float64)
-    front_N = pareto_front(np.stack([cv_N, metric_N if lower_is_better else -metric_N], axis=1))
+    ahead_N = apart(ahead_N, metric_N)
+    costs_N2 = np.stack([cv_N, metric_N if lower_is_better else -metric_N], axis=1)
+    costs_N2[ahead_N] = np.nan
+    front_N = pareto_front(costs_N2)
     known_N = np.isfinite(cv_N) & np.isfinite(metric_N)
     x_N = np.maximum(cv_N, LEAST_CV)
     layout = base(
         "sweep_pareto",
         "Quality against balance",
         "a dot a run; the line joins those that no other run beats in both"
+        + (f"; open dot {LOOKS_AHEAD}" if ahead_N.any() else "")
         + (f"; named: {escape(knobs)}" if knobs else ""),
         step=None,
         theme=theme,
@@ -197,11 +227,13 @@ def sweep_pareto(
         x={"title": "CV(load), mean of the last steps", "type": "log", "range": log_range(x_N[known_N]), **LOG_TICKS},
         y={"title": escape(label), "range": padded(metric_N[known_N]), "nticks": 6},
     )
+    layout["margin"]["l"] += ROOM
     order = np.flatnonzero(front_N)[np.argsort(cv_N[front_N], kind="stable")]
     layout["annotations"] += front_names(
-        x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], layout, theme
+        x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], lower_is_better, layout, theme
     )
-    rest = np.flatnonzero(known_N & ~front_N)
+    rest = np.flatnonzero(known_N & ~front_N & ~ahead_N)
+    ahead = np.flatnonzero(known_N & ahead_N)
     line = {"color": theme.ink, "width": pens(size).line, "shape": "linear"}
 
     def dots(name: str, of: Array, mode: str, marker: Spec) -> Spec:
@@ -209,13 +241,15 @@ def sweep_pareto(
             "type": "scatter", "mode": mode, "name": name, "x": x_N[of], "y": metric_N[of],
             "customdata": [ids_N[i] for i in of.tolist()], "marker": marker, "hoverinfo": "text",
             "hovertext": [
-                f"{escape(names_N[i])}: {escape(label)} {metric_N[i]:.4g} at CV(load) {cv_N[i]:.3g}. Click to open {escape(ids_N[i])}."
+                f"{escape(names_N[i])}: {escape(label)} {metric_N[i]:.4g} at CV(load) {cv_N[i]:.3g}{said(ahead_N[i])}. Click to open {escape(ids_N[i])}."
                 for i in of.tolist()
             ],
         }  # fmt: skip
 
+    open_dot = {"symbol": "circle-open", "size": 9, "color": theme.ink2, "line": {"width": 2}}
     return {
         "data": [
+            *([dots("runs that look ahead", ahead, "markers", open_dot)] if len(ahead) else []),
             dots("other runs", rest, "markers", {"size": 8, "color": faded(theme.ink2, 0.55)}),
             dots("front", order, "lines+markers", {"size": 9, "color": theme.ink}) | {"line": line},
         ],
@@ -223,8 +257,11 @@ def sweep_pareto(
     }
 
 
-def front_names(x_N: Array, y_N: Array, names: Sequence[str], layout: Spec, theme: Theme) -> list[Spec]:
-    """The names beside the front's dots, best balance first, as far as they find room."""
+def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, layout: Spec, theme: Theme) -> list[Spec]:
+    """The names beside the front's dots, best balance first, as far as they find room, on the side where the line is not.
+
+    falling: the front's line falls to the right; else it rises.
+    """
     width, height = inner(layout)
     (x0, x1), (y0, y1) = layout["xaxis"]["range"], layout["yaxis"]["range"]
     taken: list[tuple[float, float]] = []
@@ -235,10 +272,11 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], layout: Spec, them
             continue
         taken.append(at)
         left = at[0] > 0.85 * width
+        above = falling != left
         found.append(
             note(
-                escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left", yanchor="bottom",
-                xshift=-6 if left else 6, font={"color": theme.ink, "size": layout["font"]["size"], "family": SANS},
+                escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left",
+                yanchor="bottom" if above else "top", xshift=-6 if left else 6, font={"color": theme.ink, "size": layout["font"]["size"], "family": SANS},
             )
         )  # fmt: skip
     return found

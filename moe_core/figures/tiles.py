@@ -12,7 +12,16 @@ import numpy as np
 
 from moe_core.figures.routing import moved_tokens
 from moe_core.figures.theme import Array, percent
-from moe_core.schema import AUTOBALANCE, BALANCED, COLLAPSED, DEAD_AFTER, METRICS, STRATEGIES
+from moe_core.schema import (
+    AUTOBALANCE,
+    BALANCED,
+    COLLAPSED,
+    DEAD_AFTER,
+    LOOKS_AHEAD,
+    METRICS,
+    experts_per_token,
+    looks_ahead,
+)
 
 NONE = "–"
 RECENT = 50  # steps over which speed is measured
@@ -99,7 +108,7 @@ def last_change(source: Any, step: int) -> Any | None:
 
 def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
     """The Live page's tiles at a step, None being the last: balance first."""
-    k = (source.knobs if step is None else source.knobs_at(step)).k
+    chosen = experts_per_token(source.config, source.knobs if step is None else source.knobs_at(step))
     step = last_step(source) if step is None else step
     E = source.config.num_experts
     cv = at(source, "cv_load", layer, step)
@@ -130,7 +139,7 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
             "Max / mean load",
             number(at(source, "max_over_mean_load", layer, step)),
             "×",
-            lines=(f"ceiling {E / k:g} ×",),
+            lines=(f"ceiling {E / chosen:g} ×",),
         ),
         Tile("dead_experts", "Dead experts", number(dead, 0), f"of {E}", lines=(f"last {DEAD_AFTER} steps",)),
         heldout_tile(source, step),
@@ -145,8 +154,8 @@ def heldout_tile(source: Any, step: int) -> Tile:
     heading = label[:1].upper() + label[1:]
     if not done:
         return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
-    if source.config.task == "text" and not STRATEGIES[source.knobs_at(done[-1][0]).strategy].causal:
-        return Tile("heldout", heading, number(done[-1][1]), unit, lines=("looks ahead: not comparable",))
+    if looks_ahead(source.config.task, source.knobs_at(done[-1][0]).strategy):
+        return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
     share = unit == ""
     last, value = done[-1]
     before = [(s, v) for s, v in done if s <= last - 200] or done[:1]
@@ -359,7 +368,7 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         last = last_step(one) if step is None else min(step, last_step(one))
         cv = at(one, "cv_load", min(layer, one.config.layers - 1), last)
         heldout = heldout_tile(one, last)
-        line = f"{heldout.value} {heldout.unit}".strip()
+        line = f"{heldout.value} {heldout.unit}".strip() + (f", {LOOKS_AHEAD}" if LOOKS_AHEAD in heldout.lines else "")
         word = balance_word(cv)
         lines = (
             (f"held-out {line}", f"step {last:,}") if letter == "A" else (f"{word}, held-out {line}" if word else line,)

@@ -6,6 +6,7 @@ from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
 from moe_core.runs.runner import (
+    cores,
     end_child,
     flags,
     fork,
@@ -68,6 +69,7 @@ __all__ = [
     "StoreError",
     "bench_file",
     "changes_of",
+    "cores",
     "create_run",
     "derive",
     "end_child",

@@ -3,17 +3,18 @@
 from typing import Any
 
 from moe_core.runs.store import Run
-from moe_core.schema import BALANCE, BALANCE_STEPS
+from moe_core.schema import BALANCE, BALANCE_STEPS, looks_ahead
 
 
 def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     """The end event's numbers: state, step, loss, the last evaluation, and balance (mean over the last steps and all layers).
 
-    A run without a step has neither loss nor balance.
+    comparable: whether the evaluation compares with those of other strategies; None where there was none. A run without
+    a step has neither loss nor balance.
     """
     _, last = run.steps()
     first = max(1, last - BALANCE_STEPS + 1)
-    told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}}
+    told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
     if last:
         told["loss"] = float(run.history("loss", first=last)[1][-1])
         for stat in BALANCE:
@@ -21,4 +22,5 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
             told[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
         told["eval"] = evals[-1].metrics
+        told["comparable"] = not looks_ahead(run.config.task, run.knobs_at(evals[-1].step).strategy)
     return told

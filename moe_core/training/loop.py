@@ -7,7 +7,6 @@ Steps are counted from 1. A knob that is read at the top of step s takes effect 
 import contextlib
 import copy
 import math
-import os
 import platform
 import signal
 import statistics
@@ -28,7 +27,7 @@ from moe_core import __version__
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
-from moe_core.runs import RunWriter, StoreError, create_run, new_id, runs_folder, whole_paths
+from moe_core.runs import RunWriter, StoreError, cores, create_run, new_id, runs_folder, whole_paths
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance
@@ -470,8 +469,7 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
     """config.threads, or the quickest of 1, 2, 4, ... that leaves a core to the dashboard, by timing a few steps of each."""
     if config.threads:
         return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    candidates = [n for n in (1, 2, 4, 8, 16) if n == 1 or n < cores]
+    candidates = [n for n in (1, 2, 4, 8, 16) if n == 1 or n < cores()]
     if len(candidates) == 1 or device.type != "cpu":
         return candidates[0]
     model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy)

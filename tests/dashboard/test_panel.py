@@ -11,7 +11,7 @@ from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
 from moe_core.figures.tiles import gestures, heldout_tile, last_change
 from moe_core.runs import Batch, RunWriter, create_run, open_run
-from moe_core.schema import Config, Knobs, layout
+from moe_core.schema import LOOKS_AHEAD, Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2)
 ROW = np.ones((1, sum(c.width for c in layout(2, 4))), np.float32)
@@ -222,7 +222,7 @@ def test_a_number_that_looks_ahead_says_so(tmp_path: Path) -> None:
     change = feed.run.turn(strategy="paper")
     writer.commit(Batch(21, ROW.repeat(20, 0), applied=[(change, 21)]))
     feed.refresh(now=True)
-    assert heldout_tile(feed, 40).lines == ("looks ahead: not comparable",)
+    assert heldout_tile(feed, 40).lines == (LOOKS_AHEAD,)
     writer.commit(Batch(41, ROW, evals=[(40, {"bits_per_byte": 2.0, "loss": 1.5}, None)]))
     feed.refresh(now=True)
     assert heldout_tile(feed, 41).lines == ("−1.00 in 30 steps",)

@@ -6,14 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import sweeps
-from moe_core.runs import Batch, create_run
-from moe_core.schema import Config, Knobs, layout
+from moe_core.schema import Config, Knobs
 from moe_core.sweep import Job, Sweep, held, jobs, make_plan, make_sweep, open_sweep, sweep_ids
+from tests.sweep.made import record
 
 PAGE = str(Path(__file__).parents[2] / "pages" / "sweep.py")
 CONFIG = Config.for_task("plane", num_experts=4, tokens=64, steps=60, threads=1)
@@ -41,14 +40,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sweep, int]]:
     return calls
 
 
-def finish(sweep: Sweep, job: Job, load: Sequence[float], accuracy: float) -> None:
-    writer = create_run(sweep.runs / job.run_id, job.config, job.knobs)
-    rows = np.ones((60, sum(c.width for c in layout(1, 4))), np.float32)
-    for column in layout(1, 4):
-        if column.stat == "load":
-            rows[:, column.start : column.start + column.width] = load
-    writer.commit(Batch(1, rows, evals=[(60, {"accuracy": accuracy, "loss": 1.0}, None)], state="training"))
-    writer.finish("finished")
+def finish(sweep: Sweep, job: Job, load: Sequence[float], metric: float) -> None:
+    record(job, sweep.runs, load, metric).finish("finished")
 
 
 @pytest.fixture
@@ -103,7 +96,8 @@ def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int
     assert parallel >= 1
     plan = sweep.plan
     assert (plan.config.task, plan.config.steps, plan.seeds, len(plan.cells)) == ("plane", 70, (0, 1), 6 * 2 * 2)
-    assert plan.cells[1] == {"w_importance": 0.0, "w_load": 0.0, "noise": 0.5, "lr": 0.001, "speed_limit": 5.0}
+    assert plan.cells[1] == {"w_importance": 0.0, "w_load": 0.0, "noise": 0.5, "speed_limit": 5.0}
+    assert plan.knobs == Knobs(lr=0.001)
     assert open_sweep(sweep.id, runs) == sweep
     assert app.query_params["sweep"] in (sweep.id, [sweep.id])
     assert "0 of 48 runs" in app.get("progress")[0].proto.text
@@ -165,6 +159,10 @@ def test_a_finished_sweep_has_its_table_maps_and_front(done: Sweep) -> None:
     assert '<a href="./?run=s-c02-s1">1</a>' in told
     assert "0.520 ±0.028<" in told  # 0.5 and 0.54
     assert "<small>paper 3.010</small>" in told  # w_importance 0, w_load 0
+    assert (
+        told.count("<small>paper") == 2 * 3
+    )  # two cells of the paper's, three balance figures: points have no perplexity
+    assert "paper: the paper&#x27;s Table 6 (another task, 256 experts, k 4); compare the shape" in told
     assert "Ceiling, 4 experts, k 2" in told
     assert "64.00" in told
     drawn = charts(app)
@@ -222,3 +220,39 @@ def test_a_run_that_does_not_count_is_said_as_text(sweep: Sweep) -> None:
     assert [error.value.split(":")[0] for error in app.error] == ["s-c01-s0", "s-c04-s1"]
     assert "<script>" not in text_of(app)
     assert "0 of 8 runs, 2 failed" in app.get("progress")[0].proto.text
+
+
+def test_strategies_with_knobs_of_their_own_have_each_cell_once(runs: Path) -> None:
+    lists = {"strategy": ["paper", "loss-free"], "w_load": [0.0, 0.1]}
+    sweep = make_sweep(make_plan(CONFIG, Knobs(), lists), runs, "f")
+    for job in jobs(sweep):
+        finish(sweep, job, [1, 1, 1, 1], 0.5)
+    app = page()
+    assert not app.exception
+    assert "Not read: w_load by loss-free." in text_of(app)
+    assert "<td>loss-free</td><td>–</td>" in text_of(app)
+    drawn = charts(app)
+    assert drawn["sweep_balance"]["layout"]["yaxis"]["ticktext"] == ["0", "0.1", "–"]
+    numbers = drawn["sweep_balance"]["data"][1]
+    assert list(zip(numbers["x"], numbers["y"], numbers["customdata"], strict=True)) == [
+        (0, 0, "f-c01-s0"), (0, 1, "f-c02-s0"), (1, 2, "f-c03-s0"),
+    ]  # fmt: skip
+    assert drawn["sweep_pareto"]["data"][1]["hovertext"][-1].startswith("loss-free / –: ")
+
+
+def test_what_looks_ahead_is_marked_in_the_table_the_map_and_the_scatter(runs: Path) -> None:
+    text = replace(CONFIG, task="text", tokens=128)
+    lists = {"strategy": ["paper", "expert-choice"], "k": [1, 2]}
+    sweep = make_sweep(make_plan(text, Knobs(), lists), runs, "ahead")
+    for job in jobs(sweep):
+        finish(sweep, job, [1, 1, 1, 1], 2.0 if job.knobs.strategy == "paper" else 1.0)
+    app = page()
+    assert not app.exception
+    told = text_of(app)
+    assert told.count('1.000 <abbr title="not comparable: looks ahead">†</abbr>') == 4  # two cells, bits and perplexity
+    assert "2.000 <abbr" not in told
+    assert "Compare such numbers only with others of expert-choice." in told
+    drawn = charts(app)
+    assert drawn["sweep_quality"]["data"][1]["text"] == ["2", "1 †", "2", "1 †"]
+    assert drawn["sweep_pareto"]["data"][0]["customdata"] == ["ahead-c03-s0", "ahead-c04-s0"]
+    assert "looks ahead" in drawn["sweep_pareto"]["data"][0]["hovertext"][0]

@@ -116,3 +116,48 @@ def test_names_that_would_cover_another_are_left_out() -> None:
     cv = np.array([0.1, 0.1001, 1.0])
     drawn = sweeps.sweep_pareto(cv, np.array([4.001, 4.0, 3.0]), list("abc"), ["one", "two", "three"], label="x", lower_is_better=True)  # fmt: skip
     assert [note.text for note in drawn.layout.annotations] == ["one", "three"]
+
+
+def test_a_cell_that_looks_ahead_is_marked_and_sets_no_scale() -> None:
+    metric, ahead = np.array([[4.0, 5.0, 1.0]]), np.array([[False, False, True]])
+    words = {"label": "perplexity", "lower_is_better": True}
+    drawn = sweeps.sweep_quality(metric, [["a", "b", "c"]], X, ("k", [2]), **words, ahead_YX=ahead)
+    cells, numbers = drawn.data
+    np.testing.assert_array_equal(np.array(cells.z, float), [[0, 1, np.nan]])
+    assert list(numbers.text) == ["4", "5", "1 †"]
+    assert list(numbers.customdata) == ["a", "b", "c"]
+    assert "perplexity 1, not comparable: looks ahead. Click" in numbers.hovertext[2]
+    assert "looks ahead" not in numbers.hovertext[0]
+    assert "† not comparable: looks ahead" in drawn.layout.title.text
+    assert numbers.textfont.color[2] == LIGHT.ink
+    np.testing.assert_array_equal(metric, [[4.0, 5.0, 1.0]])
+
+
+def test_where_all_look_ahead_they_compare_with_each_other() -> None:
+    metric, ahead = np.array([[4.0, 5.0, np.nan]]), np.array([[True, True, False]])
+    words = {"label": "perplexity", "lower_is_better": True}
+    drawn = sweeps.sweep_quality(metric, [["a", "b", "c"]], X, ("k", [2]), **words, ahead_YX=ahead)
+    np.testing.assert_array_equal(np.array(drawn.data[0].z, float), [[0, 1, np.nan]])
+    assert "looks ahead" not in drawn.layout.title.text
+
+
+def test_a_run_that_looks_ahead_is_an_open_dot_that_beats_nobody() -> None:
+    cv, metric = np.array([1.4, 0.01, 0.1]), np.array([4.5, 1.0, 4.1])
+    names, ahead = ["paper", "choice", "switch"], np.array([False, True, False])
+    drawn = sweeps.sweep_pareto(cv, metric, list("abc"), names, label="x", lower_is_better=True, ahead_N=ahead)
+    apart, rest, front = drawn.data
+    assert (list(apart.customdata), apart.marker.symbol) == (["b"], "circle-open")
+    assert "not comparable: looks ahead" in apart.hovertext[0]
+    assert (list(front.customdata), list(rest.customdata)) == (["c"], ["a"])
+    low, high = drawn.layout.yaxis.range
+    assert low < 1.0 < 4.5 < high  # it is in sight
+    assert "open dot not comparable: looks ahead" in drawn.layout.title.text
+
+
+@pytest.mark.parametrize(("lower", "sides"), [(True, ("bottom", "top")), (False, ("top", "bottom"))])
+def test_a_name_stands_on_the_side_where_the_front_is_not(lower: bool, sides: tuple[str, str]) -> None:
+    """The line leaves the first dot to the right, falling or rising, and comes to the last from the left."""
+    metric = np.array([4.0, 3.0]) if lower else np.array([3.0, 4.0])
+    drawn = sweeps.sweep_pareto(np.array([0.1, 1.0]), metric, ["a", "b"], ["one", "two"], label="x", lower_is_better=lower)  # fmt: skip
+    first, last = drawn.layout.annotations
+    assert ((first.xanchor, first.yanchor), (last.xanchor, last.yanchor)) == (("left", sides[0]), ("right", sides[1]))

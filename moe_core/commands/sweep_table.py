@@ -1,0 +1,59 @@
+"""A sweep's table for a terminal, and as CSV."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
+    """Our means and spreads, the paper's figures in brackets, the ceilings below, and what a reader must know."""
+    from moe_core.sweep import ceiling_lines, choice, figure, measures, notes
+
+    labels, swept = measures(plan.config.task), plan.swept
+    # The first two columns together name a row, or a ceiling: the cell and its runs.
+    cells = columns(
+        [[*swept, "runs"]]
+        + [[*(choice(row[name]) for name in swept), f"{row['finished']} of {row['runs']}"] for row in table]
+    )
+    highest = ceiling_lines(plan, table)
+    figures = [[figure(of[name]) if name in of else "" for name in labels] for _, of in highest]
+    measured = [[beside_paper(row, name) for name in labels] for row in table]
+    named = [[name] for name in [*cells, *(words for words, _ in highest)]]
+    head, *lines = columns(
+        [name + line for name, line in zip(named, [list(labels.values()), *measured, *figures], strict=True)]
+    )
+    rule = "-" * max(len(line) for line in [head, *lines])
+    body = [head, rule, *lines[: len(table)], rule, *lines[len(table) :]]
+    return "\n".join([*body, *notes(plan, table, "[ ]")])
+
+
+def columns(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of words, each column as wide as its widest."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def beside_paper(row: dict[str, Any], name: str) -> str:
+    from moe_core.sweep import figure, measured
+
+    paper = row.get(f"paper_{name}")
+    return measured(row, name) + ("" if paper is None else f" [{figure(paper)}]")
+
+
+def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
+    """The rows, a column a field; empty where there is nothing."""
+    from moe_core.export import table as csv_text
+    from moe_core.export import write
+
+    names = dict.fromkeys(name for row in table for name in row)
+    write(path, csv_text({name: [csv_value(row.get(name)) for row in table] for name in names}))
+
+
+def csv_value(value: Any) -> Any:
+    if isinstance(value, list):
+        return " ".join(value)
+    if isinstance(value, bool):
+        return json.dumps(value)
+    return math.nan if value is None else value

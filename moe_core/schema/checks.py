@@ -1,0 +1,143 @@
+"""Values of settings from people, files and flags: each of its own type and in range, or refused in one line."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import Field, asdict, fields, replace
+from typing import Any, TypeVar
+
+from moe_core.schema.settings import STRATEGIES, Config, Knobs, meta_of
+
+S = TypeVar("S", Config, Knobs)
+
+
+def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -> Any:
+    """A value of the field's own type, within its range, from a number or its text. ValueError says what was wanted."""
+    declared: Mapping[str, Field[Any]] = settings.__dataclass_fields__
+    if name not in declared:
+        raise ValueError(f"unknown {settings.__name__.lower().rstrip('s')} {name!r}; there are: {', '.join(declared)}")
+    meta = meta_of(settings, name)
+    kind: Any = type(declared[name].default)
+    if kind is tuple:
+        return (value,) if isinstance(value, str) else tuple(value)
+    if kind is str:
+        if not isinstance(value, str) or (meta.choices and value not in meta.choices):
+            raise ValueError(
+                f"{name} must be {'one of ' + ', '.join(meta.choices) if meta.choices else 'text'}, got {value!r}"
+            )
+        return value
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be a number, got {value!r}") from None
+    if not math.isfinite(number) or not meta.low <= number <= meta.high:
+        raise ValueError(f"{name} must be between {meta.low:g} and {meta.high:g}, got {value}")
+    if kind is int and number != int(number):
+        raise ValueError(f"{name} must be a whole number, got {value}")
+    return kind(number)
+
+
+def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
+    """Both with every value of its own type and in range, or a ValueError that says what was wanted, given, and what to do."""
+    config = Config(**{f.name: parse_setting(Config, f.name, getattr(config, f.name)) for f in fields(Config)})
+    knobs = Knobs(**{f.name: parse_setting(Knobs, f.name, getattr(knobs, f.name)) for f in fields(Knobs)})
+    if config.text and config.task != "text":
+        raise ValueError(f"--text is for the text task, got task {config.task}; add --task text")
+    if config.data and config.task != "digits":
+        raise ValueError(f"--data is for the digits task, got task {config.task}; add --task digits")
+    if config.task == "text" and config.tokens % config.context:
+        raise ValueError(
+            f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"
+        )
+    if config.groups > 1 and config.num_experts % config.groups:
+        raise ValueError(
+            f"num_experts={config.num_experts} must be divisible by groups={config.groups}; change one of them"
+        )
+    for f in fields(Knobs):
+        check_knob(config, f.name, getattr(knobs, f.name))
+    _check_together(config, knobs)
+    return config, knobs
+
+
+def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None) -> Any:
+    """One knob's new value for a run of this config, or a ValueError.
+
+    knobs: how the others stand, which the new value must go with. Without them, it is checked by itself only.
+    """
+    value = parse_setting(Knobs, name, value)
+    if name in ("k", "k_primary") and value > highest(config, name):
+        most = {"k": "num_experts / groups" if config.groups > 1 else "num_experts", "k_primary": "groups"}[name]
+        raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
+    if name == "off":
+        switched_off(config, value)
+        if value.strip().isdecimal():  # the record's column would take a word like "4" for a number: say it by layer
+            value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
+    if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
+        able = ", ".join(n for n, strategy in STRATEGIES.items() if strategy.hierarchical)
+        raise ValueError(
+            f"with groups={config.groups} strategy must be one of {able}, got {value}; use one or groups=0"
+        )
+    if knobs is not None:
+        _check_together(config, replace(knobs, **{name: value}))
+    return value
+
+
+def highest(config: Config, name: str) -> float:
+    """The highest value that a knob may take in a run of this config."""
+    high = meta_of(Knobs, name).high
+    groups = config.groups if config.groups > 1 else 1
+    if name == "k":
+        return min(high, config.num_experts // groups)
+    return min(high, groups) if name == "k_primary" and groups > 1 else high
+
+
+def switched_off(config: Config, text: str) -> tuple[tuple[int, ...], ...]:
+    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for what is not in this run."""
+    off: list[set[int]] = [set() for _ in range(config.layers)]
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        layer, colon, expert = word.rpartition(":")
+        if not (expert.isdecimal() and (layer.isdecimal() or not colon)):
+            raise ValueError(
+                f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
+            )
+        if not 1 <= int(expert) <= config.num_experts or (colon and not 1 <= int(layer) <= config.layers):
+            raise ValueError(
+                f"off must name experts 1 to {config.num_experts} of layers 1 to {config.layers}, got {word!r}"
+            )
+        for one in [int(layer) - 1] if colon else range(config.layers):
+            off[one].add(int(expert) - 1)
+    return tuple(tuple(sorted(one)) for one in off)
+
+
+TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs that must go with each other
+
+
+def _check_together(config: Config, knobs: Knobs) -> None:
+    """ValueError if knobs that are each in range cannot go together."""
+    E, k, groups = config.num_experts, knobs.k, max(1, config.groups)
+    if STRATEGIES[knobs.strategy].whole and k * config.tokens % E:
+        raise ValueError(
+            f"{knobs.strategy} gives each expert k * tokens / num_experts tokens, which must be a whole number, "
+            f"got {k} * {config.tokens} / {E}; change k or tokens"
+        )
+    for layer, off in enumerate(switched_off(config, knobs.off)):
+        left = [E // groups - sum(e // (E // groups) == group for e in off) for group in range(groups)]
+        if groups == 1 and left[0] < k:
+            raise ValueError(
+                f"at least k={k} experts must stay on in each layer, got {left[0]} in layer {layer + 1} with off={knobs.off}"
+            )
+        if groups > 1 and (any(0 < n < k for n in left) or sum(n > 0 for n in left) < knobs.k_primary):
+            raise ValueError(
+                f"with off={knobs.off} each group must keep k={k} experts or none, and k_primary={knobs.k_primary} groups "
+                f"some; got {', '.join(map(str, left))} on in the groups of layer {layer + 1}"
+            )
+
+
+def as_dict(settings: Config | Knobs) -> dict[str, Any]:
+    """Plain JSON types; from_dict reads it back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+
+
+def from_dict(settings: type[S], values: Mapping[str, Any]) -> S:
+    """The settings of a stored run. Fields that a later version added take their default; unknown ones are dropped."""
+    known = {f.name for f in fields(settings)}
+    return settings(**{name: parse_setting(settings, name, value) for name, value in values.items() if name in known})

@@ -1,0 +1,252 @@
+"""What fixes a run (Config) and what may be turned while it trains (Knobs), each with its range, unit and help."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Self
+
+TASKS = ("text", "digits", "plane")
+PLANES = ("spirals", "rings", "checkerboard", "gaussians")
+WINDOW = 100  # steps over which co-activation and specialisation are counted
+PROBE_TOKENS = 256
+AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name made
+BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
+LOOKS_AHEAD = "not comparable: looks ahead"  # said beside each held-out number for which looks_ahead() is true
+AHEAD = "†"  # marks one where there is no room to say it
+
+
+class Strategy(NamedTuple):
+    """A way of balancing, as a person must know it; moe_core/nn/strategies.py has what it computes."""
+
+    help: str
+    causal: bool = (
+        True  # False: what a token gets depends on later tokens, so a language model's perplexity flatters it
+    )
+    whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
+    hierarchical: bool = False  # works with groups of experts too
+    zero_start: bool = False  # the gate may start at zero: its noise parts the experts
+
+
+STRATEGIES = {
+    "none": Strategy("the noisy top-k gate by itself", hierarchical=True, zero_start=True),
+    "paper": Strategy("importance and load loss (Shazeer et al. 2017)", hierarchical=True, zero_start=True),
+    "switch": Strategy("one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True),
+    "loss-free": Strategy("a bias for each expert, stepped after each update, chooses (Wang et al. 2024)"),
+    "expert-choice": Strategy(
+        "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
+        causal=False,
+        whole=True,
+    ),
+    "strictly-balanced": Strategy(
+        "each expert keeps its best tokens of the batch, and learns a threshold for evaluation (Shazeer et al. 2017, appendix F)",
+        whole=True,
+    ),
+    "even": Strategy("tokens dealt to the experts in turn: the control, from which the gate learns nothing"),
+}
+NOISY = ("none", "paper", "switch")  # the strategies that draw noise
+BY_TOKEN = (*NOISY, "loss-free")  # those in which each token chooses, so that choices can be dropped
+
+
+class Meta(NamedTuple):
+    """What a field knows about itself beside its type and default."""
+
+    help: str
+    label: str = ""
+    low: float = -math.inf
+    high: float = math.inf
+    choices: tuple[str, ...] = ()
+    scale: str = "linear"  # "linear", "log", or "log0": logarithmic with a 0 at the left end
+    step: float | None = None  # distance between two positions of a linear slider
+    unit: str = ""
+    tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
+    strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
+    hierarchical: bool = False  # only a run with groups of experts reads this knob
+
+
+def setting(default: Any, help: str, **meta: Any) -> Any:
+    """A field of Config or Knobs whose range, unit and help stand beside its default."""
+    return field(default=default, metadata={"meta": Meta(help, **meta)})
+
+
+def meta_of(settings: "type[Config] | type[Knobs]", name: str) -> Meta:
+    """The declaration of one field; KeyError if there is none of that name."""
+    meta: Meta = settings.__dataclass_fields__[name].metadata["meta"]
+    return meta
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run's identity: fixed from its first step to its last."""
+
+    task: str = setting("text", "what the model learns", choices=TASKS)
+    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=256)
+    groups: int = setting(
+        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=256
+    )
+    d_model: int = setting(64, "width of a token", low=1, high=4096)
+    d_hidden: int = setting(128, "width of an expert's hidden layer", low=1, high=16384)
+    layers: int = setting(2, "MoE layers", low=1, high=4)
+    tokens: int = setting(1024, "tokens in a training batch", low=1, high=65536)
+    context: int = setting(
+        128, "bytes that the language model sees at once", low=2, high=1024, unit="bytes", tasks=("text",)
+    )
+    text: tuple[str, ...] = setting((), "your own files or folders, one domain each", tasks=("text",))
+    data: str = setting("", "your own .npz (x, y) or CSV (last column is y)", tasks=("digits",))
+    plane: str = setting("spirals", "the pattern of the points", choices=PLANES, tasks=("plane",))
+    plane_noise: float = setting(0.05, "spread of the points around the pattern", low=0.0, high=1.0, tasks=("plane",))
+    seed: int = setting(0, "seed of weights, batches and noise", low=0, high=2**31 - 1)
+    steps: int = setting(0, "steps to train; 0 trains until stopped", low=0, high=10**9)
+    eval_every: int = setting(50, "steps between two evaluations of the held-out split", low=1, high=10**9)
+    device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
+    precision: str = setting(
+        "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")
+    )
+    threads: int = setting(0, "torch's CPU threads; 0 chooses by measuring", low=0, high=1024)
+    checkpoint_every: float = setting(
+        60.0,
+        "seconds between two checkpoints; 0 writes them only when asked and at the end",
+        low=0.0,
+        high=1e6,
+        unit="s",
+    )
+
+    @classmethod
+    def for_task(cls, task: str, **given: Any) -> Self:
+        """The defaults of a task, with what is given in their place."""
+        return cls(**{"task": task} | PRESETS.get(task, {}) | given)
+
+
+# Where a task departs from the defaults above, which are the text task's.
+PRESETS: dict[str, dict[str, Any]] = {
+    "digits": {"num_experts": 8, "layers": 1, "tokens": 256, "d_hidden": 64},
+    "plane": {"num_experts": 8, "layers": 1, "tokens": 512, "d_model": 32, "d_hidden": 32},
+}
+
+
+@dataclass(frozen=True)
+class Knobs:
+    """What a person turns while the run trains. A change takes effect at the top of the next step."""
+
+    noise: float = setting(
+        1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05, strategies=NOISY
+    )
+    k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
+    w_importance: float = setting(
+        0.1, "weight of the importance loss", low=0.0, high=1.0, scale="log0", strategies=("paper", "strictly-balanced")
+    )
+    w_load: float = setting(
+        0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0", strategies=("paper",)
+    )
+    strategy: str = setting("paper", "how the experts are kept in balance", choices=tuple(STRATEGIES))
+    w_switch: float = setting(
+        0.01, "weight of Switch's auxiliary loss", low=0.0, high=1.0, scale="log0", strategies=("switch",)
+    )
+    bias_speed: float = setting(
+        1e-3, "how far an expert's bias moves at each step", low=0.0, high=0.1, scale="log0", strategies=("loss-free",)
+    )
+    w_sequence: float = setting(
+        0.0, "weight of the balance within each sequence", low=0.0, high=1.0, scale="log0", strategies=("loss-free",)
+    )
+    w_threshold: float = setting(
+        1e-3,
+        "weight of the loss that teaches the thresholds",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("strictly-balanced",),
+    )
+    w_z: float = setting(
+        0.0,
+        "weight of the router z-loss, which keeps logits small",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=tuple(name for name in STRATEGIES if name != "even"),
+    )
+    capacity_factor: float = setting(
+        0.0, "most tokens of an expert, in fair shares; 0 drops none", low=0.0, high=8.0, step=0.05, strategies=BY_TOKEN
+    )
+    off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
+    k_primary: int = setting(2, "groups selected for each token", low=1, high=256, step=1, hierarchical=True)
+    noise_primary: float = setting(
+        1.0,
+        "scale of the noise on the primary gate's logits while training",
+        low=0.0,
+        high=4.0,
+        step=0.05,
+        strategies=NOISY,
+        hierarchical=True,
+    )
+    w_importance_primary: float = setting(
+        0.1,
+        "weight of the importance loss over groups",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper",),
+        hierarchical=True,
+    )
+    w_load_primary: float = setting(
+        0.1,
+        "weight of the load loss over groups; needs noise_primary to act",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper",),
+        hierarchical=True,
+    )
+    autobalance: float = setting(
+        0.0,
+        "CV(load) to hold by steering the loss weights; 0 leaves them to you",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper", "switch"),
+    )
+    lr: float = setting(3e-3, "Adam's step size", label="learning rate", low=1e-5, high=1e-1, scale="log")
+    speed_limit: float = setting(
+        0.0,
+        "most steps a second; 0 is as fast as it goes",
+        label="speed limit",
+        low=0.0,
+        high=1000.0,
+        scale="log0",
+        unit="steps/s",
+    )
+
+
+def looks_ahead(task: str, strategy: str) -> bool:
+    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
+
+    strategy: the one in force at the evaluation, whatever the run trained with before: it alone routes the held-out split.
+    """
+    return task == "text" and not STRATEGIES[strategy].causal
+
+
+def reads(config: Config, strategy: str, name: str) -> bool:
+    """Whether a knob acts in a run of this config while it is balanced so: it trains the same whatever the others are."""
+    meta = meta_of(Knobs, name)
+    flat = config.groups < 2
+    return (
+        config.task in meta.tasks and strategy in (meta.strategies or STRATEGIES) and not (flat and meta.hierarchical)
+    )
+
+
+def experts_per_token(config: Config, knobs: Knobs) -> int:
+    """Experts that each token is sent to: k, or k in each of k_primary groups."""
+    return knobs.k * (knobs.k_primary if config.groups > 1 else 1)
+
+
+def label_of(name: str) -> str:
+    """The words that a person sees for a knob."""
+    return meta_of(Knobs, name).label or name
+
+
+def value_text(value: float | str) -> str:
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word."""
+    if isinstance(value, str):
+        return value or "–"
+    if value and abs(value) < 0.01:
+        digits, exponent = f"{value:.0e}".split("e")
+        if float(f"{digits}e{exponent}") == value:
+            return f"{digits}e{int(exponent)}"
+    return f"{value:g}"

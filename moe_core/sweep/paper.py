@@ -1,0 +1,20 @@
+"""Table 6 of the paper, which a sweep of its two weights stands beside."""
+
+from moe_core.schema import Config, Knobs
+
+# Shazeer et al. 2017, appendix A, Table 6: MoE-256, k = 4. (w_importance, w_load): what it measured.
+PAPER = {
+    (0.0, 0.0): {"perplexity": 39.8, "cv_importance": 3.04, "cv_load": 3.01, "max_over_mean_load": 17.80},
+    (0.2, 0.0): {"perplexity": 35.6, "cv_importance": 0.06, "cv_load": 0.17, "max_over_mean_load": 1.47},
+    (0.0, 0.2): {"perplexity": 35.7, "cv_importance": 0.22, "cv_load": 0.04, "max_over_mean_load": 1.15},
+    (0.1, 0.1): {"perplexity": 35.6, "cv_importance": 0.06, "cv_load": 0.05, "max_over_mean_load": 1.14},
+    (0.01, 0.01): {"perplexity": 35.7, "cv_importance": 0.48, "cv_load": 0.11, "max_over_mean_load": 1.37},
+    (1.0, 1.0): {"perplexity": 35.7, "cv_importance": 0.03, "cv_load": 0.02, "max_over_mean_load": 1.07},
+}
+PAPER_EXPERTS, PAPER_K = 256, 4
+
+
+def paper_row(config: Config, knobs: Knobs) -> dict[str, float]:
+    """What the paper measured with these weights of its two losses; nothing where it did not, or something else steers."""
+    its_own = knobs.strategy == "paper" and config.groups < 2 and not knobs.autobalance
+    return PAPER.get((knobs.w_importance, knobs.w_load), {}) if its_own else {}

@@ -1,0 +1,144 @@
+"""The table that a sweep ends in: a row a cell, mean and spread over its seeds, beside what no figure can exceed.
+
+The terminal, the page, CSV and JSON all say what stands here.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from moe_core.schema import (
+    AHEAD,
+    BALANCE,
+    BALANCE_STEPS,
+    LOOKS_AHEAD,
+    METRICS,
+    STAT,
+    experts_per_token,
+    looks_ahead,
+    value_text,
+)
+from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, paper_row
+from moe_core.sweep.plan import Plan, Sweep, Value
+from moe_core.sweep.standing import Result
+
+Row = dict[str, Any]
+
+
+def measures(task: str) -> dict[str, str]:
+    """What a row says about its cell, held-out metrics first: name and label."""
+    held_out = {name: f"{label}, {unit}" if unit else label for name, label, unit, _ in METRICS[task]}
+    return held_out | {name: STAT[name].label for name in BALANCE}
+
+
+def ceilings(num_experts: int, chosen: int) -> dict[str, float]:
+    """The highest that each balance figure can be, where each token is sent to so many experts.
+
+    Load: the same experts get every token; with two levels of gates too, since a primary gate can send all tokens to the
+    same groups and each of these to the same experts in it. Importance: one of them has all the gate weight, and with
+    two levels all of its group's in turn, so that how many are chosen does not matter.
+    """
+    return {
+        "cv_importance": math.sqrt(num_experts - 1),
+        "cv_load": math.sqrt(num_experts / chosen - 1),
+        "max_over_mean_load": num_experts / chosen,
+    }
+
+
+def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
+    """One row a cell: its knobs, None where its strategy does not read one; the mean over its finished runs of each measure
+    and, under NAME_spread, their sample standard deviation (None of one run); whether its held-out metrics are comparable
+    with those of other strategies; ceilings under NAME_ceiling; the paper's Table 6 under paper_NAME where the weights
+    are its and the measure is the task's; how many runs there are and count; their ids.
+    """
+    plan, table = sweep.plan, []
+    names = measures(plan.config.task)
+    for i, cell in enumerate(plan.cells):
+        own = [result for result in found if result.job.cell == i]
+        counted = [result.ended for result in own if result.ended]
+        knobs = plan.knobs_of(cell)
+        row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
+        for name in names:
+            told = [(ended if name in BALANCE else ended["eval"]).get(name) for ended in counted]
+            values = [float(value) for value in told if value is not None]
+            row[name] = statistics.fmean(values) if values else None
+            row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
+        row["comparable"] = not looks_ahead(plan.config.task, knobs.strategy)
+        highest = ceilings(plan.config.num_experts, experts_per_token(plan.config, knobs))
+        row |= {f"{name}_ceiling": value for name, value in highest.items()}
+        row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in names}
+        table.append({**row, "ids": [result.job.run_id for result in own]})
+    return table
+
+
+# In words
+
+
+def figure(value: float) -> str:
+    """A measure in a table: three decimals below 10, two above, and 0 where it is just that."""
+    return "0" if value == 0 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
+
+
+def choice(value: Value | None) -> str:
+    """A cell's value of a swept knob; a dash where its strategy does not read the knob."""
+    return "–" if value is None else value_text(value)
+
+
+def measured(row: Row, name: str) -> str:
+    """A row's mean of a measure with its spread, marked if it does not compare; a dash where nothing is known."""
+    if row[name] is None:
+        return "–"
+    spread = row[f"{name}_spread"]
+    mark = "" if row["comparable"] or name in BALANCE else f" {AHEAD}"
+    return figure(row[name]) + ("" if spread is None else f" ±{figure(spread)}") + mark
+
+
+def has_paper(table: Sequence[Row]) -> bool:
+    """Whether the paper's figures stand beside any row."""
+    return any(name.startswith("paper_") for row in table for name in row)
+
+
+def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str, float]]]:
+    """The ceilings of each model that was trained, by its name in words, and last the paper's where its figures stand."""
+    found: dict[str, dict[str, float]] = {}
+    for cell in plan.cells:
+        knobs, config = plan.knobs_of(cell), plan.config
+        levels = f" in {config.groups} groups, k_primary {knobs.k_primary}" if config.groups > 1 else ""
+        words = f"ceiling, {config.num_experts} experts{levels}, k {knobs.k}"
+        found[words] = ceilings(config.num_experts, experts_per_token(config, knobs))
+    if has_paper(table):
+        found[f"ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}"] = ceilings(PAPER_EXPERTS, PAPER_K)
+    return list(found.items())
+
+
+def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
+    """What a reader of the table must know, a sentence or two each. paper: how the paper's figures are marked in it."""
+    said = [f"Balance: mean of the last {BALANCE_STEPS} steps and all layers."]
+    if len(plan.seeds) > 1:
+        said[0] = f"±: sample standard deviation over seeds. {said[0]}"
+    if has_paper(table):
+        model = f"{PAPER_EXPERTS} experts, k {PAPER_K}"
+        said.append(f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings.")
+    if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
+        said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
+    strategies = dict.fromkeys(plan.knobs_of(cell).strategy for cell in plan.cells)
+    if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
+        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such numbers only with others of {listed(apart)}.")
+    if plan.unread:
+        said.append(unread_text(plan.unread))
+    return said
+
+
+def unread_text(unread: Mapping[str, Sequence[str]]) -> str:
+    """Which swept knobs which strategies do not read, as a plan's `unread` has it, in a line."""
+    strategies: dict[str, list[str]] = {}
+    for strategy, names in unread.items():
+        strategies.setdefault(listed(names), []).append(strategy)
+    said = "; ".join(f"{names} by {listed(by)}" for names, by in strategies.items())
+    return f"What would train the same is trained once. Not read: {said}."
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a", "a and b", "a, b and c"."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
