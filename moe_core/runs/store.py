@@ -21,6 +21,7 @@ from moe_core.runs.ablation import Ablation, read_ablation
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, expected_objects, is_alive, writing
 from moe_core.runs.measuring import Measured, bench_file, measured
+from moe_core.runs.room import size_of
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
@@ -28,6 +29,7 @@ from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, chec
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
 ENDED = ("finished", "stopped", "failed")
+SETTLED = 100  # steps from which on it is said how fast a record grows: before, it is mostly what every run has
 TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 
 
@@ -105,7 +107,10 @@ class Parent(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A run in the list. A damaged one has a problem in its place and hides no other."""
+    """A run in the list. A damaged one has a problem in its place and hides no other.
+
+    reason as in Status; size in bytes; growth in bytes an hour, of a run that trains.
+    """
 
     id: str
     state: str
@@ -113,6 +118,9 @@ class Listed(NamedTuple):
     config: Config | None
     created: float
     problem: str
+    reason: str = ""
+    size: int = 0
+    growth: float = 0.0
 
 
 KNOB_CHANGES = """SELECT id, name, value, previous, who, at, applied.step FROM knobs
@@ -195,7 +203,7 @@ class Run:
             finally:
                 db.close()
         except sqlite3.Error as error:
-            raise StoreError(f"run {self.id} cannot be written: {error}") from None
+            raise StoreError(f"run {self.id} cannot be written: {error}") from error
 
     def check_layout(self) -> None:
         """StoreError if this version measures other statistics than the run holds, so that nothing can be appended."""
@@ -356,6 +364,19 @@ class Run:
         """Tokens a second by batch size, as far as it was measured."""
         return measured(self.throughput_file())
 
+    def size(self) -> int:
+        """Bytes that the run takes on the disk: record, checkpoints and all."""
+        return size_of(self.path)
+
+    def growth(self) -> float:
+        """Bytes an hour by which the record of a run that trains grows, by its size and its last steps; else 0."""
+        last = self.steps()[1]
+        if last < SETTLED or self.state != "training":
+            return 0.0
+        _, seconds = self.history("seconds", first=last - SETTLED // 2)
+        record = sum(path.stat().st_size for path in self.path.glob("run.db*"))
+        return record / last / max(float(seconds.mean()), 1e-9) * 3600
+
     # What anyone may ask of it
 
     def turn(self, who: str = "script", **knobs: float | str) -> int:
@@ -490,7 +511,8 @@ def list_runs(runs: str | Path | None = None) -> list[Listed]:
             run = Run(path)
             try:
                 status = run.status()
-                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], ""))
+                taken = status.reason, run.size(), run.growth()
+                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], "", *taken))
             finally:
                 run.close()
         except ValueError as error:
