@@ -12,7 +12,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
-from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
+from moe_core.runs.database import MIGRATIONS, OURS, StoreError, connect, hold_lock, seal, writing
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, RESUMED, TIP, Batch, Command, KnobChange, Pending, Run
 from moe_core.schema import Config, Knobs, as_dict, layout
@@ -109,7 +109,7 @@ def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[st
     hold_room(folder)
     try:
         return _resumed(RunWriter(folder, lock), who, steps, notes)
-    except sqlite3.Error as error:
+    except (OSError, sqlite3.Error) as error:
         raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
 
 
@@ -149,7 +149,7 @@ class RunWriter:
         # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
         self.guard = connect(folder / "run.db", write=True)
         self.reader = connect(folder / "run.db")
-        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | OURS, 0o644)
         row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
         self.blocks: int
         self.step: int

@@ -32,6 +32,7 @@ def training(server: Server, config: Config = SMALL, knobs: Knobs | None = None)
     return wait_ready(start(config, knobs or Knobs(), server.runs), 60, server.runs)
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("card", ["Text", "Digits", "Plane"])
 def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card: str) -> None:
     page = tab(server.url)
@@ -48,6 +49,7 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
         expect(page.locator(f"[data-stat={stat}]")).to_have_text(__import__("re").compile(r"\d"))
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("path", ["/", "/live", "/routing"])
 def test_a_deep_link_opens_its_page_on_a_cold_server(server: Server, tab: Tab, path: str) -> None:
     run = training(server)
