@@ -49,7 +49,7 @@ RESUMED = "resumed"  # the name of the row among the commands that says that a t
 ENDED = ("finished", "stopped", "failed")
 STATES = ("starting", "training", "paused", *ENDED)
 LOOK = 5.0  # seconds for a query of the list; none takes a hundredth, unless a file is made to keep its reader
-SETTLED = 100  # steps from which on it is said how fast a record grows: before, it is mostly what every run has
+LATELY = 200  # steps by which it is said how fast a record grows
 TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 
 
@@ -413,13 +413,20 @@ class Run:
         return size_of(self.path)
 
     def growth(self) -> float:
-        """Bytes an hour by which the record of a run that trains grows, by its size and its last steps; else 0."""
+        """Bytes an hour by which the record of a run that trains grows, by its last steps; else 0.
+
+        Snapshots are thinned and the log is moved into the file again and again, so what stays is mostly the blocks.
+        """
         last = self.steps()[1]
-        if last < SETTLED or self.state != "training":
+        if not last or self.state != "training":
             return 0.0
-        _, seconds = self.history("seconds", first=last - SETTLED // 2)
-        record = sum(path.stat().st_size for path in self.path.glob("run.db*"))
-        return record / last / max(float(seconds.mean()), 1e-9) * 3600
+        _, seconds = self.history("seconds", first=last - LATELY)
+        taken, steps = self.query(
+            """SELECT sum(length(data) + 64), sum(n) FROM blocks
+               WHERE id >= (SELECT id FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1)""",
+            (max(1, last - LATELY),),
+        )[0]
+        return 3600 * taken / (steps * max(float(seconds.mean()), 1e-9)) if taken else 0.0
 
     # What anyone may ask of it
 

@@ -5,7 +5,10 @@ the same statement each time. Dropping the ballast allows as many pages more as 
 """
 
 import errno
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -16,14 +19,14 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.runs import Run, RunWriter, StoreError, create_run, list_runs, open_run, verify
+from moe_core.runs import Run, RunWriter, StoreError, create_run, is_alive, list_runs, open_run, verify
 from moe_core.runs.room import FULL, NAME, drop_ballast, make_ballast, no_room, room_text
 from moe_core.schema import Config, Knobs, layout
-from moe_core.training import checkpoint, committer
+from moe_core.training import again, checkpoint, committer
 from moe_core.training.loop import train
 
 ROOT = Path(__file__).parents[2]
-CONFIG = Config.for_task("plane", num_experts=4, tokens=64, d_model=8, d_hidden=8, steps=400, eval_every=500, threads=1)
+CONFIG = Config.for_task("plane", num_experts=4, tokens=64, d_model=8, d_hidden=8, steps=300, eval_every=500, threads=1)
 NOT_BY_THE_CLOCK = [c.stat not in ("seconds", "churn", "saturation") for c in layout(1, 4) for _ in range(c.width)]
 
 
@@ -88,13 +91,21 @@ def rows_of(run: Run) -> np.ndarray:
     return np.concatenate([block.rows for block in run.blocks()])[:, NOT_BY_THE_CLOCK]
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
+    """The rows of the same training on a large disk."""
+    return rows_of(Run(train(CONFIG, Knobs(), tmp_path_factory.mktemp("runs"), "whole")[0]))
+
+
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr("moe_core.training.loop.FLUSH", 0.0)  # a commit a step, whatever the machine's speed
     return Disk(monkeypatch, pages=44)
 
 
-def test_a_full_disk_pauses_with_the_reason_and_the_run_goes_on_by_itself(tmp_path: Path, small: Disk) -> None:
+def test_a_full_disk_pauses_with_the_reason_and_the_run_goes_on_by_itself(
+    tmp_path: Path, small: Disk, whole: np.ndarray
+) -> None:
     seen: dict[str, Any] = {}
 
     def when_full(run: Run) -> None:
@@ -108,17 +119,16 @@ def test_a_full_disk_pauses_with_the_reason_and_the_run_goes_on_by_itself(tmp_pa
     state, events, run = trained(tmp_path, small, when_full)
     assert (seen["status"].state, seen["status"].reason) == ("paused", FULL)
     assert (seen["listed"].state, seen["listed"].reason) == ("paused", FULL)
-    assert 0 < seen["last"] == seen["later"] < 400  # it trains no further
+    assert 0 < seen["last"] == seen["later"] < 300  # it trains no further
     assert not seen["ballast"]
     told = [(e["event"], e.get("reason")) for e in events if e["event"] in ("paused", "resumed")]
     assert told == [("paused", FULL), ("resumed", "there is room on the disk again")]
     assert state == run.state == "finished"
     assert run.status().reason == ""
-    assert run.steps() == (1, 400)
+    assert run.steps() == (1, 300)
     assert verify(run) == []
     assert not (run.path / NAME).exists()  # of no use to a run that has ended
-    whole, _ = train(CONFIG, Knobs(), tmp_path, "whole")
-    np.testing.assert_array_equal(rows_of(run), rows_of(Run(whole)))  # bit for bit as if the disk had been large
+    np.testing.assert_array_equal(rows_of(run), whole)  # bit for bit as if the disk had been large
 
 
 def test_the_ballast_is_made_anew_while_the_run_goes_on(tmp_path: Path, small: Disk) -> None:
@@ -153,7 +163,7 @@ def test_what_a_person_asked_for_stands_when_there_is_room_again(tmp_path: Path,
     state, _, run = trained(tmp_path, small, when_full)
     assert states == [FULL, "paused"]
     assert state == "finished"
-    assert run.steps() == (1, 400)
+    assert run.steps() == (1, 300)
 
 
 def test_a_stop_on_a_full_disk_is_obeyed_and_the_ballast_holds_what_was_measured(tmp_path: Path, small: Disk) -> None:
@@ -165,7 +175,7 @@ def test_a_stop_on_a_full_disk_is_obeyed_and_the_ballast_holds_what_was_measured
     assert state == run.state == "stopped"
     first, last = run.steps()
     assert (first, run.status().step) == (1, last)
-    assert 0 < last < 400
+    assert 0 < last < 300
     assert verify(run) == []
 
 
@@ -259,6 +269,51 @@ def sqlite_full() -> sqlite3.OperationalError:
     finally:
         db.close()
     raise AssertionError("it was written")
+
+
+TRAINER = """
+import os, sys
+from pathlib import Path
+from moe_core.runs import RunWriter
+from moe_core.runs.room import drop_ballast
+from moe_core.schema import Knobs
+from moe_core.training import again, committer, loop
+from tests.training.test_full_disk import CONFIG
+
+def tell(event):
+    print(event["event"], flush=True)
+
+opened = RunWriter.__init__
+def init(writer, *arguments):
+    opened(writer, *arguments)
+    writer.db.execute("PRAGMA max_page_count = 24").fetchall()
+RunWriter.__init__ = init
+loop.FLUSH = 0.0
+loop.train(CONFIG, Knobs(), sys.argv[1], "a", tell)
+"""
+
+
+def test_killed_on_a_full_disk_the_run_is_whole_and_goes_on_bit_for_bit(tmp_path: Path, whole: np.ndarray) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    ) as trainer:
+        assert trainer.stdout
+        while (told := trainer.stdout.readline().strip()) != "paused":
+            assert told, "it ended without a pause"
+        run = open_run("a", tmp_path)
+        while run.status().reason != FULL:  # what is said on the terminal comes first
+            assert trainer.poll() is None
+        assert run.state == "paused"
+        trainer.send_signal(signal.SIGKILL)
+    assert run.state == "interrupted"
+    assert not is_alive(run.path)
+    assert verify(run) == []
+    last = run.steps()[1]
+    assert 0 < last < 300
+    folder, state = again.resume(run)
+    assert state == "finished"
+    assert verify(Run(folder)) == []
+    np.testing.assert_array_equal(rows_of(Run(folder)), whole)
 
 
 def test_what_is_for_want_of_room(tmp_path: Path) -> None:
