@@ -14,9 +14,8 @@ COMMANDS = {
     "stop": "stop a run",
     "checkpoint": "write the weights beside the record",
 }
-ACKNOWLEDGED_WITHIN = (
-    20.0  # seconds that a command waits for the trainer to say that it has obeyed: one may just be starting
-)
+# Seconds that a command waits for the trainer to say that it has obeyed: one may just be starting, on a busy machine.
+ACKNOWLEDGED_WITHIN = 60.0
 
 
 def declare(commands: Any) -> None:

@@ -28,6 +28,7 @@ SERVER_KILLED = (
     "ERR_CONNECTION_REFUSED",
     "WebSocket connection",
     "when disconnected from server",
+    "Streamlit server is not responding",
     "Client Error in reaching server endpoint - No response",
     "Failed to fetch dynamically imported module: .*/static/js/",
 )
