@@ -235,7 +235,52 @@ def test_a_checkpoint_that_does_not_fit_pauses_and_is_written_later(
     ]  # fmt: skip
 
 
-def test_a_script_and_autobalance_wait_for_room_and_are_not_lost(tmp_path: Path, small: Disk, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_stop_is_obeyed_while_the_last_checkpoint_waits_for_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(state: Any, file: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    events: list[dict[str, Any]] = []
+
+    def when_told(event: dict[str, Any]) -> None:
+        events.append(event)
+        if event["event"] == "paused":
+            run = open_run("a", tmp_path)
+            run.command("stop")
+            run.close()
+
+    monkeypatch.setattr(torch, "save", save)
+    monkeypatch.setattr(committer, "AGAIN", 0.02)
+    folder, state = train(Config(**{**CONFIG.__dict__, "steps": 20}), Knobs(), tmp_path, "a", when_told)
+    assert state == Run(folder).state == "finished"  # all its steps are there; what is missing is a checkpoint
+    assert Run(folder).steps() == (1, 20)
+    notes = [event["note"] for event in events if event["event"] == "note"]
+    assert notes == ["the checkpoint of step 20 was not written: No space left on device"]
+    assert list(folder.glob("checkpoint*")) == []
+
+
+def test_what_comes_after_a_commit_does_not_make_it_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A log that cannot be moved for want of room is moved later; the steps are in the record, and not twice."""
+    moved = RunWriter._move_log
+    failed = []
+
+    def move(writer: RunWriter) -> None:
+        if len(failed) < 5:
+            failed.append(writer.step)
+            raise sqlite_full()
+        moved(writer)
+
+    monkeypatch.setattr(RunWriter, "_move_log", move)
+    events: list[str] = []
+    folder, state = train(CONFIG, Knobs(), tmp_path, "a", lambda event: events.append(event["event"]))
+    assert (state, len(failed)) == ("finished", 5)
+    assert "paused" not in events
+    assert Run(folder).steps() == (1, 300)
+    assert verify(Run(folder)) == []
+
+
+def test_a_script_waits_for_room_and_is_not_lost(tmp_path: Path, small: Disk, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     """A turn of the trainer's own that does not fit is written when it does, before the step that it is for."""
     refused = threading.Event()
     turn = RunWriter.turn
