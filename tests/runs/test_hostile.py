@@ -82,6 +82,7 @@ HOSTILE = {
     "no-settings": (sql("DELETE FROM run"), "settings"),
     "no-state": (sql("DELETE FROM state"), "state is none"),
     "state-of-bytes": (sql("UPDATE state SET state = x'00'"), "state is none"),
+    "reason-of-bytes": (sql("UPDATE state SET reason = x'00'"), "state is none"),
     "unknown-state": (sql("UPDATE state SET state = '[31m'"), "state is none"),
     "step-of-words": (sql("UPDATE state SET step = 'many'"), "state is none"),
     "heartbeat-without-end": (sql("UPDATE state SET heartbeat = -9e999"), "state is none"),

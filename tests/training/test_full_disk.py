@@ -33,7 +33,7 @@ NOT_BY_THE_CLOCK = [c.stat not in ("seconds", "churn", "saturation") for c in la
 class Disk:
     """A disk of so many pages of 4 KB under a run's writer; the ballast takes of them as long as it is there."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, pages: int, ballast: int = 20) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, pages: int, ballast: int = 80) -> None:
         self.pages, self.ballast, self.lacking = pages, ballast, threading.Event()
         self.writers: list[RunWriter] = []
         opened = RunWriter.__init__
@@ -100,7 +100,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Disk:
     monkeypatch.setattr("moe_core.training.loop.FLUSH", 0.0)  # a commit a step, whatever the machine's speed
-    return Disk(monkeypatch, pages=44)
+    return Disk(monkeypatch, pages=104)
 
 
 def test_a_full_disk_pauses_with_the_reason_and_the_run_goes_on_by_itself(
