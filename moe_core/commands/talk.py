@@ -14,9 +14,8 @@ COMMANDS = {
     "stop": "stop a run",
     "checkpoint": "write the weights beside the record",
 }
-ACKNOWLEDGED_WITHIN = (
-    20.0  # seconds that a command waits for the trainer to say that it has obeyed: one may just be starting
-)
+# Seconds that a command waits for the trainer to say that it has obeyed: one may just be starting, on a busy machine.
+ACKNOWLEDGED_WITHIN = 60.0
 
 
 def declare(commands: Any) -> None:
@@ -29,28 +28,24 @@ def declare(commands: Any) -> None:
 
 
 def runs_command(arguments: argparse.Namespace) -> int:
-    from moe_core.runs import list_runs
+    """Each run in a line, and how long the disk lasts: for all that train, since they fill it together."""
+    from moe_core.runs import list_runs, runs_folder
+    from moe_core.runs.room import bytes_text, hours_left, room_text
 
-    for listed in list_runs(arguments.runs):
-        task = listed.config.task if listed.config else ""
+    there = list_runs(arguments.runs)
+    growth = sum(one.growth for one in there)
+    hours = hours_left(runs_folder(arguments.runs), growth)
+    for one in there:
+        task = one.config.task if one.config else ""
         if arguments.json:
-            print(
-                json.dumps(
-                    {
-                        "run": listed.id,
-                        "state": listed.state,
-                        "step": listed.step,
-                        "task": task,
-                        "problem": listed.problem,
-                    }
-                )
-            )
+            told = {"run": one.id, "state": one.state, "step": one.step, "task": task, "problem": one.problem}
+            told |= {"reason": one.reason, "bytes": one.size, "bytes_per_hour": round(one.growth)}
+            print(json.dumps(told | {"hours_left": round(hours, 2) if one.growth and hours is not None else None}))
         else:
-            print(
-                plain(
-                    f"{listed.id:32} {listed.state:12} {listed.step or 0:>9} {task:8} {listed.problem or ''}".rstrip()
-                )
-            )
+            line = f"{one.id:32} {one.state:12} {one.step:>9} {task:8} {bytes_text(one.size):>8}  {one.problem or one.reason}"
+            print(plain(line.rstrip()))
+    if hours is not None and not arguments.json:
+        print(f"\nall together {room_text(sum(one.size for one in there), growth, hours)}")
     return 0
 
 

@@ -1,6 +1,8 @@
 """train: one run, headless, with its events as JSON lines, as a line that keeps itself up to date, or as plain lines."""
 
 import argparse
+import contextlib
+import errno
 import json
 import os
 import sys
@@ -88,7 +90,7 @@ class Teller:
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """A reader of stdout that went away must not end the training."""
+        """Neither a reader of stdout that went away nor a full disk below it must end the training."""
         if self.alarm and event["event"] == "alert":
             self.alarm.call(without_nan(event))
         if not self.open:
@@ -101,9 +103,13 @@ class Teller:
         except BrokenPipeError:
             self.open = False
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
         if self.as_json and event["event"] in ("error", "paused", "alarm"):
             problem = event.get("error") or event.get("reason") or event.get("problem") or ""
-            print(f"moe: {plain(problem)}", file=sys.stderr)
+            with contextlib.suppress(OSError):
+                print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def line(self, text: str) -> None:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
@@ -143,6 +149,9 @@ class Teller:
 
     def on_paused(self, event: dict[str, Any]) -> None:
         self.line(f"paused at step {event['step']}: {event['reason']}")
+
+    def on_resumed(self, event: dict[str, Any]) -> None:
+        self.line(f"goes on after step {event['step']}: {event['reason']}")
 
     def on_alert(self, event: dict[str, Any]) -> None:
         where = f"layer {event['layer'] + 1}, " if self.config.layers > 1 else ""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.runs.database import StoreError
+from moe_core.runs.database import StoreError, is_plain
 
 NAME = "ablation.json"
 
@@ -33,7 +33,8 @@ def write_ablation(folder: Path, found: Ablation) -> Path:
     """As folder/ablation.json, in the place of an earlier one; killed at any moment, one of the two is there, whole."""
     told = {"step": found.step, "loss": found.loss, "rise": _plain(found.rise_LE), "share": _plain(found.share_LE)}
     path, temporary = folder / NAME, folder / (NAME + ".tmp")
-    with open(temporary, "w") as file:
+    temporary.unlink(missing_ok=True)
+    with open(temporary, "x") as file:
         json.dump(told, file, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
@@ -44,6 +45,8 @@ def write_ablation(folder: Path, found: Ablation) -> Path:
 def read_ablation(folder: Path) -> Ablation | None:
     """What write_ablation wrote, or None if there is none. StoreError if the file is not one."""
     try:
+        if os.path.lexists(folder / NAME) and not is_plain(folder / NAME):
+            raise ValueError("it is no plain file")
         told = json.loads((folder / NAME).read_text())
         rise_LE, share_LE = _array(told["rise"]), _array(told["share"])
         if rise_LE.ndim != 2 or rise_LE.shape != share_LE.shape:
@@ -51,7 +54,7 @@ def read_ablation(folder: Path) -> Ablation | None:
         return Ablation(int(told["step"]), float(told["loss"]), rise_LE, share_LE)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise StoreError(f"{NAME} of {folder.name} cannot be read ({error}); run `ablate` again") from None
 
 

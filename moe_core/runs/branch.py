@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_core.runs.codec import HEADER, link, pack_rows
+from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
 from moe_core.runs.database import StoreError
 from moe_core.runs.store import TIP, Run, checked, insert_turns
 from moe_core.runs.writer import make_file
@@ -66,8 +66,9 @@ def branch_off(
 def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> bytes:
     """The steps up to `at`, in larger blocks on a chain of their own. The tip of the copy."""
     chain, id = db.execute("SELECT chain FROM run").fetchone()[0], 0
-    for first in range(1, at + 1, SPAN):
-        rows = parent.rows(first, min(at, first + SPAN - 1))
+    span = min(SPAN, LARGEST // (4 * parent.columns))
+    for first in range(1, at + 1, span):
+        rows = parent.rows(first, min(at, first + span - 1))
         data, id = pack_rows(rows), id + 1
         chain = link(chain, HEADER.pack(first, *rows.shape), data)
         db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, *rows.shape, data, chain))

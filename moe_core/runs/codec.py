@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 HEADER = struct.Struct("<qii")  # first step, rows, columns
+LARGEST = 1 << 28  # bytes that a blob may unpack to, whatever it claims
 START = bytes(16)  # what the first link of a chain follows
 
 
@@ -49,13 +50,15 @@ def unpack_arrays(data: bytes) -> dict[str, Array]:
             count = int(np.prod(shape, dtype=np.int64))
             arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
             at += count * dtype.itemsize
-    except (struct.error, ValueError, TypeError, KeyError) as error:
+    except (struct.error, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"a damaged blob of arrays: {error}") from None
     return arrays
 
 
 def _inflate(data: bytes, size: int) -> bytes:
     """Never more than size bytes, whatever the data claim."""
+    if not 0 <= size <= LARGEST:
+        raise ValueError(f"damaged data: no blob unpacks to {size} bytes")
     inflater = zlib.decompressobj()
     try:
         flat = inflater.decompress(data, size + 1)

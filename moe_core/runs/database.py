@@ -7,8 +7,9 @@ import contextlib
 import fcntl
 import os
 import sqlite3
+import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 # Append only: migration i brings a file from user_version i to i + 1.
@@ -44,6 +45,10 @@ MIGRATIONS = (
 WAIT = 20.0
 
 
+LONGEST = 1 << 28  # bytes of one value that is read: a file of a stranger may claim a billion
+OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and a pipe keeps who opens it waiting
+
+
 class StoreError(ValueError):
     """A run that cannot be opened, read or written; one line that says why and what to do."""
 
@@ -55,7 +60,9 @@ def connect(path: Path, write: bool = False, limit: float | None = None) -> sqli
     """The one place that opens a database. limit: seconds after which any of its queries gives up."""
     uri = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
+    db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
     db.execute("PRAGMA trusted_schema = OFF")
+    db.execute("PRAGMA cell_size_check = ON")
     db.execute("PRAGMA mmap_size = 0")
     if write:
         db.execute("PRAGMA synchronous = FULL")
@@ -74,28 +81,55 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield db
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
-def expected_objects() -> set[tuple[str, str]]:
-    """Every table and index that a run's file may hold; anything else (a view, a trigger) is refused."""
+def is_plain(path: Path) -> bool:
+    """Whether there is a file, and not a link, a pipe, a device or a folder."""
+    try:
+        return stat.S_ISREG(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def strange_files(folder: Path) -> list[str]:
+    """Of what SQLite would open beside run.db, what is there and is no plain file."""
+    names = [f"run.db{end}" for end in ("", "-wal", "-shm", "-journal")]
+    return [name for name in names if os.path.lexists(folder / name) and not is_plain(folder / name)]
+
+
+OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
+
+
+def expected_objects() -> set[tuple[str, ...]]:
+    """Every table and index that a run's file may hold, as it was made; anything else (a view, a trigger, a column that
+    computes) is refused."""
     db = sqlite3.connect(":memory:")
     for migration in MIGRATIONS:
         db.executescript(migration)
-    found = {(kind, name) for kind, name in db.execute("SELECT type, name FROM sqlite_master")}
+    found = plainly(db.execute(OBJECTS))
     db.close()
     return found
+
+
+def plainly(objects: Iterable[tuple[object, ...]]) -> set[tuple[str, ...]]:
+    """Rows of sqlite_master, however their SQL is broken into lines."""
+    return {tuple(" ".join(str(part).split()) for part in row) for row in objects}
 
 
 # Lock: held by the trainer for life, by the kernel's account of it
 
 
 def hold_lock(folder: Path) -> int:
-    """Take the run's lock; StoreError if a trainer has it."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    """Take the run's lock; StoreError if a trainer has it, or there can be none."""
+    try:
+        handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | OURS, 0o644)
+    except OSError as error:
+        raise StoreError(f"run {folder.name} cannot be locked: {error.strerror}") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -107,7 +141,7 @@ def hold_lock(folder: Path) -> int:
 def is_alive(folder: Path) -> bool:
     """Whether a trainer holds the run's lock."""
     try:
-        handle = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        handle = os.open(folder / "lock", os.O_RDONLY | OURS)
     except OSError:
         return False
     try:

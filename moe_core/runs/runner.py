@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.runs.branch import branch_off
-from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.database import OURS, StoreError, hold_lock, is_alive, is_plain
 from moe_core.runs.store import ENDED, Run, open_run, runs_folder
 from moe_core.schema import Config, Knobs
 
@@ -115,7 +115,11 @@ def _go_on(folder: Path, lock: int, steps: int | None, who: str) -> None:
 
 def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ()) -> None:
     """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process; known here by its name."""
-    with open(log, "ab") as out:
+    try:
+        out = open(log, "ab", opener=lambda path, flags: os.open(path, flags | OURS, 0o644))  # noqa: SIM115
+    except OSError as error:
+        raise StoreError(f"{name} cannot be started: {log.name} cannot be written: {error.strerror}") from None
+    with out:
         _children[name] = subprocess.Popen(
             [sys.executable, "-m", "moe_core", *words],
             stdin=subprocess.DEVNULL,
@@ -171,10 +175,11 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 
 def last_words(folder: Path, log: str = "trainer.log") -> str:
     """The end of what a trainer printed, one line."""
-    try:
-        lines = (folder / log).read_text(errors="replace").strip().splitlines()
-    except OSError:
-        lines = []
+    lines: list[str] = []
+    if is_plain(folder / log):
+        with open(folder / log, "rb") as file:
+            file.seek(-min(file.seek(0, os.SEEK_END), 4096), os.SEEK_END)
+            lines = file.read().decode(errors="replace").strip().splitlines()
     return lines[-1][-300:] if lines else "it printed nothing"
 
 

@@ -4,6 +4,7 @@ changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 
 import hashlib
 import json
+import math
 import os
 import sqlite3
 import struct
@@ -19,15 +20,36 @@ from numpy.typing import NDArray
 
 from moe_core.runs.ablation import Ablation, read_ablation
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
-from moe_core.runs.database import MIGRATIONS, StoreError, connect, expected_objects, is_alive, writing
+from moe_core.runs.database import (
+    MIGRATIONS,
+    OBJECTS,
+    StoreError,
+    connect,
+    expected_objects,
+    is_alive,
+    is_plain,
+    plainly,
+    strange_files,
+    writing,
+)
 from moe_core.runs.measuring import Measured, bench_file, measured
+from moe_core.runs.room import size_of
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
 
+# What a file of a stranger may make a reader take in at once.
+ABOUT, PROBE, COLUMNS = 16 << 20, 64 << 20, 1 << 20
+SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' AND typeof(probe) = 'blob'
+              AND length(about) <= ? AND length(probe) <= ?"""
+STANDS = """SELECT state, step, reason, pid, heartbeat FROM state WHERE typeof(state) = 'text' AND typeof(step) = 'integer'
+            AND typeof(reason) = 'text' AND length(reason) < 1000000 AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
 ENDED = ("finished", "stopped", "failed")
+STATES = ("starting", "training", "paused", *ENDED)
+LOOK = 5.0  # seconds for a query of the list; none takes a hundredth, unless a file is made to keep its reader
+LATELY = 200  # steps by which it is said how fast a record grows
 TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 
 
@@ -105,7 +127,10 @@ class Parent(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A run in the list. A damaged one has a problem in its place and hides no other."""
+    """A run in the list. A damaged one has a problem in its place and hides no other.
+
+    reason as in Status; size in bytes; growth in bytes an hour, of a run that trains.
+    """
 
     id: str
     state: str
@@ -113,6 +138,9 @@ class Listed(NamedTuple):
     config: Config | None
     created: float
     problem: str
+    reason: str = ""
+    size: int = 0
+    growth: float = 0.0
 
 
 KNOB_CHANGES = """SELECT id, name, value, previous, who, at, applied.step FROM knobs
@@ -129,15 +157,19 @@ class Run:
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.path, self.limit = folder, limit
         self._file = folder / "run.db"
+        if strange := strange_files(folder):
+            raise StoreError(
+                f"run {folder.name} is refused: its {strange[0]} is no plain file; do not trust this folder"
+            )
         if not self._file.is_file():
             raise StoreError(f"{folder} is not a run: it has no run.db; list the runs with `python -m moe_core runs`")
         self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
         try:
             self._check_schema()
-            about, probe, chain = self.query("SELECT about, probe, chain FROM run")[0]
-            if link(START, about, probe) != chain:
+            found = self.query(SETTINGS, (ABOUT, PROBE))
+            if not found or link(START, *found[0][:2]) != found[0][2]:
                 raise StoreError(f"run {folder.name} is damaged: its settings are not what was written")
-            self.about: dict[str, Any] = json.loads(about)
+            self.about: dict[str, Any] = json.loads(found[0][0])
             self.config, self.started_knobs = (
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
@@ -148,22 +180,30 @@ class Run:
             self.parent = Parent(str(origin["run"]), int(origin["step"])) if origin else None
             # What `train --script` was given: (step, knob, value), in order.
             self.script = [(int(step), str(name), value) for step, name, value in self.about.get("script", ())]
-            self.layout = [Column(*column) for column in self.about["layout"]]
-        except (sqlite3.DatabaseError, IndexError, KeyError, TypeError, json.JSONDecodeError) as error:
-            self.close()
-            raise StoreError(f"run {folder.name} cannot be read: {error}") from None
+            self.layout = read_layout(self.about["layout"])
+            self.labels = {str(name): [str(value) for value in values] for name, values in self.about["labels"].items()}
+            self.facts: dict[str, Any] = {**self.about["facts"], "created": finite(self.about["created"])}
         except StoreError:
             self.close()
             raise
+        except (
+            sqlite3.Error,
+            ValueError,
+            LookupError,
+            TypeError,
+            AttributeError,
+            ArithmeticError,
+            RecursionError,
+        ) as error:
+            self.close()
+            raise StoreError(f"run {folder.name} cannot be read: {error}") from None
         self.id: str = folder.name
-        self.labels: dict[str, list[str]] = self.about["labels"]
-        self.facts: dict[str, Any] = self.about["facts"] | {"created": self.about["created"]}
         self.columns = max((c.start + c.width for c in self.layout), default=0)
 
     def _check_schema(self) -> None:
         """A file of a stranger is not trusted: it may hold our tables and indexes and nothing else."""
-        found = {(kind, name) for kind, name in self.query("SELECT type, name FROM sqlite_master")}
-        if foreign := sorted(name for _, name in found - expected_objects()):
+        found = plainly(self.query(OBJECTS))
+        if foreign := sorted({name for _, name, *_ in found - expected_objects()}):
             raise StoreError(
                 f"run {self.path.name} holds what is not ours ({', '.join(foreign)[:80]}); do not trust this file"
             )
@@ -176,11 +216,11 @@ class Run:
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """One SELECT, fetched whole."""
         db = getattr(self._local, "db", None)
-        if db is None:
-            db = self._local.db = connect(self._file, limit=self.limit)
-            with self._guard:
-                self._open.append(db)
         try:
+            if db is None:
+                db = self._local.db = connect(self._file, limit=self.limit)
+                with self._guard:
+                    self._open.append(db)
             return list(db.execute(sql, values).fetchall())
         except sqlite3.Error as error:
             raise StoreError(f"run {self.path.name} cannot be read: {error}") from None
@@ -195,7 +235,7 @@ class Run:
             finally:
                 db.close()
         except sqlite3.Error as error:
-            raise StoreError(f"run {self.id} cannot be written: {error}") from None
+            raise StoreError(f"run {self.id} cannot be written: {error}") from error
 
     def check_layout(self) -> None:
         """StoreError if this version measures other statistics than the run holds, so that nothing can be appended."""
@@ -222,18 +262,24 @@ class Run:
         return self.status().state
 
     def status(self) -> Status:
-        state, step, reason, pid, heartbeat = self.query("SELECT state, step, reason, pid, heartbeat FROM state")[0]
+        state, step, reason, pid, heartbeat = self._stands()
         if state not in ENDED and not is_alive(self.path):
-            # It may have ended between the two looks.
-            state, step, reason, pid, heartbeat = self.query("SELECT state, step, reason, pid, heartbeat FROM state")[0]
+            state, step, reason, pid, heartbeat = self._stands()  # it may have ended between the two looks
             state = state if state in ENDED else "interrupted"
         return Status(state, step, reason, time.time() - heartbeat, pid)
+
+    def _stands(self) -> tuple[str, int, str, int, float]:
+        rows = self.query(STANDS)
+        if not rows or rows[0][0] not in STATES or not math.isfinite(rows[0][4]):
+            raise StoreError(f"run {self.path.name} is damaged: its state is none that a trainer wrote")
+        found: tuple[str, int, str, int, float] = rows[0]
+        return found
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
         ends = self.query(
-            """SELECT (SELECT first FROM blocks ORDER BY id LIMIT 1),
-                      (SELECT first + n - 1 FROM blocks ORDER BY id DESC LIMIT 1)"""
+            """SELECT (SELECT CAST(first AS INTEGER) FROM blocks ORDER BY id LIMIT 1),
+                      (SELECT CAST(first + n - 1 AS INTEGER) FROM blocks ORDER BY id DESC LIMIT 1)"""
         )
         return ends[0][0] or 0, ends[0][1] or 0
 
@@ -260,7 +306,10 @@ class Run:
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
         rows = self.query("SELECT id, step, metrics, text FROM evals WHERE id > ? ORDER BY id", (after,))
-        return [Eval(id, step, json.loads(metrics), text) for id, step, metrics, text in rows]
+        try:
+            return [Eval(id, int(step), numbers(metrics), text) for id, step, metrics, text in rows]
+        except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            raise StoreError(f"run {self.id} is damaged: an evaluation is none ({error})") from None
 
     def probe(self) -> dict[str, NDArray[Any]]:
         """The fixed probe batch as a person sees it."""
@@ -304,12 +353,15 @@ class Run:
         next_step, chain = before[0] if before else (rows[0][1], self.query("SELECT chain FROM run")[0][0])
         blocks = []
         for number, (id, start, n, columns, data, kept) in enumerate(rows, rows[0][0]):
-            chain = link(chain, HEADER.pack(start, n, columns), data)
-            if id != number or start != next_step or chain != kept or columns != self.columns:
+            try:
+                chain = link(chain, HEADER.pack(start, n, columns), data)
+                if id != number or start != next_step or chain != kept or columns != self.columns:
+                    raise ValueError("it is another")
+                blocks.append(Block(id, start, unpack_rows(data, n, columns)))
+            except (ValueError, TypeError, struct.error):
                 raise StoreError(
                     f"run {self.id} is damaged: block {number} (from step {next_step}) is not what was written"
-                )
-            blocks.append(Block(id, start, unpack_rows(data, n, columns)))
+                ) from None
             next_step = start + n
         return blocks
 
@@ -355,6 +407,26 @@ class Run:
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""
         return measured(self.throughput_file())
+
+    def size(self) -> int:
+        """Bytes that the run takes on the disk: record, checkpoints and all."""
+        return size_of(self.path)
+
+    def growth(self) -> float:
+        """Bytes an hour by which the record of a run that trains grows, by its last steps; else 0.
+
+        Snapshots are thinned and the log is moved into the file again and again, so what stays is mostly the blocks.
+        """
+        last = self.steps()[1]
+        if not last or self.state != "training":
+            return 0.0
+        _, seconds = self.history("seconds", first=last - LATELY)
+        taken, steps = self.query(
+            """SELECT sum(length(data) + 64), sum(n) FROM blocks
+               WHERE id >= (SELECT id FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1)""",
+            (max(1, last - LATELY),),
+        )[0]
+        return 3600 * taken / (steps * max(float(seconds.mean()), 1e-9)) if taken else 0.0
 
     # What anyone may ask of it
 
@@ -406,10 +478,33 @@ class Run:
     def _check_tip(self, last: int, blocks: int) -> list[str]:
         """A flip in a live log silently ends it there; the tip, written after each commit, says how far it went."""
         try:
-            step, _blocks, _chain = TIP.unpack((self.path / "run.tip").read_bytes())
+            step, _blocks, _chain = TIP.unpack(
+                (self.path / "run.tip").read_bytes() if is_plain(self.path / "run.tip") else b""
+            )
         except (OSError, struct.error):
             return ["run.tip is missing or damaged, so steps lost from the end would not be noticed"] if blocks else []
         return [f"{step - last} steps are lost after step {last}"] if step > last else []
+
+
+def read_layout(told: Any) -> list[Column]:
+    """The columns that a run says it has, one behind the other; ValueError or TypeError if they are none."""
+    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in told]
+    ends = [0, *(c.start + c.width for c in columns)]
+    if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
+        raise ValueError("its layout is none")
+    return columns
+
+
+def finite(told: Any) -> float:
+    value = float(told)
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no time")
+    return value
+
+
+def numbers(told: str) -> dict[str, float]:
+    """The metrics of an evaluation."""
+    return {str(name): float(value) for name, value in json.loads(told).items()}
 
 
 def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
@@ -487,21 +582,30 @@ def list_runs(runs: str | Path | None = None) -> list[Listed]:
     listed = []
     for path in _folders(runs_folder(runs)):
         try:
-            run = Run(path)
+            run = Run(path, LOOK)
             try:
                 status = run.status()
-                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], ""))
+                taken = status.reason, run.size(), run.growth()
+                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], "", *taken))
             finally:
                 run.close()
         except ValueError as error:
-            listed.append(Listed(path.name, "damaged", 0, None, path.stat().st_mtime, str(error)))
+            listed.append(Listed(path.name, "damaged", 0, None, _changed(path), str(error)))
     return sorted(listed, key=lambda one: -one.created)
 
 
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if (path / "run.db").is_file())
+    return sorted(path for path in folder.iterdir() if os.path.lexists(path / "run.db"))
+
+
+def _changed(path: Path) -> float:
+    """When a folder was changed last; 0 if it has gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def verify(run: Run) -> list[str]:
@@ -509,11 +613,11 @@ def verify(run: Run) -> list[str]:
     found = run.findings()
     for path in sorted(run.path.glob("**/*.pt")):
         beside = path.with_name(path.name + ".sha256")
-        try:
-            wanted = beside.read_text().split()[0]
-        except (OSError, IndexError):
-            found.append(f"{path.name} has no SHA-256 beside it")
+        if not (is_plain(path) and is_plain(beside)):
+            found.append(f"{path.name} has no SHA-256 beside it, or is no plain file")
             continue
-        if hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        with open(path, "rb") as file:
+            same = [hashlib.file_digest(file, "sha256").hexdigest()] == beside.read_text(errors="replace").split()[:1]
+        if not same:
             found.append(f"{path.name} is not what was written: its SHA-256 differs")
     return found

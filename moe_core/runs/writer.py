@@ -12,7 +12,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
-from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
+from moe_core.runs.database import MIGRATIONS, OURS, StoreError, connect, hold_lock, seal, writing
+from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, RESUMED, TIP, Batch, Command, KnobChange, Pending, Run
 from moe_core.schema import Config, Knobs, as_dict, layout
 
@@ -68,6 +69,7 @@ def make_file(
     temporary.unlink(missing_ok=True)
     db = sqlite3.connect(temporary, isolation_level=None)
     try:
+        hold_room(folder)
         db.executescript("".join(MIGRATIONS))
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         with writing(db):
@@ -77,14 +79,25 @@ def make_file(
             fill(db)
         db.close()
         os.rename(temporary, folder / "run.db")
-    except BaseException:
+    except BaseException as error:
         db.close()
         os.close(lock)
         temporary.unlink(missing_ok=True)
+        drop_ballast(folder)
         if made:
             shutil.rmtree(folder)
+        if no_room(error, folder if folder.exists() else folder.parent):
+            raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
         raise
     return lock
+
+
+def hold_room(folder: Path) -> None:
+    """The ballast, which a run that begins or goes on must have."""
+    if not make_ballast(folder):
+        raise StoreError(
+            f"there is no room for a run on the disk of {folder.parent}; make some, or choose another --runs"
+        )
 
 
 def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = ()) -> "RunWriter":
@@ -93,7 +106,14 @@ def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[st
     What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
     changes that it never took wait for the next step.
     """
-    writer = RunWriter(folder, lock)
+    hold_room(folder)
+    try:
+        return _resumed(RunWriter(folder, lock), who, steps, notes)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
+
+
+def _resumed(writer: "RunWriter", who: str, steps: int, notes: Sequence[str]) -> "RunWriter":
     with writing(writer.db) as db:
         db.execute("UPDATE commands SET step = ?, result = 'not obeyed: the trainer had ended' WHERE step IS NULL", (writer.step,))  # fmt: skip
         db.execute(
@@ -129,7 +149,7 @@ class RunWriter:
         # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
         self.guard = connect(folder / "run.db", write=True)
         self.reader = connect(folder / "run.db")
-        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | OURS, 0o644)
         row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
         self.blocks: int
         self.step: int
@@ -166,9 +186,14 @@ class RunWriter:
                 db.execute("UPDATE state SET state = ?, reason = ?", (batch.state, batch.reason))
             if now - self.thinned > 10:
                 self._thin_snapshots(now)
+        # From here on the batch is in the record: what a full disk puts off is not its failure, and is done later.
         self.chain, self.blocks, self.step = chain, blocks, step
-        self.write_tip()
-        self._move_log()
+        try:
+            self.write_tip()
+            self._move_log()
+        except (OSError, sqlite3.Error) as error:
+            if not no_room(error, self.folder):
+                raise
 
     def write_tip(self) -> None:
         os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
@@ -202,16 +227,30 @@ class RunWriter:
             result = json.dumps({"steps": steps, "notes": list(notes)})
             db.execute("UPDATE commands SET result = ? WHERE id = ?", (result, self.resumed))
 
-    def finish(self, state: str, error: str = "") -> None:
-        """Write how the run ended, seal its file, let go of the lock."""
-        with writing(self.db) as db:
-            db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
+    def make_ballast(self) -> bool:
+        return make_ballast(self.folder)
+
+    def drop_ballast(self) -> bool:
+        return drop_ballast(self.folder)
+
+    def finish(self, state: str, error: str = "") -> str:
+        """Write how the run ended, seal its file, let go of the lock. Returns why that is not in the record, or ""."""
+        problem = ""
+        self.drop_ballast()
+        try:
+            with writing(self.db) as db:
+                db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
+        except sqlite3.Error as failure:
+            if not no_room(failure, self.folder):
+                raise
+            problem = "the disk is full, so the record does not say how the run ended"
         for connection in (self.reader, self.guard):
             connection.close()
         seal(self.db, SEAL_FOR)
         self.db.close()
         os.close(self.tip)
         os.close(self.lock)
+        return problem
 
     def _move_log(self) -> None:
         """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""

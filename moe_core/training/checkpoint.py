@@ -24,13 +24,17 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
     clean(folder)
     path = folder / name_of(step)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    # The sum goes first: a checkpoint without one would be refused, a sum without a checkpoint harms nobody.
-    _write_text(path.with_name(path.name + ".sha256"), f"{_sha256(temporary)}  {path.name}\n")
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        # The sum goes first: a checkpoint without one would be refused, a sum without a checkpoint harms nobody.
+        _write_text(path.with_name(path.name + ".sha256"), f"{_sha256(temporary)}  {path.name}\n")
+        os.replace(temporary, path)
+    except BaseException:
+        clean(folder)  # on a full disk the half of one would keep the record from its room
+        raise
     _sync(folder)
     sizes = {step_of(there): there.stat().st_size for there in folder.glob("checkpoint-*.pt")}
     for old in sorted(set(sizes) - kept(sizes)):

@@ -11,36 +11,53 @@ import numpy as np
 
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter
+from moe_core.runs.room import FULL, no_room
 from moe_core.runs.statistics import derive
 from moe_core.schema import BALANCE, STAT, Config, layout
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
+AGAIN = 2.0  # seconds between two looks for room on a full disk
+NO_ROWS = np.empty((0, 0), np.float32)
+GLANCE = 0.02  # seconds between two looks at the commands while the training waits for the disk
+Item = Batch | int | Callable[[], None] | threading.Event | None
 
 
 class Committer:
-    """Commits what it is handed, in order, and then tells of it. Nothing is dropped: a full queue makes put() wait."""
+    """Commits what it is handed, in order, and then tells of it. Nothing is dropped: a full queue makes put() wait.
 
-    def __init__(self, writer: RunWriter, config: Config, notify: Callable[[dict[str, Any]], None], watch: Watch):
+    On a full disk it gives up the ballast, says so in the record, and tries again what did not fit until it does; `full`
+    is then the reason, and the trainer trains no further step until it is "" again.
+    stopping: whether the training is told to stop, so that nothing waits for room any more. meanwhile: what the training
+    thread does while it waits for the disk.
+    """
+
+    def __init__(
+        self,
+        writer: RunWriter,
+        config: Config,
+        notify: Callable[[dict[str, Any]], None],
+        watch: Watch,
+        stopping: Callable[[], bool] = lambda: False,
+        meanwhile: Callable[[], Any] = lambda: None,
+    ):
         self.writer, self.config, self.notify, self.watch = writer, config, notify, watch
-        self.queue: queue.Queue[Batch | int | Callable[[], None] | None] = queue.Queue(WAITING)
-        self.error = ""
-        self.told = 0.0
+        self.stopping, self.meanwhile = stopping, meanwhile
+        self.queue: queue.Queue[Item] = queue.Queue(WAITING)
+        self.error = self.full = ""
+        self.waited_for = False  # the training thread waits for the disk
+        self.stands = (
+            "training",
+            "",
+        )  # state and reason as the trainer has them; on a full disk the record says another
+        self.said = False  # the record says that the disk is full
+        self.step, self.told = 0, 0.0  # the last step that is committed; when it was told of
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
-    def put(self, batch: Batch | Callable[[], None]) -> None:
+    def put(self, item: Batch | Callable[[], None]) -> None:
         """Hand over a batch, or what is to be done after the ones before it. RuntimeError if an earlier one could not be committed."""
-        try:
-            self.queue.put_nowait(batch)
-        except queue.Full:
-            self.notify({"event": "waiting", "reason": "the disk is slower than the training"})
-            while not self.error:
-                try:
-                    self.queue.put(batch, timeout=0.5)
-                    break
-                except queue.Full:
-                    continue
+        self._hand_over(item)
         if self.error:
             raise RuntimeError(self.error)
 
@@ -52,8 +69,11 @@ class Committer:
     def settle(self) -> None:
         """Wait until what was handed over is committed."""
         done = threading.Event()
-        self.queue.put(done)
-        done.wait()
+        self._hand_over(done)
+        self.waited_for = True
+        while not done.wait(GLANCE):
+            self.meanwhile()
+        self.waited_for = False
 
     def close(self) -> str:
         """Commit what waits and end the thread. Returns what went wrong, or ""."""
@@ -62,25 +82,107 @@ class Committer:
             self.thread.join()
         return self.error
 
+    def _hand_over(self, item: Item) -> None:
+        try:
+            self.queue.put_nowait(item)
+            return
+        except queue.Full:
+            self.notify({"event": "waiting", "reason": self.full or "the disk is slower than the training"})
+        self.waited_for = True
+        while True:
+            try:
+                self.queue.put(item, timeout=GLANCE)
+                break
+            except queue.Full:
+                self.meanwhile()
+        self.waited_for = False
+
     def _work(self) -> None:
-        while (item := self.queue.get()) is not None:
+        while (item := self._next()) is not None:
             if isinstance(item, threading.Event):
                 item.set()
                 continue
             if self.error:
                 continue  # drained, so that nobody waits for a thread that cannot write
             try:
-                if isinstance(item, int):
-                    self.writer.beat(item)
-                elif callable(item):
-                    item()
-                else:
-                    self.writer.commit(item)
+                self._carry_out(item)
+                if isinstance(item, Batch):
                     self._tell(item)
                     self._alert(self.watch.see(item))
             except Exception as failure:
                 self.error = f"the run could not be written: {failure}".splitlines()[0]
         self._alert(self.watch.look())
+
+    def _next(self) -> Item:
+        """What was handed over next; while the disk is full, with a look for room now and then."""
+        while True:
+            try:
+                return self.queue.get(timeout=AGAIN if self.full and not self.error else None)
+            except queue.Empty:
+                self._go_on_if_there_is_room()
+
+    def _carry_out(self, item: Batch | int | Callable[[], None]) -> None:
+        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop."""
+        while True:
+            try:
+                self._write(item)
+                return
+            except Exception as failure:
+                if not no_room(failure, self.writer.folder):
+                    raise
+                given_up = self._say_full()
+                if not given_up and self.stopping():
+                    raise RuntimeError(
+                        f"the disk is full, and what was measured after step {self.step} did not fit"
+                    ) from None
+                if not given_up:
+                    self._wait()
+
+    def _write(self, item: Batch | int | Callable[[], None]) -> None:
+        if isinstance(item, int):
+            self.writer.beat(item)
+        elif callable(item):
+            item()
+        else:
+            if item.state:
+                self.stands = item.state, item.reason
+            if item.state and self.full:
+                item = item._replace(state="paused", reason=self.full)
+            self.writer.commit(item)
+            if len(item.rows):
+                self.step = item.first_step + len(item.rows) - 1
+
+    def _say_full(self) -> bool:
+        """Give up the ballast and say why the run is paused, in the record if that fits. False without a ballast."""
+        if not self.full:
+            self.full = FULL
+            self.notify({"event": "paused", "step": self.step, "reason": FULL})
+        given_up = self.writer.drop_ballast()
+        if not self.said:
+            try:
+                self.writer.commit(Batch(0, NO_ROWS, state="paused", reason=FULL))
+                self.said = True
+            except Exception as failure:
+                if not no_room(failure, self.writer.folder):
+                    raise
+        return given_up
+
+    def _wait(self) -> None:
+        until = time.monotonic() + AGAIN
+        while time.monotonic() < until and not self.stopping():
+            time.sleep(GLANCE)
+
+    def _go_on_if_there_is_room(self) -> None:
+        """Room for the ballast is room again; the record then says how the trainer stands. If not even that fits, wait on."""
+        if not self.writer.make_ballast():
+            return
+        self.full, self.said = "", False
+        try:
+            self._carry_out(Batch(0, NO_ROWS, state=self.stands[0], reason=self.stands[1]))
+        except Exception as failure:
+            self.error = f"the run could not be written: {failure}".splitlines()[0]
+        if not self.full:
+            self.notify({"event": "resumed", "step": self.step, "reason": "there is room on the disk again"})
 
     def _alert(self, findings: list[Finding]) -> None:
         for finding in findings:

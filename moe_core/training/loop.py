@@ -28,10 +28,11 @@ from moe_core.nn.models import asked_by, build, sample
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError, cores, create_run, new_id, runs_folder, whole_paths
+from moe_core.runs.room import no_room
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance
-from moe_core.training.committer import Committer
+from moe_core.training.committer import NO_ROWS, Committer
 from moe_core.training.data import Data, generator_for, load
 from moe_core.training.evaluation import held_out_loss
 from moe_core.training.telemetry import Probe, Telemetry, Window
@@ -42,7 +43,6 @@ FULL = 1.0  # seconds between two snapshots of kind "full"
 IDLE = 0.02  # seconds between two looks at the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 SAMPLE_BYTES = 96
-NO_ROWS = np.empty((0, 0), np.float32)
 Notify = Callable[[dict[str, Any]], None]
 
 
@@ -85,12 +85,16 @@ def conduct(
         with _stopping_at_signals(trainer):
             state, error = work(trainer), ""
             trainer.write_checkpoint()
+            trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
+            trainer.flush()
     except Exception as failure:
         state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
         notify({"event": "error", "error": error})
     if trainer is not None:
         error = trainer.committer.close() or error
-    writer.finish("failed" if error else state, error=error)
+    if problem := writer.finish("failed" if error else state, error=error):
+        notify({"event": "error", "error": problem})
+        error = error or problem
     return folder, "failed" if error else state
 
 
@@ -117,7 +121,6 @@ class Trainer:
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
         self.autobalance = Autobalance()
-        self.committer = Committer(writer, config, notify, Watch(config, knobs))
         self.held_out = [batch.to(device) for batch in data.held_out()]
         self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
         for step, name, value in script:
@@ -125,6 +128,7 @@ class Trainer:
         self.step = 0
         self.replaying = False  # training again what is recorded: nothing is looked at, written or paused by itself
         self.paused = self.stopping = False
+        self.committer = Committer(writer, config, notify, Watch(config, knobs), lambda: self.stopping, self.read)
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
@@ -144,9 +148,12 @@ class Trainer:
             self.read()
             if self.stopping or (self.config.steps and self.step >= self.config.steps):
                 break
-            if self.paused and not self.steps_asked:
+            if self.committer.full or (self.paused and not self.steps_asked):
                 self.idle()
                 continue
+            if due := self.script.pop(self.step + 1, None):
+                self.write_turn("script", due)
+                continue  # they are read as a person's are
             began = time.perf_counter()
             if self.knobs.speed_limit and not self.steps_asked:
                 self.wait_for_speed_limit(began)
@@ -181,10 +188,6 @@ class Trainer:
 
     def turn(self) -> None:
         """Let knob changes take effect in the coming step. One that this run cannot take is acknowledged and ignored."""
-        if due := self.script.pop(self.step + 1, None):
-            self.writer.turn("script", **due)
-            self.changes += (turned := self.writer.pending().knobs)
-            self.writer.knob_seen = turned[-1].id
         changes, self.changes = self.changes, []
         for change in changes:
             self.take(change)
@@ -193,6 +196,25 @@ class Trainer:
         self.committer.watch.turned(self.step + 1, self.knobs)
         if changes:
             self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
+
+    def write_turn(self, who: str, knobs: dict[str, float | str]) -> None:
+        """Turn knobs as a person does, once all before is in the record; the next read() finds them. ValueError if refused."""
+        refused: list[ValueError] = []
+
+        def write() -> None:
+            try:
+                self.writer.turn(who, **knobs)
+            except ValueError as error:
+                if no_room(error, self.folder):
+                    raise
+                refused.append(error)
+
+        self.committer.put(write)
+        self.committer.settle()
+        if self.committer.error:
+            raise RuntimeError(self.committer.error)
+        if refused:
+            raise refused[0]
 
     def take(self, change: Any) -> None:
         with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
@@ -215,6 +237,10 @@ class Trainer:
                 self.pause("")
         elif command.name == "stop":
             self.stopping = True
+        elif command.name == "checkpoint" and self.committer.full:
+            result = f"not written: {self.committer.full}"
+        elif command.name == "checkpoint" and self.committer.waited_for:
+            result = "not written: the disk is behind the training; ask again"
         elif command.name == "checkpoint" and not self.replaying:
             self.write_checkpoint(command.id)  # which answers when it is written
             return
@@ -234,10 +260,12 @@ class Trainer:
             self.notify({"event": "paused", "step": self.step, "reason": reason})
 
     def idle(self) -> None:
-        self.look(full=False)
-        self.flush()
-        self.beat()
-        self.maybe_checkpoint()
+        if not self.committer.full:
+            self.look(full=False)
+            self.beat()
+            self.maybe_checkpoint()
+        if not self.committer.queue.full():
+            self.flush()
         time.sleep(IDLE)
 
     def wait_for_speed_limit(self, began: float) -> None:
@@ -289,9 +317,8 @@ class Trainer:
             # A row like a person's, read at the top of the next step; not before the steps that it follows from are
             # on the disk, or a killed run would hold it too early. One that cannot be written has no effect either.
             self.flush()
-            self.committer.settle()
             with contextlib.suppress(StoreError):
-                self.writer.turn(AUTOBALANCE, **wanted)
+                self.write_turn(AUTOBALANCE, wanted)
         if self.step % self.config.eval_every == 0:
             last = self.step == self.config.steps
             self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)
@@ -378,8 +405,10 @@ class Trainer:
         def write() -> None:
             try:
                 result = checkpoint.write(self.folder, step, state).name
-            except OSError as error:
-                result = f"not written: {error.strerror}"
+            except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+                if no_room(error, self.folder) and not self.stopping:
+                    raise
+                result = f"not written: {getattr(error, 'strerror', None) or error}".splitlines()[0]
                 self.notify({"event": "note", "note": f"the checkpoint of step {step} was {result}"})
             if command is not None:
                 self.writer.commit(Commit(step, NO_ROWS, acks=[(command, step, result)]))

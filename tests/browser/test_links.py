@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from moe_core.runs import start, wait_ready
 from moe_core.schema import Config, Knobs
-from tests.browser.conftest import Server, stop_trainers
+from tests.browser.conftest import Server, end_trainers
 from tests.browser.pages import LINKS, make, wait_until_shown
 
 pytestmark = pytest.mark.browser
@@ -24,7 +24,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(runs)
     yield server
     server.kill()
-    stop_trainers(runs)
+    end_trainers(runs)
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -52,3 +52,26 @@ def test_every_page_says_that_the_trainer_was_killed(shared: Server, tab: Tab) -
     for page in tabs:
         expect(page.locator(".moepanel-state b")).not_to_have_text("Training", timeout=30_000)
         assert page.locator(".moepanel-state b").inner_text() == "Interrupted"
+
+
+STATE = "document.querySelector('[data-testid=stApp]').dataset.testConnectionState"
+
+
+def test_every_page_comes_back_after_its_server_was_killed(shared: Server, tab: Tab) -> None:
+    """The same view in the same tab, without a reload: the page connects again, and its live part gets frames again."""
+    tabs = {name: tab(shared.url + link.path) for name, link in LINKS.items()}
+    for name, page in tabs.items():
+        wait_until_shown(page, name)
+    links = {name: page.url for name, page in tabs.items()}
+    shared.kill()
+    for page in tabs.values():
+        page.wait_for_function(f"{STATE} !== 'CONNECTED'")
+        page.evaluate("window.moescopeBytes = 0")
+    shared.start()
+    for name, page in tabs.items():
+        page.wait_for_function(f"{STATE} === 'CONNECTED'", timeout=60_000)
+        if "run=" in LINKS[name].path:
+            page.wait_for_function("window.moescopeBytes > 0", timeout=60_000)
+        wait_until_shown(page, name)
+        assert page.url == links[name]
+        assert page.locator("[data-testid=stException], [data-testid=stAlert]").count() == 0

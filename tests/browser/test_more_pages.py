@@ -1,4 +1,4 @@
-"""Experts, Compare and Batch in a real Chromium: each draws by deep link on a cold server, moves, and follows a choice."""
+"""Experts, Compare and Batch in a real Chromium: each draws by deep link, moves, and follows a choice."""
 
 from collections.abc import Callable
 

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +31,7 @@ def training(server: Server, config: Config = SMALL, knobs: Knobs | None = None)
     return wait_ready(start(config, knobs or Knobs(), server.runs), 60, server.runs)
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("card", ["Text", "Digits", "Plane"])
 def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card: str) -> None:
     page = tab(server.url)
@@ -48,6 +48,7 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
         expect(page.locator(f"[data-stat={stat}]")).to_have_text(__import__("re").compile(r"\d"))
 
 
+@pytest.mark.usefixtures("cold")
 @pytest.mark.parametrize("path", ["/", "/live", "/routing"])
 def test_a_deep_link_opens_its_page_on_a_cold_server(server: Server, tab: Tab, path: str) -> None:
     run = training(server)
@@ -63,26 +64,17 @@ def test_a_slider_turned_by_keyboard_reaches_the_trainer_and_shows_on_the_chart(
     wait_for_step(page, 5)
     slider = page.get_by_role("slider", name="noise", exact=True)
     slider.focus()
-    reached, shown = [], []
     for turn in range(1, 8):
-        pressed = time.time()
         page.keyboard.press("ArrowRight")
+        until = time.monotonic() + 60
         while len(changes := run.knob_changes()) < turn or changes[-1].step is None:
-            assert time.time() < pressed + 10, "the turn did not reach the trainer"
+            assert time.monotonic() < until, "the turn did not reach the trainer"
             time.sleep(0.005)
-        reached.append(changes[-1].when - pressed)
         wait_for_step(page, changes[-1].step)
-        shown.append(time.time() - pressed)
         page.wait_for_timeout(300)
     assert [round(c.value, 2) for c in run.knob_changes()] == [round(1 + 0.05 * i, 2) for i in range(1, 8)]
     lines = page.evaluate("document.querySelector('[data-figure=balance]').layout.shapes.length")
-    assert lines >= 7
-    # The figures measured alone are in docs/decisions.md. The bounds leave room for a loaded machine.
-    print(
-        f"median ms to the store {1000 * statistics.median(reached):.0f}, to the chart {1000 * statistics.median(shown):.0f}"
-    )
-    assert statistics.median(reached) < 1
-    assert statistics.median(shown) < 3
+    assert lines >= 7  # how soon they are there is measured by benchmarks/dashboard.py
 
 
 def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> None:
