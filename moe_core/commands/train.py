@@ -169,9 +169,10 @@ class Teller:
     def on_end(self, event: dict[str, Any]) -> None:
         self.line(f"{event['state']} at step {event['step']}")
         held_out = "" if event["comparable"] is not False else f"  ({LOOKS_AHEAD})"
-        lines = [("loss", event["loss"], ""), *((*measured, held_out) for measured in event["eval"].items())]
+        lines = [("training loss", event["loss"], "")]
+        lines += [(f"held-out {name}", value, held_out) for name, value in event["eval"].items()]
         for name, value, note in [*lines, *((stat, event.get(stat), "") for stat in BALANCE)]:
             if isinstance(value, (int, float)):
-                print(f"{name:20} {value:.4f}{note}")
+                print(f"{name:23} {value:.4f}{note}")
         if self.text:
             print("\nthe model writes:\n" + plain(self.text, keep="\n"))
