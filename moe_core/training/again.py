@@ -92,7 +92,10 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
     run.close()  # a reader that stays would keep the file from being sealed
     if len(notes) > before:
         trainer.committer.put(lambda: writer.note(steps, notes))
-    return "stopped" if trainer.replaying else trainer.run()
+    if trainer.replaying:
+        return "stopped"
+    trainer.steer()  # a kill, or the fork's step, may lie between the last step and what is decided after it
+    return trainer.run()
 
 
 def prepare(run: Run) -> tuple[Data, torch.device, list[str]]:

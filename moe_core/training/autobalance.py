@@ -1,7 +1,9 @@
 """Holds a chosen CV(load) by steering the loss weights: a damped controller in log space, by step and not by the clock.
 
 It keeps nothing but the last loads, which the record has too: a weight is its own memory, so there is nothing that could
-wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's.
+wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's. A
+decision is void if a knob that it follows from has a turn for the coming step already, by a person or a script: so nobody's
+turn is overwritten unseen, and a script that holds the changes of a run it steered trains that run again, bit for bit.
 
 Shapes: L layers, E experts, n steps. `load_LE` is (L, E).
 """
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from moe_core.nn.gating import Routing
 from moe_core.runs.statistics import cv
-from moe_core.schema import Knobs
+from moe_core.schema import AUTOBALANCE, Knobs
 
 EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
 GAIN = 1.0  # twice as uneven as wanted doubles the weights
@@ -47,14 +49,15 @@ def steered(weights: dict[str, float], by: float) -> dict[str, float]:
     return changed
 
 
+def follows_from(knobs: Knobs) -> set[str]:
+    """The knobs that a decision follows from."""
+    return {AUTOBALANCE, "strategy", *STEERED.get(knobs.strategy, ())}
+
+
 class Autobalance:
-    """The last loads, and a decision each EVERY steps.
+    """The last loads, and a decision each EVERY steps."""
 
-    silent_until: up to this step decisions are in the record already and are applied from there (resume, replay, script).
-    """
-
-    def __init__(self, silent_until: int = 0):
-        self.silent_until = silent_until
+    def __init__(self) -> None:
         self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
 
     def see(self, step: int, routings: list[Routing]) -> None:
@@ -70,7 +73,7 @@ class Autobalance:
 
     def wanted(self, step: int, knobs: Knobs) -> dict[str, float]:
         """The weights that are to change after `step`, and to what."""
-        if not knobs.autobalance or step % EVERY or step < self.silent_until or len(self.loads) < EVERY:
+        if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
             return {}
         cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY])
         if not np.isfinite(cv_n).all():

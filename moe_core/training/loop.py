@@ -30,7 +30,7 @@ from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError, cores, create_run, new_id, runs_folder, whole_paths
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
-from moe_core.training.autobalance import Autobalance
+from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import Committer
 from moe_core.training.data import Data, generator_for, load
 from moe_core.training.evaluation import held_out_loss
@@ -285,19 +285,29 @@ class Trainer:
         self.telemetry.record(self.step, loss, task_loss, grad_norm, time.perf_counter() - began, routings)
 
     def after_step(self) -> None:
-        if wanted := self.autobalance.wanted(self.step, self.knobs):
-            # A row like a person's, read at the top of the next step; not before the steps that it follows from are
-            # on the disk, or a killed run would hold it too early. One that cannot be written has no effect either.
-            self.flush()
-            self.committer.settle()
-            with contextlib.suppress(StoreError):
-                self.writer.turn(AUTOBALANCE, **wanted)
+        self.steer()
         if self.step % self.config.eval_every == 0:
             last = self.step == self.config.steps
             self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)
         self.maybe_flush()
         self.beat()
         self.maybe_checkpoint()
+
+    def steer(self) -> None:
+        """What autobalance decides after a step: rows like a person's, read at the top of the next step.
+
+        Void if what it follows from is being turned, by a person since the last look or by the script in the coming
+        step: that turn stands, and 25 steps later it is known.
+        """
+        given = follows_from(self.knobs)
+        coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
+        if given & coming or not (wanted := self.autobalance.wanted(self.step, self.knobs)):
+            return
+        # Not before the steps that it follows from are on the disk, or a killed run would hold it too early.
+        self.flush()
+        self.committer.settle()
+        with contextlib.suppress(StoreError):  # one that cannot be written has no effect either
+            self.writer.decide(AUTOBALANCE, given, wanted)
 
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""
