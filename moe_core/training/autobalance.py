@@ -10,6 +10,7 @@ Shapes: L layers, E experts, n steps. `load_LE` is (L, E).
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from moe_core.nn.gating import Routing
 from moe_core.runs.statistics import cv
-from moe_core.schema import AUTOBALANCE, Knobs
+from moe_core.schema import AUTOBALANCE, Config, Knobs, switched_off
 
 EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
 GAIN = 1.0  # twice as uneven as wanted doubles the weights
@@ -57,7 +58,8 @@ def follows_from(knobs: Knobs) -> set[str]:
 class Autobalance:
     """The last loads, and a decision each EVERY steps."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
 
     def see(self, step: int, routings: list[Routing]) -> None:
@@ -75,7 +77,8 @@ class Autobalance:
         """The weights that are to change after `step`, and to what."""
         if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
             return {}
-        cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY])
+        off = switched_off(self.config, knobs.off)
+        cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY], off)
         if not np.isfinite(cv_n).all():
             return {}
         now, before = cv_n[-EVERY:], cv_n[:-EVERY]
@@ -84,7 +87,10 @@ class Autobalance:
         return steered({name: getattr(knobs, name) for name in names}, by)
 
 
-def mean_cv(loads: list[Tensor]) -> np.ndarray:
-    """(n,) CV(load) of each step, mean over the layers."""
+def mean_cv(loads: list[Tensor], off: Sequence[Sequence[int]]) -> np.ndarray:
+    """(n,) CV(load) of each step, mean over the layers, each over the experts that are on: no weight moves the others.
+
+    off: for each layer, the experts that are switched off.
+    """
     load_nLE = torch.stack([load_LE.cpu() for load_LE in loads]).double().numpy()
-    return np.mean([cv(load_nLE[:, layer]) for layer in range(load_nLE.shape[1])], axis=0)
+    return np.mean([cv(np.delete(load_nLE[:, layer], out, axis=1)) for layer, out in enumerate(off)], axis=0)

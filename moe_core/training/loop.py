@@ -116,7 +116,7 @@ class Trainer:
         self.telemetry = Telemetry(config, device)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
-        self.autobalance = Autobalance()
+        self.autobalance = Autobalance(config)
         self.committer = Committer(writer, config, notify, Watch(config, knobs))
         self.held_out = [batch.to(device) for batch in data.held_out()]
         self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
