@@ -85,6 +85,7 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
         notes.append(
             f"steps up to {last} do not come out as recorded, so what follows is not as it would have been: {difference}"
         )
+    trainer.committer.watch.recall(run, trainer.knobs)
     for note in notes[before:]:
         trainer.notify({"event": "note", "note": note})
     trainer.evaluated = max((eval.step for eval in run.evals()), default=-1)
