@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, Config, Knobs, meta_of, switched_off, value_text
+from moe_core.schema import COLLAPSED, DEAD_AFTER, Config, Knobs, meta_of, switched_off, value_text
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -29,10 +29,10 @@ SETTLED = 500  # steps until a fresh gate, which starts at zero logits, can be j
 DROWNED = (4.0, 2.0)
 LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while the gate still grows out of the noise
 AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
-WORSE = (1.05, 1.02)  # task loss over what it was before the coefficient was raised
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
-BEFORE = 50  # steps over which the task loss before a change is averaged
+KEEPS = 0.01  # both weights: keeps an even gate even (Table 6 again), and leaves its logits room
+BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
 
 
 class Finding(NamedTuple):
@@ -244,25 +244,38 @@ def dead_experts(seen: Seen) -> Finding | None:
     return Finding("dead_experts", seen.layer, max(1, since - DEAD_AFTER), what, why, *mend(seen))
 
 
-def noise_drowns(seen: Seen) -> Finding | None:
-    """Noise several times as wide as the clean logits, and no less so than before: what the gate learnt hardly matters."""
+def drowned(seen: Seen) -> tuple[int, float] | None:
+    """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
+
+    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_n = np.where(seen.noise_scale_n > 0, seen.noise_scale_n / seen.logit_spread_n, 0.0)
     at_stake_n = ~(seen.task_loss_n < AT_STAKE)
     growing_n = ratio_n < LEARNING * np.interp(seen.steps_n - SOON, seen.steps_n, ratio_n)
     drowned_n = (seen.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
     since = standing(seen.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
-    if since is None:
+    return None if since is None else (since, mean_of_last(seen.steps_n, ratio_n, HOLD))
+
+
+def heavy(knobs: Knobs) -> dict[str, float | str]:
+    """The loss weights that are heavier than what evens a collapsed gate, each with a value that keeps an even gate even.
+
+    They pull the logits together until any noise drowns them. Where noise is above 1, that is turned first.
+    """
+    weights = ("w_importance", "w_load") if knobs.strategy == "paper" and knobs.noise <= 1 else ()
+    return {name: KEEPS for name in weights if getattr(knobs, name) > CURE}
+
+
+def noise_drowns(seen: Seen) -> Finding | None:
+    """Noise several times as wide as the clean logits: what the gate learnt hardly matters."""
+    if (found := drowned(seen)) is None or heavy(seen.knobs):
         return None
-    ratio = mean_of_last(seen.steps_n, ratio_n, HOLD)
+    since, ratio = found
     what = f"Noise drowns the gate: it is {ratio:.1f} times as wide as the spread of the experts' logits."
-    why = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
-    # Large loss weights flatten the logits until any noise drowns them.
-    weights = ("w_importance", "w_load") if seen.knobs.strategy == "paper" else ()
-    heavy: dict[str, float | str] = {name: CURE for name in weights if getattr(seen.knobs, name) > CURE}
-    remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else heavy
+    remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else {}
     try_this = f"Turn {turns(remedy)}." if remedy else "Turn noise down, or let the gate learn for longer."
-    return Finding("noise_drowns", seen.layer, since, what, why, try_this, remedy or None)
+    return Finding("noise_drowns", seen.layer, since, what, BY_CHANCE, try_this, remedy or None)
 
 
 def idle_load_loss(seen: Seen) -> Finding | None:
@@ -285,42 +298,18 @@ def idle_load_loss(seen: Seen) -> Finding | None:
 
 
 def large_coefficient(seen: Seen) -> Finding | None:
-    """The task loss, since the last rise of a loss weight, has stayed above what it was before.
-
-    Only where that rise is the one thing that was turned: another knob may be to blame, and under autobalance it is its own.
-    """
-    weights = {name: getattr(seen.knobs, name) for name in ("w_importance", "w_load")}
-    raised = [c for c in seen.changes if c.name in weights and c.value > c.previous]
-    if not raised or seen.knobs.strategy != "paper" or seen.knobs.autobalance:
+    """Loss weights so large that the experts' logits are lost in noise of the ordinary width."""
+    remedy = heavy(seen.knobs)
+    if not remedy or (found := drowned(seen)) is None:
         return None
-    change, aside = raised[-1], {"speed_limit"}
-    if any(c.step > change.step - BEFORE and c not in raised and c.name not in aside for c in seen.changes):
-        return None
-    before_n = seen.task_loss_n[(seen.steps_n < change.step) & (seen.steps_n >= change.step - BEFORE)]
-    after_n = seen.steps_n >= change.step + SOON
-    if not len(before_n) or not after_n.any():
-        return None
-    smooth_n = trailing_mean(seen.task_loss_n, HOLD)[after_n] / float(before_n.mean())
-    if standing(seen.steps_n[after_n], smooth_n > WORSE[0], smooth_n < WORSE[1]) is None:
-        return None
-    floor = 0.0 if mean_of_last(seen.steps_n, seen.cv_load_n, HOLD) < BALANCED else CURE
-    lower = {name: max(floor, round(w / 10, 6)) for name, w in weights.items()}
-    remedy: dict[str, float | str] = {name: w for name, w in lower.items() if w < weights[name]}
-    rise = f"{100 * (smooth_n[-1] - 1):.0f} %"
-    what = f"The task loss is {rise} above what it was before {change.name} went up to {value_text(change.value)}."
-    why = "The gate serves the balance at the cost of what the model has to learn."
-    try_this = f"Turn {turns(remedy)}; a gate that is even stays so." if remedy else "Even the load first."
-    return Finding("large_coefficient", seen.layer, change.step, what, why, try_this, remedy or None)
-
-
-def trailing_mean(values_n: Array, count: int) -> Array:
-    """Mean of each row and up to count - 1 rows before it; a loss that is not finite is left out."""
-    finite_n = np.isfinite(values_n)
-    total_n = np.cumsum(np.where(finite_n, values_n, 0.0))
-    number_n = np.cumsum(finite_n)
-    lagged = lambda sums: np.concatenate([np.zeros(min(count, len(sums)), sums.dtype), sums[:-count]])
-    with np.errstate(invalid="ignore"):
-        return np.asarray((total_n - lagged(total_n)) / (number_n - lagged(number_n)))
+    since, ratio = found
+    weights = " and ".join(f"{name} at {value_text(getattr(seen.knobs, name))}" for name in remedy)
+    what = f"The loss weights are too large: with {weights} the noise is {ratio:.1f} times as wide as the spread of the experts' logits."
+    if seen.knobs.autobalance:
+        try_this = "Turn autobalance up: it asks for more balance than the task bears."
+        return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, None)
+    try_this = f"Turn {turns(remedy)}; a gate that is even stays so."
+    return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, remedy)
 
 
 def dropped_tokens(seen: Seen) -> Finding | None:

@@ -661,6 +661,15 @@ def test_an_exported_script_trains_the_same(tmp_path: Path, whole: Run) -> None:
     )
 
 
+def test_the_script_of_a_run_that_goes_on_meanwhile_ends_where_its_heading_says(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "steps", lambda: (1, 120))
+    script = read_script(script_of(whole), replace(CONFIG, steps=120), KNOBS)
+    assert script == [change for change in SCRIPT if change[0] <= 120]
+    assert "--steps 120 " in script_of(whole)
+
+
 def test_a_script_as_a_person_writes_it() -> None:
     text = "# what I did\n\n 20 noise=0.5   k=1 # both at once\n300 w-load='0.1'\n"
     assert read_script(text, Config(), Knobs()) == [(20, "noise", 0.5), (20, "k", 1), (300, "w_load", 0.1)]
