@@ -53,7 +53,7 @@ OTHERS: dict[str, tuple[dict[str, Any], dict[str, Any], str, str, list[dict[str,
     "noise 4 from step 600": ({}, {"noise": 4.0}, "noise_drowns", "held_out", [{"noise": 0.5}]),
     "weights 1": (
         {"w_importance": 1.0, "w_load": 1.0}, {}, "large_coefficient", "held_out",
-        [{"w_importance": 0.1, "w_load": 0.1}, {"noise": 0.3}],
+        [{"w_importance": 0.01, "w_load": 0.01}, {"noise": 0.3}],
     ),
     "capacity factor 1": ({"capacity_factor": 1.0}, {}, "dropped_tokens", "dropped", []),
     "capacity factor 0.5": ({"capacity_factor": 0.5}, {}, "dropped_tokens", "dropped", [{"capacity_factor": 1.0}]),

@@ -31,7 +31,6 @@ LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while th
 AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
-KEEPS = 0.01  # both weights: keeps an even gate even (Table 6 again), and leaves its logits room
 BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
 
 
@@ -259,12 +258,12 @@ def drowned(seen: Seen) -> tuple[int, float] | None:
 
 
 def heavy(knobs: Knobs) -> dict[str, float | str]:
-    """The loss weights that are heavier than what evens a collapsed gate, each with a value that keeps an even gate even.
+    """The loss weights that are heavier than what evens even a collapsed gate, each with that value.
 
     They pull the logits together until any noise drowns them. Where noise is above 1, that is turned first.
     """
     weights = ("w_importance", "w_load") if knobs.strategy == "paper" and knobs.noise <= 1 else ()
-    return {name: KEEPS for name in weights if getattr(knobs, name) > CURE}
+    return {name: CURE for name in weights if getattr(knobs, name) > CURE}
 
 
 def noise_drowns(seen: Seen) -> Finding | None:

@@ -19,6 +19,7 @@ from moe_core.__main__ import main
 from moe_core.runs import (
     BY_THE_CLOCK,
     COMPARED,
+    KnobChange,
     Run,
     StoreError,
     fingerprint,
@@ -668,6 +669,15 @@ def test_the_script_of_a_run_that_goes_on_meanwhile_ends_where_its_heading_says(
     script = read_script(script_of(whole), replace(CONFIG, steps=120), KNOBS)
     assert script == [change for change in SCRIPT if change[0] <= 120]
     assert "--steps 120 " in script_of(whole)
+
+
+def test_of_several_turns_of_a_knob_in_a_step_the_last_stands_where_it_was_made(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [("k", 1.0), ("off", "1:1"), ("k", 2.0)]
+    changes = [KnobChange(id, name, value, 0.0, "me", 0.0, 10) for id, (name, value) in enumerate(turns, 1)]
+    monkeypatch.setattr(whole, "knob_changes", lambda: changes)
+    assert script_of(whole).splitlines()[-1] == "10 off=1:1 k=2"
 
 
 def test_a_script_as_a_person_writes_it() -> None:

@@ -38,9 +38,9 @@ def factor(cv_now: float, cv_before: float, target: float) -> float:
 
 
 def steered(weights: dict[str, float], by: float) -> dict[str, float]:
-    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0 and more is
-    needed: then all start."""
-    if by > 1 and not any(weights.values()):
+    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0: then
+    all start, if more is needed."""
+    if not any(weights.values()):
         weights = dict.fromkeys(weights, LOW)
     changed = {}
     for name, weight in weights.items():

@@ -179,19 +179,19 @@ def test_the_weights_fall_again_once_the_balance_holds_by_itself(held) -> None:
 
 
 def test_each_of_its_changes_is_in_the_record_with_its_step_and_the_chain_holds(held) -> None:
-    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE]
+    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE and c.step]  # the last may wait for step 1001
     assert 8 <= len(own) <= 2 * (1000 - ON) // EVERY
     assert {c.name for c in own} == {"w_importance", "w_load"}
     assert all(c.step % EVERY == 1 and c.step > ON for c in own)
     assert own[0].previous == 0
     # A change is written when the steps that it follows from are on the disk, and before the one in which it acts.
-    assert held.committed == sorted({c.step - 1 for c in own})
+    assert [step for step in held.committed if step < 1000] == sorted({c.step - 1 for c in own})
     assert verify(held) == []
 
 
 def test_what_it_decided_follows_from_the_record_alone(held) -> None:
     """Each decision made again from the recorded loads and knobs, as a resumed trainer would."""
-    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE]
+    own = [c for c in held.knob_changes() if c.who == AUTOBALANCE and c.step]
     knobs, by_step = replace(COLLAPSED, autobalance=TARGET), {}
     for change in own:
         by_step.setdefault(change.step, {})[change.name] = change.value
