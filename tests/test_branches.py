@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -668,7 +669,7 @@ def test_the_script_of_a_run_that_goes_on_meanwhile_ends_where_its_heading_says(
     monkeypatch.setattr(whole, "steps", lambda: (1, 120))
     script = read_script(script_of(whole), replace(CONFIG, steps=120), KNOBS)
     assert script == [change for change in SCRIPT if change[0] <= 120]
-    assert "--steps 120 " in script_of(whole)
+    assert f"train {shlex.join(flags(replace(whole.config, steps=120), KNOBS))} --script FILE" in script_of(whole)
 
 
 def test_of_several_turns_of_a_knob_in_a_step_the_last_stands_where_it_was_made(
