@@ -9,12 +9,13 @@ Shapes: n steps, E experts. `counts_nE` is (n, E).
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, COLLAPSED, DEAD_AFTER, Config, Knobs, switched_off, value_text
+from moe_core.schema import COLLAPSED, DEAD_AFTER, Config, Knobs, meta_of, switched_off, value_text
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -23,13 +24,14 @@ HOLD = 20  # steps that a condition holds before it is a finding, and its opposi
 SOON = 100  # steps that a remedy is given; the measured ones took a tenth to a half of it
 BINS = 1000  # rows of history that a diagnosis looks at, about twice over; old ones as minimum and maximum
 SETTLED = 500  # steps until a fresh gate, which starts at zero logits, can be judged against its noise
-DROWNED = (2.5, 1.5)  # noise over the spread of the clean logits: above the first drowned, below the second not
-AT_STAKE = 0.05  # nats: where the task loss is below, or the balancing losses are, there is nothing to win
-LARGE = (0.3, 0.2)  # the balancing losses' share of the loss
-WORSE = (1.05, 1.02)  # task loss over what it was before the coefficient was raised
+# Noise over the spread of the clean logits: above the first drowned, below the second not. Of 16 experts, a token then gets
+# a fifth, and a third, of the two that its clean logits name; an eighth would be chance (independent normal draws).
+DROWNED = (4.0, 2.0)
+LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while the gate still grows out of the noise
+AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
-BEFORE = 50  # steps over which the task loss before a change is averaged
+BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
 
 
 class Finding(NamedTuple):
@@ -56,7 +58,6 @@ class Seen(NamedTuple):
     changes: Sequence[Any]
     layer: int
     steps_n: NDArray[np.int64]
-    loss_n: Array
     task_loss_n: Array
     cv_load_n: Array
     counts_nE: Array
@@ -87,8 +88,8 @@ def look(source: Any, layer: int) -> Seen:
         except ValueError:  # a statistic that this run's version did not record
             return np.full(len(steps), np.nan)
 
-    steps = np.asarray(source.history("loss", layer, bins=BINS)[0], np.int64)
-    names = ("loss", "task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped")
+    steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
+    names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped")
     values = [read(name) for name in names]
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     return Seen(source.config, source.knobs, done, layer, steps, *values)
@@ -164,13 +165,14 @@ def mend(seen: Seen) -> tuple[str, dict[str, float | str] | None]:
     remedy = even_again(seen.knobs) if seen.config.groups <= 1 else {}
     if remedy:
         return f"Turn {turns(remedy)}: within {SOON} steps the load should be even.", remedy
-    changed = since_knobs(seen, "strategy", "noise", "w_importance", "w_load")
+    read = [f.name for f in fields(Knobs) if seen.knobs.strategy in meta_of(Knobs, f.name).strategies]
+    changed = since_knobs(seen, "strategy", *read)
     if changed > 1 and seen.steps_n[-1] < changed + SOON:
         return f"The knobs were turned at step {changed}; give them until step {changed + SOON}.", None
-    if seen.config.groups > 1:
-        return "Turn the loss weights of both levels up to 0.1, with noise at 1.", None
     if seen.knobs.strategy != "paper":
         return f"{seen.knobs.strategy} does not hold it; turn its own weight or speed up, or strategy to paper.", None
+    if seen.config.groups > 1:
+        return "Turn the loss weights of both levels up, with noise and noise_primary at 1.", None
     return "The losses are on and do not help: turn the learning rate down, or w_importance up to 1.", None
 
 
@@ -186,24 +188,44 @@ def named(experts: Sequence[int]) -> str:
 
 
 def collapse(seen: Seen) -> Finding | None:
-    """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps."""
-    ceiling = math.sqrt(max(seen.config.num_experts / seen.knobs.k - 1, 0.0))
+    """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
+    on = seen.config.num_experts - len(switched_off(seen.config, seen.knobs.off)[seen.layer])
+    ceiling = math.sqrt(max(on / chosen(seen) - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
-    since = standing(seen.steps_n, seen.cv_load_n > high, seen.cv_load_n < 0.8 * high)
+    cv_n = cv_of_those_on(seen.cv_load_n, on, seen.config.num_experts)
+    since = standing(seen.steps_n, cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
         return None
-    now = mean_of_last(seen.steps_n, seen.cv_load_n, HOLD)
+    now = mean_of_last(seen.steps_n, cv_n, HOLD)
     if seen.knobs.strategy not in ("none", "paper"):
         why = f"Strategy {seen.knobs.strategy} is weaker than the pull of the experts that learnt first."
     elif seen.knobs.strategy == "none" or not (seen.knobs.w_importance or seen.knobs.w_load):
         why = "No loss asks for balance: an expert that is chosen learns, and is chosen the more."
-    elif not seen.knobs.noise and seen.knobs.w_load:
-        why = "Without noise the load loss has no gradient, and the importance loss alone is slow."
+    elif seen.knobs.w_load and not noise_of(seen):
+        why = "Without noise the load loss has no gradient, and what is left is too slow to part the experts."
     else:
         why = "The balancing losses are weaker than the pull of the experts that learnt first."
     try_this, remedy = mend(seen)
     what = f"The gate has collapsed onto a few experts: CV(load) is {now:.2f} (ceiling {ceiling:.2f})."
     return Finding("collapse", seen.layer, since, what, why, try_this, remedy)
+
+
+def cv_of_those_on(cv_n: Array, on: int, num_experts: int) -> Array:
+    """CV over the experts that are on, from the CV over all of them, when the others have none of the load.
+
+    The sum and the sum of squares are the same, so (CV squared + 1) is in proportion to the number of experts.
+    """
+    return np.asarray(np.sqrt(np.maximum((cv_n**2 + 1) * on / num_experts - 1, 0)))
+
+
+def chosen(seen: Seen) -> int:
+    """Experts that a token gets."""
+    return seen.knobs.k * (seen.knobs.k_primary if seen.config.groups > 1 else 1)
+
+
+def noise_of(seen: Seen) -> float:
+    """The noise that gives the load loss a gradient: of two levels, either's will do."""
+    return max(seen.knobs.noise, seen.knobs.noise_primary if seen.config.groups > 1 else 0.0)
 
 
 def dead_experts(seen: Seen) -> Finding | None:
@@ -221,99 +243,72 @@ def dead_experts(seen: Seen) -> Finding | None:
     return Finding("dead_experts", seen.layer, max(1, since - DEAD_AFTER), what, why, *mend(seen))
 
 
-def noise_drowns(seen: Seen) -> Finding | None:
-    """Noise several times as wide as the clean logits: whom the gate would choose hardly matters."""
-    ready_n = seen.steps_n > SETTLED
+def drowned(seen: Seen) -> tuple[int, float] | None:
+    """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
+
+    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_n = np.where(seen.noise_scale_n > 0, seen.noise_scale_n / seen.logit_spread_n, 0.0)
-    learning_n = ~(seen.task_loss_n < AT_STAKE)
-    since = standing(seen.steps_n, ready_n & learning_n & (ratio_n > DROWNED[0]), (ratio_n < DROWNED[1]) | ~learning_n)
-    if since is None:
+    at_stake_n = ~(seen.task_loss_n < AT_STAKE)
+    growing_n = ratio_n < LEARNING * np.interp(seen.steps_n - SOON, seen.steps_n, ratio_n)
+    drowned_n = (seen.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
+    since = standing(seen.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
+    return None if since is None else (since, mean_of_last(seen.steps_n, ratio_n, HOLD))
+
+
+def heavy(knobs: Knobs) -> dict[str, float | str]:
+    """The loss weights that are heavier than what evens even a collapsed gate, each with that value.
+
+    They pull the logits together until any noise drowns them. Where noise is above 1, that is turned first.
+    """
+    weights = ("w_importance", "w_load") if knobs.strategy == "paper" and knobs.noise <= 1 else ()
+    return {name: CURE for name in weights if getattr(knobs, name) > CURE}
+
+
+def noise_drowns(seen: Seen) -> Finding | None:
+    """Noise several times as wide as the clean logits: what the gate learnt hardly matters."""
+    if (found := drowned(seen)) is None or heavy(seen.knobs):
         return None
-    ratio = mean_of_last(seen.steps_n, ratio_n, HOLD)
-    what = f"Noise drowns the gate: it is {ratio:.1f} times as wide as the differences between the experts' logits."
-    why = (
-        f"With noise at {value_text(seen.knobs.noise)} the experts are drawn nearly by chance, so none can specialise."
-    )
-    # Large loss weights flatten the logits until any noise drowns them.
-    heavy = {name: CURE for name in ("w_importance", "w_load") if getattr(seen.knobs, name) > CURE}
-    remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else dict(heavy)
+    since, ratio = found
+    what = f"Noise drowns the gate: it is {ratio:.1f} times as wide as the spread of the experts' logits."
+    remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else {}
     try_this = f"Turn {turns(remedy)}." if remedy else "Turn noise down, or let the gate learn for longer."
-    return Finding("noise_drowns", seen.layer, since, what, why, try_this, remedy or None)
+    return Finding("noise_drowns", seen.layer, since, what, BY_CHANCE, try_this, remedy or None)
 
 
 def idle_load_loss(seen: Seen) -> Finding | None:
     """w_load above 0 with noise at 0."""
-    if not (seen.knobs.strategy == "paper" and seen.knobs.w_load > 0 and seen.knobs.noise == 0):
+    if not (seen.knobs.strategy == "paper" and seen.knobs.w_load > 0 and noise_of(seen) == 0):
         return None
     what = f"The load loss does nothing: w_load is {value_text(seen.knobs.w_load)} and noise is 0."
     why = "Its gradient is the chance that other noise would choose another expert; without noise the load is a count."
     remedy: dict[str, float | str] = {"noise": 1.0}
     try_this = f"Turn {turns(remedy)}, or w_load to 0 and w_importance up."
     return Finding(
-        "idle_load_loss", seen.layer, since_knobs(seen, "strategy", "w_load", "noise"), what, why, try_this, remedy
+        "idle_load_loss",
+        seen.layer,
+        since_knobs(seen, "strategy", "w_load", "noise", "noise_primary"),
+        what,
+        why,
+        try_this,
+        remedy,
     )
 
 
 def large_coefficient(seen: Seen) -> Finding | None:
-    """The balancing losses are a large share of the loss for long, or the task got worse when a weight was raised."""
-    since, what = balance_share(seen) or worse_than_before(seen) or (None, "")
-    if since is None or seen.knobs.strategy != "paper":
+    """Loss weights so large that the experts' logits are lost in noise of the ordinary width."""
+    remedy = heavy(seen.knobs)
+    if not remedy or (found := drowned(seen)) is None:
         return None
-    floor = 0.0 if mean_of_last(seen.steps_n, seen.cv_load_n, HOLD) < BALANCED else CURE
-    weights = {name: getattr(seen.knobs, name) for name in ("w_importance", "w_load")}
-    lower = {name: max(floor, round(w / 10, 6)) for name, w in weights.items()}
-    remedy: dict[str, float | str] = {name: w for name, w in lower.items() if w < weights[name]}
-    why = "The gate serves the balance at the cost of what the model has to learn."
-    try_this = f"Turn {turns(remedy)}; a gate that is even stays so." if remedy else "Even the load first."
-    return Finding("large_coefficient", seen.layer, since, what, why, try_this, remedy or None)
-
-
-def balance_share(seen: Seen) -> tuple[int, str] | None:
-    """(since, what) if the balancing losses have been a large share of the loss for SOON steps."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        balance_n = seen.loss_n - seen.task_loss_n
-        share_n = balance_n / seen.loss_n
-    large_n = (share_n > LARGE[0]) & (balance_n > AT_STAKE)
-    since = standing(seen.steps_n, large_n, (share_n < LARGE[1]) | (balance_n < AT_STAKE), SOON)
-    if since is None:
-        return None
-    share = mean_of_last(seen.steps_n, share_n, HOLD)
-    return (
-        since,
-        f"The loss weights are too large for the task: the balancing losses are {100 * share:.0f} % of the loss.",
-    )
-
-
-def worse_than_before(seen: Seen) -> tuple[int, str] | None:
-    """(since, what) if the task loss, since the last rise of a loss weight, has stayed above what it was before."""
-    raised = [c for c in seen.changes if c.name in ("w_importance", "w_load") and c.value > c.previous]
-    if not raised or any(c.name in ("w_importance", "w_load") and c.step > raised[-1].step for c in seen.changes):
-        return None
-    change = raised[-1]
-    before_n = seen.task_loss_n[(seen.steps_n < change.step) & (seen.steps_n >= change.step - BEFORE)]
-    after_n = seen.steps_n >= change.step + SOON
-    if not len(before_n) or not after_n.any():
-        return None
-    smooth_n = trailing_mean(seen.task_loss_n, HOLD)[after_n] / float(before_n.mean())
-    since = standing(seen.steps_n[after_n], smooth_n > WORSE[0], smooth_n < WORSE[1])
-    if since is None:
-        return None
-    rise = f"{100 * (smooth_n[-1] - 1):.0f} %"
-    return (
-        change.step,
-        f"The task loss is {rise} above what it was before {change.name} went up to {value_text(change.value)}.",
-    )
-
-
-def trailing_mean(values_n: Array, count: int) -> Array:
-    """Mean of each row and up to count - 1 rows before it; a loss that is not finite is left out."""
-    finite_n = np.isfinite(values_n)
-    total_n = np.cumsum(np.where(finite_n, values_n, 0.0))
-    number_n = np.cumsum(finite_n)
-    lagged = lambda sums: np.concatenate([np.zeros(min(count, len(sums)), sums.dtype), sums[:-count]])
-    with np.errstate(invalid="ignore"):
-        return np.asarray((total_n - lagged(total_n)) / (number_n - lagged(number_n)))
+    since, ratio = found
+    weights = " and ".join(f"{name} at {value_text(getattr(seen.knobs, name))}" for name in remedy)
+    what = f"The loss weights are too large: with {weights} the noise is {ratio:.1f} times as wide as the spread of the experts' logits."
+    if seen.knobs.autobalance:
+        try_this = "Turn autobalance up: it asks for more balance than the task bears."
+        return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, None)
+    try_this = f"Turn {turns(remedy)}; a gate that is even stays so."
+    return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, remedy)
 
 
 def dropped_tokens(seen: Seen) -> Finding | None:
@@ -325,11 +320,11 @@ def dropped_tokens(seen: Seen) -> Finding | None:
     counts_E = seen.counts_nE[seen.steps_n > seen.steps_n[-1] - HOLD].mean(0)
     need = float(counts_E.max() / max(counts_E.mean(), 1e-9))
     what = f"{100 * share:.0f} % of the selections are dropped: their experts are full."
-    why = f"The busiest expert is chosen {need:.1f} times as often as its fair share, and its capacity ends before."
+    factor = value_text(seen.knobs.capacity_factor)
+    why = f"An expert takes {factor} times its fair share at most, and the busiest is chosen {need:.1f} times as often as that share."
     remedy: dict[str, float | str] = {"capacity_factor": 0.0}
-    return Finding(
-        "dropped_tokens", seen.layer, since, what, why, f"Turn {turns(remedy)} (dropless), or even the load.", remedy
-    )
+    try_this = f"Turn {turns(remedy)}, which drops none, or higher, or even the load."
+    return Finding("dropped_tokens", seen.layer, since, what, why, try_this, remedy)
 
 
 RULES: tuple[Callable[[Seen], Finding | None], ...] = (

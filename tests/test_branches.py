@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ from moe_core.__main__ import main
 from moe_core.runs import (
     BY_THE_CLOCK,
     COMPARED,
+    KnobChange,
     Run,
     StoreError,
     fingerprint,
@@ -659,6 +661,24 @@ def test_an_exported_script_trains_the_same(tmp_path: Path, whole: Run) -> None:
         == script_of(whole).splitlines()[2:]
         == (out / "script.txt").read_text().splitlines()[2:]
     )
+
+
+def test_the_script_of_a_run_that_goes_on_meanwhile_ends_where_its_heading_says(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(whole, "steps", lambda: (1, 120))
+    script = read_script(script_of(whole), replace(CONFIG, steps=120), KNOBS)
+    assert script == [change for change in SCRIPT if change[0] <= 120]
+    assert f"train {shlex.join(flags(replace(whole.config, steps=120), KNOBS))} --script FILE" in script_of(whole)
+
+
+def test_of_several_turns_of_a_knob_in_a_step_the_last_stands_where_it_was_made(
+    whole: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = [("k", 1.0), ("off", "1:1"), ("k", 2.0)]
+    changes = [KnobChange(id, name, value, 0.0, "me", 0.0, 10) for id, (name, value) in enumerate(turns, 1)]
+    monkeypatch.setattr(whole, "knob_changes", lambda: changes)
+    assert script_of(whole).splitlines()[-1] == "10 off=1:1 k=2"
 
 
 def test_a_script_as_a_person_writes_it() -> None:

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from benchmarks.remedies import NONE, collapsed, offered, tried
+from benchmarks.remedies import NONE, alarms, collapsed, offered, tried
+from moe_core.diagnosis import SETTLED, SOON
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
 
@@ -35,6 +36,14 @@ def test_each_remedy_that_is_offered_works(then, data) -> None:
         assert patient.uneven(10) > 1
         after, _ = tried(patient, remedy, within=120)
         assert after is not None, f"{rule} offers {remedy}, which left CV(load) at {patient.uneven(10)}"
+
+
+def test_of_a_healthy_run_nothing_is_said() -> None:
+    """From its first steps to where a gate is judged against its noise; benchmarks/remedies.py has the other tasks."""
+    torch.set_num_threads(1)
+    told = []
+    assert alarms("plane", 0, told.append, SETTLED + SOON) == []
+    assert "nothing" in told[0]
 
 
 def test_without_a_remedy_it_stays_collapsed(data) -> None:

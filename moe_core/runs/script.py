@@ -24,7 +24,7 @@ def script_of(run: Run) -> str:
     ]
     by_step: dict[int, dict[str, float | str]] = {}
     for change in run.knob_changes():
-        if change.step is not None:
+        if change.step is not None and change.step <= config.steps:  # a live run goes on meanwhile
             values = by_step.setdefault(change.step, {})
             values.pop(change.name, None)  # of several turns of a knob the last acted, and stands where it was made
             values[change.name] = change.value

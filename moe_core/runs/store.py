@@ -225,7 +225,7 @@ class Run:
         except sqlite3.Error as error:
             raise StoreError(f"run {self.path.name} cannot be read: {error}") from None
 
-    def _write(self, act: Callable[[sqlite3.Connection], int]) -> int:
+    def write(self, act: Callable[[sqlite3.Connection], int]) -> int:
         """One short transaction on a connection of its own."""
         try:
             db = connect(self._file, write=True)
@@ -439,14 +439,14 @@ class Run:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
         # Where the others stand is read only where it matters: a drag turns 20 times a second.
         values = checked(self.config, knobs, self.knobs if TOGETHER & knobs.keys() else None)
-        return self._write(lambda db: insert_turns(db, self.started_knobs, values, who))
+        return self.write(lambda db: insert_turns(db, self.started_knobs, values, who))
 
     def command(self, name: str, who: str = "script") -> int:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
         if name not in COMMANDS:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
         insert = "INSERT INTO commands (name, who, at) VALUES (?, ?, ?)"
-        return self._write(lambda db: int(db.execute(insert, (name, who, time.time())).lastrowid or 0))
+        return self.write(lambda db: int(db.execute(insert, (name, who, time.time())).lastrowid or 0))
 
     # Whether it is whole
 

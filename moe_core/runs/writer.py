@@ -5,7 +5,7 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
 from moe_core.runs.database import MIGRATIONS, OURS, StoreError, connect, hold_lock, seal, writing
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
-from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, RESUMED, TIP, Batch, Command, KnobChange, Pending, Run
+from moe_core.runs.store import (
+    ALL_COMMANDS,
+    KNOB_CHANGES,
+    RESUMED,
+    TIP,
+    Batch,
+    Command,
+    KnobChange,
+    Pending,
+    Run,
+    insert_turns,
+)
 from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
@@ -218,6 +229,22 @@ class RunWriter:
         run = Run(self.folder)
         try:
             run.turn(who, **knobs)
+        finally:
+            run.close()
+
+    def decide(self, who: str, seen: int, given: Collection[str], values: Mapping[str, float]) -> None:
+        """Turn knobs as was decided from how the given ones stood when the last turn that was seen had this row id.
+
+        If one of those has been turned since, nothing is turned: that turn stands.
+        """
+        run = Run(self.folder)
+
+        def act(db: sqlite3.Connection) -> int:
+            unseen = {name for (name,) in db.execute("SELECT name FROM knobs WHERE id > ?", (seen,))}
+            return 0 if unseen.intersection(given) else insert_turns(db, run.started_knobs, values, who)
+
+        try:
+            run.write(act)
         finally:
             run.close()
 

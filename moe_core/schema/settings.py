@@ -196,7 +196,7 @@ class Knobs:
     )
     autobalance: float = setting(
         0.0,
-        "CV(load) to hold by steering the loss weights; 0 leaves them to you",
+        "CV(load) to hold by steering w_importance and w_load, or w_switch; 0 leaves them to you",
         low=0.0,
         high=1.0,
         scale="log0",

@@ -85,6 +85,7 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
         notes.append(
             f"steps up to {last} do not come out as recorded, so what follows is not as it would have been: {difference}"
         )
+    trainer.committer.watch.recall(run, trainer.knobs)
     for note in notes[before:]:
         trainer.notify({"event": "note", "note": note})
     trainer.evaluated = max((eval.step for eval in run.evals()), default=-1)
@@ -92,7 +93,10 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
     run.close()  # a reader that stays would keep the file from being sealed
     if len(notes) > before:
         trainer.committer.put(lambda: writer.note(steps, notes))
-    return "stopped" if trainer.replaying else trainer.run()
+    if trainer.replaying:
+        return "stopped"
+    trainer.steer()  # a kill, or the fork's step, may lie between the last step and what is decided after it
+    return trainer.run()
 
 
 def prepare(run: Run) -> tuple[Data, torch.device, list[str]]:

@@ -1,13 +1,16 @@
 """Holds a chosen CV(load) by steering the loss weights: a damped controller in log space, by step and not by the clock.
 
 It keeps nothing but the last loads, which the record has too: a weight is its own memory, so there is nothing that could
-wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's.
+wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's. A
+decision is void if a knob that it follows from has a turn for the coming step already, by a person or a script: so nobody's
+turn is overwritten unseen, and a script that holds the changes of a run it steered trains that run again, bit for bit.
 
 Shapes: L layers, E experts, n steps. `load_LE` is (L, E).
 """
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from torch import Tensor
 
 from moe_core.nn.gating import Routing
 from moe_core.runs.statistics import cv
-from moe_core.schema import Knobs
+from moe_core.schema import AUTOBALANCE, Config, Knobs, switched_off
 
 EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
 GAIN = 1.0  # twice as uneven as wanted doubles the weights
@@ -35,9 +38,9 @@ def factor(cv_now: float, cv_before: float, target: float) -> float:
 
 
 def steered(weights: dict[str, float], by: float) -> dict[str, float]:
-    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0 and more is
-    needed: then all start."""
-    if by > 1 and not any(weights.values()):
+    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0: then
+    all start, if more is needed."""
+    if not any(weights.values()):
         weights = dict.fromkeys(weights, LOW)
     changed = {}
     for name, weight in weights.items():
@@ -47,14 +50,16 @@ def steered(weights: dict[str, float], by: float) -> dict[str, float]:
     return changed
 
 
+def follows_from(knobs: Knobs) -> set[str]:
+    """The knobs that a decision follows from."""
+    return {AUTOBALANCE, "strategy", *STEERED.get(knobs.strategy, ())}
+
+
 class Autobalance:
-    """The last loads, and a decision each EVERY steps.
+    """The last loads, and a decision each EVERY steps."""
 
-    silent_until: up to this step decisions are in the record already and are applied from there (resume, replay, script).
-    """
-
-    def __init__(self, silent_until: int = 0):
-        self.silent_until = silent_until
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
 
     def see(self, step: int, routings: list[Routing]) -> None:
@@ -70,9 +75,10 @@ class Autobalance:
 
     def wanted(self, step: int, knobs: Knobs) -> dict[str, float]:
         """The weights that are to change after `step`, and to what."""
-        if not knobs.autobalance or step % EVERY or step < self.silent_until or len(self.loads) < EVERY:
+        if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
             return {}
-        cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY])
+        off = switched_off(self.config, knobs.off)
+        cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY], off)
         if not np.isfinite(cv_n).all():
             return {}
         now, before = cv_n[-EVERY:], cv_n[:-EVERY]
@@ -81,7 +87,10 @@ class Autobalance:
         return steered({name: getattr(knobs, name) for name in names}, by)
 
 
-def mean_cv(loads: list[Tensor]) -> np.ndarray:
-    """(n,) CV(load) of each step, mean over the layers."""
+def mean_cv(loads: list[Tensor], off: Sequence[Sequence[int]]) -> np.ndarray:
+    """(n,) CV(load) of each step, mean over the layers, each over the experts that are on: no weight moves the others.
+
+    off: for each layer, the experts that are switched off.
+    """
     load_nLE = torch.stack([load_LE.cpu() for load_LE in loads]).double().numpy()
-    return np.mean([cv(load_nLE[:, layer]) for layer in range(load_nLE.shape[1])], axis=0)
+    return np.mean([cv(np.delete(load_nLE[:, layer], out, axis=1)) for layer, out in enumerate(off)], axis=0)

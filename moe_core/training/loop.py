@@ -31,7 +31,7 @@ from moe_core.runs import RunWriter, StoreError, cores, create_run, new_id, runs
 from moe_core.runs.room import no_room
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
-from moe_core.training.autobalance import Autobalance
+from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
 from moe_core.training.data import Data, generator_for, load
 from moe_core.training.evaluation import held_out_loss
@@ -120,7 +120,7 @@ class Trainer:
         self.telemetry = Telemetry(config, device)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
-        self.autobalance = Autobalance()
+        self.autobalance = Autobalance(config)
         self.held_out = [batch.to(device) for batch in data.held_out()]
         self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
         for step, name, value in script:
@@ -152,7 +152,7 @@ class Trainer:
                 self.idle()
                 continue
             if due := self.script.pop(self.step + 1, None):
-                self.write_turn("script", due)
+                self.write_turn(lambda due=due: self.writer.turn("script", **due))
                 continue  # they are read as a person's are
             began = time.perf_counter()
             if self.knobs.speed_limit and not self.steps_asked:
@@ -197,19 +197,22 @@ class Trainer:
         if changes:
             self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
 
-    def write_turn(self, who: str, knobs: dict[str, float | str]) -> None:
-        """Turn knobs as a person does, once all before is in the record; the next read() finds them. ValueError if refused."""
+    def write_turn(self, write: Callable[[], object]) -> None:
+        """Let write() turn knobs as a person does, once all before is in the record; the next read() finds them.
+
+        ValueError if it is refused.
+        """
         refused: list[ValueError] = []
 
-        def write() -> None:
+        def write_or_tell() -> None:
             try:
-                self.writer.turn(who, **knobs)
+                write()
             except ValueError as error:
                 if no_room(error, self.folder):
                     raise
                 refused.append(error)
 
-        self.committer.put(write)
+        self.committer.put(write_or_tell)
         self.committer.settle()
         if self.committer.error:
             raise RuntimeError(self.committer.error)
@@ -313,18 +316,28 @@ class Trainer:
         self.telemetry.record(self.step, loss, task_loss, grad_norm, time.perf_counter() - began, routings)
 
     def after_step(self) -> None:
-        if wanted := self.autobalance.wanted(self.step, self.knobs):
-            # A row like a person's, read at the top of the next step; not before the steps that it follows from are
-            # on the disk, or a killed run would hold it too early. One that cannot be written has no effect either.
-            self.flush()
-            with contextlib.suppress(StoreError):
-                self.write_turn(AUTOBALANCE, wanted)
+        self.steer()
         if self.step % self.config.eval_every == 0:
             last = self.step == self.config.steps
             self.evaluate(text=last or self.step % (SAMPLE_EVERY * self.config.eval_every) == 0)
         self.maybe_flush()
         self.beat()
         self.maybe_checkpoint()
+
+    def steer(self) -> None:
+        """What autobalance decides after a step: rows like a person's, read at the top of the next step.
+
+        Void if what it follows from is being turned, by a person since the last look or by the script in the coming
+        step: that turn stands, and 25 steps later it is known.
+        """
+        seen, given = self.writer.knob_seen, follows_from(self.knobs)
+        coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
+        if given & coming or not (wanted := self.autobalance.wanted(self.step, self.knobs)):
+            return
+        # Not before the steps that it follows from are on the disk, or a killed run would hold it too early.
+        self.flush()
+        with contextlib.suppress(StoreError):  # one that cannot be written has no effect either
+            self.write_turn(lambda: self.writer.decide(AUTOBALANCE, seen, given, wanted))
 
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.diagnosis import BINS, Finding, diagnose
-from moe_core.runs import Batch, KnobChange, pick
+from moe_core.runs import Batch, KnobChange, Run, pick
 from moe_core.schema import Config, Knobs, layout
 
 KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
@@ -28,6 +28,10 @@ class Watch:
         self.changes: list[KnobChange] = []
         self.standing: set[tuple[str, int]] = set()
         self.next_look = 0.0
+
+    def recall(self, run: Run, knobs: Knobs) -> None:
+        """How a run's knobs came to stand as they do, when a trainer goes on with it."""
+        self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
 
     def turned(self, step: int, knobs: Knobs) -> None:
         """How the knobs stand in the coming step. Called by the training thread, which only adds and replaces."""

@@ -2,10 +2,12 @@
 
 import numpy as np
 
-from moe_core.runs import Batch
+from moe_core.runs import Batch, open_run
 from moe_core.schema import Config, Knobs, layout
 from moe_core.training import watch
+from moe_core.training.again import resume
 from moe_core.training.committer import Committer
+from moe_core.training.loop import train
 from moe_core.training.watch import KEPT, Watch
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=1)
@@ -43,6 +45,20 @@ def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
     assert [f.since for f in seen.look()] == [2]
 
 
+def test_each_layer_is_looked_at() -> None:
+    one, columns = rows(30, True), layout(2, 8)
+    both = np.ones((30, columns[-1].start + columns[-1].width), np.float32)
+    for column in columns:
+        source = next(c for c in COLUMNS if c.stat == column.stat)
+        both[:, column.start : column.start + column.width] = one[:, source.start : source.start + source.width]
+        if column.stat == "load" and column.layer == 1:
+            both[:, column.start : column.start + column.width] = np.eye(8)[0] * 80 + 1e-3
+    seen = Watch(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0))
+    seen.next_look = float("inf")
+    seen.see(Batch(1, both))
+    assert [(f.rule, f.layer) for f in seen.look()] == [("collapse", 1)]
+
+
 def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
     seen = Watch(CONFIG, Knobs())
     for first in range(1, KEPT + 101, 50):
@@ -61,6 +77,15 @@ def test_knobs_are_known_by_what_changed() -> None:
     told = [(c.id, c.step, c.name, c.previous, c.value) for c in seen.knob_changes()]
     assert told == [(1, 9, "noise", 1.0, 0), (2, 9, "k", 2, 1), (3, 12, "noise", 0, 0.5)]
     assert seen.knobs.noise == 0.5
+
+
+def test_a_resumed_trainer_knows_since_when_the_knobs_stand(tmp_path) -> None:
+    config = Config.for_task("plane", tokens=32, d_model=8, d_hidden=8, steps=20, threads=1, checkpoint_every=0)
+    folder, _ = train(config, Knobs(noise=0, w_load=0), tmp_path, "a", script=[(15, "w_load", 0.01)])
+    told = []
+    resume(open_run(folder), 40, told.append)
+    idle = next(event for event in told if event["event"] == "alert" and event["rule"] == "idle_load_loss")
+    assert idle["since"] == 15
 
 
 class Disk:
