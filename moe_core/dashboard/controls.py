@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import cards, component
+from moe_core.dashboard import cards, component, starting
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
 from moe_core.figures.tiles import groups_of
@@ -58,8 +58,9 @@ def page(
         names += ["group_treemap"] * (name == "live" and groups_of(run.config) > 1)
         charts(name, run.id, run.config.task, names, options(run))
         run.close()
-    elif task := cards.task_started(wanted):
-        charts(name, wanted, task, figures[task], {})
+    elif config := starting.config_of(wanted):
+        charts(name, wanted, config.task, figures[config.task], {})
+        cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
 def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any]) -> None:
@@ -77,13 +78,13 @@ def frame(
     """
     reap()
     wanted = wanted or st.query_params.get("run") or st.session_state.get("run")
-    if wanted and wanted != NEW and cards.is_starting(wanted):
+    if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
-        task = cards.task_started(wanted)
-        chosen = chooser_entry(wanted, Config.for_task(task) if task else None, time.time(), "")
+        config = starting.config_of(wanted)
+        chosen = chooser_entry(wanted, config, time.time(), "")
         with st.sidebar:
             component.panel(wanted, go_to, knobs=starting_values(first), chosen=chosen, only=only)
-        if not task:
+        if not config:
             cards.wait(wanted)
         return None
     run = looked_at(wanted)

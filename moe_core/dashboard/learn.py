@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import cards, controls
+from moe_core.dashboard import controls, starting
 from moe_core.dashboard.panel import did_not_start
-from moe_core.lessons import LESSONS, Lesson, Stage, Verdict, flashcards
-from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder, start
+from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
+from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
 from moe_core.schema import Config, Knobs
 
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
@@ -69,7 +69,7 @@ def page() -> None:
         check(run, number)  # before the buttons, which bear its mark
         stand = stand_of(run, number)
         run.close()
-    shown = wanted if wanted and (run or cards.is_starting(wanted)) else None
+    shown = wanted if wanted and (run or starting.is_starting(wanted)) else None
     keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
     with left:
@@ -105,7 +105,7 @@ def run_of(number: int) -> str | None:
     wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
     if wanted == controls.NEW:
         return None
-    if cards.is_starting(wanted):
+    if starting.is_starting(wanted):
         return wanted
     try:
         run = open_run(wanted)
@@ -215,22 +215,21 @@ def act(number: int, at: int) -> None:
     """Start the lesson's run, or turn the knobs of the one it has."""
     stage = LESSONS[number - 1].stages[at]
     if stage.task:
-        begin(number, stage)
+        begin(number)
         return
     with looking(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(who=f"lesson {number}", **stage.knobs)
 
 
-def begin(number: int, stage: Stage) -> None:
+def begin(number: int) -> None:
     """Start the lesson's run and look at it. Those of this tab that still train stop: they would only take its time."""
     for earlier in runs_of_lessons().values():
         with looking(earlier) as run:
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
     config, knobs, _ = first_of(LESSONS[number - 1])
-    started = start(config, knobs, who=f"lesson {number}")
-    st.session_state["started"] = started, stage.task
+    started = starting.start(config, knobs, who=f"lesson {number}")
     runs_of_lessons()[number] = started
     st.query_params.from_dict({"lesson": str(number), "run": started})
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import learn
+from moe_core.dashboard import learn, starting
 from moe_core.lessons import LESSONS
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
@@ -33,7 +33,7 @@ def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, K
         (runs / f"started-{len(calls)}").mkdir()
         return f"started-{len(calls)}"
 
-    monkeypatch.setattr(learn, "start", start)
+    monkeypatch.setattr(starting, "start_trainer", start)
     return calls
 
 
