@@ -9,7 +9,6 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -22,7 +21,6 @@ from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
 
 NEW = "new"
-PAGES = Path(__file__).parents[2] / "pages"
 
 
 class First(NamedTuple):
@@ -63,8 +61,11 @@ def page(
         cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
-def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any]) -> None:
-    component.live(name, run, task, figures, go_to, export=(PAGES / "export.py").exists(), options=options)
+def charts(
+    name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True
+) -> None:
+    """A page's tiles, charts and scrubber. export: how a run ended is said with a way to the Export page."""
+    component.live(name, run, task, figures, go_to, export=export, options=options)
 
 
 def frame(

@@ -78,7 +78,7 @@ def page() -> None:
     with right:
         with st.container():
             if shown:
-                controls.charts("learn", shown, first.config.task, list(lesson.figures), {})
+                controls.charts("learn", shown, first.config.task, list(lesson.figures), {}, export=False)
             else:
                 invite(lesson)
         st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)

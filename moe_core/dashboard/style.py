@@ -46,6 +46,9 @@ CSS = f"""
 @media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} .moescope {{ height: calc(100vh - 82px) !important; }} }}
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
+[data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
+.st-key-batch-row {{ min-height: 84px; justify-content: center; }} /* the same while it measures: no chart moves */
+.st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
 .moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}

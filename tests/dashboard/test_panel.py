@@ -1,6 +1,7 @@
 """The panel says what the store says, and what is done in it reaches the store, once a drag, or is refused."""
 
 from collections.abc import Iterator
+import time
 from pathlib import Path
 from typing import Any
 
@@ -228,3 +229,17 @@ def test_a_number_that_looks_ahead_says_so(tmp_path: Path) -> None:
     assert heldout_tile(feed, 41).lines == ("−1.00 in 30 steps",)
     feed.run.close()
     writer.finish("stopped")
+
+
+def test_the_time_that_a_run_took_does_not_grow_while_its_end_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_run(tmp_path / "b", CONFIG, Knobs()).finish("finished")
+    feed = Feed(open_run(tmp_path / "b"))
+    feed.refresh(now=True)
+    before = banner(feed, 0)
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 3600)
+    feed.refresh(now=True)
+    assert banner(feed, 0) == before
+    feed.run.close()
