@@ -61,9 +61,7 @@ def page(
         cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
-def charts(
-    name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True
-) -> None:
+def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:
     """A page's tiles, charts and scrubber. export: how a run ended is said with a way to the Export page."""
     component.live(name, run, task, figures, go_to, export=export, options=options)
 

@@ -24,8 +24,8 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from moe_core.dashboard.feed import Feed, join, leave_all, watchers
 from moe_core.dashboard import starting
+from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import RUN, View, checked, look_at
 from moe_core.figures.catalog import FIGURES

@@ -47,7 +47,7 @@ CSS = f"""
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
-.st-key-batch-row {{ min-height: 84px; justify-content: center; }} /* the same while it measures: no chart moves */
+.st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}

@@ -162,6 +162,7 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
     names: list[Spec] = []
     taken: list[tuple[float, float]] = []
     lines = [width * (shape["x0"] - lo) / (hi - lo) for shape in layout["shapes"] if shape["xref"] == "x"]
+    words = [change_box(name, width / (hi - lo), lo, height) for name in layout["annotations"] if name["xref"] == "x"]
     inside = np.where((np.asarray(steps) >= lo) & (np.asarray(steps) <= hi), 1.0, np.nan)[:, None]
     shown = np.where(np.isfinite(percents * inside), percents, -1.0)
     for e in map(int, np.argsort(-shown.max(axis=0))[:3]):
@@ -174,16 +175,27 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
         y = min(y + size, height - size)
         for middle in (x, x - room / 2 - 4, x + room / 2 + 4):
             middle = min(max(middle, room / 2), width - room / 2)
-            if any(abs(middle - line) < room / 2 for line in lines):
+            left, right = middle - room / 2, middle + room / 2
+            if any(min(x, left) < line < max(x, right) for line in lines):
+                continue
+            if any(left < b and right > a and y + 0.6 * size > bottom for a, b, bottom in words):
                 continue
             if all(abs(middle - a) > room + 8 or abs(y - b) > LABEL_GAP + 4 for a, b in taken):
                 taken.append((middle, y))
                 font = {"color": theme.ink, "size": size, "family": SANS}
                 text = f"{square(e, theme)} expert {e + 1}"
                 there = {"xref": "paper", "yref": "paper", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
-                names.append(note(text, middle / width, y / height, font=font, **there))
+                names.append(note(text, middle / width, y / height, xanchor="center", font=font, **there))
                 break
     return names
+
+
+def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[float, float, float]:
+    """Left and right end of a change's name, and how far down it reaches, in px from the plot's lower left corner."""
+    rows, size = name["text"].split("<br>"), name["font"]["size"]
+    at, reach = per_step * (name["x"] - first), 8 + 0.52 * size * max(map(len, rows))
+    left = at if name["xanchor"] == "left" else at - reach
+    return left, left + reach, height - 1.4 * size * len(rows)
 
 
 def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:

@@ -1,7 +1,7 @@
 """The panel says what the store says, and what is done in it reaches the store, once a drag, or is refused."""
 
-from collections.abc import Iterator
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 

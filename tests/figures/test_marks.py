@@ -1,5 +1,6 @@
 """What is written into the charts over time: the names of changes and of peaks stand clear of each other and of lines."""
 
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +18,11 @@ class Change(NamedTuple):
 
 
 def shares(peaks: dict[int, int], n: int = 200, E: int = 8) -> np.ndarray:
-    """Even shares (n, E), but that each of these experts has nearly all at its own step."""
+    """Even shares (n, E), but that each of these experts has half at its own step."""
     share_nE = np.full((n, E), 1 / E)
     for expert, step in peaks.items():
-        share_nE[step - 1] = 0.1 / (E - 1)
-        share_nE[step - 1, expert] = 0.9
+        share_nE[step - 1] = 0.5 / (E - 1)
+        share_nE[step - 1, expert] = 0.5
     return share_nE
 
 
@@ -51,7 +52,7 @@ def test_names_of_peaks_are_on_ground_and_do_not_cover_each_other() -> None:
     found = boxes(layout)
     assert len(found) == 3
     places = sorted(found.values())
-    assert all(b[0] >= a[1] or abs(a[2] - b[2]) > 16 for a, b in zip(places, places[1:], strict=False))
+    assert all(b[0] >= a[1] or abs(a[2] - b[2]) > 16 for a, b in pairwise(places))
     assert all(note["bgcolor"] for note in layout["annotations"] if "■" in note["text"] and note["x"] < 1)
 
 
@@ -72,3 +73,21 @@ def test_of_many_knobs_turned_in_one_step_the_last_three_are_named() -> None:
     layout = drawn({}, tuple(Change(f"knob{at}", 60) for at in range(5)))
     (text,) = [note["text"] for note in layout["annotations"] if "knob" in note["text"]]
     assert [line.split()[0] for line in text.split("<br>")] == ["knob2", "knob3", "knob4"]
+
+
+def test_the_name_of_a_peak_keeps_clear_of_the_name_of_a_change() -> None:
+    """The peak lies right of the line, below the change's name."""
+    turned = (Change("w_importance", 90), Change("w_load", 90))
+    layout = drawn({2: 110}, turned)
+    assert layout["yaxis"]["range"][1] == 60.0
+    ((left, _, height),) = boxes(layout).values() or [(1e9, 1e9, 0)]
+    name = next(note for note in layout["annotations"] if note["xref"] == "x")
+    end = 90 / 200 * inner(layout)[0] + 8 + 0.52 * 13 * len("w_importance 0 → 0.1")
+    assert name["xanchor"] == "left"
+    assert left >= end or height + 7 <= inner(layout)[1] - 2 * 13 * 1.4
+
+
+def test_a_shifted_name_stays_on_its_peaks_side_of_a_change() -> None:
+    ((left, right, _),) = boxes(drawn({2: 97}, (Change("w_load", 100),))).values()
+    assert right <= 100 / 200 * inner(drawn({}, ()))[0]
+    assert left > 0
