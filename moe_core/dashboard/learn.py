@@ -228,10 +228,12 @@ def begin(number: int) -> None:
         with looking(earlier) as run:
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
-    config, knobs, _ = first_of(LESSONS[number - 1])
+    lesson = LESSONS[number - 1]
+    config, knobs, _ = first_of(lesson)
     started = starting.start(config, knobs, who=f"lesson {number}")
     runs_of_lessons()[number] = started
-    st.query_params.from_dict({"lesson": str(number), "run": started})
+    link = {"lesson": str(number), "run": started}
+    st.query_params.from_dict(link | ({"layer": str(lesson.layer)} if lesson.layer > 1 else {}))
 
 
 # At right

@@ -39,11 +39,12 @@ CSS = f"""
 [data-testid="stSidebarHeader"]::after {{ content: "MoEscope"; order: 2; flex: 1; font-size: 17px; font-weight: 600; }}
 [data-testid="stMainBlockContainer"] h1 {{ font-size: 32px; padding: 16px 0 8px; }}
 [data-testid="stMainBlockContainer"] h3 {{ font-size: 18px; padding: 4px 0; }}
-[data-testid="stTopNavLink"] span {{ font-size: 15px; }}
+[data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
+[data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
 [data-testid="stLogoSpacer"] {{ display: none; }}
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
-@media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} .moescope {{ height: calc(100vh - 82px) !important; }} }}
+@media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} html {{ font-size: 17px; }} }}
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}

@@ -123,6 +123,15 @@ def test_the_first_stage_starts_its_run_and_puts_it_into_the_link(started: list[
     assert [can for _, can in stages(app)] == [True, False]
 
 
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_lesson_on_text_begins_in_the_layer_that_collapses_first(
+    started: list[tuple[Config, Knobs, str]], number: int
+) -> None:
+    app = page(lesson=str(number))
+    app.button(key=f"stage-{number}-0").click().run()
+    assert link(app).get("layer") == ("2" if started[0][0].task == "text" else None)
+
+
 def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:
     writer = begun(runs, "a", 7)
     app = page(lesson="7", run="a")

@@ -86,6 +86,7 @@ export class Panel {
 
   take(header) {
     const told = this.link.panel;
+    this.buttons.fork.disabled = !header.last;
     put(this.step, header.last ? `step ${header.last.toLocaleString("en")}` : "no step yet");
     put(this.error, header.answer.error ?? "");
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
@@ -95,13 +96,12 @@ export class Panel {
     this.state.dataset.state = told.state;
     this.paint(told.colour, told.word);
     this.paused = told.state === "paused";
-    const { pause, step, stop, fork } = this.buttons;
+    const { pause, step, stop } = this.buttons;
     put(pause, this.paused || !told.alive ? "Resume" : "Pause");
     pause.title = told.alive ? "" : "An ended run goes on from the command line: train --resume";
     pause.classList.toggle("moescope-primary", this.paused);
     pause.disabled = stop.disabled = !told.alive;
     step.disabled = !this.paused;
-    fork.disabled = !header.last;
     put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
     put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
     this.root.classList.toggle("moepanel-past", header.past);
