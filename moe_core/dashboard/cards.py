@@ -45,7 +45,7 @@ def begin(task: str) -> None:
     st.query_params["run"] = run_id
 
 
-@st.fragment(run_every=0.2)
+@st.fragment(run_every=1.0)
 def wait(run_id: str, said: bool = False) -> None:
     """Draw the page again once the run is there. said: its charts stand there empty already, so no words are needed."""
     folder = runs_folder() / run_id

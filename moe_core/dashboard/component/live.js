@@ -50,7 +50,7 @@ export class View {
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
     this.link.say();
     // Of a run that is starting, empty charts come at once; only who knows nothing of it waits for longer.
-    setTimeout(() => !this.header && !this.told && this.say("Waiting for the run's first numbers.", "starting"), 2000);
+    setTimeout(() => !this.header && !this.told && this.say("Waiting for the run's first numbers.", "starting"), 5000);
     loadPlotly().catch((error) => this.say(error.message));
   }
 
