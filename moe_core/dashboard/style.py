@@ -40,6 +40,7 @@ CSS = f"""
 [data-testid="stMainBlockContainer"] h1 {{ font-size: 32px; padding: 16px 0 8px; }}
 [data-testid="stMainBlockContainer"] h3 {{ font-size: 18px; padding: 4px 0; }}
 [data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
+[data-testid="stTopNavLink"]:focus-visible {{ outline: 2px solid var(--moescope-hand); outline-offset: -2px; }}
 [data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
 [data-testid="stLogoSpacer"] {{ display: none; }}
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}

@@ -105,7 +105,7 @@ export class View {
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
     const config = {
       displaylogo: false, responsive: false, doubleClick: "reset",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+      modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
       toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
       modeBarButtonsToAdd: [saveSvg],
     };
