@@ -91,3 +91,8 @@ def test_a_shifted_name_stays_on_its_peaks_side_of_a_change() -> None:
     ((left, right, _),) = boxes(drawn({2: 97}, (Change("w_load", 100),))).values()
     assert right <= 100 / 200 * inner(drawn({}, ()))[0]
     assert left > 0
+
+
+def test_a_peak_with_a_change_close_by_and_no_room_on_its_side_is_not_named() -> None:
+    assert boxes(drawn({2: 5}, (Change("w_load", 6),))) == {}
+    assert len(boxes(drawn({2: 5}, ()))) == 1
