@@ -361,7 +361,7 @@ LESSONS = (
         (
             Stage(
                 "Train with 64 experts",
-                "512 tokens a step are spread over 64 experts: the bars show how few each one gets.",
+                "512 tokens a step are spread over 64 experts, 16 for each if all get the same; the bars show who gets more or less.",
                 starved,
                 {"k": 2},
                 task="plane",

@@ -182,7 +182,8 @@ def looking(wanted: str) -> Iterator[Run | None]:
 
 def row(number: int) -> None:
     """The numbers of the lessons, and the flashcards."""
-    st.session_state["lesson-row"] = number
+    if st.session_state.get("lesson-row") != number:  # set anew, it would undo a click that is on its way
+        st.session_state["lesson-row"] = number
 
     def go() -> None:
         picked = st.session_state["lesson-row"] or number  # a second click on the same one takes the choice away

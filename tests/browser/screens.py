@@ -131,8 +131,8 @@ def record() -> None:
 
 
 PAGES = {
-    "live": "/?run=text-demo",
-    "live-past": "/?run=text-demo&step=300",
+    "live": "/?run=text-demo&layer=2",
+    "live-past": "/?run=text-demo&layer=2&step=300",
     "live-64-experts": "/?run=text-64-experts",
     "routing-text": "/routing?run=text-demo",
     "routing-digits": "/routing?run=digits-demo",
