@@ -42,7 +42,7 @@ CSS = f"""
 [data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
 [data-testid="stTopNavLink"]:focus-visible {{ outline: 2px solid var(--moescope-hand); outline-offset: -2px; }}
 [data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
-[data-testid="stLogoSpacer"] {{ display: none; }}
+[data-testid="stLogoSpacer"], [data-testid="stStatusWidget"] {{ display: none; }} /* a running man in the corner each second */
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
 @media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} html {{ font-size: 17px; }} }}
