@@ -34,6 +34,7 @@ CSS = """
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
 @media (min-width: 1600px) {
+  [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 24px; }
   .moe-lesson { font-size: 17px; line-height: 25px; }
   .moe-check, .moe-invite { font-size: 17px; }
   .moe-watch { font-size: 15px; line-height: 20px; }
