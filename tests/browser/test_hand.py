@@ -160,7 +160,7 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
     expect(page.locator(".moescope-notice")).to_contain_text(
         re.compile(r"Finished: 30 steps in .* CV\(load\) \d"), timeout=30_000
     )
-    expect(page.get_by_role("button", name="Pause")).to_be_disabled()
+    expect(page.get_by_role("button", name="Resume")).to_be_disabled()
     expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
 
 
