@@ -1,5 +1,6 @@
 """The panel says what the store says, and what is done in it reaches the store, once a drag, or is refused."""
 
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,7 +110,7 @@ def test_the_knobs_of_a_run_that_ended_are_turned_no_more(tmp_path: Path) -> Non
     assert not panel(feed)["alive"]
     told = banner(feed, 0)
     assert told
-    assert told["text"].startswith("Finished: 0 steps in 0 s.")
+    assert re.match(r"Finished: 0 steps in \d+ s\.", told["text"])  # the machine may be busy
     run.close()
 
 
