@@ -1,7 +1,7 @@
 """Screenshots of every page from real runs into docs/screens: `make screens`.
 
 A gate collapses with both loss weights at 0; then w_importance and w_load are turned up and it recovers. Both sizes,
-both themes; the machine's speed decides how long it takes (about ten minutes on two cores).
+both themes; the machine's speed decides how long it takes (six minutes of processor time).
 `python tests/browser/screens.py --runs FOLDER live batch` keeps what it records in FOLDER, takes what it finds there,
 and shoots only the pages named; `--out FOLDER` puts the pictures elsewhere.
 """
