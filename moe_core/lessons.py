@@ -41,6 +41,7 @@ class Lesson(NamedTuple):
     """idea: at most 90 words. shown: the knobs that matter by now. figures: the live charts, by their names in the catalog.
 
     answer is the answer in general; answer_on(source, layer) says it with the numbers of the reader's own run.
+    layer: the one (from 1) that a new run is looked at in, where the others take longer to show what the lesson is about.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Lesson(NamedTuple):
     question: str
     answer: str
     answer_on: Callable[[Any, int], str]
+    layer: int = 1
 
 
 # What checks and answers read
@@ -122,7 +124,7 @@ def decided(source: Any, layer: int) -> Verdict:
     E = source.config.num_experts
     first, now = at_start(source, "top1_gate", layer), recent(source, "top1_gate", layer)
     return waiting(source) or Verdict(
-        now > 1.5 / E, f"The first gate was {first:.2f} at step 1 and is {now:.2f}; undecided would be {1 / E:.2f}."
+        now > 1.5 / E, f"The first gate was {first:.2f} at step 1 and is {now:.2f}; undecided would be {1 / E:.3g}."
     )
 
 
@@ -297,7 +299,7 @@ LESSONS = (
         (
             Stage(
                 "Train with all 8 experts and no noise",
-                "The mean first gate starts near 1/8 and rises as the gate makes up its mind.",
+                "The mean first gate starts near 1/8 and rises as the gate makes up its mind, within about 150 steps.",
                 decided,
                 {"k": 8, "noise": 0.0},
                 task="plane",
@@ -359,7 +361,7 @@ LESSONS = (
         (
             Stage(
                 "Train with 64 experts",
-                "512 tokens a step are spread over 64 experts: the bars show how few each one gets.",
+                "512 tokens a step are spread over 64 experts, 16 for each if all get the same; the bars show who gets more or less.",
                 starved,
                 {"k": 2},
                 task="plane",
@@ -381,12 +383,13 @@ LESSONS = (
         ("noise", "k", "w_importance"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "Within 50 steps in layer 2 and 200 in layer 1 a few lines climb and the others sink.", collapsed, NO_LOSSES, task="text"),
+            Stage("Train without losses", "A few lines climb and the others sink: in layer 2 within about 60 steps, in layer 1 within about 300.", collapsed, NO_LOSSES, task="text"),
             Stage("Turn w_importance to 1", "The lines come together again: CV(importance) is below 0.4 within about 50 steps.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
         ),
         "What are the smallest and the largest value of CV(importance)² with 16 experts?",
         "0 when all importances are equal, and E − 1 = 15 when one expert has all of it.",
         answer_balance,
+        layer=2,
     ),
     Lesson(
         "Load loss",
@@ -399,13 +402,14 @@ LESSONS = (
         ("noise", "k", "w_importance", "w_load"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate collapses, as in the lesson before, in layer 2 first.", collapsed, NO_LOSSES, task="text"),
+            Stage("Train without losses", "The gate of layer 2 collapses within about 60 steps, as in the lesson before.", collapsed, NO_LOSSES, task="text"),
             Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 within about 50 steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
             Stage("Turn the noise off", "The two curves of smooth load and hard count become one, and the load loss loses its hold.", quiet, {"noise": 0.0}),
         ),
         "Why does the load loss do nothing when the noise knob is at 0?",
         "Without noise the chance of a selection is 0 or 1; its gradient is 0 everywhere, so there is nothing to follow.",
         answer_balance,
+        layer=2,
     ),
     Lesson(
         "What came after",
@@ -417,7 +421,7 @@ LESSONS = (
         ("strategy", "bias_speed", "k"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate collapses once more; choose layer 2 at left to see it first.", collapsed, NO_LOSSES, task="text"),
+            Stage("Train without losses", "The gate of layer 2 collapses once more, within about 60 steps.", collapsed, NO_LOSSES, task="text"),
             Stage(
                 "Switch to loss-free",
                 "Within about 150 steps the load is even, while the loss is the task's alone.",
@@ -428,6 +432,7 @@ LESSONS = (
         "Loss-free balancing moves a bias instead of adding a loss. What does that leave untouched?",
         "The gradients: they come from the task alone, since the bias is used for choosing and not for weighing.",
         answer_after,
+        layer=2,
     ),
 )  # fmt: skip
 

@@ -58,7 +58,7 @@ ZERO, NONE = Knobs(w_importance=0.0, w_load=0.0), {"w_importance": 0.0, "w_load"
 CASES = [
     (1, 1, Source(counts=EVEN), Source(counts=np.full(8, 64.0)), "2 of 8 experts: 25 %"),
     (1, 2, Source(counts=2 * EVEN), Source(counts=EVEN), "goes to 4 experts"),
-    (2, 1, Source(first={"top1_gate": 0.125}, top1_gate=0.5), Source(top1_gate=0.13), "is 0.50; undecided would be 0.12"),
+    (2, 1, Source(first={"top1_gate": 0.125}, top1_gate=0.5), Source(top1_gate=0.13), "is 0.50; undecided would be 0.125"),
     (3, 2, Source(counts=EVEN), Source(counts=4 * EVEN), "2 gates of each token"),
     (4, 1, Source(noise_scale=1.4, top1_gate=0.6), Source(noise_scale=0.1, top1_gate=0.6), "by 1.40"),
     (4, 2, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),

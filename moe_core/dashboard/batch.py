@@ -26,12 +26,12 @@ def options(run: Run) -> dict[str, Any]:
     """The sizes that the formula is asked about: the run's own until a slider is moved; all in the link."""
     own = {"tokens": run.config.tokens, "k": run.knobs.k, "experts": run.config.num_experts, "devices": 1}
     chosen: dict[str, Any] = {}
-    for column, (name, (label, positions)) in zip(
-        st.columns([1, 1, 1, 1, 1.2], gap="medium"), SLIDERS.items(), strict=False
-    ):
+    with st.container(key="batch-row"):
+        *columns, last = st.columns([1, 1, 1, 1, 1.2], gap="medium", vertical_alignment="center")
+    for column, (name, (label, positions)) in zip(columns, SLIDERS.items(), strict=True):
         with column:
             chosen[name] = slider(run.id, name, label, positions, int(own[name]))
-    with st.container(key="batch-measure"):
+    with last:
         measuring(run.id)
     return chosen
 
@@ -65,21 +65,16 @@ def measuring(run_id: str) -> None:
         device, threads = str(run.facts.get("device", "cpu")), int(run.facts.get("threads", 1) or 1)
     finally:
         run.close()
-    left, right = st.columns([1, 3], vertical_alignment="center")
     if found.running:
-        left.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
         done = len(found.tokens)
-        words = f"Measuring throughput: {done} of {found.of} batch sizes" if found.of else "Starting the measurement"
-        right.progress(done / max(found.of, 1), words)
+        st.progress(done / max(found.of, 1), f"{done} of {found.of} batch sizes" if found.of else "Starting")
+        st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
         return
-    left.button(
+    what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
+    st.button(
         "Measure throughput" if not len(found.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
         on_click=lambda: start_measuring(path, config, int(k), device, threads), type="secondary" if len(found.tokens) else "primary",
+        help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
-    what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
     if found.problem:
-        right.caption(f"The last measurement ended early: {found.problem}. What it found is kept.")
-    else:
-        right.caption(
-            f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own."
-        )
+        st.caption(f"Ended early: {found.problem}. What it found is kept.")

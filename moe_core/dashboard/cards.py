@@ -2,8 +2,9 @@
 
 import streamlit as st
 
+from moe_core.dashboard import starting
 from moe_core.dashboard.panel import did_not_start
-from moe_core.runs import last_words, reap, runs_folder, start
+from moe_core.runs import last_words, reap, runs_folder
 from moe_core.schema import Config, Knobs
 
 CARDS = {
@@ -39,31 +40,20 @@ def cards() -> None:
 
 def begin(task: str) -> None:
     """Start a trainer with both loss weights at 0, and look at it."""
-    run_id = start(Config.for_task(task), STARTING, who="dashboard")
-    st.session_state["started"] = run_id, task
+    run_id = starting.start(Config.for_task(task), STARTING, who="dashboard")
     st.query_params.clear()
     st.query_params["run"] = run_id
 
 
-def is_starting(run_id: str) -> bool:
-    """Whether a run's folder is there and its trainer has not made the run yet."""
-    folder = runs_folder() / run_id
-    return folder.is_dir() and not (folder / "run.db").exists()
-
-
-def task_started(run_id: str) -> str | None:
-    """The task of a run that this tab started and that is not there yet, so that its charts need not wait for it."""
-    started, task = st.session_state.get("started", ("", None))
-    return task if started == run_id and is_starting(run_id) else None
-
-
-@st.fragment(run_every=0.2)
-def wait(run_id: str) -> None:
-    """A run that somebody else started and that is not there yet."""
+@st.fragment(run_every=1.0)
+def wait(run_id: str, said: bool = False) -> None:
+    """Draw the page again once the run is there. said: its charts stand there empty already, so no words are needed."""
     folder = runs_folder() / run_id
     reap()
     if (folder / "run.db").exists():
         st.rerun()
+    if said:
+        return
     if did_not_start(folder):
         st.error(f"The trainer did not start: {last_words(folder)}")
     else:

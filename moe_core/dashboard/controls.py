@@ -9,12 +9,11 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import cards, component
+from moe_core.dashboard import cards, component, starting
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
 from moe_core.figures.tiles import groups_of
@@ -22,7 +21,6 @@ from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
 
 NEW = "new"
-PAGES = Path(__file__).parents[2] / "pages"
 
 
 class First(NamedTuple):
@@ -58,12 +56,14 @@ def page(
         names += ["group_treemap"] * (name == "live" and groups_of(run.config) > 1)
         charts(name, run.id, run.config.task, names, options(run))
         run.close()
-    elif task := cards.task_started(wanted):
-        charts(name, wanted, task, figures[task], {})
+    elif config := starting.config_of(wanted):
+        charts(name, wanted, config.task, figures[config.task], {})
+        cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
-def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any]) -> None:
-    component.live(name, run, task, figures, go_to, export=(PAGES / "export.py").exists(), options=options)
+def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:
+    """A page's tiles, charts and scrubber. export: how a run ended is said with a way to the Export page."""
+    component.live(name, run, task, figures, go_to, export=export, options=options)
 
 
 def frame(
@@ -77,13 +77,13 @@ def frame(
     """
     reap()
     wanted = wanted or st.query_params.get("run") or st.session_state.get("run")
-    if wanted and wanted != NEW and cards.is_starting(wanted):
+    if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
-        task = cards.task_started(wanted)
-        chosen = chooser_entry(wanted, Config.for_task(task) if task else None, time.time(), "")
+        config = starting.config_of(wanted)
+        chosen = chooser_entry(wanted, config, time.time(), "")
         with st.sidebar:
             component.panel(wanted, go_to, knobs=starting_values(first), chosen=chosen, only=only)
-        if not task:
+        if not config:
             cards.wait(wanted)
         return None
     run = looked_at(wanted)

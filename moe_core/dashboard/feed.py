@@ -61,6 +61,7 @@ class Feed:
         self._knobs: list[Any] = []
         self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
+        self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
         self._taken: dict[int, np.ndarray] = {}
@@ -97,6 +98,7 @@ class Feed:
         except StoreError as error:
             self.problem = str(error)
         self.looked = time.monotonic()
+        self.heard = time.time() - self._status.heartbeat_age
         if self._status.state in (*ENDED, "interrupted"):
             # A trainer that has just ended still has its file.
             self.free = (self.free and self.done) or not is_alive(self.run.path)

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import cards, controls
+from moe_core.dashboard import controls, starting
 from moe_core.dashboard.panel import did_not_start
-from moe_core.lessons import LESSONS, Lesson, Stage, Verdict, flashcards
-from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder, start
+from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
+from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
 from moe_core.schema import Config, Knobs
 
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
@@ -34,6 +34,7 @@ CSS = """
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
 @media (min-width: 1600px) {
+  [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 24px; }
   .moe-lesson { font-size: 17px; line-height: 25px; }
   .moe-check, .moe-invite { font-size: 17px; }
   .moe-watch { font-size: 15px; line-height: 20px; }
@@ -69,7 +70,7 @@ def page() -> None:
         check(run, number)  # before the buttons, which bear its mark
         stand = stand_of(run, number)
         run.close()
-    shown = wanted if wanted and (run or cards.is_starting(wanted)) else None
+    shown = wanted if wanted and (run or starting.is_starting(wanted)) else None
     keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
     with left:
@@ -78,7 +79,7 @@ def page() -> None:
     with right:
         with st.container():
             if shown:
-                controls.charts("learn", shown, first.config.task, list(lesson.figures), {})
+                controls.charts("learn", shown, first.config.task, list(lesson.figures), {}, export=False)
             else:
                 invite(lesson)
         st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)
@@ -105,7 +106,7 @@ def run_of(number: int) -> str | None:
     wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
     if wanted == controls.NEW:
         return None
-    if cards.is_starting(wanted):
+    if starting.is_starting(wanted):
         return wanted
     try:
         run = open_run(wanted)
@@ -182,7 +183,8 @@ def looking(wanted: str) -> Iterator[Run | None]:
 
 def row(number: int) -> None:
     """The numbers of the lessons, and the flashcards."""
-    st.session_state["lesson-row"] = number
+    if st.session_state.get("lesson-row") != number:  # set anew, it would undo a click that is on its way
+        st.session_state["lesson-row"] = number
 
     def go() -> None:
         picked = st.session_state["lesson-row"] or number  # a second click on the same one takes the choice away
@@ -215,24 +217,25 @@ def act(number: int, at: int) -> None:
     """Start the lesson's run, or turn the knobs of the one it has."""
     stage = LESSONS[number - 1].stages[at]
     if stage.task:
-        begin(number, stage)
+        begin(number)
         return
     with looking(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(who=f"lesson {number}", **stage.knobs)
 
 
-def begin(number: int, stage: Stage) -> None:
+def begin(number: int) -> None:
     """Start the lesson's run and look at it. Those of this tab that still train stop: they would only take its time."""
     for earlier in runs_of_lessons().values():
         with looking(earlier) as run:
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
-    config, knobs, _ = first_of(LESSONS[number - 1])
-    started = start(config, knobs, who=f"lesson {number}")
-    st.session_state["started"] = started, stage.task
+    lesson = LESSONS[number - 1]
+    config, knobs, _ = first_of(lesson)
+    started = starting.start(config, knobs, who=f"lesson {number}")
     runs_of_lessons()[number] = started
-    st.query_params.from_dict({"lesson": str(number), "run": started})
+    link = {"lesson": str(number), "run": started}
+    st.query_params.from_dict(link | ({"layer": str(lesson.layer)} if lesson.layer > 1 else {}))
 
 
 # At right

@@ -24,7 +24,8 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from moe_core.dashboard.feed import Feed, join, leave_all, watchers
+from moe_core.dashboard import starting
+from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import RUN, View, checked, look_at
 from moe_core.figures.catalog import FIGURES
@@ -49,7 +50,7 @@ class Viewer:
     """One open page: what it looks at, how large its charts are, and what it has drawn."""
 
     def __init__(self) -> None:
-        self.feed: Feed | None = None
+        self.feed: Any = None  # a Feed; of a run that is starting, what reads like one
         self.asked: dict[str, Any] = {}
         self.sent: dict[str, bytes] = {}
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
@@ -239,6 +240,9 @@ async def stream(websocket: WebSocket) -> None:
     listening: asyncio.Task[None] | None = None
     try:
         viewer.hear(await asyncio.wait_for(websocket.receive_text(), PATIENCE))
+        if asked := starting.unstarted(run):
+            viewer.feed = asked
+            await websocket.send_bytes(await asyncio.to_thread(viewer.frame))  # type: ignore[arg-type]
         if reason := await made(path):
             await websocket.close(4404, reason[:100])
             return

@@ -135,7 +135,7 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         return None
     cv = at(feed, "cv_load", layer, last)
     loss = heldout_tile(feed, last)
-    seconds = max(0.0, time.time() - status.heartbeat_age - feed.run.facts["created"])
+    seconds = max(0.0, feed.heard - feed.run.facts["created"])
     done = f"{last:,} steps in {duration(seconds)}"
     held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
         f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""

@@ -39,13 +39,18 @@ CSS = f"""
 [data-testid="stSidebarHeader"]::after {{ content: "MoEscope"; order: 2; flex: 1; font-size: 17px; font-weight: 600; }}
 [data-testid="stMainBlockContainer"] h1 {{ font-size: 32px; padding: 16px 0 8px; }}
 [data-testid="stMainBlockContainer"] h3 {{ font-size: 18px; padding: 4px 0; }}
-[data-testid="stTopNavLink"] span {{ font-size: 15px; }}
-[data-testid="stLogoSpacer"] {{ display: none; }}
+[data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
+[data-testid="stTopNavLink"]:focus-visible {{ outline: 2px solid var(--moescope-hand); outline-offset: -2px; }}
+[data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
+[data-testid="stLogoSpacer"], [data-testid="stStatusWidget"] {{ display: none; }} /* a running man in the corner each second */
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
-@media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} .moescope {{ height: calc(100vh - 82px) !important; }} }}
+@media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} html {{ font-size: 17px; }} }}
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
+[data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
+.st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
+.st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
 .moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}
@@ -54,6 +59,7 @@ CSS = f"""
 .moe-differences thead th, .moe-differences .moe-part {{ font-weight: 600; border-bottom: 1px solid var(--moe-rule); }}
 .moe-differences .moe-part {{ padding-top: 12px; }}
 .moe-differences tbody th[scope=row] {{ color: var(--moescope-ink-2); }}
+@media (min-width: 1600px) {{ .moe-differences h2 {{ font-size: 18px; }} .moe-differences :is(p, table) {{ font-size: 15px; }} }}
 .moe-run {{ display: inline-block; width: 10px; height: 10px; margin-right: 6px; background: var(--moe-run-0); }}
 .moe-run-1 {{ background: var(--moe-run-1); }} .moe-run-2 {{ background: var(--moe-run-2); }} .moe-run-3 {{ background: var(--moe-run-3); }}
 """

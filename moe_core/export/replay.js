@@ -184,7 +184,7 @@ async function drawChart(name, step) {
   spec.layout.shapes = spec.layout.shapes.filter((shape) => shape.xref !== "x" || shape.x0 <= step);
   if (name !== "balance_now") spec.layout.annotations = [...spec.layout.annotations.filter((one) => one.xref !== "x"), ...changes.filter((one) => one.x <= step)];
   spec.layout.meta.step = step;
-  await Plotly.react(place, spec.data, spec.layout, { displaylogo: false, doubleClick: "reset" });
+  await Plotly.react(place, spec.data, spec.layout, { displaylogo: false, doubleClick: "reset", modeBarButtonsToRemove: ["sendChartToCloud"] });
 }
 
 // The routing: which expert comes first for each byte, image or point of the probe

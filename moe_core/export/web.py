@@ -78,6 +78,6 @@ def page(name: str, spec: dict[str, Any], facts: Mapping[str, str], zoom: float 
 <script>
 const figure = {script_text(spec)};
 document.fonts.ready.then(() => Plotly.newPlot({script_text(name)}, figure.data, figure.layout,
-  {{displaylogo: false, toImageButtonOptions: {{scale: 2, filename: {script_text(name)}}}}}));
+  {{displaylogo: false, modeBarButtonsToRemove: ["sendChartToCloud"], toImageButtonOptions: {{scale: 2, filename: {script_text(name)}}}}}));
 </script></body></html>
 """

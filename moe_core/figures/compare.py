@@ -23,7 +23,6 @@ from moe_core.figures.theme import (
     doubled,
     end_label,
     escape,
-    expert_colour,
     faded,
     figure,
     inner,
@@ -50,7 +49,7 @@ class Curve(NamedTuple):
 
 
 def run_colour(at: int, theme: Theme) -> str:
-    return theme.ink if at == 0 else expert_colour(at - 1, theme)
+    return theme.runs[at]
 
 
 def run_name(at: int, name: str) -> str:

@@ -23,6 +23,7 @@ SANS = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
 MONO = '"Source Code", "Source Code Pro", monospace'
 NAMED = 16  # experts with a colour of their own
 LINES = 20  # up to here colours repeat, dashed or hatched; above, colour names no expert
+STACKED = 3  # names of knobs turned in one step that stand below each other
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
 DIVERGING_STOPS = (0.0, 0.17, 0.33, 0.5, 0.67, 0.83, 1.0)
 SEQUENTIAL_STOPS = (0.0, 0.02, 0.5, 1.0)
@@ -54,6 +55,12 @@ class Theme:
     def over(self) -> str:
         """More load than ideal."""
         return self.diverging[5]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """Runs A to D side by side: ink, an olive, a blue, a rose of the experts', the furthest apart in every vision."""
+        olive, blue, rose = (0, 1, 13) if self.name == "light" else (4, 1, 3)
+        return self.ink, self.experts[olive], self.experts[blue], self.experts[rose]
 
     @property
     def under(self) -> str:
@@ -248,37 +255,42 @@ def mark_changes(
 ) -> None:
     """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
 
-    The latest change is named first; a name stands left of its line in the last third, and none covers another. `cased`
-    puts a strip of ground behind the line, for a heatmap below it.
+    The latest change is named first; a name stands left of its line in the last third, and none covers another. Knobs
+    turned in one step share a line, and their names stand below each other. `cased` puts a strip of ground behind the
+    line, for a heatmap below it.
     """
     lo, hi = layout["xaxis"]["range"]
     width, _ = inner(layout)
     size = layout["font"]["size"]
     taken: list[tuple[float, float]] = []
-    done = [change for change in changes if change.step is not None and lo <= change.step <= hi]
-    for change in reversed(done[-100:]):
-        line = {"type": "line", "xref": "x", "yref": "paper", "x0": change.step, "x1": change.step, "y0": 0, "y1": 1}
+    turned: dict[int, list[str]] = {}
+    for change in [change for change in changes if change.step is not None and lo <= change.step <= hi][-100:]:
+        words = f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
+        turned.setdefault(change.step, []).append(words)
+    for step, names in sorted(turned.items(), reverse=True):
+        line = {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
         if cased:
             layout["shapes"].append(line | {"line": {"color": theme.ground, "width": 5}})
         layout["shapes"].append(line | {"line": {"color": theme.hand, "width": 1.5}})
         if not labelled:
             continue
-        text = f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
-        at = width * (change.step - lo) / (hi - lo)
-        reach = 8 + 0.52 * size * len(text)
+        names = names[-STACKED:]
+        at = width * (step - lo) / (hi - lo)
+        reach = 8 + 0.52 * size * max(map(len, names))
         left = at > width * 2 / 3
         span = (at - reach, at) if left else (at, at + reach)
         if all(span[1] < a or span[0] > b for a, b in taken) and span[0] >= 0:
             taken.append(span)
             layout["annotations"].append(
                 note(
-                    text,
-                    change.step,
+                    "<br>".join(names),
+                    step,
                     1,
                     xref="x",
                     yref="paper",
                     xanchor="right" if left else "left",
                     yanchor="top",
+                    align="right" if left else "left",
                     xshift=-6 if left else 6,
                     font={"color": theme.hand, "size": size, "family": SANS},
                     bgcolor=faded(theme.ground, 0.85),

@@ -64,6 +64,8 @@ def load_share(
     draw = load_heatmap if many else load_lines
     spec = draw(steps, share_nE, span, theme, size)
     mark_changes(spec["layout"], changes, theme, cased=many)
+    if not many:
+        spec["layout"]["annotations"] += peak_names(steps, np.asarray(share_nE) * 100, spec["layout"], theme)
     mark_cursor(spec["layout"], cursor, theme)
     return spec
 
@@ -86,7 +88,7 @@ def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, 
         y={"title": "load share, %", "range": [0.0, top], "nticks": 7},
     )
     ideal_line(layout, 100 / E, theme)
-    layout["annotations"] += peak_names(steps, percents, layout, theme) + end_names(percents, layout, theme)
+    layout["annotations"] += end_names(percents, layout, theme)
     x = as_steps(steps)
     data = [
         {
@@ -146,7 +148,10 @@ def square(expert: int, theme: Theme) -> str:
 
 
 def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> list[Spec]:
-    """Names at the peaks of at most three experts that once took more than twice the ideal and no longer do."""
+    """Names at the peaks of at most three experts that once took more than twice the ideal and no longer do.
+
+    A name stands above its peak, else left or right of it, where it crosses no line of a change that the layout has.
+    """
     if len(percents) < 2 or not np.isfinite(percents[-1]).all():
         return []
     E = percents.shape[1]
@@ -156,6 +161,8 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
     size = layout["font"]["size"]
     names: list[Spec] = []
     taken: list[tuple[float, float]] = []
+    lines = [width * (shape["x0"] - lo) / (hi - lo) for shape in layout["shapes"] if shape["xref"] == "x"]
+    words = [change_box(name, width / (hi - lo), lo, height) for name in layout["annotations"] if name["xref"] == "x"]
     inside = np.where((np.asarray(steps) >= lo) & (np.asarray(steps) <= hi), 1.0, np.nan)[:, None]
     shown = np.where(np.isfinite(percents * inside), percents, -1.0)
     for e in map(int, np.argsort(-shown.max(axis=0))[:3]):
@@ -165,14 +172,30 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
             continue
         x, y = width * (float(steps[at]) - lo) / (hi - lo), height * peak / top
         room = 5.5 * size
-        x = min(max(x, room / 2), width - room / 2)
         y = min(y + size, height - size)
-        if all(abs(x - a) > room + 8 or abs(y - b) > LABEL_GAP + 2 for a, b in taken):
-            taken.append((x, y))
-            font = {"color": theme.ink, "size": size, "family": SANS}
-            text = f"{square(e, theme)} expert {e + 1}"
-            names.append(note(text, x / width, y / height, xref="paper", yref="paper", font=font))
+        for middle in (x, x - room / 2 - 4, x + room / 2 + 4):
+            middle = min(max(middle, room / 2), width - room / 2)
+            left, right = middle - room / 2, middle + room / 2
+            if any(min(x, left) < line < max(x, right) for line in lines):
+                continue
+            if any(left < b and right > a and y + 0.6 * size > bottom for a, b, bottom in words):
+                continue
+            if all(abs(middle - a) > room + 8 or abs(y - b) > LABEL_GAP + 4 for a, b in taken):
+                taken.append((middle, y))
+                font = {"color": theme.ink, "size": size, "family": SANS}
+                text = f"{square(e, theme)} expert {e + 1}"
+                there = {"xref": "paper", "yref": "paper", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+                names.append(note(text, middle / width, y / height, xanchor="center", font=font, **there))
+                break
     return names
+
+
+def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[float, float, float]:
+    """Left and right end of a change's name, and how far down it reaches, in px from the plot's lower left corner."""
+    rows, size = name["text"].split("<br>"), name["font"]["size"]
+    at, reach = per_step * (name["x"] - first), 8 + 0.52 * size * max(map(len, rows))
+    left = at if name["xanchor"] == "left" else at - reach
+    return left, left + reach, height - 1.4 * size * len(rows)
 
 
 def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:

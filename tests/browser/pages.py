@@ -39,6 +39,10 @@ LINKS = {
         "/batch?run=a&devices=4&experts=8",
         chart("batch_formula", "chart.data.at(-1).x[0] === 8"),
     ),
+    "learn": Link(
+        "/learn?lesson=1&run=lesson",
+        f"{chart('regions')} && document.querySelector('.moe-check[data-check=yes]')?.textContent.includes('of 8 experts')",
+    ),
     "export": Link(
         "/export?run=a&figures=loss,balance&layer=2&step=40",
         "!!document.querySelector('img[alt=Loss]') && document.body.innerText.includes('As it stood at step 40.')",
@@ -47,9 +51,10 @@ LINKS = {
 
 
 def make(runs: Path) -> None:
-    """What the links name: two runs of text, a finished sweep of one cell."""
+    """What the links name: two runs of text, a lesson's run, a finished sweep of one cell."""
     for name in ("a", "b"):
         record(runs / name, E=4, L=2)
+    record(runs / "lesson", "plane", E=8, L=1)
     config = Config.for_task("plane", num_experts=4, tokens=64, d_model=8, d_hidden=8, threads=1, steps=5)
     assert run_sweep(make_sweep(make_plan(config, Knobs(), {"noise": [1.0]}), runs, "grid"), 1) == "finished"
 

@@ -1,9 +1,9 @@
 """Screenshots of every page from real runs into docs/screens: `make screens`.
 
-A gate collapses for COLLAPSE steps with both loss weights at 0; then w_importance and w_load are turned up and it
-recovers. Both sizes, both themes; the machine's speed decides how long it takes (a few minutes on two cores).
+A gate collapses with both loss weights at 0; then w_importance and w_load are turned up and it recovers. Both sizes,
+both themes; the machine's speed decides how long it takes (six minutes of processor time).
 `python tests/browser/screens.py --runs FOLDER live batch` keeps what it records in FOLDER, takes what it finds there,
-and shoots only the pages named.
+and shoots only the pages named; `--out FOLDER` puts the pictures elsewhere.
 """
 
 import argparse
@@ -17,16 +17,18 @@ import tempfile
 import time
 import urllib.request
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from moe_core.runs import open_run  # noqa: E402
 from tests.chromium import FLAGS, find  # noqa: E402
 
-COLLAPSE, END = 160, 400
 SIZES = ((1280, 800), (1920, 1080))
 
 
@@ -43,20 +45,28 @@ def command(*words: str) -> str:
     ).stdout
 
 
-def record_run(run: str, *flags: str) -> None:
-    """Train one run to END, with the weights turned up at COLLAPSE."""
-    words = ["train", "--run-id", run, "--w-importance", "0", "--w-load", "0", "--steps", str(END), "--json", *flags]
-    words += ["--threads", "1"]
-    trainer = subprocess.Popen([sys.executable, "-m", "moe_core", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    assert trainer.stdout
-    turned = False
-    for line in trainer.stdout:
+def trainer(run: str, *flags: str) -> "subprocess.Popen[str]":
+    words = ["train", "--run-id", run, "--w-importance", "0", "--w-load", "0", "--json", "--threads", "1", *flags]
+    return subprocess.Popen([sys.executable, "-m", "moe_core", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def reach(training: "subprocess.Popen[str]", step: int) -> None:
+    """Read what a trainer says until it is at a step."""
+    assert training.stdout
+    for line in training.stdout:
         event = json.loads(line)
-        if not turned and event["event"] == "step" and event["step"] >= COLLAPSE:
-            command("set", run, "w_importance=0.1", "w_load=0.1")
-            turned = True
-    assert trainer.wait() == 0
-    assert turned, "the run ended before its weights were turned"
+        if event["event"] == "step" and event["step"] >= step:
+            return
+    raise AssertionError(f"the run ended before step {step}")
+
+
+def record_run(run: str, collapse: int, end: int, *flags: str, who: str = "screens", **turned: float) -> None:
+    """Train one run to `end`, with its knobs turned at `collapse`: to both weights at 0.1 if nothing else is said."""
+    training = trainer(run, "--steps", str(end), *flags)
+    reach(training, collapse)
+    open_run(run).turn(who=who, **(turned or {"w_importance": 0.1, "w_load": 0.1}))
+    training.communicate()
+    assert training.returncode == 0
 
 
 def serve(port: int) -> subprocess.Popen[bytes]:
@@ -76,12 +86,25 @@ def serve(port: int) -> subprocess.Popen[bytes]:
 def drawn(page: Page) -> None:
     """Wait for every chart that the page has a place for, and until nothing moves."""
     page.wait_for_selector(".js-plotly-plot .main-svg, img[alt], [data-testid=stCode]", timeout=60_000)
+    seen = "[...document.querySelectorAll('[data-figure]')].filter(one => one.offsetParent && one.getBoundingClientRect().top < innerHeight)"
+    page.wait_for_function(f"{seen}.every(one => one.querySelector('.main-svg'))", timeout=60_000)
     page.wait_for_timeout(1200)
 
 
-def shoot(browser: Browser, at: str, pages: dict[str, str]) -> None:
-    """Each page (name: link) at both sizes in both themes, in full colour: a palette would tint the scales of heatmaps."""
-    out = ROOT / "docs" / "screens"
+def lighter(picture: Image.Image) -> Image.Image:
+    """The picture in 256 colours, a third of the bytes: its 160 commonest exactly, so that no ground and no cell is tinted."""
+    colours, at, count = np.unique(np.asarray(picture).reshape(-1, 3), axis=0, return_inverse=True, return_counts=True)
+    spread: Any = picture.quantize(96, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).getpalette()
+    palette = np.concatenate([colours[np.argsort(-count)[:160]], np.reshape(spread[:288], (-1, 3))])
+    points, ends = colours.astype(np.float32), palette.astype(np.float32)
+    nearest = ((ends**2).sum(1) - 2 * points @ ends.T).argmin(1).astype(np.uint8)
+    light = Image.fromarray(nearest[at].reshape(picture.size[::-1]), "P")
+    light.putpalette(palette.astype(np.uint8).tobytes())
+    return light
+
+
+def shoot(browser: Browser, at: str, pages: dict[str, str], out: Path) -> None:
+    """Each page (name: link) at both sizes in both themes."""
     out.mkdir(parents=True, exist_ok=True)
     for width, height in SIZES:
         for theme in ("light", "dark"):
@@ -91,67 +114,96 @@ def shoot(browser: Browser, at: str, pages: dict[str, str]) -> None:
                 page.goto(at + link)
                 drawn(page)
                 picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-                picture.save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
+                lighter(picture).save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
             context.close()
 
 
 def record() -> None:
-    """What the pages show: a run a task, one with 64 experts, a fork with another weight, a tiny sweep."""
-    for task in ("text", "plane", "digits"):
-        record_run(f"{task}-demo", "--task", task)
-    record_run("text-64-experts", "--task", "text", "--num-experts", "64")
-    command("fork", "text-demo", "--at", str(COLLAPSE), "w_load=0.02", "--run-id", "text-fork")
+    """What the pages show: a run a task, one with 64 experts, a fork with another weight, a lesson's, a tiny sweep."""
+    record_run("text-demo", 320, 800, "--task", "text")
+    for task in ("plane", "digits"):
+        record_run(f"{task}-demo", 160, 400, "--task", task)
+    record_run("text-64-experts", 120, 300, "--task", "text", "--num-experts", "64")
+    record_run("text-lesson", 120, 200, "--task", "text", who="lesson 6", w_importance=1.0)
+    command("fork", "text-demo", "--at", "320", "w_load=0.02", "--run-id", "text-fork")
     words = ["--task", "plane", "--w-importance", "0,0.01,0.1", "--w-load", "0,0.01,0.1", "--steps", "150"]
     command("sweep", *words, "--sweep-id", "plane-grid")
 
 
 PAGES = {
-    "live": "/?run=text-demo",
+    "live": "/?run=text-demo&layer=2",
+    "live-past": "/?run=text-demo&layer=2&step=300",
     "live-64-experts": "/?run=text-64-experts",
     "routing-text": "/routing?run=text-demo",
     "routing-digits": "/routing?run=digits-demo",
     "routing-plane": "/routing?run=plane-demo",
-    "experts-text": "/experts?run=text-demo",
+    "experts-text": "/experts?run=text-demo&layer=2",
     "experts-digits": "/experts?run=digits-demo",
     "experts-plane": "/experts?run=plane-demo",
     "compare": "/compare?run=text-demo&with=text-fork",
     "batch": "/batch?run=text-demo&devices=16",
     "sweep": "/sweep?sweep=plane-grid",
-    "learn": "/learn?lesson=6&run=text-demo",
+    "learn": "/learn?lesson=6&run=text-lesson&layer=2",
     "export": "/export?run=text-demo",
 }
 
 
-def look(pages: dict[str, str]) -> None:
+APART = ("start", "live-training", "live-paused")  # the pages of no run, and of one that goes on
+
+
+def look(pages: dict[str, str], out: Path) -> None:
     """Serve the runs of MOE_RUNS and shoot these pages."""
     port = free_port()
     server = serve(port)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-            shoot(browser, f"http://127.0.0.1:{port}", pages)
+            shoot(browser, f"http://127.0.0.1:{port}", pages, out)
             browser.close()
     finally:
         server.terminate()
         server.wait(20)
 
 
+def look_at_one_that_goes_on(names: list[str], out: Path) -> None:
+    """A run while it trains, slowly so that four pictures are of one moment, and then paused."""
+    training = trainer("digits-now", "--task", "digits", "--speed-limit", "30")
+    try:
+        reach(training, 200)
+        command("set", "digits-now", "speed_limit=1")
+        if "live-training" in names:
+            look({"live-training": "/?run=digits-now"}, out)
+        command("pause", "digits-now")
+        if "live-paused" in names:
+            look({"live-paused": "/?run=digits-now"}, out)
+    finally:
+        command("stop", "digits-now")
+        training.communicate()
+
+
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    asked.add_argument("pages", nargs="*", metavar="PAGE", help=f"{', '.join(PAGES)}, start (default: all)")
+    every = [*PAGES, *APART]
+    asked.add_argument("pages", nargs="*", metavar="PAGE", help=f"{', '.join(every)} (default: all)")
     asked.add_argument("--runs", type=Path, help="keep the runs here, and take them from here")
+    asked.add_argument("--out", type=Path, default=ROOT / "docs" / "screens", help="where the pictures go")
     given = asked.parse_args()
-    names = given.pages or [*PAGES, "start"]
+    names = given.pages or every
+    if unknown := set(names) - set(every):
+        asked.error(f"no page {', '.join(sorted(unknown))}; there are {', '.join(every)}")
     with tempfile.TemporaryDirectory() as made:
-        folder = given.runs or Path(made)
-        os.environ["MOE_RUNS"] = str(folder)
-        if not (folder / "text-demo").exists():
+        folder = given.runs or Path(made) / "runs"
+        os.environ["MOE_RUNS"] = str(folder.absolute())
+        pages = {name: PAGES[name] for name in names if name in PAGES}
+        if pages and not (folder / "text-demo").exists():
             record()
-        if pages := {name: PAGES[name] for name in names if name != "start"}:
-            look(pages)
+        if pages:
+            look(pages, given.out)
+        os.environ["MOE_RUNS"] = str(Path(made) / "apart")  # so that neither is chosen for the other's sake
         if "start" in names:
-            os.environ["MOE_RUNS"] = str(Path(made) / "none")
-            look({"start": "/"})
+            look({"start": "/"}, given.out)
+        if set(names) & {"live-training", "live-paused"}:
+            look_at_one_that_goes_on(names, given.out)
 
 
 if __name__ == "__main__":

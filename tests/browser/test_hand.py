@@ -160,7 +160,7 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
     expect(page.locator(".moescope-notice")).to_contain_text(
         re.compile(r"Finished: 30 steps in .* CV\(load\) \d"), timeout=30_000
     )
-    expect(page.get_by_role("button", name="Pause")).to_be_disabled()
+    expect(page.get_by_role("button", name="Resume")).to_be_disabled()
     expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
 
 
@@ -175,3 +175,51 @@ def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab)
     page.wait_for_url(lambda url: "run=" in url and run.id not in url)
     expect(page.locator(".moepanel-state")).to_contain_text("Training", timeout=30_000)
     assert len(list_runs(server.runs)) == 2
+
+
+FOCUSED = """() => {
+  const node = document.activeElement, look = getComputedStyle(node), around = getComputedStyle(node.parentElement);
+  const shown = [look, around].some((one) => (one.outlineStyle !== 'none' && parseFloat(one.outlineWidth) >= 2) || one.boxShadow !== 'none');
+  return [node.getAttribute('aria-label') ?? node.innerText.trim(), node.tagName === 'MAIN' || node.tagName === 'BODY' || shown];
+}"""
+
+
+def tab_to(page: Page, name: str, most: int = 90) -> None:
+    """Press Tab until the control of this name has the focus; wherever it comes by, one sees that it does."""
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        at, shown = page.evaluate(FOCUSED)
+        assert shown, f"{at} does not show that it has the focus"
+        if at == name:
+            return
+    raise AssertionError(f"{name} was not reached with {most} tabs")
+
+
+def test_all_can_be_done_without_a_mouse(server: Server, tab: Tab) -> None:
+    page = tab(f"{server.url}/?run=new")
+    page.get_by_role("button", name="Plane", exact=True).wait_for()
+    tab_to(page, "Plane")
+    page.keyboard.press("Enter")
+    wait_for_step(page, 10)
+    (listed,) = list_runs(server.runs)
+    run = open_run(listed.id, server.runs)
+    page.evaluate("document.activeElement.blur()")
+    for name in ("Run", "Pause", "Fork", "Stop", "noise, value", "noise"):
+        tab_to(page, name)
+    page.keyboard.press("ArrowRight")
+    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1.05")
+    tab_to(page, "strategy")
+    page.keyboard.press("ArrowDown")
+    tab_to(page, "More knobs")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("slider", name="speed limit")).to_be_visible()
+    for name in ("Live", "Routing", "Export", "Download plot as SVG", "Live", "Play", "Steps a second", "step"):
+        tab_to(page, name)
+    page.keyboard.press("Home")
+    expect(page.get_by_text("Step 1, as recorded")).to_be_visible()
+    changes = {change.name: change.value for change in run.knob_changes()}
+    assert changes["noise"] == 1.05
+    assert changes["strategy"] != run.started_knobs.strategy
+    tab_to(page, "Fork")
+    page.keyboard.press("Enter")
+    page.wait_for_url(lambda url: "run=" in url and run.id not in url, timeout=60_000)

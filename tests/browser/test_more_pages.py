@@ -51,6 +51,22 @@ def test_experts_draws_and_a_click_on_a_bar_chooses_without_replacing_a_chart(se
     expect(page.locator("[data-stat=expert_share]")).to_be_visible()
 
 
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080)])
+def test_on_a_page_that_scrolls_the_line_at_the_foot_stays_in_sight_and_covers_no_chart_at_the_end(
+    server: Server, tab: Tab, width: int, height: int
+) -> None:
+    record(server.runs / "a", "digits", E=4, L=1)
+    page = tab(f"{server.url}/experts?run=a", width, height)
+    drawn(page, "expert_rank", "saturation")
+    place = "(at) => [...document.querySelectorAll(at)].at(-1).getBoundingClientRect()"
+    for top in (0, 10_000):
+        page.evaluate("top => document.querySelector('[data-testid=stMain]').scrollTo(0, top)", top)
+        page.wait_for_timeout(300)
+        foot = page.evaluate(place, ".moescope-scrubber")
+        assert height - 60 < foot["top"] < foot["bottom"] <= height
+    assert page.evaluate(place, ".moescope-cell")["bottom"] <= foot["top"] + 1
+
+
 def test_the_chooser_beside_the_knobs_works_by_keyboard(server: Server, tab: Tab) -> None:
     record(server.runs / "a", "digits", E=4, L=1)
     page = tab(f"{server.url}/experts?run=a&expert=2")

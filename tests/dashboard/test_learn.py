@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import learn
+from moe_core.dashboard import learn, starting
 from moe_core.lessons import LESSONS
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
@@ -33,7 +33,7 @@ def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, K
         (runs / f"started-{len(calls)}").mkdir()
         return f"started-{len(calls)}"
 
-    monkeypatch.setattr(learn, "start", start)
+    monkeypatch.setattr(starting, "start_trainer", start)
     return calls
 
 
@@ -121,6 +121,15 @@ def test_the_first_stage_starts_its_run_and_puts_it_into_the_link(started: list[
     assert (parts(app)["charts"]["run"], parts(app)["charts"]["task"]) == ("started-1", "plane")
     assert "Starting the trainer" in html(app)
     assert [can for _, can in stages(app)] == [True, False]
+
+
+@pytest.mark.parametrize("number", range(1, 9))
+def test_a_lesson_on_text_begins_in_the_layer_that_collapses_first(
+    started: list[tuple[Config, Knobs, str]], number: int
+) -> None:
+    app = page(lesson=str(number))
+    app.button(key=f"stage-{number}-0").click().run()
+    assert link(app).get("layer") == ("2" if started[0][0].task == "text" else None)
 
 
 def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) 
     wait(lambda: not run.throughput().running)
     app.run()
     assert {"Measure throughput", "Measure again"} & {b.label for b in app.button}
-    assert any("ended early" in c.value for c in app.caption)
+    assert any("Ended early" in c.value for c in app.caption)
     start_measuring(path, Config(num_experts=2, d_model=4, d_hidden=4), 9, "cpu", 1)
     wait(lambda: not run.throughput().running)
     stop_measuring(path)

@@ -81,6 +81,29 @@ def test_a_run_that_starts_is_waited_for(runs: Path) -> None:
     assert "Starting the trainer" in app.caption[0].value
 
 
+@pytest.mark.parametrize("page", ["live", "routing", "batch"])
+def test_a_card_shows_the_empty_page_of_its_run_at_once_and_says_nothing(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    def start(config: Config, knobs: Knobs, who: str) -> str:
+        (runs / "plane-new").mkdir()
+        return "plane-new"
+
+    monkeypatch.setattr("moe_core.dashboard.starting.start_trainer", start)
+    app = AppTest.from_file(MAIN, default_timeout=30).run()
+    if page != "live":
+        app.switch_page(str(Path(MAIN).parents[2] / "pages" / f"{page}.py")).run()
+    app.button(key="start-plane").click().run()
+    assert not app.exception
+    told = parts(app)
+    assert (told["charts"]["run"], told["charts"]["task"], told["charts"]["page"]) == ("plane-new", "plane", page)
+    assert told["panel"]["chosen"]["name"] == "plane · 8 experts"
+    assert not app.caption
+    create_run(runs / "plane-new", Config.for_task("plane"), Knobs()).finish("stopped")
+    app.run()
+    assert len(app.get("select_slider")) == (4 if page == "batch" else 0)  # what is chosen there needs the run
+
+
 def test_a_run_that_is_not_there_is_said_and_others_stay(writer: RunWriter) -> None:
     app = page("nobody")
     assert "is no run" in app.error[0].value

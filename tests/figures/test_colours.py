@@ -54,6 +54,13 @@ def test_each_vision_keeps_white_and_black_and_loses_what_it_cannot_tell_apart()
     assert blue_green["tritan"] < blue_green["normal"] / 2
 
 
+@pytest.mark.parametrize("vision", VISIONS)
+@BOTH
+def test_runs_side_by_side_are_told_apart_and_none_is_dim(theme, vision):
+    assert min(distance(*pair, vision) for pair in combinations(theme.runs, 2)) >= 15
+    assert min(contrast(colour, theme.ground) for colour in theme.runs) >= (3.4 if theme is LIGHT else 4.5)
+
+
 # Least CIEDE2000 between any two of the first 16, 8 and 4 experts over both themes, as docs/decisions.md has them.
 LEAST = {"normal": (14.4, 17.6, 30.3), "protan": (10.1, 13.1, 20.9), "deutan": (11.1, 13.9, 21.0), "tritan": (11.2, 14.4, 27.4)}  # fmt: skip
 

@@ -9,7 +9,7 @@ import pytest
 from moe_core.dashboard.views import View
 from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import Curve
-from moe_core.figures.theme import DARK, LIGHT, expert_colour
+from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import compare_tiles
 from tests.figures.record import record
 
@@ -24,9 +24,9 @@ def test_a_colour_is_a_run_and_the_first_is_ink():
     drawn = {trace["name"]: trace["line"]["color"] for trace in spec["data"]}
     assert drawn == {
         "A a": DARK.ink,
-        "B b": expert_colour(0, DARK),
-        "C c": expert_colour(1, DARK),
-        "D d": expert_colour(2, DARK),
+        "B b": DARK.runs[1],
+        "C c": DARK.runs[2],
+        "D d": DARK.runs[3],
     }
     assert DARK.hand not in drawn.values()
     assert len(spec["layout"]["annotations"]) == 4

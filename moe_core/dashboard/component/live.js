@@ -49,8 +49,8 @@ export class View {
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
     this.link.say();
-    // Nothing flickers where a run is there already.
-    setTimeout(() => !this.header && !this.told && this.say("Starting the trainer: loading torch and the data.", "starting"), 300);
+    // Of a run that is starting, empty charts come at once; only who knows nothing of it waits for longer.
+    setTimeout(() => !this.header && !this.told && this.say("Waiting for the run's first numbers.", "starting"), 5000);
     loadPlotly().catch((error) => this.say(error.message));
   }
 
@@ -105,7 +105,7 @@ export class View {
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
     const config = {
       displaylogo: false, responsive: false, doubleClick: "reset",
-      modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+      modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
       toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
       modeBarButtonsToAdd: [saveSvg],
     };

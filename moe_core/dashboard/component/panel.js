@@ -39,7 +39,7 @@ export class Panel {
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
     if (data.knobs) this.show(data.knobs, false);
     if (!data.run) return;
-    this.paint("grey", "Starting…");
+    setTimeout(() => this.told || this.paint("grey", "Starting…"), 300); // nothing flickers where a run is there already
     this.link = join(data.run, this);
     if (this.link.header) this.take(this.link.header);
   }
@@ -86,7 +86,8 @@ export class Panel {
 
   take(header) {
     const told = this.link.panel;
-    put(this.step, `step ${header.last.toLocaleString("en")}`);
+    this.buttons.fork.disabled = !header.last;
+    put(this.step, header.last ? `step ${header.last.toLocaleString("en")}` : "no step yet");
     put(this.error, header.answer.error ?? "");
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (told === this.told && header.past === this.past) return;
@@ -95,12 +96,12 @@ export class Panel {
     this.state.dataset.state = told.state;
     this.paint(told.colour, told.word);
     this.paused = told.state === "paused";
-    const { pause, step, stop, fork } = this.buttons;
-    put(pause, this.paused ? "Resume" : "Pause");
+    const { pause, step, stop } = this.buttons;
+    put(pause, this.paused || !told.alive ? "Resume" : "Pause");
+    pause.title = told.alive ? "" : "An ended run goes on from the command line: train --resume";
     pause.classList.toggle("moescope-primary", this.paused);
     pause.disabled = stop.disabled = !told.alive;
     step.disabled = !this.paused;
-    fork.disabled = !header.last;
     put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
     put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
     this.root.classList.toggle("moepanel-past", header.past);

@@ -139,7 +139,7 @@ export class Scrubber {
     this.thumb.style.left = `${this.last ? (100 * at) / this.last : 100}%`;
     this.rail.style.setProperty("--at", `${this.last ? (100 * at) / this.last : 100}%`);
     put(this.label, pointed !== null ? `step ${pointed.toLocaleString("en")}`
-      : past ? `Step ${at.toLocaleString("en")}, as recorded` : `step ${at.toLocaleString("en")}`);
+      : past ? `Step ${at.toLocaleString("en")}, as recorded` : at ? `step ${at.toLocaleString("en")}` : "no step yet");
     this.track.setAttribute("aria-valuemax", this.last);
     this.track.setAttribute("aria-valuenow", at);
     this.track.setAttribute("aria-valuetext", past ? `step ${at}, as recorded` : `step ${at}, the last`);

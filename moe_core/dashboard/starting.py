@@ -1,0 +1,97 @@
+"""A run between the click that starts it and its first step.
+
+Its trainer takes a second or two to load torch before there is a record. Until then the page shows what it was started
+with and its charts empty, so that nothing jumps when the first numbers come.
+"""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from moe_core.runs import Measured, Status, pick, runs_folder
+from moe_core.runs import start as start_trainer
+from moe_core.schema import Config, Knobs, layout
+
+_asked: dict[str, tuple[Config, Knobs]] = {}
+
+
+def start(config: Config, knobs: Knobs, who: str) -> str:
+    """Start a trainer and return its run's id; what it was started with is known until it has made its run."""
+    run = start_trainer(config, knobs, who=who)
+    _asked[run] = config, knobs
+    return run
+
+
+def is_starting(run: str) -> bool:
+    """Whether a run's folder is there and its trainer has not made the run yet."""
+    folder = runs_folder() / run
+    return folder.is_dir() and not (folder / "run.db").exists()
+
+
+def config_of(run: str) -> Config | None:
+    """The config of a run that is starting; None if this dashboard did not start it."""
+    return _asked[run][0] if run in _asked and is_starting(run) else None
+
+
+def unstarted(run: str) -> Any | None:
+    """What reads like the feed of a starting run, without a step; None if this dashboard did not start it."""
+    return Unstarted(run, *_asked[run]) if config_of(run) else None
+
+
+class Unstarted:
+    """The read methods of a Feed, of a run that has recorded nothing yet."""
+
+    version, last, behind, problem, waiting = -1, 0, 0.0, "", False
+    labels: dict[str, list[str]] = {}
+    parent = None
+
+    def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
+        self.id, self.config = run, config
+        self.knobs = self.started_knobs = knobs
+        self.path: Path = (runs_folder() / run).absolute()
+        self.run = SimpleNamespace(path=self.path)
+
+    def refresh(self, now: bool = False) -> None: ...
+
+    def status(self) -> Status:
+        return Status("starting", 0, "", 0.0, 0)
+
+    def quiet(self) -> int:
+        return 0
+
+    def steps(self) -> tuple[int, int]:
+        return 0, 0
+
+    def history(self, stat: str, layer: int = 0, **_: Any) -> tuple[np.ndarray, np.ndarray]:
+        columns = layout(self.config.layers, self.config.num_experts)
+        none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)
+        return np.empty(0, np.int64), pick(columns, none, stat, layer)
+
+    def evals(self, after: int = 0) -> list[Any]:
+        return []
+
+    def knob_changes(self) -> list[Any]:
+        return []
+
+    def knobs_at(self, step: int) -> Knobs:
+        return self.knobs
+
+    def findings(self, layer: int) -> list[Any]:
+        return []
+
+    def ablation(self) -> None: ...
+
+    def probe(self) -> dict[str, np.ndarray]:
+        """No token of any task; the plane's axes are those of its points."""
+        texts, images = {"tokens": np.empty(0, np.uint8)}, {"images": np.empty((0, 64), np.uint8)}
+        return texts | images | {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])}
+
+    def snapshot(self, step: int | None = None, kind: str = "probe") -> None: ...
+
+    def snapshots(self, kind: str = "probe") -> np.ndarray:
+        return np.empty(0, np.int64)
+
+    def throughput(self) -> Measured:
+        return Measured(np.empty(0, np.int64), np.empty(0), 0, False, "", 0, "")

@@ -1,0 +1,98 @@
+"""What is written into the charts over time: the names of changes and of peaks stand clear of each other and of lines."""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from moe_core.figures import timeline
+from moe_core.figures.theme import inner
+
+
+class Change(NamedTuple):
+    name: str
+    step: int
+    previous: float = 0.0
+    value: float = 0.1
+
+
+def shares(peaks: dict[int, int], n: int = 200, E: int = 8) -> np.ndarray:
+    """Even shares (n, E), but that each of these experts has half at its own step."""
+    share_nE = np.full((n, E), 1 / E)
+    for expert, step in peaks.items():
+        share_nE[step - 1] = 0.5 / (E - 1)
+        share_nE[step - 1, expert] = 0.5
+    return share_nE
+
+
+def drawn(peaks: dict[int, int], changes: tuple[Change, ...]) -> dict[str, Any]:
+    return timeline.load_share.spec(np.arange(1, 201), shares(peaks), changes=changes)["layout"]
+
+
+def boxes(layout: dict[str, Any]) -> dict[str, tuple[float, float, float]]:
+    """Of each peak's name its left and right end and its height, in px."""
+    width, height = inner(layout)
+    named = [note for note in layout["annotations"] if "■" in note["text"] and note["x"] < 1]
+    middles = {note["text"].split("</span> ")[1]: (note["x"] * width, note["y"] * height) for note in named}
+    return {name: (x - 32, x + 32, y) for name, (x, y) in middles.items()}
+
+
+@pytest.mark.parametrize("offset", [-3, 0, 3, 12])
+def test_the_name_of_a_peak_crosses_no_line_of_a_change(offset: int) -> None:
+    layout = drawn({2: 100}, (Change("w_load", 100 + offset),))
+    ((left, right, _),) = boxes(layout).values()
+    line = (100 + offset) / layout["xaxis"]["range"][1] * inner(layout)[0]
+    assert not left < line < right
+    assert min(abs(left - line), abs(right - line)) < 64 + 4  # and is still beside its peak
+
+
+def test_names_of_peaks_are_on_ground_and_do_not_cover_each_other() -> None:
+    layout = drawn({1: 100, 4: 120, 6: 190}, ())
+    found = boxes(layout)
+    assert len(found) == 3
+    places = sorted(found.values())
+    assert all(b[0] >= a[1] or abs(a[2] - b[2]) > 16 for a, b in pairwise(places))
+    assert all(note["bgcolor"] for note in layout["annotations"] if "■" in note["text"] and note["x"] < 1)
+
+
+def test_a_peak_without_room_is_not_named() -> None:
+    changes = tuple(Change(f"k{step}", step) for step in range(70, 131, 6))
+    assert boxes(drawn({2: 100}, changes)) == {}
+
+
+def test_knobs_turned_in_one_step_share_a_line_and_all_are_named() -> None:
+    layout = drawn({}, (Change("noise", 10), Change("w_load", 60), Change("w_importance", 60)))
+    assert sorted(shape["x0"] for shape in layout["shapes"] if shape["xref"] == "x") == [10, 60]
+    texts = [note["text"] for note in layout["annotations"]]
+    assert "w_load 0 → 0.1<br>w_importance 0 → 0.1" in texts
+    assert "noise 0 → 0.1" in texts
+
+
+def test_of_many_knobs_turned_in_one_step_the_last_three_are_named() -> None:
+    layout = drawn({}, tuple(Change(f"knob{at}", 60) for at in range(5)))
+    (text,) = [note["text"] for note in layout["annotations"] if "knob" in note["text"]]
+    assert [line.split()[0] for line in text.split("<br>")] == ["knob2", "knob3", "knob4"]
+
+
+def test_the_name_of_a_peak_keeps_clear_of_the_name_of_a_change() -> None:
+    """The peak lies right of the line, below the change's name."""
+    turned = (Change("w_importance", 90), Change("w_load", 90))
+    layout = drawn({2: 110}, turned)
+    assert layout["yaxis"]["range"][1] == 60.0
+    ((left, _, height),) = boxes(layout).values() or [(1e9, 1e9, 0)]
+    name = next(note for note in layout["annotations"] if note["xref"] == "x")
+    end = 90 / 200 * inner(layout)[0] + 8 + 0.52 * 13 * len("w_importance 0 → 0.1")
+    assert name["xanchor"] == "left"
+    assert left >= end or height + 7 <= inner(layout)[1] - 2 * 13 * 1.4
+
+
+def test_a_shifted_name_stays_on_its_peaks_side_of_a_change() -> None:
+    ((left, right, _),) = boxes(drawn({2: 97}, (Change("w_load", 100),))).values()
+    assert right <= 100 / 200 * inner(drawn({}, ()))[0]
+    assert left > 0
+
+
+def test_a_peak_with_a_change_close_by_and_no_room_on_its_side_is_not_named() -> None:
+    assert boxes(drawn({2: 5}, (Change("w_load", 6),))) == {}
+    assert len(boxes(drawn({2: 5}, ()))) == 1
