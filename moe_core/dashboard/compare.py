@@ -13,7 +13,8 @@ from moe_core.dashboard import controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
-from moe_core.figures.tiles import NONE, number, rows_until
+from moe_core.figures.reading import rows_until
+from moe_core.figures.tiles import NONE, number
 from moe_core.runs import Run, StoreError, list_runs, open_run
 from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text
 

@@ -17,7 +17,7 @@ import streamlit as st
 from moe_core.dashboard import cards, component
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
-from moe_core.figures.tiles import groups_of
+from moe_core.figures.reading import groups_of
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
 

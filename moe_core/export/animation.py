@@ -14,7 +14,7 @@ from moe_core.export.look import Look, check, sheet_of
 from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.tiles import last_step
+from moe_core.figures.reading import last_step
 
 FRAMES = 120  # at most
 LAST = 1.5  # seconds for which the last frame stands

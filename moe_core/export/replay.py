@@ -19,8 +19,8 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import last_step
 from moe_core.schema import BALANCED, COLLAPSED, METRICS, as_dict, label_of, value_text
 
 BUDGET = 3_300_000  # bytes of rows in the file

@@ -22,8 +22,8 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable, to_svg
 from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.reading import last_step
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import last_step
 from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text
 
 WIDTH, HEIGHT, MARGIN = 794, 1123, 57  # A4 in CSS px, and 15 mm

@@ -3,7 +3,7 @@
 from typing import Any
 
 from moe_core import __version__
-from moe_core.figures.tiles import last_step
+from moe_core.figures.reading import last_step
 from moe_core.schema import value_text
 
 Facts = dict[str, str]

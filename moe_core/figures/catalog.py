@@ -17,18 +17,32 @@ from moe_core.figures import (
     experts,
     favourites,
     flow,
+    matrices,
     read_batch,
     read_compare,
     read_experts,
     routing,
+    score,
     timeline,
     treemap,
     turns,
 )
 from moe_core.figures.ablation import ablation
-from moe_core.figures.reading import Read, Span, common, label_of_probe, over_time, read_knobs, read_probe
+from moe_core.figures.reading import (
+    Read,
+    Span,
+    common,
+    groups_of,
+    label_of_probe,
+    last_step,
+    over_time,
+    probe_at,
+    read_knobs,
+    read_probe,
+    recent_share,
+    rows_until,
+)
 from moe_core.figures.theme import Figure
-from moe_core.figures.tiles import groups_of, last_step, probe_at, recent_share, rows_until
 from moe_core.schema import METRICS, TASKS
 
 
@@ -153,7 +167,7 @@ FIGURES: dict[str, Entry] = {
     "balance": Entry("Balance over time", "live", TASKS, timeline.balance, read_balance),
     "loss": Entry("Loss", "live", TASKS, timeline.loss, read_loss),
     "knobs": Entry("Knobs over time", "live", TASKS, turns.knobs, read_knobs),
-    "probe_text": Entry("Who reads which byte", "routing", ("text",), routing.probe_text, read_probe_text),
+    "probe_text": Entry("Who reads which byte", "routing", ("text",), score.probe_text, read_probe_text),
     "probe_gates": Entry("Gates of the probe", "routing", ("digits", "plane"), routing.probe_gates, read_probe_gates),
     "digit_images": Entry("Images by first expert", "routing", ("digits",), routing.digit_images, read_digit_images),
     "regions": Entry("Who owns which region", "routing", ("plane",), routing.regions, read_regions),
@@ -163,10 +177,10 @@ FIGURES: dict[str, Entry] = {
     "expert_rank": Entry("Experts by load", "experts", TASKS, experts.expert_rank, read_experts.read_rank),
     "expert_share": Entry("Share over time", "experts", TASKS, experts.expert_share, read_experts.read_share),
     "specialisation": Entry(
-        "Specialisation", "experts", TASKS, experts.specialisation, read_experts.read_specialisation
+        "Specialisation", "experts", TASKS, matrices.specialisation, read_experts.read_specialisation
     ),
     "specialisation_byte": Entry(
-        "Specialisation by byte", "experts", ("text",), experts.specialisation_byte, read_experts.read_bytes
+        "Specialisation by byte", "experts", ("text",), matrices.specialisation_byte, read_experts.read_bytes
     ),
     "favourite_bytes": Entry(
         "Favourite bytes", "experts", ("text",), favourites.favourite_bytes, read_experts.read_favourite_bytes
@@ -177,8 +191,8 @@ FIGURES: dict[str, Entry] = {
     "favourite_points": Entry(
         "Favourite points", "experts", ("plane",), favourites.favourite_points, read_experts.read_favourite_points
     ),
-    "coactivation": Entry("Co-activation", "experts", TASKS, experts.coactivation, read_experts.read_coactivation),
-    "similarity": Entry("Similarity of W_g", "experts", TASKS, experts.similarity, read_experts.read_similarity),
+    "coactivation": Entry("Co-activation", "experts", TASKS, matrices.coactivation, read_experts.read_coactivation),
+    "similarity": Entry("Similarity of W_g", "experts", TASKS, matrices.similarity, read_experts.read_similarity),
     "saturation": Entry(
         "Router saturation over time", "experts", TASKS, experts.saturation, read_experts.read_saturation
     ),

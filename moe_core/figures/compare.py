@@ -9,33 +9,26 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.figures.lines import LABEL_GAP, as_steps, end_label, last_of, line, over_steps, spread
 from moe_core.figures.theme import (
-    DIVERGING_STOPS,
-    FRACTIONS,
-    LABEL_GAP,
     LIGHT,
     SANS,
     Array,
     Size,
     Spec,
     Theme,
-    base,
     doubled,
-    end_label,
     escape,
     expert_colour,
     faded,
     figure,
     inner,
-    last_of,
+    level,
     nice_above,
     note,
     pens,
-    scale,
-    spread,
-    step_axis,
 )
-from moe_core.figures.timeline import CV_RANGE, in_columns, loss_range
+from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_range
 
 LETTERS = "ABCD"
 COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
@@ -58,11 +51,24 @@ def run_name(at: int, name: str) -> str:
     return f"{LETTERS[at]} {escape(name[:24])}"
 
 
-def axis_of(curves: Sequence[Curve], span: tuple[float, float] | None, aligned: str) -> Spec:
-    """Steps, from 0 to the end of the longest run; after the fork, from there."""
-    ends = np.array([int(curve.steps[-1]) for curve in curves if len(curve.steps)] or [0])
-    title = "step" if aligned == "step" else "steps since the fork"
-    return step_axis(np.array([ends.max()]) if ends.max() > 0 else np.zeros(0), span) | {"title": title}
+def over_all(
+    name: str,
+    title: str,
+    subtitle: str,
+    curves: Sequence[Curve],
+    span: tuple[float, float] | None,
+    aligned: str,
+    y: Spec,
+    theme: Theme,
+    size: Size,
+) -> Spec:
+    """The layout of a chart over steps, from 0 to the end of the longest run; after the fork, from there."""
+    last = latest(curves)
+    layout = over_steps(name, title, subtitle, np.array([last] if last else []), span, y, theme, size)
+    layout["meta"]["step"] = last
+    if aligned == "fork":
+        layout["xaxis"]["title"]["text"] = "steps since the fork"
+    return layout
 
 
 def reading(aligned: str) -> str:
@@ -80,12 +86,14 @@ def run_ends(ends: list[tuple[int, float, str]], layout: Spec, theme: Theme) -> 
     size = layout["font"]["size"]
     places = spread([min(max(px, 0.0), float(height)) for _, px, _ in ends], max(LABEL_GAP, 1.25 * size))
     return [
-        end_label(
-            f'<span style="color:{run_colour(at, theme)}">■</span> <b>{LETTERS[at]}</b> {text}', y, height, theme, size
-        )
-        | {"font": {"color": theme.ink, "size": size, "family": SANS}}
+        end_label(f"{square(at, theme)} <b>{LETTERS[at]}</b> {text}", y, height, theme, size, ink=True)
         for (at, _, text), y in zip(ends, places, strict=True)
     ]
+
+
+def square(at: int, theme: Theme) -> str:
+    """A square of a run's colour before its letter."""
+    return f'<span style="color:{run_colour(at, theme)}">■</span>'
 
 
 @figure
@@ -101,30 +109,15 @@ def compare_balance(
     highest = max((float(np.nanmax(c.values)) for c in curves if np.isfinite(c.values).any()), default=0.0)
     top = doubled(CV_RANGE[1], highest)
     lo, hi = math.log10(CV_RANGE[0]), math.log10(top)
-    layout = base(
-        "compare_balance",
-        "Balance",
-        "CV(load), log scale; below 0.4 balanced, above 1 collapsed",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={
-            "title": "CV(load)", "type": "log", "range": [lo, hi], "tickvals": [0.03, 0.1, 0.3, 1, 3, 10],
-            "ticktext": ["0.03", "0.1", "0.3", "1", "3", "10"],
-        },
-    )  # fmt: skip
+    subtitle = "CV(load), log scale; below 0.4 balanced, above 1 collapsed"
+    axis = cv_axis("CV(load)", top)
+    layout = over_all("compare_balance", "Balance", subtitle, curves, span, aligned, axis, theme, size)
     data, ends = [], []
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
-        data.append(
-            line(at, curve, np.maximum(true, np.float32(CV_RANGE[0])), theme, pens(size).main)
-            | {
-                "customdata": true,
-                "hovertemplate": f"{run_name(at, curve.name)} had a CV(load) of %{{customdata:.3f}} {reading(aligned)}<extra></extra>",
-            }
-        )
+        told = f" had a CV(load) of %{{customdata:.3f}} {reading(aligned)}"
+        y = np.maximum(true, np.float32(CV_RANGE[0]))
+        data.append(of_run(at, curve, y, told, theme, width=pens(size).main) | {"customdata": true})
         if len(true) and np.isfinite(true[-1]):
             px = inner(layout)[1] * (math.log10(max(true[-1], CV_RANGE[0])) - lo) / (hi - lo)
             ends.append((at, px, f"{true[-1]:.2f}"))
@@ -132,11 +125,10 @@ def compare_balance(
     return {"data": data[::-1], "layout": layout}
 
 
-def line(at: int, curve: Curve, y: Array, theme: Theme, width: float) -> Spec:
-    return {
-        "type": "scatter", "mode": "lines", "name": run_name(at, curve.name), "x": np.asarray(curve.steps).astype(np.int32),
-        "y": y, "line": {"color": run_colour(at, theme), "width": width},
-    }  # fmt: skip
+def of_run(at: int, curve: Curve, y: Array, told: str, theme: Theme, **pen: Any) -> Spec:
+    """A run's line in its colour. told: what the hover says after its name."""
+    name = run_name(at, curve.name)
+    return line(name, as_steps(curve.steps), y, f"{name}{told}", **{"color": run_colour(at, theme)} | pen)
 
 
 @figure
@@ -155,35 +147,20 @@ def compare_loss(
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
-    layout = base(
-        "compare_loss",
-        "Loss",
-        "line with dots: held-out   thin: training",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={"title": unit, "range": [lo, hi], "dtick": tick},
-    )
+    subtitle = "line with dots: held-out   thin: training"
+    axis = {"title": unit, "range": [lo, hi], "dtick": tick}
+    layout = over_all("compare_loss", "Loss", subtitle, curves, span, aligned, axis, theme, size)
     data, ends = [], []
     for at, curve in enumerate(curves):
-        thin = line(at, curve, np.asarray(curve.values, np.float32), theme, 1.0)
-        thin["line"]["color"] = faded(run_colour(at, theme), 0.4)
-        data.append(
-            thin
-            | {
-                "hovertemplate": f"{run_name(at, curve.name)}: the batch had a loss of %{{y:.3f}} {unit} {reading(aligned)}<extra></extra>"
-            }
-        )
+        told = f": the batch had a loss of %{{y:.3f}} {unit} {reading(aligned)}"
+        pale = faded(run_colour(at, theme), 0.4)
+        data.append(of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, color=pale, width=1.0))
     for at, curve in enumerate(heldout):
+        told = f": the held-out loss was %{{y:.3f}} {unit} {reading(aligned)}"
         data.append(
-            line(at, curve, np.asarray(curve.values, np.float32), theme, pens(size).main)
-            | {
-                "mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5},
-                "hovertemplate": f"{run_name(at, curve.name)}: the held-out loss was %{{y:.3f}} {unit} {reading(aligned)}<extra></extra>",
-            }
-        )  # fmt: skip
+            of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, width=pens(size).main)
+            | {"mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5}}
+        )
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))
@@ -228,33 +205,16 @@ def difference_chart(
     # The first steps of a fall would flatten the rest, as on the loss chart.
     reach = nice_above(float(np.percentile(all_gaps, 98)) * 1.1 if len(all_gaps) else 1.0)
     each = "at the same step" if width == 1 else f"mean of {width} steps"
-    layout = base(
-        name,
-        title,
-        f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6},
-    )
+    subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
+    axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
+    layout = over_all(name, title, subtitle, curves, span, aligned, axis, theme, size)
     layout["margin"]["l"] += 12  # a sign and three digits
-    layout["shapes"].append(
-        {
-            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
-            "line": {"color": theme.ink, "width": 1.5},
-        }
-    )  # fmt: skip
+    layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        data.append(
-            line(at, gap, y, theme, pens(size).line)
-            | {
-                "hovertemplate": f"{run_name(at, gap.name)}: %{{y:+.3f}} {unit} against A {reading(aligned)}<extra></extra>"
-            }
-        )
+        told = f": %{{y:+.3f}} {unit} against A {reading(aligned)}"
+        data.append(of_run(at, gap, y, told, theme, width=pens(size).line))
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))
@@ -301,16 +261,9 @@ def compare_load(
     size: Size = (940, 320),
 ) -> Spec:
     """Load over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
-    layout = base(
-        "compare_load",
-        "Load by expert",
-        f"load ÷ ideal, a row an expert: {'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-    )
+    fair = "pale" if theme.name == "light" else "dark"
+    subtitle = f"load ÷ ideal, a row an expert: {fair} is fair, blue starved, orange overloaded"
+    layout = over_all("compare_load", "Load by expert", subtitle, curves, span, aligned, {}, theme, size)
     width, _ = inner(layout)
     rows = max(len(curves), 1)
     gap = 0.05 if rows > 1 else 0.0
@@ -329,37 +282,14 @@ def compare_load(
         if not curves:
             break
         curve = curves[at]
-        x, ratio_nE = in_columns(curve.steps, np.asarray(curve.values, np.float64) * E, max(8, width // 2))
-        ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
-        with np.errstate(divide="ignore"):
-            z = np.clip(np.log2(ratio_En), -3, 3)
-        bar = {
-            "tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS), "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0,
-            "xpad": 34, "ypad": 0, "ticks": "", "tickfont": template["tickfont"],
-        }  # fmt: skip
-        data.append(
-            {
-                "type": "heatmap", "name": run_name(at, curve.name), "x": np.asarray(x).astype(np.int32),
-                "y": np.arange(1, E + 1, dtype=np.int32), "z": z, "customdata": ratio_En, "zmin": -3, "zmax": 3,
-                "yaxis": "y" + (str(at + 1) if at else ""), "colorscale": scale(theme.diverging, DIVERGING_STOPS),
-                "showscale": at == 0, "colorbar": bar,
-                "hovertemplate": f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share "
-                f"{reading(aligned)}<extra></extra>",
-            }
-        )  # fmt: skip
-        mark = f'<span style="color:{run_colour(at, theme)}">■</span> <b>{LETTERS[at]}</b>'
-        font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
-        layout["annotations"].append(
-            note(
-                mark,
-                1,
-                high - tall / 2,
-                xref="paper",
-                yref="paper",
-                xanchor="left",
-                yanchor="middle",
-                xshift=6,
-                font=font,
-            )
+        told = (
+            f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {reading(aligned)}"
         )
+        trace = load_map(run_name(at, curve.name), curve.steps, curve.values, width, told, layout, theme)
+        trace["colorbar"] |= {"xpad": 34, "ypad": 0}
+        data.append(trace | {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0})
+        font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
+        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "middle", "xshift": 6}
+        letter = f"{square(at, theme)} <b>{LETTERS[at]}</b>"
+        layout["annotations"].append(note(letter, 1, high - tall / 2, font=font, **place))
     return {"data": data, "layout": layout}
