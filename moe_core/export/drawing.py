@@ -26,10 +26,11 @@ def draw(spec: Spec) -> Sheet:
     plots = subplots(layout)
     under: list[Mark] = [fill(layout, (0, 0, layout["width"], layout["height"]), "paper_bgcolor")]
     over: list[Mark] = []
-    for plot in plots.values():
+    for name, plot in plots.items():
         under.append(fill(layout, plot[2], "plot_bgcolor"))
         under += grid(*plot)
-        over += labels(*plot, (layout["width"], layout["height"]))
+        # Plots that share an x axis have its words once, below the one that it is anchored to.
+        over += labels(*plot, (layout["width"], layout["height"]), plot[0].spec.get("anchor", "y") == name)
     shapes = layout.get("shapes", ())
     under += [m for s in shapes if s.get("layer") == "below" for m in shape(s, layout, plots)]
     marks: list[Mark] = []
@@ -107,8 +108,13 @@ def grid(x: Axis, y: Axis, where: Box) -> list[Mark]:
     return found
 
 
-def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
-    """The ticks' words and the axes' titles, on a sheet of this width and height."""
+def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float], both: bool) -> list[Mark]:
+    """The ticks' words and the titles of both axes, or of y alone, on a sheet of this width and height."""
+    return (below(x, where, room) if both else []) + beside(y, where)
+
+
+def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
+    """The words of the x axis."""
     left, top, width, height = where
     found: list[Mark] = []
     depth = 0.0
@@ -122,7 +128,13 @@ def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":
         depth = x.spec.get("ticklen", 5) + 0.5
-    found += axis_title(x, left + width / 2, top + height + depth, room)
+    return found + axis_title(x, left + width / 2, top + height + depth, room)
+
+
+def beside(y: Axis, where: Box) -> list[Mark]:
+    """The words of the y axis."""
+    left, top, _, height = where
+    found: list[Mark] = []
     widest = 0.0
     if shown(y):
         font = y.spec["tickfont"]
@@ -131,8 +143,7 @@ def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark
             found += block(words, font, at, px + MIDDLE * font["size"], 1.0)
             widest = max(widest, *(width_of(line) for line in lines_of(words, font)))
         widest += distance(y)
-    found += axis_title(y, left - widest, top + height / 2, None)
-    return found
+    return found + axis_title(y, left - widest, top + height / 2, None)
 
 
 def shown(one: Axis) -> bool:

@@ -1,5 +1,6 @@
 """What charts over steps share: their axis, their lines, the names at the lines' ends, and the marks of changes."""
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -71,42 +72,52 @@ def mark_changes(
 ) -> None:
     """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
 
-    The latest change is named first; a name stands left of its line in the last third, and none covers another. `cased`
-    puts a strip of ground behind the line, for a heatmap below it.
+    `cased` puts a strip of ground behind the line, for a heatmap below it.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    done = [change for change in changes if change.step is not None and lo <= change.step <= hi][-100:]
+    for change in reversed(done):
+        if cased:
+            layout["shapes"].append(upright(change.step, color=theme.ground, width=5))
+        layout["shapes"].append(upright(change.step, color=theme.hand, width=1.5))
+    if labelled:
+        layout["annotations"] += change_names(layout, [(change.step, turn(change)) for change in done], theme)
+
+
+def turn(change: Any) -> str:
+    """A knob's change in words: "noise 1 → 0.5"."""
+    return f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
+
+
+def change_names(
+    layout: Spec, named: Sequence[tuple[int, str]], theme: Theme, top: float = 1, rows: int = 1
+) -> list[Spec]:
+    """The names of changes (step, text), in the order of their steps, below the height `top` of the plot's area.
+
+    The latest is named first; a name stands left of its step in the last third, none covers another, and one that finds no
+    room in any of the rows is left out.
     """
     lo, hi = layout["xaxis"]["range"]
     width, _ = inner(layout)
     size = layout["font"]["size"]
-    taken: list[tuple[float, float]] = []
-    done = [change for change in changes if change.step is not None and lo <= change.step <= hi]
-    for change in reversed(done[-100:]):
-        if cased:
-            layout["shapes"].append(upright(change.step, color=theme.ground, width=5))
-        layout["shapes"].append(upright(change.step, color=theme.hand, width=1.5))
-        if not labelled:
-            continue
-        text = f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
-        at = width * (change.step - lo) / (hi - lo)
-        reach = 8 + 0.52 * size * len(text)
-        left = at > width * 2 / 3
+    taken: list[tuple[float, float, int]] = []
+    found = []
+    for step, text in reversed(named):
+        at = width * (step - lo) / (hi - lo)
+        reach = 8 + 0.52 * size * len(re.sub(r"<[^>]*>", "", text))
+        left = at > width * 2 / 3 or at + reach > layout["width"] - layout["margin"]["l"]
         span = (at - reach, at) if left else (at, at + reach)
-        if all(span[1] < a or span[0] > b for a, b in taken) and span[0] >= 0:
-            taken.append(span)
-            layout["annotations"].append(
-                note(
-                    text,
-                    change.step,
-                    1,
-                    xref="x",
-                    yref="paper",
-                    xanchor="right" if left else "left",
-                    yanchor="top",
-                    xshift=-6 if left else 6,
-                    font={"color": theme.hand, "size": size, "family": SANS},
-                    bgcolor=faded(theme.ground, 0.85),
-                    borderpad=1,
-                )
-            )
+        free = [row for row in range(rows) if all(span[1] < a or span[0] > b for a, b, other in taken if other == row)]
+        if not free or span[0] < 0:
+            continue
+        taken.append((*span, free[0]))
+        font = {"color": theme.hand, "size": size, "family": SANS}
+        place: Spec = {"xanchor": "right", "xshift": -6} if left else {"xanchor": "left", "xshift": 6}
+        place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+        found.append(note(text, step, top, font=font, **place))
+        if free[0]:
+            found[-1]["yshift"] = round(-1.4 * size * free[0])
+    return found
 
 
 def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
