@@ -254,10 +254,11 @@ def annotation(given: Spec, layout: Spec, plots: dict[str, tuple[Axis, Axis, Box
     if not given.get("text") or given.get("visible", True) is not True:
         return []
     xref, yref = given.get("xref", "x"), given.get("yref", "y")
-    on_log = yref in plots and plots[yref][1].log
+    log_x = any(x.log and y.spec.get("anchor", "x") == xref for x, y, _ in plots.values())
+    log_y = yref in plots and plots[yref][1].log
     font = layout["font"] | given.get("font", {})
-    x = to_px(given["x"], xref, layout, plots, False) + given.get("xshift", 0)
-    y = to_px(10.0 ** given["y"] if on_log else given["y"], yref, layout, plots, True) - given.get("yshift", 0)
+    x = to_px(10.0 ** given["x"] if log_x else given["x"], xref, layout, plots, False) + given.get("xshift", 0)
+    y = to_px(10.0 ** given["y"] if log_y else given["y"], yref, layout, plots, True) - given.get("yshift", 0)
     text = lines_of(given["text"], font)
     size, pad = font["size"], given.get("borderpad", 1) + given.get("borderwidth", 1)
     tallest = max((run.size for line in text for run in line), default=size)

@@ -65,7 +65,7 @@ def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None
     entry = FIGURES[name]
     if given is None:
         given = entry.read(run, look.layer, look.step, None, POINTS)
-    if name == "balance":
+    if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
         given = given | {"label_changes": True}  # on its page the chart above names the changes
     width, height = size_of(name, look)
     zoom = look.font / FONT

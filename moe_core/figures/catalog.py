@@ -6,6 +6,7 @@ history, evals, knob_changes, snapshot, probe, ablation.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,13 +22,16 @@ from moe_core.figures import (
     read_batch,
     read_compare,
     read_experts,
+    read_sweep,
     routing,
     score,
+    sweeps,
     timeline,
     treemap,
     turns,
 )
 from moe_core.figures.ablation import ablation
+from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
     Read,
     Span,
@@ -213,5 +217,25 @@ FIGURES: dict[str, Entry] = {
     "batch_formula": Entry("Tokens per expert", "batch", TASKS, batch.batch_formula, read_batch.read_formula),
     "batch_throughput": Entry("Throughput", "batch", TASKS, batch.batch_throughput, read_batch.read_throughput),
     "batch_measured": Entry("Tokens an expert got", "batch", TASKS, batch.batch_measured, read_batch.read_measured),
+    "sweep_balance": Entry("Balance over the grid", "sweep", TASKS, sweeps.sweep_balance, read_sweep.read_balance),
+    "sweep_quality": Entry("Quality over the grid", "sweep", TASKS, sweeps.sweep_quality, read_sweep.read_quality),
+    "sweep_pareto": Entry("Quality against balance", "sweep", TASKS, sweeps.sweep_pareto, read_sweep.read_pareto),
     "group_treemap": Entry("Groups and experts", "live", TASKS, treemap.group_treemap, read_groups),
 }
+
+
+def shows(source: Any, name: str) -> bool:
+    """Whether a source has something to show in a figure: a run in those of its task, a comparison in those of it too."""
+    entry = FIGURES[name]
+    if isinstance(source, Found):
+        return entry.page == "sweep" and (name == "sweep_pareto" or len(source.swept) == 2)
+    if entry.page == "sweep" or source.config.task not in entry.tasks:
+        return False
+    needs: dict[str, Callable[[], bool]] = {
+        "compare": lambda: bool(getattr(source, "others", ())),
+        "expert_flow": lambda: source.config.layers > 1,
+        "group_treemap": lambda: groups_of(source.config) > 1,
+        "ablation": lambda: source.ablation() is not None,
+        "batch_throughput": lambda: bool(len(source.throughput().tokens)),
+    }
+    return all(need() for word, need in needs.items() if word in (name, entry.page))

@@ -20,6 +20,16 @@ ROWS = 4  # knobs drawn over time, those turned last
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
 
 
+class Beside:
+    """A run, what was chosen in it, and the runs laid over it. Reads like the run."""
+
+    def __init__(self, run: Any, options: dict[str, Any], others: tuple[Any, ...] = ()) -> None:
+        self.run, self.options, self.others = run, options, others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
 def last_step(source: Any) -> int:
     """The last recorded step; 0 when there is none."""
     reported = source.steps() if hasattr(source, "steps") else (0, source.status().step)

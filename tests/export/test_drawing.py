@@ -157,3 +157,20 @@ def test_on_a_log_axis_a_note_stands_at_a_power_and_a_shape_at_a_value():
     (path,) = [m for m in drawn.marks if isinstance(m, Path) and m.stroke == (0, 0, 255, 1.0)]
     assert path.lines[0].points[0][1] == pytest.approx(107)
     assert words(drawn)["ten"].y == pytest.approx(107 + 4.5, abs=1)
+
+
+def test_a_note_on_a_log_axis_across_stands_at_a_power_too():
+    note = {"text": "ten", "x": 1, "y": 5, "xref": "x", "yref": "y", "showarrow": False, "xanchor": "left"}
+    drawn = sheet([], x={"type": "log", "range": [0, 2], "tickvals": []}, annotations=[note])
+    found = words(drawn)["ten"]
+    assert found.x - found.anchor * width_of(found.runs) == pytest.approx(170 + 2)
+
+
+def test_plots_that_share_an_x_axis_have_its_words_once_below_the_lowest():
+    font = {"family": "sans-serif", "size": 13, "color": "#000000"}
+    y = {"range": [0, 1], "anchor": "x", "tickfont": font, "tickvals": [0.5]}
+    x = {"title": "step", "range": [0, 10], "anchor": "y2", "tickvals": [5]}
+    drawn = sheet([], x=x, yaxis=y | {"domain": [0.6, 1]}, yaxis2=y | {"domain": [0, 0.4]})
+    said = [("".join(run.text for run in m.runs), m.y) for m in drawn.marks if isinstance(m, Text)]
+    assert [text for text, _ in said].count("step") == 1
+    assert [y > 162 for text, y in said if text == "5"] == [True]
