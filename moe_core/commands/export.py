@@ -1,6 +1,9 @@
 """export and report: a run's charts and numbers as files."""
 
 import argparse
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -66,13 +69,14 @@ def write(arguments: argparse.Namespace, run: Any) -> int:
     if arguments.animate:
         from moe_core.export.animation import animate
 
-        paths = [animate(run, arguments.animate, out, look, arguments.seconds)]
+        paths = [animate(run, arguments.animate, out, look, arguments.seconds, telling(arguments))]
     elif formats == ("replay",):
         from moe_core.export.replay import replay
 
-        paths = [replay(run, out, look.layer)]
+        paths = [replay(run, out, look.layer, telling(arguments))]
     else:
-        paths = export(run, out, formats, tuple(arguments.figure) if arguments.figure else None, look)
+        figures = tuple(arguments.figure) if arguments.figure else None
+        paths = export(run, out, formats, figures, look, telling(arguments))
     for path in paths:
         tell(arguments, path)
     return 0
@@ -82,8 +86,21 @@ def report_command(arguments: argparse.Namespace) -> int:
     from moe_core.export.report import write_report
     from moe_core.runs import open_run
 
-    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out)))
+    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out), telling(arguments)))
     return 0
+
+
+def telling(arguments: argparse.Namespace) -> Callable[[int, int], None]:
+    """Says how far it is: on a terminal in place, with --json as events."""
+    live = not arguments.json and sys.stderr.isatty()
+
+    def progress(done: int, of: int) -> None:
+        if arguments.json:
+            print(json.dumps({"event": "progress", "done": done, "of": of}), flush=True)
+        elif live:
+            print(f"\r{done} of {of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def tell(arguments: argparse.Namespace, path: Path) -> None:

@@ -9,7 +9,6 @@ import xml.dom.minidom
 import zlib
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -19,7 +18,7 @@ from moe_core.export.files import write, write_parts
 from moe_core.export.look import sheet_of
 from moe_core.export.marks import Text
 from moe_core.export.web import script_text
-from moe_core.schema import TASKS, Config
+from moe_core.schema import TASKS
 from tests.export.made import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +31,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}])  # fmt: skip
-def test_what_there_is_not_is_refused_before_anything_is_written(tmp_path, given):
+def test_what_there_is_not_is_refused_before_anything_is_written(runs, tmp_path, given):
     with pytest.raises(ValueError, match=r"there are|between"):
-        export(SimpleNamespace(config=Config()), tmp_path / "out", **given)
+        export(runs["text"], tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 
