@@ -44,7 +44,7 @@ def options(run: Run) -> dict[str, Any]:
         if not picked:
             del st.query_params["with"]
 
-    left, right = st.columns([3, 1], gap="medium")
+    left, right, end = st.columns([3, 1, 0.8], gap="medium", vertical_alignment="bottom")
     left.multiselect(
         "Compare with",
         there,
@@ -57,6 +57,9 @@ def options(run: Run) -> dict[str, Any]:
         "Align by", ["step", "fork"], key="compare-align", on_change=go,
         format_func={"step": "Step", "fork": "Fork point"}.get,
     )  # fmt: skip
+    if chosen:
+        with end:
+            controls.export_link(run=run.id, **{"with": ",".join(chosen)}, align=align)
     st.session_state["compared"] = (run.id, *chosen), align
     return {"with": chosen, "align": align}
 

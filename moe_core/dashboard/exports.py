@@ -34,12 +34,9 @@ from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, runs_folder
 
 ROOT = Path(__file__).parents[2]
-SIZES = {
-    "Paper column, 480 × 300": (480, 300),
-    "Paper page, 900 × 500": (900, 500),
-    "Slide, 960 × 540": (960, 540),
-    "Own size": None,
-}
+SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
+OWN = "own size"
+BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet", "gif": "image/gif", "mp4": "video/mp4", "zip": "application/zip",
@@ -172,41 +169,40 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
         st.query_params["figures"] = ",".join(st.session_state[key])
 
     figures = st.multiselect("Figures", names, key=key, format_func=title_of, on_change=link)
-    format = (
-        st.segmented_control("Format", FORMATS, default="png", required=True, key="export-format", wrap=True) or "png"
-    )
-    size_name = st.selectbox("Size", list(SIZES), key="export-size")
-    size = SIZES[size_name]
+    format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
+    size_name = st.selectbox("Size", [*SIZES, OWN], key="size", **BOUND)
+    size = SIZES.get(size_name)
     if size is None:
         width, height = st.columns(2)
         size = (
-            int(width.number_input("Width, px", 120, 8000, 640, key="export-width")),
-            int(height.number_input("Height, px", 120, 8000, 400, key="export-height")),
+            int(width.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)),
+            int(height.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)),
         )
     theme_at, font_at, scale_at = st.columns(3)
-    theme = theme_at.selectbox("Theme", list(THEMES), key="export-theme")
-    font = font_at.number_input("Font, px", 6, 48, 13, key="export-font")
-    scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="export-scale")
-    title = st.text_input("Title", placeholder="the figure's own", key="export-title")
-    layer = named("layer", run.config.layers) or 1
+    theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
+    font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
+    scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
+    title = st.text_input("Title", placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, Found)
-    if run.config.layers > 1 and not sweep:
-        layer = (
-            st.segmented_control(
-                "Layer",
-                list(range(1, run.config.layers + 1)),
-                default=layer,
-                required=True,
-                key=f"export-layer-{run.id}",
-            )
-            or layer
-        )
+    layer = layer_of(run) if run.config.layers > 1 and not sweep else 1
     bare_at, caption_at = st.columns(2)
-    bare = bare_at.checkbox("No title", key="export-bare")
-    caption = caption_at.checkbox("Caption", key="export-caption")
+    bare = bare_at.checkbox("No title", key="bare", **BOUND)
+    caption = caption_at.checkbox("Caption", key="caption", **BOUND)
     step = None if sweep else named("step", run.steps()[1])
     look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
-    return figures, format, look
+    return figures, format or "png", look
+
+
+def layer_of(run: Any) -> int:
+    """The layer that the link names, else the first; the chooser writes the link, which the panel writes too."""
+    key = f"export-layer-{run.id}"
+    st.session_state[key] = named("layer", run.config.layers) or 1
+
+    def go() -> None:
+        st.query_params["layer"] = str(st.session_state[key])
+
+    layers = list(range(1, run.config.layers + 1))
+    return int(st.segmented_control("Layer", layers, required=True, key=key, on_change=go) or 1)
 
 
 def title_of(name: str) -> str:

@@ -47,6 +47,7 @@ CSS = f"""
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
+.moe-export {{ font-size: 13px; color: var(--moescope-hand); line-height: 40px; }}
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
 .moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}
 .moe-differences table {{ border-collapse: collapse; font-size: 13px; line-height: 20px; font-variant-numeric: tabular-nums; }}

@@ -67,7 +67,7 @@ def finished(found: Found) -> Table:
     """A sweep's runs that count: name, seed, knobs, and their own numbers."""
     done = [result for result in found.results if result.ended]
     table: Table = {"run": [one.job.run_id for one in done], "seed": [one.job.config.seed for one in done]}
-    table |= {name: [found.cells[one.job.cell][name] for one in done] for name in found.swept}
+    table |= {name: [found.cells[one.job.cell].get(name, "") for one in done] for name in found.swept}
     names = [name for name, *_ in METRICS[found.config.task]]
     table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
     return table | {name: [one.ended.get(name, math.nan) for one in done] for name in BALANCE}

@@ -36,7 +36,8 @@ class Source(NamedTuple):
         if self.sweep:
             sweep = open_sweep(self.sweep, runs)
             found = results(sweep)
-            yield Found(sweep.id, sweep.plan.config, sweep.plan.cells, rows(sweep, found), found)
+            plan = sweep.plan
+            yield Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, found), found)
             return
         with contextlib.ExitStack() as stack:
             first, *others = (

@@ -8,19 +8,19 @@ import numpy as np
 from moe_core.figures.reading import Span
 from moe_core.schema import METRICS, value_text
 
+UNREAD = "–"  # where a cell has no value of a swept knob
+
 
 class Found(NamedTuple):
-    """A sweep and how it stands. cells: the swept knobs of each by name; rows and results as moe_core.sweep has them."""
+    """A sweep and how it stands. swept: its knobs; cells: their values in each; rows, one a cell, and results as
+    moe_core.sweep has them."""
 
     id: str
     config: Any
+    swept: tuple[str, ...]
     cells: Sequence[Mapping[str, Any]]
     rows: Sequence[Mapping[str, Any]]
     results: Sequence[Any]
-
-    @property
-    def swept(self) -> tuple[str, ...]:
-        return tuple(self.cells[0])
 
 
 def read_balance(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -41,7 +41,10 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
         "cv_load_N": np.array([result.ended["cv_load"] for result in done], np.float64),
         "metric_N": np.array([result.ended["eval"].get(name, np.nan) for result in done], np.float64),
         "ids_N": [result.job.run_id for result in done],
-        "names_N": [" / ".join(map(value_text, found.cells[result.job.cell].values())) for result in done],
+        "names_N": [
+            " / ".join(value_text(found.cells[result.job.cell].get(name, UNREAD)) for name in found.swept)
+            for result in done
+        ],
         "knobs": " / ".join(found.swept),
     } | words(found)
 
@@ -54,26 +57,30 @@ def words(found: Found) -> dict[str, Any]:
 
 def axes(found: Found) -> tuple[list[list[str]], tuple[str, list[Any]], tuple[str, list[Any]]]:
     """The run that stands for each cell, and both knobs with their values. Two knobs are swept."""
-    x, y = ((name, in_order([cell[name] for cell in found.cells])) for name in found.swept)
+    x, y = ((name, in_order([cell.get(name, UNREAD) for cell in found.cells])) for name in found.swept)
     ids = [[""] * len(x[1]) for _ in y[1]]
     done = [result.job.run_id for result in found.results if result.ended]
-    for row in found.rows:
-        first = next((run for run in done if run in row["ids"]), "")
-        ids[y[1].index(row[y[0]])][x[1].index(row[x[0]])] = first
+    for (row, column), measures in zip(places(found, x, y), found.rows, strict=True):
+        ids[row][column] = next((run for run in done if run in measures["ids"]), "")
     return ids, x, y
+
+
+def places(found: Found, x: tuple[str, list[Any]], y: tuple[str, list[Any]]) -> list[tuple[int, int]]:
+    """The row and column of each cell."""
+    return [(y[1].index(cell.get(y[0], UNREAD)), x[1].index(cell.get(x[0], UNREAD))) for cell in found.cells]
 
 
 def on_grid(found: Found, measure: str) -> Any:
     """A measure's means (Y, X); NaN where no run counts yet."""
     _, x, y = axes(found)
     values_YX = np.full((len(y[1]), len(x[1])), np.nan)
-    for row in found.rows:
-        if row[measure] is not None:
-            values_YX[y[1].index(row[y[0]]), x[1].index(row[x[0]])] = row[measure]
+    for at, measures in zip(places(found, x, y), found.rows, strict=True):
+        values_YX[at] = np.nan if measures[measure] is None else measures[measure]
     return values_YX
 
 
 def in_order(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers from low to high, words as they were given."""
-    once = list(dict.fromkeys(values))
-    return once if any(isinstance(value, str) for value in once) else sorted(once)
+    """Each value once: numbers from low to high, words as they were given, and last the dash of cells that have none."""
+    once = [value for value in dict.fromkeys(values) if value != UNREAD]
+    known = once if any(isinstance(value, str) for value in once) else sorted(once)
+    return known + [UNREAD] * (UNREAD in values)

@@ -47,9 +47,9 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Export"]
-    app.number_input(key="export-font").set_value(18).run()
-    app.selectbox(key="export-size").set_value("Slide, 960 × 540").run()
-    app.button_group(key="export-format").set_value("svg").run()
+    app.number_input(key="font").set_value(18).run()
+    app.selectbox(key="size").set_value("slide").run()
+    app.button_group(key="format").set_value("svg").run()
     assert not app.exception
     assert "Load share by expert: 960 × 540 px," in words(app)
     assert "KB as svg" in words(app)
@@ -61,6 +61,21 @@ def test_the_link_names_figures_and_step(runs):
     assert app.multiselect[0].value == ["loss", "churn"]
     assert "As it stood at step 50." in words(app)
     assert "Export 2 figures" in {b.label for b in app.button}
+
+
+def test_the_link_holds_the_look(runs):
+    make_run(runs, "text").close()
+    app = page(
+        run="text", size="own size", width="500", height="250", theme="dark", font="18", format="pdf", caption="true"
+    )
+    assert not app.exception
+    assert "Load share by expert: 500 × 250 px, " in words(app)
+    assert "as pdf" in words(app)
+    assert (app.selectbox(key="theme").value, app.number_input(key="font").value) == ("dark", 18)
+    assert app.checkbox(key="caption").value is True
+    app = page(run="text", size="huge", theme="pink", font="900", format="bmp")  # what there is not is left out
+    assert not app.exception
+    assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
 
 
 def test_without_steps_there_is_nothing_to_export_and_without_a_run_the_cards(runs):

@@ -16,6 +16,7 @@ from moe_core.export.animation import animate
 from moe_core.export.numbers import cells, finished
 from moe_core.export.replay import replay
 from moe_core.export.sources import Source, named
+from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
 from moe_core.figures.read_sweep import Found
 from moe_core.schema import Config
@@ -57,7 +58,7 @@ def found():
          "cv_load": 0.25 * (i + 1) if i < 3 else None, "cv_load_spread": None, "ids": [f"s-c{i}-s0"]}
         for i, cell in enumerate(swept)
     ]  # fmt: skip
-    return Found("grid", Config.for_task("plane", steps=70), swept, rows, results)
+    return Found("grid", Config.for_task("plane", steps=70), ("w_load", "noise"), swept, rows, results)
 
 
 def table(data):
@@ -117,7 +118,7 @@ def test_a_sweeps_figures_tables_and_stamp(found, tmp_path):
 
 
 def test_a_sweep_of_one_knob_has_no_maps_and_nothing_that_moves(found, tmp_path):
-    one = found._replace(cells=[{"noise": cell["noise"]} for cell in found.cells])
+    one = found._replace(swept=("noise",), cells=[{"noise": cell["noise"]} for cell in found.cells])
     assert chosen(one, None) == ["sweep_pareto"]
     with pytest.raises(ValueError, match="does not change over steps"):
         animate(found, "sweep_pareto", tmp_path / "x.gif", Look())
@@ -168,3 +169,12 @@ def test_a_name_means_a_run_a_sweep_or_the_beginning_of_one(runs):
         assert (source.id, source.swept, [one.state for one in source.results]) == ("grid", ("noise",), ["waiting"])
     with pytest.raises(ValueError, match="no run"):
         named("nothing", runs)
+
+
+def test_a_cell_that_lacks_a_knob_stands_last_under_a_dash(found):
+    less = found._replace(cells=[*found.cells[:2], {"w_load": 0.0}, {"w_load": 0.1}])
+    read = FIGURES["sweep_balance"].read(less, 0, None, None, None)
+    assert read["y"] == ("noise", [0.5, "–"])
+    np.testing.assert_array_equal(read["cv_load_YX"], [[0.25, 0.5], [0.75, np.nan]])
+    assert read["ids_YX"] == [["s-c0-s0", "s-c1-s0"], ["s-c2-s0", ""]]
+    assert "0 / –" in FIGURES["sweep_pareto"].read(less, 0, None, None, None)["names_N"]
