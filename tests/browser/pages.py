@@ -40,7 +40,7 @@ LINKS = {
         "/batch?run=a&devices=4&experts=8",
         chart("batch_formula", "chart.data.at(-1).x[0] === 8"),
     ),
-    "learn": Link("/learn?run=a&lesson=6", "document.body.innerText.includes('Importance loss')"),
+    "learn": Link("/learn?lesson=6", "document.body.innerText.includes('Importance loss')"),
     "export-compared": Link(
         "/export?run=a&with=b&align=fork&figures=compare_loss&expert=3",
         "!!document.querySelector('img[alt=\"Loss of the runs compared\"]') && document.body.innerText.includes('Beside a: b.')",
@@ -50,7 +50,7 @@ LINKS = {
         "/export?run=a&figures=loss,balance&layer=2&step=40&size=slide&theme=dark&font=18&format=svg&caption=true",
         "!!document.querySelector('img[alt=Loss]') && document.body.innerText.includes('As it stood at step 40.')"
         " && document.body.innerText.includes('960 × 540 px,') && document.body.innerText.includes('as svg')"
-        " && document.querySelector('[aria-label=\"Font, px\"]').value === '18'",
+        " && document.querySelector('[aria-label=\"Font, px\"]')?.value === '18'",
     ),
 }
 
