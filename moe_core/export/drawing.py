@@ -123,8 +123,8 @@ def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
         base = top + height + distance(x) + font["size"]
         for px, words in ticks(x):
             reach = max(width_of(line) for line in lines_of(words, font)) / 2
-            if reach <= px <= room[0] - reach:  # one that would be cut is left out
-                found += block(words, font, px, base, 0.5)
+            inside = min(max(px, reach), room[0] - reach)  # one that would be cut is moved in
+            found += block(words, font, inside, base, 0.5)
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":
         depth = x.spec.get("ticklen", 5) + 0.5

@@ -146,7 +146,8 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
             taken.append((x, y))
             font = {"color": theme.ink, "size": size, "family": SANS}
             text = f"{square(e, theme)} expert {e + 1}"
-            names.append(note(text, x / width, y / height, xref="paper", yref="paper", font=font))
+            ground = {"bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+            names.append(note(text, x / width, y / height, xref="paper", yref="paper", font=font, **ground))
     return names
 
 

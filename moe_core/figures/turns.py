@@ -62,7 +62,9 @@ def knobs(
                 color=theme.ink2 if one.own else theme.hand, width=pens(size).line, shape="hv",
             ) | {"customdata": [value_text(value) for value in values]}
         )  # fmt: skip
-        text = f"{escape(name)} {escape(value_text(values[-1]))}"
+        # Beside each other where the rows are low, else in two lines, so that long names are not cut.
+        between = "<br>" if height / len(turned) > 3 * layout["font"]["size"] else " "
+        text = f"{escape(name)}{between}{escape(value_text(values[-1]))}"
         at = height * (1 - (row + 0.5) / len(turned))
         layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))
     mark_cursor(layout, cursor, theme)

@@ -134,7 +134,8 @@ def test_a_pdf_is_sound_and_its_words_can_be_read(runs):
             }
             letters[len(letters)] = fonts
     content = next(s for s in streams if b" cm\n" in s and b" Tf " in s).decode()
-    for font, codes in re.findall(r"/F(\d+) .*?<(\w+)> Tj", content):
+    for font, moved in re.findall(r"/F(\d+) .*?\[(.*?)\] TJ", content):
+        codes = "".join(re.findall(r"<(\w+)>", moved))
         shown += "".join(letters[int(font)][int(codes[i : i + 4], 16)] for i in range(0, len(codes), 4)) + "\n"
     assert "Balance over time" in shown
     assert "text, step 200, MoEscope" in shown
