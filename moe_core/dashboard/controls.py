@@ -132,7 +132,9 @@ def entry_of(run: Run) -> dict[str, str]:
 def go_to(run: str) -> None:
     """Look at another run: it was chosen in the panel, or a fork made it."""
     st.session_state["run"] = run
-    st.query_params.clear()
+    for name in list(st.query_params):
+        if name not in st.session_state:  # a word that is a widget's key belongs to the widget, and stays with it
+            del st.query_params[name]
     st.query_params["run"] = run
 
 

@@ -78,6 +78,23 @@ def test_the_link_holds_the_look(runs):
     assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
 
 
+def test_another_run_keeps_the_look_and_drops_what_was_laid_over_the_first():
+    def script():
+        import streamlit as st
+
+        from moe_core.dashboard import controls
+
+        st.selectbox("Theme", ["light", "dark"], key="theme", bind="query-params")
+        st.button("go", on_click=controls.go_to, args=("b",))
+
+    app = AppTest.from_function(script)
+    for name, value in {"run": "a", "with": "c", "theme": "dark"}.items():
+        app.query_params[name] = value
+    app.run().button[0].click().run()
+    assert not app.exception
+    assert {name: app.query_params[name] for name in app.query_params} == {"run": "b", "theme": "dark"}
+
+
 def test_without_steps_there_is_nothing_to_export_and_without_a_run_the_cards(runs):
     assert [b.label for b in page().button][-3:] == ["Text", "Digits", "Plane"]
     create_run(runs / "r", Config(), Knobs()).finish("failed")
