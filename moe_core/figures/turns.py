@@ -63,7 +63,7 @@ def knobs(
             ) | {"customdata": [value_text(value) for value in values]}
         )  # fmt: skip
         # Beside each other where the rows are low, else in two lines, so that long names are not cut.
-        between = "<br>" if height / len(turned) > 3 * layout["font"]["size"] else " "
+        between = "<br>" if not strip and height / len(turned) > 3 * layout["font"]["size"] else " "
         text = f"{escape(name)}{between}{escape(value_text(values[-1]))}"
         at = height * (1 - (row + 0.5) / len(turned))
         layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))

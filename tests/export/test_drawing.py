@@ -197,3 +197,8 @@ def test_a_pdf_moves_its_letters_as_the_png_does():
     content = Document([page], {}, 1.0).content(page)
     (moved,) = re.findall(r"\[(.*)\] TJ", content)
     assert float(re.findall(r">([-\d.]+)<", moved)[0]) == pytest.approx(112.2, abs=0.1)
+
+
+def test_the_words_of_a_tick_at_the_end_are_moved_in_rather_than_cut():
+    found = words(sheet([], x={"range": [0, 4000], "tickvals": [0, 4000], "title": "step"}))["4000"]
+    assert found.x + (1 - found.anchor) * width_of(found.runs) == pytest.approx(300)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from moe_core.export import FORMATS, Look, chosen, export, rendered
 from moe_core.export.files import write, write_parts
+from moe_core.export.fonts import width_of
 from moe_core.export.look import sheet_of
 from moe_core.export.marks import Text
 from moe_core.export.web import script_text
@@ -184,3 +185,20 @@ def test_an_export_can_be_stopped_between_two_files(runs, tmp_path):
 def test_a_past_step_shows_no_later_change(runs):
     early = rendered(runs["text"], "balance", "svg", Look(step=50)).decode()
     assert "<desc>Step: 50</desc><desc>Layer: 1</desc><desc>Changes: none</desc>" in early
+
+
+def test_a_second_line_that_would_be_cut_is_broken_and_nothing_runs_over_the_edges(runs):
+    for name in chosen(runs["text"], None):
+        sheet, _ = sheet_of(runs["text"], name, Look(size=(320, 240)), "")
+        assert (sheet.width, sheet.height) == (320, 240)
+        lines = [m for m in sheet.marks if isinstance(m, Text) and m.x == 0]
+        assert all(width_of(line.runs) <= 320 for line in lines[1:]), name
+    wide, narrow = (
+        [m for m in sheet_of(runs["text"], "probe_text", Look(size=(width, 400)), "")[0].marks if isinstance(m, Text) and m.x == 0]
+        for width in (1400, 480)
+    )  # fmt: skip
+    said = [" ".join("".join(run.text for run in line.runs) for line in lines[1:]) for lines in (wide, narrow)]
+    assert said[0] == said[1]
+    assert len(narrow) == len(wide) + 1 == 3
+    bare, _ = sheet_of(runs["text"], "probe_text", Look(size=(480, 400), title=""), "")
+    assert not [m for m in bare.marks if isinstance(m, Text) and m.x == 0]
