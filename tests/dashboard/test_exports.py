@@ -160,7 +160,7 @@ def test_the_page_and_the_command_draw_the_same_picture(runs, tmp_path):
     for name in ("a", "b"):
         make_run(runs, "text", name=name).close()
     look = Look((640, 400), 1.5, "dark", "-- mine", 15.0, True, 0, 150)
-    what = Source(str(runs / "a"), (str(runs / "b"),), (("align", "step"), ("expert", "3")))
+    what = Source(str(runs / "a"), (str(runs / "b"),), (("align", "fork"), ("expert", "3")))
     words = ["export", *words_of(what, look), "--format", "png", "--figure", "compare_loss", "expert_share"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     with what.open() as source:

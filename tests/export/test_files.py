@@ -16,7 +16,7 @@ from PIL import Image
 from moe_core.export import FORMATS, Look, chosen, export, rendered
 from moe_core.export.files import write, write_parts
 from moe_core.export.fonts import width_of
-from moe_core.export.look import sheet_of
+from moe_core.export.look import sheet_of, spec_of
 from moe_core.export.marks import Text
 from moe_core.export.web import script_text
 from moe_core.schema import TASKS
@@ -200,5 +200,7 @@ def test_a_second_line_that_would_be_cut_is_broken_and_nothing_runs_over_the_edg
     said = [" ".join("".join(run.text for run in line.runs) for line in lines[1:]) for lines in (wide, narrow)]
     assert said[0] == said[1]
     assert len(narrow) == len(wide) + 1 == 3
+    spec, _ = spec_of(runs["text"], "probe_text", Look(size=(480, 400)))
+    assert spec["layout"]["height"] == 400  # what the words take comes off the plot, and leaves no gap below
     bare, _ = sheet_of(runs["text"], "probe_text", Look(size=(480, 400), title=""), "")
     assert not [m for m in bare.marks if isinstance(m, Text) and m.x == 0]
