@@ -31,7 +31,10 @@ def read_balance(found: Found, layer: int, step: int | None, span: Span, bins: i
 def read_quality(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     ids, x, y = axes(found)
     name = METRICS[found.config.task][0][0]
-    return {"metric_YX": on_grid(found, name), "ids_YX": ids, "x": x, "y": y} | words(found)
+    ahead_YX = np.zeros((len(y[1]), len(x[1])), bool)
+    for at, measures in zip(places(found, x, y), found.rows, strict=True):
+        ahead_YX[at] = not measures["comparable"]
+    return {"metric_YX": on_grid(found, name), "ids_YX": ids, "x": x, "y": y, "ahead_YX": ahead_YX} | words(found)
 
 
 def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
             " / ".join(value_text(found.cells[result.job.cell].get(name, UNREAD)) for name in found.swept)
             for result in done
         ],
+        "ahead_N": np.array([result.ended["comparable"] is False for result in done], bool),
         "knobs": " / ".join(found.swept),
     } | words(found)
 

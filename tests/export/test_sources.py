@@ -43,7 +43,7 @@ def pair(runs):
 
 def result(cell, seed, ended=True, **numbers):
     job = SimpleNamespace(run_id=f"s-c{cell}-s{seed}", cell=cell, config=SimpleNamespace(seed=seed))
-    numbers = {"cv_load": 0.5, "cv_importance": 0.1, "max_over_mean_load": 2.0, "dead_experts": 0.0, "eval": {"accuracy": 0.9, "loss": 0.3}} | numbers  # fmt: skip
+    numbers = {"cv_load": 0.5, "cv_importance": 0.1, "max_over_mean_load": 2.0, "dead_experts": 0.0, "comparable": True, "eval": {"accuracy": 0.9, "loss": 0.3}} | numbers  # fmt: skip
     return SimpleNamespace(job=job, ended=numbers if ended else None)
 
 
@@ -55,7 +55,7 @@ def found():
     results = [result(i, 0, i < 3, cv_load=0.25 * (i + 1)) for i in range(4)] + [result(0, 1, cv_load=0.75)]
     rows = [
         {**cell, "runs": 1, "finished": int(i < 3), "accuracy": 0.9 if i < 3 else None, "accuracy_spread": None,
-         "cv_load": 0.25 * (i + 1) if i < 3 else None, "cv_load_spread": None, "ids": [f"s-c{i}-s0"]}
+         "cv_load": 0.25 * (i + 1) if i < 3 else None, "cv_load_spread": None, "comparable": i != 1, "ids": [f"s-c{i}-s0"]}
         for i, cell in enumerate(swept)
     ]  # fmt: skip
     return Found("grid", Config.for_task("plane", steps=70), ("w_load", "noise"), swept, rows, results)
@@ -177,4 +177,6 @@ def test_a_cell_that_lacks_a_knob_stands_last_under_a_dash(found):
     assert read["y"] == ("noise", [0.5, "–"])
     np.testing.assert_array_equal(read["cv_load_YX"], [[0.25, 0.5], [0.75, np.nan]])
     assert read["ids_YX"] == [["s-c0-s0", "s-c1-s0"], ["s-c2-s0", ""]]
+    quality = FIGURES["sweep_quality"].read(less, 0, None, None, None)
+    assert quality["ahead_YX"].tolist() == [[False, True], [False, False]]
     assert "0 / –" in FIGURES["sweep_pareto"].read(less, 0, None, None, None)["names_N"]
