@@ -1,6 +1,9 @@
 """export and report: a run's charts and numbers as files."""
 
 import argparse
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,9 @@ from moe_core.commands.common import add, report
 
 
 def declare(commands: Any) -> None:
-    made = add(commands, "export", export_command, "write a run's charts and numbers to files")
+    made = add(
+        commands, "export", export_command, "write the charts and numbers of a run, a comparison or a sweep to files"
+    )
     made.add_argument("--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file")
     made.add_argument(
         "--format",
@@ -25,6 +30,19 @@ def declare(commands: Any) -> None:
     made.add_argument("--layer", type=int, default=1, help="counted from 1")
     made.add_argument("--at", type=int, metavar="STEP", help="as it stood at a step; else at the last")
     made.add_argument("--caption", action="store_true", help="a line below with run, step and version")
+    made.add_argument(
+        "--with", nargs="+", metavar="OTHER", default=[], dest="others", help="runs to compare with, at most three"
+    )
+    made.add_argument(
+        "--align", choices=("step", "fork"), help="how compared runs are laid over each other; else by step"
+    )
+    made.add_argument(
+        "--choose",
+        nargs="+",
+        metavar="NAME=VALUE",
+        default=[],
+        help="expert=3, or what the formula is asked: tokens, k, experts, devices",
+    )
     made.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     made.add_argument("--seconds", type=float, default=10.0, help="how long the animation takes")
     told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
@@ -32,22 +50,33 @@ def declare(commands: Any) -> None:
 
 
 def export_command(arguments: argparse.Namespace) -> int:
+    from moe_core.export.sources import named
+
+    options = dict(word.partition("=")[::2] for word in arguments.choose) | (
+        {"align": arguments.align} if arguments.align else {}
+    )
+    source = named(arguments.run, arguments.runs, others=tuple(arguments.others), options=tuple(options.items()))
+    with source.open(arguments.runs) as run:
+        return write(arguments, run)
+
+
+def write(arguments: argparse.Namespace, run: Any) -> int:
     from moe_core.export import export
-    from moe_core.runs import open_run
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
-    run, look = open_run(arguments.run, arguments.runs), look_of(arguments)
+    look = look_of(arguments)
     out = Path(arguments.out)
     if arguments.animate:
         from moe_core.export.animation import animate
 
-        paths = [animate(run, arguments.animate, out, look, arguments.seconds)]
+        paths = [animate(run, arguments.animate, out, look, arguments.seconds, telling(arguments))]
     elif formats == ("replay",):
         from moe_core.export.replay import replay
 
-        paths = [replay(run, out, look.layer)]
+        paths = [replay(run, out, look.layer, telling(arguments))]
     else:
-        paths = export(run, out, formats, tuple(arguments.figure) if arguments.figure else None, look)
+        figures = tuple(arguments.figure) if arguments.figure else None
+        paths = export(run, out, formats, figures, look, telling(arguments))
     for path in paths:
         tell(arguments, path)
     return 0
@@ -57,8 +86,21 @@ def report_command(arguments: argparse.Namespace) -> int:
     from moe_core.export.report import write_report
     from moe_core.runs import open_run
 
-    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out)))
+    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out), telling(arguments)))
     return 0
+
+
+def telling(arguments: argparse.Namespace) -> Callable[[int, int], None]:
+    """Says how far it is: on a terminal in place, with --json as events."""
+    live = not arguments.json and sys.stderr.isatty()
+
+    def progress(done: int, of: int) -> None:
+        if arguments.json:
+            print(json.dumps({"event": "progress", "done": done, "of": of}), flush=True)
+        elif live:
+            print(f"\r{done} of {of}", end="\n" if done == of else "", file=sys.stderr, flush=True)
+
+    return progress
 
 
 def tell(arguments: argparse.Namespace, path: Path) -> None:

@@ -13,7 +13,8 @@ from moe_core.dashboard import controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
-from moe_core.figures.tiles import NONE, number, rows_until
+from moe_core.figures.reading import rows_until
+from moe_core.figures.tiles import NONE, number
 from moe_core.runs import Run, StoreError, list_runs, open_run
 from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text
 
@@ -43,7 +44,7 @@ def options(run: Run) -> dict[str, Any]:
         if not picked:
             del st.query_params["with"]
 
-    left, right = st.columns([3, 1], gap="medium")
+    left, right, end = st.columns([3, 1, 0.8], gap="medium", vertical_alignment="bottom")
     left.multiselect(
         "Compare with",
         there,
@@ -56,6 +57,9 @@ def options(run: Run) -> dict[str, Any]:
         "Align by", ["step", "fork"], key="compare-align", on_change=go,
         format_func={"step": "Step", "fork": "Fork point"}.get,
     )  # fmt: skip
+    if chosen:
+        with end:
+            controls.export_link(run=run.id, **{"with": ",".join(chosen)}, align=align)
     st.session_state["compared"] = (run.id, *chosen), align
     return {"with": chosen, "align": align}
 

@@ -9,14 +9,16 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
+from html import escape
 from typing import Any, NamedTuple
+from urllib.parse import urlencode
 
 import streamlit as st
 
 from moe_core.dashboard import cards, component, starting
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
-from moe_core.figures.tiles import groups_of
+from moe_core.figures.reading import groups_of
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
 
@@ -36,6 +38,11 @@ CARD = First(Config(), cards.STARTING, ("noise", "k", "w_importance", "w_load", 
 
 def style() -> None:
     st.html(f"<style>{CSS}</style>")
+
+
+def export_link(**query: str) -> None:
+    """A link to the Export page, with what is looked at here."""
+    st.html(f'<a class="moe-export" href="./export?{escape(urlencode(query))}">Export these figures</a>')
 
 
 def page(
@@ -125,7 +132,9 @@ def entry_of(run: Run) -> dict[str, str]:
 def go_to(run: str) -> None:
     """Look at another run: it was chosen in the panel, or a fork made it."""
     st.session_state["run"] = run
-    st.query_params.clear()
+    for name in list(st.query_params):
+        if name not in st.session_state:  # a word that is a widget's key belongs to the widget, and stays with it
+            del st.query_params[name]
     st.query_params["run"] = run
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import controls
+from moe_core.figures.catalog import shows
 from moe_core.runs import Run
 from moe_core.schema import TASKS
 
@@ -27,11 +28,7 @@ def figures(task: str) -> list[str]:
 
 def shown(run: Run, name: str) -> bool:
     """The flow needs two layers, the ablation its measurement."""
-    if name == "expert_flow":
-        return run.config.layers > 1
-    if name == "ablation":
-        return run.ablation() is not None
-    return True
+    return shows(run, name)
 
 
 def options(run: Run) -> dict[str, Any]:

@@ -1,225 +1,295 @@
 """What the Export page does: a preview at exact pixels, files made beside the page, and a download when they are there.
 
-Long work runs in a thread of its own with its own reader of the run; the page looks at it twice a second and can stop
-it. Each browser tab has its own work, so no tab waits for another.
+Long work is a process of its own, the same command that a person would give; the page looks at it twice a second and can
+end it at any moment. Each browser tab has its own work, so no tab waits for another.
 """
 
 import base64
+import contextlib
 import io
+import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import weakref
 import zipfile
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from moe_core.dashboard import controls
-from moe_core.export import FORMATS, Look, chosen, export, rendered
-from moe_core.export.animation import animate
+from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
-from moe_core.export.replay import replay
-from moe_core.export.report import write_report
+from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import Run, open_run
+from moe_core.runs import StoreError, runs_folder
 
-SIZES = {
-    "Paper column, 480 × 300": (480, 300),
-    "Paper page, 900 × 500": (900, 500),
-    "Slide, 960 × 540": (960, 540),
-    "Own size": None,
-}
+ROOT = Path(__file__).parents[2]
+SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
+OWN = "own size"
+BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet", "gif": "image/gif", "mp4": "video/mp4", "zip": "application/zip",
 }  # fmt: skip
 
 
-class Stopped(Exception):
-    """Raised inside the work when a person has cancelled it."""
-
-
 class Work:
-    """One piece of long work, seen by the page and done by a thread."""
+    """One piece of long work, done by a process of its own and seen by the page.
 
-    def __init__(self, name: str, run: Path, make: Callable[[Run, Path, Callable[[int, int], None]], Path]) -> None:
-        self.name, self.path, self.make = name, run, make
+    words: a command of `python -m moe_core`; name: of the file that it writes, or, if it ends in .zip, of the archive of the
+    folder that it writes. What a process that was ended had begun goes with the folder.
+    """
+
+    def __init__(self, words: Sequence[str], name: str) -> None:
         self.done, self.of, self.error = 0, 1, ""
         self.file: Path | None = None
-        self.stop = threading.Event()
+        self.stopped = False
         self.folder = Path(tempfile.mkdtemp(prefix="moescope-"))
-        weakref.finalize(self, shutil.rmtree, self.folder, True)
-        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.made = self.folder / name.removesuffix(".zip")
+        with open(self.folder / "log", "wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "moe_core", *words, "--out", str(self.made), "--json"], stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
+            )  # fmt: skip
+        weakref.finalize(self, end, self.process, self.folder)
+        self.thread = threading.Thread(target=self.listen, daemon=True)
         self.thread.start()
 
-    def progress(self, done: int, of: int) -> None:
-        if self.stop.is_set():
-            raise Stopped
-        self.done, self.of = done, max(of, 1)
-
-    def run(self) -> None:
-        try:
-            run = open_run(self.path)
-            try:
-                self.file = self.make(run, self.folder, self.progress)
-            finally:
-                run.close()
-        except Stopped:
+    def listen(self) -> None:
+        """Hear how far it is, and what came of it."""
+        assert self.process.stdout
+        with self.process.stdout as said:
+            for event in map(json.loads, said):
+                if event["event"] == "progress":
+                    self.done, self.of = event["done"], max(event["of"], 1)
+        if self.process.wait() and not self.stopped:
+            log = self.folder / "log"
+            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+            self.error = lines[-1].removeprefix("moe: ") if lines else "The process that made it was ended."
+        if self.stopped:
             self.error = "Cancelled. Nothing was kept."
-        except (ValueError, OSError) as error:
-            self.error = str(error)
-        except Exception as error:
-            # The page would wait for ever for a thread that died without a word.
-            self.error = f"This did not work: {type(error).__name__}: {error}"
-            raise
+        elif not self.error:
+            self.file = zipped(self.made) if self.made.is_dir() else self.made
+
+    def cancel(self) -> None:
+        """End it at once, and whatever it has started."""
+        self.stopped = True
+        end(self.process, self.folder)
 
     @property
     def busy(self) -> bool:
         return self.thread.is_alive()
 
 
+def end(process: subprocess.Popen[str], folder: Path) -> None:
+    """End a process, if it still works, with all that it has started, and remove its folder."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def zipped(folder: Path) -> Path:
+    """All files of a folder in one archive, dates left out so that the same files give the same bytes."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in sorted(folder.iterdir()):
+            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return write(folder.with_name(f"{folder.name}.zip"), packed.getvalue())
+
+
 def page() -> None:
     """The Export page: choices left, preview right, long work below. Without a run, the cards that start one."""
-    run = controls.frame()
-    if run is None:
-        return
-    try:
-        body(run)
-    finally:
+    sweep = st.query_params.get("sweep", "")
+    run = controls.frame(choose=not sweep)
+    if run is not None:
         run.close()
+    if sweep:
+        body(Source(sweep=sweep))
+    elif run is not None:
+        body(asked(str(run.path.absolute())))
 
 
-def body(run: Run) -> None:
-    if not run.steps()[1]:
-        st.info("This run has no recorded step yet. Its figures can be exported as soon as it trains.")
-        return
-    left, right = st.columns([1, 2], gap="large")
-    with left:
-        figures, format, look = choices(run)
-    with right:
-        preview(run, figures, format, look)
-    st.divider()
-    documents(run, look)
+def asked(run: str) -> Source:
+    """The run with what the link lays over it and chooses in it; what does not fit is left out."""
+    query = st.query_params
+    others = [str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if name]
+    options = {name: query[name] for name in ("align", *WHOLE) if query.get(name)}
+    fits = []
+    for i in range(len(others)):
+        with contextlib.suppress(ValueError), Source(run, (*fits, others[i])).open():
+            fits.append(others[i])
+    kept = []
+    for option in options.items():
+        with contextlib.suppress(ValueError), Source(run, (), (option,)).open():
+            kept.append(option)
+    return Source(run, tuple(fits), tuple(kept))
 
 
-def choices(run: Run) -> tuple[list[str], str, Look]:
+def body(what: Source) -> None:
+    try:
+        with what.open() as source:
+            if not what.sweep and not source.steps()[1]:
+                st.info("This run has no recorded step yet. Its figures can be exported as soon as it trains.")
+                return
+            left, right = st.columns([1, 2], gap="large")
+            with left:
+                figures, format, look = choices(source)
+            with right:
+                preview(what, source, figures, format, look)
+            if not what.sweep:
+                st.divider()
+                documents(what, source, look)
+    except StoreError as error:
+        st.error(str(error))
+
+
+def choices(run: Any) -> tuple[list[str], str, Look]:
     """What to export, and how it is to look."""
     names = chosen(run, None)
+    # A link that names other runs means their comparison.
+    first = [name for name in names if FIGURES[name].page == "compare"][:1] or names[:1]
     asked = [name for name in st.query_params.get("figures", "").split(",") if name in names]
     key = f"export-figures-{run.id}"
     if key not in st.session_state:
-        st.session_state[key] = asked or names[:1]
+        st.session_state[key] = asked or first
 
     def link() -> None:
         st.query_params["figures"] = ",".join(st.session_state[key])
 
-    figures = st.multiselect("Figures", names, key=key, format_func=lambda name: FIGURES[name].title, on_change=link)
-    format = (
-        st.segmented_control("Format", FORMATS, default="png", required=True, key="export-format", wrap=True) or "png"
-    )
-    size_name = st.selectbox("Size", list(SIZES), key="export-size")
-    size = SIZES[size_name]
+    figures = st.multiselect("Figures", names, key=key, format_func=title_of, on_change=link)
+    format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
+    size_name = st.selectbox("Size", [*SIZES, OWN], key="size", **BOUND)
+    size = SIZES.get(size_name)
     if size is None:
         width, height = st.columns(2)
         size = (
-            int(width.number_input("Width, px", 120, 8000, 640, key="export-width")),
-            int(height.number_input("Height, px", 120, 8000, 400, key="export-height")),
+            int(width.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)),
+            int(height.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)),
         )
     theme_at, font_at, scale_at = st.columns(3)
-    theme = theme_at.selectbox("Theme", list(THEMES), key="export-theme")
-    font = font_at.number_input("Font, px", 6, 48, 13, key="export-font")
-    scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="export-scale")
-    title = st.text_input("Title", placeholder="the figure's own", key="export-title")
-    layer = named(run, "layer", run.config.layers) or 1
-    if run.config.layers > 1:
-        layer = (
-            st.segmented_control(
-                "Layer",
-                list(range(1, run.config.layers + 1)),
-                default=layer,
-                required=True,
-                key=f"export-layer-{run.id}",
-            )
-            or layer
-        )
+    theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
+    font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
+    scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
+    title = st.text_input("Title", placeholder="the figure's own", key="title", **BOUND)
+    sweep = isinstance(run, Found)
+    layer = layer_of(run) if run.config.layers > 1 and not sweep else 1
     bare_at, caption_at = st.columns(2)
-    bare = bare_at.checkbox("No title", key="export-bare")
-    caption = caption_at.checkbox("Caption", key="export-caption")
-    step = named(run, "step", run.steps()[1])
+    bare = bare_at.checkbox("No title", key="bare", **BOUND)
+    caption = caption_at.checkbox("Caption", key="caption", **BOUND)
+    step = None if sweep else named("step", run.steps()[1])
     look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
-    return figures, format, look
+    return figures, format or "png", look
 
 
-def named(run: Run, name: str, highest: int) -> int | None:
+def layer_of(run: Any) -> int:
+    """The layer that the link names, else the first; the chooser writes the link, which the panel writes too."""
+    key = f"export-layer-{run.id}"
+    st.session_state[key] = named("layer", run.config.layers) or 1
+
+    def go() -> None:
+        st.query_params["layer"] = str(st.session_state[key])
+
+    layers = list(range(1, run.config.layers + 1))
+    return int(st.segmented_control("Layer", layers, required=True, key=key, on_change=go) or 1)
+
+
+def title_of(name: str) -> str:
+    """A figure's title, told apart from another's of the same name."""
+    compared = " of the runs compared" if FIGURES[name].page == "compare" else ""
+    return FIGURES[name].title + compared
+
+
+def named(name: str, highest: int) -> int | None:
     """The layer or step that the link names, counted from 1; None where it names none that there is."""
     text = st.query_params.get(name, "")
     return int(text) if text.isdigit() and 1 <= int(text) <= highest else None
 
 
-def preview(run: Run, figures: list[str], format: str, look: Look) -> None:
+def preview(what: Source, source: Any, figures: list[str], format: str, look: Look) -> None:
     """The first figure as it will be, its size in pixels and bytes, and the download of one or all."""
     if not figures:
         st.info("Choose a figure at the left.")
         return
     try:
-        check(run, look)
-        picture = made(str(run.path), run.steps()[1], figures[0], "png", look)
-        file = picture if format == "png" else made(str(run.path), run.steps()[1], figures[0], format, look)
+        check(source, look)
+        picture = made(what, stands(source), figures[0], "png", look)
+        file = picture if format == "png" else made(what, stands(source), figures[0], format, look)
     except ValueError as error:
         st.error(str(error))
         return
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
-    alt = FIGURES[figures[0]].title
+    alt = title_of(figures[0])
     st.html(
         f'<div style="overflow:auto"><img alt="{alt}" style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
+    others = [run.id for run in getattr(source, "others", ())]
+    when += f" Beside {source.id}: {', '.join(others)}." if others else ""
     st.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
-    name = f"{run.id}-{figures[0]}.{format}"
     if len(figures) == 1:
+        name = f"{source.id}-{figures[0]}.{format}"
         st.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
-    else:
-        task(
-            f"Export {len(figures)} figures",
-            run,
-            f"figures-{format}",
-            primary=True,
-            make=folder_of(figures, format, look),
-        )
+        return
+    words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
+    task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")
-def made(path: str, last: int, name: str, format: str, look: Look) -> bytes:
-    """One figure in one format; kept for as long as the run has no further step."""
-    run = open_run(Path(path))
-    try:
-        return rendered(run, name, format, look)
-    finally:
-        run.close()
+def made(what: Source, stands: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
+    """One figure in one format; kept for as long as what it shows stands as it does."""
+    with what.open() as source:
+        return rendered(source, name, format, look)
 
 
-def folder_of(figures: list[str], format: str, look: Look) -> Callable[[Run, Path, Callable[[int, int], None]], Path]:
-    """All files in one zip, dates left out so that the same files give the same bytes."""
-
-    def make(run: Run, folder: Path, progress: Callable[[int, int], None]) -> Path:
-        files = export(run, folder / "files", (format,), figures, look, progress)
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-            for file in files:
-                archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes(), zipfile.ZIP_DEFLATED)
-        return write(folder / f"{run.id}-figures.zip", packed.getvalue())
-
-    return make
+def stands(source: Any) -> tuple[Any, ...]:
+    """What changes when there is more to draw."""
+    if isinstance(source, Found):
+        return tuple(bool(result.ended) for result in source.results)
+    return tuple(run.steps()[1] for run in (source, *getattr(source, "others", ())))
 
 
-def documents(run: Run, look: Look) -> None:
+def words_of(what: Source, look: Look | None = None) -> list[str]:
+    """What is exported, and how it is to look, as flags of the command line."""
+    words = [what.sweep or what.run, "--runs", str(runs_folder().absolute())]
+    words += ["--with", *what.others] if what.others else []
+    align = dict(what.options).get("align")
+    words += ["--align", align] if align else []
+    chosen = [f"{name}={value}" for name, value in what.options if name != "align"]
+    words += ["--choose", *chosen] if chosen else []
+    if look is None:
+        return words
+    words += [
+        "--scale",
+        str(look.scale),
+        "--theme",
+        look.theme,
+        "--font",
+        str(look.font),
+        "--layer",
+        str(look.layer + 1),
+    ]
+    words += ["--size", f"{look.size[0]}x{look.size[1]}"] if look.size else []
+    words += [f"--title={look.title}"] if look.title is not None else []
+    words += ["--at", str(look.step)] if look.step else []
+    return words + ["--caption"] * look.caption
+
+
+def documents(what: Source, source: Any, look: Look) -> None:
     """Report, replay and animation: a button each, or its progress."""
     report, again, moving = st.columns(3, gap="large")
     with report:
@@ -228,45 +298,41 @@ def documents(run: Run, look: Look) -> None:
         kind = st.segmented_control(
             "Report as", ("html", "pdf"), default="html", required=True, key="report-kind", label_visibility="collapsed"
         )
-        task("Make report", run, f"report-{kind}", make=lambda r, f, p: write_report(r, f / f"{r.id}-report.{kind}", p))
+        words = ["report", what.run, "--runs", str(runs_folder().absolute())]
+        task("Make report", words, f"{source.id}-report.{kind}")
     with again:
         st.markdown("**Replay**")
         st.caption("One page that plays the run anywhere, without a server.")
-        task("Make replay", run, "replay", make=lambda r, f, p: replay(r, f / f"{r.id}-replay.html", look.layer, p))
+        words = [
+            "export",
+            what.run,
+            "--runs",
+            str(runs_folder().absolute()),
+            "--format",
+            "replay",
+            "--layer",
+            str(look.layer + 1),
+        ]
+        task("Make replay", words, f"{source.id}-replay.html")
     with moving:
         st.markdown("**Animation**")
         st.caption("A figure over the run, with the size and theme chosen above.")
         name = st.selectbox(
-            "Figure",
-            chosen(run, None),
-            key="animate-figure",
-            index=1,
-            format_func=lambda n: FIGURES[n].title,
-            label_visibility="collapsed",
-        )
+            "Figure", chosen(source, None), key="animate-figure", index=1, format_func=title_of, label_visibility="collapsed"
+        )  # fmt: skip
         kind = st.segmented_control(
-            "Animation as",
-            ("gif", "mp4"),
-            default="gif",
-            required=True,
-            key="animate-kind",
-            label_visibility="collapsed",
-        )
-        task(
-            "Make animation",
-            run,
-            f"animation-{name}-{kind}",
-            make=lambda r, f, p: animate(r, name, f / f"{r.id}-{name}.{kind}", look, 10.0, p),
-        )
+            "Animation as", ("gif", "mp4"), default="gif", required=True, key="animate-kind", label_visibility="collapsed"
+        )  # fmt: skip
+        words = ["export", *words_of(what, look), "--animate", name]
+        task("Make animation", words, f"{source.id}-{name}.{kind}")
 
 
-def task(label: str, run: Run, key: str, make: Callable[..., Path], primary: bool = False) -> None:
+def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> None:
     """A button; while its work is under way a bar and Cancel; then the file, or why there is none."""
-    place = f"work-{key}-{run.id}"
-    path = run.path
+    place = f"work-{name}"
 
     def begin() -> None:
-        st.session_state[place] = Work(label, path, make)
+        st.session_state[place] = Work(words, name)
 
     # Only work under way is looked at again by itself.
     busy = place in st.session_state and st.session_state[place].busy
@@ -278,7 +344,7 @@ def task(label: str, run: Run, key: str, make: Callable[..., Path], primary: boo
             st.rerun()  # it began or ended: the fragment's clock is set by the page
         if work is not None and busy:
             st.progress(min(1.0, work.done / work.of), f"{work.done} of {work.of}")
-            st.button("Cancel", key=f"cancel-{place}", on_click=work.stop.set, disabled=work.stop.is_set())
+            st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)
             return
         st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")
         if work is None:

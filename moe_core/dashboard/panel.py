@@ -13,7 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_core.figures.tiles import at, balance_word, by_hand, gestures, heldout_tile, number
+from moe_core.figures.reading import at, by_hand, gestures
+from moe_core.figures.tiles import balance_word, heldout_tile, number
 from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words
 from moe_core.schema import AUTOBALANCE, LOOKS_AHEAD, Config, Knobs, highest, label_of, meta_of, reads, value_text
 

@@ -9,13 +9,13 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import streamlit as st
 
-from moe_core.figures import sweeps as figures
+from moe_core.figures.catalog import FIGURES, shows
+from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, cores, last_words, reap
-from moe_core.schema import AHEAD, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, looks_ahead, value_text
+from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, value_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
@@ -42,7 +42,6 @@ from moe_core.sweep import (
 )
 
 NEW = "New sweep"
-UNREAD = choice(None)  # where a cell's strategy does not read a swept knob
 LIVE = Path(__file__).parents[2] / "pages" / "live.py"
 LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  # knobs with a field of their own
 CSS = """
@@ -253,59 +252,14 @@ def links(row: dict[str, Any], found: Sequence[Result]) -> str:
 def charts(sweep: Sweep, found: Sequence[Result]) -> None:
     """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
-    metric, label, unit, lower = METRICS[plan.config.task][0]
-    words: dict[str, Any] = {"label": f"{label}, {unit}" if unit else label, "lower_is_better": lower}
-    if grid := grids(sweep, found, metric):
-        balance, quality, ahead, ids, x, y = grid
-        left, right = st.columns(2)
-        with left:
-            clickable("balance", figures.sweep_balance(balance, ids, x, y, theme=theme))
-        with right:
-            clickable("quality", figures.sweep_quality(quality, ids, x, y, **words, ahead_YX=ahead, theme=theme))
-    done = [(result.job, result.ended) for result in found if result.ended]
-    if done:
-        cv = np.array([ended["cv_load"] for _, ended in done])
-        values = np.array([ended["eval"].get(metric, np.nan) for _, ended in done])
-        names = [short(sweep, job.cell) for job, _ in done]
-        ahead = np.array([looks_ahead(plan.config.task, job.knobs.strategy) for job, _ in done])
-        drawn = figures.sweep_pareto(
-            cv, values, [job.run_id for job, _ in done], names,
-            **words, knobs=" / ".join(plan.swept), ahead_N=ahead, theme=theme,
-        )  # fmt: skip
-        clickable("pareto", drawn)
-
-
-def short(sweep: Sweep, cell: int) -> str:
-    """A cell as its values alone."""
-    return " / ".join(choice(sweep.plan.cells[cell].get(name)) for name in sweep.plan.swept)
-
-
-def grids(sweep: Sweep, found: Sequence[Result], metric: str) -> Any:
-    """Balance, quality and what looks ahead, (Y, X) each, the run to open of each cell, and both axes.
-
-    None unless two knobs are swept.
-    """
-    plan = sweep.plan
-    if len(plan.swept) != 2:
-        return None
-    x, y = ((name, in_order([cell.get(name, UNREAD) for cell in plan.cells])) for name in plan.swept)
-    balance, quality = np.full((2, len(y[1]), len(x[1])), np.nan)
-    ahead = np.zeros(balance.shape, bool)
-    ids = [[""] * len(x[1]) for _ in y[1]]
-    for cell, row in zip(plan.cells, rows(sweep, found), strict=True):
-        at = y[1].index(cell.get(y[0], UNREAD)), x[1].index(cell.get(x[0], UNREAD))
-        ids[at[0]][at[1]] = next((r.job.run_id for r in found if r.ended and r.job.run_id in row["ids"]), "")
-        balance[at] = np.nan if row["cv_load"] is None else row["cv_load"]
-        quality[at] = np.nan if row[metric] is None else row[metric]
-        ahead[at] = not row["comparable"]
-    return balance, quality, ahead, ids, x, y
-
-
-def in_order(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers from low to high, words as they were given, and last the dash of cells that read none."""
-    once = [value for value in dict.fromkeys(values) if value != UNREAD]
-    known = once if any(isinstance(value, str) for value in once) else sorted(once)
-    return known + [UNREAD] * (UNREAD in values)
+    source = Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, found), found)
+    if shows(source, "sweep_balance"):
+        for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):
+            with column:
+                clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, 0, None, None, None), theme=theme))
+    if any(result.ended for result in found):
+        pareto = FIGURES["sweep_pareto"]
+        clickable("sweep_pareto", pareto.draw(**pareto.read(source, 0, None, None, None), theme=theme))
 
 
 def clickable(name: str, drawn: Any) -> None:
@@ -313,7 +267,7 @@ def clickable(name: str, drawn: Any) -> None:
     event = st.plotly_chart(
         drawn,
         theme=None,
-        key=f"sweep-chart-{name}",
+        key=f"chart-{name}",
         on_select="rerun",
         selection_mode="points",
         config={"displaylogo": False},

@@ -4,25 +4,20 @@ import re
 from typing import Any
 
 from moe_core.dashboard.feed import Feed, join
+from moe_core.figures.reading import Beside
 from moe_core.runs import StoreError, runs_folder
 
 RUN = r"\w[\w.-]{0,99}"
 MOST = 3  # runs beside the first
 
 
-class View:
+class View(Beside):
     """A feed, what was chosen, and the other runs that are looked at with it. Reads like the feed."""
-
-    def __init__(self, feed: Any, options: dict[str, Any], others: tuple[Any, ...] = ()) -> None:
-        self.feed, self.options, self.others = feed, options, others
 
     def news(self, page: str) -> tuple[Any, ...]:
         """What changes when there is something to draw beside the first run's own news."""
-        measured = len(self.feed.throughput().tokens) if page == "batch" else 0
+        measured = len(self.run.throughput().tokens) if page == "batch" else 0
         return (*(other.version for other in self.others), measured)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.feed, name)
 
 
 def checked(options: Any) -> dict[str, Any]:

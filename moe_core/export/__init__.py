@@ -11,13 +11,15 @@ from typing import Any
 
 from moe_core.export.files import folder_for, write
 from moe_core.export.look import Look, check, sheet_of, spec_of
-from moe_core.export.numbers import cell, columns, parquet, statistics, table
+from moe_core.export.numbers import Table, cell, cells, columns, finished, parquet, statistics, table
 from moe_core.export.pdf import to_pdf
-from moe_core.export.stamp import Facts, caption_of, facts_of
+from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, sweep_facts
 from moe_core.export.svg import to_png, to_svg
 from moe_core.export.web import page
-from moe_core.figures.catalog import FIGURES
+from moe_core.figures.catalog import FIGURES, shows
+from moe_core.figures.read_sweep import Found
 from moe_core.runs import script_of
+from moe_core.schema import METRICS
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -36,11 +38,11 @@ def export(
     look: Look = Look(),  # noqa: B008 - frozen
     progress: Progress = lambda done, of: None,
 ) -> list[Path]:
-    """Writes the figures (None: all of the run's task) into a folder, with their numbers also statistics; gives the files' paths.
+    """Writes the figures (None: all that it can show) into a folder, with their numbers also statistics; gives the files' paths.
 
-    run: anything with the read methods of a run. ValueError for a format, figure, layer, theme or size that there is
-    not, and for a file where the folder should be. With tables comes export.json, which says where they are
-    from, and script.txt, the knob changes as `train --script` takes them.
+    run: anything with the read methods of a run, or a sweep (sources.py). ValueError for a format, figure, layer, theme or
+    size that there is not, and for a file where the folder should be. With tables comes export.json, which says where they
+    are from, and of a run script.txt, the knob changes as `train --script` takes them.
     """
     formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
     for name in formats:
@@ -57,25 +59,27 @@ def export(
             progress(len(files), of)
             files.append(write(folder / f"{name}.{format}", rendered(run, name, format, look)))
             if format in NUMBERS:
-                stamps[files[-1].name] = facts_of(run, FIGURES[name].title, look.layer, look.step)
+                stamps[files[-1].name] = figure_facts(run, name, look)
     if tables:
-        numbers, facts = statistics(run), facts_of(run, "Statistics")
+        sweep = isinstance(run, Found)
+        numbers = cells(run) if sweep else statistics(run)
+        facts = sweep_facts(run, "Statistics") if sweep else facts_of(run, "Statistics")
         for format in tables:
             content = table(numbers) if format == "csv" else parquet(numbers, facts)
             files.append(write(folder / f"statistics.{format}", content))
             stamps[files[-1].name] = facts
         files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
-        files.append(write(folder / "script.txt", script_of(run)))
+        if not sweep:
+            files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
     return files
 
 
 def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
     """One figure in one format."""
-    entry = FIGURES[name]
-    facts = facts_of(run, look.title or entry.title, look.layer, look.step)
+    facts = figure_facts(run, name, look)
     if format in NUMBERS:
-        numbers = columns(entry.read(run, look.layer, look.step, None, None))
+        numbers = numbers_of(run, name, look)
         return table(numbers).encode() if format == "csv" else parquet(numbers, facts)
     if format == "html":
         spec, zoom = spec_of(run, name, look)
@@ -86,11 +90,22 @@ def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 
+def numbers_of(run: Any, name: str, look: Look) -> Table:
+    """The numbers behind a figure."""
+    if isinstance(run, Found):
+        measure = "cv_load" if name == "sweep_balance" else METRICS[run.config.task][0][0]
+        return finished(run) if name == "sweep_pareto" else cells(run, measure)
+    entry = FIGURES[name]
+    return columns(entry.read(run, look.layer, look.step, None, None))
+
+
 def chosen(run: Any, figures: Iterable[str] | None) -> list[str]:
-    """The names asked for, or all that the run's task has; ValueError for one that it has not."""
-    there_are = [name for name, entry in FIGURES.items() if run.config.task in entry.tasks and entry.page != "compare"]
+    """The names asked for, or all that the run, comparison or sweep can show; ValueError for one that it cannot."""
+    there_are = [name for name in FIGURES if shows(run, name)]
     names = there_are if figures is None else list(dict.fromkeys(figures))
     for name in names:
         if name not in there_are:
-            raise ValueError(f"no figure {name!r} for the {run.config.task} task; there are: {', '.join(there_are)}")
+            compares = name in FIGURES and FIGURES[name].page == "compare"
+            hint = ", which compares runs: name others with --with" if compares else ""
+            raise ValueError(f"no figure {name!r} of {run.id}{hint}; there are: {', '.join(there_are)}")
     return names

@@ -11,10 +11,10 @@ import numpy as np
 
 from moe_core.export.files import write
 from moe_core.export.look import Look, check, sheet_of
-from moe_core.export.stamp import caption_of, facts_of
+from moe_core.export.stamp import caption_of, figure_facts
 from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.tiles import last_step
+from moe_core.figures.reading import last_step
 
 FRAMES = 120  # at most
 LAST = 1.5  # seconds for which the last frame stands
@@ -44,19 +44,21 @@ def animate(
     encode = gif if path.suffix.lower() == ".gif" else mp4
     if encode is mp4:
         ffmpeg()
+    if FIGURES[name].page == "sweep":
+        raise ValueError(f"{name} shows how runs ended, and does not change over steps; export it as a picture")
     steps = steps_of(run, name)
     if not len(steps):
         raise ValueError(f"{run.id} has nothing recorded of {name} to animate")
     return write(
         path,
-        encode(list(frames(run, name, steps, look, progress)), seconds, facts_of(run, FIGURES[name].title, look.layer)),
+        encode(list(frames(run, name, steps, look, progress)), seconds, figure_facts(run, name, look)),
     )
 
 
 def steps_of(run: Any, name: str) -> np.ndarray[Any, Any]:
     """The steps to show: of snapshots where the figure shows one, else evenly spread; all were recorded."""
     shots = np.asarray(run.snapshots(), np.int64)
-    if FIGURES[name].page != "live" and len(shots):
+    if FIGURES[name].page not in ("live", "compare") and len(shots):
         found = shots
     else:
         found = np.arange(1, last_step(run) + 1)
@@ -72,7 +74,7 @@ def frames(run: Any, name: str, steps: np.ndarray[Any, Any], look: Look, progres
     for i, step in enumerate(steps.tolist()):
         progress(i, len(steps))
         here = replace(look, step=step, caption=True)
-        sheet, zoom = sheet_of(run, name, here, caption_of(facts_of(run, "", look.layer, step)))
+        sheet, zoom = sheet_of(run, name, here, caption_of(figure_facts(run, name, here)))
         picture = Image.open(io.BytesIO(to_png(sheet, scale=look.scale * zoom))).convert("RGB")
         # Both encoders want every frame of one size, and MP4 an even one.
         even = (picture.width // 2 * 2, picture.height // 2 * 2)

@@ -26,10 +26,11 @@ def draw(spec: Spec) -> Sheet:
     plots = subplots(layout)
     under: list[Mark] = [fill(layout, (0, 0, layout["width"], layout["height"]), "paper_bgcolor")]
     over: list[Mark] = []
-    for plot in plots.values():
+    for name, plot in plots.items():
         under.append(fill(layout, plot[2], "plot_bgcolor"))
         under += grid(*plot)
-        over += labels(*plot, (layout["width"], layout["height"]))
+        # Plots that share an x axis have its words once, below the one that it is anchored to.
+        over += labels(*plot, (layout["width"], layout["height"]), plot[0].spec.get("anchor", "y") == name)
     shapes = layout.get("shapes", ())
     under += [m for s in shapes if s.get("layer") == "below" for m in shape(s, layout, plots)]
     marks: list[Mark] = []
@@ -107,8 +108,13 @@ def grid(x: Axis, y: Axis, where: Box) -> list[Mark]:
     return found
 
 
-def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
-    """The ticks' words and the axes' titles, on a sheet of this width and height."""
+def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float], both: bool) -> list[Mark]:
+    """The ticks' words and the titles of both axes, or of y alone, on a sheet of this width and height."""
+    return (below(x, where, room) if both else []) + beside(y, where)
+
+
+def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
+    """The words of the x axis."""
     left, top, width, height = where
     found: list[Mark] = []
     depth = 0.0
@@ -117,12 +123,18 @@ def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark
         base = top + height + distance(x) + font["size"]
         for px, words in ticks(x):
             reach = max(width_of(line) for line in lines_of(words, font)) / 2
-            if reach <= px <= room[0] - reach:  # one that would be cut is left out
-                found += block(words, font, px, base, 0.5)
+            inside = min(max(px, reach), room[0] - reach)  # one that would be cut is moved in
+            found += block(words, font, inside, base, 0.5)
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":
         depth = x.spec.get("ticklen", 5) + 0.5
-    found += axis_title(x, left + width / 2, top + height + depth, room)
+    return found + axis_title(x, left + width / 2, top + height + depth, room)
+
+
+def beside(y: Axis, where: Box) -> list[Mark]:
+    """The words of the y axis."""
+    left, top, _, height = where
+    found: list[Mark] = []
     widest = 0.0
     if shown(y):
         font = y.spec["tickfont"]
@@ -131,8 +143,7 @@ def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float]) -> list[Mark
             found += block(words, font, at, px + MIDDLE * font["size"], 1.0)
             widest = max(widest, *(width_of(line) for line in lines_of(words, font)))
         widest += distance(y)
-    found += axis_title(y, left - widest, top + height / 2, None)
-    return found
+    return found + axis_title(y, left - widest, top + height / 2, None)
 
 
 def shown(one: Axis) -> bool:
@@ -243,10 +254,11 @@ def annotation(given: Spec, layout: Spec, plots: dict[str, tuple[Axis, Axis, Box
     if not given.get("text") or given.get("visible", True) is not True:
         return []
     xref, yref = given.get("xref", "x"), given.get("yref", "y")
-    on_log = yref in plots and plots[yref][1].log
+    log_x = any(x.log and y.spec.get("anchor", "x") == xref for x, y, _ in plots.values())
+    log_y = yref in plots and plots[yref][1].log
     font = layout["font"] | given.get("font", {})
-    x = to_px(given["x"], xref, layout, plots, False) + given.get("xshift", 0)
-    y = to_px(10.0 ** given["y"] if on_log else given["y"], yref, layout, plots, True) - given.get("yshift", 0)
+    x = to_px(10.0 ** given["x"] if log_x else given["x"], xref, layout, plots, False) + given.get("xshift", 0)
+    y = to_px(10.0 ** given["y"] if log_y else given["y"], yref, layout, plots, True) - given.get("yshift", 0)
     text = lines_of(given["text"], font)
     size, pad = font["size"], given.get("borderpad", 1) + given.get("borderwidth", 1)
     tallest = max((run.size for line in text for run in line), default=size)

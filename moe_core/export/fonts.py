@@ -7,6 +7,7 @@ same on a machine that has neither font, and has the same bytes.
 import io
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from fontTools import subset
 from fontTools.pens.recordingPen import DecomposingRecordingPen
 from fontTools.ttLib import TTFont
 from fontTools.varLib import instancer
+from fontTools.varLib.models import normalizeLocation, piecewiseLinearMap
+from fontTools.varLib.varStore import VarStoreInstancer
 
 from moe_core.export.marks import Line, Run
 
@@ -34,12 +37,24 @@ class Face:
         self.em = self.font["head"].unitsPerEm
         self.glyphs = self.font.getGlyphSet(location={"wght": float(weight)})
         self.widths: dict[str, float] = {}
+        self.kerns: dict[tuple[str, str], float] = {}
+        self.pairs, self.moves = pairs_of(mono), moves_of(mono, weight)
         self.outlines: dict[str, tuple[Line, ...]] = {}
 
     def advance(self, letter: str) -> float:
         if letter not in self.widths:
             self.widths[letter] = self.glyphs[self.cmap[ord(letter)]].width / self.em
         return self.widths[letter]
+
+    def kern(self, left: str, right: str) -> float:
+        """By how much the second letter stands further from the first than its width, in em; of most pairs 0."""
+        if (left, right) not in self.kerns:
+            names = self.cmap[ord(left)], self.cmap[ord(right)]
+            value = next((found for table in self.pairs if (found := pair_in(table, *names)) is not False), None)
+            device = getattr(value, "XAdvDevice", None)
+            moved = self.moves[(device.StartSize << 16) + device.EndSize] if device else 0
+            self.kerns[left, right] = (getattr(value, "XAdvance", 0) + moved) / self.em
+        return self.kerns[left, right]
 
     def outline(self, letter: str) -> tuple[Line, ...]:
         """The letter's contours, y downward, its baseline's start at (0, 0)."""
@@ -48,6 +63,39 @@ class Face:
             self.glyphs[self.cmap[ord(letter)]].draw(pen)
             self.outlines[letter] = tuple(contours(pen.value, self.em))
         return self.outlines[letter]
+
+
+def pairs_of(mono: bool) -> list[Any]:
+    """The tables of the font's kerning, in the order in which they are asked (OpenType, GPOS, pair adjustment)."""
+    gpos = load(mono)["GPOS"].table
+    lookups = {
+        i for one in gpos.FeatureList.FeatureRecord if one.FeatureTag == "kern" for i in one.Feature.LookupListIndex
+    }
+    tables = [table for i in sorted(lookups) for table in gpos.LookupList.Lookup[i].SubTable]
+    return [getattr(table, "ExtSubTable", table) for table in tables]
+
+
+def pair_in(table: Any, left: str, right: str) -> Any:
+    """The adjustment of a pair of glyphs in one table, None for none; False where the next table is to be asked."""
+    if left not in table.Coverage.glyphs:
+        return False
+    if table.Format == 1:
+        records = table.PairSet[table.Coverage.glyphs.index(left)].PairValueRecord
+        return next((record.Value1 for record in records if record.SecondGlyph == right), False)
+    first = table.Class1Record[table.ClassDef1.classDefs.get(left, 0)]
+    return first.Class2Record[table.ClassDef2.classDefs.get(right, 0)].Value1
+
+
+def moves_of(mono: bool, weight: int) -> Any:
+    """By how much the kerning of the variable font changes at a weight, by the index of a change."""
+    font = load(mono)
+    axes = font["fvar"].axes
+    at = normalizeLocation(
+        {"wght": weight}, {axis.axisTag: (axis.minValue, axis.defaultValue, axis.maxValue) for axis in axes}
+    )
+    if "avar" in font:
+        at = {tag: piecewiseLinearMap(value, font["avar"].segments[tag]) for tag, value in at.items()}
+    return VarStoreInstancer(font["GDEF"].table.VarStore, axes, at)
 
 
 @lru_cache(None)
@@ -76,9 +124,16 @@ def plain(text: str, mono: bool = False) -> str:
     return "".join(c if ord(c) in known else UNKNOWN for c in words)
 
 
+def spaced(run: Run) -> list[tuple[str, float]]:
+    """The letters of a run, each with the distance to the next in px: its width, and the kerning of the two."""
+    look, letters = face(run.mono, run.weight), plain(run.text, run.mono)
+    kerns = [0.0 if run.mono else look.kern(a, b) for a, b in pairwise(letters)]
+    return [(c, run.size * (look.advance(c) + kern)) for c, kern in zip(letters, [*kerns, 0.0], strict=False)]
+
+
 def width_of(runs: tuple[Run, ...]) -> float:
     """Width of a line of text in px."""
-    return sum(run.size * face(run.mono, run.weight).advance(c) for run in runs for c in plain(run.text, run.mono))
+    return sum(width for run in runs for _, width in spaced(run))
 
 
 def contours(commands: list[Any], em: int) -> list[Line]:
@@ -123,11 +178,13 @@ def toward(a: Any, b: Any) -> tuple[float, float]:
 
 @lru_cache(64)
 def subset_of(mono: bool, weight: int, letters: str, flavor: str | None = None) -> bytes:
-    """A font file with these letters only, at one weight: TrueType, or woff2."""
+    """A font file with these letters only, at one weight: TrueType, or woff2, which knows how its letters are kerned."""
     usual = set(letters) <= USUAL
     font = TTFont(io.BytesIO(still(mono, weight, "".join(sorted(USUAL)) if usual else letters)), recalcTimestamp=False)
     if usual:
         cut_down(font, letters)
+    if flavor is None:  # a reader of PDF does not kern: its letters are set out by us
+        del font["GPOS"]
     font.flavor = flavor
     file = io.BytesIO()
     font.save(file)
@@ -142,7 +199,7 @@ USUAL = {*map(chr, range(32, 127)), *"–—…·“”‘’×÷→−■□▾
 def still(mono: bool, weight: int, letters: str) -> bytes:
     """The font at one weight, with no more than these letters, as a file."""
     font = TTFont(load(mono).reader.file.name, recalcTimestamp=False)
-    for unused in ("GPOS", "GSUB", "GDEF", "STAT", "DSIG", "meta", "MVAR"):
+    for unused in ("GSUB", "STAT", "DSIG", "meta", "MVAR"):
         if unused in font:
             del font[unused]
     known = font.getBestCmap()
@@ -154,7 +211,7 @@ def still(mono: bool, weight: int, letters: str) -> bytes:
 
 def cut_down(font: TTFont, letters: str) -> None:
     options = subset.Options()
-    options.layout_features = []
+    options.layout_features = ["kern"]
     options.name_IDs = [1, 2, 6]
     options.notdef_outline = True
     options.recalc_timestamp = False

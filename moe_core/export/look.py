@@ -1,10 +1,12 @@
 """What a person chooses for an exported figure, and the sheet that it makes of a spec."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
-from moe_core.export.drawing import draw, stamp_line
-from moe_core.export.marks import Path, Sheet, box, colour_of
+from moe_core.export.drawing import LINE, draw, stamp_line
+from moe_core.export.fonts import width_of
+from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import COMPACT, THEMES, escape
 
@@ -65,7 +67,7 @@ def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None
     entry = FIGURES[name]
     if given is None:
         given = entry.read(run, look.layer, look.step, None, POINTS)
-    if name == "balance":
+    if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
         given = given | {"label_changes": True}  # on its page the chart above names the changes
     width, height = size_of(name, look)
     zoom = look.font / FONT
@@ -74,6 +76,13 @@ def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None
     below = 2 * (FONT - 2) if look.caption else 0
     size = (round(width / zoom), max(60, round(height / zoom) - below + cut), False)
     spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=size)
+    text, more = whole(spec["layout"])
+    if more and look.title != "":
+        # The lines that it takes more come off the plot, which is drawn for the room that is left.
+        spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=(size[0], max(60, size[1] - more), False))
+        spec["layout"]["title"]["text"] = text
+        spec["layout"]["margin"]["t"] += more
+        spec["layout"]["height"] += more
     layout = spec["layout"]
     if look.title == "":
         layout["title"] = {"text": ""}
@@ -83,6 +92,23 @@ def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None
         _, line, rest = layout["title"]["text"].partition("<br>")
         layout["title"] = layout["title"] | {"text": escape(look.title) + line + rest}
     return spec, zoom
+
+
+def whole(layout: dict[str, Any]) -> tuple[str, int]:
+    """The text of the title with its second line broken where it would be cut, and by how many px that makes it higher."""
+    text = str(layout["title"]["text"])
+    parts = re.fullmatch(r"(.*?<br><span [^>]*>)(.*)(</span>)", text)
+    if not parts:
+        return text, 0
+    lines = [""]
+    for word in parts[2].split(" "):
+        longer = f"{lines[-1]} {word}".strip()
+        (runs,) = lines_of(longer, layout["font"])
+        if lines[-1] and width_of(runs) > layout["width"]:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return parts[1] + "<br>".join(lines) + parts[3], round((len(lines) - 1) * LINE * layout["title"]["font"]["size"])
 
 
 def sheet_of(run: Any, name: str, look: Look, caption: str, given: dict[str, Any] | None = None) -> tuple[Sheet, float]:

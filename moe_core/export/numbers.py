@@ -2,14 +2,22 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from moe_core.schema import STATS, value_text
+from moe_core.figures.compare import LETTERS
+from moe_core.figures.read_sweep import Found
+from moe_core.schema import BALANCE, METRICS, STATS, value_text
 
-Table = dict[str, Sequence[Any]]
+Table = dict[str, Any]
+CURVES = {
+    "curves": "{}",
+    "heldout": "{}_heldout",
+    "gaps": "{}_minus_A",
+}  # a comparison's lines, by the letters of its runs
 
 
 def columns(given: dict[str, Any]) -> Table:
@@ -23,11 +31,46 @@ def columns(given: dict[str, Any]) -> Table:
                 found[word] = plain
             else:
                 found |= {f"{word}_{i + 1}": plain[:, i] for i in range(plain.shape[1])}
-    changes = [change for change in given.get("changes", ()) if change.step is not None]
-    if changes:
-        found["change_step"] = [change.step for change in changes]
-        found["change"] = [f"{c.name} {value_text(c.previous)} -> {value_text(c.value)}" for c in changes]
-    return found
+        elif name in CURVES:
+            for at, curve in enumerate(values):
+                found |= curve_columns(CURVES[name].format(LETTERS[at + (name == "gaps")]), curve)
+    return found | change_columns("", given.get("changes", ()))
+
+
+def curve_columns(name: str, curve: Any) -> Table:
+    """A run's line of a comparison, on the axis on which it is drawn, and what was turned in it."""
+    values = np.asarray(curve.values)
+    columns = {"": values} if values.ndim == 1 else {f"_{i + 1}": values[:, i] for i in range(values.shape[1])}
+    found: Table = {f"{name}_step": np.asarray(curve.steps)} | {
+        f"{name}{end}": column for end, column in columns.items()
+    }
+    return found | (change_columns(f"{name}_", curve.turns) if len(name) == 1 else {})
+
+
+def change_columns(before: str, changes: Iterable[Any]) -> Table:
+    done = [change for change in changes if change.step is not None]
+    if not done:
+        return {}
+    words = [f"{c.name} {value_text(c.previous)} -> {value_text(c.value)}" for c in done]
+    return {f"{before}change_step": [change.step for change in done], f"{before}change": words}
+
+
+def cells(found: Found, measure: str = "") -> Table:
+    """A sweep's table: each cell's knobs, how many runs count, and the mean and spread of every measure, or of one."""
+    names = [name for name in dict.fromkeys(name for row in found.rows for name in row) if name != "ids"]
+    if measure:
+        names = [*found.swept, "runs", "finished", measure, f"{measure}_spread"]
+    return {name: [math.nan if row.get(name) is None else row[name] for row in found.rows] for name in names}
+
+
+def finished(found: Found) -> Table:
+    """A sweep's runs that count: name, seed, knobs, and their own numbers."""
+    done = [result for result in found.results if result.ended]
+    table: Table = {"run": [one.job.run_id for one in done], "seed": [one.job.config.seed for one in done]}
+    table |= {name: [found.cells[one.job.cell].get(name, "") for one in done] for name in found.swept}
+    names = [name for name, *_ in METRICS[found.config.task]]
+    table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
+    return table | {name: [one.ended.get(name, math.nan) for one in done] for name in BALANCE}
 
 
 def statistics(run: Any) -> Table:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fontTools.ttLib import TTFont
 
-from moe_core.export.fonts import face, plain, subset_of, width_of
+from moe_core.export.fonts import face, plain, spaced, subset_of, width_of
 from moe_core.export.marks import Colour, Line, Mark, Path, Picture, Sheet, Text
 
 POINT = 0.75  # a CSS pixel in points
@@ -190,10 +190,12 @@ class Document:
         found = [move]
         for run in mark.runs:
             name, glyphs = self.fonts[run.mono, run.weight]
-            letters = plain(run.text, run.mono)
-            code = "".join(f"{glyphs[c]:04X}" for c in letters)
+            look, code = face(run.mono, run.weight), ""
+            for letter, width in spaced(run):
+                more = look.advance(letter) - width / run.size  # in thousandths of the type's size, to the left
+                code += f"{glyphs[letter]:04X}" + (f">{n(1000 * more)}<" if abs(more) > 1e-6 else "")
             found.append(
-                f"{self.state(run.colour, None)}BT /{name} {n(run.size)} Tf {rgb(run.colour)} rg 1 0 0 -1 {n(at)} 0 Tm <{code}> Tj ET"
+                f"{self.state(run.colour, None)}BT /{name} {n(run.size)} Tf {rgb(run.colour)} rg 1 0 0 -1 {n(at)} 0 Tm [<{code}>] TJ ET"
             )
             at += width_of((run,))
         return "\n".join(found)

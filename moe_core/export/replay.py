@@ -19,8 +19,9 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.read_sweep import Found
+from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import last_step
 from moe_core.schema import BALANCED, COLLAPSED, METRICS, as_dict, label_of, value_text
 
 BUDGET = 3_300_000  # bytes of rows in the file
@@ -39,6 +40,8 @@ def replay(run: Any, out: str | os.PathLike[str], layer: int = 0, progress: Prog
         raise ValueError(f"a replay's name ends in .html, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
+    if isinstance(run, Found):
+        raise ValueError(f"a replay shows one run, and {run.id} is a sweep; name one of its runs")
     if not last_step(run):
         raise ValueError(f"{run.id} has no recorded step to replay")
     facts = facts_of(run, f"MoEscope replay: {run.id}")

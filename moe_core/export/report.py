@@ -21,9 +21,9 @@ from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable, to_svg
 from moe_core.export.web import head, typefaces
-from moe_core.figures.catalog import FIGURES
+from moe_core.figures.catalog import FIGURES, shows
+from moe_core.figures.reading import last_step
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import last_step
 from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text
 
 WIDTH, HEIGHT, MARGIN = 794, 1123, 57  # A4 in CSS px, and 15 mm
@@ -67,8 +67,8 @@ def parts_of(run: Any) -> list[Part]:
     stands = as_dict(run.knobs)
     figures = [
         (name, layer)
-        for name, entry in FIGURES.items()
-        if run.config.task in entry.tasks and entry.page != "compare"
+        for name in FIGURES
+        if shows(run, name)
         for layer in range(run.config.layers if name != "loss" else 1)
     ]
     found = [

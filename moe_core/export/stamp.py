@@ -3,7 +3,10 @@
 from typing import Any
 
 from moe_core import __version__
-from moe_core.figures.tiles import last_step
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.compare import LETTERS
+from moe_core.figures.read_sweep import Found
+from moe_core.figures.reading import last_step
 from moe_core.schema import value_text
 
 Facts = dict[str, str]
@@ -34,6 +37,47 @@ def changes_until(run: Any, step: int) -> list[str]:
     ]
 
 
+def figure_facts(source: Any, name: str, look: Any) -> Facts:
+    """The stamp of one figure: of a comparison with all its runs, of a sweep with how far it is."""
+    entry = FIGURES[name]
+    title = look.title or entry.title
+    if isinstance(source, Found):
+        return sweep_facts(source, title)
+    facts = facts_of(source, title, look.layer, look.step)
+    options = getattr(source, "options", {})
+    if chosen := [f"{word} {value}" for word, value in options.items() if word != "align"]:
+        facts["Chosen"] = ", ".join(chosen)
+    if entry.page != "compare":
+        return facts
+    runs = dict(zip(LETTERS, [source, *source.others], strict=False))
+    changes = [
+        f"{letter}: {change}"
+        for letter, run in runs.items()
+        for change in changes_until(run, look.step or last_step(run))
+    ]
+    return facts | {
+        "Compared": "; ".join(f"{letter} {run.id}, step {last_step(run)}" for letter, run in runs.items()),
+        "Aligned": options.get("align", "step"),
+        "Changes": "; ".join(changes) or "none",
+    }
+
+
+def sweep_facts(found: Found, title: str) -> Facts:
+    """The stamp of a sweep's figures."""
+    done = sum(bool(result.ended) for result in found.results)
+    return {
+        "Title": title,
+        "Description": f"MoEscope sweep {found.id}, {found.config.task} task, {found.config.steps} steps a run",
+        "Software": f"MoEscope {__version__}",
+        "Sweep": found.id,
+        "Knobs": ", ".join(found.swept),
+        "Runs": f"{done} of {len(found.results)}",
+    }
+
+
 def caption_of(facts: Facts) -> str:
     """One line for people: where the figure is from."""
-    return f"{facts['Run']}, step {int(facts['Step']):,}, {facts['Software']}"
+    if "Sweep" in facts:
+        return f"{facts['Sweep']}, {facts['Runs']} runs, {facts['Software']}"
+    compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]
+    return f"{', '.join(compared) if compared[0] else facts['Run']}, step {int(facts['Step']):,}, {facts['Software']}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.export.fonts import face, plain, subset_of, width_of
+from moe_core.export.fonts import face, plain, spaced, subset_of, width_of
 from moe_core.export.marks import Box, Colour, Line, Mark, Path, Picture, Sheet, Text
 
 FAMILIES = {False: ("Source Sans", "sans-serif"), True: ("Source Code", "monospace")}
@@ -144,12 +144,12 @@ class Writer:
         for run in mark.runs:
             look = face(run.mono, run.weight)
             parts = []
-            for letter in plain(run.text, run.mono):
+            for letter, width in spaced(run):
                 parts += [
                     commands(line._replace(points=line.points * run.size + (x, mark.y)))
                     for line in look.outline(letter)
                 ]
-                x += run.size * look.advance(letter)
+                x += width
             clear = f' fill-opacity="{n(run.colour[3])}"' if run.colour[3] < 1 else ""
             if parts:
                 found.append(f'<path d="{"".join(parts)}" fill="{hexed(run.colour)}"{clear}/>')

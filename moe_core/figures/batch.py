@@ -9,29 +9,25 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps, spread
+from moe_core.figures.reading import tokens_per_expert
 from moe_core.figures.theme import (
+    DASHED,
     LIGHT,
-    SANS,
     Array,
     Size,
     Spec,
     Theme,
-    as_steps,
     base,
-    end_label,
     escape,
     figure,
     inner,
-    last_of,
-    mark_changes,
-    mark_cursor,
+    level,
     nice_above,
-    note,
     pens,
-    spread,
-    step_axis,
+    upright,
 )
-from moe_core.figures.tiles import short, tokens_per_expert
+from moe_core.figures.tiles import short
 
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
@@ -93,20 +89,10 @@ def batch_formula(
     ends = []
     for name, many, colour, width in lines:
         y = np.array([tokens_per_expert(tokens, k, int(E), many) for E in shown_E], np.float32)
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": name, "x": shown_E.astype(np.int32), "y": y,
-                "line": {"color": colour, "width": width},
-                "hovertemplate": f"With %{{x}} experts on {name}, each sees %{{y:,.4~g}} tokens<extra></extra>",
-            }
-        )  # fmt: skip
+        told = f"With %{{x}} experts on {name}, each sees %{{y:,.4~g}} tokens"
+        data.append(line(name, shown_E.astype(np.int32), y, told, color=colour, width=width))
         ends.append((float(height * (np.log10(y[-1]) - lo) / (hi - lo)), name))
-    layout["shapes"].append(
-        {
-            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": now, "y1": now,
-            "line": {"color": theme.ink2, "width": 1.5, "dash": "8px,6px"},
-        }
-    )  # fmt: skip
+    layout["shapes"].append(level(now, color=theme.ink2, width=1.5, dash=DASHED))
     if len(known):
         least, most = max(float(known.min()), 10**lo), float(known.max())
         data.append(
@@ -163,20 +149,13 @@ def batch_throughput(
         y={"title": "tokens per second", "range": [0.0, top], "nticks": 6, "tickformat": "~s"},
     )
     if chosen is not None and sizes[0] <= chosen <= sizes[-1]:
-        layout["shapes"].append(
-            {
-                "type": "line", "xref": "x", "yref": "paper", "x0": chosen, "x1": chosen, "y0": 0, "y1": 1,
-                "line": {"color": theme.hand, "width": 1.5},
-            }
-        )  # fmt: skip
+        layout["shapes"].append(upright(chosen, color=theme.hand, width=1.5))
     x = np.asarray(tokens_m, np.int64)
     each = np.asarray(x * k / max(experts, 1), np.float32)
-    data = {
-        "type": "scatter", "mode": "lines+markers", "name": "tokens per second", "x": x.astype(np.int32),
-        "y": per_second.astype(np.float32), "customdata": each,
-        "line": {"color": theme.ink, "width": pens(size).main}, "marker": {"color": theme.ink, "size": 7},
-        "hovertemplate": "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second<extra></extra>",
-    }  # fmt: skip
+    told = "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second"
+    y = per_second.astype(np.float32)
+    data = line("tokens per second", x.astype(np.int32), y, told, color=theme.ink, width=pens(size).main)
+    data |= {"mode": "lines+markers", "customdata": each, "marker": {"color": theme.ink, "size": 7}}
     return {"data": [data] if len(x) else [], "layout": layout}
 
 
@@ -205,41 +184,25 @@ def batch_measured(
         for f in (np.max, np.min)
     )
     top = nice_above(1.05 * max(float(np.nanmax(most)) if whole.any() else 0.0, 2.0))
-    layout = base(
-        "batch_measured",
-        "Tokens an expert got",
-        "of each training batch, as recorded: the most and the least loaded; ink: k·T/E, what each gets when balanced",
-        step=last_of(steps),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(steps, span),
-        y={"title": "tokens per expert", "range": [0.0, top], "nticks": 5},
+    axis = {"title": "tokens per expert", "range": [0.0, top], "nticks": 5}
+    subtitle = (
+        "of each training batch, as recorded: the most and the least loaded; ink: k·T/E, what each gets when balanced"
     )
+    layout = over_steps("batch_measured", "Tokens an expert got", subtitle, steps, span, axis, theme, size)
     pen, x, (_, height) = pens(size), as_steps(steps), inner(layout)
     data, ends = [], []
-    for name, y, width, words in (
-        ("most", most, pen.line, "The most loaded expert got"),
-        ("k·T/E", np.asarray(ideal_n, np.float32), pen.main, "Evenly spread, each expert would get"),
-        ("least", least, pen.line, "The least loaded expert got"),
+    for name, y, colour, width, words in (
+        ("most", most, theme.over, pen.line, "The most loaded expert got"),
+        ("k·T/E", np.asarray(ideal_n, np.float32), theme.ink, pen.main, "Evenly spread, each expert would get"),
+        ("least", least, theme.under, pen.line, "The least loaded expert got"),
     ):
-        data.append(
-            {
-                "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y,
-                "line": {"color": theme.ink if name == "k·T/E" else theme.over if name == "most" else theme.under, "width": width},
-                "hovertemplate": f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}<extra></extra>",
-            }
-        )  # fmt: skip
+        told = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
+        data.append(line(name, x, y, told, color=colour, width=width))
         if len(y) and np.isfinite(y[-1]):
             ends.append((height * float(y[-1]) / top, f"{name} {y[-1]:,.4g}"))
-    font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
-    placed = spread([px for px, _ in ends], 1.3 * font["size"])
+    size_px = layout["font"]["size"]
+    placed = spread([px for px, _ in ends], 1.3 * size_px)
     for (_, text), px in zip(ends, placed, strict=True):
-        layout["annotations"].append(
-            note(
-                text, 1, px / height, xref="paper", yref="paper", xanchor="left", yanchor="middle", xshift=6, font=font
-            )
-        )
-    mark_changes(layout, changes, theme)
-    mark_cursor(layout, cursor, theme)
+        layout["annotations"].append(end_label(text, px, height, theme, size_px, ink=True))
+    mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}

@@ -6,6 +6,7 @@ history, evals, knob_changes, snapshot, probe, ablation.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,18 +18,35 @@ from moe_core.figures import (
     experts,
     favourites,
     flow,
+    matrices,
     read_batch,
     read_compare,
     read_experts,
+    read_sweep,
     routing,
+    score,
+    sweeps,
     timeline,
     treemap,
     turns,
 )
 from moe_core.figures.ablation import ablation
-from moe_core.figures.reading import Read, Span, common, label_of_probe, over_time, read_knobs, read_probe
+from moe_core.figures.read_sweep import Found
+from moe_core.figures.reading import (
+    Read,
+    Span,
+    common,
+    groups_of,
+    label_of_probe,
+    last_step,
+    over_time,
+    probe_at,
+    read_knobs,
+    read_probe,
+    recent_share,
+    rows_until,
+)
 from moe_core.figures.theme import Figure
-from moe_core.figures.tiles import groups_of, last_step, probe_at, recent_share, rows_until
 from moe_core.schema import METRICS, TASKS
 
 
@@ -153,7 +171,7 @@ FIGURES: dict[str, Entry] = {
     "balance": Entry("Balance over time", "live", TASKS, timeline.balance, read_balance),
     "loss": Entry("Loss", "live", TASKS, timeline.loss, read_loss),
     "knobs": Entry("Knobs over time", "live", TASKS, turns.knobs, read_knobs),
-    "probe_text": Entry("Who reads which byte", "routing", ("text",), routing.probe_text, read_probe_text),
+    "probe_text": Entry("Who reads which byte", "routing", ("text",), score.probe_text, read_probe_text),
     "probe_gates": Entry("Gates of the probe", "routing", ("digits", "plane"), routing.probe_gates, read_probe_gates),
     "digit_images": Entry("Images by first expert", "routing", ("digits",), routing.digit_images, read_digit_images),
     "regions": Entry("Who owns which region", "routing", ("plane",), routing.regions, read_regions),
@@ -163,10 +181,10 @@ FIGURES: dict[str, Entry] = {
     "expert_rank": Entry("Experts by load", "experts", TASKS, experts.expert_rank, read_experts.read_rank),
     "expert_share": Entry("Share over time", "experts", TASKS, experts.expert_share, read_experts.read_share),
     "specialisation": Entry(
-        "Specialisation", "experts", TASKS, experts.specialisation, read_experts.read_specialisation
+        "Specialisation", "experts", TASKS, matrices.specialisation, read_experts.read_specialisation
     ),
     "specialisation_byte": Entry(
-        "Specialisation by byte", "experts", ("text",), experts.specialisation_byte, read_experts.read_bytes
+        "Specialisation by byte", "experts", ("text",), matrices.specialisation_byte, read_experts.read_bytes
     ),
     "favourite_bytes": Entry(
         "Favourite bytes", "experts", ("text",), favourites.favourite_bytes, read_experts.read_favourite_bytes
@@ -177,8 +195,8 @@ FIGURES: dict[str, Entry] = {
     "favourite_points": Entry(
         "Favourite points", "experts", ("plane",), favourites.favourite_points, read_experts.read_favourite_points
     ),
-    "coactivation": Entry("Co-activation", "experts", TASKS, experts.coactivation, read_experts.read_coactivation),
-    "similarity": Entry("Similarity of W_g", "experts", TASKS, experts.similarity, read_experts.read_similarity),
+    "coactivation": Entry("Co-activation", "experts", TASKS, matrices.coactivation, read_experts.read_coactivation),
+    "similarity": Entry("Similarity of W_g", "experts", TASKS, matrices.similarity, read_experts.read_similarity),
     "saturation": Entry(
         "Router saturation over time", "experts", TASKS, experts.saturation, read_experts.read_saturation
     ),
@@ -199,5 +217,25 @@ FIGURES: dict[str, Entry] = {
     "batch_formula": Entry("Tokens per expert", "batch", TASKS, batch.batch_formula, read_batch.read_formula),
     "batch_throughput": Entry("Throughput", "batch", TASKS, batch.batch_throughput, read_batch.read_throughput),
     "batch_measured": Entry("Tokens an expert got", "batch", TASKS, batch.batch_measured, read_batch.read_measured),
+    "sweep_balance": Entry("Balance over the grid", "sweep", TASKS, sweeps.sweep_balance, read_sweep.read_balance),
+    "sweep_quality": Entry("Quality over the grid", "sweep", TASKS, sweeps.sweep_quality, read_sweep.read_quality),
+    "sweep_pareto": Entry("Quality against balance", "sweep", TASKS, sweeps.sweep_pareto, read_sweep.read_pareto),
     "group_treemap": Entry("Groups and experts", "live", TASKS, treemap.group_treemap, read_groups),
 }
+
+
+def shows(source: Any, name: str) -> bool:
+    """Whether a source has something to show in a figure: a run in those of its task, a comparison in those of it too."""
+    entry = FIGURES[name]
+    if isinstance(source, Found):
+        return entry.page == "sweep" and (name == "sweep_pareto" or len(source.swept) == 2)
+    if entry.page == "sweep" or source.config.task not in entry.tasks:
+        return False
+    needs: dict[str, Callable[[], bool]] = {
+        "compare": lambda: bool(getattr(source, "others", ())),
+        "expert_flow": lambda: source.config.layers > 1,
+        "group_treemap": lambda: groups_of(source.config) > 1,
+        "ablation": lambda: source.ablation() is not None,
+        "batch_throughput": lambda: bool(len(source.throughput().tokens)),
+    }
+    return all(need() for word, need in needs.items() if word in (name, entry.page))

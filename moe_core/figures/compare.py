@@ -9,43 +9,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.theme import (
-    DIVERGING_STOPS,
-    FRACTIONS,
+from moe_core.figures.lines import (
     LABEL_GAP,
+    as_steps,
+    change_names,
+    end_label,
+    last_of,
+    line,
+    mark_cursor,
+    over_steps,
+    spread,
+    turn,
+)
+from moe_core.figures.theme import (
     LIGHT,
     SANS,
     Array,
     Size,
     Spec,
     Theme,
-    base,
     doubled,
-    end_label,
     escape,
     faded,
     figure,
     inner,
-    last_of,
+    level,
     nice_above,
     note,
     pens,
-    scale,
-    spread,
-    step_axis,
+    upright,
 )
-from moe_core.figures.timeline import CV_RANGE, in_columns, loss_range
+from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_range
 
 LETTERS = "ABCD"
 COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
 
 
 class Curve(NamedTuple):
-    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E)."""
+    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps."""
 
     name: str
     steps: Array
     values: Array
+    turns: tuple[Any, ...] = ()
 
 
 def run_colour(at: int, theme: Theme) -> str:
@@ -57,15 +63,37 @@ def run_name(at: int, name: str) -> str:
     return f"{LETTERS[at]} {escape(name[:24])}"
 
 
-def axis_of(curves: Sequence[Curve], span: tuple[float, float] | None, aligned: str) -> Spec:
-    """Steps, from 0 to the end of the longest run; after the fork, from there."""
-    ends = np.array([int(curve.steps[-1]) for curve in curves if len(curve.steps)] or [0])
-    title = "step" if aligned == "step" else "steps since the fork"
-    return step_axis(np.array([ends.max()]) if ends.max() > 0 else np.zeros(0), span) | {"title": title}
+class Shared(NamedTuple):
+    """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
+
+    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that is
+    looked at.
+    """
+
+    aligned: str = "step"
+    offset: int = 0
+    span: tuple[float, float] | None = None
+    cursor: int | None = None
+
+    def layout(
+        self, name: str, title: str, subtitle: str, curves: Sequence[Curve], y: Spec, theme: Theme, size: Size
+    ) -> Spec:
+        last = latest(curves)
+        layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
+        layout["meta"]["step"] = last
+        if self.aligned == "fork":
+            layout["xaxis"]["title"]["text"] = "steps since the fork"
+            layout["meta"]["offset"] = self.offset  # what is pointed at elsewhere is a step of the first run
+        mark_cursor(layout, self.cursor, theme)
+        return layout
+
+    @property
+    def at(self) -> str:
+        """A place on the axis, for the hover."""
+        return "at step %{x:,d}" if self.aligned == "step" else "%{x:,d} steps after the fork"
 
 
-def reading(aligned: str) -> str:
-    return "at step %{x:,d}" if aligned == "step" else "%{x:,d} steps after the fork"
+BY_STEP = Shared()
 
 
 def latest(curves: Sequence[Curve]) -> int | None:
@@ -79,20 +107,60 @@ def run_ends(ends: list[tuple[int, float, str]], layout: Spec, theme: Theme) -> 
     size = layout["font"]["size"]
     places = spread([min(max(px, 0.0), float(height)) for _, px, _ in ends], max(LABEL_GAP, 1.25 * size))
     return [
-        end_label(
-            f'<span style="color:{run_colour(at, theme)}">■</span> <b>{LETTERS[at]}</b> {text}', y, height, theme, size
-        )
-        | {"font": {"color": theme.ink, "size": size, "family": SANS}}
+        end_label(f"{square(at, theme)} <b>{LETTERS[at]}</b> {text}", y, height, theme, size, ink=True)
         for (at, _, text), y in zip(ends, places, strict=True)
     ]
+
+
+def square(at: int, theme: Theme) -> str:
+    """A square of a run's colour before its letter."""
+    return f'<span style="color:{run_colour(at, theme)}">■</span>'
+
+
+def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme, labelled: bool) -> list[Spec]:
+    """Where each run's knobs were turned: a diamond of the hand's colour on the run's line, at the value recorded there.
+
+    curves: as drawn. A change that several runs share is named once, with the letters of all; only a named one has a line
+    from top to bottom, so that four runs stay readable.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    x, y, words = [], [], []
+    named: dict[tuple[int, str], list[int]] = {}
+    for at, curve in enumerate(curves):
+        for change in curve.turns[-100:]:
+            row = int(np.searchsorted(curve.steps, change.step))
+            if row == len(curve.steps) or not np.isfinite(curve.values[row]) or not lo <= change.step <= hi:
+                continue
+            where = over.at.replace("%{x:,d}", f"{change.step:,}")
+            x.append(change.step)
+            y.append(curve.values[row])
+            words.append(f"{run_name(at, curve.name)} was turned {where}: {turn(change)}")
+            named.setdefault((change.step, turn(change)), []).append(at)
+    if labelled:
+        told: dict[tuple[int, str], list[str]] = {}
+        for (step, text), runs in sorted(named.items()):
+            told.setdefault((step, " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)), []).append(text)
+        texts = [(step, f"{runs} {', '.join(turns)}") for (step, runs), turns in told.items()]
+        names = change_names(layout, texts, theme, rows=2)
+        layout["annotations"] += names
+        layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
+    if not x:
+        return []
+    edge = {"color": theme.ground, "width": 1.5}
+    return [
+        {
+            "type": "scatter", "mode": "markers", "name": "turned", "x": as_steps(np.array(x)), "y": np.array(y, np.float32),
+            "marker": {"symbol": "diamond", "size": 8, "color": theme.hand, "line": edge}, "hovertext": words,
+            "hoverinfo": "text",
+        }
+    ]  # fmt: skip
 
 
 @figure
 def compare_balance(
     curves: Sequence[Curve],
     *,
-    aligned: str = "step",
-    span: tuple[float, float] | None = None,
+    over: Shared = BY_STEP,
     theme: Theme = LIGHT,
     size: Size = (620, 300),
 ) -> Spec:
@@ -100,42 +168,27 @@ def compare_balance(
     highest = max((float(np.nanmax(c.values)) for c in curves if np.isfinite(c.values).any()), default=0.0)
     top = doubled(CV_RANGE[1], highest)
     lo, hi = math.log10(CV_RANGE[0]), math.log10(top)
-    layout = base(
-        "compare_balance",
-        "Balance",
-        "CV(load), log scale; below 0.4 balanced, above 1 collapsed",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={
-            "title": "CV(load)", "type": "log", "range": [lo, hi], "tickvals": [0.03, 0.1, 0.3, 1, 3, 10],
-            "ticktext": ["0.03", "0.1", "0.3", "1", "3", "10"],
-        },
-    )  # fmt: skip
-    data, ends = [], []
+    subtitle = "CV(load), log scale; below 0.4 balanced, above 1 collapsed"
+    axis = cv_axis("CV(load)", top)
+    layout = over.layout("compare_balance", "Balance", subtitle, curves, axis, theme, size)
+    data, ends, drawn = [], [], []
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
-        data.append(
-            line(at, curve, np.maximum(true, np.float32(CV_RANGE[0])), theme, pens(size).main)
-            | {
-                "customdata": true,
-                "hovertemplate": f"{run_name(at, curve.name)} had a CV(load) of %{{customdata:.3f}} {reading(aligned)}<extra></extra>",
-            }
-        )
+        told = f" had a CV(load) of %{{customdata:.3f}} {over.at}"
+        y = np.maximum(true, np.float32(CV_RANGE[0]))
+        data.append(of_run(at, curve, y, told, theme, width=pens(size).main) | {"customdata": true})
+        drawn.append(curve._replace(values=y))
         if len(true) and np.isfinite(true[-1]):
             px = inner(layout)[1] * (math.log10(max(true[-1], CV_RANGE[0])) - lo) / (hi - lo)
             ends.append((at, px, f"{true[-1]:.2f}"))
     layout["annotations"] += run_ends(ends, layout, theme)
-    return {"data": data[::-1], "layout": layout}
+    return {"data": data[::-1] + mark_turns(drawn, layout, over, theme, True), "layout": layout}
 
 
-def line(at: int, curve: Curve, y: Array, theme: Theme, width: float) -> Spec:
-    return {
-        "type": "scatter", "mode": "lines", "name": run_name(at, curve.name), "x": np.asarray(curve.steps).astype(np.int32),
-        "y": y, "line": {"color": run_colour(at, theme), "width": width},
-    }  # fmt: skip
+def of_run(at: int, curve: Curve, y: Array, told: str, theme: Theme, **pen: Any) -> Spec:
+    """A run's line in its colour. told: what the hover says after its name."""
+    name = run_name(at, curve.name)
+    return line(name, as_steps(curve.steps), y, f"{name}{told}", **{"color": run_colour(at, theme)} | pen)
 
 
 @figure
@@ -144,8 +197,7 @@ def compare_loss(
     heldout: Sequence[Curve],
     *,
     unit: str = "nats",
-    aligned: str = "step",
-    span: tuple[float, float] | None = None,
+    over: Shared = BY_STEP,
     theme: Theme = LIGHT,
     size: Size = (460, 300),
 ) -> Spec:
@@ -154,44 +206,29 @@ def compare_loss(
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
-    layout = base(
-        "compare_loss",
-        "Loss",
-        "line with dots: held-out   thin: training",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={"title": unit, "range": [lo, hi], "dtick": tick},
-    )
+    subtitle = "line with dots: held-out   thin: training"
+    axis = {"title": unit, "range": [lo, hi], "dtick": tick}
+    layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
     data, ends = [], []
     for at, curve in enumerate(curves):
-        thin = line(at, curve, np.asarray(curve.values, np.float32), theme, 1.0)
-        thin["line"]["color"] = faded(run_colour(at, theme), 0.4)
-        data.append(
-            thin
-            | {
-                "hovertemplate": f"{run_name(at, curve.name)}: the batch had a loss of %{{y:.3f}} {unit} {reading(aligned)}<extra></extra>"
-            }
-        )
+        told = f": the batch had a loss of %{{y:.3f}} {unit} {over.at}"
+        pale = faded(run_colour(at, theme), 0.4)
+        data.append(of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, color=pale, width=1.0))
     for at, curve in enumerate(heldout):
+        told = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
         data.append(
-            line(at, curve, np.asarray(curve.values, np.float32), theme, pens(size).main)
-            | {
-                "mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5},
-                "hovertemplate": f"{run_name(at, curve.name)}: the held-out loss was %{{y:.3f}} {unit} {reading(aligned)}<extra></extra>",
-            }
-        )  # fmt: skip
+            of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, width=pens(size).main)
+            | {"mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5}}
+        )
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))
     layout["annotations"] += run_ends(ends, layout, theme)
-    return {"data": data, "layout": layout}
+    return {"data": data + mark_turns(curves, layout, over, theme, True), "layout": layout}
 
 
-def differences(curves: Sequence[Curve]) -> tuple[list[Curve], int]:
-    """Each run's values minus the first's at the same steps, and over how many steps each point is a mean.
+def differences(curves: Sequence[Curve]) -> dict[str, Any]:
+    """gaps: each run's values minus the first's at the same steps; width: over how many steps each point is a mean.
 
     Only steps that both have are compared, so that with equal seeds and batches each point is a paired difference.
     """
@@ -205,8 +242,8 @@ def differences(curves: Sequence[Curve]) -> tuple[list[Curve], int]:
         groups, starts, counts = np.unique(shared // width, return_index=True, return_counts=True)
         means = np.add.reduceat(gap, starts) / counts if len(starts) else gap
         middles = groups * width + (width - 1) // 2 if width > 1 else shared
-        found.append(Curve(curve.name, np.asarray(middles, np.int64), np.asarray(means)))
-    return found, width
+        found.append(Curve(curve.name, np.asarray(middles, np.int64), np.asarray(means), curve.turns))
+    return {"gaps": found, "width": width}
 
 
 def difference_chart(
@@ -215,101 +252,91 @@ def difference_chart(
     what: str,
     unit: str,
     curves: Sequence[Curve],
-    aligned: str,
-    span: Any,
+    gaps: Sequence[Curve],
+    width: int,
+    over: Shared,
+    label_changes: bool,
     theme: Theme,
     size: Size,
 ) -> Spec:
-    """Lines about zero, a run each; what lies below 0 is less than the first run had."""
-    gaps, width = differences(curves) if curves else ([], 1)
+    """Lines about zero, a run each; what lies below 0 is less than the first run had. The first run's turns stand on zero."""
     inside = [np.abs(g.values[np.isfinite(g.values)]) for g in gaps]
     all_gaps = np.concatenate([*inside, np.zeros(0)])
     # The first steps of a fall would flatten the rest, as on the loss chart.
     reach = nice_above(float(np.percentile(all_gaps, 98)) * 1.1 if len(all_gaps) else 1.0)
     each = "at the same step" if width == 1 else f"mean of {width} steps"
-    layout = base(
-        name,
-        title,
-        f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-        y={"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6},
-    )
+    subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
+    axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
+    layout = over.layout(name, title, subtitle, curves, axis, theme, size)
     layout["margin"]["l"] += 12  # a sign and three digits
-    layout["shapes"].append(
-        {
-            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0,
-            "line": {"color": theme.ink, "width": 1.5},
-        }
-    )  # fmt: skip
+    layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        data.append(
-            line(at, gap, y, theme, pens(size).line)
-            | {
-                "hovertemplate": f"{run_name(at, gap.name)}: %{{y:+.3f}} {unit} against A {reading(aligned)}<extra></extra>"
-            }
-        )
+        told = f": %{{y:+.3f}} {unit} against A {over.at}"
+        data.append(of_run(at, gap, y, told, theme, width=pens(size).line))
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))
     layout["annotations"] += run_ends(ends, layout, theme)
-    return {"data": data, "layout": layout}
+    zero = [curve._replace(values=np.zeros(len(curve.steps))) for curve in curves[:1] if gaps]
+    turned = mark_turns([*zero, *gaps], layout, over, theme, label_changes)
+    return {"data": data + turned, "layout": layout}
 
 
 @figure
 def compare_balance_difference(
     curves: Sequence[Curve],
+    gaps: Sequence[Curve] = (),
+    width: int = 1,
     *,
-    aligned: str = "step",
-    span: tuple[float, float] | None = None,
+    over: Shared = BY_STEP,
+    label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (620, 240),
 ) -> Spec:
-    """CV(load) of each run minus the first's. values (n,)."""
-    title = "Difference in balance"
-    return difference_chart("compare_balance_difference", title, "CV(load)", "", curves, aligned, span, theme, size)
+    """CV(load) of each run minus the first's. gaps, width: the `differences` of the curves, values (n,)."""
+    return difference_chart(
+        "compare_balance_difference", "Difference in balance", "CV(load)", "", curves, gaps, width, over,
+        label_changes, theme, size,
+    )  # fmt: skip
 
 
 @figure
 def compare_loss_difference(
     curves: Sequence[Curve],
+    gaps: Sequence[Curve] = (),
+    width: int = 1,
     *,
     unit: str = "nats",
-    aligned: str = "step",
-    span: tuple[float, float] | None = None,
+    over: Shared = BY_STEP,
+    label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (460, 240),
 ) -> Spec:
-    """The training loss of each run minus the first's: paired where seeds and batches are the same. values (n,) in `unit`."""
-    title = "Difference in loss"
-    return difference_chart("compare_loss_difference", title, "training loss", unit, curves, aligned, span, theme, size)
+    """The training loss of each run minus the first's: paired where seeds and batches are the same.
+
+    gaps, width: the `differences` of the curves, values (n,) in `unit`.
+    """
+    return difference_chart(
+        "compare_loss_difference", "Difference in loss", "training loss", unit, curves, gaps, width, over,
+        label_changes, theme, size,
+    )  # fmt: skip
 
 
 @figure
 def compare_load(
     curves: Sequence[Curve],
     *,
-    aligned: str = "step",
-    span: tuple[float, float] | None = None,
+    over: Shared = BY_STEP,
+    label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (940, 320),
 ) -> Spec:
     """Load over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
-    layout = base(
-        "compare_load",
-        "Load by expert",
-        f"load ÷ ideal, a row an expert: {'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded",
-        step=latest(curves),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=axis_of(curves, span, aligned),
-    )
+    fair = "pale" if theme.name == "light" else "dark"
+    subtitle = f"load ÷ ideal, a row an expert: {fair} is fair, blue starved, orange overloaded"
+    layout = over.layout("compare_load", "Load by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
     rows = max(len(curves), 1)
     gap = 0.05 if rows > 1 else 0.0
@@ -328,37 +355,21 @@ def compare_load(
         if not curves:
             break
         curve = curves[at]
-        x, ratio_nE = in_columns(curve.steps, np.asarray(curve.values, np.float64) * E, max(8, width // 2))
-        ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
-        with np.errstate(divide="ignore"):
-            z = np.clip(np.log2(ratio_En), -3, 3)
-        bar = {
-            "tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS), "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0,
-            "xpad": 34, "ypad": 0, "ticks": "", "tickfont": template["tickfont"],
-        }  # fmt: skip
-        data.append(
-            {
-                "type": "heatmap", "name": run_name(at, curve.name), "x": np.asarray(x).astype(np.int32),
-                "y": np.arange(1, E + 1, dtype=np.int32), "z": z, "customdata": ratio_En, "zmin": -3, "zmax": 3,
-                "yaxis": "y" + (str(at + 1) if at else ""), "colorscale": scale(theme.diverging, DIVERGING_STOPS),
-                "showscale": at == 0, "colorbar": bar,
-                "hovertemplate": f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share "
-                f"{reading(aligned)}<extra></extra>",
-            }
-        )  # fmt: skip
-        mark = f'<span style="color:{run_colour(at, theme)}">■</span> <b>{LETTERS[at]}</b>'
+        told = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
+        trace = load_map(run_name(at, curve.name), curve.steps, curve.values, width, told, layout, theme)
+        trace["colorbar"] |= {"xpad": 34, "ypad": 0}
+        trace |= {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0}
+        data.append(trace)
         font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
-        layout["annotations"].append(
-            note(
-                mark,
-                1,
-                high - tall / 2,
-                xref="paper",
-                yref="paper",
-                xanchor="left",
-                yanchor="middle",
-                xshift=6,
-                font=font,
-            )
-        )
+        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "middle", "xshift": 6}
+        letter = f"{square(at, theme)} <b>{LETTERS[at]}</b>"
+        layout["annotations"].append(note(letter, 1, high - tall / 2, font=font, **place))
+        lo, hi = layout["xaxis"]["range"]
+        turns = [change for change in curve.turns if lo <= change.step <= hi][-100:]
+        for change in turns:
+            for pen in ({"color": theme.ground, "width": 5}, {"color": theme.hand, "width": 1.5}):
+                ends = {"yref": trace["yaxis"], "y0": E + 0.5, "y1": 0.5}
+                layout["shapes"].append(upright(change.step, **pen) | ends)
+        if label_changes:
+            layout["annotations"] += change_names(layout, [(one.step, turn(one)) for one in turns], theme, high)
     return {"data": data, "layout": layout}

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.reading import Span, common, over_time
-from moe_core.figures.tiles import RECENT, batch_sizes, last_step, rows_until
+from moe_core.figures.reading import RECENT, Span, batch_sizes, common, last_step, over_time, rows_until
 
 
 def read_formula(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

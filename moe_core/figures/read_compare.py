@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.compare import Curve
-from moe_core.figures.reading import Span
+from moe_core.figures.compare import Curve, Shared, differences
+from moe_core.figures.reading import Span, by_hand
 from moe_core.figures.theme import Array
 from moe_core.schema import METRICS
 
@@ -44,15 +44,21 @@ def curves(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> 
         first = 1 + offset if span is None else max(1 + offset, math.floor(span[0]) - 1 + offset)
         last = None if span is None else max(1, math.ceil(span[1]) + 1 + offset)
         steps, values = one.history(stat, min(layer, one.config.layers - 1), first=first, last=last, bins=bins)
-        found.append(Curve(one.id, np.asarray(steps) - offset, np.asarray(values)))
+        found.append(Curve(one.id, np.asarray(steps) - offset, np.asarray(values), turns_of(one, offset)))
     return found
 
 
-def cut(given: list[Curve], step: int | None) -> list[Curve]:
-    """Up to the step looked at."""
-    if step is None:
-        return given
-    return [Curve(c.name, c.steps[c.steps <= step], c.values[c.steps <= step]) for c in given]
+def turns_of(source: Any, offset: int) -> tuple[Any, ...]:
+    """A run's turns by hand on the chart's axis."""
+    return tuple(c._replace(step=c.step - offset) for c in by_hand(source) if c.step is not None and c.step > offset)
+
+
+def over(source: Any, step: int | None, span: Span) -> dict[str, Shared]:
+    """The axis of all charts; a step that is looked at is one of the first run."""
+    aligned = aligned_by(source)
+    offset = fork_steps(runs_of(source))[0] if aligned == "fork" else 0
+    cursor = None if step is None or step < offset else step - offset
+    return {"over": Shared(aligned, offset, span, cursor)}
 
 
 def in_unit(task: str, nats: Array) -> tuple[str, Array]:
@@ -61,46 +67,37 @@ def in_unit(task: str, nats: Array) -> tuple[str, Array]:
 
 
 def read_balance(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    return {
-        "curves": cut(curves(source, "cv_load", layer, span, bins), step),
-        "aligned": aligned_by(source),
-        "span": span,
-    }
+    return {"curves": curves(source, "cv_load", layer, span, bins)} | over(source, step, span)
 
 
 def read_balance_difference(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    return read_balance(source, layer, step, span, EXACT)
+    found = read_balance(source, layer, step, span, EXACT)
+    return found | differences(found["curves"])
 
 
 def read_load(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    found = cut(curves(source, "load_share", layer, span, bins), step)
-    return {"curves": found, "aligned": aligned_by(source), "span": span}
+    return {"curves": curves(source, "load_share", layer, span, bins)} | over(source, step, span)
+
+
+def losses(source: Any, span: Span, bins: int | None) -> dict[str, Any]:
+    """Every run's training loss, and its unit."""
+    unit, _ = in_unit(source.config.task, np.zeros(0))
+    found = curves(source, "task_loss", 0, span, bins)
+    return {"curves": [c._replace(values=in_unit(source.config.task, c.values)[1]) for c in found], "unit": unit}
 
 
 def read_loss_difference(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    found = cut(curves(source, "task_loss", 0, span, EXACT), step)
-    unit, _ = in_unit(source.config.task, np.zeros(0))
-    scaled = [Curve(c.name, c.steps, in_unit(source.config.task, c.values)[1]) for c in found]
-    return {"curves": scaled, "unit": unit, "aligned": aligned_by(source), "span": span}
+    found = losses(source, span, EXACT)
+    return found | differences(found["curves"]) | over(source, step, span)
 
 
 def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    text = source.config.task == "text"
-    metric = METRICS["text"][0][0] if text else "loss"
+    metric = METRICS["text"][0][0] if source.config.task == "text" else "loss"
     sources = runs_of(source)
     offsets = fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
-    found = cut(curves(source, "task_loss", 0, span, bins), step)
     heldout = []
     for one, offset in zip(sources, offsets, strict=True):
         done = [(e.step - offset, e.metrics[metric]) for e in one.evals() if metric in e.metrics and e.step > offset]
-        heldout.append(
-            Curve(one.id, np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64))
-        )
-    unit, _ = in_unit(source.config.task, np.zeros(0))
-    return {
-        "curves": [Curve(c.name, c.steps, in_unit(source.config.task, c.values)[1]) for c in found],
-        "heldout": cut(heldout, step),
-        "unit": unit,
-        "aligned": aligned_by(source),
-        "span": span,
-    }
+        steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
+        heldout.append(Curve(one.id, steps, values))
+    return losses(source, span, bins) | {"heldout": heldout} | over(source, step, span)

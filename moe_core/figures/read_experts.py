@@ -4,11 +4,19 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.experts import cosines
-from moe_core.figures.reading import Span, common, label_of_probe, over_time, read_probe
+from moe_core.figures.matrices import cosines
+from moe_core.figures.reading import (
+    Span,
+    chosen_expert,
+    common,
+    label_of_probe,
+    last_step,
+    over_time,
+    read_probe,
+    recent_share,
+)
 from moe_core.figures.routing import dense, letter
 from moe_core.figures.theme import Array
-from moe_core.figures.tiles import chosen_expert, last_step, recent_share
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
 BYTES = 20  # rows of specialisation by byte

@@ -1,22 +1,53 @@
-"""What the figures' readers share: histories within the visible range, the probe's snapshots, what the viewer chose.
+"""What the readers of figures and tiles share: histories, the probe's snapshots, knob changes, what the viewer chose.
 
 A source is anything with the methods of a run. It may carry `options`, what a person chose on the page beside run and
 layer (an expert, sizes), and `others`, the runs to compare with; a plain run carries neither.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.tiles import by_hand, last_step, probe_at
+from moe_core.figures.theme import Array
 from moe_core.figures.turns import Turned
-from moe_core.schema import AUTOBALANCE, Knobs, meta_of
+from moe_core.schema import AUTOBALANCE, Config, Knobs, meta_of
 
 Span = tuple[float, float] | None
+RECENT = 50  # steps over which an expert's share and the speed are measured
 ROWS = 4  # knobs drawn over time, those turned last
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
+
+
+class Beside:
+    """A run, what was chosen in it, and the runs laid over it. Reads like the run."""
+
+    def __init__(self, run: Any, options: dict[str, Any], others: tuple[Any, ...] = ()) -> None:
+        self.run, self.options, self.others = run, options, others
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+
+def last_step(source: Any) -> int:
+    """The last recorded step; 0 when there is none."""
+    reported = source.steps() if hasattr(source, "steps") else (0, source.status().step)
+    return int(reported[1]) if reported and reported[1] is not None else 0
+
+
+def rows_until(source: Any, stat: str, layer: int, step: int, count: int) -> tuple[Array, Array]:
+    """The last `count` rows of a statistic up to and with `step`."""
+    if step < 1:
+        return np.zeros(0, np.int64), np.zeros(0)
+    steps, values = source.history(stat, layer, first=max(1, step - count + 1), last=step)
+    return steps, values
+
+
+def at(source: Any, stat: str, layer: int, step: int) -> float:
+    """A scalar statistic at a step, or NaN."""
+    _, values = rows_until(source, stat, layer, step, 1)
+    return float(values[-1]) if len(values) else math.nan
 
 
 def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> tuple[Any, Any]:
@@ -30,6 +61,37 @@ def over_time(source: Any, stat: str, layer: int, span: Span, bins: int | None) 
 def common(source: Any, step: int | None, span: Span) -> dict[str, Any]:
     """What every chart over time takes beside its values. A line marks a hand's change."""
     return {"span": span, "cursor": step, "changes": tuple(by_hand(source))}
+
+
+def gestures(changes: Sequence[Any]) -> list[Any]:
+    """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
+
+    Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
+    in `who`, after a slash, and may be told from another hand's between them.
+    """
+    told: list[Any] = []
+    drags: dict[tuple[str, str], int] = {}
+    for change in changes:
+        drag = (change.who, change.name)
+        if "/" in change.who and drag in drags:
+            began = told[drags[drag]]
+            step = change.step if began.step is None else began.step
+            told[drags[drag]] = began._replace(value=change.value, step=step)
+        else:
+            drags[drag] = len(told)
+            told.append(change)
+    return told
+
+
+def by_hand(source: Any) -> list[Any]:
+    """The turns of people and scripts. Autobalance's own, each few steps, would cover every chart."""
+    return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
+
+
+def last_change(source: Any, step: int) -> Any | None:
+    """The last turn by hand that took effect by a step, the values at the start aside."""
+    done = [change for change in by_hand(source) if change.step is not None and 1 < change.step <= step]
+    return done[-1] if done else None
 
 
 def read_knobs(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -49,6 +111,15 @@ def read_knobs(source: Any, layer: int, step: int | None, span: Span, bins: int 
     return {"turned": turned, "last": last_step(source) or None, "span": span, "cursor": step}
 
 
+def probe_at(source: Any, step: int | None) -> tuple[int, dict[str, Array]] | None:
+    """The last probe snapshot at or before a step, or None before the first."""
+    try:
+        found = source.snapshot(step=step, kind="probe")
+    except (LookupError, ValueError):
+        return None
+    return (int(found[0]), found[1]) if found is not None else None
+
+
 def read_probe(source: Any, layer: int, step: int | None) -> dict[str, Any]:
     """A layer's experts and gates of the last probe snapshot; of none, zero tokens."""
     found = probe_at(source, step)
@@ -65,3 +136,46 @@ def read_probe(source: Any, layer: int, step: int | None) -> dict[str, Any]:
 def label_of_probe(probe: dict[str, Any]) -> Any:
     """The class (or the domain) of each probe token, or None."""
     return next((probe[name] for name in ("class", "domain") if name in probe), None)
+
+
+def groups_of(config: Config) -> int:
+    """How many groups a hierarchical layer has; 1 for a flat one."""
+    return max(1, config.groups)
+
+
+def recent_share(source: Any, layer: int, step: int) -> Array:
+    """Each expert's share of the selections of the last steps (E,); NaN before the first."""
+    _, share_nE = rows_until(source, "load_share", layer, step, RECENT)
+    if not len(share_nE):
+        return np.full(source.config.num_experts, np.nan)
+    return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
+
+
+def chosen_expert(source: Any, layer: int, step: int | None) -> int:
+    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
+    named = str(getattr(source, "options", {}).get("expert", ""))
+    if named.isdigit() and 1 <= int(named) <= source.config.num_experts:
+        return int(named) - 1
+    share_E = recent_share(source, layer, last_step(source) if step is None else step)
+    return int(np.argmax(np.nan_to_num(share_E)))
+
+
+def tokens_per_expert(tokens: int, k: int, experts: int, devices: int = 1) -> float:
+    """How many tokens an expert sees: k*T*D/E. (Shazeer 2017, section 3.1)"""
+    return k * tokens * devices / experts
+
+
+class Sizes(NamedTuple):
+    """What the Batch page asks the formula about."""
+
+    tokens: int
+    k: int
+    experts: int
+    devices: int
+
+
+def batch_sizes(source: Any) -> Sizes:
+    """The sizes chosen on the page; the run's own, on one device, where none was."""
+    given = getattr(source, "options", {})
+    own = Sizes(source.config.tokens, int(source.knobs.k), source.config.num_experts, 1)
+    return Sizes(*(max(1, int(given.get(name) or value)) for name, value in own._asdict().items()))

@@ -10,36 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
 from moe_core.figures.theme import (
     LIGHT,
     LINES,
-    MONO,
-    SANS,
     SEQUENTIAL_STOPS,
     Array,
     Size,
     Spec,
     Theme,
-    as_steps,
     base,
-    end_label,
     escape,
     expert_colour,
     faded,
     figure,
     inner,
-    last_of,
-    letter_colour,
-    mark_changes,
-    mark_cursor,
     nice_above,
     pens,
     percent,
     scale,
-    step_axis,
+    upright,
 )
 
-ROW = 64  # bytes in a line of the probe's text
 NAMES = {9: "⇥", 10: "⏎", 13: "␍", 32: "·"}  # bytes without a letter of their own
 
 
@@ -114,133 +106,6 @@ def nobodys(x: Array, y: Array, side: float, theme: Theme, **given: Any) -> Spec
 
 
 @figure
-def probe_text(
-    tokens_N: Array,
-    experts_NK: Array,
-    gates_NK: Array,
-    num_experts: int,
-    *,
-    before_NK: Array | None = None,
-    step: int | None = None,
-    theme: Theme = LIGHT,
-    size: Size = (940, 387),
-) -> Spec:
-    """The probe's text as a score: 64 bytes a line, each cell its first expert, all gates in the rows below it.
-
-    tokens_N (N,) bytes; experts_NK, gates_NK (N, K); before_NK (N, K) the experts at the snapshot before, for the marks
-    over the bytes that changed.
-    """
-    E, N = num_experts, min(len(tokens_N), len(experts_NK))
-    depth = "pale 0 to deep 1" if theme.name == "light" else "dark 0 to bright 1"
-    layout = base(
-        "probe_text",
-        "Who reads which byte",
-        f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}; "
-        f"▾ changed since the last snapshot; below: gate weight of each expert, {depth}",
-        step=step,
-        theme=theme,
-        size=size,
-        x={"title": f"probe byte, {ROW} a line", "range": [0, ROW], "showticklabels": False, "fixedrange": True},
-    )
-    width, height = inner(layout)
-    lines = max(1, math.ceil(N / ROW))
-    block = height / lines
-    cell = min(block * 0.35, width / ROW * 0.85)
-    mark = min(12.0, block * 0.15)
-    tops = [line * block + mark for line in range(lines)]
-    layout["yaxis"] |= score_axis(tops, cell, block - mark - cell - 4, E, layout)
-    if not N:
-        return {"data": [], "layout": layout}
-    grid = np.full(lines * ROW, np.nan, np.float32)
-    experts_NK, gates_NK = np.asarray(experts_NK)[:N], np.asarray(gates_NK, np.float32)[:N]
-    first = first_experts(experts_NK, E)
-    grid[:N] = np.where(first < E, first, np.nan)
-    gates = np.zeros((lines * ROW, E), np.float32)
-    gates[:N] = dense(experts_NK, gates_NK, E)
-    hover = [
-        f"Byte {n} “{letter(b)}” {sentence(e, g, E)}"
-        for n, (b, e, g) in enumerate(zip(tokens_N.tolist(), experts_NK.tolist(), gates_NK.tolist(), strict=False))
-    ]
-    hover += [""] * (lines * ROW - N)
-    data: list[Spec] = []
-    x = np.arange(ROW + 1, dtype=np.int32)
-    row = (block - mark - cell - 4) / E
-    for line, top in enumerate(tops):
-        here = slice(line * ROW, (line + 1) * ROW)
-        data.append(
-            {
-                "type": "heatmap", "name": f"first expert, from byte {line * ROW}", "x": x,
-                "y": np.array([top, top + cell], np.float32), "z": grid[None, here], "text": [hover[here]],
-                "xgap": 1, "hoverinfo": "text", **by_expert(E, theme),
-            }
-        )  # fmt: skip
-        data.append(
-            {
-                "type": "heatmap", "name": f"gates, from byte {line * ROW}", "x": x,
-                "y": (top + cell + 2 + row * np.arange(E + 1)).astype(np.float32),
-                "z": np.ascontiguousarray(gates[here].T),
-                "hovertemplate": "A gate of %{z:.2f}<extra></extra>", **by_gate(theme),
-            }
-        )  # fmt: skip
-    middle = np.array([tops[n // ROW] for n in range(N)], np.float32) + np.float32(cell / 2)
-    across = (np.arange(N) % ROW + 0.5).astype(np.float32)
-    colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
-    if (none := np.flatnonzero(first >= E)).size:
-        words = [hover[n] for n in none.tolist()]
-        data.append(nobodys(across[none], middle[none], min(cell, width / ROW) - 2, theme, hovertext=words))
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "text",
-            "name": "bytes",
-            "x": across,
-            "y": middle,
-            "text": [letter(b) for b in np.asarray(tokens_N)[:N].tolist()],
-            "textfont": {
-                "family": MONO,
-                "size": max(8, min(17, round(cell * 0.95))),
-                "color": [colours[e] for e in first.tolist()],
-            },
-            "hoverinfo": "skip",
-        }
-    )
-    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "changed",
-            "x": across[moved],
-            "y": middle[moved] - np.float32(cell / 2 + mark / 2),
-            "marker": {"symbol": "triangle-down", "size": 9, "color": theme.ink},
-            "hovertext": [f"Byte {n} went to another first expert" for n in moved.tolist()],
-            "hoverinfo": "text",
-            "cliponaxis": False,
-        }
-    )
-    return {"data": data, "layout": layout}
-
-
-def score_axis(tops: list[float], cell: float, gates: float, E: int, layout: Spec) -> Spec:
-    """The y axis of the score, in px from the top: a line's first byte beside its cells, experts beside its gates."""
-    ticks: list[float] = []
-    words: list[str] = []
-    marks = [e for e in (1, E // 2, E) if 1 <= e <= E]
-    # Numbers closer than a line of type would cover each other.
-    marks = sorted(set(marks) - {1}) if gates > 40 and E > 1 else [E]
-    for line, top in enumerate(tops):
-        ticks.append(top + cell / 2)
-        words.append(f"<b>{line * ROW}</b>")
-        for e in marks:
-            ticks.append(top + cell + 2 + gates * (e - 0.5) / E)
-            words.append(str(e))
-    return {
-        "title": {"text": "expert", "standoff": 2, "font": layout["font"]}, "range": [inner(layout)[1], 0], "tickvals": ticks, "ticktext": words,
-        "showgrid": False, "fixedrange": True,
-    }  # fmt: skip
-
-
-@figure
 def probe_gates(
     experts_NK: Array,
     gates_NK: Array,
@@ -257,7 +122,9 @@ def probe_gates(
     experts_NK, gates_NK (N, K); labels_N (N,) the class of each token, label_names their words.
     """
     E, N = num_experts, len(experts_NK)
-    order = np.arange(N) if labels_N is None else np.argsort(np.asarray(labels_N), kind="stable")
+    # Before the first snapshot there are classes, but nothing to put in their order.
+    labels_N = None if labels_N is None else np.asarray(labels_N)[:N]
+    order = np.arange(N) if labels_N is None else np.argsort(labels_N, kind="stable")
     every = 1 if E <= LINES else 8 if E <= 64 else 16
     ticks = list(range(1, E + 1)) if every == 1 else [1, *range(every, E + 1, every)]
     layout = base(
@@ -275,7 +142,7 @@ def probe_gates(
     )
     layout["yaxis"]["showgrid"] = False
     if labels_N is not None and N:
-        mark_classes(layout, np.asarray(labels_N)[order], label_names, theme)
+        mark_classes(layout, labels_N[order], label_names, theme)
     z = np.ascontiguousarray(dense(experts_NK, gates_NK, E)[order].T)
     data = {
         "type": "heatmap",
@@ -307,12 +174,7 @@ def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: The
         "title": layout["xaxis"]["title"] | {"text": "probe token, by class"},
     }
     for start in starts[1:].tolist():
-        layout["shapes"].append(
-            {
-                "type": "line", "xref": "x", "yref": "paper", "x0": start, "x1": start, "y0": 0, "y1": 1,
-                "line": {"color": theme.edge, "width": 1},
-            }
-        )  # fmt: skip
+        layout["shapes"].append(upright(start, color=theme.edge, width=1))
 
 
 @figure
@@ -483,35 +345,14 @@ def churn(
     percents = np.asarray(churn_n, np.float32) * 100
     known = percents[np.isfinite(percents)]
     top = min(100.0, nice_above(max(10.0, float(known.max(initial=0.0)))))
-    layout = base(
-        "churn",
-        "Router churn over time",
-        "share of probe tokens whose first expert changed",
-        step=last_of(steps),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(steps, span),
-        y={"title": "churn, %", "range": [0.0, top], "nticks": 5},
-    )
+    y = {"title": "churn, %", "range": [0.0, top], "nticks": 5}
+    subtitle = "share of probe tokens whose first expert changed"
+    layout = over_steps("churn", "Router churn over time", subtitle, steps, span, y, theme, size)
     if len(percents) and np.isfinite(percents[-1]):
         _, height = inner(layout)
-        label = end_label(
-            f"{percents[-1]:.1f} %", height * float(percents[-1]) / top, height, theme, layout["font"]["size"]
-        )
-        label["font"] = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
-        layout["annotations"].append(label)
-    data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "churn",
-            "x": as_steps(steps),
-            "y": percents,
-            "line": {"color": theme.ink, "width": pens(size).line},
-            "hovertemplate": "%{y:.1f} % of the probe changed its first expert at step %{x:,d}<extra></extra>",
-        }
-    ]
-    mark_changes(layout, changes, theme)
-    mark_cursor(layout, cursor, theme)
-    return {"data": data, "layout": layout}
+        px, type_px = height * float(percents[-1]) / top, layout["font"]["size"]
+        layout["annotations"].append(end_label(f"{percents[-1]:.1f} %", px, height, theme, type_px, ink=True))
+    told = "%{y:.1f} % of the probe changed its first expert at step %{x:,d}"
+    data = line("churn", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line)
+    mark(layout, changes, cursor, theme)
+    return {"data": [data], "layout": layout}

@@ -6,13 +6,11 @@ numpy arrays. `@figure` wraps it: called, it gives a `go.Figure`; its `.spec` is
 
 import html
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-
-from moe_core.schema import value_text
 
 Array = np.ndarray[Any, Any]
 Spec = dict[str, Any]
@@ -23,8 +21,6 @@ SANS = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
 MONO = '"Source Code", "Source Code Pro", monospace'
 NAMED = 16  # experts with a colour of their own
 LINES = 20  # up to here colours repeat, dashed or hatched; above, colour names no expert
-STACKED = 3  # names of knobs turned in one step that stand below each other
-LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
 DIVERGING_STOPS = (0.0, 0.17, 0.33, 0.5, 0.67, 0.83, 1.0)
 SEQUENTIAL_STOPS = (0.0, 0.02, 0.5, 1.0)
 FRACTIONS = ("⅛", "¼", "½", "<b>1 ideal</b>", "2 ×", "4 ×", "8 ×")
@@ -250,103 +246,22 @@ def note(text: str, x: Any, y: Any, **given: Any) -> Spec:
     return {"text": text, "x": x, "y": y, "showarrow": False, "align": "left", "captureevents": False} | given
 
 
-def mark_changes(
-    layout: Spec, changes: Iterable[Any], theme: Theme, *, labelled: bool = True, cased: bool = False
-) -> None:
-    """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
-
-    The latest change is named first; a name stands left of its line in the last third, and none covers another. Knobs
-    turned in one step share a line, and their names stand below each other. `cased` puts a strip of ground behind the
-    line, for a heatmap below it.
-    """
-    lo, hi = layout["xaxis"]["range"]
-    width, _ = inner(layout)
-    size = layout["font"]["size"]
-    taken: list[tuple[float, float]] = []
-    turned: dict[int, list[str]] = {}
-    for change in [change for change in changes if change.step is not None and lo <= change.step <= hi][-100:]:
-        words = f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
-        turned.setdefault(change.step, []).append(words)
-    for step, names in sorted(turned.items(), reverse=True):
-        line = {"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1}
-        if cased:
-            layout["shapes"].append(line | {"line": {"color": theme.ground, "width": 5}})
-        layout["shapes"].append(line | {"line": {"color": theme.hand, "width": 1.5}})
-        if not labelled:
-            continue
-        names = names[-STACKED:]
-        at = width * (step - lo) / (hi - lo)
-        reach = 8 + 0.52 * size * max(map(len, names))
-        left = at > width * 2 / 3
-        span = (at - reach, at) if left else (at, at + reach)
-        if all(span[1] < a or span[0] > b for a, b in taken) and span[0] >= 0:
-            taken.append(span)
-            layout["annotations"].append(
-                note(
-                    "<br>".join(names),
-                    step,
-                    1,
-                    xref="x",
-                    yref="paper",
-                    xanchor="right" if left else "left",
-                    yanchor="top",
-                    align="right" if left else "left",
-                    xshift=-6 if left else 6,
-                    font={"color": theme.hand, "size": size, "family": SANS},
-                    bgcolor=faded(theme.ground, 0.85),
-                    borderpad=1,
-                )
-            )
+DASHED = "8px,6px"  # of an ideal
 
 
-def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
-    """The step that is looked at, when it is not the last one."""
-    if cursor is not None:
-        layout["shapes"].append(
-            {
-                "type": "line", "xref": "x", "yref": "paper", "x0": cursor, "x1": cursor, "y0": 0, "y1": 1,
-                "line": {"color": theme.ink, "width": 1.5, "dash": "dot"},
-            }
-        )  # fmt: skip
+def level(y: float, **pen: Any) -> Spec:
+    """A line across the whole chart at a value."""
+    return {"type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y, "line": pen}
+
+
+def upright(x: float, **pen: Any) -> Spec:
+    """A line from bottom to top at a value."""
+    return {"type": "line", "xref": "x", "yref": "paper", "x0": x, "x1": x, "y0": 0, "y1": 1, "line": pen}
 
 
 def ideal_line(layout: Spec, y: float, theme: Theme) -> None:
     """The dashed line of the ideal, across the whole chart."""
-    layout["shapes"].append(
-        {
-            "type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": y, "y1": y,
-            "line": {"color": theme.ink2, "width": 1.5, "dash": "8px,6px"},
-        }
-    )  # fmt: skip
-
-
-def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions, falling, moved as little downward as keeps them `gap` apart. Each label stays beside its line's order."""
-    placed: list[float] = []
-    for y in wanted:
-        placed.append(min(y, placed[-1] - gap) if placed else y)
-    # What ran out below is pushed up again, from the bottom.
-    floor = 0.0
-    for i in range(len(placed) - 1, -1, -1):
-        placed[i] = max(placed[i], floor)
-        floor = placed[i] + gap
-    return placed
-
-
-def end_label(text: str, px: float, height: int, theme: Theme, size: int, *, strong: bool = False) -> Spec:
-    """A line's name right of the plot, `px` above its bottom."""
-    words = f"<b>{text}</b>" if strong else text
-    return note(
-        words,
-        1,
-        px / height,
-        xref="paper",
-        yref="paper",
-        xanchor="left",
-        yanchor="middle",
-        xshift=6,
-        font={"color": theme.ink if strong else theme.ink2, "size": size, "family": SANS},
-    )
+    layout["shapes"].append(level(y, color=theme.ink2, width=1.5, dash=DASHED))
 
 
 LADDER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
@@ -365,23 +280,6 @@ def doubled(top: float, value: float) -> float:
     while math.isfinite(value) and value > top > 0:
         top *= 2
     return top
-
-
-def step_axis(steps: Array, span: tuple[float, float] | None) -> Spec:
-    """The x axis of a chart over time: what the viewer zoomed to, else from 0 to a round number of steps."""
-    last = float(steps[-1]) if len(steps) else 0.0
-    upper = nice_above(max(last, 10.0))
-    return {"title": "step", "range": list(map(float, span)) if span else [0.0, upper], "nticks": 8, "tickformat": "d"}
-
-
-def as_steps(steps: Array) -> Array:
-    """Steps in the integer type that plotly.js reads as a typed array."""
-    return np.asarray(steps).astype(np.int32)
-
-
-def last_of(steps: Array) -> int | None:
-    """The last step, or None of an empty history."""
-    return int(steps[-1]) if len(steps) else None
 
 
 class Figure:

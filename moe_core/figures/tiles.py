@@ -10,10 +10,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.figures.reading import (
+    RECENT,
+    at,
+    batch_sizes,
+    chosen_expert,
+    last_change,
+    last_step,
+    probe_at,
+    recent_share,
+    rows_until,
+    tokens_per_expert,
+)
 from moe_core.figures.routing import moved_tokens
 from moe_core.figures.theme import Array, percent
 from moe_core.schema import (
-    AUTOBALANCE,
     BALANCED,
     COLLAPSED,
     DEAD_AFTER,
@@ -24,7 +35,6 @@ from moe_core.schema import (
 )
 
 NONE = "–"
-RECENT = 50  # steps over which speed is measured
 SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above the second Restless
 
 
@@ -53,57 +63,6 @@ def number(value: float, digits: int = 2) -> str:
         return NONE
     text = f"{value:,.{digits}f}"
     return text.lstrip("-") if not float(text.replace(",", "")) else text.replace("-", "−")
-
-
-def last_step(source: Any) -> int:
-    """The last recorded step; 0 when there is none."""
-    reported = source.steps() if hasattr(source, "steps") else (0, source.status().step)
-    return int(reported[1]) if reported and reported[1] is not None else 0
-
-
-def rows_until(source: Any, stat: str, layer: int, step: int, count: int) -> tuple[Array, Array]:
-    """The last `count` rows of a statistic up to and with `step`."""
-    if step < 1:
-        return np.zeros(0, np.int64), np.zeros(0)
-    steps, values = source.history(stat, layer, first=max(1, step - count + 1), last=step)
-    return steps, values
-
-
-def at(source: Any, stat: str, layer: int, step: int) -> float:
-    """A scalar statistic at a step, or NaN."""
-    _, values = rows_until(source, stat, layer, step, 1)
-    return float(values[-1]) if len(values) else math.nan
-
-
-def gestures(changes: Sequence[Any]) -> list[Any]:
-    """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
-
-    Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
-    in `who`, after a slash, and may be told from another hand's between them.
-    """
-    told: list[Any] = []
-    drags: dict[tuple[str, str], int] = {}
-    for change in changes:
-        drag = (change.who, change.name)
-        if "/" in change.who and drag in drags:
-            began = told[drags[drag]]
-            step = change.step if began.step is None else began.step
-            told[drags[drag]] = began._replace(value=change.value, step=step)
-        else:
-            drags[drag] = len(told)
-            told.append(change)
-    return told
-
-
-def by_hand(source: Any) -> list[Any]:
-    """The turns of people and scripts. Autobalance's own, each few steps, would cover every chart."""
-    return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
-
-
-def last_change(source: Any, step: int) -> Any | None:
-    """The last turn by hand that took effect by a step, the values at the start aside."""
-    done = [change for change in by_hand(source) if change.step is not None and 1 < change.step <= step]
-    return done[-1] if done else None
 
 
 def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
@@ -192,15 +151,6 @@ def short(value: float) -> str:
     return f"{value:.0f}"
 
 
-def probe_at(source: Any, step: int | None) -> tuple[int, dict[str, Array]] | None:
-    """The last probe snapshot at or before a step, or None before the first."""
-    try:
-        found = source.snapshot(step=step, kind="probe")
-    except (LookupError, ValueError):
-        return None
-    return (int(found[0]), found[1]) if found is not None else None
-
-
 def churn_word(churn: float) -> str:
     """Settled, Moving or Restless."""
     if math.isnan(churn):
@@ -261,28 +211,6 @@ def kept(experts_NK: Array, before_NK: Array | None, E: int) -> float:
     per_N = same_NK.sum(axis=1) / np.maximum(there_NK.sum(axis=1), 1)
     taken = there_NK.any(axis=1)
     return float(per_N[taken].mean()) if taken.any() else math.nan
-
-
-def groups_of(config: Any) -> int:
-    """How many groups a hierarchical layer has; 1 for a flat one."""
-    return max(1, int(getattr(config, "groups", 0)))
-
-
-def recent_share(source: Any, layer: int, step: int) -> Array:
-    """Each expert's share of the selections of the last steps (E,); NaN before the first."""
-    _, share_nE = rows_until(source, "load_share", layer, step, RECENT)
-    if not len(share_nE):
-        return np.full(source.config.num_experts, np.nan)
-    return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
-
-
-def chosen_expert(source: Any, layer: int, step: int | None) -> int:
-    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
-    named = str(getattr(source, "options", {}).get("expert", ""))
-    if named.isdigit() and 1 <= int(named) <= source.config.num_experts:
-        return int(named) - 1
-    share_E = recent_share(source, layer, last_step(source) if step is None else step)
-    return int(np.argmax(np.nan_to_num(share_E)))
 
 
 def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
@@ -376,27 +304,6 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         label = f"A {one.id[:20]}, CV(load)" if letter == "A" else f"{letter} {one.id[:20]}"
         tiles.append(Tile(f"run_{letter}", label, number(cv), word=word if letter == "A" else "", lines=lines))
     return tiles
-
-
-def tokens_per_expert(tokens: int, k: int, experts: int, devices: int = 1) -> float:
-    """How many tokens an expert sees: k*T*D/E. (Shazeer 2017, section 3.1)"""
-    return k * tokens * devices / experts
-
-
-class Sizes(NamedTuple):
-    """What the Batch page asks the formula about."""
-
-    tokens: int
-    k: int
-    experts: int
-    devices: int
-
-
-def batch_sizes(source: Any) -> Sizes:
-    """The sizes chosen on the page; the run's own, on one device, where none was."""
-    given = getattr(source, "options", {})
-    own = Sizes(source.config.tokens, int(source.knobs.k), source.config.num_experts, 1)
-    return Sizes(*(max(1, int(given.get(name) or value)) for name, value in own._asdict().items()))
 
 
 def batch_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:

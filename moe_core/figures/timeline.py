@@ -9,10 +9,20 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.lines import (
+    LABEL_GAP,
+    as_steps,
+    end_label,
+    line,
+    mark,
+    mark_changes,
+    mark_cursor,
+    over_steps,
+    spread,
+)
 from moe_core.figures.theme import (
     DIVERGING_STOPS,
     FRACTIONS,
-    LABEL_GAP,
     LIGHT,
     LINES,
     NAMED,
@@ -21,25 +31,17 @@ from moe_core.figures.theme import (
     Size,
     Spec,
     Theme,
-    as_steps,
-    base,
     doubled,
-    end_label,
     expert_colour,
     faded,
     figure,
     ideal_line,
     inner,
-    last_of,
-    mark_changes,
-    mark_cursor,
     nice_above,
     note,
     pens,
     percent,
     scale,
-    spread,
-    step_axis,
 )
 
 CV_RANGE = (0.02, 5.0)
@@ -76,36 +78,20 @@ def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, 
     percents = np.asarray(share_nE, np.float32) * 100
     top = nice_above(1.05 * max(float(np.nanmax(percents)) if np.isfinite(percents).any() else 0.0, 200.0 / max(E, 2)))
     top = min(top, 100.0)
-    layout = base(
-        "load_share",
-        "Load share by expert",
-        f"share of all selections; dashed: ideal 1/{E} = {percent(1 / E)}",
-        step=last_of(steps),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(steps, span),
-        y={"title": "load share, %", "range": [0.0, top], "nticks": 7},
-    )
+    subtitle = f"share of all selections; dashed: ideal 1/{E} = {percent(1 / E)}"
+    y = {"title": "load share, %", "range": [0.0, top], "nticks": 7}
+    layout = over_steps("load_share", "Load share by expert", subtitle, steps, span, y, theme, size)
     ideal_line(layout, 100 / E, theme)
     layout["annotations"] += end_names(percents, layout, theme)
     x = as_steps(steps)
     data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": f"expert {e + 1}",
-            "x": x,
-            "y": np.ascontiguousarray(percents[:, e]),
-            "line": {
-                "color": expert_colour(e, theme),
-                "width": pens(size).line,
-                "dash": "solid" if e < NAMED else "dash",
-            },
-            "hovertemplate": f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}<extra></extra>",
-        }
+        line(
+            f"expert {e + 1}", x, np.ascontiguousarray(percents[:, e]),
+            f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}",
+            color=expert_colour(e, theme), width=pens(size).line, dash="solid" if e < NAMED else "dash",
+        )
         for e in range(E)
-    ]
+    ]  # fmt: skip
     return {"data": data, "layout": layout}
 
 
@@ -137,7 +123,7 @@ def end_names(percents: Array, layout: Spec, theme: Theme) -> list[Spec]:
             texts.append(f"{len(group)} experts")
     wanted = [float(px[group].mean()) for group in groups]
     return [
-        end_label(text, y, height, theme, size) | {"font": {"color": theme.ink, "size": size, "family": SANS}}
+        end_label(text, y, height, theme, size, ink=True)
         for text, y in zip(texts, spread(wanted, max(LABEL_GAP, 1.2 * size)), strict=True)
     ]
 
@@ -201,45 +187,36 @@ def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[
 def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
     """A row an expert, coloured by log2 of its load over the ideal, clipped at 1/8 and 8."""
     E = share_nE.shape[1]
-    layout = base(
-        "load_share",
-        "Load by expert",
+    subtitle = (
         f"{E} experts; load ÷ ideal (1/{E} = {percent(1 / E)}): "
-        f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded",
-        step=last_of(steps),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(steps, span),
+        f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded"
     )
+    layout = over_steps("load_share", "Load by expert", subtitle, steps, span, {}, theme, size)
     every = 8 if E <= 64 else 16
     ticks = [1, *range(every, E + 1, every)]
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
     layout["yaxis"] |= {"showgrid": False, "title": {"text": "expert", "standoff": 4, "font": layout["font"]}}
-    x, ratio_nE = in_columns(steps, np.asarray(share_nE, np.float64) * E, max(8, inner(layout)[0] // 2))
+    told = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
+    trace = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], told, layout, theme)
+    return {"data": [trace], "layout": layout}
+
+
+def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layout: Spec, theme: Theme) -> Spec:
+    """Load over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px."""
+    E = share_nE.shape[1]
+    x, ratio_nE = in_columns(steps, np.asarray(share_nE, np.float64) * E, max(8, px // 2))
     ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
     with np.errstate(divide="ignore"):
         z = np.clip(np.log2(ratio_En), -3, 3)
     bar = {
         "tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS), "thickness": 10, "outlinewidth": 0, "len": 1,
-        "x": 1.0, "xpad": 12, "ypad": 8, "tickfont": layout["yaxis"]["tickfont"], "ticks": "",
+        "x": 1.0, "xpad": 12, "ypad": 8, "tickfont": layout["xaxis"]["tickfont"], "ticks": "",
     }  # fmt: skip
-    data = [
-        {
-            "type": "heatmap",
-            "name": "load ÷ ideal",
-            "x": as_steps(x),
-            "y": np.arange(1, E + 1, dtype=np.int32),
-            "z": z,
-            "customdata": ratio_En,
-            "zmin": -3,
-            "zmax": 3,
-            "colorscale": scale(theme.diverging, DIVERGING_STOPS),
-            "colorbar": bar,
-            "hovertemplate": "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}<extra></extra>",
-        }
-    ]
-    return {"data": data, "layout": layout}
+    return {
+        "type": "heatmap", "name": name, "x": as_steps(x), "y": np.arange(1, E + 1, dtype=np.int32), "z": z,
+        "customdata": ratio_En, "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS),
+        "colorbar": bar, "hovertemplate": f"{told}<extra></extra>",
+    }  # fmt: skip
 
 
 def in_columns(steps: Array, values_nE: Array, most: int) -> tuple[Array, Array]:
@@ -272,23 +249,8 @@ def balance(
     steps (n,), cv_load (n,), cv_importance (n,). Changes are named on the chart above it, so here only in exports.
     """
     top = doubled(CV_RANGE[1], float(np.nanmax(cv_load)) if np.isfinite(cv_load).any() else 0.0)
-    layout = base(
-        "balance",
-        "Balance over time",
-        "coefficient of variation, log scale; below 0.4 balanced, above 1 collapsed",
-        step=last_of(steps),
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(steps, span),
-        y={
-            "title": "CV",
-            "type": "log",
-            "range": [math.log10(CV_RANGE[0]), math.log10(top)],
-            "tickvals": [0.03, 0.1, 0.3, 1, 3, 10],
-            "ticktext": ["0.03", "0.1", "0.3", "1", "3", "10"],
-        },
-    )
+    subtitle = "coefficient of variation, log scale; below 0.4 balanced, above 1 collapsed"
+    layout = over_steps("balance", "Balance over time", subtitle, steps, span, cv_axis("CV", top), theme, size)
     pen = pens(size)
     x = as_steps(steps)
     lines = (
@@ -299,24 +261,23 @@ def balance(
     ends = []
     for name, values, colour, width, strong in lines:
         true = np.asarray(values, np.float32)
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": f"CV({name})",
-                "x": x,
-                "y": np.maximum(true, np.float32(CV_RANGE[0])),
-                "customdata": true,
-                "line": {"color": colour, "width": width},
-                "hovertemplate": f"CV({name}) was %{{customdata:.3f}} at step %{{x:,d}}<extra></extra>",
-            }
-        )
+        told = f"CV({name}) was %{{customdata:.3f}} at step %{{x:,d}}"
+        y = np.maximum(true, np.float32(CV_RANGE[0]))
+        data.append(line(f"CV({name})", x, y, told, color=colour, width=width) | {"customdata": true})
         if len(true) and np.isfinite(true[-1]):
             ends.append((float(true[-1]), f"{name} {true[-1]:.2f}", strong))
     layout["annotations"] += log_ends(ends, top, layout, theme)
-    mark_changes(layout, changes, theme, labelled=label_changes)
-    mark_cursor(layout, cursor, theme)
+    mark(layout, changes, cursor, theme, labelled=label_changes)
     return {"data": data, "layout": layout}
+
+
+def cv_axis(title: str, top: float) -> Spec:
+    """The log axis of a coefficient of variation, up to `top`."""
+    ticks = [0.03, 0.1, 0.3, 1, 3, 10]
+    return {
+        "title": title, "type": "log", "range": [math.log10(CV_RANGE[0]), math.log10(top)], "tickvals": ticks,
+        "ticktext": [f"{tick:g}" for tick in ticks],
+    }  # fmt: skip
 
 
 def log_ends(ends: list[tuple[float, str, bool]], top: float, layout: Spec, theme: Theme) -> list[Spec]:
@@ -353,39 +314,21 @@ def loss(
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])
     lo, hi, tick = loss_range(train, heldout)
-    layout = base(
-        "loss",
-        "Loss",
-        "line with dots: held-out   thin: training",
-        step=last_of(ends),
-        theme=theme,
-        size=size,
-        x=step_axis(ends, span) | {"nticks": 4 if size[0] < 500 else 6},
-        y={"title": unit, "range": [lo, hi], "dtick": tick},
-    )
+    y = {"title": unit, "range": [lo, hi], "dtick": tick}
+    subtitle = "line with dots: held-out   thin: training"
+    layout = over_steps("loss", "Loss", subtitle, ends, span, y, theme, size, labels=False)
+    layout["xaxis"]["nticks"] = 4 if size[0] < 500 else 6
     data = [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": "training",
-            "x": as_steps(steps),
-            "y": np.asarray(train, np.float32),
-            "line": {"color": faded(theme.ink2, 0.55), "width": 1},
-            "hovertemplate": f"The batch of step %{{x:,d}} had a loss of %{{y:.3f}} {unit}<extra></extra>",
-        },
-        {
-            "type": "scatter",
-            "mode": "lines+markers",
-            "name": "held-out",
-            "x": as_steps(heldout_steps),
-            "y": np.asarray(heldout, np.float32),
-            "line": {"color": theme.ink, "width": pens(size).main},
-            "marker": {"color": theme.ink, "size": 5},
-            "hovertemplate": f"The held-out loss was %{{y:.3f}} {unit} at step %{{x:,d}}<extra></extra>",
-        },
-    ]
-    mark_changes(layout, changes, theme)
-    mark_cursor(layout, cursor, theme)
+        line(
+            "training", as_steps(steps), np.asarray(train, np.float32),
+            f"The batch of step %{{x:,d}} had a loss of %{{y:.3f}} {unit}", color=faded(theme.ink2, 0.55), width=1,
+        ),
+        line(
+            "held-out", as_steps(heldout_steps), np.asarray(heldout, np.float32),
+            f"The held-out loss was %{{y:.3f}} {unit} at step %{{x:,d}}", color=theme.ink, width=pens(size).main,
+        ) | {"mode": "lines+markers", "marker": {"color": theme.ink, "size": 5}},
+    ]  # fmt: skip
+    mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}
 
 

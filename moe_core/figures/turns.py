@@ -6,22 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures.theme import (
-    LIGHT,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    as_steps,
-    base,
-    end_label,
-    escape,
-    figure,
-    inner,
-    mark_cursor,
-    pens,
-    step_axis,
-)
+from moe_core.figures.lines import as_steps, end_label, line, mark_cursor, over_steps
+from moe_core.figures.theme import LIGHT, Array, Size, Spec, Theme, escape, figure, inner, pens
 from moe_core.schema import value_text
 
 STRIP = 140  # px: lower than this there are no titles, since the chart above has the same steps
@@ -52,17 +38,10 @@ def knobs(
     """
     ends = np.asarray([] if last is None else [last])
     strip = size[1] < STRIP
-    layout = base(
-        "knobs",
-        "" if strip else "Knobs over time",
-        "" if strip else "each between its least and its greatest value; the last value at the right",
-        step=last,
-        theme=theme,
-        size=size,
-        labels=True,
-        x=step_axis(ends, span),
-        y={"title": "" if strip else "knob", "range": [-len(turned) or -1, 0], "showticklabels": False},
-    )
+    title = "" if strip else "Knobs over time"
+    subtitle = "" if strip else "each between its least and its greatest value; the last value at the right"
+    y = {"title": "" if strip else "knob", "range": [-len(turned) or -1, 0], "showticklabels": False}
+    layout = over_steps("knobs", title, subtitle, ends, span, y, theme, size)
     layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}
     if strip:
         del layout["xaxis"]["title"]
@@ -76,20 +55,16 @@ def knobs(
         # The line goes on to the last step, where the value stands still.
         steps = np.asarray([*one.steps, max(last or 0, one.steps[-1])])
         values = [*one.values, one.values[-1]]
-        colour = theme.ink2 if one.own else theme.hand
         data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "x": as_steps(steps),
-                "y": (0.75 * heights(values, one.log) + 0.125 - row - 1).astype(np.float32),
-                "customdata": [value_text(value) for value in values],
-                "line": {"color": colour, "width": pens(size).line, "shape": "hv"},
-                "hovertemplate": f"{escape(name)} was %{{customdata}} from step %{{x:,d}} on<extra></extra>",
-            }
-        )
-        text = f"{escape(name)} {escape(value_text(values[-1]))}"
+            line(
+                name, as_steps(steps), (0.75 * heights(values, one.log) + 0.125 - row - 1).astype(np.float32),
+                f"{escape(name)} was %{{customdata}} from step %{{x:,d}} on",
+                color=theme.ink2 if one.own else theme.hand, width=pens(size).line, shape="hv",
+            ) | {"customdata": [value_text(value) for value in values]}
+        )  # fmt: skip
+        # Beside each other where the rows are low, else in two lines, so that long names are not cut.
+        between = "<br>" if not strip and height / len(turned) > 3 * layout["font"]["size"] else " "
+        text = f"{escape(name)}{between}{escape(value_text(values[-1]))}"
         at = height * (1 - (row + 0.5) / len(turned))
         layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))
     mark_cursor(layout, cursor, theme)

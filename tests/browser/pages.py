@@ -31,8 +31,9 @@ LINKS = {
         chart("favourite_bytes", "chart.layout.title.text.includes('expert 3')") + f" && {CHECKED}",
     ),
     "compare": Link(
-        "/compare?run=a&with=b&align=step&layer=2",
-        chart("compare_balance", "chart.data.length === 2") + f" && {CHECKED}",
+        "/compare?run=a&with=b&align=fork&layer=2&step=40",
+        chart("compare_balance", "chart.data.length === 2 && chart.layout.xaxis.title.text === 'steps since the fork'")
+        + f" && {CHECKED} && {AT_40}",
     ),
     "sweep": Link("/sweep?sweep=grid", "document.querySelectorAll('[href*=\"grid-c0\"]').length > 0"),
     "batch": Link(
@@ -43,9 +44,16 @@ LINKS = {
         "/learn?lesson=1&run=lesson",
         f"{chart('regions')} && document.querySelector('.moe-check[data-check=yes]')?.textContent.includes('of 8 experts')",
     ),
+    "export-compared": Link(
+        "/export?run=a&with=b&align=fork&figures=compare_loss&expert=3",
+        "!!document.querySelector('img[alt=\"Loss of the runs compared\"]') && document.body.innerText.includes('Beside a: b.')",
+    ),
+    "export-sweep": Link("/export?sweep=grid", "!!document.querySelector('img[alt=\"Quality against balance\"]')"),
     "export": Link(
-        "/export?run=a&figures=loss,balance&layer=2&step=40",
-        "!!document.querySelector('img[alt=Loss]') && document.body.innerText.includes('As it stood at step 40.')",
+        "/export?run=a&figures=loss,balance&layer=2&step=40&size=slide&theme=dark&font=18&format=svg&caption=true",
+        "!!document.querySelector('img[alt=Loss]') && document.body.innerText.includes('As it stood at step 40.')"
+        " && document.body.innerText.includes('960 × 540 px,') && document.body.innerText.includes('as svg')"
+        " && document.querySelector('[aria-label=\"Font, px\"]')?.value === '18'",
     ),
 }
 

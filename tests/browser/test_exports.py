@@ -3,7 +3,11 @@
 import pytest
 from PIL import Image
 
+from moe_core.export.fonts import face, width_of
+from moe_core.export.marks import Run, Sheet, Text
 from moe_core.export.replay import replay
+from moe_core.export.svg import to_svg
+from moe_core.export.web import typefaces
 from tests.export.made import make_run
 
 pytestmark = pytest.mark.browser
@@ -66,3 +70,40 @@ def test_the_export_page_gives_the_file_that_it_shows(server, tab, tmp_path):
     with page.expect_download(timeout=60_000) as caught:
         page.get_by_role("button", name="Download").click(timeout=60_000)
     assert caught.value.suggested_filename == "text-replay.html"
+
+
+LABELS = (
+    "Who owns which region", "To what it was, Te. P. AV Wa", "CV(load) was 0.12 at step 1,040", "w_importance 0 → 0.1",
+    "Tokens per expert: k·T·D/E", "expert 11, 7.5 % of the load", "Favourite bytes of expert 3", "Yes, Ta. L’A “Vo” fi",
+)  # fmt: skip
+
+
+def test_words_are_as_wide_as_in_a_browser(tab):
+    """Within a pixel, kerning and all: what is set out by us stands where the page has it."""
+    page = tab("about:blank")
+    page.set_content(f"<style>{typefaces()}</style><body></body>")
+    measure = """([text, weight, size]) => document.fonts.load(`${weight} ${size}px "Source Sans"`).then(() => {
+      const span = document.createElement("span");
+      Object.assign(span.style, { font: `${weight} ${size}px "Source Sans"`, whiteSpace: "pre", fontVariantLigatures: "none" });
+      span.textContent = text;
+      document.body.append(span);
+      return span.getBoundingClientRect().width;
+    })"""
+    kerned = 0.0
+    for text in LABELS:
+        for weight, size in ((400, 13), (600, 16), (700, 40)):
+            ours = width_of((Run(text, (0, 0, 0, 1.0), size, weight, False),))
+            assert ours == pytest.approx(page.evaluate(measure, [text, weight, size]), abs=0.5), (text, weight)
+            kerned += sum(size * face(False, weight).advance(letter) for letter in text) - ours
+    assert kerned > 20  # px: there was something to kern
+
+
+def test_an_svg_is_as_wide_in_a_browser_as_in_its_png(tab, tmp_path):
+    """The fonts that an SVG carries know their kerning too."""
+    run = Run("To AV, Wa. P. Te", (0, 0, 0, 1.0), 40, 600, False)
+    page = tab("about:blank")
+    page.set_content(to_svg(Sheet(600, 100, (Text((run,), 0, 60),))))
+    page.evaluate("document.fonts.ready")
+    assert page.evaluate("document.querySelector('text').getComputedTextLength()") == pytest.approx(
+        width_of((run,)), abs=0.5
+    )

@@ -127,3 +127,24 @@ def test_batch_measures_beside_everything_else_and_its_sliders_move_the_formula(
     other.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("button", name="Measure again")).to_be_visible(timeout=15_000)
     assert not open_run("a", server.runs).throughput().running
+
+
+def test_a_step_pointed_at_is_marked_on_every_chart_since_the_fork(server: Server, tab: Tab) -> None:
+    run = record(server.runs / "a", E=4)
+    record(server.runs / "b", E=4, seed=1)
+    page = tab(f"{server.url}/compare?run={run.id}&with=b&align=fork")
+    drawn(page, "compare_balance", "compare_loss")
+    # As if these runs had parted at step 20: what stands at 0 is said in each chart's layout.
+    page.evaluate("document.querySelectorAll('[data-figure]').forEach(c => { c._fullLayout.meta.offset = 20; })")
+    chart = page.locator("[data-figure=compare_balance]")
+    chart.scroll_into_view_if_needed()
+    box = chart.bounding_box()
+    assert box
+    place = "c => c._fullLayout.xaxis._offset + c._fullLayout.xaxis.d2p(30)"
+    page.mouse.move(box["x"] + chart.evaluate(place), box["y"] + box["height"] / 2)
+    expect(page.locator(".moescope-step")).to_have_text("step 50")
+    for name in ("compare_balance", "compare_loss"):
+        mark = page.locator(f"[data-figure={name}] + .moescope-mark")
+        expect(mark).to_be_visible()
+        want = page.locator(f"[data-figure={name}]").evaluate(place)
+        assert mark.evaluate("m => parseFloat(m.style.transform.slice(11))") == pytest.approx(want, abs=1)

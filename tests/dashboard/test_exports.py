@@ -1,16 +1,20 @@
 """The Export page in its states, and its long work: it ends, it fails in words, it can be cancelled."""
 
-import threading
+import signal
 import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard.exports import Stopped, Work, folder_of, kilobytes
-from moe_core.export import Look
+from moe_core.__main__ import main
+from moe_core.dashboard.exports import Work, kilobytes, words_of
+from moe_core.export import Look, rendered
+from moe_core.export.sources import Source
 from moe_core.runs import create_run
 from moe_core.schema import Config, Knobs
+from moe_core.sweep import make_plan, make_sweep
 from tests.export.made import make_run
 
 MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
@@ -43,9 +47,9 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Export"]
-    app.number_input(key="export-font").set_value(18).run()
-    app.selectbox(key="export-size").set_value("Slide, 960 × 540").run()
-    app.button_group(key="export-format").set_value("svg").run()
+    app.number_input(key="font").set_value(18).run()
+    app.selectbox(key="size").set_value("slide").run()
+    app.button_group(key="format").set_value("svg").run()
     assert not app.exception
     assert "Load share by expert: 960 × 540 px," in words(app)
     assert "KB as svg" in words(app)
@@ -57,6 +61,38 @@ def test_the_link_names_figures_and_step(runs):
     assert app.multiselect[0].value == ["loss", "churn"]
     assert "As it stood at step 50." in words(app)
     assert "Export 2 figures" in {b.label for b in app.button}
+
+
+def test_the_link_holds_the_look(runs):
+    make_run(runs, "text").close()
+    app = page(
+        run="text", size="own size", width="500", height="250", theme="dark", font="18", format="pdf", caption="true"
+    )
+    assert not app.exception
+    assert "Load share by expert: 500 × 250 px, " in words(app)
+    assert "as pdf" in words(app)
+    assert (app.selectbox(key="theme").value, app.number_input(key="font").value) == ("dark", 18)
+    assert app.checkbox(key="caption").value is True
+    app = page(run="text", size="huge", theme="pink", font="900", format="bmp")  # what there is not is left out
+    assert not app.exception
+    assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
+
+
+def test_another_run_keeps_the_look_and_drops_what_was_laid_over_the_first():
+    def script():
+        import streamlit as st
+
+        from moe_core.dashboard import controls
+
+        st.selectbox("Theme", ["light", "dark"], key="theme", bind="query-params")
+        st.button("go", on_click=controls.go_to, args=("b",))
+
+    app = AppTest.from_function(script)
+    for name, value in {"run": "a", "with": "c", "theme": "dark"}.items():
+        app.query_params[name] = value
+    app.run().button[0].click().run()
+    assert not app.exception
+    assert {name: app.query_params[name] for name in app.query_params} == {"run": "b", "theme": "dark"}
 
 
 def test_without_steps_there_is_nothing_to_export_and_without_a_run_the_cards(runs):
@@ -72,7 +108,7 @@ def test_a_report_is_made_beside_the_page_and_offered(runs):
     app = page(run="plane")
     next(b for b in app.button if b.label == "Make replay").click().run()
     assert not app.exception
-    (work,) = (app.session_state[k] for k in ("work-replay-plane",))
+    (work,) = (app.session_state[k] for k in ("work-plane-replay.html",))
     work.thread.join(60)
     app.run()
     labels = [b.proto.label for b in app.get("download_button")]
@@ -80,56 +116,74 @@ def test_a_report_is_made_beside_the_page_and_offered(runs):
     assert work.file.name == "plane-replay.html"
 
 
-def test_work_can_be_cancelled_and_keeps_nothing(runs):
-    run = make_run(runs, "plane", steps=20)
-    entered = threading.Event()
-
-    def forever(run, folder, progress):
-        entered.set()
-        while True:
-            progress(1, 3)
-            time.sleep(0.005)
-
-    work = Work("long", run.path, forever)
-    assert entered.wait(10)
+def test_work_that_is_cancelled_ends_at_once_and_leaves_nothing(runs):
+    run = make_run(runs, "text")
+    words = ["export", str(run.path), "--animate", "load_share", "--size", "900x900", "--scale", "1"]
+    work = Work(words, "long.gif")
+    until = time.monotonic() + 60
+    while not work.done:
+        assert time.monotonic() < until
+        time.sleep(0.01)
     assert work.busy
-    work.stop.set()
+    work.cancel()
+    assert work.process.returncode == -signal.SIGKILL  # it is gone when Cancel returns
     work.thread.join(10)
     assert not work.busy
-    assert work.file is None
-    assert work.error == "Cancelled. Nothing was kept."
-    with pytest.raises(Stopped):
-        work.progress(1, 2)
+    assert (work.error, work.file) == ("Cancelled. Nothing was kept.", None)
+    assert not work.folder.exists()
+    work.cancel()  # a second click is nothing
 
 
 def test_what_goes_wrong_is_said_in_one_line(runs):
     run = make_run(runs, "plane", steps=20)
-
-    def bad(run, folder, progress):
-        raise ValueError("wanted this, got that")
-
-    work = Work("bad", run.path, bad)
-    work.thread.join(10)
-    assert (work.error, work.file) == ("wanted this, got that", None)
+    work = Work(["export", str(run.path), "--format", "bmp"], "figures.zip")
+    work.thread.join(60)
+    assert work.error.startswith("unknown format 'bmp'")
+    assert work.file is None
 
 
-def test_many_figures_are_one_zip_with_the_same_bytes_each_time(runs, tmp_path):
-    import zipfile
-
+def test_many_figures_are_one_zip_with_the_same_bytes_each_time(runs):
     run = make_run(runs, "plane", steps=20)
-    made = [
-        folder_of(["loss", "churn"], "csv", Look())(run, folder, lambda done, of: None)
-        for folder in (tmp_path / "a", tmp_path / "b")
-        if folder.mkdir() is None
-    ]
-    assert zipfile.ZipFile(made[0]).namelist() == [
-        "loss.csv",
-        "churn.csv",
-        "statistics.csv",
-        "export.json",
-        "script.txt",
-    ]
-    assert made[0].read_bytes() == made[1].read_bytes()
+    words = ["export", *words_of(Source(str(run.path)), Look()), "--format", "csv", "--figure", "loss", "churn"]
+    works = [Work(words, "figures.zip") for _ in range(2)]
+    for work in works:
+        work.thread.join(60)
+        assert work.error == ""
+    files = ["churn.csv", "export.json", "loss.csv", "script.txt", "statistics.csv"]
+    assert zipfile.ZipFile(works[0].file).namelist() == files
+    assert works[0].file.read_bytes() == works[1].file.read_bytes()
+    assert (works[0].done, works[0].of) == (3, 3)
+
+
+def test_the_page_and_the_command_draw_the_same_picture(runs, tmp_path):
+    """All that is chosen on the page goes into the command's flags."""
+    for name in ("a", "b"):
+        make_run(runs, "text", name=name).close()
+    look = Look((640, 400), 1.5, "dark", "-- mine", 15.0, True, 0, 150)
+    what = Source(str(runs / "a"), (str(runs / "b"),), (("align", "fork"), ("expert", "3")))
+    words = ["export", *words_of(what, look), "--format", "png", "--figure", "compare_loss", "expert_share"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    with what.open() as source:
+        for name in ("compare_loss", "expert_share"):
+            assert rendered(source, name, "png", look) == (tmp_path / "out" / f"{name}.png").read_bytes()
+
+
+def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
+    for name in ("a", "b"):
+        make_run(runs, "text", name=name).close()
+    make_run(runs, "plane").close()
+    app = page(**{"run": "a", "with": "b,plane,gone", "align": "fork", "expert": "99"})
+    assert not app.exception
+    assert app.multiselect[0].value == ["compare_balance"]  # what does not fit is left out
+    assert "Balance of the runs compared" in words(app)
+    assert "sweep_pareto" not in app.multiselect[0].options
+    assert page(sweep="nothing").error[0].value.startswith("'nothing' is no sweep")
+    make_sweep(make_plan(Config.for_task("plane", steps=5), Knobs(), {"noise": [0.5, 1.0], "k": [1, 2]}), runs, "grid")
+    app = page(sweep="grid")
+    assert not app.exception
+    assert app.multiselect[0].value == ["sweep_balance"]
+    assert "Balance over the grid: 480 × 300 px" in words(app)
+    assert "Make report" not in {b.label for b in app.button}
 
 
 def test_sizes_are_read_by_people():

@@ -11,7 +11,8 @@ import pytest
 
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
-from moe_core.figures.tiles import gestures, heldout_tile, last_change
+from moe_core.figures.reading import gestures, last_change
+from moe_core.figures.tiles import heldout_tile
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import LOOKS_AHEAD, Config, Knobs, layout
 

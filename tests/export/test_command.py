@@ -23,7 +23,8 @@ def export(runs, *words):
 def test_the_flags_decide_the_picture(runs, tmp_path, capsys):
     words = ("--format", "png", "--figure", "loss", "--size", "320x200", "--scale", "1.5", "--theme", "dark", "--json")
     assert export(runs, "--out", str(tmp_path), *words) == 0
-    (event,) = map(json.loads, capsys.readouterr().out.splitlines())
+    *progress, event = map(json.loads, capsys.readouterr().out.splitlines())
+    assert progress == [{"event": "progress", "done": done, "of": 1} for done in (0, 1)]
     assert event == {
         "event": "file",
         "path": str(tmp_path / "loss.png"),

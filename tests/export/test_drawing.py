@@ -1,12 +1,15 @@
 """A spec comes out where plotly.js would draw it, and nothing is left out in silence."""
 
+import re
+
 import numpy as np
 import pytest
 
 from moe_core.export.axes import Axis, number, spacing, ticks
 from moe_core.export.drawing import draw
-from moe_core.export.fonts import face, plain, width_of
-from moe_core.export.marks import Path, Picture, Text, colour_of, lines_of
+from moe_core.export.fonts import face, plain, spaced, width_of
+from moe_core.export.marks import Path, Picture, Run, Sheet, Text, colour_of, lines_of
+from moe_core.export.pdf import Document
 from moe_core.figures.theme import LIGHT, base
 
 
@@ -157,3 +160,45 @@ def test_on_a_log_axis_a_note_stands_at_a_power_and_a_shape_at_a_value():
     (path,) = [m for m in drawn.marks if isinstance(m, Path) and m.stroke == (0, 0, 255, 1.0)]
     assert path.lines[0].points[0][1] == pytest.approx(107)
     assert words(drawn)["ten"].y == pytest.approx(107 + 4.5, abs=1)
+
+
+def test_a_note_on_a_log_axis_across_stands_at_a_power_too():
+    note = {"text": "ten", "x": 1, "y": 5, "xref": "x", "yref": "y", "showarrow": False, "xanchor": "left"}
+    drawn = sheet([], x={"type": "log", "range": [0, 2], "tickvals": []}, annotations=[note])
+    found = words(drawn)["ten"]
+    assert found.x - found.anchor * width_of(found.runs) == pytest.approx(170 + 2)
+
+
+def test_plots_that_share_an_x_axis_have_its_words_once_below_the_lowest():
+    font = {"family": "sans-serif", "size": 13, "color": "#000000"}
+    y = {"range": [0, 1], "anchor": "x", "tickfont": font, "tickvals": [0.5]}
+    x = {"title": "step", "range": [0, 10], "anchor": "y2", "tickvals": [5]}
+    drawn = sheet([], x=x, yaxis=y | {"domain": [0.6, 1]}, yaxis2=y | {"domain": [0, 0.4]})
+    said = [("".join(run.text for run in m.runs), m.y) for m in drawn.marks if isinstance(m, Text)]
+    assert [text for text, _ in said].count("step") == 1
+    assert [y > 162 for text, y in said if text == "5"] == [True]
+
+
+def test_letters_are_kerned_as_the_font_says_at_its_weight():
+    # From the font's own tables, in thousandths: P. is -112 at 400 and -132 at 700.
+    assert [round(1000 * face(False, weight).kern("P", ".")) for weight in (400, 700)] == [-112, -132]
+    assert face(False, 400).kern("1", "1") == 0
+    run = Run("P.P", (0, 0, 0, 1.0), 100, 400, False)
+    assert [letter for letter, _ in spaced(run)] == list("P.P")
+    apart = sum(100 * face(False, 400).advance(letter) for letter in "P.P")
+    assert width_of((run,)) == pytest.approx(apart - 11.2 + 100 * face(False, 400).kern(".", "P"), abs=0.1)
+    mono = run._replace(mono=True)
+    assert width_of((mono,)) == pytest.approx(3 * 100 * face(True, 400).advance("P"))
+
+
+def test_a_pdf_moves_its_letters_as_the_png_does():
+    run = Run("P.P", (0, 0, 0, 1.0), 100, 400, False)
+    page = Sheet(300, 150, (Text((run,), 0, 100),))
+    content = Document([page], {}, 1.0).content(page)
+    (moved,) = re.findall(r"\[(.*)\] TJ", content)
+    assert float(re.findall(r">([-\d.]+)<", moved)[0]) == pytest.approx(112.2, abs=0.1)
+
+
+def test_the_words_of_a_tick_at_the_end_are_moved_in_rather_than_cut():
+    found = words(sheet([], x={"range": [0, 4000], "tickvals": [0, 4000], "title": "step"}))["4000"]
+    assert found.x + (1 - found.anchor) * width_of(found.runs) == pytest.approx(300)

@@ -9,17 +9,17 @@ import xml.dom.minidom
 import zlib
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from moe_core.export import FORMATS, Look, chosen, export, rendered
 from moe_core.export.files import write, write_parts
-from moe_core.export.look import sheet_of
+from moe_core.export.fonts import width_of
+from moe_core.export.look import sheet_of, spec_of
 from moe_core.export.marks import Text
 from moe_core.export.web import script_text
-from moe_core.schema import TASKS, Config
+from moe_core.schema import TASKS
 from tests.export.made import make_run
 
 ROOT = Path(__file__).parents[2]
@@ -32,9 +32,9 @@ def runs(tmp_path_factory):
 
 
 @pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}])  # fmt: skip
-def test_what_there_is_not_is_refused_before_anything_is_written(tmp_path, given):
+def test_what_there_is_not_is_refused_before_anything_is_written(runs, tmp_path, given):
     with pytest.raises(ValueError, match=r"there are|between"):
-        export(SimpleNamespace(config=Config()), tmp_path / "out", **given)
+        export(runs["text"], tmp_path / "out", **given)
     assert not (tmp_path / "out").exists()
 
 
@@ -135,7 +135,8 @@ def test_a_pdf_is_sound_and_its_words_can_be_read(runs):
             }
             letters[len(letters)] = fonts
     content = next(s for s in streams if b" cm\n" in s and b" Tf " in s).decode()
-    for font, codes in re.findall(r"/F(\d+) .*?<(\w+)> Tj", content):
+    for font, moved in re.findall(r"/F(\d+) .*?\[(.*?)\] TJ", content):
+        codes = "".join(re.findall(r"<(\w+)>", moved))
         shown += "".join(letters[int(font)][int(codes[i : i + 4], 16)] for i in range(0, len(codes), 4)) + "\n"
     assert "Balance over time" in shown
     assert "text, step 200, MoEscope" in shown
@@ -184,3 +185,22 @@ def test_an_export_can_be_stopped_between_two_files(runs, tmp_path):
 def test_a_past_step_shows_no_later_change(runs):
     early = rendered(runs["text"], "balance", "svg", Look(step=50)).decode()
     assert "<desc>Step: 50</desc><desc>Layer: 1</desc><desc>Changes: none</desc>" in early
+
+
+def test_a_second_line_that_would_be_cut_is_broken_and_nothing_runs_over_the_edges(runs):
+    for name in chosen(runs["text"], None):
+        sheet, _ = sheet_of(runs["text"], name, Look(size=(320, 240)), "")
+        assert (sheet.width, sheet.height) == (320, 240)
+        lines = [m for m in sheet.marks if isinstance(m, Text) and m.x == 0]
+        assert all(width_of(line.runs) <= 320 for line in lines[1:]), name
+    wide, narrow = (
+        [m for m in sheet_of(runs["text"], "probe_text", Look(size=(width, 400)), "")[0].marks if isinstance(m, Text) and m.x == 0]
+        for width in (1400, 480)
+    )  # fmt: skip
+    said = [" ".join("".join(run.text for run in line.runs) for line in lines[1:]) for lines in (wide, narrow)]
+    assert said[0] == said[1]
+    assert len(narrow) == len(wide) + 1 == 3
+    spec, _ = spec_of(runs["text"], "probe_text", Look(size=(480, 400)))
+    assert spec["layout"]["height"] == 400  # what the words take comes off the plot, and leaves no gap below
+    bare, _ = sheet_of(runs["text"], "probe_text", Look(size=(480, 400), title=""), "")
+    assert not [m for m in bare.marks if isinstance(m, Text) and m.x == 0]

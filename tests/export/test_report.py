@@ -13,7 +13,7 @@ from moe_core.export.animation import animate, steps_of
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Run
 from moe_core.export.report import WIDE, Rows, column_widths, parts_of, wrapped, write_report
-from moe_core.figures.catalog import FIGURES
+from moe_core.figures.catalog import FIGURES, shows
 from tests.export.made import make_run
 
 
@@ -50,7 +50,7 @@ def test_the_report_has_settings_changes_evaluations_figures_and_text(run, tmp_p
         assert words in read.text
     assert "script" not in {tag for tag, _ in read.tags}
     images = [attributes for tag, attributes in read.tags if tag == "img"]
-    figures = [name for name, entry in FIGURES.items() if "text" in entry.tasks and entry.page != "compare"]
+    figures = [name for name in FIGURES if shows(run, name)]
     assert len(images) == 2 * len(figures)  # light and dark
     assert {a["alt"] for a in images} == {FIGURES[name].title for name in figures}
     outside = [a.get("src", a.get("href", "")) for _, a in read.tags if a.get("src") or a.get("href")]

@@ -8,8 +8,10 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import batch, read_batch, treemap
+from moe_core.figures.reading import batch_sizes, groups_of, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import batch_sizes, batch_tiles, groups_of, plain_count, tokens_per_expert
+from moe_core.figures.tiles import batch_tiles, plain_count
+from moe_core.schema import Config
 from tests.figures.record import record
 
 
@@ -137,10 +139,4 @@ def test_colour_is_the_deviation_from_ideal():
 
 
 def test_a_flat_layer_has_one_group():
-    assert (
-        groups_of(SimpleNamespace())
-        == groups_of(SimpleNamespace(groups=0))
-        == groups_of(SimpleNamespace(groups=1))
-        == 1
-    )
-    assert groups_of(SimpleNamespace(groups=4)) == 4
+    assert [groups_of(Config(num_experts=16, groups=groups)) for groups in (0, 4)] == [1, 4]

@@ -17,7 +17,9 @@ from moe_core.schema import TASKS
 from tests.figures.record import record
 
 OURS = [
-    name for name, entry in FIGURES.items() if entry.page in ("experts", "compare", "batch") or name == "group_treemap"
+    name
+    for name, entry in FIGURES.items()
+    if entry.page in ("experts", "compare", "batch") or name in ("group_treemap", "probe_gates")
 ]
 
 

@@ -1,5 +1,6 @@
 """The numbers inside the Compare page's figures: one axis for all, paired differences, colours that are runs."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import Curve
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import compare_tiles
+from moe_core.runs import KnobChange, open_run
+from tests.export.made import make_run
 from tests.figures.record import record
 
 
@@ -41,7 +44,7 @@ def test_what_lies_below_the_axis_is_drawn_on_it_and_told_as_it_is():
 def test_differences_are_taken_at_the_same_step_only():
     gaps, width = compare.differences(
         [curve("a", 1, [1, 2, 3, 4, 5]), curve("b", 3, [10, 10, np.nan, 9]), curve("c", 50, [1])]
-    )
+    ).values()
     assert width == 1
     assert gaps[0].steps.tolist() == [3, 4, 5]
     np.testing.assert_allclose(gaps[0].values, [7, 6, np.nan])
@@ -51,7 +54,7 @@ def test_differences_are_taken_at_the_same_step_only():
 def test_long_runs_are_compared_by_means_of_equal_stretches():
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(2, 3000))
-    gaps, width = compare.differences([curve("a", 1, a), curve("b", 1, b)])
+    gaps, width = compare.differences([curve("a", 1, a), curve("b", 1, b)]).values()
     assert width == 8
     steps, gap = np.arange(1, 3001), b - a
     want = [gap[steps // 8 == group].mean() for group in range(3000 // 8 + 1)]
@@ -60,7 +63,8 @@ def test_long_runs_are_compared_by_means_of_equal_stretches():
 
 
 def test_the_difference_chart_has_zero_in_its_middle_and_says_its_sign():
-    spec = compare.compare_loss_difference.spec([curve("a", 1, [2.0] * 50), curve("b", 1, [1.5] * 50)], unit="nats")
+    curves = [curve("a", 1, [2.0] * 50), curve("b", 1, [1.5] * 50)]
+    spec = compare.compare_loss_difference.spec(curves, **compare.differences(curves), unit="nats")
     (trace,) = spec["data"]
     np.testing.assert_allclose(trace["y"], -0.5)
     low, high = spec["layout"]["yaxis"]["range"]
@@ -115,7 +119,6 @@ def test_losses_of_text_are_read_in_bits(tmp_path: Path):
     np.testing.assert_allclose(read["curves"][0].values, run.history("task_loss")[1] / np.log(2), rtol=1e-6)
     assert read["unit"] == "bits per byte"
     assert read["heldout"][0].values.tolist() == [2.5, 2.5, 2.5]
-    assert read_compare.read_loss(run, 0, 40, None, None)["curves"][0].steps[-1] == 40
 
 
 def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
@@ -124,3 +127,59 @@ def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
     assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
     assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
     assert compare.run_colour(0, LIGHT) == LIGHT.ink
+
+
+def turned(step, name="noise", previous=1.0, value=0.5):
+    return KnobChange(1, name, value, previous, "me", 0.0, step)
+
+
+def diamonds(spec):
+    (trace,) = [trace for trace in spec["data"] if trace["name"] == "turned"]
+    return trace
+
+
+def test_a_turn_stands_on_its_runs_line_and_is_named_with_its_letter():
+    a = curve("a", 1, [1.0, 0.001, 3, 4])._replace(turns=(turned(2), turned(9)))
+    b = curve("b", 1, [5.0, 6, 7, 8])._replace(turns=(turned(2), turned(4), turned(4, "k", 2, 1)))
+    spec = compare.compare_balance.spec([a, b])
+    marks = diamonds(spec)
+    assert marks["x"].tolist() == [2, 2, 4, 4]  # the turn after the last recorded step is not made up
+    np.testing.assert_allclose(marks["y"], [0.02, 6, 8, 8], rtol=1e-6)
+    assert marks["marker"]["color"] == LIGHT.hand
+    assert marks["hovertext"][0] == "A a was turned at step 2: noise 1 → 0.5"
+    names = [note for note in spec["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]
+    assert [re.sub("<.*?>", "", name["text"]) for name in names] == [
+        "■ B k 2 → 1, noise 1 → 0.5",
+        "■ A ■ B noise 1 → 0.5",
+    ]
+    assert [name.get("yshift") for name in names] == [None, -18]  # they would cover each other in one row
+    assert [s["x0"] for s in spec["layout"]["shapes"]] == [4, 2]
+    quiet = compare.compare_balance_difference.spec([a, b], **compare.differences([a, b]))
+    np.testing.assert_allclose(diamonds(quiet)["y"], [0, 6 - 0.001, 4, 4], rtol=1e-6)
+    assert not [note for note in quiet["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]
+    loud = compare.compare_balance_difference.spec([a, b], **compare.differences([a, b]), label_changes=True)
+    assert len([note for note in loud["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]) == 2
+
+
+def test_on_the_maps_of_load_a_turn_is_a_line_on_its_own_run():
+    share = np.full((4, 2), 0.5)
+    a, b = Curve("a", np.arange(1, 5), share), Curve("b", np.arange(1, 5), share, (turned(3),))
+    lines = compare.compare_load.spec([a, b])["layout"]["shapes"]
+    assert [(line["x0"], line["yref"], line["y0"], line["y1"]) for line in lines] == [(3, "y2", 2.5, 0.5)] * 2
+    assert [line["line"]["color"] for line in lines] == [LIGHT.ground, LIGHT.hand]
+
+
+def test_turns_and_the_step_looked_at_count_from_the_fork_too(tmp_path: Path):
+    a, b = (open_run(make_run(tmp_path, "text", name=name).path) for name in "ab")  # noise is turned at step 101
+    b.parent = SimpleNamespace(run="a", step=60)
+    source = View(a, {"align": "fork"}, (b,))
+    read = read_compare.read_balance(source, 0, 80, None, None)
+    assert [[change.step for change in curve.turns] for curve in read["curves"]] == [[41], [41]]
+    layout = compare.compare_balance.spec(**read)["layout"]
+    assert layout["meta"]["offset"] == 60
+    assert [line["x0"] for line in layout["shapes"] if line["line"].get("dash")] == [20]
+    before = read_compare.read_balance(source, 0, 30, None, None)  # before the fork there is nothing to point at
+    assert before["over"].cursor is None
+    by_step = compare.compare_balance.spec(**read_compare.read_balance(View(a, {}, (b,)), 0, 80, None, None))
+    assert "offset" not in by_step["layout"]["meta"]
+    assert [line["x0"] for line in by_step["layout"]["shapes"] if line["line"].get("dash")] == [80]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.views import View
-from moe_core.figures import experts, favourites, flow, read_experts, tiles
+from moe_core.figures import experts, favourites, flow, matrices, read_experts, tiles
 from moe_core.figures.theme import DARK, LIGHT, expert_colour
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
@@ -49,7 +49,7 @@ def test_share_over_time_is_the_chosen_experts_between_least_and_most():
 
 def test_specialisation_is_log2_over_ideal_and_what_was_not_seen_is_a_gap():
     share = np.array([[0.5, 0.25, 0.25, 0], [0, 0, 0, 0], [0.01, 0.01, 0.01, 0.97]])
-    spec = experts.specialisation.spec(share, ["<i>", "b", "c"], chosen=3)
+    spec = matrices.specialisation.spec(share, ["<i>", "b", "c"], chosen=3)
     trace = spec["data"][0]
     np.testing.assert_allclose(trace["z"][0], [1, 0, 0, -3])
     assert np.isnan(trace["z"][1]).all()
@@ -62,22 +62,22 @@ def test_specialisation_is_log2_over_ideal_and_what_was_not_seen_is_a_gap():
 
 def test_coactivation_leaves_out_the_diagonal_and_experts_without_tokens():
     share = np.array([[1, 0.4, 0.6], [0.9, 1, 0.1], [0, 0, 0]], np.float32)
-    trace = experts.coactivation.spec(share, k=2)["data"][0]
+    trace = matrices.coactivation.spec(share, k=2)["data"][0]
     np.testing.assert_allclose(trace["z"], [[np.nan, 0.4, 0.6], [0.9, np.nan, 0.1], [np.nan] * 3])
     assert trace["zmax"] >= 0.9
     assert share[0, 0] == 1  # inputs stay
-    assert "k = 1" in experts.coactivation.spec(np.eye(3), k=1)["layout"]["title"]["text"]
+    assert "k = 1" in matrices.coactivation.spec(np.eye(3), k=1)["layout"]["title"]["text"]
 
 
 def test_similarity_is_the_cosine_of_the_gates_columns():
     w = np.array([[1, 0, 1, 0], [0, 2, 1, 0], [0, 0, 0, 0]], np.float32)
-    cosine = experts.cosines(w)
+    cosine = matrices.cosines(w)
     np.testing.assert_allclose(
         cosine[:3, :3], [[1, 0, 0.5**0.5], [0, 1, 0.5**0.5], [0.5**0.5, 0.5**0.5, 1]], atol=1e-12
     )
     assert np.isnan(cosine[3]).all()
     assert np.isnan(cosine[:, 3]).all()
-    trace = experts.similarity.spec(cosine)["data"][0]
+    trace = matrices.similarity.spec(cosine)["data"][0]
     assert np.isnan(np.diagonal(trace["z"])).all()
     assert trace["z"][0, 2] == pytest.approx(0.5**0.5)
 

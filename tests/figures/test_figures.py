@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 
-from moe_core.figures import bars, routing, timeline
+from moe_core.figures import bars, score, timeline
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import DARK, LIGHT, escape, expert_colour, letter_colour, luminance, percent
 
@@ -104,7 +104,7 @@ def test_the_score_shows_each_byte_with_its_gates_and_marks_what_moved(E):
     gates = rng.dirichlet(np.ones(K), 100).astype(np.float16)
     before = experts.copy()
     before[5, 0] = int(before[5, 0]) + 1
-    spec = routing.probe_text.spec(np.full(100, 60, np.uint8), experts, gates, E, before_NK=before)
+    spec = score.probe_text.spec(np.full(100, 60, np.uint8), experts, gates, E, before_NK=before)
     cells = [t for t in spec["data"] if t["name"].startswith("first")]
     shown = np.concatenate([t["z"][0] for t in cells])
     np.testing.assert_array_equal(shown[:100], experts[:, 0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_core.figures import bars, routing
+from moe_core.figures import bars, routing, score
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import kept
 
@@ -24,7 +24,7 @@ def test_the_first_expert_is_that_of_the_first_place_that_is_not_empty():
 
 
 def test_the_score_leaves_the_cell_of_such_a_byte_to_the_ground():
-    spec = routing.probe_text.spec(np.full(4, 65, np.uint8), EXPERTS, GATES, E, before_NK=EXPERTS[::-1], theme=DARK)
+    spec = score.probe_text.spec(np.full(4, 65, np.uint8), EXPERTS, GATES, E, before_NK=EXPERTS[::-1], theme=DARK)
     np.testing.assert_array_equal(trace(spec, "first expert")["z"][0][:4], [0, 2, np.nan, 3])
     nobody = trace(spec, "no expert")
     assert nobody["x"].tolist() == [2.5]

@@ -30,7 +30,7 @@ def test_a_line_steps_where_the_value_acted_and_ends_at_the_last_step():
     assert line["line"]["color"] == LIGHT.hand
     assert np.argsort(line["y"][:3]).tolist() == [2, 0, 1]
     assert -1 <= line["y"].min() < line["y"].max() <= 0
-    assert spec["layout"]["annotations"][-1]["text"] == "noise 0.5"
+    assert spec["layout"]["annotations"][-1]["text"] == "noise<br>0.5"
 
 
 def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
@@ -73,6 +73,7 @@ def test_a_strip_has_no_titles_and_says_that_it_is_over_time():
     assert spec["layout"]["title"]["text"] == ""
     assert "title" not in spec["layout"]["xaxis"]
     assert spec["layout"]["meta"]["strip"] is True
+    assert [note["text"] for note in spec["layout"]["annotations"]] == ["noise 2"]  # in one line: a strip is low
     tall = knobs.spec({}, None)["layout"]
     assert tall["title"]["text"].startswith("Knobs over time")
     assert (tall["xaxis"]["title"]["text"], tall["yaxis"]["title"]["text"]) == ("step", "knob")

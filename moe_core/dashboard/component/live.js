@@ -65,6 +65,7 @@ export class View {
   }
 
   choose(options) {
+    if (options?.align !== this.data.options?.align) this.span = null; // a zoom of another axis
     this.data.options = options;
     this.link.say();
   }
@@ -140,7 +141,7 @@ export class View {
     const box = chart.getBoundingClientRect();
     const x = event.clientX - box.left - layout.xaxis._offset;
     const inside = x >= 0 && x <= layout.xaxis._length && event.clientY - box.top > layout.yaxis._offset;
-    const step = inside ? Math.round(layout.xaxis.p2d(x)) : null;
+    const step = inside ? Math.round(layout.xaxis.p2d(x)) + offset(layout) : null;
     this.point(step >= 1 && step <= this.header?.last ? step : null);
   }
 
@@ -150,12 +151,12 @@ export class View {
     this.scrubber?.point(step);
     for (const chart of this.charts.values()) {
       const mark = chart.nextElementSibling, layout = chart._fullLayout;
-      const x = step !== null && overTime(layout) ? layout.xaxis.d2p(step) : -1;
+      const x = step !== null && overTime(layout) ? layout.xaxis.d2p(step - offset(layout)) : -1;
       mark.hidden = !(x >= 0 && x <= layout.xaxis._length);
       if (mark.hidden) continue;
       mark.style.transform = `translateX(${layout.xaxis._offset + x}px)`;
-      mark.style.top = `${layout.yaxis._offset}px`;
-      mark.style.height = `${layout.yaxis._length}px`;
+      mark.style.top = `${layout._size.t}px`; // of all the plots, where a chart has several
+      mark.style.height = `${layout._size.h}px`;
     }
   }
 
@@ -230,7 +231,12 @@ export class View {
 }
 
 function overTime(layout) {
-  return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true;
+  return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true || layout?.meta?.offset !== undefined;
+}
+
+// The step that stands at 0: of a chart over the steps since a fork, the fork's.
+function offset(layout) {
+  return layout.meta.offset ?? 0;
 }
 
 const saveSvg = {

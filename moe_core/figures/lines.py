@@ -1,0 +1,163 @@
+"""What charts over steps share: their axis, their lines, the names at the lines' ends, and the marks of changes."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.theme import SANS, Array, Size, Spec, Theme, base, escape, faded, inner, nice_above, note, upright
+from moe_core.schema import value_text
+
+LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
+STACKED = 3  # names of knobs turned in one step that stand below each other
+
+
+def step_axis(steps: Array, span: tuple[float, float] | None) -> Spec:
+    """The x axis of a chart over time: what the viewer zoomed to, else from 0 to a round number of steps."""
+    last = float(steps[-1]) if len(steps) else 0.0
+    upper = nice_above(max(last, 10.0))
+    return {"title": "step", "range": list(map(float, span)) if span else [0.0, upper], "nticks": 8, "tickformat": "d"}
+
+
+def as_steps(steps: Array) -> Array:
+    """Steps in the integer type that plotly.js reads as a typed array."""
+    return np.asarray(steps).astype(np.int32)
+
+
+def last_of(steps: Array) -> int | None:
+    """The last step, or None of an empty history."""
+    return int(steps[-1]) if len(steps) else None
+
+
+def over_steps(
+    name: str,
+    title: str,
+    subtitle: str,
+    steps: Array,
+    span: tuple[float, float] | None,
+    y: Spec,
+    theme: Theme,
+    size: Size,
+    labels: bool = True,
+) -> Spec:
+    """The layout of a chart over steps (n,), with room for the lines' names unless `labels` is False."""
+    x = step_axis(steps, span)
+    return base(name, title, subtitle, step=last_of(steps), theme=theme, size=size, labels=labels, x=x, y=y)
+
+
+def line(name: str, x: Array, y: Array, told: str, **pen: Any) -> Spec:
+    """A line. told: what hovering a point of it says; pen: its color and width, and what else plotly calls part of a line."""
+    return {
+        "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": pen,
+        "hovertemplate": f"{told}<extra></extra>",
+    }  # fmt: skip
+
+
+def mark(
+    layout: Spec,
+    changes: Iterable[Any],
+    cursor: int | None,
+    theme: Theme,
+    *,
+    labelled: bool = True,
+    cased: bool = False,
+) -> None:
+    """The knob changes, and the step that is looked at."""
+    mark_changes(layout, changes, theme, labelled=labelled, cased=cased)
+    mark_cursor(layout, cursor, theme)
+
+
+def mark_changes(
+    layout: Spec, changes: Iterable[Any], theme: Theme, *, labelled: bool = True, cased: bool = False
+) -> None:
+    """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
+
+    Knobs turned in one step share a line, and their names stand below each other. `cased` puts a strip of ground behind
+    the line, for a heatmap below it.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    turned: dict[int, list[str]] = {}
+    for change in [change for change in changes if change.step is not None and lo <= change.step <= hi][-100:]:
+        turned.setdefault(change.step, []).append(turn(change))
+    for step in sorted(turned, reverse=True):
+        if cased:
+            layout["shapes"].append(upright(step, color=theme.ground, width=5))
+        layout["shapes"].append(upright(step, color=theme.hand, width=1.5))
+    if labelled:
+        named = [(step, "<br>".join(turned[step][-STACKED:])) for step in sorted(turned)]
+        layout["annotations"] += change_names(layout, named, theme)
+
+
+def turn(change: Any) -> str:
+    """A knob's change in words: "noise 1 → 0.5"."""
+    return f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
+
+
+def change_names(
+    layout: Spec, named: Sequence[tuple[int, str]], theme: Theme, top: float = 1, rows: int = 1
+) -> list[Spec]:
+    """The names of changes (step, text), in the order of their steps, below the height `top` of the plot's area.
+
+    The latest is named first; a name stands left of its step in the last third, none covers another, and one that finds no
+    room in any of the rows is left out.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    width, _ = inner(layout)
+    size = layout["font"]["size"]
+    taken: list[tuple[float, float, int]] = []
+    found = []
+    for step, text in reversed(named):
+        at = width * (step - lo) / (hi - lo)
+        reach = 8 + 0.52 * size * max(len(re.sub(r"<[^>]*>", "", row)) for row in text.split("<br>"))
+        left = at > width * 2 / 3 or at + reach > layout["width"] - layout["margin"]["l"]
+        span = (at - reach, at) if left else (at, at + reach)
+        free = [row for row in range(rows) if all(span[1] < a or span[0] > b for a, b, other in taken if other == row)]
+        if not free or span[0] < 0:
+            continue
+        taken.append((*span, free[0]))
+        font = {"color": theme.hand, "size": size, "family": SANS}
+        side, shift = ("right", -6) if left else ("left", 6)
+        place: Spec = {"xanchor": side, "align": side, "xshift": shift}
+        place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+        found.append(note(text, step, top, font=font, **place))
+        if free[0]:
+            found[-1]["yshift"] = round(-1.4 * size * free[0])
+    return found
+
+
+def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
+    """The step that is looked at, when it is not the last one."""
+    if cursor is not None:
+        layout["shapes"].append(upright(cursor, color=theme.ink, width=1.5, dash="dot"))
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Positions, falling, moved as little downward as keeps them `gap` apart. Each label stays beside its line's order."""
+    placed: list[float] = []
+    for y in wanted:
+        placed.append(min(y, placed[-1] - gap) if placed else y)
+    # What ran out below is pushed up again, from the bottom.
+    floor = 0.0
+    for i in range(len(placed) - 1, -1, -1):
+        placed[i] = max(placed[i], floor)
+        floor = placed[i] + gap
+    return placed
+
+
+def end_label(
+    text: str, px: float, height: int, theme: Theme, size: int, *, strong: bool = False, ink: bool = False
+) -> Spec:
+    """A line's name right of the plot, `px` above its bottom; in ink where it says so or is strong."""
+    words = f"<b>{text}</b>" if strong else text
+    return note(
+        words,
+        1,
+        px / height,
+        xref="paper",
+        yref="paper",
+        xanchor="left",
+        yanchor="middle",
+        xshift=6,
+        font={"color": theme.ink if strong or ink else theme.ink2, "size": size, "family": SANS},
+    )

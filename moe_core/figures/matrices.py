@@ -1,0 +1,241 @@
+"""Experts against something else, as heatmaps: what they specialise in, whom they share tokens with, whom they resemble.
+
+Shapes: E experts, C values of a label, D model width. `chosen` is the expert looked at, counted from 0.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_core.figures.theme import (
+    DIVERGING_STOPS,
+    FRACTIONS,
+    LIGHT,
+    LINES,
+    SANS,
+    SEQUENTIAL_STOPS,
+    Array,
+    Size,
+    Spec,
+    Theme,
+    base,
+    escape,
+    figure,
+    inner,
+    nice_above,
+    percent,
+    scale,
+)
+
+LONGEST = 14  # letters of a row's name
+
+
+@figure
+def specialisation(
+    share_CE: Array,
+    names_C: Sequence[str],
+    *,
+    label: str = "class",
+    chosen: int | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """Which expert takes which class or domain: the share of each row's selections, over the ideal 1/E.
+
+    share_CE (C, E), a row sums to 1; a row of zeros was not seen and is a gap.
+    """
+    return by_label("specialisation", "Specialisation", share_CE, names_C, label, chosen, step, theme, size)
+
+
+@figure
+def specialisation_byte(
+    share_CE: Array,
+    names_C: Sequence[str],
+    *,
+    chosen: int | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 600),
+) -> Spec:
+    """As specialisation, for some bytes: share_CE (C, E), names_C how each is shown."""
+    title = "Specialisation by byte"
+    return by_label("specialisation_byte", title, share_CE, names_C, "byte", chosen, step, theme, size)
+
+
+def by_label(
+    name: str,
+    title: str,
+    share_CE: Array,
+    names_C: Sequence[str],
+    label: str,
+    chosen: int | None,
+    step: int | None,
+    theme: Theme,
+    size: Size,
+) -> Spec:
+    E = share_CE.shape[1]
+    share = np.where(np.asarray(share_CE).sum(axis=1, keepdims=True) > 0, share_CE, np.nan).astype(np.float32)
+    return heatmap(
+        name,
+        title,
+        f"share of a {label}'s selections ÷ ideal {percent(1 / E)}",
+        log_ratio(share * E),
+        {"colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -3, "zmax": 3},
+        {"tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS)},
+        100 * share,
+        "Of the selections for %{text}, %{customdata:.1f} % went to expert %{x}",
+        rows=[escape(name[:LONGEST]) for name in names_C],
+        row_title=label,
+        column=chosen,
+        step=step,
+        theme=theme,
+        size=size,
+    )
+
+
+@figure
+def coactivation(
+    share_EE: Array,
+    *,
+    k: int = 2,
+    chosen: int | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """Who shares tokens: of the tokens of expert i (row), the share that also goes to expert j (column). (E, E)
+
+    The diagonal, 1 by definition, is left out; the row of an expert without tokens is a gap.
+    """
+    E = len(share_EE)
+    share = np.array(share_EE, np.float32)
+    share[np.diagonal(share) == 0] = np.nan
+    np.fill_diagonal(share, np.nan)
+    chance = (k - 1) / (E - 1) if E > 1 else 0.0
+    top = nice_above(max(float(np.nanmax(share, initial=0.0)), 2 * chance, 0.01)) if k > 1 else 1.0
+    top = min(top, 1.0)
+    ticks = [top * i / 4 for i in range(5)]
+    return heatmap(
+        "coactivation",
+        "Co-activation",
+        f"share of a row's tokens; by chance {percent(chance)}" if k > 1 else "with k = 1 no two experts share a token",
+        share,
+        {"colorscale": scale(theme.sequential, SEQUENTIAL_STOPS), "zmin": 0, "zmax": top},
+        {"tickvals": ticks, "ticktext": [f"{100 * t:g} %" for t in ticks]},
+        100 * share,
+        "Of the tokens of expert %{y}, %{customdata:.1f} % also go to expert %{x}",
+        rows=None,
+        row_title="expert",
+        row=chosen,
+        step=step,
+        theme=theme,
+        size=size,
+    )
+
+
+@figure
+def similarity(
+    cosine_EE: Array,
+    *,
+    chosen: int | None = None,
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """How alike two experts' columns of W_g are: cosine from -1 to 1, the diagonal left out. (E, E), NaN for a zero column."""
+    cosine = np.array(cosine_EE, np.float32)
+    np.fill_diagonal(cosine, np.nan)
+    return heatmap(
+        "similarity",
+        "Similarity of W_g",
+        "cosine of gate weights; orange: alike",
+        cosine,
+        {"colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -1, "zmax": 1},
+        {"tickvals": [-1, -0.5, 0, 0.5, 1], "ticktext": ["−1", "−0.5", "0", "0.5", "1"]},
+        cosine,
+        "The gate weights of experts %{y} and %{x} have a cosine of %{customdata:.2f}",
+        rows=None,
+        row_title="expert",
+        row=chosen,
+        step=step,
+        theme=theme,
+        size=size,
+    )
+
+
+def cosines(w_DE: Array) -> Array:
+    """Cosine of each two columns (E, E); NaN where one of them is zero."""
+    w = np.asarray(w_DE, np.float64)
+    norms = np.linalg.norm(w, axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        unit = w / np.where(norms > 0, norms, np.nan)
+    return np.asarray(np.clip(unit.T @ unit, -1, 1))
+
+
+def log_ratio(ratio: Array) -> Array:
+    """log2 of load over ideal, clipped at 1/8 and 8."""
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.clip(np.log2(ratio), -3, 3))
+
+
+def expert_ticks(E: int, px: float, each: float) -> list[int]:
+    """The expert numbers, from 1, that find room at `each` px."""
+    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if px / E * n >= each)
+    return list(range(1, E + 1, every)) if every <= 2 else [1, *range(every, E + 1, every)]
+
+
+def heatmap(
+    name: str,
+    title: str,
+    subtitle: str,
+    z: Array,
+    colours: Spec,
+    bar: Spec,
+    told: Array,
+    sentence: str,
+    *,
+    rows: Sequence[str] | None,
+    row_title: str,
+    row: int | None = None,
+    column: int | None = None,
+    step: int | None,
+    theme: Theme,
+    size: Size,
+) -> Spec:
+    """A matrix with experts in its columns; rows are experts too where they have no names. The chosen one has a frame.
+
+    z (C, E) is coloured, told (C, E) is what the hover's sentence calls customdata.
+    """
+    C, E = z.shape
+    layout = base(name, title, subtitle, step=step, theme=theme, size=size, labels=True)
+    layout["margin"] |= {"r": 76}
+    layout["margin"]["l"] += 7 * max((min(len(r), LONGEST) for r in rows), default=0) if rows is not None else 0
+    width, height = inner(layout)
+    across, down = expert_ticks(E, width, 18), expert_ticks(max(C, 1), height, 14)
+    font = layout["font"]
+    layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
+    layout["xaxis"]["title"] = {"text": "expert", "standoff": 2, "font": font}
+    down = [row for row in down if rows is None or row <= C]
+    layout["yaxis"] |= {"range": [max(C, 1) + 0.5, 0.5], "tickvals": down, "showgrid": False}
+    layout["yaxis"]["ticktext"] = [str(row) if rows is None else rows[row - 1] for row in down]
+    layout["yaxis"]["title"] = {"text": row_title, "standoff": 4, "font": font}
+    layout["plot_bgcolor"] = theme.side  # a gap is no value, on scales whose zero is the ground too
+    colorbar = {
+        "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
+        "tickfont": {"family": SANS, "size": font["size"], "color": theme.ink2},
+    }  # fmt: skip
+    data = {
+        "type": "heatmap", "name": title, "x": np.arange(1, E + 1, dtype=np.int32), "y": np.arange(1, C + 1, dtype=np.int32),
+        "z": np.asarray(z, np.float32), "customdata": np.asarray(told, np.float32), "hoverongaps": False,
+        "hovertemplate": f"{sentence}<extra></extra>",
+        "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colorbar | bar, **colours,
+    }  # fmt: skip
+    if rows is not None:
+        data["text"] = [[name] * E for name in rows]
+    for at, axis in ((row, "y"), (column, "x")):
+        if at is not None and C:
+            along = {"x0": 0, "x1": 1, "xref": "paper"} if axis == "y" else {"y0": 0, "y1": 1, "yref": "paper"}
+            frame = {f"{axis}0": at + 0.5, f"{axis}1": at + 1.5, f"{axis}ref": axis}
+            layout["shapes"].append({"type": "rect", "line": {"color": theme.ink, "width": 1.5}} | along | frame)
+    return {"data": [data] if C else [], "layout": layout}
