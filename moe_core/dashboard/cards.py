@@ -40,9 +40,10 @@ def cards() -> None:
 
 def begin(task: str) -> None:
     """Start a trainer with both loss weights at 0, and look at it."""
-    run_id = starting.start(Config.for_task(task), STARTING, who="dashboard")
-    st.query_params.clear()
-    st.query_params["run"] = run_id
+    config = Config.for_task(task)
+    run_id = starting.start(config, STARTING, who="dashboard")
+    # The last layer, where there are several: it collapses first and furthest.
+    st.query_params.from_dict({"run": run_id} | ({"layer": str(config.layers)} if config.layers > 1 else {}))
 
 
 @st.fragment(run_every=1.0)

@@ -1,6 +1,7 @@
 """The pages as a person uses them: a cold server, a real trainer, a real Chromium."""
 
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -42,10 +43,11 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
     (run,) = list_runs(server.runs)
     knobs = open_run(run.id, server.runs).started_knobs
     assert (knobs.w_importance, knobs.w_load) == (0, 0)
+    assert ("layer=2" in page.url) == (card == "Text")  # the layer that collapses first
     for figure in ("load_share", "balance_now", "balance", "loss"):
         assert step_of(page, figure) > 0
     for stat in ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "speed"):
-        expect(page.locator(f"[data-stat={stat}]")).to_have_text(__import__("re").compile(r"\d"))
+        expect(page.locator(f"[data-stat={stat}]")).to_have_text(re.compile(r"\d"))
 
 
 @pytest.mark.usefixtures("cold")
