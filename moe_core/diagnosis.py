@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import COLLAPSED, DEAD_AFTER, Config, Knobs, meta_of, switched_off, value_text
+from moe_core.schema import COLLAPSED, DEAD_AFTER, Config, Knobs, experts_per_token, meta_of, switched_off, value_text
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -190,7 +190,7 @@ def named(experts: Sequence[int]) -> str:
 def collapse(seen: Seen) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
     on = seen.config.num_experts - len(switched_off(seen.config, seen.knobs.off)[seen.layer])
-    ceiling = math.sqrt(max(on / chosen(seen) - 1, 0.0))
+    ceiling = math.sqrt(max(on / experts_per_token(seen.config, seen.knobs) - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
     cv_n = cv_of_those_on(seen.cv_load_n, on, seen.config.num_experts)
     since = standing(seen.steps_n, cv_n > high, cv_n < 0.8 * high)
@@ -216,11 +216,6 @@ def cv_of_those_on(cv_n: Array, on: int, num_experts: int) -> Array:
     The sum and the sum of squares are the same, so (CV squared + 1) is in proportion to the number of experts.
     """
     return np.asarray(np.sqrt(np.maximum((cv_n**2 + 1) * on / num_experts - 1, 0)))
-
-
-def chosen(seen: Seen) -> int:
-    """Experts that a token gets."""
-    return seen.knobs.k * (seen.knobs.k_primary if seen.config.groups > 1 else 1)
 
 
 def noise_of(seen: Seen) -> float:

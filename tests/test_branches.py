@@ -37,9 +37,10 @@ from moe_core.runs import (
 from moe_core.runs.branch import branch_off
 from moe_core.runs.codec import HEADER, link, pack_rows
 from moe_core.schema import Config, Knobs
-from moe_core.training import again, checkpoint, loop
+from moe_core.training import again, checkpoint
 from moe_core.training.again import replay, resume
 from moe_core.training.loop import Trainer, train
+from moe_core.training.machine import facts_of
 
 ROOT = Path(__file__).parents[1]
 STEPS = 160
@@ -266,7 +267,7 @@ def test_a_machine_that_adds_up_differently_is_told_of(
     tmp_path: Path, whole: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def of_another(device: torch.device, threads: int) -> dict[str, Any]:
-        facts = loop.facts_of(device, threads)
+        facts = facts_of(device, threads)
         return {**facts, "versions": {**facts["versions"], "torch": "1.0"}, "instructions": "none"}
 
     os.close(branch_off(whole, 100, {}, tmp_path / "a"))

@@ -73,7 +73,7 @@ def plan_of(arguments: argparse.Namespace) -> Any:
     if plan.config.text or plan.config.data or plan.config.device != "auto":
         # What every trainer would trip over is said once, and before anything is written.
         from moe_core.training.data import load
-        from moe_core.training.loop import choose_device
+        from moe_core.training.machine import choose_device
 
         choose_device(plan.config.device)
         load(plan.config)

@@ -3,8 +3,22 @@
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.listing import list_runs, open_run, runs_folder, verify
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
+from moe_core.runs.rows import (
+    COMMANDS,
+    ENDED,
+    Batch,
+    Block,
+    Command,
+    Eval,
+    KnobChange,
+    Listed,
+    Parent,
+    Pending,
+    Status,
+)
 from moe_core.runs.runner import (
     cores,
     end_child,
@@ -24,26 +38,7 @@ from moe_core.runs.runner import (
 from moe_core.runs.script import Script, changes_of, read_script, script_of
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import derive
-from moe_core.runs.store import (
-    COMMANDS,
-    ENDED,
-    Batch,
-    Block,
-    Command,
-    Eval,
-    KnobChange,
-    Listed,
-    Parent,
-    Pending,
-    Run,
-    Status,
-    knobs_after,
-    list_runs,
-    open_run,
-    pick,
-    runs_folder,
-    verify,
-)
+from moe_core.runs.store import Run, knobs_after, pick
 from moe_core.runs.writer import RunWriter, create_run, resume_run
 
 __all__ = [

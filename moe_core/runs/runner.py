@@ -13,7 +13,9 @@ from typing import Any
 
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import OURS, StoreError, hold_lock, is_alive, is_plain
-from moe_core.runs.store import ENDED, Run, open_run, runs_folder
+from moe_core.runs.listing import open_run, runs_folder
+from moe_core.runs.rows import ENDED
+from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another

@@ -2,10 +2,8 @@
 changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 """
 
-import hashlib
 import json
 import math
-import os
 import sqlite3
 import struct
 import threading
@@ -13,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +32,7 @@ from moe_core.runs.database import (
 )
 from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
+from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
@@ -44,105 +43,8 @@ SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' A
               AND length(about) <= ? AND length(probe) <= ?"""
 STANDS = """SELECT state, step, reason, pid, heartbeat FROM state WHERE typeof(state) = 'text' AND typeof(step) = 'integer'
             AND typeof(reason) = 'text' AND length(reason) < 1000000 AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
-COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
-RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
-ENDED = ("finished", "stopped", "failed")
-STATES = ("starting", "training", "paused", *ENDED)
-LOOK = 5.0  # seconds for a query of the list; none takes a hundredth, unless a file is made to keep its reader
 LATELY = 200  # steps by which it is said how fast a record grows
 TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
-
-
-class KnobChange(NamedTuple):
-    """One turn of one knob, whose values are numbers or words. step is the first that it acted in, None until it has."""
-
-    id: int
-    name: str
-    value: float | str
-    previous: float | str
-    who: str
-    when: float
-    step: int | None
-
-
-class Command(NamedTuple):
-    """One request to the trainer. step and result are None until it is carried out."""
-
-    id: int
-    name: str
-    who: str
-    when: float
-    step: int | None
-    result: str | None
-
-
-class Pending(NamedTuple):
-    knobs: list[KnobChange]
-    commands: list[Command]
-
-
-class Eval(NamedTuple):
-    id: int
-    step: int
-    metrics: dict[str, float]
-    text: str | None
-
-
-class Block(NamedTuple):
-    """Consecutive steps from `first`; rows (n, C) float32 in the run's layout."""
-
-    id: int
-    first: int
-    rows: NDArray[np.float32]
-
-
-class Status(NamedTuple):
-    """state as Run.state; reason says why it failed or paused by itself; heartbeat_age in seconds."""
-
-    state: str
-    step: int
-    reason: str
-    heartbeat_age: float
-    pid: int
-
-
-class Batch(NamedTuple):
-    """All that one transaction commits. rows (n, C) are the steps from first_step on."""
-
-    first_step: int
-    rows: NDArray[np.float32]
-    evals: Sequence[tuple[int, Mapping[str, float], str | None]] = ()
-    snapshots: Sequence[tuple[int, str, Mapping[str, NDArray[Any]]]] = ()
-    applied: Sequence[tuple[int, int]] = ()
-    acks: Sequence[tuple[int, int, str]] = ()
-    state: str | None = None
-    reason: str = ""
-
-
-class Parent(NamedTuple):
-    """The run that a fork began as, and the last step that both have in common."""
-
-    run: str
-    step: int
-
-
-class Listed(NamedTuple):
-    """A run in the list. A damaged one has a problem in its place and hides no other.
-
-    reason as in Status; size in bytes; growth in bytes an hour, of a run that trains.
-    """
-
-    id: str
-    state: str
-    step: int
-    config: Config | None
-    created: float
-    problem: str
-    reason: str = ""
-    size: int = 0
-    growth: float = 0.0
-
-
 KNOB_CHANGES = """SELECT id, name, value, previous, who, at, applied.step FROM knobs
                   LEFT JOIN applied ON applied.knob = knobs.id WHERE id > ? ORDER BY id"""
 ALL_COMMANDS = "SELECT id, name, who, at, step, result FROM commands WHERE id > ? ORDER BY id"
@@ -551,73 +453,3 @@ def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, 
     if stat in DERIVED:
         return derive(stat, {wanted: values})
     return values if STAT[stat].shape == "LE" else values[:, 0]
-
-
-# Finding runs
-
-
-def runs_folder(runs: str | Path | None = None) -> Path:
-    """Where runs live: the argument, else the variable MOE_RUNS, else ./runs."""
-    return Path(runs or os.environ.get("MOE_RUNS") or "runs")
-
-
-def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
-    """A run by its id, a unique beginning of one, or its path. StoreError says which there are."""
-    folder = runs_folder(runs)
-    if (folder / str(run) / "run.db").is_file() and str(run):
-        return Run(folder / str(run), limit)
-    if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
-        return Run(Path(run), limit)
-    there = _folders(folder)
-    found = [path for path in there if path.name.startswith(str(run))]
-    if len(found) == 1:
-        return Run(found[0], limit)
-    names = ", ".join(path.name for path in (found or there)[:8]) or "none"
-    problem = "is the beginning of several runs" if found else "is no run"
-    raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
-
-
-def list_runs(runs: str | Path | None = None) -> list[Listed]:
-    """Every run, the newest first. One damaged run never hides the others."""
-    listed = []
-    for path in _folders(runs_folder(runs)):
-        try:
-            run = Run(path, LOOK)
-            try:
-                status = run.status()
-                taken = status.reason, run.size(), run.growth()
-                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], "", *taken))
-            finally:
-                run.close()
-        except ValueError as error:
-            listed.append(Listed(path.name, "damaged", 0, None, _changed(path), str(error)))
-    return sorted(listed, key=lambda one: -one.created)
-
-
-def _folders(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if os.path.lexists(path / "run.db"))
-
-
-def _changed(path: Path) -> float:
-    """When a folder was changed last; 0 if it has gone."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def verify(run: Run) -> list[str]:
-    """What is wrong with a run's record and its checkpoints; empty if all is whole."""
-    found = run.findings()
-    for path in sorted(run.path.glob("**/*.pt")):
-        beside = path.with_name(path.name + ".sha256")
-        if not (is_plain(path) and is_plain(beside)):
-            found.append(f"{path.name} has no SHA-256 beside it, or is no plain file")
-            continue
-        with open(path, "rb") as file:
-            same = [hashlib.file_digest(file, "sha256").hexdigest()] == beside.read_text(errors="replace").split()[:1]
-        if not same:
-            found.append(f"{path.name} is not what was written: its SHA-256 differs")
-    return found

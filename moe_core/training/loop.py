@@ -7,10 +7,7 @@ Steps are counted from 1. A knob that is read at the top of step s takes effect 
 import contextlib
 import copy
 import math
-import platform
 import signal
-import statistics
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,16 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_core import __version__
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
-from moe_core.runs import RunWriter, StoreError, cores, create_run, new_id, runs_folder, whole_paths
+from moe_core.runs import RunWriter, StoreError, create_run, new_id, runs_folder, whole_paths
 from moe_core.runs.room import no_room
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
 from moe_core.training import checkpoint
@@ -35,6 +30,7 @@ from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
 from moe_core.training.data import Data, generator_for, load
 from moe_core.training.evaluation import held_out_loss
+from moe_core.training.machine import choose_device, choose_threads, facts_of
 from moe_core.training.telemetry import Probe, Telemetry, Window
 from moe_core.training.watch import Watch
 
@@ -487,61 +483,3 @@ def _stopping_at_signals(trainer: Trainer):
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """auto is cuda, else mps, else cpu. ValueError if the wanted one is not there."""
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {wanted!r}") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type):
-        raise ValueError(f"device {wanted!r} is not on this machine; use --device auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {wanted!r} is not on this machine, which has {torch.cuda.device_count()}; use --device auto"
-        )
-    return device
-
-
-def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.device) -> int:
-    """config.threads, or the quickest of 1, 2, 4, ... that leaves a core to the dashboard, by timing a few steps of each."""
-    if config.threads:
-        return config.threads
-    candidates = [n for n in (1, 2, 4, 8, 16) if n == 1 or n < cores()]
-    if len(candidates) == 1 or device.type != "cpu":
-        return candidates[0]
-    model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy)
-    batch = data.batch(1)
-
-    def seconds(threads: int) -> float:
-        torch.set_num_threads(threads)
-        times = []
-        for _ in range(4):
-            began = time.perf_counter()
-            logits, _ = model(batch.inputs, **asked_by(config, knobs))
-            logits.float().mean().backward()
-            times.append(time.perf_counter() - began)
-        return statistics.median(times[1:])
-
-    return min(candidates, key=seconds)
-
-
-def facts_of(device: torch.device, threads: int) -> dict[str, Any]:
-    """What sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "device": str(device),
-        "device_name": name,
-        "threads": threads,
-        "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {
-            "moescope": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": sys.version.split()[0],
-        },
-    }

@@ -3,7 +3,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from moe_core.runs import Batch, create_run, list_runs, open_run
 from moe_core.schema import Config, Knobs, layout
-from tests.browser.conftest import Server, stop_trainers
+from tests.browser.conftest import Server
 from tests.browser.test_pages import wait_for_step
 
 pytestmark = pytest.mark.browser
@@ -39,14 +39,6 @@ GAPS = """
 """
 
 
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(tmp_path_factory.mktemp("runs"))
-    yield server
-    server.kill()
-    stop_trainers(server.runs)
-
-
 def word(page: Page) -> str:
     return page.locator(".moepanel-state b").inner_text()
 
@@ -62,8 +54,8 @@ def steps(page: Page) -> list[int]:
     return page.evaluate("names => names.map(name => document.querySelector(`[data-figure=${name}]`).layout.meta.step)", LIVE)  # fmt: skip
 
 
-def test_a_run_goes_through_every_state_to_its_end(shared: Server, tab: Tab) -> None:
-    page = tab(f"{shared.url}/?run=new")
+def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> None:
+    page = tab(f"{server.url}/?run=new")
     page.get_by_role("button", name="Plane", exact=True).wait_for()
     assert [one.inner_text() for one in page.locator("[data-testid=stBaseButton-primary], [data-testid=stBaseButton-secondary]").all()] == ["Text", "Digits", "Plane"]  # fmt: skip
     assert page.locator("button[kind=primary]").inner_text() == "Text"
@@ -83,8 +75,8 @@ def test_a_run_goes_through_every_state_to_its_end(shared: Server, tab: Tab) -> 
     assert "Starting…" in {one["word"] for one in started}
     assert {one["notice"] for one in started} == {""}
 
-    (listed,) = list_runs(shared.runs)
-    run = open_run(listed.id, shared.runs)
+    (listed,) = list_runs(server.runs)
+    run = open_run(listed.id, server.runs)
     assert (word(page), shape(page)) == ("Training", ("green", True))
     expect(page.get_by_role("button", name="Live", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Fork", exact=True)).to_be_enabled()
@@ -133,13 +125,13 @@ def test_a_run_goes_through_every_state_to_its_end(shared: Server, tab: Tab) -> 
     expect(notice.get_by_role("button", name=re.compile("^Fork at"))).to_have_class(re.compile("moescope-primary"))
 
 
-def test_a_failed_run_says_what_when_what_is_kept_and_why(shared: Server, tab: Tab) -> None:
+def test_a_failed_run_says_what_when_what_is_kept_and_why(server: Server, tab: Tab) -> None:
     config = Config.for_task("plane", num_experts=4, tokens=64)
     columns = sum(column.width for column in layout(config.layers, 4))
-    writer = create_run(shared.runs / "broken", config, Knobs())
+    writer = create_run(server.runs / "broken", config, Knobs())
     writer.commit(Batch(1, np.ones((850, columns), np.float32), state="training"))
     writer.finish("failed", error="FloatingPointError: the loss is not a number")
-    page = tab(f"{shared.url}/?run=broken")
+    page = tab(f"{server.url}/?run=broken")
     notice = page.locator(".moescope-notice")
     expect(notice).to_contain_text("Failed after step 850. Everything recorded until then is kept.", timeout=30_000)
     assert (word(page), shape(page)) == ("Failed", ("red", False))

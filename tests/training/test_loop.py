@@ -11,7 +11,8 @@ import torch
 
 from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training.data import load
-from moe_core.training.loop import Trainer, choose_device
+from moe_core.training.loop import Trainer
+from moe_core.training.machine import choose_device
 
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1

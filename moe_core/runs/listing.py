@@ -1,0 +1,78 @@
+"""Finding runs: where they live, one by its name, all of them, and whether one is whole."""
+
+import hashlib
+import os
+from pathlib import Path
+
+from moe_core.runs.database import StoreError, is_plain
+from moe_core.runs.rows import Listed
+from moe_core.runs.store import Run
+
+LOOK = 5.0  # seconds for a query of the list; none takes a hundredth, unless a file is made to keep its reader
+
+
+def runs_folder(runs: str | Path | None = None) -> Path:
+    """Where runs live: the argument, else the variable MOE_RUNS, else ./runs."""
+    return Path(runs or os.environ.get("MOE_RUNS") or "runs")
+
+
+def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
+    """A run by its id, a unique beginning of one, or its path. StoreError says which there are."""
+    folder = runs_folder(runs)
+    if (folder / str(run) / "run.db").is_file() and str(run):
+        return Run(folder / str(run), limit)
+    if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
+        return Run(Path(run), limit)
+    there = _folders(folder)
+    found = [path for path in there if path.name.startswith(str(run))]
+    if len(found) == 1:
+        return Run(found[0], limit)
+    names = ", ".join(path.name for path in (found or there)[:8]) or "none"
+    problem = "is the beginning of several runs" if found else "is no run"
+    raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
+
+
+def list_runs(runs: str | Path | None = None) -> list[Listed]:
+    """Every run, the newest first. One damaged run never hides the others."""
+    listed = []
+    for path in _folders(runs_folder(runs)):
+        try:
+            run = Run(path, LOOK)
+            try:
+                status = run.status()
+                taken = status.reason, run.size(), run.growth()
+                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], "", *taken))
+            finally:
+                run.close()
+        except ValueError as error:
+            listed.append(Listed(path.name, "damaged", 0, None, _changed(path), str(error)))
+    return sorted(listed, key=lambda one: -one.created)
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if os.path.lexists(path / "run.db"))
+
+
+def _changed(path: Path) -> float:
+    """When a folder was changed last; 0 if it has gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def verify(run: Run) -> list[str]:
+    """What is wrong with a run's record and its checkpoints; empty if all is whole."""
+    found = run.findings()
+    for path in sorted(run.path.glob("**/*.pt")):
+        beside = path.with_name(path.name + ".sha256")
+        if not (is_plain(path) and is_plain(beside)):
+            found.append(f"{path.name} has no SHA-256 beside it, or is no plain file")
+            continue
+        with open(path, "rb") as file:
+            same = [hashlib.file_digest(file, "sha256").hexdigest()] == beside.read_text(errors="replace").split()[:1]
+        if not same:
+            found.append(f"{path.name} is not what was written: its SHA-256 differs")
+    return found

@@ -1,0 +1,104 @@
+"""What the rows of a run's record are, as the rest of the program takes them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.schema import Config
+
+COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
+RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
+ENDED = ("finished", "stopped", "failed")
+STATES = ("starting", "training", "paused", *ENDED)
+
+
+class KnobChange(NamedTuple):
+    """One turn of one knob, whose values are numbers or words. step is the first that it acted in, None until it has."""
+
+    id: int
+    name: str
+    value: float | str
+    previous: float | str
+    who: str
+    when: float
+    step: int | None
+
+
+class Command(NamedTuple):
+    """One request to the trainer. step and result are None until it is carried out."""
+
+    id: int
+    name: str
+    who: str
+    when: float
+    step: int | None
+    result: str | None
+
+
+class Pending(NamedTuple):
+    knobs: list[KnobChange]
+    commands: list[Command]
+
+
+class Eval(NamedTuple):
+    id: int
+    step: int
+    metrics: dict[str, float]
+    text: str | None
+
+
+class Block(NamedTuple):
+    """Consecutive steps from `first`; rows (n, C) float32 in the run's layout."""
+
+    id: int
+    first: int
+    rows: NDArray[np.float32]
+
+
+class Status(NamedTuple):
+    """state as Run.state; reason says why it failed or paused by itself; heartbeat_age in seconds."""
+
+    state: str
+    step: int
+    reason: str
+    heartbeat_age: float
+    pid: int
+
+
+class Batch(NamedTuple):
+    """All that one transaction commits. rows (n, C) are the steps from first_step on."""
+
+    first_step: int
+    rows: NDArray[np.float32]
+    evals: Sequence[tuple[int, Mapping[str, float], str | None]] = ()
+    snapshots: Sequence[tuple[int, str, Mapping[str, NDArray[Any]]]] = ()
+    applied: Sequence[tuple[int, int]] = ()
+    acks: Sequence[tuple[int, int, str]] = ()
+    state: str | None = None
+    reason: str = ""
+
+
+class Parent(NamedTuple):
+    """The run that a fork began as, and the last step that both have in common."""
+
+    run: str
+    step: int
+
+
+class Listed(NamedTuple):
+    """A run in the list. A damaged one has a problem in its place and hides no other.
+
+    reason as in Status; size in bytes; growth in bytes an hour, of a run that trains.
+    """
+
+    id: str
+    state: str
+    step: int
+    config: Config | None
+    created: float
+    problem: str
+    reason: str = ""
+    size: int = 0
+    growth: float = 0.0
