@@ -234,7 +234,8 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     data = base64.b64encode(picture).decode()
     alt = title_of(figures[0])
     st.html(
-        f'<div style="overflow:auto"><img alt="{alt}" style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
+        f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
+        f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
