@@ -326,10 +326,11 @@ class Trainer:
         Void if what it follows from is being turned, by a person since the last look or by the script in the coming
         step: that turn stands, and 25 steps later it is known.
         """
-        seen, given = self.writer.knob_seen, follows_from(self.knobs)
+        given = follows_from(self.knobs)
         coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
         if given & coming or not (wanted := self.autobalance.wanted(self.step, self.knobs)):
             return
+        seen = self.writer.knob_seen  # while the disk is waited for, more may come
         # Not before the steps that it follows from are on the disk, or a killed run would hold it too early.
         self.flush()
         with contextlib.suppress(StoreError):  # one that cannot be written has no effect either

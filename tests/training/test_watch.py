@@ -1,5 +1,7 @@
 """What the trainer's own watch sees: the last steps, the knobs as they were turned, and each finding once."""
 
+from pathlib import Path
+
 import numpy as np
 
 from moe_core.runs import Batch, open_run
@@ -90,6 +92,8 @@ def test_a_resumed_trainer_knows_since_when_the_knobs_stand(tmp_path) -> None:
 
 class Disk:
     """A writer that takes everything."""
+
+    folder = Path()
 
     def commit(self, batch: Batch) -> None:
         pass
