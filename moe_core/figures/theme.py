@@ -267,12 +267,12 @@ def ideal_line(layout: Spec, y: float, theme: Theme) -> None:
 LADDER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
-def nice_above(value: float) -> float:
+def nice_above(value: float, rungs: Sequence[float] = LADDER) -> float:
     """The first round number at or above a positive value: an axis that ends there stands still for a while."""
     if not (value > 0 and math.isfinite(value)):
         return 1.0
     tens = 10.0 ** math.floor(math.log10(value))
-    return next(tens * rung for rung in LADDER if tens * rung >= value * (1 - 1e-9))
+    return next(tens * rung for rung in rungs if tens * rung >= value * (1 - 1e-9))
 
 
 def doubled(top: float, value: float) -> float:

@@ -339,5 +339,5 @@ def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:
     if not len(values):
         return 0.0, 5.0, 1.0
     lo, hi = float(values.min()), float(np.percentile(values, 95) if len(values) > 60 else values.max())
-    tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5)
+    tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5, (1.0, 2.0, 5.0, 10.0))  # few digits at each tick
     return tick * math.floor(lo / tick), tick * math.ceil(hi / tick + 1e-9), tick

@@ -120,3 +120,11 @@ def test_the_score_shows_each_byte_with_its_gates_and_marks_what_moved(E):
 def test_each_figure_says_its_name_and_titles_its_axes():
     for name, entry in FIGURES.items():
         assert entry.draw.name == name
+
+
+def test_the_loss_axis_has_few_digits_at_each_tick() -> None:
+    for lo, hi in ((0.0, 0.6), (1.5, 4.0), (0.01, 0.05), (3.0, 3.0)):
+        low, high, tick = timeline.loss_range(np.array([lo, hi]), np.array([]))
+        assert low <= lo <= hi <= high
+        assert f"{tick:.0e}"[0] in "125"
+        assert tick == pytest.approx(float(f"{tick:.0e}"))  # one digit
