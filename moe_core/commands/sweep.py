@@ -175,7 +175,7 @@ class Teller:
         print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def left(self, share: float) -> str:
-        """How long it will take at the speed so far, once there is one; steps of an earlier sitting count for nothing."""
+        """How long it will take at the speed so far, once there is one; steps done before it was stopped count for nothing."""
         now = time.monotonic()
         self.first = share if self.first is None else self.first
         done = share - self.first
