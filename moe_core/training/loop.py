@@ -194,9 +194,9 @@ class Trainer:
             self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
 
     def write_turn(self, write: Callable[[], object]) -> None:
-        """Let write() turn knobs as a person does, once all before is in the record; the next read() finds them.
+        """Let write() turn knobs as a person does; the next read() finds them. ValueError if it is refused.
 
-        ValueError if it is refused.
+        Not before all steps so far are on the disk, or a killed run would hold the turn too early.
         """
         refused: list[ValueError] = []
 
@@ -208,6 +208,7 @@ class Trainer:
                     raise
                 refused.append(error)
 
+        self.flush()
         self.committer.put(write_or_tell)
         self.committer.settle()
         if self.committer.error:
@@ -331,8 +332,6 @@ class Trainer:
         if given & coming or not (wanted := self.autobalance.wanted(self.step, self.knobs)):
             return
         seen = self.writer.knob_seen  # while the disk is waited for, more may come
-        # Not before the steps that it follows from are on the disk, or a killed run would hold it too early.
-        self.flush()
         with contextlib.suppress(StoreError):  # one that cannot be written has no effect either
             self.write_turn(lambda: self.writer.decide(AUTOBALANCE, seen, given, wanted))
 

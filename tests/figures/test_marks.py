@@ -96,3 +96,10 @@ def test_a_shifted_name_stays_on_its_peaks_side_of_a_change() -> None:
 def test_a_peak_with_a_change_close_by_and_no_room_on_its_side_is_not_named() -> None:
     assert boxes(drawn({2: 5}, (Change("w_load", 6),))) == {}
     assert len(boxes(drawn({2: 5}, ()))) == 1
+
+
+def test_names_that_stand_below_each_other_take_the_room_of_the_longest() -> None:
+    """Two knobs of step 20 and one of step 100: beside each other they fit, the two behind one another would not."""
+    layout = drawn({}, (Change("w_importance", 20), Change("w_load", 20), Change("noise", 100)))
+    named = [note["text"] for note in layout["annotations"] if "→" in note["text"]]
+    assert [text.count("→") for text in named] == [1, 2]

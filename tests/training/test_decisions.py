@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from moe_core.__main__ import main
-from moe_core.runs import Run, RunWriter, first_difference, flags, open_run, read_script, script_of
+from moe_core.runs import Run, RunWriter, StoreError, first_difference, flags, open_run, read_script, script_of
 from moe_core.runs.branch import branch_off
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training.again import replay, resume
@@ -194,3 +194,16 @@ def test_a_fork_that_changes_nothing_stays_its_parent(alone: Run, tmp_path: Path
 def test_replay_and_the_way_back_decide_nothing(alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Autobalance, "wanted", lambda *_: pytest.fail("decided"))
     assert replay(alone).difference is None
+
+
+def test_a_line_of_a_script_that_cannot_be_written_is_not_lost_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: RunWriter, who: str, **knobs: float | str) -> int:
+        raise StoreError("the record is locked")
+
+    monkeypatch.setattr(RunWriter, "turn", refuse)
+    folder, state = train(CONFIG, KNOBS, tmp_path, "run", script=[(10, "w_load", 0.05)])
+    run = open_run(folder)
+    assert (state, run.steps()[1]) == ("failed", 9)
+    assert "the record is locked" in run.status().reason

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from moe_core.schema import STRATEGIES, Config, Knobs, layout
+from moe_core.training import machine
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import choose_device
@@ -311,3 +312,14 @@ def test_a_device_that_is_not_there_is_refused() -> None:
     for wanted in ("nonsense", "cuda:77"):
         with pytest.raises(ValueError, match="device"):
             choose_device(wanted)
+
+
+def test_one_core_is_left_to_the_dashboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", tried.append)
+    config = replace(CONFIG, threads=0)
+    for cores, most in ((1, []), (2, []), (3, [1, 2]), (5, [1, 2, 4])):
+        monkeypatch.setattr(machine, "cores", lambda cores=cores: cores)
+        tried.clear()
+        assert machine.choose_threads(config, load(config), KNOBS, torch.device("cpu")) in (most or [1])
+        assert tried == most
