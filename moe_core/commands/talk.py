@@ -32,7 +32,7 @@ def runs_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import list_runs, runs_folder
     from moe_core.runs.room import bytes_text, hours_left, room_text
 
-    there = list_runs(arguments.runs)
+    there = list_runs(arguments.runs, room=True)
     growth = sum(one.growth for one in there)
     hours = hours_left(runs_folder(arguments.runs), growth)
     for one in there:

@@ -16,7 +16,7 @@ from moe_core.figures.read_compare import fork_steps
 from moe_core.figures.reading import rows_until
 from moe_core.figures.tiles import NONE, number
 from moe_core.runs import Run, StoreError, list_runs, open_run
-from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text
+from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text, with_unit
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
 END = 50  # steps over which end figures are means
@@ -131,7 +131,7 @@ def end_figures(runs: Sequence[Any]) -> list[tuple[str, list[str]]]:
     texts = against_first(values, 3)
     if any(ahead):  # then a difference from A would compare what does not compare
         texts = [number(v, 3) + (f", {LOOKS_AHEAD}" if one else "") for v, one in zip(values, ahead, strict=True)]
-    rows.append((label + (f", {unit}" if unit else ""), texts))
+    rows.append((with_unit(label, unit), texts))
     for stat in ENDS:
         means = []
         for run, end in zip(runs, ends, strict=True):

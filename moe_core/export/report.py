@@ -24,7 +24,7 @@ from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.reading import last_step
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text
+from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text, with_unit
 
 WIDTH, HEIGHT, MARGIN = 794, 1123, 57  # A4 in CSS px, and 15 mm
 WIDE = WIDTH - 2 * MARGIN
@@ -125,7 +125,7 @@ def changes(run: Any) -> Rows:
 
 
 def evaluations(run: Any) -> Rows:
-    names = [(name, f"{label}, {unit}" if unit else label) for name, label, unit, _ in METRICS[run.config.task]]
+    names = [(name, with_unit(label, unit)) for name, label, unit, _ in METRICS[run.config.task]]
     done = run.evals()
     kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
     rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]

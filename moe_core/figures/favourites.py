@@ -164,8 +164,7 @@ def favourite_points(
     layout = base(
         "favourite_points",
         f"Favourite points of expert {chosen + 1}",
-        f"gate weight, {'pale' if theme.name == 'light' else 'dark'} 0 to "
-        f"{'deep' if theme.name == 'light' else 'bright'} 1; {taken} of {len(gate)} probe points go to it",
+        f"gate weight, {theme.depth}; {taken} of {len(gate)} probe points go to it",
         step=step,
         theme=theme,
         size=size,

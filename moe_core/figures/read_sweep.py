@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.reading import Span
-from moe_core.schema import METRICS, value_text
+from moe_core.schema import METRICS, value_text, with_unit
 
 UNREAD = "–"  # where a cell has no value of a swept knob
 
@@ -56,7 +56,7 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
 def words(found: Found) -> dict[str, Any]:
     """What the task's metric is called, and which way it is good."""
     _, label, unit, lower = METRICS[found.config.task][0]
-    return {"label": f"{label}, {unit}" if unit else label, "lower_is_better": lower}
+    return {"label": with_unit(label, unit), "lower_is_better": lower}
 
 
 def axes(found: Found) -> tuple[list[list[str]], tuple[str, list[Any]], tuple[str, list[Any]]]:

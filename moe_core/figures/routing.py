@@ -130,8 +130,7 @@ def probe_gates(
     layout = base(
         "probe_gates",
         "Gates of the probe",
-        f"gate weight of each expert, {'pale' if theme.name == 'light' else 'dark'} 0 to "
-        f"{'deep' if theme.name == 'light' else 'bright'} 1"
+        f"gate weight of each expert, {theme.depth}"
         + ("" if labels_N is None else "; tokens in the order of their class")
         + without_expert(first_experts(experts_NK, E), E),
         step=step,

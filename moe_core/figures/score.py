@@ -54,12 +54,11 @@ def probe_text(
     over the bytes that changed.
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
-    depth = "pale 0 to deep 1" if theme.name == "light" else "dark 0 to bright 1"
     layout = base(
         "probe_text",
         "Who reads which byte",
         f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}; "
-        f"▾ changed since the last snapshot; below: gate weight of each expert, {depth}",
+        f"▾ changed since the last snapshot; below: gate weight of each expert, {theme.depth}",
         step=step,
         theme=theme,
         size=size,

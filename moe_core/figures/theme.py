@@ -63,6 +63,11 @@ class Theme:
         """Less load than ideal."""
         return self.diverging[1]
 
+    @property
+    def depth(self) -> str:
+        """How the sequential scale reads."""
+        return "pale 0 to deep 1" if self.name == "light" else "dark 0 to bright 1"
+
 
 LIGHT = Theme(
     "light", "#FFFFFF", "#F5F6F8", "#161A20", "#525B68", "#E2E5EA", "#C9CED6", "#0B62D0", "#E6EFFB",

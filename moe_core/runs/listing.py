@@ -32,16 +32,17 @@ def open_run(run: str | Path, runs: str | Path | None = None, limit: float | Non
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
 
 
-def list_runs(runs: str | Path | None = None) -> list[Listed]:
-    """Every run, the newest first. One damaged run never hides the others."""
+def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed]:
+    """Every run, the newest first. One damaged run never hides the others. room: look up size and growth too."""
     listed = []
     for path in _folders(runs_folder(runs)):
         try:
             run = Run(path, LOOK)
             try:
                 status = run.status()
-                taken = status.reason, run.size(), run.growth()
-                listed.append(Listed(run.id, status.state, status.step, run.config, run.facts["created"], "", *taken))
+                taken = (run.size(), run.growth()) if room else ()
+                told = status.state, status.step, run.config, run.facts["created"], "", status.reason
+                listed.append(Listed(run.id, *told, *taken))
             finally:
                 run.close()
         except ValueError as error:

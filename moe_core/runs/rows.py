@@ -90,7 +90,7 @@ class Parent(NamedTuple):
 class Listed(NamedTuple):
     """A run in the list. A damaged one has a problem in its place and hides no other.
 
-    reason as in Status; size in bytes; growth in bytes an hour, of a run that trains.
+    reason as in Status; size in bytes and growth in bytes an hour, of a run that trains, where they were asked for.
     """
 
     id: str

@@ -50,6 +50,7 @@ from moe_core.schema.stats import (
     Column,
     Stat,
     layout,
+    with_unit,
 )
 
 __all__ = [
@@ -94,4 +95,5 @@ __all__ = [
     "setting",
     "switched_off",
     "value_text",
+    "with_unit",
 ]

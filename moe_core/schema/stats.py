@@ -86,3 +86,8 @@ METRICS = {
     "digits": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
     "plane": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
 }
+
+
+def with_unit(label: str, unit: str) -> str:
+    """A label as the head of a column or an axis: "held-out loss, nats"."""
+    return f"{label}, {unit}" if unit else label

@@ -18,6 +18,7 @@ from moe_core.schema import (
     experts_per_token,
     looks_ahead,
     value_text,
+    with_unit,
 )
 from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, paper_row
 from moe_core.sweep.plan import Plan, Sweep, Value
@@ -28,7 +29,7 @@ Row = dict[str, Any]
 
 def measures(task: str) -> dict[str, str]:
     """What a row says about its cell, held-out metrics first: name and label."""
-    held_out = {name: f"{label}, {unit}" if unit else label for name, label, unit, _ in METRICS[task]}
+    held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[task]}
     return held_out | {name: STAT[name].label for name in BALANCE}
 
 

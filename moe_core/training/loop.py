@@ -237,19 +237,21 @@ class Trainer:
                 self.pause("")
         elif command.name == "stop":
             self.stopping = True
-        elif command.name == "checkpoint" and self.committer.full:
-            result = f"not written: {self.committer.full}"
-        elif command.name == "checkpoint" and self.committer.waited_for:
-            result = "not written: the disk is behind the training; ask again"
-        elif command.name == "checkpoint" and not self.replaying:
-            self.write_checkpoint(command.id)  # which answers when it is written
-            return
         elif command.name == "checkpoint":
-            result = "not written: the run is still being brought back to its last step"
+            if not (reason := self.no_checkpoint_now()):
+                self.write_checkpoint(command.id)  # which answers when it is written
+                return
+            result = f"not written: {reason}"
         else:
             result = f"unknown command {command.name!r}"
         self.collected["acks"].append((command.id, self.step, result))
         self.next_flush = 0.0
+
+    def no_checkpoint_now(self) -> str:
+        """Why a checkpoint that is asked for cannot be written; "" if it can."""
+        if self.committer.full or self.committer.waited_for:
+            return self.committer.full or "the disk is behind the training; ask again"
+        return "the run is still being brought back to its last step" if self.replaying else ""
 
     def pause(self, reason: str) -> None:
         if reason and self.replaying:

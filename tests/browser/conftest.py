@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from moe_core.runs import is_alive
+from tests.browser.pages import make
 from tests.chromium import FLAGS, find
 
 ROOT = Path(__file__).parents[2]
@@ -83,6 +84,17 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("runs"))
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server and one folder of the runs that LINKS name, for a module's tests."""
+    runs = tmp_path_factory.mktemp("runs")
+    make(runs)
+    server = Server(runs)
+    yield server
+    server.kill()
+    end_trainers(runs)
 
 
 @pytest.fixture

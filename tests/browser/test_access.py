@@ -1,13 +1,13 @@
 """axe-core looks at every page, light and dark: nothing serious, nothing critical."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from tests.browser.conftest import Server
-from tests.browser.pages import LINKS, make, wait_until_shown
+from tests.browser.pages import LINKS, wait_until_shown
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
@@ -18,15 +18,6 @@ FIRST = {
     "new sweep": ("/sweep?sweep=new", "Start"),
     "new lesson": ("/learn?lesson=7", "Train without losses"),
 }
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    runs = tmp_path_factory.mktemp("runs")
-    make(runs)
-    server = Server(runs)
-    yield server
-    server.kill()
 
 
 def complaints(page: Page) -> list[str]:

@@ -2,29 +2,18 @@
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from moe_core.runs import start, wait_ready
 from moe_core.schema import Config, Knobs
-from tests.browser.conftest import Server, end_trainers
-from tests.browser.pages import LINKS, make, wait_until_shown
+from tests.browser.conftest import Server
+from tests.browser.pages import LINKS, wait_until_shown
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One folder of runs for all pages; each test has the server to itself, cold."""
-    runs = tmp_path_factory.mktemp("runs")
-    make(runs)
-    server = Server(runs)
-    yield server
-    server.kill()
-    end_trainers(runs)
 
 
 @pytest.mark.parametrize("name", LINKS)
