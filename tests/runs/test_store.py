@@ -390,3 +390,19 @@ def test_a_reader_lets_go_when_closed_and_opens_again(tmp_path: Path) -> None:
     run = Run(record(tmp_path / "a"))
     run.close()
     assert run.steps() == (1, 30)
+
+
+def test_size_and_growth_are_looked_up_where_they_are_asked_for(tmp_path: Path) -> None:
+    """A run that trains at ten steps a second grows by its blocks' bytes a step, 36,000 times an hour; an ended one does not."""
+    record(tmp_path / "ended")
+    writer = create_run(tmp_path / "trains", CONFIG, Knobs())
+    seconds = next(c.start for c in layout(CONFIG.layers, CONFIG.num_experts) if c.stat == "seconds")
+    rows_nC = rows(1, 50)
+    rows_nC[:, seconds] = 0.1
+    writer.commit(Batch(1, rows_nC, state="training"))
+    assert {(one.size, one.growth) for one in list_runs(tmp_path)} == {(0, 0.0)}
+    found = {one.id: one for one in list_runs(tmp_path, room=True)}
+    writer.finish("stopped")
+    assert found["ended"].growth == 0
+    assert found["ended"].size > (tmp_path / "ended" / "run.db").stat().st_size > 0
+    assert found["trains"].growth == pytest.approx(36_000 * (len(pack_rows(rows_nC)) + 64) / 50, rel=1e-3)
