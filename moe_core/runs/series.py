@@ -16,7 +16,7 @@ def thin(steps: Steps, values: Values, bins: int) -> tuple[Steps, Values]:
     steps (N,), ascending; values (N,) or (N, C). Rows are halved in groups of four until few enough are left; the
     groups lie on multiples of absolute steps, so that a bin, once full, stays as it is while a run grows. Halving what
     was halved before gives the same as halving once more at once. NaN is a gap: it is kept only where a group has
-    nothing else. What does not fill a group at either end stays as recorded.
+    nothing else. What does not fill a group at either end stays as recorded, the last row always: a chart ends at now.
     """
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
@@ -31,9 +31,12 @@ def thin(steps: Steps, values: Values, bins: int) -> tuple[Steps, Values]:
 
 
 def _halve(steps: Steps, values: Values, spacing: int) -> tuple[Steps, Values]:
-    """Rows that lie `spacing` steps apart to two rows for each full group of four that starts at a multiple of 4 x spacing."""
+    """Rows that lie `spacing` steps apart to two rows for each group of four that starts at a multiple of 4 x spacing.
+
+    A group is full once a row follows it.
+    """
     span = 4 * spacing
-    aligned = np.flatnonzero((steps[:-3] % span == 0) & (steps[3:] - steps[:-3] == 3 * spacing))
+    aligned = np.flatnonzero((steps[:-4] % span == 0) & (steps[3:-1] - steps[:-4] == 3 * spacing))
     if len(aligned) == 0:
         return steps, values
     # The groups follow one another: what is not full yet, or was never whole, lies before the first or after the last.

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 NO_NETWORK = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED")
 # What it says only in a tab whose server was killed while it was open.
 SERVER_KILLED = (
-    "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE",
+    "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONTENT_LENGTH_MISMATCH",
     "WebSocket connection",
     "when disconnected from server",
     "Streamlit server is not responding",

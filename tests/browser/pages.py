@@ -67,5 +67,16 @@ def make(runs: Path) -> None:
     assert run_sweep(make_sweep(make_plan(config, Knobs(), {"noise": [1.0]}), runs, "grid"), 1) == "finished"
 
 
+SETTLED = "document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning'"
+
+
 def wait_until_shown(page: Page, name: str, timeout: float = 60_000) -> None:
     page.wait_for_function(LINKS[name].shows, timeout=timeout)
+
+
+def wait_until_settled(page: Page, name: str) -> None:
+    """Until nothing more is fetched: the page's script has run, and where there is a run, its frames come."""
+    wait_until_shown(page, name)
+    page.wait_for_function(
+        f"{SETTLED} && {'window.moescopeBytes > 0' if 'run=' in LINKS[name].path else 'true'}", timeout=60_000
+    )

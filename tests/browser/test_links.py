@@ -5,12 +5,12 @@ import signal
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from moe_core.runs import start, wait_ready
 from moe_core.schema import Config, Knobs
 from tests.browser.conftest import Server
-from tests.browser.pages import LINKS, wait_until_shown
+from tests.browser.pages import LINKS, wait_until_settled, wait_until_shown
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
@@ -50,7 +50,7 @@ def test_every_page_comes_back_after_its_server_was_killed(shared: Server, tab: 
     """The same view in the same tab, without a reload: the page connects again, and its live part gets frames again."""
     tabs = {name: tab(shared.url + link.path) for name, link in LINKS.items()}
     for name, page in tabs.items():
-        wait_until_shown(page, name)
+        wait_until_settled(page, name)
     links = {name: page.url for name, page in tabs.items()}
     shared.kill()
     for page in tabs.values():
@@ -64,3 +64,24 @@ def test_every_page_comes_back_after_its_server_was_killed(shared: Server, tab: 
         wait_until_shown(page, name)
         assert page.url == links[name]
         assert page.locator("[data-testid=stException], [data-testid=stAlert]").count() == 0
+
+
+def test_a_page_whose_scripts_could_not_be_fetched_fetches_them_again(shared: Server, tab: Tab) -> None:
+    """As when the server is killed while the page loads."""
+    page = tab("about:blank")
+    failed = {"mount.js": 0, "knob.js": 0, "plotly.min.js": 0, "live.css": 0}
+
+    def fetch(route: Route) -> None:
+        name = route.request.url.rsplit("/", 1)[1].split("?")[0]
+        if failed.get(name, 2) < 2:
+            failed[name] += 1
+            route.abort("connectionrefused")
+        else:
+            route.continue_()
+
+    page.route("**/moescope/*", fetch)
+    Server.kills += 1  # as far as the console is concerned
+    page.goto(shared.url + LINKS["live"].path)
+    wait_until_shown(page, "live")
+    assert failed == {"mount.js": 2, "knob.js": 2, "plotly.min.js": 2, "live.css": 2}
+    page.wait_for_function("[...document.styleSheets].some(sheet => sheet.href?.endsWith('/moescope/live.css'))")

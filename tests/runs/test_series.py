@@ -45,6 +45,21 @@ def test_full_bins_stay_as_they_are_while_a_run_grows() -> None:
     np.testing.assert_array_equal(short[1][short[0] < full], long[1][long[0] < full])
 
 
+@pytest.mark.parametrize("bins", [16, 64, 200])
+def test_every_step_of_a_growing_run_is_the_last_of_its_thinned_history(bins: int) -> None:
+    """Or a chart would end a few steps before the tile beside it, and not move when one step is trained."""
+    values = np.random.default_rng(4).normal(size=(5000, 2))
+    for last in range(900, 5000, 7):
+        steps, thinned = thin(np.arange(1, last + 1), values[:last], bins)
+        assert steps[-1] == last
+        np.testing.assert_array_equal(thinned[-1], values[last - 1])
+        assert len(steps) <= 2 * bins + 40
+    kept = thin(np.arange(1, 4001), values[:4000], 700)  # and when what was thinned grows
+    grown = np.r_[kept[0], np.arange(4001, 5001)], np.r_[kept[1], values[4000:]]
+    for once, twice in zip(thin(np.arange(1, 5001), values, bins), thin(*grown, bins), strict=True):
+        np.testing.assert_array_equal(once, twice)
+
+
 def test_a_short_history_is_left_alone_and_a_gap_is_no_zero() -> None:
     steps, values = np.arange(1, 20), np.full(19, np.nan)
     values[7] = 3.0

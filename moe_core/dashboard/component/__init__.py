@@ -12,15 +12,33 @@ import streamlit as st
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
 // A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory.
-const module = import(new URL("/moescope/mount.js", window.location.origin).href);
+const at = (name) => new URL(`/moescope/${name}`, window.location.origin).href;
+
+// A server that was killed just now is back soon. Some browsers remember what an address failed to give, hence a new one.
+async function fetched() {
+  for (let again = 0; ; again++) {
+    try {
+      return await import(at(again ? `mount.js?again=${again}` : "mount.js"));
+    } catch (error) {
+      if (error instanceof SyntaxError) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+    }
+  }
+}
+
+function dress() {
+  if (document.getElementById("moescope-css")) return;
+  const link = document.createElement("link");
+  Object.assign(link, { id: "moescope-css", rel: "stylesheet", href: at("live.css") });
+  link.onerror = () => setTimeout(() => { link.remove(); dress(); }, 1000);
+  document.head.append(link);
+}
+
+const module = fetched();
 export default function (component) {
   let unmount;
   let gone = false;
-  if (!document.getElementById("moescope-css")) {
-    const link = document.createElement("link");
-    Object.assign(link, { id: "moescope-css", rel: "stylesheet", href: "/moescope/live.css" });
-    document.head.append(link);
-  }
+  dress();
   module.then(({ mount }) => { if (!gone) unmount = mount(component); });
   return () => { gone = true; unmount?.(); };
 }

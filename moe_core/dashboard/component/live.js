@@ -7,14 +7,21 @@ import { Scrubber } from "/moescope/scrubber.js";
 
 let plotly;
 
+// Once, and again until it is there: the server may have been killed just now.
 export function loadPlotly() {
-  plotly ??= new Promise((resolve, reject) => {
-    if (window.Plotly) return resolve(window.Plotly);
-    const script = document.createElement("script");
-    script.src = "/moescope/plotly.min.js";
-    script.onload = () => resolve(window.Plotly);
-    script.onerror = () => reject(new Error("plotly.js cannot be loaded"));
-    document.head.append(script);
+  plotly ??= new Promise((resolve) => {
+    const load = () => {
+      const script = document.createElement("script");
+      script.src = "/moescope/plotly.min.js";
+      script.onload = resolve;
+      script.onerror = () => {
+        script.remove();
+        setTimeout(load, 1000);
+      };
+      document.head.append(script);
+    };
+    if (window.Plotly) resolve();
+    else load();
   });
   return plotly;
 }
@@ -51,7 +58,6 @@ export class View {
     this.link.say();
     // Of a run that is starting, empty charts come at once; only who knows nothing of it waits for longer.
     setTimeout(() => !this.header && !this.told && this.say("Waiting for the run's first numbers.", "starting"), 5000);
-    loadPlotly().catch((error) => this.say(error.message));
   }
 
   asks() {

@@ -7,7 +7,7 @@ const PARTS = { charts: View, panel: Panel };
 const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
-  loadPlotly().catch(() => {}); // also before there is a chart: it takes longest
+  loadPlotly(); // also before there is a chart: it takes longest
   // How the panel begins is no part of it, and a choice redraws charts, it does not replace them.
   const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null });
   const before = mounted.get(parentElement);
