@@ -14,13 +14,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from moe_core.runs import is_alive
 from tests.browser.pages import make
 from tests.chromium import FLAGS, find
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 30_000  # ms that a slow machine may take for what takes a moment
+expect.set_options(timeout=PATIENCE)
 
 # What a browser says on its console and is not ours: Streamlit looks things up on the network, and there is none here.
 NO_NETWORK = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED")
@@ -116,6 +118,14 @@ def cold(server: Server) -> Server:
     return server
 
 
+def until(happens: Callable[[], object], page: Page) -> None:
+    """Wait until something is so that a page does not show."""
+    end = time.monotonic() + PATIENCE / 1000
+    while not happens():
+        assert time.monotonic() < end, "it did not come to that"
+        page.wait_for_timeout(20)
+
+
 def end_trainers(runs: Path) -> None:
     """Kill every process of ours at work in these runs, one that has not made its run yet too. Asking takes five seconds each."""
     for told in Path("/proc").glob("[0-9]*/cmdline"):
@@ -157,6 +167,7 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
 
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
         contexts.append(context)
+        context.set_default_timeout(2 * PATIENCE)
         page = context.new_page()
         page.on("console", lambda message: hear(message.type, message.text, message.location.get("url", "")))
         page.on("pageerror", lambda error: hear("error", str(error), ""))

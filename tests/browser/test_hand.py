@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from moe_core.runs import Run, list_runs, open_run
-from tests.browser.conftest import Server
+from tests.browser.conftest import Server, until
 from tests.browser.test_pages import SMALL, Tab, step_of, training, wait_for_step
 
 pytestmark = pytest.mark.browser
@@ -30,24 +30,23 @@ def test_a_knob_acts_while_it_is_dragged_and_a_drag_is_one_entry(server: Server,
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x, y)
     page.mouse.down()
-    for moved in range(1, 13):
-        page.mouse.move(x + 8 * moved, y)
-        page.wait_for_timeout(60)
-    while_dragged = run.knob_changes()
+    for moved in range(1, 4):  # each is a turn before the button comes up
+        page.mouse.move(x + 24 * moved, y)
+        until(lambda moved=moved: len(run.knob_changes()) >= moved, page)
+    for moved in range(1, 10):  # and some that may be too fast for a turn each
+        page.mouse.move(x + 72 + 4 * moved, y)
     page.mouse.up()
-    assert len(while_dragged) >= 3  # before the button came up
     expect(page.locator(".moepanel-change")).to_have_count(1)
-    page.wait_for_timeout(300)
+    now = lambda: float(knob(page, "noise").get_attribute("aria-valuenow") or 0)
+    until(lambda: run.knob_changes()[-1].value == now(), page)
     changes = run.knob_changes()
     assert len({change.who for change in changes}) == 1
     values = [change.value for change in changes]
-    assert values == sorted(values)
-    assert float(knob(page, "noise").get_attribute("aria-valuenow") or 0) == values[-1]
+    assert values == sorted(set(values))
     expect(page.locator(".moeknob-was").first).to_have_text("was 1.00")
     knob(page, "noise").dblclick()
     expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1")
-    page.wait_for_timeout(300)
-    assert run.knob_changes()[-1].value == 1
+    until(lambda: run.knob_changes()[-1].value == 1, page)
     expect(page.locator(".moepanel-change")).to_have_count(2)
 
 
@@ -62,12 +61,14 @@ def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab)
         knob(page, name).press(key)
         expect(knob(page, name)).to_have_attribute("aria-valuenow", str(wanted))
     expect(knob(page, "learning rate")).to_have_attribute("aria-valuetext", "3e-3")
-    page.wait_for_timeout(400)
     # Each knob's turns in their order; those of two knobs may cross, since each keeps its own pace.
     names = {"noise": "noise", "k, experts per token": "k", "w_load": "w_load", "learning rate": "lr"}
     for label, name in names.items():
-        turned = [change.value for change in run.knob_changes() if change.name == name]
-        assert turned[-1] == [value for at, _, value in keys if at == label][-1]
+        wanted = [value for at, _, value in keys if at == label][-1]
+        until(
+            lambda name=name, wanted=wanted: [c.value for c in run.knob_changes() if c.name == name][-1:] == [wanted],
+            page,
+        )
     field = page.get_by_role("textbox", name="w_importance, value")
     field.fill("0.025")
     field.press("Enter")
@@ -169,11 +170,11 @@ def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab)
     run.command("checkpoint")
     wait_for_step(page, 40)
     page.get_by_role("button", name="Stop").click()
-    expect(page.locator(".moescope-notice")).to_contain_text("Stopped", timeout=15_000)
+    expect(page.locator(".moescope-notice")).to_contain_text("Stopped")
     page.get_by_role("slider", name="step", exact=True).press("PageDown")
     page.locator(".moepanel-buttons").get_by_role("button", name="Fork").click()
     page.wait_for_url(lambda url: "run=" in url and run.id not in url)
-    expect(page.locator(".moepanel-state")).to_contain_text("Training", timeout=30_000)
+    expect(page.locator(".moepanel-state")).to_contain_text("Training")
     assert len(list_runs(server.runs)) == 2
 
 

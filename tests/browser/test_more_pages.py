@@ -18,7 +18,7 @@ DRAWN = "name => !!document.querySelector(`[data-figure=${name}] .main-svg`)"
 def drawn(page: Page, *figures: str) -> None:
     for name in figures:
         page.locator(f"[data-figure={name}]").scroll_into_view_if_needed()
-        page.wait_for_function(DRAWN, arg=name, timeout=30_000)
+        page.wait_for_function(DRAWN, arg=name)
 
 
 def title(page: Page, figure: str) -> str:

@@ -83,7 +83,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
 
     before = page.evaluate(GAPS)
     page.get_by_role("button", name="Pause").click()
-    expect(page.locator(".moescope-hint")).to_have_text("Paused. Knobs act on the next step.", timeout=15_000)
+    expect(page.locator(".moescope-hint")).to_have_text("Paused. Knobs act on the next step.")
     assert (word(page), shape(page)) == ("Paused", ("amber", False))
     expect(page.get_by_role("button", name="Resume")).to_have_class(re.compile("moescope-primary"))
     rule = page.evaluate("[...[getComputedStyle(document.querySelector('.moescope'), '::before')].map(s => [s.height, s.backgroundColor])][0]")  # fmt: skip
@@ -91,7 +91,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
     assert rule[1] != "rgba(0, 0, 0, 0)"
     assert page.evaluate(GAPS) == before  # pausing shifts no chart
     page.get_by_role("button", name="Resume").click()
-    expect(page.locator(".moepanel-state b")).to_have_text("Training", timeout=15_000)
+    expect(page.locator(".moepanel-state b")).to_have_text("Training")
     wait_for_step(page, 30)
     page.get_by_role("slider", name="step", exact=True).press("Home")
     expect(page.get_by_text("Step 1, as recorded")).to_be_visible()
@@ -104,7 +104,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
 
     os.kill(run.status().pid, signal.SIGSTOP)
     try:
-        expect(page.locator(".moepanel-state b")).to_have_text(re.compile(r"^No news for \d+ s$"), timeout=20_000)
+        expect(page.locator(".moepanel-state b")).to_have_text(re.compile(r"^No news for \d+ s$"))
         assert shape(page) == ("grey", True)
         stood = steps(page)
         assert min(stood) > 1
@@ -113,7 +113,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
         assert page.locator("[data-stat=cv_load]").inner_text() != "–"
     finally:
         os.kill(run.status().pid, signal.SIGCONT)
-    expect(page.locator(".moepanel-state b")).to_have_text("Training", timeout=15_000)
+    expect(page.locator(".moepanel-state b")).to_have_text("Training")
 
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".moescope-notice")).to_contain_text(
@@ -133,7 +133,7 @@ def test_a_failed_run_says_what_when_what_is_kept_and_why(server: Server, tab: T
     writer.finish("failed", error="FloatingPointError: the loss is not a number")
     page = tab(f"{server.url}/?run=broken")
     notice = page.locator(".moescope-notice")
-    expect(notice).to_contain_text("Failed after step 850. Everything recorded until then is kept.", timeout=30_000)
+    expect(notice).to_contain_text("Failed after step 850. Everything recorded until then is kept.")
     assert (word(page), shape(page)) == ("Failed", ("red", False))
     expect(page.get_by_role("button", name="Resume")).to_be_disabled()
     notice.get_by_text("Show error").click()

@@ -51,7 +51,7 @@ def test_a_click_on_a_cell_opens_its_run(server: Server, tab: Tab) -> None:
     page = tab(f"{server.url}/sweep?sweep=s")
     cell = page.locator(".js-plotly-plot").first
     cell.wait_for(timeout=60_000)
-    page.wait_for_timeout(1000)
+    page.wait_for_timeout(1000)  # it has its size
     box = cell.bounding_box()
     assert box
     # The lower right cell: w_importance 0.1, noise 0.5, which is the third of the four.
