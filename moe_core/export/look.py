@@ -8,7 +8,8 @@ from moe_core.export.drawing import LINE, draw, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.theme import COMPACT, THEMES, escape
+from moe_core.figures.paper import COMPACT, escape
+from moe_core.figures.theme import THEMES
 
 FONT = 13  # px of axis type, where nobody says
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt

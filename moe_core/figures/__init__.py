@@ -1,1 +1,1 @@
-"""Figures: pure functions from arrays to plotly. catalog.py lists them all, theme.py holds what they share."""
+"""Figures: pure functions from arrays to plotly. catalog.py lists them all, paper.py and theme.py hold what they share."""

@@ -6,21 +6,21 @@ Shapes: E experts.
 import numpy as np
 
 from moe_core.figures.bars import coloured
-from moe_core.figures.theme import (
-    LIGHT,
-    LINES,
-    SANS,
+from moe_core.figures.paper import (
     Array,
     Size,
     Spec,
-    Theme,
+    axis_title,
     base,
     figure,
     inner,
+    label_font,
+    level,
     nice_above,
     note,
     percent,
 )
+from moe_core.figures.theme import LIGHT, LINES, Theme
 
 NOT_YET = "not measured yet: python -m moe_core ablate"
 
@@ -51,7 +51,7 @@ def ablation(
     every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if inner(layout)[0] / E * n >= 26)
     ranks = list(range(1, E + 1, every))
     layout["xaxis"] |= {
-        "title": {"text": "expert, from most to least load", "standoff": 2, "font": layout["font"]},
+        "title": axis_title("expert, from most to least load", layout),
         "range": [0.5, E + 0.5],
         "tickvals": ranks,
         "ticktext": [str(order[rank - 1] + 1) for rank in ranks],
@@ -71,10 +71,9 @@ def ablation(
         "marker": marker,
         "hovertemplate": "Without expert %{customdata[0]} the loss is %{y:+.4f} nats higher; it has %{customdata[1]} of the load<extra></extra>",
     }
-    zero = {"type": "line", "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0}
-    layout["shapes"].append(zero | {"line": {"color": theme.ink2, "width": 1}})
+    layout["shapes"].append(level(0, color=theme.ink2, width=1))
     if not known.any():
-        font = {"color": theme.ink2, "size": layout["font"]["size"], "family": SANS}
+        font = label_font(layout, theme.ink2)
         layout["annotations"].append(note(NOT_YET, 0.5, 0.5, xref="paper", yref="paper", xanchor="center", font=font))
     return {"data": [bars], "layout": layout}
 

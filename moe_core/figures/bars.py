@@ -4,25 +4,23 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.routing import first_experts, without_expert
-from moe_core.figures.theme import (
-    LIGHT,
-    LINES,
-    NAMED,
-    SANS,
+from moe_core.figures.paper import (
     Array,
     Size,
     Spec,
-    Theme,
+    at_step,
+    axis_title,
     base,
     doubled,
-    expert_colour,
     figure,
     ideal_line,
     inner,
+    label_font,
     note,
     percent,
 )
+from moe_core.figures.routing import first_experts, without_expert
+from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
 
 
 @figure
@@ -43,7 +41,7 @@ def expert_axis(E: int, layout: Spec) -> Spec:
     every = next(n for n in (1, 4, 8, 16, 32, 64, 128, 256) if width / E * n >= 18)
     ticks = list(range(1, E + 1)) if every == 1 else [1, *range(every, E + 1, every)]
     return {
-        "title": {"text": "expert", "standoff": 2, "font": layout["font"]},
+        "title": axis_title("expert", layout),
         "range": [0.5, E + 0.5],
         "tickvals": ticks,
         "ticktext": [str(e) for e in ticks],
@@ -76,14 +74,13 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
     layout["yaxis"] |= {"nticks": 6}
     layout["xaxis"] |= expert_axis(E, layout)
     x = np.arange(1, E + 1, dtype=np.int32)
-    when = "" if step is None else f" at step {step:,}"
     bars = {
         "type": "bar",
         "name": "load",
         "x": x,
         "y": load_E * 100,
         "marker": coloured(E, theme),
-        "hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the load{when}<extra></extra>",
+        "hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the load{at_step(step)}<extra></extra>",
     }
     wide = max(4.0, 0.52 * inner(layout)[0] / E)
     ticks = [
@@ -105,7 +102,7 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
                 theme.ink,
                 3,
                 min(wide, 34),
-                {"hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the importance{when}<extra></extra>"},
+                {"hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the importance{at_step(step)}<extra></extra>"},
             ),
         )
     ]
@@ -132,7 +129,6 @@ def sorted_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
         y={"title": "load ÷ ideal, ×", "range": [0.0, top], "nticks": 6},
         bargap=0.15,
     )
-    when = "" if step is None else f" at step {step:,}"
     bars = {
         "type": "bar",
         "name": "load ÷ ideal",
@@ -141,9 +137,9 @@ def sorted_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
         "base": 1.0,
         "customdata": np.stack([order + 1, ratio], axis=1).astype(np.float32),
         "marker": {"color": [theme.over if r >= 1 else theme.under for r in ratio.tolist()], "line": {"width": 0}},
-        "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal load{when}<extra></extra>",
+        "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal load{at_step(step)}<extra></extra>",
     }
-    font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
+    font = label_font(layout, theme.ink)
     if np.isfinite(load_E).all() and ratio[0] > ratio[-1]:
         ends = (
             (f"expert {order[0] + 1}", 0.5, ratio[0], "left", "bottom"),
@@ -184,7 +180,6 @@ def tokens_by_expert(
         bargap=0.25,
     )
     layout["xaxis"] |= expert_axis(E, layout)
-    when = "" if step is None else f" at step {step:,}"
     data = [
         {
             "type": "bar",
@@ -192,7 +187,7 @@ def tokens_by_expert(
             "x": np.arange(1, E + 1, dtype=np.int32),
             "y": counts.astype(np.int32),
             "marker": coloured(E, theme) if E <= LINES else {"color": theme.ink2, "line": {"width": 0}},
-            "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{when}<extra></extra>",
+            "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{at_step(step)}<extra></extra>",
         }
     ]
     ideal_line(layout, N / E, theme)

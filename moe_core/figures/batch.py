@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps, spread
-from moe_core.figures.reading import tokens_per_expert
-from moe_core.figures.theme import (
+from moe_core.figures.lines import as_steps, end_labels, line, mark, over_steps
+from moe_core.figures.paper import (
     DASHED,
-    LIGHT,
     Array,
     Size,
     Spec,
-    Theme,
     base,
     escape,
     figure,
@@ -27,6 +24,8 @@ from moe_core.figures.theme import (
     pens,
     upright,
 )
+from moe_core.figures.reading import tokens_per_expert
+from moe_core.figures.theme import LIGHT, Theme
 from moe_core.figures.tiles import short
 
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
@@ -115,10 +114,7 @@ def batch_formula(
             "hovertemplate": f"As chosen: {k} × {tokens:,} × {devices} / {experts} = {now:,.4g} tokens per expert<extra></extra>",
         }
     )  # fmt: skip
-    ends.sort(reverse=True)
-    placed = spread([px for px, _ in ends], 1.3 * layout["font"]["size"])
-    for (_, name), px in zip(ends, placed, strict=True):
-        layout["annotations"].append(end_label(name, px, height, theme, layout["font"]["size"]))
+    layout["annotations"] += end_labels(sorted(ends, reverse=True), layout, theme)
     return {"data": data, "layout": layout}
 
 
@@ -200,9 +196,6 @@ def batch_measured(
         data.append(line(name, x, y, told, color=colour, width=width))
         if len(y) and np.isfinite(y[-1]):
             ends.append((height * float(y[-1]) / top, f"{name} {y[-1]:,.4g}"))
-    size_px = layout["font"]["size"]
-    placed = spread([px for px, _ in ends], 1.3 * size_px)
-    for (_, text), px in zip(ends, placed, strict=True):
-        layout["annotations"].append(end_label(text, px, height, theme, size_px, ink=True))
+    layout["annotations"] += end_labels(ends, layout, theme, ink=True)
     mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}

@@ -31,6 +31,7 @@ from moe_core.figures import (
     turns,
 )
 from moe_core.figures.ablation import ablation
+from moe_core.figures.paper import Figure
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
     Read,
@@ -46,7 +47,6 @@ from moe_core.figures.reading import (
     recent_share,
     rows_until,
 )
-from moe_core.figures.theme import Figure
 from moe_core.schema import METRICS, TASKS
 
 

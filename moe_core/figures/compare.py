@@ -21,16 +21,12 @@ from moe_core.figures.lines import (
     spread,
     turn,
 )
-from moe_core.figures.theme import (
-    LIGHT,
-    SANS,
+from moe_core.figures.paper import (
     Array,
     Size,
     Spec,
-    Theme,
     doubled,
     escape,
-    faded,
     figure,
     inner,
     level,
@@ -39,6 +35,7 @@ from moe_core.figures.theme import (
     pens,
     upright,
 )
+from moe_core.figures.theme import LIGHT, SANS, Theme, faded
 from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_range
 
 LETTERS = "ABCD"

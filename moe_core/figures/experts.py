@@ -9,18 +9,14 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
-from moe_core.figures.theme import (
+from moe_core.figures.paper import (
     DASHED,
-    LIGHT,
-    LINES,
-    NAMED,
     Array,
     Size,
     Spec,
-    Theme,
+    at_step,
     base,
     doubled,
-    expert_colour,
     figure,
     ideal_line,
     inner,
@@ -29,6 +25,7 @@ from moe_core.figures.theme import (
     percent,
     upright,
 )
+from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
 from moe_core.figures.timeline import square
 
 
@@ -69,7 +66,6 @@ def expert_rank(
         "ticktext": [rank_name(int(order[i]), i == place, E, theme) for i in named],
     }
     layout["margin"]["l"] += 14
-    when = "" if step is None else f" at step {step:,}"
     data = [
         {
             "type": "bar",
@@ -80,8 +76,7 @@ def expert_rank(
             "customdata": order.astype(np.int32) + 1,
             "marker": {"color": [rank_colour(int(e), ratio_E[e], E, theme) for e in order], "line": {"width": 0}},
             "hovertemplate": "Expert %{customdata} took %{x:.2f} × its ideal share"
-            + when
-            + ", rank %{y}<extra></extra>",
+            f"{at_step(step)}, rank %{{y}}<extra></extra>",
         }
     ]
     layout["shapes"].append(upright(1, color=theme.ink2, width=1.5, dash=DASHED))

@@ -3,25 +3,11 @@
 Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert looked at, 0 for none.
 """
 
-import math
-
 import numpy as np
 
-from moe_core.figures.routing import SYMBOLS, corners, letter
-from moe_core.figures.theme import (
-    LIGHT,
-    MONO,
-    SEQUENTIAL_STOPS,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    expert_colour,
-    figure,
-    inner,
-    scale,
-)
+from moe_core.figures.paper import Array, Size, Spec, base, figure, inner
+from moe_core.figures.routing import SYMBOLS, hovers, image_name, letter, mosaic, plane_axes, side_of
+from moe_core.figures.theme import LIGHT, MONO, SEQUENTIAL_STOPS, Theme, expert_colour, scale
 
 BEFORE, AFTER = 12, 6  # bytes of context about a favourite
 
@@ -115,33 +101,17 @@ def favourite_images(
         x={"title": "rank within the row", "showticklabels": False, "fixedrange": True},
         y={"title": "row", "showticklabels": False, "showgrid": False, "fixedrange": True},
     )
-    side = math.isqrt(images_NP.shape[1]) if len(images_NP) else 8
+    side = side_of(images_NP) if len(images_NP) else 8
     width, height = inner(layout)
     px = 44
     across, down = max(1, width // px), max(1, height // px)
     found = best(gate_N, across * down)
-    tile = side + 1
-    mosaic = np.zeros((down * tile, across * tile), np.uint8)
-    at, words = [], []
-    for place, n in enumerate(found.tolist()):
-        top, left = place // across * tile, place % across * tile
-        mosaic[top : top + side, left : left + side] = np.asarray(images_NP)[n, : side * side].reshape(side, side)
-        at.append((left + side / 2, top + side / 2))
-        what = "" if labels_N is None else f", of class {int(labels_N[n])},"
-        words.append(f"Image {n}{what} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}")
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * tile], [down * tile, 0]
-    x, y = np.array(at, np.float32).reshape(-1, 2).T
-    data = [
-        {
-            "type": "heatmap", "name": "images", "z": mosaic, "x0": 0.5, "y0": 0.5, "dx": 1, "dy": 1, "zmin": 0,
-            "zmax": max(16, int(mosaic.max(initial=0))), "hoverinfo": "skip", "showscale": False,
-            "colorscale": [[0, theme.ground], [1, theme.ink]],
-        },
-        {
-            "type": "scatter", "mode": "markers", "name": "image", "x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y),
-            "marker": {"size": px - 10, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
-        },
-    ]  # fmt: skip
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * (side + 1)], [down * (side + 1), 0]
+    cells = [(n, place // across, place % across) for place, n in enumerate(found.tolist())]
+    words = [
+        f"{image_name(n, labels_N)} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}" for n in found.tolist()
+    ]
+    data = [mosaic(images_NP, side, cells, (down, across), theme), hovers(cells, side, words, px - 10)]
     return {"data": data if len(found) else [], "layout": layout}
 
 
@@ -160,7 +130,7 @@ def favourite_points(
     """The probe's points, each as deep as the weight that it gives; hollow where it gives none. points_N2 (N, 2)."""
     gate = np.asarray(gate_N, np.float32)
     taken = int((gate > 0).sum())
-    x0, x1, y0, y1 = corners(extent)
+    x_axis, y_axis = plane_axes(extent)
     layout = base(
         "favourite_points",
         f"Favourite points of expert {chosen + 1}",
@@ -168,8 +138,8 @@ def favourite_points(
         step=step,
         theme=theme,
         size=size,
-        x={"title": "x", "range": [x0, x1], "nticks": 6, "constrain": "domain"},
-        y={"title": "y", "range": [y0, y1], "nticks": 6, "scaleanchor": "x", "constrain": "domain", "showgrid": False},
+        x=x_axis,
+        y=y_axis,
     )
     classes = np.zeros(len(gate), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
     points = np.asarray(points_N2, np.float32).reshape(-1, 2)

@@ -8,22 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.paper import Array, Size, Spec, base, figure, inner, label_font, note
 from moe_core.figures.routing import first_experts
-from moe_core.figures.theme import (
-    LIGHT,
-    LINES,
-    SANS,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    expert_colour,
-    faded,
-    figure,
-    inner,
-    note,
-)
+from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour, faded
 from moe_core.figures.timeline import square
 
 NODE = 0.03  # width of a node, in layers
@@ -104,7 +91,7 @@ def expert_flow(
             "marker": {"size": 12, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
         }
     )  # fmt: skip
-    font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
+    font = label_font(layout, theme.ink)
     for at, total in ((0, totals[0]), (L - 1, totals[-1])):
         for e in np.flatnonzero(total * height / N >= font["size"]).tolist():
             mark = square(e, theme) + " " if e < E <= LINES else ""

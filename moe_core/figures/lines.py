@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.theme import SANS, Array, Size, Spec, Theme, base, escape, faded, inner, nice_above, note, upright
+from moe_core.figures.paper import Array, Size, Spec, base, escape, inner, label_font, nice_above, note, upright
+from moe_core.figures.theme import SANS, Theme, faded
 from moe_core.schema import value_text
 
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
@@ -116,7 +117,7 @@ def change_names(
         if not free or span[0] < 0:
             continue
         taken.append((*span, free[0]))
-        font = {"color": theme.hand, "size": size, "family": SANS}
+        font = label_font(layout, theme.hand)
         side, shift = ("right", -6) if left else ("left", 6)
         place: Spec = {"xanchor": side, "align": side, "xshift": shift}
         place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
@@ -143,6 +144,14 @@ def spread(wanted: Sequence[float], gap: float) -> list[float]:
         placed[i] = max(placed[i], floor)
         floor = placed[i] + gap
     return placed
+
+
+def end_labels(ends: Sequence[tuple[float, str]], layout: Spec, theme: Theme, *, ink: bool = False) -> list[Spec]:
+    """The names of lines (px above the plot's bottom, text), from top to bottom, as far apart as their type needs."""
+    _, height = inner(layout)
+    size = layout["font"]["size"]
+    places = spread([px for px, _ in ends], 1.3 * size)
+    return [end_label(text, px, height, theme, size, ink=ink) for (_, text), px in zip(ends, places, strict=True)]
 
 
 def end_label(

@@ -7,25 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_core.figures.theme import (
-    DIVERGING_STOPS,
-    FRACTIONS,
-    LIGHT,
-    LINES,
-    SANS,
-    SEQUENTIAL_STOPS,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    escape,
-    figure,
-    inner,
-    nice_above,
-    percent,
-    scale,
-)
+from moe_core.figures.paper import Array, Size, Spec, axis_title, base, escape, figure, inner, nice_above, percent
+from moe_core.figures.theme import DIVERGING_STOPS, FRACTIONS, LIGHT, LINES, SANS, SEQUENTIAL_STOPS, Theme, scale
 
 LONGEST = 14  # letters of a row's name
 
@@ -125,8 +108,6 @@ def coactivation(
         {"tickvals": ticks, "ticktext": [f"{100 * t:g} %" for t in ticks]},
         100 * share,
         "Of the tokens of expert %{y}, %{customdata:.1f} % also go to expert %{x}",
-        rows=None,
-        row_title="expert",
         row=chosen,
         step=step,
         theme=theme,
@@ -155,8 +136,6 @@ def similarity(
         {"tickvals": [-1, -0.5, 0, 0.5, 1], "ticktext": ["−1", "−0.5", "0", "0.5", "1"]},
         cosine,
         "The gate weights of experts %{y} and %{x} have a cosine of %{customdata:.2f}",
-        rows=None,
-        row_title="expert",
         row=chosen,
         step=step,
         theme=theme,
@@ -195,8 +174,8 @@ def heatmap(
     told: Array,
     sentence: str,
     *,
-    rows: Sequence[str] | None,
-    row_title: str,
+    rows: Sequence[str] | None = None,
+    row_title: str = "expert",
     row: int | None = None,
     column: int | None = None,
     step: int | None,
@@ -215,11 +194,11 @@ def heatmap(
     across, down = expert_ticks(E, width, 18), expert_ticks(max(C, 1), height, 14)
     font = layout["font"]
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
-    layout["xaxis"]["title"] = {"text": "expert", "standoff": 2, "font": font}
+    layout["xaxis"]["title"] = axis_title("expert", layout)
     down = [row for row in down if rows is None or row <= C]
     layout["yaxis"] |= {"range": [max(C, 1) + 0.5, 0.5], "tickvals": down, "showgrid": False}
     layout["yaxis"]["ticktext"] = [str(row) if rows is None else rows[row - 1] for row in down]
-    layout["yaxis"]["title"] = {"text": row_title, "standoff": 4, "font": font}
+    layout["yaxis"]["title"] = axis_title(row_title, layout, standoff=4)
     layout["plot_bgcolor"] = theme.side  # a gap is no value, on scales whose zero is the ground too
     colorbar = {
         "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.compare import Curve, Shared, differences
+from moe_core.figures.paper import Array
 from moe_core.figures.reading import Span, by_hand
-from moe_core.figures.theme import Array
 from moe_core.schema import METRICS
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.theme import Array
+from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
 from moe_core.schema import AUTOBALANCE, Config, Knobs, meta_of
 

@@ -11,26 +11,21 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
-from moe_core.figures.theme import (
-    LIGHT,
-    LINES,
-    SEQUENTIAL_STOPS,
+from moe_core.figures.paper import (
     Array,
     Size,
     Spec,
-    Theme,
+    axis_title,
     base,
     escape,
-    expert_colour,
-    faded,
     figure,
     inner,
     nice_above,
     pens,
     percent,
-    scale,
     upright,
 )
+from moe_core.figures.theme import LIGHT, LINES, SEQUENTIAL_STOPS, Theme, expert_colour, faded, scale
 
 NAMES = {9: "⇥", 10: "⏎", 13: "␍", 32: "·"}  # bytes without a letter of their own
 
@@ -196,7 +191,6 @@ def digit_images(
     shown = np.arange(E)
     if E > LINES:
         shown = np.sort(np.argsort(-np.bincount(first, minlength=E)[:E], kind="stable")[:LINES])
-    side = math.isqrt(images_NP.shape[1]) if N else 8
     layout = base(
         "digit_images",
         "Images by first expert",
@@ -208,40 +202,63 @@ def digit_images(
         size=size,
     )
     width, height = inner(layout)
-    tile = side + 1
     across = max(1, int(width / (height / len(shown))))
-    mosaic = np.zeros((len(shown) * tile, across * tile), np.uint8)
-    xs, ys, words = [], [], []
+    side = side_of(images_NP) if N else 8
+    tile = side + 1
+    cells, words = [], []
     for row, expert in enumerate(shown.tolist()):
         for column, n in enumerate(np.flatnonzero(first == expert)[:across].tolist()):
-            top, left = row * tile, column * tile
-            mosaic[top : top + side, left : left + side] = np.asarray(images_NP)[n, : side * side].reshape(side, side)
-            xs.append(left + side / 2)
-            ys.append(top + side / 2)
-            what = "" if labels_N is None else f", of class {int(labels_N[n])},"
-            words.append(f"Image {n}{what} goes to expert {expert + 1}")
+            cells.append((n, row, column))
+            words.append(f"{image_name(n, labels_N)} goes to expert {expert + 1}")
     layout["xaxis"] |= {"range": [0, across * tile], "showticklabels": False, "fixedrange": True}
-    layout["xaxis"]["title"] = {"text": "images of the probe", "standoff": 2, "font": layout["font"]}
+    layout["xaxis"]["title"] = axis_title("images of the probe", layout)
     layout["yaxis"] |= {
         "range": [len(shown) * tile, 0],
         "tickvals": [row * tile + side / 2 for row in range(len(shown))],
         "ticktext": [tick_name(e, E, theme) for e in shown.tolist()],
-        "title": {"text": "expert", "standoff": 2, "font": layout["font"]},
+        "title": axis_title("expert", layout),
         "showgrid": False,
         "fixedrange": True,
     }
-    data = [
-        {
-            "type": "heatmap", "name": "images", "z": mosaic, "x0": 0.5, "y0": 0.5, "dx": 1, "dy": 1,
-            "zmin": 0, "zmax": max(16, int(mosaic.max(initial=0))), "hoverinfo": "skip", "showscale": False,
-            "colorscale": [[0, theme.ground], [1, theme.ink]],
-        },
-        {
-            "type": "scatter", "mode": "markers", "name": "image", "x": np.array(xs, np.float32),
-            "y": np.array(ys, np.float32), "marker": {"size": 14, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
-        },
-    ]  # fmt: skip
-    return {"data": data, "layout": layout}
+    grid = mosaic(images_NP, side, cells, (len(shown), across), theme)
+    return {"data": [grid, hovers(cells, side, words, 14)], "layout": layout}
+
+
+def side_of(images_NP: Array) -> int:
+    """How many pixels wide and high square images are."""
+    return math.isqrt(images_NP.shape[1])
+
+
+def image_name(n: int, labels_N: Array | None) -> str:
+    """What a hover calls an image of the probe."""
+    return f"Image {n}" if labels_N is None else f"Image {n}, of class {int(labels_N[n])},"
+
+
+def mosaic(
+    images_NP: Array, side: int, cells: Sequence[tuple[int, int, int]], grid: tuple[int, int], theme: Theme
+) -> Spec:
+    """Images of `side` pixels on a grid of (rows, columns), one pixel apart. cells: (image, row, column)."""
+    tile = side + 1
+    grey = np.zeros((grid[0] * tile, grid[1] * tile), np.uint8)
+    for n, row, column in cells:
+        top, left = row * tile, column * tile
+        grey[top : top + side, left : left + side] = np.asarray(images_NP)[n, : side * side].reshape(side, side)
+    return {
+        "type": "heatmap", "name": "images", "z": grey, "x0": 0.5, "y0": 0.5, "dx": 1, "dy": 1,
+        "zmin": 0, "zmax": max(16, int(grey.max(initial=0))), "hoverinfo": "skip", "showscale": False,
+        "colorscale": [[0, theme.ground], [1, theme.ink]],
+    }  # fmt: skip
+
+
+def hovers(cells: Sequence[tuple[int, int, int]], side: int, words: Sequence[str], px: int) -> Spec:
+    """Markers that cannot be seen, `px` wide, on the images of a mosaic: what hovering each of them says."""
+    tile = side + 1
+    return {
+        "type": "scatter", "mode": "markers", "name": "image",
+        "x": np.array([column * tile + side / 2 for _, _, column in cells], np.float32),
+        "y": np.array([row * tile + side / 2 for _, row, _ in cells], np.float32),
+        "marker": {"size": px, "opacity": 0}, "hovertext": list(words), "hoverinfo": "text",
+    }  # fmt: skip
 
 
 def tick_name(expert: int, E: int, theme: Theme) -> str:
@@ -272,7 +289,7 @@ def regions(
     labels_N (N,) the class of each point, its symbol.
     """
     E = num_experts
-    x0, x1, y0, y1 = corners(extent)
+    x_axis, y_axis = plane_axes(extent)
     layout = base(
         "regions",
         "Who owns which region",
@@ -280,10 +297,11 @@ def regions(
         step=step,
         theme=theme,
         size=size,
-        x={"title": "x", "range": [x0, x1], "nticks": 6, "constrain": "domain"},
-        y={"title": "y", "range": [y0, y1], "nticks": 6, "scaleanchor": "x", "constrain": "domain", "showgrid": False},
+        x=x_axis,
+        y=y_axis,
     )
     R = len(regions_RR)
+    (x0, x1), (y0, y1) = x_axis["range"], y_axis["range"]
     dx, dy = (x1 - x0) / max(R, 1), (y1 - y0) / max(R, 1)
     data: list[Spec] = []
     if R:
@@ -327,6 +345,15 @@ def corners(extent: Array | Sequence[float]) -> tuple[float, float, float, float
         ends = [*ends, *ends]
     x0, x1, y0, y1 = ends
     return x0, x1, y0, y1
+
+
+def plane_axes(extent: Array | Sequence[float]) -> tuple[Spec, Spec]:
+    """The axes of the plane, of one scale."""
+    x0, x1, y0, y1 = corners(extent)
+    return (
+        {"title": "x", "range": [x0, x1], "nticks": 6, "constrain": "domain"},
+        {"title": "y", "range": [y0, y1], "nticks": 6, "scaleanchor": "x", "constrain": "domain", "showgrid": False},
+    )
 
 
 @figure

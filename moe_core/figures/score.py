@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner
 from moe_core.figures.routing import (
     by_expert,
     by_gate,
@@ -18,20 +19,7 @@ from moe_core.figures.routing import (
     sentence,
     without_expert,
 )
-from moe_core.figures.theme import (
-    LIGHT,
-    LINES,
-    MONO,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    expert_colour,
-    figure,
-    inner,
-    letter_colour,
-)
+from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, letter_colour
 
 ROW = 64  # bytes in a line of the probe's text
 
@@ -157,6 +145,6 @@ def score_axis(tops: list[float], cell: float, gates: float, E: int, layout: Spe
             ticks.append(top + cell + 2 + gates * (e - 0.5) / E)
             words.append(str(e))
     return {
-        "title": {"text": "expert", "standoff": 2, "font": layout["font"]}, "range": [inner(layout)[1], 0], "tickvals": ticks, "ticktext": words,
+        "title": axis_title("expert", layout), "range": [inner(layout)[1], 0], "tickvals": ticks, "ticktext": words,
         "showgrid": False, "fixedrange": True,
     }  # fmt: skip

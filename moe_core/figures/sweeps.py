@@ -9,25 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.theme import (
-    LIGHT,
-    SANS,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    escape,
-    faded,
-    figure,
-    inner,
-    letter_colour,
-    note,
-    pens,
-    scale,
-)
+from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, label_font, note, pens
+from moe_core.figures.theme import LIGHT, SANS, Theme, faded, letter_colour, scale
 from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, value_text
 
+Swept = tuple[str, Sequence[float | str]]  # a knob's name and its values along an axis
 CALM_TO_LOUD = (0.0, 1 / 3, 2 / 3, 1.0)  # the upper half of the diverging scale: even looks calm, imbalance shows
 LEAST_CV = 0.01  # left end of the logarithmic axis; an even load, CV 0, stands there
 LOG_TICKS = {
@@ -52,13 +38,13 @@ def pareto_front(cost_N2: Array) -> Array:
 def sweep_balance(
     cv_load_YX: Array,
     ids_YX: Sequence[Sequence[str]],
-    x: tuple[str, Sequence[float | str]],
-    y: tuple[str, Sequence[float | str]],
+    x: Swept,
+    y: Swept,
     *,
     theme: Theme = LIGHT,
     size: Size = (560, 380),
 ) -> Spec:
-    """CV(load) of each cell, in colour from even to collapsed. x, y: a knob's name and its values; ids_YX: the run to open."""
+    """CV(load) of each cell, in colour from even to collapsed. ids_YX: the run to open."""
     highest = np.nanmax(cv_load_YX) if np.isfinite(cv_load_YX).any() else COLLAPSED
     text = f"CV(load), mean over seeds; below {BALANCED:g} balanced, above {COLLAPSED:g} collapsed"
     layout = grid_layout("sweep_balance", "Balance over the grid", text, x, y, theme, size)
@@ -70,8 +56,8 @@ def sweep_balance(
 def sweep_quality(
     metric_YX: Array,
     ids_YX: Sequence[Sequence[str]],
-    x: tuple[str, Sequence[float | str]],
-    y: tuple[str, Sequence[float | str]],
+    x: Swept,
+    y: Swept,
     *,
     label: str,
     lower_is_better: bool,
@@ -107,8 +93,8 @@ def grid_layout(
     name: str,
     title: str,
     subtitle: str,
-    x: tuple[str, Sequence[float | str]],
-    y: tuple[str, Sequence[float | str]],
+    x: Swept,
+    y: Swept,
     theme: Theme,
     size: Size,
 ) -> Spec:
@@ -128,8 +114,8 @@ def grid_layout(
 def grid_data(
     values_YX: Array,
     ids_YX: Sequence[Sequence[str]],
-    x: tuple[str, Sequence[float | str]],
-    y: tuple[str, Sequence[float | str]],
+    x: Swept,
+    y: Swept,
     label: str,
     span: tuple[float, float],
     layout: Spec,
@@ -276,7 +262,7 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, lay
         found.append(
             note(
                 escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left",
-                yanchor="bottom" if above else "top", xshift=-6 if left else 6, font={"color": theme.ink, "size": layout["font"]["size"], "family": SANS},
+                yanchor="bottom" if above else "top", xshift=-6 if left else 6, font=label_font(layout, theme.ink),
             )
         )  # fmt: skip
     return found

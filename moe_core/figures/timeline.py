@@ -20,27 +20,30 @@ from moe_core.figures.lines import (
     over_steps,
     spread,
 )
+from moe_core.figures.paper import (
+    Array,
+    Size,
+    Spec,
+    axis_title,
+    doubled,
+    figure,
+    ideal_line,
+    inner,
+    label_font,
+    nice_above,
+    note,
+    pens,
+    percent,
+)
 from moe_core.figures.theme import (
     DIVERGING_STOPS,
     FRACTIONS,
     LIGHT,
     LINES,
     NAMED,
-    SANS,
-    Array,
-    Size,
-    Spec,
     Theme,
-    doubled,
     expert_colour,
     faded,
-    figure,
-    ideal_line,
-    inner,
-    nice_above,
-    note,
-    pens,
-    percent,
     scale,
 )
 
@@ -168,7 +171,7 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
                 continue
             if all(abs(middle - a) > room + 8 or abs(y - b) > LABEL_GAP + 4 for a, b in taken):
                 taken.append((middle, y))
-                font = {"color": theme.ink, "size": size, "family": SANS}
+                font = label_font(layout, theme.ink)
                 text = f"{square(e, theme)} expert {e + 1}"
                 there = {"xref": "paper", "yref": "paper", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
                 names.append(note(text, middle / width, y / height, xanchor="center", font=font, **there))
@@ -195,7 +198,7 @@ def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None
     every = 8 if E <= 64 else 16
     ticks = [1, *range(every, E + 1, every)]
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
-    layout["yaxis"] |= {"showgrid": False, "title": {"text": "expert", "standoff": 4, "font": layout["font"]}}
+    layout["yaxis"] |= {"showgrid": False, "title": axis_title("expert", layout, standoff=4)}
     told = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
     trace = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], told, layout, theme)
     return {"data": [trace], "layout": layout}

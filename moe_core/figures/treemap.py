@@ -10,20 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.theme import (
-    DIVERGING_STOPS,
-    LIGHT,
-    SANS,
-    Array,
-    Size,
-    Spec,
-    Theme,
-    base,
-    figure,
-    inner,
-    letter_colour,
-    percent,
-)
+from moe_core.figures.paper import Array, Size, Spec, at_step, axis_title, base, figure, inner, percent
+from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, SANS, Theme, letter_colour
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, in px from the top left
 
@@ -47,11 +35,11 @@ def group_treemap(
     hidden = {"showticklabels": False, "fixedrange": True, "showgrid": False}
     layout["xaxis"] |= hidden | {
         "range": [0, width],
-        "title": {"text": f"{groups} groups of {each} experts", "standoff": 2, "font": layout["font"]},
+        "title": axis_title(f"{groups} groups of {each} experts", layout),
     }
     layout["yaxis"] |= hidden | {
         "range": [height, 0],
-        "title": {"text": "share of the load", "standoff": 4, "font": layout["font"]},
+        "title": axis_title("share of the load", layout, standoff=4),
     }
     share = np.asarray(share_E, np.float64)
     if not np.isfinite(share).all() or share.sum() <= 0:
@@ -76,7 +64,7 @@ def group_treemap(
             colours.append(letter_colour(fill))
             words.append(
                 f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the load, {members[j] * E:.2f} × its ideal"
-                f"{'' if step is None else f' at step {step:,}'}"
+                f"{at_step(step)}"
             )
         layout["shapes"].append(rectangle(outer, theme.ink, 2.0, None))
     data: Spec = {

@@ -10,7 +10,8 @@ from moe_core.export.drawing import draw
 from moe_core.export.fonts import face, plain, spaced, width_of
 from moe_core.export.marks import Path, Picture, Run, Sheet, Text, colour_of, lines_of
 from moe_core.export.pdf import Document
-from moe_core.figures.theme import LIGHT, base
+from moe_core.figures.paper import base
+from moe_core.figures.theme import LIGHT
 
 
 def sheet(data, **layout):

@@ -7,7 +7,8 @@ import pytest
 
 from moe_core.figures import bars, score, timeline
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.theme import DARK, LIGHT, escape, expert_colour, letter_colour, luminance, percent
+from moe_core.figures.paper import escape, percent
+from moe_core.figures.theme import DARK, LIGHT, expert_colour, letter_colour, luminance
 
 SIZES = (1, 2, 16, 20, 21, 64)
 

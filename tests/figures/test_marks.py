@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_core.figures import timeline
-from moe_core.figures.theme import inner
+from moe_core.figures.paper import inner
 
 
 class Change(NamedTuple):
