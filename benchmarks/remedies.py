@@ -26,8 +26,9 @@ import torch
 
 from moe_core.diagnosis import Finding, diagnose
 from moe_core.nn.models import asked_by
-from moe_core.runs import Batch, Pending
+from moe_core.runs import Batch
 from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs
+from moe_core.training.again import Nowhere
 from moe_core.training.data import Data, load
 from moe_core.training.evaluation import held_out_loss
 from moe_core.training.loop import Trainer
@@ -70,21 +71,6 @@ class Row(NamedTuple):
     remedy: dict[str, float | str]
     after: int | None
     end: float
-
-
-class Nowhere:
-    """The writer of a training that is not recorded."""
-
-    knob_seen = command_seen = 0
-
-    def pending(self) -> Pending:
-        return Pending([], [])
-
-    def commit(self, batch: Any) -> None:
-        pass
-
-    def beat(self, step: int) -> None:
-        pass
 
 
 class Patient:

@@ -23,7 +23,6 @@ from moe_core.sweep import (
     Sweep,
     cancel,
     ceiling_lines,
-    choice,
     detach,
     figure,
     make_plan,
@@ -211,7 +210,7 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     lines = rows(sweep, found)
     body = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(choice(row[name]))}</td>" for name in swept)
+        + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in swept)
         + f"<td>{links(row, found)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
         + "</tr>"

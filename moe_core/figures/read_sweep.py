@@ -8,8 +8,6 @@ import numpy as np
 from moe_core.figures.reading import Span
 from moe_core.schema import METRICS, value_text, with_unit
 
-UNREAD = "–"  # where a cell has no value of a swept knob
-
 
 class Found(NamedTuple):
     """A sweep and how it stands. swept: its knobs; cells: their values in each; rows, one a cell, and results as
@@ -45,8 +43,7 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
         "metric_N": np.array([result.ended["eval"].get(name, np.nan) for result in done], np.float64),
         "ids_N": [result.job.run_id for result in done],
         "names_N": [
-            " / ".join(value_text(found.cells[result.job.cell].get(name, UNREAD)) for name in found.swept)
-            for result in done
+            " / ".join(value_text(found.cells[result.job.cell].get(name)) for name in found.swept) for result in done
         ],
         "ahead_N": np.array([result.ended["comparable"] is False for result in done], bool),
         "knobs": " / ".join(found.swept),
@@ -60,8 +57,8 @@ def words(found: Found) -> dict[str, Any]:
 
 
 def axes(found: Found) -> tuple[list[list[str]], tuple[str, list[Any]], tuple[str, list[Any]]]:
-    """The run that stands for each cell, and both knobs with their values. Two knobs are swept."""
-    x, y = ((name, in_order([cell.get(name, UNREAD) for cell in found.cells])) for name in found.swept)
+    """The run that stands for each cell, and both knobs with their values, None where a cell has none. Two knobs are swept."""
+    x, y = ((name, in_order([cell.get(name) for cell in found.cells])) for name in found.swept)
     ids = [[""] * len(x[1]) for _ in y[1]]
     done = [result.job.run_id for result in found.results if result.ended]
     for (row, column), measures in zip(places(found, x, y), found.rows, strict=True):
@@ -71,7 +68,7 @@ def axes(found: Found) -> tuple[list[list[str]], tuple[str, list[Any]], tuple[st
 
 def places(found: Found, x: tuple[str, list[Any]], y: tuple[str, list[Any]]) -> list[tuple[int, int]]:
     """The row and column of each cell."""
-    return [(y[1].index(cell.get(y[0], UNREAD)), x[1].index(cell.get(x[0], UNREAD))) for cell in found.cells]
+    return [(y[1].index(cell.get(y[0])), x[1].index(cell.get(x[0]))) for cell in found.cells]
 
 
 def on_grid(found: Found, measure: str) -> Any:
@@ -84,7 +81,7 @@ def on_grid(found: Found, measure: str) -> Any:
 
 
 def in_order(values: Sequence[Any]) -> list[Any]:
-    """Each value once: numbers from low to high, words as they were given, and last the dash of cells that have none."""
-    once = [value for value in dict.fromkeys(values) if value != UNREAD]
+    """Each value once: numbers from low to high, words as they were given, and last None, of cells that have none."""
+    once = [value for value in dict.fromkeys(values) if value is not None]
     known = once if any(isinstance(value, str) for value in once) else sorted(once)
-    return known + [UNREAD] * (UNREAD in values)
+    return known + [None] * (None in values)

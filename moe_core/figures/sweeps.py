@@ -13,7 +13,7 @@ from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inne
 from moe_core.figures.theme import LIGHT, SANS, Theme, faded, letter_colour, scale
 from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, value_text
 
-Swept = tuple[str, Sequence[float | str]]  # a knob's name and its values along an axis
+Swept = tuple[str, Sequence[float | str | None]]  # a knob's name and its values along an axis; None of cells without
 CALM_TO_LOUD = (0.0, 1 / 3, 2 / 3, 1.0)  # the upper half of the diverging scale: even looks calm, imbalance shows
 LEAST_CV = 0.01  # left end of the logarithmic axis; an even load, CV 0, stands there
 LOG_TICKS = {

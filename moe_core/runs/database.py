@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from moe_core.runs.locks import OURS, is_locked
+
 # Append only: migration i brings a file from user_version i to i + 1.
 MIGRATIONS = (
     """
@@ -46,7 +48,6 @@ WAIT = 20.0
 
 
 LONGEST = 1 << 28  # bytes of one value that is read: a file of a stranger may claim a billion
-OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and a pipe keeps who opens it waiting
 
 
 class StoreError(ValueError):
@@ -140,17 +141,7 @@ def hold_lock(folder: Path) -> int:
 
 def is_alive(folder: Path) -> bool:
     """Whether a trainer holds the run's lock."""
-    try:
-        handle = os.open(folder / "lock", os.O_RDONLY | OURS)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
+    return is_locked(folder / "lock")
 
 
 def seal(db: sqlite3.Connection, seconds: float) -> bool:

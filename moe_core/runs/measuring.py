@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.locks import is_locked, is_ours
 from moe_core.schema import Config
 
 
@@ -69,21 +70,6 @@ def measured(path: Path) -> Measured:
     )
 
 
-def is_locked(path: Path) -> bool:
-    """Whether a process holds the file's lock."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-
-
 def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:
     """Start the measurement; False if it is under way already. What was measured before gives way to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,17 +107,6 @@ _started: list[subprocess.Popen[bytes]] = []
 def stop_measuring(path: Path) -> None:
     """Stop a measurement that is under way; what it measured so far is kept."""
     found = measured(path)
-    if found.running and is_bench(found.pid):
+    if found.running and is_ours(found.pid, "bench"):
         with contextlib.suppress(ProcessLookupError):
             os.kill(found.pid, signal.SIGTERM)
-
-
-def is_bench(pid: int) -> bool:
-    """Whether a process is a measurement of ours: the pid comes from a file, and 0 or -1 would signal everybody."""
-    if pid <= 1:
-        return False
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
-    return b"moe_core" in words and b"bench" in words

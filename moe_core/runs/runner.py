@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.runs.branch import branch_off
-from moe_core.runs.database import OURS, StoreError, hold_lock, is_alive, is_plain
+from moe_core.runs.database import StoreError, hold_lock, is_alive, is_plain
 from moe_core.runs.listing import open_run, runs_folder
+from moe_core.runs.locks import OURS, is_ours
 from moe_core.runs.rows import ENDED
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
@@ -194,22 +195,11 @@ def stop(run: Run, patience: float = PATIENCE) -> None:
         return
     for number in (signal.SIGTERM, signal.SIGKILL):
         pid = run.status().pid
-        if is_alive(run.path) and is_trainer(pid):
+        if is_alive(run.path) and is_ours(pid, "train", "fork"):
             os.kill(pid, number)
         if _ended_within(run, patience):
             return
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
-
-
-def is_trainer(pid: int) -> bool:
-    """Whether a process is a trainer of ours: the pid comes from a file, and 0 or -1 would signal everybody."""
-    if pid <= 1:
-        return False
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
-        return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
-    return b"moe_core" in words and bool({b"train", b"fork"} & set(words))
 
 
 def _ended_within(run: Run, seconds: float) -> bool:

@@ -241,9 +241,9 @@ def label_of(name: str) -> str:
     return meta_of(Knobs, name).label or name
 
 
-def value_text(value: float | str) -> str:
-    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word."""
-    if isinstance(value, str):
+def value_text(value: float | str | None) -> str:
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word and for a value that there is not."""
+    if value is None or isinstance(value, str):
         return value or "–"
     if value and abs(value) < 0.01:
         digits, exponent = f"{value:.0e}".split("e")

@@ -25,7 +25,6 @@ from moe_core.sweep.standing import FAILED, TRAINS, Result, look, progress, resu
 from moe_core.sweep.table import (
     ceiling_lines,
     ceilings,
-    choice,
     figure,
     has_paper,
     measured,
@@ -50,7 +49,6 @@ __all__ = [
     "cancel",
     "ceiling_lines",
     "ceilings",
-    "choice",
     "detach",
     "end_paused",
     "figure",

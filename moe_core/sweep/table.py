@@ -21,7 +21,7 @@ from moe_core.schema import (
     with_unit,
 )
 from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, paper_row
-from moe_core.sweep.plan import Plan, Sweep, Value
+from moe_core.sweep.plan import Plan, Sweep
 from moe_core.sweep.standing import Result
 
 Row = dict[str, Any]
@@ -81,15 +81,10 @@ def figure(value: float) -> str:
     return "0" if value == 0 else f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"
 
 
-def choice(value: Value | None) -> str:
-    """A cell's value of a swept knob; a dash where its strategy does not read the knob."""
-    return "–" if value is None else value_text(value)
-
-
 def measured(row: Row, name: str) -> str:
     """A row's mean of a measure with its spread, marked if it does not compare; a dash where nothing is known."""
     if row[name] is None:
-        return "–"
+        return value_text(None)
     spread = row[f"{name}_spread"]
     mark = "" if row["comparable"] or name in BALANCE else f" {AHEAD}"
     return figure(row[name]) + ("" if spread is None else f" ±{figure(spread)}") + mark

@@ -21,12 +21,6 @@ MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
 pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 
-@pytest.fixture
-def runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    return tmp_path
-
-
 def page(**query):
     app = AppTest.from_file(MAIN, default_timeout=60)
     for name, value in query.items():

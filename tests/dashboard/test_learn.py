@@ -18,12 +18,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppT
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Knobs, str]]:
     """What the page would have started, in place of a process: a folder without a run, as while a trainer loads torch."""
     calls: list[tuple[Config, Knobs, str]] = []

@@ -19,12 +19,6 @@ PAGES = ("experts", "compare", "batch")
 pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 
-@pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    return tmp_path
-
-
 def page(name: str, **link: str) -> AppTest:
     app = AppTest.from_file(str(ROOT / "moe_core" / "dashboard" / "main.py"), default_timeout=30)
     app.query_params.update(link)

@@ -19,12 +19,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppT
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def writer(runs: Path) -> Iterator[RunWriter]:
     writer = create_run(runs / "text-a", CONFIG, Knobs(w_load=0.0))
     writer.commit(Batch(1, np.ones((5, sum(c.width for c in layout(2, 4))), np.float32), state="training"))

@@ -22,12 +22,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppT
 
 
 @pytest.fixture
-def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    return tmp_path
-
-
-@pytest.fixture
 def sweep(runs: Path) -> Sweep:
     return make_sweep(make_plan(CONFIG, Knobs(), LISTS, seeds=2), runs, "s")
 

@@ -1,0 +1,41 @@
+"""Whether another process lives: by the lock that it holds, and by what it was started as."""
+
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moe_core.runs.locks import is_locked, is_ours
+
+
+def test_a_file_is_locked_for_as_long_as_somebody_holds_it(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    assert not is_locked(path)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT)
+    assert not is_locked(path)
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    assert is_locked(path)
+    (tmp_path / "link").symlink_to(path)
+    assert not is_locked(tmp_path / "link")  # never followed: it could lead out of the runs
+    os.close(handle)
+    assert not is_locked(path)
+
+
+@pytest.fixture(params=[["moe_core", "bench"], ["moe_core"], ["train", "bench"]])
+def process(request: pytest.FixtureRequest):
+    """A process that does nothing, with these words on its command line."""
+    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *request.param])
+    yield started.pid, request.param == ["moe_core", "bench"]
+    started.kill()
+    started.wait()
+
+
+def test_only_a_process_that_was_started_as_ours_is_signalled(process: tuple[int, bool]) -> None:
+    pid, ours = process
+    assert is_ours(pid, "train", "bench") == ours
+    assert not is_ours(pid, "train-like", "fork")
+    for other in (0, -1, 1, os.getpid()):
+        assert not is_ours(other, "train", "bench")
