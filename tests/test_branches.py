@@ -39,8 +39,9 @@ from moe_core.runs.codec import HEADER, link, pack_rows
 from moe_core.schema import Config, Knobs
 from moe_core.training import again, checkpoint
 from moe_core.training.again import replay, resume
-from moe_core.training.loop import Trainer, train
+from moe_core.training.loop import Trainer
 from moe_core.training.machine import facts_of
+from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[1]
 STEPS = 160

@@ -67,7 +67,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     config, knobs = settings_of(arguments)
     script = read_script(Path(arguments.script).read_text(), config, knobs) if arguments.script else []
     from moe_core.runs import ending, open_run
-    from moe_core.training.loop import train
+    from moe_core.training.session import train
 
     teller = Teller(arguments.json, config)
     if arguments.on_alert is not None:

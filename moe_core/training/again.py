@@ -28,8 +28,9 @@ from moe_core.runs.compare import fold
 from moe_core.schema import Config, layout, parse_setting
 from moe_core.training import checkpoint
 from moe_core.training.data import Data, load
-from moe_core.training.loop import Notify, Trainer, conduct
+from moe_core.training.loop import Notify, Trainer
 from moe_core.training.machine import choose_device, facts_of
+from moe_core.training.session import conduct
 
 COMPARE_EVERY = 100  # steps
 TELL_EVERY = 1.0  # seconds

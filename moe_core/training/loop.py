@@ -1,4 +1,4 @@
-"""The trainer: one loop that reads knobs and commands, trains a step, and hands what it measured to a thread that commits.
+"""The loop: it reads knobs and commands, trains a step, and hands what it measured to a thread that commits.
 
 Steps are counted from 1. A knob that is read at the top of step s takes effect in step s. What the clock decides
 (flushes, snapshots) draws no random number, so that the same Config, Knobs and thread count give the same losses.
@@ -7,8 +7,6 @@ Steps are counted from 1. A knob that is read at the top of step s takes effect 
 import contextlib
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -16,21 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from moe_core.nn.models import asked_by, build, sample
-from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.runs import Batch as Commit
-from moe_core.runs import RunWriter, StoreError, create_run, new_id, runs_folder, whole_paths
+from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import no_room
-from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check, check_knob, from_dict
+from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
-from moe_core.training.data import Data, generator_for, load
+from moe_core.training.data import Data, generator_for
 from moe_core.training.evaluation import held_out_loss
-from moe_core.training.machine import choose_device, choose_threads, facts_of
+from moe_core.training.step import update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 from moe_core.training.watch import Watch
 
@@ -40,58 +35,6 @@ IDLE = 0.02  # seconds between two looks at the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 SAMPLE_BYTES = 96
 Notify = Callable[[dict[str, Any]], None]
-
-
-def train(
-    config: Config,
-    knobs: Knobs,
-    runs: str | Path | None = None,
-    run_id: str | None = None,
-    notify: Notify = lambda event: None,
-    script: Sequence[tuple[int, str, float | str]] = (),
-) -> tuple[Path, str]:
-    """Train until config.steps or a stop; returns (the run's folder, "finished", "stopped" or "failed").
-
-    ValueError, before anything is written, for settings or data that cannot be used.
-    script: knobs to turn, as (step of effect, knob, value), beside whatever people turn.
-    notify is called with the events that `--json` prints, each after what it tells of is committed.
-    """
-    config, knobs = check(whole_paths(config), knobs)
-    device = choose_device(config.device)
-    data = load(config)
-    threads = choose_threads(config, data, knobs, device)
-    torch.set_num_threads(threads)
-    folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
-    writer = create_run(
-        folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=facts_of(device, threads), script=script
-    )
-    notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
-    return conduct(
-        lambda: Trainer(config, knobs, data, device, writer, folder, notify, script), Trainer.run, writer, notify
-    )
-
-
-def conduct(
-    make: Callable[[], "Trainer"], work: Callable[["Trainer"], str], writer: RunWriter, notify: Notify
-) -> tuple[Path, str]:
-    """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
-    folder, trainer = writer.folder, None
-    try:
-        trainer = make()
-        with _stopping_at_signals(trainer):
-            state, error = work(trainer), ""
-            trainer.write_checkpoint()
-            trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
-            trainer.flush()
-    except Exception as failure:
-        state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
-        notify({"event": "error", "error": error})
-    if trainer is not None:
-        error = trainer.committer.close() or error
-    if problem := writer.finish("failed" if error else state, error=error):
-        notify({"event": "error", "error": problem})
-        error = error or problem
-    return folder, "failed" if error else state
 
 
 class Trainer:
@@ -283,36 +226,20 @@ class Trainer:
     # One step
 
     def train_step(self, began: float) -> None:
-        """Forward, losses, backward, update. A loss or gradient that is not finite is recorded, changes no weight, and pauses."""
+        """Train one step and take down what it did. One that is not finite is recorded, changes no weight, and pauses."""
         self.step += 1
-        knobs = self.knobs
         batch = self.data.batch(self.step).to(self.device)
-        self.model.train()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
-            logits, routings = self.model(batch.inputs, **asked_by(self.config, knobs))
-        task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
-        sequence = batch.targets.shape[-1]
-        steps = [Step(layer.gate, r, knobs, sequence) for layer, r in zip(self.model.moe_layers, routings, strict=True)]
-        balance = sum(sum(getattr(knobs, weight) * loss for weight, loss in losses(step).items()) for step in steps)
-        loss = task_loss + balance
-        self.optimizer.zero_grad()
-        loss.backward()
-        grad_norm = _norm(self.model)
-        if bool(torch.isfinite(loss) & torch.isfinite(grad_norm)):
-            for group in self.optimizer.param_groups:
-                group["lr"] = knobs.lr
-            self.optimizer.step()
-            for step in steps:
-                after_update(step)
-        else:
+        done = update(self.model, self.optimizer, batch, self.config, self.knobs)
+        if not done.finite:
             self.pause(
-                f"the {'gradient' if math.isfinite(loss.item()) else 'loss'} of step {self.step} is not finite, so its "
-                f"update was left out; turn the learning rate down (now {knobs.lr:g}) and resume"
+                f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
+                f"update was left out; turn the learning rate down (now {self.knobs.lr:g}) and resume"
             )
-        self.window.add(routings, batch.labels)
-        self.autobalance.see(self.step, routings)
+        self.window.add(done.routings, batch.labels)
+        self.autobalance.see(self.step, done.routings)
         self.look_if_due()
-        self.telemetry.record(self.step, loss, task_loss, grad_norm, time.perf_counter() - began, routings)
+        seconds = time.perf_counter() - began
+        self.telemetry.record(self.step, done.loss, done.task_loss, done.grad_norm, seconds, done.routings)
 
     def after_step(self) -> None:
         self.steer()
@@ -460,28 +387,3 @@ class Trainer:
 
 def _nothing() -> dict[str, Any]:
     return {"evals": [], "snapshots": [], "applied": [], "acks": [], "state": None, "reason": ""}
-
-
-def _norm(model: torch.nn.Module) -> Tensor:
-    """Euclidean norm of all gradients, as one number on the device."""
-    norms = torch._foreach_norm([p.grad for p in model.parameters() if p.grad is not None])
-    return torch.linalg.vector_norm(torch.stack(norms))
-
-
-@contextlib.contextmanager
-def _stopping_at_signals(trainer: Trainer):
-    """SIGTERM and the first Ctrl-C stop the run cleanly after the current step; a second Ctrl-C interrupts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, frame: Any) -> None:
-        trainer.stopping = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

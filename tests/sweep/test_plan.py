@@ -126,7 +126,7 @@ def test_a_plan_of_an_earlier_version_with_every_knob_in_every_cell_is_read_as_i
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_knobs_that_a_strategy_does_not_read_change_nothing(strategy: str, tmp_path: Path) -> None:
     """What the folding rests on: all of them turned, and the losses are the same to the last bit."""
-    from moe_core.training.loop import train
+    from moe_core.training.session import train
 
     config, still = replace(CONFIG, steps=12, checkpoint_every=0.0), Knobs(strategy=strategy)
     names = [f.name for f in fields(Knobs) if not reads(config, strategy, f.name)]

@@ -12,7 +12,8 @@ from moe_core.runs.statistics import cv
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training import autobalance
 from moe_core.training.autobalance import EVERY, HIGH, LARGEST, LEAST, LOW, Autobalance, factor, steered
-from moe_core.training.loop import Trainer, train
+from moe_core.training.loop import Trainer
+from moe_core.training.session import train
 
 
 def test_the_factor_is_what_is_missing_and_damped_by_where_it_is_going() -> None:

@@ -16,7 +16,7 @@ from moe_core.runs.branch import branch_off
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training.again import replay, resume
 from moe_core.training.autobalance import EVERY, Autobalance, follows_from
-from moe_core.training.loop import train
+from moe_core.training.session import train
 
 CONFIG = Config.for_task(
     "plane", num_experts=8, layers=1, tokens=32, d_model=8, d_hidden=8, steps=160, eval_every=200, threads=1,

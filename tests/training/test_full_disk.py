@@ -23,7 +23,7 @@ from moe_core.runs import Run, RunWriter, StoreError, create_run, is_alive, list
 from moe_core.runs.room import FULL, NAME, drop_ballast, make_ballast, no_room, room_text
 from moe_core.schema import Config, Knobs, layout
 from moe_core.training import again, checkpoint, committer
-from moe_core.training.loop import train
+from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config.for_task("plane", num_experts=4, tokens=64, d_model=8, d_hidden=8, steps=300, eval_every=500, threads=1)
@@ -322,7 +322,7 @@ from pathlib import Path
 from moe_core.runs import RunWriter
 from moe_core.runs.room import drop_ballast
 from moe_core.schema import Knobs
-from moe_core.training import again, committer, loop
+from moe_core.training import again, committer, loop, session
 from tests.training.test_full_disk import CONFIG
 
 def tell(event):
@@ -334,7 +334,7 @@ def init(writer, *arguments):
     writer.db.execute("PRAGMA max_page_count = 24").fetchall()
 RunWriter.__init__ = init
 loop.FLUSH = 0.0
-loop.train(CONFIG, Knobs(), sys.argv[1], "a", tell)
+session.train(CONFIG, Knobs(), sys.argv[1], "a", tell)
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from moe_core.runs import Run, open_run
 from moe_core.schema import BALANCED, COLLAPSED, Config, Knobs
-from moe_core.training.loop import train
+from moe_core.training.session import train
 
 Changes = Sequence[tuple[int, str, float | str]]
 

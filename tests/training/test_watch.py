@@ -9,7 +9,7 @@ from moe_core.schema import Config, Knobs, layout
 from moe_core.training import watch
 from moe_core.training.again import resume
 from moe_core.training.committer import Committer
-from moe_core.training.loop import train
+from moe_core.training.session import train
 from moe_core.training.watch import KEPT, Watch
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=1)

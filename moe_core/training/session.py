@@ -1,0 +1,90 @@
+"""A trainer's life in a run: made, put to work, and ended with its state in the record, whatever happens.
+
+`train` begins a run; training/again.py goes on with one.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
+from moe_core.schema import Config, Knobs, check
+from moe_core.training.data import load
+from moe_core.training.loop import Notify, Trainer
+from moe_core.training.machine import choose_device, choose_threads, facts_of
+
+
+def train(
+    config: Config,
+    knobs: Knobs,
+    runs: str | Path | None = None,
+    run_id: str | None = None,
+    notify: Notify = lambda event: None,
+    script: Sequence[tuple[int, str, float | str]] = (),
+) -> tuple[Path, str]:
+    """Train until config.steps or a stop; returns (the run's folder, "finished", "stopped" or "failed").
+
+    ValueError, before anything is written, for settings or data that cannot be used.
+    script: knobs to turn, as (step of effect, knob, value), beside whatever people turn.
+    notify is called with the events that `--json` prints, each after what it tells of is committed.
+    """
+    config, knobs = check(whole_paths(config), knobs)
+    device = choose_device(config.device)
+    data = load(config)
+    threads = choose_threads(config, data, knobs, device)
+    torch.set_num_threads(threads)
+    folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
+    writer = create_run(
+        folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=facts_of(device, threads), script=script
+    )
+    notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
+    return conduct(
+        lambda: Trainer(config, knobs, data, device, writer, folder, notify, script), Trainer.run, writer, notify
+    )
+
+
+def conduct(
+    make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify
+) -> tuple[Path, str]:
+    """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
+    folder, trainer = writer.folder, None
+    try:
+        trainer = make()
+        with _stopping_at_signals(trainer):
+            state, error = work(trainer), ""
+            trainer.write_checkpoint()
+            trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
+            trainer.flush()
+    except Exception as failure:
+        state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
+        notify({"event": "error", "error": error})
+    if trainer is not None:
+        error = trainer.committer.close() or error
+    if problem := writer.finish("failed" if error else state, error=error):
+        notify({"event": "error", "error": problem})
+        error = error or problem
+    return folder, "failed" if error else state
+
+
+@contextlib.contextmanager
+def _stopping_at_signals(trainer: Trainer):
+    """SIGTERM and the first Ctrl-C stop the run cleanly after the current step; a second Ctrl-C interrupts."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        trainer.stopping = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
