@@ -340,7 +340,7 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, whole: Run) -> 
     folder, _ = train(replace(CONFIG, steps=40, checkpoint_every=1e-9), KNOBS, tmp_path, "a", script=SCRIPT[:1])
     run = open_run(folder)
     assert same_training(run, whole, 40)
-    steps = sorted(checkpoint.step_of(path) for path in folder.glob("*.pt"))
+    steps = sorted(checkpoint.there(folder))
     assert len(steps) == checkpoint.NEWEST + checkpoint.OLDER
     assert steps[-2:] == [39, 40]
     assert [path.name for path in whole.path.glob("*.pt")] == [checkpoint.name_of(STEPS)]  # 0: only at the end

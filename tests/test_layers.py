@@ -21,13 +21,14 @@ MAY_IMPORT = {
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
     "moe_core/dashboard": {"numpy", "streamlit", "starlette", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/commands": {"moe_core", "benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
-    "moe_core/lessons.py": {"numpy", "moe_core.schema"},
+    "moe_core/lessons.py": {"moe_core.verdicts"},
+    "moe_core/verdicts.py": {"numpy", "moe_core.schema"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
     "moe_core/__init__.py": set(),
     "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
     "app.py": {"streamlit", "moe_core.dashboard"},
 }  # fmt: skip
-SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("branch", "database", "store", "writer")}
+SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("branch", "database", "store", "turns", "whole", "writer")}
 
 
 def imports(path: Path) -> set[str]:

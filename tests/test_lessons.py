@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from moe_core.figures.catalog import FIGURES
-from moe_core.lessons import LAST, LESSONS, flashcards
+from moe_core.lessons import LESSONS, flashcards
 from moe_core.schema import Config, Knobs, check, check_knob
+from moe_core.verdicts import LAST
 
 EVEN, ONE_HAS_ALL = np.full(8, 16.0), np.array([128.0, 128, 0, 0, 0, 0, 0, 0])
 

@@ -20,10 +20,12 @@ CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certa
 class Routing(NamedTuple):
     """What the gate decided for one batch, with what the balancing losses and the telemetry need. T tokens, E experts.
 
-    weights_TK sum to 1 over K; experts_TK holds each token's experts, the largest gate first. noise_std_TE is the
-    spread of the noise as applied: all 0 where no noise was. importance_E and load_E carry gradients, counts_E
-    (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load loss does nothing.
-    An expert that is off has logits of minus infinity. importance_E, load_E and counts_E are before any drop.
+    experts_TK holds each token's experts, the largest gate first. weights_TK sum to 1 over K, but not where expert
+    choice gave them or a capacity dropped some. noise_std_TE is the spread of the noise as applied: all 0 where no noise
+    was; the secondary level's in a hierarchical gate, whose K is that of both levels. importance_E and load_E carry
+    gradients, counts_E (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load
+    loss does nothing. An expert that is off has logits of minus infinity. importance_E, load_E and counts_E are before
+    any drop.
 
     kept_E: None where each token has exactly K experts. Else experts_TK holds E, one past the last expert, and
     weights_TK 0 where a place is empty, and kept_E counts what experts_TK holds. on: the indices of the experts that
@@ -107,6 +109,17 @@ class Chance(torch.autograd.Function):
         return margin_grad_TE, margin_grad_TE * -z_TE
 
 
+def add_noise(clean_TE: Tensor, x_TD: Tensor, w_noise_DE: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+    """H(x) = c + noise * StandardNormal * (softplus(x W_noise) + floor), and the spread of its noise. (Shazeer 2017, eq. 4)
+
+    Without noise H(x) is c itself, the spread is 0, and no random number is drawn.
+    """
+    if not noise:
+        return clean_TE, torch.zeros_like(clean_TE)
+    std_TE = noise * (F.softplus(x_TD @ w_noise_DE.to(x_TD.dtype)) + NOISE_FLOOR)
+    return clean_TE + torch.randn_like(clean_TE) * std_TE, std_TE
+
+
 class NoisyTopKGate(nn.Module):
     """Chooses k of the experts for each token, with learnt noise while training. (Shazeer 2017, section 2.1)
 
@@ -137,6 +150,11 @@ class NoisyTopKGate(nn.Module):
             raise ValueError(f"k must be between 1 and num_experts={num_experts}, got {k}")
         return k
 
+    def check_on(self, k: int, off: Sequence[int]) -> None:
+        """ValueError if fewer than k experts stay on."""
+        if self.num_experts - len(off) < k:
+            raise ValueError(f"at least k={k} experts must stay on, got {self.num_experts - len(off)}")
+
     def forward(
         self, x_TD: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, off: Sequence[int] = ()
     ) -> Routing:
@@ -147,8 +165,7 @@ class NoisyTopKGate(nn.Module):
         k = self.k if k is None else self.check_k(k, self.num_experts)
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise}")
-        if self.num_experts - len(off) < k:
-            raise ValueError(f"at least k={k} experts must stay on, got {self.num_experts - len(off)}")
+        self.check_on(k, off)
         noisy = self.training if noisy is None else noisy
         with torch.autocast(x_TD.device.type, enabled=False):
             return self.route(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), k, noise if noisy else 0.0, off)
@@ -156,11 +173,7 @@ class NoisyTopKGate(nn.Module):
     def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int]) -> Routing:
         """The equations, for float32 or wider rows and a noise that is to be applied."""
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
-        if noise > 0:
-            std_TE = noise * (F.softplus(x_TD @ self.w_noise.to(x_TD.dtype)) + NOISE_FLOOR)
-            noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
-        else:
-            std_TE, noisy_TE = torch.zeros_like(clean_TE), clean_TE
+        noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
         weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k)
         importance_E = dense_gates(weights_TK, experts_TK, self.num_experts).sum(0)
         counts_E = count_selections(experts_TK, self.num_experts)

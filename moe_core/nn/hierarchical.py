@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moe_core.nn.gating import (
-    NOISE_FLOOR,
     NoisyTopKGate,
     Routing,
+    add_noise,
     count_selections,
     dense_gates,
     experts_on,
@@ -81,10 +80,7 @@ class HierarchicalGate(nn.Module):
         """The equations, for float32 or wider rows and a noise that is to be applied."""
         shape_TGB = (len(x_TD), self.groups, self.size)
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
-        noisy_TE, std_TE = clean_TE, torch.zeros_like(clean_TE)
-        if noise > 0:
-            std_TE = noise * (F.softplus(x_TD @ self.w_noise.to(x_TD.dtype)) + NOISE_FLOOR)
-            noisy_TE = clean_TE + torch.randn_like(clean_TE) * std_TE
+        noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
         clean_TGB, noisy_TGB, std_TGB = (t.view(shape_TGB) for t in (clean_TE, noisy_TE, std_TE))
 
         # Both levels' choices as one, the largest product first. An empty group is never chosen above.

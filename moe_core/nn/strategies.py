@@ -150,9 +150,7 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
 
 def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> Tensor:
     """The gate's, after a look at what was asked."""
-    gate.check_k(k, gate.num_experts)
-    if gate.num_experts - len(off) < k:
-        raise ValueError(f"at least k={k} experts must stay on, got {gate.num_experts - len(off)}")
+    gate.check_on(gate.check_k(k, gate.num_experts), off)
     return gate.clean_logits(x_TD, off)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 HEADER = struct.Struct("<qii")  # first step, rows, columns
+TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 LARGEST = 1 << 28  # bytes that a blob may unpack to, whatever it claims
 START = bytes(16)  # what the first link of a chain follows
 

@@ -1,10 +1,9 @@
-"""Finding runs: where they live, one by its name, all of them, and whether one is whole."""
+"""Finding runs: where they live, one by its name, and all of them."""
 
-import hashlib
 import os
 from pathlib import Path
 
-from moe_core.runs.database import StoreError, is_plain
+from moe_core.runs.database import StoreError
 from moe_core.runs.rows import Listed
 from moe_core.runs.store import Run
 
@@ -62,18 +61,3 @@ def _changed(path: Path) -> float:
         return path.stat().st_mtime
     except OSError:
         return 0.0
-
-
-def verify(run: Run) -> list[str]:
-    """What is wrong with a run's record and its checkpoints; empty if all is whole."""
-    found = run.findings()
-    for path in sorted(run.path.glob("**/*.pt")):
-        beside = path.with_name(path.name + ".sha256")
-        if not (is_plain(path) and is_plain(beside)):
-            found.append(f"{path.name} has no SHA-256 beside it, or is no plain file")
-            continue
-        with open(path, "rb") as file:
-            same = [hashlib.file_digest(file, "sha256").hexdigest()] == beside.read_text(errors="replace").split()[:1]
-        if not same:
-            found.append(f"{path.name} is not what was written: its SHA-256 differs")
-    return found

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from moe_core.runs.runner import flags
-from moe_core.runs.store import Run, checked
+from moe_core.runs.store import Run
+from moe_core.runs.turns import checked
 from moe_core.schema import Config, Knobs
 
 Script = list[tuple[int, str, float | str]]

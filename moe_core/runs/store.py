@@ -25,7 +25,6 @@ from moe_core.runs.database import (
     connect,
     expected_objects,
     is_alive,
-    is_plain,
     plainly,
     strange_files,
     writing,
@@ -35,7 +34,8 @@ from moe_core.runs.room import size_of
 from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import DERIVED, derive
-from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, as_dict, check_knob, from_dict, layout
+from moe_core.runs.turns import checked, insert_turns, knobs_after
+from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, from_dict, layout
 
 # What a file of a stranger may make a reader take in at once.
 ABOUT, PROBE, COLUMNS = 16 << 20, 64 << 20, 1 << 20
@@ -44,7 +44,6 @@ SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' A
 STANDS = """SELECT state, step, reason, pid, heartbeat FROM state WHERE typeof(state) = 'text' AND typeof(step) = 'integer'
             AND typeof(reason) = 'text' AND length(reason) < 1000000 AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
 LATELY = 200  # steps by which it is said how fast a record grows
-TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 KNOB_CHANGES = """SELECT id, name, value, previous, who, at, applied.step FROM knobs
                   LEFT JOIN applied ON applied.knob = knobs.id WHERE id > ? ORDER BY id"""
 ALL_COMMANDS = "SELECT id, name, who, at, step, result FROM commands WHERE id > ? ORDER BY id"
@@ -350,43 +349,6 @@ class Run:
         insert = "INSERT INTO commands (name, who, at) VALUES (?, ?, ?)"
         return self.write(lambda db: int(db.execute(insert, (name, who, time.time())).lastrowid or 0))
 
-    # Whether it is whole
-
-    def findings(self) -> list[str]:
-        """What is wrong with the record; empty if it is whole."""
-        found = []
-        try:
-            blocks = self.blocks()
-            last = blocks[-1].first + len(blocks[-1].rows) - 1 if blocks else 0
-            if blocks and blocks[0].first != 1:
-                found.append(f"the first recorded step is {blocks[0].first}, not 1")
-            found += self._check_tip(last, blocks[-1].id if blocks else 0)
-        except StoreError as error:
-            found.append(str(error))
-        chain = START
-        for id, name, value, previous, who, at, kept in self.query("SELECT * FROM knobs ORDER BY id"):
-            chain = link(chain, id, name, linked(value), linked(previous), who, at)
-            if chain != kept:
-                found.append(f"knob change {id} is not what was written")
-                chain = kept
-        for kind in ("probe", "full"):
-            for id, data in self.query("SELECT id, data FROM snapshots WHERE kind = ?", (kind,)):
-                try:
-                    unpack_arrays(data)
-                except ValueError as error:
-                    found.append(f"snapshot {id}: {error}")
-        return found
-
-    def _check_tip(self, last: int, blocks: int) -> list[str]:
-        """A flip in a live log silently ends it there; the tip, written after each commit, says how far it went."""
-        try:
-            step, _blocks, _chain = TIP.unpack(
-                (self.path / "run.tip").read_bytes() if is_plain(self.path / "run.tip") else b""
-            )
-        except (OSError, struct.error):
-            return ["run.tip is missing or damaged, so steps lost from the end would not be noticed"] if blocks else []
-        return [f"{step - last} steps are lost after step {last}"] if step > last else []
-
 
 def read_layout(told: Any) -> list[Column]:
     """The columns that a run says it has, one behind the other; ValueError or TypeError if they are none."""
@@ -407,39 +369,6 @@ def finite(told: Any) -> float:
 def numbers(told: str) -> dict[str, float]:
     """The metrics of an evaluation."""
     return {str(name): float(value) for name, value in json.loads(told).items()}
-
-
-def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
-    """Knob changes of the knobs' own types, in the order given, each against what stands by then; ValueError for a bad one."""
-    values: dict[str, Any] = {}
-    for name, value in changes.items():
-        values[name] = check_knob(config, name, value, stand)
-        stand = stand and replace(stand, **{name: values[name]})
-    return values
-
-
-def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None = None) -> Knobs:
-    """The knobs after those changes that took effect by a step; None: after all, taken effect or not."""
-    done = [c for c in changes if step is None or (c.step is not None and c.step <= step)]
-    return from_dict(Knobs, as_dict(started) | {change.name: change.value for change in done})
-
-
-def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
-    """Add knob changes to the chain, in a transaction of the caller's. The last row's id."""
-    row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
-    id, chain = row or (0, START)
-    for name, value in values.items():
-        last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
-        previous = last[0] if last else getattr(started, name)
-        id, at = id + 1, time.time()
-        chain = link(chain, id, name, linked(value), linked(previous), who, at)
-        db.execute("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain))
-    return int(id)
-
-
-def linked(value: float | str) -> float | str:
-    """A knob's value as the chain takes it: a column of REAL gives whole numbers back as floats, and words as they are."""
-    return value if isinstance(value, str) else float(value)
 
 
 def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, layer: int) -> NDArray[Any]:

@@ -11,12 +11,13 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
+from moe_core.runs.codec import HEADER, START, TIP, link, pack_arrays, pack_rows
 from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
 from moe_core.runs.locks import OURS
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
-from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, TIP, Run, insert_turns
+from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, Run
+from moe_core.runs.turns import insert_turns
 from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this

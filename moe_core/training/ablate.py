@@ -39,7 +39,7 @@ def ablate(run: Run, at: int | None = None, progress: Callable[[int, int], None]
 
 def nearest(run: Run, at: int | None) -> Path:
     """The checkpoint whose step is nearest to `at`; the last if None."""
-    there = {int(path.stem.partition("-")[2]): path for path in run.path.glob("checkpoint-*.pt")}
+    there = checkpoint.there(run.path)
     if not there:
         raise ValueError(
             f"{run.id} has no checkpoint, and its weights are needed; write one with `checkpoint` while it trains"

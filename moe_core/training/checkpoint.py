@@ -36,7 +36,7 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
         clean(folder)  # on a full disk the half of one would keep the record from its room
         raise
     _sync(folder)
-    sizes = {step_of(there): there.stat().st_size for there in folder.glob("checkpoint-*.pt")}
+    sizes = {at: found.stat().st_size for at, found in there(folder).items()}
     for old in sorted(set(sizes) - kept(sizes)):
         (folder / name_of(old)).unlink()
         (folder / (name_of(old) + ".sha256")).unlink(missing_ok=True)
@@ -57,14 +57,16 @@ def kept(sizes: dict[int, int]) -> set[int]:
     return set(steps)
 
 
-def step_of(path: Path) -> int:
-    return int(path.stem.split("-")[1])
+def there(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, the newest first; whether they are whole is seen when one is read."""
+    found = {int(path.stem.split("-")[1]): path for path in folder.glob("checkpoint-*.pt")}
+    return dict(sorted(found.items(), reverse=True))
 
 
 def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:
     """The newest whole checkpoint at or before a step; None if there is none. Damaged ones are told of and passed over."""
-    for path in sorted(folder.glob("checkpoint-*.pt"), reverse=True):
-        if step_of(path) <= step:
+    for at, path in there(folder).items():
+        if at <= step:
             try:
                 return read(path)
             except ValueError as error:
@@ -86,7 +88,7 @@ def read(path: Path) -> dict[str, Any]:
 
 def clean(folder: Path) -> None:
     """Remove what a killed writer left half-written."""
-    for leftover in [*folder.glob("checkpoint-*.tmp")]:
+    for leftover in folder.glob("checkpoint-*.tmp"):
         leftover.unlink(missing_ok=True)
 
 

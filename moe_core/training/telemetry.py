@@ -132,10 +132,10 @@ class Probe:
     """The same tokens all along: what the gate does with them now, and how that differs from the last look."""
 
     def __init__(self, config: Config, data: Data, device: torch.device):
-        self.config, self.device = config, device
-        self.batch, self.shown = data.probe()
-        self.inputs = self.batch.inputs.to(device)
-        self.grid = _grid(self.shown["extent"]).to(device) if config.task == "plane" else None
+        self.config = config
+        batch, shown = data.probe()
+        self.inputs = batch.inputs.to(device)
+        self.grid = _grid(shown["extent"]).to(device) if config.task == "plane" else None
         self.last: list[Tensor] | None = None
 
     @torch.no_grad()
@@ -227,7 +227,7 @@ def _grid(extent: np.ndarray) -> Tensor:
 
 
 def _same_width(layers: list[Tensor], empty: int) -> list[Tensor]:
-    """(N, K) each, K the largest of theirs: filled up with empty places."""
+    """(N, K) each, K the largest of theirs: filled up with `empty`, what an empty place holds."""
     width = max(x.shape[1] for x in layers)
     return [F.pad(x, (0, width - x.shape[1]), value=empty) for x in layers]
 

@@ -23,12 +23,21 @@ from moe_core.schema import TASKS
 from tests.export.made import make_run
 
 ROOT = Path(__file__).parents[2]
+PICTURE = {"caption": True, "scale": 1}  # a pixel for each CSS pixel: four times as many take four times as long
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     return {task: make_run(folder, task) for task in TASKS}
+
+
+@pytest.fixture(scope="module", params=[(theme, task) for theme in ("light", "dark") for task in TASKS], ids="-".join)
+def exported(request, runs, tmp_path_factory):
+    """Every figure of a run in every format: theme, task, folder and what was told of."""
+    theme, task = request.param
+    folder = tmp_path_factory.mktemp("exported")
+    return theme, task, folder, export(runs[task], folder, FORMATS, look=Look(theme=theme, **PICTURE))
 
 
 @pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}])  # fmt: skip
@@ -45,14 +54,11 @@ def test_a_file_in_the_folders_place_stays(tmp_path, runs):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_every_figure_is_drawn_in_every_format(runs, task, theme, tmp_path):
-    run = runs[task]
-    files = export(run, tmp_path, FORMATS, look=Look(theme=theme, caption=True))
-    names = chosen(run, None)
+def test_every_figure_is_drawn_in_every_format(runs, exported):
+    theme, task, folder, files = exported
+    names = chosen(runs[task], None)
     assert {f.name for f in files} == {f"{n}.{f}" for n in [*names, "statistics"] for f in FORMATS if n != "statistics" or f in ("csv", "parquet")} | {"export.json", "script.txt"}  # fmt: skip
-    assert {p.name for p in tmp_path.iterdir()} == {f.name for f in files}
+    assert {p.name for p in folder.iterdir()} == {f.name for f in files}
     for file in files:
         if file.suffix == ".svg":
             xml.dom.minidom.parse(str(file))
@@ -143,19 +149,16 @@ def test_a_pdf_is_sound_and_its_words_can_be_read(runs):
     assert "noise 1 → 0.5" in shown
 
 
-def test_two_processes_write_the_same_bytes(runs, tmp_path):
-    run = runs["plane"]
-    export(run, tmp_path / "here", FORMATS)
+@pytest.mark.parametrize("exported", [("light", "plane")], indirect=True, ids="-".join)
+def test_two_processes_write_the_same_bytes(runs, exported, tmp_path):
+    _, task, here, _ = exported
     code = (
-        "import sys; from moe_core.export import export, FORMATS; from moe_core.runs import open_run; "
-        "export(open_run(sys.argv[1]), sys.argv[2], FORMATS)"
+        "import sys; from moe_core.export import export, FORMATS, Look; from moe_core.runs import open_run; "
+        f"export(open_run(sys.argv[1]), sys.argv[2], FORMATS, look=Look(**{PICTURE}))"
     )
-    subprocess.run([sys.executable, "-c", code, str(run.path), str(tmp_path / "there")], cwd=ROOT, check=True)
-    here, there = (
-        {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in (tmp_path / f).iterdir()}
-        for f in ("here", "there")
-    )
-    assert here == there
+    subprocess.run([sys.executable, "-c", code, str(runs[task].path), str(tmp_path)], cwd=ROOT, check=True)
+    mine, others = ({p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in f.iterdir()} for f in (here, tmp_path))
+    assert mine == others
 
 
 def test_a_file_that_was_not_finished_is_not_there(tmp_path):

@@ -12,7 +12,8 @@ from moe_core.export import Look
 from moe_core.export.animation import animate, steps_of
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Run
-from moe_core.export.report import WIDE, Rows, column_widths, parts_of, wrapped, write_report
+from moe_core.export.pages import WIDE, Rows, column_widths, wrapped
+from moe_core.export.report import parts_of, write_report
 from moe_core.figures.catalog import FIGURES, shows
 from tests.export.made import make_run
 

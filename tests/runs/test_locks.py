@@ -27,10 +27,13 @@ def test_a_file_is_locked_for_as_long_as_somebody_holds_it(tmp_path: Path) -> No
 @pytest.fixture(params=[["moe_core", "bench"], ["moe_core"], ["train", "bench"]])
 def process(request: pytest.FixtureRequest):
     """A process that does nothing, with these words on its command line."""
-    started = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", *request.param])
+    code = "import time; print(flush=True); time.sleep(60)"
+    started = subprocess.Popen([sys.executable, "-c", code, *request.param], stdout=subprocess.PIPE)
+    assert started.stdout
+    started.stdout.readline()  # until it runs, its command line is none
     yield started.pid, request.param == ["moe_core", "bench"]
     started.kill()
-    started.wait()
+    started.communicate()
 
 
 def test_only_a_process_that_was_started_as_ours_is_signalled(process: tuple[int, bool]) -> None:

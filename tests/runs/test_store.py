@@ -137,7 +137,7 @@ def test_a_turn_is_checked_against_the_knobs_as_they_stand(tmp_path: Path) -> No
     run.turn(off="", k=4)
     assert (run.knobs.off, run.knobs.k) == ("", 4)
     assert len(run.knob_changes()) == 4
-    assert run.findings() == []
+    assert verify(run) == []
 
 
 def test_of_several_turns_one_bad_one_turns_none(tmp_path: Path) -> None:

@@ -192,6 +192,16 @@ def test_a_damaged_plan_is_said_in_one_line(tmp_path: Path) -> None:
         open_sweep("x", tmp_path)
 
 
+def test_the_flags_lists_are_a_grid_and_seeds_count_from_the_given_one() -> None:
+    from moe_core.__main__ import parser
+    from moe_core.commands.sweep import plan_of
+
+    words = ["--w-importance", "0,0.1", "--w-load", "0,0.1", "--k", "1", "--seeds", "2", "--seed", "3", "--steps", "5"]
+    plan = plan_of(parser().parse_args(["sweep", *SMALL, *words]))
+    assert [(cell["w_importance"], cell["w_load"]) for cell in plan.cells] == [(0, 0), (0, 0.1), (0.1, 0), (0.1, 0.1)]
+    assert (plan.seeds, plan.knobs.k, plan.config.steps, plan.config.threads) == ((3, 4), 1, 5, 1)
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

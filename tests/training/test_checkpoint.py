@@ -40,7 +40,7 @@ def test_heavy_ones_are_fewer_but_the_newest_two_stay(monkeypatch: pytest.Monkey
 def test_a_write_removes_what_is_not_kept(tmp_path: Path) -> None:
     for step in range(1, 20):
         write(tmp_path, step, {"step": step})
-    left = {checkpoint.step_of(path) for path in tmp_path.glob("*.pt")}
+    left = set(checkpoint.there(tmp_path))
     assert len(left) == NEWEST + OLDER
     assert {path.name for path in tmp_path.iterdir()} == {name_of(s) + end for s in left for end in ("", ".sha256")}
 

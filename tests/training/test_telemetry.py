@@ -177,7 +177,7 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
             layer.gate.w_gate.normal_()
     telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
     regions = probe.look(model, {"k": 2}, telemetry, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
-    x0, x1, y0, y1 = probe.shown["extent"]
+    x0, x1, y0, y1 = load(CONFIG).probe()[1]["extent"]
     row, column = 50, 7
     point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
     model.eval()

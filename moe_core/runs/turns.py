@@ -1,0 +1,44 @@
+"""Turns of knobs: checked one by one, written as links of their own chain, and added up to where the knobs stand."""
+
+import sqlite3
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from moe_core.runs.codec import START, link
+from moe_core.runs.rows import KnobChange
+from moe_core.schema import Config, Knobs, as_dict, check_knob, from_dict
+
+
+def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
+    """Knob changes of the knobs' own types, in the order given, each against what stands by then; ValueError for a bad one."""
+    values: dict[str, Any] = {}
+    for name, value in changes.items():
+        values[name] = check_knob(config, name, value, stand)
+        stand = stand and replace(stand, **{name: values[name]})
+    return values
+
+
+def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None = None) -> Knobs:
+    """The knobs after those changes that took effect by a step; None: after all, taken effect or not."""
+    done = [c for c in changes if step is None or (c.step is not None and c.step <= step)]
+    return from_dict(Knobs, as_dict(started) | {change.name: change.value for change in done})
+
+
+def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
+    """Add knob changes to the chain, in a transaction of the caller's. The last row's id."""
+    row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
+    id, chain = row or (0, START)
+    for name, value in values.items():
+        last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
+        previous = last[0] if last else getattr(started, name)
+        id, at = id + 1, time.time()
+        chain = link(chain, id, name, linked(value), linked(previous), who, at)
+        db.execute("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain))
+    return int(id)
+
+
+def linked(value: float | str) -> float | str:
+    """A knob's value as the chain takes it: a column of REAL gives whole numbers back as floats, and words as they are."""
+    return value if isinstance(value, str) else float(value)

@@ -1,0 +1,222 @@
+"""What a lesson tells of the reader's own run: whether what it is about has happened, and the answer with its numbers.
+
+Pure functions of (source, layer); source is anything with the read methods of a run (config, knobs, started_knobs,
+knob_changes, steps, history).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_core.schema import BALANCED, COLLAPSED
+
+LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
+
+
+class Verdict(NamedTuple):
+    """What a check found: whether it happened, and the sentence that says what was measured."""
+
+    happened: bool
+    text: str
+
+
+# What they read
+
+
+def recent(source: Any, stat: str, layer: int, count: int = LAST) -> float:
+    """Mean of a statistic over the last steps; NaN before the first."""
+    last = source.steps()[1]
+    if not last:
+        return math.nan
+    _, values = source.history(stat, layer, first=max(1, last - count + 1), last=last)
+    return float(np.mean(values)) if len(values) else math.nan
+
+
+def by_expert(source: Any, stat: str, layer: int, count: int = LAST) -> np.ndarray:
+    """Means (E,) over the last steps; empty before the first."""
+    last = source.steps()[1]
+    if not last:
+        return np.zeros(0)
+    _, values = source.history(stat, layer, first=max(1, last - count + 1), last=last)
+    return np.asarray(values, np.float64).mean(axis=0)
+
+
+def per_token(source: Any, layer: int) -> float:
+    """Experts that a token went to, from the counts of the last steps."""
+    counts_E = by_expert(source, "counts", layer)
+    return float(counts_E.sum() / source.config.tokens) if len(counts_E) else math.nan
+
+
+def busy(source: Any, layer: int) -> int:
+    """Experts that together take nine tenths of the selections."""
+    counts_E = np.sort(by_expert(source, "counts", layer))[::-1]
+    return int(np.searchsorted(np.cumsum(counts_E), 0.9 * counts_E.sum()) + 1) if len(counts_E) else 0
+
+
+def at_start(source: Any, stat: str, layer: int) -> float:
+    """A statistic in the first step; NaN before it."""
+    _, values = source.history(stat, layer, first=1, last=1)
+    return float(values[0]) if len(values) else math.nan
+
+
+def waiting(source: Any, wanted: int = LAST) -> Verdict | None:
+    """Too early to tell: fewer steps than a mean needs, since the start or since the last turn of a knob."""
+    last = source.steps()[1]
+    since = max([change.step for change in source.knob_changes() if change.step is not None], default=1)
+    seen = last - since + 1 if last else 0
+    return None if seen >= wanted else Verdict(False, f"{max(seen, 0)} of {wanted} steps seen with these knobs.")
+
+
+# The checks, in the order of the lessons
+
+
+def sparse(source: Any, layer: int) -> Verdict:
+    E, k = source.config.num_experts, per_token(source, layer)
+    return waiting(source) or Verdict(
+        k < E, f"Each token went to {k:.0f} of {E} experts: {100 * k / E:.0f} % of the expert weights did the work."
+    )
+
+
+def more_experts(source: Any, layer: int) -> Verdict:
+    k = per_token(source, layer)
+    return waiting(source) or Verdict(
+        k >= 4, f"Each token now goes to {k:.0f} experts; it was {source.started_knobs.k}."
+    )
+
+
+def decided(source: Any, layer: int) -> Verdict:
+    E = source.config.num_experts
+    first, now = at_start(source, "top1_gate", layer), recent(source, "top1_gate", layer)
+    return waiting(source) or Verdict(
+        now > 1.5 / E, f"The first gate was {first:.2f} at step 1 and is {now:.2f}; undecided would be {1 / E:.3g}."
+    )
+
+
+def kept_two(source: Any, layer: int) -> Verdict:
+    k = per_token(source, layer)
+    return waiting(source) or Verdict(
+        round(k) == 2,
+        f"{k:.0f} gates of each token are left; the other {source.config.num_experts - round(k)} are exactly 0.",
+    )
+
+
+def noisy(source: Any, layer: int) -> Verdict:
+    scale, gate = recent(source, "noise_scale", layer), recent(source, "top1_gate", layer)
+    return waiting(source) or Verdict(
+        scale > 0.5, f"The noise spreads each logit by {scale:.2f}; the mean first gate is {gate:.2f}."
+    )
+
+
+def quiet(source: Any, layer: int) -> Verdict:
+    scale = recent(source, "noise_scale", layer)
+    load_E, counts_E = by_expert(source, "load", layer), by_expert(source, "counts", layer)
+    return waiting(source) or Verdict(
+        scale == 0 and bool(np.allclose(load_E, counts_E)),
+        "Without noise the smooth load is the hard count: nothing is left for the load loss to act on."
+        if scale == 0
+        else f"The noise still spreads each logit by {scale:.2f}.",
+    )
+
+
+def starved(source: Any, layer: int) -> Verdict:
+    config = source.config
+    counts_E = by_expert(source, "counts", layer)
+    expected = source.knobs.k * config.tokens / config.num_experts
+    return waiting(source) or Verdict(
+        expected <= config.tokens / 8,
+        f"k·T/E = {expected:.0f} of {config.tokens} tokens reach an expert on average; measured {counts_E.mean():.0f}, "
+        f"from {counts_E.min():.0f} to {counts_E.max():.0f}.",
+    )
+
+
+def fed(source: Any, layer: int) -> Verdict:
+    mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
+    before = source.started_knobs.k * source.config.tokens / source.config.num_experts
+    return waiting(source) or Verdict(
+        mean > 1.9 * before, f"An expert now sees {mean:.0f} tokens a step; it was {before:.0f}."
+    )
+
+
+def collapsed(source: Any, layer: int) -> Verdict:
+    cv = recent(source, "cv_load", layer)
+    onto = f"the gate has collapsed onto {busy(source, layer)} of {source.config.num_experts} experts"
+    return waiting(source) or Verdict(
+        cv > COLLAPSED,
+        f"CV(load) rose to {cv:.2f}: {onto}." if cv > COLLAPSED else f"CV(load) is {cv:.2f}; collapse is above 1.",
+    )
+
+
+def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
+    """A check that a statistic fell below the balanced bound while this weight, and no other, was on."""
+    words = {"cv_importance": "CV(importance)", "cv_load": "CV(load)"}
+
+    def check(source: Any, layer: int) -> Verdict:
+        value, other = recent(source, stat, layer), {"w_importance": "w_load", "w_load": "w_importance"}[weight]
+        if not getattr(source.knobs, weight) > 0 or getattr(source.knobs, other) > 0:
+            return Verdict(False, f"Wanted {weight} above 0 and {other} at 0.")
+        return waiting(source) or Verdict(
+            value < BALANCED,
+            f"{words[stat]} is {value:.2f} with {weight} {getattr(source.knobs, weight):g}; balanced is below {BALANCED:g}.",
+        )
+
+    return check
+
+
+def even_without_a_loss(source: Any, layer: int) -> Verdict:
+    cv, effective = recent(source, "cv_counts", layer), recent(source, "effective_experts", layer)
+    balance = recent(source, "loss", layer) - recent(source, "task_loss", layer)
+    return waiting(source, 100) or Verdict(
+        cv < BALANCED and abs(balance) < 1e-4,
+        f"CV of the selections is {cv:.2f} ({effective:.1f} of {source.config.num_experts} experts effective), and the "
+        f"balancing losses add {max(balance, 0.0):.3f} to the task loss.",
+    )
+
+
+# The answers on the reader's own run
+
+
+def answer_layer(source: Any, layer: int) -> str:
+    k, E = per_token(source, layer), source.config.num_experts
+    return f"In your run each token went to {k:.0f} of {E} experts, so {E / k:.1f} times more weights are stored than used for it."
+
+
+def answer_softmax(source: Any, layer: int) -> str:
+    return f"In your run {per_token(source, layer):.0f} of {source.config.num_experts} experts were evaluated for each token."
+
+
+def answer_top_k(source: Any, layer: int) -> str:
+    gate = recent(source, "top1_gate", layer)
+    k = per_token(source, layer)
+    return f"In your run the first of {k:.0f} gates weighs {gate:.2f}, so the others share {1 - gate:.2f}."
+
+
+def answer_noise(source: Any, layer: int) -> str:
+    return (
+        f"In your run the spread as applied is {recent(source, 'noise_scale', layer):.2f} logits with the noise knob at "
+        f"{source.knobs.noise:g}; at the start it was {at_start(source, 'noise_scale', layer):.2f}."
+    )
+
+
+def answer_batch(source: Any, layer: int) -> str:
+    c = source.config
+    return (
+        f"In your run: {source.knobs.k} · {c.tokens} / {c.num_experts} = {source.knobs.k * c.tokens / c.num_experts:.0f} tokens "
+        f"an expert; with 8 devices it would be {8 * source.knobs.k * c.tokens / c.num_experts:.0f}."
+    )
+
+
+def answer_balance(source: Any, layer: int) -> str:
+    E, k = source.config.num_experts, source.knobs.k
+    return (
+        f"In your run CV(load) is {recent(source, 'cv_load', layer):.2f}, of at most √(E/k − 1) = {math.sqrt(E / k - 1):.2f}, and "
+        f"CV(importance) {recent(source, 'cv_importance', layer):.2f}, of at most √(E − 1) = {math.sqrt(E - 1):.2f}."
+    )
+
+
+def answer_after(source: Any, layer: int) -> str:
+    return (
+        f"In your run the strategy is {source.knobs.strategy}, and the losses beside the task's add "
+        f"{max(recent(source, 'loss', layer) - recent(source, 'task_loss', layer), 0.0):.3f}."
+    )
