@@ -31,8 +31,10 @@ def balance_now(
 
     load_E, importance_E (E,): shares of the whole, each sums to 1. NaN draws no bar.
     """
-    draw = sorted_bars if len(load_E) > LINES else expert_bars
-    return draw(np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32), step, theme, size)
+    load_E, importance_E = np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32)
+    if len(load_E) > LINES:
+        return sorted_bars(load_E, step, theme, size)
+    return expert_bars(load_E, importance_E, step, theme, size)
 
 
 def expert_axis(E: int, layout: Spec) -> Spec:
@@ -110,7 +112,7 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
     return {"data": [bars, *ticks], "layout": layout}
 
 
-def sorted_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
     """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named."""
     E = len(load_E)
     ratio = np.nan_to_num(load_E.astype(np.float64) * E, nan=1.0)

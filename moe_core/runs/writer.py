@@ -201,7 +201,7 @@ class RunWriter:
     def write_tip(self) -> None:
         os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
 
-    def beat(self, step: int) -> None:
+    def beat(self) -> None:
         """Say that the trainer lives."""
         with writing(self.db) as db:
             db.execute("UPDATE state SET heartbeat = ?", (time.time(),))

@@ -184,7 +184,7 @@ class Nowhere:
     def commit(self, batch: Any) -> None:
         pass
 
-    def beat(self, step: int) -> None:
+    def beat(self) -> None:
         pass
 
 

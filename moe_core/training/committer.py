@@ -20,7 +20,7 @@ WAITING = 16  # commits that may wait; more than a second and a half of them
 AGAIN = 2.0  # seconds between two looks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
 GLANCE = 0.02  # seconds between two looks at the commands while the training waits for the disk
-Item = Batch | int | Callable[[], None] | threading.Event | None
+Item = Batch | Callable[[], None] | threading.Event | None
 
 
 class Committer:
@@ -61,10 +61,10 @@ class Committer:
         if self.error:
             raise RuntimeError(self.error)
 
-    def beat(self, step: int) -> None:
+    def beat(self) -> None:
         """Say that the trainer lives. Left out when commits wait: they say it too."""
         if self.queue.empty():
-            self.queue.put(step)
+            self.queue.put(self.writer.beat)
 
     def settle(self) -> None:
         """Wait until what was handed over is committed."""
@@ -121,7 +121,7 @@ class Committer:
             except queue.Empty:
                 self._go_on_if_there_is_room()
 
-    def _carry_out(self, item: Batch | int | Callable[[], None]) -> None:
+    def _carry_out(self, item: Batch | Callable[[], None]) -> None:
         """Do what is asked; on a full disk again and again, until there is room or the training is told to stop."""
         while True:
             try:
@@ -138,10 +138,8 @@ class Committer:
                 if not given_up:
                     self._wait()
 
-    def _write(self, item: Batch | int | Callable[[], None]) -> None:
-        if isinstance(item, int):
-            self.writer.beat(item)
-        elif callable(item):
+    def _write(self, item: Batch | Callable[[], None]) -> None:
+        if callable(item):
             item()
         else:
             if item.state:

@@ -95,7 +95,7 @@ class Trainer:
                 continue  # they are read as a person's are
             began = time.perf_counter()
             if self.knobs.speed_limit and not self.steps_asked:
-                self.wait_for_speed_limit(began)
+                self.wait_for_speed_limit()
                 if self.stopping or self.paused:
                     continue
             self.turn()
@@ -213,7 +213,7 @@ class Trainer:
             self.flush()
         time.sleep(IDLE)
 
-    def wait_for_speed_limit(self, began: float) -> None:
+    def wait_for_speed_limit(self) -> None:
         """Sleep until the next step is due, waking for knobs: one turn from slow to fast must not wait for the old pace."""
         due = self.last_began + 1 / self.knobs.speed_limit
         while (left := due - time.perf_counter()) > 0 and not self.stopping:
@@ -318,7 +318,7 @@ class Trainer:
         now = time.perf_counter()
         if now >= self.next_beat:
             self.next_beat = now + 1.0
-            self.committer.beat(self.step)
+            self.committer.beat()
 
     # Checkpoints
 

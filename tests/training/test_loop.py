@@ -38,7 +38,7 @@ class Record:
     def commit(self, batch) -> None:
         self.batches.append(batch)
 
-    def beat(self, step: int) -> None:
+    def beat(self) -> None:
         pass
 
     @property
