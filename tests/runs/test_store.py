@@ -1,5 +1,6 @@
 """The record: what was acknowledged is there, whole and unchanged, whoever died and whoever wrote beside."""
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -28,6 +29,12 @@ from moe_core.schema import STATS, Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2)
 COLUMNS = sum(c.width for c in layout(2, 4))
+
+
+def edit(folder: Path, sql: str) -> None:
+    """Change a run's file behind the back of its record."""
+    with contextlib.closing(sqlite3.connect(folder / "run.db")) as db, db:
+        db.execute(sql)
 
 
 def rows(first: int, n: int) -> np.ndarray:
@@ -289,17 +296,13 @@ def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -
     run.close()
     writer.finish("finished")
     assert verify(open_run(folder)) == []
-    with sqlite3.connect(folder / "run.db") as db:
-        db.execute(damage)
-    db.close()
+    edit(folder, damage)
     assert any(says in finding for finding in verify(open_run(folder)))
 
 
 def test_changed_settings_are_refused(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
-    with sqlite3.connect(folder / "run.db") as db:
-        db.execute("UPDATE run SET about = replace(about, '\"seed\": 0', '\"seed\": 1')")
-    db.close()
+    edit(folder, "UPDATE run SET about = replace(about, '\"seed\": 0', '\"seed\": 1')")
     with pytest.raises(StoreError, match="settings are not what was written"):
         open_run(folder)
 
@@ -315,9 +318,7 @@ def test_changed_settings_are_refused(tmp_path: Path) -> None:
 def test_a_file_with_what_is_not_ours_is_refused_and_hides_no_other(tmp_path: Path, foreign: str) -> None:
     record(tmp_path / "good")
     folder = record(tmp_path / "bad")
-    with sqlite3.connect(folder / "run.db") as db:
-        db.execute(foreign)
-    db.close()
+    edit(folder, foreign)
     with pytest.raises(StoreError, match="not ours"):
         open_run(folder)
     (tmp_path / "junk").mkdir()
@@ -330,9 +331,7 @@ def test_a_file_with_what_is_not_ours_is_refused_and_hides_no_other(tmp_path: Pa
 
 def test_a_run_of_a_later_version_says_so(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
-    with sqlite3.connect(folder / "run.db") as db:
-        db.execute("PRAGMA user_version = 99")
-    db.close()
+    edit(folder, "PRAGMA user_version = 99")
     with pytest.raises(StoreError, match="later version"):
         open_run(folder)
 
