@@ -19,7 +19,7 @@ from moe_core.figures.paper import (
     note,
     percent,
 )
-from moe_core.figures.routing import first_experts, without_expert
+from moe_core.figures.probe import first_experts, without_expert
 from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
 
 

@@ -6,7 +6,7 @@ Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gi
 import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, figure, inner
-from moe_core.figures.routing import SYMBOLS, hovers, image_name, letter, mosaic, plane_axes, side_of
+from moe_core.figures.probe import SYMBOLS, hovers, image_name, letter, mosaic, plane_axes, side_of
 from moe_core.figures.theme import LIGHT, MONO, SEQUENTIAL_STOPS, Theme, expert_colour, scale
 
 BEFORE, AFTER = 12, 6  # bytes of context about a favourite

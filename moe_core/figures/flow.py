@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, figure, inner, label_font, note
-from moe_core.figures.routing import first_experts
+from moe_core.figures.probe import first_experts
 from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour, faded
 from moe_core.figures.timeline import square
 

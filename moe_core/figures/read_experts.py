@@ -6,6 +6,7 @@ import numpy as np
 
 from moe_core.figures.matrices import cosines
 from moe_core.figures.paper import Array
+from moe_core.figures.probe import dense, letter
 from moe_core.figures.reading import (
     Span,
     chosen_expert,
@@ -16,7 +17,6 @@ from moe_core.figures.reading import (
     read_probe,
     recent_share,
 )
-from moe_core.figures.routing import dense, letter
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
 BYTES = 20  # rows of specialisation by byte

@@ -1,6 +1,6 @@
 """The probe's text as a score: each byte with its first expert, and below it all its gates.
 
-Shapes: N bytes, K experts per byte, E experts, as in routing.py.
+Shapes: N bytes, K experts per byte, E experts, as in probe.py.
 """
 
 import math
@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner
-from moe_core.figures.routing import (
+from moe_core.figures.probe import (
     by_expert,
     by_gate,
     dense,

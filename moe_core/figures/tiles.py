@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.paper import Array, percent
+from moe_core.figures.probe import moved_tokens
 from moe_core.figures.reading import (
     RECENT,
     at,
@@ -23,7 +24,6 @@ from moe_core.figures.reading import (
     rows_until,
     tokens_per_expert,
 )
-from moe_core.figures.routing import moved_tokens
 from moe_core.schema import (
     BALANCED,
     COLLAPSED,

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from moe_core.figures import bars, routing, score
+from moe_core.figures import bars, probe, routing, score
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import kept
 
@@ -18,9 +18,9 @@ def trace(spec, name):
 
 
 def test_the_first_expert_is_that_of_the_first_place_that_is_not_empty():
-    assert routing.first_experts(EXPERTS, E).tolist() == [0, 2, E, 3]
-    assert routing.first_experts(np.zeros((0, 1), np.uint8), E).tolist() == []
-    np.testing.assert_allclose(routing.dense(EXPERTS, GATES, E).sum(axis=1), [1, 0.4, 0, 1], rtol=1e-3)
+    assert probe.first_experts(EXPERTS, E).tolist() == [0, 2, E, 3]
+    assert probe.first_experts(np.zeros((0, 1), np.uint8), E).tolist() == []
+    np.testing.assert_allclose(probe.dense(EXPERTS, GATES, E).sum(axis=1), [1, 0.4, 0, 1], rtol=1e-3)
 
 
 def test_the_score_leaves_the_cell_of_such_a_byte_to_the_ground():

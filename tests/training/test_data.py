@@ -195,3 +195,12 @@ def test_a_text_that_cannot_be_used_is_refused_in_one_line(content: bytes | None
         load(Config(text=(str(tmp_path / "own.txt"),)))
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_features_are_scaled_by_the_rows_that_are_trained_on() -> None:
+    """What the held-out rows are like must not reach the training."""
+    digits = load(Config.for_task("digits"))
+    moving = digits.train_NF.std(0) > 0
+    assert digits.train_NF.mean(0).abs().max() < 1e-5
+    assert (digits.train_NF.std(0, correction=0)[moving] - 1).abs().max() < 1e-4
+    assert digits.held_NF.mean(0).abs().max() > 0.01
