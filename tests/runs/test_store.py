@@ -300,6 +300,18 @@ def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -
     assert any(says in finding for finding in verify(open_run(folder)))
 
 
+def test_a_turn_that_was_changed_is_named_and_no_other(tmp_path: Path) -> None:
+    folder = record(tmp_path / "a")
+    run = open_run(folder)
+    for value in (0.5, 0.4, 0.3):
+        run.turn(noise=value)
+    run.close()
+    assert verify(open_run(folder)) == []
+    last = len(open_run(folder).knob_changes())
+    edit(folder, "UPDATE knobs SET value = 0.9 WHERE id = (SELECT max(id) - 1 FROM knobs)")
+    assert verify(open_run(folder)) == [f"knob change {last - 1} is not what was written"]
+
+
 def test_changed_settings_are_refused(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
     edit(folder, "UPDATE run SET about = replace(about, '\"seed\": 0', '\"seed\": 1')")
