@@ -300,6 +300,14 @@ def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -
     assert any(says in finding for finding in verify(open_run(folder)))
 
 
+def test_a_block_of_another_width_is_refused_though_its_chain_is_right(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "a", Config(), Knobs())
+    writer.commit(Batch(1, np.ones((5, 3), np.float32)))
+    writer.finish("finished")
+    with pytest.raises(StoreError, match=r"block 1 .* is not what was written"):
+        open_run(tmp_path / "a").history("loss")
+
+
 def test_a_turn_that_was_changed_is_named_and_no_other(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
     run = open_run(folder)
