@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, plain
+from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
 def declare(commands: Any) -> None:
@@ -41,7 +42,8 @@ def ablate_command(arguments: argparse.Namespace) -> int:
             print(json.dumps({"event": "expert", **row}))
         print(json.dumps({"event": "end", "run": run.id, "step": found.step, "loss": found.loss, "path": str(path)}))
         return 0
-    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats"))
+    mark = f" ({LOOKS_AHEAD})" if looks_ahead(run.config, run.knobs_at(found.step)) else ""
+    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats{mark}"))
     print(f"{'layer':>5} {'expert':>6} {'rise without':>12} {'load share':>10}")
     for row in rows:
         rise = "–" if row["rise"] is None else f"{row['rise']:+.4f}"

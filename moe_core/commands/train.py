@@ -14,7 +14,7 @@ from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.runs import read_script
-from moe_core.schema import BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
+from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
 def declare(commands: Any) -> None:
@@ -87,6 +87,7 @@ class Teller:
         self.live = not as_json and sys.stderr.isatty()
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
+        self.comparable = True  # the last evaluation, with those of other strategies
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -134,10 +135,14 @@ class Teller:
 
     def on_eval(self, event: dict[str, Any]) -> None:
         name, label, unit, _ = self.headline
-        self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
         self.text = event.get("text", self.text)
-        if not self.live:
-            self.line(f"step {event['step']}:{self.measured}")
+        self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
+        said = f"step {event['step']}:{self.measured}" + ("" if event["comparable"] else f" ({LOOKS_AHEAD})")
+        if not event["comparable"]:
+            self.measured += f" {AHEAD}"  # the line that is kept up to date has no room for more
+        if not self.live or event["comparable"] != self.comparable:
+            self.line(said)
+        self.comparable = event["comparable"]
 
     def on_replay(self, event: dict[str, Any]) -> None:
         if self.live:

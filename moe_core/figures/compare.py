@@ -14,6 +14,8 @@ from moe_core.figures.lines import (
     as_steps,
     change_names,
     end_label,
+    held_out,
+    held_out_words,
     last_of,
     line,
     mark_cursor,
@@ -43,12 +45,14 @@ COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
 
 
 class Curve(NamedTuple):
-    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps."""
+    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps;
+    comparable (n,) bool, None for all: of held-out values, which compare with those of other runs."""
 
     name: str
     steps: Array
     values: Array
     turns: tuple[Any, ...] = ()
+    comparable: Array | None = None
 
 
 def run_colour(at: int, theme: Theme) -> str:
@@ -203,7 +207,7 @@ def compare_loss(
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
-    subtitle = "line with dots: held-out   thin: training"
+    subtitle = held_out_words([curve.comparable for curve in heldout])
     axis = {"title": unit, "range": [lo, hi], "dtick": tick}
     layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
     data, ends = [], []
@@ -213,10 +217,9 @@ def compare_loss(
         data.append(of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, color=pale, width=1.0))
     for at, curve in enumerate(heldout):
         told = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
-        data.append(
-            of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, width=pens(size).main)
-            | {"mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5}}
-        )
+        name = run_name(at, curve.name)
+        pen = {"color": run_colour(at, theme), "width": pens(size).main}
+        data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{told}", **pen)
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))

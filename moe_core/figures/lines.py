@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, escape, inner, label_font, nice_above, note, upright
 from moe_core.figures.theme import SANS, Theme, faded
-from moe_core.schema import value_text
+from moe_core.schema import LOOKS_AHEAD, value_text
 
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
 STACKED = 3  # names of knobs turned in one step that stand below each other
@@ -53,6 +53,30 @@ def line(name: str, x: Array, y: Array, told: str, **pen: Any) -> Spec:
         "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": pen,
         "hovertemplate": f"{told}<extra></extra>",
     }  # fmt: skip
+
+
+def held_out(name: str, steps: Array, values: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+    """The held-out loss (m,), a line with dots. Where it is not comparable (m,), None for nowhere, the line breaks off, and
+    the dots are open and joined by a thin dotted line of their own.
+    """
+    y = np.asarray(values, np.float32)
+    seen = np.ones(len(steps), bool) if comparable is None else np.asarray(comparable, bool)
+    dots = {"color": pen["color"], "size": 5}
+    whole = line(name, as_steps(steps), np.where(seen, y, np.float32(np.nan)), told, **pen)
+    whole |= {"mode": "lines+markers", "marker": dots}
+    if seen.all():
+        return [whole]
+    apart = line(
+        f"{name}, looks ahead", as_steps(steps), np.where(seen, np.float32(np.nan), y), f"{told}, {LOOKS_AHEAD}",
+        color=pen["color"], width=1, dash="dot",
+    )  # fmt: skip
+    return [whole, apart | {"mode": "lines+markers", "marker": dots | {"symbol": "circle-open"}}]
+
+
+def held_out_words(comparable: Sequence[Array | None]) -> str:
+    """What the lines of a loss chart are, for its subtitle. comparable: as held_out() takes it, of each line."""
+    ahead = any(one is not None and not one.all() for one in comparable)
+    return f"dots: held-out{', open: looks ahead' if ahead else ''}   thin: training"
 
 
 def mark(

@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_core.figures.compare import Curve, Shared, differences
 from moe_core.figures.paper import Array
-from moe_core.figures.reading import Span, by_hand
+from moe_core.figures.reading import Span, by_hand, comparable_at
 from moe_core.schema import METRICS
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one
@@ -99,5 +99,5 @@ def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int |
     for one, offset in zip(sources, offsets, strict=True):
         done = [(e.step - offset, e.metrics[metric]) for e in one.evals() if metric in e.metrics and e.step > offset]
         steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
-        heldout.append(Curve(one.id, steps, values))
+        heldout.append(Curve(one.id, steps, values, comparable=comparable_at(one, steps + offset)))
     return losses(source, span, bins) | {"heldout": heldout} | over(source, step, span)

@@ -6,13 +6,14 @@ layer (an expert, sizes), and `others`, the runs to compare with; a plain run ca
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
-from moe_core.schema import AUTOBALANCE, Config, Knobs, meta_of
+from moe_core.schema import AUTOBALANCE, LOOKING, Config, Knobs, looks_ahead, meta_of
 
 Span = tuple[float, float] | None
 RECENT = 50  # steps over which an expert's share and the speed are measured
@@ -92,6 +93,18 @@ def last_change(source: Any, step: int) -> Any | None:
     """The last turn by hand that took effect by a step, the values at the start aside."""
     done = [change for change in by_hand(source) if change.step is not None and 1 < change.step <= step]
     return done[-1] if done else None
+
+
+def comparable_at(source: Any, steps: Array | Sequence[int]) -> Array | None:
+    """(m,) bool: whether the held-out numbers of these steps compare with those of other strategies; None if all do."""
+    stands, turns, flags = source.started_knobs, [], [looks_ahead(source.config, source.started_knobs)]
+    for change in source.knob_changes():
+        if change.step is not None and change.name in LOOKING:
+            stands = replace(stands, **{change.name: change.value})
+            turns.append(change.step)
+            flags.append(looks_ahead(source.config, stands))
+    ahead = np.array(flags)[np.searchsorted(turns, steps, side="right")]
+    return ~ahead if ahead.any() else None
 
 
 def read_knobs(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def heldout_tile(source: Any, step: int) -> Tile:
     heading = label[:1].upper() + label[1:]
     if not done:
         return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
-    if looks_ahead(source.config.task, source.knobs_at(done[-1][0]).strategy):
+    if looks_ahead(source.config, source.knobs_at(done[-1][0])):
         return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
     share = unit == ""
     last, value = done[-1]

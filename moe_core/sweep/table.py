@@ -65,7 +65,7 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
             values = [float(value) for value in told if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        row["comparable"] = not looks_ahead(plan.config.task, knobs.strategy)
+        row["comparable"] = not looks_ahead(plan.config, knobs)
         highest = ceilings(plan.config.num_experts, experts_per_token(plan.config, knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
         row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in names}
@@ -118,9 +118,8 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
         said.append(f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings.")
     if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
         said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
-    strategies = dict.fromkeys(plan.knobs_of(cell).strategy for cell in plan.cells)
-    if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
-        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such numbers only with others of {listed(apart)}.")
+    if not all(row["comparable"] for row in table):
+        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such a number only with others that were routed the same way.")
     if plan.unread:
         said.append(unread_text(plan.unread))
     return said

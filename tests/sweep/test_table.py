@@ -143,7 +143,9 @@ def test_a_held_out_number_that_looks_ahead_is_marked_wherever_it_stands(
     assert [row["comparable"] for row in table] == [True, False]
     text = as_text(sweep.plan, table).splitlines()
     assert (text[2].count("†"), text[3].count("†")) == (0, 2)  # both held-out metrics, and no balance figure
-    assert "† not comparable: looks ahead. Compare such numbers only with others of expert-choice." in text
+    assert (
+        "† not comparable: looks ahead. Compare such a number only with others that were routed the same way." in text
+    )
     write_csv(tmp_path / "t.csv", table)
     head, *told = (line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines())
     assert [line[head.index("comparable")] for line in told] == ["true", "false"]
