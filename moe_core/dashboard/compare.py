@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from moe_core.dashboard import controls
+from moe_core.dashboard import component, controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
@@ -59,7 +59,7 @@ def options(run: Run) -> dict[str, Any]:
     )  # fmt: skip
     if chosen:
         with end:
-            controls.export_link(run=run.id, **{"with": ",".join(chosen)}, align=align)
+            component.export_link(FIGURES, run=run.id)
     st.session_state["compared"] = (run.id, *chosen), align
     return {"with": chosen, "align": align}
 

@@ -18,8 +18,10 @@ import threading
 import weakref
 import zipfile
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -242,6 +244,10 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     others = [run.id for run in getattr(source, "others", ())]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
     st.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    if look.step is not None:
+        # A link and no button: the panel beside goes to the last step too.
+        rest = {name: value for name, value in st.query_params.items() if name != "step"}
+        st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
         st.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")

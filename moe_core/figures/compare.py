@@ -82,6 +82,7 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
+        layout["margin"]["l"] += 12  # a difference has a sign and three digits, and all charts one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
             layout["meta"]["offset"] = self.offset  # what is pointed at elsewhere is a step of the first run
@@ -268,7 +269,6 @@ def difference_chart(
     subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
     axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
     layout = over.layout(name, title, subtitle, curves, axis, theme, size)
-    layout["margin"]["l"] += 12  # a sign and three digits
     layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):

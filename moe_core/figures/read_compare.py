@@ -35,12 +35,16 @@ def fork_steps(sources: list[Any]) -> list[int]:
     ]
 
 
+def offsets_of(source: Any) -> list[int]:
+    """Each run's step that stands at 0 on the axis that was chosen."""
+    sources = runs_of(source)
+    return fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
+
+
 def curves(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> list[Curve]:
     """A statistic of every run; by the fork, its steps count from there. A run with fewer layers shows its last."""
-    sources = runs_of(source)
-    offsets = fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
     found = []
-    for one, offset in zip(sources, offsets, strict=True):
+    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
         first = 1 + offset if span is None else max(1 + offset, math.floor(span[0]) - 1 + offset)
         last = None if span is None else max(1, math.ceil(span[1]) + 1 + offset)
         steps, values = one.history(stat, min(layer, one.config.layers - 1), first=first, last=last, bins=bins)
@@ -55,10 +59,9 @@ def turns_of(source: Any, offset: int) -> tuple[Any, ...]:
 
 def over(source: Any, step: int | None, span: Span) -> dict[str, Shared]:
     """The axis of all charts; a step that is looked at is one of the first run."""
-    aligned = aligned_by(source)
-    offset = fork_steps(runs_of(source))[0] if aligned == "fork" else 0
+    offset = offsets_of(source)[0]
     cursor = None if step is None or step < offset else step - offset
-    return {"over": Shared(aligned, offset, span, cursor)}
+    return {"over": Shared(aligned_by(source), offset, span, cursor)}
 
 
 def in_unit(task: str, nats: Array) -> tuple[str, Array]:
@@ -93,10 +96,8 @@ def read_loss_difference(source: Any, layer: int, step: int | None, span: Span, 
 
 def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     metric = METRICS["text"][0][0] if source.config.task == "text" else "loss"
-    sources = runs_of(source)
-    offsets = fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
     heldout = []
-    for one, offset in zip(sources, offsets, strict=True):
+    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
         done = [(e.step - offset, e.metrics[metric]) for e in one.evals() if metric in e.metrics and e.step > offset]
         steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
         heldout.append(Curve(one.id, steps, values, comparable=comparable_at(one, steps + offset)))
