@@ -54,9 +54,10 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
     are its and the measure is the task's; how many runs there are and count; their ids.
     """
     plan, table = sweep.plan, []
+    trained = plan.trained
     names = measures(plan.config.task)
     for i, cell in enumerate(plan.cells):
-        own = [result for result in found if result.job.cell == i]
+        own = [result for result in found if result.job.cell == trained[i]]
         counted = [result.ended for result in own if result.ended]
         knobs = plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
@@ -122,6 +123,8 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
         said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such a number only with others that were routed the same way.")
     if plan.unread:
         said.append(unread_text(plan.unread))
+    if plan.trained != tuple(range(len(plan.cells))):
+        said.append("paper trains as none where its losses weigh 0, so both rows show the same runs.")
     return said
 
 

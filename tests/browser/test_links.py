@@ -31,6 +31,8 @@ def test_a_page_opens_on_a_cold_server_and_its_link_copied(shared: Server, tab: 
 
 
 CHARTS = "[...document.querySelectorAll('[data-figure]')].filter(one => one.querySelector('.main-svg'))"
+IN_SIGHT = "one.offsetParent && one.getBoundingClientRect().top < innerHeight"
+ALL = f"[...document.querySelectorAll('[data-figure]')].every(one => !({IN_SIGHT}) || one.querySelector('.main-svg'))"
 PLACES = (
     f"{CHARTS}.flatMap(one => [one, one.querySelector('.main-svg')]).concat(...document.querySelectorAll('img[alt]'))"
 )
@@ -50,7 +52,7 @@ def test_every_page_says_that_the_trainer_was_killed_and_keeps_its_charts(shared
     for path, page in zip(paths, tabs, strict=True):
         expect(page.locator(".moepanel-state b")).to_have_text("Training", timeout=60_000)
         some = f"(({SHOWN})()).some(([name, step, values]) => values > 0)" if path != "/export" else "true"
-        page.wait_for_function(f"{PLACES}.length > 0 && {some}", timeout=60_000)
+        page.wait_for_function(f"{PLACES}.length > 0 && {ALL} && {some}", timeout=60_000)
     stood = [page.evaluate(f"window.kept = {PLACES}; (({SHOWN})())") for page in tabs]
     os.kill(run.status().pid, signal.SIGKILL)
     for path, page, before in zip(paths, tabs, stood, strict=True):
