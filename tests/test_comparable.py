@@ -63,15 +63,15 @@ def plain(tmp_path: Path) -> Run:
     return recorded(tmp_path / "plain", "expert-choice", "paper")
 
 
-def earlier_outputs_change(config: Config, knobs: Knobs, tries: int) -> bool:
-    """Whether in evaluation the outputs of a sequence's first half depend on its second, for random weights and bytes."""
+def earlier_outputs_change(config: Config, knobs: Knobs, tries: int, training: bool = False) -> bool:
+    """Whether the outputs of a sequence's first half depend on its second, for random weights and bytes."""
     import torch
 
     from moe_core.nn.models import asked_by, build
 
     for seed in range(tries):
         torch.manual_seed(seed)
-        model = build(config, 256, 256, knobs.k, 0.0, knobs.strategy).double().eval()
+        model = build(config, 256, 256, knobs.k, 0.0, knobs.strategy).double().train(training)
         for layer in model.moe_layers:
             for gate in (layer.gate, *([layer.gate.primary] if config.groups > 1 else [])):
                 torch.nn.init.normal_(gate.w_gate)  # chooses with conviction
@@ -96,6 +96,9 @@ def test_what_is_said_to_look_ahead_does_and_nothing_else(strategy: str, groups:
         knobs = Knobs(strategy=strategy, k=k, k_primary=k_primary, capacity_factor=factor)
         ahead = looks_ahead(config, knobs)
         assert earlier_outputs_change(config, knobs, tries=12 if ahead else 3) == ahead, knobs
+        if not factor:
+            still = replace(knobs, noise=0.0, noise_primary=0.0)
+            assert earlier_outputs_change(config, still, 3, training=True) == looks_ahead(config, still, training=True)
         assert not looks_ahead(replace(config, task="digits"), knobs)  # rows have no order
 
 
@@ -185,6 +188,34 @@ def test_the_loss_charts_draw_it_apart_and_their_numbers_say_it(ahead: Run, plai
     compared = columns(FIGURES["compare_loss"].read(both, 0, None, None, None))
     assert compared["A_heldout_comparable"].tolist() == [True, False]
     assert compared["B_heldout_comparable"].tolist() == [False, True]
+
+
+def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahead: Run, tmp_path: Path) -> None:
+    """Strict balance looks ahead in training alone."""
+    strict = recorded(tmp_path / "strict", "strictly-balanced", "paper")
+    plain = recorded(tmp_path / "none", "none", "paper")
+    for first, second, wanted in (
+        (plain, ahead, [True] * 40 + [False] * 40),
+        (strict, plain, [False] * 40 + [True] * 40),
+        (strict, ahead, [False] * 80),
+    ):
+        found = FIGURES["compare_loss_difference"].read(Beside(first, {}, (second,)), 0, None, None, None)
+        (gap,) = found["gaps"]
+        assert gap.comparable.tolist() == wanted
+        drawn = FIGURES["compare_loss_difference"].draw.spec(**found)
+        known = {
+            trace["line"].get("dash", ""): np.isfinite(trace["y"]).tolist()
+            for trace in drawn["data"]
+            if "line" in trace
+        }
+        assert (known[""], known["dot"]) == (wanted, [not one for one in wanted])
+        assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
+    assert columns(found)["B_minus_A_comparable"].tolist() == [False] * 80
+    found = FIGURES["compare_loss_difference"].read(
+        Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), 0, None, None, None
+    )
+    assert found["gaps"][0].comparable is None
+    assert "looks ahead" not in FIGURES["compare_loss_difference"].draw.spec(**found)["layout"]["title"]["text"]
 
 
 def test_a_loss_chart_on_which_all_compares_says_nothing_of_it(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from moe_core.figures.lines import (
     line,
     mark_cursor,
     over_steps,
+    parted,
     spread,
     turn,
 )
@@ -46,7 +47,7 @@ COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
 
 class Curve(NamedTuple):
     """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps;
-    comparable (n,) bool, None for all: of held-out values, which compare with those of other runs."""
+    comparable (n,) bool, None for all: which values compare with those of other strategies."""
 
     name: str
     steps: Array
@@ -266,6 +267,7 @@ def difference_chart(
     # The first steps of a fall would flatten the rest, as on the loss chart.
     reach = nice_above(float(np.percentile(all_gaps, 98)) * 1.1 if len(all_gaps) else 1.0)
     each = "at the same step" if width == 1 else f"mean of {width} steps"
+    each += "; dotted: looks ahead" if any(gap.comparable is not None for gap in gaps) else ""
     subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
     axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
     layout = over.layout(name, title, subtitle, curves, axis, theme, size)
@@ -273,8 +275,9 @@ def difference_chart(
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        told = f": %{{y:+.3f}} {unit} against A {over.at}"
-        data.append(of_run(at, gap, y, told, theme, width=pens(size).line))
+        name, told = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
+        pen = {"color": run_colour(at, theme), "width": pens(size).line}
+        data += parted(name, gap.steps, y, gap.comparable, f"{name}{told}", **pen)
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))

@@ -55,22 +55,23 @@ def line(name: str, x: Array, y: Array, told: str, **pen: Any) -> Spec:
     }  # fmt: skip
 
 
-def held_out(name: str, steps: Array, values: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
-    """The held-out loss (m,), a line with dots. Where it is not comparable (m,), None for nowhere, the line breaks off, and
-    the dots are open and joined by a thin dotted line of their own.
-    """
-    y = np.asarray(values, np.float32)
-    seen = np.ones(len(steps), bool) if comparable is None else np.asarray(comparable, bool)
-    dots = {"color": pen["color"], "size": 5}
-    whole = line(name, as_steps(steps), np.where(seen, y, np.float32(np.nan)), told, **pen)
-    whole |= {"mode": "lines+markers", "marker": dots}
-    if seen.all():
-        return [whole]
-    apart = line(
-        f"{name}, looks ahead", as_steps(steps), np.where(seen, np.float32(np.nan), y), f"{told}, {LOOKS_AHEAD}",
-        color=pen["color"], width=1, dash="dot",
-    )  # fmt: skip
-    return [whole, apart | {"mode": "lines+markers", "marker": dots | {"symbol": "circle-open"}}]
+def parted(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+    """A line, and where its values are not comparable (n,), None for nowhere, a thin dotted one of its own in its place."""
+    seen = np.ones(len(x), bool) if comparable is None else np.asarray(comparable, bool)
+    y, gap = np.asarray(y, np.float32), np.float32(np.nan)
+    lines = [line(name, as_steps(x), np.where(seen, y, gap), told, **pen)]
+    if not seen.all():
+        ahead = f"{name}, looks ahead", as_steps(x), np.where(seen, gap, y), f"{told}, {LOOKS_AHEAD}"
+        lines.append(line(*ahead, **pen | {"width": 1, "dash": "dot"}))
+    return lines
+
+
+def held_out(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+    """The held-out loss as parted() draws it, with dots; open ones where it is not comparable."""
+    lines = parted(name, x, y, comparable, told, **pen)
+    for one, symbol in zip(lines, ("circle", "circle-open"), strict=False):
+        one |= {"mode": "lines+markers", "marker": {"color": pen["color"], "size": 5, "symbol": symbol}}
+    return lines
 
 
 def held_out_words(comparable: Sequence[Array | None]) -> str:

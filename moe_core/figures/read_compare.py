@@ -90,8 +90,15 @@ def losses(source: Any, span: Span, bins: int | None) -> dict[str, Any]:
 
 
 def read_loss_difference(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """A difference does not compare where either run's training looked ahead."""
     found = losses(source, span, EXACT)
-    return found | differences(found["curves"]) | over(source, step, span)
+    taken = differences(found["curves"])
+    runs = list(zip(runs_of(source), offsets_of(source), strict=True))
+    for at, gap in enumerate(taken["gaps"]):
+        seen = [comparable_at(one, gap.steps + offset, training=True) for one, offset in (runs[0], runs[at + 1])]
+        marked = [one for one in seen if one is not None]
+        taken["gaps"][at] = gap._replace(comparable=np.logical_and.reduce(marked) if marked else None)
+    return found | taken | over(source, step, span)
 
 
 def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

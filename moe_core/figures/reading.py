@@ -95,14 +95,15 @@ def last_change(source: Any, step: int) -> Any | None:
     return done[-1] if done else None
 
 
-def comparable_at(source: Any, steps: Array | Sequence[int]) -> Array | None:
-    """(m,) bool: whether the held-out numbers of these steps compare with those of other strategies; None if all do."""
-    stands, turns, flags = source.started_knobs, [], [looks_ahead(source.config, source.started_knobs)]
+def comparable_at(source: Any, steps: Array | Sequence[int], training: bool = False) -> Array | None:
+    """(m,) bool: whether the held-out numbers of these steps, or those of training, compare with those of other strategies;
+    None if all do."""
+    stands, turns, flags = source.started_knobs, [], [looks_ahead(source.config, source.started_knobs, training)]
     for change in source.knob_changes():
         if change.step is not None and change.name in LOOKING:
             stands = replace(stands, **{change.name: change.value})
             turns.append(change.step)
-            flags.append(looks_ahead(source.config, stands))
+            flags.append(looks_ahead(source.config, stands, training))
     ahead = np.array(flags)[np.searchsorted(turns, steps, side="right")]
     return ~ahead if ahead.any() else None
 

@@ -231,17 +231,20 @@ def experts_per_token(config: Config, knobs: Knobs) -> int:
 LOOKING = ("strategy", "k", "k_primary", "capacity_factor")  # the knobs that looks_ahead() goes by
 
 
-def looks_ahead(config: Config, knobs: Knobs) -> bool:
+def looks_ahead(config: Config, knobs: Knobs, training: bool = False) -> bool:
     """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
 
     knobs: those in force at the evaluation, whatever the run trained with before: they alone route the held-out split. An
     expert that chooses among all tokens looks ahead, and so does a bounded capacity where a token has several choices, since
-    all first choices come before any second one.
+    all first choices come before any second one. training: ask it of the loss of a training batch, which strict balance too
+    routes with the whole batch in sight.
     """
+    strategy = STRATEGIES[knobs.strategy]
+    choosing = strategy.whole if training else not strategy.causal
     several = experts_per_token(config, knobs)
     # Experts that could take every token drop none.
     dropping = knobs.strategy in BY_TOKEN and 0 < knobs.capacity_factor * several < config.num_experts
-    return config.task == "text" and (not STRATEGIES[knobs.strategy].causal or (dropping and several > 1))
+    return config.task == "text" and (choosing or (dropping and several > 1))
 
 
 def label_of(name: str) -> str:
