@@ -1,6 +1,7 @@
 """A held-out number of a model that saw later tokens: one function decides, and whoever shows the number says so."""
 
 import itertools
+import json
 import math
 from dataclasses import fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_core.__main__ import main
 from moe_core.commands.train import Teller
 from moe_core.dashboard import compare
 from moe_core.dashboard.feed import Feed
@@ -21,6 +23,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import Beside
 from moe_core.figures.tiles import compare_tiles, heldout_tile
 from moe_core.runs import Batch, Run, create_run, ending, open_run
+from moe_core.runs.ablation import Ablation
 from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout, looks_ahead, meta_of
 from moe_core.training.committer import Committer
 from moe_core.training.watch import Watch
@@ -235,6 +238,18 @@ def test_on_the_axis_of_a_fork_the_mark_stays_at_its_step(ahead: Run) -> None:
     assert (curve.steps.tolist(), curve.comparable.tolist()) == ([40], [False])
 
 
+def test_ablate_says_it_of_the_loss_that_it_starts_from(
+    ahead: Run, plain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rise_LE = np.zeros((1, 4), np.float32)
+    monkeypatch.setattr("moe_core.training.ablate.ablate", lambda run, at, tell: Ablation(80, 1.0, rise_LE, rise_LE))
+    for run, marked in ((ahead, True), (plain, False)):
+        assert main(["ablate", str(run.path)]) == 0
+        assert capsys.readouterr().out.splitlines()[0].endswith(f"nats ({LOOKS_AHEAD})") == marked
+        assert main(["ablate", str(run.path), "--json"]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["comparable"] is not marked
+
+
 def test_the_replay_holds_the_mark_of_each_evaluation(ahead: Run) -> None:
     data = data_of(ahead, 0, lambda done, of: None)
     assert data["metric"]["ahead"] == ["", LOOKS_AHEAD]
@@ -269,8 +284,8 @@ def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
     assert heldout_tile(plain, 79).lines == (LOOKS_AHEAD,)
     ahead.others = (plain,)  # type: ignore[attr-defined]
     first, second = compare_tiles(ahead)
-    assert LOOKS_AHEAD in " ".join(first.lines)
-    assert LOOKS_AHEAD not in " ".join(second.lines)
+    assert first.lines[0] == "held-out 1.50, looks ahead"
+    assert second.lines[0].endswith("held-out 1.50 bits/byte")
 
 
 def test_the_banner_of_a_run_that_ended_says_it(ahead: Run, plain: Run) -> None:

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -69,14 +70,23 @@ def train_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
-    teller = Teller(arguments.json, config)
-    if arguments.on_alert is not None:
-        teller.alarm = Alarm(arguments.on_alert, lambda problem: teller.tell({"event": "alarm", "problem": problem}))
-    folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
-    if teller.alarm:
-        teller.alarm.close()
+    with telling(arguments, config) as teller:
+        folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
     teller.tell({"event": "end", **ending(open_run(folder), state)})
     return 1 if state == "failed" else 0
+
+
+@contextlib.contextmanager
+def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]:
+    """What prints a training's events, and calls the user's command, if there is one, with each finding."""
+    teller, command = Teller(arguments.json, config), getattr(arguments, "on_alert", None)
+    if command is not None:
+        teller.alarm = Alarm(command, lambda problem: teller.tell({"event": "alarm", "problem": problem}))
+    try:
+        yield teller
+    finally:
+        if teller.alarm:
+            teller.alarm.close()
 
 
 class Teller:

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,6 +27,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls
+from moe_core.dashboard.views import RUN
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
@@ -126,7 +128,9 @@ def page() -> None:
 def asked(run: str) -> Source:
     """The run with what the link lays over it and chooses in it; what does not fit is left out."""
     query = st.query_params
-    others = [str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if name]
+    others = [
+        str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if re.fullmatch(RUN, name)
+    ]
     options = {name: query[name] for name in ("align", *WHOLE) if query.get(name)}
     fits = []
     for i in range(len(others)):
@@ -216,7 +220,7 @@ def title_of(name: str) -> str:
 def named(name: str, highest: int) -> int | None:
     """The layer or step that the link names, counted from 1; None where it names none that there is."""
     text = st.query_params.get(name, "")
-    return int(text) if text.isdigit() and 1 <= int(text) <= highest else None
+    return int(text) if text.isdecimal() and 1 <= int(text) <= highest else None
 
 
 def preview(what: Source, source: Any, figures: list[str], format: str, look: Look) -> None:

@@ -168,7 +168,7 @@ def recent_share(source: Any, layer: int, step: int) -> Array:
 def chosen_expert(source: Any, layer: int, step: int | None) -> int:
     """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
     named = str(getattr(source, "options", {}).get("expert", ""))
-    if named.isdigit() and 1 <= int(named) <= source.config.num_experts:
+    if named.isdecimal() and 1 <= int(named) <= source.config.num_experts:
         return int(named) - 1
     share_E = recent_share(source, layer, last_step(source) if step is None else step)
     return int(np.argmax(np.nan_to_num(share_E)))

@@ -307,7 +307,9 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         here = min(there, last)
         cv = at(one, "cv_load", min(layer, one.config.layers - 1), here)
         heldout = heldout_tile(one, here)
-        line = f"{heldout.value} {heldout.unit}".strip() + (f", {LOOKS_AHEAD}" if LOOKS_AHEAD in heldout.lines else "")
+        # A tile has room for the unit or for the mark.
+        ahead = LOOKS_AHEAD in heldout.lines
+        line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
         word = balance_word(cv)
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")

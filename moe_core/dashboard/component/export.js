@@ -9,12 +9,17 @@ export function exportLink(parent, name, words, data) {
   const aim = () => {
     const asked = new URLSearchParams(location.search);
     for (const what of ["run", "sweep"]) if (data[what]) asked.set(what, data[what]);
-    asked.set("figures", data.figures.join(","));
+    asked.set("figures", data.figures.filter(stands).join(","));
     link.href = `/export?${asked}`;
   };
   for (const event of ["pointerover", "pointerdown", "focus", "keydown"]) link.addEventListener(event, aim);
   aim();
   return link;
+}
+
+// Knobs that were never turned have a place, and no chart in it.
+function stands(figure) {
+  return !document.querySelector(`[data-figure="${figure}"]`)?.parentElement.hidden;
 }
 
 // The link as a part of a page that stands by itself.
