@@ -10,6 +10,7 @@ from moe_core.runs import create_run, open_run
 from moe_core.schema import STRATEGIES, Config, Knobs, check, meta_of, reads
 from moe_core.sweep import (
     PAPER,
+    Plan,
     StoreError,
     Sweep,
     grid,
@@ -204,6 +205,14 @@ def test_cells_that_two_strategies_train_the_same_share_their_runs() -> None:
     assert make_plan(grouped, Knobs(**weights), {"strategy": ["none", "paper"]}).trained == (0, 0)
     noisy = make_plan(CONFIG, Knobs(w_importance=0.0, w_load=0.0), {"strategy": ["none", "paper"], "noise": [0.5, 1.0]})
     assert noisy.trained == (0, 1, 0, 1)
+    # A plan of an earlier version, in which a strategy may have the same cell twice.
+    idle = Knobs(w_importance=0.0, w_load=0.0)
+    twice: tuple[dict[str, Any], ...] = (
+        {"strategy": "paper"},
+        {"strategy": "none"},
+        {"strategy": "paper", "w_switch": 0.5},
+    )
+    assert Plan(CONFIG, idle, twice, (0,)).trained == (0, 0, 0)
 
 
 def other(name: str) -> float:
