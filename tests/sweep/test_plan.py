@@ -162,7 +162,7 @@ def test_none_and_paper_without_its_losses_train_the_same_weights(
     import torch
 
     from moe_core.training import checkpoint
-    from moe_core.training.loop import train
+    from moe_core.training.session import train
 
     config = replace(CONFIG if task == "plane" else TEXT, groups=groups, steps=12, checkpoint_every=0.0)
     ends, records = [], []

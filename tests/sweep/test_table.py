@@ -233,7 +233,7 @@ def test_rows_that_train_the_same_show_the_same_runs(tmp_path: Path) -> None:
     source = Found(sweep.id, sweep.plan.config, sweep.plan.swept, sweep.plan.cells, table, found)
     assert read_pareto(source, 0, None, None, None)["names_N"] == ["none / – and paper / 0", "paper / 0.1"] * 2
     ids, (_, strategies), (_, weights) = axes(source)
-    assert (strategies, weights) == (["none", "paper"], [0.0, 0.1, "–"])
+    assert (strategies, weights) == (["none", "paper"], [0.0, 0.1, None])
     assert ids == [["", "s-c01-s0"], ["", "s-c03-s0"], ["s-c01-s0", ""]]
     other = make_plan(CONFIG, Knobs(), {"strategy": ["none", "paper"]})
     assert said not in as_text(other, rows(Sweep("o", tmp_path, other), results(Sweep("o", tmp_path, other))))
