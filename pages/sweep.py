@@ -1,6 +1,6 @@
 """Sweep: which knobs give the best quality at which balance?"""
 
-from moe_core.dashboard import controls, sweeps
+from moe_core.dashboard import sweeps
 
 sweep = sweeps.choose()
 if sweep is None:
@@ -9,4 +9,3 @@ else:
     found = sweeps.status(sweep)
     sweeps.table(sweep, found)
     sweeps.charts(sweep, found)
-    controls.export_link(sweep=sweep.id)

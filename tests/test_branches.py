@@ -513,7 +513,7 @@ def test_fork_trains_in_the_foreground_and_tells_of_it(
         "--json",
         "noise=0.5",
         "--runs",
-        str(tmp_path),
+        str(tmp_path / "w=1"),
         "--run-id",
         "a",
         "k=2",
@@ -522,7 +522,7 @@ def test_fork_trains_in_the_foreground_and_tells_of_it(
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert (events[0]["event"], events[0]["run"]) == ("start", "a")
     assert (events[-1]["event"], events[-1]["state"], events[-1]["step"]) == ("end", "finished", 30)
-    assert turned(open_run("a", tmp_path)) == [(21, "noise", 0.5), (21, "k", 2.0), (30, "lr", 0.1 / 30)]
+    assert turned(open_run("a", tmp_path / "w=1")) == [(21, "noise", 0.5), (21, "k", 2.0), (30, "lr", 0.1 / 30)]
 
 
 # Replay

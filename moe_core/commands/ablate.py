@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, plain
+from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
 def declare(commands: Any) -> None:
@@ -32,6 +33,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     found = ablate(run, arguments.at, progress)
     path = write_ablation(run.path, found)
     rows = table(found)
+    ahead = looks_ahead(run.config, run.knobs_at(found.step))
     if live:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if arguments.out:
@@ -39,9 +41,11 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     if arguments.json:
         for row in rows:
             print(json.dumps({"event": "expert", **row}))
-        print(json.dumps({"event": "end", "run": run.id, "step": found.step, "loss": found.loss, "path": str(path)}))
+        said = {"event": "end", "run": run.id, "step": found.step, "loss": found.loss, "comparable": not ahead}
+        print(json.dumps(said | {"path": str(path)}))
         return 0
-    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats"))
+    mark = f" ({LOOKS_AHEAD})" if ahead else ""
+    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats{mark}"))
     print(f"{'layer':>5} {'expert':>6} {'rise without':>12} {'load share':>10}")
     for row in rows:
         rise = "–" if row["rise"] is None else f"{row['rise']:+.4f}"

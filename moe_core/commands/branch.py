@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import time
 from pathlib import Path
@@ -28,7 +29,7 @@ def take_changes(fork: argparse.ArgumentParser) -> None:
     parse = fork.parse_known_args
 
     def parse_others(words: list[str], namespace: Any = None) -> Any:
-        changes = [word for word in words if "=" in word and not word.startswith("-")]
+        changes = [word for word in words if re.match(r"[^-/.=][^/.=]*=", word)]  # and no --flag=value, nor a path
         found, unknown = parse([word for word in words if word not in changes], namespace)
         found.changes = changes
         return found, unknown
@@ -69,20 +70,20 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
 
 def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
     """Train on what is recorded, in this process."""
-    from moe_core.commands.train import Teller
+    from moe_core.commands.train import telling
     from moe_core.runs import Run, ending
     from moe_core.training.again import resume
 
     run = Run(folder)
-    goal = None if steps is None else int(steps) if steps.isdigit() else steps
-    teller = Teller(arguments.json, run.config)
+    goal = None if steps is None else int(steps) if steps.isdecimal() else steps
+    with telling(arguments, run.config) as teller:
 
-    def tell(event: dict[str, Any]) -> None:
-        if event["event"] == "start":
-            teller.config = Run(folder).config  # with the new number of steps
-        teller.tell(event)
+        def tell(event: dict[str, Any]) -> None:
+            if event["event"] == "start":
+                teller.config = Run(folder).config  # with the new number of steps
+            teller.tell(event)
 
-    _, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock)
+        _, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock)
     teller.tell({"event": "end", **ending(Run(folder), state)})
     return 1 if state == "failed" else 0
 

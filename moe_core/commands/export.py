@@ -114,7 +114,7 @@ def look_of(arguments: argparse.Namespace) -> Any:
     size = None
     if arguments.size:
         width, _, height = arguments.size.lower().partition("x")
-        if not (width.isdigit() and height.isdigit()):
+        if not (width.isdecimal() and height.isdecimal()):
             raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}")
         size = (int(width), int(height))
     return Look(

@@ -34,7 +34,7 @@ def declare(commands: Any) -> None:
 
 def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import cores
-    from moe_core.sweep import make_sweep, open_sweep, results, rows, run_sweep
+    from moe_core.sweep import jobs, make_sweep, open_sweep, results, rows, run_sweep
 
     parallel = whole(arguments.parallel, "parallel", cores())
     out = csv_file(arguments.csv)
@@ -44,7 +44,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     else:
         sweep = make_sweep(plan_of(arguments), arguments.runs, arguments.sweep_id)
     teller, plan = Teller(arguments.json), sweep.plan
-    count = {"cells": len(plan.cells), "runs": len(plan.cells) * len(plan.seeds), "parallel": parallel}
+    count = {"cells": len(plan.cells), "runs": len(jobs(sweep)), "parallel": parallel}
     begun = {"event": "start", "sweep": sweep.id, "path": str(sweep.folder), **count, "not_read": plan.unread}
     teller.tell(begun)
     with stopped_by_signals() as stopping:

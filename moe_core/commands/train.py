@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.runs import read_script
-from moe_core.schema import BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
+from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
 def declare(commands: Any) -> None:
@@ -69,14 +70,23 @@ def train_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
-    teller = Teller(arguments.json, config)
-    if arguments.on_alert is not None:
-        teller.alarm = Alarm(arguments.on_alert, lambda problem: teller.tell({"event": "alarm", "problem": problem}))
-    folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
-    if teller.alarm:
-        teller.alarm.close()
+    with telling(arguments, config) as teller:
+        folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
     teller.tell({"event": "end", **ending(open_run(folder), state)})
     return 1 if state == "failed" else 0
+
+
+@contextlib.contextmanager
+def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]:
+    """What prints a training's events, and calls the user's command, if there is one, with each finding."""
+    teller, command = Teller(arguments.json, config), getattr(arguments, "on_alert", None)
+    if command is not None:
+        teller.alarm = Alarm(command, lambda problem: teller.tell({"event": "alarm", "problem": problem}))
+    try:
+        yield teller
+    finally:
+        if teller.alarm:
+            teller.alarm.close()
 
 
 class Teller:
@@ -87,6 +97,7 @@ class Teller:
         self.live = not as_json and sys.stderr.isatty()
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
+        self.comparable = True  # the last evaluation, with those of other strategies
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -134,10 +145,14 @@ class Teller:
 
     def on_eval(self, event: dict[str, Any]) -> None:
         name, label, unit, _ = self.headline
-        self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
         self.text = event.get("text", self.text)
-        if not self.live:
-            self.line(f"step {event['step']}:{self.measured}")
+        self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
+        said = f"step {event['step']}:{self.measured}" + ("" if event["comparable"] else f" ({LOOKS_AHEAD})")
+        if not event["comparable"]:
+            self.measured += f" {AHEAD}"  # the line that is kept up to date has no room for more
+        if not self.live or event["comparable"] != self.comparable:
+            self.line(said)
+        self.comparable = event["comparable"]
 
     def on_replay(self, event: dict[str, Any]) -> None:
         if self.live:

@@ -39,7 +39,7 @@ def options(run: Run) -> dict[str, Any]:
 def slider(run: str, name: str, label: str, positions: list[int], own: int) -> int:
     """One slider, set from the link on every run and written to it when moved."""
     named, key = st.query_params.get(name, ""), f"batch-{name}-{run}"
-    value = int(named) if named.isdigit() and int(named) > 0 else own
+    value = int(named) if named.isdecimal() and int(named) > 0 else own
     stops = sorted({*positions, own, min(value, positions[-1])})
     value = min(value, stops[-1])
     st.session_state[key] = value

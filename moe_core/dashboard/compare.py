@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from moe_core.dashboard import controls
+from moe_core.dashboard import component, controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
@@ -59,7 +59,7 @@ def options(run: Run) -> dict[str, Any]:
     )  # fmt: skip
     if chosen:
         with end:
-            controls.export_link(run=run.id, **{"with": ",".join(chosen)}, align=align)
+            component.export_link(FIGURES, run=run.id)
     st.session_state["compared"] = (run.id, *chosen), align
     return {"with": chosen, "align": align}
 
@@ -124,10 +124,7 @@ def end_figures(runs: Sequence[Any]) -> list[tuple[str, list[str]]]:
     name, label, unit, _ = METRICS[runs[0].config.task][0]
     last = [next((e for e in reversed(run.evals()) if name in e.metrics), None) for run in runs]
     values = [math.nan if e is None else e.metrics[name] for e in last]
-    ahead = [
-        e is not None and looks_ahead(run.config.task, run.knobs_at(e.step).strategy)
-        for run, e in zip(runs, last, strict=True)
-    ]
+    ahead = [e is not None and looks_ahead(run.config, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
     texts = against_first(values, 3)
     if any(ahead):  # then a difference from A would compare what does not compare
         texts = [number(v, 3) + (f", {LOOKS_AHEAD}" if one else "") for v, one in zip(values, ahead, strict=True)]

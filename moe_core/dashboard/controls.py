@@ -9,9 +9,7 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
-from html import escape
 from typing import Any, NamedTuple
-from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -38,11 +36,6 @@ CARD = First(Config(), cards.STARTING, ("noise", "k", "w_importance", "w_load", 
 
 def style() -> None:
     st.html(f"<style>{CSS}</style>")
-
-
-def export_link(**query: str) -> None:
-    """A link to the Export page, with what is looked at here."""
-    st.html(f'<a class="moe-export" href="./export?{escape(urlencode(query))}">Export these figures</a>')
 
 
 def page(

@@ -35,7 +35,7 @@ def options(run: Run) -> dict[str, Any]:
     """The expert that the link names, None being the busiest; the chooser beside the knobs writes the link."""
     E = run.config.num_experts
     named = st.query_params.get("expert", "")
-    current = int(named) if named.isdigit() and 1 <= int(named) <= E else None
+    current = int(named) if named.isdecimal() and 1 <= int(named) <= E else None
     key = f"expert-{run.id}"
     st.session_state[key] = current
 

@@ -9,6 +9,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,12 +19,15 @@ import threading
 import weakref
 import zipfile
 from collections.abc import Sequence
+from html import escape
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import streamlit as st
 
 from moe_core.dashboard import controls
+from moe_core.dashboard.views import RUN
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
@@ -124,7 +128,9 @@ def page() -> None:
 def asked(run: str) -> Source:
     """The run with what the link lays over it and chooses in it; what does not fit is left out."""
     query = st.query_params
-    others = [str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if name]
+    others = [
+        str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if re.fullmatch(RUN, name)
+    ]
     options = {name: query[name] for name in ("align", *WHOLE) if query.get(name)}
     fits = []
     for i in range(len(others)):
@@ -214,7 +220,7 @@ def title_of(name: str) -> str:
 def named(name: str, highest: int) -> int | None:
     """The layer or step that the link names, counted from 1; None where it names none that there is."""
     text = st.query_params.get(name, "")
-    return int(text) if text.isdigit() and 1 <= int(text) <= highest else None
+    return int(text) if text.isdecimal() and 1 <= int(text) <= highest else None
 
 
 def preview(what: Source, source: Any, figures: list[str], format: str, look: Look) -> None:
@@ -242,6 +248,10 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     others = [run.id for run in getattr(source, "others", ())]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
     st.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    if look.step is not None:
+        # A link and no button: the panel beside goes to the last step too.
+        rest = {name: value for name, value in st.query_params.items() if name != "step"}
+        st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
         st.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")

@@ -253,7 +253,7 @@ def invite(lesson: Lesson) -> None:
 def layer_of(run: Run) -> int:
     """The layer (from 0) that the link names."""
     named = st.query_params.get("layer", "")
-    return min(int(named), run.config.layers) - 1 if named.isdigit() and int(named) else 0
+    return min(int(named), run.config.layers) - 1 if named.isdecimal() and int(named) else 0
 
 
 def read(number: int, wanted: str | None, drawn: Stand) -> None:

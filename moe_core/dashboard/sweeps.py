@@ -11,6 +11,7 @@ from typing import Any
 
 import streamlit as st
 
+from moe_core.dashboard import component
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
@@ -249,16 +250,18 @@ def links(row: dict[str, Any], found: Sequence[Result]) -> str:
 
 
 def charts(sweep: Sweep, found: Sequence[Result]) -> None:
-    """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run."""
+    """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run. And their export."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
     source = Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, found), found)
-    if shows(source, "sweep_balance"):
+    figures = [name for name in FIGURES if shows(source, name)]
+    if "sweep_balance" in figures:
         for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):
             with column:
                 clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, 0, None, None, None), theme=theme))
     if any(result.ended for result in found):
         pareto = FIGURES["sweep_pareto"]
         clickable("sweep_pareto", pareto.draw(**pareto.read(source, 0, None, None, None), theme=theme))
+    component.export_link(figures, sweep=sweep.id)
 
 
 def clickable(name: str, drawn: Any) -> None:

@@ -44,6 +44,8 @@ def curve_columns(name: str, curve: Any) -> Table:
     found: Table = {f"{name}_step": np.asarray(curve.steps)} | {
         f"{name}{end}": column for end, column in columns.items()
     }
+    if curve.comparable is not None:
+        found[f"{name}_comparable"] = np.asarray(curve.comparable)
     return found | (change_columns(f"{name}_", curve.turns) if len(name) == 1 else {})
 
 
@@ -100,6 +102,8 @@ def table(numbers: Table) -> str:
 
 def cell(value: Any) -> str:
     """One cell. Text that a spreadsheet would take for a formula gets an apostrophe."""
+    if isinstance(value, bool | np.bool_):
+        return "true" if value else "false"
     if isinstance(value, int | np.integer):
         return str(int(value))
     if isinstance(value, float | np.floating):

@@ -66,7 +66,7 @@ function drawTiles(step) {
     ["cv_importance", "CV(importance)", fixed(number("cv_importance"), 2), "", "even is 0"],
     ["max_over_mean_load", "Max / mean load", fixed(number("max_over_mean_load"), 2), "×", ""],
     ["dead_experts", "Dead experts", fixed(number("dead_experts"), 0), `of ${E}`, ""],
-    ["heldout", R.metric.label, seen ? fixed(R.metric.values[seen - 1], 3) : "–", R.metric.unit, seen ? `at step ${R.metric.steps[seen - 1]}` : "not measured yet"],
+    ["heldout", R.metric.label, seen ? fixed(R.metric.values[seen - 1], 3) : "–", R.metric.unit, seen ? R.metric.ahead[seen - 1] || `at step ${R.metric.steps[seen - 1].toLocaleString("en")}` : "not measured yet"],
   ];
   list.forEach(([name, label, value, unit, line], i) => {
     let tile = tiles.children[i];
@@ -142,9 +142,12 @@ const SPEC = {
     spec.layout.annotations = ends(spec.layout, [["importance", number("cv_importance")], ["load", number("cv_load")]]);
   },
   loss(spec, step) {
-    const n = upTo(loss.x, step), held = upTo(spec.data[1].x, step);
-    Object.assign(spec.data[0], { x: loss.x.subarray(0, n), y: loss.y.subarray(0, n) });
-    Object.assign(spec.data[1], { x: spec.data[1].x.slice(0, held), y: spec.data[1].y.slice(0, held) });
+    const n = upTo(loss.x, step), [training, ...heldOut] = spec.data;
+    Object.assign(training, { x: loss.x.subarray(0, n), y: loss.y.subarray(0, n) });
+    for (const trace of heldOut) {
+      const held = upTo(trace.x, step);
+      Object.assign(trace, { x: trace.x.slice(0, held), y: trace.y.slice(0, held) });
+    }
   },
 };
 

@@ -20,15 +20,16 @@ from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
-from moe_core.figures.reading import last_step
+from moe_core.figures.reading import comparable_at, last_step
 from moe_core.figures.theme import THEMES
-from moe_core.schema import BALANCED, COLLAPSED, METRICS, as_dict, label_of, value_text
+from moe_core.schema import BALANCED, COLLAPSED, LOOKS_AHEAD, METRICS, as_dict, label_of, value_text
 
 BUDGET = 3_300_000  # bytes of rows in the file
 SHOTS = 200  # snapshots of the probe at most
 CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
 SHARES = ("load_share", "load", "importance")
+HELD_OUT = "held-out"  # how the names of the loss chart's lines of evaluations begin
 HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
@@ -135,9 +136,12 @@ def knobs_of(run: Any) -> list[dict[str, Any]]:
 
 
 def metric_of(run: Any) -> dict[str, Any]:
+    """The task's headline on the held-out split; ahead: of each evaluation, what is said if it does not compare."""
     name, label, unit, _ = METRICS[run.config.task][0]
     done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
-    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done]}
+    comparable = comparable_at(run, [step for step, _ in done])
+    said = [""] * len(done) if comparable is None else ["" if one else LOOKS_AHEAD for one in comparable]
+    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": said}
 
 
 def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
@@ -148,7 +152,7 @@ def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
             **FIGURES[name].read(run, layer, None, None, 300), theme=THEMES[theme], size=size
         )
         for trace in spec["data"]:
-            if trace["type"] == "scatter" and "lines" in trace["mode"] and trace["name"] != "held-out":
+            if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(HELD_OUT):
                 trace |= {"x": [], "y": []}
                 trace.pop("customdata", None)
         found[name] = spec

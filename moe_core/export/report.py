@@ -119,7 +119,7 @@ def evaluations(run: Any) -> Rows:
     done = run.evals()
     kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
     rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]
-    ahead = [looks_ahead(run.config.task, run.knobs_at(e.step).strategy) for e in kept]
+    ahead = [looks_ahead(run.config, run.knobs_at(e.step)) for e in kept]
     if any(ahead):
         rows = [(*row, LOOKS_AHEAD if one else "") for row, one in zip(rows, ahead, strict=True)]
     return Rows(("step", *(words for _, words in names), *[""] * any(ahead)), rows)

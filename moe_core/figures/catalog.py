@@ -37,6 +37,7 @@ from moe_core.figures.reading import (
     Read,
     Span,
     common,
+    comparable_at,
     groups_of,
     label_of_probe,
     last_step,
@@ -101,6 +102,7 @@ def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int |
         "heldout_steps": np.array([step for step, _ in evals], np.int64),
         "heldout": np.array([value for _, value in evals], np.float64),
         "unit": "bits per byte" if text else "nats",
+        "comparable": comparable_at(source, [step for step, _ in evals]),
     } | common(source, step, span)
 
 

@@ -14,10 +14,13 @@ from moe_core.figures.lines import (
     as_steps,
     change_names,
     end_label,
+    held_out,
+    held_out_words,
     last_of,
     line,
     mark_cursor,
     over_steps,
+    parted,
     spread,
     turn,
 )
@@ -43,12 +46,14 @@ COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
 
 
 class Curve(NamedTuple):
-    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps."""
+    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps;
+    comparable (n,) bool, None for all: which values compare with those of other strategies."""
 
     name: str
     steps: Array
     values: Array
     turns: tuple[Any, ...] = ()
+    comparable: Array | None = None
 
 
 def run_colour(at: int, theme: Theme) -> str:
@@ -78,6 +83,7 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
+        layout["margin"]["l"] += 12  # a difference has a sign and three digits, and all charts one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
             layout["meta"]["offset"] = self.offset  # what is pointed at elsewhere is a step of the first run
@@ -203,7 +209,7 @@ def compare_loss(
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
-    subtitle = "line with dots: held-out   thin: training"
+    subtitle = held_out_words([curve.comparable for curve in heldout])
     axis = {"title": unit, "range": [lo, hi], "dtick": tick}
     layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
     data, ends = [], []
@@ -213,10 +219,9 @@ def compare_loss(
         data.append(of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, color=pale, width=1.0))
     for at, curve in enumerate(heldout):
         told = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
-        data.append(
-            of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, width=pens(size).main)
-            | {"mode": "lines+markers", "marker": {"color": run_colour(at, theme), "size": 5}}
-        )
+        name = run_name(at, curve.name)
+        pen = {"color": run_colour(at, theme), "width": pens(size).main}
+        data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{told}", **pen)
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))
@@ -262,16 +267,17 @@ def difference_chart(
     # The first steps of a fall would flatten the rest, as on the loss chart.
     reach = nice_above(float(np.percentile(all_gaps, 98)) * 1.1 if len(all_gaps) else 1.0)
     each = "at the same step" if width == 1 else f"mean of {width} steps"
+    each += "; dotted: looks ahead" if any(gap.comparable is not None for gap in gaps) else ""
     subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
     axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
     layout = over.layout(name, title, subtitle, curves, axis, theme, size)
-    layout["margin"]["l"] += 12  # a sign and three digits
     layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        told = f": %{{y:+.3f}} {unit} against A {over.at}"
-        data.append(of_run(at, gap, y, told, theme, width=pens(size).line))
+        name, told = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
+        pen = {"color": run_colour(at, theme), "width": pens(size).line}
+        data += parted(name, gap.steps, y, gap.comparable, f"{name}{told}", **pen)
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))

@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, escape, inner, label_font, nice_above, note, upright
 from moe_core.figures.theme import SANS, Theme, faded
-from moe_core.schema import value_text
+from moe_core.schema import LOOKS_AHEAD, value_text
 
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
 STACKED = 3  # names of knobs turned in one step that stand below each other
@@ -53,6 +53,31 @@ def line(name: str, x: Array, y: Array, told: str, **pen: Any) -> Spec:
         "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": pen,
         "hovertemplate": f"{told}<extra></extra>",
     }  # fmt: skip
+
+
+def parted(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+    """A line, and where its values are not comparable (n,), None for nowhere, a thin dotted one of its own in its place."""
+    seen = np.ones(len(x), bool) if comparable is None else np.asarray(comparable, bool)
+    y, gap = np.asarray(y, np.float32), np.float32(np.nan)
+    lines = [line(name, as_steps(x), np.where(seen, y, gap), told, **pen)]
+    if not seen.all():
+        ahead = f"{name}, looks ahead", as_steps(x), np.where(seen, gap, y), f"{told}, {LOOKS_AHEAD}"
+        lines.append(line(*ahead, **pen | {"width": 1, "dash": "dot"}))
+    return lines
+
+
+def held_out(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+    """The held-out loss as parted() draws it, with dots; open ones where it is not comparable."""
+    lines = parted(name, x, y, comparable, told, **pen)
+    for one, symbol in zip(lines, ("circle", "circle-open"), strict=False):
+        one |= {"mode": "lines+markers", "marker": {"color": pen["color"], "size": 5, "symbol": symbol}}
+    return lines
+
+
+def held_out_words(comparable: Sequence[Array | None]) -> str:
+    """What the lines of a loss chart are, for its subtitle. comparable: as held_out() takes it, of each line."""
+    ahead = any(one is not None and not one.all() for one in comparable)
+    return f"dots: held-out{', open: looks ahead' if ahead else ''}   thin: training"
 
 
 def mark(

@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_core.figures.compare import Curve, Shared, differences
 from moe_core.figures.paper import Array
-from moe_core.figures.reading import Span, by_hand
+from moe_core.figures.reading import Span, by_hand, comparable_at
 from moe_core.schema import METRICS
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one
@@ -35,12 +35,16 @@ def fork_steps(sources: list[Any]) -> list[int]:
     ]
 
 
+def offsets_of(source: Any) -> list[int]:
+    """Each run's step that stands at 0 on the axis that was chosen."""
+    sources = runs_of(source)
+    return fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
+
+
 def curves(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> list[Curve]:
     """A statistic of every run; by the fork, its steps count from there. A run with fewer layers shows its last."""
-    sources = runs_of(source)
-    offsets = fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
     found = []
-    for one, offset in zip(sources, offsets, strict=True):
+    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
         first = 1 + offset if span is None else max(1 + offset, math.floor(span[0]) - 1 + offset)
         last = None if span is None else max(1, math.ceil(span[1]) + 1 + offset)
         steps, values = one.history(stat, min(layer, one.config.layers - 1), first=first, last=last, bins=bins)
@@ -55,10 +59,9 @@ def turns_of(source: Any, offset: int) -> tuple[Any, ...]:
 
 def over(source: Any, step: int | None, span: Span) -> dict[str, Shared]:
     """The axis of all charts; a step that is looked at is one of the first run."""
-    aligned = aligned_by(source)
-    offset = fork_steps(runs_of(source))[0] if aligned == "fork" else 0
+    offset = offsets_of(source)[0]
     cursor = None if step is None or step < offset else step - offset
-    return {"over": Shared(aligned, offset, span, cursor)}
+    return {"over": Shared(aligned_by(source), offset, span, cursor)}
 
 
 def in_unit(task: str, nats: Array) -> tuple[str, Array]:
@@ -87,17 +90,22 @@ def losses(source: Any, span: Span, bins: int | None) -> dict[str, Any]:
 
 
 def read_loss_difference(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    """A difference does not compare where either run's training looked ahead."""
     found = losses(source, span, EXACT)
-    return found | differences(found["curves"]) | over(source, step, span)
+    taken = differences(found["curves"])
+    runs = list(zip(runs_of(source), offsets_of(source), strict=True))
+    for at, gap in enumerate(taken["gaps"]):
+        seen = [comparable_at(one, gap.steps + offset, training=True) for one, offset in (runs[0], runs[at + 1])]
+        marked = [one for one in seen if one is not None]
+        taken["gaps"][at] = gap._replace(comparable=np.logical_and.reduce(marked) if marked else None)
+    return found | taken | over(source, step, span)
 
 
 def read_loss(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     metric = METRICS["text"][0][0] if source.config.task == "text" else "loss"
-    sources = runs_of(source)
-    offsets = fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
     heldout = []
-    for one, offset in zip(sources, offsets, strict=True):
+    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
         done = [(e.step - offset, e.metrics[metric]) for e in one.evals() if metric in e.metrics and e.step > offset]
         steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
-        heldout.append(Curve(one.id, steps, values))
+        heldout.append(Curve(one.id, steps, values, comparable=comparable_at(one, steps + offset)))
     return losses(source, span, bins) | {"heldout": heldout} | over(source, step, span)

@@ -42,12 +42,16 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
         "cv_load_N": np.array([result.ended["cv_load"] for result in done], np.float64),
         "metric_N": np.array([result.ended["eval"].get(name, np.nan) for result in done], np.float64),
         "ids_N": [result.job.run_id for result in done],
-        "names_N": [
-            " / ".join(value_text(found.cells[result.job.cell].get(name)) for name in found.swept) for result in done
-        ],
+        "names_N": [name_of(found, result.job.run_id) for result in done],
         "ahead_N": np.array([result.ended["comparable"] is False for result in done], bool),
         "knobs": " / ".join(found.swept),
     } | words(found)
+
+
+def name_of(found: Found, run: str) -> str:
+    """The swept knobs of a run; of all cells that it stands for."""
+    own = [cell for cell, measures in zip(found.cells, found.rows, strict=True) if run in measures["ids"]]
+    return " and ".join(" / ".join(value_text(cell.get(name)) for name in found.swept) for cell in own)
 
 
 def words(found: Found) -> dict[str, Any]:

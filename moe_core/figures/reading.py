@@ -6,13 +6,14 @@ layer (an expert, sizes), and `others`, the runs to compare with; a plain run ca
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
-from moe_core.schema import AUTOBALANCE, Config, Knobs, meta_of
+from moe_core.schema import AUTOBALANCE, LOOKING, Config, Knobs, looks_ahead, meta_of
 
 Span = tuple[float, float] | None
 RECENT = 50  # steps over which an expert's share and the speed are measured
@@ -94,6 +95,19 @@ def last_change(source: Any, step: int) -> Any | None:
     return done[-1] if done else None
 
 
+def comparable_at(source: Any, steps: Array | Sequence[int], training: bool = False) -> Array | None:
+    """(m,) bool: whether the held-out numbers of these steps, or those of training, compare with those of other strategies;
+    None if all do."""
+    stands, turns, flags = source.started_knobs, [], [looks_ahead(source.config, source.started_knobs, training)]
+    for change in source.knob_changes():
+        if change.step is not None and change.name in LOOKING:
+            stands = replace(stands, **{change.name: change.value})
+            turns.append(change.step)
+            flags.append(looks_ahead(source.config, stands, training))
+    ahead = np.array(flags)[np.searchsorted(turns, steps, side="right")]
+    return ~ahead if ahead.any() else None
+
+
 def read_knobs(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     """The knobs turned last, the latest first, each value with the step from which it acted; autobalance's own too."""
     found: dict[str, dict[int, Any]] = {}
@@ -154,7 +168,7 @@ def recent_share(source: Any, layer: int, step: int) -> Array:
 def chosen_expert(source: Any, layer: int, step: int | None) -> int:
     """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
     named = str(getattr(source, "options", {}).get("expert", ""))
-    if named.isdigit() and 1 <= int(named) <= source.config.num_experts:
+    if named.isdecimal() and 1 <= int(named) <= source.config.num_experts:
         return int(named) - 1
     share_E = recent_share(source, layer, last_step(source) if step is None else step)
     return int(np.argmax(np.nan_to_num(share_E)))

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.figures.compare import LETTERS
 from moe_core.figures.paper import Array, percent
 from moe_core.figures.probe import moved_tokens
+from moe_core.figures.read_compare import offsets_of, runs_of
 from moe_core.figures.reading import (
     RECENT,
     at,
@@ -113,7 +115,7 @@ def heldout_tile(source: Any, step: int) -> Tile:
     heading = label[:1].upper() + label[1:]
     if not done:
         return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
-    if looks_ahead(source.config.task, source.knobs_at(done[-1][0]).strategy):
+    if looks_ahead(source.config, source.knobs_at(done[-1][0])):
         return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
     share = unit == ""
     last, value = done[-1]
@@ -290,20 +292,39 @@ def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
 
 
 def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
-    """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure."""
+    """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
+
+    step: one of the first run. The others are read where the charts mark them, the same step or as long after their own
+    fork, and say so where that is another step.
+    """
+    sources = runs_of(source)
+    offsets = offsets_of(source)
+    first = last_step(source) if step is None else min(step, last_step(source))
     tiles = []
-    for letter, one in zip("ABCD", [source, *getattr(source, "others", ())], strict=False):
-        last = last_step(one) if step is None else min(step, last_step(one))
-        cv = at(one, "cv_load", min(layer, one.config.layers - 1), last)
-        heldout = heldout_tile(one, last)
-        line = f"{heldout.value} {heldout.unit}".strip() + (f", {LOOKS_AHEAD}" if LOOKS_AHEAD in heldout.lines else "")
+    for letter, one, offset in zip(LETTERS, sources, offsets, strict=False):
+        last = last_step(one)
+        there = last if step is None else first - offsets[0] + offset
+        here = min(there, last)
+        cv = at(one, "cv_load", min(layer, one.config.layers - 1), here)
+        heldout = heldout_tile(one, here)
+        # A tile has room for the unit or for the mark.
+        ahead = LOOKS_AHEAD in heldout.lines
+        line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
         word = balance_word(cv)
-        lines = (
-            (f"held-out {line}", f"step {last:,}") if letter == "A" else (f"{word}, held-out {line}" if word else line,)
-        )
-        label = f"A {one.id[:20]}, CV(load)" if letter == "A" else f"{letter} {one.id[:20]}"
-        tiles.append(Tile(f"run_{letter}", label, number(cv), word=word if letter == "A" else "", lines=lines))
+        if letter == "A":
+            when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
+            lines: tuple[str, ...] = (f"held-out {line}", when)
+            tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines))
+            continue
+        unit = "not begun" if here < 1 else "" if here == first else f"step {here:,}" + ", its last" * (there > last)
+        lines = (f"{word}, held-out {line}" if word else line,)
+        tiles.append(Tile(f"run_{letter}", f"{letter} {one.id[:20]}", number(cv), unit, lines=lines))
     return tiles
+
+
+def after_fork(steps: int) -> str:
+    """How far from its fork a run is."""
+    return f", {abs(steps):,} {'after' if steps >= 0 else 'before'} the fork"
 
 
 def batch_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:

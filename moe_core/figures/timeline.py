@@ -13,6 +13,8 @@ from moe_core.figures.lines import (
     LABEL_GAP,
     as_steps,
     end_label,
+    held_out,
+    held_out_words,
     line,
     mark,
     mark_changes,
@@ -303,6 +305,7 @@ def loss(
     heldout_steps: Array,
     heldout: Array,
     *,
+    comparable: Array | None = None,
     unit: str = "bits per byte",
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
@@ -312,13 +315,14 @@ def loss(
 ) -> Spec:
     """The task loss: of every training batch thin, of the held-out split a line with dots.
 
-    steps (n,), train (n,); heldout_steps (m,), heldout (m,); both losses in `unit`.
+    steps (n,), train (n,); heldout_steps (m,), heldout (m,); both losses in `unit`. comparable (m,) bool, None for all:
+    the rest was made with later tokens in sight.
     """
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])
     lo, hi, tick = loss_range(train, heldout)
     y = {"title": unit, "range": [lo, hi], "dtick": tick}
-    subtitle = "line with dots: held-out   thin: training"
+    subtitle = held_out_words([comparable])
     layout = over_steps("loss", "Loss", subtitle, ends, span, y, theme, size, labels=False)
     layout["xaxis"]["nticks"] = 4 if size[0] < 500 else 6
     data = [
@@ -326,10 +330,10 @@ def loss(
             "training", as_steps(steps), np.asarray(train, np.float32),
             f"The batch of step %{{x:,d}} had a loss of %{{y:.3f}} {unit}", color=faded(theme.ink2, 0.55), width=1,
         ),
-        line(
-            "held-out", as_steps(heldout_steps), np.asarray(heldout, np.float32),
-            f"The held-out loss was %{{y:.3f}} {unit} at step %{{x:,d}}", color=theme.ink, width=pens(size).main,
-        ) | {"mode": "lines+markers", "marker": {"color": theme.ink, "size": 5}},
+        *held_out(
+            "held-out", heldout_steps, heldout, comparable, f"The held-out loss was %{{y:.3f}} {unit} at step %{{x:,d}}",
+            color=theme.ink, width=pens(size).main,
+        ),
     ]  # fmt: skip
     mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}

@@ -22,5 +22,5 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
             told[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
         told["eval"] = evals[-1].metrics
-        told["comparable"] = not looks_ahead(run.config.task, run.knobs_at(evals[-1].step).strategy)
+        told["comparable"] = not looks_ahead(run.config, run.knobs_at(evals[-1].step))
     return told

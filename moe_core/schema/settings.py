@@ -19,7 +19,7 @@ class Strategy(NamedTuple):
 
     help: str
     causal: bool = (
-        True  # False: what a token gets depends on later tokens, so a language model's perplexity flatters it
+        True  # False: what a token gets in evaluation depends on later tokens, which flatters a language model
     )
     whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
     hierarchical: bool = False  # works with groups of experts too
@@ -214,14 +214,6 @@ class Knobs:
     )
 
 
-def looks_ahead(task: str, strategy: str) -> bool:
-    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
-
-    strategy: the one in force at the evaluation, whatever the run trained with before: it alone routes the held-out split.
-    """
-    return task == "text" and not STRATEGIES[strategy].causal
-
-
 def reads(config: Config, strategy: str, name: str) -> bool:
     """Whether a knob acts in a run of this config while it is balanced so: it trains the same whatever the others are."""
     meta = meta_of(Knobs, name)
@@ -234,6 +226,25 @@ def reads(config: Config, strategy: str, name: str) -> bool:
 def experts_per_token(config: Config, knobs: Knobs) -> int:
     """Experts that each token is sent to: k, or k in each of k_primary groups."""
     return knobs.k * (knobs.k_primary if config.groups > 1 else 1)
+
+
+LOOKING = ("strategy", "k", "k_primary", "capacity_factor")  # the knobs that looks_ahead() goes by
+
+
+def looks_ahead(config: Config, knobs: Knobs, training: bool = False) -> bool:
+    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
+
+    knobs: those in force at the evaluation, whatever the run trained with before: they alone route the held-out split. An
+    expert that chooses among all tokens looks ahead, and so does a bounded capacity where a token has several choices, since
+    all first choices come before any second one. training: ask it of the loss of a training batch, which strict balance too
+    routes with the whole batch in sight.
+    """
+    strategy = STRATEGIES[knobs.strategy]
+    choosing = strategy.whole if training else not strategy.causal
+    several = experts_per_token(config, knobs)
+    # Experts that could take every token drop none.
+    dropping = knobs.strategy in BY_TOKEN and 0 < knobs.capacity_factor * several < config.num_experts
+    return config.task == "text" and (choosing or (dropping and several > 1))
 
 
 def label_of(name: str) -> str:

@@ -10,7 +10,8 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +43,17 @@ class Plan:
         """For each strategy that reads only some of the swept knobs: the others, which its cells leave out."""
         found = {self.knobs_of(cell).strategy: [n for n in self.swept if n not in cell] for cell in self.cells}
         return {strategy: names for strategy, names in found.items() if names}
+
+    @cached_property
+    def trained(self) -> tuple[int, ...]:
+        """For each cell, the one whose runs it shows: its own, or those of an earlier cell that another strategy trains the same."""
+        found: list[int] = []
+        seen: dict[Any, dict[str, int]] = {}
+        for i, knobs in enumerate(map(self.knobs_of, self.cells)):
+            alike = seen.setdefault(training_of(self.config, knobs), {})
+            found.append(next((at for strategy, at in alike.items() if strategy != knobs.strategy), i))
+            alike.setdefault(knobs.strategy, found[i])
+        return tuple(found)
 
     def knobs_of(self, cell: Cell) -> Knobs:
         """What the runs of a cell start with."""
@@ -106,6 +118,15 @@ def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, .
         for cell in cells
     ]
     return tuple({tuple(cell.items()): cell for cell in acting}.values())
+
+
+def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
+    """What a training hangs on: the strategy, and what it reads. paper without its losses trains as none, to the last bit."""
+    read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
+    own = [name for name in read[knobs.strategy] if name not in read["none"]]
+    idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
+    values = asdict(knobs) | ({"strategy": "none"} if idle else {})
+    return tuple((name, values[name]) for name in read["none" if idle else knobs.strategy])
 
 
 def make_plan(
@@ -210,10 +231,14 @@ def sweep_ids(runs: str | Path | None = None) -> list[str]:
 
 
 def jobs(sweep: Sweep) -> list[Job]:
-    """All runs: every cell with the first seed before any with the second, so that the map is soon whole."""
+    """All runs: every cell with the first seed before any with the second, so that the map is soon whole. What would train
+    the same is one run.
+    """
     plan = sweep.plan
+    trained = plan.trained
     return [
         Job(f"{sweep.id}-c{i + 1:02d}-s{seed}", i, replace(plan.config, seed=seed), plan.knobs_of(cell))
         for seed in plan.seeds
         for i, cell in enumerate(plan.cells)
+        if trained[i] == i
     ]

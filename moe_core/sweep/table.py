@@ -54,9 +54,10 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
     are its and the measure is the task's; how many runs there are and count; their ids.
     """
     plan, table = sweep.plan, []
+    trained = plan.trained
     names = measures(plan.config.task)
     for i, cell in enumerate(plan.cells):
-        own = [result for result in found if result.job.cell == i]
+        own = [result for result in found if result.job.cell == trained[i]]
         counted = [result.ended for result in own if result.ended]
         knobs = plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
@@ -65,7 +66,7 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
             values = [float(value) for value in told if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        row["comparable"] = not looks_ahead(plan.config.task, knobs.strategy)
+        row["comparable"] = not looks_ahead(plan.config, knobs)
         highest = ceilings(plan.config.num_experts, experts_per_token(plan.config, knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
         row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in names}
@@ -118,11 +119,12 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
         said.append(f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings.")
     if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
         said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
-    strategies = dict.fromkeys(plan.knobs_of(cell).strategy for cell in plan.cells)
-    if apart := [strategy for strategy in strategies if looks_ahead(plan.config.task, strategy)]:
-        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such numbers only with others of {listed(apart)}.")
+    if not all(row["comparable"] for row in table):
+        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such a number only with others that were routed the same way.")
     if plan.unread:
         said.append(unread_text(plan.unread))
+    if plan.trained != tuple(range(len(plan.cells))):
+        said.append("paper trains as none where its losses weigh 0, so both rows show the same runs.")
     return said
 
 

@@ -13,7 +13,7 @@ from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter
 from moe_core.runs.room import FULL, no_room
 from moe_core.runs.statistics import derive
-from moe_core.schema import BALANCE, STAT, Config, layout
+from moe_core.schema import BALANCE, STAT, Config, layout, looks_ahead
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
@@ -188,7 +188,8 @@ class Committer:
 
     def _tell(self, batch: Batch) -> None:
         for step, metrics, text in batch.evals:
-            self.notify({"event": "eval", "step": step, **metrics, **({"text": text} if text else {})})
+            told = {"event": "eval", "step": step, **metrics, **({"text": text} if text else {})}
+            self.notify(told | {"comparable": not looks_ahead(self.config, self.watch.knobs_at(step))})
         if len(batch.rows) and time.monotonic() - self.told >= 1.0:
             self.told = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1

@@ -1,7 +1,7 @@
 """Looks at a run while it trains, and says once what its diagnosis newly finds."""
 
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,11 @@ class Watch:
             if value != previous:
                 self.changes.append(KnobChange(len(self.changes) + 1, f.name, value, previous, "", 0.0, step))
         self.knobs = knobs
+
+    def knobs_at(self, step: int) -> Knobs:
+        """The knobs in force at a step; the training thread may have turned them since."""
+        stands = self.knobs  # before the changes: of a turn that comes in between, both then say how it was
+        return replace(stands, **{c.name: c.previous for c in reversed(list(self.changes)) if c.step > step})
 
     def see(self, batch: Batch) -> list[Finding]:
         """Take what was committed; about once a second, what is newly found."""

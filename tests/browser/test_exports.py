@@ -1,5 +1,7 @@
 """A replay opened from the disk plays in a real browser; the Export page downloads what it shows."""
 
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -23,6 +25,7 @@ def stat(page, name):
 )
 def test_a_replay_plays_from_the_disk(tab, tmp_path, task, theme, experts):
     run = make_run(tmp_path, task, steps=300, experts=experts)
+    run.started_knobs = replace(run.started_knobs, capacity_factor=1.0)  # which looks ahead, where there is an order
     page = tab(f"file://{replay(run, tmp_path / 'replay.html')}", theme=theme)
     page.wait_for_function(DRAWN, arg=300)
     page.keyboard.press("Home")
@@ -42,6 +45,13 @@ def test_a_replay_plays_from_the_disk(tab, tmp_path, task, theme, experts):
     page.get_by_role("slider", name="step").fill("200")
     page.wait_for_function(DRAWN, arg=201)
     assert page.locator("[data-knob=noise] td").last.inner_text() == "0.5"
+    done = [e for e in run.evals() if e.step <= 201]
+    assert done
+    words = "not comparable: looks ahead" if task == "text" else f"at step {done[-1].step}"
+    assert page.locator(".tile", has=page.locator("[data-stat=heldout]")).locator(".line").inner_text() == words
+    loss = page.evaluate("document.querySelector('[data-figure=loss]').data.map(line => [line.name, line.x.length])")
+    names = ["held-out", "held-out, looks ahead"] if task == "text" else ["held-out"]
+    assert loss[1:] == [[name, len(done)] for name in names]
     lines = "Plotly => document.querySelector('[data-figure=balance]').layout.shapes.filter(s => s.x0 === 151).length"
     assert page.evaluate(lines) >= 1
     page.get_by_label("speed").select_option("0.25")  # or a slow machine comes too late to pause it

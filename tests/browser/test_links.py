@@ -30,17 +30,40 @@ def test_a_page_opens_on_a_cold_server_and_its_link_copied(shared: Server, tab: 
     assert second.url == first.url
 
 
-def test_every_page_says_that_the_trainer_was_killed(shared: Server, tab: Tab) -> None:
+CHARTS = "[...document.querySelectorAll('[data-figure]')].filter(one => one.querySelector('.main-svg'))"
+IN_SIGHT = "one.offsetParent && one.getBoundingClientRect().top < innerHeight"
+ALL = f"[...document.querySelectorAll('[data-figure]')].every(one => !({IN_SIGHT}) || one.querySelector('.main-svg'))"
+PLACES = (
+    f"{CHARTS}.flatMap(one => [one, one.querySelector('.main-svg')]).concat(...document.querySelectorAll('img[alt]'))"
+)
+# Each chart, the step that it shows, and how many values it draws.
+SHOWN = f"""() => {{
+  const parts = (one) => (one?.length === undefined || typeof one === "string" ? [one] : [...one].flatMap(parts));
+  const values = (trace) => parts(["x", "y", "z", "values", "link"].map((name) => trace[name] ?? [])).length;
+  return {CHARTS}.map((one) => [one.dataset.figure, one.layout.meta.step, one.data.map(values).reduce((a, b) => a + b, 0)]);
+}}"""
+
+
+def test_every_page_says_that_the_trainer_was_killed_and_keeps_its_charts(shared: Server, tab: Tab) -> None:
     config = Config.for_task("plane", num_experts=4, tokens=64, threads=1)
     run = wait_ready(start(config, Knobs(speed_limit=20), shared.runs), 60, shared.runs)
     paths = ["/", "/routing", "/experts", "/compare", "/batch", "/export"]
     tabs = [tab(f"{shared.url}{path}?run={run.id}") for path in paths]
-    for page in tabs:
+    for path, page in zip(paths, tabs, strict=True):
         expect(page.locator(".moepanel-state b")).to_have_text("Training", timeout=60_000)
+        some = f"(({SHOWN})()).some(([name, step, values]) => values > 0)" if path != "/export" else "true"
+        page.wait_for_function(f"{PLACES}.length > 0 && {ALL} && {some}", timeout=60_000)
+    stood = [page.evaluate(f"window.kept = {PLACES}; (({SHOWN})())") for page in tabs]
     os.kill(run.status().pid, signal.SIGKILL)
-    for page in tabs:
+    for path, page, before in zip(paths, tabs, stood, strict=True):
         expect(page.locator(".moepanel-state b")).not_to_have_text("Training")
         assert page.locator(".moepanel-state b").inner_text() == "Interrupted"
+        assert page.evaluate("window.kept.length > 0 && window.kept.every(node => node.isConnected)"), path
+        after = {name: rest for name, *rest in page.evaluate(SHOWN)}
+        for name, step, values in before:
+            last, drawn = after[name]
+            assert (last or 0) >= (step or 0), name
+            assert drawn >= 0.4 * values, name  # a line that grew may have been thinned meanwhile
 
 
 STATE = "document.querySelector('[data-testid=stApp]').dataset.testConnectionState"

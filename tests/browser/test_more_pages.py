@@ -1,6 +1,7 @@
 """Experts, Compare and Batch in a real Chromium: each draws by deep link, moves, and follows a choice."""
 
 from collections.abc import Callable
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 from playwright.sync_api import Page, expect
@@ -148,3 +149,29 @@ def test_a_step_pointed_at_is_marked_on_every_chart_since_the_fork(server: Serve
         expect(mark).to_be_visible()
         want = page.locator(f"[data-figure={name}]").evaluate(place)
         assert mark.evaluate("m => parseFloat(m.style.transform.slice(11))") == pytest.approx(want, abs=1)
+
+
+def test_the_export_of_a_page_opens_on_what_is_looked_at_there(server: Server, tab: Tab) -> None:
+    """Layer and step were chosen after the page was drawn, and live in its link alone."""
+    record(server.runs / "a", E=4)
+    record(server.runs / "b", E=4, seed=1)
+    page = tab(f"{server.url}/compare?run=a&with=b&align=fork")
+    drawn(page, "compare_balance")
+    page.locator(".moepanel-layers label", has_text="2").click()
+    page.get_by_role("slider", name="step").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    expect(page.locator(".moescope-step")).to_have_text("Step 57, as recorded")
+    page.locator(".moe-export").click()
+    page.wait_for_url("**/export?*")
+    asked = {name: value[0] for name, value in parse_qs(urlsplit(page.url).query).items()}
+    figures = asked.pop("figures").split(",")
+    assert asked == {"run": "a", "with": "b", "align": "fork", "layer": "2", "step": "57"}
+    expect(page.get_by_text("As it stood at step 57. Beside a: b.")).to_be_visible(timeout=60_000)
+    expect(page.get_by_role("button", name=f"Export {len(figures)} figures")).to_be_visible()
+    assert figures == ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]  # fmt: skip
+    expect(page.get_by_role("radio", name="2").first).to_be_checked()
+    page.get_by_role("link", name="As it stands at the last step").click()
+    expect(page.get_by_text("Beside a: b.")).to_be_visible(timeout=60_000)
+    expect(page.get_by_text("As it stood at step")).to_have_count(0)
+    assert "with=b" in page.url

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from moe_core.__main__ import main
 from moe_core.commands import alert
 from moe_core.commands.alert import AT_ONCE, Alarm, words_of
 
@@ -96,3 +97,27 @@ def test_the_end_does_not_wait_for_ever(monkeypatch, tmp_path) -> None:
 def test_a_command_that_cannot_be_run_is_refused(command: str) -> None:
     with pytest.raises(ValueError, match="--on-alert"):
         words_of(command)
+
+
+def test_a_run_that_is_gone_on_with_calls_it_too(tmp_path) -> None:
+    words = ["--runs", str(tmp_path), "--json"]
+    tiny = [
+        "--task",
+        "plane",
+        "--num-experts",
+        "4",
+        "--tokens",
+        "32",
+        "--d-model",
+        "8",
+        "--d-hidden",
+        "8",
+        "--threads",
+        "1",
+    ]
+    idle = ["--noise", "0", "--w-load", "0.1", "--steps", "20", "--run-id", "a"]  # a load loss that does nothing
+    assert main(["train", *words, *tiny, *idle]) == 0
+    code = "import sys; open(sys.argv[1], 'ab').write(sys.stdin.buffer.read())"
+    assert main(["train", "--resume", "a", *words, "--steps", "40", "--on-alert", python(code, tmp_path / "told")]) == 0
+    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
+    assert "idle_load_loss" in [finding["rule"] for finding in told]

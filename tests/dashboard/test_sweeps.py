@@ -245,7 +245,7 @@ def test_what_looks_ahead_is_marked_in_the_table_the_map_and_the_scatter(runs: P
     told = text_of(app)
     assert told.count('1.000 <abbr title="not comparable: looks ahead">†</abbr>') == 4  # two cells, bits and perplexity
     assert "2.000 <abbr" not in told
-    assert "Compare such numbers only with others of expert-choice." in told
+    assert "Compare such a number only with others that were routed the same way." in told
     drawn = charts(app)
     assert drawn["sweep_quality"]["data"][1]["text"] == ["2", "1 †", "2", "1 †"]
     assert drawn["sweep_pareto"]["data"][0]["customdata"] == ["ahead-c03-s0", "ahead-c04-s0"]

@@ -183,3 +183,32 @@ def test_turns_and_the_step_looked_at_count_from_the_fork_too(tmp_path: Path):
     by_step = compare.compare_balance.spec(**read_compare.read_balance(View(a, {}, (b,)), 0, 80, None, None))
     assert "offset" not in by_step["layout"]["meta"]
     assert [line["x0"] for line in by_step["layout"]["shapes"] if line["line"].get("dash")] == [80]
+
+
+def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
+    """B left A at step 20 and C at 30; A is looked at at 35, 15 steps after the earliest fork."""
+    a, b, c, d = (record(tmp_path / name, E=4, L=1, seed=seed) for seed, name in enumerate("abcd"))
+    b.parent, c.parent = SimpleNamespace(run="a", step=20), SimpleNamespace(run="a", step=30)
+
+    def read(step: int | None, align: str) -> list[tuple[str, str]]:
+        tiles = compare_tiles(View(a, {"align": align}, (b, c, d)), 0, step)
+        assert tiles[0].unit == ""
+        return [(tile.value, tile.unit) for tile in tiles]
+
+    def stood(run, step: int) -> str:
+        return f"{float(run.history('cv_load', 0, first=step, last=step)[1][0]):.2f}"
+
+    assert read(35, "step") == [(stood(run, 35), "") for run in (a, b, c, d)]
+    wanted = [(stood(a, 35), ""), (stood(b, 35), ""), (stood(c, 45), "step 45"), (stood(d, 15), "step 15")]
+    assert read(35, "fork") == wanted
+    assert len({stood(c, 35), stood(c, 45)}) == len({stood(d, 15), stood(d, 35)}) == 2
+    # Where a chart has nothing to mark, the tile says so: a run that ended before, and one that had not begun.
+    assert read(55, "fork")[2] == (stood(c, 60), "step 60, its last")
+    assert read(15, "fork")[3] == ("–", "not begun")
+    assert read(None, "fork") == [(stood(run, 60), "") for run in (a, b, c, d)]
+    assert [compare_tiles(View(a, {"align": "fork"}, (b,)), 0, step)[0].lines[1] for step in (35, 15, None)] == [
+        "step 35, 15 after the fork",
+        "step 15, 5 before the fork",
+        "step 60, 40 after the fork",
+    ]
+    assert compare_tiles(View(a, {"align": "fork"}, (d,)), 0, 35)[0].lines[1] == "step 35"

@@ -10,6 +10,7 @@ from moe_core.runs import create_run, open_run
 from moe_core.schema import STRATEGIES, Config, Knobs, check, meta_of, reads
 from moe_core.sweep import (
     PAPER,
+    Plan,
     StoreError,
     Sweep,
     grid,
@@ -22,7 +23,7 @@ from moe_core.sweep import (
     unread_text,
     values_of,
 )
-from tests.sweep.made import CONFIG, WEIGHTS
+from tests.sweep.made import CONFIG, TEXT, WEIGHTS
 
 SMALL = ["--task", "plane", "--d-model", "8", "--d-hidden", "8", "--tokens", "64", "--num-experts", "4"]
 
@@ -141,6 +142,77 @@ def test_knobs_that_a_strategy_does_not_read_change_nothing(strategy: str, tmp_p
         run.close()
     assert len(names) >= 5
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("task", "groups", "shared"),
+    [
+        ("plane", 0, {}),
+        ("plane", 0, {"noise": 0.0}),
+        ("plane", 0, {"k": 4, "w_z": 0.1}),
+        ("plane", 0, {"capacity_factor": 1.0, "off": "1"}),
+        ("plane", 2, {"k": 1, "w_importance_primary": 0.0, "w_load_primary": 0.0}),
+        ("text", 0, {}),
+    ],
+)
+def test_none_and_paper_without_its_losses_train_the_same_weights(
+    task: str, groups: int, shared: dict[str, Any], tmp_path: Path
+) -> None:
+    """What the sharing of runs rests on: noise and all, to the last bit."""
+    import torch
+
+    from moe_core.training import checkpoint
+    from moe_core.training.session import train
+
+    config = replace(CONFIG if task == "plane" else TEXT, groups=groups, steps=12, checkpoint_every=0.0)
+    ends, records = [], []
+    for strategy in ("none", "paper"):
+        knobs = Knobs(strategy=strategy, **shared)
+        knobs = replace(knobs, w_importance=0.0, w_load=0.0) if strategy == "paper" else knobs
+        folder, state = train(config, knobs, tmp_path, strategy)
+        run = open_run(folder)
+        ends.append(checkpoint.read(folder / checkpoint.name_of(12))["model"])
+        records.append(
+            (state, run.history("loss")[1].tolist(), run.history("load")[1].tolist(), run.evals()[-1].metrics)
+        )
+        run.close()
+    assert ends[0].keys() == ends[1].keys()
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+    assert records[0] == records[1]
+
+
+def test_cells_that_two_strategies_train_the_same_share_their_runs() -> None:
+    lists = {
+        "strategy": ["none", "paper", "switch"],
+        "w_importance": [0.0, 0.1],
+        "w_load": [0.0, 0.1],
+        "w_switch": [0.0],
+    }
+    plan = make_plan(CONFIG, Knobs(), lists, seeds=2)
+    assert [cell["strategy"] for cell in plan.cells] == ["none", *["paper"] * 4, "switch"]
+    assert plan.trained == (0, 0, 2, 3, 4, 5)  # switch starts from other weights
+    found = jobs(Sweep("s", Path(), plan))
+    assert [job.run_id for job in found if job.config.seed == 0] == [f"s-c0{i}-s0" for i in (1, 3, 4, 5, 6)]
+    assert len(found) == 10
+    # Whichever comes first, and only where nothing that acts differs.
+    assert make_plan(CONFIG, Knobs(w_importance=0.0, w_load=0.0), {"strategy": ["paper", "none"]}).trained == (0, 0)
+    steered = Knobs(w_importance=0.0, w_load=0.0, autobalance=0.1)
+    assert make_plan(CONFIG, steered, {"strategy": ["paper", "none"]}).trained == (0, 1)
+    grouped = replace(CONFIG, groups=2)
+    weights: dict[str, Any] = {"w_importance": 0.0, "w_load": 0.0, "k": 1}
+    assert make_plan(grouped, Knobs(**weights), {"strategy": ["none", "paper"]}).trained == (0, 1)
+    weights |= {"w_importance_primary": 0.0, "w_load_primary": 0.0}
+    assert make_plan(grouped, Knobs(**weights), {"strategy": ["none", "paper"]}).trained == (0, 0)
+    noisy = make_plan(CONFIG, Knobs(w_importance=0.0, w_load=0.0), {"strategy": ["none", "paper"], "noise": [0.5, 1.0]})
+    assert noisy.trained == (0, 1, 0, 1)
+    # A plan of an earlier version, in which a strategy may have the same cell twice.
+    idle = Knobs(w_importance=0.0, w_load=0.0)
+    twice: tuple[dict[str, Any], ...] = (
+        {"strategy": "paper"},
+        {"strategy": "none"},
+        {"strategy": "paper", "w_switch": 0.5},
+    )
+    assert Plan(CONFIG, idle, twice, (0,)).trained == (0, 0, 0)
 
 
 def other(name: str) -> float:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_core.figures.read_sweep import Found, axes, read_pareto
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import (
     PAPER,
@@ -143,7 +144,9 @@ def test_a_held_out_number_that_looks_ahead_is_marked_wherever_it_stands(
     assert [row["comparable"] for row in table] == [True, False]
     text = as_text(sweep.plan, table).splitlines()
     assert (text[2].count("†"), text[3].count("†")) == (0, 2)  # both held-out metrics, and no balance figure
-    assert "† not comparable: looks ahead. Compare such numbers only with others of expert-choice." in text
+    assert (
+        "† not comparable: looks ahead. Compare such a number only with others that were routed the same way." in text
+    )
     write_csv(tmp_path / "t.csv", table)
     head, *told = (line.split(",") for line in (tmp_path / "t.csv").read_text().splitlines())
     assert [line[head.index("comparable")] for line in told] == ["true", "false"]
@@ -210,3 +213,27 @@ def test_the_live_page_shows_the_same_ceiling(tmp_path: Path) -> None:
 
     assert said(record_run(tmp_path / "flat", "plane", E=8, L=1)) == ("ceiling 4 ×",)
     assert said(record_run(tmp_path / "groups", "plane", E=8, L=1, groups=4)) == ("ceiling 2 ×",)
+
+
+def test_rows_that_train_the_same_show_the_same_runs(tmp_path: Path) -> None:
+    from moe_core.commands.sweep_table import as_text
+
+    lists = {"strategy": ["none", "paper"], "w_importance": [0.0, 0.1]}
+    sweep = make_sweep(make_plan(CONFIG, Knobs(w_load=0.0), lists, seeds=2), tmp_path, "s")
+    for i, job in enumerate(jobs(sweep)):
+        record(job, tmp_path, [1, 1, 1, 1], 0.5 + i / 10).finish("finished")
+    found = results(sweep)
+    table = rows(sweep, found)
+    assert [row["ids"] for row in table] == [["s-c01-s0", "s-c01-s1"]] * 2 + [["s-c03-s0", "s-c03-s1"]]
+    assert [(row["runs"], row["finished"]) for row in table] == [(2, 2)] * 3
+    assert [row["accuracy"] for row in table] == [pytest.approx(0.6), pytest.approx(0.6), pytest.approx(0.7)]
+    assert [(row["strategy"], row["w_importance"]) for row in table] == [("none", None), ("paper", 0.0), ("paper", 0.1)]
+    said = "paper trains as none where its losses weigh 0, so both rows show the same runs."
+    assert said in as_text(sweep.plan, table)
+    source = Found(sweep.id, sweep.plan.config, sweep.plan.swept, sweep.plan.cells, table, found)
+    assert read_pareto(source, 0, None, None, None)["names_N"] == ["none / – and paper / 0", "paper / 0.1"] * 2
+    ids, (_, strategies), (_, weights) = axes(source)
+    assert (strategies, weights) == (["none", "paper"], [0.0, 0.1, None])
+    assert ids == [["", "s-c01-s0"], ["", "s-c03-s0"], ["s-c01-s0", ""]]
+    other = make_plan(CONFIG, Knobs(), {"strategy": ["none", "paper"]})
+    assert said not in as_text(other, rows(Sweep("o", tmp_path, other), results(Sweep("o", tmp_path, other))))

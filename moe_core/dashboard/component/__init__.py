@@ -4,7 +4,7 @@ Each is mounted with plain data and keeps its place until that data changes. The
 serves; what Streamlit carries is only a loader.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import streamlit as st
@@ -65,6 +65,11 @@ def panel(run: str | None, go_to: GoTo, only: tuple[str, ...] = (), **data: Any)
     only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
     """
     mount("panel", go_to, part="panel", run=run, only=list(only), **data)
+
+
+def export_link(figures: Sequence[str], **what: str) -> None:
+    """A link to the Export page with these figures of a run= or a sweep=, and with all that this page's link names."""
+    mount("export-link", lambda run: None, part="export", figures=list(figures), **what)
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:

@@ -1,6 +1,7 @@
 // The charts of a page: tiles, charts and the scrubber, drawn from the frames of the live route.
 // Text goes through textContent, never into HTML.
 
+import { exportLink } from "/moescope/export.js";
 import { element, join } from "/moescope/link.js";
 import { Findings } from "/moescope/findings.js";
 import { Scrubber } from "/moescope/scrubber.js";
@@ -178,7 +179,9 @@ export class View {
       }
       const put = (selector, text, nth = 0) => {
         const part = place.querySelectorAll(selector)[nth];
-        if (part.textContent !== text) part.textContent = text;
+        if (part.textContent === text) return;
+        part.textContent = text;
+        part.title = text; // where it is cut off
       };
       put(".moescope-label", tile.label);
       put(".moescope-value", tile.value);
@@ -209,7 +212,7 @@ export class View {
       element("code", "", more, banner.error);
     }
     if (banner && this.data.export) {
-      element("a", "moescope-button", this.notice, "Export").href = `/export?run=${encodeURIComponent(this.data.run)}`;
+      exportLink(this.notice, "moescope-button", "Export", this.data);
     }
     if (banner?.fork) {
       const fork = element("button", "moescope-button moescope-primary", this.notice, `Fork at ${banner.fork.toLocaleString("en")}`);

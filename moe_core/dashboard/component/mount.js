@@ -1,13 +1,14 @@
 // Mounts a part of a page into the place that Streamlit gives it, and leaves it there while its data stay the same.
 
+import { Export } from "/moescope/export.js";
 import { View, loadPlotly } from "/moescope/live.js";
 import { Panel } from "/moescope/panel.js";
 
-const PARTS = { charts: View, panel: Panel };
+const PARTS = { charts: View, panel: Panel, export: Export };
 const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
-  loadPlotly(); // also before there is a chart: it takes longest
+  if (data.part !== "export") loadPlotly(); // also before there is a chart: it takes longest
   // How the panel begins is no part of it, and a choice redraws charts, it does not replace them.
   const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null });
   const before = mounted.get(parentElement);
