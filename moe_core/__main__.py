@@ -32,7 +32,9 @@ def complain(problem: object) -> int:
 
 def parser() -> Parser:
     top = Parser(
-        prog="moe_core", description="MoEscope: an oscilloscope for Mixture-of-Experts routers.", allow_abbrev=False
+        prog="python -m moe_core",
+        description="MoEscope: an oscilloscope for Mixture-of-Experts routers.",
+        allow_abbrev=False,
     )
     commands = top.add_subparsers(required=True)
     for family in FAMILIES:

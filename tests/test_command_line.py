@@ -116,6 +116,10 @@ def test_a_failing_alert_command_is_one_line_and_the_training_goes_on(tmp_path: 
         (["--device", "nonsense"], "device must be"),
         (["--tokens", "100"], "tokens must be a multiple"),
         (["--on-alert", "no-such-program"], "--on-alert needs a program"),
+        (["--run-id", "../outside"], "a run's name is letters"),
+        (["--run-id", "two words"], "a run's name is letters"),
+        (["--script", "not-there.txt"], "No such file or directory; give a file with lines"),
+        (["--script", "docs/screens/start-light-1280x800.png"], "it is no text in UTF-8; give a file with lines"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_written(words: list[str], says: str, tmp_path: Path) -> None:
@@ -136,6 +140,13 @@ def test_a_run_that_is_not_there_is_one_line_and_status_2(words: list[str], tmp_
     done = moe(*words, runs=tmp_path)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
+    done = moe("runs", runs=tmp_path / "none")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert f"no runs in {tmp_path / 'none'}; `train` makes one" in done.stderr
+    assert moe("runs", "--json", runs=tmp_path).stderr == ""
 
 
 def test_talking_to_runs_needs_no_torch(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def take_changes(fork: argparse.ArgumentParser) -> None:
 
 def fork_command(arguments: argparse.Namespace) -> int:
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
-    from moe_core.runs import changes_of, fork, new_id, open_run, runs_folder
+    from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
     from moe_core.runs.branch import branch_off
 
     parent = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
     beside = runs_folder(arguments.runs) if arguments.runs else parent.path.parent
-    run_id = arguments.run_id or new_id(beside, parent.config)
+    run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config)
     if arguments.detach:
         fork(parent, arguments.at, changes, beside, arguments.steps, run_id)
         event = {"event": "fork", "run": run_id, "parent": parent.id, "at": arguments.at}

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 import time
 from typing import Any
 
@@ -35,6 +36,13 @@ def runs_command(arguments: argparse.Namespace) -> int:
     there = list_runs(arguments.runs, room=True)
     growth = sum(one.growth for one in there)
     hours = hours_left(runs_folder(arguments.runs), growth)
+    if not there and not arguments.json:
+        print(
+            plain(
+                f"no runs in {runs_folder(arguments.runs)}; `train` makes one, and --runs or MOE_RUNS names another folder"
+            ),
+            file=sys.stderr,
+        )
     for one in there:
         task = one.config.task if one.config else ""
         if arguments.json:

@@ -14,7 +14,7 @@ from typing import Any
 from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, plain, without_nan
-from moe_core.runs import read_script
+from moe_core.runs import checked_id, read_script
 from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
 
@@ -66,7 +66,9 @@ def train_command(arguments: argparse.Namespace) -> int:
         ]
         return resume_command(arguments, given + [n for n in ("run_id", "script") if getattr(arguments, n)])
     config, knobs = settings_of(arguments)
-    script = read_script(Path(arguments.script).read_text(), config, knobs) if arguments.script else []
+    if arguments.run_id:
+        checked_id(arguments.run_id)
+    script = read_script(script_text(Path(arguments.script)), config, knobs) if arguments.script else []
     from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
@@ -87,6 +89,17 @@ def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]
     finally:
         if teller.alarm:
             teller.alarm.close()
+
+
+def script_text(path: Path) -> str:
+    """What --script names; ValueError, with what a script is, for what is no text."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise ValueError(
+            f"--script {str(path)!r} cannot be read: {reason}; give a file with lines such as 120 noise=0.5 k=1"
+        ) from None
 
 
 class Teller:

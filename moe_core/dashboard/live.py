@@ -27,11 +27,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from moe_core.dashboard import starting
 from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
-from moe_core.dashboard.views import RUN, View, checked, look_at
+from moe_core.dashboard.views import View, checked, look_at
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
-from moe_core.runs import last_words, list_runs, reap, runs_folder
+from moe_core.runs import RUN_ID, last_words, list_runs, reap, runs_folder
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
@@ -232,7 +232,7 @@ async def stream(websocket: WebSocket) -> None:
     await websocket.accept()
     run = websocket.path_params["run"]
     path = (runs_folder() / run).absolute()
-    if len(_viewers) >= MOST or not re.fullmatch(RUN, run) or not path.is_dir():
+    if len(_viewers) >= MOST or not re.fullmatch(RUN_ID, run) or not path.is_dir():
         await websocket.close(4404, "no such run, or too many viewers")
         return
     viewer = Viewer()

@@ -5,9 +5,9 @@ from typing import Any
 
 from moe_core.dashboard.feed import Feed, join
 from moe_core.figures.reading import Beside
-from moe_core.runs import StoreError, runs_folder
+from moe_core.runs import RUN_ID, StoreError, runs_folder
 
-RUN = r"\w[\w.-]{0,99}"
+
 MOST = 3  # runs beside the first
 
 
@@ -36,7 +36,7 @@ def look_at(feed: Feed, options: dict[str, Any], viewer: object) -> View:
     others = []
     for name in options.get("with", [])[:MOST]:
         path = (runs_folder() / str(name)).absolute()
-        if re.fullmatch(RUN, str(name)) and path != feed.path and (path / "run.db").is_file():
+        if re.fullmatch(RUN_ID, str(name)) and path != feed.path and (path / "run.db").is_file():
             try:
                 other = join(path, viewer)
             except StoreError:

@@ -1,6 +1,7 @@
 """Axes as plotly.js lays them out: where a value lies, which ticks there are, and what they say."""
 
 import math
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -46,6 +47,8 @@ def ticks(axis: Axis) -> list[tuple[float, str]]:
         first = math.ceil(lo / step - 1e-6)
         values = [step * i for i in range(first, first + 1000) if step * i <= hi + 1e-6 * step]
         words = [f"{round(v)}" if spec.get("tickformat") == "d" else number(v, step) for v in values]
+        if fixed := re.fullmatch(r"\.(\d)f", str(spec.get("tickformat", ""))):
+            words = [f"{v:.{fixed[1]}f}".replace("-", "−") for v in values]
         suffix = {"%": "%"}.get(str(spec.get("tickformat", ""))[-1:], "")
         if suffix:
             digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))

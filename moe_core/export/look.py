@@ -9,6 +9,8 @@ from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
+from moe_core.figures.read_sweep import Found
+from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
 
 FONT = 13  # px of axis type, where nobody says
@@ -35,11 +37,15 @@ class Look:
 
 
 def check(run: Any, look: Look) -> None:
-    """ValueError for a theme or layer that there is not, or a size out of range."""
+    """ValueError for a theme, layer or step that there is not, or a size out of range."""
     if look.theme not in THEMES:
         raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
     if not 0 <= look.layer < run.config.layers:
         raise ValueError(f"layer must be between 1 and {run.config.layers}, got {look.layer + 1}")
+    if look.step is not None and not isinstance(run, Found):  # a sweep has no steps to look at
+        last = last_step(run)
+        if not 1 <= look.step <= last:
+            raise ValueError(f"step must be a recorded one, between 1 and {last} in {run.id}, got {look.step}")
     for name, value, low, high in (
         ("width", look.size and look.size[0], SMALLEST, LARGEST),
         ("height", look.size and look.size[1], SMALLEST, LARGEST),

@@ -16,6 +16,7 @@ from moe_core.figures.paper import (
     ideal_line,
     inner,
     label_font,
+    nice_above,
     note,
     percent,
 )
@@ -62,7 +63,9 @@ def coloured(E: int, theme: Theme) -> Spec:
 def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
     """A bar an expert, of its colour, with its importance as a tick of ink cased in ground."""
     E = len(load_E)
-    highest = float(np.nanmax(load_E)) if np.isfinite(load_E).any() else 0.0
+    top = min(doubled(200 / E, 100 * highest(load_E)), 100.0 if E > 1 else 200.0)
+    if 102 * highest(importance_E) > top:
+        top = nice_above(102 * highest(importance_E))  # a tick that leaves the axis would not be drawn
     layout = base(
         "balance_now",
         "Balance now",
@@ -70,7 +73,7 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
         step=step,
         theme=theme,
         size=size,
-        y={"title": "share, %", "range": [0.0, min(doubled(200 / E, 100 * highest), 100.0 if E > 1 else 200.0)]},
+        y={"title": "share, %", "range": [0.0, top]},
         bargap=0.25,
     )
     layout["yaxis"] |= {"nticks": 6}
@@ -110,6 +113,11 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
     ]
     ideal_line(layout, 100 / E, theme)
     return {"data": [bars, *ticks], "layout": layout}
+
+
+def highest(share_E: Array) -> float:
+    """The largest share (E,); 0 where there is none."""
+    return float(np.nanmax(share_E)) if np.isfinite(share_E).any() else 0.0
 
 
 def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:

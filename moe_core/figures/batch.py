@@ -144,6 +144,7 @@ def batch_throughput(
         x=log2_axis("tokens in the batch, T", sizes),
         y={"title": "tokens per second", "range": [0.0, top], "nticks": 6, "tickformat": "~s"},
     )
+    layout["margin"]["l"] += 8  # "100k" is wider than the ticks of other charts
     if chosen is not None and sizes[0] <= chosen <= sizes[-1]:
         layout["shapes"].append(upright(chosen, color=theme.hand, width=1.5))
     x = np.asarray(tokens_m, np.int64)

@@ -39,7 +39,7 @@ from moe_core.figures.paper import (
     upright,
 )
 from moe_core.figures.theme import LIGHT, SANS, Theme, faded
-from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_range
+from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_axis, loss_range
 
 LETTERS = "ABCD"
 COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
@@ -210,7 +210,7 @@ def compare_loss(
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
     subtitle = held_out_words([curve.comparable for curve in heldout])
-    axis = {"title": unit, "range": [lo, hi], "dtick": tick}
+    axis = loss_axis(unit, lo, hi, tick)
     layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
     data, ends = [], []
     for at, curve in enumerate(curves):

@@ -71,6 +71,7 @@ def held_out(name: str, x: Array, y: Array, comparable: Array | None, told: str,
     lines = parted(name, x, y, comparable, told, **pen)
     for one, symbol in zip(lines, ("circle", "circle-open"), strict=False):
         one |= {"mode": "lines+markers", "marker": {"color": pen["color"], "size": 5, "symbol": symbol}}
+        one["cliponaxis"] = False  # the last dot, at the axis' end, is drawn whole
     return lines
 
 

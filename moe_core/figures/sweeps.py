@@ -108,6 +108,10 @@ def grid_layout(
             "showgrid": False,
             "fixedrange": True,
         }
+    # The values of a knob may be words; the axis' title stands left of the longest.
+    font = layout["font"]["size"]
+    longest = max((len(text) for text in layout["yaxis"]["ticktext"]), default=0)
+    layout["margin"]["l"] = max(layout["margin"]["l"], round(0.55 * font * longest + 2 * font))
     return layout
 
 

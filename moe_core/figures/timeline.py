@@ -320,8 +320,7 @@ def loss(
     """
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])
-    lo, hi, tick = loss_range(train, heldout)
-    y = {"title": unit, "range": [lo, hi], "dtick": tick}
+    y = loss_axis(unit, *loss_range(train, heldout))
     subtitle = held_out_words([comparable])
     layout = over_steps("loss", "Loss", subtitle, ends, span, y, theme, size, labels=False)
     layout["xaxis"]["nticks"] = 4 if size[0] < 500 else 6
@@ -337,6 +336,12 @@ def loss(
     ]  # fmt: skip
     mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}
+
+
+def loss_axis(unit: str, lo: float, hi: float, tick: float) -> Spec:
+    """The axis of a loss, with the same number of decimals at each tick. tick: 1, 2 or 5 times a power of ten."""
+    decimals = max(0, -math.floor(math.log10(tick) + 1e-9))
+    return {"title": unit, "range": [lo, hi], "dtick": tick, "tickformat": f".{decimals}f"}
 
 
 def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:

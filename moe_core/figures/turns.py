@@ -65,11 +65,20 @@ def knobs(
         )  # fmt: skip
         # Beside each other where the rows are low, else in two lines, so that long names are not cut.
         between = "<br>" if not strip and height / len(turned) > 3 * layout["font"]["size"] else " "
-        text = f"{escape(name)}{between}{escape(value_text(values[-1]))}"
+        name, value = fitted(name, value_text(values[-1]), layout) if between == " " else (name, value_text(values[-1]))
+        text = f"{escape(name)}{between}{escape(value)}".strip()
         at = height * (1 - (row + 0.5) / len(turned))
         layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))
     mark_cursor(layout, cursor, theme)
     return {"data": data, "layout": layout}
+
+
+def fitted(name: str, value: str, layout: Spec) -> tuple[str, str]:
+    """A knob's name and value so that both fit beside the plot in one line: the end of a long name is left out, then all."""
+    letters = int(layout["margin"]["r"] / (0.48 * layout["font"]["size"])) - len(value) - 1
+    if len(name) <= letters:
+        return name, value
+    return (f"{name[: letters - 1]}…" if letters > 4 else ""), value
 
 
 def heights(values: Sequence[float | str], log: bool) -> Array:

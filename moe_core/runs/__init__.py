@@ -20,6 +20,8 @@ from moe_core.runs.rows import (
     Status,
 )
 from moe_core.runs.runner import (
+    RUN_ID,
+    checked_id,
     cores,
     end_child,
     flags,
@@ -48,6 +50,7 @@ __all__ = [
     "COMMANDS",
     "COMPARED",
     "ENDED",
+    "RUN_ID",
     "Ablation",
     "Batch",
     "Block",
@@ -66,6 +69,7 @@ __all__ = [
     "StoreError",
     "bench_file",
     "changes_of",
+    "checked_id",
     "cores",
     "create_run",
     "derive",

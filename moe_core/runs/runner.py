@@ -1,6 +1,7 @@
 """Start, find and stop a trainer: a process of its own that outlives the page which started it."""
 
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
+RUN_ID = r"\w[\w.-]{0,99}"  # of a folder, a link, and a socket's path
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 
 
@@ -30,6 +32,15 @@ def new_id(runs: str | Path | None, config: Config) -> str:
         name = f"{config.task}-{time.strftime('%m%d-%H%M')}-{tail}"
         if not (runs_folder(runs) / name).exists():
             return name
+
+
+def checked_id(run_id: str) -> str:
+    """The name as it is, if a run may have it: one folder in the runs' folder, and a word in a link. StoreError if not."""
+    if not re.fullmatch(RUN_ID, run_id):
+        raise StoreError(
+            f"a run's name is letters, digits, dots, dashes and underscores, at most 100, none of - and . first, got {run_id!r}"
+        )
+    return run_id
 
 
 def flags(config: Config, knobs: Knobs) -> list[str]:

@@ -61,6 +61,8 @@ def test_ticks_speak_as_those_of_plotly():
     axis = Axis((-1, 1), (0, 100), False, {"nticks": 6})
     assert [text for _, text in ticks(axis)] == ["−1", "−0.5", "0", "0.5", "1"]
     assert number(-20_000, 10_000) == "−20k"
+    fixed = Axis((3, 5), (0, 100), False, {"dtick": 0.5, "tickformat": ".1f"})
+    assert [text for _, text in ticks(fixed)] == ["3.0", "3.5", "4.0", "4.5", "5.0"]
     given = Axis((0, 3), (0, 30), False, {"tickvals": [1, 2, 9], "ticktext": ["a", "b", "c"]})
     assert ticks(given) == [(10.0, "a"), (20.0, "b")]
 

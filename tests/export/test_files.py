@@ -40,7 +40,7 @@ def exported(request, runs, tmp_path_factory):
     return theme, task, folder, export(runs[task], folder, FORMATS, look=Look(theme=theme, **PICTURE))
 
 
-@pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}])  # fmt: skip
+@pytest.mark.parametrize("given", [{"formats": ["bmp"]}, {"figures": ["regions"]}, {"look": Look(layer=2)}, {"look": Look(theme="pink")}, {"look": Look(size=(5, 300))}, {"look": Look(scale=90)}, {"look": Look(step=0)}, {"look": Look(step=10**6)}])  # fmt: skip
 def test_what_there_is_not_is_refused_before_anything_is_written(runs, tmp_path, given):
     with pytest.raises(ValueError, match=r"there are|between"):
         export(runs["text"], tmp_path / "out", **given)

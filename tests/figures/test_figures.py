@@ -70,6 +70,13 @@ def test_balance_now_draws_what_it_is_given(E):
     assert drawn.layout.meta["step"] == 7
 
 
+def test_balance_now_ends_above_every_tick_of_importance():
+    load, importance = np.array([0.5, 0.44, *[0.01] * 6]), np.array([0.52, 0.42, *[0.01] * 6])
+    assert bars.balance_now.spec(load, importance)["layout"]["yaxis"]["range"] == [0.0, 60.0]
+    assert bars.balance_now.spec(load, load)["layout"]["yaxis"]["range"] == [0.0, 60.0]  # half a tick would be cut
+    assert bars.balance_now.spec(load, importance / 2)["layout"]["yaxis"]["range"] == [0.0, 50.0]
+
+
 @pytest.mark.parametrize("E", SIZES)
 def test_tokens_are_counted_by_their_first_expert(E):
     experts = np.random.default_rng(2).integers(0, E, (256, 2)).astype(np.uint8)
@@ -129,3 +136,6 @@ def test_the_loss_axis_has_few_digits_at_each_tick() -> None:
         assert low <= lo <= hi <= high
         assert f"{tick:.0e}"[0] in "125"
         assert tick == pytest.approx(float(f"{tick:.0e}"))  # one digit
+    formats = [timeline.loss_axis("nats", 0.0, 5.0, tick)["tickformat"] for tick in (2.0, 1.0, 0.5, 0.1, 0.02)]
+    assert formats == [".0f", ".0f", ".1f", ".1f", ".2f"]
+    assert timeline.loss.spec(np.arange(3), np.ones(3), np.array([2]), np.ones(1))["data"][1]["cliponaxis"] is False

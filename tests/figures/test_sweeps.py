@@ -54,6 +54,17 @@ def test_the_balance_map_shows_each_cell_from_even_to_collapsed() -> None:
     assert numbers.hovertext[0].startswith("w_importance 0, strategy paper: CV(load) 2.")
 
 
+def test_the_name_of_an_axis_stands_left_of_its_longest_value() -> None:
+    def left(*values: object) -> int:
+        return sweeps.sweep_balance(
+            np.ones((len(values), 3)), [[""] * 3] * len(values), X, ("w_load", values)
+        ).layout.margin.l  # type: ignore[no-any-return]
+
+    assert left(0.0, 0.1) == 48
+    assert left(0.0, 0.01) > 50
+    assert left("paper", "strictly-balanced") > 140
+
+
 def test_an_even_grid_is_calm_everywhere() -> None:
     cells = sweeps.sweep_balance(np.full((1, 3), 0.1), [["a", "b", "c"]], X, ("k", [2])).data[0]
     np.testing.assert_allclose(np.array(cells.z, float), 0.1)  # against collapsed, 1, and not against the worst cell

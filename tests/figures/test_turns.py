@@ -49,6 +49,17 @@ def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
     assert spec["layout"]["shapes"][-1]["x0"] == 30
 
 
+def test_beside_low_rows_a_long_name_is_shortened_and_a_long_word_stands_alone():
+    turned = {
+        "noise": Turned([1, 9], [1.0, 0.5]),
+        "w_importance_primary": Turned([1, 9], [0.0, 0.1]),
+        "strategy": Turned([1, 9], ["paper", "expert-choice"]),
+    }
+    spec = knobs.spec(turned, 90, size=(600, 78))
+    labels = [note["text"] for note in spec["layout"]["annotations"]]
+    assert labels == ["noise 0.5", "w_importanc… 0.1", "expert-choice"]
+
+
 def test_of_two_turns_in_one_step_the_last_is_drawn():
     found = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), 0, None, None, None)
     assert found["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])

@@ -176,7 +176,10 @@ def test_an_npz_that_cannot_be_used_is_refused_in_one_line(kind: str, says: str,
         (b"1,2\n" + b"x,0\n" * 9, "row 2 has 'x'"),
         (b"1,2,0\n" * 9 + b"nan,1,0\n", "NaN"),
         (b"\xff\xfe1,2\n", "UTF-8"),
-        (b"".join(b"1,%d.5\n" % i for i in range(300)), "at most 256"),
+        (b"".join(b"1,%d.5\n" % i for i in range(300)), "from 2 to 150 different values in 300 rows, got 300"),
+        (b"".join(b"1,%d\n" % i for i in range(600)), "from 2 to 256"),
+        (b"1,same\n" * 20, "got 1; give classes"),
+        (b"1;2;0\n" * 20, "commas between them"),
     ],
 )
 def test_a_csv_that_cannot_be_used_is_refused_in_one_line(content: bytes, says: str, tmp_path: Path) -> None:

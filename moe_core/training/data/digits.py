@@ -21,9 +21,10 @@ def digits(config: Config) -> Points:
     """The digits or config.data, each feature scaled by the mean and spread of the rows that are trained on."""
     x_NF, y_N = own_table(Path(config.data)) if config.data else _sklearn_digits()
     names, y_N = np.unique(y_N, return_inverse=True)
-    if len(names) > MAX_LABELS:
+    if not 2 <= len(names) <= min(MAX_LABELS, len(x_NF) // 2):
         raise ValueError(
-            f"y must have at most {MAX_LABELS} different values, got {len(names)}; give classes, not measurements"
+            f"y must have from 2 to {min(MAX_LABELS, len(x_NF) // 2)} different values in {len(x_NF)} rows, got {len(names)}; "
+            "give classes, not measurements"
         )
     order = torch.randperm(len(x_NF), generator=generator_for(config.seed, "split")).numpy()
     held, train = np.split(order, [max(1, int(2 * HELD_OUT * len(order)))])

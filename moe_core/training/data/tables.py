@@ -70,7 +70,7 @@ def _from_csv(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
     widths = {len(row) for row in rows}
     if len(widths) != 1 or widths == {1}:
         raise ValueError(
-            f"--data {str(path)!r}: every row must have the same two or more columns, the last one y, got {sorted(widths)[:4]}"
+            f"--data {str(path)!r}: every row must have the same two or more columns, with commas between them, the last one y, got {sorted(widths)[:4]}"
         )
     for number, row in enumerate(rows, 1):
         for cell in row[:-1]:
