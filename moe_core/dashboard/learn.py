@@ -33,6 +33,8 @@ CSS = """
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 20px; padding: 0 0 6px; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
+/* An answer that is unfolded finds its room below: the charts give it. */
+[data-testid="stMainBlockContainer"]:has(.moe-lesson):has(details[open]) .moescope-learn { height: max(400px, calc(var(--high) - 300px)); }
 @media (min-width: 1600px) {
   [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 24px; }
   .moe-lesson { font-size: 17px; line-height: 25px; }
@@ -187,9 +189,7 @@ def row(number: int) -> None:
         st.session_state["lesson-row"] = number
 
     def go() -> None:
-        picked = st.session_state["lesson-row"] or number  # a second click on the same one takes the choice away
-        st.query_params.clear()
-        st.query_params["lesson"] = str(picked)
+        turn_to(st.session_state["lesson-row"] or number)  # a second click on the same one takes the choice away
 
     st.segmented_control(
         "Lesson", range(1, len(LESSONS) + 1), key="lesson-row", on_change=go, label_visibility="collapsed",
@@ -211,6 +211,17 @@ def told(number: int, lesson: Lesson, stand: Stand, begun: bool) -> None:
             disabled=at > 0 and not (stand.alive and at <= stand.reached + 1),
         )  # fmt: skip
         st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
+    if len(lesson.stages) - 1 in stand.happened and number < len(LESSONS):
+        st.button(
+            f"Next: {number + 1}. {LESSONS[number].title}", key=f"next-{number}", on_click=turn_to, args=(number + 1,),
+            type="primary", width="stretch",
+        )  # fmt: skip
+
+
+def turn_to(number: int) -> None:
+    """Open a lesson; its run is the one that this tab has of it."""
+    st.query_params.clear()
+    st.query_params["lesson"] = str(number)
 
 
 def act(number: int, at: int) -> None:

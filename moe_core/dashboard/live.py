@@ -32,6 +32,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
 from moe_core.runs import RUN_ID, last_words, list_runs, reap, runs_folder
+from moe_core.schema import STAT
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
@@ -119,7 +120,9 @@ class Viewer:
             "banner": banner(feed, layer),
             "findings": found,
             "turned": any(change.step is not None for change in feed.knob_changes()),
-            "tiles": [tile._asdict() for tile in tiles(source, layer, step)] if tiles else [],
+            "tiles": [tile._asdict() | {"help": help_of(tile.name)} for tile in tiles(source, layer, step)]
+            if tiles
+            else [],
         }
         for name, size in asked["sizes"].items():
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
@@ -155,6 +158,11 @@ class Viewer:
         if self.sent.get(name) != mark:
             self.sent[name] = mark
             into[name] = arrays.plain(part)
+
+
+def help_of(stat: str) -> str:
+    """What a statistic is, for a pointer that rests on its number; nothing where the tile says it all."""
+    return STAT[stat].help if stat in STAT else ""
 
 
 class Arrays:

@@ -36,6 +36,8 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     """All that the panel shows, at a step (None being the last), in plain types."""
     status, quiet = feed.status(), feed.quiet()
     colour, word = ("grey", f"No news for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
+    if status.state == "starting" and feed.last and not quiet:
+        word = "Catching up…"  # a fork, or a run that is gone on with, trains again since its last checkpoint
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     stand = feed.knobs if step is None else feed.knobs_at(step)
     return {
@@ -107,7 +109,7 @@ def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
 
 
 def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequence[Any] = ()) -> dict[str, Any]:
-    """One knob: what it is, where it stands, and what it was before its last turn if that was the last of all."""
+    """One knob: what it is, where it stands, and what it was before its last turn if that was of the last deed of all."""
     meta, value = meta_of(Knobs, name), getattr(stand, name)
     told = {
         "name": name,
@@ -119,14 +121,19 @@ def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequen
     }
     told |= {"start": getattr(started, name), "was": None}
     hand = [change for change in turned if change.who != AUTOBALANCE]
-    if hand and hand[-1].name == name:
-        told["was"] = hand[-1].previous
+    if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
+        told["was"] = own[-1].previous
     if isinstance(value, str):
         return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
     return told | {
         "kind": "whole" if isinstance(value, int) else "number",
         "low": meta.low, "high": highest(config, name), "scale": meta.scale, "step": meta.step,
     }  # fmt: skip
+
+
+def together(one: Any, other: Any) -> bool:
+    """Whether two changes are of one deed: a remedy turns several knobs at once."""
+    return bool((one.who, one.step) == (other.who, other.step))
 
 
 def banner(feed: Any, layer: int) -> dict[str, Any] | None:
@@ -181,10 +188,12 @@ def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
 
 
 def chooser_entry(id: str, config: Config | None, created: float, state: str) -> dict[str, str]:
-    """A run as the chooser names it: "text · 16 experts", "nov-24 08:46"."""
+    """A run as the chooser names it: "text · 16 experts", "24 Nov 08:46"; on its face the day, or of today's the time."""
     name = f"{config.task} · {config.num_experts} experts" if config else id
-    when = time.strftime("%b-%d %H:%M", time.localtime(created)).lower()
-    return {"id": id, "name": name, "when": when, "state": state}
+    began = time.localtime(created)
+    day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
+    face = hour if began[:3] == time.localtime()[:3] else day
+    return {"id": id, "name": name, "when": f"{day} {hour}", "face": face, "state": state}
 
 
 def did_not_start(folder: Path) -> bool:

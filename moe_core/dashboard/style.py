@@ -60,7 +60,7 @@ CSS = f"""
 .moe-differences thead th, .moe-differences .moe-part {{ font-weight: 600; border-bottom: 1px solid var(--moe-rule); }}
 .moe-differences .moe-part {{ padding-top: 12px; }}
 .moe-differences tbody th[scope=row] {{ color: var(--moescope-ink-2); }}
-@media (min-width: 1600px) {{ .moe-differences h2 {{ font-size: 18px; }} .moe-differences :is(p, table) {{ font-size: 15px; }} }}
+@media (min-width: 1600px) {{ .moe-differences h2 {{ font-size: 18px; }} .moe-differences :is(p, table), .moe-export {{ font-size: 15px; }} }}
 .moe-run {{ display: inline-block; width: 10px; height: 10px; margin-right: 6px; background: var(--moe-run-0); }}
 .moe-run-1 {{ background: var(--moe-run-1); }} .moe-run-2 {{ background: var(--moe-run-2); }} .moe-run-3 {{ background: var(--moe-run-3); }}
 """

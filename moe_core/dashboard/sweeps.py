@@ -55,6 +55,10 @@ CSS = """
 .moe-right { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-scroll { overflow-x: auto; }
 .moe-notes p { color: var(--moescope-ink-2); font-size: 13px; margin: 4px 0 0; }
+@media (min-width: 1600px) {
+  .moe-table { font-size: 17px; }
+  :is(.moe-table :is(th, small, tfoot td), .moe-right, .moe-notes p) { font-size: 15px; }
+}
 """
 
 
@@ -88,6 +92,7 @@ def new() -> None:
     """The form, and the same as a command."""
     st.title("Train a grid of knobs")
     st.markdown(
+        "Give a knob several values, with commas between them; one that is left empty keeps the value shown in grey. "
         "Each combination is an ordinary run, once for each seed. It ends in a table with the paper's beside it."
     )
     with st.form("new-sweep", border=True):
@@ -272,7 +277,7 @@ def clickable(name: str, drawn: Any) -> None:
         key=f"chart-{name}",
         on_select="rerun",
         selection_mode="points",
-        config={"displaylogo": False},
+        config={"displayModeBar": False},  # its buttons would be stops of the Tab key; Export has the pictures
     )
     points = event["selection"]["points"] if event else []
     run = str(points[0].get("customdata") or "") if points else ""

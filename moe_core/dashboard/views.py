@@ -7,7 +7,6 @@ from moe_core.dashboard.feed import Feed, join
 from moe_core.figures.reading import Beside
 from moe_core.runs import RUN_ID, StoreError, runs_folder
 
-
 MOST = 3  # runs beside the first
 
 

@@ -1,6 +1,7 @@
 """The hand on the page: dragging a knob, resetting it, typing into it; the line at the foot, and what it takes to the past."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -76,6 +77,7 @@ def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab)
     field.fill("7")
     field.press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("w_importance must be between 0 and 1")
+    expect(page.locator(".moescope-notice")).to_be_empty()  # once, beside the knobs, and no chart moves for it
     expect(knob(page, "w_importance")).to_have_attribute("aria-valuenow", "0.025")
     assert open_run(run.id, server.runs).knobs.w_importance == 0.025
 
@@ -166,7 +168,9 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
 
 
 def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab) -> None:
-    run, page = open_knobs(server, tab)
+    run = training(server, replace(SMALL, layers=2))
+    page = tab(f"{server.url}/?run={run.id}&layer=2")
+    wait_for_step(page, 2)
     run.command("checkpoint")
     wait_for_step(page, 40)
     page.get_by_role("button", name="Stop").click()
@@ -176,6 +180,7 @@ def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab)
     page.wait_for_url(lambda url: "run=" in url and run.id not in url)
     expect(page.locator(".moepanel-state")).to_contain_text("Training")
     assert len(list_runs(server.runs)) == 2
+    expect(page.get_by_role("radio", name="2")).to_be_checked()  # in the layer in which its parent was looked at
 
 
 FOCUSED = """() => {
@@ -196,6 +201,22 @@ def tab_to(page: Page, name: str, most: int = 90) -> None:
     raise AssertionError(f"{name} was not reached with {most} tabs")
 
 
+def through_the_tools(page: Page) -> None:
+    """The tools of each chart are one stop of the Tab key; arrow keys go on within them."""
+    tab_to(page, "Download plot as a PNG")
+    for key, name in (
+        ("ArrowLeft", "Download plot as SVG"),
+        ("Home", "Download plot as a PNG"),
+        ("ArrowRight", "Zoom"),
+    ):
+        page.keyboard.press(key)
+        assert page.evaluate(FOCUSED) == [name, True]
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('[data-figure]').dataset.figure") == "balance_now"
+    stops = "bar => [...bar.querySelectorAll('button')].filter(one => one.tabIndex === 0).length"
+    assert set(page.locator(".modebar").evaluate_all(f"all => all.map({stops})")) == {1}
+
+
 def test_all_can_be_done_without_a_mouse(server: Server, tab: Tab) -> None:
     page = tab(f"{server.url}/?run=new")
     page.get_by_role("button", name="Plane", exact=True).wait_for()
@@ -214,8 +235,10 @@ def test_all_can_be_done_without_a_mouse(server: Server, tab: Tab) -> None:
     tab_to(page, "More knobs")
     page.keyboard.press("Enter")
     expect(page.get_by_role("slider", name="speed limit")).to_be_visible()
-    for name in ("Live", "Routing", "Export", "Download plot as SVG", "Live", "Play", "Steps a second", "step"):
+    for name in ("Live", "Routing", "Export", "Live", "Play", "Steps a second", "step"):
         tab_to(page, name)
+        if name == "Export":
+            through_the_tools(page)
     page.keyboard.press("Home")
     expect(page.get_by_text("Step 1, as recorded")).to_be_visible()
     changes = {change.name: change.value for change in run.knob_changes()}

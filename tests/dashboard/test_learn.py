@@ -151,6 +151,23 @@ def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:
     assert "At step 100: CV(load) is 0.00" in html(app.run())  # it did happen, whatever comes later
     writer.finish("stopped")
     assert [can for _, can in stages(app.run())] == [True, False, False]
+    assert not [one.label for one in app.button if one.label.startswith("Next")]  # its last stage is still to come
+
+
+def test_a_lesson_that_is_done_leads_to_the_next(runs: Path) -> None:
+    writer = begun(runs, "a", 6)
+    app = page(lesson="6", run="a")
+    app.button(key="stage-6-1").click().run()
+    (change,) = open_run("a").knob_changes()
+    columns = layout(writer_config(writer).layers, writer_config(writer).num_experts)
+    even = np.ones((50, sum(column.width for column in columns)), np.float32)
+    writer.commit(Batch(51, even, state="training", applied=[(change.id, 51)]))
+    following = app.run().button(key="next-6")
+    assert (following.label, following.proto.type) == ("Next: 7. Load loss", "primary")
+    following.click().run()
+    assert app.header[0].value == "7. Load loss"
+    assert "run" not in link(app)
+    writer.finish("stopped")
 
 
 def test_a_run_of_another_lesson_is_none_of_this_ones(runs: Path) -> None:

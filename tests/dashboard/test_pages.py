@@ -37,6 +37,8 @@ def test_without_a_run_three_cards_invite(runs: Path) -> None:
     app = page()
     assert not app.exception
     assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+    (way,) = [one.proto for one in app.get("page_link")]
+    assert (way.page, way.label.startswith("New to this?")) == ("learn", True)
 
 
 def parts(app: AppTest) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
+from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
 from moe_core.figures.reading import gestures, last_change
 from moe_core.figures.tiles import heldout_tile
 from moe_core.runs import Batch, RunWriter, create_run, open_run
@@ -61,6 +61,34 @@ def test_a_drag_is_one_turn_in_the_list_and_each_value_in_the_record(writer: Run
     assert knobs_of(told)["noise"]["was"] == 1.0
     assert knobs_of(told)["w_load"]["was"] is None
     assert last_change(feed, 30).name == "w_load"
+
+
+def test_the_knobs_of_a_remedy_are_all_marked_as_turned(writer: RunWriter, feed: Feed) -> None:
+    act(feed.run, {"turn": {"noise": 2}, "gesture": "before"})
+    writer.commit(Batch(51, NONE, applied=[(1, 20)]))
+    act(feed.run, {"turn": {"w_importance": 0.1, "w_load": 0.2}, "gesture": "remedy"})
+    feed.refresh(now=True)
+    for step in (None, 30):
+        was = {name: told["was"] for name, told in knobs_of(panel(feed)).items() if told["was"] is not None}
+        assert was == {"w_importance": 0.1, "w_load": 0.0}, step
+        writer.commit(Batch(51, NONE, applied=[(2, 30), (3, 30)]))
+        feed.refresh(now=True)
+
+
+def test_a_run_that_trains_again_what_is_recorded_says_so(writer: RunWriter, feed: Feed) -> None:
+    assert panel(feed)["word"] == "Training"
+    writer.commit(Batch(51, NONE, state="starting"))
+    feed.refresh(now=True)
+    assert (panel(feed)["state"], panel(feed)["word"]) == ("starting", "Catching up…")
+
+
+def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> None:
+    now = time.time()
+    today = chooser_entry("a", CONFIG, now, "training")
+    assert today["name"] == "text · 4 experts"
+    assert re.fullmatch(r"\d\d:\d\d", today["face"])
+    assert today["when"].endswith(f" {today['face']}")
+    assert re.fullmatch(r"\d{1,2} \w{3}", chooser_entry("a", CONFIG, now - 40 * 86400, "")["face"])
 
 
 def test_turns_of_two_hands_are_two(feed: Feed) -> None:

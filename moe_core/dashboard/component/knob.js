@@ -29,7 +29,10 @@ export class Knob {
         this.field.blur();
       }
     };
-    if (told.kind === "word") return this.root.classList.add("moeknob-word");
+    if (told.kind === "word") {
+      this.field.placeholder = "none";
+      return this.root.classList.add("moeknob-word");
+    }
     this.track = element("div", "moeknob-track", this.root);
     this.rail = element("div", "moeknob-rail", this.track);
     this.mark = element("div", "moeknob-mark", this.track);

@@ -3,11 +3,13 @@
 
 const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
 const links = new Map();
+let layerBefore = 1; // that was looked at last, of any run
 
 // The link of a run for as long as somebody uses it. Layer and step outlive the page: the next page looks at the same.
 export function join(run, user) {
   if (!links.has(run)) links.set(run, new Link(run));
   const link = links.get(run);
+  layerBefore = link.layer;
   link.users.add(user);
   link.open();
   return link;
@@ -28,10 +30,11 @@ class Link {
     this.view = null; // the page's charts: gives `asks()`, draws in `draw(header)`
     this.drawn = 0;
     this.nth = 0; // deeds sent, and which of them were answered
+    this.panels = new Set(); // those of the panel
     this.heard = 0;
     this.retry = 250;
     const named = new URLSearchParams(location.search);
-    this.layer = Math.max(1, parseInt(named.get("layer")) || 1);
+    this.layer = Math.max(1, parseInt(named.get("layer")) || layerBefore); // a fork is looked at as its parent was
     this.step = parseInt(named.get("step")) > 0 ? parseInt(named.get("step")) : null;
   }
 
@@ -97,7 +100,7 @@ class Link {
   }
 
   goTo({ layer = this.layer, step = this.step }) {
-    this.layer = layer;
+    this.layer = layerBefore = layer;
     this.step = step;
     this.mark();
     this.say();

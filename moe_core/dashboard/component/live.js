@@ -4,6 +4,7 @@
 import { exportLink } from "/moescope/export.js";
 import { element, join } from "/moescope/link.js";
 import { Findings } from "/moescope/findings.js";
+import { listen, oneStop } from "/moescope/modebar.js";
 import { Scrubber } from "/moescope/scrubber.js";
 
 let plotly;
@@ -121,7 +122,9 @@ export class View {
     // Our own range is Plotly's too: only what it keeps of a person's besides (hover, legend, y) is its affair.
     if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
     await window.Plotly.react(chart, spec.data, spec.layout, config);
+    oneStop(chart, plainTitle(spec.layout));
     if (!first) return;
+    listen(chart);
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
     chart.on("plotly_click", ({ points: [point] }) => {
       const { pick } = chart.layout.meta; // the option that a click on this chart chooses
@@ -190,12 +193,14 @@ export class View {
       put(".moescope-line", tile.lines[0] ?? "", 0);
       put(".moescope-line", tile.lines[1] ?? "", 1);
       put(".moescope-hand", tile.hand_line);
+      place.title = [tile.help, ...tile.lines].filter(Boolean).join("\n"); // whole, where a narrow tile cuts a line
     });
   }
 
   // Above the charts: how a run ended, or what is wrong. What passes by (paused, a past step) is said beside the scrubber.
   banner({ banner, problem, answer }) {
-    this.say(problem || answer.error || banner?.text || "", problem || answer.error ? "problem" : banner?.kind ?? "", banner);
+    const wrong = problem || (this.link.panels.has(answer.nth) ? "" : answer.error); // what a knob refuses stands beside it
+    this.say(wrong || banner?.text || "", wrong ? "problem" : banner?.kind ?? "", banner);
   }
 
   say(text, kind = "problem", banner = null) {
@@ -241,6 +246,11 @@ export class View {
 
 function overTime(layout) {
   return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true || layout?.meta?.offset !== undefined;
+}
+
+// What the chart is called, without the line below and without tags.
+function plainTitle(layout) {
+  return (layout.title?.text ?? "").split("<br>")[0].replace(/<[^>]*>/g, "") || layout.meta.figure;
 }
 
 // The step that stands at 0: of a chart over the steps since a fork, the fork's.

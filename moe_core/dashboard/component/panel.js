@@ -34,9 +34,9 @@ export class Panel {
     this.knobs = new Map();
     this.foot = element("div", "moepanel-foot", this.root);
     this.layers = element("div", "moepanel-layers", this.foot);
-    this.error = element("div", "moepanel-error", this.foot);
-    this.error.setAttribute("role", "alert");
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
+    this.error = element("div", "moepanel-error", this.root);
+    this.error.setAttribute("role", "alert");
     if (data.knobs) this.show(data.knobs, false);
     if (!data.run) return;
     setTimeout(() => this.told || this.paint("grey", "Starting…"), 300); // nothing flickers where a run is there already
@@ -52,7 +52,7 @@ export class Panel {
     select.setAttribute("aria-label", "Run");
     const face = (entry) => {
       name.textContent = entry.name;
-      when.textContent = entry.when.split(" ")[0];
+      when.textContent = entry.face ?? "";
       box.title = entry.id ?? "";
     };
     const entries = new Map();
@@ -75,8 +75,15 @@ export class Panel {
 
   press(name) {
     const { link } = this;
-    if (name === "fork") link.ask({ fork: link.step ?? link.header.last });
-    else if (link.panel) link.ask({ command: name === "pause" && this.paused ? "resume" : name });
+    if (name === "fork") this.ask({ fork: link.step ?? link.header.last });
+    else if (link.panel) this.ask({ command: name === "pause" && this.paused ? "resume" : name });
+  }
+
+  // A deed of the panel's: what is wrong with it is said here.
+  ask(deed) {
+    const nth = this.link?.ask(deed) ?? 0;
+    if (nth) this.link.panels.add(nth);
+    return nth;
   }
 
   paint(colour, word) {
@@ -87,8 +94,9 @@ export class Panel {
   take(header) {
     const told = this.link.panel;
     this.buttons.fork.disabled = !header.last;
-    put(this.step, header.last ? `step ${header.last.toLocaleString("en")}` : "no step yet");
-    put(this.error, header.answer.error ?? "");
+    const to = told.state === "starting" ? "to step" : "step"; // one that goes on first trains again what is recorded
+    put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
+    put(this.error, this.link.panels.has(header.answer.nth) ? header.answer.error : "");
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (told === this.told && header.past === this.past) return;
     this.told = told;
@@ -127,7 +135,7 @@ export class Panel {
     for (const told of knobs) {
       const list = told.more ? this.rest : this.list;
       if (!this.knobs.has(told.name)) {
-        const turn = (value, gesture) => this.link?.ask({ turn: { [told.name]: value }, gesture }) ?? 0;
+        const turn = (value, gesture) => this.ask({ turn: { [told.name]: value }, gesture });
         this.knobs.set(told.name, new Knob(list, told, turn));
       }
       const knob = this.knobs.get(told.name), before = after.get(list);

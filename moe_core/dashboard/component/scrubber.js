@@ -135,6 +135,7 @@ export class Scrubber {
     const ended = !["starting", "training", "paused"].includes(state);
     put(this.word, past ? (ended ? "Back to the end" : "Back to live") : ended ? "End" : "Live");
     put(this.hint, past ? "" : this.reading ? `Reading the record, ${Math.round(100 * (1 - this.reading))} %`
+      : state === "starting" && this.last ? "Trains again what is recorded, then goes on."
       : state === "paused" ? (this.reason ? `Paused: ${this.reason}.` : "Paused. Knobs act on the next step.") : "");
     this.thumb.style.left = `${this.last ? (100 * at) / this.last : 100}%`;
     this.rail.style.setProperty("--at", `${this.last ? (100 * at) / this.last : 100}%`);
