@@ -93,7 +93,10 @@ def tell_command(arguments: argparse.Namespace) -> int:
 
 def must_train(run: Any) -> None:
     if run.state not in ("starting", "training", "paused"):
-        raise ValueError(f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}`")
+        more = f" --steps N, above {run.steps()[1]}" if run.state == "finished" else ""
+        raise ValueError(
+            f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}{more}`"
+        )
 
 
 def verify_command(arguments: argparse.Namespace) -> int:

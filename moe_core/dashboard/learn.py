@@ -34,7 +34,7 @@ CSS = """
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
 /* An answer that is unfolded finds its room below: the charts give it. */
-[data-testid="stMainBlockContainer"]:has(.moe-lesson):has(details[open]) .moescope-learn { height: max(400px, calc(var(--high) - 300px)); }
+[data-testid="stMainBlockContainer"]:has(.moe-lesson):has(details[open]) .moescope-learn { height: max(400px, calc(var(--high) - 270px)); }
 @media (min-width: 1600px) {
   [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 24px; }
   .moe-lesson { font-size: 17px; line-height: 25px; }

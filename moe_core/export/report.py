@@ -21,7 +21,7 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable, to_svg
 from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.reading import last_step
+from moe_core.figures.reading import gestures, last_step
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text, with_unit
 
@@ -107,9 +107,16 @@ def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:
 
 
 def changes(run: Any) -> Rows:
+    """What was turned, a drag in one line; script.txt beside an export has each of its values."""
     rows = [
-        ("waiting" if c.step is None else f"{c.step:,}", c.name, value_text(c.previous), value_text(c.value), c.who)
-        for c in run.knob_changes()
+        (
+            "waiting" if c.step is None else f"{c.step:,}",
+            c.name,
+            value_text(c.previous),
+            value_text(c.value),
+            c.who.partition("/")[0],  # without the name of its drag
+        )
+        for c in gestures(run.knob_changes())
     ]
     return Rows(("step", "knob", "from", "to", "by"), rows)
 

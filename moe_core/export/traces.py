@@ -49,11 +49,21 @@ def scatter(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
         stroke = colour_of(line.get("color", "#444444"), opacity)
         if pieces and width and stroke:
             found.append(Path(pieces, None, stroke, width, dashes(line.get("dash"), width), where))
+    if clip is None:
+        points = within(points, where)
     if "markers" in mode:
         found += markers(trace.get("marker", {}), points, clip, opacity, line.get("color"))
     if "text" in mode:
         found += words(trace, layout, points, clip)
     return found
+
+
+def within(points: Points, where: Box) -> Points:
+    """The points, those that lie outside of the plot as gaps: what is not clipped is drawn whole, or not at all."""
+    x, y, width, height = where
+    low, high = np.array([x, y]) - 0.5, np.array([x + width, y + height]) + 0.5
+    inside = ((points >= low) & (points <= high)).all(axis=1)
+    return np.where(inside[:, None], points, np.nan)
 
 
 def unbroken(points: Points, connect: bool) -> list[Points]:

@@ -9,6 +9,7 @@ from moe_core.figures.paper import Array
 from moe_core.figures.probe import dense, letter
 from moe_core.figures.reading import (
     Span,
+    by_hand,
     chosen_expert,
     common,
     label_of_probe,
@@ -53,7 +54,7 @@ def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins:
     E = source.config.num_experts
     there = np.asarray(source.snapshots("probe"))
     there = there if step is None else there[there <= step]
-    changes = tuple(source.knob_changes())
+    changes = tuple(by_hand(source))
     if not len(there):
         return {"steps": there, "kept_n": np.zeros(0), "against": None, "chance": 0.0, "span": span, "changes": changes}
     width = 2 ** int(np.ceil(np.log2(max(1, there[-1] / SNAPSHOTS))))

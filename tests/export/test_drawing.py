@@ -147,6 +147,14 @@ def test_markers_take_their_colour_from_a_scale():
     assert [m.fill for m in curves] == [(0, 0, 0, 1.0), (128, 128, 128, 1.0)]
 
 
+def test_a_marker_that_is_not_clipped_is_whole_at_the_edge_and_absent_beyond():
+    trace = {"type": "scatter", "mode": "lines+markers", "x": [1, 10, 5, 11], "y": [1, 10, 12, 5], "cliponaxis": False}
+    curves = [m for m in sheet([trace]).marks if isinstance(m, Path) and m.lines[0].curve]
+    middles = [m.lines[0].points.mean(axis=0) for m in curves]
+    assert [m.clip for m in curves] == [None, None]
+    np.testing.assert_allclose(middles, [(48 + 24.4, 162 - 11), (292, 52)], atol=0.5)
+
+
 def test_on_a_log_axis_a_note_stands_at_a_power_and_a_shape_at_a_value():
     note = {"text": "ten", "x": 5, "y": 1, "xref": "x", "yref": "y", "showarrow": False, "yanchor": "middle"}
     line = {

@@ -84,6 +84,19 @@ def test_a_run_without_steps_has_a_report_too(tmp_path):
     assert write_report(open_run(tmp_path / "r"), tmp_path / "r.html").stat().st_size > 1000
 
 
+def test_a_drag_is_one_line_of_what_was_turned(tmp_path):
+    from moe_core.runs import create_run, open_run
+    from moe_core.schema import Config, Knobs
+
+    create_run(tmp_path / "r", Config(), Knobs(), probe={"tokens": np.zeros(4, np.uint8)}).finish("stopped")
+    run = open_run(tmp_path / "r")
+    for value in (0.9, 0.8, 0.7):
+        run.turn(who="dashboard/abc", noise=value)
+    run.turn(who="script", k=1)
+    (turned,) = [part.content[0].rows for part in parts_of(run) if part.title == "What was turned"]
+    assert turned == [("waiting", "noise", "1", "0.7", "dashboard"), ("waiting", "k", "2", "1", "script")]
+
+
 def test_words_are_broken_where_the_line_ends_and_none_is_lost():
     text = "a path of " + "x" * 300 + " and more"
     lines = wrapped(text, 12, 200)

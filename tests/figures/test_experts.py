@@ -96,8 +96,12 @@ def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_pa
         (30, "probe", probe([[0, 1], [0, 1]])),
     ]
     writer.commit(Batch(1, rows, snapshots=taken))
+    for value in (0.5, 0.6):
+        open_run(tmp_path / "a").turn(who="dashboard/drag", noise=value)
+    open_run(tmp_path / "a").turn(who="autobalance", w_load=0.2)
     writer.finish("finished")
     read = read_experts.read_saturation(open_run(tmp_path / "a"), 0, None, None, None)
+    assert [(c.name, c.value) for c in read["changes"]] == [("noise", 0.6)]  # a drag is one, as on every other chart
     assert read["steps"].tolist() == [10, 20, 30]
     assert read["kept_n"].tolist() == [0, 0.75, 1]
     assert (read["against"], read["chance"]) == (30, 0.5)
