@@ -22,7 +22,8 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 0
     except OSError as error:
-        return complain(f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
+        what = "; name a place that can be read and written" if isinstance(error, PermissionError) else ""
+        return complain(f"{error.filename or ''}: {error.strerror or error}{what}".lstrip(": "))
 
 
 def complain(problem: object) -> int:
