@@ -27,7 +27,6 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls
-from moe_core.dashboard.views import RUN
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
@@ -35,7 +34,7 @@ from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import StoreError, runs_folder
+from moe_core.runs import RUN_ID, StoreError, runs_folder
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
@@ -129,7 +128,7 @@ def asked(run: str) -> Source:
     """The run with what the link lays over it and chooses in it; what does not fit is left out."""
     query = st.query_params
     others = [
-        str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if re.fullmatch(RUN, name)
+        str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if re.fullmatch(RUN_ID, name)
     ]
     options = {name: query[name] for name in ("align", *WHOLE) if query.get(name)}
     fits = []
