@@ -126,7 +126,6 @@ def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Sp
     ratio = np.nan_to_num(load_E.astype(np.float64) * E, nan=1.0)
     order = np.argsort(-ratio, kind="stable")
     ratio = ratio[order].astype(np.float32)
-    top = doubled(2.0, float(ratio[0]))
     ticks = [1, *range(E // 4, E + 1, E // 4)]
     layout = base(
         "balance_now",
@@ -136,9 +135,13 @@ def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Sp
         theme=theme,
         size=size,
         x={"title": "rank of expert", "range": [0.5, E + 0.5], "tickvals": ticks, "ticktext": [str(t) for t in ticks]},
-        y={"title": "load ÷ ideal, ×", "range": [0.0, top], "nticks": 6},
+        y={"title": "load ÷ ideal, ×", "nticks": 6},
         bargap=0.15,
     )
+    top = doubled(2.0, float(ratio[0]))
+    if ratio[0] > top * (1 - 1.4 * layout["font"]["size"] / inner(layout)[1]):
+        top *= 1.25  # the name above the first bar stands within the plot
+    layout["yaxis"]["range"] = [0.0, top]
     bars = {
         "type": "bar",
         "name": "load ÷ ideal",

@@ -66,7 +66,7 @@ def probe_gates(
         "probe_gates",
         "Gates of the probe",
         f"gate weight of each expert, {theme.depth}"
-        + ("" if labels_N is None else "; tokens in the order of their class")
+        + ("" if labels_N is None else "; tokens by class")
         + without_expert(first_experts(experts_NK, E), E),
         step=step,
         theme=theme,

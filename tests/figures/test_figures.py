@@ -70,6 +70,17 @@ def test_balance_now_draws_what_it_is_given(E):
     assert drawn.layout.meta["step"] == 7
 
 
+def test_the_name_above_the_most_loaded_of_many_experts_stands_within_the_plot():
+    for first in np.linspace(1.2, 7.9, 60):
+        load = np.full(64, 1.0)
+        load[43] = first * 63 / (64 - first)
+        spec = bars.balance_now.spec(load / load.sum(), load / load.sum(), size=(380, 240))
+        (name,) = (one for one in spec["layout"]["annotations"] if one["text"] == "expert 44")
+        assert name["y"] == pytest.approx(first)
+        _, top = spec["layout"]["yaxis"]["range"]
+        assert (top - first) / top * (240 - 52 - 38) >= 1.2 * 13  # px above the bar
+
+
 def test_balance_now_ends_above_every_tick_of_importance():
     load, importance = np.array([0.5, 0.44, *[0.01] * 6]), np.array([0.52, 0.42, *[0.01] * 6])
     assert bars.balance_now.spec(load, importance)["layout"]["yaxis"]["range"] == [0.0, 60.0]
