@@ -182,9 +182,7 @@ export class View {
       }
       const put = (selector, text, nth = 0) => {
         const part = place.querySelectorAll(selector)[nth];
-        if (part.textContent === text) return;
-        part.textContent = text;
-        part.title = text; // where it is cut off
+        if (part.textContent !== text) part.textContent = text;
       };
       put(".moescope-label", tile.label);
       put(".moescope-value", tile.value);
@@ -193,7 +191,8 @@ export class View {
       put(".moescope-line", tile.lines[0] ?? "", 0);
       put(".moescope-line", tile.lines[1] ?? "", 1);
       put(".moescope-hand", tile.hand_line);
-      place.title = [tile.help, ...tile.lines].filter(Boolean).join("\n"); // whole, where a narrow tile cuts a line
+      // What the number is, and whole what a narrow tile cuts.
+      place.title = [tile.label, tile.help, ...tile.lines].filter(Boolean).join("\n");
     });
   }
 
