@@ -304,7 +304,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     devices = [(options.device, "float32"), (options.device, "bfloat16"), ("cpu", "float32")]
     for name in TASKS:
         for device, precision in devices[:1] if options.quick else devices:
-            steps = 20 if options.quick else 600
+            steps = 20 if options.quick else 300
             with tempfile.TemporaryDirectory() as runs:
                 words = ["train", "--task", name, "--device", device, "--precision", precision, "--threads", 2]
                 words += ["--steps", steps, "--run-id", "timed", "--runs", runs, "--json"]
