@@ -11,6 +11,8 @@ timed run alone, after the others. `--device cpu --quick` is the short form that
 """
 
 import argparse
+import contextlib
+import io
 import json
 import math
 import os
@@ -35,10 +37,6 @@ sys.path.insert(0, str(ROOT))  # parts run as scripts, from any folder
 TASKS = ("text", "digits", "plane")
 SIZE = (16384, 1024, 4096, 64, 2)  # tokens, model width, expert width, experts, k
 QUICK_SIZE = (256, 64, 64, 8, 2)
-DETERMINISTIC = (
-    "import sys, torch, moe_core.__main__ as m; torch.use_deterministic_algorithms(True, warn_only=True); "
-    "sys.exit(m.main(sys.argv[1:]))"
-)
 
 
 # Tests
@@ -62,43 +60,37 @@ def tests(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def task(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """What a run, trained twice, replayed, forked as it is and stopped halfway, has in common with itself."""
+    """What a run, trained twice, stopped halfway and resumed, forked as it is, and replayed, has in common with itself."""
     steps = 20 if options.quick else 200
-    found: dict[str, Any] = {"steps": steps}
-    for mode, program in (("as it comes", ["-m", "moe_core"]), ("deterministic", ["-c", DETERMINISTIC])):
-        if mode == "deterministic" and options.device == "cpu":
-            continue
-        with tempfile.TemporaryDirectory() as runs:
-            found[mode] = repeated(name, steps, program, Path(runs), options)
-    return found
-
-
-def repeated(name: str, steps: int, program: list[str], runs: Path, options: argparse.Namespace) -> dict[str, Any]:
-    def call(*words: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, *program, *map(str, words), "--runs", str(runs)]
-        environment = os.environ | {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "PYTHONPATH": str(ROOT)}
-        return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-
-    def made(*words: object) -> None:
-        done = call(*words)
-        if done.returncode:
-            raise RuntimeError(f"{' '.join(map(str, words))}: {(done.stderr or done.stdout)[-1500:]}")
-
-    train = ("train", "--task", name, "--device", options.device, "--seed", 3, "--threads", 1)
+    if options.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+    train = ["train", "--task", name, "--device", options.device, "--seed", 3, "--threads", 1]
     if options.quick:
-        train = (*train, "--d-model", 16, "--d-hidden", 16, "--tokens", 128)
-    train = (*train, "--eval-every", max(5, steps // 4))
-    made(*train, "--steps", steps, "--run-id", "one")
-    made(*train, "--steps", steps, "--run-id", "two")
-    made(*train, "--steps", steps // 2, "--run-id", "half")
-    made("train", "--resume", "half", "--steps", steps)
-    made("fork", "one", "--at", steps // 2, "--run-id", "fork", "--steps", steps)
-    # Nothing is written: the verdict is the exit status, the first number that differs is in what it prints.
-    again = call("replay", "one", "--json")
-    end = json.loads(again.stdout.splitlines()[-1]) if again.stdout.strip() else {}
-    replayed = {"same": end.get("same"), "differs": end.get("difference"), "problem": again.stderr[-500:]}
-    apart = {f"{other} run": unlike(runs / "one", runs / other) for other in ("two", "half", "fork")}
-    return {"trained twice": apart["two run"], "resumed": apart["half run"], "forked": apart["fork run"], "replayed": replayed}  # fmt: skip
+        train += ["--d-model", 16, "--d-hidden", 16, "--tokens", 128]
+    train += ["--eval-every", max(5, steps // 4)]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Path(folder)
+        call(runs, *train, "--steps", steps, "--run-id", "one")
+        call(runs, *train, "--steps", steps, "--run-id", "two")
+        call(runs, *train, "--steps", steps // 2, "--run-id", "half")
+        call(runs, "train", "--resume", "half", "--steps", steps)
+        call(runs, "fork", "one", "--at", steps // 2, "--run-id", "fork", "--steps", steps)
+        pairs = {"trained twice": "two", "resumed": "half", "forked": "fork"}
+        apart = {name: unlike(runs / "one", runs / other) for name, other in pairs.items()}
+        end = json.loads(call(runs, "replay", "one", "--json", wanted=(0, 1)).splitlines()[-1])
+    return apart | {"replayed": {"same": end["same"], "first difference": end["difference"]}}
+
+
+def call(runs: Path, *words: object, wanted: tuple[int, ...] = (0,)) -> str:
+    """What a command of MoEscope prints, run in this process: starting one costs more than its training."""
+    from moe_core.__main__ import main
+
+    out, error = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        status = main([*map(str, words), "--runs", str(runs)])
+    if status not in wanted:
+        raise RuntimeError(f"{' '.join(map(str, words))}: {error.getvalue()[-1500:]}")
+    return out.getvalue()
 
 
 def unlike(one: Path, other: Path) -> dict[str, Any]:
@@ -325,8 +317,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 # All of it
 
 TIMED = {"waits": waits, "layer": layer, "speed": speed}
-UNTIMED = {"tests": tests} | {name: (lambda options, name=name: task(name, options)) for name in TASKS}
-PARTS = UNTIMED | TIMED
+PARTS = {"tests": tests} | {name: (lambda options, name=name: task(name, options)) for name in TASKS} | TIMED
 
 
 def machine(device: str) -> dict[str, Any]:
@@ -341,8 +332,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def begin(part: str, options: argparse.Namespace) -> subprocess.Popen:
-    words = [sys.executable, __file__, "--part", part, "--device", options.device] + ["--quick"] * options.quick
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    """A part in its own process; one named "…, deterministic" with torch's deterministic algorithms."""
+    name, _, deterministic = part.partition(", ")
+    words = [sys.executable, __file__, "--part", name, "--device", options.device]
+    words += ["--quick"] * options.quick + ["--deterministic"] * bool(deterministic)
+    environment = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if deterministic else {})
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
 def ended(process: subprocess.Popen, limit: float) -> dict[str, Any]:
@@ -379,6 +374,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda", help="default cuda")
     parser.add_argument("--quick", action="store_true", help="the same parts at toy sizes, to see that they run")
     parser.add_argument("--part", choices=PARTS, help="this part only, in this process, its findings as JSON")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="of a task's part: torch's deterministic algorithms"
+    )
     parser.add_argument("--limit", type=float, default=150, help="seconds for each part (default 150)")
     parser.add_argument("--out", type=Path, help="write all findings here as JSON")
     options = parser.parse_args(argv)
@@ -389,7 +387,8 @@ def main(argv: list[str] | None = None) -> int:
         parser.error("this machine has no CUDA GPU that torch can use; give --device cpu --quick to see the parts run")
     found: dict[str, Any] = {"machine": machine(options.device), "quick": options.quick, "parts": {}}
     # What is not timed may run side by side.
-    for together in (UNTIMED, *({name: TIMED[name]} for name in TIMED)):
+    untimed = ["tests", *TASKS, *(f"{name}, deterministic" for name in TASKS if options.device != "cpu")]
+    for together in (untimed, *([name] for name in TIMED)):
         processes = {name: begin(name, options) for name in together}
         for name, process in processes.items():
             result = found["parts"][name] = ended(process, options.limit)

@@ -43,7 +43,7 @@ class Telemetry:
             "loss": loss,
             "task_loss": task_loss,
             "grad_norm": grad_norm,
-            "seconds": torch.tensor(seconds, device=loss.device),
+            "seconds": torch.full((), seconds, device=loss.device),  # a copy from the host would wait for the device
             "importance": torch.stack([r.importance_E for r in routings]),
             "load": torch.stack([r.load_E for r in routings]),
             "counts": counts_LE,
