@@ -144,7 +144,7 @@ def test_how_often_the_host_waits_for_the_gpu_in_a_layer(strategy, groups, dtype
             run(layer, x_TD, grad_TD, dtype, strategy=strategy)
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    told = [str(warning.message) for warning in seen if "synchroniz" in str(warning.message)]
+    told = [str(warning.message) for warning in seen if "called a synchronizing" in str(warning.message)]
     assert len(told) == waits, told
 
 
