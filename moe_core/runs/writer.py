@@ -1,5 +1,6 @@
 """The trainer's side of a run's record: making it, and appending to it."""
 
+import bisect
 import json
 import os
 import shutil
@@ -159,6 +160,7 @@ class RunWriter:
         self.chain: bytes
         self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
         self.thinned = 0.0
+        self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
@@ -272,11 +274,16 @@ class RunWriter:
         return problem
 
     def _move_log(self) -> None:
-        """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""
-        wal = self.folder / "run.db-wal"
-        if wal.exists() and wal.stat().st_size > WAL_PAGES * 4096:
+        """The log into the database once it has grown by WAL_PAGES; nobody else does, and nobody commits meanwhile.
+
+        A reader may keep it from moving in full. It is then tried again when as much has come to it, not at each commit.
+        """
+        log, pages = log_pages(self.folder / "run.db-wal")
+        before = self.moved[1] if self.moved[0] == log else 0
+        if pages - before >= WAL_PAGES:
             with writing(self.guard):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self.moved = log, pages
 
     def _thin_snapshots(self, now: float) -> None:
         """All of the last minute, one a second of the last ten, one in ten seconds before; "full" ones a tenth as dense.
@@ -295,3 +302,24 @@ class RunWriter:
                            AND id <> (SELECT min(id) FROM snapshots WHERE kind = :kind)""",
                         {"kind": kind, "oldest": oldest, "newest": newest, "span": span},
                     )
+
+
+def log_pages(wal: Path) -> tuple[bytes, int]:
+    """Which log a -wal file holds, by its salt, and how many pages are in it.
+
+    Not by the file's size: a log that was moved begins again at the front, and what is left of the last one stays behind
+    it. Pages of this one bear its salt (sqlite.org/walformat.html), and all stand before those that do not.
+    """
+    try:
+        file = os.open(wal, os.O_RDONLY | OURS)
+    except FileNotFoundError:
+        return b"", 0
+    try:
+        header = os.pread(file, 32, 0)
+        salt, page = header[16:24], int.from_bytes(header[8:12]) + 24
+        if len(header) < 32:
+            return b"", 0
+        last = (os.fstat(file).st_size - 32) // page
+        return salt, bisect.bisect_left(range(last), True, key=lambda at: os.pread(file, 8, 40 + at * page) != salt)
+    finally:
+        os.close(file)

@@ -25,6 +25,7 @@ from moe_core.runs import (
     verify,
 )
 from moe_core.runs.codec import pack_arrays, pack_rows, unpack_arrays, unpack_rows
+from moe_core.runs.writer import WAL_PAGES, RunWriter, log_pages
 from moe_core.schema import STATS, Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2)
@@ -425,3 +426,36 @@ def test_size_and_growth_are_looked_up_where_they_are_asked_for(tmp_path: Path) 
     assert found["ended"].growth == 0
     assert found["ended"].size > (tmp_path / "ended" / "run.db").stat().st_size > 0
     assert found["trains"].growth == pytest.approx(36_000 * (len(pack_rows(rows_nC)) + 64) / 50, rel=1e-3)
+
+
+def moves_of(writer: RunWriter, commits: int) -> tuple[int, int]:
+    """How often the log was moved in that many commits, and how many pages those wrote."""
+    moves: list[str] = []
+    writer.db.set_trace_callback(lambda statement: moves.append(statement) if "wal_checkpoint" in statement else None)
+    pages, seen = 0, log_pages(writer.folder / "run.db-wal")
+    for _ in range(commits):
+        writer.commit(Batch(writer.step + 1, rows(writer.step + 1, 2)))
+        now = log_pages(writer.folder / "run.db-wal")
+        pages += now[1] - (seen[1] if now[0] == seen[0] else 0)
+        seen = now
+    return len(moves), pages
+
+
+def test_the_log_is_moved_once_in_a_thousand_pages(tmp_path: Path) -> None:
+    """Also when its file has long been that large, and when a reader keeps it from being moved in full."""
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    writer.db.execute("PRAGMA synchronous = OFF")
+    moves, pages = moves_of(writer, 1000)
+    assert 3 * WAL_PAGES < pages < 30 * WAL_PAGES
+    assert moves == pages // WAL_PAGES or moves == pages // WAL_PAGES - 1  # a few pages beyond the mark each time
+    assert (tmp_path / "a" / "run.db-wal").stat().st_size < 1.2 * WAL_PAGES * 4120  # it begins again at the front
+    with contextlib.closing(sqlite3.connect(tmp_path / "a" / "run.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM blocks").fetchall()
+        held, more = moves_of(writer, 1000)
+    assert 0 < held <= more // WAL_PAGES
+    again, pages = moves_of(writer, 1000)
+    assert 0 < again <= pages // WAL_PAGES + 1
+    assert (tmp_path / "a" / "run.db-wal").stat().st_size < 10 * WAL_PAGES * 4120
+    writer.finish("stopped")
+    assert open_run(tmp_path / "a").steps() == (1, 6000)
