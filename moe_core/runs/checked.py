@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from numpy.typing import NDArray
 
 from moe_core.runs.codec import unpack_arrays
-from moe_core.runs.database import StoreError
+from moe_core.runs.database import DamagedError, StoreError
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, columns_of, row_sum, snapshot_mark
 from moe_core.runs.tip import Tip, read_old_tip, read_tip
@@ -106,8 +106,8 @@ class CheckedRows:
         columns = [*names, "sum"] if version >= SUMMED else names
         try:
             found = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
-        except StoreError as error:
-            self.note(table, f"its {WORDS[table][1]} cannot be read ({error}); all else reads")
+        except DamagedError:
+            self.note(table, f"its {WORDS[table][1]} cannot be read; all else reads")
             return []
         rows = [dict(zip(columns, row, strict=True)) for row in found]
         if version < SUMMED:
@@ -144,8 +144,8 @@ class CheckedRows:
         expected = self._expected("knobs") if version >= SUMMED else 0
         try:
             rows = self.query(f"{TURNS} ORDER BY id")
-        except StoreError as error:
-            self.note("knobs", f"its knob changes cannot be read ({error}); all else reads")
+        except DamagedError:
+            self.note("knobs", "its knob changes cannot be read; all else reads")
             return []
         steps = {row["knob"]: row["step"] for row in self.rows("applied")}  # after the turns: none is without its step
         whole, bad = whole_turns(rows, self._linked)
@@ -168,13 +168,14 @@ class CheckedRows:
         elif state:
             self.note("snapshots", "")
             return self._lists.get(kind, (0, []))[1]
-        return sorted(self.query("SELECT step, id FROM snapshots NOT INDEXED WHERE kind = ?", (kind,)))
+        asked = "SELECT step, id FROM snapshots NOT INDEXED WHERE kind = ? AND typeof(step) = 'integer'"
+        return sorted(self.query(asked, (kind,)))
 
     def _list(self, table: str) -> bool:
         """Keep the list of all snapshots by one way to it, if it is what there must be by the state in the same look."""
         try:
             rows = self.query(f"SELECT id, step, kind FROM {table} UNION ALL SELECT 0, 0, held FROM state")  # noqa: S608
-        except StoreError:
+        except DamagedError:
             return False
         must = held_of(rows.pop()[2], self.folder.name)["snapshots"]
         mark, lists = 0, dict[str, list[tuple[int, int]]]()

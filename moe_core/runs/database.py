@@ -64,6 +64,10 @@ class StoreError(ValueError):
     """A run that cannot be opened, read or written; one line that says why and what to do."""
 
 
+class DamagedError(StoreError):
+    """SQLite could not find its way through a file: other tables may read."""
+
+
 # Connections
 
 
@@ -73,6 +77,9 @@ def connect(path: Path, write: bool = False, limit: float | None = None) -> sqli
     if not write and not has_log(path) and not may(path.parent, os.W_OK):
         uri += "&immutable=1"  # left in WAL mode on a medium that is read only: without a log there is nothing to share
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
+    db.text_factory = lambda text: text.decode(
+        "utf-8", "replace"
+    )  # a flipped bit in a text spoils that text, no others
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")

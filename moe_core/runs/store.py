@@ -24,6 +24,7 @@ from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import (
     MIGRATIONS,
     OBJECTS,
+    DamagedError,
     StoreError,
     connect,
     expected_objects,
@@ -146,8 +147,10 @@ class Run:
                     self._open.append(db)
             return list(db.execute(sql, values).fetchall())
         except sqlite3.Error as error:
-            why = why_closed(self._file) if error.sqlite_errorname.startswith(CLOSED) else ""
-            raise StoreError(f"run {self.path.name} cannot be read: {why or error}") from None
+            name = getattr(error, "sqlite_errorname", "")
+            why = why_closed(self._file) if name.startswith(CLOSED) else ""
+            kind = DamagedError if name.startswith("SQLITE_CORRUPT") else StoreError
+            raise kind(f"run {self.path.name} cannot be read: {why or error}") from None
 
     def write(self, act: Callable[[sqlite3.Connection], int]) -> int:
         """One short transaction on a connection of its own."""

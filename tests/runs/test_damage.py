@@ -237,6 +237,7 @@ DAMAGE = [
     ("UPDATE evals SET text = 'another' WHERE id = 1", "evaluation 1 is not what was written; the others read"),
     ("UPDATE evals SET step = 31 WHERE id = 3", "evaluation 3 is not what was written; the others read"),
     ("UPDATE evals SET sum = NULL WHERE id = 3", "evaluation 3 is not what was written; the others read"),
+    ("UPDATE evals SET text = CAST(x'61ff' AS TEXT) WHERE id = 1", "evaluation 1 is not what was written; the others read"),
     ("DELETE FROM evals WHERE id = 6", "1 of its evaluations is missing; the others read"),
     ("UPDATE applied SET step = 12 WHERE knob = 2", "step of effect of knob change 2 is not what was written; the others read"),
     ("DELETE FROM applied WHERE knob IN (2, 3)", "2 of its steps of effect are missing; the others read"),

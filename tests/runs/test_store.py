@@ -459,3 +459,16 @@ def test_the_log_is_moved_once_in_a_thousand_pages(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "run.db-wal").stat().st_size < 10 * WAL_PAGES * 4120
     writer.finish("stopped")
     assert open_run(tmp_path / "a").steps() == (1, 6000)
+
+
+def test_verify_beside_a_writer_that_commits_finds_nothing(tmp_path: Path) -> None:
+    """It read the blocks, and then a tip that told of more."""
+    folder = tmp_path / "a"
+    with start_writer(folder) as writer:
+        assert writer.stdout
+        first = int(writer.stdout.readline())
+        findings = [verify(open_run(folder)) for _ in range(20)]
+        writer.kill()
+        last = int(writer.stdout.read().split()[-1])
+    assert findings == [[]] * 20
+    assert last > first + 20  # it did commit meanwhile
