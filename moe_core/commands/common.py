@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -35,6 +36,15 @@ def plain(text: str, keep: str = "") -> str:
 def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:
     """One answer: the event with --json, else the line."""
     print(json.dumps(event) if arguments.json else plain(line))
+
+
+def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
+    """Say what was found damaged and is not in what was made: a line each, on stderr too with --json. The exit status."""
+    for line in lines:
+        if arguments.json:
+            print(json.dumps({"event": "damage", "problem": line}))
+        print(f"moe: {plain(line)}", file=sys.stderr)
+    return 1 if lines else 0
 
 
 def without_nan(value: Any) -> Any:

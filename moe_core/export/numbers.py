@@ -78,9 +78,10 @@ def finished(found: Found) -> Table:
 def statistics(run: Any) -> Table:
     """Every statistic of every step, layer and expert."""
     found: Table = {}
+    last = run.steps()[1]  # a run may train meanwhile
     for stat in STATS:
         for layer in range(run.config.layers if "L" in stat.shape else 1):
-            steps, values = run.history(stat.name, layer)
+            steps, values = run.history(stat.name, layer, last=last)
             found.setdefault("step", np.asarray(steps))
             name = f"{stat.name}_layer{layer + 1}" if "L" in stat.shape else stat.name
             if "E" in stat.shape:

@@ -58,6 +58,7 @@ def resume(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
         data, device, notes = prepare(run)
+        notes += run.look_over()  # a trainer that goes on writes over what told of steps that are lost
         writer = resume_run(run.path, lock, who, goal, notes)
     except BaseException:
         os.close(lock)
@@ -106,6 +107,7 @@ def prepare(run: Run) -> tuple[Data, torch.device, list[str]]:
 
     ValueError for data or a device that is not there.
     """
+    run.check_turns()
     data = load(run.config)
     recorded = str(run.facts.get("device", run.config.device))
     try:
