@@ -157,6 +157,7 @@ def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
         "k": knobs.k,
         "noise": knobs.noise,
         "strategy": knobs.strategy,
+        "weigh": knobs.weigh,
         "capacity_factor": knobs.capacity_factor,
         "off": switched_off(config, knobs.off),
     }

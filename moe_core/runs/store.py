@@ -43,7 +43,7 @@ from moe_core.runs.series import thin
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, insert_turns, knobs_after
-from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout
+from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout, measured_in
 
 # What a file of a stranger may make a reader take in at once.
 ABOUT, PROBE = 16 << 20, 64 << 20
@@ -165,8 +165,12 @@ class Run:
             raise StoreError(f"run {self.id} cannot be written: {error}") from error
 
     def check_layout(self) -> None:
-        """StoreError if this version measures other statistics than the run holds, so that nothing can be appended."""
-        if self.layout != layout(self.config.layers, self.config.num_experts):
+        """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
+
+        One that came since the run began is not asked for: a run keeps the columns that it began with.
+        """
+        names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
+        if self.layout != layout(self.config.layers, self.config.num_experts, names):
             version = self.facts.get("versions", {}).get("moescope", "another")
             raise StoreError(
                 f"run {self.id} was recorded with other statistics, by version {version}, and cannot be gone on with; "

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.runs.codec import with_sum, without_sum
-from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads
+from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
 from moe_core.sweep.paper import PAPER
 
 PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds
@@ -119,7 +119,12 @@ def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, .
         {name: value for name, value in cell.items() if reads(config, replace(knobs, **cell).strategy, name)}
         for cell in cells
     ]
-    return tuple({tuple(cell.items()): cell for cell in acting}.values())
+    once: dict[tuple[Any, ...], Cell] = {}
+    for cell in acting:
+        named = replace(knobs, **cell)
+        plain = {"weigh": weighing(named.strategy, named.weigh)} if "weigh" in cell else {}
+        once.setdefault(tuple((cell | plain).items()), cell)
+    return tuple(once.values())
 
 
 def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
@@ -127,7 +132,7 @@ def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
     read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
     own = [name for name in read[knobs.strategy] if name not in read["none"]]
     idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
-    values = asdict(knobs) | ({"strategy": "none"} if idle else {})
+    values = asdict(knobs) | {"weigh": weighing(knobs.strategy, knobs.weigh)} | ({"strategy": "none"} if idle else {})
     return tuple((name, values[name]) for name in read["none" if idle else knobs.strategy])
 
 

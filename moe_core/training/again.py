@@ -25,7 +25,7 @@ from moe_core.runs import (
     resume_run,
 )
 from moe_core.runs.compare import fold
-from moe_core.schema import Config, layout, parse_setting
+from moe_core.schema import Config, parse_setting
 from moe_core.training import checkpoint
 from moe_core.training.data import Data, load
 from moe_core.training.loop import Notify, Trainer
@@ -71,7 +71,7 @@ def resume(
         notify({"event": "note", "note": note})
     script = [change for change in run.script if change[0] > last]
     return conduct(
-        lambda: Trainer(resumed.config, run.started_knobs, data, device, writer, run.path, notify, script),
+        lambda: Trainer(resumed.config, run.started_knobs, data, device, writer, run.path, notify, script, run.layout),
         lambda trainer: go_on(trainer, resumed, last, notes, writer),
         writer,
         notify,
@@ -139,7 +139,7 @@ def catch_up(
     Writes nothing into the record. Returns where the two first part. Ends early, with trainer.replaying still set, when
     the trainer is told to stop. digest: gets the losses and counts as they came out now.
     """
-    changes, now = defaultdict(list), layout(run.config.layers, run.config.num_experts)
+    changes, now = defaultdict(list), trainer.telemetry.columns
     for change in run.knob_changes():
         if change.step is not None:
             changes[change.step].append(change)
