@@ -159,6 +159,7 @@ def saturation(
     *,
     against: int | None = None,
     chance: float = 0.0,
+    every: int = 1,
     span: tuple[float, float] | None = None,
     changes: Iterable[Any] = (),
     theme: Theme = LIGHT,
@@ -167,6 +168,7 @@ def saturation(
     """How early routing was settled: the share of each probe token's experts at step `against` that it had before.
 
     steps (n,) of past snapshots; kept_n (n,) from 0 to 1; chance: k/E, what a random router would have kept.
+    every: steps of which the snapshots' are multiples; 0 for looks by the clock of an earlier version, which no line joins.
     (OLMoE, arXiv 2409.02060)
     """
     when = "of now" if against is None else f"of step {against:,}"
@@ -181,6 +183,6 @@ def saturation(
     told += " now" if against is None else f" at step {against:,}"
     percents = np.asarray(kept_n, np.float32) * 100
     data = line("kept", as_steps(steps), percents, told, color=theme.ink, width=pens(size).main)
-    data |= {"mode": "lines+markers", "marker": {"color": theme.ink, "size": 4}}
+    data |= {"mode": "lines+markers" if every else "markers", "marker": {"color": theme.ink, "size": 4}}
     mark(layout, changes, None, theme, labelled=False)
     return {"data": [data], "layout": layout}

@@ -74,8 +74,8 @@ def test_past_snapshots_are_read_once(tmp_path: Path) -> None:
     run = record(tmp_path / "a")
     feed = join((tmp_path / "a").absolute(), viewer := object())
     np.testing.assert_array_equal(feed.snapshots(), [20, 40, 60])
-    before = feed.past_experts(20)
-    np.testing.assert_array_equal(before, run.snapshot(20)[1]["experts"])
+    before = feed.past_experts(20, "choices")
+    np.testing.assert_array_equal(before, run.snapshot(20, "choices")[1]["experts"])
     feed.run.snapshot = None  # type: ignore[assignment,method-assign]
-    assert feed.past_experts(20) is before
+    assert feed.past_experts(20, "choices") is before
     leave_all(viewer)

@@ -24,7 +24,7 @@ from moe_core.runs import (
     open_run,
     verify,
 )
-from moe_core.runs.codec import pack_arrays, pack_rows, unpack_arrays, unpack_rows
+from moe_core.runs.codec import START, link, pack_arrays, pack_rows, unpack_arrays, unpack_rows
 from moe_core.runs.writer import WAL_PAGES, RunWriter, log_pages
 from moe_core.schema import STATS, Config, Knobs, layout
 
@@ -133,6 +133,31 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     assert (run.knobs.noise, run.knobs.k, run.started_knobs) == (0.25, 1, Knobs())
     run.close()
     writer.finish("stopped")
+
+
+def test_a_turn_to_where_a_knob_stands_is_accepted_and_is_none(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    run = open_run(tmp_path / "a")
+    for knobs in ({"noise": 1.0}, {"noise": 0.5, "k": 2}, {"noise": 0.5}, {"off": ""}, {"strategy": "paper"}):
+        run.turn(**knobs)
+    assert [(c.name, c.previous, c.value) for c in run.knob_changes()] == [("noise", 1, 0.5)]
+    assert len(writer.pending().knobs) == 1
+    assert verify(run) == []
+    writer.finish("stopped")
+
+
+def test_a_row_of_an_earlier_version_that_turns_nothing_is_no_turn(tmp_path: Path) -> None:
+    folder = record(tmp_path / "a")
+    with contextlib.closing(sqlite3.connect(folder / "run.db")) as db, db:
+        chain = START
+        for id, value, previous in ((1, 1.0, 1.0), (2, 0.5, 1.0), (3, 0.5, 0.5)):
+            chain = link(chain, id, "noise", value, previous, "me", 0.0)
+            db.execute("INSERT INTO knobs VALUES (?, 'noise', ?, ?, 'me', 0.0, ?)", (id, value, previous, chain))
+            db.execute("INSERT INTO applied VALUES (?, ?)", (id, id))
+    run = open_run(folder)
+    assert verify(run) == []
+    assert [(c.id, c.value, c.step) for c in run.knob_changes()] == [(2, 0.5, 2)]
+    assert (run.knobs_at(1).noise, run.knobs.noise) == (1.0, 0.5)
 
 
 def test_a_turn_is_checked_against_the_knobs_as_they_stand(tmp_path: Path) -> None:
