@@ -9,14 +9,14 @@ from typing import Any
 
 def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
     """Our means and spreads, the paper's figures in brackets, the ceilings below, and what a reader must know."""
-    from moe_core.schema import value_text
+    from moe_core.schema import exact_text
     from moe_core.sweep import ceiling_lines, figure, measures, notes
 
     labels, swept = measures(plan.config.task), plan.swept
     # The first two columns together name a row, or a ceiling: the cell and its runs.
     cells = columns(
         [[*swept, "runs"]]
-        + [[*(value_text(row[name]) for name in swept), f"{row['finished']} of {row['runs']}"] for row in table]
+        + [[*(exact_text(row[name]) for name in swept), f"{row['finished']} of {row['runs']}"] for row in table]
     )
     highest = ceiling_lines(plan, table)
     figures = [[figure(of[name]) if name in of else "" for name in labels] for _, of in highest]

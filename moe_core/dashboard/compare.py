@@ -13,9 +13,9 @@ from moe_core.dashboard import component, controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps
-from moe_core.figures.reading import rows_until
+from moe_core.figures.reading import gestures, rows_until
 from moe_core.figures.tiles import NONE, number
-from moe_core.runs import Run, StoreError, list_runs, open_run
+from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
 from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text, with_unit
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
@@ -109,11 +109,12 @@ def value_of(value: Any) -> str:
 
 def history_of(run: Any, name: str) -> str:
     """A knob's course: "0 → 0.1 (step 201)"; the last two turns of many."""
-    turns = [change for change in run.knob_changes() if change.name == name]
+    turns = [change for change in gestures(run.knob_changes()) if change.name == name]
+    waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
     text = value_text(getattr(run.started_knobs, name))
     text += " → …" if len(turns) > 2 else ""
     for change in turns[-2:]:
-        text += f" → {value_text(change.value)} ({'waiting' if change.step is None else f'step {change.step:,}'})"
+        text += f" → {value_text(change.value)} ({waiting if change.step is None else f'step {change.step:,}'})"
     return text
 
 

@@ -16,7 +16,7 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, cores, last_words, reap
-from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, value_text
+from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, exact_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
@@ -102,7 +102,7 @@ def new() -> None:
         seeds.number_input("Seeds", 1, 100, 3, key="sweep-seeds")
         parallel.number_input("Runs at a time", 1, 256, side_by_side(), key="sweep-parallel")
         for column, (name, default) in zip(st.columns(len(LISTED)), LISTED.items(), strict=True):
-            column.text_input(name, default, placeholder=value_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
+            column.text_input(name, default, placeholder=exact_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
         pairs, more = st.columns(2)
         pairs.text_input(
             "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
@@ -216,7 +216,7 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     lines = rows(sweep, found)
     body = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in swept)
+        + "".join(f"<td>{escape(exact_text(row[name]))}</td>" for name in swept)
         + f"<td>{links(row, found)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
         + "</tr>"

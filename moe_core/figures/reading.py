@@ -68,10 +68,12 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
     """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
 
     Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
-    in `who`, after a slash, and may be told from another hand's between them.
+    in `who`, after a slash, and may be told from another hand's between them. One that ended where it began, before any
+    of its values acted by itself, is none. Nor is what autobalance decided after a step for the next, until that acts.
     """
     told: list[Any] = []
     drags: dict[tuple[str, str], int] = {}
+    acted: dict[int, set[int | None]] = {}
     for change in changes:
         drag = (change.who, change.name)
         if "/" in change.who and drag in drags:
@@ -81,7 +83,9 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
         else:
             drags[drag] = len(told)
             told.append(change)
-    return told
+        acted.setdefault(drags[drag], set()).add(change.step)
+    moved = [c for at, c in enumerate(told) if c.value != c.previous or len(acted[at]) > 1]
+    return [c for c in moved if c.who != AUTOBALANCE or c.step is not None]
 
 
 def by_hand(source: Any) -> list[Any]:

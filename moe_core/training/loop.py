@@ -19,7 +19,17 @@ from moe_core.nn.models import asked_by, build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import no_room
-from moe_core.schema import AUTOBALANCE, METRICS, TASK_GRADIENT_EVERY, Column, Config, Knobs, check_knob, from_dict
+from moe_core.schema import (
+    AUTOBALANCE,
+    METRICS,
+    TASK_GRADIENT_EVERY,
+    Column,
+    Config,
+    Knobs,
+    check_knob,
+    from_dict,
+    value_text,
+)
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
@@ -240,7 +250,7 @@ class Trainer:
         if not done.finite:
             self.pause(
                 f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
-                f"update was left out; turn the learning rate down (now {self.knobs.lr:g}) and resume"
+                f"update was left out; turn the learning rate down (now {value_text(self.knobs.lr)}) and resume"
             )
         self.window.add(done.routings, batch.labels)
         self.autobalance.see(self.step, done.routings)

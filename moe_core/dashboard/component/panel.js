@@ -180,7 +180,7 @@ export class Panel {
     for (const { text, step } of changes) {
       const row = element("div", "moepanel-change", this.changes);
       element("span", "", row, text).title = text;
-      element("span", "moepanel-right", row, step === null ? "waiting" : `step ${step.toLocaleString("en")}`);
+      element("span", "moepanel-right", row, step === null ? (this.told.alive ? "waiting" : "not acted") : `step ${step.toLocaleString("en")}`);
     }
   }
 
