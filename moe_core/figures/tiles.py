@@ -18,8 +18,10 @@ from moe_core.figures.reading import (
     at,
     batch_sizes,
     chosen_expert,
+    held_busiest,
     last_change,
     last_step,
+    named_expert,
     probe_at,
     recent_share,
     rows_until,
@@ -262,11 +264,13 @@ def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[T
     favourite, lift = favourite_label(source, layer, step, e)
     partner, together = closest_partner(source, layer, step, e)
     label = "domain" if source.config.task == "text" else "class"
+    held = None if named_expert(source) is not None else held_busiest(source, layer)
+    since = (f"the busiest at step {held.step:,}",) if held else ()
     return [
         Tile(
             "expert_share", f"Expert {e + 1}, load share", number(100 * share_E[e], 1), "%",
             word=f"{number(share_E[e] * E)} × ideal" if known else "",
-            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps",),
+            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps", *since),
         ),
         Tile("expert_importance", "Importance", number(100 * importance, 1), "%", lines=(f"{number(importance * E)} × ideal",)),
         Tile("expert_rank", "Rank", f"{int((share_E > share_E[e]).sum()) + 1}" if known else NONE, f"of {E}", lines=("by load",)),
