@@ -61,6 +61,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     if status.state not in ALIVE and step is None:
         step = feed.last  # what the trainer took no more has not acted
     stand = feed.knobs if step is None else feed.knobs_at(step)
+    changes = listed(turned)
     return {
         "state": status.state,
         "colour": colour,
@@ -68,7 +69,8 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "alive": status.state in ALIVE,
         "layers": feed.config.layers,
         "knobs": [knob(name, feed.config, feed.started_knobs, stand, turned) for name in shown(feed.config, stand)],
-        "changes": listed(turned)[:LISTED],
+        "changes": changes[:LISTED],
+        "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
 

@@ -22,6 +22,7 @@ from moe_core.sweep import (
     TRAINS,
     Result,
     Sweep,
+    beside,
     cancel,
     ceiling_lines,
     detach,
@@ -33,6 +34,7 @@ from moe_core.sweep import (
     notes,
     open_sweep,
     pairs_of,
+    paper_columns,
     progress,
     results,
     rows,
@@ -212,19 +214,21 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     """A row a cell: mean and spread over seeds, the paper's figure where the weights are its, its runs as links."""
     labels = measures(sweep.plan.config.task)
     swept = sweep.plan.swept
-    head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values()])
     lines = rows(sweep, found)
+    apart = paper_columns(lines)
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values(), *apart.values()])
     body = "".join(
         "<tr>"
         + "".join(f"<td>{escape(exact_text(row[name]))}</td>" for name in swept)
         + f"<td>{links(row, found)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
+        + "".join(f'<td data-measure="{name}">{beside(row, name)}</td>' for name in apart)
         + "</tr>"
         for row in lines
     )
     foot = "".join(
         f'<tr><td colspan="{len(swept) + 1}">{words[:1].upper()}{words[1:]}</td>'
-        + "".join(f"<td>{figure(highest[name]) if name in highest else ''}</td>" for name in labels)
+        + "".join(f"<td>{figure(highest[name]) if name in highest else ''}</td>" for name in [*labels, *apart])
         + "</tr>"
         for words, highest in ceiling_lines(sweep.plan, lines)
     )
@@ -237,10 +241,8 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
 
 def beside_paper(row: dict[str, Any], name: str) -> str:
     """A cell of the table: mean and spread, and the paper's figure, small. The mark says in a hover what it means."""
-    paper, mark = row.get(f"paper_{name}"), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
-    return escape(measured(row, name)).replace(AHEAD, mark) + (
-        "" if paper is None else f"<small>paper {figure(paper)}</small>"
-    )
+    paper, mark = beside(row, name), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
+    return escape(measured(row, name)).replace(AHEAD, mark) + (f"<small>paper {paper}</small>" if paper else "")
 
 
 def links(row: dict[str, Any], found: Sequence[Result]) -> str:

@@ -70,13 +70,23 @@ def parts_of(run: Any) -> list[Part]:
             [Rows(("knob", "at the start", "at the end"), [(n, value_text(v), value_text(stands[n])) for n, v in started.items()])],
         ),
         Part("What was turned", [changes(run)]),
-        Part("Evaluations", [evaluations(run)]),
+        Part(f"Evaluations{of_all(EVALS, len(run.evals()))}", [evaluations(run)]),
         Part("Figures", list(figures)),
     ]  # fmt: skip
     texts = [(e.step, e.text) for e in run.evals() if e.text]
     if texts:
-        found.append(Part("Samples", [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]]))
+        found.append(
+            Part(
+                f"Samples{of_all(SAMPLES, len(texts), 'the last ')}",
+                [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]],
+            )
+        )
     return found
+
+
+def of_all(most: int, there: int, which: str = "") -> str:
+    """What a heading adds where only some are shown: ": 25 of 60"."""
+    return f": {which}{most} of {there:,}" if there > most else ""
 
 
 def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:

@@ -47,6 +47,7 @@ from moe_core.figures.reading import (
     read_probe,
     recent_share,
     rows_until,
+    share_at_end,
 )
 from moe_core.schema import METRICS, TASKS
 
@@ -68,7 +69,9 @@ class Entry(NamedTuple):
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
-    return {"steps": steps, "share_nE": share_nE} | common(source, step, span)
+    return {"steps": steps, "share_nE": share_nE, "now_E": share_at_end(source, layer, span).tolist()} | common(
+        source, step, span
+    )
 
 
 def read_balance(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

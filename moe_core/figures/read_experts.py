@@ -17,6 +17,7 @@ from moe_core.figures.reading import (
     over_time,
     read_probe,
     recent_share,
+    share_at_end,
 )
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
@@ -44,9 +45,10 @@ def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int 
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
     _, importance_nE = over_time(source, "importance_share", layer, span, bins)
     chosen = chosen_expert(source, layer, last_step(source) if step is None else step)
-    return {"steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen} | common(
-        source, step, span
-    )
+    now = float(share_at_end(source, layer, span)[chosen])
+    return {
+        "steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen, "now": now,
+    } | common(source, step, span)  # fmt: skip
 
 
 def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

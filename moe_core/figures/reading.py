@@ -182,6 +182,12 @@ def chosen_expert(source: Any, layer: int, step: int | None) -> int:
     return int(np.argmax(np.nan_to_num(share_E)))
 
 
+def share_at_end(source: Any, layer: int, span: Span) -> Array:
+    """recent_share() at the end of the steps that a chart shows."""
+    last = last_step(source)
+    return recent_share(source, layer, last if span is None else min(last, math.ceil(span[1])))
+
+
 def named_expert(source: Any) -> int | None:
     """The expert that a person chose, from 0; None for the busiest."""
     named = str(getattr(source, "options", {}).get("expert", ""))

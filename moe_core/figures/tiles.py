@@ -12,7 +12,7 @@ import numpy as np
 
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.paper import Array, percent
-from moe_core.figures.read_compare import offsets_of, runs_of
+from moe_core.figures.read_compare import last_shared, offsets_of, runs_of
 from moe_core.figures.reading import (
     RECENT,
     at,
@@ -334,16 +334,17 @@ def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
 def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
     """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
 
-    step: one of the first run. The others are read where the charts mark them, the same step or as long after their own
-    fork, and say so where that is another step.
+    step: one of the first run; None: the last that all of them have. The others are read where the charts mark them, the
+    same step or as long after their own fork, and say so where that is another step.
     """
     sources = runs_of(source)
     offsets = offsets_of(source)
-    first = last_step(source) if step is None else min(step, last_step(source))
+    shared = offsets[0] + last_shared(sources, offsets)
+    first = shared if step is None else min(step, last_step(source))
     tiles = []
     for letter, one, offset in zip(LETTERS, sources, offsets, strict=False):
         last = last_step(one)
-        there = last if step is None else first - offsets[0] + offset
+        there = first - offsets[0] + offset
         here = min(there, last)
         cv = at(one, "cv_load", min(layer, one.config.layers - 1), here)
         heldout = heldout_tile(one, here)
@@ -353,6 +354,7 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         word = word_at(one, min(layer, one.config.layers - 1), here)
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
+            when += ", the last of all" if step is None and here < last else ""
             lines: tuple[str, ...] = (f"held-out {line}", when)
             tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines))
             continue

@@ -211,6 +211,14 @@ def test_what_a_run_that_ended_took_no_more_has_not_acted(writer: RunWriter, fee
     assert (knobs_of(told)["w_load"]["value"], knobs_of(told)["noise"]["value"]) == (0.00083249, 1.0)
 
 
+def test_a_list_that_is_cut_says_how_many_it_leaves_out(feed: Feed) -> None:
+    for at in range(11):
+        feed.run.turn(who="script", noise=2 - at / 100)
+        feed.refresh(now=True)
+        told = panel(feed)
+        assert (len(told["changes"]), told["earlier"]) == (min(at + 1, 8), max(0, at - 7))
+
+
 def test_a_drag_that_ends_where_it_began_is_none_unless_it_acted_meanwhile(writer: RunWriter, feed: Feed) -> None:
     for value in (2, 1):
         act(feed.run, {"turn": {"noise": value}, "gesture": "abc"})

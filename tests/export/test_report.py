@@ -137,6 +137,23 @@ def test_an_animation_by_another_name_or_without_ffmpeg_is_refused_in_one_line(r
     assert not list(tmp_path.iterdir())
 
 
+def test_what_is_not_shown_in_full_says_so(tmp_path):
+    from moe_core.runs import Batch, create_run, open_run
+    from moe_core.schema import Config, Knobs
+
+    for name, many in (("few", 5), ("many", 60)):
+        writer = create_run(tmp_path / name, Config(), Knobs(), probe={"tokens": np.zeros(4, np.uint8)})
+        metrics = {"bits_per_byte": 2.0, "perplexity": 4.0}
+        writer.commit(Batch(0, np.empty((0, 0)), evals=[(50 * i, metrics, "text") for i in range(1, many + 1)]))
+        writer.finish("stopped")
+        parts = {part.title: part.content for part in parts_of(open_run(tmp_path / name))}
+        if name == "few":
+            assert {"Evaluations", "Samples"} <= set(parts)
+        else:
+            assert len(parts["Evaluations: 25 of 60"][0].rows) == 25
+            assert len(parts["Samples: the last 5 of 60"]) == 5
+
+
 def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
     from moe_core.runs import Batch, create_run, open_run
     from moe_core.schema import Config, Knobs, layout
