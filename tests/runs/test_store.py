@@ -254,7 +254,7 @@ sys.path.insert(0, sys.argv[2])
 from moe_core.runs import open_run
 run = open_run(__import__("pathlib").Path(sys.argv[1]))
 for i in range(250):
-    run.turn(who=sys.argv[3], noise=i / 100)
+    run.turn(who=sys.argv[3], noise=(4 * i + int(sys.argv[3])) / 1000)  # no two alike: the same value again is no turn
 """
 
 
@@ -277,7 +277,7 @@ def test_a_thousand_turns_by_four_processes_beside_a_trainer_and_none_is_lost(tm
     changes = run.knob_changes()
     assert len(changes) == 1000
     for who in "0123":
-        assert [c.value for c in changes if c.who == who] == [i / 100 for i in range(250)]
+        assert [c.value for c in changes if c.who == who] == [(4 * i + int(who)) / 1000 for i in range(250)]
     assert all(after.previous == before.value for before, after in itertools.pairwise(changes))
     assert verify(run) == []
 
@@ -406,6 +406,23 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
     assert found is not None
     assert found[0] == 1
     np.testing.assert_array_equal(found[1]["e"], [1])
+    run.close()
+    writer.finish("stopped")
+
+
+def test_the_choices_that_churn_compares_are_never_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1_000_000.0]
+    monkeypatch.setattr(time, "time", lambda: now[0])
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    for step in range(50, 5050, 50):
+        now[0] += 0.1 if step != 2500 else 3e7  # a clock that jumps a year
+        taken = [(step, kind, {"experts": np.zeros((1, 1, 1), np.uint8)}) for kind in ("choices", "probe")]
+        writer.commit(Batch(step, rows(step, 0), snapshots=taken))
+    now[0] += 3e7
+    writer.commit(Batch(5000, rows(5000, 0)))
+    run = open_run(tmp_path / "a")
+    assert run.snapshots("choices").tolist() == list(range(50, 5050, 50))
+    assert len(run.snapshots("probe")) < 100
     run.close()
     writer.finish("stopped")
 
