@@ -23,10 +23,11 @@ from moe_core.verdicts import (
     decided,
     even_without_a_loss,
     fed,
+    gate_alone,
     kept_two,
     more_experts,
-    noisy,
     nothing_taught,
+    parted_in_noise,
     quiet,
     recovered_by,
     sparse,
@@ -79,7 +80,8 @@ LESSONS = (
         (
             Stage(
                 "Train on the plane",
-                "The plane is divided among the experts within seconds, and the borders keep moving while the model learns.",
+                "The plane is divided among the experts within seconds, and the borders keep moving while the model learns. A "
+                "balancing loss, which lesson 6 explains, keeps all of them in use.",
                 sparse,
                 {"k": 2},
                 task="plane",
@@ -107,9 +109,10 @@ LESSONS = (
         (
             Stage(
                 "Train with all 8 experts and no noise",
-                "The mean first gate starts near 1/8 and rises as the gate makes up its mind, within about 150 steps.",
+                "The mean first gate starts near 1/8 and rises as the gate makes up its mind, within about 100 steps. No balancing "
+                "loss acts.",
                 decided,
-                {"k": 8, "noise": 0.0},
+                {"k": 8, "noise": 0.0} | NO_LOSSES,
                 task="plane",
             ),
         ),
@@ -130,9 +133,9 @@ LESSONS = (
         (
             Stage(
                 "Train with all 8 experts",
-                "Every column of the gate picture is full: eight gates a token.",
+                "Every column of the gate picture is full: eight gates a token. No balancing loss acts.",
                 decided,
-                {"k": 8, "noise": 0.0},
+                {"k": 8, "noise": 0.0} | NO_LOSSES,
                 task="plane",
             ),
             Stage("Keep 2", "Six of eight gates vanish from every column at once.", kept_two, {"k": 2}),
@@ -159,8 +162,15 @@ LESSONS = (
         ("noise", "k"),
         ("load_share", "regions"),
         (
-            Stage("Train with noise 2", "The load of all experts stays together while the noise outweighs what was learnt.", noisy, {"noise": 2.0}, task="plane"),
-            Stage("Turn the noise off", "The lines part or hold still: now the gate alone decides.", quiet, {"noise": 0.0}),
+            Stage(
+                "Train with noise 4 and no losses",
+                "The first steps are even: noise alone routes. Within about 50 steps the lines part all the same. Noise gives every expert "
+                "a try; it does not hold the balance.",
+                parted_in_noise,
+                {"noise": 4.0} | NO_LOSSES,
+                task="plane",
+            ),
+            Stage("Turn the noise off", "Now the gate alone decides, and the lines part further.", gate_alone, {"noise": 0.0}),
         ),
         "Why does the gate start with all weights at zero?",
         "All logits tie, so the first batches are routed by noise alone, which is about balanced: no expert starts ahead.",
@@ -178,7 +188,7 @@ LESSONS = (
         (
             Stage(
                 "Train with 64 experts",
-                "512 tokens a step are spread over 64 experts, 16 for each if all get the same; the bars show who gets more or less.",
+                "512 tokens a step are spread over 64 experts, 16 for each if all get the same; the bars show who gets more or less. A balancing loss brings them near that.",
                 starved,
                 {"k": 2},
                 task="plane",
@@ -195,13 +205,13 @@ LESSONS = (
         "Left alone, a gate favours the experts that are already good; they get more tokens, learn faster, and are favoured more. "
         "Soon a few take everything: the gate has collapsed. The importance of an expert is the sum of its gates over a batch. The "
         "importance loss is the squared coefficient of variation of these sums, times a weight: 0 when all are equal, E − 1 when one "
-        "expert has everything. The order matters: a gate that was balanced first does not collapse when released.",
+        "expert has everything.",
         r"L_{importance}(X) = w_{importance} \cdot CV\Big(\sum_{x \in X} G(x)\Big)^2",
         ("noise", "k", "w_importance"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "A few lines climb and the others sink: in layer 2 within about 60 steps, in layer 1 within about 300.", collapsed, NO_LOSSES, task="text"),
-            Stage("Turn w_importance to 1", "The lines come together again: CV(importance) is below 0.4 within about 50 steps.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
+            Stage("Train without losses", "A few lines climb and the others sink: CV(load) passes 1 in layer 2 within about 50 steps, in layer 1 within about 150.", collapsed, NO_LOSSES, task="text"),
+            Stage("Turn w_importance to 1", "The lines come together again: CV(importance) is below 0.4 within about 20 steps.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
         ),
         "What are the smallest and the largest value of CV(importance)² with 16 experts?",
         "0 when all importances are equal, and E − 1 = 15 when one expert has all of it.",
@@ -219,9 +229,9 @@ LESSONS = (
         ("noise", "k", "w_importance", "w_load"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate of layer 2 collapses within about 60 steps, as in the lesson before.", collapsed, NO_LOSSES, task="text"),
-            Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 within about 50 steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
-            Stage("Turn the noise off", "The two curves of smooth load and hard count become one, and the load loss loses its hold.", quiet, {"noise": 0.0}),
+            Stage("Train without losses", "The gate of layer 2 collapses within about 50 steps, as in the lesson before.", collapsed, NO_LOSSES, task="text"),
+            Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 within about 30 steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
+            Stage("Turn the noise off", "The load loss stops acting, and CV(load) creeps up: from about 0.2 to about 0.4 within 100 steps.", quiet, {"noise": 0.0}),
         ),
         "Why does the load loss do nothing when the noise knob is at 0?",
         "Without noise the chance of a selection is 0 or 1; its gradient is 0 everywhere, so there is nothing to follow.",
@@ -238,7 +248,7 @@ LESSONS = (
         ("strategy", "bias_speed", "k"),
         ("load_share", "balance"),
         (
-            Stage("Train without losses", "The gate of layer 2 collapses once more, within about 60 steps.", collapsed, NO_LOSSES, task="text"),
+            Stage("Train without losses", "The gate of layer 2 collapses once more, within about 50 steps.", collapsed, NO_LOSSES, task="text"),
             Stage(
                 "Switch to loss-free",
                 "Within about 150 steps the load is even, while the loss is the task's alone.",

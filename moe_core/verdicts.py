@@ -127,10 +127,22 @@ def nothing_taught(source: Any, layer: int) -> Verdict:
     )
 
 
-def noisy(source: Any, layer: int) -> Verdict:
-    scale, gate = recent(source, "noise_scale", layer), recent(source, "top1_gate", layer)
+def parted_in_noise(source: Any, layer: int) -> Verdict:
+    scale, first, now = recent(source, "noise_scale", layer), at_start(source, "cv_load", layer), recent(source, "cv_load", layer)  # fmt: skip
     return waiting(source) or Verdict(
-        scale > 0.5, f"The noise spreads each logit by {scale:.2f}; the mean first gate is {gate:.2f}."
+        scale > 0.5 and first < BALANCED < now,
+        f"The noise spreads each logit by {scale:.2f}. CV(load) was {first:.2f} at step 1 and is {now:.2f}"
+        + (": noise alone does not hold it." if now > BALANCED else f"; apart is above {BALANCED:g}."),
+    )
+
+
+def gate_alone(source: Any, layer: int) -> Verdict:
+    scale, now = recent(source, "noise_scale", layer), recent(source, "cv_load", layer)
+    return waiting(source) or Verdict(
+        scale == 0,
+        f"No noise is left: each token goes where its clean logits say. CV(load) is {now:.2f}."
+        if scale == 0
+        else f"The noise still spreads each logit by {scale:.2f}.",
     )
 
 

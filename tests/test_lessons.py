@@ -62,13 +62,14 @@ CASES = [
     (2, 1, Source(first={"top1_gate": 0.125}, top1_gate=0.5), Source(top1_gate=0.13), "is 0.50; undecided would be 0.125"),
     (3, 2, Source(counts=EVEN), Source(counts=4 * EVEN), "2 gates of each token"),
     (3, 3, Source(task_gradient=0.0, grad_norm=2.0), Source(task_gradient=0.05, grad_norm=2.0), "on the gate is 0. The whole gradient is 2."),
-    (4, 1, Source(noise_scale=1.4, top1_gate=0.6), Source(noise_scale=0.1, top1_gate=0.6), "by 1.40"),
-    (4, 2, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),
+    (4, 1, Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.7), Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.3), "was 0.05 at step 1 and is 0.70"),
+    (4, 2, Source(noise_scale=0.0, cv_load=1.4), Source(noise_scale=0.7, cv_load=1.4), "is 1.40"),
     (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "= 8 of 64 tokens"),
     (5, 2, Source(counts=4 * EVEN), Source(counts=EVEN), "sees 64 tokens"),
     (6, 1, Source(cv_load=1.9, counts=ONE_HAS_ALL), Source(cv_load=0.9, counts=EVEN), "collapsed onto 2 of 8"),
     (6, 2, Source(cv_importance=0.2, knobs=Knobs(w_importance=1.0, w_load=0.0)), Source(cv_importance=0.2), "is 0.20 with w_importance 1"),
-    (7, 2, Source(cv_load=0.2, knobs=Knobs(w_importance=0.0)), Source(cv_load=0.5, knobs=Knobs(w_importance=0.0)), "with w_load 0.1"),
+    (7, 2, Source(cv_load=0.2, knobs=Knobs(w_importance=0.0, w_load=0.1)), Source(cv_load=0.5, knobs=Knobs(w_importance=0.0, w_load=0.1)), "with w_load 0.1"),
+    (7, 3, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),
     (8, 2, Source(cv_counts=0.2, effective_experts=7.8, loss=2.0, task_loss=2.0), Source(cv_counts=0.2, effective_experts=7.8, loss=2.1, task_loss=2.0), "7.8 of 8"),
 ]  # fmt: skip
 

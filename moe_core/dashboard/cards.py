@@ -22,8 +22,8 @@ def cards() -> None:
     st.title("See a Mixture of Experts balance itself", anchor=False)
     st.markdown(
         "Choose what it learns. Both balancing losses start at 0, so within seconds the gate collapses onto a few experts. "
-        "Then turn **w_importance** or **w_load** up, and watch it recover. The order matters: "
-        "a gate that was balanced first does not collapse when it is released."
+        "Then turn **w_importance** or **w_load** up, and watch it recover. Turn them back to 0, and the load drifts apart "
+        "again, most of all soon after the start."
     )
     for column, (task, text) in zip(st.columns(3, gap="medium"), CARDS.items(), strict=True):
         with column.container(border=True, height="stretch"):

@@ -90,7 +90,7 @@ class Config:
         0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=256
     )
     d_model: int = setting(64, "width of a token", low=1, high=4096)
-    d_hidden: int = setting(128, "width of an expert's hidden layer", low=1, high=16384)
+    d_hidden: int = setting(32, "width of an expert's hidden layer", low=1, high=16384)
     layers: int = setting(2, "MoE layers", low=1, high=4)
     tokens: int = setting(1024, "tokens in a training batch", low=1, high=65536)
     context: int = setting(
@@ -141,10 +141,15 @@ class Knobs:
     )
     k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
     w_importance: float = setting(
-        0.1, "weight of the importance loss", low=0.0, high=1.0, scale="log0", strategies=("paper", "strictly-balanced")
+        0.01,
+        "weight of the importance loss",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=("paper", "strictly-balanced"),
     )
     w_load: float = setting(
-        0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0", strategies=("paper",)
+        0.01, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0", strategies=("paper",)
     )
     strategy: str = setting("paper", "how the experts are kept in balance", choices=tuple(STRATEGIES))
     weigh: str = setting(
