@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add
+from moe_core.commands.common import add, real_flag, whole_flag
 from moe_core.schema import Config, Knobs
 
 
@@ -18,11 +18,13 @@ def declare(commands: Any) -> None:
         ("d-hidden", Config.d_hidden),
         ("num-experts", Config.num_experts),
     ):
-        sizes.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    sizes.add_argument("--k", type=int, default=Knobs.k, help=f"default {Knobs.k}")
+        sizes.add_argument(f"--{name}", type=whole_flag, default=default, help=f"default {default}")
+    sizes.add_argument("--k", type=whole_flag, default=Knobs.k, help=f"default {Knobs.k}")
     sizes.add_argument("--device", default="auto")
-    sizes.add_argument("--threads", type=int, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)")
-    sizes.add_argument("--seconds", type=float, default=1.0, help="time for each batch size (default 1)")
+    sizes.add_argument(
+        "--threads", type=whole_flag, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)"
+    )
+    sizes.add_argument("--seconds", type=real_flag, default=1.0, help="time for each batch size (default 1)")
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
