@@ -12,6 +12,7 @@ from moe_core.schema import Config, Knobs
 def declare(commands: Any) -> None:
     bench = add(commands, "bench", bench_command, "measure the MoE layer beside its peers, or by batch size", run=False)
     bench.add_argument("what", choices=("layer", "batch"))
+    bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     sizes = bench.add_argument_group("the layer that batch measures")
     for name, default in (
         ("d-model", Config.d_model),
@@ -36,4 +37,4 @@ def bench_command(arguments: argparse.Namespace) -> int:
         return int(batch(arguments))
     from benchmarks.layer import main as layer
 
-    return int(layer(["--json"] if arguments.json else []))
+    return int(layer(["--json"] * arguments.json + ["--quick"] * arguments.quick))
