@@ -277,7 +277,7 @@ def main(words: list[str]) -> int:
     within, most, healthy = HELP_WITHIN, 10**9, HEALTHY_FOR
     if given.quick:
         config, given.state = replace(config, **SMALL), QUICK
-        within = most = healthy = 60
+        within, most, healthy = 60, 120, 60  # a state's numbers are means of a hundred steps
     data = load(config)
     tell = lambda line: print(line, file=sys.stderr if given.json else sys.stdout, flush=True)
     asked = lambda names: [name for name in names if name in given.state]

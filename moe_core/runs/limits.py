@@ -25,7 +25,7 @@ SIDE = 4 << 20  # sweep.json, ablation.json, a measurement: the largest that we 
 TAIL = 4 << 10  # the end of a log, of which the last line is shown
 # Bytes of what a person names.
 SCRIPT = 4 << 20  # some 100,000 turns
-CSV = 1 << 28  # MNIST as CSV has 0.1 GB; in memory each cell takes some ten times what it takes in the file
+CSV = 200 << 20  # MNIST as CSV has 0.1 GB; reading one takes 25 times that in memory
 NPZ = 1 << 30
 VALUES = 1 << 27  # numbers of a table: 1 GB as float64; MNIST has 55 million
 DOMAIN = 1 << 28  # one --text

@@ -63,7 +63,7 @@ def read_script(text: str, config: Config, knobs: Knobs) -> Script:
 def _changes(words: list[str], config: Config, knobs: Knobs, after: int) -> Script:
     """One line's changes."""
     try:
-        step = whole(words[0] if words[1:] else "")
+        step = whole(words[0] if words[1:] and words[0].isdigit() else "")
     except ValueError:
         given = shortened(" ".join(words), 80)
         raise ValueError(f"wanted a step and changes, such as 120 noise=0.5 k=1, got {given!r}") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
 
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
@@ -62,8 +63,8 @@ def kept(sizes: dict[int, int]) -> set[int]:
 
 def there(folder: Path) -> dict[int, Path]:
     """The checkpoints of a run by their step, the newest first; whether they are whole is seen when one is read."""
-    found = {int(path.stem.split("-")[1]): path for path in folder.glob("checkpoint-*.pt")}
-    return dict(sorted(found.items(), reverse=True))
+    named = ((checkpoint_step(path), path) for path in folder.glob("checkpoint-*.pt"))
+    return dict(sorted(((step, path) for step, path in named if step is not None), reverse=True))
 
 
 def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:

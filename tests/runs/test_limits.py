@@ -15,6 +15,7 @@ import pytest
 
 from moe_core.runs import Ablation, StoreError, last_words, limits, open_run, read_ablation, verify, write_ablation
 from moe_core.runs.ablation import NAME
+from moe_core.runs.branch import link_checkpoints
 from moe_core.runs.measuring import measured
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import make_plan, make_sweep, open_sweep, sweep_ids
@@ -224,6 +225,20 @@ def test_a_checkpoint_that_swells_is_refused_whatever_its_sum(tmp_path: Path) ->
     path.with_name(path.name + ".sha256").write_text(checkpoint._sha256(path))
     with pytest.raises(ValueError, match="unpacks to more than it holds"):
         checkpoint.read(path)
+
+
+def test_a_checkpoint_is_known_by_a_name_of_ours_only(tmp_path: Path) -> None:
+    source, fork = tmp_path / "a", tmp_path / "b"
+    source.mkdir()
+    fork.mkdir()
+    whole = checkpoint.write(source, 30, {"step": 30})
+    for name in ("checkpoint-best.pt", "checkpoint-٣٣٣٣٣٣٣٣٣.pt", f"checkpoint-{'9' * 200}.pt", "checkpoint-3.pt"):
+        (source / name).write_bytes(whole.read_bytes())
+    (source / "checkpoint-000000020.pt").symlink_to(whole)
+    os.mkfifo(source / "checkpoint-000000010.pt")
+    assert list(checkpoint.there(source)) == [30, 20, 10]
+    link_checkpoints(source, fork, 40)
+    assert sorted(path.name for path in fork.iterdir()) == [whole.name, whole.name + ".sha256"]
 
 
 def test_what_an_archive_holds_is_known_without_unpacking_it() -> None:

@@ -64,7 +64,7 @@ def test_files_too_large_for_the_memory_are_refused_before_they_are_read(tmp_pat
         (tmp_path / name).touch()
         os.truncate(tmp_path / name, 5 << 30 if name.startswith("own") else 200 << 20)
     with memory(512 << 20):
-        for name, says in (("own.csv", "more than 268 MB"), ("own.npz", "more than 1.1 GB")):
+        for name, says in (("own.csv", "more than 210 MB"), ("own.npz", "more than 1.1 GB")):
             with pytest.raises(ValueError, match=says):
                 load(Config.for_task("digits", data=str(tmp_path / name)))
         for name in ("own.txt", "folder"):
