@@ -144,7 +144,7 @@ def read_json(text: str | bytes, finite: bool = True) -> Any:
 
 
 def _whole(word: str) -> int:
-    if len(word) > 20 or not -(2**63) <= int(word) < 2**63:
+    if len(word) > 20 or not -(2**63) <= int(word) < 2**64:
         raise ValueError(f"{word[:20]} is a number beyond 64 bits")
     return int(word)
 

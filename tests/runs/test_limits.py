@@ -128,7 +128,7 @@ def test_an_ablation_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_sweep_of_more_runs_than_one_may_have_is_refused(tmp_path: Path) -> None:
     sweep = make_sweep(make_plan(Config.for_task("plane", steps=1), Knobs(), {"noise": [1.0]}), tmp_path, "many")
     path = sweep.folder / "sweep.json"
-    told = json.loads(path.read_text())
+    told = {name: value for name, value in json.loads(path.read_text()).items() if name != "sum"}
     path.write_text(json.dumps(told | {"cells": told["cells"] * 1001}))
     with pytest.raises(StoreError, match="1 to 1000 runs, not 1001"):
         open_sweep("many", tmp_path)
@@ -144,7 +144,7 @@ def test_a_sweep_of_more_runs_than_one_may_have_is_refused(tmp_path: Path) -> No
         ("[-Infinity]", "no finite number"),
         ("1e999", "no finite number"),
         ("9" * 400, "beyond 64 bits"),
-        (str(2**63), "beyond 64 bits"),
+        (str(2**64), "beyond 64 bits"),
         ('{"a": 1, "a": 2}', "given twice"),
         ('["\\udc00"]', "surrogates not allowed"),
         ("{", "Expecting"),
