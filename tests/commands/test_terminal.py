@@ -6,6 +6,8 @@ import json
 import os
 import pty
 import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +18,6 @@ from moe_core.__main__ import main
 from moe_core.commands import terminal
 from moe_core.commands.talk import WHY
 from moe_core.runs import open_run
-from tests.runs.test_store import record
 
 ROOT = Path(__file__).parents[2]
 MOE = shlex.join([sys.executable, "-m", "moe_core"])
@@ -144,9 +145,7 @@ def test_what_is_no_script_is_refused_in_a_line(script: str, says: str, tmp_path
 
 
 def test_a_long_reason_is_cut_where_it_is_read_and_shorter_in_the_list(tmp_path: Path, capsys) -> None:
-    import sqlite3
-
-    folder = record(tmp_path / "a")
+    folder = Path(shutil.copytree(ROOT / "tests/fixtures/v0.1/plane", tmp_path / "a"))  # whose state has no sum
     db = sqlite3.connect(folder / "run.db", isolation_level=None)
     db.execute("UPDATE state SET reason = ?", ("because " + "x" * 900_000 + " do this",))
     db.close()
