@@ -18,6 +18,7 @@ from moe_core.nn.balance import importance_loss, load_loss
 from moe_core.nn.layer import MoELayer
 
 SIZES = (64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
+QUICK = (64, 128)
 LONGEST = 4.0  # seconds for one step; a size that takes longer ends the series
 
 
@@ -55,7 +56,7 @@ def measure(layer: MoELayer, tokens: int, d_model: int, device: torch.device, se
 
 
 def main(options: argparse.Namespace) -> int:
-    """options: d_model, d_hidden, num_experts, k, device, threads (0: torch's own), seconds, json."""
+    """options: d_model, d_hidden, num_experts, k, device, threads (0: torch's own), seconds, json, quick."""
     if not 1 <= options.k <= options.num_experts:
         raise ValueError(f"k must be between 1 and num_experts={options.num_experts}, got {options.k}")
     device = torch.device("cpu" if options.device == "auto" else options.device)
@@ -66,16 +67,18 @@ def main(options: argparse.Namespace) -> int:
     layer = MoELayer(options.d_model, options.d_hidden, options.num_experts, options.k).to(device)
     machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device}, torch {torch.__version__}"
     names = ("d_model", "d_hidden", "num_experts", "k")
+    tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, options.seconds)
     if options.json:
         sizes = {name: getattr(options, name) for name in names}
         print(
-            json.dumps({"event": "start", "pid": os.getpid(), "sizes": SIZES, "machine": machine} | sizes), flush=True
+            json.dumps({"event": "start", "pid": os.getpid(), "sizes": tokens_of, "machine": machine} | sizes),
+            flush=True,
         )
     else:
         print(f"{machine}; one layer, forward + backward, float32")
         print(f"{'tokens':>8}{'per expert':>12}{'ms':>10}{'tokens/s':>12}{'rounds':>8}")
-    for tokens in SIZES:
-        took, rounds = measure(layer, tokens, options.d_model, device, options.seconds)
+    for tokens in tokens_of:
+        took, rounds = measure(layer, tokens, options.d_model, device, seconds)
         if options.json:
             found = {
                 "event": "size",

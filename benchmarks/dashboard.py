@@ -6,6 +6,7 @@ shares the machine's cores. Prints one JSON line.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -19,10 +20,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.runs import Run, list_runs, open_run
-from tests.browser.conftest import Server, stop_trainers
+from tests.browser.conftest import Server, end_trainers
 from tests.chromium import FLAGS, find
 
 STEP = "name => document.querySelector(`[data-figure=${name}]`)?.layout?.meta?.step ?? 0"
+CARDS = ("Digits", "Plane", "Text")  # knobs and charts are measured on the last
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -62,12 +64,13 @@ def family(root: int) -> list[int]:
 
 def browser_processes() -> list[int]:
     """Chromium's, among those that this process started."""
-    return [
-        pid
-        for pid in family(os.getpid())
-        if b"--disable-quic" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        or b"--type=" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    ]
+    found = []
+    for pid in family(os.getpid()):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            words = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"--disable-quic" in words or b"--type=" in words:
+                found.append(pid)
+    return found
 
 
 def click_to_charts(server: Server, browser: Browser, card: str) -> tuple[float, Run, Page]:
@@ -137,25 +140,29 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=30.0)
     parser.add_argument("--keys", type=int, default=20)
+    parser.add_argument("--quick", action="store_true", help="one card, two keys, two seconds, to see that it works")
     given = parser.parse_args(arguments)
+    cards, count, seconds = CARDS, given.keys, given.seconds
+    if given.quick:
+        cards, count, seconds = CARDS[-1:], 2, 2.0
     told: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
         server = Server(Path(runs))
         browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
         try:
-            for card in ("Digits", "Plane", "Text"):
+            for card in cards:
                 took, run, page = click_to_charts(server, browser, card)
                 told[f"click_{card.lower()}_s"] = round(took, 2)
-                if card == "Text":
+                if card == CARDS[-1]:
                     page.wait_for_timeout(4000)
-                    told |= keys(run, page, given.keys)
-                    told |= watching(server, page, browser_processes(), given.seconds)
+                    told |= keys(run, page, count)
+                    told |= watching(server, page, browser_processes(), seconds)
                 page.close()
-                stop_trainers(server.runs)
+                end_trainers(server.runs)
         finally:
             browser.close()
             server.kill()
-            stop_trainers(server.runs)
+            end_trainers(server.runs)
     print(json.dumps(told))
     return 0
 

@@ -102,6 +102,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="moe bench layer", description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="one JSON object a size instead of the table")
     parser.add_argument("--seconds", type=float, default=4.0, help="time for each size (default 4)")
+    parser.add_argument("--quick", action="store_true", help="the smallest size only, to see that it works")
     parser.add_argument("--allocator", choices=("kept", "default"), default="kept", help="kept: as in the trainer")
     options = parser.parse_args(argv)
     kept = options.allocator == "kept" and keep_memory()
@@ -116,8 +117,8 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{'tokens':>7}{'d':>6}{'h':>6}{'E':>5}{'k':>3}{'ours':>9}{'grouped':>9}{'dense':>9}{'grouped/ours':>14}{'dense/ours':>12}"
             )
-        for size in SIZES:
-            found = measure(size, options.seconds)
+        for size in SIZES[:1] if options.quick else SIZES:
+            found = measure(size, 0.0 if options.quick else options.seconds)
             if options.json:
                 names = dict(zip(("tokens", "d_model", "d_hidden", "num_experts", "k"), size, strict=True))
                 print(json.dumps(names | found | {"allocator": "kept" if kept else "default"}), flush=True)

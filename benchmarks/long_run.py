@@ -103,13 +103,14 @@ def read(folder: Path) -> dict[str, float]:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=1_000_000)
+    parser.add_argument("--quick", action="store_true", help="5,000 steps, to see that it works")
     parser.add_argument("--run", type=Path, help="a run that was written before, to be read again")
     given = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run or Path(scratch) / "long"
         began = time.perf_counter()
         if not (folder / "run.db").exists():
-            write(folder, Config(), given.steps)
+            write(folder, Config(), 5_000 if given.quick else given.steps)
         told = {"written_s": time.perf_counter() - began, "MB": (folder / "run.db").stat().st_size / 1e6}
         print(json.dumps({name: round(value, 2) for name, value in told.items()}))
         print(json.dumps(read(folder)))

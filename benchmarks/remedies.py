@@ -1,6 +1,6 @@
 """Does what the diagnosis offers help, and is it silent where nothing is wrong? On the real tasks, at their defaults.
 
-`OMP_NUM_THREADS=1 PYTHONPATH=. python benchmarks/remedies.py [--json]`, about half an hour. Three tables:
+`OMP_NUM_THREADS=1 python benchmarks/remedies.py [--json]`, about half an hour. Three tables:
 
 A gate is trained without help until CV(load) is above 1 and the diagnosis says so; then each remedy that it offers, of
 every layer and rule, is turned, each from the same weights, data and noise. A remedy works if CV(load), mean of ten
@@ -24,6 +24,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.diagnosis import Finding, diagnose
 from moe_core.nn.models import asked_by
@@ -74,6 +76,8 @@ OTHERS = {
 }  # fmt: skip
 TURNED_AT, FOUND_WITHIN = 600, 1200  # steps
 HEALTHY_FOR = 1000  # steps
+QUICK = ("weights 0", "capacity factor 0.5", "plane")
+SMALL = {"layers": 1, "tokens": 256, "context": 64, "d_model": 32, "d_hidden": 32}
 
 
 class Row(NamedTuple):
@@ -206,7 +210,8 @@ class Compared(NamedTuple):
     better: bool | None
 
 
-def compare(config: Config, data: Data, state: str, tell: Any) -> list[Compared]:
+def compare(config: Config, data: Data, state: str, tell: Any, most: int) -> list[Compared]:
+    """most: steps after which to look, if the state asks for more."""
     _, _, rule, aim, others, within = OTHERS[state]
     patient = found(config, data, state)
     if patient is None:
@@ -216,7 +221,7 @@ def compare(config: Config, data: Data, state: str, tell: Any) -> list[Compared]
     offers = {str(f.remedy): f.remedy for f in findings(patient) if f.rule == rule and f.remedy}
     for name, remedy in [("nothing", {}), *((rule, o) for o in offers.values()), *(("not offered", o) for o in others)]:
         patient.back(kept)
-        now = outcome(patient, remedy, within)
+        now = outcome(patient, remedy, min(within, most))
         better = getattr(now, aim) < getattr(rows[0].outcome, aim) if rows else None
         rows.append(Compared(state, name, remedy, now, better))
         numbers = f"{now.task_loss:.3f} | {now.held_out:.3f} | {now.cv_load:.2f} | {now.noise:.1f} | {now.dropped:.3f}"
@@ -240,7 +245,7 @@ def in_words(remedy: dict[str, float | str]) -> str:
     return ", ".join(f"{name} {value_text(value)}" for name, value in remedy.items())
 
 
-def measure(config: Config, data: Data, state: str, tell: Any) -> list[Row]:
+def measure(config: Config, data: Data, state: str, tell: Any, within: int) -> list[Row]:
     knobs, others = STATES[state]
     patient = collapsed(config, Knobs(**knobs), data)
     if patient is None:
@@ -251,7 +256,7 @@ def measure(config: Config, data: Data, state: str, tell: Any) -> list[Row]:
         words = in_words(remedy)
         if words not in done:
             patient.back(kept)
-            done[words] = tried(patient, remedy)
+            done[words] = tried(patient, remedy, within)
         rows.append(Row(state, rule, remedy, *done[words]))
         tell(f"| {state} | {rule} | {words} | {rows[-1].after or '–'} | {rows[-1].end:.2f} |")
     return rows
@@ -263,23 +268,30 @@ def main(words: list[str]) -> int:
     states = (*STATES, *OTHERS, *TASKS)
     parser.add_argument("--state", nargs="+", choices=states, default=states, metavar="STATE", help=", ".join(states))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--quick", action="store_true", help="a state of each table, a small model, to see that it works"
+    )
     given = parser.parse_args(words)
     torch.set_num_threads(1)
     config = Config.for_task("text", threads=1, eval_every=10**9, seed=given.seed)
+    within, most, healthy = HELP_WITHIN, 10**9, HEALTHY_FOR
+    if given.quick:
+        config, given.state = replace(config, **SMALL), QUICK
+        within, most, healthy = 60, 120, 60  # a state's numbers are means of a hundred steps
     data = load(config)
     tell = lambda line: print(line, file=sys.stderr if given.json else sys.stdout, flush=True)
     asked = lambda names: [name for name in names if name in given.state]
     if evened := asked(STATES):
         tell("| collapsed with | rule | remedy | below 0.4 after, steps | CV(load) after 500 |\n|---|---|---|---|---|")
-        evened = [row for state in evened for row in measure(config, data, state, tell)]
+        evened = [row for state in evened for row in measure(config, data, state, tell, within)]
     if compared := asked(OTHERS):
         tell(
             "\n| state | rule | turned | task loss | held-out | CV(load) | noise / spread | dropped |\n|---|---|---|---|---|---|---|---|"
         )
-        compared = [row for state in compared for row in compare(config, data, state, tell)]
+        compared = [row for state in compared for row in compare(config, data, state, tell, most)]
     if told := asked(TASKS):
         tell("\n| task | seed | what is said |\n|---|---|---|")
-        told = [finding for task in told for finding in alarms(task, given.seed, tell)]
+        told = [finding for task in told for finding in alarms(task, given.seed, tell, healthy)]
     if given.json:
         print(json.dumps([row._asdict() for row in (*evened, *compared, *told)]))
     useless = [row for row in evened if row.rule != "not offered" and row.after is None]

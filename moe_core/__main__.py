@@ -7,15 +7,24 @@ Whatever is heavy is imported by the command that needs it: `runs` and `set` mus
 import os
 import sys
 
+try:
+    import fcntl  # noqa: F401
+except ImportError:  # before anything of ours that needs it is imported
+    sys.exit("moe: this system has no file locks (fcntl): MoEscope runs on Linux and macOS, on Windows in WSL")
+
 from moe_core.commands import FAMILIES
-from moe_core.commands.common import Parser, plain
+from moe_core.commands.common import Parser
+from moe_core.commands.terminal import complain, open_streams
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
+    open_streams(sys.argv if argv is None else argv)
     arguments = parser().parse_args(argv)
     try:
-        return int(arguments.run_command(arguments))
+        status = int(arguments.run_command(arguments))
+        sys.stdout.flush()  # a full disk below it is said here, not at exit
+        return status
     except ValueError as error:
         return complain(error)
     except BrokenPipeError:
@@ -24,11 +33,6 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         what = "; name a place that can be read and written" if isinstance(error, PermissionError) else ""
         return complain(f"{error.filename or ''}: {error.strerror or error}{what}".lstrip(": "))
-
-
-def complain(problem: object) -> int:
-    print(f"moe: {plain(str(problem))}", file=sys.stderr)
-    return 2
 
 
 def parser() -> Parser:

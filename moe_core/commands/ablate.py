@@ -8,13 +8,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, plain
+from moe_core.commands import terminal
+from moe_core.commands.common import add, plain, whole_flag
 from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
 def declare(commands: Any) -> None:
     ablate = add(commands, "ablate", ablate_command, "measure how much the held-out loss rises without each expert")
-    ablate.add_argument("--at", type=int, metavar="STEP", help="the checkpoint nearest to this step; else the last")
+    ablate.add_argument(
+        "--at", type=whole_flag, metavar="STEP", help="the checkpoint nearest to this step; else the last"
+    )
     ablate.add_argument("--out", metavar="FILE.csv", help="write the table there too")
 
 
@@ -22,7 +25,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import open_run, write_ablation
 
     run = open_run(arguments.run, arguments.runs)
-    live = not arguments.json and sys.stderr.isatty()
+    live = terminal.live(arguments.json)
 
     def progress(done: int, of: int) -> None:
         if live:

@@ -5,24 +5,27 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add
+from moe_core.commands.common import add, real_flag, whole_flag
 from moe_core.schema import Config, Knobs
 
 
 def declare(commands: Any) -> None:
     bench = add(commands, "bench", bench_command, "measure the MoE layer beside its peers, or by batch size", run=False)
     bench.add_argument("what", choices=("layer", "batch"))
+    bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     sizes = bench.add_argument_group("the layer that batch measures")
     for name, default in (
         ("d-model", Config.d_model),
         ("d-hidden", Config.d_hidden),
         ("num-experts", Config.num_experts),
     ):
-        sizes.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
-    sizes.add_argument("--k", type=int, default=Knobs.k, help=f"default {Knobs.k}")
+        sizes.add_argument(f"--{name}", type=whole_flag, default=default, help=f"default {default}")
+    sizes.add_argument("--k", type=whole_flag, default=Knobs.k, help=f"default {Knobs.k}")
     sizes.add_argument("--device", default="auto")
-    sizes.add_argument("--threads", type=int, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)")
-    sizes.add_argument("--seconds", type=float, default=1.0, help="time for each batch size (default 1)")
+    sizes.add_argument(
+        "--threads", type=whole_flag, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)"
+    )
+    sizes.add_argument("--seconds", type=real_flag, default=1.0, help="time for each batch size (default 1)")
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
@@ -34,4 +37,4 @@ def bench_command(arguments: argparse.Namespace) -> int:
         return int(batch(arguments))
     from benchmarks.layer import main as layer
 
-    return int(layer(["--json"] if arguments.json else []))
+    return int(layer(["--json"] * arguments.json + ["--quick"] * arguments.quick))

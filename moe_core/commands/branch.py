@@ -8,12 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, plain, report
+from moe_core.commands import terminal
+from moe_core.commands.common import add, plain, report, whole_flag
+from moe_core.schema import Config, parse_setting
 
 
 def declare(commands: Any) -> None:
     fork = add(commands, "fork", fork_command, "go on from a step of a run with some knobs turned, as a new run")
-    fork.add_argument("--at", required=True, type=int, metavar="STEP", help="the last step that both have in common")
+    fork.add_argument(
+        "--at", required=True, type=whole_flag, metavar="STEP", help="the last step that both have in common"
+    )
     fork.add_argument("--run-id", metavar="ID", help="the name of the new run's folder; made up if not given")
     fork.add_argument(
         "--steps", metavar="N", help="steps in all; 0 until stopped (default: the parent's, if above STEP)"
@@ -75,7 +79,7 @@ def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: 
     from moe_core.training.again import resume
 
     run = Run(folder)
-    goal = None if steps is None else int(steps) if steps.isdecimal() else steps
+    goal = None if steps is None else parse_setting(Config, "steps", steps)
     with telling(arguments, run.config) as teller:
 
         def tell(event: dict[str, Any]) -> None:
@@ -118,7 +122,7 @@ class Progress:
     """A bar on a terminal, nothing elsewhere; JSON lines when asked for."""
 
     def __init__(self, as_json: bool):
-        self.as_json, self.live, self.began = as_json, not as_json and sys.stderr.isatty(), time.monotonic()
+        self.as_json, self.live, self.began = as_json, terminal.live(as_json), time.monotonic()
 
     def tell(self, event: dict[str, Any]) -> None:
         if self.as_json:

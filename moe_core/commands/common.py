@@ -7,6 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from moe_core.commands.terminal import complain, plain
+from moe_core.schema import real, shortened, whole
+
 Command = Callable[[argparse.Namespace], int]
 
 
@@ -14,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     """argparse with one line for an error, as everywhere else."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"moe: {message}; see {self.prog} --help\n")
+        raise SystemExit(complain(f"{message}; see {self.prog} --help"))
 
 
 def add(commands: Any, name: str, command: Command, help: str, run: bool = True) -> argparse.ArgumentParser:
@@ -28,9 +31,22 @@ def add(commands: Any, name: str, command: Command, help: str, run: bool = True)
     return sub
 
 
-def plain(text: str, keep: str = "") -> str:
-    """Text of users as text: no line breaks (unless kept) and no escape codes reach the terminal."""
-    return "".join(c if c in keep or c.isprintable() else "?" if c not in "\n\r\t" else " " for c in text)
+def whole_flag(text: str) -> int:
+    """A flag's whole number."""
+    try:
+        return whole(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def real_flag(text: str) -> float:
+    """A flag's number, not infinite."""
+    try:
+        if math.isfinite(number := real(text)):
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number, got {shortened(text, 80)!r}")
 
 
 def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:

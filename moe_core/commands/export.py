@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, report, tell_damage
+from moe_core.commands import terminal
+from moe_core.commands.common import add, real_flag, report, tell_damage, whole_flag
+from moe_core.schema import whole
 
 
 def declare(commands: Any) -> None:
@@ -23,12 +25,14 @@ def declare(commands: Any) -> None:
     )
     made.add_argument("--figure", nargs="+", metavar="NAME", help="these figures only")
     made.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
-    made.add_argument("--scale", type=float, default=2.0, help="pixels of a PNG for each CSS pixel")
+    made.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
     made.add_argument("--theme", default="light", help="light or dark")
     made.add_argument("--title", help='instead of the figure\'s own; "" for none')
-    made.add_argument("--font", type=float, default=13.0, metavar="PX", help="size of the axes' type; all else follows")
-    made.add_argument("--layer", type=int, default=1, help="counted from 1")
-    made.add_argument("--at", type=int, metavar="STEP", help="as it stood at a step; else at the last")
+    made.add_argument(
+        "--font", type=real_flag, default=13.0, metavar="PX", help="size of the axes' type; all else follows"
+    )
+    made.add_argument("--layer", type=whole_flag, default=1, help="counted from 1")
+    made.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
     made.add_argument("--caption", action="store_true", help="a line below with run, step and version")
     made.add_argument(
         "--with", nargs="+", metavar="OTHER", default=[], dest="others", help="runs to compare with, at most three"
@@ -44,7 +48,7 @@ def declare(commands: Any) -> None:
         help="expert=3, or what the formula is asked: tokens, k, experts, devices",
     )
     made.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
-    made.add_argument("--seconds", type=float, default=10.0, help="how long the animation takes")
+    made.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
     told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
     told.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
 
@@ -95,7 +99,7 @@ def report_command(arguments: argparse.Namespace) -> int:
 
 def telling(arguments: argparse.Namespace) -> Callable[[int, int], None]:
     """Says how far it is: on a terminal in place, with --json as events."""
-    live = not arguments.json and sys.stderr.isatty()
+    live = terminal.live(arguments.json)
 
     def progress(done: int, of: int) -> None:
         if arguments.json:
@@ -117,9 +121,12 @@ def look_of(arguments: argparse.Namespace) -> Any:
     size = None
     if arguments.size:
         width, _, height = arguments.size.lower().partition("x")
-        if not (width.isdecimal() and height.isdecimal()):
-            raise ValueError(f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}")
-        size = (int(width), int(height))
+        try:
+            size = (whole(width), whole(height))
+        except ValueError:
+            raise ValueError(
+                f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}"
+            ) from None
     return Look(
         size=size,
         scale=arguments.scale,

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from moe_core.commands import terminal
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.commands.sweep_table import as_text, write_csv
 from moe_core.commands.train import add_settings
@@ -94,7 +95,7 @@ def whole(text: str | None, name: str, default: int) -> int:
     """A number of at least 1."""
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10_000:
+    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 10_000:
         raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
     return int(text)
 
@@ -132,7 +133,7 @@ class Teller:
 
     def __init__(self, as_json: bool):
         self.as_json, self.open = as_json, True
-        self.live = not as_json and sys.stderr.isatty()
+        self.live = terminal.live(as_json)
         self.began, self.first = time.monotonic(), None
 
     def tell(self, event: dict[str, Any]) -> None:
@@ -171,7 +172,7 @@ class Teller:
             f"{event['finished']} of {event['runs']} runs{failed} [{'#' * filled}{'.' * (20 - filled)}] {100 * share:.0f} %"
             + self.left(share)
         )
-        width = max(20, (os.get_terminal_size(sys.stderr.fileno()).columns or 80) - 1)
+        width = terminal.width()
         print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def left(self, share: float) -> str:

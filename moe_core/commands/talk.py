@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from moe_core.commands.common import add, plain, report
+from moe_core.schema import shortened
 
 COMMANDS = {
     "pause": "pause a run",
@@ -17,6 +18,7 @@ COMMANDS = {
 }
 # Seconds that a command waits for the trainer to say that it has obeyed: one may just be starting, on a busy machine.
 ACKNOWLEDGED_WITHIN = 60.0
+WHY = 200  # characters of a run's reason in the list
 
 
 def declare(commands: Any) -> None:
@@ -50,7 +52,8 @@ def runs_command(arguments: argparse.Namespace) -> int:
             told |= {"reason": one.reason, "bytes": one.size, "bytes_per_hour": round(one.growth)}
             print(json.dumps(told | {"hours_left": round(hours, 2) if one.growth and hours is not None else None}))
         else:
-            line = f"{one.id:32} {one.state:12} {one.step:>9} {task:8} {bytes_text(one.size):>8}  {one.problem or one.reason}"
+            why = shortened(one.problem or one.reason, WHY)
+            line = f"{one.id:32} {one.state:12} {one.step:>9} {task:8} {bytes_text(one.size):>8}  {why}"
             print(plain(line.rstrip()))
     if hours is not None and not arguments.json:
         print(f"\nall together {room_text(sum(one.size for one in there), growth, hours)}")
@@ -63,7 +66,7 @@ def set_command(arguments: argparse.Namespace) -> int:
     run = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
     must_train(run)
-    run.turn(who="command line", **changes)
+    run.turn("command line", changes)
     report(
         arguments,
         {"event": "set", "run": run.id, "knobs": changes},

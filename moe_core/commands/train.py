@@ -11,10 +11,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from moe_core.commands import terminal
 from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
-from moe_core.commands.common import add, plain, without_nan
+from moe_core.commands.common import add, plain, whole_flag, without_nan
 from moe_core.runs import checked_id, read_script
+from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.schema import (
     AHEAD,
     BALANCE,
@@ -34,8 +36,12 @@ def declare(commands: Any) -> None:
     train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
     train.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
     train.add_argument("--resume", metavar="RUN", help="go on with a run that was killed, stopped or finished")
-    train.add_argument("--script", metavar="FILE", help="turn knobs at given steps; `export` writes such a file")
-    train.add_argument("--lock", type=int, help=argparse.SUPPRESS)  # of --resume: held by whoever started us
+    train.add_argument(
+        "--script",
+        metavar="FILE",
+        help="turn knobs at given steps; `export` writes such a file; - reads it from a pipe",
+    )
+    train.add_argument("--lock", type=whole_flag, help=argparse.SUPPRESS)  # of --resume: held by whoever started us
     train.add_argument(
         "--on-alert", metavar="COMMAND", help="run this, without a shell, with each new finding as JSON on stdin"
     )
@@ -80,7 +86,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     config, knobs = settings_of(arguments)
     if arguments.run_id:
         checked_id(arguments.run_id)
-    script = read_script(script_text(Path(arguments.script)), config, knobs) if arguments.script else []
+    script = read_script(script_text(arguments.script), config, knobs) if arguments.script else []
     from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
@@ -103,14 +109,16 @@ def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]
             teller.alarm.close()
 
 
-def script_text(path: Path) -> str:
-    """What --script names; ValueError, with what a script is, for what is no text."""
+def script_text(name: str) -> str:
+    """What --script names, - being the standard input; ValueError, with what a script is, for what is no text."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        return read_given(Path("/dev/stdin" if name == "-" else name), SCRIPT).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        if isinstance(error, UnicodeDecodeError):
+            reason = "it is no text in UTF-8"
         raise ValueError(
-            f"--script {str(path)!r} cannot be read: {reason}; give a file with lines such as 120 noise=0.5 k=1"
+            f"--script {name!r} cannot be read: {reason}; give a file with lines such as 120 noise=0.5 k=1"
         ) from None
 
 
@@ -119,7 +127,7 @@ class Teller:
 
     def __init__(self, as_json: bool, config: Config):
         self.as_json, self.config, self.open = as_json, config, True
-        self.live = not as_json and sys.stderr.isatty()
+        self.live = terminal.live(as_json)
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
         self.comparable = True  # the last evaluation, with those of other strategies
@@ -165,7 +173,7 @@ class Teller:
             f"step {done}{bar}  loss {event['loss']:.3f} nats  CV(load) {event['cv_load']:.2f}  "
             f"CV(importance) {event['cv_importance']:.2f}  {event['steps_per_second']:.0f} steps/s{self.measured}"
         )
-        width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
+        width = terminal.width()
         print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def on_eval(self, event: dict[str, Any]) -> None:

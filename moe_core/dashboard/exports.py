@@ -34,7 +34,7 @@ from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import RUN_ID, StoreError, runs_folder
+from moe_core.runs import NO_WORDS, RUN_ID, StoreError, last_words, runs_folder
 
 ROOT = Path(__file__).parents[2]
 SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
@@ -76,9 +76,8 @@ class Work:
                 if event["event"] == "progress":
                     self.done, self.of = event["done"], max(event["of"], 1)
         if self.process.wait() and not self.stopped:
-            log = self.folder / "log"
-            lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-            self.error = lines[-1].removeprefix("moe: ") if lines else "The process that made it was ended."
+            words = last_words(self.folder, "log")
+            self.error = words.removeprefix("moe: ") if words != NO_WORDS else "The process that made it was ended."
         if self.stopped:
             self.error = "Cancelled. Nothing was kept."
         elif not self.error:

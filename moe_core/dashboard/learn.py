@@ -240,7 +240,7 @@ def act(number: int, at: int) -> None:
         return
     with looking(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
-            run.turn(who=f"lesson {number}", **stage.knobs)
+            run.turn(f"lesson {number}", stage.knobs)
             pressed().update((run.id, number, item) for item in stage.knobs.items())
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from moe_core.figures.reading import at, by_hand, gestures
 from moe_core.figures.tiles import heldout_tile, number, word_at
-from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words
+from moe_core.runs import COMMANDS, ENDED, NO_WORDS, Run, fork, is_alive, last_words
 from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
@@ -212,7 +212,7 @@ def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
         gesture = str(said.get("gesture", ""))
         if not isinstance(said["turn"], dict) or not re.fullmatch(r"\w{0,16}", gesture):
             raise ValueError("a turn that is not ours")
-        run.turn(who=f"dashboard/{gesture}" if gesture else "dashboard", **said["turn"])
+        run.turn(f"dashboard/{gesture}" if gesture else "dashboard", said["turn"])
         return {}
     if "fork" in said:
         return {"go": fork(run, int(said["fork"]), {}, who="dashboard")}
@@ -233,4 +233,4 @@ def chooser_entry(id: str, config: Config | None, created: float, state: str) ->
 
 def did_not_start(folder: Path) -> bool:
     """Whether a trainer has gone that never made its run: it said why, and nobody holds the lock."""
-    return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != "it printed nothing"
+    return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != NO_WORDS

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.export.fonts import width_of
+from moe_core.export.fonts import face, spaced, width_of
 from moe_core.export.marks import Line, Mark, Run, Sheet, Text, colour_of, moved
 from moe_core.export.marks import Path as Stroke
 from moe_core.export.svg import printable
@@ -118,24 +118,26 @@ class Paper:
 def wrapped(text: str, size: float, width: float, weight: int = 400, mono: bool = False) -> list[str]:
     """The text in lines no wider than `width`, broken at blanks, and within a word that is wider."""
 
-    def wide(words: str) -> float:
-        return width_of((Run(words, (0, 0, 0, 1.0), size, weight, mono),))
-
     lines = [""]
     for word in printable(text).replace("\n", " ").split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
-        if wide(joined) <= width:
+        if width_of((Run(joined, (0, 0, 0, 1.0), size, weight, mono),)) <= width:
             lines[-1] = joined
-            continue
-        if lines[-1]:
-            lines.append("")
-        while wide(word) > width and len(word) > 1:
-            fits = next(n for n in range(len(word) - 1, 0, -1) if n == 1 or wide(word[:n]) <= width)
-            lines[-1] = word[:fits]
-            word = word[fits:]
-            lines.append("")
-        lines[-1] = word
+        else:
+            lines[len(lines) - (not lines[-1]) :] = broken(Run(word, (0, 0, 0, 1.0), size, weight, mono), width)
     return lines
+
+
+def broken(word: Run, width: float) -> list[str]:
+    """A word in pieces no wider than `width`, each a letter or more. Every letter is measured once: a word may be long."""
+    pieces, start, used = list[str](), 0, 0.0
+    look = face(word.mono, word.weight)
+    for i, (letter, distance) in enumerate(spaced(word)):
+        if i > start and used + word.size * look.advance(letter) > width:
+            pieces.append(word.text[start:i])
+            start, used = i, 0.0
+        used += distance
+    return [*pieces, word.text[start:]]
 
 
 def column_widths(rows: list[tuple[str, ...]], size: float) -> list[float]:

@@ -21,6 +21,7 @@ from moe_core.runs.rows import (
     Status,
 )
 from moe_core.runs.runner import (
+    NO_WORDS,
     RUN_ID,
     checked_id,
     cores,
@@ -51,6 +52,7 @@ __all__ = [
     "COMMANDS",
     "COMPARED",
     "ENDED",
+    "NO_WORDS",
     "RUN_ID",
     "Ablation",
     "Batch",

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.codec import with_sum, without_sum
-from moe_core.runs.database import StoreError, is_plain
+from moe_core.runs.database import StoreError
+from moe_core.runs.limits import SIDE, read_json, read_side
 
 NAME = "ablation.json"
 
@@ -46,16 +47,14 @@ def write_ablation(folder: Path, found: Ablation) -> Path:
 def read_ablation(folder: Path) -> Ablation | None:
     """What write_ablation wrote, or None if there is none. StoreError if the file is not one."""
     try:
-        if os.path.lexists(folder / NAME) and not is_plain(folder / NAME):
-            raise ValueError("it is no plain file")
-        told: Any = without_sum(json.loads((folder / NAME).read_text()), ("step", "loss", "rise", "share"))
+        told: Any = without_sum(read_json(read_side(folder / NAME, SIDE)), ("step", "loss", "rise", "share"))
         rise_LE, share_LE = _array(told["rise"]), _array(told["share"])
         if rise_LE.ndim != 2 or rise_LE.shape != share_LE.shape:
             raise ValueError("its tables are not of one size")
         return Ablation(int(told["step"]), float(told["loss"]), rise_LE, share_LE)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
         raise StoreError(f"{NAME} of {folder.name} cannot be read ({error}); run `ablate` again") from None
 
 

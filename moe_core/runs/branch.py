@@ -6,6 +6,7 @@ and compares. A parent that trains meanwhile only has a reader more.
 
 import contextlib
 import os
+import re
 import shutil
 import sqlite3
 import time
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
-from moe_core.runs.database import StoreError
+from moe_core.runs.database import StoreError, is_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import insert
 from moe_core.runs.turns import checked, insert_turns
@@ -91,13 +92,20 @@ def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:
                 insert(db, "snapshots", shot)
 
 
+def checkpoint_step(path: Path) -> int | None:
+    """The step that a checkpoint's name says; None for a name that we never give."""
+    found = re.fullmatch(r"checkpoint-(\d{9,18})\.pt", path.name, re.ASCII)
+    return int(found[1]) if found else None
+
+
 def link_checkpoints(source: Path, folder: Path, at: int) -> None:
     """The parent's checkpoints up to step `at` under the fork's name too: a file once written never changes.
 
     On a disk without links the nearest is copied. A parent that thins its checkpoints meanwhile takes nothing away.
     """
     for path in sorted(source.glob("checkpoint-*.pt"), reverse=True):
-        if int(path.stem.split("-")[1]) > at:
+        step = checkpoint_step(path)
+        if step is None or step > at or not (is_plain(path) and is_plain(source / (path.name + ".sha256"))):
             continue
         with contextlib.suppress(FileNotFoundError):
             try:

@@ -4,7 +4,6 @@ What is not what was written is left out and noted in `damage`, a line each; the
 order: first how far the record goes (the tip, the state), then the rows, of which there may be more by then, never fewer.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.database import DamagedError, StoreError
+from moe_core.runs.limits import read_json
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, columns_of, row_sum, snapshot_mark
 from moe_core.runs.tip import Tip, read_old_tip, read_tip
@@ -215,6 +215,6 @@ class CheckedRows:
 def held_of(text: str, run: str) -> dict[str, int]:
     """The account that a run's state holds; what it lacks is 0. StoreError if it is none."""
     try:
-        return NOTHING_HELD | {str(name): int(number) for name, number in json.loads(text).items()}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return NOTHING_HELD | {str(name): int(number) for name, number in read_json(text).items()}
+    except (ValueError, TypeError, AttributeError):
         raise StoreError(f"run {run} is damaged: its state is none that a trainer wrote") from None

@@ -9,6 +9,8 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.limits import read_json
+
 Array = NDArray[np.generic]
 HEADER = struct.Struct("<qii")  # first step, rows, columns
 LARGEST = 1 << 28  # bytes that a blob may unpack to, whatever it claims
@@ -40,7 +42,7 @@ def unpack_arrays(data: bytes) -> dict[str, Array]:
     """What pack_arrays packed; ValueError if it is damaged. Object arrays are never made."""
     try:
         header_size, body_size = struct.unpack_from("<II", data)
-        named = json.loads(data[8 : 8 + header_size])
+        named = read_json(data[8 : 8 + header_size])
         body, at = _inflate(data[8 + header_size :], body_size), 0
         arrays: dict[str, Array] = {}
         for name, kind, shape in named:
@@ -50,7 +52,7 @@ def unpack_arrays(data: bytes) -> dict[str, Array]:
             count = int(np.prod(shape, dtype=np.int64))
             arrays[name] = np.frombuffer(body, dtype, count, at).reshape(shape)
             at += count * dtype.itemsize
-    except (struct.error, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+    except (struct.error, ValueError, TypeError, KeyError, OverflowError) as error:
         raise ValueError(f"a damaged blob of arrays: {error}") from None
     return arrays
 

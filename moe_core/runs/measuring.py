@@ -6,7 +6,6 @@ lives as long as the process does, whoever started it and whatever became of the
 
 import contextlib
 import fcntl
-import json
 import os
 import signal
 import subprocess
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.limits import SIDE, read_json, read_side
 from moe_core.runs.locks import is_locked, is_ours
 from moe_core.schema import Config
 
@@ -44,29 +44,31 @@ def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) ->
 
 def measured(path: Path) -> Measured:
     """What a measurement has found so far; nothing if there was none."""
-    try:
-        text = path.read_text(errors="replace")
-    except OSError:
-        text = ""
-    events, words = [], ""
+    text, sizes, begun, ended, words = "", dict[int, float](), dict[str, Any](), False, ""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            text = read_side(path, SIDE).decode(errors="replace")
+        except ValueError as error:
+            words = str(error)
     for line in text.splitlines():
         try:
-            event = json.loads(line)
-            events.append(event if isinstance(event, dict) else {})
-        except json.JSONDecodeError:
-            words = line.strip()[-200:] or words
-    kinds = {event.get("event"): event for event in events}
-    sizes = [event for event in events if event.get("event") == "size"]
-    begun, running = kinds.get("start", {}), is_locked(path)
-    whole = running or "end" in kinds or not text
+            event = read_json(line)
+            if event["event"] == "size":
+                sizes[int(event["tokens"])] = float(event["tokens_per_second"])
+            elif event["event"] == "start":
+                begun = {"of": len(event["sizes"]), "pid": int(event["pid"]), "machine": str(event.get("machine", ""))}
+            ended = ended or event["event"] == "end"
+        except (ValueError, LookupError, TypeError):
+            words = line.strip()[-200:] or words  # what Python says of an error is no event
+    running = is_locked(path)
     return Measured(
-        np.array([event["tokens"] for event in sizes], np.int64),
-        np.array([event["tokens_per_second"] for event in sizes], np.float64),
-        len(begun.get("sizes", [])),
+        np.array(list(sizes), np.int64),
+        np.array(list(sizes.values()), np.float64),
+        begun.get("of", 0),
         running,
-        "" if whole else words or "stopped before it was done",
-        int(begun.get("pid", 0)),
-        str(begun.get("machine", "")),
+        "" if running or ended or not (text or words) else words or "stopped before it was done",
+        begun.get("pid", 0),
+        begun.get("machine", ""),
     )
 
 

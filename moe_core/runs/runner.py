@@ -1,5 +1,6 @@
 """Start, find and stop a trainer: a process of its own that outlives the page which started it."""
 
+import contextlib
 import os
 import re
 import secrets
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.runs.branch import branch_off
-from moe_core.runs.database import StoreError, hold_lock, is_alive, is_plain
+from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.limits import read_tail
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import OURS, is_ours
 from moe_core.runs.rows import ENDED
@@ -187,14 +189,15 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
     return open_run(folder)
 
 
+NO_WORDS = "it printed nothing"
+
+
 def last_words(folder: Path, log: str = "trainer.log") -> str:
     """The end of what a trainer printed, one line."""
     lines: list[str] = []
-    if is_plain(folder / log):
-        with open(folder / log, "rb") as file:
-            file.seek(-min(file.seek(0, os.SEEK_END), 4096), os.SEEK_END)
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][-300:] if lines else "it printed nothing"
+    with contextlib.suppress(OSError, ValueError):
+        lines = read_tail(folder / log).decode(errors="replace").strip().splitlines()
+    return lines[-1][-300:] if lines else NO_WORDS
 
 
 def stop(run: Run, patience: float = PATIENCE) -> None:

@@ -7,10 +7,11 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+from moe_core.runs.limits import LINE
 from moe_core.runs.runner import flags
 from moe_core.runs.store import Run
 from moe_core.runs.turns import checked
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, shortened, whole
 
 Script = list[tuple[int, str, float | str]]
 
@@ -46,6 +47,8 @@ def read_script(text: str, config: Config, knobs: Knobs) -> Script:
     script: Script = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
+            if len(line) > LINE:
+                raise ValueError(f"it has {len(line):,} characters, and at most {LINE:,} are read")
             words = shlex.split(line, comments=True)
             if words:
                 changes = _changes(words, config, knobs, after=script[-1][0] if script else 0)
@@ -59,9 +62,11 @@ def read_script(text: str, config: Config, knobs: Knobs) -> Script:
 
 def _changes(words: list[str], config: Config, knobs: Knobs, after: int) -> Script:
     """One line's changes."""
-    if not words[0].isascii() or not words[0].isdigit() or len(words) == 1:
-        raise ValueError(f"wanted a step and changes, such as 120 noise=0.5 k=1, got {' '.join(words)!r}")
-    step = int(words[0])
+    try:
+        step = whole(words[0] if words[1:] and words[0].isdigit() else "")
+    except ValueError:
+        given = shortened(" ".join(words), 80)
+        raise ValueError(f"wanted a step and changes, such as 120 noise=0.5 k=1, got {given!r}") from None
     if step <= after:
         raise ValueError(
             f"the step must be above {after}, got {step}; put a step's changes on one line, in rising order"

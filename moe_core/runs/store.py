@@ -2,7 +2,6 @@
 changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 """
 
-import json
 import math
 import os
 import sqlite3
@@ -11,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,7 @@ from moe_core.runs.database import (
     why_closed,
     writing,
 )
+from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
@@ -43,7 +44,7 @@ from moe_core.runs.series import thin
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, insert_turns, knobs_after
-from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout, measured_in
+from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout, measured_in, shortened
 
 # What a file of a stranger may make a reader take in at once.
 ABOUT, PROBE = 16 << 20, 64 << 20
@@ -76,7 +77,7 @@ class Run:
             self._check_schema()
             about, _, self.chain = self._settings()
             self.checked = CheckedRows(folder, self.query, self.chain)
-            self.about: dict[str, Any] = json.loads(about)
+            self.about: dict[str, Any] = read_json(about, finite=False)
             self.config, self.started_knobs = (
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
@@ -217,7 +218,8 @@ class Run:
         if stands.state not in ENDED and not is_alive(self.path):
             stands = self._stands()  # it may have ended between the two looks
             stands = stands if stands.state in ENDED else stands._replace(state="interrupted")
-        return Status(stands.state, stands.step, stands.reason, time.time() - stands.heartbeat, stands.pid)
+        reason = shortened(stands.reason, REASON)
+        return Status(stands.state, stands.step, reason, time.time() - stands.heartbeat, stands.pid)
 
     def _stands(self) -> State:
         """The state as its trainer wrote it; if that is damaged, what can be said without it."""
@@ -254,7 +256,7 @@ class Run:
     def sessions(self) -> list[dict[str, Any]]:
         """Each time that the run was resumed: who, when, after which step, its new number of steps, and notes."""
         resumed = [command for command in self.commands() if command.name == RESUMED]
-        return [{"who": c.who, "when": c.when, "step": c.step, **json.loads(c.result or "")} for c in resumed]
+        return [{"who": c.who, "when": c.when, "step": c.step, **read_json(c.result or "")} for c in resumed]
 
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
@@ -321,7 +323,10 @@ class Run:
 
     def ablation(self) -> Ablation | None:
         """What `ablate` measured last; None if it has not."""
-        return read_ablation(self.path)
+        found, shape = read_ablation(self.path), (self.config.layers, self.config.num_experts)
+        if found and found.rise_LE.shape != shape:
+            raise StoreError(f"ablation.json of {self.id} is of another model; run `ablate` again")
+        return found
 
     def throughput_file(self) -> Path:
         """Where the throughput of a layer of this run's shape is measured to."""
@@ -351,11 +356,16 @@ class Run:
 
     # What anyone may ask of it
 
-    def turn(self, who: str = "script", **knobs: float | str) -> int:
+    def turn(
+        self, who: str = "script", changes: Mapping[str, float | str] = MappingProxyType({}), **more: float | str
+    ) -> int:
         """Turn one or more knobs: each takes effect at the top of the trainer's next step. The last row's id.
 
-        One that stands at the value already is left as it is. ValueError, and nothing is turned, if one of them is unknown or out of range.
+        changes: by name, as a person wrote them, since one called "who" must be refused like any other that is no knob.
+        One that stands at the value already is left as it is. ValueError, and nothing is turned, if one of them is unknown
+        or out of range.
         """
+        knobs = {**changes, **more}
         if not knobs:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
         # Where the others stand is read only where it matters: a drag turns 20 times a second.
@@ -382,4 +392,4 @@ def finite(told: Any) -> float:
 
 def numbers(told: str) -> dict[str, float]:
     """The metrics of an evaluation."""
-    return {str(name): float(value) for name, value in json.loads(told).items()}
+    return {str(name): float(value) for name, value in read_json(told, finite=False).items()}

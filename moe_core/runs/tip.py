@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from moe_core.runs.codec import START, link
-from moe_core.runs.database import is_plain
+from moe_core.runs.limits import NOTE, read_side
 from moe_core.runs.locks import OURS
 
 NAME = "run.tip"
@@ -72,8 +72,8 @@ def read_tip(folder: Path, chain: bytes) -> Tip | None:
     """The tip; None if it is missing or not what was written."""
     for _ in range(AGAIN):
         try:
-            data = (folder / NAME).read_bytes() if is_plain(folder / NAME) else b""
-        except OSError:
+            data = read_side(folder / NAME, NOTE)
+        except (OSError, ValueError):
             return None
         trained = unpacked(chain, "trained", data[: HALF.size])
         asked = unpacked(chain, "asked", data[HALF.size :])
@@ -96,7 +96,7 @@ def unpacked(chain: bytes, half: str, data: bytes) -> tuple[int, int] | None:
 def read_old_tip(folder: Path) -> tuple[int, int, bytes] | None:
     """The tip of a run that an earlier version recorded: last step, number of blocks, and the last one's chain."""
     try:
-        data = (folder / NAME).read_bytes() if is_plain(folder / NAME) else b""
-    except OSError:
+        data = read_side(folder / NAME, NOTE)
+    except (OSError, ValueError):
         return None
     return HALF.unpack(data) if len(data) == HALF.size else None

@@ -3,7 +3,8 @@
 import hashlib
 from pathlib import Path
 
-from moe_core.runs.database import StoreError, is_plain
+from moe_core.runs.database import StoreError
+from moe_core.runs.limits import first_word, open_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import SUMMED
 from moe_core.runs.tip import read_old_tip
@@ -62,15 +63,15 @@ def checkpoint_finding(path: Path) -> str:
     for _ in range(3):
         try:
             stamps = path.lstat(), beside.lstat()
-            if not (is_plain(path) and is_plain(beside)):
-                break
-            with open(path, "rb") as file:
-                total = hashlib.file_digest(file, "sha256").hexdigest()
-            if [total] == beside.read_text(errors="replace").split()[:1]:
-                return ""
+            wanted = first_word(beside)
+            with open_plain(path) as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() == wanted:
+                    return ""
             if (path.lstat().st_ino, beside.lstat().st_ino) == (stamps[0].st_ino, stamps[1].st_ino):
                 return f"{path.name} is not what was written: its SHA-256 differs"
         except FileNotFoundError:
             if not path.is_symlink() and not path.exists():
                 return ""
+        except (OSError, ValueError):
+            break
     return f"{path.name} has no SHA-256 beside it, or is no plain file"

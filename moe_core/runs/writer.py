@@ -263,7 +263,7 @@ class RunWriter:
         """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
         run = Run(self.folder)
         try:
-            run.turn(who, **knobs)
+            run.turn(who, knobs)
         finally:
             run.close()
 

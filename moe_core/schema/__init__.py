@@ -14,6 +14,7 @@ from moe_core.schema.checks import (
     parse_setting,
     switched_off,
 )
+from moe_core.schema.numbers import real, shortened, whole
 from moe_core.schema.settings import (
     AHEAD,
     AUTOBALANCE,
@@ -106,10 +107,13 @@ __all__ = [
     "meta_of",
     "parse_setting",
     "reads",
+    "real",
     "setting",
+    "shortened",
     "switched_off",
     "untaught",
     "value_text",
     "weighing",
+    "whole",
     "with_unit",
 ]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import Field, asdict, fields, replace
 from typing import Any, TypeVar
 
+from moe_core.schema.numbers import real
 from moe_core.schema.settings import STRATEGIES, Config, Knobs, meta_of
 
 S = TypeVar("S", Config, Knobs)
@@ -26,8 +27,8 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
             )
         return value
     try:
-        number = float(value)
-    except (TypeError, ValueError):
+        number = real(value)
+    except ValueError:
         raise ValueError(f"{name} must be a number, got {value!r}") from None
     if not math.isfinite(number) or not meta.low <= number <= meta.high:
         raise ValueError(f"{name} must be between {meta.low:g} and {meta.high:g}, got {value}")
@@ -69,7 +70,9 @@ def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None
         raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
     if name == "off":
         switched_off(config, value)
-        if value.strip().isdecimal():  # the record's column would take a word like "4" for a number: say it by layer
+        if (
+            value.isascii() and value.strip().isdecimal()
+        ):  # the record's column would take a word like "4" for a number: say it by layer
             value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
     if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
         able = ", ".join(n for n, strategy in STRATEGIES.items() if strategy.hierarchical)
@@ -95,7 +98,7 @@ def switched_off(config: Config, text: str) -> tuple[tuple[int, ...], ...]:
     off: list[set[int]] = [set() for _ in range(config.layers)]
     for word in filter(None, (part.strip() for part in text.split(","))):
         layer, colon, expert = word.rpartition(":")
-        if not (expert.isdecimal() and (layer.isdecimal() or not colon)):
+        if not (word.isascii() and len(word) < 20 and expert.isdecimal() and (layer.isdecimal() or not colon)):
             raise ValueError(
                 f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
             )

@@ -3,6 +3,7 @@
 A cell is one choice of the swept knobs; it has a run for each seed.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -17,17 +18,8 @@ from typing import Any, NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.runs.codec import with_sum, without_sum
-from moe_core.schema import (
-    Config,
-    Knobs,
-    as_dict,
-    check,
-    from_dict,
-    meta_of,
-    parse_setting,
-    reads,
-    weighing,
-)
+from moe_core.runs.limits import SIDE, read_json, read_side
+from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
 from moe_core.sweep.paper import PAPER
 
 PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds
@@ -226,16 +218,16 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
         problem = "is the beginning of several sweeps" if found else "is no sweep"
         raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {', '.join(there[:8]) or 'none'}")
     try:
-        told: Any = without_sum(json.loads((folder / found[0] / "sweep.json").read_text()), PLANNED)
+        told: Any = without_sum(read_json(read_side(folder / found[0] / "sweep.json", SIDE)), PLANNED)
         cells = tuple(
             {name: parse_setting(Knobs, name, value) for name, value in cell.items()} for cell in told["cells"]
         )
         plan = Plan(
             from_dict(Config, told["config"]), from_dict(Knobs, told["knobs"]), cells, tuple(map(int, told["seeds"]))
         )
-        if not cells or not plan.seeds:
-            raise ValueError("it has no runs")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        if not 0 < len(cells) * len(plan.seeds) <= MOST:
+            raise ValueError(f"it must have 1 to {MOST} runs, not {len(cells) * len(plan.seeds)}")
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise StoreError(f"sweep {found[0]} cannot be read: {error}") from None
     return Sweep(found[0], folder, plan)
 
@@ -243,8 +235,11 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
 def sweep_ids(runs: str | Path | None = None) -> list[str]:
     """The names of all sweeps, the newest first."""
     folder = runs_folder(runs)
-    made = [path for path in folder.glob("*/sweep.json") if path.is_file()] if folder.is_dir() else []
-    return [path.parent.name for path in sorted(made, key=lambda path: -path.stat().st_mtime)]
+    made: list[tuple[float, str]] = []
+    for path in folder.glob("*/sweep.json") if folder.is_dir() else ():
+        with contextlib.suppress(OSError):  # removed meanwhile
+            made.append((path.lstat().st_mtime, path.parent.name))
+    return [name for _, name in sorted(made, reverse=True)]
 
 
 def jobs(sweep: Sweep) -> list[Job]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moe_core.runs import KnobChange, Run, StoreError, ending, is_running, last_words
+from moe_core.runs import NO_WORDS, KnobChange, Run, StoreError, ending, is_running, last_words
 from moe_core.schema import AUTOBALANCE
 from moe_core.sweep.plan import Job, Sweep, jobs
 
@@ -34,7 +34,7 @@ def look(sweep: Sweep, job: Job) -> Result:
         if not folder.exists():
             return Result(job, "waiting", 0)
         words = last_words(folder)
-        failed = words != "it printed nothing" and not is_running(job.run_id, sweep.runs)
+        failed = words != NO_WORDS and not is_running(job.run_id, sweep.runs)
         return Result(job, "failed", 0, words) if failed else Result(job, "starting", 0)
     key = (job, folder, (folder / "run.db").stat().st_mtime_ns)
     result = _finished.get(key) or judge(folder, job)

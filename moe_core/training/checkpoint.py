@@ -4,10 +4,14 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from moe_core.runs.branch import checkpoint_step
+from moe_core.runs.limits import first_word, open_plain, zip_parts
 
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
 OLDER = 10  # kept beside them, ever further apart
@@ -59,8 +63,8 @@ def kept(sizes: dict[int, int]) -> set[int]:
 
 def there(folder: Path) -> dict[int, Path]:
     """The checkpoints of a run by their step, the newest first; whether they are whole is seen when one is read."""
-    found = {int(path.stem.split("-")[1]): path for path in folder.glob("checkpoint-*.pt")}
-    return dict(sorted(found.items(), reverse=True))
+    named = ((checkpoint_step(path), path) for path in folder.glob("checkpoint-*.pt"))
+    return dict(sorted(((step, path) for step, path in named if step is not None), reverse=True))
 
 
 def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:
@@ -77,13 +81,31 @@ def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, A
 def read(path: Path) -> dict[str, Any]:
     """What write() was given. ValueError if the file is not the one that was written: torch would load wrong numbers."""
     beside = path.with_name(path.name + ".sha256")
-    if not path.is_file() or not beside.is_file():
-        raise ValueError(f"no checkpoint at {path} with its .sha256 beside it; give one that `checkpoint` wrote")
-    if beside.read_text().split()[:1] != [_sha256(path)]:
+    try:
+        wanted, file = first_word(beside), open_plain(path)
+    except (OSError, ValueError):
         raise ValueError(
-            f"{path.name} is damaged: its SHA-256 is not the one written beside it; use an older checkpoint"
-        )
-    return torch.load(path, map_location="cpu", weights_only=True)
+            f"no checkpoint at {path} with its .sha256 beside it; give one that `checkpoint` wrote"
+        ) from None
+    with file:
+        if wanted != hashlib.file_digest(file, "sha256").hexdigest():
+            raise ValueError(
+                f"{path.name} is damaged: its SHA-256 is not the one written beside it; use an older checkpoint"
+            )
+        if swells(file):  # whoever made it could compute the sum too
+            raise ValueError(f"{path.name} unpacks to more than it holds; do not trust this file")
+        file.seek(0)
+        state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
+        return state
+
+
+def swells(file: BufferedReader) -> bool:
+    """Whether a file is none that torch.save makes: a zip archive whose parts lie in it once and as they are."""
+    try:
+        parts = zip_parts(file)
+    except ValueError:
+        return True
+    return sum(part.file_size for part in parts) > os.fstat(file.fileno()).st_size
 
 
 def clean(folder: Path) -> None:

@@ -3,7 +3,8 @@
 A gate collapses with both loss weights at 0; then w_importance and w_load are turned up and it recovers. Both sizes,
 both themes; the machine's speed decides how long it takes (six minutes of processor time).
 `python tests/browser/screens.py --runs FOLDER live batch` keeps what it records in FOLDER, takes what it finds there,
-and shoots only the pages named; `--out FOLDER` puts the pictures elsewhere.
+and shoots only the pages named; `--out FOLDER` puts the pictures elsewhere. `--quick` is the form that a test runs: one page
+of a short run, in one size and theme.
 """
 
 import argparse
@@ -29,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 from moe_core.runs import open_run  # noqa: E402
 from tests.chromium import FLAGS, find  # noqa: E402
 
-SIZES = ((1280, 800), (1920, 1080))
+LOOKS = tuple((size, theme) for size in ((1280, 800), (1920, 1080)) for theme in ("light", "dark"))
 
 
 def free_port() -> int:
@@ -103,19 +104,18 @@ def lighter(picture: Image.Image) -> Image.Image:
     return light
 
 
-def shoot(browser: Browser, at: str, pages: dict[str, str], out: Path) -> None:
-    """Each page (name: link) at both sizes in both themes."""
+def shoot(browser: Browser, at: str, pages: dict[str, str], out: Path, looks: Any = LOOKS) -> None:
+    """Each page (name: link) in each look, which is a size and a theme."""
     out.mkdir(parents=True, exist_ok=True)
-    for width, height in SIZES:
-        for theme in ("light", "dark"):
-            context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
-            page = context.new_page()
-            for name, link in pages.items():
-                page.goto(at + link)
-                drawn(page)
-                picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-                lighter(picture).save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
-            context.close()
+    for (width, height), theme in looks:
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        page = context.new_page()
+        for name, link in pages.items():
+            page.goto(at + link)
+            drawn(page)
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            lighter(picture).save(out / f"{name}-{theme}-{width}x{height}.png", optimize=True)
+        context.close()
 
 
 def record() -> None:
@@ -151,14 +151,14 @@ PAGES = {
 APART = ("start", "live-training", "live-paused")  # the pages of no run, and of one that goes on
 
 
-def look(pages: dict[str, str], out: Path) -> None:
+def look(pages: dict[str, str], out: Path, looks: Any = LOOKS) -> None:
     """Serve the runs of MOE_RUNS and shoot these pages."""
     port = free_port()
     server = serve(port)
     try:
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
-            shoot(browser, f"http://127.0.0.1:{port}", pages, out)
+            shoot(browser, f"http://127.0.0.1:{port}", pages, out, looks)
             browser.close()
     finally:
         server.terminate()
@@ -187,6 +187,7 @@ def main() -> None:
     asked.add_argument("pages", nargs="*", metavar="PAGE", help=f"{', '.join(every)} (default: all)")
     asked.add_argument("--runs", type=Path, help="keep the runs here, and take them from here")
     asked.add_argument("--out", type=Path, default=ROOT / "docs" / "screens", help="where the pictures go")
+    asked.add_argument("--quick", action="store_true", help="one page of a short run, to see that it works")
     given = asked.parse_args()
     names = given.pages or every
     if unknown := set(names) - set(every):
@@ -194,6 +195,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as made:
         folder = given.runs or Path(made) / "runs"
         os.environ["MOE_RUNS"] = str(folder.absolute())
+        if given.quick:
+            record_run("plane-quick", 20, 40, "--task", "plane")
+            look({"live-quick": "/?run=plane-quick"}, given.out, LOOKS[:1])
+            return
         pages = {name: PAGES[name] for name in names if name in PAGES}
         if pages and not (folder / "text-demo").exists():
             record()

@@ -1,5 +1,7 @@
 """The report and the animation: everything in them, in one whole file each, and nothing that a user wrote as code."""
 
+import itertools
+import random
 import re
 from html.parser import HTMLParser
 from io import BytesIO
@@ -10,7 +12,7 @@ from PIL import Image
 
 from moe_core.export import Look
 from moe_core.export.animation import animate, steps_of
-from moe_core.export.fonts import width_of
+from moe_core.export.fonts import spaced, width_of
 from moe_core.export.marks import Run
 from moe_core.export.pages import WIDE, Rows, column_widths, wrapped
 from moe_core.export.report import parts_of, write_report
@@ -170,3 +172,37 @@ def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
     parts = {part.title: part.content[0].rows for part in parts_of(open_run(tmp_path / "r")) if part.title != "Figures"}
     assert ("w_load", "0.1", "8.3e-4") in parts["Knobs"]
     assert parts["What was turned"] == [("26", "w_load", "0.1", "8.3e-4", "autobalance")]
+
+
+def test_a_word_of_any_length_is_broken_with_each_letter_measured_once(monkeypatch):
+    measured = []
+
+    def counting(run):
+        measured.append(len(run.text))
+        return spaced(run)
+
+    monkeypatch.setattr("moe_core.export.pages.spaced", counting)
+    monkeypatch.setattr("moe_core.export.fonts.spaced", counting)
+    word = "AVo" * 20_000
+    lines = wrapped(f"a {word} b", 12, 200)
+    assert "".join(lines).replace(" ", "") == f"a{word}b"
+    assert max(map(len, lines)) < 50
+    assert sum(measured) < 3 * len(word)
+
+
+@pytest.mark.parametrize("width", [3, 20, 60, 150, 400])
+def test_the_pieces_of_a_word_are_as_long_as_fits(width):
+    draw = random.Random(width)
+    wide = lambda words: width_of((Run(words, (0, 0, 0, 1.0), 12, 400, False),))
+    for _ in range(20):
+        word = "".join(draw.choice("AVToWil.,fjx√é漢") for _ in range(100))
+        lines = wrapped(word, 12, width)
+        assert "".join(lines) == word
+        assert all(wide(line) <= width or len(line) == 1 for line in lines)
+        assert all(wide(line + after[0]) > width for line, after in itertools.pairwise(lines))
+
+
+def test_a_text_of_one_word_is_reported_as_pdf(run, tmp_path, monkeypatch):
+    texts = [e._replace(text="x" * 50_000) for e in run.evals()[-1:]]
+    monkeypatch.setattr(type(run), "evals", lambda self: texts)
+    assert write_report(run, tmp_path / "long.pdf").read_bytes().startswith(b"%PDF")

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from moe_core.runs.limits import CSV, NPZ, open_plain, read_most
+from moe_core.training.data.archive import check_npz
+
 
 def own_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """x (N, F) float64 and y (N,) of a person's .npz or CSV, checked."""
@@ -17,9 +20,12 @@ def own_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
             f"--data {str(path)!r} is not a file; give an .npz with x and y, or a CSV whose last column is y"
         )
     try:
-        content = path.read_bytes()
+        with open_plain(path, follow=True) as file:
+            content = read_most(file, NPZ if path.suffix == ".npz" else CSV)
     except OSError as error:
         raise ValueError(f"--data {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--data {str(path)!r}: {error}; give a part of it") from None
     if not content:
         raise ValueError(
             f"--data {str(path)!r} has 0 bytes; give an .npz with x and y, or a CSV whose last column is y"
@@ -37,6 +43,10 @@ def own_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _from_npz(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        check_npz(io.BytesIO(content))
+    except ValueError as error:
+        raise ValueError(f"--data {str(path)!r}: {error}") from None
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             if not {"x", "y"} <= set(arrays.files):

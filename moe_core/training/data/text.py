@@ -3,7 +3,9 @@
 Shapes: B sequences, S bytes each.
 """
 
+import codecs
 import gzip
+import os
 import pydoc_data.topics
 import sysconfig
 from collections.abc import Sequence
@@ -14,11 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moe_core.runs import limits
+from moe_core.runs.limits import open_plain, read_most, too_large
 from moe_core.schema import PROBE_TOKENS, Config
 from moe_core.training.data.batch import EVAL_TOKENS, HELD_OUT, Batch, generator_for, sklearn_data
 
 DOMAIN_BYTES = 1 << 20  # of the standard library's source: reading all of it would delay the start
-OWN_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -77,9 +80,9 @@ class Text:
 
 def text(config: Config) -> Text:
     """The three domains, or one for each of config.text."""
-    domains = [_own_domain(Path(path)) for path in config.text] or [_prose(), _code(), _tables()]
-    if len(domains) > 64:
-        raise ValueError(f"--text takes up to 64 files or folders, one domain each, got {len(domains)}")
+    if len(config.text) > 64:
+        raise ValueError(f"--text takes up to 64 files or folders, one domain each, got {len(config.text)}")
+    domains = _own_domains(config.text) or [_prose(), _code(), _tables()]
     names, train, held = [], [], []
     for name, content in domains:
         cut = len(content) - int(len(content) * HELD_OUT)
@@ -128,26 +131,60 @@ def _tables() -> tuple[str, bytes]:
     return "table", b"\n".join(pieces[i] for i in order)
 
 
+def _own_domains(paths: Sequence[str]) -> list[tuple[str, bytes]]:
+    """One for each path. ValueError if they are too much for the memory together."""
+    domains, size = [], 0
+    for path in paths:
+        domains.append(_own_domain(Path(path)))
+        size += len(domains[-1][1])
+        if size > limits.TEXT:
+            raise ValueError(
+                f"the texts up to --text {path!r} have more than {limits.TEXT >> 20} MB together; leave some out"
+            )
+    return domains
+
+
 def _own_domain(path: Path) -> tuple[str, bytes]:
     """A file's bytes, or those of a folder's files in order of name, hidden ones left out."""
     if not path.exists():
         raise ValueError(f"--text {str(path)!r} is not there; give a file or a folder of text")
-    files = [path]
-    if path.is_dir():
-        found = (f for f in sorted(path.rglob("*")) if f.is_file())
-        files = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
-    elif not path.is_file():
+    if not path.is_dir() and not path.is_file():
         raise ValueError(f"--text {str(path)!r} is neither a file nor a folder; give a file or a folder of text")
     try:
-        size = sum(f.stat().st_size for f in files)
-        if size > OWN_BYTES:
-            raise ValueError(f"--text {str(path)!r} has {size >> 20} MB; give at most {OWN_BYTES >> 20} MB a domain")
-        content = b"\n".join(f.read_bytes() for f in files)
+        content = b"\n".join(_read_files(_files(path) if path.is_dir() else [path]))
     except OSError as error:
         raise ValueError(f"--text {str(path)!r} cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise ValueError(f"--text {str(path)!r}: {error}; give a part of it, or several as domains") from None
     if not content:
         raise ValueError(f"--text {str(path)!r} has 0 bytes; give a file or a folder with text in it")
     return path.name or path.resolve().name, content
+
+
+def _files(folder: Path) -> list[Path]:
+    """A folder's files in order of name, hidden ones left out. ValueError, before it has seen them all, if they are too many."""
+    found, size = [], 0
+    for path in folder.rglob("*"):
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            found.append(path)
+            size += path.stat().st_size
+            if size > limits.DOMAIN:
+                too_large(limits.DOMAIN)
+            if len(found) > limits.FILES:
+                raise ValueError(f"it has more than {limits.FILES:,} files")
+    return sorted(found)
+
+
+def _read_files(files: Sequence[Path]) -> list[bytes]:
+    """Their bytes, without the mark that some editors put before the first. ValueError for more than a domain may have."""
+    parts, left = [], limits.DOMAIN
+    for path in files:
+        with open_plain(path, follow=True) as file:
+            if os.fstat(file.fileno()).st_size > left:
+                too_large(limits.DOMAIN)
+            parts.append(read_most(file, left).removeprefix(codecs.BOM_UTF8))
+        left -= len(parts[-1])
+    return parts
 
 
 def _sequences(texts: Sequence[Tensor], domains: list[int], places: list[float], length: int) -> Batch:

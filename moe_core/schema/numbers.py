@@ -1,0 +1,31 @@
+"""Numbers as people write them: the digits 0 to 9. Python's own int and float also take 1_000, ٣, inf and a line break."""
+
+import re
+from typing import Any
+
+REAL = re.compile(r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
+WHOLE = re.compile(r" *[+-]?\d{1,18} *", re.ASCII)  # what fits in 64 bits
+
+
+def real(value: Any) -> float:
+    """A number, or the number that a text says. ValueError for all else; too large a one is infinite."""
+    if isinstance(value, bool) or (isinstance(value, str) and not REAL.fullmatch(value)):
+        raise ValueError(f"no number: {value!r}")
+    try:
+        return float(value)
+    except (TypeError, OverflowError):
+        raise ValueError(f"no number: {value!r}") from None
+
+
+def whole(text: str) -> int:
+    """The whole number that a text says. ValueError for all else."""
+    if not WHOLE.fullmatch(text):
+        raise ValueError(f"must be a whole number, got {shortened(text, 80)!r}")
+    return int(text)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many characters: of a longer text its start, where the reason is, and its end, where the advice is."""
+    if len(text) <= most:
+        return text
+    return f"{text[: most - most // 3 - 3]} … {text[len(text) - most // 3 :]}"

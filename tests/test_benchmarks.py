@@ -1,0 +1,86 @@
+"""Each benchmark in its short form, as a process: what is never run rots. No figure is looked at, only that each is there.
+
+benchmarks/dashboard.py and `make screens` need a browser: tests/browser/test_short_forms.py. benchmarks/gpu.py has a test of
+its own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import remedies
+from moe_core.__main__ import main
+
+ROOT = Path(__file__).parents[1]
+ELSEWHERE = {"dashboard", "gpu"}
+COMMANDS = {
+    "batch": ["-m", "moe_core", "bench", "batch", "--quick", "--json"],
+    "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
+    "long_run": ["benchmarks/long_run.py", "--quick"],
+    "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+}
+
+
+def run(*words: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=environment)
+
+
+def short(name: str) -> list[Any]:
+    """What a benchmark's short form prints, one JSON value a line."""
+    done = run(*COMMANDS[name])
+    # remedies ends with 1 where a remedy did not help, as in its short form it need not.
+    assert done.returncode == 0 or (name == "remedies" and done.returncode == 1), done.stderr
+    assert "Traceback" not in done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_every_benchmark_has_its_short_form_here() -> None:
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - ELSEWHERE == COMMANDS.keys()
+
+
+def test_batch_measures_each_size() -> None:
+    start, *sizes, end = short("batch")
+    assert [row["tokens"] for row in sizes] == start["sizes"] == [64, 128]
+    assert all(row["tokens_per_second"] > 0 and row["rounds"] >= 3 for row in sizes)
+    assert (start["event"], end["event"]) == ("start", "end")
+
+
+def test_layer_measures_each_rival() -> None:
+    (row,) = short("layer")
+    assert (row["tokens"], row["num_experts"], row["k"]) == (1024, 16, 2)
+    assert all(row[name] > 0 for name in ("ours", "grouped_mm", "dense", "speedup"))
+    assert row["rounds"] >= 5
+
+
+@pytest.mark.parametrize(("what", "heading", "rows"), [("layer", "grouped/ours", 1), ("batch", "tokens/s", 2)])
+def test_layer_and_batch_print_tables_too(what: str, heading: str, rows: int, capsys) -> None:
+    assert main(["bench", what, "--quick"]) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert heading in told[1]
+    assert len(told) == 2 + rows
+
+
+def test_a_long_run_is_written_and_read_with_its_collapse() -> None:
+    written, read = short("long_run")
+    assert written.keys() == {"written_s", "MB"}
+    assert {"first_frame_s", "whole_s", "zoom_0.5_s", "zoom_0.001_again_s", "past_step_s", "held_MB"} <= read.keys()
+    assert read["highest_cv"] == pytest.approx(15**0.5, abs=1e-3)  # all on one of 16 experts, for three of 5,000 steps
+    assert read["rows_drawn"] > 100
+
+
+def test_remedies_has_a_row_of_each_table() -> None:
+    (rows,) = short("remedies")
+    of = {state: [row for row in rows if row.get("state") == state] for state in remedies.QUICK}
+    assert {row["rule"] for row in of["weights 0"]} == {"collapse", "not offered"}
+    assert all(0 < row["end"] < 4 for row in of["weights 0"])
+    nothing, *others = of["capacity factor 0.5"]
+    assert (nothing["rule"], nothing["remedy"], nothing["better"]) == ("nothing", {}, None)
+    assert others
+    assert all(isinstance(row["better"], bool) and len(row["outcome"]) == 5 for row in others)
+    assert all(row["rule"] for row in rows if "state" not in row)  # what is said of a healthy run, if anything
