@@ -237,9 +237,9 @@ def test_the_threshold_loss_and_that_its_gradient_is_m_less_those_that_pass():
         # Half way between two gates, so that no rounding decides which pass. At the batch's own cut, 8, the loss is 0;
         # moved away from it, every term is 0 or more.
         sorted_TE = (x @ gate.w_gate).softmax(1).sort(0, descending=True).values
-        edges_E = torch.cat([torch.ones(1, E), sorted_TE, torch.zeros(1, E)])
+        edges_E = torch.cat([torch.full((1, E), 2.0), sorted_TE, torch.full((1, E), -1.0)])  # all or none pass there
         gaps = torch.tensor([[edges_E[n, e], edges_E[n + 1, e]] for e, n in enumerate(pass_E)])
-        assert (gaps[:, 0] - gaps[:, 1]).min() > 1e-5
+        assert (gaps[:, 0] - gaps[:, 1]).min() > 1e-6
         gate.threshold_E.copy_(gaps.mean(1))
     step = Step(gate, route(gate, x, K, "strictly-balanced"), Knobs(strategy="strictly-balanced", w_importance=0), T)
     loss = losses(step)["w_threshold"]
