@@ -17,6 +17,13 @@ from moe_core.commands.common import add, plain, without_nan
 from moe_core.runs import checked_id, read_script
 from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
+NAMES = {
+    "text": "PATH",
+    "data": "FILE",
+    "label": "COLUMN",
+    "drop": "COLUMN",
+}  # what a word of a flag is, if not its type
+
 
 def declare(commands: Any) -> None:
     train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
@@ -38,11 +45,11 @@ def add_settings(train: argparse.ArgumentParser, settings: type[Config] | type[K
     for f in fields(settings):
         meta = meta_of(settings, f.name)
         default = "" if f.default in ((), "") else f" (default {f.default})"
-        many: dict[str, Any] = {"nargs": "+"} if isinstance(f.default, tuple) else {}
+        many: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(f.default, tuple) else {}
         group.add_argument(
             "--" + f.name.replace("_", "-"),
             dest=f.name,
-            metavar="|".join(meta.choices) or type(f.default).__name__.replace("tuple", "PATH").upper(),
+            metavar="|".join(meta.choices) or NAMES.get(f.name) or type(f.default).__name__.upper(),
             help=(meta.help + default).replace("%", "%%"),
             **many,
         )
@@ -137,6 +144,10 @@ class Teller:
 
     def line(self, text: str) -> None:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+
+    def on_data(self, event: dict[str, Any]) -> None:
+        for words in event["taken"]:
+            self.line(words)
 
     def on_start(self, event: dict[str, Any]) -> None:
         self.line(f"{event['run']} trains on {event['device']}; its record is {event['path']}")

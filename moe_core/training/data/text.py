@@ -4,6 +4,7 @@ Shapes: B sequences, S bytes each.
 """
 
 import gzip
+import os
 import pydoc_data.topics
 import sysconfig
 from collections.abc import Sequence
@@ -16,9 +17,11 @@ from torch import Tensor
 
 from moe_core.schema import PROBE_TOKENS, Config
 from moe_core.training.data.batch import EVAL_TOKENS, HELD_OUT, Batch, generator_for, sklearn_data
+from moe_core.training.data.opening import content_of
 
 DOMAIN_BYTES = 1 << 20  # of the standard library's source: reading all of it would delay the start
 OWN_BYTES = 1 << 28
+MAX_DOMAINS = 64
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,9 @@ class Text:
     names: list[str]
     train: list[Tensor]
     held: list[Tensor]
+    taken: tuple[str, ...] = ()  # of a person's own files, what was taken for what
     task = "text"
+    features_named: tuple[str, ...] = ()
     features = 256
     classes = 256
 
@@ -77,9 +82,11 @@ class Text:
 
 def text(config: Config) -> Text:
     """The three domains, or one for each of config.text."""
-    domains = [_own_domain(Path(path)) for path in config.text] or [_prose(), _code(), _tables()]
-    if len(domains) > 64:
-        raise ValueError(f"--text takes up to 64 files or folders, one domain each, got {len(domains)}")
+    if len(config.text) > MAX_DOMAINS:
+        raise ValueError(f"--text takes up to {MAX_DOMAINS} files or folders, one domain each, got {len(config.text)}")
+    paths = [Path(path) for path in config.text]
+    domains = [(name, _own_bytes(path)) for name, path in zip(told_apart(paths), paths, strict=True)]
+    domains = domains or [_prose(), _code(), _tables()]
     names, train, held = [], [], []
     for name, content in domains:
         cut = len(content) - int(len(content) * HELD_OUT)
@@ -93,7 +100,8 @@ def text(config: Config) -> Text:
         names.append(name)
         train.append(numbers[:cut])
         held.append(numbers[cut:])
-    return Text(config, names, train, held)
+    sizes = [f"domain {name}: {len(content):,} bytes, of which {len(end):,} are held out" for (name, content), end in zip(domains, held, strict=True)]  # fmt: skip
+    return Text(config, names, train, held, tuple(sizes if paths else ()))
 
 
 def _prose() -> tuple[str, bytes]:
@@ -128,8 +136,22 @@ def _tables() -> tuple[str, bytes]:
     return "table", b"\n".join(pieces[i] for i in order)
 
 
-def _own_domain(path: Path) -> tuple[str, bytes]:
-    """A file's bytes, or those of a folder's files in order of name, hidden ones left out."""
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each: its last part, and of those with the same, as many folders before it as tell them apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    if twice := next((paths[i] for i, part in enumerate(parts) if part in parts[:i]), None):
+        raise ValueError(f"--text {str(twice)!r} is given twice; give each file or folder once")
+
+    def name(part: tuple[str, ...]) -> str:
+        others = [other for other in parts if other != part]
+        least = next(n for n in range(1, len(part) + 1) if all(part[-n:] != other[-n:] for other in others))
+        return "/".join(part[-least:]).replace("//", "/")
+
+    return [name(part) for part in parts]
+
+
+def _own_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if they are gzip, or those of a folder's files in order of name, hidden ones left out."""
     if not path.exists():
         raise ValueError(f"--text {str(path)!r} is not there; give a file or a folder of text")
     files = [path]
@@ -140,14 +162,16 @@ def _own_domain(path: Path) -> tuple[str, bytes]:
         raise ValueError(f"--text {str(path)!r} is neither a file nor a folder; give a file or a folder of text")
     try:
         size = sum(f.stat().st_size for f in files)
-        if size > OWN_BYTES:
-            raise ValueError(f"--text {str(path)!r} has {size >> 20} MB; give at most {OWN_BYTES >> 20} MB a domain")
-        content = b"\n".join(f.read_bytes() for f in files)
     except OSError as error:
         raise ValueError(f"--text {str(path)!r} cannot be read: {error.strerror}") from None
+    if size <= OWN_BYTES:
+        content = b"\n".join(content_of(f, "--text") for f in files)
+        size = len(content)
+    if size > OWN_BYTES:
+        raise ValueError(f"--text {str(path)!r} has {size >> 20} MB; give at most {OWN_BYTES >> 20} MB a domain")
     if not content:
         raise ValueError(f"--text {str(path)!r} has 0 bytes; give a file or a folder with text in it")
-    return path.name or path.resolve().name, content
+    return content
 
 
 def _sequences(texts: Sequence[Tensor], domains: list[int], places: list[float], length: int) -> Batch:
