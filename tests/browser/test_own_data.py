@@ -87,6 +87,5 @@ def test_a_replay_plays_rows_and_images(own: Server, tab, tmp_path: Path) -> Non
         )
         assert canvas.evaluate(painted) > 3
         if kind == "table":
-            box = canvas.bounding_box()
-            page.mouse.move(box["x"] + 10, box["y"] + 10)
+            canvas.hover(position={"x": 10, "y": 10})
             assert canvas.get_attribute("title").startswith("Row 0, of class ")
