@@ -5,8 +5,9 @@ from moe_core.dashboard import controls
 controls.page(
     "routing",
     {
-        "text": ["probe_text", "tokens_by_expert", "churn"],
-        "digits": ["digit_images", "probe_gates", "tokens_by_expert", "churn"],
-        "plane": ["regions", "probe_gates", "tokens_by_expert", "churn"],
+        "bytes": ["probe_text", "tokens_by_expert", "churn"],
+        "images": ["digit_images", "probe_gates", "tokens_by_expert", "churn"],
+        "rows": ["probe_rows", "probe_gates", "tokens_by_expert", "churn"],
+        "points": ["regions", "probe_gates", "tokens_by_expert", "churn"],
     },
 )

@@ -23,7 +23,7 @@ def declare(commands: Any) -> None:
         metavar="LIST",
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
-    made.add_argument("--figure", nargs="+", metavar="NAME", help="these figures only")
+    made.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
     made.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
     made.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
     made.add_argument("--theme", default="light", help="light or dark")
@@ -35,7 +35,13 @@ def declare(commands: Any) -> None:
     made.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
     made.add_argument("--caption", action="store_true", help="a line below with run, step and version")
     made.add_argument(
-        "--with", nargs="+", metavar="OTHER", default=[], dest="others", help="runs to compare with, at most three"
+        "--with",
+        nargs="+",
+        action="extend",
+        metavar="OTHER",
+        default=[],
+        dest="others",
+        help="runs to compare with, at most three",
     )
     made.add_argument(
         "--align", choices=("step", "fork"), help="how compared runs are laid over each other; else by step"
@@ -43,6 +49,7 @@ def declare(commands: Any) -> None:
     made.add_argument(
         "--choose",
         nargs="+",
+        action="extend",
         metavar="NAME=VALUE",
         default=[],
         help="expert=3, or what the formula is asked: tokens, k, experts, devices",

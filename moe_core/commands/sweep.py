@@ -21,7 +21,9 @@ from moe_core.schema import TASKS, Config, Knobs, parse_setting
 
 def declare(commands: Any) -> None:
     sweep = add(commands, "sweep", sweep_command, "train a grid of knobs, any knob a list with commas", run=False)
-    sweep.add_argument("--pairs", nargs="+", metavar="W/W", help="w_importance/w_load, each; table6: the paper's six")
+    sweep.add_argument(
+        "--pairs", nargs="+", action="extend", metavar="W/W", help="w_importance/w_load, each; table6: the paper's six"
+    )
     sweep.add_argument("--seeds", metavar="N", help="runs of each cell, with seeds from --seed on (default 1)")
     sweep.add_argument("--parallel", metavar="N", help="runs at a time (default: one a core)")
     sweep.add_argument(
@@ -37,14 +39,18 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import cores
     from moe_core.sweep import jobs, make_sweep, open_sweep, results, rows, run_sweep
 
-    parallel = whole(arguments.parallel, "parallel", cores())
+    parallel, taken = whole(arguments.parallel, "parallel", cores()), ()
     out = csv_file(arguments.csv)
     if arguments.resume is not None:
         nothing_else(arguments)
         sweep = open_sweep(arguments.resume, arguments.runs)
     else:
-        sweep = make_sweep(plan_of(arguments), arguments.runs, arguments.sweep_id)
+        asked = plan_of(arguments)
+        taken = usable(asked.config)
+        sweep = make_sweep(asked, arguments.runs, arguments.sweep_id)
     teller, plan = Teller(arguments.json), sweep.plan
+    if taken:
+        teller.tell({"event": "data", "taken": list(taken)})
     count = {"cells": len(plan.cells), "runs": len(jobs(sweep)), "parallel": parallel}
     begun = {"event": "start", "sweep": sweep.id, "path": str(sweep.folder), **count, "not_read": plan.unread}
     teller.tell(begun)
@@ -70,15 +76,18 @@ def plan_of(arguments: argparse.Namespace) -> Any:
     # Small models run fastest on one thread each, and the cores are for the runs beside.
     config = Config.for_task(config.pop("task", TASKS[0]), **{"threads": 1} | config)
     lists = {f.name: values_of(f.name, text) for f in fields(Knobs) if (text := getattr(arguments, f.name)) is not None}
-    plan = make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), whole(arguments.seeds, "seeds", 1))
-    if plan.config.text or plan.config.data or plan.config.device != "auto":
-        # What every trainer would trip over is said once, and before anything is written.
-        from moe_core.training.data import load
-        from moe_core.training.machine import choose_device
+    return make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), whole(arguments.seeds, "seeds", 1))
 
-        choose_device(plan.config.device)
-        load(plan.config)
-    return plan
+
+def usable(config: Config) -> tuple[str, ...]:
+    """What was taken for what of the person's own data; ValueError for what every trainer would trip over, said once."""
+    if not (config.text or config.data or config.device != "auto"):
+        return ()
+    from moe_core.training.data import load
+    from moe_core.training.machine import choose_device
+
+    choose_device(config.device)
+    return load(config).taken
 
 
 def nothing_else(arguments: argparse.Namespace) -> None:
@@ -149,6 +158,10 @@ class Teller:
 
     def line(self, text: str) -> None:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+
+    def on_data(self, event: dict[str, Any]) -> None:
+        for words in event["taken"]:
+            self.line(words)
 
     def on_start(self, event: dict[str, Any]) -> None:
         from moe_core.sweep import unread_text

@@ -31,6 +31,13 @@ from moe_core.schema import (
     parse_setting,
 )
 
+NAMES = {
+    "text": "PATH",
+    "data": "FILE",
+    "label": "COLUMN",
+    "drop": "COLUMN",
+}  # what a word of a flag is, if not its type
+
 
 def declare(commands: Any) -> None:
     train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
@@ -56,11 +63,11 @@ def add_settings(train: argparse.ArgumentParser, settings: type[Config] | type[K
     for f in fields(settings):
         meta = meta_of(settings, f.name)
         default = "" if f.default in ((), "") else f" (default {f.default})"
-        many: dict[str, Any] = {"nargs": "+"} if isinstance(f.default, tuple) else {}
+        many: dict[str, Any] = {"nargs": "+", "action": "extend"} if isinstance(f.default, tuple) else {}
         group.add_argument(
             "--" + f.name.replace("_", "-"),
             dest=f.name,
-            metavar="|".join(meta.choices) or type(f.default).__name__.replace("tuple", "PATH").upper(),
+            metavar="|".join(meta.choices) or NAMES.get(f.name) or type(f.default).__name__.upper(),
             help=(meta.help + default).replace("%", "%%"),
             **many,
         )
@@ -157,6 +164,10 @@ class Teller:
 
     def line(self, text: str) -> None:
         print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+
+    def on_data(self, event: dict[str, Any]) -> None:
+        for words in event["taken"]:
+            self.line(words)
 
     def on_start(self, event: dict[str, Any]) -> None:
         self.line(f"{event['run']} trains on {event['device']}; its record is {event['path']}")

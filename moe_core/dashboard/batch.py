@@ -5,8 +5,8 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import controls
+from moe_core.figures.reading import KINDS
 from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
-from moe_core.schema import TASKS
 
 FIGURES = ["batch_formula", "batch_throughput", "batch_measured"]
 # Positions of the sliders by the option's name in the link: label, values.
@@ -19,7 +19,7 @@ SLIDERS = {
 
 
 def page() -> None:
-    controls.page("batch", dict.fromkeys(TASKS, FIGURES), options)
+    controls.page("batch", dict.fromkeys(KINDS, FIGURES), options)
 
 
 def options(run: Run) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from moe_core.dashboard import component, controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps, last_shared
-from moe_core.figures.reading import gestures, rows_until
+from moe_core.figures.reading import KINDS, gestures, rows_until
 from moe_core.figures.tiles import NONE, number
 from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
-from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text, with_unit
+from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, Config, Knobs, looks_ahead, value_text, with_unit
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
 END = 50  # steps over which end figures are means
@@ -25,7 +25,7 @@ ENDS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts")
 
 def page() -> None:
     """The run of the link is A; those chosen beside it are B to D."""
-    controls.page("compare", dict.fromkeys(TASKS, FIGURES), options)
+    controls.page("compare", dict.fromkeys(KINDS, FIGURES), options)
     if "compared" in st.session_state:
         table(*st.session_state.pop("compared"))
 

@@ -1,7 +1,7 @@
 """The frame that every page shares: which run is looked at, the panel beside the charts, and the charts themselves.
 
-A page is one call: `page("routing", {"text": [...], "digits": [...], "plane": [...]})`, its name and the figures of each
-task, by their names in moe_core/figures/catalog.py and in the order in which they stand. The tiles above them are those
+A page is one call: `page("routing", {"bytes": [...], "images": [...], …})`, its name and the figures of each kind of
+probe (figures/reading.py), by their names in moe_core/figures/catalog.py and in the order in which they stand. The tiles above them are those
 of that name in figures/tiles.py, if there are any; where they stand is said in component/live.css by the page's name.
 A page of another kind calls `frame()`, which draws the panel and returns the run that is looked at, and then draws
 what it likes: `frame(choose=False)` needs no run and draws no cards.
@@ -9,6 +9,7 @@ what it likes: `frame(choose=False)` needs no run and draws no cards.
 
 import time
 from collections.abc import Callable
+from html import escape
 from typing import Any, NamedTuple
 
 import streamlit as st
@@ -16,7 +17,7 @@ import streamlit as st
 from moe_core.dashboard import cards, component, starting
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
-from moe_core.figures.reading import groups_of
+from moe_core.figures.reading import KIND_OF_TASK, groups_of, probe_kind
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
 
@@ -44,7 +45,7 @@ def page(
     options: Callable[[Run], dict[str, Any]] = lambda run: {},
     shown: Callable[[Run, str], bool] = lambda run, figure: True,
 ) -> None:
-    """A page of live charts: the figures of the run's task.
+    """A page of live charts: the figures of the run's kind of probe.
 
     options: draws what the page lets a person choose beside run and layer, and says what was chosen.
     shown: whether this run has something to show in a figure.
@@ -52,12 +53,12 @@ def page(
     wanted = st.query_params.get("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
-        names = [figure for figure in figures[run.config.task] if shown(run, figure)]
+        names = [figure for figure in figures[probe_kind(run)] if shown(run, figure)]
         names += ["group_treemap"] * (name == "live" and groups_of(run.config) > 1)
         charts(name, run.id, run.config.task, names, options(run))
         run.close()
     elif config := starting.config_of(wanted):
-        charts(name, wanted, config.task, figures[config.task], {})
+        charts(name, wanted, config.task, figures[KIND_OF_TASK[config.task]], {})
         cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
@@ -92,6 +93,7 @@ def frame(
             component.panel(None, go_to, knobs=starting_values(first), chosen=None, only=only)
         else:
             component.panel(run.id, go_to, chosen=entry_of(run), only=only)
+            own_data(run)
     if run is not None:
         # Streamlit drops the query when another page is opened: the link is made whole again.
         st.session_state["run"] = run.id
@@ -100,6 +102,16 @@ def frame(
     elif choose:
         cards.cards()
     return run
+
+
+def own_data(run: Run) -> None:
+    """What was taken for what in the person's own files, folded below the panel."""
+    taken = run.facts.get("data")
+    if isinstance(taken, list) and taken:
+        with st.expander("What the data were taken for"):
+            st.html(
+                f"<ul class='moe-taken'>{''.join(f'<li>{escape(str(words)[:1000])}</li>' for words in taken[:80])}</ul>"
+            )
 
 
 def looked_at(wanted: str | None) -> Run | None:

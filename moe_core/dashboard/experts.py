@@ -6,22 +6,22 @@ import streamlit as st
 
 from moe_core.dashboard import controls
 from moe_core.figures.catalog import shows
+from moe_core.figures.reading import KINDS
 from moe_core.runs import Run
-from moe_core.schema import TASKS
 
-FAVOURITES = {"text": "favourite_bytes", "digits": "favourite_images", "plane": "favourite_points"}
+FAVOURITES = {kind: f"favourite_{kind}" for kind in KINDS}
 
 
 def page() -> None:
     """Choose an expert in the sidebar or by a click on its bar; see what it does."""
-    controls.page("experts", {task: figures(task) for task in TASKS}, options, shown)
+    controls.page("experts", {kind: figures(kind) for kind in KINDS}, options, shown)
 
 
-def figures(task: str) -> list[str]:
+def figures(kind: str) -> list[str]:
     """The figures of the page in their order."""
-    by_byte = ["specialisation_byte"] if task == "text" else []
+    by_byte = ["specialisation_byte"] if kind == "bytes" else []
     return [
-        "expert_rank", "specialisation", "coactivation", FAVOURITES[task], "similarity", *by_byte, "expert_share",
+        "expert_rank", "specialisation", "coactivation", FAVOURITES[kind], "similarity", *by_byte, "expert_share",
         "saturation", "expert_flow", "ablation",
     ]  # fmt: skip
 

@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import math
 import re
 import struct
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import View, checked, hold_busiest, look_at
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.reading import probe_kind
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
 from moe_core.runs import RUN_ID, last_words, list_runs, reap, runs_folder
@@ -101,34 +104,48 @@ class Viewer:
         source = look_at(feed, asked["options"], self)
         layer = min(max(asked["layer"], 0), feed.config.layers - 1)
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
+        undrawn: list[str] = []
+
+        def part(name: str, make: Callable[[], Any], instead: Any) -> Any:
+            """A part of the frame; `instead`, said on the page, of one that cannot be made: the others go on."""
+            try:
+                return make()
+            except Exception as error:
+                undrawn.append(undrawable(feed.id, name, error))
+                return instead
+
         # What is wrong is said of now: at a past step a remedy would mend something else.
-        found = findings(feed, layer) if asked["page"] in DIAGNOSED and step is None else []
+        diagnosed = asked["page"] in DIAGNOSED and step is None
+        found = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
         looked = feed.version, asked, self.answer, source.news(asked["page"]), found
         if looked == self.looked:
             return None
         self.looked = looked
         busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
-        tiles = TILES.get(asked["page"])
+        tiles = TILES.get(asked["page"], lambda *at: [])
         arrays = Arrays()
         header: dict[str, Any] = {
             "step": step or feed.last,
             "last": feed.last,
             "past": step is not None,
             "reading": round(feed.behind, 3),
-            "problem": next((one.problem for one in (feed, *source.others) if one.problem), ""),
             "reason": feed.status().reason,
             "answer": self.answer,
             "busiest": busiest,
-            "banner": banner(feed, layer),
+            "banner": part("banner", lambda: banner(feed, layer), None),
             "findings": found,
             "turned": any(change.step is not None for change in feed.knob_changes()),
-            "tiles": [tile._asdict() | {"help": help_of(tile.name)} for tile in tiles(source, layer, step)]
-            if tiles
-            else [],
+            "tiles": [
+                tile._asdict() | {"help": help_of(tile.name)}
+                for tile in part("numbers", lambda: tiles(source, layer, step), [])
+            ],
         }
         for name, size in asked["sizes"].items():
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
-        self.add("panel", panel(feed, step), arrays, header)
+        if shown := part("panel", lambda: panel(feed, step), None):
+            self.add("panel", shown, arrays, header)
+        damaged = (one.problem for one in (feed, *source.others) if one.problem)
+        header["problem"] = next(damaged, " ".join(undrawn))
         self.seq += 1
         return arrays.frame(
             arrays.plain({name: part for name, part in header.items() if name != "figures"})
@@ -145,14 +162,18 @@ class Viewer:
         arrays: "Arrays",
         figures: dict[str, Any],
     ) -> None:
-        """One figure into the frame, if it is one of the run's task and changed."""
+        """One figure into the frame, if it is one of the run's kind and changed; of one that cannot be drawn, why."""
         asked, entry = self.asked, FIGURES.get(name)
-        if entry is None or source.config.task not in entry.tasks:
+        if entry is None or probe_kind(source) not in entry.kinds:
             return
         width, height = (min(max(int(side), 40), 8000) for side in size)
-        arguments = entry.read(source, layer, step, asked["span"], max(100, width // 3))
         theme = THEMES[asked["theme"]]
-        self.add(name, entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"])), arrays, figures)
+        try:
+            arguments = entry.read(source, layer, step, asked["span"], max(100, width // 3))
+            spec = entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"]))
+        except Exception as error:
+            spec = {"problem": undrawable(source.id, entry.title, error)}
+        self.add(name, spec, arrays, figures)
 
     def add(self, name: str, part: Any, arrays: "Arrays", into: dict[str, Any]) -> None:
         """A part of a frame, if the viewer does not have it yet."""
@@ -160,6 +181,19 @@ class Viewer:
         if self.sent.get(name) != mark:
             self.sent[name] = mark
             into[name] = arrays.plain(part)
+
+
+_logged: set[tuple[str, str, type]] = set()
+
+
+def undrawable(run: str, name: str, error: Exception) -> str:
+    """What the page says of a part that cannot be drawn. The log says it once for a run, with where it went wrong."""
+    key = run, name, type(error)
+    if key not in _logged:
+        _logged.add(key)
+        logging.getLogger("moescope").error("%s of run %s cannot be drawn", name, run, exc_info=error)
+    reason = (str(error).splitlines() or [""])[0][:200]
+    return f"{name} cannot be drawn: {type(error).__name__} {reason}".rstrip() + "; the server's log says where."
 
 
 def help_of(stat: str) -> str:

@@ -84,9 +84,12 @@ class Unstarted:
     def ablation(self) -> None: ...
 
     def probe(self) -> dict[str, np.ndarray]:
-        """No token of any task; the plane's axes are those of its points."""
-        texts, images = {"tokens": np.empty(0, np.uint8)}, {"images": np.empty((0, 64), np.uint8)}
-        return texts | images | {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])}
+        """No token; the plane's axes are those of its points."""
+        if self.config.task == "text":
+            return {"tokens": np.empty(0, np.uint8)}
+        if self.config.task == "digits":
+            return {"images": np.empty((0, 8, 8), np.uint8)}
+        return {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])}
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> None: ...
 

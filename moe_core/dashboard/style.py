@@ -52,6 +52,7 @@ CSS = f"""
 .st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
+.moe-taken {{ margin: 0; padding-left: 16px; font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); overflow-wrap: anywhere; }}
 .moe-export {{ font-size: 13px; color: var(--moescope-hand); line-height: 40px; }}
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
 .moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}

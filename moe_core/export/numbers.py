@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.compare import LETTERS
+from moe_core.figures.probe import class_name
 from moe_core.figures.read_sweep import Found
 from moe_core.schema import BALANCE, METRICS, STATS, exact_text, measured_in
 
@@ -20,21 +21,44 @@ CURVES = {
 }  # a comparison's lines, by the letters of its runs
 
 
+# What a matrix has in its rows, by the first letter of its shape, and from where that is counted, as hovers count it.
+ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1)}
+
+
 def columns(given: dict[str, Any]) -> Table:
-    """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, from 1."""
+    """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, from 1 or by name.
+
+    Before them stand the names of the rows: the classes of a matrix by class, the numbers of experts or tokens.
+    """
     found: Table = {}
     for name, values in given.items():
         if isinstance(values, np.ndarray):
+            found |= row_names(name, len(values), given)
             plain = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values
-            word = name if values.ndim == 1 else name.rsplit("_", 1)[0]
+            word, _, shape = (name, "", "") if values.ndim == 1 else name.rpartition("_")
+            word = word or name
             if plain.ndim == 1:
                 found[word] = plain
             else:
-                found |= {f"{word}_{i + 1}": plain[:, i] for i in range(plain.shape[1])}
+                names = given.get(f"names_{shape[-1:]}") or range(1, plain.shape[1] + 1)
+                found |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
         elif name in CURVES:
             for at, curve in enumerate(values):
                 found |= curve_columns(CURVES[name].format(LETTERS[at + (name == "gaps")]), curve)
+    if given.get("label_names") and given.get("labels_N") is not None:
+        found["class"] = [class_name(given["labels_N"], n, given["label_names"]) for n in range(len(given["labels_N"]))]
     return found | change_columns("", given.get("changes", ()))
+
+
+def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
+    """The column that says what the rows of an array are, if its name says what they are counted over."""
+    first = name.rpartition("_")[2][:1]
+    if first == "C" and len(given.get("names_C", ())) == count:
+        return {str(given.get("label", "name")): list(given["names_C"])}
+    if first not in ROWS or not count:
+        return {}
+    word, start = ROWS[first]
+    return {word: np.arange(start, start + count)}
 
 
 def curve_columns(name: str, curve: Any) -> Table:

@@ -190,7 +190,7 @@ async function drawChart(name, step) {
   await Plotly.react(place, spec.data, spec.layout, { displaylogo: false, doubleClick: "reset", modeBarButtonsToRemove: ["sendChartToCloud"] });
 }
 
-// The routing: which expert comes first for each byte, image or point of the probe
+// The routing: which expert comes first for each byte, image, row or point of the probe
 const picture = R.probe.steps.length ? (make("h2", routing, "", "Routing of the probe"), make("canvas", routing)) : null;
 const caption = picture && make("p", routing, "line");
 
@@ -199,16 +199,16 @@ function drawRouting(step) {
   const shot = Math.max(0, upTo(R.probe.steps, step) - 1), n = R.probe.count;
   const first = new Uint16Array(bytes(R.probe.first[shot])).subarray(state.layer * n, (state.layer + 1) * n);
   const look = R.themes[state.theme], colour = (e) => (e >= E ? look.ground : E > 20 ? look.ink2 : look.experts[e % look.experts.length]);
-  const across = R.task === "plane" ? 0 : R.task === "digits" ? 32 : 64;
-  picture.width = R.task === "plane" ? 640 : 960;
-  picture.height = R.task === "plane" ? 640 : Math.ceil(n / across) * (960 / across) * (R.task === "digits" ? 1 : 1.4);
+  const flat = R.kind === "points", across = flat ? 0 : R.kind === "bytes" ? 64 : 32, w = 960 / across;
+  const h = w * (R.kind === "bytes" ? 1.4 : R.kind === "images" ? R.probe.height / R.probe.width : 1);
+  picture.width = flat ? 640 : 960;
+  picture.height = flat ? 640 : Math.ceil(n / across) * h;
   picture.style.maxWidth = `${picture.width}px`;
   const pen = picture.getContext("2d");
   pen.fillStyle = look.ground;
   pen.fillRect(0, 0, picture.width, picture.height);
   const before = R.probe.steps[shot] > step;
-  if (R.task === "text") {
-    const w = 960 / across, h = w * 1.4;
+  if (R.kind === "bytes") {
     pen.font = "12px 'Source Code', monospace";
     pen.textAlign = "center";
     pen.textBaseline = "middle";
@@ -219,17 +219,34 @@ function drawRouting(step) {
       pen.fillStyle = light(pen.fillStyle) ? "#0B0E12" : "#FFFFFF";
       pen.fillText(code === 10 ? "¶" : code === 32 ? "·" : code > 32 && code < 127 ? String.fromCharCode(code) : "□", x + w / 2, y + h / 2);
     }
-  } else if (R.task === "digits") {
-    const w = 960 / across, side = Math.round(Math.sqrt(R.probe.images[0].length)), cell = (w - 4) / side;
+  } else if (R.kind === "images") {
+    const pixels = new Uint8Array(bytes(R.probe.images)), { width, height } = R.probe, cell = (w - 4) / width;
     for (let i = 0; i < n && !before; i++) {
-      const x = (i % across) * w, y = Math.floor(i / across) * w;
+      const x = (i % across) * w, y = Math.floor(i / across) * h;
       pen.fillStyle = colour(first[i]);
-      pen.fillRect(x, y, w - 1, w - 1);
-      R.probe.images[i].forEach((v, p) => {
+      pen.fillRect(x, y, w - 1, h - 1);
+      for (let p = 0; p < width * height; p++) {
+        const v = pixels[i * width * height + p];
         pen.fillStyle = `rgba(255,255,255,${v / 16})`;
-        if (v) pen.fillRect(x + 2 + (p % side) * cell, y + 2 + Math.floor(p / side) * cell, cell, cell);
-      });
+        if (v) pen.fillRect(x + 2 + (p % width) * cell, y + 2 + Math.floor(p / width) * cell, cell, cell);
+      }
     }
+  } else if (R.kind === "rows") {
+    pen.font = "12px 'Source Sans', sans-serif";
+    pen.textAlign = "center";
+    pen.textBaseline = "middle";
+    for (let i = 0; i < n && !before; i++) {
+      const x = (i % across) * w, y = Math.floor(i / across) * h;
+      pen.fillStyle = colour(first[i]);
+      pen.fillRect(x, y, w - 1, h - 1);
+      pen.fillStyle = light(pen.fillStyle) ? "#0B0E12" : "#FFFFFF";
+      pen.fillText(i, x + w / 2, y + h / 2);
+    }
+    picture.onpointermove = (event) => {
+      const box = picture.getBoundingClientRect(), zoom = picture.width / box.width;
+      const i = Math.floor((event.clientY - box.top) * zoom / h) * across + Math.floor((event.clientX - box.left) * zoom / w);
+      picture.title = i >= 0 && i < n && !before ? `${R.probe.rows[i]}${first[i] < E ? `; first expert ${first[i] + 1}` : ""}` : "";
+    };
   } else {
     const s = R.probe.side, [x0, x1, y0, y1] = R.probe.extent, size = picture.width;
     const map = R.probe.regions.length && new Uint16Array(bytes(R.probe.regions[shot])).subarray(state.layer * s * s, (state.layer + 1) * s * s);
@@ -250,7 +267,7 @@ function drawRouting(step) {
     });
   }
   caption.textContent = before ? "No snapshot of the probe had been taken yet." :
-    `Colour: the first expert of each ${{ text: "byte", digits: "image", plane: "point" }[R.task]}, as recorded at step ${R.probe.steps[shot].toLocaleString("en")}.`;
+    `Colour: the first expert of each ${R.kind.slice(0, -1)}, as recorded at step ${R.probe.steps[shot].toLocaleString("en")}.`;
   picture.setAttribute("role", "img");
   picture.setAttribute("aria-label", caption.textContent);
 }

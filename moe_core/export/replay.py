@@ -8,7 +8,7 @@ Shares are kept to 1/65535.
 import base64
 import os
 from collections.abc import Callable
-from html import escape
+from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.probe import as_images
 from moe_core.figures.read_sweep import Found
-from moe_core.figures.reading import comparable_at, last_step
+from moe_core.figures.reading import classes_of_probe, comparable_at, last_step, probe_kind, rows_of_probe
+from moe_core.figures.rows import row_told, spreads
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import NOT_LEARNING
 from moe_core.schema import (
@@ -37,6 +39,7 @@ from moe_core.schema import (
 
 BUDGET = 3_300_000  # bytes of rows in the file
 SHOTS = 200  # snapshots of the probe at most
+IMAGE = 32  # pixels along the longer side of an image
 CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
 SHARES = ("load_share", "load", "importance")
@@ -93,7 +96,7 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
         specs[theme] = [skeletons(run, theme, one) for one in range(layers)]
     progress(of, of)
     return {
-        "task": run.config.task, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
+        "kind": probe_kind(run), "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
         "metric": metric_of(run), "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
@@ -195,7 +198,20 @@ def probe_of(run: Any) -> dict[str, Any]:
             found["regions"].append(packed(arrays["regions"].astype("<u2")))
             found["side"] = arrays["regions"].shape[-1]
     found["count"] = int(arrays["experts"].shape[1])
-    for name in ("tokens", "images", "points", "extent"):
+    for name in ("tokens", "points", "extent"):
         if name in shown:
             found[name] = np.asarray(shown[name]).tolist()
+    if "images" in shown:
+        images = as_images(shown["images"], IMAGE)
+        found |= {"images": packed(images.astype("u1")), "height": images.shape[1], "width": images.shape[2]}
+    if "features" in shown:
+        found["rows"] = rows_told(run, shown)
     return found
+
+
+def rows_told(run: Any, shown: dict[str, Any]) -> list[str]:
+    """What a hover says of each row of a table."""
+    rows, classes = rows_of_probe(run, shown), classes_of_probe(run)
+    z_NF = spreads(rows["values_NF"])
+    told = (row_told(n, z_NF=z_NF, **rows, **classes) for n in range(len(z_NF)))
+    return [unescape(f"{who} {what}") for who, what in told]

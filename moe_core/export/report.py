@@ -99,7 +99,7 @@ def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
     )
     for name, value in run.facts.items():
         if name != "created":  # the clock must not reach an export
-            yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+            yield name, words_of(value)
     if not last:
         return
     for layer in range(run.config.layers):
@@ -107,6 +107,13 @@ def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
             mean = float(np.mean(values)) if len(values) else float("nan")
             yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
+
+
+def words_of(fact: Any) -> str:
+    """A fact as one line: a mapping's pairs, a list's sentences."""
+    if isinstance(fact, dict):
+        return ", ".join(f"{k} {v}" for k, v in fact.items())
+    return "; ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
 
 
 def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:

@@ -1,4 +1,4 @@
-"""All figures by name: its title, its page, its tasks, how to read its arguments from a run, and how to draw it.
+"""All figures by name: its title, its page, its kinds of probe, how to read its arguments from a run, and how to draw it.
 
 Adding a figure: write it in a module beside this one, write how it is read, add an entry to FIGURES. The pages, the
 export and the tests take it from here. A source is anything with the methods of a run: config, knobs, steps or status,
@@ -24,6 +24,7 @@ from moe_core.figures import (
     read_experts,
     read_sweep,
     routing,
+    rows,
     score,
     sweeps,
     timeline,
@@ -34,22 +35,25 @@ from moe_core.figures.ablation import ablation
 from moe_core.figures.paper import Figure
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
+    KINDS,
     Read,
     Span,
+    classes_of_probe,
     common,
     comparable_at,
     groups_of,
-    label_of_probe,
     last_step,
     over_time,
     probe_at,
+    probe_kind,
     read_knobs,
     read_probe,
     recent_share,
+    rows_of_probe,
     rows_until,
     share_at_end,
 )
-from moe_core.schema import METRICS, TASKS
+from moe_core.schema import METRICS
 
 
 class Entry(NamedTuple):
@@ -62,7 +66,7 @@ class Entry(NamedTuple):
 
     title: str
     page: str
-    tasks: tuple[str, ...]
+    kinds: tuple[str, ...]  # of probe: see probe_kind
     draw: Figure
     read: Read
 
@@ -128,24 +132,30 @@ def read_probe_text(source: Any, layer: int, step: int | None, span: Span, bins:
 
 
 def read_probe_gates(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    return {"labels_N": label_of_probe(source.probe())} | read_probe(source, layer, step)
+    return classes_of_probe(source) | read_probe(source, layer, step)
+
+
+def read_probe_rows(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    probe = read_probe(source, layer, step)
+    return rows_of_probe(source, source.probe()) | classes_of_probe(source) | probe
 
 
 def read_digit_images(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    inputs, probe = source.probe(), read_probe(source, layer, step)
+    probe = read_probe(source, layer, step)
     del probe["gates_NK"]
-    return {"images_NP": inputs["images"], "labels_N": label_of_probe(inputs)} | probe
+    return {"images": source.probe()["images"]} | classes_of_probe(source) | probe
 
 
 def read_regions(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     inputs, probe, found = source.probe(), read_probe(source, layer, step), probe_at(source, step)
     del probe["gates_NK"]
     some = found is not None
+    classes = classes_of_probe(source)
     return {
         "regions_RR": found[1]["regions"][layer] if found else np.zeros((0, 0), np.uint8),
         "extent": inputs["extent"],
         "points_N2": inputs["points"] if some else inputs["points"][:0],
-        "labels_N": label_of_probe(inputs) if some else None,
+        **classes | ({} if some else {"labels_N": None}),
     } | probe
 
 
@@ -172,70 +182,76 @@ def read_groups(source: Any, layer: int, step: int | None, span: Span, bins: int
 
 
 FIGURES: dict[str, Entry] = {
-    "load_share": Entry("Load share by expert", "live", TASKS, timeline.load_share, read_load_share),
-    "balance_now": Entry("Balance now", "live", TASKS, bars.balance_now, read_balance_now),
-    "balance": Entry("Balance over time", "live", TASKS, timeline.balance, read_balance),
-    "loss": Entry("Loss", "live", TASKS, timeline.loss, read_loss),
-    "knobs": Entry("Knobs over time", "live", TASKS, turns.knobs, read_knobs),
-    "probe_text": Entry("Who reads which byte", "routing", ("text",), score.probe_text, read_probe_text),
-    "probe_gates": Entry("Gates of the probe", "routing", ("digits", "plane"), routing.probe_gates, read_probe_gates),
-    "digit_images": Entry("Images by first expert", "routing", ("digits",), routing.digit_images, read_digit_images),
-    "regions": Entry("Who owns which region", "routing", ("plane",), routing.regions, read_regions),
-    "tokens_by_expert": Entry("Tokens by first expert", "routing", TASKS, bars.tokens_by_expert, read_tokens),
-    "churn": Entry("Router churn over time", "routing", TASKS, routing.churn, read_churn),
-    "ablation": Entry("Loss without each expert", "experts", TASKS, ablation, read_ablation),
-    "expert_rank": Entry("Experts by load", "experts", TASKS, experts.expert_rank, read_experts.read_rank),
-    "expert_share": Entry("Share over time", "experts", TASKS, experts.expert_share, read_experts.read_share),
+    "load_share": Entry("Load share by expert", "live", KINDS, timeline.load_share, read_load_share),
+    "balance_now": Entry("Balance now", "live", KINDS, bars.balance_now, read_balance_now),
+    "balance": Entry("Balance over time", "live", KINDS, timeline.balance, read_balance),
+    "loss": Entry("Loss", "live", KINDS, timeline.loss, read_loss),
+    "knobs": Entry("Knobs over time", "live", KINDS, turns.knobs, read_knobs),
+    "probe_text": Entry("Who reads which byte", "routing", ("bytes",), score.probe_text, read_probe_text),
+    "probe_gates": Entry(
+        "Gates of the probe", "routing", ("images", "rows", "points"), routing.probe_gates, read_probe_gates
+    ),
+    "probe_rows": Entry("Who reads which row", "routing", ("rows",), rows.probe_rows, read_probe_rows),
+    "digit_images": Entry("Images by first expert", "routing", ("images",), routing.digit_images, read_digit_images),
+    "regions": Entry("Who owns which region", "routing", ("points",), routing.regions, read_regions),
+    "tokens_by_expert": Entry("Tokens by first expert", "routing", KINDS, bars.tokens_by_expert, read_tokens),
+    "churn": Entry("Router churn over time", "routing", KINDS, routing.churn, read_churn),
+    "ablation": Entry("Loss without each expert", "experts", KINDS, ablation, read_ablation),
+    "expert_rank": Entry("Experts by load", "experts", KINDS, experts.expert_rank, read_experts.read_rank),
+    "expert_share": Entry("Share over time", "experts", KINDS, experts.expert_share, read_experts.read_share),
     "specialisation": Entry(
-        "Specialisation", "experts", TASKS, matrices.specialisation, read_experts.read_specialisation
+        "Specialisation", "experts", KINDS, matrices.specialisation, read_experts.read_specialisation
     ),
     "specialisation_byte": Entry(
-        "Specialisation by byte", "experts", ("text",), matrices.specialisation_byte, read_experts.read_bytes
+        "Specialisation by byte", "experts", ("bytes",), matrices.specialisation_byte, read_experts.read_bytes
     ),
     "favourite_bytes": Entry(
-        "Favourite bytes", "experts", ("text",), favourites.favourite_bytes, read_experts.read_favourite_bytes
+        "Favourite bytes", "experts", ("bytes",), favourites.favourite_bytes, read_experts.read_favourite_bytes
     ),
     "favourite_images": Entry(
-        "Favourite images", "experts", ("digits",), favourites.favourite_images, read_experts.read_favourite_images
+        "Favourite images", "experts", ("images",), favourites.favourite_images, read_experts.read_favourite_images
+    ),
+    "favourite_rows": Entry(
+        "Favourite rows", "experts", ("rows",), rows.favourite_rows, read_experts.read_favourite_rows
     ),
     "favourite_points": Entry(
-        "Favourite points", "experts", ("plane",), favourites.favourite_points, read_experts.read_favourite_points
+        "Favourite points", "experts", ("points",), favourites.favourite_points, read_experts.read_favourite_points
     ),
-    "coactivation": Entry("Co-activation", "experts", TASKS, matrices.coactivation, read_experts.read_coactivation),
-    "similarity": Entry("Similarity of W_g", "experts", TASKS, matrices.similarity, read_experts.read_similarity),
+    "coactivation": Entry("Co-activation", "experts", KINDS, matrices.coactivation, read_experts.read_coactivation),
+    "similarity": Entry("Similarity of W_g", "experts", KINDS, matrices.similarity, read_experts.read_similarity),
     "saturation": Entry(
-        "Router saturation over time", "experts", TASKS, experts.saturation, read_experts.read_saturation
+        "Router saturation over time", "experts", KINDS, experts.saturation, read_experts.read_saturation
     ),
-    "expert_flow": Entry("From layer to layer", "experts", TASKS, flow.expert_flow, read_experts.read_flow),
-    "compare_balance": Entry("Balance", "compare", TASKS, compare.compare_balance, read_compare.read_balance),
-    "compare_loss": Entry("Loss", "compare", TASKS, compare.compare_loss, read_compare.read_loss),
+    "expert_flow": Entry("From layer to layer", "experts", KINDS, flow.expert_flow, read_experts.read_flow),
+    "compare_balance": Entry("Balance", "compare", KINDS, compare.compare_balance, read_compare.read_balance),
+    "compare_loss": Entry("Loss", "compare", KINDS, compare.compare_loss, read_compare.read_loss),
     "compare_balance_difference": Entry(
         "Difference in balance",
         "compare",
-        TASKS,
+        KINDS,
         compare.compare_balance_difference,
         read_compare.read_balance_difference,
     ),
     "compare_loss_difference": Entry(
-        "Difference in loss", "compare", TASKS, compare.compare_loss_difference, read_compare.read_loss_difference
+        "Difference in loss", "compare", KINDS, compare.compare_loss_difference, read_compare.read_loss_difference
     ),
-    "compare_load": Entry("Load by expert", "compare", TASKS, compare.compare_load, read_compare.read_load),
-    "batch_formula": Entry("Tokens per expert", "batch", TASKS, batch.batch_formula, read_batch.read_formula),
-    "batch_throughput": Entry("Throughput", "batch", TASKS, batch.batch_throughput, read_batch.read_throughput),
-    "batch_measured": Entry("Tokens an expert got", "batch", TASKS, batch.batch_measured, read_batch.read_measured),
-    "sweep_balance": Entry("Balance over the grid", "sweep", TASKS, sweeps.sweep_balance, read_sweep.read_balance),
-    "sweep_quality": Entry("Quality over the grid", "sweep", TASKS, sweeps.sweep_quality, read_sweep.read_quality),
-    "sweep_pareto": Entry("Quality against balance", "sweep", TASKS, sweeps.sweep_pareto, read_sweep.read_pareto),
-    "group_treemap": Entry("Groups and experts", "live", TASKS, treemap.group_treemap, read_groups),
+    "compare_load": Entry("Load by expert", "compare", KINDS, compare.compare_load, read_compare.read_load),
+    "batch_formula": Entry("Tokens per expert", "batch", KINDS, batch.batch_formula, read_batch.read_formula),
+    "batch_throughput": Entry("Throughput", "batch", KINDS, batch.batch_throughput, read_batch.read_throughput),
+    "batch_measured": Entry("Tokens an expert got", "batch", KINDS, batch.batch_measured, read_batch.read_measured),
+    "sweep_balance": Entry("Balance over the grid", "sweep", KINDS, sweeps.sweep_balance, read_sweep.read_balance),
+    "sweep_quality": Entry("Quality over the grid", "sweep", KINDS, sweeps.sweep_quality, read_sweep.read_quality),
+    "sweep_pareto": Entry("Quality against balance", "sweep", KINDS, sweeps.sweep_pareto, read_sweep.read_pareto),
+    "group_treemap": Entry("Groups and experts", "live", KINDS, treemap.group_treemap, read_groups),
 }
 
 
 def shows(source: Any, name: str) -> bool:
-    """Whether a source has something to show in a figure: a run in those of its task, a comparison in those of it too."""
+    """Whether a source has something to show in a figure: a run in those of its kind, a comparison in those of it too."""
     entry = FIGURES[name]
     if isinstance(source, Found):
         return entry.page == "sweep" and (name == "sweep_pareto" or len(source.swept) == 2)
-    if entry.page == "sweep" or source.config.task not in entry.tasks:
+    if entry.page == "sweep" or probe_kind(source) not in entry.kinds:
         return False
     needs: dict[str, Callable[[], bool]] = {
         "compare": lambda: bool(getattr(source, "others", ())),

@@ -3,10 +3,12 @@
 Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert looked at, 0 for none.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, figure, inner
-from moe_core.figures.probe import SYMBOLS, hovers, image_name, letter, mosaic, plane_axes, side_of
+from moe_core.figures.probe import SYMBOLS, as_images, class_word, hovers, letter, mosaic, plane_axes, token_name
 from moe_core.figures.theme import LIGHT, MONO, SEQUENTIAL_STOPS, Theme, expert_colour, scale
 
 BEFORE, AFTER = 12, 6  # bytes of context about a favourite
@@ -80,16 +82,17 @@ def in_context(n: int, tokens_N: Array, sequence_N: Array | None) -> str:
 
 @figure
 def favourite_images(
-    images_NP: Array,
+    images: Array,
     gate_N: Array,
     chosen: int,
     *,
     labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (460, 300),
 ) -> Spec:
-    """The images with most weight, in reading order. images_NP (N, P) square images; gate_N, labels_N (N,)."""
+    """The images with most weight, in reading order. images (N, H, W), or square ones (N, P); gate_N, labels_N (N,)."""
     taken = int((np.asarray(gate_N) > 0).sum())
     layout = base(
         "favourite_images",
@@ -101,17 +104,20 @@ def favourite_images(
         x={"title": "rank within the row", "showticklabels": False, "fixedrange": True},
         y={"title": "row", "showticklabels": False, "showgrid": False, "fixedrange": True},
     )
-    side = side_of(images_NP) if len(images_NP) else 8
     width, height = inner(layout)
     px = 44
-    across, down = max(1, width // px), max(1, height // px)
+    images_NHW = as_images(images, px)
+    _, H, W = images_NHW.shape
+    # The longer side has so many px, and the grid one scale both ways.
+    across, down = (max(1, int(room / px * max(H, W) / side)) for room, side in ((width, W), (height, H)))
     found = best(gate_N, across * down)
-    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * (side + 1)], [down * (side + 1), 0]
+    layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * (W + 1)], [down * (H + 1), 0]
     cells = [(n, place // across, place % across) for place, n in enumerate(found.tolist())]
     words = [
-        f"{image_name(n, labels_N)} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}" for n in found.tolist()
+        f"{token_name('Image', n, labels_N, label_names)} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}"
+        for n in found.tolist()
     ]
-    data = [mosaic(images_NP, side, cells, (down, across), theme), hovers(cells, side, words, px - 10)]
+    data = [mosaic(images_NHW, cells, (down, across), theme), hovers(images_NHW, cells, words, px - 10)]
     return {"data": data if len(found) else [], "layout": layout}
 
 
@@ -123,6 +129,7 @@ def favourite_points(
     extent: Array,
     *,
     labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (460, 300),
@@ -146,14 +153,17 @@ def favourite_points(
     data = [
         {
             "type": "scatter", "mode": "markers", "name": "gate", "x": np.ascontiguousarray(points[:, 0]),
-            "y": np.ascontiguousarray(points[:, 1]), "customdata": np.stack([gate, classes], 1).astype(np.float32),
+            "y": np.ascontiguousarray(points[:, 1]), "customdata": gate,
             "marker": {
                 "color": gate, "cmin": 0, "cmax": 1, "colorscale": scale(theme.sequential, SEQUENTIAL_STOPS), "size": 7,
                 "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
                 "line": {"width": 0.8, "color": theme.edge},
             },
-            "hovertemplate": "A point of class %{customdata[1]} gives expert "
-            f"{chosen + 1} a gate of %{{customdata[0]:.2f}}<extra></extra>",
+            "hovertext": [
+                f"A point of class {class_word(classes, n, label_names)} gives expert {chosen + 1} a gate of {g:.2f}"
+                for n, g in enumerate(gate.tolist())
+            ],
+            "hoverinfo": "text",
         }
     ]  # fmt: skip
     return {"data": data if len(gate) else [], "layout": layout}

@@ -98,25 +98,47 @@ def nobodys(x: Array, y: Array, side: float, theme: Theme, **given: Any) -> Spec
     } | given  # fmt: skip
 
 
-def side_of(images_NP: Array) -> int:
-    """How many pixels wide and high square images are."""
-    return math.isqrt(images_NP.shape[1])
+def class_name(labels_N: Array, n: int, names: Sequence[str]) -> str:
+    """A probe token's class by its name, or where a run has none by its number."""
+    c = int(labels_N[n])
+    return names[c] if c < len(names) else str(c)
 
 
-def image_name(n: int, labels_N: Array | None) -> str:
-    """What a hover calls an image of the probe."""
-    return f"Image {n}" if labels_N is None else f"Image {n}, of class {int(labels_N[n])},"
+def class_word(labels_N: Array, n: int, names: Sequence[str]) -> str:
+    """The same as a label or a hover takes it."""
+    return escape(class_name(labels_N, n, names))
 
 
-def mosaic(
-    images_NP: Array, side: int, cells: Sequence[tuple[int, int, int]], grid: tuple[int, int], theme: Theme
-) -> Spec:
-    """Images of `side` pixels on a grid of (rows, columns), one pixel apart. cells: (image, row, column)."""
-    tile = side + 1
-    grey = np.zeros((grid[0] * tile, grid[1] * tile), np.uint8)
+def token_name(word: str, n: int, labels_N: Array | None, names: Sequence[str] = ()) -> str:
+    """What a hover calls a token of the probe: "Image 3, of class 7,". word: what it is, an Image or a Row."""
+    return f"{word} {n}" if labels_N is None else f"{word} {n}, of class {class_word(labels_N, n, names)},"
+
+
+def as_images(images: Array, px: float) -> Array:
+    """(N, H, W) of images (N, H, W) or, as records of earlier versions have them, of square ones (N, P).
+
+    px: of the screen along the longer side. Pixels that would be smaller than the screen's are drawn together.
+    """
+    images = np.asarray(images)
+    if images.ndim == 2:
+        side = math.isqrt(images.shape[1])
+        images = images[:, : side * side].reshape(len(images), side, side)
+    N, H, W = images.shape
+    by = max(1, math.ceil(max(H, W) / max(8.0, px)))
+    down, across = min(by, H), min(by, W)
+    h, w = H // down, W // across
+    if by == 1 or not N:
+        return images
+    return np.asarray(images[:, : h * down, : w * across].reshape(N, h, down, w, across).mean(axis=(2, 4)))
+
+
+def mosaic(images_NHW: Array, cells: Sequence[tuple[int, int, int]], grid: tuple[int, int], theme: Theme) -> Spec:
+    """Images on a grid of (rows, columns), one pixel apart. cells: (image, row, column)."""
+    _, H, W = images_NHW.shape
+    grey = np.zeros((grid[0] * (H + 1), grid[1] * (W + 1)), np.uint8)
     for n, row, column in cells:
-        top, left = row * tile, column * tile
-        grey[top : top + side, left : left + side] = np.asarray(images_NP)[n, : side * side].reshape(side, side)
+        top, left = row * (H + 1), column * (W + 1)
+        grey[top : top + H, left : left + W] = images_NHW[n]
     return {
         "type": "heatmap", "name": "images", "z": grey, "x0": 0.5, "y0": 0.5, "dx": 1, "dy": 1,
         "zmin": 0, "zmax": max(16, int(grey.max(initial=0))), "hoverinfo": "skip", "showscale": False,
@@ -124,13 +146,13 @@ def mosaic(
     }  # fmt: skip
 
 
-def hovers(cells: Sequence[tuple[int, int, int]], side: int, words: Sequence[str], px: int) -> Spec:
+def hovers(images_NHW: Array, cells: Sequence[tuple[int, int, int]], words: Sequence[str], px: int) -> Spec:
     """Markers that cannot be seen, `px` wide, on the images of a mosaic: what hovering each of them says."""
-    tile = side + 1
+    _, H, W = images_NHW.shape
     return {
         "type": "scatter", "mode": "markers", "name": "image",
-        "x": np.array([column * tile + side / 2 for _, _, column in cells], np.float32),
-        "y": np.array([row * tile + side / 2 for _, row, _ in cells], np.float32),
+        "x": np.array([column * (W + 1) + W / 2 for _, _, column in cells], np.float32),
+        "y": np.array([row * (H + 1) + H / 2 for _, row, _ in cells], np.float32),
         "marker": {"size": px, "opacity": 0}, "hovertext": list(words), "hoverinfo": "text",
     }  # fmt: skip
 

@@ -11,12 +11,13 @@ from moe_core.figures.reading import (
     Span,
     by_hand,
     chosen_expert,
+    classes_of_probe,
     common,
-    label_of_probe,
     last_step,
     over_time,
     read_probe,
     recent_share,
+    rows_of_probe,
     share_at_end,
 )
 
@@ -149,17 +150,22 @@ def read_favourite_bytes(source: Any, layer: int, step: int | None, span: Span, 
 
 def read_favourite_images(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     inputs, found = source.probe(), read_favourites(source, layer, step)
-    return {"images_NP": inputs["images"][: len(found["gate_N"])], "labels_N": label_of_probe(inputs)} | found
+    return {"images": inputs["images"][: len(found["gate_N"])]} | classes_of_probe(source) | found
+
+
+def read_favourite_rows(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+    return rows_of_probe(source, source.probe()) | classes_of_probe(source) | read_favourites(source, layer, step)
 
 
 def read_favourite_points(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     inputs, found = source.probe(), read_favourites(source, layer, step)
     some = slice(len(found["gate_N"]))
-    labels = label_of_probe(inputs)
+    classes = classes_of_probe(source)
+    labels = classes["labels_N"]
     return {
         "points_N2": inputs["points"][some],
         "extent": inputs["extent"],
-        "labels_N": None if labels is None else labels[some],
+        **classes | {"labels_N": None if labels is None else labels[some]},
     } | found
 
 

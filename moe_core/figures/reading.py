@@ -21,6 +21,18 @@ ROWS = 4  # knobs drawn over time, those turned last
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
 
 
+# What shows the probe to a person, and what its tokens are by that. A run without any is of its task's own kind.
+SHOWN = {"tokens": "bytes", "images": "images", "features": "rows", "points": "points"}
+KINDS = tuple(SHOWN.values())
+KIND_OF_TASK = {"text": "bytes", "digits": "images", "plane": "points"}
+
+
+def probe_kind(source: Any) -> str:
+    """What a run's tokens are: bytes, images, rows of a table, or points."""
+    probe = source.probe()
+    return next((kind for name, kind in SHOWN.items() if name in probe), KIND_OF_TASK[source.config.task])
+
+
 class Beside:
     """A run, what was chosen in it, and the runs laid over it. Reads like the run."""
 
@@ -149,6 +161,19 @@ def read_probe(source: Any, layer: int, step: int | None) -> dict[str, Any]:
         "num_experts": source.config.num_experts,
         "step": when,
     }
+
+
+def classes_of_probe(source: Any) -> dict[str, Any]:
+    """The class of each probe token and the classes' names, as the figures take them."""
+    return {"labels_N": label_of_probe(source.probe()), "label_names": source.labels.get("class", [])}
+
+
+def rows_of_probe(source: Any, probe: dict[str, Any]) -> dict[str, Any]:
+    """The rows of a table with their features' names; numbers, where a record of an earlier version has no names."""
+    values_NF = probe["features"]
+    names = source.labels.get("feature", [])
+    F = values_NF.shape[1]
+    return {"values_NF": values_NF, "names_F": names if len(names) == F else [str(f + 1) for f in range(F)]}
 
 
 def label_of_probe(probe: dict[str, Any]) -> Any:

@@ -24,20 +24,24 @@ from moe_core.figures.paper import (
 )
 from moe_core.figures.probe import (
     SYMBOLS,
+    as_images,
     by_expert,
     by_gate,
     cell_colours,
+    class_name,
+    class_word,
     dense,
     first_experts,
     hovers,
-    image_name,
     mosaic,
     nobodys,
     plane_axes,
-    side_of,
+    token_name,
     without_expert,
 )
 from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
+
+LONGEST = 14  # letters of a class's name
 
 
 @figure
@@ -97,36 +101,41 @@ def probe_gates(
 
 
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
-    """Under the axis, each class at the middle of its tokens; a rule between two classes."""
-    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1))
-    ends = [*starts[1:].tolist(), len(sorted_N)]
-    labels = [int(sorted_N[s]) for s in starts]
-    words = [escape(names[c]) if 0 <= c < len(names) else str(c) for c in labels]
+    """Under the axis, each class at the middle of its tokens, where there is room; a rule between two classes."""
+    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1)).tolist()
+    px = inner(layout)[0] / len(sorted_N)
+    at, words = [], []
+    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+        word = class_name(sorted_N, start, names)[:LONGEST]
+        if (end - start) * px >= 7 * len(word):  # names closer than that would cover each other
+            at.append((start + end) / 2)
+            words.append(escape(word))
     layout["xaxis"] |= {
-        "tickvals": [(s + e) / 2 for s, e in zip(starts.tolist(), ends, strict=True)],
+        "tickvals": at,
         "ticktext": words,
         "title": layout["xaxis"]["title"] | {"text": "probe token, by class"},
     }
-    for start in starts[1:].tolist():
+    for start in starts[1:]:
         layout["shapes"].append(upright(start, color=theme.edge, width=1))
 
 
 @figure
 def digit_images(
-    images_NP: Array,
+    images: Array,
     experts_NK: Array,
     num_experts: int,
     *,
     labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (940, 387),
 ) -> Spec:
     """The probe's images in the row of their first expert.
 
-    images_NP (N, P): square images, P pixels from 0 (ground); experts_NK (N, K). Above 20 experts the 20 with most images.
+    images (N, H, W), or square ones (N, P), from 0 (ground); experts_NK (N, K); labels_N (N,) and their words. Above 20 experts the 20 with most images.
     """
-    E, N = num_experts, len(experts_NK)
+    E = num_experts
     first = first_experts(experts_NK, E)
     shown = np.arange(E)
     if E > LINES:
@@ -142,26 +151,27 @@ def digit_images(
         size=size,
     )
     width, height = inner(layout)
-    across = max(1, int(width / (height / len(shown))))
-    side = side_of(images_NP) if N else 8
-    tile = side + 1
+    high = height / len(shown)
+    images_NHW = as_images(images, high)
+    _, H, W = images_NHW.shape
+    across = max(1, int(width / (high * (W + 1) / (H + 1))))
     cells, words = [], []
     for row, expert in enumerate(shown.tolist()):
         for column, n in enumerate(np.flatnonzero(first == expert)[:across].tolist()):
             cells.append((n, row, column))
-            words.append(f"{image_name(n, labels_N)} goes to expert {expert + 1}")
-    layout["xaxis"] |= {"range": [0, across * tile], "showticklabels": False, "fixedrange": True}
+            words.append(f"{token_name('Image', n, labels_N, label_names)} goes to expert {expert + 1}")
+    layout["xaxis"] |= {"range": [0, across * (W + 1)], "showticklabels": False, "fixedrange": True}
     layout["xaxis"]["title"] = axis_title("images of the probe", layout)
     layout["yaxis"] |= {
-        "range": [len(shown) * tile, 0],
-        "tickvals": [row * tile + side / 2 for row in range(len(shown))],
+        "range": [len(shown) * (H + 1), 0],
+        "tickvals": [row * (H + 1) + H / 2 for row in range(len(shown))],
         "ticktext": [tick_name(e, E, theme) for e in shown.tolist()],
         "title": axis_title("expert", layout),
         "showgrid": False,
         "fixedrange": True,
     }
-    grid = mosaic(images_NP, side, cells, (len(shown), across), theme)
-    return {"data": [grid, hovers(cells, side, words, 14)], "layout": layout}
+    grid = mosaic(images_NHW, cells, (len(shown), across), theme)
+    return {"data": [grid, hovers(images_NHW, cells, words, 14)], "layout": layout}
 
 
 def tick_name(expert: int, E: int, theme: Theme) -> str:
@@ -179,6 +189,7 @@ def regions(
     num_experts: int,
     *,
     labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (560, 387),
@@ -219,18 +230,18 @@ def regions(
         first = first_experts(experts_NK, E)
         classes = np.zeros(len(points), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
         colours = [*cell_colours(E, theme), theme.ground]
-        taken = "A point of class %{customdata[1]} goes to expert %{customdata[0]}<extra></extra>"
-        nobody = "A point of class %{customdata[1]} went nowhere: no expert took it<extra></extra>"
+        told = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points))]
+        went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
         data.append(
             {
                 "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points[:, 0]),
-                "y": np.ascontiguousarray(points[:, 1]), "customdata": np.stack([first + 1, classes], 1).astype(np.int32),
+                "y": np.ascontiguousarray(points[:, 1]),
                 "marker": {
                     "color": [colours[e] for e in first.tolist()], "size": 7,
                     "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
                     "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
                 },
-                "hovertemplate": [taken if e < E else nobody for e in first.tolist()],
+                "hovertext": [a + b for a, b in zip(told, went, strict=True)], "hoverinfo": "text",
             }
         )  # fmt: skip
     return {"data": data, "layout": layout}

@@ -23,6 +23,7 @@ from moe_core.figures.reading import (
     last_step,
     named_expert,
     probe_at,
+    probe_kind,
     recent_share,
     rows_until,
     tokens_per_expert,
@@ -223,7 +224,6 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     )
     since = (f"{churn * N:.0f} of {N} tokens changed expert", over) if math.isfinite(churn) else (over,)
     word = churn_word(churn) if source.config.churn_every else ""  # what is settled is settled over known steps
-    unit = {"text": "bytes", "digits": "images", "plane": "points"}.get(source.config.task, "tokens")
     return [
         Tile("churn", "Router churn", number(100 * churn, 1), "%", word=word, lines=since),
         Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{undecided(source, when, K):.2g} is undecided",)),
@@ -233,7 +233,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
             lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
         ),
         Tile("gate_entropy", "Gate entropy", number(gate_entropy(gates)), lines=("0 sure, 1 even",)),
-        Tile("snapshot", "Snapshot", f"{when:,}", lines=(f"probe of {N} {unit}",)),
+        Tile("snapshot", "Snapshot", f"{when:,}", lines=(f"probe of {N} {probe_kind(source)}",)),
     ]  # fmt: skip
 
 

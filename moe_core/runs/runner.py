@@ -53,12 +53,11 @@ def flags(config: Config, knobs: Knobs) -> list[str]:
             value = getattr(settings, f.name)
             if value in ((), ""):
                 continue
-            words.append("--" + f.name.replace("_", "-"))
-            words += (
-                [str(part) for part in value]
-                if isinstance(value, tuple)
-                else [repr(value) if isinstance(value, float) else str(value)]
-            )
+            flag = "--" + f.name.replace("_", "-")
+            if isinstance(value, tuple):
+                words += [f"{flag}={part}" for part in value]  # a column may be called -x, or nothing
+            else:
+                words += [flag, repr(value) if isinstance(value, float) else str(value)]
     return words
 
 

@@ -45,6 +45,10 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
         raise ValueError(f"--text is for the text task, got task {config.task}; add --task text")
     if config.data and config.task != "digits":
         raise ValueError(f"--data is for the digits task, got task {config.task}; add --task digits")
+    if not config.data and (config.label or config.drop or config.missing != "refuse"):
+        raise ValueError(
+            "--label, --drop and --missing say how --data is read; give --data FILE too, or leave them out"
+        )
     if config.task == "text" and config.tokens % config.context:
         raise ValueError(
             f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"

@@ -97,7 +97,19 @@ class Config:
         128, "bytes that the language model sees at once", low=2, high=1024, unit="bytes", tasks=("text",)
     )
     text: tuple[str, ...] = setting((), "your own files or folders, one domain each", tasks=("text",))
-    data: str = setting("", "your own .npz (x, y) or CSV (last column is y)", tasks=("digits",))
+    data: str = setting(
+        "", "your own CSV, .npy or .npz (x and y: rows or images, and their classes), gzip or not", tasks=("digits",)
+    )
+    label: str = setting(
+        "", "the column of --data that is the class: its name, or its number from 1", tasks=("digits",)
+    )
+    drop: tuple[str, ...] = setting((), "columns of --data to leave out: names, or numbers from 1", tasks=("digits",))
+    missing: str = setting(
+        "refuse",
+        "what to do where --data lacks a value: refuse it, fill in the column's mean, or drop the row",
+        choices=("refuse", "mean", "drop"),
+        tasks=("digits",),
+    )
     plane: str = setting("spirals", "the pattern of the points", choices=PLANES, tasks=("plane",))
     plane_noise: float = setting(0.05, "spread of the points around the pattern", low=0.0, high=1.0, tasks=("plane",))
     seed: int = setting(0, "seed of weights, batches and noise", low=0, high=2**31 - 1)

@@ -36,11 +36,21 @@ def train(
     config, knobs = check(whole_paths(config), knobs)
     device = choose_device(config.device)
     data = load(config)
+    if data.taken:
+        notify({"event": "data", "taken": list(data.taken)})
     threads = choose_threads(config, data, knobs, device)
     torch.set_num_threads(threads)
     folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
+    named = {"feature": list(data.features_named)} if data.features_named else {}
+    taken = {"data": list(data.taken)} if data.taken else {}
     writer = create_run(
-        folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=facts_of(device, threads), script=script
+        folder,
+        config,
+        knobs,
+        labels=data.labels | named,
+        probe=data.probe()[1],
+        facts=facts_of(device, threads) | taken,
+        script=script,
     )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
     return conduct(

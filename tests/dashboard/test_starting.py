@@ -10,6 +10,7 @@ import pytest
 
 from moe_core.dashboard import live, starting
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.reading import KIND_OF_TASK
 from moe_core.figures.tiles import NONE
 from moe_core.runs import create_run
 from moe_core.schema import TASKS, Config, Knobs
@@ -33,7 +34,9 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def said(page: str, task: str) -> str:
     """A viewer's first message: it looks at every figure of a page."""
-    sizes = {name: [640, 320] for name, entry in FIGURES.items() if entry.page == page and task in entry.tasks}
+    sizes = {
+        name: [640, 320] for name, entry in FIGURES.items() if entry.page == page and KIND_OF_TASK[task] in entry.kinds
+    }
     return json.dumps({"theme": "light", "page": page, "layer": 0, "sizes": sizes})
 
 

@@ -13,7 +13,13 @@ CLASSES = {
     "text": ("domain", ["prose", "code <b>"]),
     "digits": ("class", list("0123456789")),
     "plane": ("class", ["a", "b"]),
+    "table": ("class", ["setosa", "=virginica <b>"]),
 }
+FEATURES = [
+    "sepal length",
+    "=petal <i>",
+    *(f"feature {i}" for i in range(40)),
+]  # of the digits task on a person's table
 
 
 def probe_of(task: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -26,6 +32,9 @@ def probe_of(task: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         },
         "digits": {"images": rng.integers(0, 17, (N, 64)).astype(np.uint8)},
         "plane": {"points": rng.normal(size=(N, 2)).astype(np.float32), "extent": np.array([-2, 2, -2, 2], np.float32)},
+        "table": {
+            "features": np.where(rng.random((N, 42)) < 0.02, np.nan, rng.normal(size=(N, 42))).astype(np.float32)
+        },
     }
     return shown[task] | {label: labels}
 
@@ -68,7 +77,9 @@ def record(
     k = min(k, E)
     label, names = CLASSES[task]
     labels = {label: names} | ({"byte": [str(i) for i in range(256)]} if task == "text" else {})
-    given = Config.for_task(task, num_experts=E, layers=L, **{"churn_every": 20} | config)
+    labels |= {"feature": FEATURES} if task == "table" else {}
+    task_of = "digits" if task == "table" else task
+    given = Config.for_task(task_of, num_experts=E, layers=L, **{"churn_every": 20} | config)
     writer = create_run(
         folder, given, Knobs(k=k), labels=labels, probe=probe_of(task, rng), facts={"device": "cpu", "threads": 1}
     )

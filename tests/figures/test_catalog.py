@@ -11,6 +11,7 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.reading import probe_kind
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import TILES
 from moe_core.schema import TASKS
@@ -19,7 +20,8 @@ from tests.figures.record import record
 OURS = [
     name
     for name, entry in FIGURES.items()
-    if entry.page in ("experts", "compare", "batch") or name in ("group_treemap", "probe_gates")
+    if entry.page in ("experts", "compare", "batch")
+    or name in ("group_treemap", "probe_gates", "probe_rows", "digit_images")
 ]
 
 
@@ -27,7 +29,7 @@ OURS = [
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
     folder: Path = tmp_path_factory.mktemp("runs")
     made = {}
-    for task in TASKS:
+    for task in (*TASKS, "table"):
         for E in (1, 16, 64):
             for steps in (0, 60):
                 run = record(folder / f"{task}-{E}-{steps}", task, E, steps=steps)
@@ -53,7 +55,7 @@ def titles(spec: dict[str, Any]) -> list[str]:
 def all_specs(runs: dict[Any, Any], name: str) -> Any:
     for (task, E, steps), run in runs.items():
         entry = FIGURES[name]
-        if task in entry.tasks:
+        if probe_kind(run) in entry.kinds:
             for theme in (LIGHT, DARK):
                 spec = entry.draw.spec(**entry.read(run, 0, None, None, 100), theme=theme, size=(460, 300, False))
                 yield (task, E, steps), theme, spec
@@ -81,6 +83,7 @@ def test_plotly_takes_it_and_what_is_hovered_reads_as_a_sentence(runs: dict[Any,
             told = trace.get("hovertemplate") or trace.get("hovertext")
             if trace.get("hoverinfo") == "skip":
                 continue
+            told = trace["text"][0] if told is None else told  # of a heatmap's first row
             sentences = [told] if isinstance(told, str) else list(told)
             for sentence in sentences[:5]:
                 assert re.match(r"[A-Z0-9]", sentence), sentence

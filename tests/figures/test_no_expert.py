@@ -57,8 +57,8 @@ def test_regions_and_points_of_nobody_are_ground():
     marker = trace(spec, "probe")["marker"]
     assert marker["color"][2] == LIGHT.ground
     assert marker["line"]["color"][2] == LIGHT.ink2
-    assert "no expert took it" in trace(spec, "probe")["hovertemplate"][2]
-    assert "goes to expert" in trace(spec, "probe")["hovertemplate"][0]
+    assert "no expert took it" in trace(spec, "probe")["hovertext"][2]
+    assert "goes to expert" in trace(spec, "probe")["hovertext"][0]
 
 
 def test_images_of_nobody_stand_in_no_row():

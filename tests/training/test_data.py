@@ -48,7 +48,7 @@ def test_the_probe_is_small_fixed_and_shown_as_the_model_sees_it(task: str) -> N
     else:
         assert np.array_equal(shown["class"], batch.targets.numpy())
     if task == "digits":
-        assert shown["images"].shape == (256, 64)
+        assert shown["images"].shape == (256, 8, 8)
         assert shown["images"].dtype == np.uint8
         assert shown["images"].max() == 16
     if task == "plane":
@@ -152,7 +152,7 @@ def write(kind: str, path: Path) -> Path:
     ("kind", "says"),
     [
         ("pickle", "pickled"),
-        ("nan", "NaN or infinity (first in row 4)"),
+        ("nan", "lacks values in 1 columns (2 1; first in row 4); fill them with --missing mean"),
         ("few", "at least 10"),
         ("lengths", "x must be (n, features)"),
         ("no y", "arrays x and y, it has x"),
@@ -173,12 +173,13 @@ def test_an_npz_that_cannot_be_used_is_refused_in_one_line(kind: str, says: str,
     [
         (b"", "0 bytes"),
         (b"1,2\n3\n", "same two or more columns"),
-        (b"1,2\n" + b"x,0\n" * 9, "row 2 has 'x'"),
-        (b"1,2,0\n" * 9 + b"nan,1,0\n", "NaN"),
+        (b"1,2,0\n" * 9 + b"1,x,1\n", "row 10 has 'x'"),
+        (b"1,2,0\n" * 9 + b"nan,1,1\n", "lacks values in 1 columns (1 1; first in row 10)"),
         (b"\xff\xfe1,2\n", "UTF-8"),
         (b"".join(b"1,%d.5\n" % i for i in range(300)), "from 2 to 150 different values in 300 rows, got 300"),
-        (b"".join(b"1,%d\n" % i for i in range(600)), "from 2 to 256"),
-        (b"".join(b"1,%d\n" % i for i in range(40)), "from 2 to 20 different values in 40 rows, got 40"),
+        (b"".join(b"1,%d\n" % (i * i % 599) for i in range(600)), "from 2 to 256"),
+        (b"".join(b"1,%d\n" % i for i in range(40)), "whole numbers that rise from row to row"),
+        (b"".join(b"1,%d\n" % (i * 7 % 40) for i in range(40)), "from 2 to 20 different values in 40 rows, got 40"),
         (b"1,same\n" * 20, "got 1; give classes"),
         (b"1;2;0\n" * 20, "commas between them"),
     ],

@@ -45,6 +45,7 @@ export class View {
       const chart = element("div", "moescope-chart", cell);
       chart.dataset.figure = name;
       element("div", "moescope-mark", cell).hidden = true;
+      element("div", "moescope-undrawn", cell).setAttribute("role", "status");
       cell.hidden = name === "knobs";
       cell.addEventListener("pointermove", (event) => this.hover(chart, event));
       cell.addEventListener("pointerleave", () => this.point(null));
@@ -104,8 +105,21 @@ export class View {
       await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
       if (this.closed) return;
       // A frame that was on its way when the page changed may hold the last page's charts.
-      if (this.charts.has(name)) await this.drawChart(this.charts.get(name), spec());
+      if (this.charts.has(name)) await this.drawOrSay(this.charts.get(name), spec());
     }
+  }
+
+  // A chart, or at its place why it cannot be drawn; the others go on.
+  async drawOrSay(chart, spec) {
+    let { problem = "" } = spec;
+    try {
+      if (!problem) await this.drawChart(chart, spec);
+    } catch (error) {
+      console.error(`${chart.dataset.figure} could not be drawn:`, error);
+      problem = `${chart.dataset.figure} cannot be drawn: ${error.message}`;
+    }
+    chart.style.visibility = problem ? "hidden" : "";
+    chart.parentElement.querySelector(".moescope-undrawn").textContent = problem;
   }
 
   async drawChart(chart, spec) {

@@ -1,4 +1,4 @@
-"""What an .npz says of itself, read before a byte of it is unpacked: 3.8 MB of zip may hold 2.5 GB of zeros."""
+"""What an .npz or .npy says of itself, read before a byte of it is unpacked: 3.8 MB of zip may hold 2.5 GB of zeros."""
 
 import math
 import zipfile
@@ -13,10 +13,27 @@ NAMES = ("x.npy", "y.npy", "x", "y")  # numpy takes a part without the ending fo
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
+def check_arrays(file: IO[bytes]) -> None:
+    """ValueError, before anything is unpacked, if an .npz or .npy is none, or has more numbers than fit in memory."""
+    magic = file.read(6)
+    file.seek(0)
+    check_npz(file) if magic != b"\x93NUMPY" else check_npy(file)
+
+
+def check_npy(file: IO[bytes]) -> None:
+    """ValueError if an .npy says that it holds more values than fit in memory; what is none is said when it is read."""
+    try:
+        count = count_of(file)
+    except Exception as error:  # numpy raises its own for a damaged header
+        raise ValueError(f"it is not a readable .npy ({type(error).__name__}); save it again with numpy.save") from None
+    if count > limits.VALUES:
+        raise ValueError(f"it has {count:,} values; up to {limits.VALUES:,} fit in memory, give a part")
+
+
 def check_npz(file: IO[bytes]) -> None:
     """ValueError, before anything is unpacked, if an .npz is none, or its x or y has more numbers than fit in memory."""
     try:
-        sizes = [(part, values(file, part)) for part in limits.zip_parts(file) if part.filename in NAMES]
+        sizes = [(part, values(file, part)) for part in limits.zip_parts(file) if part.filename.lower() in NAMES]
     except Exception as error:  # zipfile, zlib and numpy each raise their own for a damaged file
         raise ValueError(
             f"it is not a readable .npz ({type(error).__name__}); save it again with numpy.savez"
@@ -33,5 +50,10 @@ def check_npz(file: IO[bytes]) -> None:
 def values(file: IO[bytes], part: zipfile.ZipInfo) -> int:
     """How many values an array in an .npz has. Only its header is read, of at most 10,000 bytes."""
     with zipfile.ZipFile(file) as archive, archive.open(part) as array:
-        shape, _, _ = HEADERS[np.lib.format.read_magic(array)](array)
-        return math.prod(shape)
+        return count_of(array)
+
+
+def count_of(array: IO[bytes]) -> int:
+    """How many values an .npy says that it holds. Only its header is read."""
+    shape, _, _ = HEADERS[np.lib.format.read_magic(array)](array)
+    return math.prod(shape)

@@ -3,6 +3,7 @@
 Shapes: N rows, F features.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,6 +25,8 @@ class Points:
     held_NF: Tensor
     held_N: Tensor
     shown: dict[str, np.ndarray]  # the probe as a person sees it, beside its class
+    features_named: tuple[str, ...] = ()  # the names of a table's columns
+    taken: tuple[str, ...] = ()  # of a person's own file, what was taken for what
 
     @property
     def task(self) -> str:
@@ -68,8 +71,10 @@ def points_of(
     train_n: np.ndarray,
     held_n: np.ndarray,
     shown: dict[str, np.ndarray],
+    features_named: Sequence[str] = (),
+    taken: Sequence[str] = (),
 ) -> Points:
     """Points of these rows, whose classes are places in `names`. train_n, held_n: the rows of each split."""
     x, y = torch.from_numpy(np.ascontiguousarray(x_NF, np.float32)), torch.from_numpy(np.asarray(y_N, np.int64))
     train, held = torch.from_numpy(train_n), torch.from_numpy(held_n)
-    return Points(config, names, x[train], y[train], x[held], y[held], shown)
+    return Points(config, names, x[train], y[train], x[held], y[held], shown, tuple(features_named), tuple(taken))

@@ -1,99 +1,166 @@
-"""A person's own table, an .npz or a CSV: read, and checked so that what is wrong is said in a line.
+"""A person's own file of rows, a CSV, .npz or .npy, told apart by its content and read into a Table.
 
-Shapes: N rows, F features.
+Shapes: N rows, C columns.
 """
 
 import csv
 import io
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.runs.limits import CSV, NPZ, open_plain, read_most
-from moe_core.training.data.archive import check_npz
+from moe_core.runs.limits import CSV, NPZ
+from moe_core.training.data.archive import check_arrays
+from moe_core.training.data.opening import content_of
+
+# Cells that hold no value, as spreadsheets, pandas and R write them.
+MISSING = {"", "nan", "na", "n/a", "<na>", "null", "?"}
+WANTED = "give a CSV, an .npz with x and y, or an .npy"
+LONGEST = 80  # letters of a column's name
 
 
-def own_table(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """x (N, F) float64 and y (N,) of a person's .npz or CSV, checked."""
-    if not path.is_file():
-        raise ValueError(
-            f"--data {str(path)!r} is not a file; give an .npz with x and y, or a CSV whose last column is y"
-        )
-    try:
-        with open_plain(path, follow=True) as file:
-            content = read_most(file, NPZ if path.suffix == ".npz" else CSV)
-    except OSError as error:
-        raise ValueError(f"--data {str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--data {str(path)!r}: {error}; give a part of it") from None
+class Table(NamedTuple):
+    """Columns by name. values_NC: NaN where a cell is no number; texts: column -> row -> the words there, if it is not empty.
+
+    named: whether a line of names stood above the rows, else the names are the columns' numbers from 1.
+    """
+
+    names: list[str]
+    values_NC: np.ndarray
+    texts: dict[int, dict[int, str]]
+    named: bool
+
+
+class Arrays(NamedTuple):
+    """x (N, …) numbers and y (N,) numbers or words, as an .npz has them."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def read(path: Path) -> Table | Arrays:
+    """What a file holds. ValueError, one line, for what cannot be read as one of them."""
+    most = NPZ if path.suffix.lower() in (".npz", ".npy") else CSV
+    content, given = content_of(path, "--data", most), f"--data {str(path)!r}"
     if not content:
-        raise ValueError(
-            f"--data {str(path)!r} has 0 bytes; give an .npz with x and y, or a CSV whose last column is y"
-        )
-    x, y = _from_npz(path, content) if path.suffix == ".npz" else _from_csv(path, content)
-    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or x[0].size == 0:
-        raise ValueError(f"--data {str(path)!r}: x must be (n, features) and y (n,), got x {x.shape} and y {y.shape}")
-    if len(x) < 10:
-        raise ValueError(f"--data {str(path)!r} has {len(x)} rows; give at least 10, a fifth is held out")
-    bad = np.flatnonzero(~np.isfinite(x.reshape(len(x), -1)).all(1))
-    if len(bad) or (y.dtype.kind == "f" and not np.isfinite(y).all()):
-        row = bad[0] if len(bad) else np.flatnonzero(~np.isfinite(y))[0]
-        raise ValueError(f"--data {str(path)!r} has NaN or infinity (first in row {row + 1}); remove or fill such rows")
-    return x.reshape(len(x), -1), y
+        raise ValueError(f"{given} has 0 bytes; {WANTED}")
+    if content.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return _npz(given, content)
+    if content.startswith(b"\x93NUMPY"):
+        return _npy(given, content)
+    if path.suffix.lower() in (".npz", ".npy"):
+        raise ValueError(f"{given} is not a readable {path.suffix.lower()}; save it again with numpy.save or savez")
+    if content.startswith(b"PAR1"):
+        raise ValueError(f"{given} is a Parquet file; export it as a CSV")
+    return _csv(given, content)
 
 
-def _from_npz(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _npz(given: str, content: bytes) -> Arrays:
+    arrays = _loaded(given, content)
+    words = {name.lower(): name for name in arrays}
+    if not {"x", "y"} <= words.keys():
+        raise ValueError(f"{given} must hold arrays x and y, it has {', '.join(arrays)[:200] or 'none'}")
+    x, y = arrays[words["x"]], arrays[words["y"]]
+    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiubUS":
+        raise ValueError(f"{given}: x must be numbers and y numbers or text, got {x.dtype} and {y.dtype}")
+    if y.ndim == 2 and y.shape[1] == 1:
+        y = y[:, 0]
+    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y) or 0 in x.shape[1:]:
+        raise ValueError(f"{given}: x must be (n, features) and y (n,), got x {x.shape} and y {y.shape}")
+    return Arrays(x, y.astype(str) if y.dtype.kind in "US" else y.astype(np.float64))
+
+
+def _loaded(given: str, content: bytes) -> dict[str, np.ndarray]:
+    """The arrays of an .npz, x and y only where there are others; of an .npy the one, named ""."""
     try:
-        check_npz(io.BytesIO(content))
+        check_arrays(io.BytesIO(content))
     except ValueError as error:
-        raise ValueError(f"--data {str(path)!r}: {error}") from None
+        raise ValueError(f"{given}: {error}") from None
     try:
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            if not {"x", "y"} <= set(arrays.files):
-                raise ValueError(
-                    f"--data {str(path)!r} must hold arrays x and y, it has {', '.join(arrays.files) or 'none'}"
-                )
-            x, y = arrays["x"], arrays["y"]
-    except ValueError as error:
-        if "--data" in str(error):
-            raise
+        found = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(found, np.ndarray):
+            return {"": found}
+        with found:
+            wanted = [name for name in found.files if name.lower() in ("x", "y")]
+            some = wanted if len(wanted) > 1 else []
+            return dict.fromkeys(found.files, np.empty(0)) | {name: found[name] for name in some}
+    except ValueError:
         # numpy says "Object arrays cannot be loaded when allow_pickle=False", and of a bad file that it may be a pickle.
         raise ValueError(
-            f"--data {str(path)!r} holds pickled objects, which are never read; save plain number arrays x and y with numpy.savez"
+            f"{given} holds pickled objects, which are never read; save plain number arrays x and y with numpy.savez"
         ) from None
     except Exception as error:  # zipfile, zlib and numpy each raise their own for a damaged file
         raise ValueError(
-            f"--data {str(path)!r} is not a readable .npz ({type(error).__name__}); save it again with numpy.savez"
+            f"{given} is not a readable .npz or .npy ({type(error).__name__}); save it again with numpy.savez"
         ) from None
-    if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiubUS":
-        raise ValueError(f"--data {str(path)!r}: x must be numbers and y numbers or text, got {x.dtype} and {y.dtype}")
-    return x.astype(np.float64), y.astype(str) if y.dtype.kind in "US" else y
 
 
-def _from_csv(path: Path, content: bytes) -> tuple[np.ndarray, np.ndarray]:
+def _npy(given: str, content: bytes) -> Table:
+    """A matrix, one of whose columns is the class."""
+    array = _loaded(given, content)[""]
+    if array.ndim != 2 or array.dtype.kind not in "fiub" or array.shape[1] < 2:
+        raise ValueError(
+            f"{given} must be a matrix of numbers of which a column is the class, got {array.dtype} {array.shape}; "
+            "save images and their classes as x and y with numpy.savez"
+        )
+    return Table([str(i + 1) for i in range(array.shape[1])], array.astype(np.float64), {}, named=False)
+
+
+def _csv(given: str, content: bytes) -> Table:
     try:
         rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"))) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"--data {str(path)!r} is not a CSV in UTF-8 ({error}); export it as one") from None
-    if rows and not _is_number(rows[0][0]):
-        rows = rows[1:]  # a line of column names
-    widths = {len(row) for row in rows}
-    if len(widths) != 1 or widths == {1}:
+        raise ValueError(f"{given} is not a CSV in UTF-8 ({error}); export it as one") from None
+    widths = sorted({len(row) for row in rows})
+    if len(widths) != 1 or widths == [1]:
         raise ValueError(
-            f"--data {str(path)!r}: every row must have the same two or more columns, with commas between them, the last one y, got {sorted(widths)[:4]}"
+            f"{given}: every row must have the same two or more columns, with commas between them, got {widths[:4]}"
         )
-    for number, row in enumerate(rows, 1):
-        for cell in row[:-1]:
-            if not _is_number(cell):
-                raise ValueError(
-                    f"--data {str(path)!r}: row {number} has {cell[:40]!r} where a number is wanted; only the last column may be text"
-                )
-    return np.array([row[:-1] for row in rows], dtype=np.float64), np.array([row[-1].strip() for row in rows])
+    above, width = rows[0], widths[0]
+    values_NC, texts = _cells(rows[1:], width)
+    if _names_columns(above, values_NC, texts):
+        return Table(_unique([name.strip()[:LONGEST] for name in above]), values_NC, texts, named=True)
+    first, words = _cells(rows[:1], width)
+    moved = {c: {row + 1: word for row, word in of.items()} for c, of in texts.items()}
+    texts = {c: words.get(c, {}) | moved.get(c, {}) for c in sorted(words.keys() | moved.keys())}
+    return Table([str(i + 1) for i in range(width)], np.concatenate([first, values_NC]), texts, named=False)
 
 
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
+def _cells(rows: list[list[str]], width: int) -> tuple[np.ndarray, dict[int, dict[int, str]]]:
+    """The numbers of all cells, and the words of those that hold neither a number nor nothing."""
+    values_NC, texts = np.full((len(rows), width), np.nan), dict[int, dict[int, str]]()
+    for n, row in enumerate(rows):
+        try:
+            values_NC[n] = [float(cell) for cell in row]
+            continue
+        except ValueError:
+            pass
+        for c, cell in enumerate(row):
+            try:
+                values_NC[n, c] = float(cell)
+            except ValueError:
+                if cell.strip().lower() not in MISSING:
+                    texts.setdefault(c, {})[n] = cell.strip()
+    return values_NC, texts
+
+
+def _names_columns(above: list[str], values_NC: np.ndarray, texts: dict[int, dict[int, str]]) -> bool:
+    """Whether the first line names the columns: it has a word above numbers, or it counts them from 0 as pandas does."""
+    if not len(values_NC):
         return False
-    return True
+    count = np.isfinite(values_NC).sum(axis=0)
+    numeric = [count[c] > len(texts.get(c, ())) for c in range(len(above))]
+    first, words = _cells([above], len(above))
+    if any(numeric[c] for c in words):
+        return True
+    counted = first[0][np.isfinite(first[0])].tolist()
+    return len(counted) > 2 and counted == list(range(len(counted)))
+
+
+def _unique(names: list[str]) -> list[str]:
+    """The names, each once: a later one of the same name gets its column's number."""
+    found: list[str] = []
+    for i, name in enumerate(names):
+        found.append(f"{name}_{i + 1}" if name in found else name)
+    return found

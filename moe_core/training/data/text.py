@@ -17,11 +17,12 @@ import torch
 from torch import Tensor
 
 from moe_core.runs import limits
-from moe_core.runs.limits import open_plain, read_most, too_large
 from moe_core.schema import PROBE_TOKENS, Config
 from moe_core.training.data.batch import EVAL_TOKENS, HELD_OUT, Batch, generator_for, sklearn_data
+from moe_core.training.data.opening import content_of
 
 DOMAIN_BYTES = 1 << 20  # of the standard library's source: reading all of it would delay the start
+MAX_DOMAINS = 64
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Text:
     names: list[str]
     train: list[Tensor]
     held: list[Tensor]
+    taken: tuple[str, ...] = ()  # of a person's own files, what was taken for what
     task = "text"
+    features_named: tuple[str, ...] = ()
     features = 256
     classes = 256
 
@@ -80,9 +83,9 @@ class Text:
 
 def text(config: Config) -> Text:
     """The three domains, or one for each of config.text."""
-    if len(config.text) > 64:
-        raise ValueError(f"--text takes up to 64 files or folders, one domain each, got {len(config.text)}")
-    domains = _own_domains(config.text) or [_prose(), _code(), _tables()]
+    if len(config.text) > MAX_DOMAINS:
+        raise ValueError(f"--text takes up to {MAX_DOMAINS} files or folders, one domain each, got {len(config.text)}")
+    domains = _own_domains([Path(path) for path in config.text]) or [_prose(), _code(), _tables()]
     names, train, held = [], [], []
     for name, content in domains:
         cut = len(content) - int(len(content) * HELD_OUT)
@@ -96,7 +99,8 @@ def text(config: Config) -> Text:
         names.append(name)
         train.append(numbers[:cut])
         held.append(numbers[cut:])
-    return Text(config, names, train, held)
+    sizes = [f"domain {name}: {len(content):,} bytes, of which {len(end):,} are held out" for (name, content), end in zip(domains, held, strict=True)]  # fmt: skip
+    return Text(config, names, train, held, tuple(sizes if config.text else ()))
 
 
 def _prose() -> tuple[str, bytes]:
@@ -131,21 +135,35 @@ def _tables() -> tuple[str, bytes]:
     return "table", b"\n".join(pieces[i] for i in order)
 
 
-def _own_domains(paths: Sequence[str]) -> list[tuple[str, bytes]]:
-    """One for each path. ValueError if they are too much for the memory together."""
+def told_apart(paths: Sequence[Path]) -> list[str]:
+    """A name for each: its last part, and of those with the same, as many folders before it as tell them apart."""
+    parts = [Path(os.path.abspath(path)).parts for path in paths]
+    if twice := next((paths[i] for i, part in enumerate(parts) if part in parts[:i]), None):
+        raise ValueError(f"--text {str(twice)!r} is given twice; give each file or folder once")
+
+    def name(part: tuple[str, ...]) -> str:
+        others = [other for other in parts if other != part]
+        least = next(n for n in range(1, len(part) + 1) if all(part[-n:] != other[-n:] for other in others))
+        return "/".join(part[-least:]).replace("//", "/")
+
+    return [name(part) for part in parts]
+
+
+def _own_domains(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
+    """Name and bytes for each path. ValueError if they are too much for the memory together."""
     domains, size = [], 0
-    for path in paths:
-        domains.append(_own_domain(Path(path)))
+    for name, path in zip(told_apart(paths), paths, strict=True):
+        domains.append((name, _own_bytes(path)))
         size += len(domains[-1][1])
         if size > limits.TEXT:
             raise ValueError(
-                f"the texts up to --text {path!r} have more than {limits.TEXT >> 20} MB together; leave some out"
+                f"the texts up to --text {str(path)!r} have more than {limits.TEXT >> 20} MB together; leave some out"
             )
     return domains
 
 
-def _own_domain(path: Path) -> tuple[str, bytes]:
-    """A file's bytes, or those of a folder's files in order of name, hidden ones left out."""
+def _own_bytes(path: Path) -> bytes:
+    """A file's bytes, unpacked if they are gzip, or those of a folder's files in order of name, hidden ones left out."""
     if not path.exists():
         raise ValueError(f"--text {str(path)!r} is not there; give a file or a folder of text")
     if not path.is_dir() and not path.is_file():
@@ -154,11 +172,9 @@ def _own_domain(path: Path) -> tuple[str, bytes]:
         content = b"\n".join(_read_files(_files(path) if path.is_dir() else [path]))
     except OSError as error:
         raise ValueError(f"--text {str(path)!r} cannot be read: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"--text {str(path)!r}: {error}; give a part of it, or several as domains") from None
     if not content:
         raise ValueError(f"--text {str(path)!r} has 0 bytes; give a file or a folder with text in it")
-    return path.name or path.resolve().name, content
+    return content
 
 
 def _files(folder: Path) -> list[Path]:
@@ -168,22 +184,24 @@ def _files(folder: Path) -> list[Path]:
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
             found.append(path)
             size += path.stat().st_size
-            if size > limits.DOMAIN:
-                too_large(limits.DOMAIN)
-            if len(found) > limits.FILES:
-                raise ValueError(f"it has more than {limits.FILES:,} files")
+            if size > limits.DOMAIN or len(found) > limits.FILES:
+                much = f"{limits.DOMAIN >> 20} MB" if size > limits.DOMAIN else f"{limits.FILES:,} files"
+                raise ValueError(
+                    f"--text {str(folder)!r} has more than {much}; give a part of it, or several as domains"
+                )
     return sorted(found)
 
 
 def _read_files(files: Sequence[Path]) -> list[bytes]:
     """Their bytes, without the mark that some editors put before the first. ValueError for more than a domain may have."""
-    parts, left = [], limits.DOMAIN
+    parts, size = [], 0
     for path in files:
-        with open_plain(path, follow=True) as file:
-            if os.fstat(file.fileno()).st_size > left:
-                too_large(limits.DOMAIN)
-            parts.append(read_most(file, left).removeprefix(codecs.BOM_UTF8))
-        left -= len(parts[-1])
+        parts.append(content_of(path, "--text", limits.DOMAIN).removeprefix(codecs.BOM_UTF8))
+        size += len(parts[-1])
+        if size > limits.DOMAIN:
+            raise ValueError(
+                f"the texts up to --text {str(path)!r} have more than {limits.DOMAIN >> 20} MB; leave some out"
+            )
     return parts
 
 

@@ -1,0 +1,223 @@
+"""Rows of a table: which expert reads which, and what an expert likes best, with the features by name.
+
+Shapes: N probe rows, F features, K experts per row, E experts. `values_NF` are the features as the table has them, NaN
+where it has none.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from moe_core.figures.favourites import best
+from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, upright
+from moe_core.figures.probe import by_expert, class_name, first_experts, nobodys, sentence, token_name, without_expert
+from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, LINES, SANS, Theme, expert_colour, scale
+
+LONGEST = 16  # letters of a feature's name beside its line
+TOLD = 6  # features in a hover of a row
+STRIP = 18  # px above the features, where each row has the colour of its first expert
+
+
+@figure
+def probe_rows(
+    values_NF: Array,
+    names_F: Sequence[str],
+    experts_NK: Array,
+    gates_NK: Array,
+    num_experts: int,
+    *,
+    labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (940, 387),
+) -> Spec:
+    """The probe's rows side by side, those of an expert together, each feature a line: low blue, high orange.
+
+    values_NF (N, F), names_F their names; experts_NK, gates_NK (N, K); labels_N (N,) the class of each row, label_names
+    their words. Of more features than find room, those by which the classes differ most.
+    """
+    E, N = num_experts, min(len(values_NF), len(experts_NK))
+    first = first_experts(np.asarray(experts_NK)[:N], E)
+    labels_N = None if labels_N is None else np.asarray(labels_N)[:N]
+    z_NF = spreads(np.asarray(values_NF)[:N])
+    layout = base(
+        "probe_rows", "Who reads which row", "", step=step, theme=theme, size=size, labels=True,
+        x={"title": "first expert, a column a row of the probe", "range": [0, max(N, 1)]}, y={"title": "feature", "showgrid": False},
+    )  # fmt: skip
+    height = inner(layout)[1]
+    room = max(1, (height - STRIP) // 16)
+    shown = telling_features(z_NF, labels_N, room)
+    some = (
+        f"; the {len(shown)} of {len(names_F)} features that differ most by class" if len(shown) < len(names_F) else ""
+    )
+    few = f"band: first expert; below, each feature, blue low to orange high{some}{without_expert(first, E)}"
+    layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{few}</span>")
+    names = [escape(names_F[f][:LONGEST]) for f in shown]
+    band = len(shown) * STRIP / max(1, height - STRIP)  # the strip's px in lines of features
+    layout["margin"] |= {"l": layout["margin"]["l"] + 7 * max(map(len, names), default=0), "r": 64}
+    layout["yaxis"] |= {
+        "range": [len(shown) + 0.5, 0.5 - band],
+        "tickvals": list(range(1, len(shown) + 1)),
+        "ticktext": names,
+    }
+    layout["plot_bgcolor"] = theme.side  # a gap is no value
+    order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
+    if not N:
+        return {"data": [], "layout": layout}
+    mark_experts(layout, first[order], E, theme)
+    cells = z_NF[order][:, shown].T
+    row_NF = np.broadcast_to(order, cells.shape)
+    told = np.stack([row_NF, np.asarray(values_NF)[order][:, shown].T, first[row_NF] + 1], axis=2)
+    heat = {
+        "type": "heatmap", "name": "features", "x": np.arange(N + 1, dtype=np.int32),
+        "y": (np.arange(len(shown) + 1) + 0.5).astype(np.float32), "z": np.ascontiguousarray(cells, np.float32),
+        "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS), "hoverongaps": False,
+        "text": [[escape(names_F[f])] * N for f in shown], "customdata": told.astype(np.float32),
+        "hovertemplate": "Row %{customdata[0]:.0f} has %{text} at %{customdata[1]:.4g}, %{z:+.1f} spreads from the mean<extra></extra>",
+        "colorbar": {
+            "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
+            "tickvals": [-2, 0, 2], "ticktext": ["−2 σ", "mean", "+2 σ"],
+            "tickfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink2},
+        },
+    }  # fmt: skip
+    words = [row_told(n, values_NF, z_NF, names_F, labels_N, label_names) for n in order.tolist()]
+    goes = [sentence(e, g, E) for e, g in zip(np.asarray(experts_NK)[order].tolist(), np.asarray(gates_NK)[order].tolist(), strict=True)]  # fmt: skip
+    strip = {
+        "type": "heatmap", "name": "first expert", "x": heat["x"], "y": np.array([0.5 - band, 0.5 - 0.2 * band], np.float32),
+        "z": np.where(first < E, first, np.nan)[order][None].astype(np.float32), "hoverinfo": "text",
+        "text": [[f"{who} {where}: {what}" for (who, what), where in zip(words, goes, strict=True)]], **by_expert(E, theme),
+    }  # fmt: skip
+    nobody = np.flatnonzero(first[order] >= E)
+    told_nobody = [f"{words[i][0]} {goes[i]}" for i in nobody.tolist()]
+    none = nobodys((nobody + 0.5).astype(np.float32), np.full(len(nobody), 0.5 - 0.6 * band, np.float32), 6, theme, hovertext=told_nobody)  # fmt: skip
+    return {"data": [heat, strip, *[none] * bool(len(nobody))], "layout": layout}
+
+
+def mark_experts(layout: Spec, sorted_N: Array, E: int, theme: Theme) -> None:
+    """Under the axis, each expert at the middle of its rows where there is room; a rule between two."""
+    starts = np.flatnonzero(np.diff(sorted_N, prepend=-1)).tolist()
+    px = inner(layout)[0] / max(len(sorted_N), 1)
+    at, words = [], []
+    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+        expert = int(sorted_N[start])
+        if (end - start) * px >= 30:
+            square = (
+                f'<span style="color:{expert_colour(expert, theme)}">■</span> ' if E <= LINES and expert < E else ""
+            )
+            at.append((start + end) / 2)
+            words.append(f"{square}{expert + 1}" if expert < E else "none")
+        if start:
+            layout["shapes"].append(upright(start, color=theme.ink2, width=1))
+    layout["xaxis"] |= {"tickvals": at, "ticktext": words}
+
+
+def spreads(values_NF: Array) -> Array:
+    """(N, F) how many standard deviations of the probe's rows each value lies from their mean; NaN stays NaN."""
+    values = np.asarray(values_NF, np.float64)
+    known = np.isfinite(values)
+    count = np.maximum(known.sum(axis=0), 1)
+    away = values - np.where(known, values, 0).sum(axis=0) / count
+    std = np.sqrt((np.where(known, away, 0) ** 2).sum(axis=0) / count)
+    return np.asarray(away / np.where(std > 0, std, 1))
+
+
+def telling_features(z_NF: Array, labels_N: Array | None, most: int) -> list[int]:
+    """At most `most` features, in the table's order: those of whose spread the classes explain most. They never change."""
+    F = z_NF.shape[1]
+    if most >= F:
+        return list(range(F))
+    z, labels = np.nan_to_num(z_NF), np.zeros(len(z_NF), np.int64) if labels_N is None else np.asarray(labels_N)
+    between = np.zeros(F)
+    for c in np.unique(labels).tolist():
+        of_class = z[labels == c]
+        between += len(of_class) * of_class.mean(axis=0) ** 2
+    return sorted(np.argsort(-between, kind="stable")[:most].tolist())
+
+
+def row_told(
+    n: int, values_NF: Array, z_NF: Array, names_F: Sequence[str], labels_N: Array | None, label_names: Sequence[str]
+) -> tuple[str, str]:
+    """What a hover calls a row, and its features that lie furthest from the mean with their values."""
+    furthest = np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable")[:TOLD].tolist()
+    values = [f"{escape(names_F[f])} {value_word(values_NF[n][f])}" for f in furthest]
+    return token_name("Row", n, labels_N, label_names), ", ".join(values) + ", …" * (len(names_F) > TOLD)
+
+
+def value_word(value: float) -> str:
+    return "missing" if np.isnan(value) else f"{value:.4g}"
+
+
+@figure
+def favourite_rows(
+    values_NF: Array,
+    names_F: Sequence[str],
+    gate_N: Array,
+    chosen: int,
+    *,
+    labels_N: Array | None = None,
+    label_names: Sequence[str] = (),
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (460, 300),
+) -> Spec:
+    """The rows with most weight, each by its class and the features that lie furthest from the mean; the weight as a bar.
+
+    values_NF (N, F), names_F their names; gate_N, labels_N (N,), label_names the classes' words.
+    """
+    taken = int((np.asarray(gate_N) > 0).sum())
+    layout = base(
+        "favourite_rows",
+        f"Favourite rows of expert {chosen + 1}",
+        f"gate weight; ↑ ↓ far from the mean; {taken} of {len(gate_N)} probe rows go to it",
+        step=step,
+        theme=theme,
+        size=size,
+        x={"title": "gate weight", "range": [-1.9, 1.0], "tickvals": [0, 0.5, 1], "fixedrange": True},
+        y={"title": "rank", "showgrid": False, "fixedrange": True},
+        bargap=0.45,
+    )
+    width, height = inner(layout)
+    most = min(20, max(1, height // 20))
+    found = best(gate_N, most)
+    layout["yaxis"] |= {"range": [most + 0.5, 0.5], "dtick": 1, "nticks": 0}
+    z_NF = spreads(np.asarray(values_NF)[: len(gate_N)])
+    letters = int(width * 1.9 / 2.9 / (0.45 * layout["font"]["size"]))
+    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in found.tolist()]
+    told = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in found.tolist()]
+    y = np.arange(1, len(found) + 1, dtype=np.int32)
+    weights = np.asarray(gate_N, np.float32)[found]
+    data: list[Spec] = [
+        {
+            "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
+            "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "hoverinfo": "text",
+            "hovertext": [f"{who} gives expert {chosen + 1} a gate of {w:.2f}: {what}" for (who, what), w in zip(told, weights.tolist(), strict=True)],
+        },
+        {
+            "type": "scatter", "mode": "text", "name": "features", "x": np.full(len(found), -0.04, np.float32), "y": y,
+            "text": [escape(word) for word in words], "textposition": "middle left", "hoverinfo": "skip", "cliponaxis": True,
+            "textfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink},
+        },
+    ]  # fmt: skip
+    return {"data": data if len(found) else [], "layout": layout}
+
+
+def in_short(
+    n: int,
+    values_NF: Array,
+    z_NF: Array,
+    names_F: Sequence[str],
+    labels_N: Array | None,
+    label_names: Sequence[str],
+    letters: int,
+) -> str:
+    """A row in so many letters: its class, then its features that lie furthest from the mean, as many as find room."""
+    text = "" if labels_N is None else f"{class_name(labels_N, n, label_names)[:12]}:"
+    for i, f in enumerate(np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable").tolist()):
+        value = f" {value_word(values_NF[n][f])} {'↑' if z_NF[n][f] > 0 else '↓'}"
+        room = letters - len(text) - len(value) - 2
+        if room < (4 if i == 0 else len(names_F[f])):
+            break
+        name = names_F[f] if len(names_F[f]) <= room else names_F[f][: room - 1] + "…"
+        text += f"{',' * bool(i)} {name}{value}"
+    return text.strip()

@@ -1,0 +1,90 @@
+"""A table's rows as figures: ordered by expert, features by name, values on hover; and images of any height and width."""
+
+import numpy as np
+import pytest
+
+from moe_core.figures import favourites, rows
+from moe_core.figures.probe import as_images
+from moe_core.figures.routing import digit_images
+
+E = 4
+VALUES = np.array([[5.0, 100.0], [6.0, np.nan], [7.0, 300.0]], np.float32)
+NAMES = ["petal <b>", "weight"]
+EXPERTS = np.array([[3, 0], [1, 0], [E, E]], np.uint8)
+GATES = np.array([[0.7, 0.3], [0.6, 0.4], [0, 0]], np.float16)
+
+
+def trace(spec, name):
+    return next(t for t in spec["data"] if t["name"] == name)
+
+
+def test_rows_stand_by_their_first_expert_with_features_by_name_and_values_on_hover() -> None:
+    spec = rows.probe_rows.spec(
+        VALUES, NAMES, EXPERTS, GATES, E, labels_N=np.array([1, 0, 1]), label_names=["no", "yes"]
+    )
+    heat, strip = trace(spec, "features"), trace(spec, "first expert")
+    assert spec["layout"]["yaxis"]["ticktext"] == ["petal &lt;b&gt;", "weight"]
+    assert strip["z"][0, :2].tolist() == [1, 3]
+    assert np.isnan(strip["z"][0, 2])
+    assert heat["customdata"][0, :, 0].tolist() == [1, 0, 2]  # which row
+    assert heat["customdata"][0, :, 1].tolist() == [6, 5, 7]  # its value
+    np.testing.assert_allclose(heat["z"][0], [0, -1.2247, 1.2247], atol=1e-3)
+    np.testing.assert_allclose(heat["z"][1], [np.nan, -1, 1])  # a missing value is a gap, not a number
+    assert strip["text"][0][1].startswith("Row 0, of class yes, goes to expert 4 (0.70) and expert 1 (0.30): petal")
+    assert "weight missing" in strip["text"][0][0]
+    assert "Row 2, of class yes, went nowhere" in trace(spec, "no expert")["hovertext"][0]
+
+
+def test_of_many_features_those_stand_there_by_which_the_classes_differ() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(60) % 2
+    values = rng.normal(size=(60, 300))
+    values[:, 250] += 4 * labels
+    names = [f"f{i}" for i in range(300)]
+    spec = rows.probe_rows.spec(
+        values, names, np.zeros((60, 1), int), np.ones((60, 1)), E, labels_N=labels, size=(900, 200)
+    )
+    shown = spec["layout"]["yaxis"]["ticktext"]
+    assert "f250" in shown
+    assert 3 < len(shown) < 10
+    assert f"the {len(shown)} of 300 features" in spec["layout"]["title"]["text"]
+
+
+def test_favourite_rows_say_what_is_far_from_the_mean() -> None:
+    values = np.array([[1, 0], [1, 0], [1, 10], [9, 0]], float)
+    spec = rows.favourite_rows.spec(values, ["a", "b"], np.array([0, 0.2, 0.9, 0.5]), 1, labels_N=np.array([0, 0, 1, 0]), label_names=["no", "<i>"])  # fmt: skip
+    bars, words = spec["data"]
+    assert bars["x"].tolist() == pytest.approx([0.9, 0.5, 0.2])
+    assert words["text"][0].startswith("&lt;i&gt;: b 10 ↑")
+    assert words["text"][1].startswith("no: a 9 ↑")
+    assert bars["hovertext"][0].startswith("Row 2, of class &lt;i&gt;, gives expert 2 a gate of 0.90: b 10")
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 28, 28), (3, 5, 20), (3, 20, 5), (3, 64)])
+def test_images_of_any_height_and_width_stand_whole_in_their_expert_s_row(shape: tuple[int, ...]) -> None:
+    images = np.ones(shape, np.uint8) * np.array([4, 8, 16], np.uint8).reshape(-1, *[1] * (len(shape) - 1))
+    H, W = shape[1:] if len(shape) == 3 else (8, 8)
+    spec = digit_images.spec(
+        images, np.array([[1], [1], [0]]), 2, labels_N=np.array([0, 1, 1]), label_names=["cat", "dog"], size=(1900, 387)
+    )
+    grey, marks = spec["data"]
+    assert grey["z"][:H, :W].tolist() == [[16] * W] * H
+    assert grey["z"][H + 1 : 2 * H + 1, :W].max() == grey["z"][H + 1 : 2 * H + 1, :W].min() == 4
+    assert (grey["z"][H + 1 : 2 * H + 1, W + 1 : 2 * W + 1] == 8).all()
+    assert not grey["z"][H].any()
+    assert marks["hovertext"] == [
+        "Image 2, of class dog, goes to expert 1",
+        "Image 0, of class cat, goes to expert 2",
+        "Image 1, of class dog, goes to expert 2",
+    ]
+    best = favourites.favourite_images.spec(images, np.array([0.1, 0.9, 0.5]), 0)["data"][0]["z"]
+    assert (best[:H, :W] == 8).all()
+    assert (best[:H, W + 1 : 2 * W + 1] == 16).all()
+
+
+def test_images_larger_than_the_screen_are_drawn_in_fewer_pixels() -> None:
+    image = np.zeros((1, 30, 60), np.uint8)
+    image[0, :, 30:] = 16
+    small = as_images(image, 20)
+    assert small.shape == (1, 10, 20)
+    assert small[0, 0].tolist() == [0] * 10 + [16] * 10
