@@ -4,11 +4,11 @@ Exit status 0; 2 for bad usage, with one line that says what was wanted, given, 
 Whatever is heavy is imported by the command that needs it: `runs` and `set` must not wait for torch.
 """
 
-import os
+import contextlib
 import sys
 
 from moe_core.commands import FAMILIES
-from moe_core.commands.common import Parser, plain
+from moe_core.commands.common import Parser, let_go, plain
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,15 +19,17 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return complain(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 0
     except OSError as error:
         what = "; name a place that can be read and written" if isinstance(error, PermissionError) else ""
         return complain(f"{error.filename or ''}: {error.strerror or error}{what}".lstrip(": "))
+    finally:
+        let_go()  # or Python complains at exit
 
 
 def complain(problem: object) -> int:
-    print(f"moe: {plain(str(problem))}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # there may be no terminal any more
+        print(f"moe: {plain(str(problem))}", file=sys.stderr)
     return 2
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
-from moe_core.commands.common import add, plain, without_nan
+from moe_core.commands.common import add, let_go, plain, without_nan
 from moe_core.runs import checked_id, read_script
 from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
 
@@ -106,7 +106,7 @@ class Teller:
     """Prints events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines elsewhere."""
 
     def __init__(self, as_json: bool, config: Config):
-        self.as_json, self.config, self.open = as_json, config, True
+        self.as_json, self.config = as_json, config
         self.live = not as_json and sys.stderr.isatty()
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
@@ -114,22 +114,17 @@ class Teller:
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Neither a reader of stdout that went away nor a full disk below it must end the training."""
+        """Neither a reader of stdout that went away, nor a terminal that closed, nor a full disk below it must end the training."""
         if self.alarm and event["event"] == "alert":
             self.alarm.call(without_nan(event))
-        if not self.open:
-            return
         try:
             if self.as_json:
                 print(json.dumps(without_nan(event), allow_nan=False), flush=True)
             else:
                 getattr(self, "on_" + event["event"])(event)
-        except BrokenPipeError:
-            self.open = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
+            if error.errno != errno.ENOSPC:  # what is full may have room again
+                let_go()
         if self.as_json and event["event"] in ("error", "paused", "alarm"):
             problem = event.get("error") or event.get("reason") or event.get("problem") or ""
             with contextlib.suppress(OSError):

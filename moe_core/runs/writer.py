@@ -1,6 +1,7 @@
 """The trainer's side of a run's record: making it, and appending to it."""
 
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -22,6 +23,7 @@ from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 SEAL_FOR = 5.0  # seconds to try for while readers let go
+PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
 
 
 def create_run(
@@ -158,11 +160,17 @@ class RunWriter:
         self.step: int
         self.chain: bytes
         self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
-        self.thinned = 0.0
+        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
+        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
+        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
+        self.committed = time.monotonic()
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
         rows, now = batch.rows, time.time()
+        began, self.committed = self.committed, time.monotonic()
+        if len(rows):
+            self.trained += min(self.committed - began, PACE)
         with writing(self.db) as db:
             chain, blocks, step = self.chain, self.blocks, self.step
             if len(rows):
@@ -178,7 +186,7 @@ class RunWriter:
             )
             db.executemany(
                 "INSERT INTO snapshots (step, kind, at, data) VALUES (?, ?, ?, ?)",
-                [(at, kind, now, pack_arrays(arrays)) for at, kind, arrays in batch.snapshots],
+                [(at, kind, self.trained, pack_arrays(arrays)) for at, kind, arrays in batch.snapshots],
             )
             db.executemany("INSERT OR REPLACE INTO applied VALUES (?, ?)", batch.applied)
             db.executemany(
@@ -187,8 +195,8 @@ class RunWriter:
             db.execute("UPDATE state SET step = ?, heartbeat = ?, pid = ?", (step, now, os.getpid()))
             if batch.state:
                 db.execute("UPDATE state SET state = ?, reason = ?", (batch.state, batch.reason))
-            if now - self.thinned > 10:
-                self._thin_snapshots(now)
+            if self.trained - self.thinned > 10:
+                self._thin_snapshots(self.trained)
         # From here on the batch is in the record: what a full disk puts off is not its failure, and is done later.
         self.chain, self.blocks, self.step = chain, blocks, step
         try:
@@ -279,13 +287,18 @@ class RunWriter:
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
     def _thin_snapshots(self, now: float) -> None:
-        """All of the last minute, one a second of the last ten, one in ten seconds before; "full" ones a tenth as dense.
+        """All of the last minute of training, one a second of the last ten, one in ten seconds before; "full" ones a tenth as
+        dense.
 
         The first stays, and so does the last. Kept is the first of each span of seconds.
         """
         self.thinned = now
         for kind, recent, middle, old in (("probe", 0.0, 1.0, 10.0), ("full", 1.0, 10.0, 60.0)):
-            for span, newest, oldest in ((recent, now, now - 60), (middle, now - 60, now - 600), (old, now - 600, 0.0)):
+            for span, newest, oldest in (
+                (recent, now, now - 60),
+                (middle, now - 60, now - 600),
+                (old, now - 600, -1.0),
+            ):
                 if span:
                     self.db.execute(
                         """DELETE FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest

@@ -73,7 +73,8 @@ def conduct(
 
 @contextlib.contextmanager
 def _stopping_at_signals(trainer: Trainer):
-    """SIGTERM and the first Ctrl-C stop the run cleanly after the current step; a second Ctrl-C interrupts."""
+    """SIGTERM, a terminal that closes (SIGHUP, unless nohup has it ignored) and the first Ctrl-C stop the run cleanly after
+    the current step; a second Ctrl-C interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -82,7 +83,10 @@ def _stopping_at_signals(trainer: Trainer):
         trainer.stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
