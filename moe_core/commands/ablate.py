@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, plain
+from moe_core.commands.common import add, moved, plain, take_places
 from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
 def declare(commands: Any) -> None:
     ablate = add(commands, "ablate", ablate_command, "measure how much the held-out loss rises without each expert")
     ablate.add_argument("--at", type=int, metavar="STEP", help="the checkpoint nearest to this step; else the last")
+    take_places(ablate)
     ablate.add_argument("--out", metavar="FILE.csv", help="write the table there too")
 
 
@@ -30,7 +31,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
 
     from moe_core.training.ablate import ablate
 
-    found = ablate(run, arguments.at, progress)
+    found = ablate(run, arguments.at, progress, moved(arguments))
     path = write_ablation(run.path, found)
     rows = table(found)
     ahead = looks_ahead(run.config, run.knobs_at(found.step))

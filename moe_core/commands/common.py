@@ -29,6 +29,22 @@ def add(commands: Any, name: str, command: Command, help: str, run: bool = True)
     return sub
 
 
+def take_places(command: argparse.ArgumentParser) -> None:
+    """Where the data of a recorded run lie now; they must be the same data."""
+    command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
+    command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")
+
+
+def moved(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What take_places() was given, as paths that hold wherever a trainer works."""
+    places: dict[str, Any] = {}
+    if arguments.text is not None:
+        places["text"] = tuple(os.path.abspath(path) for path in arguments.text)
+    if arguments.data is not None:
+        places["data"] = os.path.abspath(arguments.data)
+    return places
+
+
 def plain(text: str, keep: str = "") -> str:
     """Text of users as text: no line breaks (unless kept) and no escape codes reach the terminal."""
     return "".join(c if c in keep or c.isprintable() else "?" if c not in "\n\r\t" else " " for c in text)

@@ -101,14 +101,15 @@ def fork(
     steps: int | None = None,
     run_id: str | None = None,
     who: str = "fork",
+    moved: Mapping[str, Any] = {},
 ) -> str:
     """Start a trainer that goes on from step `at` of a run with some knobs turned; its run's id at once.
 
-    The new run lies beside its parent, unless `runs` says where. ValueError, and nothing is written, as branch_off says.
+    The new run lies beside its parent, unless `runs` says where; moved: where the run's data lie now. ValueError, and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
     run_id = run_id or new_id(folder, run.config)
-    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who)
+    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
     return run_id
 
 
@@ -117,11 +118,13 @@ def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
     _go_on(run.path.absolute(), hold_lock(run.path), steps, who)
 
 
-def _go_on(folder: Path, lock: int, steps: int | None, who: str) -> None:
+def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}) -> None:
     """The lock is handed to the trainer, so that the run never looks as if nobody cared for it."""
     try:
         words = ["train", "--resume", str(folder), "--lock", str(lock), "--who", who]
         words += [] if steps is None else ["--steps", str(steps)]
+        words += ["--text", *moved["text"]] if "text" in moved else []
+        words += ["--data", moved["data"]] if "data" in moved else []
         spawn(folder.name, words, folder / "trainer.log", (lock,))
     finally:
         os.close(lock)

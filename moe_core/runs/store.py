@@ -75,8 +75,8 @@ class Run:
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
             )
-            if sessions := self.sessions():  # resumed, perhaps with more steps
-                self.config = replace(self.config, steps=int(sessions[-1]["steps"]))
+            for session in self.sessions():
+                self.config = replace(self.config, **as_gone_on(session))
             origin = self.about.get("parent")
             self.parent = Parent(str(origin["run"]), int(origin["step"])) if origin else None
             # What `train --script` was given: (step, knob, value), in order.
@@ -348,6 +348,16 @@ class Run:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
         insert = "INSERT INTO commands (name, who, at) VALUES (?, ?, ?)"
         return self.write(lambda db: int(db.execute(insert, (name, who, time.time())).lastrowid or 0))
+
+
+def as_gone_on(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session changed of the run's settings: its steps in all, and where its data lie."""
+    changed: dict[str, Any] = {"steps": int(session["steps"])}
+    if "data" in session:
+        changed["data"] = str(session["data"])
+    if "text" in session:
+        changed["text"] = tuple(str(path) for path in session["text"])
+    return changed
 
 
 def read_layout(told: Any) -> list[Column]:

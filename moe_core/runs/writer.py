@@ -105,30 +105,34 @@ def hold_room(folder: Path) -> None:
         )
 
 
-def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = ()) -> "RunWriter":
-    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all.
+def resume_run(
+    folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
+) -> "RunWriter":
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all; moved:
+    where its data lie now (text or data).
 
     What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
     changes that it never took wait for the next step.
     """
     hold_room(folder)
     try:
-        return _resumed(RunWriter(folder, lock), who, steps, notes)
+        return _resumed(RunWriter(folder, lock), who, {"steps": steps, **moved}, notes)
     except (OSError, sqlite3.Error) as error:
         raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
 
 
-def _resumed(writer: "RunWriter", who: str, steps: int, notes: Sequence[str]) -> "RunWriter":
+def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Sequence[str]) -> "RunWriter":
     with writing(writer.db) as db:
         db.execute("UPDATE commands SET step = ?, result = 'not obeyed: the trainer had ended' WHERE step IS NULL", (writer.step,))  # fmt: skip
         db.execute(
             "INSERT INTO commands (name, who, at, step, result) VALUES (?, ?, ?, ?, ?)",
-            (RESUMED, who, time.time(), writer.step, json.dumps({"steps": steps, "notes": list(notes)})),
+            (RESUMED, who, time.time(), writer.step, json.dumps({**how, "notes": list(notes)})),
         )
         db.execute(
             "UPDATE state SET state = 'starting', reason = '', step = ?, pid = ?, heartbeat = ?",
             (writer.step, os.getpid(), time.time()),
         )
+        writer.how = how
         writer.resumed = writer.command_seen = db.execute("SELECT max(id) FROM commands").fetchone()[0]
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
     writer.write_tip()
@@ -144,7 +148,8 @@ class RunWriter:
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder, self.lock = folder, lock
         self.knob_seen = self.command_seen = 0
-        self.resumed = 0  # the row that says that this trainer went on with the run
+        self.resumed = 0  # the row that says that this trainer went on with the run, and how: to how many steps
+        self.how: Mapping[str, Any] = {}
         self.db = connect(folder / "run.db", write=True)
         if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
@@ -248,10 +253,10 @@ class RunWriter:
         finally:
             run.close()
 
-    def note(self, steps: int, notes: Sequence[str]) -> None:
+    def note(self, notes: Sequence[str]) -> None:
         """What there is to say about how this trainer went on with the run."""
         with writing(self.db) as db:
-            result = json.dumps({"steps": steps, "notes": list(notes)})
+            result = json.dumps({**self.how, "notes": list(notes)})
             db.execute("UPDATE commands SET result = ? WHERE id = ?", (result, self.resumed))
 
     def make_ballast(self) -> bool:

@@ -5,10 +5,11 @@ import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
 OLDER = 10  # kept beside them, ever further apart
 BUDGET = 1 << 30  # bytes that the older ones may take
@@ -63,14 +64,20 @@ def there(folder: Path) -> dict[int, Path]:
     return dict(sorted(found.items(), reverse=True))
 
 
-def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint at or before a step; None if there is none. Damaged ones are told of and passed over."""
+def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], tell: Callable[[str], None]) -> T | None:
+    """What restore() makes of the newest checkpoint at or before a step that it takes; None if it takes none.
+
+    Damaged ones, and those that restore() cannot take, are told of and passed over.
+    """
     for at, path in there(folder).items():
-        if at <= step:
-            try:
-                return read(path)
-            except ValueError as error:
-                tell(str(error))
+        if at > step:
+            continue
+        try:
+            return restore(read(path))
+        except Exception as error:  # a file of another run or version may hold anything, and torch raises anything
+            own = isinstance(error, ValueError) and path.name in str(error)
+            problem = str(error) if own else f"{path.name} does not fit this run ({type(error).__name__}: {error})"
+            tell(f"{problem.splitlines()[0][:300]}; it is passed over")
     return None
 
 
@@ -80,9 +87,7 @@ def read(path: Path) -> dict[str, Any]:
     if not path.is_file() or not beside.is_file():
         raise ValueError(f"no checkpoint at {path} with its .sha256 beside it; give one that `checkpoint` wrote")
     if beside.read_text().split()[:1] != [_sha256(path)]:
-        raise ValueError(
-            f"{path.name} is damaged: its SHA-256 is not the one written beside it; use an older checkpoint"
-        )
+        raise ValueError(f"{path.name} is damaged: its SHA-256 is not the one written beside it")
     return torch.load(path, map_location="cpu", weights_only=True)
 
 

@@ -77,6 +77,11 @@ class Trainer:
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
         self.collected = _nothing()
+        self.measured: list[Any] = []  # loss and norm of the gradient of the last step
+
+    def record_to(self, writer: RunWriter) -> None:
+        """Write there from now on. A trainer that goes on with a run is made, and put where the run ended, before it may."""
+        self.writer = self.committer.writer = writer
 
     def run(self) -> str:
         """The loop. Returns the state in which the run ended."""
@@ -235,6 +240,7 @@ class Trainer:
                 f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
                 f"update was left out; turn the learning rate down (now {self.knobs.lr:g}) and resume"
             )
+        self.measured = [done.loss.detach(), done.grad_norm]
         self.window.add(done.routings, batch.labels)
         self.autobalance.see(self.step, done.routings)
         self.look_if_due()
@@ -360,6 +366,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "measured": [float(x) for x in self.measured],
             "step": self.step,  # where the data stands, too: a batch is a function of seed and step
             "torch_random": torch.get_rng_state(),
             "device_random": random.get_rng_state() if random else None,
@@ -376,6 +383,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = self.checkpointed = state["step"]
+        self.measured = state.get("measured", [])
         torch.set_rng_state(state["torch_random"])
         if state["device_random"] is not None:
             {"cuda": torch.cuda, "mps": torch.mps}[self.device.type].set_rng_state(state["device_random"])

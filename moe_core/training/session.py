@@ -15,6 +15,7 @@ import torch
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
 from moe_core.schema import Config, Knobs, check
 from moe_core.training.data import load
+from moe_core.training.data.identity import identity
 from moe_core.training.loop import Notify, Trainer
 from moe_core.training.machine import choose_device, choose_threads, facts_of
 
@@ -40,7 +41,13 @@ def train(
     torch.set_num_threads(threads)
     folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
     writer = create_run(
-        folder, config, knobs, labels=data.labels, probe=data.probe()[1], facts=facts_of(device, threads), script=script
+        folder,
+        config,
+        knobs,
+        labels=data.labels,
+        probe=data.probe()[1],
+        facts=facts_of(device, threads) | {"data": identity(data)},
+        script=script,
     )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
     return conduct(
