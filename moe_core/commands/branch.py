@@ -78,8 +78,8 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
 
 def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
     """Train on what is recorded, in this process."""
-    from moe_core.commands.train import telling
-    from moe_core.runs import Run, ending
+    from moe_core.commands.train import tell_end, telling
+    from moe_core.runs import Run
     from moe_core.training.again import resume
 
     run = Run(folder)
@@ -91,9 +91,8 @@ def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: 
                 teller.config = Run(folder).config  # with the new number of steps
             teller.tell(event)
 
-        _, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock, moved(arguments))
-    teller.tell({"event": "end", **ending(Run(folder), state)})
-    return 1 if state == "failed" else 0
+        folder, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock, moved(arguments))
+    return tell_end(teller, folder, state)
 
 
 def replay_command(arguments: argparse.Namespace) -> int:

@@ -69,12 +69,22 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.run_id:
         checked_id(arguments.run_id)
     script = read_script(script_text(Path(arguments.script)), config, knobs) if arguments.script else []
-    from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
     with telling(arguments, config) as teller:
         folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
-    teller.tell({"event": "end", **ending(open_run(folder), state)})
+    return tell_end(teller, folder, state)
+
+
+def tell_end(teller: "Teller", folder: Path, state: str) -> int:
+    """The last event; the exit status. What failed since its record went away has been said, and there is no more to say."""
+    from moe_core.runs import StoreError, ending, open_run
+
+    try:
+        teller.tell({"event": "end", **ending(open_run(folder), state)})
+    except StoreError:
+        if state != "failed":
+            raise
     return 1 if state == "failed" else 0
 
 

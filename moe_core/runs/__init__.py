@@ -2,7 +2,7 @@
 
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
-from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
@@ -34,6 +34,7 @@ from moe_core.runs.runner import (
     spawn,
     start,
     stop,
+    stop_later,
     wait_ready,
     whole_paths,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "Command",
     "Difference",
     "Eval",
+    "FolderGone",
     "KnobChange",
     "Listed",
     "Measured",
@@ -100,6 +102,7 @@ __all__ = [
     "start",
     "start_measuring",
     "stop",
+    "stop_later",
     "stop_measuring",
     "thin",
     "verify",

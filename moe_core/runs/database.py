@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from moe_core.runs.locks import OURS, is_locked
+from moe_core.runs.locks import OURS, is_locked, sign
 
 # Append only: migration i brings a file from user_version i to i + 1.
 MIGRATIONS = (
@@ -52,6 +52,10 @@ LONGEST = 1 << 28  # bytes of one value that is read: a file of a stranger may c
 
 class StoreError(ValueError):
     """A run that cannot be opened, read or written; one line that says why and what to do."""
+
+
+class FolderGone(StoreError):
+    """The folder of a run that trains was deleted, or moved to another disk."""
 
 
 # Connections
@@ -122,6 +126,26 @@ def plainly(objects: Iterable[tuple[object, ...]]) -> set[tuple[str, ...]]:
     return {tuple(" ".join(str(part).split()) for part in row) for row in objects}
 
 
+def leads_to(path: Path, file: os.stat_result) -> bool:
+    """Whether a file is still at a path. True if it cannot be told: a disk that fails is not a file that is gone."""
+    try:
+        return os.path.samestat(os.stat(path), file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+def path_of(handle: int) -> Path | None:
+    """Where an open folder lies now, whatever it was renamed to; None where the system does not say."""
+    try:
+        if hasattr(fcntl, "F_GETPATH"):
+            return Path(os.fsdecode(fcntl.fcntl(handle, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        return Path(os.readlink(f"/proc/self/fd/{handle}"))
+    except OSError:
+        return None
+
+
 # Lock: held by the trainer for life, by the kernel's account of it
 
 
@@ -136,6 +160,7 @@ def hold_lock(folder: Path) -> int:
     except OSError:
         os.close(handle)
         raise StoreError(f"run {folder.name} is being trained by another process; stop that one first") from None
+    sign(handle, os.getpid())
     return handle
 
 

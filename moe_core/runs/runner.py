@@ -1,11 +1,13 @@
 """Start, find and stop a trainer: a process of its own that outlives the page which started it."""
 
+import contextlib
 import os
 import re
 import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -15,14 +17,15 @@ from typing import Any
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive, is_plain
 from moe_core.runs.listing import open_run, runs_folder
-from moe_core.runs.locks import OURS, is_ours
-from moe_core.runs.rows import ENDED
+from moe_core.runs.locks import OURS, holder, is_ours, sign
+from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
 RUN_ID = r"\w[\w.-]{0,99}"  # of a folder, a link, and a socket's path
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
+ENDING = 60.0  # and for one that answers
 
 
 def new_id(runs: str | Path | None, config: Config) -> str:
@@ -126,6 +129,7 @@ def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[
         words += ["--text", *moved["text"]] if "text" in moved else []
         words += ["--data", moved["data"]] if "data" in moved else []
         spawn(folder.name, words, folder / "trainer.log", (lock,))
+        sign(lock, _children[folder.name].pid)
     finally:
         os.close(lock)
 
@@ -200,28 +204,66 @@ def last_words(folder: Path, log: str = "trainer.log") -> str:
     return lines[-1][-300:] if lines else "it printed nothing"
 
 
-def stop(run: Run, patience: float = PATIENCE) -> None:
-    """Ask the trainer to stop; after patience seconds SIGTERM, after as many again SIGKILL, to its own process only."""
+def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
+    """Ask the trainer to stop and wait until it has; to one that does not answer for patience seconds SIGTERM, and after as
+    many again SIGKILL, to its own process only. Returns "" if it obeyed, else the signal that ended it."""
     if not is_alive(run.path):
-        return
-    run.command("stop", who="runner")
-    if _ended_within(run, patience):
-        return
+        return ""
+    asked = 0
+    with contextlib.suppress(StoreError):  # a frozen one may keep everybody from writing
+        asked = run.command("stop", who)
+    return _see_it_end(run, asked, PATIENCE if patience is None else patience)
+
+
+def stop_later(run: Run, who: str = "dashboard") -> None:
+    """As stop(), without waiting: what there is to wait for is waited for by a thread."""
+    asked = run.command("stop", who)
+
+    def see() -> None:
+        with contextlib.suppress(StoreError):  # it is then seen not to answer
+            own = Run(run.path)
+            try:
+                _see_it_end(own, asked, PATIENCE)
+            finally:
+                own.close()
+
+    threading.Thread(target=see, name=f"stop {run.id}", daemon=True).start()
+
+
+def _see_it_end(run: Run, asked: int, patience: float) -> str:
+    if _ended_within(run, asked, patience):
+        return ""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pid = run.status().pid
-        if is_alive(run.path) and is_ours(pid, "train", "fork"):
-            os.kill(pid, number)
-        if _ended_within(run, patience):
-            return
+        if not (pid := trainer_of(run)):
+            break
+        os.kill(pid, number)
+        if _ended_within(run, asked, patience):
+            return number.name
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
 
 
-def _ended_within(run: Run, seconds: float) -> bool:
-    until = time.monotonic() + seconds
+def trainer_of(run: Run) -> int:
+    """The process that trains a run, if it is one of ours; else 0. Its lock says which; where it does not, its record does."""
+    named = holder(run.path / "lock")
+    pid = run.status().pid if named is None else named
+    return pid if is_alive(run.path) and is_ours(pid, "train", "fork") else 0
+
+
+def _ended_within(run: Run, asked: int, patience: float) -> bool:
+    """Whether the trainer ends within patience seconds. One that gives signs of life, or has obeyed, has ENDING seconds: a
+    step, or a checkpoint on a slow disk, may take its time."""
+    began = time.monotonic()
     while is_alive(run.path):
-        if run.status().state in ENDED:
+        status = run.status()
+        if status.state in ENDED:
             run.close()  # or it could not seal its file
-        if time.monotonic() > until:
+        waited = time.monotonic() - began
+        if waited > patience and (waited > ENDING or not _answers(run, asked, status, patience)):
             return False
         time.sleep(0.02)
     return True
+
+
+def _answers(run: Run, asked: int, status: Status, patience: float) -> bool:
+    obeyed = any(command.id == asked and command.step is not None for command in run.commands())
+    return obeyed or status.heartbeat_age < patience

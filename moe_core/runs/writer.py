@@ -13,8 +13,18 @@ from typing import Any
 from numpy.typing import NDArray
 
 from moe_core.runs.codec import HEADER, START, TIP, link, pack_arrays, pack_rows
-from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
-from moe_core.runs.locks import OURS
+from moe_core.runs.database import (
+    MIGRATIONS,
+    FolderGone,
+    StoreError,
+    connect,
+    hold_lock,
+    leads_to,
+    path_of,
+    seal,
+    writing,
+)
+from moe_core.runs.locks import OURS, sign
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
 from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, Run
@@ -142,7 +152,8 @@ def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Seque
 class RunWriter:
     """The trainer's hold on its run. commit, beat and finish belong to one thread, pending to the training thread.
 
-    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond.
+    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond. A folder that
+    is renamed is followed: `folder` is where it lies now.
     """
 
     def __init__(self, folder: Path, lock: int) -> None:
@@ -150,6 +161,9 @@ class RunWriter:
         self.knob_seen = self.command_seen = 0
         self.resumed = 0  # the row that says that this trainer went on with the run, and how: to how many steps
         self.how: Mapping[str, Any] = {}
+        sign(lock, os.getpid())  # whoever started this process may have held it before
+        self.place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.files = {"lock": os.fstat(lock), "run.db": os.stat(folder / "run.db")}
         self.db = connect(folder / "run.db", write=True)
         if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
@@ -158,7 +172,7 @@ class RunWriter:
         # A second connection of the trainer's own holds the write lock while the first moves the log: SQLite up to
         # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
         self.guard = connect(folder / "run.db", write=True)
-        self.reader = connect(folder / "run.db")
+        self.reader, self.read_from = connect(folder / "run.db"), folder
         self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | OURS, 0o644)
         row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
         self.blocks: int
@@ -172,6 +186,7 @@ class RunWriter:
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
+        self.follow()
         rows, now = batch.rows, time.time()
         began, self.committed = self.committed, time.monotonic()
         if len(rows):
@@ -216,11 +231,40 @@ class RunWriter:
 
     def beat(self) -> None:
         """Say that the trainer lives."""
+        self.follow()
         with writing(self.db) as db:
             db.execute("UPDATE state SET heartbeat = ?", (time.time(),))
 
+    def follow(self) -> Path:
+        """The run's folder, where it lies now. FolderGone if there is none any more."""
+        if not self._is_in(self.folder):
+            found = path_of(self.place)
+            if found is None or not self._is_in(found):
+                raise FolderGone(
+                    f"the folder of run {self.folder.name}, or its record, was deleted or moved to another disk while it trained"
+                )
+            self._open_in(found)
+        return self.folder
+
+    def _is_in(self, folder: Path) -> bool:
+        return all(leads_to(folder / name, file) for name, file in self.files.items())
+
+    def _open_in(self, folder: Path) -> None:
+        """The same file by its new path: SQLite makes and removes the files beside it by name. The new connections open it
+        before the old ones let go, since the last one to do so would end the log."""
+        before = self.db, self.guard
+        self.db, self.guard = connect(folder / "run.db", write=True), connect(folder / "run.db", write=True)
+        for connection in (self.db, self.guard):
+            connection.execute("SELECT count(*) FROM state").fetchone()
+        for connection in before:
+            connection.close()
+        self.folder = folder
+
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order."""
+        if self.read_from != (folder := self.folder):
+            self.reader.close()
+            self.reader, self.read_from = connect(folder / "run.db"), folder
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()
         knobs, commands = Pending([], [])
         if (newest[0] or 0) > self.knob_seen:
@@ -231,7 +275,7 @@ class RunWriter:
 
     def turn(self, who: str, **knobs: float | str) -> None:
         """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
-        run = Run(self.folder)
+        run = Run(self.follow())
         try:
             run.turn(who, **knobs)
         finally:
@@ -242,7 +286,7 @@ class RunWriter:
 
         If one of those has been turned since, nothing is turned: that turn stands.
         """
-        run = Run(self.folder)
+        run = Run(self.follow())
 
         def act(db: sqlite3.Connection) -> int:
             unseen = {name for (name,) in db.execute("SELECT name FROM knobs WHERE id > ?", (seen,))}
@@ -268,6 +312,11 @@ class RunWriter:
     def finish(self, state: str, error: str = "") -> str:
         """Write how the run ended, seal its file, let go of the lock. Returns why that is not in the record, or ""."""
         problem = ""
+        try:
+            self.follow()
+        except FolderGone:
+            self._let_go()
+            return problem  # it was said, and there is no record that could say it
         self.drop_ballast()
         try:
             with writing(self.db) as db:
@@ -278,11 +327,16 @@ class RunWriter:
             problem = "the disk is full, so the record does not say how the run ended"
         for connection in (self.reader, self.guard):
             connection.close()
-        seal(self.db, SEAL_FOR)
-        self.db.close()
-        os.close(self.tip)
-        os.close(self.lock)
+        if seal(self.db, SEAL_FOR):
+            (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
+        self._let_go()
         return problem
+
+    def _let_go(self) -> None:
+        for connection in (self.reader, self.guard, self.db):
+            connection.close()
+        for handle in (self.tip, self.place, self.lock):
+            os.close(handle)
 
     def _move_log(self) -> None:
         """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""

@@ -70,7 +70,7 @@ def resume(
         script = [change for change in run.script if change[0] > last]
 
         def make() -> Trainer:
-            return Trainer(config, run.started_knobs, data, device, Nowhere(), run.path, notify, script)
+            return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script)
 
         trainer = stand(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
@@ -222,6 +222,9 @@ class Nowhere:
 
     knob_seen = command_seen = 0
 
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def pending(self) -> Pending:
         return Pending([], [])
 
@@ -240,7 +243,7 @@ def replay(run: Run, notify: Notify = lambda event: None, moved: Mapping[str, An
     data, device, notes = prepare(run, moved)
     for note in notes:
         notify({"event": "note", "note": note})
-    trainer = Trainer(run.config, run.started_knobs, data, device, Nowhere(), run.path, notify)
+    trainer = Trainer(run.config, run.started_knobs, data, device, Nowhere(run.path), notify)
     digest = hashlib.sha256()
     try:
         difference = catch_up(trainer, run, last, stop_at_difference=True, digest=digest)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.diagnosis import Finding
-from moe_core.runs import Batch, RunWriter
+from moe_core.runs import Batch, FolderGone, RunWriter
 from moe_core.runs.room import FULL, no_room
 from moe_core.runs.statistics import derive
 from moe_core.schema import BALANCE, STAT, Config, layout, looks_ahead
@@ -63,6 +63,8 @@ class Committer:
 
     def beat(self) -> None:
         """Say that the trainer lives. Left out when commits wait: they say it too."""
+        if self.error:
+            raise RuntimeError(self.error)
         if self.queue.empty():
             self.queue.put(self.writer.beat)
 
@@ -104,11 +106,18 @@ class Committer:
                 continue
             if self.error:
                 continue  # drained, so that nobody waits for a thread that cannot write
+            folder = self.writer.folder
             try:
                 self._carry_out(item)
+                if self.writer.folder != folder:
+                    self.notify(
+                        {"event": "note", "note": f"the run's folder was renamed; it is {self.writer.folder} now"}
+                    )
                 if isinstance(item, Batch):
                     self._tell(item)
                     self._alert(self.watch.see(item))
+            except FolderGone as failure:
+                self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
                 self.error = f"the run could not be written: {failure}".splitlines()[0]
         self._alert(self.watch.look())

@@ -47,12 +47,11 @@ class Trainer:
         data: Data,
         device: torch.device,
         writer: RunWriter,
-        folder: Path,
         notify: Notify,
         script: Sequence[tuple[int, str, float | str]] = (),
     ):
         self.config, self.knobs, self.data, self.device = config, knobs, data, device
-        self.writer, self.folder, self.notify = writer, folder, notify
+        self.writer, self.notify = writer, notify
         torch.manual_seed(config.seed)
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
@@ -82,6 +81,11 @@ class Trainer:
     def record_to(self, writer: RunWriter) -> None:
         """Write there from now on. A trainer that goes on with a run is made, and put where the run ended, before it may."""
         self.writer = self.committer.writer = writer
+
+    @property
+    def folder(self) -> Path:
+        """The run's, where it lies now."""
+        return self.writer.folder
 
     def run(self) -> str:
         """The loop. Returns the state in which the run ended."""
@@ -348,7 +352,7 @@ class Trainer:
 
         def write() -> None:
             try:
-                result = checkpoint.write(self.folder, step, state).name
+                result = checkpoint.write(self.writer.follow(), step, state).name
             except (OSError, RuntimeError) as error:  # torch wraps what the disk says
                 if no_room(error, self.folder) and not self.stopping:
                     raise

@@ -50,32 +50,32 @@ def train(
         script=script,
     )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
-    return conduct(
-        lambda: Trainer(config, knobs, data, device, writer, folder, notify, script), Trainer.run, writer, notify
-    )
+    return conduct(lambda: Trainer(config, knobs, data, device, writer, notify, script), Trainer.run, writer, notify)
 
 
 def conduct(
     make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify
 ) -> tuple[Path, str]:
     """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
-    folder, trainer = writer.folder, None
+    trainer, state, error = None, "failed", ""
     try:
         trainer = make()
         with _stopping_at_signals(trainer):
-            state, error = work(trainer), ""
+            ended = work(trainer)
             trainer.write_checkpoint()
             trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
             trainer.flush()
+        state = ended
     except Exception as failure:
-        state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
-        notify({"event": "error", "error": error})
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     if trainer is not None:
-        error = trainer.committer.close() or error
+        error = trainer.committer.close() or error  # the disk's own words, and not what followed from them
+    if error:
+        notify({"event": "error", "error": error})
     if problem := writer.finish("failed" if error else state, error=error):
         notify({"event": "error", "error": problem})
         error = error or problem
-    return folder, "failed" if error else state
+    return writer.folder, "failed" if error else state
 
 
 @contextlib.contextmanager

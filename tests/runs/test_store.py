@@ -186,6 +186,7 @@ def test_one_trainer_at_a_time_and_its_death_shows(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.runs.test_store import *

@@ -52,7 +52,7 @@ class Record:
 def run(config: Config = CONFIG, knobs: Knobs = KNOBS, script: dict | None = None, prepare=lambda trainer: None):
     torch.set_num_threads(1)
     record = Record(script)
-    trainer = Trainer(config, knobs, load(config), torch.device("cpu"), record, Path(), lambda event: None)
+    trainer = Trainer(config, knobs, load(config), torch.device("cpu"), record, lambda event: None)
     record.trainer = trainer
     prepare(trainer)
     state = trainer.run()
@@ -287,7 +287,7 @@ def test_a_full_queue_makes_the_trainer_wait_and_drops_nothing() -> None:
     kept = record.commit
     record.commit = lambda batch: (gate.wait(10), kept(batch))
     told_of = []
-    trainer = Trainer(CONFIG, Knobs(), load(CONFIG), torch.device("cpu"), record, Path(), told_of.append)
+    trainer = Trainer(CONFIG, Knobs(), load(CONFIG), torch.device("cpu"), record, told_of.append)
     record.trainer = trainer
 
     def notify(event: dict) -> None:
