@@ -4,6 +4,7 @@ from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
+from moe_core.runs.log import last_words
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
 from moe_core.runs.rows import (
@@ -27,7 +28,6 @@ from moe_core.runs.runner import (
     flags,
     fork,
     is_running,
-    last_words,
     new_id,
     reap,
     resume,

@@ -89,7 +89,8 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:  # a full disk has ended it already
-            db.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # what went wrong first is what is said
+                db.execute("ROLLBACK")
         raise
 
 
@@ -178,7 +179,7 @@ def seal(db: sqlite3.Connection, seconds: float) -> bool:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             if db.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete":
                 return True
-        except sqlite3.OperationalError:
+        except sqlite3.Error:
             pass
         if time.monotonic() > until:
             return False

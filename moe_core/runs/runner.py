@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.runs.branch import branch_off
-from moe_core.runs.database import StoreError, hold_lock, is_alive, is_plain
+from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import OURS, holder, is_ours, sign
+from moe_core.runs.log import LOG, last_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
@@ -86,7 +87,7 @@ def start(
     run_id = run_id or new_id(folder, config)
     (folder / run_id).mkdir(parents=True)
     words = ["train", "--runs", str(folder), "--run-id", run_id, "--who", who, *flags(whole_paths(config), knobs)]
-    spawn(run_id, words, folder / run_id / "trainer.log")
+    spawn(run_id, words, folder / run_id / LOG)
     return run_id
 
 
@@ -128,7 +129,7 @@ def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[
         words += [] if steps is None else ["--steps", str(steps)]
         words += ["--text", *moved["text"]] if "text" in moved else []
         words += ["--data", moved["data"]] if "data" in moved else []
-        spawn(folder.name, words, folder / "trainer.log", (lock,))
+        spawn(folder.name, words, folder / LOG, (lock,))
         sign(lock, _children[folder.name].pid)
     finally:
         os.close(lock)
@@ -192,16 +193,6 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
             raise StoreError(f"the trainer of {run_id} did not start: {last_words(folder)}")
         time.sleep(0.02)
     return open_run(folder)
-
-
-def last_words(folder: Path, log: str = "trainer.log") -> str:
-    """The end of what a trainer printed, one line."""
-    lines: list[str] = []
-    if is_plain(folder / log):
-        with open(folder / log, "rb") as file:
-            file.seek(-min(file.seek(0, os.SEEK_END), 4096), os.SEEK_END)
-            lines = file.read().decode(errors="replace").strip().splitlines()
-    return lines[-1][-300:] if lines else "it printed nothing"
 
 
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:

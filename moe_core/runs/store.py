@@ -29,6 +29,7 @@ from moe_core.runs.database import (
     strange_files,
     writing,
 )
+from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
@@ -166,7 +167,8 @@ class Run:
         state, step, reason, pid, heartbeat = self._stands()
         if state not in ENDED and not is_alive(self.path):
             state, step, reason, pid, heartbeat = self._stands()  # it may have ended between the two looks
-            state = state if state in ENDED else "interrupted"
+            if state not in ENDED:
+                state, reason = "interrupted", last_problem(self.path, heartbeat)
         return Status(state, step, reason, time.time() - heartbeat, pid)
 
     def _stands(self) -> tuple[str, int, str, int, float]:

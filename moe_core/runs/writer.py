@@ -25,6 +25,7 @@ from moe_core.runs.database import (
     writing,
 )
 from moe_core.runs.locks import OURS, sign
+from moe_core.runs.log import leave_word
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
 from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, Run
@@ -33,6 +34,8 @@ from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 SEAL_FOR = 5.0  # seconds to try for while readers let go
+ENDS = 4  # times that it is tried to write how a run ended
+READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
 PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
 
 
@@ -59,7 +62,17 @@ def create_run(
         "facts": dict(facts or {}),
         "script": [list(entry) for entry in script],
     }
-    return RunWriter(folder, make_file(folder, about, probe or {}))
+    made = not folder.exists()
+    lock = make_file(folder, about, probe or {})
+    try:
+        return RunWriter(folder, lock)
+    except BaseException:
+        for path in (*folder.glob("run.*"), folder / "ballast"):
+            path.unlink(missing_ok=True)
+        os.close(lock)
+        if made:
+            shutil.rmtree(folder)
+        raise
 
 
 def make_file(
@@ -103,6 +116,8 @@ def make_file(
             shutil.rmtree(folder)
         if no_room(error, folder if folder.exists() else folder.parent):
             raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
+        if isinstance(error, OSError | sqlite3.Error):
+            raise StoreError(f"cannot make run folder {folder}: {getattr(error, 'strerror', None) or error}") from None
         raise
     return lock
 
@@ -125,9 +140,11 @@ def resume_run(
     changes that it never took wait for the next step.
     """
     hold_room(folder)
+    writer = RunWriter(folder, lock)
     try:
-        return _resumed(RunWriter(folder, lock), who, {"steps": steps, **moved}, notes)
+        return _resumed(writer, who, {"steps": steps, **moved}, notes)
     except (OSError, sqlite3.Error) as error:
+        writer.let_go()
         raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
 
 
@@ -145,7 +162,7 @@ def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Seque
         writer.how = how
         writer.resumed = writer.command_seen = db.execute("SELECT max(id) FROM commands").fetchone()[0]
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
-    writer.write_tip()
+    writer.after_commit()
     return writer
 
 
@@ -161,9 +178,27 @@ class RunWriter:
         self.knob_seen = self.command_seen = 0
         self.resumed = 0  # the row that says that this trainer went on with the run, and how: to how many steps
         self.how: Mapping[str, Any] = {}
-        sign(lock, os.getpid())  # whoever started this process may have held it before
+        self.put_off = ""  # why what follows a commit waits for the next one
+        self.unread = 0.0  # since when nothing could be read
+        try:
+            self._open(folder)
+        except (OSError, sqlite3.Error) as error:
+            self.let_go()
+            raise StoreError(f"run {folder.name} cannot be written: {error}") from error
+        row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
+        self.blocks: int
+        self.step: int
+        self.chain: bytes
+        self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
+        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
+        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
+        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
+        self.committed = time.monotonic()
+
+    def _open(self, folder: Path) -> None:
+        sign(self.lock, os.getpid())  # whoever started this process may have held it before
         self.place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self.files = {"lock": os.fstat(lock), "run.db": os.stat(folder / "run.db")}
+        self.files = {"lock": os.fstat(self.lock), "run.db": os.stat(folder / "run.db")}
         self.db = connect(folder / "run.db", write=True)
         if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
@@ -174,15 +209,6 @@ class RunWriter:
         self.guard = connect(folder / "run.db", write=True)
         self.reader, self.read_from = connect(folder / "run.db"), folder
         self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | OURS, 0o644)
-        row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
-        self.blocks: int
-        self.step: int
-        self.chain: bytes
-        self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
-        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
-        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
-        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
-        self.committed = time.monotonic()
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
@@ -217,14 +243,17 @@ class RunWriter:
                 db.execute("UPDATE state SET state = ?, reason = ?", (batch.state, batch.reason))
             if self.trained - self.thinned > 10:
                 self._thin_snapshots(self.trained)
-        # From here on the batch is in the record: what a full disk puts off is not its failure, and is done later.
+        # From here on the batch is in the record: what a full or broken disk puts off is not its failure, and is done later.
         self.chain, self.blocks, self.step = chain, blocks, step
+        self.after_commit()
+
+    def after_commit(self) -> None:
         try:
             self.write_tip()
             self._move_log()
+            self.put_off = ""
         except (OSError, sqlite3.Error) as error:
-            if not no_room(error, self.folder):
-                raise
+            self.put_off = str(error)
 
     def write_tip(self) -> None:
         os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
@@ -265,6 +294,17 @@ class RunWriter:
         if self.read_from != (folder := self.folder):
             self.reader.close()
             self.reader, self.read_from = connect(folder / "run.db"), folder
+        try:
+            pending = self._read()
+        except sqlite3.Error:
+            self.unread = self.unread or time.monotonic()
+            if time.monotonic() - self.unread > READ_FOR:
+                raise
+            return Pending([], [])
+        self.unread = 0.0
+        return pending
+
+    def _read(self) -> Pending:
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()
         knobs, commands = Pending([], [])
         if (newest[0] or 0) > self.knob_seen:
@@ -315,28 +355,39 @@ class RunWriter:
         try:
             self.follow()
         except FolderGone:
-            self._let_go()
+            self.let_go()
+            os.close(self.lock)
             return problem  # it was said, and there is no record that could say it
         self.drop_ballast()
-        try:
-            with writing(self.db) as db:
-                db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
-        except sqlite3.Error as failure:
-            if not no_room(failure, self.folder):
-                raise
-            problem = "the disk is full, so the record does not say how the run ended"
+        self.after_commit()
+        for at in range(ENDS):
+            try:
+                with writing(self.db) as db:
+                    db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
+                problem = ""
+                break
+            except sqlite3.Error as failure:
+                why = "the disk is full" if no_room(failure, self.folder) else str(failure)
+                problem = f"the record does not say how the run ended: {why}"
+                time.sleep(0.1 * at)
+        if problem:
+            leave_word(self.folder, f"{state}: {error}" if error else state)
         for connection in (self.reader, self.guard):
             connection.close()
         if seal(self.db, SEAL_FOR):
             (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
-        self._let_go()
+        self.let_go()
+        os.close(self.lock)
         return problem
 
-    def _let_go(self) -> None:
-        for connection in (self.reader, self.guard, self.db):
-            connection.close()
-        for handle in (self.tip, self.place, self.lock):
-            os.close(handle)
+    def let_go(self) -> None:
+        """Close what is open, but for the lock."""
+        for name in ("reader", "guard", "db"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        for name in ("tip", "place"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
 
     def _move_log(self) -> None:
         """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""

@@ -221,6 +221,7 @@ class Nowhere:
     """The writer of a training that is not recorded."""
 
     knob_seen = command_seen = 0
+    put_off = ""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

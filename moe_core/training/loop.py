@@ -18,7 +18,7 @@ import torch
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
-from moe_core.runs.room import no_room
+from moe_core.runs.room import disk_error, no_room
 from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
@@ -156,7 +156,7 @@ class Trainer:
             try:
                 write()
             except ValueError as error:
-                if no_room(error, self.folder):
+                if disk_error(error):
                     raise
                 refused.append(error)
 

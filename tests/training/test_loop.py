@@ -26,7 +26,7 @@ KNOBS = Knobs()
 class Record:
     """A writer that keeps what it is given. script: step -> knob changes and commands found at the top of the next one."""
 
-    folder = Path()
+    folder, put_off = Path(), ""
 
     def __init__(self, script: dict[int, dict] | None = None):
         self.script, self.batches, self.trainer = script or {}, [], None
