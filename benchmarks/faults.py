@@ -179,8 +179,11 @@ class Trial:
             self.found["step lost"] += last != (STEPS + 15 if self.case.scenario == "resume" else STEPS)
         elif status.state == "finished":  # a resume that was refused, or an end that could not be told
             self.found["refused" if said else "no reason"] += 1
-        else:
-            self.found["failed" if status.reason or said else "no reason"] += 1
+        elif status.reason or said:
+            self.found["failed"] += 1
+        else:  # no write below the folder succeeded any more, and there was no terminal
+            silent = self.case.scenario == "page" and self.case.kind == "write" and self.case.lasting
+            self.found["nowhere to say it" if silent else "no reason"] += 1
 
     def go_on(self, place: Path) -> None:
         """What failed can be gone on with once the disk is whole again."""
@@ -246,7 +249,7 @@ def main() -> int:
             return subprocess.run([sys.executable, __file__, *sys.argv[1:]]).returncode
     with tempfile.TemporaryDirectory() as place:
         ended, bad = measure(arguments.injections, Path(place))
-    names = ("trials", "hit", "finished", "paused", "failed", "refused", *BAD)
+    names = ("trials", "hit", "finished", "paused", "failed", "refused", "nowhere to say it", *BAD)
     if arguments.json:
         print(json.dumps({"ended": ended, "bad": bad}))
     else:

@@ -90,6 +90,10 @@ def make_file(
         lock = hold_lock(folder)
     except OSError as error:
         raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
+    except StoreError:
+        if made:
+            folder.rmdir()
+        raise
     about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
     probe_data = pack_arrays(probe)
     # Made whole under another name: a run.db that exists is a run.
