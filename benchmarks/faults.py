@@ -201,7 +201,9 @@ def cases(counts: dict[tuple[str, str], int], injections: int) -> Iterator[Case]
         yield Case(scenario, kind, error, lasting, 1 + int(counts[scenario, kind] * (number * 0.6180339887 % 1)))
 
 
-def measure(injections: int, place: Path) -> tuple[dict[str, Counter[str]], list[tuple[Case, list[str], str]]]:
+def measure(
+    injections: int, place: Path, part: int, parts: int
+) -> tuple[dict[str, Counter[str]], list[tuple[Case, list[str], str]]]:
     """All cases; by kind of fault how they ended, and each that ended as none may, with what was printed."""
     faults = ctypes.CDLL(os.environ["LD_PRELOAD"])
     assert faults.faults_share()
@@ -222,7 +224,7 @@ def measure(injections: int, place: Path) -> tuple[dict[str, Counter[str]], list
             shutil.copytree(trial.folder, finished)
     ended: dict[str, Counter[str]] = {}
     bad = []
-    for number, case in enumerate(cases(counts, injections)):
+    for number, case in enumerate(itertools.islice(cases(counts, injections), part, None, parts)):
         trial = Trial(case, place / "trial", faults, finished)
         trial.judge(trial.watch())
         faults.faults_lift()
@@ -240,6 +242,7 @@ def measure(injections: int, place: Path) -> tuple[dict[str, Counter[str]], list
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--injections", type=int, default=1000)
+    parser.add_argument("--part", default="0/1", help="which of how many parts, beside other processes: 0/2, 1/2")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if "faults.so" not in os.environ.get("LD_PRELOAD", ""):
@@ -248,7 +251,7 @@ def main() -> int:
             os.environ |= loaded
             return subprocess.run([sys.executable, __file__, *sys.argv[1:]]).returncode
     with tempfile.TemporaryDirectory() as place:
-        ended, bad = measure(arguments.injections, Path(place))
+        ended, bad = measure(arguments.injections, Path(place), *map(int, arguments.part.split("/")))
     names = ("trials", "hit", "finished", "paused", "failed", "refused", "nowhere to say it", *BAD)
     if arguments.json:
         print(json.dumps({"ended": ended, "bad": bad}))

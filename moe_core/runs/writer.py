@@ -99,9 +99,10 @@ def make_file(
     # Made whole under another name: a run.db that exists is a run.
     temporary = folder / "run.db.new"
     temporary.unlink(missing_ok=True)
-    db = sqlite3.connect(temporary, isolation_level=None)
+    db = None
     try:
         hold_room(folder)
+        db = sqlite3.connect(temporary, isolation_level=None)
         db.executescript("".join(MIGRATIONS))
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         with writing(db):
@@ -112,7 +113,8 @@ def make_file(
         db.close()
         os.rename(temporary, folder / "run.db")
     except BaseException as error:
-        db.close()
+        if db:
+            db.close()
         os.close(lock)
         temporary.unlink(missing_ok=True)
         drop_ballast(folder)
