@@ -39,7 +39,7 @@ def grouped_mm_layer(layer: MoELayer, x_TD: Tensor) -> tuple[Tensor, Routing]:
     token_N = order_N // routing.experts_TK.shape[1]
     offs = routing.counts_E.cumsum(0, dtype=torch.int32)
     hidden_NH = F.grouped_mm(x_TD.index_select(0, token_N), layer.w1, offs=offs).relu()
-    weights_N = routing.weights_TK.flatten().index_select(0, order_N)
+    weights_N = routing.weights_TK.flatten().index_select(0, order_N).to(x_TD.dtype)
     out_ND = F.grouped_mm(hidden_NH, layer.w2.mT, offs=offs) * weights_N[:, None]
     return torch.zeros_like(x_TD).index_add(0, token_N, out_ND), routing
 

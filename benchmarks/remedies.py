@@ -28,7 +28,7 @@ import torch
 from moe_core.diagnosis import Finding, diagnose
 from moe_core.nn.models import asked_by
 from moe_core.runs import Batch
-from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs
+from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs, value_text
 from moe_core.training.again import Nowhere
 from moe_core.training.data import Data, load
 from moe_core.training.evaluation import held_out_loss
@@ -67,6 +67,8 @@ OTHERS = {
         {"w_importance": 1.0, "w_load": 1.0}, {}, "large_coefficient", "held_out",
         [{"w_importance": 0.01, "w_load": 0.01}], within=1500,
     ),
+    "k 1": State({"k": 1}, {}, "no_gradient", "held_out", [{"k": 2}]),
+    "k 1, loss-free": State({"k": 1, "strategy": "loss-free"}, {}, "no_gradient", "held_out", [{"k": 2}]),
     "capacity factor 1": State({"capacity_factor": 1.0}, {}, "dropped_tokens", "dropped", []),
     "capacity factor 0.5": State({"capacity_factor": 0.5}, {}, "dropped_tokens", "dropped", [{"capacity_factor": 1.0}]),
 }  # fmt: skip
@@ -235,7 +237,7 @@ def alarms(task: str, seed: int, tell: Any, steps: int = HEALTHY_FOR) -> list[Fi
 
 
 def in_words(remedy: dict[str, float | str]) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in remedy.items())
+    return ", ".join(f"{name} {value_text(value)}" for name, value in remedy.items())
 
 
 def measure(config: Config, data: Data, state: str, tell: Any) -> list[Row]:

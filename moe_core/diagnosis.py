@@ -15,7 +15,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import COLLAPSED, DEAD_AFTER, Config, Knobs, experts_per_token, meta_of, switched_off, value_text
+from moe_core.schema import (
+    BY_TOKEN,
+    COLLAPSED,
+    DEAD_AFTER,
+    TASK_GRADIENT_EVERY,
+    Config,
+    Knobs,
+    experts_per_token,
+    meta_of,
+    switched_off,
+    untaught,
+    value_text,
+    weighing,
+)
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -65,6 +78,8 @@ class Seen(NamedTuple):
     noise_scale_n: Array
     logit_spread_n: Array
     dropped_n: Array
+    grad_norm_n: Array
+    task_gradient_n: Array
 
 
 def diagnose(source: Any, layer: int = 0) -> list[Finding]:
@@ -89,8 +104,8 @@ def look(source: Any, layer: int) -> Seen:
             return np.full(len(steps), np.nan)
 
     steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
-    names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped")
-    values = [read(name) for name in names]
+    names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped", "grad_norm")
+    values = [read(name) for name in (*names, "task_gradient")]
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     return Seen(source.config, source.knobs, done, layer, steps, *values)
 
@@ -187,6 +202,30 @@ def named(experts: Sequence[int]) -> str:
 # The rules
 
 
+def no_gradient(seen: Seen) -> Finding | None:
+    """A gate that the task teaches nothing, by its gradient as measured. Not of the control, which asks no gate."""
+    none_n = untaught(seen.task_gradient_n, seen.grad_norm_n)
+    since = standing(seen.steps_n, none_n, np.isfinite(seen.task_gradient_n) & ~none_n)
+    if since is None or not none_n[-1] or seen.knobs.strategy == "even":
+        return None
+    last = int(seen.steps_n[-1])
+    if since_knobs(seen, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % TASK_GRADIENT_EVERY:
+        return None  # turned since it was measured
+    share = seen.task_gradient_n[-1] / seen.grad_norm_n[-1]
+    size = f"{share:.0e} of the whole" if share > 0 else "0"
+    what = f"The gate learns nothing from the task: the task's gradient on it is {size}."
+    single = seen.knobs.k == 1 or (seen.config.groups > 1 and seen.knobs.k_primary == 1)
+    remedy: dict[str, float | str] | None = None
+    if single and seen.knobs.strategy in BY_TOKEN and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept":
+        why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only balance moves it."
+        remedy = {"weigh": "all"}
+        try_this = f"Turn {turns(remedy)}, as in Switch, or k to 2 or more."
+    else:
+        why = "The weights of the chosen experts do not change with their logits: the softmax is saturated."
+        try_this = "Turn w_z up, which keeps logits small, or the learning rate down."
+    return Finding("no_gradient", seen.layer, since, what, why, try_this, remedy)
+
+
 def collapse(seen: Seen) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
     on = seen.config.num_experts - len(switched_off(seen.config, seen.knobs.off)[seen.layer])
@@ -241,11 +280,12 @@ def dead_experts(seen: Seen) -> Finding | None:
 def drowned(seen: Seen) -> tuple[int, float] | None:
     """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
 
-    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little.
+    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little. One that the task
+    teaches nothing has nothing that could drown.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_n = np.where(seen.noise_scale_n > 0, seen.noise_scale_n / seen.logit_spread_n, 0.0)
-    at_stake_n = ~(seen.task_loss_n < AT_STAKE)
+    at_stake_n = ~(seen.task_loss_n < AT_STAKE) & ~untaught(seen.task_gradient_n, seen.grad_norm_n)
     growing_n = ratio_n < LEARNING * np.interp(seen.steps_n - SOON, seen.steps_n, ratio_n)
     drowned_n = (seen.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
     since = standing(seen.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
@@ -323,6 +363,7 @@ def dropped_tokens(seen: Seen) -> Finding | None:
 
 
 RULES: tuple[Callable[[Seen], Finding | None], ...] = (
+    no_gradient,
     collapse,
     dead_experts,
     idle_load_loss,

@@ -26,6 +26,7 @@ from moe_core.verdicts import (
     kept_two,
     more_experts,
     noisy,
+    nothing_taught,
     quiet,
     recovered_by,
     sparse,
@@ -120,7 +121,8 @@ LESSONS = (
         "Keep the top k",
         "To save computation, keep only the k largest logits of a token and set the others to minus infinity before the softmax. "
         "Their gates are then exactly 0. The kept gates sum to 1. The choice itself has no gradient, yet the gate learns, because the "
-        "weights of the kept experts have one. With k = 1 the only gate is 1 whatever its logit, so the paper takes k of 2 or more.",
+        "weights of the kept experts have one. With k = 1 the only gate is 1 whatever its logit: the task's gradient on the gate is 0. "
+        "That is why the paper takes k > 1 (section 2.1).",
         r"\begin{aligned} G(x) &= \mathrm{Softmax}(\mathrm{KeepTopK}(H(x), k)) \\"
         r" \mathrm{KeepTopK}(v, k)_i &= \begin{cases} v_i & v_i \text{ in the top } k \\ -\infty & \text{otherwise} \end{cases} \end{aligned}",
         ("k",),
@@ -134,9 +136,17 @@ LESSONS = (
                 task="plane",
             ),
             Stage("Keep 2", "Six of eight gates vanish from every column at once.", kept_two, {"k": 2}),
+            Stage(
+                "Keep 1",
+                "Each token's one gate is 1. The task's gradient on the gate, measured every 25 steps, falls to 0: from now on the "
+                "gate does not learn which expert a token needs.",
+                nothing_taught,
+                {"k": 1},
+            ),
         ),
-        "Which of a token's gates change when k goes from 8 to 2?",
-        "Six become exactly 0, and the two that are kept grow until they sum to 1.",
+        "Why does the paper keep more than one expert?",
+        "The softmax of a single kept logit is 1 whatever the logit, so the task's loss has no gradient on the gate, which then does not "
+        "learn. With k > 1 the kept gates depend on their logits.",
         answer_top_k,
     ),
     Lesson(

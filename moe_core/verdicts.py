@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.schema import BALANCED, COLLAPSED
+from moe_core.schema import BALANCED, COLLAPSED, TASK_GRADIENT_EVERY, untaught
 
 LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
 
@@ -61,10 +61,23 @@ def at_start(source: Any, stat: str, layer: int) -> float:
     return float(values[0]) if len(values) else math.nan
 
 
+def task_gradient(source: Any, layer: int, step: int) -> float:
+    """The norm of the task's gradient on the gate as measured by a step; NaN of no step, or where it was not measured."""
+    try:
+        return float(source.history("task_gradient", layer, first=step, last=step)[1][-1]) if step else math.nan
+    except ValueError:  # a run that an earlier version began
+        return math.nan
+
+
+def last_turn(source: Any) -> int:
+    """The step of the last turn that took effect; 0 if none did."""
+    return max([change.step for change in source.knob_changes() if change.step is not None], default=0)
+
+
 def waiting(source: Any, wanted: int = LAST) -> Verdict | None:
     """Too early to tell: fewer steps than a mean needs, since the start or since the last turn of a knob."""
     last = source.steps()[1]
-    since = max([change.step for change in source.knob_changes() if change.step is not None], default=1)
+    since = last_turn(source) or 1
     seen = last - since + 1 if last else 0
     return None if seen >= wanted else Verdict(False, f"{max(seen, 0)} of {wanted} steps seen with these knobs.")
 
@@ -99,6 +112,18 @@ def kept_two(source: Any, layer: int) -> Verdict:
     return waiting(source) or Verdict(
         round(k) == 2,
         f"{k:.0f} gates of each token are left; the other {source.config.num_experts - round(k)} are exactly 0.",
+    )
+
+
+def nothing_taught(source: Any, layer: int) -> Verdict:
+    now, whole = task_gradient(source, layer, source.steps()[1]), recent(source, "grad_norm", layer, 1)
+    before = task_gradient(source, layer, max(0, last_turn(source) - 1))
+    if math.isnan(now):
+        return waiting(source, TASK_GRADIENT_EVERY) or Verdict(False, "This run did not measure the task's gradient.")
+    was = "" if math.isnan(before) else f"; before the last turn it was {before:.2g}"
+    return waiting(source, TASK_GRADIENT_EVERY) or Verdict(
+        bool(untaught(now, whole)),
+        f"The task's gradient on the gate is {now:.2g}{was}. The whole gradient is {whole:.2g}.",
     )
 
 
@@ -187,9 +212,11 @@ def answer_softmax(source: Any, layer: int) -> str:
 
 
 def answer_top_k(source: Any, layer: int) -> str:
-    gate = recent(source, "top1_gate", layer)
-    k = per_token(source, layer)
-    return f"In your run the first of {k:.0f} gates weighs {gate:.2f}, so the others share {1 - gate:.2f}."
+    gate, k = recent(source, "top1_gate", layer), per_token(source, layer)
+    gradient = task_gradient(source, layer, source.steps()[1])
+    first = "the only gate" if round(k) == 1 else f"the first of {k:.0f} gates"
+    measured = "" if math.isnan(gradient) else f", and the task's gradient on the gate's weights is {gradient:.2g}"
+    return f"In your run {first} weighs {gate:.2f}{measured}."
 
 
 def answer_noise(source: Any, layer: int) -> str:

@@ -22,6 +22,7 @@ from moe_core.runs import (
     COMPARED,
     KnobChange,
     Run,
+    RunWriter,
     StoreError,
     fingerprint,
     first_difference,
@@ -36,6 +37,7 @@ from moe_core.runs import (
 )
 from moe_core.runs.branch import branch_off
 from moe_core.runs.codec import HEADER, link, pack_rows
+from moe_core.runs.sums import insert
 from moe_core.schema import Config, Knobs
 from moe_core.training import again, checkpoint
 from moe_core.training.again import replay, resume
@@ -201,9 +203,11 @@ def test_a_finished_run_is_gone_on_with(tmp_path: Path, whole: Run) -> None:
 def test_a_run_killed_after_its_last_step_only_ends(tmp_path: Path) -> None:
     """Its last evaluation is in the record already, and is not made twice."""
     folder, _ = train(replace(CONFIG, steps=30), KNOBS, tmp_path, "a")
-    with sqlite3.connect(folder / "run.db") as db:
-        db.execute("UPDATE state SET state = 'training'")
-    db.close()
+    lock = hold_lock(folder)
+    writer = RunWriter(folder, lock)
+    writer.transact(state="training")
+    writer.db.close()
+    os.close(lock)
     assert resume(open_run(folder))[1] == "finished"
     run = open_run(folder)
     assert (run.state, run.steps(), [step for step, _ in measured(run)]) == ("finished", (1, 30), [20, 30])
@@ -607,7 +611,8 @@ def test_replay_does_not_compare_the_clock(tmp_path: Path, whole: Run) -> None:
 def test_a_changed_knob_history_does_not_replay(tmp_path: Path, whole: Run) -> None:
     os.close(branch_off(whole, 60, {}, tmp_path / "a"))
     with sqlite3.connect(tmp_path / "a" / "run.db") as db:
-        db.execute("UPDATE applied SET step = 31")
+        knob = db.execute("SELECT min(knob) FROM applied").fetchone()[0]
+        insert(db, "applied", {"knob": knob, "step": 31})
     db.close()
     found = replay(open_run("a", tmp_path)).difference
     assert found is not None

@@ -40,6 +40,8 @@ def seen(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, 
         "noise_scale": 0.7,
         "logit_spread": 1.0,
         "dropped": 0.0,
+        "grad_norm": 2.0,
+        "task_gradient": 0.05,
     }
     values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
     counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
@@ -230,6 +232,60 @@ def test_of_many_experts_a_few_are_named() -> None:
 
 
 # Noise
+
+
+def test_a_gate_that_the_task_teaches_nothing_is_told_with_what_helps() -> None:
+    nothing = seen(Knobs(k=1), task_gradient=0.0)
+    found = diagnosis.no_gradient(nothing)
+    assert (found.rule, found.since, found.remedy) == ("no_gradient", 1, {"weigh": "all"})
+    assert found.what == "The gate learns nothing from the task: the task's gradient on it is 0."
+    assert "weighs 1 whatever its logit" in found.why
+    assert found.try_this == "Turn weigh to all, as in Switch, or k to 2 or more."
+    assert diagnosis.no_gradient(seen(Knobs(k=1), task_gradient=4e-10)).what.endswith("is 2e-10 of the whole.")
+    # Two levels of which one keeps a single choice.
+    groups = Config(num_experts=E, groups=4)
+    for knobs in (Knobs(k=1), Knobs(k_primary=1)):
+        assert diagnosis.no_gradient(seen(knobs, config=groups, task_gradient=0.0)).remedy == {"weigh": "all"}
+
+
+def test_it_is_measured_and_not_inferred_from_the_knobs() -> None:
+    assert diagnosis.no_gradient(seen(Knobs(k=1))) is None
+    assert diagnosis.no_gradient(seen(Knobs(k=1), task_gradient=np.nan)) is None  # an old run
+    for knobs in (Knobs(k=2), Knobs(k=1, weigh="all"), Knobs(k=1, strategy="switch")):
+        found = diagnosis.no_gradient(seen(knobs, task_gradient=0.0))
+        assert found.remedy is None
+        assert "saturated" in found.why
+    assert diagnosis.no_gradient(seen(Knobs(strategy="even"), task_gradient=0.0)) is None  # as a control should be
+
+
+def test_no_gradient_at_its_boundary_and_over_time() -> None:
+    bound = 1e-6 * 2.0
+    assert diagnosis.no_gradient(seen(task_gradient=bound * 0.999))
+    assert diagnosis.no_gradient(seen(task_gradient=bound * 1.001)) is None
+    assert diagnosis.no_gradient(seen(task_gradient=0.0, n=HOLD - 1)) is None
+    assert diagnosis.no_gradient(seen(task_gradient=0.0, n=HOLD)).since == 1
+    assert diagnosis.no_gradient(seen(task_gradient=from_step(301, 0.0, 0.1))).since == 301
+    assert diagnosis.no_gradient(seen(task_gradient=from_step(N, 0.1, 0.0))) is None  # one measurement ends it
+
+
+def test_after_a_turn_the_next_measurement_is_waited_for() -> None:
+    """Measured at 376, held until 401."""
+    turned = lambda step, name="weigh": seen(Knobs(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0)
+    assert diagnosis.no_gradient(turned(377)) is None
+    assert diagnosis.no_gradient(turned(376))
+    assert diagnosis.no_gradient(turned(377, "w_load"))
+
+
+def test_what_the_task_teaches_nothing_is_not_drowned() -> None:
+    high = np.full(600, 20.0)
+    assert diagnosis.noise_drowns(seen(noise_scale=high, n=600))
+    assert diagnosis.noise_drowns(seen(noise_scale=high, task_gradient=0.0, n=600)) is None
+    heavy = Knobs(w_importance=1.0, w_load=1.0)
+    assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, n=600))
+    assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, task_gradient=0.0, n=600)) is None
+    # One that learnt and was drowned before the task stopped to teach it.
+    stopped = from_step(570, 0.0, 0.1, n=600)
+    assert diagnosis.noise_drowns(seen(noise_scale=high, task_gradient=stopped, n=600)) is None
 
 
 def test_noise_drowns_a_gate_only_above_the_ratio_and_once_it_has_settled() -> None:

@@ -61,6 +61,7 @@ CASES = [
     (1, 2, Source(counts=2 * EVEN), Source(counts=EVEN), "goes to 4 experts"),
     (2, 1, Source(first={"top1_gate": 0.125}, top1_gate=0.5), Source(top1_gate=0.13), "is 0.50; undecided would be 0.125"),
     (3, 2, Source(counts=EVEN), Source(counts=4 * EVEN), "2 gates of each token"),
+    (3, 3, Source(task_gradient=0.0, grad_norm=2.0), Source(task_gradient=0.05, grad_norm=2.0), "on the gate is 0. The whole gradient is 2."),
     (4, 1, Source(noise_scale=1.4, top1_gate=0.6), Source(noise_scale=0.1, top1_gate=0.6), "by 1.40"),
     (4, 2, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),
     (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "= 8 of 64 tokens"),
@@ -134,11 +135,45 @@ def test_an_answer_has_the_runs_own_numbers(lesson) -> None:
         "cv_importance": 0.52,
         "loss": 2.0,
         "task_loss": 1.9,
+        "task_gradient": 0.034,
     }
     said = lesson.answer_on(Source(**stats), 0)
     assert said.startswith("In your run")
     assert re.search(r"\d", said) or "loss" in said
     assert "nan" not in said
+
+
+def test_why_k_is_above_1_is_told_with_what_the_gradient_was_before() -> None:
+    """The run of lesson 3: with two kept the gate is taught, with one it is not."""
+    stats = {"counts": EVEN / 2, "top1_gate": 1.0, "grad_norm": 2.0}
+    fell = Source(300, knobs=Knobs(k=1), turned=250, task_gradient=0.0, **stats)
+    history = fell.history
+    fell.history = lambda stat, layer=0, first=1, last=None: (  # type: ignore[method-assign]
+        (np.array([first]), np.array([0.034]))
+        if stat == "task_gradient" and last == 249
+        else history(stat, layer, first, last)
+    )
+    verdict = check_of(3, 3)(fell, 0)
+    assert verdict.happened
+    assert (
+        verdict.text
+        == "The task's gradient on the gate is 0; before the last turn it was 0.034. The whole gradient is 2."
+    )
+    assert LESSONS[2].answer_on(fell, 0) == (
+        "In your run the only gate weighs 1.00, and the task's gradient on the gate's weights is 0."
+    )
+
+
+def test_a_run_that_did_not_measure_it_fails_the_check_and_no_page() -> None:
+    class Earlier(Source):
+        def history(self, stat: str, layer: int = 0, first: int = 1, last: int | None = None):
+            if stat == "task_gradient":
+                raise ValueError("this run has no statistic 'task_gradient'")
+            return super().history(stat, layer, first, last)
+
+    earlier = Earlier(counts=EVEN, top1_gate=0.6, grad_norm=2.0)
+    assert check_of(3, 3)(earlier, 0) == (False, "This run did not measure the task's gradient.")
+    assert LESSONS[2].answer_on(earlier, 0) == "In your run the first of 2 gates weighs 0.60."
 
 
 def test_flashcards_are_a_row_a_lesson() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.remedies import NONE, alarms, collapsed, offered, tried
+from benchmarks.remedies import NONE, Patient, alarms, collapsed, findings, offered, tried
 from moe_core.diagnosis import SETTLED, SOON
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
@@ -36,6 +36,20 @@ def test_each_remedy_that_is_offered_works(then, data) -> None:
         assert patient.uneven(10) > 1
         after, _ = tried(patient, remedy, within=120)
         assert after is not None, f"{rule} offers {remedy}, which left CV(load) at {patient.uneven(10)}"
+
+
+@pytest.mark.parametrize("strategy", ["paper", "loss-free"])
+def test_a_gate_that_the_task_teaches_nothing_is_taught_by_what_is_offered_and_not_by_waiting(strategy, data) -> None:
+    patient = Patient(CONFIG, Knobs(k=1, strategy=strategy), data)
+    step = lambda steps: [patient.step() for _ in range(steps)] and {f.rule for f in findings(patient)}
+    assert "no_gradient" in step(30)
+    remedy, kept = offered(patient)["no_gradient"], patient.keep()
+    assert "no_gradient" in step(30)
+    patient.back(kept)
+    patient.turn(remedy)
+    assert "no_gradient" not in step(30)
+    gradient, whole = (patient.watch.history(name)[1][-1] for name in ("task_gradient", "grad_norm"))
+    assert gradient > 1e-4 * whole
 
 
 def test_of_a_healthy_run_nothing_is_said() -> None:

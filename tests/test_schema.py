@@ -6,9 +6,11 @@ from dataclasses import fields, replace
 import pytest
 
 from moe_core.schema import (
+    BY_TOKEN,
     METRICS,
     PRESETS,
     STATS,
+    STRATEGIES,
     TASKS,
     Config,
     Knobs,
@@ -21,6 +23,7 @@ from moe_core.schema import (
     meta_of,
     parse_setting,
     switched_off,
+    weighing,
 )
 
 
@@ -55,7 +58,7 @@ def test_settings_survive_json(settings: Config | Knobs) -> None:
 
 
 def test_a_run_of_a_later_version_opens() -> None:
-    assert from_dict(Knobs, {"noise": 0.5, "invented_later": 3}) == Knobs(noise=0.5)
+    assert from_dict(Knobs, {**as_dict(Knobs()), "noise": 0.5, "invented_later": 3}) == Knobs(noise=0.5)
 
 
 @pytest.mark.parametrize(
@@ -161,11 +164,15 @@ def test_the_highest_value_of_a_knob_is_of_the_run() -> None:
     assert highest(Config(num_experts=8), "noise") == 4
 
 
-def test_a_run_of_an_earlier_version_takes_the_defaults_of_what_came_since() -> None:
+def test_a_run_of_an_earlier_version_stands_as_it_was_trained() -> None:
+    """By the defaults of what came since; but before there was `weigh`, every strategy weighed over the kept."""
     config = {"task": "text", "num_experts": 16, "layers": 2, "tokens": 1024, "context": 128}
     knobs = {"noise": 1.0, "k": 2, "w_importance": 0.1, "w_load": 0.0, "lr": 0.003, "speed_limit": 0.0}
     assert from_dict(Config, config) == Config()
-    assert from_dict(Knobs, knobs) == Knobs(w_load=0.0)
+    assert from_dict(Knobs, knobs) == Knobs(w_load=0.0, weigh="kept")
+    for strategy in STRATEGIES:
+        assert weighing(strategy, from_dict(Knobs, {**knobs, "strategy": strategy}).weigh) == "kept"
+    assert [name for name in BY_TOKEN if weighing(name, Knobs().weigh) == "all"] == ["switch"]
     assert check(from_dict(Config, config), from_dict(Knobs, knobs))
 
 

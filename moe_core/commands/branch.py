@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, moved, plain, report, take_places
+from moe_core.schema import measured_in
 
 
 def declare(commands: Any) -> None:
@@ -104,17 +105,18 @@ def replay_command(arguments: argparse.Namespace) -> int:
     teller = Progress(arguments.json)
     found = replay(run, teller.tell, moved(arguments))
     same = found.difference is None
+    compared = [name for name in measured_in(run.layout) if name in COMPARED]
     if arguments.json:
         first = found.difference and found.difference._asdict()
         said = {"event": "end", "run": run.id, "same": same, "step": found.step, "difference": first}
-        said |= {"recorded": found.recorded, "again": found.again, "compared": COMPARED, "not_compared": BY_THE_CLOCK}
+        said |= {"recorded": found.recorded, "again": found.again, "compared": compared, "not_compared": BY_THE_CLOCK}
         print(json.dumps(said))
         return 0 if same else 1
     teller.end()
     if found.difference is not None:
         print(plain(f"{run.id} does not train the same: {found.difference}"))
         return 1
-    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(COMPARED)}"))
+    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(compared)}"))
     print(f"not compared, since they depend on the clock: {', '.join(BY_THE_CLOCK)}")
     print(f"SHA-256 of losses and counts: {found.recorded}")
     return 0

@@ -55,6 +55,15 @@ def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> N
     print(json.dumps(event) if arguments.json else plain(line))
 
 
+def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
+    """Say what was found damaged and is not in what was made: a line each, on stderr too with --json. The exit status."""
+    for line in lines:
+        if arguments.json:
+            print(json.dumps({"event": "damage", "problem": line}))
+        print(f"moe: {plain(line)}", file=sys.stderr)
+    return 1 if lines else 0
+
+
 def without_nan(value: Any) -> Any:
     """JSON has no NaN: null stands for a number that is not finite."""
     if isinstance(value, dict):

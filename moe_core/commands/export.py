@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, report
+from moe_core.commands.common import add, report, tell_damage
 
 
 def declare(commands: Any) -> None:
@@ -57,10 +57,12 @@ def export_command(arguments: argparse.Namespace) -> int:
     )
     source = named(arguments.run, arguments.runs, others=tuple(arguments.others), options=tuple(options.items()))
     with source.open(arguments.runs) as run:
-        return write(arguments, run)
+        write(arguments, run)
+        runs = [] if source.sweep else [run, *getattr(run, "others", ())]
+        return tell_damage(arguments, [line for one in runs for line in one.look_over()])
 
 
-def write(arguments: argparse.Namespace, run: Any) -> int:
+def write(arguments: argparse.Namespace, run: Any) -> None:
     from moe_core.export import export
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
@@ -79,15 +81,16 @@ def write(arguments: argparse.Namespace, run: Any) -> int:
         paths = export(run, out, formats, figures, look, telling(arguments))
     for path in paths:
         tell(arguments, path)
-    return 0
 
 
 def report_command(arguments: argparse.Namespace) -> int:
     from moe_core.export.report import write_report
+    from moe_core.export.sources import Still
     from moe_core.runs import open_run
 
-    tell(arguments, write_report(open_run(arguments.run, arguments.runs), Path(arguments.out), telling(arguments)))
-    return 0
+    run = Still(open_run(arguments.run, arguments.runs))
+    tell(arguments, write_report(run, Path(arguments.out), telling(arguments)))
+    return tell_damage(arguments, run.damage)
 
 
 def telling(arguments: argparse.Namespace) -> Callable[[int, int], None]:

@@ -148,6 +148,8 @@ def body(what: Source) -> None:
             if not what.sweep and not source.steps()[1]:
                 st.info("This run has no recorded step yet. Its figures can be exported as soon as it trains.")
                 return
+            for line in [] if what.sweep else source.look_over():
+                st.warning(line)
             left, right = st.columns([1, 2], gap="large")
             with left:
                 figures, format, look = choices(source)

@@ -66,7 +66,14 @@ class Feed:
         self._taken: dict[int, np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-        self.problem = ""
+        self.error = ""
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with the record, in a line; what is whole is shown."""
+        lines = self.run.damage
+        more = f" And {len(lines) - 1} more; `verify {self.id}` names them." if len(lines) > 1 else ""
+        return self.error or (lines[0] + more if lines else "")
 
     def refresh(self, now: bool = False) -> None:
         """Read what is new. A run that ended is let go of, so that its trainer can seal the file.
@@ -90,15 +97,15 @@ class Feed:
             self.problem = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
             return
         try:
-            status = self.run.status()  # before the blocks: what it says has ended, they hold in full
-            self._take()
+            status = self.run.status()  # before all else: what it says has ended, they hold in full
             self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
             self._knobs = self.run.knob_changes()
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
-            self._status, self.problem = status, ""
+            self._take()
+            self._status, self.error = status, ""
         except StoreError as error:
-            self.problem = str(error)
+            self.error = str(error)
         self.looked = time.monotonic()
         self.heard = time.time() - self._status.heartbeat_age
         if self._status.state in (*ENDED, "interrupted"):
@@ -163,7 +170,7 @@ class Feed:
                     if time.monotonic() > until:
                         break
             except StoreError as error:
-                self.problem = str(error)
+                self.error = str(error)
             self._let_go()
 
     def history(

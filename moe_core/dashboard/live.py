@@ -114,7 +114,7 @@ class Viewer:
             "last": feed.last,
             "past": step is not None,
             "reading": round(feed.behind, 3),
-            "problem": feed.problem,
+            "problem": next((one.problem for one in (feed, *source.others) if one.problem), ""),
             "reason": feed.status().reason,
             "answer": self.answer,
             "banner": banner(feed, layer),

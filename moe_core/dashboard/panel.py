@@ -14,13 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.figures.reading import at, by_hand, gestures
-from moe_core.figures.tiles import balance_word, heldout_tile, number
+from moe_core.figures.tiles import heldout_tile, number, word_at
 from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words, stop_later
 from moe_core.schema import AUTOBALANCE, LOOKS_AHEAD, Config, Knobs, highest, label_of, meta_of, reads, value_text
 
 ALIVE = ("starting", "training", "paused")
 LISTED = 8  # changes in the list
-LATER = ("w_z", "capacity_factor", "w_sequence", "w_threshold", "off", "speed_limit")  # folded below the others
+LATER = (
+    "weigh",
+    "w_z",
+    "capacity_factor",
+    "w_sequence",
+    "w_threshold",
+    "off",
+    "speed_limit",
+)  # folded below the others
 WORDS = {
     "starting": ("grey", "Starting…"),
     "training": ("green", "Training"),
@@ -148,7 +156,7 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
         f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
     )
-    good = f"{held_out}, CV(load) {number(cv)}, {balance_word(cv)}"
+    good = f"{held_out}, CV(load) {number(cv)}, {word_at(feed, layer, last)}"
     text = {
         "finished": f"Finished: {done}. {good}.",
         "stopped": f"Stopped: {done}. {good}.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
-from moe_core.schema import BALANCE, METRICS, STATS, value_text
+from moe_core.schema import BALANCE, METRICS, STATS, measured_in, value_text
 
 Table = dict[str, Any]
 CURVES = {
@@ -78,9 +78,13 @@ def finished(found: Found) -> Table:
 def statistics(run: Any) -> Table:
     """Every statistic of every step, layer and expert."""
     found: Table = {}
+    last = run.steps()[1]  # a run may train meanwhile
+    recorded = measured_in(run.layout)  # by a version that may have had fewer
     for stat in STATS:
+        if stat.stored and stat.name not in recorded:
+            continue
         for layer in range(run.config.layers if "L" in stat.shape else 1):
-            steps, values = run.history(stat.name, layer)
+            steps, values = run.history(stat.name, layer, last=last)
             found.setdefault("step", np.asarray(steps))
             name = f"{stat.name}_layer{layer + 1}" if "L" in stat.shape else stat.name
             if "E" in stat.shape:

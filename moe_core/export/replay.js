@@ -59,7 +59,7 @@ const fixed = (v, digits) => Number.isFinite(v) ? v.toFixed(digits).replace("-",
 
 function drawTiles(step) {
   const cv = number("cv_load");
-  const word = cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed";
+  const word = cv < R.words[0] ? (number("untaught") ? R.words[2] : "Balanced") : cv <= R.words[1] ? "Uneven" : "Collapsed";
   const seen = upTo(R.metric.steps, step);
   const list = [
     ["cv_load", "CV(load)", fixed(cv, 2), word, `${fixed(number("effective_experts"), 1)} of ${E} experts effective`],

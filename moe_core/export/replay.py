@@ -22,7 +22,18 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import comparable_at, last_step
 from moe_core.figures.theme import THEMES
-from moe_core.schema import BALANCED, COLLAPSED, LOOKS_AHEAD, METRICS, as_dict, label_of, value_text
+from moe_core.figures.tiles import NOT_LEARNING
+from moe_core.schema import (
+    BALANCED,
+    COLLAPSED,
+    LOOKS_AHEAD,
+    METRICS,
+    as_dict,
+    label_of,
+    measured_in,
+    untaught,
+    value_text,
+)
 
 BUDGET = 3_300_000  # bytes of rows in the file
 SHOTS = 200  # snapshots of the probe at most
@@ -72,6 +83,7 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
             done += 1
             values = np.asarray(run.history(name, one)[1], np.float64)[rows]
             found[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
+        found["untaught"] = packed(untaught_of(run, one)[rows].astype("<f4"))
         kept.append(found)
     loss = FIGURES["loss"].read(run, layer, None, None, 4000)
     specs = {}
@@ -83,9 +95,17 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
     return {
         "task": run.config.task, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
-        "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED],
+        "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
         "metric": metric_of(run), "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
     }  # fmt: skip
+
+
+def untaught_of(run: Any, layer: int) -> np.ndarray[Any, Any]:
+    """(n,) for each step, whether the gate gets nothing from the task; nowhere in a run that did not measure it."""
+    if "task_gradient" not in measured_in(run.layout):
+        return np.zeros(run.steps()[1], bool)
+    gradient, whole = (np.asarray(run.history(name, layer)[1]) for name in ("task_gradient", "grad_norm"))
+    return np.asarray(untaught(gradient, whole))
 
 
 def packed(array: np.ndarray[Any, Any]) -> str:

@@ -62,7 +62,7 @@ def parts_of(run: Any) -> list[Part]:
         for layer in range(run.config.layers if name != "loss" else 1)
     ]
     found = [
-        Part("How it stands", [Rows(("", ""), list(summary(run, state)))]),
+        Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
         Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(Config, *one) for one in as_dict(run.config).items() if one[1] not in ((), [], "")])]),
         Part(
             "Knobs",

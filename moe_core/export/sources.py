@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import Beside
-from moe_core.runs import StoreError, open_run, runs_folder
+from moe_core.runs import Run, StoreError, knobs_after, open_run, runs_folder
 from moe_core.sweep import open_sweep, results, rows
 
 WHOLE = (
@@ -19,6 +19,42 @@ WHOLE = (
     "devices",
 )  # what is chosen as whole numbers from 1 on: see figures/reading.py
 ALIGNED = ("step", "fork")
+
+
+class Still:
+    """A run as it stood when it was opened, which goes on meanwhile: all that is read of it ends at the same step."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.last = run, run.steps()[1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.run, name)
+
+    def _until(self, step: int | None) -> int:
+        return self.last if step is None else min(step, self.last)
+
+    def steps(self) -> tuple[int, int]:
+        return self.run.steps()[0], self.last
+
+    def history(self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None) -> Any:  # fmt: skip
+        return self.run.history(stat, layer, first, self._until(last), bins)
+
+    def evals(self, after: int = 0) -> list[Any]:
+        return [one for one in self.run.evals(after) if one.step <= self.last]
+
+    def knob_changes(self) -> list[Any]:
+        return [change for change in self.run.knob_changes() if change.step is None or change.step <= self.last]
+
+    @property
+    def knobs(self) -> Any:
+        return knobs_after(self.run.started_knobs, self.knob_changes())
+
+    def snapshots(self, kind: str = "probe") -> Any:
+        steps = self.run.snapshots(kind)
+        return steps[steps <= self.last]
+
+    def snapshot(self, step: int | None = None, kind: str = "probe") -> Any:
+        return self.run.snapshot(self._until(step), kind)
 
 
 class Source(NamedTuple):
@@ -41,7 +77,8 @@ class Source(NamedTuple):
             return
         with contextlib.ExitStack() as stack:
             first, *others = (
-                stack.enter_context(contextlib.closing(open_run(name, runs))) for name in (self.run, *self.others)
+                Still(stack.enter_context(contextlib.closing(open_run(name, runs))))
+                for name in (self.run, *self.others)
             )
             chosen = checked(dict(self.options), first.config.num_experts)
             if len(others) >= len(LETTERS):

@@ -46,7 +46,7 @@ def sweep_balance(
 ) -> Spec:
     """CV(load) of each cell, in colour from even to collapsed. ids_YX: the run to open."""
     highest = np.nanmax(cv_load_YX) if np.isfinite(cv_load_YX).any() else COLLAPSED
-    text = f"CV(load), mean over seeds; below {BALANCED:g} balanced, above {COLLAPSED:g} collapsed"
+    text = f"CV(load), mean over seeds; below {BALANCED:g} even, above {COLLAPSED:g} collapsed"
     layout = grid_layout("sweep_balance", "Balance over the grid", text, x, y, theme, size)
     span = (0.0, max(COLLAPSED, float(highest)))
     return {"data": grid_data(cv_load_YX, ids_YX, x, y, "CV(load)", span, layout, theme), "layout": layout}

@@ -28,12 +28,15 @@ from moe_core.figures.reading import (
 )
 from moe_core.schema import (
     BALANCED,
+    BY_TOKEN,
     COLLAPSED,
     DEAD_AFTER,
     LOOKS_AHEAD,
     METRICS,
     experts_per_token,
     looks_ahead,
+    untaught,
+    weighing,
 )
 
 NONE = "–"
@@ -41,7 +44,7 @@ SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above th
 
 
 class Tile(NamedTuple):
-    """One number. `word` and `hand_line` (in the hand's colour) belong to the large tile."""
+    """One number. `word` and `hand_line` (in the hand's colour) belong to the large tile, `more` to who rests a pointer on it."""
 
     name: str
     label: str
@@ -50,6 +53,25 @@ class Tile(NamedTuple):
     word: str = ""
     lines: tuple[str, ...] = ()
     hand_line: str = ""
+    more: str = ""
+
+
+NOT_LEARNING = "Not learning"
+WHY_NOT = "the load is even, but the task's gradient on the gate is 0: it learns nothing about tokens"
+
+
+def learns(source: Any, layer: int, step: int) -> bool:
+    """Whether the task teaches a layer's gate at a step; True for a run of a version that did not measure it."""
+    try:
+        return not untaught(at(source, "task_gradient", layer, step), at(source, "grad_norm", layer, step))
+    except ValueError:
+        return True
+
+
+def word_at(source: Any, layer: int, step: int) -> str:
+    """The balance of a layer at a step in a word. A gate that learns nothing is never called balanced."""
+    word = balance_word(at(source, "cv_load", layer, step))
+    return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
 
 def balance_word(cv_load: float) -> str:
@@ -75,6 +97,7 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
     cv = at(source, "cv_load", layer, step)
     effective = at(source, "effective_experts", layer, step)
     dead = at(source, "dead_experts", layer, step)
+    word = word_at(source, layer, step)
     change = last_change(source, step)
     was = was_importance = math.nan
     if change is not None:
@@ -85,9 +108,10 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
             "cv_load",
             "CV(load)",
             number(cv),
-            word=balance_word(cv),
+            word=word,
             lines=(f"{number(effective, 1)} of {E} experts effective",),
             hand_line="" if math.isnan(was) else f"was {number(was)} before step {change.step:,}",  # type: ignore[union-attr]
+            more=WHY_NOT if word == NOT_LEARNING else "",
         ),
         Tile(
             "cv_importance",
@@ -161,10 +185,14 @@ def churn_word(churn: float) -> str:
 
 
 def gate_entropy(gates_NK: Array) -> float:
-    """Mean entropy of the tokens' gates over ln K: 0 when one expert has it all, 1 when all K are even; 0 for K = 1."""
+    """Mean entropy of the tokens' gates over ln K: 0 when one expert has it all, 1 when all K are even; 0 for K = 1.
+
+    Of each token's gates as shares of their sum, which is not 1 where they are weighed over all experts.
+    """
     gates = np.asarray(gates_NK, np.float64)
     if gates.shape[1] < 2 or not len(gates):
         return 0.0
+    gates = gates / np.maximum(gates.sum(axis=1, keepdims=True), 1e-30)
     logs = np.log(np.where(gates > 0, gates, 1.0))
     return float(-(gates * logs).sum(axis=1).mean() / math.log(gates.shape[1]))
 
@@ -193,7 +221,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     unit = {"text": "bytes", "digits": "images", "plane": "points"}.get(source.config.task, "tokens")
     return [
         Tile("churn", "Router churn", number(100 * churn, 1), "%", word=churn_word(churn), lines=since),
-        Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{1 / K:.2g} is undecided",)),
+        Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{undecided(source, when, K):.2g} is undecided",)),
         Tile("saturation", "Saturation", number(kept(experts, old, E)), lines=(f"of top {K} kept",)),
         Tile(
             "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {E}",
@@ -202,6 +230,13 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         Tile("gate_entropy", "Gate entropy", number(gate_entropy(gates)), lines=("0 sure, 1 even",)),
         Tile("snapshot", "Snapshot", f"{when:,}", lines=(f"probe of {N} {unit}",)),
     ]  # fmt: skip
+
+
+def undecided(source: Any, step: int, K: int) -> float:
+    """The first gate of a router that has no opinion: an even share of what the weights are taken over."""
+    knobs = source.knobs_at(step)
+    over_all = knobs.strategy in BY_TOKEN and weighing(knobs.strategy, knobs.weigh) == "all"
+    return 1 / (source.config.num_experts if over_all else K)
 
 
 def kept(experts_NK: Array, before_NK: Array | None, E: int) -> float:
@@ -310,7 +345,7 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         # A tile has room for the unit or for the mark.
         ahead = LOOKS_AHEAD in heldout.lines
         line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
-        word = balance_word(cv)
+        word = word_at(one, min(layer, one.config.layers - 1), here)
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
             lines: tuple[str, ...] = (f"held-out {line}", when)

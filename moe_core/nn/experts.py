@@ -46,9 +46,10 @@ def mixture(
     # The grouped kernels want rows of whole 16 bytes and at most 32 bits; anything else takes the loop.
     itemsize = x_TD.dtype.itemsize
     fits = itemsize <= 4 and all(width * itemsize % 16 == 0 for width in w1_EDH.shape[1:])
-    on_device = fits and device == "cuda"  # where to read the counts would make the host wait
-    filled = experts_TK.numel() if not gaps else None if on_device else int(counts_E.sum())
-    grouped = on_device or (fits and filled * w1_EDH.shape[2] <= SMALL)
+    # On a GPU they never wait for the counts in 16 bits; in 32 torch's kernel waits at each product, our loop once.
+    unasked = fits and device == "cuda" and itemsize == 2
+    filled = experts_TK.numel() if not gaps else None if unasked else int(counts_E.sum())
+    grouped = unasked or (fits and device != "cuda" and filled * w1_EDH.shape[2] <= SMALL)
     return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled)
 
 
@@ -86,10 +87,14 @@ class Mixture(torch.autograd.Function):
     def backward(ctx, grad_TD):
         weights_TK, order_N, token_N, place_N, row_N, start_T, empty_N1, *saved = ctx.saved_tensors
         x_ND, hidden_NH, out_ND, w1_EDH, w2_EDH = saved
-        weights_grad_N = bag_weights_backward(grad_TD, out_ND, row_N, start_T, place_N // weights_TK.shape[1], 0)
         weights_grad_TK = weights_TK.new_zeros(weights_TK.shape)
-        weights_grad_TK.view(-1).index_copy_(0, place_N, weights_grad_N)
         grad_ND = grad_TD.index_select(0, token_N)
+        if grad_TD.device.type == "cpu":
+            bags = (row_N, start_T, place_N // weights_TK.shape[1])
+            weights_grad_TK.view(-1).index_copy_(0, place_N, bag_weights_backward(grad_TD, out_ND, *bags, 0))
+        else:  # where torch has no such kernel for bfloat16
+            weights_grad_N11 = torch.bmm(grad_ND[:, None], out_ND[:, :, None])
+            weights_grad_TK.view(-1).index_copy_(0, order_N, weights_grad_N11.flatten())
         grad_ND *= weights_TK.flatten().index_select(0, order_N)[:, None]
         x_grad_ND, w1_grad_EDH, w2_grad_EDH = ctx.products.backward(grad_ND, x_ND, hidden_NH, w1_EDH, w2_EDH, ctx.rows)
         if empty_N1 is not None:

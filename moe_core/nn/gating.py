@@ -20,8 +20,8 @@ CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certa
 class Routing(NamedTuple):
     """What the gate decided for one batch, with what the balancing losses and the telemetry need. T tokens, E experts.
 
-    experts_TK holds each token's experts, the largest gate first. weights_TK sum to 1 over K, but not where expert
-    choice gave them or a capacity dropped some. noise_std_TE is the spread of the noise as applied: all 0 where no noise
+    experts_TK holds each token's experts, the largest gate first. weights_TK sum to 1 over K, but not where they are
+    weighed over all experts, expert choice gave them or a capacity dropped some. noise_std_TE is the spread of the noise as applied: all 0 where no noise
     was; the secondary level's in a hierarchical gate, whose K is that of both levels. importance_E and load_E carry
     gradients, counts_E (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load
     loss does nothing. An expert that is off has logits of minus infinity. importance_E, load_E and counts_E are before
@@ -56,13 +56,17 @@ def dense_gates(weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> Ten
     return weights_TK.new_zeros(weights_TK.shape[0], num_experts).scatter(1, experts_TK, weights_TK)
 
 
-def top_k_gating(logits_TE: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
-    """softmax(KeepTopK(logits, k)): weights (T, K), experts (T, K), and the J largest logits (T, J), largest first.
+def top_k_gating(logits_TE: Tensor, k: int, weigh: str = "kept") -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest logits: weights (T, K), experts (T, K), and the J largest logits (T, J), largest first.
 
-    The softmax is over the kept k, so that a row's weights sum to 1. (Shazeer 2017, eq. 3 and 5)
+    weigh="kept": softmax(KeepTopK(logits, k)), over the kept k, so that a row's weights sum to 1; of k = 1 it is 1, and
+    the logit gets no gradient. (Shazeer 2017, eq. 3 and 5) "all": the softmax over all experts, not normalised again.
+    (Fedus et al. 2021, eq. 2)
     """
     top_TJ, order_TJ = logits_TE.topk(min(k + 1, logits_TE.shape[1]), dim=1)
-    return top_TJ[:, :k].softmax(1), order_TJ[:, :k], top_TJ
+    experts_TK = order_TJ[:, :k]
+    weights_TK = top_TJ[:, :k].softmax(1) if weigh == "kept" else logits_TE.softmax(1).gather(1, experts_TK)
+    return weights_TK, experts_TK, top_TJ
 
 
 def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
@@ -156,11 +160,17 @@ class NoisyTopKGate(nn.Module):
             raise ValueError(f"at least k={k} experts must stay on, got {self.num_experts - len(off)}")
 
     def forward(
-        self, x_TD: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, off: Sequence[int] = ()
+        self,
+        x_TD: Tensor,
+        k: int | None = None,
+        noise: float = 1.0,
+        noisy: bool | None = None,
+        off: Sequence[int] = (),
+        weigh: str = "kept",
     ) -> Routing:
         """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
-        Noise is drawn in training mode only, unless noisy says otherwise.
+        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in top_k_gating.
         """
         k = self.k if k is None else self.check_k(k, self.num_experts)
         if noise < 0:
@@ -168,13 +178,14 @@ class NoisyTopKGate(nn.Module):
         self.check_on(k, off)
         noisy = self.training if noisy is None else noisy
         with torch.autocast(x_TD.device.type, enabled=False):
-            return self.route(x_TD.to(torch.promote_types(x_TD.dtype, torch.float32)), k, noise if noisy else 0.0, off)
+            x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
+            return self.route(x_TD, k, noise if noisy else 0.0, off, weigh)
 
-    def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int]) -> Routing:
+    def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int], weigh: str) -> Routing:
         """The equations, for float32 or wider rows and a noise that is to be applied."""
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
         noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
-        weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k)
+        weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k, weigh)
         importance_E = dense_gates(weights_TK, experts_TK, self.num_experts).sum(0)
         counts_E = count_selections(experts_TK, self.num_experts)
         # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.

@@ -54,17 +54,18 @@ class HierarchicalGate(nn.Module):
         off: Sequence[int] = (),
         k_primary: int | None = None,
         noise_primary: float = 1.0,
+        weigh: str = "kept",
     ) -> Routing:
-        """Routes x_TD. off are experts that take no part; a group must keep k of them on, or none."""
+        """Routes x_TD. off are experts that take no part; a group must keep k of them on, or none. weigh is of both levels."""
         k = self.k if k is None else NoisyTopKGate.check_k(k, self.size)
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise}")
         empty, off = self.switched_off(off, k)
         noisy = self.training if noisy is None else noisy
-        primary = self.primary(x_TD, k_primary, noise_primary, noisy, empty)
+        primary = self.primary(x_TD, k_primary, noise_primary, noisy, empty, weigh)
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-            return self.route(x_TD, primary, k, noise if noisy else 0.0, empty, off)
+            return self.route(x_TD, primary, k, noise if noisy else 0.0, empty, off, weigh)
 
     def switched_off(self, off: Sequence[int], k: int) -> tuple[list[int], list[int]]:
         """The groups that are off altogether, and the experts that are off in the others."""
@@ -75,7 +76,14 @@ class HierarchicalGate(nn.Module):
         return empty, [e for e in off if e // self.size not in empty]
 
     def route(
-        self, x_TD: Tensor, primary: Routing, k: int, noise: float, empty: Sequence[int], off: Sequence[int]
+        self,
+        x_TD: Tensor,
+        primary: Routing,
+        k: int,
+        noise: float,
+        empty: Sequence[int],
+        off: Sequence[int],
+        weigh: str,
     ) -> Routing:
         """The equations, for float32 or wider rows and a noise that is to be applied."""
         shape_TGB = (len(x_TD), self.groups, self.size)
@@ -85,8 +93,9 @@ class HierarchicalGate(nn.Module):
 
         # Both levels' choices as one, the largest product first. An empty group is never chosen above.
         top_TGK, inner_TGK = noisy_TGB.topk(k, dim=2)
+        inner_weights_TGK = top_TGK.softmax(2) if weigh == "kept" else noisy_TGB.softmax(2).gather(2, inner_TGK)
         groups_TPK = primary.experts_TK[:, :, None].expand(-1, -1, k)
-        products_TPK = primary.weights_TK[:, :, None] * top_TGK.softmax(2).gather(1, groups_TPK)
+        products_TPK = primary.weights_TK[:, :, None] * inner_weights_TGK.gather(1, groups_TPK)
         experts_TPK = groups_TPK * self.size + inner_TGK.gather(1, groups_TPK)
         weights_TN, order_TN = products_TPK.flatten(1).sort(dim=1, descending=True, stable=True)
         experts_TN = experts_TPK.flatten(1).gather(1, order_TN)

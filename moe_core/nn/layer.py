@@ -44,8 +44,9 @@ class MoELayer(nn.Module):
     ) -> tuple[Tensor, Routing]:
         """x (..., D) -> (y (..., D), Routing over the T tokens of the leading dimensions); k, noise, noisy as the gate's.
 
-        asked: strategy (schema.STRATEGIES; "paper" is the gate by itself), capacity_factor (0 drops nothing), off
-        (experts that take no part, counted from 0).
+        asked: strategy (schema.STRATEGIES; "paper" is the gate by itself), weigh (over the "kept"
+        experts, over "all", or the strategy's "own"), capacity_factor (0 drops nothing), off (experts that take no part,
+        counted from 0).
         """
         x_TD = x.reshape(-1, x.shape[-1])
         routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **asked)

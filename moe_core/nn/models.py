@@ -34,9 +34,14 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor) -> Tensor:
         B, S, D = x_BSD.shape
         q_BHSd, k_BHSd, v_BHSd = self.qkv(x_BSD).view(B, S, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        q_BHSd, k_BHSd = rotate(self.norm_q(q_BHSd)), rotate(self.norm_k(k_BHSd))
+        q_BHSd, k_BHSd = rotate(normalise(self.norm_q, q_BHSd)), rotate(normalise(self.norm_k, k_BHSd))
         y_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, is_causal=True)
         return self.out(y_BHSd.transpose(1, 2).reshape(B, S, D))
+
+
+def normalise(norm: nn.RMSNorm, x_BHSd: Tensor) -> Tensor:
+    """norm(x) with its weight in x's precision: under autocast torch takes a slow path for two, and warns of it."""
+    return F.rms_norm(x_BHSd, norm.normalized_shape, norm.weight.to(x_BHSd.dtype), norm.eps)
 
 
 def rotate(x_BHSd: Tensor) -> Tensor:
@@ -152,6 +157,7 @@ def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
         "k": knobs.k,
         "noise": knobs.noise,
         "strategy": knobs.strategy,
+        "weigh": knobs.weigh,
         "capacity_factor": knobs.capacity_factor,
         "off": switched_off(config, knobs.off),
     }

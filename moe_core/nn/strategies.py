@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moe_core.nn.balance import importance_loss, load_loss, sequence_loss, switch_loss, threshold_loss, z_loss
 from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
-from moe_core.schema import BY_TOKEN, STRATEGIES, Knobs, meta_of
+from moe_core.schema import BY_TOKEN, STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
 
 class Step(NamedTuple):
@@ -30,20 +30,32 @@ class Step(NamedTuple):
 class Balancing(NamedTuple):
     """One strategy. losses: unweighted, each under the name of the knob that weighs it."""
 
-    route: Callable[..., Routing]  # (gate, x_TD, k, noise, noisy, off, and a hierarchical gate's own)
+    route: Callable[..., Routing]  # (gate, x_TD, k, noise, noisy, off, weigh, and a hierarchical gate's own)
     losses: Mapping[str, Callable[[Step], Tensor]] = {}
     after_update: Callable[[Step], None] = lambda step: None
 
 
 def route(
-    gate: nn.Module, x_TD: Tensor, k: int | None, strategy: str = "paper", capacity_factor: float = 0.0, **asked: Any
+    gate: nn.Module,
+    x_TD: Tensor,
+    k: int | None,
+    strategy: str = "paper",
+    capacity_factor: float = 0.0,
+    weigh: str = "own",
+    **asked: Any,
 ) -> Routing:
-    """x_TD as the strategy routes it. asked: noise, noisy and off; k_primary and noise_primary of a hierarchical gate."""
+    """x_TD as the strategy routes it, its experts weighed as the knob `weigh` says.
+
+    asked: noise, noisy and off; k_primary and noise_primary of a hierarchical gate.
+    """
     if strategy not in BALANCING:
         raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")
+    if weigh not in WEIGHINGS:
+        raise ValueError(f"weigh must be one of {', '.join(WEIGHINGS)}, got {weigh!r}")
     if gate.groups and not STRATEGIES[strategy].hierarchical:
         raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
-    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, **asked)
+    weigh = weighing(strategy, weigh)
+    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, weigh=weigh, **asked)
     return limit(routing, capacity_factor) if capacity_factor and strategy in BY_TOKEN else routing
 
 
@@ -72,16 +84,19 @@ def noisy_top_k(gate: nn.Module, x_TD: Tensor, k: int, **asked: Any) -> Routing:
     return gate(x_TD, k, **asked)
 
 
-def by_biased_affinity(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
+def by_biased_affinity(
+    gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), weigh: str = "kept", **_: Any
+) -> Routing:
     """Top k of sigmoid(c) + b, weighed by sigmoid(c) alone, normalised over the chosen. (Wang et al. 2024; DeepSeek-V3)
 
-    b chooses in evaluation too. The places of a token are in order of weight, not of the biased score.
+    weigh="all": sigmoid(c) as it is, which is an expert's weight among all. b chooses in evaluation too. The places of a
+    token are in order of weight, not of the biased score.
     """
     clean_TE = clean_logits(gate, x_TD, k, off)
     affinity_TE = clean_TE.sigmoid()
     experts_TK = (affinity_TE + gate.bias_E).masked_fill(clean_TE.isneginf(), -math.inf).topk(k, dim=1).indices
     affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(dim=1, descending=True, stable=True)
-    weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20)
+    weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20) if weigh == "kept" else affinity_TK
     return routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
 
 

@@ -1,6 +1,7 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
+from moe_core.runs.columns import pick
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
@@ -41,7 +42,7 @@ from moe_core.runs.runner import (
 from moe_core.runs.script import Script, changes_of, read_script, script_of
 from moe_core.runs.series import thin
 from moe_core.runs.statistics import derive
-from moe_core.runs.store import Run, pick
+from moe_core.runs.store import Run
 from moe_core.runs.turns import knobs_after
 from moe_core.runs.whole import verify
 from moe_core.runs.writer import RunWriter, create_run, resume_run

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.codec import with_sum, without_sum
 from moe_core.runs.database import StoreError, is_plain
 
 NAME = "ablation.json"
@@ -35,7 +36,7 @@ def write_ablation(folder: Path, found: Ablation) -> Path:
     path, temporary = folder / NAME, folder / (NAME + ".tmp")
     temporary.unlink(missing_ok=True)
     with open(temporary, "x") as file:
-        json.dump(told, file, allow_nan=False)
+        json.dump(with_sum(told), file, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -47,14 +48,14 @@ def read_ablation(folder: Path) -> Ablation | None:
     try:
         if os.path.lexists(folder / NAME) and not is_plain(folder / NAME):
             raise ValueError("it is no plain file")
-        told = json.loads((folder / NAME).read_text())
+        told: Any = without_sum(json.loads((folder / NAME).read_text()), ("step", "loss", "rise", "share"))
         rise_LE, share_LE = _array(told["rise"]), _array(told["share"])
         if rise_LE.ndim != 2 or rise_LE.shape != share_LE.shape:
             raise ValueError("its tables are not of one size")
         return Ablation(int(told["step"]), float(told["loss"]), rise_LE, share_LE)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise StoreError(f"{NAME} of {folder.name} cannot be read ({error}); run `ablate` again") from None
 
 

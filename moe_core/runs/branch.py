@@ -13,15 +13,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_core.runs.codec import HEADER, LARGEST, TIP, link, pack_rows
+from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
 from moe_core.runs.database import StoreError
 from moe_core.runs.store import Run
+from moe_core.runs.sums import insert
 from moe_core.runs.turns import checked, insert_turns
 from moe_core.runs.writer import make_file
 from moe_core.schema import Config, as_dict, parse_setting
 
 SPAN = 4096  # steps in a block of the copy
-PAGE = 256  # snapshots that are copied at a time
 
 
 def branch_off(
@@ -44,8 +44,7 @@ def branch_off(
     }
 
     def fill(db: sqlite3.Connection) -> None:
-        tip = copy_blocks(db, parent, at)
-        (folder / "run.tip").write_bytes(tip)
+        copy_blocks(db, parent, at)
         copy_rest(db, parent, at)
         if values:
             insert_turns(db, parent.started_knobs, values, who)
@@ -60,6 +59,7 @@ def check_branch(
 ) -> tuple[dict[str, Any], int]:
     """The knobs that branch_off would turn, of their own types, and the steps in all. ValueError for what it would refuse."""
     parent.check_layout()
+    parent.check_turns()
     last = parent.steps()[1]
     if not 0 <= at <= last:
         raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
@@ -72,8 +72,8 @@ def check_branch(
     return values, steps
 
 
-def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> bytes:
-    """The steps up to `at`, in larger blocks on a chain of their own. The tip of the copy."""
+def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> None:
+    """The steps up to `at`, in larger blocks on a chain of their own."""
     chain, id = db.execute("SELECT chain FROM run").fetchone()[0], 0
     span = min(SPAN, LARGEST // (4 * parent.columns))
     for first in range(1, at + 1, span):
@@ -81,23 +81,22 @@ def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> bytes:
         data, id = pack_rows(rows), id + 1
         chain = link(chain, HEADER.pack(first, *rows.shape), data)
         db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, *rows.shape, data, chain))
-    db.execute("UPDATE state SET step = ?", (at,))
-    return TIP.pack(at, id, chain)
 
 
 def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:
-    """Evaluations, knob changes with their steps of effect, and snapshots, as they are."""
+    """Evaluations, knob changes with their steps of effect, and snapshots, as they are; what is damaged stays behind."""
     # Changes take effect in the order of their ids, so these are a beginning of the parent's chain.
     knobs = parent.query("SELECT knobs.* FROM knobs JOIN applied ON knob = id WHERE step <= ? ORDER BY id", (at,))
     db.executemany("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", knobs)
-    db.executemany("INSERT INTO applied VALUES (?, ?)", parent.query("SELECT * FROM applied WHERE step <= ?", (at,)))
-    evals = parent.query("SELECT step, metrics, text FROM evals WHERE step <= ? ORDER BY id", (at,))
-    db.executemany("INSERT INTO evals (step, metrics, text) VALUES (?, ?, ?)", evals)
-    seen = 0
-    page = "SELECT * FROM snapshots WHERE id > ? AND step <= ? ORDER BY id LIMIT ?"
-    while snapshots := parent.query(page, (seen, at, PAGE)):
-        db.executemany("INSERT INTO snapshots VALUES (?, ?, ?, ?, ?)", snapshots)
-        seen = snapshots[-1][0]
+    for table in ("applied", "evals"):
+        for row in parent.checked.rows(table):
+            if row["step"] <= at:
+                row.pop("id", None)
+                insert(db, table, row)
+    for kind in ("probe", "full"):
+        for step, id in parent.checked.snapshots(kind):
+            if step <= at and (shot := parent.checked.snapshot_row(id)):
+                insert(db, "snapshots", shot)
 
 
 def link_checkpoints(source: Path, folder: Path, at: int) -> None:

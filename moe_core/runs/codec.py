@@ -4,14 +4,13 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.generic]
 HEADER = struct.Struct("<qii")  # first step, rows, columns
-TIP = struct.Struct("<qq16s")  # last step, number of blocks, chain: 32 bytes, written in one go
 LARGEST = 1 << 28  # bytes that a blob may unpack to, whatever it claims
 START = bytes(16)  # what the first link of a chain follows
 
@@ -77,3 +76,21 @@ def link(previous: bytes, *parts: object) -> bytes:
         data = part if isinstance(part, bytes) else repr(part).encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.digest()
+
+
+def with_sum(told: Mapping[str, object]) -> dict[str, object]:
+    """What is written as JSON beside a record, with a sum over it."""
+    return {**told, "sum": _sum_of(told)}
+
+
+def without_sum(told: dict[str, object], names: Collection[str]) -> dict[str, object]:
+    """What with_sum was given, which has none but these names. ValueError if it is another; earlier versions wrote no sum."""
+    kept = told.get("sum")
+    plain = {name: value for name, value in told.items() if name != "sum"}
+    if plain.keys() - set(names) or ("sum" in told and kept != _sum_of(plain)):
+        raise ValueError("it is not what was written")
+    return plain
+
+
+def _sum_of(told: Mapping[str, object]) -> str:
+    return link(START, json.dumps(told, sort_keys=True)).hex()

@@ -10,9 +10,10 @@ import sqlite3
 import stat
 import time
 from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
-from moe_core.runs.locks import OURS, is_locked, sign
+from moe_core.runs.locks import OURS, is_locked
 
 # Append only: migration i brings a file from user_version i to i + 1.
 MIGRATIONS = (
@@ -39,6 +40,15 @@ MIGRATIONS = (
     CREATE TABLE commands (id INTEGER PRIMARY KEY, name TEXT NOT NULL, who TEXT NOT NULL, at REAL NOT NULL,
         step INTEGER, result TEXT);
     """,
+    """
+    -- Sums of the rows, as runs/sums.py has them; held is JSON: how many rows of each table there are.
+    ALTER TABLE state ADD COLUMN held TEXT;
+    ALTER TABLE state ADD COLUMN sum BLOB;
+    ALTER TABLE evals ADD COLUMN sum BLOB;
+    ALTER TABLE snapshots ADD COLUMN sum BLOB;
+    ALTER TABLE applied ADD COLUMN sum BLOB;
+    ALTER TABLE commands ADD COLUMN sum BLOB;
+    """,
 )
 
 
@@ -58,13 +68,22 @@ class FolderGone(StoreError):
     """The folder of a run that trains was deleted, or moved to another disk."""
 
 
+class DamagedError(StoreError):
+    """SQLite could not find its way through a file: other tables may read."""
+
+
 # Connections
 
 
 def connect(path: Path, write: bool = False, limit: float | None = None) -> sqlite3.Connection:
     """The one place that opens a database. limit: seconds after which any of its queries gives up."""
     uri = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
+    if not write and not has_log(path) and not may(path.parent, os.W_OK):
+        uri += "&immutable=1"  # left in WAL mode on a medium that is read only: without a log there is nothing to share
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
+    db.text_factory = lambda text: text.decode(
+        "utf-8", "replace"
+    )  # a flipped bit in a text spoils that text, no others
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
@@ -94,6 +113,38 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         raise
 
 
+def there(path: Path) -> bool:
+    """Whether there is a file; StoreError if one may not even look."""
+    try:
+        return stat.S_ISREG(os.stat(path).st_mode)
+    except PermissionError:
+        raise StoreError(
+            f"run {path.parent.name} cannot be opened: you may not look into its folder; ask whoever owns it"
+        ) from None
+    except OSError:
+        return False
+
+
+def has_log(path: Path) -> bool:
+    """Whether there is a log with something in it beside a database: of what was done last, or of how to undo it."""
+    logs = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
+    return any(log.stat().st_size > 0 for log in logs if log.exists())
+
+
+def may(path: Path, mode: int) -> bool:
+    """os.access for the user that opens files, who may be another than the one that the process began as."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
+
+
+def why_closed(path: Path) -> str:
+    """Why a database that is there cannot be opened, and what to do; "" if it is not for want of a permission."""
+    if not may(path, os.R_OK):
+        return f"you may not read {path.name}; ask whoever owns it, or copy its folder as who may"
+    if has_log(path) and not may(path.parent, os.W_OK):
+        return "it was left with a log, which is read in a folder that can be written only; copy the folder to such a place"
+    return ""
+
+
 def is_plain(path: Path) -> bool:
     """Whether there is a file, and not a link, a pipe, a device or a folder."""
     try:
@@ -111,11 +162,12 @@ def strange_files(folder: Path) -> list[str]:
 OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 
-def expected_objects() -> set[tuple[str, ...]]:
-    """Every table and index that a run's file may hold, as it was made; anything else (a view, a trigger, a column that
-    computes) is refused."""
+@cache
+def expected_objects(version: int) -> set[tuple[str, ...]]:
+    """Every table and index that a run's file of a version may hold, as it was made; anything else (a view, a trigger, a
+    column that computes) is refused."""
     db = sqlite3.connect(":memory:")
-    for migration in MIGRATIONS:
+    for migration in MIGRATIONS[:version]:
         db.executescript(migration)
     found = plainly(db.execute(OBJECTS))
     db.close()
@@ -150,19 +202,27 @@ def path_of(handle: int) -> Path | None:
 # Lock: held by the trainer for life, by the kernel's account of it
 
 
-def hold_lock(folder: Path) -> int:
-    """Take the run's lock; StoreError if a trainer has it, or there can be none."""
+def hold_lock(folder: Path, wait: float = 1.0) -> int:
+    """Take the run's lock; StoreError if a trainer has it, or there can be none.
+
+    wait: seconds to try for. Whoever looks whether a trainer lives, or seals the file, has it for a moment.
+    """
     try:
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | OURS, 0o644)
     except OSError as error:
         raise StoreError(f"run {folder.name} cannot be locked: {error.strerror}") from None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(handle)
-        raise StoreError(f"run {folder.name} is being trained by another process; stop that one first") from None
-    sign(handle, os.getpid())
-    return handle
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except OSError:
+            if time.monotonic() > until:
+                os.close(handle)
+                raise StoreError(
+                    f"run {folder.name} is being trained by another process; stop that one first"
+                ) from None
+        time.sleep(0.02)
 
 
 def is_alive(folder: Path) -> bool:
@@ -184,3 +244,15 @@ def seal(db: sqlite3.Connection, seconds: float) -> bool:
         if time.monotonic() > until:
             return False
         time.sleep(0.05)
+
+
+def seal_left(folder: Path) -> None:
+    """Seal a run that ended beside a reader, if nobody has it by now; else the next one who opens it will."""
+    with contextlib.suppress(StoreError, OSError, sqlite3.Error):
+        lock = hold_lock(folder, wait=0)
+        try:
+            db = connect(folder / "run.db", write=True)
+            seal(db, 0)
+            db.close()
+        finally:
+            os.close(lock)

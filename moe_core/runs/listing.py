@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from moe_core.runs.database import StoreError
+from moe_core.runs.database import StoreError, there
 from moe_core.runs.rows import Listed
 from moe_core.runs.store import Run
 
@@ -18,15 +18,15 @@ def runs_folder(runs: str | Path | None = None) -> Path:
 def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
     """A run by its id, a unique beginning of one, or its path. StoreError says which there are."""
     folder = runs_folder(runs)
-    if (folder / str(run) / "run.db").is_file() and str(run):
+    if str(run) and there(folder / str(run) / "run.db"):
         return Run(folder / str(run), limit)
     if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
         return Run(Path(run), limit)
-    there = _folders(folder)
-    found = [path for path in there if path.name.startswith(str(run))]
+    known = _folders(folder)
+    found = [path for path in known if path.name.startswith(str(run))]
     if len(found) == 1:
         return Run(found[0], limit)
-    names = ", ".join(path.name for path in (found or there)[:8]) or "none"
+    names = ", ".join(path.name for path in (found or known)[:8]) or "none"
     problem = "is the beginning of several runs" if found else "is no run"
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
 
@@ -64,7 +64,18 @@ def quiet_text(seconds: int) -> str:
 def _folders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if os.path.lexists(path / "run.db"))
+    return sorted(path for path in folder.iterdir() if _is_run(path))
+
+
+def _is_run(folder: Path) -> bool:
+    """Whether there is a run.db, of whatever kind; a folder that may not be looked into may be one."""
+    try:
+        os.lstat(folder / "run.db")
+        return True
+    except PermissionError:
+        return True
+    except OSError:
+        return False
 
 
 def _changed(path: Path) -> float:

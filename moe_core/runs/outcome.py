@@ -16,9 +16,9 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     first = max(1, last - BALANCE_STEPS + 1)
     told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
     if last:
-        told["loss"] = float(run.history("loss", first=last)[1][-1])
+        told["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
         for stat in BALANCE:
-            layers = [run.history(stat, layer, first=first)[1].mean() for layer in range(run.config.layers)]
+            layers = [run.history(stat, layer, first=first, last=last)[1].mean() for layer in range(run.config.layers)]
             told[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
         told["eval"] = evals[-1].metrics

@@ -52,11 +52,12 @@ class Eval(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Consecutive steps from `first`; rows (n, C) float32 in the run's layout."""
+    """Consecutive steps from `first`; rows (n, C) float32 in the run's layout; size in bytes, as it is stored."""
 
     id: int
     first: int
     rows: NDArray[np.float32]
+    size: int = 0
 
 
 class Status(NamedTuple):

@@ -17,6 +17,7 @@ Script = list[tuple[int, str, float | str]]
 
 def script_of(run: Run) -> str:
     """The changes that took effect in a run, as a script. Trained with the command in its heading, it gives the same losses."""
+    run.check_turns()
     config = replace(run.config, threads=int(run.facts.get("threads", run.config.threads)), steps=run.steps()[1])
     command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, run.started_knobs)])
     lines = [

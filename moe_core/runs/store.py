@@ -4,8 +4,8 @@ changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 
 import json
 import math
+import os
 import sqlite3
-import struct
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,16 +17,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.ablation import Ablation, read_ablation
-from moe_core.runs.codec import HEADER, START, link, unpack_arrays, unpack_rows
+from moe_core.runs.blocks import Blocks
+from moe_core.runs.checked import CheckedRows, State
+from moe_core.runs.codec import START, link, unpack_arrays
+from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import (
     MIGRATIONS,
     OBJECTS,
+    DamagedError,
     StoreError,
     connect,
     expected_objects,
     is_alive,
     plainly,
+    seal_left,
     strange_files,
+    there,
+    why_closed,
     writing,
 )
 from moe_core.runs.log import last_problem
@@ -34,20 +41,20 @@ from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
 from moe_core.runs.series import thin
-from moe_core.runs.statistics import DERIVED, derive
+from moe_core.runs.sums import SUMMED, insert
+from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, insert_turns, knobs_after
-from moe_core.schema import STAT, TOGETHER, Column, Config, Knobs, from_dict, layout
+from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout, measured_in
 
 # What a file of a stranger may make a reader take in at once.
-ABOUT, PROBE, COLUMNS = 16 << 20, 64 << 20, 1 << 20
+ABOUT, PROBE = 16 << 20, 64 << 20
 SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' AND typeof(probe) = 'blob'
               AND length(about) <= ? AND length(probe) <= ?"""
-STANDS = """SELECT state, step, reason, pid, heartbeat FROM state WHERE typeof(state) = 'text' AND typeof(step) = 'integer'
-            AND typeof(reason) = 'text' AND length(reason) < 1000000 AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
+COMMAND = ("id", "name", "who", "at", "step", "result")
 LATELY = 200  # steps by which it is said how fast a record grows
-KNOB_CHANGES = """SELECT id, name, value, previous, who, at, applied.step FROM knobs
-                  LEFT JOIN applied ON applied.knob = knobs.id WHERE id > ? ORDER BY id"""
-ALL_COMMANDS = "SELECT id, name, who, at, step, result FROM commands WHERE id > ? ORDER BY id"
+
+
+CLOSED = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")  # as SQLite says that it may not
 
 
 class Run:
@@ -63,15 +70,14 @@ class Run:
             raise StoreError(
                 f"run {folder.name} is refused: its {strange[0]} is no plain file; do not trust this folder"
             )
-        if not self._file.is_file():
+        if not there(self._file):
             raise StoreError(f"{folder} is not a run: it has no run.db; list the runs with `python -m moe_core runs`")
         self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
         try:
             self._check_schema()
-            found = self.query(SETTINGS, (ABOUT, PROBE))
-            if not found or link(START, *found[0][:2]) != found[0][2]:
-                raise StoreError(f"run {folder.name} is damaged: its settings are not what was written")
-            self.about: dict[str, Any] = json.loads(found[0][0])
+            about, _, self.chain = self._settings()
+            self.checked = CheckedRows(folder, self.query, self.chain)
+            self.about: dict[str, Any] = json.loads(about)
             self.config, self.started_knobs = (
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
@@ -101,19 +107,36 @@ class Run:
             raise StoreError(f"run {folder.name} cannot be read: {error}") from None
         self.id: str = folder.name
         self.columns = max((c.start + c.width for c in self.layout), default=0)
+        self._blocks = Blocks(self.query, self.checked, self.columns)
+        if os.path.lexists(folder / "run.db-wal") and not self.damage:
+            self._seal_if_ended()
+
+    def _seal_if_ended(self) -> None:
+        state = self.checked.check_end()
+        if state and state.state in ENDED and not self.damage:
+            self.close()
+            seal_left(self.path)
 
     def _check_schema(self) -> None:
         """A file of a stranger is not trusted: it may hold our tables and indexes and nothing else."""
-        found = plainly(self.query(OBJECTS))
-        if foreign := sorted({name for _, name, *_ in found - expected_objects()}):
+        version, found = self.query("PRAGMA user_version")[0][0], plainly(self.query(OBJECTS))
+        expected = expected_objects(max(1, version))
+        if foreign := sorted({name for _, name, *_ in found - expected}):
             raise StoreError(
                 f"run {self.path.name} holds what is not ours ({', '.join(foreign)[:80]}); do not trust this file"
             )
-        version = self.query("PRAGMA user_version")[0][0]
         if version > len(MIGRATIONS):
             raise StoreError(f"run {self.path.name} was made by a later version of MoEscope; upgrade to read it")
-        if found != expected_objects():
+        if found != expected:
             raise StoreError(f"run {self.path.name} lacks tables of a run; its file is damaged")
+
+    def _settings(self) -> tuple[str, bytes, bytes]:
+        """What the run is (JSON), its probe batch, and the link that says that they are what was written."""
+        found = self.query(SETTINGS, (ABOUT, PROBE))
+        if not found or link(START, *found[0][:2]) != found[0][2]:
+            raise StoreError(f"run {self.path.name} is damaged: its settings are not what was written")
+        about, probe, chain = found[0]
+        return about, probe, chain
 
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
         """One SELECT, fetched whole."""
@@ -125,7 +148,10 @@ class Run:
                     self._open.append(db)
             return list(db.execute(sql, values).fetchall())
         except sqlite3.Error as error:
-            raise StoreError(f"run {self.path.name} cannot be read: {error}") from None
+            name = getattr(error, "sqlite_errorname", "")
+            why = why_closed(self._file) if name.startswith(CLOSED) else ""
+            kind = DamagedError if name.startswith("SQLITE_CORRUPT") else StoreError
+            raise kind(f"run {self.path.name} cannot be read: {why or error}") from None
 
     def write(self, act: Callable[[sqlite3.Connection], int]) -> int:
         """One short transaction on a connection of its own."""
@@ -140,8 +166,12 @@ class Run:
             raise StoreError(f"run {self.id} cannot be written: {error}") from error
 
     def check_layout(self) -> None:
-        """StoreError if this version measures other statistics than the run holds, so that nothing can be appended."""
-        if self.layout != layout(self.config.layers, self.config.num_experts):
+        """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
+
+        One that came since the run began is not asked for: a run keeps the columns that it began with.
+        """
+        names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
+        if self.layout != layout(self.config.layers, self.config.num_experts, names):
             version = self.facts.get("versions", {}).get("moescope", "another")
             raise StoreError(
                 f"run {self.id} was recorded with other statistics, by version {version}, and cannot be gone on with; "
@@ -159,32 +189,54 @@ class Run:
     # How it stands
 
     @property
+    def damage(self) -> list[str]:
+        """What was found not to be as it was written in all that was read so far, a line each; what is whole reads."""
+        return [f"run {self.id} is damaged: {line}" for line in list(self.checked.damage.values())]
+
+    def look_over(self) -> list[str]:
+        """Read whatever is small, so that `damage` knows of it: all but blocks, snapshots and checkpoints."""
+        self.status()
+        self.evals()
+        self.knob_changes()
+        self.commands()
+        self.snapshots()
+        return self.damage
+
+    def check_turns(self) -> None:
+        """StoreError if the knob changes are not all what was written, so that no training can follow them."""
+        self.knob_changes()
+        if lines := [line for name, line in self.checked.damage.items() if name in ("knobs", "applied")]:
+            raise StoreError(f"run {self.id} is damaged, and cannot be trained on or again: {lines[0]}")
+
+    @property
     def state(self) -> str:
         """starting, training, paused, finished, stopped, failed; interrupted if the trainer died without a word."""
         return self.status().state
 
     def status(self) -> Status:
-        state, step, reason, pid, heartbeat = self._stands()
-        if state not in ENDED and not is_alive(self.path):
-            state, step, reason, pid, heartbeat = self._stands()  # it may have ended between the two looks
-            if state not in ENDED:
-                state, reason = "interrupted", last_problem(self.path, heartbeat)
-        return Status(state, step, reason, time.time() - heartbeat, pid)
+        stands = self._stands()
+        if stands.state not in ENDED and not is_alive(self.path):
+            stands = self._stands()  # it may have ended between the two looks
+            if stands.state not in ENDED:
+                reason = stands.reason if self.damage else last_problem(self.path, stands.heartbeat)
+                stands = stands._replace(state="interrupted", reason=reason)
+        return Status(stands.state, stands.step, stands.reason, time.time() - stands.heartbeat, stands.pid)
 
-    def _stands(self) -> tuple[str, int, str, int, float]:
-        rows = self.query(STANDS)
-        if not rows or rows[0][0] not in STATES or not math.isfinite(rows[0][4]):
+    def _stands(self) -> State:
+        """The state as its trainer wrote it; if that is damaged, what can be said without it."""
+        found = self.checked.check_end()
+        if found is None and self.checked.version() >= SUMMED:
+            return State("training", self._blocks.ends()[1], self.checked.damage["state"], 0, time.time(), {})
+        if found is None or found.state not in STATES or not math.isfinite(found.heartbeat):
             raise StoreError(f"run {self.path.name} is damaged: its state is none that a trainer wrote")
-        found: tuple[str, int, str, int, float] = rows[0]
         return found
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
-        ends = self.query(
-            """SELECT (SELECT CAST(first AS INTEGER) FROM blocks ORDER BY id LIMIT 1),
-                      (SELECT CAST(first + n - 1 AS INTEGER) FROM blocks ORDER BY id DESC LIMIT 1)"""
-        )
-        return ends[0][0] or 0, ends[0][1] or 0
+        state, (first, last) = self.checked.state(), self._blocks.ends()
+        if state and last > state.step and (state := self.checked.state()) and last > state.step:
+            last = state.step  # it was no commit meanwhile: the block says what it was not written with
+        return first, last
 
     @property
     def knobs(self) -> Knobs:
@@ -196,77 +248,48 @@ class Run:
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
-        return [KnobChange(*row) for row in self.query(KNOB_CHANGES, (0,))]
+        return self.checked.turns()
 
     def commands(self) -> list[Command]:
-        return [Command(*row) for row in self.query(ALL_COMMANDS, (0,))]
+        return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands")]
 
     def sessions(self) -> list[dict[str, Any]]:
         """Each time that the run was resumed: who, when, after which step, its new number of steps, and notes."""
-        rows = self.query("SELECT who, at, step, result FROM commands WHERE name = ? ORDER BY id", (RESUMED,))
-        return [{"who": who, "when": at, "step": step, **json.loads(result)} for who, at, step, result in rows]
+        resumed = [command for command in self.commands() if command.name == RESUMED]
+        return [{"who": c.who, "when": c.when, "step": c.step, **json.loads(c.result or "")} for c in resumed]
 
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
-        rows = self.query("SELECT id, step, metrics, text FROM evals WHERE id > ? ORDER BY id", (after,))
+        rows = self.checked.rows("evals", after)
         try:
-            return [Eval(id, int(step), numbers(metrics), text) for id, step, metrics, text in rows]
+            return [Eval(row["id"], int(row["step"]), numbers(row["metrics"]), row["text"]) for row in rows]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise StoreError(f"run {self.id} is damaged: an evaluation is none ({error})") from None
 
     def probe(self) -> dict[str, NDArray[Any]]:
         """The fixed probe batch as a person sees it."""
-        return unpack_arrays(self.query("SELECT probe FROM run")[0][0])
+        return unpack_arrays(self._settings()[1])
 
     def snapshots(self, kind: str = "probe") -> NDArray[np.int64]:
         """The steps of which there is a snapshot."""
-        rows = self.query("SELECT step FROM snapshots WHERE kind = ? ORDER BY step", (kind,))
-        return np.array([row[0] for row in rows], np.int64)
+        return np.array([step for step, _ in self.checked.snapshots(kind)], np.int64)
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> tuple[int, dict[str, NDArray[Any]]] | None:
-        """The last snapshot at or before step (of all, if None), with its own step; None if there is none."""
-        rows = self.query(
-            "SELECT step, data FROM snapshots WHERE kind = ? AND step <= ? ORDER BY step DESC, id DESC LIMIT 1",
-            (kind, 2**62 if step is None else step),
-        )
-        return (rows[0][0], unpack_arrays(rows[0][1])) if rows else None
+        """The last snapshot at or before step (of all, if None), with its own step; None if there is none.
+
+        One that is damaged is passed over.
+        """
+        for at, id in reversed(self.checked.snapshots(kind)):
+            if (step is None or at <= step) and (arrays := self.checked.snapshot(id)) is not None:
+                return at, arrays
+        return None
 
     def blocks(self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1) -> list[Block]:
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
         most: how many at once, -1 being all. StoreError if one is not what was written, is missing, or is out of its place.
         """
-        # Steps and ids rise together, so the index on steps leads to the ids and no other block is looked at.
-        holding = "SELECT id FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1"
-        if first is not None and (found := self.query(holding, (first,))):
-            after = max(after, found[0][0] - 1)
-        end = 2**62
-        if last is not None:
-            end = next((row[0] for row in self.query(holding, (last,))), 0)
-        rows = self.query(
-            """SELECT id, first, n, columns, data, chain FROM blocks
-               WHERE id > ? AND id <= ? AND first + n > ? ORDER BY id LIMIT ?""",
-            (after, end, 0 if first is None else first, most),
-        )
-        if not rows:
-            return []
-        before = self.query("SELECT first + n, chain FROM blocks WHERE id = ?", (rows[0][0] - 1,))
-        if not before and rows[0][0] > 1:
-            raise StoreError(f"run {self.id} is damaged: block {rows[0][0] - 1} is missing")
-        next_step, chain = before[0] if before else (rows[0][1], self.query("SELECT chain FROM run")[0][0])
-        blocks = []
-        for number, (id, start, n, columns, data, kept) in enumerate(rows, rows[0][0]):
-            try:
-                chain = link(chain, HEADER.pack(start, n, columns), data)
-                if id != number or start != next_step or chain != kept or columns != self.columns:
-                    raise ValueError("it is another")
-                blocks.append(Block(id, start, unpack_rows(data, n, columns)))
-            except (ValueError, TypeError, struct.error):
-                raise StoreError(
-                    f"run {self.id} is damaged: block {number} (from step {next_step}) is not what was written"
-                ) from None
-            next_step = start + n
-        return blocks
+        return self._blocks.read(after, first, last, most)
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """(n, C) of the steps from first to last, both included; StoreError if they are not all there."""
@@ -324,11 +347,8 @@ class Run:
         if not last or self.state != "training":
             return 0.0
         _, seconds = self.history("seconds", first=last - LATELY)
-        taken, steps = self.query(
-            """SELECT sum(length(data) + 64), sum(n) FROM blocks
-               WHERE id >= (SELECT id FROM blocks WHERE first <= ? ORDER BY first DESC LIMIT 1)""",
-            (max(1, last - LATELY),),
-        )[0]
+        blocks = self.blocks(first=max(1, last - LATELY))
+        taken, steps = sum(block.size + 64 for block in blocks), sum(len(block.rows) for block in blocks)
         return 3600 * taken / (steps * max(float(seconds.mean()), 1e-9)) if taken else 0.0
 
     # What anyone may ask of it
@@ -342,14 +362,17 @@ class Run:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
         # Where the others stand is read only where it matters: a drag turns 20 times a second.
         values = checked(self.config, knobs, self.knobs if TOGETHER & knobs.keys() else None)
-        return self.write(lambda db: insert_turns(db, self.started_knobs, values, who))
+        id = self.write(lambda db: insert_turns(db, self.started_knobs, values, who))
+        raise_asked(self.path, self.chain, turns=id)
+        return id
 
     def command(self, name: str, who: str = "script") -> int:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
         if name not in COMMANDS:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
-        insert = "INSERT INTO commands (name, who, at) VALUES (?, ?, ?)"
-        return self.write(lambda db: int(db.execute(insert, (name, who, time.time())).lastrowid or 0))
+        id = self.write(lambda db: insert(db, "commands", {"name": name, "who": who, "at": time.time()}))
+        raise_asked(self.path, self.chain, commands=id)
+        return id
 
 
 def as_gone_on(session: Mapping[str, Any]) -> dict[str, Any]:
@@ -362,15 +385,6 @@ def as_gone_on(session: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def read_layout(told: Any) -> list[Column]:
-    """The columns that a run says it has, one behind the other; ValueError or TypeError if they are none."""
-    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in told]
-    ends = [0, *(c.start + c.width for c in columns)]
-    if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
-        raise ValueError("its layout is none")
-    return columns
-
-
 def finite(told: Any) -> float:
     value = float(told)
     if not math.isfinite(value):
@@ -381,16 +395,3 @@ def finite(told: Any) -> float:
 def numbers(told: str) -> dict[str, float]:
     """The metrics of an evaluation."""
     return {str(name): float(value) for name, value in json.loads(told).items()}
-
-
-def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, layer: int) -> NDArray[Any]:
-    """One statistic of one layer out of rows (n, C) in a layout: (n,) or (n, E)."""
-    wanted = DERIVED[stat][0] if stat in DERIVED else stat
-    layer = -1 if STAT[wanted].shape == "" else layer
-    column = next((c for c in columns if c.stat == wanted and c.layer == layer), None)
-    if column is None:
-        raise StoreError(f"this run has no statistic {wanted!r}: it was recorded by an earlier version")
-    values = rows[:, column.start : column.start + column.width]
-    if stat in DERIVED:
-        return derive(stat, {wanted: values})
-    return values if STAT[stat].shape == "LE" else values[:, 0]

@@ -10,6 +10,10 @@ from moe_core.runs.codec import START, link
 from moe_core.runs.rows import KnobChange
 from moe_core.schema import Config, Knobs, as_dict, check_knob, from_dict
 
+Row = tuple[Any, ...]
+TURN = ("id", "name", "value", "previous", "who", "when")  # and behind it the row's link
+TURNS = "SELECT id, name, value, previous, who, at, chain FROM knobs"
+
 
 def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
     """Knob changes of the knobs' own types, in the order given, each against what stands by then; ValueError for a bad one."""
@@ -37,6 +41,35 @@ def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, fl
         chain = link(chain, id, name, linked(value), linked(previous), who, at)
         db.execute("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain))
     return int(id)
+
+
+def whole_turns(
+    rows: Sequence[Row], known: Mapping[int, Row], before: Row | None = None
+) -> tuple[list[Row], list[int]]:
+    """Of rows (id, name, value, previous, who, at, chain) in order: those that are what was written, and the ids of others.
+
+    known: rows that were found whole before; before: the row that stands before the first, which is not looked at itself.
+    A row whose link was changed is named, and the next is linked to what its link must have been.
+    """
+    whole, bad = [], []
+    last, links = (before[0], [before[-1]]) if before else (0, [START])
+    for row in rows:
+        id, kept = row[0], row[-1]
+        made = [kept] if known.get(id) == row else _links(row, links if id == last + 1 else [])
+        if kept in made:
+            whole.append(row)
+        else:
+            bad.append(id)
+        last, links = id, [kept] if kept in made else [kept, *made]
+    return whole, bad
+
+
+def _links(row: Row, befores: Sequence[bytes]) -> list[bytes]:
+    id, name, value, previous, who, at, _ = row
+    try:
+        return [link(before, id, name, linked(value), linked(previous), who, at) for before in befores]
+    except (TypeError, ValueError):  # no number, and no word
+        return []
 
 
 def linked(value: float | str) -> float | str:

@@ -1,5 +1,7 @@
 """The trainer's side of a run's record: making it, and appending to it."""
 
+import bisect
+import contextlib
 import json
 import math
 import os
@@ -12,7 +14,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from moe_core.runs.codec import HEADER, START, TIP, link, pack_arrays, pack_rows
+from moe_core.runs.checked import CheckedRows
+from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
 from moe_core.runs.database import (
     MIGRATIONS,
     FolderGone,
@@ -28,11 +31,14 @@ from moe_core.runs.locks import OURS, sign
 from moe_core.runs.log import leave_word
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
-from moe_core.runs.store import ALL_COMMANDS, KNOB_CHANGES, Run
-from moe_core.runs.turns import insert_turns
+from moe_core.runs.store import COMMAND, Run
+from moe_core.runs.sums import answer, count, insert, put_state, snapshot_mark, upgrade
+from moe_core.runs.tip import begin_tip, open_tip, raise_asked, write_asked, write_trained
+from moe_core.runs.turns import TURN, TURNS, insert_turns, whole_turns
 from moe_core.schema import Config, Knobs, as_dict, layout
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
+STARTING = {"state": "starting", "step": 0, "reason": ""}
 SEAL_FOR = 5.0  # seconds to try for while readers let go
 ENDS = 4  # times that it is tried to write how a run ended
 READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
@@ -108,8 +114,12 @@ def make_file(
         with writing(db):
             chain = link(START, about_text, probe_data)
             db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
-            db.execute("INSERT INTO state VALUES (1, 'starting', 0, '', ?, ?)", (os.getpid(), time.time()))
+            db.execute("INSERT INTO state (id, state, step, reason, pid, heartbeat) VALUES (1, '', 0, '', 0, 0.0)")
             fill(db)
+            step = db.execute("SELECT coalesce(max(first + n - 1), 0) FROM blocks").fetchone()[0]
+            held = count(db)
+            put_state(db, {**STARTING, "step": step, "pid": os.getpid(), "heartbeat": time.time(), "held": held})
+            begin_tip(folder, chain, step, held["knobs"])
         db.close()
         os.rename(temporary, folder / "run.db")
     except BaseException as error:
@@ -155,20 +165,20 @@ def resume_run(
 
 
 def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Sequence[str]) -> "RunWriter":
-    with writing(writer.db) as db:
-        db.execute("UPDATE commands SET step = ?, result = 'not obeyed: the trainer had ended' WHERE step IS NULL", (writer.step,))  # fmt: skip
-        db.execute(
-            "INSERT INTO commands (name, who, at, step, result) VALUES (?, ?, ?, ?, ?)",
-            (RESUMED, who, time.time(), writer.step, json.dumps({**how, "notes": list(notes)})),
-        )
-        db.execute(
-            "UPDATE state SET state = 'starting', reason = '', step = ?, pid = ?, heartbeat = ?",
-            (writer.step, os.getpid(), time.time()),
-        )
-        writer.how = how
-        writer.resumed = writer.command_seen = db.execute("SELECT max(id) FROM commands").fetchone()[0]
+    said = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
+
+    def act(db: sqlite3.Connection) -> None:
+        for (asked,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
+            answer(db, asked, writer.step, "not obeyed: the trainer had ended")
+        writer.how, result = how, json.dumps({**how, "notes": list(notes)})
+        writer.resumed = writer.command_seen = insert(db, "commands", {**said, "result": result})
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
+
+    writer.transact(act, state="starting", reason="", step=writer.step)
     writer.after_commit()
+    # A tip that told of more than there is has been heard: resume() has a note of it for the record.
+    with contextlib.suppress(OSError):
+        write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
     return writer
 
 
@@ -188,18 +198,10 @@ class RunWriter:
         self.unread = 0.0  # since when nothing could be read
         try:
             self._open(folder)
+            self._know()
         except (OSError, sqlite3.Error) as error:
             self.let_go()
             raise StoreError(f"run {folder.name} cannot be written: {error}") from error
-        row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
-        self.blocks: int
-        self.step: int
-        self.chain: bytes
-        self.blocks, self.step, self.chain = row or (0, 0, self.db.execute("SELECT chain FROM run").fetchone()[0])
-        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
-        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
-        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
-        self.committed = time.monotonic()
 
     def _open(self, folder: Path) -> None:
         sign(self.lock, os.getpid())  # whoever started this process may have held it before
@@ -214,46 +216,88 @@ class RunWriter:
         # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
         self.guard = connect(folder / "run.db", write=True)
         self.reader, self.read_from = connect(folder / "run.db"), folder
-        self.tip = os.open(folder / "run.tip", os.O_RDWR | os.O_CREAT | OURS, 0o644)
+        self.tip = open_tip(folder)
+
+    def _know(self) -> None:
+        """How far the record has gone."""
+        upgrade(self.db)
+        self.chain_of_run: bytes = self.db.execute("SELECT chain FROM run").fetchone()[0]
+        self.rows = CheckedRows(
+            self.folder, lambda sql, values=(): self.reader.execute(sql, values).fetchall(), self.chain_of_run
+        )
+        row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
+        self.blocks: int
+        self.step: int
+        self.chain: bytes
+        self.blocks, self.step, self.chain = row or (0, 0, self.chain_of_run)
+        state = self.rows.state()
+        self.stands: dict[str, Any] = {"state": state.state, "reason": state.reason} if state else dict(STARTING)
+        self.stands["step"] = self.step
+        self.held = state.held if state else count(self.db)
+        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
+        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
+        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
+        self.committed = time.monotonic()
+        self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
+
+    def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **stands: Any) -> None:
+        """One transaction that changes the record and says how the run stands now. held: what act() has added to."""
+        before, self.held = self.held, dict(self.held)
+        try:
+            with writing(self.db) as db:
+                act(db)
+                self.held["commits"] += 1
+                for table in ("knobs", "commands"):
+                    self.held[table] = db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]  # noqa: S608
+                row = {**self.stands, **stands, "pid": os.getpid(), "heartbeat": time.time(), "held": self.held}
+                put_state(db, row)
+        except BaseException:
+            self.held = before
+            raise
+        self.stands |= stands
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
         self.follow()
-        rows, now = batch.rows, time.time()
-        began, self.committed = self.committed, time.monotonic()
+        rows, began, self.committed = batch.rows, self.committed, time.monotonic()
         if len(rows):
             self.trained += min(self.committed - began, PACE)
-        with writing(self.db) as db:
-            chain, blocks, step = self.chain, self.blocks, self.step
-            if len(rows):
-                step, blocks = batch.first_step + len(rows) - 1, blocks + 1
-                data = pack_rows(rows)
-                chain = link(chain, HEADER.pack(batch.first_step, *rows.shape), data)
+        chain, blocks, step = self.chain, self.blocks, self.step
+        data = pack_rows(rows) if len(rows) else b""
+        if data:
+            step, blocks = batch.first_step + len(rows) - 1, blocks + 1
+            chain = link(chain, HEADER.pack(batch.first_step, *rows.shape), data)
+
+        def act(db: sqlite3.Connection) -> None:
+            if data:
                 db.execute(
                     "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (blocks, batch.first_step, *rows.shape, data, chain)
                 )
-            db.executemany(
-                "INSERT INTO evals (step, metrics, text) VALUES (?, ?, ?)",
-                [(at, json.dumps(dict(metrics)), text) for at, metrics, text in batch.evals],
-            )
-            db.executemany(
-                "INSERT INTO snapshots (step, kind, at, data) VALUES (?, ?, ?, ?)",
-                [(at, kind, self.trained, pack_arrays(arrays)) for at, kind, arrays in batch.snapshots],
-            )
-            db.executemany("INSERT OR REPLACE INTO applied VALUES (?, ?)", batch.applied)
-            db.executemany(
-                "UPDATE commands SET step = ?, result = ? WHERE id = ?", [(s, r, i) for i, s, r in batch.acks]
-            )
-            db.execute("UPDATE state SET step = ?, heartbeat = ?, pid = ?", (step, now, os.getpid()))
-            if batch.state:
-                db.execute("UPDATE state SET state = ?, reason = ?", (batch.state, batch.reason))
+            self.held["blocks"] = blocks
+            for at, metrics, text in batch.evals:
+                self.held["evals"] += 1
+                row = {"id": self.held["evals"], "step": at, "metrics": json.dumps(dict(metrics)), "text": text}
+                insert(db, "evals", row)
+            for at, kind, arrays in batch.snapshots:
+                id = insert(
+                    db, "snapshots", {"step": at, "kind": kind, "at": self.trained, "data": pack_arrays(arrays)}
+                )
+                self.held["snapshots"] ^= snapshot_mark(id, at, kind)
+            for knob, at in batch.applied:
+                self.held["applied"] += 1
+                insert(db, "applied", {"knob": knob, "step": at})
+            for id, at, result in batch.acks:
+                answer(db, id, at, result)
             if self.trained - self.thinned > 10:
                 self._thin_snapshots(self.trained)
+
+        self.transact(act, step=step, **({"state": batch.state, "reason": batch.reason} if batch.state else {}))
         # From here on the batch is in the record: what a full or broken disk puts off is not its failure, and is done later.
         self.chain, self.blocks, self.step = chain, blocks, step
         self.after_commit()
 
     def after_commit(self) -> None:
+        """The tip and the log. What fails is put off to the next commit, and put_off says why."""
         try:
             self.write_tip()
             self._move_log()
@@ -262,13 +306,12 @@ class RunWriter:
             self.put_off = str(error)
 
     def write_tip(self) -> None:
-        os.pwrite(self.tip, TIP.pack(self.step, self.blocks, self.chain), 0)
+        write_trained(self.tip, self.chain_of_run, self.held["commits"], self.step)
 
     def beat(self) -> None:
         """Say that the trainer lives."""
         self.follow()
-        with writing(self.db) as db:
-            db.execute("UPDATE state SET heartbeat = ?", (time.time(),))
+        self.transact()
 
     def follow(self) -> Path:
         """The run's folder, where it lies now. FolderGone if there is none any more."""
@@ -293,10 +336,11 @@ class RunWriter:
             connection.execute("SELECT count(*) FROM state").fetchone()
         for connection in before:
             connection.close()
-        self.folder = folder
+        self.folder = self.rows.folder = folder
 
     def pending(self) -> Pending:
-        """Knob changes and commands that the trainer has not taken yet, in order."""
+        """Knob changes and commands that the trainer has not taken yet, in order. One that is not what was written is no
+        request of anybody's, and readers of the record say so. What cannot be read for a moment is read later."""
         if self.read_from != (folder := self.folder):
             self.reader.close()
             self.reader, self.read_from = connect(folder / "run.db"), folder
@@ -314,10 +358,16 @@ class RunWriter:
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()
         knobs, commands = Pending([], [])
         if (newest[0] or 0) > self.knob_seen:
-            knobs = [KnobChange(*row) for row in self.reader.execute(KNOB_CHANGES, (self.knob_seen,)).fetchall()]
+            knobs = self._pending_turns()
         if (newest[1] or 0) > self.command_seen:
-            commands = [Command(*row) for row in self.reader.execute(ALL_COMMANDS, (self.command_seen,)).fetchall()]
+            rows = self.rows.rows("commands", self.command_seen)
+            commands = [Command(*(row[name] for name in COMMAND)) for row in rows]
         return Pending(knobs, commands)
+
+    def _pending_turns(self) -> list[KnobChange]:
+        rows = self.reader.execute(f"{TURNS} WHERE id >= ? ORDER BY id", (self.knob_seen,)).fetchall()
+        before = rows.pop(0) if rows and rows[0][0] == self.knob_seen else None
+        return [KnobChange(**dict(zip(TURN, row, strict=False)), step=None) for row in whole_turns(rows, {}, before)[0]]
 
     def turn(self, who: str, **knobs: float | str) -> None:
         """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
@@ -339,15 +389,15 @@ class RunWriter:
             return 0 if unseen.intersection(given) else insert_turns(db, run.started_knobs, values, who)
 
         try:
-            run.write(act)
+            if id := run.write(act):
+                raise_asked(self.folder, self.chain_of_run, turns=id)
         finally:
             run.close()
 
     def note(self, notes: Sequence[str]) -> None:
         """What there is to say about how this trainer went on with the run."""
-        with writing(self.db) as db:
-            result = json.dumps({**self.how, "notes": list(notes)})
-            db.execute("UPDATE commands SET result = ? WHERE id = ?", (result, self.resumed))
+        result = json.dumps({**self.how, "notes": list(notes)})
+        self.transact(lambda db: answer(db, self.resumed, self.step, result))
 
     def make_ballast(self) -> bool:
         return make_ballast(self.folder)
@@ -357,33 +407,32 @@ class RunWriter:
 
     def finish(self, state: str, error: str = "") -> str:
         """Write how the run ended, seal its file, let go of the lock. Returns why that is not in the record, or ""."""
-        problem = ""
         try:
             self.follow()
+            self.drop_ballast()
+            problem = self._write_end(state, error)
+            for connection in (self.reader, self.guard):
+                connection.close()
+            if seal(self.db, SEAL_FOR):
+                (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
         except FolderGone:
-            self.let_go()
-            os.close(self.lock)
-            return problem  # it was said, and there is no record that could say it
-        self.drop_ballast()
-        self.after_commit()
+            problem = ""  # it was said, and there is no record that could say it
+        self.let_go()
+        os.close(self.lock)
+        return problem
+
+    def _write_end(self, state: str, error: str) -> str:
+        problem = ""
         for at in range(ENDS):
+            time.sleep(0.1 * at)
             try:
-                with writing(self.db) as db:
-                    db.execute("UPDATE state SET state = ?, reason = ?, heartbeat = ?", (state, error, time.time()))
-                problem = ""
-                break
+                self.transact(state=state, reason=error)
+                self.after_commit()
+                return ""
             except sqlite3.Error as failure:
                 why = "the disk is full" if no_room(failure, self.folder) else str(failure)
                 problem = f"the record does not say how the run ended: {why}"
-                time.sleep(0.1 * at)
-        if problem:
-            leave_word(self.folder, f"{state}: {error}" if error else state)
-        for connection in (self.reader, self.guard):
-            connection.close()
-        if seal(self.db, SEAL_FOR):
-            (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
-        self.let_go()
-        os.close(self.lock)
+        leave_word(self.folder, f"{state}: {error}" if error else state)
         return problem
 
     def let_go(self) -> None:
@@ -396,11 +445,16 @@ class RunWriter:
                 os.close(getattr(self, name))
 
     def _move_log(self) -> None:
-        """The log into the database once it has grown; nobody else does, and nobody commits meanwhile."""
-        wal = self.folder / "run.db-wal"
-        if wal.exists() and wal.stat().st_size > WAL_PAGES * 4096:
+        """The log into the database once it has grown by WAL_PAGES; nobody else does, and nobody commits meanwhile.
+
+        A reader may keep it from moving in full. It is then tried again when as much has come to it, not at each commit.
+        """
+        log, pages = log_pages(self.folder / "run.db-wal")
+        before = self.moved[1] if self.moved[0] == log else 0
+        if pages - before >= WAL_PAGES:
             with writing(self.guard):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            self.moved = log, pages
 
     def _thin_snapshots(self, now: float) -> None:
         """All of the last minute of training, one a second of the last ten, one in ten seconds before; "full" ones a tenth as
@@ -416,11 +470,35 @@ class RunWriter:
                 (old, now - 600, -1.0),
             ):
                 if span:
-                    self.db.execute(
-                        """DELETE FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
+                    gone = self.db.execute(
+                        """SELECT id, step, kind FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
                            AND id NOT IN (SELECT min(id) FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
                                           GROUP BY CAST(at / :span AS INTEGER))
                            AND id <> (SELECT max(id) FROM snapshots WHERE kind = :kind)
                            AND id <> (SELECT min(id) FROM snapshots WHERE kind = :kind)""",
                         {"kind": kind, "oldest": oldest, "newest": newest, "span": span},
-                    )
+                    ).fetchall()
+                    for id, step, kind in gone:
+                        self.held["snapshots"] ^= snapshot_mark(id, step, kind)
+                        self.db.execute("DELETE FROM snapshots WHERE id = ?", (id,))
+
+
+def log_pages(wal: Path) -> tuple[bytes, int]:
+    """Which log a -wal file holds, by its salt, and how many pages are in it.
+
+    Not by the file's size: a log that was moved begins again at the front, and what is left of the last one stays behind
+    it. Pages of this one bear its salt (sqlite.org/walformat.html), and all stand before those that do not.
+    """
+    try:
+        file = os.open(wal, os.O_RDONLY | OURS)
+    except FileNotFoundError:
+        return b"", 0
+    try:
+        header = os.pread(file, 32, 0)
+        salt, page = header[16:24], int.from_bytes(header[8:12]) + 24
+        if len(header) < 32:
+            return b"", 0
+        last = (os.fstat(file).st_size - 32) // page
+        return salt, bisect.bisect_left(range(last), True, key=lambda at: os.pread(file, 8, 40 + at * page) != salt)
+    finally:
+        os.close(file)

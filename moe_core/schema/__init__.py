@@ -28,6 +28,7 @@ from moe_core.schema.settings import (
     PROBE_TOKENS,
     STRATEGIES,
     TASKS,
+    WEIGHINGS,
     WINDOW,
     Config,
     Knobs,
@@ -40,6 +41,7 @@ from moe_core.schema.settings import (
     reads,
     setting,
     value_text,
+    weighing,
 )
 from moe_core.schema.stats import (
     BALANCE,
@@ -48,9 +50,12 @@ from moe_core.schema.stats import (
     METRICS,
     STAT,
     STATS,
+    TASK_GRADIENT_EVERY,
     Column,
     Stat,
     layout,
+    measured_in,
+    untaught,
     with_unit,
 )
 
@@ -74,7 +79,9 @@ __all__ = [
     "STATS",
     "STRATEGIES",
     "TASKS",
+    "TASK_GRADIENT_EVERY",
     "TOGETHER",
+    "WEIGHINGS",
     "WINDOW",
     "Column",
     "Config",
@@ -91,11 +98,14 @@ __all__ = [
     "label_of",
     "layout",
     "looks_ahead",
+    "measured_in",
     "meta_of",
     "parse_setting",
     "reads",
     "setting",
     "switched_off",
+    "untaught",
     "value_text",
+    "weighing",
     "with_unit",
 ]

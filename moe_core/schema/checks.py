@@ -138,6 +138,8 @@ def as_dict(settings: Config | Knobs) -> dict[str, Any]:
 
 
 def from_dict(settings: type[S], values: Mapping[str, Any]) -> S:
-    """The settings of a stored run. Fields that a later version added take their default; unknown ones are dropped."""
-    known = {f.name for f in fields(settings)}
-    return settings(**{name: parse_setting(settings, name, value) for name, value in values.items() if name in known})
+    """The settings of a stored run. Fields that a later version added stand as that run trained; unknown ones are dropped."""
+    metas = {f.name: meta_of(settings, f.name) for f in fields(settings)}
+    earlier = {name: meta.before for name, meta in metas.items() if meta.before is not None}
+    known = {name: value for name, value in (earlier | dict(values)).items() if name in metas}
+    return settings(**{name: parse_setting(settings, name, value) for name, value in known.items()})

@@ -24,12 +24,15 @@ class Strategy(NamedTuple):
     whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
     hierarchical: bool = False  # works with groups of experts too
     zero_start: bool = False  # the gate may start at zero: its noise parts the experts
+    weigh: str = "kept"  # how the chosen are weighed where the knob `weigh` says own
 
 
 STRATEGIES = {
     "none": Strategy("the noisy top-k gate by itself", hierarchical=True, zero_start=True),
     "paper": Strategy("importance and load loss (Shazeer et al. 2017)", hierarchical=True, zero_start=True),
-    "switch": Strategy("one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True),
+    "switch": Strategy(
+        "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True, weigh="all"
+    ),
     "loss-free": Strategy("a bias for each expert, stepped after each update, chooses (Wang et al. 2024)"),
     "expert-choice": Strategy(
         "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
@@ -44,6 +47,8 @@ STRATEGIES = {
 }
 NOISY = ("none", "paper", "switch")  # the strategies that draw noise
 BY_TOKEN = (*NOISY, "loss-free")  # those in which each token chooses, so that choices can be dropped
+OWN = "own"  # a weighing is left to the strategy
+WEIGHINGS = (OWN, "kept", "all")
 
 
 class Meta(NamedTuple):
@@ -60,6 +65,7 @@ class Meta(NamedTuple):
     tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
     strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
     hierarchical: bool = False  # only a run with groups of experts reads this knob
+    before: Any = None  # what a run trained with that was recorded before there was this field; None: its default
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
@@ -137,6 +143,13 @@ class Knobs:
         0.1, "weight of the load loss; needs noise to act", low=0.0, high=1.0, scale="log0", strategies=("paper",)
     )
     strategy: str = setting("paper", "how the experts are kept in balance", choices=tuple(STRATEGIES))
+    weigh: str = setting(
+        OWN,
+        "a token's weights: over its kept experts, which sum to 1; or over all; own is the strategy's (switch: all, else kept)",
+        choices=WEIGHINGS,
+        strategies=BY_TOKEN,
+        before="kept",
+    )
     w_switch: float = setting(
         0.01, "weight of Switch's auxiliary loss", low=0.0, high=1.0, scale="log0", strategies=("switch",)
     )
@@ -221,6 +234,11 @@ def reads(config: Config, strategy: str, name: str) -> bool:
     return (
         config.task in meta.tasks and strategy in (meta.strategies or STRATEGIES) and not (flat and meta.hierarchical)
     )
+
+
+def weighing(strategy: str, weigh: str) -> str:
+    """How the experts of a token are weighed: "kept", so that they sum to 1, or "all", as they are among all experts."""
+    return STRATEGIES[strategy].weigh if weigh == OWN else weigh
 
 
 def experts_per_token(config: Config, knobs: Knobs) -> int:

@@ -1,8 +1,11 @@
 """What is measured each step, where it lies in the record, and what the tasks report on their held-out splits."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
+TASK_GRADIENT_EVERY = 25  # steps between two measurements of the task's gradient: each costs a backward pass
+NO_GRADIENT = 1e-6  # a gate whose task gradient is no larger than this share of the whole gradient's norm gets none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
 
@@ -34,6 +37,7 @@ STATS = (
     Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
     Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
     Stat("logit_spread", "L", "logit spread", "logits", "mean over tokens of the clean logits' standard deviation over the experts"),
+    Stat("task_gradient", "L", "task gradient", "", f"norm of the task loss's own gradient on the gate's W_g, without the balancing losses; of two levels the smaller one; measured every {TASK_GRADIENT_EVERY} steps, held in between"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),
@@ -58,6 +62,14 @@ STATS = (
 STAT = {stat.name: stat for stat in STATS}
 
 
+def untaught(task_gradient: Any, grad_norm: Any) -> Any:
+    """Whether a gate gets no gradient from the task, judged by the norm of the whole gradient. Numbers or arrays; NaN is no.
+
+    A gate that learns has 1e-3 of it and more; where all cancels out but rounding, 4e-10 was the most (docs/decisions.md).
+    """
+    return task_gradient <= NO_GRADIENT * grad_norm
+
+
 class Column(NamedTuple):
     """Where one stored statistic of one layer lies in a row of a block."""
 
@@ -67,17 +79,24 @@ class Column(NamedTuple):
     width: int
 
 
-def layout(layers: int, num_experts: int) -> list[Column]:
-    """The columns of a step's row, in STATS order, layer by layer within a statistic. Kept in the run, so old runs stay readable."""
+def layout(layers: int, num_experts: int, names: Sequence[str] | None = None) -> list[Column]:
+    """The columns of a step's row, statistic by statistic, and layer by layer within one. Kept in the run, so old runs stay readable.
+
+    names: stored statistics in their order; None: all of them in STATS order, as a run that begins now has them.
+    """
     columns: list[Column] = []
     start = 0
-    for stat in STATS:
-        if stat.stored:
-            width = num_experts if stat.shape == "LE" else 1
-            for layer in [-1] if stat.shape == "" else range(layers):
-                columns.append(Column(stat.name, layer, start, width))
-                start += width
+    for name in [stat.name for stat in STATS if stat.stored] if names is None else names:
+        width = num_experts if STAT[name].shape == "LE" else 1
+        for layer in [-1] if STAT[name].shape == "" else range(layers):
+            columns.append(Column(name, layer, start, width))
+            start += width
     return columns
+
+
+def measured_in(columns: Sequence[Column]) -> list[str]:
+    """The statistics that a run's columns hold, in their order."""
+    return list(dict.fromkeys(column.stat for column in columns))
 
 
 # What each task reports on its held-out split: (name, label, unit, True if lower is better). The first is the headline.

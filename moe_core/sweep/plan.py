@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
-from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads
+from moe_core.runs.codec import with_sum, without_sum
+from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
 from moe_core.sweep.paper import PAPER
 
+PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds
 MOST = 1000  # runs of one sweep: more is a slip in a list
 Value = float | str
 Cell = dict[str, Any]  # a Value by the name of its knob
@@ -117,7 +119,12 @@ def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, .
         {name: value for name, value in cell.items() if reads(config, replace(knobs, **cell).strategy, name)}
         for cell in cells
     ]
-    return tuple({tuple(cell.items()): cell for cell in acting}.values())
+    once: dict[tuple[Any, ...], Cell] = {}
+    for cell in acting:
+        named = replace(knobs, **cell)
+        plain = {"weigh": weighing(named.strategy, named.weigh)} if "weigh" in cell else {}
+        once.setdefault(tuple((cell | plain).items()), cell)
+    return tuple(once.values())
 
 
 def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
@@ -125,7 +132,7 @@ def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
     read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
     own = [name for name in read[knobs.strategy] if name not in read["none"]]
     idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
-    values = asdict(knobs) | ({"strategy": "none"} if idle else {})
+    values = asdict(knobs) | {"weigh": weighing(knobs.strategy, knobs.weigh)} | ({"strategy": "none"} if idle else {})
     return tuple((name, values[name]) for name in read["none" if idle else knobs.strategy])
 
 
@@ -196,7 +203,7 @@ def make_sweep(plan: Plan, runs: str | Path | None = None, sweep_id: str | None 
         return sweep
     sweep.folder.mkdir(parents=True, exist_ok=True)
     beside = sweep.folder / f".sweep.json.{os.getpid()}"
-    beside.write_text(json.dumps({"created": time.time(), **told}, indent=1))
+    beside.write_text(json.dumps(with_sum({"created": time.time(), **told}), indent=1))
     beside.rename(sweep.folder / "sweep.json")
     return sweep
 
@@ -209,7 +216,7 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
         problem = "is the beginning of several sweeps" if found else "is no sweep"
         raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {', '.join(there[:8]) or 'none'}")
     try:
-        told = json.loads((folder / found[0] / "sweep.json").read_text())
+        told: Any = without_sum(json.loads((folder / found[0] / "sweep.json").read_text()), PLANNED)
         cells = tuple(
             {name: parse_setting(Knobs, name, value) for name, value in cell.items()} for cell in told["cells"]
         )

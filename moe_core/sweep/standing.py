@@ -59,7 +59,10 @@ def judge(folder: Path, job: Job) -> Result:
         if state == "finished" and any(turned(change) for change in run.knob_changes()):
             return Result(job, "other", step, "its knobs were turned while it trained; remove its folder and go on")
         if state == "finished":
-            return Result(job, state, step, ended=ending(run, state))
+            ended = ending(run, state)
+            if run.look_over():
+                return Result(job, "other", step, f"{run.damage[0]}; remove its folder and go on")
+            return Result(job, state, step, ended=ended)
         if state == "stopped" and step and not finite(run, step):
             return Result(job, "failed", step, f"its loss or gradient was not finite at step {step}")
         if state in ("stopped", "interrupted"):

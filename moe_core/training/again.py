@@ -28,7 +28,7 @@ from moe_core.runs import (
     resume_run,
 )
 from moe_core.runs.compare import fold
-from moe_core.schema import Config, layout, parse_setting
+from moe_core.schema import Config, parse_setting
 from moe_core.training import checkpoint
 from moe_core.training.data import Data
 from moe_core.training.loop import Notify, Trainer
@@ -66,11 +66,12 @@ def resume(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
         data, device, notes = prepare(run, moved)
+        notes += run.look_over()  # a trainer that goes on writes over what told of steps that are lost
         config = replace(config_now(run, moved), steps=goal)
         script = [change for change in run.script if change[0] > last]
 
         def make() -> Trainer:
-            return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script)
+            return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script, run.layout)
 
         trainer = stand(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
@@ -120,7 +121,6 @@ def check_record(run: Run, first: int, last: int) -> None:
     """StoreError if what is to be trained again cannot be read: now, when nothing is written yet."""
     for at in range(first, last + 1, READ_AT_ONCE):
         run.rows(at, min(last, at + READ_AT_ONCE - 1))
-    run.evals()
 
 
 def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWriter) -> str:
@@ -150,6 +150,7 @@ def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device
 
     ValueError for data or a device that is not there, and for data that are others than the run was trained on.
     """
+    run.check_turns()
     data, notes = load_recorded(run, moved)
     recorded = str(run.facts.get("device", run.config.device))
     try:
@@ -181,7 +182,7 @@ def catch_up(
     Writes nothing into the record. Returns where the two first part. Ends early, with trainer.replaying still set, when
     the trainer is told to stop. digest: gets the losses and counts as they came out now.
     """
-    changes, now = defaultdict(list), layout(run.config.layers, run.config.num_experts)
+    changes, now = defaultdict(list), trainer.telemetry.columns
     for change in run.knob_changes():
         if change.step is not None:
             changes[change.step].append(change)

@@ -4,7 +4,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, FolderGone, RunWriter
 from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import derive
-from moe_core.schema import BALANCE, STAT, Config, layout, looks_ahead
+from moe_core.schema import BALANCE, STAT, Column, Config, looks_ahead
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
@@ -213,12 +213,11 @@ class Committer:
         if len(batch.rows) and time.monotonic() - self.told >= 1.0:
             self.told = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1
-            self.notify({"event": "step", "step": last, **summary(self.config, batch.rows)})
+            self.notify({"event": "step", "step": last, **summary(self.watch.layout, batch.rows)})
 
 
-def summary(config: Config, rows_nC: np.ndarray) -> dict[str, float]:
+def summary(columns: Sequence[Column], rows_nC: np.ndarray) -> dict[str, float]:
     """Losses and balance of the last row; speed over all of them."""
-    columns = layout(config.layers, config.num_experts)
     row_1C = rows_nC[-1:]
     told = {c.stat: float(row_1C[0, c.start]) for c in columns if c.stat in ("loss", "task_loss", "grad_norm")}
     by_layer: dict[int, dict[str, np.ndarray]] = {}

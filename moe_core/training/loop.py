@@ -19,7 +19,7 @@ from moe_core.nn.models import asked_by, build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
-from moe_core.schema import AUTOBALANCE, METRICS, Config, Knobs, check_knob, from_dict
+from moe_core.schema import AUTOBALANCE, METRICS, TASK_GRADIENT_EVERY, Column, Config, Knobs, check_knob, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
@@ -38,7 +38,10 @@ Notify = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """What the loop holds: model and optimizer, the knobs as they stand, and what waits to be committed."""
+    """What the loop holds: model and optimizer, the knobs as they stand, and what waits to be committed.
+
+    columns: those of the record of a run that is gone on with, which an earlier version may have begun.
+    """
 
     def __init__(
         self,
@@ -49,13 +52,14 @@ class Trainer:
         writer: RunWriter,
         notify: Notify,
         script: Sequence[tuple[int, str, float | str]] = (),
+        columns: Sequence[Column] | None = None,
     ):
         self.config, self.knobs, self.data, self.device = config, knobs, data, device
         self.writer, self.notify = writer, notify
         torch.manual_seed(config.seed)
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
-        self.telemetry = Telemetry(config, device)
+        self.telemetry = Telemetry(config, device, columns)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
         self.autobalance = Autobalance(config)
@@ -66,7 +70,8 @@ class Trainer:
         self.step = 0
         self.replaying = False  # training again what is recorded: nothing is looked at, written or paused by itself
         self.paused = self.stopping = False
-        self.committer = Committer(writer, config, notify, Watch(config, knobs), lambda: self.stopping, self.read)
+        watch = Watch(config, knobs, self.telemetry.columns)
+        self.committer = Committer(writer, config, notify, watch, lambda: self.stopping, self.read)
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
@@ -238,7 +243,8 @@ class Trainer:
         """Train one step and take down what it did. One that is not finite is recorded, changes no weight, and pauses."""
         self.step += 1
         batch = self.data.batch(self.step).to(self.device)
-        done = update(self.model, self.optimizer, batch, self.config, self.knobs)
+        measure = self.step % TASK_GRADIENT_EVERY == 1
+        done = update(self.model, self.optimizer, batch, self.config, self.knobs, measure)
         if not done.finite:
             self.pause(
                 f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
@@ -249,7 +255,8 @@ class Trainer:
         self.autobalance.see(self.step, done.routings)
         self.look_if_due()
         seconds = time.perf_counter() - began
-        self.telemetry.record(self.step, done.loss, done.task_loss, done.grad_norm, seconds, done.routings)
+        losses = done.loss, done.task_loss, done.grad_norm
+        self.telemetry.record(self.step, *losses, seconds, done.routings, done.task_gradient_L)
 
     def after_step(self) -> None:
         self.steer()

@@ -15,17 +15,29 @@ from moe_core.training.data import Batch
 
 class Update(NamedTuple):
     """What a step did: its losses (task_loss without the balancing), the Euclidean norm of all gradients, a Routing a
-    layer, and whether loss and gradients were finite, without which no weight was changed. Tensors are on the device."""
+    layer, whether loss and gradients were finite, without which no weight was changed, and the task's gradient on each
+    layer's gate (L,), None where it was not asked for. Tensors are on the device."""
 
     loss: Tensor
     task_loss: Tensor
     grad_norm: Tensor
     routings: list[Routing]
     finite: bool
+    task_gradient_L: Tensor | None = None
 
 
-def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, config: Config, knobs: Knobs) -> Update:
-    """Train one batch, in config's precision and balanced as the knobs say."""
+def update(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    config: Config,
+    knobs: Knobs,
+    measure: bool = False,
+) -> Update:
+    """Train one batch, in config's precision and balanced as the knobs say.
+
+    measure: the task's gradient on the gates too, for one more backward pass, which changes nothing.
+    """
     model.train()
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         logits, routings = model(batch.inputs, **asked_by(config, knobs))
@@ -34,6 +46,7 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, con
     steps = [Step(layer.gate, r, knobs, sequence) for layer, r in zip(model.moe_layers, routings, strict=True)]
     balance = sum(sum(getattr(knobs, weight) * loss for weight, loss in losses(step).items()) for step in steps)
     loss = task_loss + balance
+    task_gradient_L = task_gradient(model, task_loss) if measure else None
     optimizer.zero_grad()
     loss.backward()
     grad_norm = norm(model)
@@ -44,7 +57,19 @@ def update(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, con
         optimizer.step()
         for step in steps:
             after_update(step)
-    return Update(loss, task_loss, grad_norm, routings, finite)
+    return Update(loss, task_loss, grad_norm, routings, finite, task_gradient_L)
+
+
+def task_gradient(model: nn.Module, task_loss: Tensor) -> Tensor:
+    """(L,) norm of the gradient of the task's loss alone on each layer's W_g; 0 where it does not reach the gate.
+
+    Of two levels the smaller norm: a level that gets nothing learns nothing. The graph stays for the step's own backward.
+    """
+    levels = [[level.w_gate for level in (layer.gate, getattr(layer.gate, "primary", None)) if level] for layer in model.moe_layers]  # fmt: skip
+    weights = [weight for layer in levels for weight in layer]
+    gradients = torch.autograd.grad(task_loss, weights, retain_graph=True, allow_unused=True)
+    norms = [task_loss.new_zeros(()) if g is None else torch.linalg.vector_norm(g) for g in gradients]
+    return torch.stack(norms).view(len(levels), -1).amin(1)
 
 
 def norm(model: nn.Module) -> Tensor:

@@ -5,8 +5,9 @@ Nothing here draws a random number, so that looking at a run, whenever the clock
 Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
 """
 
+import math
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,40 +16,53 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_core.nn.gating import Routing
-from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config
+from moe_core.schema import DEAD_AFTER, WINDOW, Column, Config, layout, measured_in
 from moe_core.training.data import Data
 
 GRID = 64  # points along each side of the plane's region picture
 
 
 class Telemetry:
-    """Rows of a run's stored statistics, in the order of schema.layout()."""
+    """Rows of a run's stored statistics. columns: those of a run that is gone on with; else schema.layout()'s."""
 
-    def __init__(self, config: Config, device: torch.device):
+    def __init__(self, config: Config, device: torch.device, columns: Sequence[Column] | None = None):
+        self.columns = list(columns or layout(config.layers, config.num_experts))
+        self.names = measured_in(self.columns)
         self.rows: list[Tensor] = []
         self.first = 1
         L, E = config.layers, config.num_experts
         self.last_selected_LE = torch.zeros(L, E, device=device)
         self.churn_L, self.saturation_L = torch.zeros(L, device=device), torch.ones(L, device=device)
+        self.task_gradient_L = torch.full((L,), math.nan, device=device)  # not measured yet
 
     @torch.no_grad()
     def record(
-        self, step: int, loss: Tensor, task_loss: Tensor, grad_norm: Tensor, seconds: float, routings: list[Routing]
+        self,
+        step: int,
+        loss: Tensor,
+        task_loss: Tensor,
+        grad_norm: Tensor,
+        seconds: float,
+        routings: list[Routing],
+        task_gradient_L: Tensor | None = None,
     ):
-        """Add the row of a step. Copies nothing off the device."""
+        """Add the row of a step. Copies nothing off the device. task_gradient_L: None where the step did not measure it."""
         E, zero = routings[0].counts_E.shape[0], torch.zeros((), device=loss.device)
         counts_LE = torch.stack([r.counts_E for r in routings]).float()
         self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
+        if task_gradient_L is not None:
+            self.task_gradient_L = task_gradient_L
         values = {
             "loss": loss,
             "task_loss": task_loss,
             "grad_norm": grad_norm,
-            "seconds": torch.tensor(seconds, device=loss.device),
+            "seconds": torch.full((), seconds, device=loss.device),  # a copy from the host would wait for the device
             "importance": torch.stack([r.importance_E for r in routings]),
             "load": torch.stack([r.load_E for r in routings]),
             "counts": counts_LE,
             "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
             "logit_spread": torch.stack([spread(r.clean_logits_TE) for r in routings]),
+            "task_gradient": self.task_gradient_L,
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
             "dropped": torch.stack([dropped(r) for r in routings]),
             "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
@@ -56,19 +70,26 @@ class Telemetry:
             "churn": self.churn_L,
             "saturation": self.saturation_L,
         }
-        row_C = torch.cat([values[s.name].detach().float().flatten() for s in STATS if s.stored])
+        row_C = torch.cat([values[name].detach().float().flatten() for name in self.names])
         if not self.rows:
             self.first = step
         self.rows.append(row_C)
 
     def state(self) -> dict[str, Tensor]:
         """What later rows depend on, for a checkpoint."""
-        return {"last_selected": self.last_selected_LE, "churn": self.churn_L, "saturation": self.saturation_L}
+        return {
+            "last_selected": self.last_selected_LE,
+            "churn": self.churn_L,
+            "saturation": self.saturation_L,
+            "task_gradient": self.task_gradient_L,
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         device = self.churn_L.device
         self.last_selected_LE = state["last_selected"].to(device)
         self.churn_L, self.saturation_L = state["churn"].to(device), state["saturation"].to(device)
+        # A checkpoint of an earlier version has none: not measured yet.
+        self.task_gradient_L = state.get("task_gradient", self.task_gradient_L).to(device)
 
     def take(self) -> tuple[int, np.ndarray]:
         """(first step, rows (n, C) float32) since the last take, in one move from the device."""

@@ -1,6 +1,7 @@
 """Looks at a run while it trains, and says once what its diagnosis newly finds."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 
 from moe_core.diagnosis import BINS, Finding, diagnose
 from moe_core.runs import Batch, KnobChange, Run, pick
-from moe_core.schema import Config, Knobs, layout
+from moe_core.schema import Column, Config, Knobs, layout
 
 KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
 EVERY = 1.0  # seconds between two looks
@@ -21,9 +22,9 @@ class Watch:
     Shapes: n steps, C columns of the layout.
     """
 
-    def __init__(self, config: Config, knobs: Knobs):
+    def __init__(self, config: Config, knobs: Knobs, columns: Sequence[Column] | None = None):
         self.config, self.knobs = config, knobs
-        self.layout = layout(config.layers, config.num_experts)
+        self.layout = list(columns or layout(config.layers, config.num_experts))
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
         self.standing: set[tuple[str, int]] = set()

@@ -28,13 +28,18 @@ def test_a_lesson_from_its_first_button_to_its_answer(server: Server, tab: Tab) 
     expect(later).to_be_enabled(timeout=30_000)
     later.click()
     expect(page.locator(HAPPENED)).to_contain_text("2 gates of each token are left", timeout=60_000)
+    page.get_by_role("button", name="Keep 1").click()
+    expect(page.locator(HAPPENED)).to_contain_text("The task's gradient on the gate is 0; before", timeout=60_000)
     page.get_by_text("Question.").click()
-    expect(page.get_by_text("In your run the first of 2 gates")).to_be_visible(timeout=30_000)
+    expect(page.get_by_text("In your run the only gate weighs 1.00")).to_be_visible(timeout=30_000)
     (listed,) = list_runs(server.runs)
-    assert [(c.name, c.value, c.who) for c in open_run(listed.id, server.runs).knob_changes()] == [("k", 2, "lesson 3")]
+    assert [(c.name, c.value, c.who) for c in open_run(listed.id, server.runs).knob_changes()] == [
+        ("k", 2, "lesson 3"),
+        ("k", 1, "lesson 3"),
+    ]
 
     again = tab(page.url)  # the link alone leads to the same lesson and run
-    expect(again.locator(HAPPENED)).to_contain_text("2 gates of each token are left", timeout=60_000)
+    expect(again.locator(HAPPENED)).to_contain_text("The task's gradient on the gate is 0", timeout=60_000)
 
     page.locator("[data-testid=stButtonGroup] button, [role=radio]").filter(has_text="1").first.click()
     page.get_by_role("button", name="Train on the plane").click()

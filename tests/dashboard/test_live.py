@@ -194,7 +194,7 @@ def test_an_ended_run_is_let_go_of_so_that_it_can_be_sealed(tmp_path: Path) -> N
     writer.commit(Batch(1, rows(1, 3)))
     feed = Feed(open_run(writer.folder))
     look(feed)
-    writer.db.execute("UPDATE state SET state = 'finished'")
+    writer.transact(state="finished")
     look(feed)
     assert feed.done
     writer.finish("finished")

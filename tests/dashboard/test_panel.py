@@ -14,7 +14,7 @@ from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel
 from moe_core.figures.reading import gestures, last_change
 from moe_core.figures.tiles import heldout_tile
 from moe_core.runs import Batch, RunWriter, create_run, open_run
-from moe_core.schema import LOOKS_AHEAD, Config, Knobs, layout
+from moe_core.schema import BY_TOKEN, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2)
 ROW = np.ones((1, sum(c.width for c in layout(2, 4))), np.float32)
@@ -157,6 +157,22 @@ def test_a_knob_says_its_range_and_one_that_does_not_matter_is_left_out(feed: Fe
     alone = Feed(open_run(tmp_path / "c"))
     assert "k" not in knobs_of(panel(alone))
     alone.run.close()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_how_the_chosen_are_weighed_is_asked_where_a_strategy_reads_it(strategy: str, tmp_path: Path) -> None:
+    create_run(tmp_path / "w", CONFIG, Knobs(strategy=strategy)).finish("finished")
+    feed = Feed(open_run(tmp_path / "w"))
+    told = knobs_of(panel(feed)).get("weigh")
+    assert (told is not None) == (strategy in BY_TOKEN)
+    if told:
+        assert (told["kind"], told["choices"], told["value"], told["more"]) == (
+            "choice",
+            ["own", "kept", "all"],
+            "own",
+            True,
+        )
+    feed.run.close()
 
 
 def test_what_autobalance_did_is_one_entry_and_no_mark(writer: RunWriter, feed: Feed) -> None:

@@ -31,9 +31,9 @@ def weights_of(gate):
     return [gate.primary.w_gate, gate.primary.w_noise, gate.w_gate, gate.w_noise]
 
 
-def kept_softmax(row, k):
+def kept_softmax(row, k, weigh):
     kept = sorted(range(len(row)), key=lambda i: -row[i].item())[:k]
-    total = sum(row[i].exp() for i in kept)
+    total = sum(row[i].exp() for i in (kept if weigh == "kept" else range(len(row))))
     return [row[i].exp() / total if i in kept else row[i] * 0 for i in range(len(row))], kept
 
 
@@ -52,7 +52,7 @@ def chances(clean, noisy, std, k):
     return found
 
 
-def defined(x, weights, draws, k, k_primary, noise, noise_primary):
+def defined(x, weights, draws, k, k_primary, noise, noise_primary, weigh="kept"):
     """(gates (T, E), Importance_H, Load_H, primary importance, primary load), all by loops."""
     w, n, ws, ns = weights
     x = x.double()
@@ -63,13 +63,13 @@ def defined(x, weights, draws, k, k_primary, noise, noise_primary):
     load = [[0.0 for _ in range(B)] for _ in range(G)]
     chose = [0] * G
     for t in range(len(x)):
-        top, groups = kept_softmax(noisy_p[t], k_primary)
+        top, groups = kept_softmax(noisy_p[t], k_primary, weigh)
         primary.append(torch.stack(top))
         load_p.append(torch.stack(chances(clean_p[t], noisy_p[t], std_p[t], k_primary)))
         row = []
         for g in range(G):
             part = slice(g * B, (g + 1) * B)
-            inner, _ = kept_softmax(noisy_s[t, part], k)
+            inner, _ = kept_softmax(noisy_s[t, part], k, weigh)
             row += [top[g] * one for one in inner]
             if g in groups:
                 chose[g] += 1
@@ -81,16 +81,17 @@ def defined(x, weights, draws, k, k_primary, noise, noise_primary):
     return gates, gates.sum(0), load_h, sum(primary), load_p
 
 
+@pytest.mark.parametrize("weigh", ["kept", "all"])
 @pytest.mark.parametrize(("k", "k_primary"), [(2, 2), (1, 1), (4, 3), (4, 1), (1, 3)])
 @pytest.mark.parametrize(("noise", "noise_primary"), [(0.7, 1.3), (0.0, 1.0), (1.0, 0.0), (0.0, 0.0)])
-def test_gates_importance_load_and_gradients_agree_with_appendix_b(k, k_primary, noise, noise_primary):
+def test_gates_importance_load_and_gradients_agree_with_appendix_b(k, k_primary, noise, noise_primary, weigh):
     gate, x = layer_of(k, k_primary).gate, torch.randn(T, D)
     torch.manual_seed(1)
-    routing = gate(x, noise=noise, noise_primary=noise_primary)
+    routing = gate(x, noise=noise, noise_primary=noise_primary, weigh=weigh)
     torch.manual_seed(1)
     draws = [torch.randn(T, n) if scale else torch.zeros(T, n) for n, scale in ((G, noise_primary), (E, noise))]
     wide = [p.detach().double().requires_grad_() for p in weights_of(gate)]
-    gates, importance, load, importance_p, load_p = defined(x, wide, draws, k, k_primary, noise, noise_primary)
+    gates, importance, load, importance_p, load_p = defined(x, wide, draws, k, k_primary, noise, noise_primary, weigh)
     for ours, reference in (
         (routing.gates_TE, gates),
         (routing.importance_E, importance),
@@ -102,7 +103,19 @@ def test_gates_importance_load_and_gradients_agree_with_appendix_b(k, k_primary,
     assert routing.counts_E.tolist() == (gates > 0).sum(0).tolist()
     assert routing.experts_TK.shape == (T, k * k_primary)
     assert (routing.weights_TK.diff(dim=1) <= 0).all()
-    torch.testing.assert_close(routing.weights_TK.sum(1), torch.ones(T))
+    if weigh == "kept" or (k, k_primary) == (B, G):
+        torch.testing.assert_close(routing.weights_TK.sum(1), torch.ones(T))
+
+    mix = torch.randn(T, E)  # what the task would do with the gates
+    ours = torch.autograd.grad((routing.gates_TE * mix).sum(), weights_of(gate), retain_graph=True, allow_unused=True)
+    theirs = torch.autograd.grad((gates * mix).sum(), wide, retain_graph=True, allow_unused=True)
+    for a, b in zip(ours, theirs, strict=True):
+        a, b = (torch.zeros(1) if g is None else g for g in (a, b))
+        torch.testing.assert_close(
+            a.double().expand(b.shape) if a.numel() == 1 else a.double(), b.double(), atol=1e-4, rtol=1e-3
+        )
+    taught = [bool(ours[at].abs().max() > 1e-3) for at in (0, 2)]  # W_g of the primary level, and of the secondary
+    assert taught == [weigh == "all" or k_primary > 1, weigh == "all" or k > 1]
 
     step = Step(gate, routing, Knobs(), T)
     found = losses(step)

@@ -10,7 +10,7 @@ from moe_core.nn.experts import reference_mixture
 from moe_core.nn.gating import NoisyTopKGate
 from moe_core.nn.layer import MoELayer
 from moe_core.nn.strategies import BALANCING, Step, after_update, limit, losses, route
-from moe_core.schema import BY_TOKEN, NOISY, STRATEGIES, Knobs, meta_of
+from moe_core.schema import BY_TOKEN, NOISY, STRATEGIES, WEIGHINGS, Knobs, meta_of
 
 T, D, E, K = 24, 5, 6, 2
 ALL = tuple(STRATEGIES)
@@ -34,8 +34,11 @@ def logits_of(gate, x):
     return w, x.double() @ w
 
 
-def agree(routing, gate, gates, w):
-    """The routing's dense gates, importance and counts, and the gradient of some function of the gates, as defined."""
+def agree(routing, gate, gates, w, taught=True):
+    """The routing's dense gates, importance and counts, and the gradient of some function of the gates, as defined.
+
+    taught: whether that gradient is one, or nothing but rounding.
+    """
     torch.testing.assert_close(routing.gates_TE.double(), gates, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(routing.importance_E.double(), gates.sum(0), atol=1e-5, rtol=1e-4)
     counts = torch.stack([(routing.experts_TK == e).sum() for e in range(gates.shape[1])])
@@ -44,7 +47,8 @@ def agree(routing, gate, gates, w):
     ours = torch.autograd.grad((routing.gates_TE * weigh).sum(), gate.w_gate, retain_graph=True)[0]
     reference = torch.autograd.grad((gates * weigh).sum(), w)[0]
     torch.testing.assert_close(ours.double(), reference, atol=1e-4, rtol=1e-3)
-    assert ours.abs().max() > 1e-3
+    assert ours.abs().max() > 1e-3 if taught else ours.abs().max() < 1e-6
+    return ours
 
 
 def test_every_strategy_is_declared_once_and_its_knobs_say_so():
@@ -57,6 +61,71 @@ def test_every_strategy_is_declared_once_and_its_knobs_say_so():
         assert set(meta.strategies) <= set(STRATEGIES)
         if field.startswith("w_"):
             assert set(meta.strategies) == {name for name, b in BALANCING.items() if field in b.losses}
+
+
+# How the chosen are weighed
+
+
+def defined_gates(scores, chooses, k, over_all):
+    """Each token's k highest by `chooses`, weighed by their scores: over the chosen, or over all as they are."""
+    gates = torch.zeros_like(scores)
+    for t in range(len(scores)):
+        chosen = sorted(range(scores.shape[1]), key=lambda e: -chooses[t, e].item())[:k]
+        total = 1.0 if over_all else sum(scores[t, e] for e in chosen)
+        for e in chosen:
+            gates[t, e] = scores[t, e] / total
+    return gates
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("k", [1, 2, E])
+@pytest.mark.parametrize("weigh", WEIGHINGS)
+@pytest.mark.parametrize("strategy", BY_TOKEN)
+def test_the_chosen_are_weighed_as_the_knob_says_and_the_gate_is_taught_accordingly(strategy, weigh, k, training):
+    """Softmax over the kept k (Shazeer 2017, eq. 3) or over all (Fedus 2021, eq. 2); sigmoids likewise. Float64, by loops."""
+    gate, x = gate_of(k=k).train(training), torch.randn(T, D)
+    torch.manual_seed(1)
+    routing = route(gate, x, k, strategy, weigh=weigh, noise=0.7)
+    torch.manual_seed(1)
+    w, clean = logits_of(gate, x)
+    std = 0.7 * (torch.nn.functional.softplus(x.double() @ gate.w_noise.detach().double()) + 1e-2)
+    noisy = clean + torch.randn(T, E).double() * std if strategy in NOISY and training else clean
+    over_all = weigh == "all" or (weigh == "own" and strategy == "switch")
+    if strategy == "loss-free":
+        scores = 1 / (1 + (-clean).exp())
+    else:
+        scores = noisy.exp() / noisy.exp().sum(1, keepdim=True)
+    taught = over_all or k > 1
+    ours = agree(routing, gate, defined_gates(scores, noisy, k, over_all), w, taught)
+    if not taught and strategy in NOISY:
+        assert not ours.any()  # exactly
+    sums = routing.weights_TK.sum(1)
+    if not over_all or (k == E and strategy in NOISY):
+        torch.testing.assert_close(sums, torch.ones(T))
+    else:
+        assert (sums.detach() - 1).abs().min() > 1e-4
+    assert (routing.weights_TK.diff(dim=1) <= 0).all()
+
+
+@pytest.mark.parametrize("strategy", [name for name in ALL if name not in BY_TOKEN])
+def test_those_that_weigh_in_a_way_of_their_own_do_not_read_the_knob(strategy):
+    gate, x = gate_of(), torch.randn(T, D)
+    ways = [route(gate, x, K, strategy, weigh=weigh).gates_TE for weigh in WEIGHINGS]
+    assert torch.equal(ways[0], ways[1])
+    assert torch.equal(ways[0], ways[2])
+
+
+def test_an_expert_that_is_off_has_no_part_in_a_softmax_over_all():
+    gate, x = gate_of(), torch.randn(T, D)
+    routing = route(gate, x, K, "switch", noise=0.0, off=(0, 3))
+    _, clean = logits_of(gate, x)
+    left = clean[:, [1, 2, 4, 5]].softmax(1).topk(K).values
+    torch.testing.assert_close(routing.weights_TK.double(), left, atol=1e-5, rtol=1e-4)
+
+
+def test_a_weighing_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="weigh must be one of own, kept, all, got 'some'"):
+        route(gate_of(), torch.randn(T, D), K, weigh="some")
 
 
 # Loss-free
@@ -163,23 +232,24 @@ def defined_threshold_loss(gates, mask, threshold):
 
 def test_the_threshold_loss_and_that_its_gradient_is_m_less_those_that_pass():
     gate, x = gate_of(), torch.randn(T, D)
+    many, pass_E = K * T // E, [8, 3, 12, 0, 8, 24]
     with torch.no_grad():
-        # At the batch's own cut the loss is 0; moved away from it, every term is 0 or more.
-        clean = (x @ gate.w_gate).softmax(1)
-        gate.threshold_E.copy_(
-            clean.sort(0, descending=True).values[8] + torch.tensor([0.1, -0.1, 0.0, 0.2, -0.02, 0.0])
-        )
+        # Half way between two gates, so that no rounding decides which pass. At the batch's own cut, 8, the loss is 0;
+        # moved away from it, every term is 0 or more.
+        sorted_TE = (x @ gate.w_gate).softmax(1).sort(0, descending=True).values
+        edges_E = torch.cat([torch.ones(1, E), sorted_TE, torch.zeros(1, E)])
+        gaps = torch.tensor([[edges_E[n, e], edges_E[n + 1, e]] for e, n in enumerate(pass_E)])
+        assert (gaps[:, 0] - gaps[:, 1]).min() > 1e-5
+        gate.threshold_E.copy_(gaps.mean(1))
     step = Step(gate, route(gate, x, K, "strictly-balanced"), Knobs(strategy="strictly-balanced", w_importance=0), T)
     loss = losses(step)["w_threshold"]
     gates = (x.double() @ gate.w_gate.detach().double()).softmax(1)
     threshold = gate.threshold_E.detach().double().requires_grad_()
-    many = K * T // E
     reference = defined_threshold_loss(gates, best_of_each_expert(gates, many), threshold)
     torch.testing.assert_close(loss.double(), reference, atol=1e-5, rtol=1e-4)
     loss.backward()
-    passes = (gates > threshold).sum(0)
-    assert gate.threshold_E.grad.tolist() == (many - passes).tolist()
-    assert len(set(passes.tolist())) > 2
+    assert (gates > threshold).sum(0).tolist() == pass_E
+    assert gate.threshold_E.grad.tolist() == [many - n for n in pass_E]
     assert gate.w_gate.grad is None  # the gates have no gradient here
 
 

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from moe_core.runs import StoreError, is_alive, last_words, open_run, read_ablation, verify
+from moe_core.runs import StoreError, is_alive, last_words, list_runs, open_run, read_ablation, verify
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays
 from moe_core.runs.database import hold_lock
 from moe_core.runs.runner import spawn
+from moe_core.runs.sums import insert, row_sum
 from moe_core.runs.writer import resume_run
 from tests.runs.test_store import record
 
@@ -43,6 +44,22 @@ def settings(change: Callable[[dict], object], probe: bytes | None = None) -> Ca
         text = changed if isinstance(changed := change(about), str) else json.dumps(about)
         chain = link(START, text, probe or old)
         db.execute("UPDATE run SET about = ?, probe = ?, chain = ?", (text, probe or old, chain))
+        db.close()
+
+    return act
+
+
+def state(**changed: object) -> Callable[[Path], None]:
+    """A state of their own, with a sum that is right."""
+
+    def act(folder: Path) -> None:
+        db = sqlite3.connect(folder / "run.db", isolation_level=None)
+        names = ("state", "step", "reason", "pid", "heartbeat", "held")
+        row = dict(zip(names, db.execute(f"SELECT {', '.join(names)} FROM state").fetchone(), strict=True)) | changed  # noqa: S608
+        db.execute(
+            "UPDATE state SET state = ?, step = ?, reason = ?, pid = ?, heartbeat = ?, held = ?, sum = ?",
+            [*row.values(), row_sum("state", row)],
+        )
         db.close()
 
     return act
@@ -80,12 +97,10 @@ HOSTILE = {
     ),
     "no-table": (sql("DROP TABLE evals"), "lacks tables"),
     "no-settings": (sql("DELETE FROM run"), "settings"),
-    "no-state": (sql("DELETE FROM state"), "state is none"),
-    "state-of-bytes": (sql("UPDATE state SET state = x'00'"), "state is none"),
-    "reason-of-bytes": (sql("UPDATE state SET reason = x'00'"), "state is none"),
-    "unknown-state": (sql("UPDATE state SET state = '[31m'"), "state is none"),
-    "step-of-words": (sql("UPDATE state SET step = 'many'"), "state is none"),
-    "heartbeat-without-end": (sql("UPDATE state SET heartbeat = -9e999"), "state is none"),
+    "unknown-state": (state(state="\x1b[31m"), "state is none"),
+    "heartbeat-without-end": (state(heartbeat=-9e999), "state is none"),
+    "held-is-a-list": (state(held="[]"), "state is none"),
+    "held-is-deep": (state(held="[" * 9_000), "state is none"),
     "settings-of-bytes": (sql("UPDATE run SET about = x'00'"), "settings"),
     "huge-probe": (sql("UPDATE run SET probe = zeroblob(100000000)"), "settings"),
     "deep-settings": (settings(lambda about: "[" * 100_000), "cannot be read"),
@@ -151,6 +166,32 @@ def test_what_is_hostile_is_refused_in_a_line_and_harms_no_other(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        "DELETE FROM state",
+        "UPDATE state SET state = x'00'",
+        "UPDATE state SET reason = x'00'",
+        "UPDATE state SET state = 'paused'",
+        "UPDATE state SET step = 'many'",
+        "UPDATE state SET held = 'all'",
+        "UPDATE state SET held = NULL, sum = NULL",
+    ],
+)
+def test_without_a_state_that_is_whole_the_rest_reads(tmp_path: Path, change: str) -> None:
+    folder = record(tmp_path / "a")
+    sql(change)(folder)
+    run = open_run(folder)
+    assert (run.state, run.status().step, run.steps()) == ("interrupted", 30, (1, 30))
+    assert len(run.history("loss")[0]) == 30
+    (line,) = run.damage
+    assert "how it stands is not what was written; all else reads" in line
+    (listed,) = list_runs(tmp_path)
+    assert (listed.state, listed.problem) == ("interrupted", "")
+    assert "not what was written" in listed.reason
+    assert len(verify(run)) == 1
+
+
+@pytest.mark.parametrize(
     ("change", "says"),
     [
         ("UPDATE blocks SET n = 'many' WHERE id = 2", r"block 2 .from step 11. is not what was written"),
@@ -191,7 +232,9 @@ def test_arrays_that_swell_or_nest_are_refused() -> None:
 @pytest.mark.parametrize("metrics", ["7", "[", '{"loss": "low"}', '{"loss": [1]}', "[" * 100_000])
 def test_an_evaluation_that_is_none_is_refused(tmp_path: Path, metrics: str) -> None:
     folder = record(tmp_path / "a")
-    sql(f"INSERT INTO evals (step, metrics) VALUES (10, '{metrics}')")(folder)  # noqa: S608
+    db = sqlite3.connect(folder / "run.db", isolation_level=None)
+    insert(db, "evals", {"step": 10, "metrics": metrics})  # with a sum that is right: anyone can compute it
+    db.close()
     with pytest.raises(StoreError, match="an evaluation is none"):
         open_run(folder).evals()
 

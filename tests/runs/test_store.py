@@ -25,6 +25,7 @@ from moe_core.runs import (
     verify,
 )
 from moe_core.runs.codec import pack_arrays, pack_rows, unpack_arrays, unpack_rows
+from moe_core.runs.writer import WAL_PAGES, RunWriter, log_pages
 from moe_core.schema import STATS, Config, Knobs, layout
 
 CONFIG = Config(num_experts=4, layers=2)
@@ -283,7 +284,7 @@ def test_a_flipped_bit_in_a_block_is_found_when_it_is_read(tmp_path: Path) -> No
         ),
         ("UPDATE knobs SET value = 3", "knob change 1 is not what was written"),
         ("DELETE FROM blocks WHERE id = 3", "10 steps are lost after step 20"),
-        ("UPDATE snapshots SET data = x'00'", "snapshot 1: a damaged blob"),
+        ("UPDATE snapshots SET data = x'00'", "snapshot 1 is not what was written"),
     ],
 )
 def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -> None:
@@ -318,7 +319,7 @@ def test_a_turn_that_was_changed_is_named_and_no_other(tmp_path: Path) -> None:
     assert verify(open_run(folder)) == []
     last = len(open_run(folder).knob_changes())
     edit(folder, "UPDATE knobs SET value = 0.9 WHERE id = (SELECT max(id) - 1 FROM knobs)")
-    assert verify(open_run(folder)) == [f"knob change {last - 1} is not what was written"]
+    assert verify(open_run(folder)) == [f"knob change {last - 1} is not what was written; the others read"]
 
 
 def test_changed_settings_are_refused(tmp_path: Path) -> None:
@@ -433,3 +434,49 @@ def test_size_and_growth_are_looked_up_where_they_are_asked_for(tmp_path: Path) 
     assert found["ended"].growth == 0
     assert found["ended"].size > (tmp_path / "ended" / "run.db").stat().st_size > 0
     assert found["trains"].growth == pytest.approx(36_000 * (len(pack_rows(rows_nC)) + 64) / 50, rel=1e-3)
+
+
+def moves_of(writer: RunWriter, commits: int) -> tuple[int, int]:
+    """How often the log was moved in that many commits, and how many pages those wrote."""
+    moves: list[str] = []
+    writer.db.set_trace_callback(lambda statement: moves.append(statement) if "wal_checkpoint" in statement else None)
+    pages, seen = 0, log_pages(writer.folder / "run.db-wal")
+    for _ in range(commits):
+        writer.commit(Batch(writer.step + 1, rows(writer.step + 1, 2)))
+        now = log_pages(writer.folder / "run.db-wal")
+        pages += now[1] - (seen[1] if now[0] == seen[0] else 0)
+        seen = now
+    return len(moves), pages
+
+
+def test_the_log_is_moved_once_in_a_thousand_pages(tmp_path: Path) -> None:
+    """Also when its file has long been that large, and when a reader keeps it from being moved in full."""
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    writer.db.execute("PRAGMA synchronous = OFF")
+    moves, pages = moves_of(writer, 1000)
+    assert 3 * WAL_PAGES < pages < 30 * WAL_PAGES
+    assert moves == pages // WAL_PAGES or moves == pages // WAL_PAGES - 1  # a few pages beyond the mark each time
+    assert (tmp_path / "a" / "run.db-wal").stat().st_size < 1.2 * WAL_PAGES * 4120  # it begins again at the front
+    with contextlib.closing(sqlite3.connect(tmp_path / "a" / "run.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM blocks").fetchall()
+        held, more = moves_of(writer, 1000)
+    assert 0 < held <= more // WAL_PAGES
+    again, pages = moves_of(writer, 1000)
+    assert 0 < again <= pages // WAL_PAGES + 1
+    assert (tmp_path / "a" / "run.db-wal").stat().st_size < 10 * WAL_PAGES * 4120
+    writer.finish("stopped")
+    assert open_run(tmp_path / "a").steps() == (1, 6000)
+
+
+def test_verify_beside_a_writer_that_commits_finds_nothing(tmp_path: Path) -> None:
+    """It read the blocks, and then a tip that told of more."""
+    folder = tmp_path / "a"
+    with start_writer(folder) as writer:
+        assert writer.stdout
+        first = int(writer.stdout.readline())
+        findings = [verify(open_run(folder)) for _ in range(20)]
+        writer.kill()
+        last = int(writer.stdout.read().split()[-1])
+    assert findings == [[]] * 20
+    assert last > first + 20  # it did commit meanwhile

@@ -1,5 +1,6 @@
 """What a sweep trains, as it is asked for: grids, names, and what cannot be trained."""
 
+import json
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,21 @@ def test_what_a_strategy_does_not_read_is_left_out_and_the_same_cell_is_one() ->
     assert make_plan(CONFIG, Knobs(), WEIGHTS).unread == {}
 
 
+def test_a_weighing_that_is_the_strategys_own_is_that_cell_once_more() -> None:
+    lists = {"strategy": ["paper", "switch", "even"], "weigh": ["own", "kept", "all"]}
+    assert list(make_plan(CONFIG, Knobs(), lists).cells) == [
+        {"strategy": "paper", "weigh": "own"},
+        {"strategy": "paper", "weigh": "all"},
+        {"strategy": "switch", "weigh": "own"},
+        {"strategy": "switch", "weigh": "kept"},
+        {"strategy": "even"},
+    ]
+    shared = make_plan(
+        CONFIG, Knobs(w_importance=0.0, w_load=0.0), {"strategy": ["none", "paper"], "weigh": ["kept", "all"]}
+    )
+    assert shared.trained == (0, 1, 0, 1)
+
+
 def test_pairs_are_folded_too() -> None:
     plan = make_plan(CONFIG, Knobs(), {"strategy": ["strictly-balanced", "paper"]}, pairs_of(["0/0 0.2/0 0/0.2"]))
     assert list(plan.cells) == [
@@ -119,7 +135,8 @@ def test_a_plan_of_an_earlier_version_with_every_knob_in_every_cell_is_read_as_i
     """Its runs' names count its cells."""
     sweep = make_sweep(make_plan(CONFIG, Knobs(), WEIGHTS), tmp_path, "s")
     plan = sweep.folder / "sweep.json"
-    plan.write_text(plan.read_text().replace('"strategy": "paper"', '"strategy": "none"'))
+    told = json.loads(plan.read_text().replace('"strategy": "paper"', '"strategy": "none"'))
+    plan.write_text(json.dumps({name: value for name, value in told.items() if name != "sum"}))
     found = open_sweep("s", tmp_path)
     assert (len(jobs(found)), found.plan.swept, found.plan.unread) == (4, ("w_importance", "w_load"), {})
 
@@ -215,9 +232,10 @@ def test_cells_that_two_strategies_train_the_same_share_their_runs() -> None:
     assert Plan(CONFIG, idle, twice, (0,)).trained == (0, 0, 0)
 
 
-def other(name: str) -> float:
+def other(name: str) -> float | str:
     """A value that is not the default."""
-    return {"k_primary": 1, "noise": 0.25, "noise_primary": 0.25}.get(name, 0.5 * meta_of(Knobs, name).high)
+    others: dict[str, float | str] = {"k_primary": 1, "noise": 0.25, "noise_primary": 0.25, "weigh": "all"}
+    return others.get(name, 0.5 * meta_of(Knobs, name).high)
 
 
 def test_pairs_cross_with_lists_and_jobs_take_all_cells_of_a_seed_first() -> None:

@@ -274,20 +274,13 @@ def test_a_bad_checkpoint_is_passed_over_and_the_run_comes_out_the_same(
     assert "\n" not in note
 
 
-@pytest.mark.parametrize(
-    "sql",
-    [
-        "UPDATE blocks SET data = zeroblob(9) WHERE id = 1",
-        "UPDATE evals SET metrics = 'none' WHERE id = 1",
-    ],
-)
-def test_a_damaged_record_is_refused_before_anything_is_written(tmp_path: Path, sql: str) -> None:
+def test_a_damaged_record_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     run = open_run(train(Config.for_task("plane", **SMALL), Knobs(), tmp_path, "a")[0])
     for path in run.path.glob("*.pt"):
         path.unlink()
     run.close()
     with sqlite3.connect(run.path / "run.db") as db:
-        db.execute(sql)
+        db.execute("UPDATE blocks SET data = zeroblob(9) WHERE id = 1")
     db.close()
     before = (run.path / "run.db").read_bytes()
     with pytest.raises(StoreError, match="damaged"):

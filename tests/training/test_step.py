@@ -2,13 +2,14 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from moe_core.nn.models import build
+from moe_core.nn.models import asked_by, build
 from moe_core.nn.strategies import Step, losses
-from moe_core.schema import Config, Knobs
+from moe_core.schema import BY_TOKEN, Config, Knobs, untaught
 from moe_core.training.data import load
 from moe_core.training.step import update
 
@@ -60,3 +61,71 @@ def test_what_is_not_finite_changes_no_weight_and_no_memory(made, where: str) ->
         assert torch.equal(model.state_dict()[name], kept), name
     for at, kept in before[1].items():
         assert all(torch.equal(optimizer.state_dict()["state"][at][name], kept[name]) for name in kept)
+
+
+def step_of(config: Config, knobs: Knobs, measure: bool = True):
+    """A fresh model, and what one step did to it."""
+    torch.manual_seed(0)
+    data = load(config)
+    model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy)
+    optimizer = torch.optim.Adam(model.parameters(), lr=knobs.lr)
+    return model, update(model, optimizer, data.batch(1), config, knobs, measure)
+
+
+def test_the_tasks_gradient_is_without_the_balancing_losses(made) -> None:
+    """Against a backward pass of the task's loss by itself, from the same weights and the same noise."""
+    model, optimizer, batch = made
+    alone, random = copy.deepcopy(model), torch.get_rng_state()
+    done = update(model, optimizer, batch, CONFIG, KNOBS, measure=True)
+    torch.set_rng_state(random)
+    logits, _ = alone(batch.inputs, **asked_by(CONFIG, KNOBS))
+    torch.nn.functional.cross_entropy(logits, batch.targets).backward()
+    wanted = torch.stack([layer.gate.w_gate.grad.norm() for layer in alone.moe_layers])
+    torch.testing.assert_close(done.task_gradient_L, wanted)
+    assert (wanted > 0).all()
+    assert not torch.allclose(
+        wanted, torch.stack([layer.gate.w_gate.grad.norm() for layer in model.moe_layers]), rtol=0.01
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "knobs"),
+    [
+        (CONFIG, KNOBS),
+        (CONFIG, replace(KNOBS, strategy="even")),
+        (CONFIG, replace(KNOBS, strategy="expert-choice")),
+        (replace(CONFIG, groups=2), KNOBS),
+        (replace(CONFIG, precision="bfloat16"), KNOBS),
+    ],
+)
+def test_to_measure_it_changes_nothing_to_the_last_bit(config: Config, knobs: Knobs) -> None:
+    looked, done = step_of(config, knobs)
+    plain, other = step_of(config, knobs, measure=False)
+    assert other.task_gradient_L is None
+    assert torch.equal(done.loss, other.loss)
+    assert torch.equal(done.grad_norm, other.grad_norm)
+    for (name, a), (_, b) in zip(looked.named_parameters(), plain.named_parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert a.grad is None if b.grad is None else torch.equal(a.grad, b.grad), name
+
+
+@pytest.mark.parametrize("k", [1, 2])
+@pytest.mark.parametrize("weigh", ["own", "kept", "all"])
+@pytest.mark.parametrize("strategy", [*BY_TOKEN, "even"])
+def test_a_gate_that_the_task_teaches_nothing_is_told_from_one_that_it_teaches(strategy, weigh, k) -> None:
+    _, done = step_of(CONFIG, replace(KNOBS, k=k, strategy=strategy, weigh=weigh))
+    over_all = weigh == "all" or (weigh == "own" and strategy == "switch")
+    wanted = strategy == "even" or (k == 1 and not over_all)
+    assert untaught(done.task_gradient_L, done.grad_norm).tolist() == [wanted] * 2
+    if wanted and strategy != "loss-free":  # whose quotient leaves a rounding
+        assert done.task_gradient_L.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("k", "k_primary", "nothing"), [(2, 2, False), (1, 2, True), (2, 1, True)])
+def test_of_two_levels_the_one_that_is_taught_less_counts(k: int, k_primary: int, nothing: bool) -> None:
+    config = replace(CONFIG, num_experts=8, groups=2)
+    _, done = step_of(config, replace(KNOBS, k=k, k_primary=k_primary, noise_primary=0.5))
+    assert untaught(done.task_gradient_L, done.grad_norm).tolist() == [nothing] * 2
+    assert not untaught(
+        step_of(config, replace(KNOBS, k=k, k_primary=k_primary, weigh="all"))[1].task_gradient_L, done.grad_norm
+    ).any()

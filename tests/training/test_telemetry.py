@@ -51,6 +51,36 @@ def test_a_row_has_every_stored_statistic_where_the_layout_says(model) -> None:
     assert telemetry.take()[1].size == 0
 
 
+def test_the_tasks_gradient_is_held_until_it_is_measured_again_and_by_a_checkpoint(model) -> None:
+    telemetry, one = Telemetry(CONFIG, torch.device("cpu")), torch.tensor(1.0)
+    at = [c.start for c in layout(2, 4) if c.stat == "task_gradient"]
+    routings = routings_of(model)
+    for step, measured in enumerate([None, torch.tensor([0.5, 0.25]), None, torch.tensor([0.0, 2.0]), None], 1):
+        telemetry.record(step, one, one, one, 0.1, routings, measured)
+    rows = telemetry.take()[1][:, at]
+    assert np.isnan(rows[0]).all()  # not measured yet
+    assert rows[1:].tolist() == [[0.5, 0.25], [0.5, 0.25], [0, 2], [0, 2]]
+    again = Telemetry(CONFIG, torch.device("cpu"))
+    again.restore(telemetry.state())
+    again.record(6, one, one, one, 0.1, routings)
+    assert again.take()[1][0, at].tolist() == [0, 2]
+    again.restore({name: value for name, value in telemetry.state().items() if name != "task_gradient"})  # an older one
+
+
+def test_a_run_that_is_gone_on_with_gets_rows_in_its_own_columns(model) -> None:
+    """Those that an earlier version measured, in the order that it had."""
+    columns = layout(2, 4, ["task_loss", "counts", "loss"])
+    telemetry = Telemetry(CONFIG, torch.device("cpu"), columns)
+    routings = routings_of(model)
+    telemetry.record(1, torch.tensor(3.0), torch.tensor(2.0), torch.tensor(1.0), 0.5, routings)
+    (row,) = telemetry.take()[1]
+    counts = [float(n) for routing in routings for n in routing.counts_E]
+    assert row.tolist() == [2.0, *counts, 3.0]
+    assert [(c.stat, c.layer, c.start, c.width) for c in columns] == [
+        ("task_loss", -1, 0, 1), ("counts", 0, 1, 4), ("counts", 1, 5, 4), ("loss", -1, 9, 1),
+    ]  # fmt: skip
+
+
 def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model) -> None:
     telemetry = Telemetry(CONFIG, torch.device("cpu"))
     one = torch.tensor(1.0)

@@ -23,9 +23,13 @@ class Batch(NamedTuple):
     labels: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Batch":
-        return Batch(
-            self.inputs.to(device), self.targets.to(device), {name: x.to(device) for name, x in self.labels.items()}
-        )
+        labels = {name: moved(x, device) for name, x in self.labels.items()}
+        return Batch(moved(self.inputs, device), moved(self.targets, device), labels)
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """x on the device. From pinned memory, or the host would wait for the GPU to have taken it."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:

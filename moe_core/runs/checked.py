@@ -1,0 +1,220 @@
+"""The rows of a run's record beside its blocks of steps, each checked against what was written with it as it is read.
+
+What is not what was written is left out and noted in `damage`, a line each; the rest reads. Everything is asked in one
+order: first how far the record goes (the tip, the state), then the rows, of which there may be more by then, never fewer.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from moe_core.runs.codec import unpack_arrays
+from moe_core.runs.database import DamagedError, StoreError
+from moe_core.runs.rows import KnobChange
+from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, columns_of, row_sum, snapshot_mark
+from moe_core.runs.tip import Tip, read_old_tip, read_tip
+from moe_core.runs.turns import TURN, TURNS, whole_turns
+
+Query = Callable[..., list[Any]]
+WORDS = {  # of one row, and of several
+    "evals": ("evaluation", "evaluations"),
+    "commands": ("command", "commands"),
+    "applied": ("step of effect of knob change", "steps of effect"),
+    "knobs": ("knob change", "knob changes"),
+}
+# What a file of a stranger may make a reader take in at once.
+POSSIBLE = """typeof(state) = 'text' AND typeof(step) = 'integer' AND typeof(reason) = 'text' AND length(reason) < 1000000
+              AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
+
+
+class State(NamedTuple):
+    """The state's row. held: how many rows of each table there were when it was written; {} in an earlier version's file."""
+
+    state: str
+    step: int
+    reason: str
+    pid: int
+    heartbeat: float
+    held: dict[str, int]
+
+
+class CheckedRows:
+    """Reads of one run through its `query`. chain: that of the run's settings, which the tip is bound to."""
+
+    def __init__(self, folder: Path, query: Query, chain: bytes) -> None:
+        self.folder, self.query, self.chain = folder, query, chain
+        self.damage: dict[str, str] = {}
+        self._linked: dict[int, tuple[Any, ...]] = {}  # turns whose link was followed already
+        self._lists: dict[str, tuple[int, list[tuple[int, int]]]] = {}
+
+    def note(self, about: str, line: str) -> None:
+        """Note a damage, or with "" that there is none (any more)."""
+        if line:
+            self.damage[about] = line
+        else:
+            self.damage.pop(about, None)
+
+    def version(self) -> int:
+        """Asked each time: a trainer that goes on with a run brings its file to its own version."""
+        return int(self.query("PRAGMA user_version")[0][0])
+
+    # How it stands
+
+    def tip(self) -> Tip | None:
+        """How far the log has gone; to be read before what is compared with it."""
+        return read_tip(self.folder, self.chain)
+
+    def state(self) -> State | None:
+        """The state's row; None, and noted, if it is not what was written."""
+        names = ("state", "step", "reason", "pid", "heartbeat", "held")
+        if self.version() < SUMMED:
+            rows = self.query(f"SELECT {', '.join(names[:-1])} FROM state WHERE {POSSIBLE}")  # noqa: S608
+            return State(**dict(zip(names, rows[0], strict=False)), held={}) if rows else None
+        rows = self.query(
+            f"SELECT {', '.join(names)}, sum FROM state WHERE {POSSIBLE} AND length(held) < 10000"  # noqa: S608
+        )
+        row = dict(zip(names, rows[0][:-1], strict=True)) if rows else {}
+        if not rows or rows[0][-1] != row_sum("state", row):
+            self.note("state", "what its trainer said last of how it stands is not what was written; all else reads")
+            return None
+        self.note("state", "")
+        return State(**{**row, "held": held_of(row["held"], self.folder.name)})
+
+    def check_end(self) -> State | None:
+        """The state, compared with the tip: whether all that was committed is there."""
+        old = self.version() < SUMMED
+        before, tip = (read_old_tip(self.folder), None) if old else (None, self.tip())
+        state = self.state()
+        if state is None:
+            return None
+        step = before[0] if before else tip.step if tip else 0
+        lost = step > state.step or bool(tip and tip.commits > state.held["commits"])
+        many = f"{step - state.step} steps are lost" if step > state.step else "what was committed last is lost"
+        self.note("end", f"{many} after step {state.step}; all before reads" if lost else "")
+        return state
+
+    # Rows of their own sums
+
+    def rows(self, table: str, after: int = 0) -> list[dict[str, Any]]:
+        """The whole rows of a table beyond an id, in order."""
+        version = self.version()
+        expected = self._expected(table) if version >= SUMMED else 0
+        key, names = KEYS[table], columns_of(table, version)
+        columns = [*names, "sum"] if version >= SUMMED else names
+        try:
+            found = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
+        except DamagedError:
+            self.note(table, f"its {WORDS[table][1]} cannot be read; all else reads")
+            return []
+        rows = [dict(zip(columns, row, strict=True)) for row in found]
+        if version < SUMMED:
+            return rows
+        whole = [row for row in rows if row.pop("sum") == row_sum(table, row)]
+        kept = {id(row) for row in whole}
+        lines = [f"{WORDS[table][0]} {row[key]} is not what was written" for row in rows if id(row) not in kept]
+        there = len(rows) if table == "applied" else sum(row[key] <= expected for row in rows)
+        if (missing := expected - after - there) > 0:
+            lines.append(self._missing(table, missing))
+        self._note_rows(table, lines, after)
+        return whole
+
+    def _expected(self, table: str) -> int:
+        """How many rows of a table there must be by now."""
+        tip, state = self.tip(), self.state()
+        asked = (tip.commands if table == "commands" else tip.turns if table == "knobs" else 0) if tip else 0
+        return max(asked, state.held[table] if state else 0)
+
+    def _missing(self, table: str, many: int) -> str:
+        return f"{many} of its {WORDS[table][1]} {'is' if many == 1 else 'are'} missing"
+
+    def _note_rows(self, table: str, lines: list[str], after: int = 0) -> None:
+        """What was seen of all rows stands for what was seen of the last ones only."""
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        if lines or not after:
+            self.note(table, f"{', '.join(lines[:3])}{more}; the others read" if lines else "")
+
+    # Turns, on a chain
+
+    def turns(self) -> list[KnobChange]:
+        """The whole turns, each with the step that it first acted in."""
+        version = self.version()
+        expected = self._expected("knobs") if version >= SUMMED else 0
+        try:
+            rows = self.query(f"{TURNS} ORDER BY id")
+        except DamagedError:
+            self.note("knobs", "its knob changes cannot be read; all else reads")
+            return []
+        steps = {row["knob"]: row["step"] for row in self.rows("applied")}  # after the turns: none is without its step
+        whole, bad = whole_turns(rows, self._linked)
+        self._linked |= {row[0]: row for row in whole}
+        lines = [f"knob change {id} is not what was written" for id in bad]
+        if (missing := expected - sum(row[0] <= expected for row in rows)) > 0:
+            lines.append(self._missing("knobs", missing))
+        self._note_rows("knobs", lines)
+        return [KnobChange(**dict(zip(TURN, row, strict=False)), step=steps.get(row[0])) for row in whole]
+
+    # Snapshots, of which there are fewer with time
+
+    def snapshots(self, kind: str) -> list[tuple[int, int]]:
+        """(step, id) of each snapshot of a kind, in the order of steps; by the index if that holds what it must."""
+        state = self.state() if self.version() >= SUMMED else None
+        if state and self._lists.get(kind, (None,))[0] == state.held["snapshots"]:
+            return self._lists[kind][1]
+        if state and not any(map(self._list, ("snapshots", "snapshots NOT INDEXED"))):
+            self.note("snapshots", "the list of its snapshots is not what was written; all else reads")
+        elif state:
+            self.note("snapshots", "")
+            return self._lists.get(kind, (0, []))[1]
+        asked = "SELECT step, id FROM snapshots NOT INDEXED WHERE kind = ? AND typeof(step) = 'integer'"
+        return sorted(self.query(asked, (kind,)))
+
+    def _list(self, table: str) -> bool:
+        """Keep the list of all snapshots by one way to it, if it is what there must be by the state in the same look."""
+        try:
+            rows = self.query(f"SELECT id, step, kind FROM {table} UNION ALL SELECT 0, 0, held FROM state")  # noqa: S608
+        except DamagedError:
+            return False
+        must = held_of(rows.pop()[2], self.folder.name)["snapshots"]
+        mark, lists = 0, dict[str, list[tuple[int, int]]]()
+        for id, step, kind in rows:
+            mark ^= snapshot_mark(id, step, kind)
+            lists.setdefault(kind, []).append((step, id))
+        if mark == must:
+            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in ("probe", "full")}
+        return mark == must
+
+    def snapshot(self, id: int) -> dict[str, NDArray[Any]] | None:
+        """A snapshot's arrays; None, and noted, if it is not what was written."""
+        row = self.snapshot_row(id)
+        try:
+            return unpack_arrays(row["data"]) if row else None
+        except (ValueError, TypeError):
+            self._note_snapshot(id)
+            return None
+
+    def snapshot_row(self, id: int) -> dict[str, Any] | None:
+        """A snapshot as it is stored; None, and noted, if it is not what was written."""
+        version = self.version()
+        names = columns_of("snapshots", version)
+        columns = [*names, "sum"] if version >= SUMMED else names
+        rows = self.query(f"SELECT {', '.join(columns)} FROM snapshots WHERE id = ?", (id,))  # noqa: S608
+        row = dict(zip(columns, rows[0], strict=True)) if rows else {}
+        if row and (version < SUMMED or row.pop("sum") == row_sum("snapshots", row)):
+            return row
+        if row or any(id == listed for kind in ("probe", "full") for _, listed in self.snapshots(kind)):
+            self._note_snapshot(id)  # else the trainer has thinned it out meanwhile
+        return None
+
+    def _note_snapshot(self, id: int) -> None:
+        self.note(f"snapshot {id}", f"snapshot {id} is not what was written; one before it stands in its place")
+
+
+def held_of(text: str, run: str) -> dict[str, int]:
+    """The account that a run's state holds; what it lacks is 0. StoreError if it is none."""
+    try:
+        return NOTHING_HELD | {str(name): int(number) for name, number in json.loads(text).items()}
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise StoreError(f"run {run} is damaged: its state is none that a trainer wrote") from None

@@ -1,0 +1,35 @@
+"""The columns of a run's rows: read from what the run says of them, and one statistic picked out of rows in that layout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.runs.database import StoreError
+from moe_core.runs.statistics import DERIVED, derive
+from moe_core.schema import STAT, Column
+
+COLUMNS = 1 << 20  # what a file of a stranger may make a reader take in at once
+
+
+def read_layout(told: Any) -> list[Column]:
+    """The columns that a run says it has, one behind the other; ValueError or TypeError if they are none."""
+    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in told]
+    ends = [0, *(c.start + c.width for c in columns)]
+    if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
+        raise ValueError("its layout is none")
+    return columns
+
+
+def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, layer: int) -> NDArray[Any]:
+    """One statistic of one layer out of rows (n, C) in a layout: (n,) or (n, E)."""
+    wanted = DERIVED[stat][0] if stat in DERIVED else stat
+    layer = -1 if STAT[wanted].shape == "" else layer
+    column = next((c for c in columns if c.stat == wanted and c.layer == layer), None)
+    if column is None:
+        raise StoreError(f"this run has no statistic {wanted!r}: it was recorded by an earlier version")
+    values = rows[:, column.start : column.start + column.width]
+    if stat in DERIVED:
+        return derive(stat, {wanted: values})
+    return values if STAT[stat].shape == "LE" else values[:, 0]

@@ -1,0 +1,85 @@
+"""A gate that the task teaches nothing is never called balanced, wherever its balance is put into a word."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.panel import banner
+from moe_core.export.replay import data_of
+from moe_core.figures.tiles import compare_tiles, gate_entropy, live_tiles, routing_tiles
+from moe_core.runs import Batch, Run, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
+
+CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=16)
+UNEVEN, COLLAPSED = [1.0, 1, 1, 3], [16.0, 0, 0, 0]
+
+
+def run_of(folder: Path, load_E: list[float], gradient: float, knobs: Knobs) -> Run:
+    """60 steps with this load in both layers; the task's gradient on the gate of the second one is `gradient`."""
+    writer = create_run(folder, CONFIG, knobs)
+    rows = np.ones((60, sum(c.width for c in layout(2, 4))), np.float32)
+    for column in layout(2, 4):
+        if column.stat == "load":
+            rows[:, column.start : column.start + 4] = load_E
+        if column.stat == "task_gradient" and column.layer == 1:
+            rows[:, column.start] = gradient
+    shot = {"experts": np.zeros((2, 8, 2), np.uint8), "gates": np.full((2, 8, 2), 0.25, np.float16)}
+    writer.commit(Batch(1, rows, snapshots=[(60, "probe", shot)], state="training"))
+    writer.finish("stopped")
+    return open_run(folder)
+
+
+@pytest.mark.parametrize(
+    ("load_E", "gradient", "word"),
+    [
+        ([4.0] * 4, 0.05, "Balanced"),
+        ([4.0] * 4, 0.0, "Not learning"),
+        ([4.0] * 4, 4e-10, "Not learning"),
+        (UNEVEN, 0.0, "Uneven"),
+        (COLLAPSED, 0.0, "Collapsed"),
+    ],
+)
+@pytest.mark.parametrize("knobs", [Knobs(k=1), Knobs(strategy="even")], ids=["k 1", "even"])
+def test_the_word_is_the_same_wherever_it_is_said(
+    load_E: list[float], gradient: float, word: str, knobs: Knobs, tmp_path: Path
+) -> None:
+    run = run_of(tmp_path / "a", load_E, gradient, knobs)
+    tile = live_tiles(run, 1)[0]
+    assert tile.word == word
+    assert ("learns nothing" in tile.more) == (word == "Not learning")  # why, for who rests a pointer on it
+    assert live_tiles(run, 1, step=30)[0].word == word
+    assert compare_tiles(run, 1)[0].word == word
+    feed = Feed(run)
+    feed.refresh(now=True)
+    assert banner(feed, 1)["text"].endswith(f", {word}.")
+    even = word in ("Balanced", "Not learning")
+    assert live_tiles(run, 0)[0].word == ("Balanced" if even else word)  # the other layer's gate learns
+    data = data_of(run, 1, lambda done, of: None)
+    nothing = [np.frombuffer(base64.b64decode(rows["untaught"]), "<f4") for rows in data["rows"]]
+    assert [set(flags.tolist()) for flags in nothing] == [{0.0}, {float(gradient < 1e-6)}]
+    assert data["words"][2] == "Not learning"
+    json.dumps(data["words"])
+    run.close()
+
+
+def test_what_is_undecided_depends_on_what_the_weights_are_taken_over(tmp_path: Path) -> None:
+    for name, knobs, words in (
+        ("kept", Knobs(), "0.5 is undecided"),
+        ("all", Knobs(weigh="all"), "0.25 is undecided"),
+        ("switch", Knobs(strategy="switch"), "0.25 is undecided"),
+    ):
+        run = run_of(tmp_path / name, [4.0] * 4, 0.05, knobs)
+        tiles = {tile.name: tile for tile in routing_tiles(run, 0)}
+        assert tiles["top1_gate"].lines == (words,)
+        assert tiles["gate_entropy"].value == "1.00"  # two gates of 0.25 are even
+        run.close()
+
+
+def test_the_entropy_of_gates_is_of_their_shares() -> None:
+    kept = np.array([[0.8, 0.2], [0.5, 0.5]])
+    assert gate_entropy(0.3 * kept) == pytest.approx(gate_entropy(kept))
+    assert gate_entropy(np.zeros((3, 2))) == 0.0

@@ -1,0 +1,40 @@
+"""benchmarks/gpu.py in its short form on a CPU: every part runs and finds what it is there to find."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--limit", "600", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    parts = {name: part["found"] for name, part in json.loads(out.read_text())["parts"].items()}
+    assert list(parts) == ["tests", "text", "digits", "plane", "waits", "layer", "speed"]
+    assert parts["tests"]["passed"] > 0
+    assert parts["tests"]["failed"] == 0
+    for task in ("text", "digits", "plane"):
+        assert {name: verdict["same"] for name, verdict in parts[task].items()} == dict.fromkeys(
+            ("trained twice", "resumed", "forked", "replayed"), True
+        )
+    assert set(parts["waits"]["paper"]) == set()  # a CPU is never waited for
+    for rival in ("ours", "ours, weights float32", "sort + grouped_mm", "dense products"):
+        assert parts["layer"][rival]["forward and backward"]["TFLOP/s"] > 0
+        assert parts["layer"][rival]["forward"]["ms"] > 0
+    assert [name.split(":")[0] for name in parts["speed"]] == ["text", "digits", "plane"]
+    assert all(math.isfinite(row["held-out loss"]) and row["steps/s"] > 0 for row in parts["speed"].values())
+
+
+def test_a_part_that_fails_is_said_and_hides_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--limit", "0.01", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    parts = json.loads(out.read_text())["parts"]
+    assert len(parts) == 7
+    assert all(not part["ok"] and "not done in" in part["error"] for part in parts.values())
