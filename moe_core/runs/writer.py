@@ -29,7 +29,7 @@ from moe_core.runs.database import (
 )
 from moe_core.runs.locks import OURS, sign
 from moe_core.runs.log import leave_word
-from moe_core.runs.room import drop_ballast, make_ballast, no_room
+from moe_core.runs.room import disk_error, drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
 from moe_core.runs.store import COMMAND, Run
 from moe_core.runs.sums import answer, count, insert, put_state, snapshot_mark, upgrade
@@ -304,6 +304,7 @@ class RunWriter:
             self.put_off = ""
         except (OSError, sqlite3.Error) as error:
             self.put_off = str(error)
+            self.reopen(error)
 
     def write_tip(self) -> None:
         write_trained(self.tip, self.chain_of_run, self.held["commits"], self.step)
@@ -330,13 +331,25 @@ class RunWriter:
     def _open_in(self, folder: Path) -> None:
         """The same file by its new path: SQLite makes and removes the files beside it by name. The new connections open it
         before the old ones let go, since the last one to do so would end the log."""
-        before = self.db, self.guard
-        self.db, self.guard = connect(folder / "run.db", write=True), connect(folder / "run.db", write=True)
-        for connection in (self.db, self.guard):
-            connection.execute("SELECT count(*) FROM state").fetchone()
+        opened = [connect(folder / "run.db", write=True) for _ in range(2)]
+        try:
+            for connection in opened:
+                connection.execute("SELECT count(*) FROM state").fetchone()
+        except sqlite3.Error:
+            for connection in opened:
+                connection.close()
+            raise
+        before, (self.db, self.guard) = (self.db, self.guard), opened
         for connection in before:
             connection.close()
         self.folder = self.rows.folder = folder
+
+    def reopen(self, error: BaseException) -> None:
+        """Fresh connections after a failure of the disk: one that could not undo what it had begun fails from then on, and
+        keeps others from writing. After SQLITE_FULL the same one goes on."""
+        if getattr(disk_error(error), "sqlite_errorname", "SQLITE_FULL") != "SQLITE_FULL":
+            with contextlib.suppress(sqlite3.Error):
+                self._open_in(self.folder)
 
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order. One that is not what was written is no
@@ -432,6 +445,7 @@ class RunWriter:
             except sqlite3.Error as failure:
                 why = "the disk is full" if no_room(failure, self.folder) else str(failure)
                 problem = f"the record does not say how the run ended: {why}"
+                self.reopen(failure)
         leave_word(self.folder, f"{state}: {error}" if error else state)
         return problem
 

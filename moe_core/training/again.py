@@ -236,6 +236,9 @@ class Nowhere:
     def beat(self) -> None:
         pass
 
+    def reopen(self, error: BaseException) -> None:
+        pass
+
 
 def replay(run: Run, notify: Notify = lambda event: None, moved: Mapping[str, Any] = {}) -> Replayed:
     """Train a run again from step 1, up to its last recorded step as of now or the first number that differs. Writes nothing."""

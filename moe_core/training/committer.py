@@ -140,6 +140,7 @@ class Committer:
                 self._write(item)
                 return
             except Exception as failure:
+                self.writer.reopen(failure)
                 if not no_room(failure, self.writer.folder):
                     if not disk_error(failure) or isinstance(failure, FolderGone) or tries == TRIES:
                         raise
@@ -181,7 +182,8 @@ class Committer:
                 self.writer.commit(Batch(0, NO_ROWS, state="paused", reason=FULL))
                 self.said = True
             except Exception as failure:
-                if not no_room(failure, self.writer.folder):
+                self.writer.reopen(failure)
+                if not disk_error(failure):
                     raise
         return given_up
 

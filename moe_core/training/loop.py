@@ -219,6 +219,8 @@ class Trainer:
             self.notify({"event": "paused", "step": self.step, "reason": reason})
 
     def idle(self) -> None:
+        if self.committer.error:
+            raise RuntimeError(self.committer.error)
         if not self.committer.full:
             self.look(full=False)
             self.beat()

@@ -41,6 +41,9 @@ class Record:
     def beat(self) -> None:
         pass
 
+    def reopen(self, error: BaseException) -> None:
+        pass
+
     @property
     def rows(self) -> np.ndarray:
         return np.concatenate([b.rows for b in self.batches if len(b.rows)])
