@@ -105,12 +105,11 @@ def test_a_reason_that_the_record_cannot_take_is_in_the_log_and_in_the_list(
 ) -> None:
     events: list[dict[str, Any]] = []
 
-    def broken(writer: RunWriter, batch: Batch) -> None:
-        writer.db.execute("PRAGMA query_only = ON")  # whatever is written from now on fails
+    def broken(writer: RunWriter, *change: Any, **stands: Any) -> None:
         raise failure("SQLITE_IOERR_WRITE")
 
     monkeypatch.setattr(committer, "RETRY", 0.0)
-    monkeypatch.setattr(RunWriter, "commit", broken)
+    monkeypatch.setattr(RunWriter, "transact", broken)
     assert train(CONFIG, Knobs(), tmp_path, "a", events.append)[1] == "failed"
     (listed,) = list_runs(tmp_path)
     assert (listed.state, listed.reason) == ("interrupted", "failed: the run could not be written: disk I/O error")
