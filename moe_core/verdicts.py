@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.schema import BALANCED, COLLAPSED, TASK_GRADIENT_EVERY, untaught
+from moe_core.schema import BALANCED, COLLAPSED, TASK_GRADIENT_EVERY, untaught, value_text
 
 LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
 
@@ -183,7 +183,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
             return Verdict(False, f"Wanted {weight} above 0 and {other} at 0.")
         return waiting(source) or Verdict(
             value < BALANCED,
-            f"{words[stat]} is {value:.2f} with {weight} {getattr(source.knobs, weight):g}; balanced is below {BALANCED:g}.",
+            f"{words[stat]} is {value:.2f} with {weight} {value_text(getattr(source.knobs, weight))}; balanced is below {BALANCED:g}.",
         )
 
     return check
@@ -222,7 +222,7 @@ def answer_top_k(source: Any, layer: int) -> str:
 def answer_noise(source: Any, layer: int) -> str:
     return (
         f"In your run the spread as applied is {recent(source, 'noise_scale', layer):.2f} logits with the noise knob at "
-        f"{source.knobs.noise:g}; at the start it was {at_start(source, 'noise_scale', layer):.2f}."
+        f"{value_text(source.knobs.noise)}; at the start it was {at_start(source, 'noise_scale', layer):.2f}."
     )
 
 

@@ -56,6 +56,7 @@ CONFIG = Config.for_task(
     d_hidden=8,
     steps=STEPS,
     eval_every=20,
+    churn_every=20,
     threads=1,
     checkpoint_every=0,
 )
@@ -572,7 +573,7 @@ def test_a_session_of_a_person_is_replayed(
         assert end["same"] is True
         assert end["recorded"] == end["again"] == fingerprint(open_run(name, tmp_path))
         assert set(end["compared"]) == set(COMPARED)
-        assert set(end["not_compared"]) == set(BY_THE_CLOCK) == {"seconds", "churn", "saturation"}
+        assert set(end["not_compared"]) == set(BY_THE_CLOCK) == {"seconds"}
         assert {path: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
     assert main(["replay", "a", "--runs", str(tmp_path)]) == 0
     assert fingerprint(open_run("a", tmp_path)) in capsys.readouterr().out

@@ -124,12 +124,15 @@ def test_an_end_says_it_by_the_strategy_at_its_evaluation(ahead: Run, plain: Run
 def test_train_says_it_beside_the_held_out_numbers_and_no_others(
     ahead: Run, plain: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for run, marked in ((ahead, {"held-out bits_per_byte", "held-out perplexity"}), (plain, set())):
+    for run, marked in ((ahead, {"held-out loss", "held-out perplexity"}), (plain, set())):
         Teller(False, CONFIG).tell({"event": "end", **ending(run)})
         lines = capsys.readouterr().out.splitlines()
         names = {line[:23].strip(): f"({LOOKS_AHEAD})" in line for line in lines}
         assert {name for name, is_marked in names.items() if is_marked} == marked
-        assert {"training loss", "held-out bits_per_byte", "cv_load"} <= set(names)
+        assert {"training loss", "held-out loss", "CV(load)"} <= set(names)
+        assert next(line for line in lines if line.startswith("training loss")).endswith(" nats")
+        assert "1.5000 bits/byte" in next(line for line in lines if line.startswith("held-out loss"))
+        assert " per byte" in next(line for line in lines if line.startswith("held-out perplexity"))
 
 
 def test_an_evaluation_is_told_with_whether_it_compares_whatever_was_turned_since() -> None:
@@ -271,7 +274,7 @@ def test_the_report_marks_the_evaluations_made_so(ahead: Run, plain: Run) -> Non
 
 def test_compare_takes_no_difference_of_what_does_not_compare(ahead: Run, plain: Run) -> None:
     def held_out(*runs: Any) -> list[str]:
-        return dict(compare.end_figures(runs))["held-out loss, bits/byte"]
+        return dict(compare.end_figures(runs, [run.steps()[1] for run in runs]))["held-out loss, bits/byte"]
 
     assert held_out(plain, ahead) == ["1.500", f"1.500, {LOOKS_AHEAD}"]
     assert held_out(ahead, plain) == [f"1.500, {LOOKS_AHEAD}", "1.500"]

@@ -15,16 +15,20 @@ from moe_core.schema import (
     Config,
     Knobs,
     as_dict,
+    change_text,
     check,
     check_knob,
+    exact_text,
     from_dict,
     highest,
     layout,
     meta_of,
     parse_setting,
     switched_off,
+    value_text,
     weighing,
 )
+from tests.values import VALUES
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -157,6 +161,22 @@ def test_experts_are_switched_off_in_every_layer_or_in_one() -> None:
     assert switched_off(config, "1:4,2:4,3:4") == switched_off(config, "4")
 
 
+@pytest.mark.parametrize(("value", "text"), VALUES)
+def test_a_value_is_rounded_and_not_cut(value: float, text: str) -> None:
+    assert value_text(value) == text
+    assert float(exact_text(value)) == value
+
+
+def test_words_counts_and_what_is_no_number_read_as_they_are() -> None:
+    assert [value_text(v) for v in ("", None, "paper", 2, 2**31 - 1, math.inf)] == ["–", "–", "paper", "2", "2147483647", "inf"]  # fmt: skip
+
+
+def test_a_turn_never_reads_as_none() -> None:
+    assert change_text(0.000297, 0.00083249) == "3.0e-4 → 8.3e-4"
+    assert change_text(0.1234, 0.1231) == "0.1234 → 0.1231"
+    assert change_text("", "1:4") == "– → 1:4"
+
+
 def test_the_highest_value_of_a_knob_is_of_the_run() -> None:
     assert highest(Config(num_experts=8), "k") == 8
     assert highest(Config(num_experts=8, groups=4), "k") == 2
@@ -168,7 +188,7 @@ def test_a_run_of_an_earlier_version_stands_as_it_was_trained() -> None:
     """By the defaults of what came since; but before there was `weigh`, every strategy weighed over the kept."""
     config = {"task": "text", "num_experts": 16, "layers": 2, "tokens": 1024, "context": 128}
     knobs = {"noise": 1.0, "k": 2, "w_importance": 0.1, "w_load": 0.0, "lr": 0.003, "speed_limit": 0.0}
-    assert from_dict(Config, config) == Config()
+    assert from_dict(Config, config) == Config(churn_every=0)  # its churn was by the clock
     assert from_dict(Knobs, knobs) == Knobs(w_load=0.0, weigh="kept")
     for strategy in STRATEGIES:
         assert weighing(strategy, from_dict(Knobs, {**knobs, "strategy": strategy}).weigh) == "kept"

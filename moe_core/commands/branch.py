@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, moved, plain, report, take_places
-from moe_core.schema import measured_in
 
 
 def declare(commands: Any) -> None:
@@ -98,26 +97,26 @@ def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: 
 
 def replay_command(arguments: argparse.Namespace) -> int:
     """0 if everything is the same, 1 with the first difference if not."""
-    from moe_core.runs import BY_THE_CLOCK, COMPARED, open_run
+    from moe_core.runs import open_run
+    from moe_core.runs.compare import compared, left_out
     from moe_core.training.again import replay
 
     run = open_run(arguments.run, arguments.runs)
     teller = Progress(arguments.json)
     found = replay(run, teller.tell, moved(arguments))
-    same = found.difference is None
-    compared = [name for name in measured_in(run.layout) if name in COMPARED]
+    same, names = found.difference is None, list(dict.fromkeys(column.stat for column in compared(run)))
     if arguments.json:
         first = found.difference and found.difference._asdict()
         said = {"event": "end", "run": run.id, "same": same, "step": found.step, "difference": first}
-        said |= {"recorded": found.recorded, "again": found.again, "compared": compared, "not_compared": BY_THE_CLOCK}
+        said |= {"recorded": found.recorded, "again": found.again, "compared": names, "not_compared": left_out(run)}
         print(json.dumps(said))
         return 0 if same else 1
     teller.end()
     if found.difference is not None:
         print(plain(f"{run.id} does not train the same: {found.difference}"))
         return 1
-    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(compared)}"))
-    print(f"not compared, since they depend on the clock: {', '.join(BY_THE_CLOCK)}")
+    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(names)}"))
+    print(f"not compared, since they depend on the clock: {', '.join(left_out(run))}")
     print(f"SHA-256 of losses and counts: {found.recorded}")
     return 0
 

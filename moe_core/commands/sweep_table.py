@@ -9,21 +9,26 @@ from typing import Any
 
 def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
     """Our means and spreads, the paper's figures in brackets, the ceilings below, and what a reader must know."""
-    from moe_core.schema import value_text
-    from moe_core.sweep import ceiling_lines, figure, measures, notes
+    from moe_core.schema import exact_text
+    from moe_core.sweep import beside, ceiling_lines, figure, measures, notes, paper_columns
 
-    labels, swept = measures(plan.config.task), plan.swept
+    labels, swept, apart = measures(plan.config.task), plan.swept, paper_columns(table)
     # The first two columns together name a row, or a ceiling: the cell and its runs.
     cells = columns(
         [[*swept, "runs"]]
-        + [[*(value_text(row[name]) for name in swept), f"{row['finished']} of {row['runs']}"] for row in table]
+        + [[*(exact_text(row[name]) for name in swept), f"{row['finished']} of {row['runs']}"] for row in table]
     )
     highest = ceiling_lines(plan, table)
-    figures = [[figure(of[name]) if name in of else "" for name in labels] for _, of in highest]
-    measured = [[beside_paper(row, name) for name in labels] for row in table]
+    figures = [[figure(of[name]) if name in of else "" for name in [*labels, *apart]] for _, of in highest]
+    measured = [
+        [*(beside_paper(row, name) for name in labels), *(beside(row, name) for name in apart)] for row in table
+    ]
     named = [[name] for name in [*cells, *(words for words, _ in highest)]]
     head, *lines = columns(
-        [name + line for name, line in zip(named, [list(labels.values()), *measured, *figures], strict=True)]
+        [
+            name + line
+            for name, line in zip(named, [[*labels.values(), *apart.values()], *measured, *figures], strict=True)
+        ]
     )
     rule = "-" * max(len(line) for line in [head, *lines])
     body = [head, rule, *lines[: len(table)], rule, *lines[len(table) :]]
@@ -37,10 +42,10 @@ def columns(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def beside_paper(row: dict[str, Any], name: str) -> str:
-    from moe_core.sweep import figure, measured
+    from moe_core.sweep import beside, measured
 
-    paper = row.get(f"paper_{name}")
-    return measured(row, name) + ("" if paper is None else f" [{figure(paper)}]")
+    paper = beside(row, name)
+    return measured(row, name) + (f" [{paper}]" if paper else "")
 
 
 def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:

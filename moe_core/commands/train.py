@@ -15,7 +15,19 @@ from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
 from moe_core.commands.common import add, let_go, plain, without_nan
 from moe_core.runs import checked_id, read_script
-from moe_core.schema import AHEAD, BALANCE, LOOKS_AHEAD, METRICS, TASKS, Config, Knobs, check, meta_of, parse_setting
+from moe_core.schema import (
+    AHEAD,
+    BALANCE,
+    LOOKS_AHEAD,
+    METRICS,
+    STAT,
+    TASKS,
+    Config,
+    Knobs,
+    check,
+    meta_of,
+    parse_setting,
+)
 
 
 def declare(commands: Any) -> None:
@@ -155,7 +167,7 @@ class Teller:
             filled = 20 * event["step"] // self.config.steps
             bar = f" [{'#' * filled}{'.' * (20 - filled)}]"
         text = (
-            f"step {done}{bar}  loss {event['loss']:.3f}  CV(load) {event['cv_load']:.2f}  "
+            f"step {done}{bar}  loss {event['loss']:.3f} nats  CV(load) {event['cv_load']:.2f}  "
             f"CV(importance) {event['cv_importance']:.2f}  {event['steps_per_second']:.0f} steps/s{self.measured}"
         )
         width = max(20, os.get_terminal_size(sys.stderr.fileno()).columns - 1)
@@ -202,10 +214,13 @@ class Teller:
     def on_end(self, event: dict[str, Any]) -> None:
         self.line(f"{event['state']} at step {event['step']}")
         held_out = "" if event["comparable"] is not False else f"  ({LOOKS_AHEAD})"
-        lines = [("training loss", event["loss"], "")]
-        lines += [(f"held-out {name}", value, held_out) for name, value in event["eval"].items()]
-        for name, value, note in [*lines, *((stat, event.get(stat), "") for stat in BALANCE)]:
+        lines = [("training loss", event["loss"], "nats", "")]
+        for name, label, unit, _ in METRICS[self.config.task]:
+            words = label if label.startswith("held-out") else f"held-out {label}"
+            lines.append((words, event["eval"].get(name), unit, held_out))
+        lines += [(STAT[stat].label, event.get(stat), STAT[stat].unit, "") for stat in BALANCE]
+        for label, value, unit, note in lines:
             if isinstance(value, (int, float)):
-                print(f"{name:23} {value:.4f}{note}")
+                print(f"{label:23} {f'{value:.4f} {unit}'.rstrip()}{note}")
         if self.text:
             print("\nthe model writes:\n" + plain(self.text, keep="\n"))

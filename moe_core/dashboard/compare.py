@@ -12,10 +12,10 @@ import streamlit as st
 from moe_core.dashboard import component, controls
 from moe_core.dashboard.views import MOST
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.read_compare import fork_steps
-from moe_core.figures.reading import rows_until
+from moe_core.figures.read_compare import fork_steps, last_shared
+from moe_core.figures.reading import gestures, rows_until
 from moe_core.figures.tiles import NONE, number
-from moe_core.runs import Run, StoreError, list_runs, open_run
+from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
 from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, TASKS, Config, Knobs, looks_ahead, value_text, with_unit
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
@@ -71,7 +71,7 @@ def table(names: Sequence[str], align: str) -> None:
     try:
         for name in names:
             runs.append(open_run(name, limit=0.25))
-        st.html(as_html(list(names), sections(runs), note_on(runs, align)))
+        st.html(as_html(list(names), sections(runs, align), note_on(runs, align)))
     except StoreError as error:
         st.error(str(error))
     finally:
@@ -89,8 +89,8 @@ def note_on(runs: Sequence[Any], align: str) -> str:
 Section = tuple[str, list[tuple[str, list[str]]]]
 
 
-def sections(runs: Sequence[Any]) -> list[Section]:
-    """Differences in Config, in Knobs, and the end figures: (heading, rows of (name, a text a run))."""
+def sections(runs: Sequence[Any], align: str = "step") -> list[Section]:
+    """Differences in Config, in Knobs, and the figures at the last step that all have: (heading, rows of (name, a text a run))."""
     found: list[Section] = []
     config = [(f.name, [value_of(getattr(run.config, f.name)) for run in runs]) for f in fields(Config)]
     turned = [(f.name, [history_of(run, f.name) for run in runs]) for f in fields(Knobs)]
@@ -98,7 +98,10 @@ def sections(runs: Sequence[Any]) -> list[Section]:
         differ = [(name, texts) for name, texts in rows if len(set(texts)) > 1]
         if differ:
             found.append((heading, differ))
-    return [*found, ("End figures", end_figures(runs))]
+    offsets = fork_steps(list(runs)) if align == "fork" else [0] * len(runs)
+    shared = last_shared(list(runs), offsets)
+    where = f"{shared:,} steps after the fork" if any(offsets) else f"At step {shared:,}"
+    return [*found, (f"{where}, the last that all have", end_figures(runs, [shared + offset for offset in offsets]))]
 
 
 def value_of(value: Any) -> str:
@@ -109,25 +112,36 @@ def value_of(value: Any) -> str:
 
 def history_of(run: Any, name: str) -> str:
     """A knob's course: "0 → 0.1 (step 201)"; the last two turns of many."""
-    turns = [change for change in run.knob_changes() if change.name == name]
+    turns = [change for change in gestures(run.knob_changes()) if change.name == name]
+    waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
     text = value_text(getattr(run.started_knobs, name))
     text += " → …" if len(turns) > 2 else ""
     for change in turns[-2:]:
-        text += f" → {value_text(change.value)} ({'waiting' if change.step is None else f'step {change.step:,}'})"
+        text += f" → {value_text(change.value)} ({waiting if change.step is None else f'step {change.step:,}'})"
     return text
 
 
-def end_figures(runs: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """Each run's last figures, means over the last END steps and all MoE layers, and how they differ from the first run's."""
-    ends = [run.steps()[1] for run in runs]
-    rows = [("steps", [f"{end:,}" for end in ends])]
+def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, list[str]]]:
+    """Each run's figures at its own of the steps `ends`, means over the END steps up to it and all MoE layers, and how they
+    differ from the first run's.
+    """
+    rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
     name, label, unit, _ = METRICS[runs[0].config.task][0]
-    last = [next((e for e in reversed(run.evals()) if name in e.metrics), None) for run in runs]
+    last = [
+        next((e for e in reversed(run.evals()) if name in e.metrics and e.step <= end), None)
+        for run, end in zip(runs, ends, strict=True)
+    ]
     values = [math.nan if e is None else e.metrics[name] for e in last]
     ahead = [e is not None and looks_ahead(run.config, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
     texts = against_first(values, 3)
-    if any(ahead):  # then a difference from A would compare what does not compare
-        texts = [number(v, 3) + (f", {LOOKS_AHEAD}" if one else "") for v, one in zip(values, ahead, strict=True)]
+    apart = [math.nan if e is None else end - e.step for e, end in zip(last, ends, strict=True)]
+    if any(ahead) or len(set(apart)) > 1:  # then a difference from A would compare what does not compare
+        texts = [
+            number(v, 3)
+            + (f", {LOOKS_AHEAD}" if one else "")
+            + (f", step {e.step:,}" if e and len(set(apart)) > 1 else "")
+            for v, one, e in zip(values, ahead, last, strict=True)
+        ]
     rows.append((with_unit(label, unit), texts))
     for stat in ENDS:
         means = []
@@ -162,7 +176,7 @@ def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
             body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     said = f"<p>{escape(note)}</p>" if note else ""
     return (
-        f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; end figures are means over the last {END} '
-        f'steps and all layers, in brackets the difference from A</p>{said}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
+        f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {END} steps '
+        f'up to that step and all layers, in brackets the difference from A</p>{said}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -32,7 +32,9 @@ def shown(run: Run, name: str) -> bool:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """The expert that the link names, None being the busiest; the chooser beside the knobs writes the link."""
+    """The expert that the link names; the chooser beside the knobs writes the link. Without one, the busiest, which stays
+    until the person chooses another or asks for the busiest again.
+    """
     E = run.config.num_experts
     named = st.query_params.get("expert", "")
     current = int(named) if named.isdecimal() and 1 <= int(named) <= E else None
@@ -46,5 +48,13 @@ def options(run: Run) -> dict[str, Any]:
         else:
             st.query_params["expert"] = str(picked)
 
+    def choose_again() -> None:
+        st.query_params.pop("expert", None)
+        st.session_state["busiest-again"] = asked + 1
+
+    asked = int(st.session_state.get("busiest-again", 0))
     st.sidebar.selectbox("Expert", list(range(1, E + 1)), index=None, key=key, on_change=go, placeholder="the busiest")
-    return {} if current is None else {"expert": current}
+    st.sidebar.button("Choose the busiest now", on_click=choose_again, width="stretch")
+    if current is not None:
+        return {"expert": current}
+    return {"again": asked} if asked else {}

@@ -58,12 +58,13 @@ class Feed:
         self.version, self._news = 0, None
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
+        self.sessions: list[dict[str, Any]] = []  # each time that the run was gone on with; read when it has ended
         self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
-        self._taken: dict[int, np.ndarray] = {}
+        self._taken: dict[tuple[int, str], np.ndarray] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self.error = ""
@@ -109,6 +110,7 @@ class Feed:
         self.looked = time.monotonic()
         self.heard = time.time() - self._status.heartbeat_age
         if self._status.state in (*ENDED, "interrupted"):
+            self.sessions = self.run.sessions()
             # A trainer that has just ended still has its file.
             self.free = (self.free and self.done) or not is_alive(self.run.path)
             self.run.close()
@@ -293,13 +295,13 @@ class Feed:
             steps: np.ndarray = self._snapshots[None, f"steps of {kind}"]
             return steps
 
-    def past_experts(self, step: int) -> np.ndarray:
+    def past_experts(self, step: int, kind: str) -> np.ndarray:
         """The probe's experts (L, N, K) of the snapshot taken at exactly this step; what was recorded never changes."""
         with self.lock:
-            if step not in self._taken:
-                remember(self._taken, step, self.run.snapshot(step)[1]["experts"], PAST)
+            if (step, kind) not in self._taken:
+                remember(self._taken, (step, kind), self.run.snapshot(step, kind)[1]["experts"], PAST)
                 self._let_go()
-            experts: np.ndarray = self._taken[step]
+            experts: np.ndarray = self._taken[step, kind]
             return experts
 
 

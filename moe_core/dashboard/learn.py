@@ -7,7 +7,7 @@ begun as the lesson begins, so that its charts and checks mean what the lesson s
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html import escape
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -157,9 +157,17 @@ def seen() -> dict[tuple[str, int, int], Verdict]:
     return st.session_state.setdefault("lesson-seen", {})  # type: ignore[no-any-return]
 
 
+def pressed() -> set[tuple[str, int, tuple[str, Any]]]:
+    """What this tab's buttons turned, by run and lesson: knobs and values, those too that stood there already."""
+    return st.session_state.setdefault("lesson-pressed", set())  # type: ignore[no-any-return]
+
+
 def stand_of(run: Run, number: int) -> Stand:
-    """How far a lesson is; which of its stages were begun is told by the run's record."""
+    """How far a lesson is; which of its stages were begun is told by the run's record, or, where a knob stood as the
+    stage has it already, by what was pressed in this tab.
+    """
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
+    turned |= {item for id, lesson, item in pressed() if (id, lesson) == (run.id, number)}
     stages = LESSONS[number - 1].stages
     reached = max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
     happened = frozenset(at for id, lesson, at in seen() if (id, lesson) == (run.id, number))
@@ -233,6 +241,7 @@ def act(number: int, at: int) -> None:
     with looking(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(who=f"lesson {number}", **stage.knobs)
+            pressed().update((run.id, number, item) for item in stage.knobs.items())
 
 
 def begin(number: int) -> None:

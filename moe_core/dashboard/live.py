@@ -27,7 +27,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from moe_core.dashboard import starting
 from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
-from moe_core.dashboard.views import View, checked, look_at
+from moe_core.dashboard.views import View, checked, hold_busiest, look_at
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
@@ -107,6 +107,7 @@ class Viewer:
         if looked == self.looked:
             return None
         self.looked = looked
+        busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
         tiles = TILES.get(asked["page"])
         arrays = Arrays()
         header: dict[str, Any] = {
@@ -117,6 +118,7 @@ class Viewer:
             "problem": next((one.problem for one in (feed, *source.others) if one.problem), ""),
             "reason": feed.status().reason,
             "answer": self.answer,
+            "busiest": busiest,
             "banner": banner(feed, layer),
             "findings": found,
             "turned": any(change.step is not None for change in feed.knob_changes()),

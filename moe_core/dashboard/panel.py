@@ -16,7 +16,18 @@ from typing import Any
 from moe_core.figures.reading import at, by_hand, gestures
 from moe_core.figures.tiles import heldout_tile, number, word_at
 from moe_core.runs import COMMANDS, ENDED, Run, fork, is_alive, last_words, stop_later
-from moe_core.schema import AUTOBALANCE, LOOKS_AHEAD, Config, Knobs, highest, label_of, meta_of, reads, value_text
+from moe_core.schema import (
+    AUTOBALANCE,
+    LOOKS_AHEAD,
+    Config,
+    Knobs,
+    change_text,
+    highest,
+    label_of,
+    meta_of,
+    reads,
+    value_text,
+)
 
 ALIVE = ("starting", "training", "paused")
 LISTED = 8  # changes in the list
@@ -47,7 +58,10 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     if status.state == "starting" and feed.last and not quiet:
         word = "Catching up…"  # a fork, or a run that is gone on with, trains again since its last checkpoint
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
+    if status.state not in ALIVE and step is None:
+        step = feed.last  # what the trainer took no more has not acted
     stand = feed.knobs if step is None else feed.knobs_at(step)
+    changes = listed(turned)
     return {
         "state": status.state,
         "colour": colour,
@@ -55,7 +69,8 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "alive": status.state in ALIVE,
         "layers": feed.config.layers,
         "knobs": [knob(name, feed.config, feed.started_knobs, stand, turned) for name in shown(feed.config, stand)],
-        "changes": listed(turned)[:LISTED],
+        "changes": changes[:LISTED],
+        "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
 
@@ -76,7 +91,7 @@ def listed(turned: list[Any]) -> list[dict[str, Any]]:
 
 
 def turn_text(change: Any) -> str:
-    return f"{change.name} {value_text(change.previous)} → {value_text(change.value)}"
+    return f"{change.name} {change_text(change.previous, change.value)}"
 
 
 def findings(feed: Any, layer: int) -> list[dict[str, Any]]:
@@ -151,8 +166,7 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         return None
     cv = at(feed, "cv_load", layer, last)
     loss = heldout_tile(feed, last)
-    seconds = max(0.0, feed.heard - feed.run.facts["created"])
-    done = f"{last:,} steps in {duration(seconds)}"
+    done = work_of(feed)
     held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
         f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
     )
@@ -164,6 +178,19 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
     return {"kind": status.state, "text": text, "error": status.reason, "fork": last}
+
+
+def work_of(feed: Any) -> str:
+    """How many steps a run has, how many of them are its parent's, and how long its last trainer took for its own."""
+    begun = feed.sessions[-1] if feed.sessions else {"when": feed.run.facts["created"], "step": 0}
+    own, inherited = feed.last - int(begun["step"]), min(feed.last, feed.parent.step) if feed.parent else 0
+    took = duration(max(0.0, feed.heard - float(begun["when"])))
+    if not begun["step"]:
+        return f"{own:,} steps in {took}"
+    parts = [f"{feed.last:,} steps"]
+    parts += [f"{inherited:,} of them inherited"] if inherited else []
+    parts += [f"{'' if begun['step'] == inherited else 'the last '}{own:,} in {took}"] if own else []
+    return ", ".join(parts)
 
 
 def duration(seconds: float) -> str:

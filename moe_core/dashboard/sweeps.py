@@ -16,12 +16,13 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, cores, last_words, reap
-from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, value_text
+from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, exact_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
     Result,
     Sweep,
+    beside,
     cancel,
     ceiling_lines,
     detach,
@@ -33,6 +34,7 @@ from moe_core.sweep import (
     notes,
     open_sweep,
     pairs_of,
+    paper_columns,
     progress,
     results,
     rows,
@@ -102,7 +104,7 @@ def new() -> None:
         seeds.number_input("Seeds", 1, 100, 3, key="sweep-seeds")
         parallel.number_input("Runs at a time", 1, 256, side_by_side(), key="sweep-parallel")
         for column, (name, default) in zip(st.columns(len(LISTED)), LISTED.items(), strict=True):
-            column.text_input(name, default, placeholder=value_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
+            column.text_input(name, default, placeholder=exact_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
         pairs, more = st.columns(2)
         pairs.text_input(
             "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
@@ -212,19 +214,21 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     """A row a cell: mean and spread over seeds, the paper's figure where the weights are its, its runs as links."""
     labels = measures(sweep.plan.config.task)
     swept = sweep.plan.swept
-    head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values()])
     lines = rows(sweep, found)
+    apart = paper_columns(lines)
+    head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values(), *apart.values()])
     body = "".join(
         "<tr>"
-        + "".join(f"<td>{escape(value_text(row[name]))}</td>" for name in swept)
+        + "".join(f"<td>{escape(exact_text(row[name]))}</td>" for name in swept)
         + f"<td>{links(row, found)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
+        + "".join(f'<td data-measure="{name}">{beside(row, name)}</td>' for name in apart)
         + "</tr>"
         for row in lines
     )
     foot = "".join(
         f'<tr><td colspan="{len(swept) + 1}">{words[:1].upper()}{words[1:]}</td>'
-        + "".join(f"<td>{figure(highest[name]) if name in highest else ''}</td>" for name in labels)
+        + "".join(f"<td>{figure(highest[name]) if name in highest else ''}</td>" for name in [*labels, *apart])
         + "</tr>"
         for words, highest in ceiling_lines(sweep.plan, lines)
     )
@@ -237,10 +241,8 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
 
 def beside_paper(row: dict[str, Any], name: str) -> str:
     """A cell of the table: mean and spread, and the paper's figure, small. The mark says in a hover what it means."""
-    paper, mark = row.get(f"paper_{name}"), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
-    return escape(measured(row, name)).replace(AHEAD, mark) + (
-        "" if paper is None else f"<small>paper {figure(paper)}</small>"
-    )
+    paper, mark = beside(row, name), f'<abbr title="{LOOKS_AHEAD}">{AHEAD}</abbr>'
+    return escape(measured(row, name)).replace(AHEAD, mark) + (f"<small>paper {paper}</small>" if paper else "")
 
 
 def links(row: dict[str, Any], found: Sequence[Result]) -> str:

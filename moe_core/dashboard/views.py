@@ -4,7 +4,7 @@ import re
 from typing import Any
 
 from moe_core.dashboard.feed import Feed, join
-from moe_core.figures.reading import Beside
+from moe_core.figures.reading import Beside, Busiest, chosen_expert, held_busiest, named_expert
 from moe_core.runs import RUN_ID, StoreError, runs_folder
 
 MOST = 3  # runs beside the first
@@ -17,6 +17,22 @@ class View(Beside):
         """What changes when there is something to draw beside the first run's own news."""
         measured = len(self.run.throughput().tokens) if page == "batch" else 0
         return (*(other.version for other in self.others), measured)
+
+
+def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
+    """Where the person chose no expert: the busiest of the layer, as it stood when it was first looked at, into the options.
+
+    The page says it back with its next message, so that it stays while others become the busiest, and so that all figures
+    of a frame are of one expert. None where an expert was chosen, and before the first step.
+    """
+    if named_expert(source) is not None or step < 1:
+        return None
+    held = held_busiest(source, layer)
+    if held is None:
+        asked = source.options.get("again", 0)
+        held = Busiest(layer + 1, chosen_expert(source, layer, step) + 1, step, asked if type(asked) is int else 0)
+    source.options = source.options | {"busiest": list(held)}
+    return list(held)
 
 
 def checked(options: Any) -> dict[str, Any]:

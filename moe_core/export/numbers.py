@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
-from moe_core.schema import BALANCE, METRICS, STATS, measured_in, value_text
+from moe_core.schema import BALANCE, METRICS, STATS, exact_text, measured_in
 
 Table = dict[str, Any]
 CURVES = {
@@ -53,7 +53,7 @@ def change_columns(before: str, changes: Iterable[Any]) -> Table:
     done = [change for change in changes if change.step is not None]
     if not done:
         return {}
-    words = [f"{c.name} {value_text(c.previous)} -> {value_text(c.value)}" for c in done]
+    words = [f"{c.name} {exact_text(c.previous)} -> {exact_text(c.value)}" for c in done]
     return {f"{before}change_step": [change.step for change in done], f"{before}change": words}
 
 

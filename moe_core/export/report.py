@@ -23,6 +23,7 @@ from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.reading import gestures, last_step
 from moe_core.figures.theme import DARK, LIGHT
+from moe_core.runs import ENDED
 from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text, with_unit
 
 FIGURE = (WIDE, 300)
@@ -54,7 +55,7 @@ def parts_of(run: Any) -> list[Part]:
     """All that there is to say about a run, in the order of reading."""
     state = run.status()
     started = as_dict(run.started_knobs)
-    stands = as_dict(run.knobs)
+    stands = as_dict(run.knobs_at(last_step(run)))
     figures = [
         (name, layer)
         for name in FIGURES
@@ -69,20 +70,33 @@ def parts_of(run: Any) -> list[Part]:
             [Rows(("knob", "at the start", "at the end"), [(n, value_text(v), value_text(stands[n])) for n, v in started.items()])],
         ),
         Part("What was turned", [changes(run)]),
-        Part("Evaluations", [evaluations(run)]),
+        Part(f"Evaluations{of_all(EVALS, len(run.evals()))}", [evaluations(run)]),
         Part("Figures", list(figures)),
     ]  # fmt: skip
     texts = [(e.step, e.text) for e in run.evals() if e.text]
     if texts:
-        found.append(Part("Samples", [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]]))
+        found.append(
+            Part(
+                f"Samples{of_all(SAMPLES, len(texts), 'the last ')}",
+                [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]],
+            )
+        )
     return found
+
+
+def of_all(most: int, there: int, which: str = "") -> str:
+    """What a heading adds where only some are shown: ": 25 of 60"."""
+    return f": {which}{most} of {there:,}" if there > most else ""
 
 
 def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
     last = last_step(run)
     yield "task", run.config.task
     yield "state", state.state + (f": {state.reason}" if state.reason else "")
-    yield "steps", f"{last:,}"
+    yield (
+        "steps",
+        f"{last:,}" + (f", {run.parent.step:,} of them inherited from {run.parent.run}" if run.parent else ""),
+    )
     for name, value in run.facts.items():
         if name != "created":  # the clock must not reach an export
             yield name, ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
@@ -108,9 +122,10 @@ def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:
 
 def changes(run: Any) -> Rows:
     """What was turned, a drag in one line; script.txt beside an export has each of its values."""
+    waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
     rows = [
         (
-            "waiting" if c.step is None else f"{c.step:,}",
+            waiting if c.step is None else f"{c.step:,}",
             c.name,
             value_text(c.previous),
             value_text(c.value),

@@ -7,7 +7,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import last_step
-from moe_core.schema import value_text
+from moe_core.schema import exact_text
 
 Facts = dict[str, str]
 
@@ -31,7 +31,7 @@ def facts_of(run: Any, title: str, layer: int | None = None, step: int | None = 
 def changes_until(run: Any, step: int) -> list[str]:
     """Every knob change that took effect by a step, in words."""
     return [
-        f"step {change.step}: {change.name} {value_text(change.previous)} → {value_text(change.value)} ({change.who})"
+        f"step {change.step}: {change.name} {exact_text(change.previous)} → {exact_text(change.value)} ({change.who})"
         for change in run.knob_changes()
         if change.step is not None and change.step <= step
     ]

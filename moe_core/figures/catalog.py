@@ -47,6 +47,7 @@ from moe_core.figures.reading import (
     read_probe,
     recent_share,
     rows_until,
+    share_at_end,
 )
 from moe_core.schema import METRICS, TASKS
 
@@ -68,7 +69,9 @@ class Entry(NamedTuple):
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
-    return {"steps": steps, "share_nE": share_nE} | common(source, step, span)
+    return {"steps": steps, "share_nE": share_nE, "now_E": share_at_end(source, layer, span).tolist()} | common(
+        source, step, span
+    )
 
 
 def read_balance(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -120,7 +123,8 @@ def read_probe_text(source: Any, layer: int, step: int | None, span: Span, bins:
     probe = read_probe(source, layer, step)
     before = probe_at(source, probe["step"] - 1) if probe["step"] else None
     before_NK = None if before is None else before[1]["experts"][layer]
-    return {"tokens_N": source.probe()["tokens"], "before_NK": before_NK} | probe
+    when = None if before is None else before[0]
+    return {"tokens_N": source.probe()["tokens"], "before_NK": before_NK, "before": when} | probe
 
 
 def read_probe_gates(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def read_regions(source: Any, layer: int, step: int | None, span: Span, bins: in
 
 def read_churn(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, churn_n = over_time(source, "churn", layer, span, bins)
-    return {"steps": steps, "churn_n": churn_n} | common(source, step, span)
+    return {"steps": steps, "churn_n": churn_n, "every": source.config.churn_every} | common(source, step, span)
 
 
 def read_ablation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

@@ -102,6 +102,7 @@ def expert_share(
     share_nE: Array,
     importance_nE: Array,
     chosen: int,
+    now: float | None = None,
     *,
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
@@ -111,7 +112,8 @@ def expert_share(
 ) -> Spec:
     """An expert's share of load and of importance over time, between the shares of the most and the least loaded.
 
-    steps (n,); share_nE, importance_nE (n, E), rows sum to 1, NaN where there is none.
+    steps (n,); share_nE, importance_nE (n, E), rows sum to 1, NaN where there is none; now: its share of load over the last
+    steps, from 0 to 1, for the number at the line's end; None: as in the last row.
     """
     E = share_nE.shape[1]
     share, importance = np.asarray(share_nE, np.float32) * 100, np.asarray(importance_nE, np.float32) * 100
@@ -142,9 +144,9 @@ def expert_share(
         )
         for name, y, colour, width, words in lines
     ]  # fmt: skip
-    if len(share) and np.isfinite(share[-1, chosen]):
+    last = 100 * now if now is not None else float(share[-1, chosen]) if len(share) else np.nan
+    if np.isfinite(last):
         _, height = inner(layout)
-        last = float(share[-8:, chosen].mean())
         text = (f"{square(chosen, theme)} " if E <= LINES else "") + f"{last:.1f} %"
         px = height * last / top
         layout["annotations"].append(end_label(text, px, height, theme, layout["font"]["size"], strong=True))
@@ -159,6 +161,7 @@ def saturation(
     *,
     against: int | None = None,
     chance: float = 0.0,
+    every: int = 1,
     span: tuple[float, float] | None = None,
     changes: Iterable[Any] = (),
     theme: Theme = LIGHT,
@@ -167,6 +170,7 @@ def saturation(
     """How early routing was settled: the share of each probe token's experts at step `against` that it had before.
 
     steps (n,) of past snapshots; kept_n (n,) from 0 to 1; chance: k/E, what a random router would have kept.
+    every: steps of which the snapshots' are multiples; 0 for looks by the clock of an earlier version, which no line joins.
     (OLMoE, arXiv 2409.02060)
     """
     when = "of now" if against is None else f"of step {against:,}"
@@ -181,6 +185,6 @@ def saturation(
     told += " now" if against is None else f" at step {against:,}"
     percents = np.asarray(kept_n, np.float32) * 100
     data = line("kept", as_steps(steps), percents, told, color=theme.ink, width=pens(size).main)
-    data |= {"mode": "lines+markers", "marker": {"color": theme.ink, "size": 4}}
+    data |= {"mode": "lines+markers" if every else "markers", "marker": {"color": theme.ink, "size": 4}}
     mark(layout, changes, None, theme, labelled=False)
     return {"data": [data], "layout": layout}

@@ -8,7 +8,7 @@ import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, escape, inner, label_font, nice_above, note, upright
 from moe_core.figures.theme import SANS, Theme, faded
-from moe_core.schema import LOOKS_AHEAD, value_text
+from moe_core.schema import LOOKS_AHEAD, change_text
 
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
 STACKED = 3  # names of knobs turned in one step that stand below each other
@@ -118,7 +118,7 @@ def mark_changes(
 
 def turn(change: Any) -> str:
     """A knob's change in words: "noise 1 → 0.5"."""
-    return f"{escape(change.name)} {escape(value_text(change.previous))} → {escape(value_text(change.value))}"
+    return f"{escape(change.name)} {escape(change_text(change.previous, change.value))}"
 
 
 def change_names(

@@ -70,6 +70,18 @@ def sentence(experts_K: Sequence[int], gates_K: Sequence[float], E: int) -> str:
     return "goes to " + (" and ".join(parts) if len(parts) < 3 else many)
 
 
+def kept(experts_NK: Array, before_NK: Array, E: int) -> float:
+    """Router saturation: the mean over tokens of the share of a token's experts that were among its experts before.
+
+    A token without an expert has no share and is left out; NaN if there is no other. (OLMoE, arXiv 2409.02060)
+    """
+    there_NK = np.asarray(experts_NK) < E
+    same_NK = (experts_NK[:, :, None] == before_NK[:, None, :]).any(axis=2) & there_NK
+    taken_N = there_NK.any(axis=1)
+    share_N = same_NK.sum(axis=1)[taken_N] / there_NK.sum(axis=1)[taken_N]
+    return float(share_N.mean()) if len(share_N) else math.nan
+
+
 def moved_tokens(experts_NK: Array, before_NK: Array | None, E: int) -> Array:
     """The tokens whose first expert changed since the last snapshot (m,)."""
     if before_NK is None or not len(before_NK):

@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_core.figures.compare import Curve, Shared, differences
 from moe_core.figures.paper import Array
-from moe_core.figures.reading import Span, by_hand, comparable_at
+from moe_core.figures.reading import Span, by_hand, comparable_at, last_step
 from moe_core.schema import METRICS
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one
@@ -39,6 +39,12 @@ def offsets_of(source: Any) -> list[int]:
     """Each run's step that stands at 0 on the axis that was chosen."""
     sources = runs_of(source)
     return fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
+
+
+def last_shared(sources: list[Any], offsets: list[int]) -> int:
+    """The last step on the chosen axis that every run has that has begun there: where their numbers compare."""
+    ends = [last_step(one) - offset for one, offset in zip(sources, offsets, strict=True)]
+    return min((end for end in ends if end > 0), default=0)
 
 
 def curves(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> list[Curve]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from moe_core.figures.matrices import cosines
 from moe_core.figures.paper import Array
-from moe_core.figures.probe import dense, letter
+from moe_core.figures.probe import dense, kept, letter
 from moe_core.figures.reading import (
     Span,
     by_hand,
@@ -17,6 +17,7 @@ from moe_core.figures.reading import (
     over_time,
     read_probe,
     recent_share,
+    share_at_end,
 )
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
@@ -44,43 +45,42 @@ def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int 
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
     _, importance_nE = over_time(source, "importance_share", layer, span, bins)
     chosen = chosen_expert(source, layer, last_step(source) if step is None else step)
-    return {"steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen} | common(
-        source, step, span
-    )
+    now = float(share_at_end(source, layer, span)[chosen])
+    return {
+        "steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen, "now": now,
+    } | common(source, step, span)  # fmt: skip
 
 
 def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    """Against the last snapshot at or before the step looked at; the past ones on a grid that stands while a run grows."""
-    E = source.config.num_experts
-    there = np.asarray(source.snapshots("probe"))
+    """Against the last choices at or before the step looked at; the past ones on a grid that stands while a run grows.
+
+    Both are of multiples of churn_every, so that runs and machines compare; of an earlier version's record, of looks by
+    the clock.
+    """
+    E, kind = source.config.num_experts, "choices" if source.config.churn_every else "probe"
+    there = np.asarray(source.snapshots(kind))
     there = there if step is None else there[there <= step]
-    changes = tuple(by_hand(source))
+    changes, every = tuple(by_hand(source)), source.config.churn_every
     if not len(there):
-        return {"steps": there, "kept_n": np.zeros(0), "against": None, "chance": 0.0, "span": span, "changes": changes}
-    width = 2 ** int(np.ceil(np.log2(max(1, there[-1] / SNAPSHOTS))))
+        return {"steps": there, "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": span, "changes": changes}  # fmt: skip
+    step = max(1, every)
+    width = step * 2 ** int(np.ceil(np.log2(max(1, there[-1] / step / SNAPSHOTS))))
     _, firsts = np.unique(there // width, return_index=True)
     steps = np.unique(np.r_[there[firsts], there[-1]])
-    past = [experts_at(source, int(one))[layer] for one in steps]
+    past = [experts_at(source, int(one), kind)[layer] for one in steps]
     now = past[-1]
-    kept = [share_kept(now, before, E) for before in past]
+    shares = np.array([kept(now, before, E) for before in past])
     return {
-        "steps": steps, "kept_n": np.array(kept), "against": int(there[-1]), "chance": now.shape[1] / E, "span": span,
+        "steps": steps, "kept_n": shares, "against": int(there[-1]), "chance": now.shape[1] / E, "every": every, "span": span,
         "changes": changes,
     }  # fmt: skip
 
 
-def experts_at(source: Any, step: int) -> Array:
+def experts_at(source: Any, step: int, kind: str) -> Array:
     """The probe's experts (L, N, K) of the snapshot of a step; a shared feed keeps them."""
     if hasattr(source, "past_experts"):
-        return np.asarray(source.past_experts(step))
-    return np.asarray(source.snapshot(step=step, kind="probe")[1]["experts"])
-
-
-def share_kept(now_NK: Array, before_NK: Array, E: int) -> float:
-    """The mean share of a token's experts that were among its experts before; empty places aside."""
-    there_NK = now_NK < E
-    same_NK = (now_NK[:, :, None] == before_NK[:, None, :]).any(axis=2) & there_NK
-    return float(same_NK.sum() / max(there_NK.sum(), 1))
+        return np.asarray(source.past_experts(step, kind))
+    return np.asarray(source.snapshot(step=step, kind=kind)[1]["experts"])
 
 
 def read_specialisation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

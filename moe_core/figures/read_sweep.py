@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.reading import Span
-from moe_core.schema import METRICS, value_text, with_unit
+from moe_core.schema import METRICS, exact_text, with_unit
 
 
 class Found(NamedTuple):
@@ -51,7 +51,7 @@ def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: in
 def name_of(found: Found, run: str) -> str:
     """The swept knobs of a run; of all cells that it stands for."""
     own = [cell for cell, measures in zip(found.cells, found.rows, strict=True) if run in measures["ids"]]
-    return " and ".join(" / ".join(value_text(cell.get(name)) for name in found.swept) for cell in own)
+    return " and ".join(" / ".join(exact_text(cell.get(name)) for name in found.swept) for cell in own)
 
 
 def words(found: Found) -> dict[str, Any]:

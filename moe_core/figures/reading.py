@@ -68,10 +68,12 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
     """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
 
     Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
-    in `who`, after a slash, and may be told from another hand's between them.
+    in `who`, after a slash, and may be told from another hand's between them. One that ended where it began, before any
+    of its values acted by itself, is none. Nor is what autobalance decided after a step for the next, until that acts.
     """
     told: list[Any] = []
     drags: dict[tuple[str, str], int] = {}
+    acted: dict[int, set[int | None]] = {}
     for change in changes:
         drag = (change.who, change.name)
         if "/" in change.who and drag in drags:
@@ -81,7 +83,9 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
         else:
             drags[drag] = len(told)
             told.append(change)
-    return told
+        acted.setdefault(drags[drag], set()).add(change.step)
+    moved = [c for at, c in enumerate(told) if c.value != c.previous or len(acted[at]) > 1]
+    return [c for c in moved if c.who != AUTOBALANCE or c.step is not None]
 
 
 def by_hand(source: Any) -> list[Any]:
@@ -166,12 +170,48 @@ def recent_share(source: Any, layer: int, step: int) -> Array:
 
 
 def chosen_expert(source: Any, layer: int, step: int | None) -> int:
-    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded."""
-    named = str(getattr(source, "options", {}).get("expert", ""))
-    if named.isdecimal() and 1 <= int(named) <= source.config.num_experts:
-        return int(named) - 1
+    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded.
+
+    A page holds the most loaded as it first stood: on a balanced run it is another every few steps.
+    """
+    if (named := named_expert(source)) is not None:
+        return named
+    if held := held_busiest(source, layer):
+        return held.expert - 1
     share_E = recent_share(source, layer, last_step(source) if step is None else step)
     return int(np.argmax(np.nan_to_num(share_E)))
+
+
+def share_at_end(source: Any, layer: int, span: Span) -> Array:
+    """recent_share() at the end of the steps that a chart shows."""
+    last = last_step(source)
+    return recent_share(source, layer, last if span is None else min(last, math.ceil(span[1])))
+
+
+def named_expert(source: Any) -> int | None:
+    """The expert that a person chose, from 0; None for the busiest."""
+    named = str(getattr(source, "options", {}).get("expert", ""))
+    return int(named) - 1 if named.isdecimal() and 1 <= int(named) <= source.config.num_experts else None
+
+
+class Busiest(NamedTuple):
+    """The expert that had most load at a step, held since. Layer and expert count from 1; again: how often it was asked for."""
+
+    layer: int
+    expert: int
+    step: int
+    again: int = 0
+
+
+def held_busiest(source: Any, layer: int) -> Busiest | None:
+    """What the page holds as the busiest of this layer; None if it holds none, or was asked for the busiest again since."""
+    options = getattr(source, "options", {})
+    told = options.get("busiest")
+    if not isinstance(told, list) or len(told) != 4 or not all(type(one) is int for one in told):
+        return None
+    held = Busiest(*told)
+    fits = held.layer == layer + 1 and 1 <= held.expert <= source.config.num_experts and held.step > 0
+    return held if fits and held.again == options.get("again", 0) else None
 
 
 def tokens_per_expert(tokens: int, k: int, experts: int, devices: int = 1) -> float:

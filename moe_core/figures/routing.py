@@ -240,6 +240,7 @@ def regions(
 def churn(
     steps: Array,
     churn_n: Array,
+    every: int = 0,
     *,
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
@@ -247,18 +248,25 @@ def churn(
     theme: Theme = LIGHT,
     size: Size = (420, 172),
 ) -> Spec:
-    """The share of probe tokens whose first expert changed since the snapshot before. steps, churn_n (n,)."""
+    """The share of probe tokens whose first expert changed in `every` steps, as it stood at the last multiple of them.
+
+    steps, churn_n (n,); NaN before it was measured. every 0: between two looks of an earlier version, however many steps
+    lay between them, so that no line joins them.
+    """
     percents = np.asarray(churn_n, np.float32) * 100
     known = percents[np.isfinite(percents)]
     top = min(100.0, nice_above(max(10.0, float(known.max(initial=0.0)))))
     y = {"title": "churn, %", "range": [0.0, top], "nticks": 5}
-    subtitle = "share of probe tokens whose first expert changed"
+    over = f"in {every:,} steps" if every else "between two looks by the clock: not comparable, so no line"
+    subtitle = f"share of probe tokens whose first expert changed {over}"
     layout = over_steps("churn", "Router churn over time", subtitle, steps, span, y, theme, size)
     if len(percents) and np.isfinite(percents[-1]):
         _, height = inner(layout)
         px, type_px = height * float(percents[-1]) / top, layout["font"]["size"]
         layout["annotations"].append(end_label(f"{percents[-1]:.1f} %", px, height, theme, type_px, ink=True))
-    told = "%{y:.1f} % of the probe changed its first expert at step %{x:,d}"
-    data = line("churn", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line)
+    told = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
+    data = line("churn", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line, shape="hv")
+    if not every:
+        data |= {"mode": "markers", "marker": {"color": theme.ink, "size": 3}}
     mark(layout, changes, cursor, theme)
     return {"data": [data], "layout": layout}

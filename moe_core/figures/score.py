@@ -32,21 +32,22 @@ def probe_text(
     num_experts: int,
     *,
     before_NK: Array | None = None,
+    before: int | None = None,
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (940, 387),
 ) -> Spec:
     """The probe's text as a score: 64 bytes a line, each cell its first expert, all gates in the rows below it.
 
-    tokens_N (N,) bytes; experts_NK, gates_NK (N, K); before_NK (N, K) the experts at the snapshot before, for the marks
-    over the bytes that changed.
+    tokens_N (N,) bytes; experts_NK, gates_NK (N, K); before_NK (N, K) the experts at the snapshot before, of step
+    `before`, for the marks over the bytes that changed.
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
     layout = base(
         "probe_text",
         "Who reads which byte",
         f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}; "
-        f"▾ changed since the last snapshot; below: gate weight of each expert, {theme.depth}",
+        f"▾ changed since {'the last snapshot' if before is None else f'step {before:,}'}; below: gate weight of each expert, {theme.depth}",
         step=step,
         theme=theme,
         size=size,

@@ -11,7 +11,7 @@ import numpy as np
 
 from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, label_font, note, pens
 from moe_core.figures.theme import LIGHT, SANS, Theme, faded, letter_colour, scale
-from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, value_text
+from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, exact_text
 
 Swept = tuple[str, Sequence[float | str | None]]  # a knob's name and its values along an axis; None of cells without
 CALM_TO_LOUD = (0.0, 1 / 3, 2 / 3, 1.0)  # the upper half of the diverging scale: even looks calm, imbalance shows
@@ -104,7 +104,7 @@ def grid_layout(
         layout[axis] |= {
             "range": [-0.5, len(values) - 0.5],
             "tickvals": list(range(len(values))),
-            "ticktext": [escape(value_text(value)) for value in values],
+            "ticktext": [escape(exact_text(value)) for value in values],
             "showgrid": False,
             "fixedrange": True,
         }
@@ -156,7 +156,7 @@ def grid_data(
             "selected": {"marker": {"opacity": 0}}, "unselected": {"marker": {"opacity": 0}},
             "textfont": {"family": SANS, "size": layout["font"]["size"], "color": inks},
             "hovertext": [
-                f"{escape(x[0])} {escape(value_text(x[1][column]))}, {escape(y[0])} {escape(value_text(y[1][row]))}: "
+                f"{escape(x[0])} {escape(exact_text(x[1][column]))}, {escape(y[0])} {escape(exact_text(y[1][row]))}: "
                 f"{escape(label)} {values_YX[row, column]:.4g}{said(ahead_YX[row, column])}. Click to open its first run."
                 for row, column in known
             ],

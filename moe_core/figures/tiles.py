@@ -12,15 +12,16 @@ import numpy as np
 
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.paper import Array, percent
-from moe_core.figures.probe import moved_tokens
-from moe_core.figures.read_compare import offsets_of, runs_of
+from moe_core.figures.read_compare import last_shared, offsets_of, runs_of
 from moe_core.figures.reading import (
     RECENT,
     at,
     batch_sizes,
     chosen_expert,
+    held_busiest,
     last_change,
     last_step,
+    named_expert,
     probe_at,
     recent_share,
     rows_until,
@@ -154,8 +155,13 @@ def heldout_tile(source: Any, step: int) -> Tile:
 
 
 def speed_tile(source: Any, step: int) -> Tile:
-    """Steps and tokens a second over the last steps."""
-    _, seconds = rows_until(source, "seconds", 0, step, RECENT)
+    """Steps and tokens a second over the last steps of the run's own; those of a fork's parent were another's."""
+    parent = getattr(source, "parent", None)
+    inherited = parent.step if parent else 0
+    if step <= inherited or (step == last_step(source) and source.status().state == "starting"):
+        why = "trains again what is recorded" if source.status().state == "starting" else "the parent's steps"
+        return Tile("speed", "Speed", NONE, "steps/s", lines=(why if step else "– tokens/s",))
+    _, seconds = rows_until(source, "seconds", 0, step, min(RECENT, step - inherited))
     mean = float(np.nanmean(seconds)) if len(seconds) and np.isfinite(seconds).any() else 0.0
     if mean <= 0:
         return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
@@ -208,21 +214,20 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     when, arrays = found
     experts, gates = np.asarray(arrays["experts"])[layer], np.asarray(arrays["gates"])[layer]
     N, K = experts.shape
-    before = probe_at(source, when - 1) if when > 0 else None
-    old = None if before is None else np.asarray(before[1]["experts"])[layer]
-    moved = math.nan if old is None else float(len(moved_tokens(experts, old, E)))
     empty = float((experts >= E).mean()) if experts.size else 0.0
-    churn = moved / N if N else math.nan
-    since = (
-        ("first snapshot",)
-        if before is None
-        else (f"{moved:.0f} of {N} tokens changed expert", f"since step {before[0]:,}")
+    step = last_step(source) if step is None else step
+    churn, saturation, over = (
+        at(source, "churn", layer, step),
+        at(source, "saturation", layer, step),
+        steps_between(source, step),
     )
+    since = (f"{churn * N:.0f} of {N} tokens changed expert", over) if math.isfinite(churn) else (over,)
+    word = churn_word(churn) if source.config.churn_every else ""  # what is settled is settled over known steps
     unit = {"text": "bytes", "digits": "images", "plane": "points"}.get(source.config.task, "tokens")
     return [
-        Tile("churn", "Router churn", number(100 * churn, 1), "%", word=churn_word(churn), lines=since),
+        Tile("churn", "Router churn", number(100 * churn, 1), "%", word=word, lines=since),
         Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{undecided(source, when, K):.2g} is undecided",)),
-        Tile("saturation", "Saturation", number(kept(experts, old, E)), lines=(f"of top {K} kept",)),
+        Tile("saturation", "Saturation", number(saturation), lines=(f"of top {K} kept", over)),
         Tile(
             "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {E}",
             lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
@@ -239,15 +244,13 @@ def undecided(source: Any, step: int, K: int) -> float:
     return 1 / (source.config.num_experts if over_all else K)
 
 
-def kept(experts_NK: Array, before_NK: Array | None, E: int) -> float:
-    """Mean share of a token's experts that were among its experts at the last snapshot; NaN without one."""
-    if before_NK is None or not len(experts_NK):
-        return math.nan
-    there_NK = np.asarray(experts_NK) < E
-    same_NK = (experts_NK[:, :, None] == before_NK[:, None, :]).any(axis=2) & there_NK
-    per_N = same_NK.sum(axis=1) / np.maximum(there_NK.sum(axis=1), 1)
-    taken = there_NK.any(axis=1)
-    return float(per_N[taken].mean()) if taken.any() else math.nan
+def steps_between(source: Any, step: int) -> str:
+    """Between which steps churn and saturation were measured, as a step's row has them."""
+    every = source.config.churn_every
+    if not every:
+        return "between two looks by the clock"
+    last = step - step % every
+    return f"steps {last - every:,} to {last:,}" if last else f"first at step {every:,}"
 
 
 def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
@@ -261,11 +264,13 @@ def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[T
     favourite, lift = favourite_label(source, layer, step, e)
     partner, together = closest_partner(source, layer, step, e)
     label = "domain" if source.config.task == "text" else "class"
+    held = None if named_expert(source) is not None else held_busiest(source, layer)
+    since = (f"the busiest at step {held.step:,}",) if held else ()
     return [
         Tile(
             "expert_share", f"Expert {e + 1}, load share", number(100 * share_E[e], 1), "%",
             word=f"{number(share_E[e] * E)} × ideal" if known else "",
-            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps",),
+            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps", *since),
         ),
         Tile("expert_importance", "Importance", number(100 * importance, 1), "%", lines=(f"{number(importance * E)} × ideal",)),
         Tile("expert_rank", "Rank", f"{int((share_E > share_E[e]).sum()) + 1}" if known else NONE, f"of {E}", lines=("by load",)),
@@ -329,16 +334,17 @@ def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
 def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
     """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
 
-    step: one of the first run. The others are read where the charts mark them, the same step or as long after their own
-    fork, and say so where that is another step.
+    step: one of the first run; None: the last that all of them have. The others are read where the charts mark them, the
+    same step or as long after their own fork, and say so where that is another step.
     """
     sources = runs_of(source)
     offsets = offsets_of(source)
-    first = last_step(source) if step is None else min(step, last_step(source))
+    shared = offsets[0] + last_shared(sources, offsets)
+    first = shared if step is None else min(step, last_step(source))
     tiles = []
     for letter, one, offset in zip(LETTERS, sources, offsets, strict=False):
         last = last_step(one)
-        there = last if step is None else first - offsets[0] + offset
+        there = first - offsets[0] + offset
         here = min(there, last)
         cv = at(one, "cv_load", min(layer, one.config.layers - 1), here)
         heldout = heldout_tile(one, here)
@@ -348,6 +354,7 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         word = word_at(one, min(layer, one.config.layers - 1), here)
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
+            when += ", the last of all" if step is None and here < last else ""
             lines: tuple[str, ...] = (f"held-out {line}", when)
             tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines))
             continue

@@ -4,7 +4,7 @@ All take thinned histories: `steps` (n,), ascending, and values in the same rows
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,7 @@ CV_RANGE = (0.02, 5.0)
 def load_share(
     steps: Array,
     share_nE: Array,
+    now_E: Sequence[float] | None = None,
     *,
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
@@ -65,11 +66,16 @@ def load_share(
 ) -> Spec:
     """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of load over ideal.
 
-    steps (n,); share_nE (n, E), each row sums to 1.
+    steps (n,); share_nE (n, E), each row sums to 1; now_E (E,) each one's mean over the last steps, for the names at the
+    ends; None: as in the last row.
     """
     many = share_nE.shape[1] > LINES
-    draw = load_heatmap if many else load_lines
-    spec = draw(steps, share_nE, span, theme, size)
+    now_E = share_nE[-1].tolist() if now_E is None and len(share_nE) else now_E
+    spec = (
+        load_heatmap(steps, share_nE, span, theme, size)
+        if many
+        else load_lines(steps, share_nE, now_E, span, theme, size)
+    )
     mark_changes(spec["layout"], changes, theme, cased=many)
     if not many:
         spec["layout"]["annotations"] += peak_names(steps, np.asarray(share_nE) * 100, spec["layout"], theme)
@@ -77,7 +83,14 @@ def load_share(
     return spec
 
 
-def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
+def load_lines(
+    steps: Array,
+    share_nE: Array,
+    now_E: Sequence[float] | None,
+    span: tuple[float, float] | None,
+    theme: Theme,
+    size: Size,
+) -> Spec:
     """One line an expert, of its colour; dashed from the 17th on."""
     E = share_nE.shape[1]
     percents = np.asarray(share_nE, np.float32) * 100
@@ -87,7 +100,8 @@ def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, 
     y = {"title": "load share, %", "range": [0.0, top], "nticks": 7}
     layout = over_steps("load_share", "Load share by expert", subtitle, steps, span, y, theme, size)
     ideal_line(layout, 100 / E, theme)
-    layout["annotations"] += end_names(percents, layout, theme)
+    if now_E is not None and np.isfinite(now_E).all():
+        layout["annotations"] += end_names(100 * np.asarray(now_E, np.float64), layout, theme)
     x = as_steps(steps)
     data = [
         line(
@@ -100,14 +114,13 @@ def load_lines(steps: Array, share_nE: Array, span: tuple[float, float] | None, 
     return {"data": data, "layout": layout}
 
 
-def end_names(percents: Array, layout: Spec, theme: Theme) -> list[Spec]:
-    """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one."""
-    if not len(percents) or not np.isfinite(percents[-1]).all():
-        return []
-    E = percents.shape[1]
+def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
+    """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one.
+
+    now (E,): each one's share in percent; a mean over the last steps, so that a label does not jump with one batch's noise.
+    """
+    E = len(now)
     _, height = inner(layout)
-    # The mean of the last rows, so that a label does not jump with the noise of one batch.
-    now = percents[-8:].mean(axis=0)
     px = now / layout["yaxis"]["range"][1] * height
     size = layout["font"]["size"]
     order = np.argsort(-now)
@@ -345,11 +358,14 @@ def loss_axis(unit: str, lo: float, hi: float, tick: float) -> Spec:
 
 
 def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:
-    """Lower and upper end of the loss axis on round numbers, and their distance. The first steps' fall may leave it."""
+    """Lower and upper end of the loss axis on round numbers, and their distance. The fall of training's first steps may
+    leave it, what was held out never does.
+    """
     values = np.concatenate([np.asarray(train, np.float64), np.asarray(heldout, np.float64)])
     values = values[np.isfinite(values)]
     if not len(values):
         return 0.0, 5.0, 1.0
     lo, hi = float(values.min()), float(np.percentile(values, 95) if len(values) > 60 else values.max())
+    hi = max([hi, *np.asarray(heldout, np.float64)[np.isfinite(heldout)]])
     tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5, (1.0, 2.0, 5.0, 10.0))  # few digits at each tick
     return tick * math.floor(lo / tick), tick * math.ceil(hi / tick + 1e-9), tick

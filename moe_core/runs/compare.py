@@ -15,6 +15,7 @@ HASHED = ("loss", "task_loss", "counts")
 COMPARED = tuple(stat.name for stat in STATS if stat.stored and not stat.clock)
 # What is measured anew each time, and why it may differ.
 BY_THE_CLOCK = {stat.name: stat.help for stat in STATS if stat.stored and stat.clock}
+EACH_LOOK = ("churn", "saturation")  # by the clock too in records without churn_every: between two looks of somebody
 Rows = NDArray[np.float32]
 
 
@@ -33,6 +34,17 @@ class Difference(NamedTuple):
         if self.layer >= 0 and STAT[self.stat].shape == "LE":
             where += f", expert {self.expert + 1}"
         return f"step {self.step}: {self.stat}{where} was {self.recorded!r} and is now {self.repeated!r}"
+
+
+def left_out(run: Run) -> dict[str, str]:
+    """The statistics of a run that depend on the clock, and what they are: a repeated training is not held to them."""
+    looks = () if run.config.churn_every else EACH_LOOK
+    return BY_THE_CLOCK | {name: f"{STAT[name].label} between two looks, whenever they were" for name in looks}
+
+
+def compared(run: Run) -> list[Column]:
+    """The columns of a run's record that a repeated training is held to."""
+    return [column for column in run.layout if column.stat in COMPARED and column.stat not in left_out(run)]
 
 
 def first_difference(

@@ -248,7 +248,8 @@ class Run:
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
-        return self.checked.turns()
+        """Every turn, in order. Rows of earlier versions that turned a knob to where it stood are no turns."""
+        return [change for change in self.checked.turns() if change.value != change.previous]
 
     def commands(self) -> list[Command]:
         return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands")]
@@ -343,10 +344,10 @@ class Run:
 
         Snapshots are thinned and the log is moved into the file again and again, so what stays is mostly the blocks.
         """
-        last = self.steps()[1]
-        if not last or self.state != "training":
+        last, inherited = self.steps()[1], self.parent.step if self.parent else 0
+        if last <= inherited or self.state != "training":
             return 0.0
-        _, seconds = self.history("seconds", first=last - LATELY)
+        _, seconds = self.history("seconds", first=max(inherited + 1, last - LATELY))
         blocks = self.blocks(first=max(1, last - LATELY))
         taken, steps = sum(block.size + 64 for block in blocks), sum(len(block.rows) for block in blocks)
         return 3600 * taken / (steps * max(float(seconds.mean()), 1e-9)) if taken else 0.0
@@ -356,7 +357,7 @@ class Run:
     def turn(self, who: str = "script", **knobs: float | str) -> int:
         """Turn one or more knobs: each takes effect at the top of the trainer's next step. The last row's id.
 
-        ValueError, and nothing is turned, if one of them is unknown or out of range.
+        One that stands at the value already is left as it is. ValueError, and nothing is turned, if one of them is unknown or out of range.
         """
         if not knobs:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")

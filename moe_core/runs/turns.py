@@ -31,12 +31,14 @@ def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None 
 
 
 def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
-    """Add knob changes to the chain, in a transaction of the caller's. The last row's id."""
+    """Add knob changes to the chain, in a transaction of the caller's; the same value again is none. The last row's id."""
     row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
     id, chain = row or (0, START)
     for name, value in values.items():
         last = db.execute("SELECT value FROM knobs WHERE name = ? ORDER BY id DESC LIMIT 1", (name,)).fetchone()
         previous = last[0] if last else getattr(started, name)
+        if value == previous:
+            continue
         id, at = id + 1, time.time()
         chain = link(chain, id, name, linked(value), linked(previous), who, at)
         db.execute("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", (id, name, value, previous, who, at, chain))

@@ -26,7 +26,7 @@ def record_findings(run: Run) -> list[str]:
     tip = run.checked.tip() if run.checked.version() >= SUMMED else read_old_tip(run.path)
     try:
         run.look_over()
-        for kind in ("probe", "full"):
+        for kind in ("probe", "choices", "full"):
             for _, id in run.checked.snapshots(kind):
                 run.checked.snapshot(id)
     except StoreError as error:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Context
 from typing import Any, NamedTuple, Self
 
 TASKS = ("text", "digits", "plane")
@@ -102,6 +103,9 @@ class Config:
     seed: int = setting(0, "seed of weights, batches and noise", low=0, high=2**31 - 1)
     steps: int = setting(0, "steps to train; 0 trains until stopped", low=0, high=10**9)
     eval_every: int = setting(50, "steps between two evaluations of the held-out split", low=1, high=10**9)
+    churn_every: int = setting(
+        50, "steps over which router churn and saturation are measured; 0 measures neither", low=0, high=10**9, before=0
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     precision: str = setting(
         "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")
@@ -271,11 +275,31 @@ def label_of(name: str) -> str:
 
 
 def value_text(value: float | str | None) -> str:
-    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word and for a value that there is not."""
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word and for a value that there is not.
+
+    Rounded, never cut: to two digits below 0.01 (one where that is exact), else to three and all before the point. The
+    panel's knobs do the same (dashboard/component/numbers.js).
+    """
     if value is None or isinstance(value, str):
         return value or "–"
+    if isinstance(value, int) or not math.isfinite(value):
+        return str(value)
     if value and abs(value) < 0.01:
-        digits, exponent = f"{value:.0e}".split("e")
-        if float(f"{digits}e{exponent}") == value:
-            return f"{digits}e{int(exponent)}"
-    return f"{value:g}"
+        one = f"{value:.0e}"
+        digits, exponent = (one if float(one) == value else f"{value:.1e}").split("e")
+        return f"{digits}e{int(exponent)}"
+    digits_before = len(str(abs(int(value))))
+    rounding = Context(prec=max(3, digits_before), rounding=ROUND_HALF_UP)  # as JavaScript rounds
+    return f"{float(rounding.create_decimal_from_float(value)):.15g}"
+
+
+def exact_text(value: float | str | None) -> str:
+    """As value_text() where that reads back the same, else every digit: for values that a person chose side by side."""
+    text = value_text(value)
+    return text if value is None or isinstance(value, str) or float(text) == value else repr(value)
+
+
+def change_text(previous: float | str | None, value: float | str | None) -> str:
+    """A turn in words: "1 → 0.5"; with every digit where it would else read as none."""
+    text = value_text if value_text(previous) != value_text(value) else exact_text
+    return f"{text(previous)} → {text(value)}"

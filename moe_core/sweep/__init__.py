@@ -23,6 +23,7 @@ from moe_core.sweep.plan import (
 from moe_core.sweep.running import cancel, detach, end_paused, held, run_sweep
 from moe_core.sweep.standing import FAILED, TRAINS, Result, look, progress, results, state_of
 from moe_core.sweep.table import (
+    beside,
     ceiling_lines,
     ceilings,
     figure,
@@ -30,6 +31,7 @@ from moe_core.sweep.table import (
     measured,
     measures,
     notes,
+    paper_columns,
     rows,
     unread_text,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "Result",
     "StoreError",
     "Sweep",
+    "beside",
     "cancel",
     "ceiling_lines",
     "ceilings",
@@ -64,6 +67,7 @@ __all__ = [
     "notes",
     "open_sweep",
     "pairs_of",
+    "paper_columns",
     "paper_row",
     "progress",
     "results",

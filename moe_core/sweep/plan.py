@@ -17,7 +17,17 @@ from typing import Any, NamedTuple
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.runs.codec import with_sum, without_sum
-from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
+from moe_core.schema import (
+    Config,
+    Knobs,
+    as_dict,
+    check,
+    from_dict,
+    meta_of,
+    parse_setting,
+    reads,
+    weighing,
+)
 from moe_core.sweep.paper import PAPER
 
 PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds

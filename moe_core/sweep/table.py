@@ -20,7 +20,7 @@ from moe_core.schema import (
     value_text,
     with_unit,
 )
-from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, paper_row
+from moe_core.sweep.paper import PAPER_EXPERTS, PAPER_K, PER_WORD, paper_row, paper_text
 from moe_core.sweep.plan import Plan, Sweep
 from moe_core.sweep.standing import Result
 
@@ -69,7 +69,8 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
         row["comparable"] = not looks_ahead(plan.config, knobs)
         highest = ceilings(plan.config.num_experts, experts_per_token(plan.config, knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
-        row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in names}
+        shown = {*names, PER_WORD} if "perplexity" in names else set(names)
+        row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in shown}
         table.append({**row, "ids": [result.job.run_id for result in own]})
     return table
 
@@ -89,6 +90,17 @@ def measured(row: Row, name: str) -> str:
     spread = row[f"{name}_spread"]
     mark = "" if row["comparable"] or name in BALANCE else f" {AHEAD}"
     return figure(row[name]) + ("" if spread is None else f" ±{figure(spread)}") + mark
+
+
+def beside(row: Row, name: str) -> str:
+    """The paper's figure of a measure in a row, as the paper prints it; "" where it has none."""
+    value = row.get(f"paper_{name}")
+    return "" if value is None else paper_text(name, value)
+
+
+def paper_columns(table: Sequence[Row]) -> dict[str, str]:
+    """What the paper measured that no column of ours has, name and label, where its figures stand beside any row."""
+    return {PER_WORD: "perplexity in the paper, per word"} if any(beside(row, PER_WORD) for row in table) else {}
 
 
 def has_paper(table: Sequence[Row]) -> bool:

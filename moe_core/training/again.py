@@ -27,7 +27,7 @@ from moe_core.runs import (
     hold_lock,
     resume_run,
 )
-from moe_core.runs.compare import fold
+from moe_core.runs.compare import compared, fold
 from moe_core.schema import Config, parse_setting
 from moe_core.training import checkpoint
 from moe_core.training.data import Data
@@ -194,7 +194,7 @@ def catch_up(
         trainer.read()
         if (at := trainer.step) % COMPARE_EVERY == 0 or at == last or trainer.stopping:
             _, rows_nC = trainer.telemetry.take()
-            difference = difference or first_difference(run.rows(first, at), run.layout, rows_nC, now, first)
+            difference = difference or first_difference(run.rows(first, at), compared(run), rows_nC, now, first)
             run.close()  # a reader that stays would keep a live run from being sealed
             first = at + 1
             if digest:

@@ -19,7 +19,17 @@ from moe_core.nn.models import asked_by, build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
-from moe_core.schema import AUTOBALANCE, METRICS, TASK_GRADIENT_EVERY, Column, Config, Knobs, check_knob, from_dict
+from moe_core.schema import (
+    AUTOBALANCE,
+    METRICS,
+    TASK_GRADIENT_EVERY,
+    Column,
+    Config,
+    Knobs,
+    check_knob,
+    from_dict,
+    value_text,
+)
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
@@ -75,7 +85,7 @@ class Trainer:
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
-        self.evaluated = self.snapped = -1  # the step of the last evaluation and snapshot
+        self.evaluated = self.snapped = self.compared = -1  # the step of the last evaluation, snapshot and comparison
         self.next_flush = self.next_look = self.next_full = self.next_beat = 0.0
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
@@ -243,6 +253,7 @@ class Trainer:
 
     def train_step(self, began: float) -> None:
         """Train one step and take down what it did. One that is not finite is recorded, changes no weight, and pauses."""
+        self.compare_if_due()  # before the first step: from where the first churn counts
         self.step += 1
         batch = self.data.batch(self.step).to(self.device)
         measure = self.step % TASK_GRADIENT_EVERY == 1
@@ -250,11 +261,12 @@ class Trainer:
         if not done.finite:
             self.pause(
                 f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
-                f"update was left out; turn the learning rate down (now {self.knobs.lr:g}) and resume"
+                f"update was left out; turn the learning rate down (now {value_text(self.knobs.lr)}) and resume"
             )
         self.measured = [done.loss.detach(), done.grad_norm]
         self.window.add(done.routings, batch.labels)
         self.autobalance.see(self.step, done.routings)
+        self.compare_if_due()
         self.look_if_due()
         seconds = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
@@ -302,6 +314,16 @@ class Trainer:
 
     # What others see of it
 
+    def compare_if_due(self) -> None:
+        """Router churn and saturation at every multiple of churn_every, from 0 on, also of what is trained again."""
+        every = self.config.churn_every
+        if not every or self.step % every or self.compared == self.step:
+            return
+        choices = self.probe.compare(self.model, asked_by(self.config, self.knobs), self.telemetry)
+        self.compared = self.step
+        if not self.replaying:
+            self.collected["snapshots"].append((self.step, "choices", choices))
+
     def look_if_due(self) -> None:
         """Snapshots ten times a second, and never more than about a tenth of the time."""
         now = time.perf_counter()
@@ -312,7 +334,7 @@ class Trainer:
     def look(self, full: bool) -> None:
         if self.snapped == self.step and not full:
             return
-        kinds = self.probe.look(self.model, asked_by(self.config, self.knobs), self.telemetry, full, self.window)
+        kinds = self.probe.look(self.model, asked_by(self.config, self.knobs), full, self.window)
         self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
         self.snapped = self.step
         if full:
@@ -395,7 +417,7 @@ class Trainer:
         """Stand where state() was taken."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = self.checkpointed = state["step"]
+        self.step = self.checkpointed = self.compared = state["step"]
         self.measured = state.get("measured", [])
         torch.set_rng_state(state["torch_random"])
         if state["device_random"] is not None:

@@ -32,7 +32,9 @@ class Telemetry:
         self.first = 1
         L, E = config.layers, config.num_experts
         self.last_selected_LE = torch.zeros(L, E, device=device)
-        self.churn_L, self.saturation_L = torch.zeros(L, device=device), torch.ones(L, device=device)
+        # Not measured before churn_every steps have passed.
+        self.churn_L = torch.full((L,), torch.nan, device=device)
+        self.saturation_L = torch.full((L,), torch.nan, device=device)
         self.task_gradient_L = torch.full((L,), math.nan, device=device)  # not measured yet
 
     @torch.no_grad()
@@ -150,20 +152,37 @@ class Window:
 
 
 class Probe:
-    """The same tokens all along: what the gate does with them now, and how that differs from the last look."""
+    """The same tokens all along: what the gate does with them now, and how that differs from churn_every steps before."""
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config = config
         batch, shown = data.probe()
         self.inputs = batch.inputs.to(device)
         self.grid = _grid(shown["extent"]).to(device) if config.task == "plane" else None
-        self.last: list[Tensor] | None = None
+        self.last: list[Tensor] | None = None  # each token's experts when they were compared last
+
+    @torch.no_grad()
+    def compare(self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
+        """A snapshot of kind "choices": each token's experts. Sets the telemetry's churn and saturation since the last.
+
+        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in look().
+        """
+        E, was_training = self.config.num_experts, model.training
+        model.eval()
+        chosen = [r.experts_TK for r in model(self.inputs, **asked)[1]]
+        model.train(was_training)
+        if self.last is not None:
+            pairs = list(zip(chosen, self.last, strict=True))
+            telemetry.churn_L = torch.stack([churn(now, before, E) for now, before in pairs])
+            telemetry.saturation_L = torch.stack([saturation(now, before, E) for now, before in pairs])
+        self.last = chosen
+        return {"experts": _small(_same_width(chosen, E), E)}
 
     @torch.no_grad()
     def look(
-        self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry, full: bool, window: Window
+        self, model: nn.Module, asked: Mapping[str, Any], full: bool, window: Window
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Snapshots by kind: "probe" always, "full" when asked for. Sets the telemetry's churn and saturation.
+        """Snapshots by kind: "probe" always, "full" when asked for; for whoever watches, so whenever the clock says so.
 
         asked: how to route, as models.asked_by() says. Where tokens have different numbers of experts, places are
         empty: experts holds E there and gates 0.
@@ -173,12 +192,6 @@ class Probe:
         model.eval()
         _, routings = model(self.inputs, **asked)
         chosen = [r.experts_TK for r in routings]
-        if self.last is not None:
-            telemetry.churn_L = torch.stack([churn(now, before) for now, before in zip(chosen, self.last, strict=True)])
-            telemetry.saturation_L = torch.stack(
-                [saturation(now, before, E) for now, before in zip(chosen, self.last, strict=True)]
-            )
-        self.last = chosen
         gates = _same_width([r.weights_TK for r in routings], 0)
         kinds = {"probe": {"experts": _small(_same_width(chosen, E), E), "gates": _halves(gates)}}
         if self.grid is not None:
@@ -210,20 +223,26 @@ def spread(logits_TE: Tensor) -> Tensor:
     return (away_TE.square().sum(1, keepdim=True) / count_T1).sqrt().mean()
 
 
-def churn(now_NK: Tensor, before_NK: Tensor) -> Tensor:
+def churn(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
     """Share of tokens whose first expert differs. Experts in order of gate."""
-    return (now_NK[:, 0] != before_NK[:, 0]).float().mean()
+    return (_first(now_NK, num_experts) != _first(before_NK, num_experts)).float().mean()
+
+
+def _first(experts_NK: Tensor, num_experts: int) -> Tensor:
+    """Each token's first expert (N,): that of its first place which is not empty; num_experts where all are."""
+    place_N1 = (experts_NK < num_experts).int().argmax(1, keepdim=True)
+    return experts_NK.gather(1, place_N1)[:, 0]
 
 
 def saturation(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
     """Mean share of a token's experts now that were among its experts before (OLMoE, arXiv 2409.02060).
 
-    A token without an expert now has no share and is left out; 1 if there is no other.
+    A token without an expert now has no share and is left out; NaN if there is no other.
     """
     real_NK = now_NK < num_experts
     same_NK = (now_NK[:, :, None] == before_NK[:, None, :]).any(2) & real_NK
     share_N, some_N = same_NK.sum(1) / real_NK.sum(1).clamp(min=1), real_NK.any(1)
-    return torch.where(some_N.any(), share_N.sum() / some_N.sum().clamp(min=1), 1.0)
+    return share_N.sum() / some_N.sum()
 
 
 def dropped(routing: Routing) -> Tensor:

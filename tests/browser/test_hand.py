@@ -9,6 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 from moe_core.runs import Run, list_runs, open_run
 from tests.browser.conftest import Server, until
 from tests.browser.test_pages import SMALL, Tab, step_of, training, wait_for_step
+from tests.values import VALUES
 
 pytestmark = pytest.mark.browser
 
@@ -49,6 +50,14 @@ def test_a_knob_acts_while_it_is_dragged_and_a_drag_is_one_entry(server: Server,
     expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1")
     until(lambda: run.knob_changes()[-1].value == 1, page)
     expect(page.locator(".moepanel-change")).to_have_count(2)
+
+
+def test_the_page_rounds_a_value_as_everything_else_does(server: Server, tab: Tab) -> None:
+    page = tab(server.url)
+    load = (
+        "async values => { const { valueText } = await import('/moescope/numbers.js'); return values.map(valueText); }"
+    )
+    assert page.evaluate(load, [value for value, _ in VALUES]) == [text for _, text in VALUES]
 
 
 def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab) -> None:

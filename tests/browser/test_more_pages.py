@@ -3,13 +3,14 @@
 from collections.abc import Callable
 from urllib.parse import parse_qs, urlsplit
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
-from moe_core.runs import Run, open_run, start, wait_ready
-from moe_core.schema import Config, Knobs
+from moe_core.runs import Batch, Run, open_run, start, wait_ready
+from moe_core.schema import Config, Knobs, layout
 from tests.browser.conftest import Server
-from tests.figures.record import record
+from tests.figures.record import _open, record
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
@@ -50,6 +51,47 @@ def test_experts_draws_and_a_click_on_a_bar_chooses_without_replacing_a_chart(se
     )
     assert page.evaluate("[...document.querySelectorAll('[data-figure]')].every(chart => chart.kept)")
     expect(page.locator("[data-stat=expert_share]")).to_be_visible()
+
+
+def test_the_busiest_stays_while_others_become_it_until_it_is_asked_for_again(server: Server, tab: Tab) -> None:
+    record(server.runs / "a", E=4, L=1, state="training")
+    writer, width = _open[-1], sum(column.width for column in layout(1, 4))
+
+    def train(first: int, busiest: int) -> None:
+        rows = np.ones((60, width), np.float32)
+        for column in layout(1, 4):
+            if column.stat in ("load", "counts", "importance"):
+                rows[:, column.start + busiest - 1] = 5
+        writer.commit(Batch(first, rows))
+
+    def shows(expert: int) -> None:
+        for figure, words in (
+            ("expert_share", f"Share of expert {expert} "),
+            ("favourite_bytes", f" of expert {expert}"),
+        ):
+            page.wait_for_function(
+                "([figure, words]) => document.querySelector(`[data-figure=${figure}]`)?.layout?.title.text.includes(words)",
+                arg=[figure, words],
+            )
+        expect(page.locator(".moescope-hero .moescope-label")).to_have_text(f"Expert {expert}, load share")
+
+    train(61, 2)
+    page = tab(f"{server.url}/experts?run=a")
+    drawn(page, "expert_rank", "favourite_bytes")
+    shows(2)
+    expect(page.locator(".moescope-hero")).to_contain_text("the busiest at step 120")
+    for first, busiest in ((121, 3), (181, 4), (241, 3)):
+        train(first, busiest)
+        expect(page.locator(".moescope-step")).to_have_text(f"step {first + 59}")
+        expect(page.locator("[data-stat=expert_rank]")).not_to_have_text("1")
+        shows(2)
+    page.get_by_role("button", name="Choose the busiest now").click()
+    shows(3)
+    expect(page.locator(".moescope-hero")).to_contain_text("the busiest at step 300")
+    train(301, 1)
+    expect(page.locator(".moescope-step")).to_have_text("step 360")
+    shows(3)
+    _open.pop().finish("stopped")
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (1920, 1080)])

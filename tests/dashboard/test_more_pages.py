@@ -96,11 +96,11 @@ def test_the_table_has_rows_that_differ_and_no_others(runs: Path) -> None:
     two.turn(who="someone", noise=0.25)
     two.turn(who="someone", noise=0.125)
     assert dict(compare.sections([one, two]))["Knobs"] == [
-        ("noise", ["1", "1 → … → 0.25 (waiting) → 0.125 (waiting)"]),
-        ("w_load", ["0.1", "0.1 → 0.2 (waiting)"]),
+        ("noise", ["1", "1 → … → 0.25 (not acted) → 0.125 (not acted)"]),
+        ("w_load", ["0.1", "0.1 → 0.2 (not acted)"]),
     ]
-    ends = dict(parts["End figures"])
-    assert ends["steps"] == ["60", "60"]
+    ends = dict(parts["At step 60, the last that all have"])
+    assert ends["steps in all"] == ["60", "60"]
     assert ends["held-out loss, bits/byte"] == ["2.500", "2.500 (0.000)"]
     means = [np.mean([run.history("cv_load", layer, first=11)[1] for layer in (0, 1)]) for run in (one, two)]
     assert ends["CV(load)"][0] == f"{means[0]:.2f}"

@@ -12,9 +12,11 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
 from moe_core.figures.reading import gestures, last_change
-from moe_core.figures.tiles import heldout_tile
-from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.figures.tiles import heldout_tile, speed_tile
+from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
+from moe_core.runs.branch import branch_off
 from moe_core.schema import BY_TOKEN, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
+from tests.figures.record import record
 
 CONFIG = Config(num_experts=4, layers=2)
 ROW = np.ones((1, sum(c.width for c in layout(2, 4))), np.float32)
@@ -66,7 +68,7 @@ def test_a_drag_is_one_turn_in_the_list_and_each_value_in_the_record(writer: Run
 def test_the_knobs_of_a_remedy_are_all_marked_as_turned(writer: RunWriter, feed: Feed) -> None:
     act(feed.run, {"turn": {"noise": 2}, "gesture": "before"})
     writer.commit(Batch(51, NONE, applied=[(1, 20)]))
-    act(feed.run, {"turn": {"w_importance": 0.1, "w_load": 0.2}, "gesture": "remedy"})
+    act(feed.run, {"turn": {"w_importance": 0.3, "w_load": 0.2}, "gesture": "remedy"})
     feed.refresh(now=True)
     for step in (None, 30):
         was = {name: told["was"] for name, told in knobs_of(panel(feed)).items() if told["was"] is not None}
@@ -192,6 +194,98 @@ def test_what_autobalance_did_is_one_entry_and_no_mark(writer: RunWriter, feed: 
     assert [c["step"] for c in told["changes"]] == [13, 12, 6]
     assert told["marks"] == [6, 13]
     assert last_change(feed, 12).step == 6
+
+
+def test_what_a_run_that_ended_took_no_more_has_not_acted(writer: RunWriter, feed: Feed) -> None:
+    """Autobalance decides after the last step too; the weights that acted last are shown, and no turn that waits."""
+    feed.run.turn(who="autobalance", w_load=0.00083249)
+    writer.commit(Batch(51, NONE, applied=[(1, 26)]))
+    feed.run.turn(who="autobalance", w_load=0.000297)
+    feed.run.turn(noise=2)
+    feed.refresh(now=True)
+    assert knobs_of(panel(feed))["noise"]["value"] == 2  # it trains: the next step takes it
+    writer.commit(Batch(51, NONE, state="finished"))
+    feed.refresh(now=True)
+    told = panel(feed)
+    assert [(c["text"], c["step"]) for c in told["changes"]] == [("noise 1 → 2", None), ("autobalance: w_load 0 → 8.3e-4", 26)]  # fmt: skip
+    assert (knobs_of(told)["w_load"]["value"], knobs_of(told)["noise"]["value"]) == (0.00083249, 1.0)
+
+
+def test_a_list_that_is_cut_says_how_many_it_leaves_out(feed: Feed) -> None:
+    for at in range(11):
+        feed.run.turn(who="script", noise=2 - at / 100)
+        feed.refresh(now=True)
+        told = panel(feed)
+        assert (len(told["changes"]), told["earlier"]) == (min(at + 1, 8), max(0, at - 7))
+
+
+def test_a_drag_that_ends_where_it_began_is_none_unless_it_acted_meanwhile(writer: RunWriter, feed: Feed) -> None:
+    for value in (2, 1):
+        act(feed.run, {"turn": {"noise": value}, "gesture": "abc"})
+    writer.commit(Batch(51, NONE, applied=[(1, 20), (2, 20)]))
+    feed.refresh(now=True)
+    assert (panel(feed)["changes"], panel(feed)["marks"], last_change(feed, 50)) == ([], [], None)
+    for value in (2, 1):
+        act(feed.run, {"turn": {"noise": value}, "gesture": "xyz"})
+    writer.commit(Batch(51, NONE, applied=[(3, 30), (4, 31)]))
+    feed.refresh(now=True)
+    assert panel(feed)["marks"] == [30]
+
+
+def forked(folder: Path, at: int, own: int, state: str = "stopped") -> Feed:
+    """A fork of a run of 60 steps at one of them, as its trainer leaves it after so many steps of its own."""
+    parent = record(folder / "parent")
+    lock = branch_off(parent, at, {}, folder / "fork", 200)
+    writer = resume_run(folder / "fork", lock, "me", 200)
+    if own:
+        rows = parent.rows(1, own)
+        rows[:, next(c.start for c in parent.layout if c.stat == "seconds")] = 0.01
+        writer.commit(Batch(at + 1, rows, state="training"))
+    if state != "starting":
+        writer.finish(state)
+    else:
+        _open.append(writer)
+    feed = Feed(open_run(folder / "fork"))
+    feed.refresh(now=True)
+    return feed
+
+
+_open: list[RunWriter] = []  # or a trainer's lock would go with it
+
+
+def test_a_fork_counts_its_own_steps_and_shows_its_own_speed(tmp_path: Path) -> None:
+    feed = forked(tmp_path, 40, 10)
+    told = banner(feed, 0)
+    assert told
+    assert re.match(r"Stopped: 50 steps, 40 of them inherited, 10 in \d+ s\. ", told["text"])
+    assert speed_tile(feed, 50).value == "100"
+    assert (speed_tile(feed, 30).value, speed_tile(feed, 30).lines) == ("–", ("the parent's steps",))
+    feed.run.close()
+
+
+def test_a_fork_that_trains_again_what_is_recorded_has_no_speed_and_no_steps_of_its_own(tmp_path: Path) -> None:
+    feed = forked(tmp_path, 40, 0, "starting")
+    assert (panel(feed)["word"], speed_tile(feed, 40).value) == ("Catching up…", "–")
+    assert speed_tile(feed, 40).lines == ("trains again what is recorded",)
+    _open.pop().finish("stopped")
+    feed.refresh(now=True)
+    told = banner(feed, 0)
+    assert told
+    assert told["text"].startswith("Stopped: 40 steps, 40 of them inherited. ")
+    feed.run.close()
+
+
+def test_a_run_that_was_gone_on_with_says_what_the_last_trainer_did(tmp_path: Path) -> None:
+    record(tmp_path / "a", state="stopped")
+    writer = resume_run(tmp_path / "a", hold_lock(tmp_path / "a"), "me", 200)
+    writer.commit(Batch(61, open_run(tmp_path / "a").rows(1, 10), state="training"))
+    writer.finish("stopped")
+    feed = Feed(open_run(tmp_path / "a"))
+    feed.refresh(now=True)
+    told = banner(feed, 0)
+    assert told
+    assert re.match(r"Stopped: 70 steps, the last 10 in \d+ s\. ", told["text"])
+    feed.run.close()
 
 
 def collapsed(n: int) -> np.ndarray:

@@ -152,7 +152,7 @@ def test_a_finished_sweep_has_its_table_maps_and_front(done: Sweep) -> None:
     assert told.count("<tr>") == 1 + 4 + 2  # a head, four cells, two lines of ceilings
     assert '<a href="./?run=s-c02-s1">1</a>' in told
     assert "0.520 ±0.028<" in told  # 0.5 and 0.54
-    assert "<small>paper 3.010</small>" in told  # w_importance 0, w_load 0
+    assert "<small>paper 3.01</small>" in told  # w_importance 0, w_load 0
     assert (
         told.count("<small>paper") == 2 * 3
     )  # two cells of the paper's, three balance figures: points have no perplexity

@@ -1,6 +1,7 @@
 """What a viewer chose travels to the figures, and the runs beside the first are opened, shared and let go of."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import pytest
 from moe_core.dashboard.feed import _feeds, join, leave_all
 from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.views import checked, look_at
-from tests.figures.record import record
+from moe_core.figures.reading import Beside, held_busiest
+from moe_core.runs import Batch
+from moe_core.schema import layout
+from tests.figures.record import _open, record
 
 
 def test_options_are_a_few_plain_values() -> None:
@@ -70,12 +74,96 @@ def test_a_choice_changes_the_figures_and_the_tiles_of_the_next_frame(
     leave_all(viewer)
 
 
+def busy(expert: int, steps: int = 60) -> np.ndarray:
+    """Rows in which one of four experts has most of the load, in both layers."""
+    rows = np.ones((steps, sum(c.width for c in layout(2, 4))), np.float32)
+    for column in layout(2, 4):
+        if column.stat in ("load", "counts", "importance"):
+            rows[:, column.start + expert - 1] = 5
+    return rows
+
+
+NAMES = ("expert_rank", "expert_share", "favourite_bytes", "specialisation", "similarity")
+
+
+def experts_in(frame: dict[str, Any]) -> set[str]:
+    """The experts that the titles of a frame's charts and its first tile name."""
+    titles = [spec["layout"]["title"]["text"] for spec in frame["figures"].values()] + [frame["tiles"][0]["label"]]
+    return {found for title in titles for found in re.findall(r"[Ee]xpert (\d)", title)}
+
+
+def test_the_busiest_is_held_until_the_person_asks_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    record(tmp_path / "a", state="training")
+    writer = _open[-1]
+    writer.commit(Batch(61, busy(2)))
+    viewer = Viewer()
+    viewer.feed = join((tmp_path / "a").absolute(), viewer)
+    held: list[int] | None = None
+
+    def look(layer: int = 0, step: int | None = None, **options: Any) -> dict[str, Any]:
+        nonlocal held
+        viewer.sent.clear()  # so that every chart comes
+        if held:
+            options["busiest"] = held
+        asked = {"theme": "light", "page": "experts", "layer": layer, "step": step, "options": options}
+        viewer.hear(json.dumps(asked | {"sizes": {name: [460, 300] for name in NAMES}}))
+        viewer.looked = None
+        frame = frame_of(viewer)
+        held = frame["busiest"]
+        return frame
+
+    assert experts_in(look()) == {"2"}
+    assert (held, look()["tiles"][0]["lines"][1]) == ([1, 2, 120, 0], "the busiest at step 120")
+    writer.commit(Batch(121, busy(3)))
+    for frame in (look(), look(), look(step=130)):
+        assert (experts_in(frame), frame["busiest"]) == ({"2"}, [1, 2, 120, 0])
+    assert experts_in(look(again=1)) == {"3"}
+    assert held == [1, 3, 180, 1]
+    writer.commit(Batch(181, busy(4)))
+    assert (experts_in(look(again=1)), held) == ({"3"}, [1, 3, 180, 1])
+    assert (experts_in(look(again=1, expert=1)), held) == ({"1"}, None)
+    assert experts_in(look(layer=1, again=1)) == {"4"}
+    leave_all(viewer)
+    _open.pop().finish("stopped")
+
+
+def test_all_of_a_frame_is_of_one_expert_though_the_run_goes_on_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    record(tmp_path / "a", state="training")
+    writer = _open[-1]
+    writer.commit(Batch(61, busy(2)))
+    viewer = Viewer()
+    viewer.feed = join((tmp_path / "a").absolute(), viewer)
+    draw, first = viewer.draw, iter(range(121, 10_000, 60))
+
+    def draw_while_it_trains(*arguments: Any) -> None:
+        at = next(first)
+        writer.commit(Batch(at, busy(1 + at // 60 % 4)))  # another one becomes the busiest before each chart
+        viewer.feed.refresh(now=True)
+        draw(*arguments)
+
+    monkeypatch.setattr(viewer, "draw", draw_while_it_trains)
+    asked = {"theme": "light", "page": "experts", "layer": 0, "sizes": {name: [460, 300] for name in NAMES}}
+    viewer.hear(json.dumps(asked))
+    assert experts_in(frame_of(viewer)) == {"2"}
+    leave_all(viewer)
+    _open.pop().finish("stopped")
+
+
+@pytest.mark.parametrize("told", ["2", [1, 2], [1, 9, 5, 0], [2, 2, 5, 0], [1, "2", 5, 0], [1, 2, 0, 0], [1, 2, 5, 3]])
+def test_what_is_held_is_checked(tmp_path: Path, told: Any) -> None:
+    assert held_busiest(Beside(record(tmp_path / "a"), {"busiest": told}), 0) is None
+
+
 def test_past_snapshots_are_read_once(tmp_path: Path) -> None:
     run = record(tmp_path / "a")
     feed = join((tmp_path / "a").absolute(), viewer := object())
     np.testing.assert_array_equal(feed.snapshots(), [20, 40, 60])
-    before = feed.past_experts(20)
-    np.testing.assert_array_equal(before, run.snapshot(20)[1]["experts"])
+    before = feed.past_experts(20, "choices")
+    np.testing.assert_array_equal(before, run.snapshot(20, "choices")[1]["experts"])
     feed.run.snapshot = None  # type: ignore[assignment,method-assign]
-    assert feed.past_experts(20) is before
+    assert feed.past_experts(20, "choices") is before
     leave_all(viewer)

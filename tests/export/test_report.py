@@ -94,7 +94,7 @@ def test_a_drag_is_one_line_of_what_was_turned(tmp_path):
         run.turn(who="dashboard/abc", noise=value)
     run.turn(who="script", k=1)
     (turned,) = [part.content[0].rows for part in parts_of(run) if part.title == "What was turned"]
-    assert turned == [("waiting", "noise", "1", "0.7", "dashboard"), ("waiting", "k", "2", "1", "script")]
+    assert turned == [("not acted", "noise", "1", "0.7", "dashboard"), ("not acted", "k", "2", "1", "script")]
 
 
 def test_words_are_broken_where_the_line_ends_and_none_is_lost():
@@ -135,3 +135,38 @@ def test_an_animation_by_another_name_or_without_ffmpeg_is_refused_in_one_line(r
         with pytest.raises(ValueError, match=words):
             animate(run, "balance_now", tmp_path / name, Look())
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_not_shown_in_full_says_so(tmp_path):
+    from moe_core.runs import Batch, create_run, open_run
+    from moe_core.schema import Config, Knobs
+
+    for name, many in (("few", 5), ("many", 60)):
+        writer = create_run(tmp_path / name, Config(), Knobs(), probe={"tokens": np.zeros(4, np.uint8)})
+        metrics = {"bits_per_byte": 2.0, "perplexity": 4.0}
+        writer.commit(Batch(0, np.empty((0, 0)), evals=[(50 * i, metrics, "text") for i in range(1, many + 1)]))
+        writer.finish("stopped")
+        parts = {part.title: part.content for part in parts_of(open_run(tmp_path / name))}
+        if name == "few":
+            assert {"Evaluations", "Samples"} <= set(parts)
+        else:
+            assert len(parts["Evaluations: 25 of 60"][0].rows) == 25
+            assert len(parts["Samples: the last 5 of 60"]) == 5
+
+
+def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
+    from moe_core.runs import Batch, create_run, open_run
+    from moe_core.schema import Config, Knobs, layout
+
+    config = Config(num_experts=4, layers=1)
+    writer = create_run(tmp_path / "r", config, Knobs(), probe={"tokens": np.zeros(4, np.uint8)})
+    run = open_run(tmp_path / "r")
+    rows = np.ones((30, sum(c.width for c in layout(1, 4))), np.float32)
+    run.turn(who="autobalance", w_load=0.00083249)
+    writer.commit(Batch(1, rows, applied=[(1, 26)], state="training"))
+    run.turn(who="autobalance", w_load=0.000297)  # decided after the last step
+    run.close()
+    writer.finish("finished")
+    parts = {part.title: part.content[0].rows for part in parts_of(open_run(tmp_path / "r")) if part.title != "Figures"}
+    assert ("w_load", "0.1", "8.3e-4") in parts["Knobs"]
+    assert parts["What was turned"] == [("26", "w_load", "0.1", "8.3e-4", "autobalance")]

@@ -49,7 +49,7 @@ def snapshots_of(task: str, L: int, E: int, k: int, rng: np.random.Generator) ->
     }
     if task == "text":
         full["specialisation_byte"] = rng.dirichlet(np.ones(E), (L, 256)).astype(np.float32)
-    return {"probe": probe, "full": full}
+    return {"probe": probe, "choices": {"experts": experts}, "full": full}
 
 
 def record(
@@ -63,12 +63,12 @@ def record(
     state: str = "finished",
     **config: Any,
 ) -> Run:
-    """A run of `steps` steps with snapshots at every 20th; 0 leaves it as a trainer does before its first step."""
+    """A run of `steps` steps with snapshots and churn at every 20th; 0 leaves it as a trainer does before its first step."""
     rng = np.random.default_rng(seed)
     k = min(k, E)
     label, names = CLASSES[task]
     labels = {label: names} | ({"byte": [str(i) for i in range(256)]} if task == "text" else {})
-    given = Config.for_task(task, num_experts=E, layers=L, **config)
+    given = Config.for_task(task, num_experts=E, layers=L, **{"churn_every": 20} | config)
     writer = create_run(
         folder, given, Knobs(k=k), labels=labels, probe=probe_of(task, rng), facts={"device": "cpu", "threads": 1}
     )

@@ -205,10 +205,41 @@ def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
     # Where a chart has nothing to mark, the tile says so: a run that ended before, and one that had not begun.
     assert read(55, "fork")[2] == (stood(c, 60), "step 60, its last")
     assert read(15, "fork")[3] == ("–", "not begun")
-    assert read(None, "fork") == [(stood(run, 60), "") for run in (a, b, c, d)]
+    # Now is the last step that all have: 30 after the fork, where C ends.
+    assert read(None, "fork") == [(stood(a, 50), ""), (stood(b, 50), ""), (stood(c, 60), "step 60"), (stood(d, 30), "step 30")]  # fmt: skip
+    assert (
+        compare_tiles(View(a, {"align": "fork"}, (b, c)))[0].lines[1] == "step 50, 30 after the fork, the last of all"
+    )
     assert [compare_tiles(View(a, {"align": "fork"}, (b,)), 0, step)[0].lines[1] for step in (35, 15, None)] == [
         "step 35, 15 after the fork",
         "step 15, 5 before the fork",
         "step 60, 40 after the fork",
     ]
     assert compare_tiles(View(a, {"align": "fork"}, (d,)), 0, 35)[0].lines[1] == "step 35"
+
+
+def test_runs_of_unlike_length_are_compared_at_the_last_step_that_all_have(tmp_path: Path):
+    from moe_core.dashboard.compare import sections
+
+    a, b = record(tmp_path / "a", steps=60), record(tmp_path / "b", steps=50, seed=1)
+    first, second = compare_tiles(View(a, {}, (b,)))
+    stood = [f"{float(run.history('cv_load', 0, first=50, last=50)[1][0]):.2f}" for run in (a, b)]
+    assert [(first.value, first.unit), (second.value, second.unit)] == [(stood[0], ""), (stood[1], "")]
+    assert first.lines[1] == "step 50, the last of all"
+    heading, rows = sections([a, b])[-1]
+    assert heading == "At step 50, the last that all have"
+    means = [np.mean([run.history("cv_load", layer, first=1, last=50)[1] for layer in (0, 1)]) for run in (a, b)]
+    assert dict(rows)["steps in all"] == ["60", "50"]
+    assert dict(rows)["CV(load)"][0] == f"{means[0]:.2f}"
+    assert dict(rows)["CV(load)"][1].startswith(f"{means[1]:.2f} (")
+    b.parent = SimpleNamespace(run="a", step=20)
+    assert sections([a, b], "fork")[-1][0] == "30 steps after the fork, the last that all have"
+
+
+def test_no_difference_is_taken_of_evaluations_at_unlike_steps(tmp_path: Path):
+    from moe_core.dashboard.compare import end_figures
+
+    a, b = record(tmp_path / "a"), record(tmp_path / "b")
+    held_out = dict(end_figures([a, b], [60, 50]))["held-out loss, bits/byte"]
+    assert held_out == ["2.500, step 60", "2.500, step 40"]
+    assert dict(end_figures([a, b], [50, 50]))["held-out loss, bits/byte"] == ["2.500", "2.500 (0.000)"]

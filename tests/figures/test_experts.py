@@ -83,7 +83,7 @@ def test_similarity_is_the_cosine_of_the_gates_columns():
 
 
 def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_path: Path):
-    config = Config(num_experts=4, layers=1)
+    config = Config(num_experts=4, layers=1, churn_every=10)
     writer = create_run(tmp_path / "a", config, Knobs(), probe={})
     rows = np.ones((30, sum(c.width for c in layout(1, 4))), np.float32)
 
@@ -91,9 +91,10 @@ def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_pa
         return {"experts": np.array([experts], np.uint8), "gates": np.ones((1, 2, 2), np.float16)}
 
     taken = [
-        (10, "probe", probe([[2, 3], [2, 3]])),
-        (20, "probe", probe([[0, 3], [1, 0]])),
-        (30, "probe", probe([[0, 1], [0, 1]])),
+        (10, "choices", probe([[2, 3], [2, 3]])),
+        (17, "probe", probe([[1, 3], [1, 3]])),  # a look by the clock
+        (20, "choices", probe([[0, 3], [1, 0]])),
+        (30, "choices", probe([[0, 1], [0, 1]])),
     ]
     writer.commit(Batch(1, rows, snapshots=taken))
     for value in (0.5, 0.6):
@@ -107,21 +108,27 @@ def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_pa
     assert (read["against"], read["chance"]) == (30, 0.5)
     earlier = read_experts.read_saturation(open_run(tmp_path / "a"), 0, 20, None, None)
     assert earlier["kept_n"].tolist() == [0.25, 1]  # of (0, 3) and (1, 0), only 3 was there
-    np.testing.assert_allclose(experts.saturation.spec(**read)["data"][0]["y"], [0, 75, 100])
+    trace = experts.saturation.spec(**read)["data"][0]
+    np.testing.assert_allclose(trace["y"], [0, 75, 100])
+    assert trace["mode"] == "lines+markers"
+    assert experts.saturation.spec(**read | {"every": 0})["data"][0]["mode"] == "markers"  # looks by the clock
 
 
-def test_many_snapshots_are_read_on_a_grid_that_stands(tmp_path: Path):
+@pytest.mark.parametrize(("every", "kind"), [(0, "probe"), (3, "choices")])
+def test_many_snapshots_are_read_on_a_grid_that_stands(every: int, kind: str):
     class Source:
-        config = Config(num_experts=4, layers=1)
+        config = Config(num_experts=4, layers=1, churn_every=every)
         knobs = Knobs()
 
         def __init__(self, last):
             self.last, self.asked = last, []
 
-        def snapshots(self, kind):
+        def snapshots(self, asked):
+            assert asked == kind
             return np.arange(3, self.last + 1, 3)
 
-        def past_experts(self, step):
+        def past_experts(self, step, asked):
+            assert asked == kind
             self.asked.append(step)
             return np.zeros((1, 2, 2), np.uint8)
 

@@ -8,7 +8,11 @@ import pytest
 from moe_core.figures import bars, score, timeline
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import escape, percent
+from moe_core.figures.reading import Beside
 from moe_core.figures.theme import DARK, LIGHT, expert_colour, letter_colour, luminance
+from moe_core.figures.tiles import expert_tiles
+from moe_core.runs import Batch, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
 
 SIZES = (1, 2, 16, 20, 21, 64)
 
@@ -150,3 +154,33 @@ def test_the_loss_axis_has_few_digits_at_each_tick() -> None:
     formats = [timeline.loss_axis("nats", 0.0, 5.0, tick)["tickformat"] for tick in (2.0, 1.0, 0.5, 0.1, 0.02)]
     assert formats == [".0f", ".0f", ".1f", ".1f", ".2f"]
     assert timeline.loss.spec(np.arange(3), np.ones(3), np.array([2]), np.ones(1))["data"][1]["cliponaxis"] is False
+
+
+def test_the_loss_axis_holds_every_held_out_dot():
+    train = np.r_[np.linspace(3, 0.3, 10), np.full(400, 0.2)]
+    heldout = np.array([0.254, 0.21])
+    low, high, _ = timeline.loss_range(train, heldout)
+    assert low <= 0.2 < 0.254 <= high < 1  # and training's first steps may leave it
+    assert timeline.loss_range(train, np.array([np.nan]))[1] == timeline.loss_range(train, np.zeros(0))[1]
+
+
+@pytest.mark.parametrize("span", [None, (1.0, 400.0)])
+def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_path, span):
+    """On the page, where lines are thinned, in an export, where they are not, and in the tile."""
+    rng = np.random.default_rng(0)
+    writer = create_run(tmp_path / "a", Config(num_experts=4, layers=1), Knobs())
+    rows = rng.uniform(0.8, 1.2, (3000, sum(c.width for c in layout(1, 4)))).astype(np.float32)
+    writer.commit(Batch(1, rows, state="training"))
+    writer.finish("stopped")
+    run, last = open_run(tmp_path / "a"), 3000 if span is None else 400
+    share_E = run.history("load_share", 0, first=last - 49, last=last)[1].mean(0)
+    for name, words in (
+        ("load_share", f"{100 * share_E.min():.1f}–{100 * share_E.max():.1f} %"),
+        ("expert_share", f"{100 * share_E.max():.1f} %"),
+    ):
+        for bins in (40, 300, None):
+            entry, found = FIGURES[name], Beside(run, {"expert": int(share_E.argmax()) + 1})
+            notes = entry.draw.spec(**entry.read(found, 0, None, span, bins))["layout"]["annotations"]
+            assert any(words in note["text"] for note in notes), (name, bins)
+    if span is None:
+        assert expert_tiles(found)[0].value == f"{100 * share_E.max():.1f}"

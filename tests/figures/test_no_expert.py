@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from moe_core.figures import bars, probe, routing, score
+from moe_core.figures.probe import kept
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import kept
 
 E = 4
 # Token 0 has both places, 1 lost its first, 2 both, 3 is expert 4's alone.

@@ -24,7 +24,7 @@ from moe_core.runs import (
     open_run,
     verify,
 )
-from moe_core.runs.codec import pack_arrays, pack_rows, unpack_arrays, unpack_rows
+from moe_core.runs.codec import START, link, pack_arrays, pack_rows, unpack_arrays, unpack_rows
 from moe_core.runs.writer import WAL_PAGES, RunWriter, log_pages
 from moe_core.schema import STATS, Config, Knobs, layout
 
@@ -135,6 +135,31 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     writer.finish("stopped")
 
 
+def test_a_turn_to_where_a_knob_stands_is_accepted_and_is_none(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    run = open_run(tmp_path / "a")
+    for knobs in ({"noise": 1.0}, {"noise": 0.5, "k": 2}, {"noise": 0.5}, {"off": ""}, {"strategy": "paper"}):
+        run.turn(**knobs)
+    assert [(c.name, c.previous, c.value) for c in run.knob_changes()] == [("noise", 1, 0.5)]
+    assert len(writer.pending().knobs) == 1
+    assert verify(run) == []
+    writer.finish("stopped")
+
+
+def test_a_row_of_an_earlier_version_that_turns_nothing_is_no_turn(tmp_path: Path) -> None:
+    folder = record(tmp_path / "a")
+    with contextlib.closing(sqlite3.connect(folder / "run.db")) as db, db:
+        chain = START
+        for id, value, previous in ((1, 1.0, 1.0), (2, 0.5, 1.0), (3, 0.5, 0.5)):
+            chain = link(chain, id, "noise", value, previous, "me", 0.0)
+            db.execute("INSERT INTO knobs VALUES (?, 'noise', ?, ?, 'me', 0.0, ?)", (id, value, previous, chain))
+            db.execute("INSERT INTO applied VALUES (?, ?)", (id, id))
+    run = open_run(folder)
+    assert verify(run) == []
+    assert [(c.id, c.value, c.step) for c in run.knob_changes()] == [(2, 0.5, 2)]
+    assert (run.knobs_at(1).noise, run.knobs.noise) == (1.0, 0.5)
+
+
 def test_a_turn_is_checked_against_the_knobs_as_they_stand(tmp_path: Path) -> None:
     """CONFIG has 4 experts. Several turns at once are checked in the order given."""
     run = open_run(record(tmp_path / "a"))
@@ -230,7 +255,7 @@ sys.path.insert(0, sys.argv[2])
 from moe_core.runs import open_run
 run = open_run(__import__("pathlib").Path(sys.argv[1]))
 for i in range(250):
-    run.turn(who=sys.argv[3], noise=i / 100)
+    run.turn(who=sys.argv[3], noise=(4 * i + int(sys.argv[3])) / 1000)  # no two alike: the same value again is no turn
 """
 
 
@@ -253,7 +278,7 @@ def test_a_thousand_turns_by_four_processes_beside_a_trainer_and_none_is_lost(tm
     changes = run.knob_changes()
     assert len(changes) == 1000
     for who in "0123":
-        assert [c.value for c in changes if c.who == who] == [i / 100 for i in range(250)]
+        assert [c.value for c in changes if c.who == who] == [(4 * i + int(who)) / 1000 for i in range(250)]
     assert all(after.previous == before.value for before, after in itertools.pairwise(changes))
     assert verify(run) == []
 
@@ -389,6 +414,24 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
     assert found is not None
     assert found[0] == 1
     np.testing.assert_array_equal(found[1]["e"], [1])
+    run.close()
+    writer.finish("stopped")
+
+
+def test_the_choices_that_churn_compares_are_never_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(seconds=0.0)
+    stand_in = SimpleNamespace(time=lambda: 1_000_000.0, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr("moe_core.runs.writer.time", stand_in)
+    writer = create_run(tmp_path / "a", CONFIG, Knobs())
+    writer.db.execute("PRAGMA synchronous = OFF")
+    for step in range(1, 1001):  # 1,000 seconds of training
+        clock.seconds += 1.0
+        taken = [(step, kind, {"experts": np.zeros((1, 1, 1), np.uint8)}) for kind in ("choices", "probe")]
+        writer.commit(Batch(step, rows(step, 1), snapshots=taken if step % 2 == 0 else []))
+    monkeypatch.undo()
+    run = open_run(tmp_path / "a")
+    assert run.snapshots("choices").tolist() == list(range(2, 1001, 2))
+    assert len(run.snapshots("probe")) < 400
     run.close()
     writer.finish("stopped")
 

@@ -88,7 +88,7 @@ def test_the_csv_has_the_same_rows(trained: tuple[Path, list[dict[str, Any]], Pa
         assert float(read["cv_load"]) == pytest.approx(row["cv_load"], rel=1e-8)
         assert read["ids"].split(" ") == row["ids"]
         assert read["paper_cv_load"] == {0: "3.01", 0.1: ""}[row["w_load"]]
-        assert "paper_perplexity" not in read
+        assert "paper_perplexity_per_word" not in read
 
 
 def test_the_same_command_again_trains_nothing_and_prints_the_table(

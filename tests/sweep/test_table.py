@@ -181,7 +181,7 @@ def test_a_row_is_mean_and_spread_over_the_seeds_that_count(recorded: Sweep) -> 
     assert first["max_over_mean_load"] == pytest.approx((2 + 4 / 3) / 2)
     assert first["cv_load_ceiling"] == 1.0
     assert first["paper_cv_load"] == 3.01  # weights 0 and 0 are in the paper, 0.3 and 0 are not
-    assert "paper_perplexity" not in first  # points have none
+    assert "paper_perplexity_per_word" not in first  # points have none
     assert (second["finished"], second["accuracy"], second["accuracy_spread"]) == (1, 0.9, None)
     assert not any(name.startswith("paper_") for name in second)
     assert first["ids"] == ["s-c01-s0", "s-c01-s1"]
@@ -201,7 +201,22 @@ def test_the_paper_stands_beside_its_own_strategy_only(tmp_path: Path) -> None:
         assert paper_row(config, knobs) == {}
     plan = make_plan(TEXT, Knobs(), {}, pairs_of(["table6"]))
     table = rows(Sweep("s", tmp_path, plan), results(Sweep("s", tmp_path, plan)))
-    assert [row["paper_perplexity"] for row in table] == [39.8, 35.6, 35.7, 35.6, 35.7, 35.7]
+    assert [row["paper_perplexity_per_word"] for row in table] == [39.8, 35.6, 35.7, 35.6, 35.7, 35.7]
+
+
+def test_the_paper_is_printed_as_it_prints_and_its_words_stand_in_no_column_of_bytes(tmp_path: Path) -> None:
+    from moe_core.commands.sweep_table import as_text
+
+    plan = make_plan(TEXT, Knobs(), {}, pairs_of(["table6"]))
+    table = rows(Sweep("s", tmp_path, plan), results(Sweep("s", tmp_path, plan)))
+    head, _, first, *_ = as_text(plan, table).splitlines()
+    assert first.count("[") == 3
+    for words, figure in (("CV(importance)", "[3.04]"), ("CV(load)", "[3.01]"), ("max / mean load", "[17.80]"), ("perplexity in the paper, per word", "39.8")):  # fmt: skip
+        assert first[head.index(words) :].split("  ")[0].endswith(figure), words
+    assert "[" not in first[head.index("perplexity, per byte") :][:20]
+    of_points = make_plan(CONFIG, Knobs(), {}, pairs_of(["table6"]))
+    table = rows(Sweep("p", tmp_path, of_points), results(Sweep("p", tmp_path, of_points)))
+    assert "per word" not in as_text(of_points, table)
 
 
 def test_the_live_page_shows_the_same_ceiling(tmp_path: Path) -> None:

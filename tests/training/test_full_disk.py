@@ -27,7 +27,7 @@ from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[2]
 CONFIG = Config.for_task("plane", num_experts=4, tokens=64, d_model=8, d_hidden=8, steps=300, eval_every=500, threads=1)
-NOT_BY_THE_CLOCK = [c.stat not in ("seconds", "churn", "saturation") for c in layout(1, 4) for _ in range(c.width)]
+NOT_BY_THE_CLOCK = [c.stat != "seconds" for c in layout(1, 4) for _ in range(c.width)]
 
 
 class Disk:

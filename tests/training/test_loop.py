@@ -92,6 +92,35 @@ def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.Mon
     assert np.array_equal(column(one, "loss"), column(watched, "loss"))
 
 
+def test_churn_and_saturation_are_of_fixed_steps_whatever_the_clock_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the choices recorded at multiples of churn_every say; between them a row has what was measured last."""
+    config = replace(CONFIG, churn_every=5, steps=32)
+    _, one, _ = run(config)
+    monkeypatch.setattr(Trainer, "look_if_due", lambda self: self.look(full=True))
+    _, watched, _ = run(config)
+    monkeypatch.setattr(Trainer, "look_if_due", lambda self: None)
+    _, alone, _ = run(config)
+    taken = {step: arrays["experts"][0] for step, kind, arrays in one.all("snapshots") if kind == "choices"}
+    assert list(taken) == [0, 5, 10, 15, 20, 25, 30]
+    last = [(step, step // 5 * 5) for step in range(5, 33)]
+    moved = [(taken[at][:, 0] != taken[at - 5][:, 0]).mean() for _, at in last]
+    kept = [(taken[at][:, :, None] == taken[at - 5][:, None]).any(2).mean() for _, at in last]
+    assert len(set(moved)) > 2
+    for stat, values in (("churn", moved), ("saturation", kept)):
+        for record in (one, watched, alone):
+            np.testing.assert_allclose(column(record, stat), [np.nan] * 4 + values, rtol=1e-6)
+
+
+def test_measuring_churn_changes_no_bit_of_the_training() -> None:
+    weights = []
+    for every in (0, 1, 5):
+        _, record, trainer = run(replace(CONFIG, churn_every=every))
+        assert np.isnan(column(record, "churn")).all() == (every == 0)
+        weights.append([column(record, "loss"), *(p.detach().numpy() for p in trainer.model.parameters())])
+    for other in weights[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(weights[0], other, strict=True))
+
+
 def test_evaluations_go_by_step_and_end_with_one() -> None:
     _, record, _ = run()
     evals = record.all("evals")
@@ -218,10 +247,10 @@ def test_a_run_walks_through_all_strategies_and_keeps_training(task: str) -> Non
     _, record, trainer = run(config, knobs, {step: dict(found) for step, found in script.items()})
     _, again, _ = run(config, knobs, {step: dict(found) for step, found in script.items()})
     rows = record.rows
-    assert np.isfinite(rows).all()
+    assert np.isfinite(rows[config.churn_every - 1 :]).all()
     assert len(rows) == config.steps
-    same = np.array([c.stat not in ("seconds", "churn", "saturation") for c in layout(2, 4) for _ in range(c.width)])
-    assert np.array_equal(rows[:, same], again.rows[:, same])
+    same = np.array([c.stat != "seconds" for c in layout(2, 4) for _ in range(c.width)])
+    assert np.array_equal(rows[:, same], again.rows[:, same], equal_nan=True)
     assert trainer.reason == ""
     task_loss = column(record, "task_loss", 2)
     assert task_loss[-8:].mean() < task_loss[:8].mean()
@@ -254,7 +283,7 @@ def test_knobs_turned_at_one_step_are_each_checked_against_those_before() -> Non
 
 
 def test_a_hierarchical_run_trains_and_its_own_knobs_act() -> None:
-    config = replace(CONFIG, num_experts=4, groups=2, steps=30)
+    config = replace(CONFIG, num_experts=4, groups=2, steps=30, churn_every=5)
     script = {
         10: {"knobs": [turned(1, "k_primary", 1), turned(2, "noise_primary", 0.0)]},
         20: {"knobs": [turned(3, "off", "1,2"), turned(4, "strategy", "loss-free")]},
@@ -264,7 +293,7 @@ def test_a_hierarchical_run_trains_and_its_own_knobs_act() -> None:
     assert (counts[:10].sum(1) == 2 * 64).all()
     assert (counts[10:].sum(1) == 64).all()
     assert not counts[20:, :2].any()
-    assert np.isfinite(record.rows).all()
+    assert np.isfinite(record.rows[config.churn_every - 1 :]).all()
     assert trainer.knobs.strategy == "paper"
 
 

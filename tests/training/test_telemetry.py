@@ -45,9 +45,9 @@ def test_a_row_has_every_stored_statistic_where_the_layout_says(model) -> None:
         assert np.allclose(at["noise_scale", layer], routing.noise_std_TE.mean().detach())
         assert np.allclose(at["logit_spread", layer], routing.clean_logits_TE.std(1, correction=0).mean().detach())
         assert np.allclose(at["top1_gate", layer], routing.gates_TE.max(1).values.mean().detach())
-        assert at["saturation", layer] == 1
         assert at["unrouted", layer] == 0
-        assert at["churn", layer] == at["dropped", layer] == at["dead_experts", layer] == 0
+        assert at["dropped", layer] == at["dead_experts", layer] == 0
+        assert np.isnan([at["churn", layer], at["saturation", layer]]).all()  # nothing to compare with yet
     assert telemetry.take()[1].size == 0
 
 
@@ -111,7 +111,7 @@ def test_windows_count_exactly_the_last_steps(model) -> None:
 def test_churn_and_saturation_by_hand() -> None:
     before = torch.tensor([[0, 1], [2, 3], [1, 0], [3, 0]])
     now = torch.tensor([[0, 2], [3, 2], [2, 3], [3, 0]])
-    assert churn(now, before) == 0.5
+    assert churn(now, before, 4) == 0.5
     assert saturation(now, before, 4) == (0.5 + 1 + 0 + 1) / 4
     assert saturation(now[:, :1], before, 4) == (1 + 1 + 0 + 1) / 4
 
@@ -120,8 +120,13 @@ def test_a_token_without_an_expert_counts_for_no_saturation() -> None:
     before = torch.tensor([[0, 1], [2, 4], [4, 4], [4, 4]])
     now = torch.tensor([[0, 4], [2, 1], [3, 4], [4, 4]])
     assert saturation(now, before, 4) == pytest.approx((1 + 0.5 + 0) / 3)
-    assert saturation(torch.full((2, 1), 4), before[:2], 4) == 1
-    assert churn(now, before) == 0.25
+    assert saturation(torch.full((2, 1), 4), before[:2], 4).isnan()
+    assert churn(now, before, 4) == 0.25
+
+
+def test_the_first_expert_is_that_of_the_first_place_that_is_not_empty() -> None:
+    before = torch.tensor([[4, 1], [4, 1], [4, 4]])
+    assert churn(torch.tensor([[1, 2], [2, 1], [4, 4]]), before, 4) == pytest.approx(1 / 3)
 
 
 def test_empty_places_are_in_no_window(model) -> None:
@@ -159,10 +164,10 @@ def test_a_snapshot_of_a_ragged_routing_has_places_for_the_token_with_most(num_e
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate[:, 0] += 1.0
     asked, window = {"k": 2, "strategy": "expert-choice"}, Window(config, {"class": 2})
-    telemetry, probe = Telemetry(config, torch.device("cpu")), Probe(config, load(config), torch.device("cpu"))
+    probe = Probe(config, load(config), torch.device("cpu"))
     inputs = load(config).batch(1)
     window.add(model.eval()(inputs.inputs, **asked)[1], inputs.labels)
-    kinds = probe.look(model, asked, telemetry, True, window)
+    kinds = probe.look(model, asked, True, window)
     experts, gates = kinds["probe"]["experts"], kinds["probe"]["gates"]
     assert experts.dtype == kind
     assert experts.shape == gates.shape
@@ -181,7 +186,9 @@ def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
     window.add(routings_of(model), load(CONFIG).batch(1).labels)
     model.train()
     before = torch.get_rng_state()
-    kinds = probe.look(model, {"k": 2}, telemetry, full=True, window=window)
+    kinds = probe.look(model, {"k": 2}, full=True, window=window)
+    choices = probe.compare(model, {"k": 2}, telemetry)["experts"]
+    assert np.array_equal(choices, kinds["probe"]["experts"])
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
     shapes = {kind: {name: (a.shape, a.dtype.name) for name, a in arrays.items()} for kind, arrays in kinds.items()}
@@ -205,8 +212,8 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
     with torch.no_grad():
         for layer in model.moe_layers:
             layer.gate.w_gate.normal_()
-    telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    regions = probe.look(model, {"k": 2}, telemetry, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
+    probe = Probe(CONFIG, load(CONFIG), torch.device("cpu"))
+    regions = probe.look(model, {"k": 2}, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
     x0, x1, y0, y1 = load(CONFIG).probe()[1]["extent"]
     row, column = 50, 7
     point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
@@ -216,15 +223,15 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
     assert len(np.unique(regions)) > 1
 
 
-def test_the_second_look_says_what_moved(model) -> None:
+def test_the_second_comparison_says_what_moved_and_a_look_says_nothing(model) -> None:
     telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    window = Window(CONFIG, {"class": 2})
-    first = probe.look(model, {"k": 2}, telemetry, False, window)["probe"]["experts"]
-    assert telemetry.churn_L.tolist() == [0, 0]
-    assert telemetry.saturation_L.tolist() == [1, 1]
+    first = probe.compare(model, {"k": 2}, telemetry)["experts"]
+    assert telemetry.churn_L.isnan().all()
+    assert telemetry.saturation_L.isnan().all()
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate.normal_()
-    second = probe.look(model, {"k": 2}, telemetry, False, window)["probe"]["experts"]
+    probe.look(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))
+    second = probe.compare(model, {"k": 2}, telemetry)["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0
 

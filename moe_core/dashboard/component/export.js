@@ -9,6 +9,7 @@ export function exportLink(parent, name, words, data) {
   const aim = () => {
     const asked = new URLSearchParams(location.search);
     for (const what of ["run", "sweep"]) if (data[what]) asked.set(what, data[what]);
+    if (data.busiest && !asked.has("expert")) asked.set("expert", data.busiest[1]);
     asked.set("figures", data.figures.filter(stands).join(","));
     link.href = `/export?${asked}`;
   };

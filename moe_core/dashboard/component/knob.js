@@ -1,6 +1,7 @@
 // One knob: its name left, its value right, the ends of its range below. Dragging it acts while it is dragged.
 
 import { element } from "/moescope/link.js";
+import { valueText } from "/moescope/numbers.js";
 
 const PACE = 50; // ms between two turns of a drag: 20 a second
 const DECADES = 1e-3; // where a logarithmic scale with a 0 begins, of its upper end
@@ -200,13 +201,12 @@ function beside(value, way, fine, told) {
   return value;
 }
 
-// 1.00, 0.10, 2, 3e-3, 0: as on the charts, with two places where the scale has them.
+// 1.00, 0.10, 2, 3e-3, 0: as on the charts, with at least two places where the scale has them.
 function words(value, { kind }) {
   if (typeof value === "string") return value || (kind === "word" ? "" : "–");
-  if (value === 0 || kind === "whole") return String(value);
-  const size = Math.abs(value);
-  if (size < 0.01) return value.toExponential().replace(/(\.\d)\d+e/, "$1e").replace("e+", "e");
-  return size >= 10 || (Number.isInteger(value) && size > 4) ? String(Number(value.toPrecision(3))) : size < 0.1 ? String(value) : value.toFixed(2);
+  const text = valueText(value), size = Math.abs(value);
+  if (kind === "whole" || size < 0.1 || size >= 10 || (Number.isInteger(value) && size > 4)) return text;
+  return text.length < 4 ? Number(text).toFixed(2) : text;
 }
 
 // The end of a range: 4, 1, 1e-5, 1e-1.

@@ -69,7 +69,8 @@ export class View {
       const seen = box.bottom > -200 && box.top < innerHeight + 200;
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
     }
-    return { page: this.data.page, sizes, span: this.span, options: this.data.options };
+    const { page, options, busiest } = this.data;
+    return { page, sizes, span: this.span, options: busiest ? { ...options, busiest } : options };
   }
 
   choose(options) {
@@ -89,6 +90,7 @@ export class View {
 
   async draw(header, figures) {
     this.header = header;
+    this.data.busiest = header.busiest; // held, and said back: on a balanced run it is another every few steps
     this.drawTiles(header.tiles);
     this.banner(header);
     this.findings.take(header);

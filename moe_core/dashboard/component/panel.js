@@ -115,7 +115,7 @@ export class Panel {
     this.root.classList.toggle("moepanel-past", header.past);
     this.show(told.knobs, told.alive && !header.past);
     this.showLayers(told.layers);
-    this.showChanges(told.changes);
+    this.showChanges(told.changes, told.earlier);
   }
 
   silent(seconds) {
@@ -174,14 +174,15 @@ export class Panel {
     }
   }
 
-  showChanges(changes) {
+  showChanges(changes, earlier) {
     this.changes.replaceChildren();
     if (changes.length) element("div", "moepanel-heading", this.changes, "Changes");
     for (const { text, step } of changes) {
       const row = element("div", "moepanel-change", this.changes);
       element("span", "", row, text).title = text;
-      element("span", "moepanel-right", row, step === null ? "waiting" : `step ${step.toLocaleString("en")}`);
+      element("span", "moepanel-right", row, step === null ? (this.told.alive ? "waiting" : "not acted") : `step ${step.toLocaleString("en")}`);
     }
+    if (earlier) element("div", "moepanel-change moepanel-earlier", this.changes, `and ${earlier.toLocaleString("en")} earlier`);
   }
 
   close() {
