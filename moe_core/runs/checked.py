@@ -183,7 +183,7 @@ class CheckedRows:
             mark ^= snapshot_mark(id, step, kind)
             lists.setdefault(kind, []).append((step, id))
         if mark == must:
-            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in ("probe", "full")}
+            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in {"probe", "full", *lists}}
         return mark == must
 
     def snapshot(self, id: int) -> dict[str, NDArray[Any]] | None:
