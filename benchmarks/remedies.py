@@ -94,7 +94,7 @@ class Patient:
     """A trainer that is stepped by hand, with what it measured, and that can be brought back to where it stood."""
 
     def __init__(self, config: Config, knobs: Knobs, data: Data):
-        self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(), Path(), lambda event: None)
+        self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(Path()), lambda event: None)
         self.trainer.next_look = math.inf
         self.watch, self.layers = Watch(config, knobs), range(config.layers)
         self.watch.next_look = math.inf

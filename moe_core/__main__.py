@@ -4,7 +4,6 @@ Exit status 0; 2 for bad usage, with one line that says what was wanted, given, 
 Whatever is heavy is imported by the command that needs it: `runs` and `set` must not wait for torch.
 """
 
-import os
 import sys
 
 try:
@@ -13,7 +12,7 @@ except ImportError:  # before anything of ours that needs it is imported
     sys.exit("moe: this system has no file locks (fcntl): MoEscope runs on Linux and macOS, on Windows in WSL")
 
 from moe_core.commands import FAMILIES
-from moe_core.commands.common import Parser
+from moe_core.commands.common import Parser, let_go
 from moe_core.commands.terminal import complain, open_streams
 
 
@@ -28,11 +27,12 @@ def main(argv: list[str] | None = None) -> int:
     except ValueError as error:
         return complain(error)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains at exit
         return 0
     except OSError as error:
         what = "; name a place that can be read and written" if isinstance(error, PermissionError) else ""
         return complain(f"{error.filename or ''}: {error.strerror or error}{what}".lstrip(": "))
+    finally:
+        let_go()  # or Python complains at exit
 
 
 def parser() -> Parser:

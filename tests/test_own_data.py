@@ -56,7 +56,7 @@ def own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 def test_what_was_taken_for_what_is_said_first_and_kept_in_the_record(own: tuple[str, Run, list[str]]) -> None:
     kind, run, taken = own
-    assert run.facts["data"] == taken
+    assert run.facts["taken"] == taken
     expected = {
         "table": ("150 rows in 3 classes: setosa 50, versicolor 50, virginica 50", "left out: column 'Id'"),
         "pixels": ("300 rows in 10 classes", "class: column 'label'", "shown as images of 28 x 28"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, plain, whole_flag
+from moe_core.commands.common import add, moved, plain, take_places, whole_flag
 from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
@@ -18,6 +18,7 @@ def declare(commands: Any) -> None:
     ablate.add_argument(
         "--at", type=whole_flag, metavar="STEP", help="the checkpoint nearest to this step; else the last"
     )
+    take_places(ablate)
     ablate.add_argument("--out", metavar="FILE.csv", help="write the table there too")
 
 
@@ -33,7 +34,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
 
     from moe_core.training.ablate import ablate
 
-    found = ablate(run, arguments.at, progress)
+    found = ablate(run, arguments.at, progress, moved(arguments))
     path = write_ablation(run.path, found)
     rows = table(found)
     ahead = looks_ahead(run.config, run.knobs_at(found.step))

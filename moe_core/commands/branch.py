@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, plain, report, whole_flag
+from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
 from moe_core.schema import Config, parse_setting
 
 
@@ -23,13 +23,17 @@ def declare(commands: Any) -> None:
         "--steps", metavar="N", help="steps in all; 0 until stopped (default: the parent's, if above STEP)"
     )
     fork.add_argument("--detach", action="store_true", help="train in the background and return at once")
+    take_places(fork)
     take_changes(fork)
-    add(commands, "replay", replay_command, "train a run again and say whether every loss and count is the same")
+    replay = add(
+        commands, "replay", replay_command, "train a run again and say whether every loss and count is the same"
+    )
+    take_places(replay)
 
 
 def take_changes(fork: argparse.ArgumentParser) -> None:
     """knob=value wherever it stands: argparse would take an optional list only right behind RUN, not behind --at STEP."""
-    fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--runs DIR] [--json]"
+    fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--text PATH ...] [--data FILE] [--runs DIR] [--json]"
     parse = fork.parse_known_args
 
     def parse_others(words: list[str], namespace: Any = None) -> Any:
@@ -44,14 +48,18 @@ def take_changes(fork: argparse.ArgumentParser) -> None:
 def fork_command(arguments: argparse.Namespace) -> int:
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
     from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
-    from moe_core.runs.branch import branch_off
+    from moe_core.runs.branch import branch_off, check_branch
 
     parent = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
     beside = runs_folder(arguments.runs) if arguments.runs else parent.path.parent
     run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config)
+    check_branch(parent, arguments.at, changes, arguments.steps)
+    from moe_core.training.recorded import load_recorded
+
+    load_recorded(parent, places := moved(arguments))
     if arguments.detach:
-        fork(parent, arguments.at, changes, beside, arguments.steps, run_id)
+        fork(parent, arguments.at, changes, beside, arguments.steps, run_id, moved=places)
         event = {"event": "fork", "run": run_id, "parent": parent.id, "at": arguments.at}
         report(arguments, event, f"{run_id} trains on from step {arguments.at} of {parent.id}")
         return 0
@@ -64,18 +72,18 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
     """train --resume RUN. given: the settings' flags that were set."""
     from moe_core.runs import open_run
 
-    if refused := [name for name in given if name != "steps"]:
+    if refused := [name for name in given if name not in ("steps", "text", "data")]:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
         raise ValueError(
-            f"--resume goes on with the run's own settings, beside --steps; leave out {names}, or `set` knobs"
+            f"--resume goes on with the run's own settings, beside --steps and where its data lie; leave out {names}, or `set` knobs"
         )
     return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps)
 
 
 def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
     """Train on what is recorded, in this process."""
-    from moe_core.commands.train import telling
-    from moe_core.runs import Run, ending
+    from moe_core.commands.train import tell_end, telling
+    from moe_core.runs import Run
     from moe_core.training.again import resume
 
     run = Run(folder)
@@ -87,9 +95,8 @@ def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: 
                 teller.config = Run(folder).config  # with the new number of steps
             teller.tell(event)
 
-        _, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock)
-    teller.tell({"event": "end", **ending(Run(folder), state)})
-    return 1 if state == "failed" else 0
+        folder, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock, moved(arguments))
+    return tell_end(teller, folder, state)
 
 
 def replay_command(arguments: argparse.Namespace) -> int:
@@ -100,7 +107,7 @@ def replay_command(arguments: argparse.Namespace) -> int:
 
     run = open_run(arguments.run, arguments.runs)
     teller = Progress(arguments.json)
-    found = replay(run, teller.tell)
+    found = replay(run, teller.tell, moved(arguments))
     same, names = found.difference is None, list(dict.fromkeys(column.stat for column in compared(run)))
     if arguments.json:
         first = found.difference and found.difference._asdict()

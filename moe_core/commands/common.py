@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -49,6 +50,22 @@ def real_flag(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number, got {shortened(text, 80)!r}")
 
 
+def take_places(command: argparse.ArgumentParser) -> None:
+    """Where the data of a recorded run lie now; they must be the same data."""
+    command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
+    command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")
+
+
+def moved(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What take_places() was given, as paths that hold wherever a trainer works."""
+    places: dict[str, Any] = {}
+    if arguments.text is not None:
+        places["text"] = tuple(os.path.abspath(path) for path in arguments.text)
+    if arguments.data is not None:
+        places["data"] = os.path.abspath(arguments.data)
+    return places
+
+
 def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:
     """One answer: the event with --json, else the line."""
     print(json.dumps(event) if arguments.json else plain(line))
@@ -70,3 +87,12 @@ def without_nan(value: Any) -> Any:
     if isinstance(value, list):
         return [without_nan(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def let_go() -> None:
+    """Of stdout and stderr, what nobody takes any more is written nowhere: what waits there would fail again at the end."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

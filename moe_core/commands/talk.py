@@ -26,7 +26,7 @@ def declare(commands: Any) -> None:
     turned = add(commands, "set", set_command, "turn knobs of a run while it trains")
     turned.add_argument("changes", nargs="+", metavar="knob=value")
     for name, help in COMMANDS.items():
-        add(commands, name, tell_command, help)
+        add(commands, name, stop_command if name == "stop" else tell_command, help)
     add(commands, "verify", verify_command, "check that a run's record is whole and unchanged")
 
 
@@ -76,7 +76,7 @@ def set_command(arguments: argparse.Namespace) -> int:
 
 
 def tell_command(arguments: argparse.Namespace) -> int:
-    """pause, resume, step, stop, checkpoint: one row in the record, then wait until the trainer has obeyed."""
+    """pause, resume, step, checkpoint: one row in the record, then wait until the trainer has obeyed."""
     from moe_core.runs import open_run
 
     run = open_run(arguments.run, arguments.runs)
@@ -91,6 +91,22 @@ def tell_command(arguments: argparse.Namespace) -> int:
         time.sleep(0.05)
     said = {"event": arguments.name, "run": run.id, "step": obeyed.step, "result": obeyed.result}
     report(arguments, said, f"{run.id}: {arguments.name} at step {obeyed.step}: {obeyed.result}")
+    return 0
+
+
+def stop_command(arguments: argparse.Namespace) -> int:
+    """Ask, wait until it has ended, and end the process of one that does not answer."""
+    from moe_core.runs import open_run, stop
+
+    run = open_run(arguments.run, arguments.runs)
+    must_train(run)
+    signal = stop(run, who="command line")
+    obeyed = next((c for c in reversed(run.commands()) if c.name == "stop" and c.step is not None), None)
+    step, result = run.steps()[1], f"it did not answer, so its process was ended ({signal}); its record is kept"
+    if obeyed and not signal:
+        step, result = obeyed.step, obeyed.result
+    said = {"event": "stop", "run": run.id, "step": step, "result": result}
+    report(arguments, said, f"{run.id}: stop at step {step}: {result}")
     return 0
 
 

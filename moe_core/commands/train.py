@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import errno
 import json
-import os
 import sys
 from collections.abc import Iterator
 from dataclasses import fields
@@ -14,7 +13,7 @@ from typing import Any
 from moe_core.commands import terminal
 from moe_core.commands.alert import Alarm
 from moe_core.commands.branch import resume_command
-from moe_core.commands.common import add, plain, whole_flag, without_nan
+from moe_core.commands.common import add, let_go, plain, whole_flag, without_nan
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.schema import (
@@ -94,12 +93,22 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.run_id:
         checked_id(arguments.run_id)
     script = read_script(script_text(arguments.script), config, knobs) if arguments.script else []
-    from moe_core.runs import ending, open_run
     from moe_core.training.session import train
 
     with telling(arguments, config) as teller:
         folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
-    teller.tell({"event": "end", **ending(open_run(folder), state)})
+    return tell_end(teller, folder, state)
+
+
+def tell_end(teller: "Teller", folder: Path, state: str) -> int:
+    """The last event; the exit status. What failed since its record went away has been said, and there is no more to say."""
+    from moe_core.runs import StoreError, ending, open_run
+
+    try:
+        teller.tell({"event": "end", **ending(open_run(folder), state)})
+    except StoreError:
+        if state != "failed":
+            raise
     return 1 if state == "failed" else 0
 
 
@@ -133,7 +142,7 @@ class Teller:
     """Prints events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines elsewhere."""
 
     def __init__(self, as_json: bool, config: Config):
-        self.as_json, self.config, self.open = as_json, config, True
+        self.as_json, self.config = as_json, config
         self.live = terminal.live(as_json)
         self.headline = METRICS[config.task][0]
         self.measured = self.text = ""
@@ -141,22 +150,17 @@ class Teller:
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Neither a reader of stdout that went away nor a full disk below it must end the training."""
+        """Neither a reader of stdout that went away, nor a terminal that closed, nor a full disk below it must end the training."""
         if self.alarm and event["event"] == "alert":
             self.alarm.call(without_nan(event))
-        if not self.open:
-            return
         try:
             if self.as_json:
                 print(json.dumps(without_nan(event), allow_nan=False), flush=True)
             else:
                 getattr(self, "on_" + event["event"])(event)
-        except BrokenPipeError:
-            self.open = False
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
+            if error.errno != errno.ENOSPC:  # what is full may have room again
+                let_go()
         if self.as_json and event["event"] in ("error", "paused", "alarm"):
             problem = event.get("error") or event.get("reason") or event.get("problem") or ""
             with contextlib.suppress(OSError):

@@ -106,7 +106,7 @@ def frame(
 
 def own_data(run: Run) -> None:
     """What was taken for what in the person's own files, folded below the panel."""
-    taken = run.facts.get("data")
+    taken = run.facts.get("taken")
     if isinstance(taken, list) and taken:
         with st.expander("What the data were taken for"):
             st.html(

@@ -27,7 +27,6 @@ WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
 JUDGED = 1.0  # seconds between two diagnoses of a layer
-QUIET = 4.0  # seconds without a sign of the trainer after which it is said
 
 
 @dataclass
@@ -95,6 +94,9 @@ class Feed:
                 self.version, self._news = self.version + 1, news
 
     def _look(self) -> None:
+        if not self._stamp():
+            self.problem = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
+            return
         try:
             status = self.run.status()  # before all else: what it says has ended, they hold in full
             self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
@@ -121,12 +123,15 @@ class Feed:
         return self.free and (alive or self._stamp() != self.stamp)
 
     def _stamp(self) -> int:
-        return (self.run.path / "run.db").stat().st_mtime_ns
+        """When the record's file was last changed; 0 if it is not there."""
+        try:
+            return (self.run.path / "run.db").stat().st_mtime_ns
+        except OSError:
+            return 0
 
     def quiet(self) -> int:
-        """Whole seconds since a training run gave a sign, from QUIET on; else 0."""
-        age = self._status.heartbeat_age
-        return int(age) if self._status.state == "training" and age > QUIET else 0
+        """Whole seconds for which the trainer has not answered; 0 if it does."""
+        return self._status.quiet
 
     def _take(self) -> None:
         """New rows into `recent`, and into each history that is up to date. Of a run not seen before, the last ones."""

@@ -15,7 +15,7 @@ from typing import Any
 
 from moe_core.figures.reading import at, by_hand, gestures
 from moe_core.figures.tiles import heldout_tile, number, word_at
-from moe_core.runs import COMMANDS, ENDED, NO_WORDS, Run, fork, is_alive, last_words
+from moe_core.runs import COMMANDS, ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
 from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
@@ -54,7 +54,7 @@ WORDS = {
 def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     """All that the panel shows, at a step (None being the last), in plain types."""
     status, quiet = feed.status(), feed.quiet()
-    colour, word = ("grey", f"No news for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
+    colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
         word = "Catching up…"  # a fork, or a run that is gone on with, trains again since its last checkpoint
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
@@ -218,7 +218,10 @@ def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
         return {"go": fork(run, int(said["fork"]), {}, who="dashboard")}
     if said.get("command") not in COMMANDS:
         raise ValueError("a message that is not ours")
-    run.command(said["command"], who="dashboard")
+    if said["command"] == "stop":
+        stop_later(run)  # one that does not answer is ended by its process
+    else:
+        run.command(said["command"], who="dashboard")
     return {}
 
 

@@ -3,8 +3,9 @@
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
 from moe_core.runs.columns import pick
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
-from moe_core.runs.database import StoreError, hold_lock, is_alive
+from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
+from moe_core.runs.log import NO_WORDS, last_words
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.outcome import ending
 from moe_core.runs.rows import (
@@ -21,7 +22,6 @@ from moe_core.runs.rows import (
     Status,
 )
 from moe_core.runs.runner import (
-    NO_WORDS,
     RUN_ID,
     checked_id,
     cores,
@@ -29,13 +29,13 @@ from moe_core.runs.runner import (
     flags,
     fork,
     is_running,
-    last_words,
     new_id,
     reap,
     resume,
     spawn,
     start,
     stop,
+    stop_later,
     wait_ready,
     whole_paths,
 )
@@ -60,6 +60,7 @@ __all__ = [
     "Command",
     "Difference",
     "Eval",
+    "FolderGone",
     "KnobChange",
     "Listed",
     "Measured",
@@ -103,6 +104,7 @@ __all__ = [
     "start",
     "start_measuring",
     "stop",
+    "stop_later",
     "stop_measuring",
     "thin",
     "verify",

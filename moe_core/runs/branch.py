@@ -34,17 +34,7 @@ def branch_off(
     has for later steps stays; what people turned later does not. ValueError, and nothing is written, for a step that is
     not recorded, a change that is none, or a folder in use.
     """
-    parent.check_layout()
-    parent.check_turns()
-    last = parent.steps()[1]
-    if not 0 <= at <= last:
-        raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
-    values = checked(parent.config, changes, parent.knobs_at(at))
-    if steps is None:
-        steps = parent.config.steps if parent.config.steps > at else 0
-    steps = parse_setting(Config, "steps", steps)
-    if steps and steps <= at:
-        raise StoreError(f"--steps must be above --at {at}, or 0 to train until stopped, got {steps}")
+    values, steps = check_branch(parent, at, changes, steps)
     about = {
         **parent.about,
         "id": folder.name,
@@ -63,6 +53,24 @@ def branch_off(
     lock = make_file(folder, about, parent.probe(), fill)
     link_checkpoints(parent.path, folder, at)
     return lock
+
+
+def check_branch(
+    parent: Run, at: int, changes: Mapping[str, Any], steps: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """The knobs that branch_off would turn, of their own types, and the steps in all. ValueError for what it would refuse."""
+    parent.check_layout()
+    parent.check_turns()
+    last = parent.steps()[1]
+    if not 0 <= at <= last:
+        raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
+    values = checked(parent.config, changes, parent.knobs_at(at))
+    if steps is None:
+        steps = parent.config.steps if parent.config.steps > at else 0
+    steps = int(parse_setting(Config, "steps", steps))
+    if steps and steps <= at:
+        raise StoreError(f"--steps must be above --at {at}, or 0 to train until stopped, got {steps}")
+    return values, steps
 
 
 def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> None:

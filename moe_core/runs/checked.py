@@ -183,7 +183,7 @@ class CheckedRows:
             mark ^= snapshot_mark(id, step, kind)
             lists.setdefault(kind, []).append((step, id))
         if mark == must:
-            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in ("probe", "full")}
+            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in {"probe", "full", *lists}}
         return mark == must
 
     def snapshot(self, id: int) -> dict[str, NDArray[Any]] | None:
@@ -204,7 +204,7 @@ class CheckedRows:
         row = dict(zip(columns, rows[0], strict=True)) if rows else {}
         if row and (version < SUMMED or row.pop("sum") == row_sum("snapshots", row)):
             return row
-        if row or any(id == listed for kind in ("probe", "full") for _, listed in self.snapshots(kind)):
+        if row or any(id == listed for kind in ("probe", "full", "choices") for _, listed in self.snapshots(kind)):
             self._note_snapshot(id)  # else the trainer has thinned it out meanwhile
         return None
 

@@ -64,6 +64,10 @@ class StoreError(ValueError):
     """A run that cannot be opened, read or written; one line that says why and what to do."""
 
 
+class FolderGone(StoreError):
+    """The folder of a run that trains was deleted, or moved to another disk."""
+
+
 class DamagedError(StoreError):
     """SQLite could not find its way through a file: other tables may read."""
 
@@ -104,7 +108,8 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:  # a full disk has ended it already
-            db.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.Error):  # what went wrong first is what is said
+                db.execute("ROLLBACK")
         raise
 
 
@@ -174,6 +179,26 @@ def plainly(objects: Iterable[tuple[object, ...]]) -> set[tuple[str, ...]]:
     return {tuple(" ".join(str(part).split()) for part in row) for row in objects}
 
 
+def leads_to(path: Path, file: os.stat_result) -> bool:
+    """Whether a file is still at a path. True if it cannot be told: a disk that fails is not a file that is gone."""
+    try:
+        return os.path.samestat(os.stat(path), file)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+
+
+def path_of(handle: int) -> Path | None:
+    """Where an open folder lies now, whatever it was renamed to; None where the system does not say."""
+    try:
+        if hasattr(fcntl, "F_GETPATH"):
+            return Path(os.fsdecode(fcntl.fcntl(handle, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0")))
+        return Path(os.readlink(f"/proc/self/fd/{handle}"))
+    except OSError:
+        return None
+
+
 # Lock: held by the trainer for life, by the kernel's account of it
 
 
@@ -214,7 +239,7 @@ def seal(db: sqlite3.Connection, seconds: float) -> bool:
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
             if db.execute("PRAGMA journal_mode = DELETE").fetchone()[0] == "delete":
                 return True
-        except sqlite3.OperationalError:
+        except sqlite3.Error:
             pass
         if time.monotonic() > until:
             return False

@@ -40,13 +40,25 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
             try:
                 status = run.status()
                 taken = (run.size(), run.growth()) if room else ()
-                told = status.state, status.step, run.config, run.facts["created"], "", status.reason
+                told = (
+                    status.state,
+                    status.step,
+                    run.config,
+                    run.facts["created"],
+                    "",
+                    quiet_text(status.quiet) or status.reason,
+                )
                 listed.append(Listed(run.id, *told, *taken))
             finally:
                 run.close()
         except ValueError as error:
             listed.append(Listed(path.name, "damaged", 0, None, _changed(path), str(error)))
     return sorted(listed, key=lambda one: -one.created)
+
+
+def quiet_text(seconds: int) -> str:
+    """What is said of a trainer that does not answer; "" of one that does."""
+    return f"its trainer does not answer, for {seconds} s; `stop` ends it" if seconds else ""
 
 
 def _folders(folder: Path) -> list[Path]:

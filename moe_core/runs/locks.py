@@ -1,5 +1,6 @@
-"""Other processes: whether one holds a file's lock, by the kernel's account, and whether one was started by us."""
+"""Other processes: whether one holds a file's lock, by the kernel's account, which one, and whether one was started by us."""
 
+import contextlib
 import fcntl
 import os
 from pathlib import Path
@@ -20,6 +21,31 @@ def is_locked(path: Path) -> bool:
         return True
     finally:
         os.close(handle)
+
+
+def sign(handle: int, pid: int) -> None:
+    """Say in a lock's file which process holds it: its id and when it started, since an id is given to others later."""
+    with contextlib.suppress(OSError):  # on a full disk it is not said
+        os.pwrite(handle, f"{pid:>10} {started(pid):<20}\n".encode(), 0)
+
+
+def holder(path: Path) -> int | None:
+    """The process that a lock's file names as its holder, 0 if that one runs no more; None if it names none."""
+    try:
+        handle = os.open(path, os.O_RDONLY | OURS)
+        with open(handle, "rb") as file:
+            pid, *when = file.read(64).decode("ascii").split()
+        return int(pid) if "".join(when) == started(int(pid)) else 0
+    except (OSError, ValueError):
+        return None
+
+
+def started(pid: int) -> str:
+    """When a process started, in the system's own count; "" on a system that does not say, or if it runs no more."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
 
 
 def is_ours(pid: int, *commands: str) -> bool:

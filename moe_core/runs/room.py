@@ -14,33 +14,45 @@ BALLAST = 1 << 20  # bytes: what waits to be committed is well below, and it is 
 NAME = "ballast"
 FULL = "the disk is full; the run goes on by itself when there is room"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# SQLite says FULL for ENOSPC only; for a quota it says the same as for a broken disk.
-PERHAPS_FULL = ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC", "SQLITE_IOERR_SHMSIZE")
+# SQLite says FULL for ENOSPC from a write only; for a quota, or from fsync or open, it says the same as for a broken disk.
+OF_THE_DISK = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL")
 
 
 def no_room(error: BaseException | None, folder: Path) -> bool:
     """Whether something failed for want of room on folder's disk, by what it says or by what it follows from."""
+    if (cause := disk_error(error)) is None:
+        return False
+    if isinstance(cause, OSError) or cause.sqlite_errorname == "SQLITE_FULL":  # type: ignore[attr-defined]
+        return getattr(cause, "errno", errno.ENOSPC) in NO_ROOM
+    return _try_to_fill(folder) in NO_ROOM
+
+
+def disk_error(error: BaseException | None) -> BaseException | None:
+    """What the disk, or SQLite about it, said: the error or what it follows from; None if it was nothing of the disk."""
     while error is not None:
-        name = getattr(error, "sqlite_errorname", "")
-        if name == "SQLITE_FULL" or (isinstance(error, OSError) and error.errno in NO_ROOM):
-            return True
-        if name in PERHAPS_FULL:
-            return not has_room(folder)
+        if isinstance(error, OSError) or getattr(error, "sqlite_errorname", "").startswith(OF_THE_DISK):
+            return error
         error = error.__cause__ or error.__context__
-    return False
+    return None
 
 
 def has_room(folder: Path) -> bool:
     """Whether the disk would take a ballast more."""
-    fits = _fill(folder / (NAME + ".try"))
+    return _try_to_fill(folder) == 0
+
+
+def _try_to_fill(folder: Path) -> int:
+    """Write a ballast more, down to the disk, and remove it; the error's number, 0 if there was none."""
+    path = folder / (NAME + ".try")
+    problem = _fill(path, sync=True)
     with contextlib.suppress(OSError):
-        (folder / (NAME + ".try")).unlink()
-    return fits
+        path.unlink()
+    return problem
 
 
 def make_ballast(folder: Path) -> bool:
     """The ballast, unless it is there. False if the disk has no room for it; nothing is left then."""
-    return (folder / NAME).exists() or _fill(folder / NAME)
+    return (folder / NAME).exists() or _fill(folder / NAME) == 0
 
 
 def drop_ballast(folder: Path) -> bool:
@@ -52,17 +64,20 @@ def drop_ballast(folder: Path) -> bool:
     return True
 
 
-def _fill(path: Path) -> bool:
+def _fill(path: Path, sync: bool = False) -> int:
     try:
         with open(path, "xb") as file:
             # Zeros would take no room on a disk that compresses. Local disks give the room when they take the bytes, so
-            # there is no fsync, which would cost more than all the rest.
+            # where it is not looked for there is no fsync, which would cost more than all the rest.
             file.write(os.urandom(BALLAST))
-        return True
-    except OSError:
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
+        return 0
+    except OSError as error:
         with contextlib.suppress(OSError):
             path.unlink()
-        return False
+        return error.errno or errno.EIO
 
 
 # What a run takes

@@ -6,10 +6,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.room import FULL
 from moe_core.schema import Config
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
+QUIET = 4.0  # seconds without a sign of a trainer after which it is said
 ENDED = ("finished", "stopped", "failed")
 STATES = ("starting", "training", "paused", *ENDED)
 
@@ -66,6 +68,13 @@ class Status(NamedTuple):
     reason: str
     heartbeat_age: float
     pid: int
+
+    @property
+    def quiet(self) -> int:
+        """Whole seconds for which the trainer has not answered, from QUIET on; else 0. It beats once a second, paused or not,
+        but not on a full disk."""
+        answers = self.state not in ("training", "paused") or self.heartbeat_age <= QUIET or self.reason == FULL
+        return 0 if answers else int(self.heartbeat_age)
 
 
 class Batch(NamedTuple):

@@ -7,6 +7,7 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import fields, replace
@@ -15,16 +16,17 @@ from typing import Any
 
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive
-from moe_core.runs.limits import read_tail
 from moe_core.runs.listing import open_run, runs_folder
-from moe_core.runs.locks import OURS, is_ours
-from moe_core.runs.rows import ENDED
+from moe_core.runs.locks import OURS, holder, is_ours, sign
+from moe_core.runs.log import LOG, last_words
+from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
 RUN_ID = r"\w[\w.-]{0,99}"  # of a folder, a link, and a socket's path
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
+ENDING = 60.0  # and for one that answers
 
 
 def new_id(runs: str | Path | None, config: Config) -> str:
@@ -84,7 +86,7 @@ def start(
     run_id = run_id or new_id(folder, config)
     (folder / run_id).mkdir(parents=True)
     words = ["train", "--runs", str(folder), "--run-id", run_id, "--who", who, *flags(whole_paths(config), knobs)]
-    spawn(run_id, words, folder / run_id / "trainer.log")
+    spawn(run_id, words, folder / run_id / LOG)
     return run_id
 
 
@@ -102,14 +104,15 @@ def fork(
     steps: int | None = None,
     run_id: str | None = None,
     who: str = "fork",
+    moved: Mapping[str, Any] = {},
 ) -> str:
     """Start a trainer that goes on from step `at` of a run with some knobs turned; its run's id at once.
 
-    The new run lies beside its parent, unless `runs` says where. ValueError, and nothing is written, as branch_off says.
+    The new run lies beside its parent, unless `runs` says where; moved: where the run's data lie now. ValueError, and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
     run_id = run_id or new_id(folder, run.config)
-    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who)
+    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
     return run_id
 
 
@@ -118,12 +121,15 @@ def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
     _go_on(run.path.absolute(), hold_lock(run.path), steps, who)
 
 
-def _go_on(folder: Path, lock: int, steps: int | None, who: str) -> None:
+def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}) -> None:
     """The lock is handed to the trainer, so that the run never looks as if nobody cared for it."""
     try:
         words = ["train", "--resume", str(folder), "--lock", str(lock), "--who", who]
         words += [] if steps is None else ["--steps", str(steps)]
-        spawn(folder.name, words, folder / "trainer.log", (lock,))
+        words += ["--text", *moved["text"]] if "text" in moved else []
+        words += ["--data", moved["data"]] if "data" in moved else []
+        spawn(folder.name, words, folder / LOG, (lock,))
+        sign(lock, _children[folder.name].pid)
     finally:
         os.close(lock)
 
@@ -188,39 +194,66 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
     return open_run(folder)
 
 
-NO_WORDS = "it printed nothing"
-
-
-def last_words(folder: Path, log: str = "trainer.log") -> str:
-    """The end of what a trainer printed, one line."""
-    lines: list[str] = []
-    with contextlib.suppress(OSError, ValueError):
-        lines = read_tail(folder / log).decode(errors="replace").strip().splitlines()
-    return lines[-1][-300:] if lines else NO_WORDS
-
-
-def stop(run: Run, patience: float = PATIENCE) -> None:
-    """Ask the trainer to stop; after patience seconds SIGTERM, after as many again SIGKILL, to its own process only."""
+def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
+    """Ask the trainer to stop and wait until it has; to one that does not answer for patience seconds SIGTERM, and after as
+    many again SIGKILL, to its own process only. Returns "" if it obeyed, else the signal that ended it."""
     if not is_alive(run.path):
-        return
-    run.command("stop", who="runner")
-    if _ended_within(run, patience):
-        return
+        return ""
+    asked = 0
+    with contextlib.suppress(StoreError):  # a frozen one may keep everybody from writing
+        asked = run.command("stop", who)
+    return _see_it_end(run, asked, PATIENCE if patience is None else patience)
+
+
+def stop_later(run: Run, who: str = "dashboard") -> None:
+    """As stop(), without waiting: what there is to wait for is waited for by a thread."""
+    asked = run.command("stop", who)
+
+    def see() -> None:
+        with contextlib.suppress(StoreError):  # it is then seen not to answer
+            own = Run(run.path)
+            try:
+                _see_it_end(own, asked, PATIENCE)
+            finally:
+                own.close()
+
+    threading.Thread(target=see, name=f"stop {run.id}", daemon=True).start()
+
+
+def _see_it_end(run: Run, asked: int, patience: float) -> str:
+    if _ended_within(run, asked, patience):
+        return ""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        pid = run.status().pid
-        if is_alive(run.path) and is_ours(pid, "train", "fork"):
-            os.kill(pid, number)
-        if _ended_within(run, patience):
-            return
+        if not (pid := trainer_of(run)):
+            break
+        os.kill(pid, number)
+        if _ended_within(run, asked, patience):
+            return number.name
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
 
 
-def _ended_within(run: Run, seconds: float) -> bool:
-    until = time.monotonic() + seconds
+def trainer_of(run: Run) -> int:
+    """The process that trains a run, if it is one of ours; else 0. Its lock says which; where it does not, its record does."""
+    named = holder(run.path / "lock")
+    pid = run.status().pid if named is None else named
+    return pid if is_alive(run.path) and is_ours(pid, "train", "fork") else 0
+
+
+def _ended_within(run: Run, asked: int, patience: float) -> bool:
+    """Whether the trainer ends within patience seconds. One that gives signs of life, or has obeyed, has ENDING seconds: a
+    step, or a checkpoint on a slow disk, may take its time."""
+    began = time.monotonic()
     while is_alive(run.path):
-        if run.status().state in ENDED:
+        status = run.status()
+        if status.state in ENDED:
             run.close()  # or it could not seal its file
-        if time.monotonic() > until:
+        waited = time.monotonic() - began
+        if waited > patience and (waited > ENDING or not _answers(run, asked, status, patience)):
             return False
         time.sleep(0.02)
     return True
+
+
+def _answers(run: Run, asked: int, status: Status, patience: float) -> bool:
+    obeyed = any(command.id == asked and command.step is not None for command in run.commands())
+    return obeyed or status.heartbeat_age < patience

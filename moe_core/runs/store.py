@@ -37,6 +37,7 @@ from moe_core.runs.database import (
     writing,
 )
 from moe_core.runs.limits import REASON, read_json
+from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
@@ -82,8 +83,8 @@ class Run:
                 from_dict(Config, self.about["config"]),
                 from_dict(Knobs, self.about["knobs"]),
             )
-            if sessions := self.sessions():  # resumed, perhaps with more steps
-                self.config = replace(self.config, steps=int(sessions[-1]["steps"]))
+            for session in self.sessions():
+                self.config = replace(self.config, **as_gone_on(session))
             origin = self.about.get("parent")
             self.parent = Parent(str(origin["run"]), int(origin["step"])) if origin else None
             # What `train --script` was given: (step, knob, value), in order.
@@ -217,7 +218,9 @@ class Run:
         stands = self._stands()
         if stands.state not in ENDED and not is_alive(self.path):
             stands = self._stands()  # it may have ended between the two looks
-            stands = stands if stands.state in ENDED else stands._replace(state="interrupted")
+            if stands.state not in ENDED:
+                reason = stands.reason if self.damage else last_problem(self.path, stands.heartbeat)
+                stands = stands._replace(state="interrupted", reason=reason)
         reason = shortened(stands.reason, REASON)
         return Status(stands.state, stands.step, reason, time.time() - stands.heartbeat, stands.pid)
 
@@ -381,6 +384,16 @@ class Run:
         id = self.write(lambda db: insert(db, "commands", {"name": name, "who": who, "at": time.time()}))
         raise_asked(self.path, self.chain, commands=id)
         return id
+
+
+def as_gone_on(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session changed of the run's settings: its steps in all, and where its data lie."""
+    changed: dict[str, Any] = {"steps": int(session["steps"])}
+    if "data" in session:
+        changed["data"] = str(session["data"])
+    if "text" in session:
+        changed["text"] = tuple(str(path) for path in session["text"])
+    return changed
 
 
 def finite(told: Any) -> float:

@@ -1,7 +1,9 @@
 """The trainer's side of a run's record: making it, and appending to it."""
 
 import bisect
+import contextlib
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -14,9 +16,20 @@ from numpy.typing import NDArray
 
 from moe_core.runs.checked import CheckedRows
 from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
-from moe_core.runs.database import MIGRATIONS, StoreError, connect, hold_lock, seal, writing
-from moe_core.runs.locks import OURS
-from moe_core.runs.room import drop_ballast, make_ballast, no_room
+from moe_core.runs.database import (
+    MIGRATIONS,
+    FolderGone,
+    StoreError,
+    connect,
+    hold_lock,
+    leads_to,
+    path_of,
+    seal,
+    writing,
+)
+from moe_core.runs.locks import OURS, sign
+from moe_core.runs.log import leave_word
+from moe_core.runs.room import disk_error, drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
 from moe_core.runs.store import COMMAND, Run
 from moe_core.runs.sums import answer, count, insert, put_state, snapshot_mark, upgrade
@@ -27,6 +40,9 @@ from moe_core.schema import Config, Knobs, as_dict, layout
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 STARTING = {"state": "starting", "step": 0, "reason": ""}
 SEAL_FOR = 5.0  # seconds to try for while readers let go
+ENDS = 4  # times that it is tried to write how a run ended
+READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
+PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
 
 
 def create_run(
@@ -52,7 +68,17 @@ def create_run(
         "facts": dict(facts or {}),
         "script": [list(entry) for entry in script],
     }
-    return RunWriter(folder, make_file(folder, about, probe or {}))
+    made = not folder.exists()
+    lock = make_file(folder, about, probe or {})
+    try:
+        return RunWriter(folder, lock)
+    except BaseException:
+        for path in (*folder.glob("run.*"), folder / "ballast"):
+            path.unlink(missing_ok=True)
+        os.close(lock)
+        if made:
+            shutil.rmtree(folder)
+        raise
 
 
 def make_file(
@@ -70,14 +96,19 @@ def make_file(
         lock = hold_lock(folder)
     except OSError as error:
         raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
+    except StoreError:
+        if made:
+            folder.rmdir()
+        raise
     about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
     probe_data = pack_arrays(probe)
     # Made whole under another name: a run.db that exists is a run.
     temporary = folder / "run.db.new"
     temporary.unlink(missing_ok=True)
-    db = sqlite3.connect(temporary, isolation_level=None)
+    db = None
     try:
         hold_room(folder)
+        db = sqlite3.connect(temporary, isolation_level=None)
         db.executescript("".join(MIGRATIONS))
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         with writing(db):
@@ -92,7 +123,8 @@ def make_file(
         db.close()
         os.rename(temporary, folder / "run.db")
     except BaseException as error:
-        db.close()
+        if db:
+            db.close()
         os.close(lock)
         temporary.unlink(missing_ok=True)
         drop_ballast(folder)
@@ -100,6 +132,8 @@ def make_file(
             shutil.rmtree(folder)
         if no_room(error, folder if folder.exists() else folder.parent):
             raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
+        if isinstance(error, OSError | sqlite3.Error):
+            raise StoreError(f"cannot make run folder {folder}: {getattr(error, 'strerror', None) or error}") from None
         raise
     return lock
 
@@ -112,46 +146,67 @@ def hold_room(folder: Path) -> None:
         )
 
 
-def resume_run(folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = ()) -> "RunWriter":
-    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all.
+def resume_run(
+    folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
+) -> "RunWriter":
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all; moved:
+    where its data lie now (text or data).
 
     What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
     changes that it never took wait for the next step.
     """
     hold_room(folder)
+    writer = RunWriter(folder, lock)
     try:
-        return _resumed(RunWriter(folder, lock), who, steps, notes)
+        return _resumed(writer, who, {"steps": steps, **moved}, notes)
     except (OSError, sqlite3.Error) as error:
+        writer.let_go()
         raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
 
 
-def _resumed(writer: "RunWriter", who: str, steps: int, notes: Sequence[str]) -> "RunWriter":
+def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Sequence[str]) -> "RunWriter":
     said = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
 
     def act(db: sqlite3.Connection) -> None:
         for (asked,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
             answer(db, asked, writer.step, "not obeyed: the trainer had ended")
-        result = json.dumps({"steps": steps, "notes": list(notes)})
+        writer.how, result = how, json.dumps({**how, "notes": list(notes)})
         writer.resumed = writer.command_seen = insert(db, "commands", {**said, "result": result})
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
 
     writer.transact(act, state="starting", reason="", step=writer.step)
-    writer.write_tip()
+    writer.after_commit()
     # A tip that told of more than there is has been heard: resume() has a note of it for the record.
-    write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
+    with contextlib.suppress(OSError):
+        write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
     return writer
 
 
 class RunWriter:
     """The trainer's hold on its run. commit, beat and finish belong to one thread, pending to the training thread.
 
-    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond.
+    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond. A folder that
+    is renamed is followed: `folder` is where it lies now.
     """
 
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder, self.lock = folder, lock
         self.knob_seen = self.command_seen = 0
-        self.resumed = 0  # the row that says that this trainer went on with the run
+        self.resumed = 0  # the row that says that this trainer went on with the run, and how: to how many steps
+        self.how: Mapping[str, Any] = {}
+        self.put_off = ""  # why what follows a commit waits for the next one
+        self.unread = 0.0  # since when nothing could be read
+        try:
+            self._open(folder)
+            self._know()
+        except (OSError, sqlite3.Error) as error:
+            self.let_go()
+            raise StoreError(f"run {folder.name} cannot be written: {error}") from error
+
+    def _open(self, folder: Path) -> None:
+        sign(self.lock, os.getpid())  # whoever started this process may have held it before
+        self.place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self.files = {"lock": os.fstat(self.lock), "run.db": os.stat(folder / "run.db")}
         self.db = connect(folder / "run.db", write=True)
         if self.db.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
             raise StoreError(
@@ -160,12 +215,15 @@ class RunWriter:
         # A second connection of the trainer's own holds the write lock while the first moves the log: SQLite up to
         # 3.51.2 can lose pages when a commit meets the start of a checkpoint on another connection.
         self.guard = connect(folder / "run.db", write=True)
-        self.reader = connect(folder / "run.db")
+        self.reader, self.read_from = connect(folder / "run.db"), folder
         self.tip = open_tip(folder)
+
+    def _know(self) -> None:
+        """How far the record has gone."""
         upgrade(self.db)
         self.chain_of_run: bytes = self.db.execute("SELECT chain FROM run").fetchone()[0]
         self.rows = CheckedRows(
-            folder, lambda sql, values=(): self.reader.execute(sql, values).fetchall(), self.chain_of_run
+            self.folder, lambda sql, values=(): self.reader.execute(sql, values).fetchall(), self.chain_of_run
         )
         row = self.db.execute("SELECT id, first + n - 1, chain FROM blocks ORDER BY id DESC LIMIT 1").fetchone()
         self.blocks: int
@@ -176,7 +234,10 @@ class RunWriter:
         self.stands: dict[str, Any] = {"state": state.state, "reason": state.reason} if state else dict(STARTING)
         self.stands["step"] = self.step
         self.held = state.held if state else count(self.db)
-        self.thinned = 0.0
+        # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
+        (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
+        self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
+        self.committed = time.monotonic()
         self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
 
     def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **stands: Any) -> None:
@@ -197,7 +258,10 @@ class RunWriter:
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
-        rows, now = batch.rows, time.time()
+        self.follow()
+        rows, began, self.committed = batch.rows, self.committed, time.monotonic()
+        if len(rows):
+            self.trained += min(self.committed - began, PACE)
         chain, blocks, step = self.chain, self.blocks, self.step
         data = pack_rows(rows) if len(rows) else b""
         if data:
@@ -215,36 +279,95 @@ class RunWriter:
                 row = {"id": self.held["evals"], "step": at, "metrics": json.dumps(dict(metrics)), "text": text}
                 insert(db, "evals", row)
             for at, kind, arrays in batch.snapshots:
-                id = insert(db, "snapshots", {"step": at, "kind": kind, "at": now, "data": pack_arrays(arrays)})
+                id = insert(
+                    db, "snapshots", {"step": at, "kind": kind, "at": self.trained, "data": pack_arrays(arrays)}
+                )
                 self.held["snapshots"] ^= snapshot_mark(id, at, kind)
             for knob, at in batch.applied:
                 self.held["applied"] += 1
                 insert(db, "applied", {"knob": knob, "step": at})
             for id, at, result in batch.acks:
                 answer(db, id, at, result)
-            if now - self.thinned > 10:
-                self._thin_snapshots(now)
+            if self.trained - self.thinned > 10:
+                self._thin_snapshots(self.trained)
 
         self.transact(act, step=step, **({"state": batch.state, "reason": batch.reason} if batch.state else {}))
-        # From here on the batch is in the record: what a full disk puts off is not its failure, and is done later.
+        # From here on the batch is in the record: what a full or broken disk puts off is not its failure, and is done later.
         self.chain, self.blocks, self.step = chain, blocks, step
+        self.after_commit()
+
+    def after_commit(self) -> None:
+        """The tip and the log. What fails is put off to the next commit, and put_off says why."""
         try:
             self.write_tip()
             self._move_log()
+            self.put_off = ""
         except (OSError, sqlite3.Error) as error:
-            if not no_room(error, self.folder):
-                raise
+            self.put_off = str(error)
+            self.reopen(error)
 
     def write_tip(self) -> None:
         write_trained(self.tip, self.chain_of_run, self.held["commits"], self.step)
 
     def beat(self) -> None:
         """Say that the trainer lives."""
+        self.follow()
         self.transact()
+
+    def follow(self) -> Path:
+        """The run's folder, where it lies now. FolderGone if there is none any more."""
+        if not self._is_in(self.folder):
+            found = path_of(self.place)
+            if found is None or not self._is_in(found):
+                raise FolderGone(
+                    f"the folder of run {self.folder.name}, or its record, was deleted or moved to another disk while it trained"
+                )
+            self._open_in(found)
+        return self.folder
+
+    def _is_in(self, folder: Path) -> bool:
+        return all(leads_to(folder / name, file) for name, file in self.files.items())
+
+    def _open_in(self, folder: Path) -> None:
+        """The same file by its new path: SQLite makes and removes the files beside it by name. The new connections open it
+        before the old ones let go, since the last one to do so would end the log."""
+        opened = [connect(folder / "run.db", write=True) for _ in range(2)]
+        try:
+            for connection in opened:
+                connection.execute("SELECT count(*) FROM state").fetchone()
+        except sqlite3.Error:
+            for connection in opened:
+                connection.close()
+            raise
+        before, (self.db, self.guard) = (self.db, self.guard), opened
+        for connection in before:
+            connection.close()
+        self.folder = self.rows.folder = folder
+
+    def reopen(self, error: BaseException) -> None:
+        """Fresh connections after a failure of the disk: one that could not undo what it had begun fails from then on, and
+        keeps others from writing. After SQLITE_FULL the same one goes on."""
+        if getattr(disk_error(error), "sqlite_errorname", "SQLITE_FULL") != "SQLITE_FULL":
+            with contextlib.suppress(sqlite3.Error):
+                self._open_in(self.folder)
 
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order. One that is not what was written is no
-        request of anybody's, and readers of the record say so."""
+        request of anybody's, and readers of the record say so. What cannot be read for a moment is read later."""
+        if self.read_from != (folder := self.folder):
+            self.reader.close()
+            self.reader, self.read_from = connect(folder / "run.db"), folder
+        try:
+            pending = self._read()
+        except sqlite3.Error:
+            self.unread = self.unread or time.monotonic()
+            if time.monotonic() - self.unread > READ_FOR:
+                raise
+            return Pending([], [])
+        self.unread = 0.0
+        return pending
+
+    def _read(self) -> Pending:
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()
         knobs, commands = Pending([], [])
         if (newest[0] or 0) > self.knob_seen:
@@ -261,7 +384,7 @@ class RunWriter:
 
     def turn(self, who: str, **knobs: float | str) -> None:
         """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
-        run = Run(self.folder)
+        run = Run(self.follow())
         try:
             run.turn(who, knobs)
         finally:
@@ -272,7 +395,7 @@ class RunWriter:
 
         If one of those has been turned since, nothing is turned: that turn stands.
         """
-        run = Run(self.folder)
+        run = Run(self.follow())
 
         def act(db: sqlite3.Connection) -> int:
             unseen = {name for (name,) in db.execute("SELECT name FROM knobs WHERE id > ?", (seen,))}
@@ -284,9 +407,9 @@ class RunWriter:
         finally:
             run.close()
 
-    def note(self, steps: int, notes: Sequence[str]) -> None:
+    def note(self, notes: Sequence[str]) -> None:
         """What there is to say about how this trainer went on with the run."""
-        result = json.dumps({"steps": steps, "notes": list(notes)})
+        result = json.dumps({**self.how, "notes": list(notes)})
         self.transact(lambda db: answer(db, self.resumed, self.step, result))
 
     def make_ballast(self) -> bool:
@@ -297,22 +420,43 @@ class RunWriter:
 
     def finish(self, state: str, error: str = "") -> str:
         """Write how the run ended, seal its file, let go of the lock. Returns why that is not in the record, or ""."""
-        problem = ""
-        self.drop_ballast()
         try:
-            self.transact(state=state, reason=error)
-            self.write_tip()
-        except (OSError, sqlite3.Error) as failure:
-            if not no_room(failure, self.folder):
-                raise
-            problem = "the disk is full, so the record does not say how the run ended"
-        for connection in (self.reader, self.guard):
-            connection.close()
-        seal(self.db, SEAL_FOR)
-        self.db.close()
-        os.close(self.tip)
+            self.follow()
+            self.drop_ballast()
+            problem = self._write_end(state, error)
+            for connection in (self.reader, self.guard):
+                connection.close()
+            if seal(self.db, SEAL_FOR):
+                (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
+        except FolderGone:
+            problem = ""  # it was said, and there is no record that could say it
+        self.let_go()
         os.close(self.lock)
         return problem
+
+    def _write_end(self, state: str, error: str) -> str:
+        problem = ""
+        for at in range(ENDS):
+            time.sleep(0.1 * at)
+            try:
+                self.transact(state=state, reason=error)
+                self.after_commit()
+                return ""
+            except sqlite3.Error as failure:
+                why = "the disk is full" if no_room(failure, self.folder) else str(failure)
+                problem = f"the record does not say how the run ended: {why}"
+                self.reopen(failure)
+        leave_word(self.folder, f"{state}: {error}" if error else state)
+        return problem
+
+    def let_go(self) -> None:
+        """Close what is open, but for the lock."""
+        for name in ("reader", "guard", "db"):
+            if hasattr(self, name):
+                getattr(self, name).close()
+        for name in ("tip", "place"):
+            if hasattr(self, name):
+                os.close(getattr(self, name))
 
     def _move_log(self) -> None:
         """The log into the database once it has grown by WAL_PAGES; nobody else does, and nobody commits meanwhile.
@@ -327,13 +471,18 @@ class RunWriter:
             self.moved = log, pages
 
     def _thin_snapshots(self, now: float) -> None:
-        """All of the last minute, one a second of the last ten, one in ten seconds before; "full" ones a tenth as dense.
+        """All of the last minute of training, one a second of the last ten, one in ten seconds before; "full" ones a tenth as
+        dense.
 
         The first stays, and so does the last. Kept is the first of each span of seconds.
         """
         self.thinned = now
         for kind, recent, middle, old in (("probe", 0.0, 1.0, 10.0), ("full", 1.0, 10.0, 60.0)):
-            for span, newest, oldest in ((recent, now, now - 60), (middle, now - 60, now - 600), (old, now - 600, 0.0)):
+            for span, newest, oldest in (
+                (recent, now, now - 60),
+                (middle, now - 60, now - 600),
+                (old, now - 600, -1.0),
+            ):
                 if span:
                     gone = self.db.execute(
                         """SELECT id, step, kind FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest

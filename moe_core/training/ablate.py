@@ -15,21 +15,30 @@ from moe_core.nn.models import asked_by, build
 from moe_core.runs import Ablation, Run
 from moe_core.schema import Config, Knobs, from_dict
 from moe_core.training import checkpoint
-from moe_core.training.data import Batch, load
+from moe_core.training.data import Batch
 from moe_core.training.evaluation import ablation
+from moe_core.training.recorded import load_recorded
 
 
-def ablate(run: Run, at: int | None = None, progress: Callable[[int, int], None] = lambda done, of: None) -> Ablation:
+def ablate(
+    run: Run,
+    at: int | None = None,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+    moved: Mapping[str, Any] = {},
+) -> Ablation:
     """How much the held-out loss rises without each expert, at the checkpoint nearest to step `at` (the last, if None).
 
-    progress is called with how many of how many experts are measured. ValueError if there is no checkpoint, or its
-    data are not there any more.
+    progress is called with how many of how many experts are measured; moved: where the run's data lie now. ValueError if
+    there is no checkpoint, or the run's data are not there any more.
     """
-    state = checkpoint.read(nearest(run, at))
-    data = load(run.config)
-    knobs = from_dict(Knobs, state["knobs"])
-    model = build(run.config, data.features, data.classes, knobs.k)
-    model.load_state_dict(state["model"])
+    path = nearest(run, at)
+    state, (data, _) = checkpoint.read(path), load_recorded(run, moved)
+    try:
+        knobs = from_dict(Knobs, state["knobs"])
+        model = build(run.config, data.features, data.classes, knobs.k)
+        model.load_state_dict(state["model"])
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path.name} does not fit run {run.id}: {str(error).splitlines()[0]}") from None
     model.eval()
     held_out = data.held_out()
     loss, rise_LE = ablation(model, held_out, run.config, knobs, progress)

@@ -8,9 +8,12 @@ import hashlib
 import os
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from moe_core.runs import (
@@ -27,12 +30,14 @@ from moe_core.runs import (
 from moe_core.runs.compare import compared, fold
 from moe_core.schema import Config, parse_setting
 from moe_core.training import checkpoint
-from moe_core.training.data import Data, load
+from moe_core.training.data import Data
 from moe_core.training.loop import Notify, Trainer
 from moe_core.training.machine import choose_device, facts_of
+from moe_core.training.recorded import config_now, load_recorded
 from moe_core.training.session import conduct
 
 COMPARE_EVERY = 100  # steps
+READ_AT_ONCE = 4096  # steps
 TELL_EVERY = 1.0  # seconds
 
 
@@ -42,13 +47,16 @@ def resume(
     notify: Notify = lambda event: None,
     who: str = "trainer",
     lock: int | None = None,
+    moved: Mapping[str, Any] = {},
 ) -> tuple[Path, str]:
     """Go on with a run whose trainer has ended or died; returns as train() does.
 
     steps: how many it shall have in all (None: as before; 0: until stopped). lock: the run's, if the caller holds it.
+    moved: where the run's data lie now, if not where they were.
     ValueError, before anything is written, for a run that is being trained, is done, or cannot be gone on with here.
     """
     lock = hold_lock(run.path) if lock is None else lock
+    trainer = None
     try:
         run.check_layout()
         goal = run.config.steps if steps is None else parse_setting(Config, "steps", steps)
@@ -57,10 +65,20 @@ def resume(
             raise StoreError(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
-        data, device, notes = prepare(run)
+        data, device, notes = prepare(run, moved)
         notes += run.look_over()  # a trainer that goes on writes over what told of steps that are lost
-        writer = resume_run(run.path, lock, who, goal, notes)
+        config = replace(config_now(run, moved), steps=goal)
+        script = [change for change in run.script if change[0] > last]
+
+        def make() -> Trainer:
+            return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script, run.layout)
+
+        trainer = stand(make, run, last, notes)
+        check_record(run, trainer.step + 1, last)
+        writer = resume_run(run.path, lock, who, goal, notes, moved)
     except BaseException:
+        if trainer:
+            trainer.committer.close()
         os.close(lock)
         raise
     run.close()
@@ -69,20 +87,46 @@ def resume(
     notify({"event": "start", "run": run.id, "path": str(run.path), "device": str(device), "threads": threads})
     for note in notes:
         notify({"event": "note", "note": note})
-    script = [change for change in run.script if change[0] > last]
-    return conduct(
-        lambda: Trainer(resumed.config, run.started_knobs, data, device, writer, run.path, notify, script, run.layout),
-        lambda trainer: go_on(trainer, resumed, last, notes, writer),
-        writer,
-        notify,
-    )
+    trainer.record_to(writer)
+    return conduct(lambda: trainer, lambda trainer: go_on(trainer, resumed, last, notes, writer), writer, notify)
+
+
+def stand(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
+    """A fresh trainer where the newest checkpoint that fits puts it; at the run's beginning if there is none."""
+
+    def restore(state: dict[str, Any]) -> Trainer:
+        trainer = make()
+        try:
+            trainer.restore(state)
+            if not is_of(run, state):
+                raise ValueError("it is of another run: its loss is not the one recorded at its step")
+        except BaseException:
+            trainer.committer.close()
+            raise
+        return trainer
+
+    return checkpoint.restored(run.path, last, restore, notes.append) or make()
+
+
+def is_of(run: Run, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint's last step is the recorded one. Those of earlier versions do not say."""
+    if not (measured := state.get("measured")):
+        return True
+    row_C = run.rows(state["step"], state["step"])[0]
+    recorded = [row_C[next(c.start for c in run.layout if c.stat == stat)] for stat in ("loss", "grad_norm")]
+    return bool(np.array_equal(np.array(measured, np.float32), recorded, equal_nan=True))
+
+
+def check_record(run: Run, first: int, last: int) -> None:
+    """StoreError if what is to be trained again cannot be read: now, when nothing is written yet."""
+    for at in range(first, last + 1, READ_AT_ONCE):
+        run.rows(at, min(last, at + READ_AT_ONCE - 1))
 
 
 def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWriter) -> str:
     """Bring a fresh trainer to where the record ends, then let it train. Returns the state in which that ended."""
     before = len(notes)
-    if (state := checkpoint.nearest(run.path, last, notes.append)) is not None:
-        trainer.restore(state)
+    if trainer.step:
         trainer.autobalance.recall(run, trainer.step)
     if difference := catch_up(trainer, run, last):
         notes.append(
@@ -92,23 +136,22 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
     for note in notes[before:]:
         trainer.notify({"event": "note", "note": note})
     trainer.evaluated = max((eval.step for eval in run.evals()), default=-1)
-    steps = run.config.steps
     run.close()  # a reader that stays would keep the file from being sealed
     if len(notes) > before:
-        trainer.committer.put(lambda: writer.note(steps, notes))
+        trainer.committer.put(lambda: writer.note(notes))
     if trainer.replaying:
         return "stopped"
     trainer.steer()  # a kill, or the fork's step, may lie between the last step and what is decided after it
     return trainer.run()
 
 
-def prepare(run: Run) -> tuple[Data, torch.device, list[str]]:
+def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device, list[str]]:
     """The run's data, its device, and what is not as it was when the run began. Torch gets the run's thread count.
 
-    ValueError for data or a device that is not there.
+    ValueError for data or a device that is not there, and for data that are others than the run was trained on.
     """
     run.check_turns()
-    data = load(run.config)
+    data, notes = load_recorded(run, moved)
     recorded = str(run.facts.get("device", run.config.device))
     try:
         device = choose_device(recorded)
@@ -117,7 +160,7 @@ def prepare(run: Run) -> tuple[Data, torch.device, list[str]]:
             f"{run.id} was trained on {recorded!r}, which is not on this machine; go on with it there"
         ) from None
     torch.set_num_threads(int(run.facts.get("threads", 0)) or run.config.threads or 1)
-    return data, device, unlike(run.facts, facts_of(device, torch.get_num_threads()))
+    return data, device, notes + unlike(run.facts, facts_of(device, torch.get_num_threads()))
 
 
 def unlike(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -179,6 +222,10 @@ class Nowhere:
     """The writer of a training that is not recorded."""
 
     knob_seen = command_seen = 0
+    put_off = ""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def pending(self) -> Pending:
         return Pending([], [])
@@ -189,16 +236,19 @@ class Nowhere:
     def beat(self) -> None:
         pass
 
+    def reopen(self, error: BaseException) -> None:
+        pass
 
-def replay(run: Run, notify: Notify = lambda event: None) -> Replayed:
+
+def replay(run: Run, notify: Notify = lambda event: None, moved: Mapping[str, Any] = {}) -> Replayed:
     """Train a run again from step 1, up to its last recorded step as of now or the first number that differs. Writes nothing."""
     last = run.steps()[1]
     if not last:
         raise StoreError(f"{run.id} has no steps yet, so there is nothing to train again")
-    data, device, notes = prepare(run)
+    data, device, notes = prepare(run, moved)
     for note in notes:
         notify({"event": "note", "note": note})
-    trainer = Trainer(run.config, run.started_knobs, data, device, Nowhere(), run.path, notify)
+    trainer = Trainer(run.config, run.started_knobs, data, device, Nowhere(run.path), notify)
     digest = hashlib.sha256()
     try:
         difference = catch_up(trainer, run, last, stop_at_difference=True, digest=digest)

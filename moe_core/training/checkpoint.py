@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable
 from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
 
+T = TypeVar("T")
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
 OLDER = 10  # kept beside them, ever further apart
 BUDGET = 1 << 30  # bytes that the older ones may take
@@ -67,14 +68,20 @@ def there(folder: Path) -> dict[int, Path]:
     return dict(sorted(((step, path) for step, path in named if step is not None), reverse=True))
 
 
-def nearest(folder: Path, step: int, tell: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest whole checkpoint at or before a step; None if there is none. Damaged ones are told of and passed over."""
+def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], tell: Callable[[str], None]) -> T | None:
+    """What restore() makes of the newest checkpoint at or before a step that it takes; None if it takes none.
+
+    Damaged ones, and those that restore() cannot take, are told of and passed over.
+    """
     for at, path in there(folder).items():
-        if at <= step:
-            try:
-                return read(path)
-            except ValueError as error:
-                tell(str(error))
+        if at > step:
+            continue
+        try:
+            return restore(read(path))
+        except Exception as error:  # a file of another run or version may hold anything, and torch raises anything
+            own = isinstance(error, ValueError) and path.name in str(error)
+            problem = str(error) if own else f"{path.name} does not fit this run ({type(error).__name__}: {error})"
+            tell(f"{problem.splitlines()[0][:300]}; it is passed over")
     return None
 
 

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from moe_core.diagnosis import Finding
-from moe_core.runs import Batch, RunWriter
-from moe_core.runs.room import FULL, no_room
+from moe_core.runs import Batch, FolderGone, RunWriter
+from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import derive
 from moe_core.schema import BALANCE, STAT, Column, Config, looks_ahead
 from moe_core.training.watch import Watch
@@ -19,6 +19,7 @@ from moe_core.training.watch import Watch
 WAITING = 16  # commits that may wait; more than a second and a half of them
 AGAIN = 2.0  # seconds between two looks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
+TRIES, RETRY = 3, 0.1  # how often what a disk failed is tried again, and after how many seconds, times the tries before
 GLANCE = 0.02  # seconds between two looks at the commands while the training waits for the disk
 Item = Batch | Callable[[], None] | threading.Event | None
 
@@ -63,6 +64,8 @@ class Committer:
 
     def beat(self) -> None:
         """Say that the trainer lives. Left out when commits wait: they say it too."""
+        if self.error:
+            raise RuntimeError(self.error)
         if self.queue.empty():
             self.queue.put(self.writer.beat)
 
@@ -104,11 +107,18 @@ class Committer:
                 continue
             if self.error:
                 continue  # drained, so that nobody waits for a thread that cannot write
+            folder = self.writer.folder
             try:
                 self._carry_out(item)
+                if self.writer.folder != folder:
+                    self.notify(
+                        {"event": "note", "note": f"the run's folder was renamed; it is {self.writer.folder} now"}
+                    )
                 if isinstance(item, Batch):
                     self._tell(item)
                     self._alert(self.watch.see(item))
+            except FolderGone as failure:
+                self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
                 self.error = f"the run could not be written: {failure}".splitlines()[0]
         self._alert(self.watch.look())
@@ -122,14 +132,22 @@ class Committer:
                 self._go_on_if_there_is_room()
 
     def _carry_out(self, item: Batch | Callable[[], None]) -> None:
-        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop."""
+        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop. What a disk
+        fails at once is tried again a few times: nothing of it is in the record, so nothing is there twice."""
+        tries = 0
         while True:
             try:
                 self._write(item)
                 return
             except Exception as failure:
+                self.writer.reopen(failure)
                 if not no_room(failure, self.writer.folder):
-                    raise
+                    if not disk_error(failure) or isinstance(failure, FolderGone) or tries == TRIES:
+                        raise
+                    self.notify({"event": "note", "note": f"the disk failed ({failure}); it is tried again"})
+                    time.sleep(tries * RETRY)
+                    tries += 1
+                    continue
                 given_up = self._say_full()
                 if not given_up and self.stopping():
                     raise RuntimeError(
@@ -146,7 +164,10 @@ class Committer:
                 self.stands = item.state, item.reason
             if item.state and self.full:
                 item = item._replace(state="paused", reason=self.full)
+            before = self.writer.put_off
             self.writer.commit(item)
+            if (put_off := self.writer.put_off) and not before:
+                self.notify({"event": "note", "note": f"what follows a commit is put off: {put_off}"})
             if len(item.rows):
                 self.step = item.first_step + len(item.rows) - 1
 
@@ -161,7 +182,8 @@ class Committer:
                 self.writer.commit(Batch(0, NO_ROWS, state="paused", reason=FULL))
                 self.said = True
             except Exception as failure:
-                if not no_room(failure, self.writer.folder):
+                self.writer.reopen(failure)
+                if not disk_error(failure):
                     raise
         return given_up
 
@@ -172,7 +194,7 @@ class Committer:
 
     def _go_on_if_there_is_room(self) -> None:
         """Room for the ballast is room again; the record then says how the trainer stands. If not even that fits, wait on."""
-        if not self.writer.make_ballast():
+        if not (has_room(self.writer.folder) and self.writer.make_ballast()):
             return
         self.full, self.said = "", False
         try:

@@ -18,7 +18,7 @@ import torch
 from moe_core.nn.models import asked_by, build, sample
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
-from moe_core.runs.room import no_room
+from moe_core.runs.room import disk_error, no_room
 from moe_core.schema import (
     AUTOBALANCE,
     METRICS,
@@ -60,13 +60,12 @@ class Trainer:
         data: Data,
         device: torch.device,
         writer: RunWriter,
-        folder: Path,
         notify: Notify,
         script: Sequence[tuple[int, str, float | str]] = (),
         columns: Sequence[Column] | None = None,
     ):
         self.config, self.knobs, self.data, self.device = config, knobs, data, device
-        self.writer, self.folder, self.notify = writer, folder, notify
+        self.writer, self.notify = writer, notify
         torch.manual_seed(config.seed)
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
@@ -92,6 +91,16 @@ class Trainer:
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
         self.collected = _nothing()
+        self.measured: list[Any] = []  # loss and norm of the gradient of the last step
+
+    def record_to(self, writer: RunWriter) -> None:
+        """Write there from now on. A trainer that goes on with a run is made, and put where the run ended, before it may."""
+        self.writer = self.committer.writer = writer
+
+    @property
+    def folder(self) -> Path:
+        """The run's, where it lies now."""
+        return self.writer.folder
 
     def run(self) -> str:
         """The loop. Returns the state in which the run ended."""
@@ -162,7 +171,7 @@ class Trainer:
             try:
                 write()
             except ValueError as error:
-                if no_room(error, self.folder):
+                if disk_error(error):
                     raise
                 refused.append(error)
 
@@ -220,6 +229,8 @@ class Trainer:
             self.notify({"event": "paused", "step": self.step, "reason": reason})
 
     def idle(self) -> None:
+        if self.committer.error:
+            raise RuntimeError(self.committer.error)
         if not self.committer.full:
             self.look(full=False)
             self.beat()
@@ -252,6 +263,7 @@ class Trainer:
                 f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
                 f"update was left out; turn the learning rate down (now {value_text(self.knobs.lr)}) and resume"
             )
+        self.measured = [done.loss.detach(), done.grad_norm]
         self.window.add(done.routings, batch.labels)
         self.autobalance.see(self.step, done.routings)
         self.compare_if_due()
@@ -371,7 +383,7 @@ class Trainer:
 
         def write() -> None:
             try:
-                result = checkpoint.write(self.folder, step, state).name
+                result = checkpoint.write(self.writer.follow(), step, state).name
             except (OSError, RuntimeError) as error:  # torch wraps what the disk says
                 if no_room(error, self.folder) and not self.stopping:
                     raise
@@ -389,6 +401,7 @@ class Trainer:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "measured": [float(x) for x in self.measured],
             "step": self.step,  # where the data stands, too: a batch is a function of seed and step
             "torch_random": torch.get_rng_state(),
             "device_random": random.get_rng_state() if random else None,
@@ -405,6 +418,7 @@ class Trainer:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = self.checkpointed = self.compared = state["step"]
+        self.measured = state.get("measured", [])
         torch.set_rng_state(state["torch_random"])
         if state["device_random"] is not None:
             {"cuda": torch.cuda, "mps": torch.mps}[self.device.type].set_rng_state(state["device_random"])

@@ -15,6 +15,7 @@ import torch
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
 from moe_core.schema import Config, Knobs, check
 from moe_core.training.data import load
+from moe_core.training.data.identity import identity
 from moe_core.training.loop import Notify, Trainer
 from moe_core.training.machine import choose_device, choose_threads, facts_of
 
@@ -42,48 +43,49 @@ def train(
     torch.set_num_threads(threads)
     folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
     named = {"feature": list(data.features_named)} if data.features_named else {}
-    taken = {"data": list(data.taken)} if data.taken else {}
+    taken = {"taken": list(data.taken)} if data.taken else {}
     writer = create_run(
         folder,
         config,
         knobs,
         labels=data.labels | named,
         probe=data.probe()[1],
-        facts=facts_of(device, threads) | taken,
+        facts=facts_of(device, threads) | taken | {"data": identity(data)},
         script=script,
     )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
-    return conduct(
-        lambda: Trainer(config, knobs, data, device, writer, folder, notify, script), Trainer.run, writer, notify
-    )
+    return conduct(lambda: Trainer(config, knobs, data, device, writer, notify, script), Trainer.run, writer, notify)
 
 
 def conduct(
     make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify
 ) -> tuple[Path, str]:
     """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
-    folder, trainer = writer.folder, None
+    trainer, state, error = None, "failed", ""
     try:
         trainer = make()
         with _stopping_at_signals(trainer):
-            state, error = work(trainer), ""
+            ended = work(trainer)
             trainer.write_checkpoint()
             trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
             trainer.flush()
+        state = ended
     except Exception as failure:
-        state, error = "failed", f"{type(failure).__name__}: {failure}".splitlines()[0]
-        notify({"event": "error", "error": error})
+        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
     if trainer is not None:
-        error = trainer.committer.close() or error
+        error = trainer.committer.close() or error  # the disk's own words, and not what followed from them
+    if error:
+        notify({"event": "error", "error": error})
     if problem := writer.finish("failed" if error else state, error=error):
         notify({"event": "error", "error": problem})
         error = error or problem
-    return folder, "failed" if error else state
+    return writer.folder, "failed" if error else state
 
 
 @contextlib.contextmanager
 def _stopping_at_signals(trainer: Trainer):
-    """SIGTERM and the first Ctrl-C stop the run cleanly after the current step; a second Ctrl-C interrupts."""
+    """SIGTERM, a terminal that closes (SIGHUP, unless nohup has it ignored) and the first Ctrl-C stop the run cleanly after
+    the current step; a second Ctrl-C interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -92,7 +94,10 @@ def _stopping_at_signals(trainer: Trainer):
         trainer.stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:

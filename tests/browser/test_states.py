@@ -104,7 +104,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
 
     os.kill(run.status().pid, signal.SIGSTOP)
     try:
-        expect(page.locator(".moepanel-state b")).to_have_text(re.compile(r"^No news for \d+ s$"))
+        expect(page.locator(".moepanel-state b")).to_have_text(re.compile(r"^No answer for \d+ s$"))
         assert shape(page) == ("grey", True)
         stood = steps(page)
         assert min(stood) > 1

@@ -1,14 +1,34 @@
 """Starting and stopping a trainer, and the command line that it is started with."""
 
+import os
+import signal
+import sqlite3
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from moe_core.__main__ import parser
+from moe_core.__main__ import main, parser
 from moe_core.commands.train import settings_of
-from moe_core.runs import StoreError, flags, is_alive, new_id, start, stop, wait_ready
+from moe_core.runs import (
+    ENDED,
+    StoreError,
+    create_run,
+    flags,
+    is_alive,
+    list_runs,
+    new_id,
+    open_run,
+    runner,
+    start,
+    stop,
+    wait_ready,
+)
+from moe_core.runs.locks import holder
+from moe_core.runs.room import FULL
+from moe_core.runs.rows import Status
 from moe_core.schema import PRESETS, Config, Knobs
 
 SMALL = Config.for_task("plane", num_experts=4, tokens=64, threads=1)
@@ -48,3 +68,76 @@ def test_a_trainer_that_cannot_start_says_why(tmp_path: Path) -> None:
     run_id = start(replace(SMALL, device="cuda:77"), Knobs(), tmp_path)
     with pytest.raises(StoreError, match="did not start: moe: device 'cuda:77' is not on this machine"):
         wait_ready(run_id, 60, tmp_path)
+
+
+def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_a_frozen_trainer_is_seen_and_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training or paused; even if it keeps everybody from writing to the record."""
+    monkeypatch.setattr(runner, "PATIENCE", 0.5)
+    monkeypatch.setattr("moe_core.runs.database.WAIT", 0.2)
+    run = wait_ready(start(SMALL, Knobs(), tmp_path), 120, tmp_path)
+    pid = run.status().pid
+    assert holder(run.path / "lock") == pid
+    try:
+        wait_until(lambda: run.steps()[1] > 5)
+        for state in ("training", "paused"):
+            if state == "paused":
+                run.command("pause")
+            wait_until(lambda: run.state == state)  # noqa: B023
+            os.kill(pid, signal.SIGSTOP)
+            wait_until(lambda: run.status().quiet > 0)
+            (listed,) = list_runs(tmp_path)
+            assert listed.state == state
+            assert listed.reason.startswith("its trainer does not answer, for ")
+            if state == "training":
+                os.kill(pid, signal.SIGCONT)
+                wait_until(lambda: run.status().quiet == 0)
+        reached = run.steps()[1]
+        with sqlite3.connect(run.path / "run.db", isolation_level=None) as db:
+            db.execute("BEGIN IMMEDIATE")
+            assert main(["stop", run.id, "--runs", str(tmp_path)]) == 0
+        db.close()
+        assert "it did not answer, so its process was ended (SIGKILL); its record is kept" in capsys.readouterr().out
+        assert not is_alive(run.path)
+        assert (run.state, run.steps()[1]) == ("interrupted", reached)
+        runner.reap()
+        assert holder(run.path / "lock") == 0  # the process that it names runs no more
+    finally:
+        if is_alive(run.path):
+            os.kill(pid, signal.SIGKILL)
+
+
+def test_only_the_process_that_the_lock_names_is_signalled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its id and when it started: the id may be another's by now."""
+    signalled: list[int] = []
+    monkeypatch.setattr(runner.os, "kill", lambda pid, number: signalled.append(pid))
+    monkeypatch.setattr(runner, "is_ours", lambda pid, *commands: True)
+    writer = create_run(tmp_path / "a", SMALL, Knobs())
+    run = open_run(tmp_path / "a")
+    assert runner.trainer_of(run) == os.getpid()
+    os.pwrite(writer.lock, f"{os.getpid():>10} {'7':<20}\n".encode(), 0)
+    assert runner.trainer_of(run) == 0
+    with pytest.raises(StoreError, match="cannot be stopped"):
+        stop(run, 0.0)
+    assert signalled == []
+    os.ftruncate(writer.lock, 0)  # of an earlier version's trainer: the record says which
+    assert runner.trainer_of(run) == os.getpid()
+    run.close()
+    writer.finish("stopped")
+    assert runner.trainer_of(run) == 0
+
+
+@pytest.mark.parametrize("state", ["starting", "training", "paused", *ENDED, "interrupted"])
+def test_a_trainer_that_beats_no_more_does_not_answer(state: str) -> None:
+    """Unless it has ended, or cannot beat for want of room."""
+    assert Status(state, 9, "", 12.7, 1).quiet == (12 if state in ("training", "paused") else 0)
+    assert Status(state, 9, "", 3.0, 1).quiet == 0
+    assert Status(state, 9, FULL, 12.7, 1).quiet == 0

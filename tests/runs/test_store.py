@@ -8,8 +8,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +212,7 @@ def test_one_trainer_at_a_time_and_its_death_shows(tmp_path: Path) -> None:
 
 WRITER = """
 import sys
+import time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from tests.runs.test_store import *
@@ -385,17 +386,24 @@ def test_a_run_of_a_later_version_says_so(tmp_path: Path) -> None:
 def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = [1_000_000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    """By seconds of training: neither a calendar that is set a year forward nor a pause makes them old."""
+    clock = SimpleNamespace(wall=1_000_000.0, seconds=0.0)
+    stand_in = SimpleNamespace(time=lambda: clock.wall, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr("moe_core.runs.writer.time", stand_in)
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
     writer.db.execute("PRAGMA synchronous = OFF")  # 4,500 commits that need not outlive a power cut
     step = 0
     for _ in range(900 * 5):  # 15 minutes at five a second
-        now[0] += 0.2
+        clock.seconds += 0.2
         step += 1
-        writer.commit(Batch(step, rows(step, 0), snapshots=[(step, "probe", {"e": np.array([step])})]))
+        if step == 3000:
+            clock.wall += 365 * 86400
+            clock.seconds += 3600
+            writer.commit(Batch(step, rows(step, 0)))
+        writer.commit(Batch(step, rows(step, 1), snapshots=[(step, "probe", {"e": np.array([step])})]))
     writer.thinned = 0.0
     writer.commit(Batch(step, rows(step, 0)))
+    monkeypatch.undo()
     run = open_run(tmp_path / "a")
     ages = (step - run.snapshots()) * 0.2
     assert 295 <= (ages < 60).sum() <= 301
@@ -411,18 +419,19 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
 
 
 def test_the_choices_that_churn_compares_are_never_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [1_000_000.0]
-    monkeypatch.setattr(time, "time", lambda: now[0])
+    clock = SimpleNamespace(seconds=0.0)
+    stand_in = SimpleNamespace(time=lambda: 1_000_000.0, monotonic=lambda: clock.seconds)
+    monkeypatch.setattr("moe_core.runs.writer.time", stand_in)
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
-    for step in range(50, 5050, 50):
-        now[0] += 0.1 if step != 2500 else 3e7  # a clock that jumps a year
+    writer.db.execute("PRAGMA synchronous = OFF")
+    for step in range(1, 1001):  # 1,000 seconds of training
+        clock.seconds += 1.0
         taken = [(step, kind, {"experts": np.zeros((1, 1, 1), np.uint8)}) for kind in ("choices", "probe")]
-        writer.commit(Batch(step, rows(step, 0), snapshots=taken))
-    now[0] += 3e7
-    writer.commit(Batch(5000, rows(5000, 0)))
+        writer.commit(Batch(step, rows(step, 1), snapshots=taken if step % 2 == 0 else []))
+    monkeypatch.undo()
     run = open_run(tmp_path / "a")
-    assert run.snapshots("choices").tolist() == list(range(50, 5050, 50))
-    assert len(run.snapshots("probe")) < 100
+    assert run.snapshots("choices").tolist() == list(range(2, 1001, 2))
+    assert len(run.snapshots("probe")) < 400
     run.close()
     writer.finish("stopped")
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from moe_core.training import checkpoint
-from moe_core.training.checkpoint import NEWEST, OLDER, kept, name_of, nearest, read, write
+from moe_core.training.checkpoint import NEWEST, OLDER, kept, name_of, read, restored, write
 
 
 def test_what_was_written_is_read_and_leftovers_go(tmp_path: Path) -> None:
@@ -49,14 +49,18 @@ def test_the_nearest_is_the_newest_whole_one_at_or_before_a_step(tmp_path: Path)
     for step in (10, 20, 30):
         write(tmp_path, step, {"step": step})
     told: list[str] = []
-    assert nearest(tmp_path, 29, told.append) == {"step": 20}
-    assert nearest(tmp_path, 20, told.append) == {"step": 20}
-    assert nearest(tmp_path, 9, told.append) is None
+
+    def found(step: int) -> int | None:
+        return restored(tmp_path, step, lambda state: int(state["step"]), told.append)
+
+    assert [found(step) for step in (29, 20, 9)] == [20, 20, None]
     assert told == []
     (tmp_path / name_of(20)).write_bytes(b"damaged")
-    assert nearest(tmp_path, 29, told.append) == {"step": 10}
-    assert len(told) == 1
-    assert "damaged" in told[0]
+    assert found(29) == 10
+    write(tmp_path, 15, {"foreign": 15})
+    assert found(29) == 10
+    assert "checkpoint-000000020.pt is damaged" in told[0]
+    assert told[-1] == "checkpoint-000000015.pt does not fit this run (KeyError: 'step'); it is passed over"
 
 
 def test_a_flipped_bit_is_refused(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ KNOBS = Knobs()
 class Record:
     """A writer that keeps what it is given. script: step -> knob changes and commands found at the top of the next one."""
 
-    folder = Path()
+    folder, put_off = Path(), ""
 
     def __init__(self, script: dict[int, dict] | None = None):
         self.script, self.batches, self.trainer = script or {}, [], None
@@ -41,6 +41,9 @@ class Record:
     def beat(self) -> None:
         pass
 
+    def reopen(self, error: BaseException) -> None:
+        pass
+
     @property
     def rows(self) -> np.ndarray:
         return np.concatenate([b.rows for b in self.batches if len(b.rows)])
@@ -52,7 +55,7 @@ class Record:
 def run(config: Config = CONFIG, knobs: Knobs = KNOBS, script: dict | None = None, prepare=lambda trainer: None):
     torch.set_num_threads(1)
     record = Record(script)
-    trainer = Trainer(config, knobs, load(config), torch.device("cpu"), record, Path(), lambda event: None)
+    trainer = Trainer(config, knobs, load(config), torch.device("cpu"), record, lambda event: None)
     record.trainer = trainer
     prepare(trainer)
     state = trainer.run()
@@ -316,7 +319,7 @@ def test_a_full_queue_makes_the_trainer_wait_and_drops_nothing() -> None:
     kept = record.commit
     record.commit = lambda batch: (gate.wait(10), kept(batch))
     told_of = []
-    trainer = Trainer(CONFIG, Knobs(), load(CONFIG), torch.device("cpu"), record, Path(), told_of.append)
+    trainer = Trainer(CONFIG, Knobs(), load(CONFIG), torch.device("cpu"), record, told_of.append)
     record.trainer = trainer
 
     def notify(event: dict) -> None:

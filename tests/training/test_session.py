@@ -2,24 +2,28 @@
 
 import os
 import signal
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moe_core.runs import open_run, verify
+from moe_core.runs import flags, open_run, verify
 from moe_core.schema import Config, Knobs
 from moe_core.training import checkpoint
 from moe_core.training.session import train
 
+ROOT = Path(__file__).parents[2]
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=32, d_model=8, d_hidden=8, threads=1, steps=3000, eval_every=5
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_run_after_its_step(number: int, tmp_path: Path) -> None:
-    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
+    before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
     def tell(event: dict[str, Any]) -> None:
@@ -34,3 +38,43 @@ def test_a_signal_stops_a_run_after_its_step(number: int, tmp_path: Path) -> Non
     assert list(checkpoint.there(folder)) == [run.steps()[1]]
     assert verify(run) == []
     assert {one: signal.getsignal(one) for one in before} == before
+
+
+def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path: Path) -> None:
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "start":
+            os.kill(os.getpid(), signal.SIGHUP)
+
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert train(replace(CONFIG, steps=20), Knobs(), tmp_path, "a", tell)[1] == "finished"
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+ON_A_TERMINAL = """
+import fcntl, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+from moe_core.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
+    """As SIGTERM does, though nobody takes what is printed any more."""
+    master, terminal = os.openpty()
+    words = ["train", *flags(replace(CONFIG, steps=0), Knobs()), "--runs", str(tmp_path), "--run-id", "a"]
+    with subprocess.Popen(
+        [sys.executable, "-c", ON_A_TERMINAL, *words],
+        stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True, cwd=ROOT,
+    ) as trainer:  # fmt: skip
+        os.close(terminal)
+        while b"step" not in os.read(master, 4096):
+            assert trainer.poll() is None
+        os.close(master)
+    run = open_run("a", tmp_path)
+    assert run.state == "stopped"
+    assert list(checkpoint.there(run.path)) == [run.steps()[1]]
+    assert run.steps()[1] > 0
+    assert trainer.returncode == 0

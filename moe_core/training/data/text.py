@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from moe_core.runs import limits
+from moe_core.runs.room import bytes_text
 from moe_core.schema import PROBE_TOKENS, Config
 from moe_core.training.data.batch import EVAL_TOKENS, HELD_OUT, Batch, generator_for, sklearn_data
 from moe_core.training.data.opening import content_of
@@ -157,7 +158,7 @@ def _own_domains(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
         size += len(domains[-1][1])
         if size > limits.TEXT:
             raise ValueError(
-                f"the texts up to --text {str(path)!r} have more than {limits.TEXT >> 20} MB together; leave some out"
+                f"the texts up to --text {str(path)!r} have more than {bytes_text(limits.TEXT)} together; leave some out"
             )
     return domains
 
@@ -185,7 +186,7 @@ def _files(folder: Path) -> list[Path]:
             found.append(path)
             size += path.stat().st_size
             if size > limits.DOMAIN or len(found) > limits.FILES:
-                much = f"{limits.DOMAIN >> 20} MB" if size > limits.DOMAIN else f"{limits.FILES:,} files"
+                much = bytes_text(limits.DOMAIN) if size > limits.DOMAIN else f"{limits.FILES:,} files"
                 raise ValueError(
                     f"--text {str(folder)!r} has more than {much}; give a part of it, or several as domains"
                 )
@@ -200,7 +201,7 @@ def _read_files(files: Sequence[Path]) -> list[bytes]:
         size += len(parts[-1])
         if size > limits.DOMAIN:
             raise ValueError(
-                f"the texts up to --text {str(path)!r} have more than {limits.DOMAIN >> 20} MB; leave some out"
+                f"the texts up to --text {str(path)!r} have more than {bytes_text(limits.DOMAIN)}; leave some out"
             )
     return parts
 
