@@ -15,13 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.statistics import held_out_balance
 from moe_core.schema import (
+    BALANCED,
     BY_TOKEN,
     COLLAPSED,
     DEAD_AFTER,
     TASK_GRADIENT_EVERY,
     Config,
     Knobs,
+    draws_noise,
     experts_per_token,
     meta_of,
     switched_off,
@@ -44,6 +47,7 @@ LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while th
 AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
+CALM = 0.25  # noise at which a gate whose load is even is so without noise too, by what was measured
 BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
 
 
@@ -80,6 +84,9 @@ class Seen(NamedTuple):
     dropped_n: Array
     grad_norm_n: Array
     task_gradient_n: Array
+    # Of evaluations, where no noise is drawn: their steps, and the CV of the selections.
+    held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
+    held_out_cv_m: Array = np.empty(0)
 
 
 def diagnose(source: Any, layer: int = 0) -> list[Finding]:
@@ -107,7 +114,10 @@ def look(source: Any, layer: int) -> Seen:
     names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped", "grad_norm")
     values = [read(name) for name in (*names, "task_gradient")]
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
-    return Seen(source.config, source.knobs, done, layer, steps, *values)
+    evals = [e for e in source.evals() if e.counts is not None]
+    held_out = np.array([held_out_balance(e.counts)["cv_held_out"][layer] for e in evals], np.float64)
+    at = np.array([e.step for e in evals], np.int64)
+    return Seen(source.config, source.knobs, done, layer, steps, *values, at, held_out)
 
 
 # When a condition holds
@@ -231,7 +241,7 @@ def collapse(seen: Seen) -> Finding | None:
     on = seen.config.num_experts - len(switched_off(seen.config, seen.knobs.off)[seen.layer])
     ceiling = math.sqrt(max(on / experts_per_token(seen.config, seen.knobs) - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
-    cv_n = cv_of_those_on(seen.cv_load_n, on, seen.config.num_experts)
+    cv_n = seen.cv_load_n
     since = standing(seen.steps_n, cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
         return None
@@ -249,14 +259,6 @@ def collapse(seen: Seen) -> Finding | None:
     return Finding("collapse", seen.layer, since, what, why, try_this, remedy)
 
 
-def cv_of_those_on(cv_n: Array, on: int, num_experts: int) -> Array:
-    """CV over the experts that are on, from the CV over all of them, when the others have none of the load.
-
-    The sum and the sum of squares are the same, so (CV squared + 1) is in proportion to the number of experts.
-    """
-    return np.asarray(np.sqrt(np.maximum((cv_n**2 + 1) * on / num_experts - 1, 0)))
-
-
 def noise_of(seen: Seen) -> float:
     """The noise that gives the load loss a gradient: of two levels, either's will do."""
     return max(seen.knobs.noise, seen.knobs.noise_primary if seen.config.groups > 1 else 0.0)
@@ -265,13 +267,13 @@ def noise_of(seen: Seen) -> float:
 def dead_experts(seen: Seen) -> Finding | None:
     """Experts that nothing selected for DEAD_AFTER steps, for HOLD steps more."""
     off = switched_off(seen.config, seen.knobs.off)[seen.layer]
-    since = standing(seen.steps_n, seen.dead_n > len(off), seen.dead_n <= len(off))
+    since = standing(seen.steps_n, seen.dead_n > 0, seen.dead_n <= 0)
     recent_nE = seen.counts_nE[seen.steps_n > seen.steps_n[-1] - DEAD_AFTER]
     dead = [e for e in np.flatnonzero(recent_nE.sum(0) == 0).tolist() if e not in off]
     if since is None or not dead:
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
-    what = f"No token went to {experts} of {seen.config.num_experts} in the last {DEAD_AFTER} steps."
+    what = f"No token went to {experts} of {seen.config.num_experts - len(off)} in the last {DEAD_AFTER} steps."
     why = "An expert that is not chosen gets no gradient, so it does not become worth choosing."
     # It was called dead when it had been without a token for DEAD_AFTER steps already.
     return Finding("dead_experts", seen.layer, max(1, since - DEAD_AFTER), what, why, *mend(seen))
@@ -310,6 +312,34 @@ def noise_drowns(seen: Seen) -> Finding | None:
     remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else {}
     try_this = f"Turn {turns(remedy)}." if remedy else "Turn noise down, or let the gate learn for longer."
     return Finding("noise_drowns", seen.layer, since, what, BY_CHANCE, try_this, remedy or None)
+
+
+def even_by_noise(seen: Seen) -> Finding | None:
+    """Even in training, where noise is drawn, and not in evaluations, where none is. Two of them in a row, of a settled gate."""
+    steps_m, held_m = seen.held_out_steps_m, seen.held_out_cv_m
+    if not len(steps_m) or not draws_noise(seen.config, seen.knobs):
+        return None
+    near = [seen.cv_load_n[(seen.steps_n <= step) & (seen.steps_n > step - HOLD)] for step in steps_m]
+    training_m = np.array([float(np.mean(cv_n)) if len(cv_n) else math.nan for cv_n in near])
+    settled_m = (steps_m > SETTLED) & (training_m < BALANCED)
+    since = standing(steps_m, settled_m & (held_m >= BALANCED), (training_m >= BALANCED) | (held_m < 0.8 * BALANCED))
+    if since is None:
+        return None
+    what = (
+        f"The load is even only by the noise: CV(load) is {training_m[-1]:.2f} in training, and {held_m[-1]:.2f} without "
+        f"noise, on the held-out split."
+    )
+    why = "The balancing losses see the load that the noise spreads; nothing asks the gate to spread it by itself."
+    changed = since_knobs(seen, "noise", "w_importance", "w_load", "strategy")
+    if changed > 1 and steps_m[-1] < changed + SOON:
+        wait = f"The knobs were turned at step {changed}; give them until step {changed + SOON}."
+        return Finding("even_by_noise", seen.layer, since, what, why, wait, None)
+    # On digits and plane; of text one seed only (docs/decisions.md).
+    measured = seen.config.task != "text" and seen.config.groups <= 1
+    measured = measured and seen.knobs.strategy == "paper" and seen.knobs.noise > CALM
+    remedy: dict[str, float | str] = {"noise": CALM} if measured else {}
+    try_this = f"Turn {turns(remedy)}; heavier loss weights do not help." if remedy else "Turn noise down."
+    return Finding("even_by_noise", seen.layer, since, what, why, try_this, remedy or None)
 
 
 def idle_load_loss(seen: Seen) -> Finding | None:
@@ -369,5 +399,6 @@ RULES: tuple[Callable[[Seen], Finding | None], ...] = (
     idle_load_loss,
     noise_drowns,
     large_coefficient,
+    even_by_noise,
     dropped_tokens,
 )

@@ -167,16 +167,12 @@ def test_without_a_strategy_the_paper_is_offered_and_where_nothing_was_measured_
     assert diagnosis.collapse(seen(Knobs(w_load=0), config=groups, cv_load=1.9)).remedy is None
 
 
-def test_experts_that_are_off_are_no_collapse() -> None:
-    """Nine of 16 are off and the rest is even: CV(load) over all is sqrt(16 / 7 - 1), above 1."""
+def test_the_ceiling_is_of_the_experts_that_are_on() -> None:
+    """Statistics leave out who is off (tests/runs/test_off.py). Of the seven that are on, two have it all."""
     off = Knobs(off=",".join(f"1:{expert}" for expert in range(1, 10)))
-    over_all = np.sqrt(16 / 7 - 1)
-    assert over_all > 1
-    assert diagnosis.collapse(seen(off, cv_load=over_all)) is None
-    # Of the seven, two have it all: CV over those is sqrt(7 / 2 - 1), the most that it can be.
-    found = diagnosis.collapse(seen(off, cv_load=np.sqrt(16 / 2 - 1)))
+    found = diagnosis.collapse(seen(off, cv_load=np.sqrt(7 / 2 - 1)))
     assert "CV(load) is 1.58 (ceiling 1.58)" in found.what
-    assert diagnosis.collapse(seen(off, cv_load=np.sqrt(16 / 2 - 1))._replace(layer=1)).what.endswith("(ceiling 2.65).")
+    assert diagnosis.collapse(seen(off, cv_load=1.58)._replace(layer=1)).what.endswith("(ceiling 2.65).")
 
 
 def test_of_two_levels_the_ceiling_counts_the_experts_of_all_the_groups_that_a_token_gets() -> None:
@@ -200,9 +196,9 @@ def test_time_is_given_for_each_knob_that_the_strategy_reads_and_no_other() -> N
 def test_an_expert_that_is_switched_off_is_not_dead() -> None:
     counts = np.full((N, E), 10.0)
     counts[:, [0, 3]] = 0
-    both = seen(Knobs(off="1:1,4"), dead=2.0, counts=counts)
-    assert diagnosis.dead_experts(both) is None
-    assert "expert 4 of 16" in diagnosis.dead_experts(both._replace(knobs=Knobs(off="1"))).what
+    assert diagnosis.dead_experts(seen(Knobs(off="1:1,4"), dead=0.0, counts=counts)) is None
+    one = diagnosis.dead_experts(seen(Knobs(off="1"), dead=1.0, counts=counts))
+    assert "expert 4 of 15" in one.what
 
 
 def test_dead_experts_are_named_since_they_were_last_chosen() -> None:
@@ -364,6 +360,57 @@ def test_where_the_weights_are_not_to_blame_it_is_the_noise(knobs: Knobs) -> Non
 # Dropped tokens
 
 
+def by_noise(cv_held_out, knobs: Knobs = QUIET, cv_load=0.1, at=(550, 600), **rest):
+    """even_by_noise of a run of 600 steps with evaluations at these."""
+    rest = {"config": Config(task="plane", num_experts=E)} | rest
+    given = seen(knobs, n=600, cv_load=cv_load, **rest)
+    return diagnosis.even_by_noise(
+        given._replace(
+            held_out_steps_m=np.array(at), held_out_cv_m=np.broadcast_to(np.float64(cv_held_out), (len(at),))
+        )
+    )
+
+
+def test_even_in_training_and_uneven_without_noise_is_even_only_by_its_noise() -> None:
+    found = by_noise(0.5)
+    assert (found.since, found.remedy) == (550, {"noise": 0.25})
+    assert "0.10 in training, and 0.50 without noise" in found.what
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"cv_held_out": 0.39},
+        {"cv_held_out": 0.5, "cv_load": 0.5},  # uneven in both: no word about noise
+        {"cv_held_out": [0.1, 0.5]},  # one evaluation may be chance
+        {"cv_held_out": 0.5, "at": (50, 500)},  # a fresh gate grows out of its noise
+        {"cv_held_out": 0.5, "knobs": Knobs(noise=0)},
+        {"cv_held_out": 0.5, "knobs": Knobs(strategy="loss-free")},
+        {"cv_held_out": 0.5, "knobs": Knobs(strategy="expert-choice")},
+        {"cv_held_out": np.nan},
+        {"cv_held_out": 0.5, "at": ()},
+    ],
+    ids=str,
+)
+def test_it_is_not_even_by_its_noise(given) -> None:
+    assert by_noise(**given) is None
+
+
+def test_what_was_not_measured_to_make_a_gate_even_by_itself_is_not_offered() -> None:
+    assert by_noise(0.5, config=CONFIG).remedy is None  # text
+    assert by_noise(0.5, Knobs(strategy="switch")).remedy is None
+    assert by_noise(0.5, Knobs(noise=0.25)).remedy is None
+    assert by_noise(0.5, config=Config(task="plane", num_experts=E, groups=4)).remedy is None
+    turned = by_noise(0.5, Knobs(noise=0.9), changes=[change(590, "noise", 0.9, 1.0)])
+    assert (turned.remedy, turned.try_this) == (None, "The knobs were turned at step 590; give them until step 690.")
+
+
+def test_it_ends_when_evaluations_are_even_too() -> None:
+    at = (550, 560, 570, 580, 590, 600)
+    assert by_noise([0.5, 0.5, 0.5, 0.35, 0.35, 0.35], at=at).since == 550
+    assert by_noise([0.5, 0.5, 0.5, 0.3, 0.3, 0.3], at=at) is None
+
+
 def test_dropped_tokens() -> None:
     counts = np.full(E, 10.0)
     counts[0] = 40
@@ -397,6 +444,9 @@ class Source:
 
     def knob_changes(self):
         return self.changes
+
+    def evals(self):
+        return []
 
 
 def test_findings_come_gravest_first_and_nothing_is_said_of_no_steps() -> None:

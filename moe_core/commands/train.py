@@ -19,6 +19,7 @@ from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.schema import (
     AHEAD,
     BALANCE,
+    HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     METRICS,
     STAT,
@@ -195,6 +196,8 @@ class Teller:
         name, label, unit, _ = self.headline
         self.text = event.get("text", self.text)
         self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
+        if "cv_held_out" in event:
+            self.measured += f"  CV held-out {event['cv_held_out']:.2f}"
         said = f"step {event['step']}:{self.measured}" + ("" if event["comparable"] else f" ({LOOKS_AHEAD})")
         if not event["comparable"]:
             self.measured += f" {AHEAD}"  # the line that is kept up to date has no room for more
@@ -237,6 +240,7 @@ class Teller:
             words = label if label.startswith("held-out") else f"held-out {label}"
             lines.append((words, event["eval"].get(name), unit, held_out))
         lines += [(STAT[stat].label, event.get(stat), STAT[stat].unit, "") for stat in BALANCE]
+        lines += [(label, event.get(name), unit, "") for name, label, unit in HELD_OUT_BALANCE]
         for label, value, unit, note in lines:
             if isinstance(value, (int, float)):
                 print(f"{label:23} {f'{value:.4f} {unit}'.rstrip()}{note}")

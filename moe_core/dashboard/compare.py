@@ -16,7 +16,18 @@ from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import KINDS, gestures, rows_until
 from moe_core.figures.tiles import NONE, number
 from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
-from moe_core.schema import LOOKS_AHEAD, METRICS, STAT, Config, Knobs, looks_ahead, value_text, with_unit
+from moe_core.runs.statistics import mean_balance
+from moe_core.schema import (
+    HELD_OUT_BALANCE,
+    LOOKS_AHEAD,
+    METRICS,
+    STAT,
+    Config,
+    Knobs,
+    looks_ahead,
+    value_text,
+    with_unit,
+)
 
 FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
 END = 50  # steps over which end figures are means
@@ -149,6 +160,9 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
             values = [rows_until(run, stat, layer, end, END)[1] for layer in range(run.config.layers)]
             means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
         rows.append((STAT[stat].label, against_first(means, 2)))
+    done = [mean_balance(evals[-1].counts) if (evals := run.evals()) else {} for run in runs]
+    for name, label, unit in HELD_OUT_BALANCE:
+        rows.append((with_unit(label, unit), against_first([one.get(name, math.nan) for one in done], 2)))
     return rows
 
 

@@ -59,6 +59,7 @@ class Feed:
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
         self.sessions: list[dict[str, Any]] = []  # each time that the run was gone on with; read when it has ended
+        self._off: Any = ()
         self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
@@ -140,6 +141,9 @@ class Feed:
         else:
             blocks = self.run.blocks(after=self.seen, most=PIECE)
         while blocks:
+            self._off = (
+                self.run.off_spans()
+            )  # after the blocks: a turn is in the record before the step that it acts in
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-RECENT:]
             self.seen, self.last = blocks[-1].id, int(steps[-1])
@@ -150,7 +154,7 @@ class Feed:
         """Rows that follow block `before` into the histories that end there."""
         for (stat, layer), series in self.series.items():
             if series.block == before:
-                series.add(steps, pick(self.run.layout, rows, stat, layer), block)
+                series.add(steps, self._pick(rows, stat, layer, steps), block)
 
     @property
     def behind(self) -> float:
@@ -185,8 +189,8 @@ class Feed:
             if low >= self.first_recent:
                 start = self.last - len(self.recent) + 1
                 inside = slice(low - start, max(low - start, high - start + 1))
-                values = pick(self.run.layout, self.recent[inside], stat, layer)
-                steps = np.arange(low, low + len(values))
+                steps = np.arange(low, low + len(self.recent[inside]))
+                values = self._pick(self.recent[inside], stat, layer, steps)
                 return thin(steps, values, bins) if bins else (steps, values)
             if bins is None:
                 return self._raw(stat, layer, low, high)
@@ -215,12 +219,17 @@ class Feed:
             del self._ranges[next(iter(self._ranges))]
         self._let_go()
         rows = rows[: max(0, high - low + 1)]
-        return np.arange(low, low + len(rows)), pick(self.run.layout, rows, stat, layer)
+        steps = np.arange(low, low + len(rows))
+        return steps, self._pick(rows, stat, layer, steps)
+
+    def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray) -> np.ndarray:
+        return pick(self.run.layout, rows, stat, layer, steps, self._off)
 
     def _kept(self, stat: str, layer: int) -> Series:
         if (stat, layer) not in self.series:
-            empty = pick(self.run.layout, np.empty((0, self.run.columns), np.float32), stat, layer)
-            self.series[stat, layer] = Series(np.empty(0, np.int64), empty)
+            none = np.empty(0, np.int64)
+            empty = self._pick(np.empty((0, self.run.columns), np.float32), stat, layer, none)
+            self.series[stat, layer] = Series(none, empty)
             self.catch_up(BUDGET / 4)
         return self.series[stat, layer]
 
@@ -236,6 +245,9 @@ class Feed:
 
     def evals(self, after: int = 0) -> list[Any]:
         return [e for e in self._evals if e.id > after]
+
+    def off_spans(self) -> Any:
+        return self._off
 
     def knob_changes(self) -> list[Any]:
         return self._knobs
@@ -257,7 +269,9 @@ class Feed:
         with self.lock:
             version, when, found = self._found.get(layer, (-1, -JUDGED, []))
             if version != self.version and time.monotonic() - when >= JUDGED:
-                source = SimpleNamespace(config=self.config, knobs=self.knobs, knob_changes=self.knob_changes)
+                source = SimpleNamespace(
+                    config=self.config, knobs=self.knobs, knob_changes=self.knob_changes, evals=self.evals
+                )
                 source.history = lambda stat, layer, bins: self.history(stat, layer, first=self.first_recent)
                 found = diagnose(source, layer)
                 self._found[layer] = self.version, time.monotonic(), found

@@ -13,8 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moe_core.figures.reading import at, by_hand, gestures
-from moe_core.figures.tiles import heldout_tile, number, word_at
+from moe_core.figures.reading import at, by_hand, gestures, held_out_at
+from moe_core.figures.tiles import balance_words, heldout_tile, number, word_at
 from moe_core.runs import COMMANDS, ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
 from moe_core.schema import (
     AUTOBALANCE,
@@ -165,12 +165,13 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     if status.state not in (*ENDED, "interrupted"):
         return None
     cv = at(feed, "cv_load", layer, last)
+    words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
     loss = heldout_tile(feed, last)
     done = work_of(feed)
     held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
         f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
     )
-    good = f"{held_out}, CV(load) {number(cv)}, {word_at(feed, layer, last)}"
+    good = f"{held_out}, CV(load) {number(cv)}, {words}"
     text = {
         "finished": f"Finished: {done}. {good}.",
         "stopped": f"Stopped: {done}. {good}.",

@@ -12,6 +12,7 @@ import numpy as np
 
 from moe_core.runs import Measured, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
+from moe_core.runs.statistics import off_spans
 from moe_core.schema import Config, Knobs, layout
 
 _asked: dict[str, tuple[Config, Knobs]] = {}
@@ -71,6 +72,9 @@ class Unstarted:
 
     def evals(self, after: int = 0) -> list[Any]:
         return []
+
+    def off_spans(self) -> tuple[Any, ...]:
+        return off_spans(self.config, self.knobs, (), lambda *_: np.empty(0))
 
     def knob_changes(self) -> list[Any]:
         return []

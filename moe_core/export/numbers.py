@@ -11,7 +11,7 @@ import numpy as np
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.probe import class_name
 from moe_core.figures.read_sweep import Found
-from moe_core.schema import BALANCE, METRICS, STATS, exact_text, measured_in
+from moe_core.schema import BALANCE, HELD_OUT_BALANCE, METRICS, STATS, exact_text, measured_in
 
 Table = dict[str, Any]
 CURVES = {
@@ -96,7 +96,8 @@ def finished(found: Found) -> Table:
     table |= {name: [found.cells[one.job.cell].get(name, "") for one in done] for name in found.swept}
     names = [name for name, *_ in METRICS[found.config.task]]
     table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
-    return table | {name: [one.ended.get(name, math.nan) for one in done] for name in BALANCE}
+    balance = [*BALANCE, *(name for name, *_ in HELD_OUT_BALANCE)]
+    return table | {name: [math.nan if (v := one.ended.get(name)) is None else v for one in done] for name in balance}
 
 
 def statistics(run: Any) -> Table:

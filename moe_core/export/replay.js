@@ -57,15 +57,31 @@ const upTo = (sorted, step) => { let lo = 0, hi = sorted.length; while (lo < hi)
 const percents = (parts) => Array.from(parts, (v) => v / 655.35);
 const fixed = (v, digits) => Number.isFinite(v) ? v.toFixed(digits).replace("-", "−") : "–";
 
+// The experts of the layer that are switched off, from 0
+const offAt = (step) => new Set(R.off.filter(([layer, , first, end]) => layer === state.layer && first <= step && step < end).map(([, e]) => e));
+const wordOf = (cv) => (cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed");
+const notLearning = (cv) => cv < R.words[0] && number("untaught");
+
+// The word, of which balance it speaks, and the other one: as figures/tiles.py has it
+function balanceWords(cv, step) {
+  const held = R.held_out[state.layer], n = upTo(held.steps, step), word = wordOf(cv);
+  if (notLearning(cv)) return [R.words[2], n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];
+  if (!n) return [`${word} in training`, "not measured without noise"];
+  const [at, other, where] = [held.steps[n - 1], held.cv[n - 1], held.where[n - 1]];
+  const since = !R.knobs.some((one) => one.hand && one.step > at && one.step <= step);
+  const both = since && wordOf(other) === word;
+  return [both ? word : `${word} in training`, `${where} ${fixed(other, 2)}, ${since ? wordOf(other).toLowerCase() : `step ${at.toLocaleString("en")}`}`];
+}
+
 function drawTiles(step) {
-  const cv = number("cv_load");
-  const word = cv < R.words[0] ? (number("untaught") ? R.words[2] : "Balanced") : cv <= R.words[1] ? "Uneven" : "Collapsed";
+  const cv = number("cv_load"), [word, line] = balanceWords(cv, step), on = E - offAt(step).size;
+  const of = on < E ? `of ${on} on` : `of ${E}`;
   const seen = upTo(R.metric.steps, step);
   const list = [
-    ["cv_load", "CV(load)", fixed(cv, 2), word, `${fixed(number("effective_experts"), 1)} of ${E} experts effective`],
+    ["cv_load", on < E ? `CV(load), ${on} of ${E} on` : "CV(load)", fixed(cv, 2), word, line],
     ["cv_importance", "CV(importance)", fixed(number("cv_importance"), 2), "", "even is 0"],
     ["max_over_mean_load", "Max / mean load", fixed(number("max_over_mean_load"), 2), "×", ""],
-    ["dead_experts", "Dead experts", fixed(number("dead_experts"), 0), `of ${E}`, ""],
+    ["dead_experts", "Dead experts", fixed(number("dead_experts"), 0), of, `${fixed(number("effective_experts"), 1)} effective`],
     ["heldout", R.metric.label, seen ? fixed(R.metric.values[seen - 1], 3) : "–", R.metric.unit, seen ? R.metric.ahead[seen - 1] || `at step ${R.metric.steps[seen - 1].toLocaleString("en")}` : "not measured yet"],
   ];
   list.forEach(([name, label, value, unit, line], i) => {
@@ -78,6 +94,7 @@ function drawTiles(step) {
       make("small", place);
       make("div", tile, "line");
     }
+    tile.querySelector(".label").textContent = label;
     tile.querySelector("span").textContent = value;
     tile.querySelector("small").textContent = unit;
     tile.querySelector(".line").textContent = line;
@@ -100,14 +117,21 @@ function drawKnobs(step) {
 const SPEC = {
   load_share(spec, step, count) {
     if (spec.data[0].type === "heatmap") {
-      const z = spec.data[0].z, shown = upTo(spec.data[0].x, step);
-      spec.data[0].z = z.map((line) => line.map((v, i) => (i < shown ? v : null)));
+      for (const map of spec.data) {
+        const shown = upTo(map.x, step);
+        map.z = map.z.map((line) => line.map((v, i) => (i < shown ? v : null)));
+      }
       return;
     }
-    const all = rows[state.layer].load_share, x = lineSteps(count);
+    const all = rows[state.layer].load_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
     spec.data.forEach((trace, e) => {
+      if (e >= E) { // who was off, and the ideal where it changed
+        const held = upTo(trace.x, step);
+        Object.assign(trace, { x: trace.x.slice(0, held), y: trace.y.slice(0, held) });
+        return;
+      }
       trace.x = x.map((i) => steps[i]);
-      trace.y = x.map((i) => all[i * E + e] / 655.35);
+      trace.y = x.map((i, at) => (off[at].has(e) ? null : all[i * E + e] / 655.35));
     });
     spec.layout.annotations = [];
   },
@@ -115,17 +139,26 @@ const SPEC = {
     const load = percents(row("load")), importance = percents(row("importance"));
     const said = (text) => text?.replace(/ at step [\d,]+/, ` at step ${step.toLocaleString("en")}`);
     for (const trace of spec.data) if (trace.hovertemplate) trace.hovertemplate = said(trace.hovertemplate);
+    const off = offAt(step), on = E - off.size, look = R.themes[state.theme];
     if (spec.data.length > 1) {
-      spec.data[0].y = load;
-      spec.data[1].y = spec.data[2].y = importance;
-      let top = 200 / E;
+      const known = (share) => share.map((v, e) => (off.has(e) ? null : v));
+      spec.data.length = 3;
+      spec.data[0].y = known(load);
+      spec.data[1].y = spec.data[2].y = known(importance);
+      const line = spec.layout.shapes.find((shape) => shape.type === "line"), ideal = 100 / on;
+      const band = (e) => ({ type: "rect", xref: "x", yref: "paper", x0: e + 0.625, x1: e + 1.375, y0: 0, y1: 1, layer: "below", line: { width: 0 }, fillcolor: look.rule });
+      spec.layout.shapes = [{ ...line, y0: ideal, y1: ideal }, ...[...off].map(band)];
+      const font = { color: look.ink2, size: spec.layout.font.size, family: spec.layout.font.family };
+      spec.layout.annotations = [...off].map((e) => ({ text: "off", x: e + 1, y: 0, xref: "x", yref: "paper", xanchor: "center", yanchor: "bottom", showarrow: false, font }));
+      spec.layout.title.text = spec.layout.title.text.replace(/ideal [\d.]+ %( of \d+ on)?/, `ideal ${ideal.toFixed(1)} %${on < E ? ` of ${on} on` : ""}`);
+      let top = 200 / on;
       while (top < Math.max(...load)) top *= 2;
       spec.layout.yaxis.range = [0, Math.min(top, E > 1 ? 100 : 200)];
       return;
     }
-    const order = Array.from(load.keys()).sort((a, b) => load[b] - load[a]);
-    const ratio = order.map((e) => load[e] * E / 100), look = R.themes[state.theme];
-    Object.assign(spec.data[0], { y: ratio.map((r) => r - 1), customdata: ratio.map((r, i) => [order[i] + 1, r]) });
+    const order = Array.from(load.keys()).filter((e) => !off.has(e)).sort((a, b) => load[b] - load[a]);
+    const ratio = order.map((e) => load[e] * on / 100);
+    Object.assign(spec.data[0], { x: ratio.map((_, i) => i + 1), y: ratio.map((r) => r - 1), customdata: ratio.map((r, i) => [order[i] + 1, r]) });
     spec.data[0].marker.color = ratio.map((r) => (r >= 1 ? look.over : look.under));
     let top = 2;
     while (top < ratio[0]) top *= 2;
@@ -184,7 +217,7 @@ async function drawChart(name, step) {
   const changes = spec.layout.annotations.filter((one) => one.xref === "x");
   SPEC[name](spec, step, state.at + 1);
   // A line where a knob was turned appears when it is turned.
-  spec.layout.shapes = spec.layout.shapes.filter((shape) => shape.xref !== "x" || shape.x0 <= step);
+  spec.layout.shapes = spec.layout.shapes.filter((shape) => name === "balance_now" || shape.xref !== "x" || shape.x0 <= step);
   if (name !== "balance_now") spec.layout.annotations = [...spec.layout.annotations.filter((one) => one.xref !== "x"), ...changes.filter((one) => one.x <= step)];
   spec.layout.meta.step = step;
   await Plotly.react(place, spec.data, spec.layout, { displaylogo: false, doubleClick: "reset", modeBarButtonsToRemove: ["sendChartToCloud"] });

@@ -21,11 +21,12 @@ from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.probe import as_images
 from moe_core.figures.read_sweep import Found
-from moe_core.figures.reading import classes_of_probe, comparable_at, last_step, probe_kind, rows_of_probe
+from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, probe_kind, rows_of_probe
 from moe_core.figures.rows import row_told, spreads
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import NOT_LEARNING
 from moe_core.schema import (
+    AUTOBALANCE,
     BALANCED,
     COLLAPSED,
     LOOKS_AHEAD,
@@ -43,7 +44,7 @@ IMAGE = 32  # pixels along the longer side of an image
 CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
 SHARES = ("load_share", "load", "importance")
-HELD_OUT = "held-out"  # how the names of the loss chart's lines of evaluations begin
+KEPT = ("held-out", "off", "ideal")  # how the names of lines begin that the page does not fill in from the rows
 HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
@@ -99,7 +100,8 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
         "kind": probe_kind(run), "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
-        "metric": metric_of(run), "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
+        "metric": metric_of(run), "held_out": [held_out_of(run, one) for one in range(layers)],
+        "off": [off[:4] for off in run.off_spans()], "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
     }  # fmt: skip
 
 
@@ -152,6 +154,7 @@ def knobs_of(run: Any) -> list[dict[str, Any]]:
             "label": label_of(c.name),
             "value": value_text(c.value),
             "before": value_text(c.previous),
+            "hand": c.who != AUTOBALANCE,
         }
         for c in run.knob_changes()
         if c.step is not None
@@ -167,6 +170,13 @@ def metric_of(run: Any) -> dict[str, Any]:
     return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": said}
 
 
+def held_out_of(run: Any, layer: int) -> dict[str, list[Any]]:
+    """The balance of each evaluation that recorded selections: its step, the CV, and where that is, in words."""
+    steps = [e.step for e in run.evals() if e.counts is not None]
+    found = [one for step in steps if (one := held_out_at(run, layer, step)) is not None]
+    return {"steps": steps, "cv": [one.cv for one in found], "where": [one.where for one in found]}
+
+
 def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
     """The figures' own specs at the end of the run, long arrays left out: the page fills them in up to a step."""
     found = {}
@@ -175,7 +185,7 @@ def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
             **FIGURES[name].read(run, layer, None, None, 300), theme=THEMES[theme], size=size
         )
         for trace in spec["data"]:
-            if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(HELD_OUT):
+            if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(KEPT):
                 trace |= {"x": [], "y": []}
                 trace.pop("customdata", None)
         found[name] = spec

@@ -21,10 +21,21 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable, to_svg
 from moe_core.export.web import head, typefaces
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.reading import gestures, last_step
+from moe_core.figures.reading import gestures, held_out_at, last_step
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import ENDED
-from moe_core.schema import LOOKS_AHEAD, METRICS, Config, as_dict, looks_ahead, meta_of, value_text, with_unit
+from moe_core.runs.statistics import mean_balance
+from moe_core.schema import (
+    HELD_OUT_BALANCE,
+    LOOKS_AHEAD,
+    METRICS,
+    Config,
+    as_dict,
+    looks_ahead,
+    meta_of,
+    value_text,
+    with_unit,
+)
 
 FIGURE = (WIDE, 300)
 SAMPLES = 5  # texts, the last ones
@@ -107,6 +118,9 @@ def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
             mean = float(np.mean(values)) if len(values) else float("nan")
             yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
+        if (found := held_out_at(run, layer, last)) is not None:
+            for (_, label, _), value in zip(HELD_OUT_BALANCE, (found.cv, found.max_over_mean), strict=True):
+                yield f"{label}, layer {layer + 1}", f"{value:.3g} ({found.where}, step {found.step:,})"
 
 
 def words_of(fact: Any) -> str:
@@ -145,7 +159,9 @@ def changes(run: Any) -> Rows:
 
 def evaluations(run: Any) -> Rows:
     names = [(name, with_unit(label, unit)) for name, label, unit, _ in METRICS[run.config.task]]
-    done = run.evals()
+    done = [e._replace(metrics=e.metrics | mean_balance(e.counts)) for e in run.evals()]
+    if any(e.counts is not None for e in done):
+        names += [(name, with_unit(label, unit)) for name, label, unit in HELD_OUT_BALANCE]
     kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
     rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]
     ahead = [looks_ahead(run.config, run.knobs_at(e.step)) for e in kept]

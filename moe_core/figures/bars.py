@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.off import off_bands, off_words, on_nE
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -30,7 +31,7 @@ def balance_now(
 ) -> Spec:
     """Each expert's share of load as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
 
-    load_E, importance_E (E,): shares of the whole, each sums to 1. NaN draws no bar.
+    load_E, importance_E (E,): shares of the whole, each sums to 1. NaN is an expert that is off; all NaN: nothing is known.
     """
     load_E, importance_E = np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32)
     if len(load_E) > LINES:
@@ -62,14 +63,16 @@ def coloured(E: int, theme: Theme) -> Spec:
 
 def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
     """A bar an expert, of its colour, with its importance as a tick of ink cased in ground."""
-    E = len(load_E)
-    top = min(doubled(200 / E, 100 * highest(load_E)), 100.0 if E > 1 else 200.0)
+    E, on_E = len(load_E), on_nE(load_E)
+    on = int(on_E.sum())
+    ideal = percent(1 / on) + ("" if on == E else f" of {on} on")
+    top = min(doubled(200 / on, 100 * highest(load_E)), 100.0 if E > 1 else 200.0)
     if 102 * highest(importance_E) > top:
         top = nice_above(102 * highest(importance_E))  # a tick that leaves the axis would not be drawn
     layout = base(
         "balance_now",
         "Balance now",
-        f"bar: load; tick: importance; dashed: ideal {percent(1 / E)}",
+        f"bar: load; tick: importance; dashed: ideal {ideal}",
         step=step,
         theme=theme,
         size=size,
@@ -111,8 +114,8 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
             ),
         )
     ]
-    ideal_line(layout, 100 / E, theme)
-    return {"data": [bars, *ticks], "layout": layout}
+    ideal_line(layout, 100 / on, theme)
+    return {"data": [bars, *ticks, *off_bands(layout, on_E, step, theme)], "layout": layout}
 
 
 def highest(share_E: Array) -> float:
@@ -122,15 +125,16 @@ def highest(share_E: Array) -> float:
 
 def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
     """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named."""
-    E = len(load_E)
+    on_E = on_nE(load_E)
+    E = int(on_E.sum())
     ratio = np.nan_to_num(load_E.astype(np.float64) * E, nan=1.0)
-    order = np.argsort(-ratio, kind="stable")
+    order = np.argsort(np.where(on_E, -ratio, np.inf), kind="stable")[:E]
     ratio = ratio[order].astype(np.float32)
-    ticks = [1, *range(E // 4, E + 1, E // 4)]
+    ticks = [1, *range(max(1, E // 4), E + 1, max(1, E // 4))]
     layout = base(
         "balance_now",
         "Balance now",
-        "load ÷ ideal, most loaded first; dashed: ideal",
+        "load ÷ ideal, most loaded first; " + (off_words(on_E) or "dashed: ideal"),
         step=step,
         theme=theme,
         size=size,
@@ -153,7 +157,7 @@ def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Sp
         "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal load{at_step(step)}<extra></extra>",
     }
     font = label_font(layout, theme.ink)
-    if np.isfinite(load_E).all() and ratio[0] > ratio[-1]:
+    if np.isfinite(load_E).any() and ratio[0] > ratio[-1]:
         ends = (
             (f"expert {order[0] + 1}", 0.5, ratio[0], "left", "bottom"),
             (f"expert {order[-1] + 1}", E + 0.5, ratio[-1], "right", "top" if ratio[-1] > 0.15 * top else "bottom"),
@@ -171,25 +175,30 @@ def tokens_by_expert(
     experts_NK: Array,
     num_experts: int,
     *,
+    on_E: Array | None = None,
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (520, 172),
 ) -> Spec:
     """How many tokens of the probe have each expert as their first.
 
-    experts_NK (N, K): the experts of each probe token, first choice first, counted from 0.
+    experts_NK (N, K): the experts of each probe token, first choice first, counted from 0. on_E (E,) bool: which are switched
+    on, None being all.
     """
     E, N = num_experts, len(experts_NK)
+    on_E = np.ones(E, bool) if on_E is None else on_E
+    on = int(on_E.sum())
     first = first_experts(experts_NK, E)
     counts = np.bincount(first, minlength=E)[:E]
     layout = base(
         "tokens_by_expert",
         "Tokens by first expert",
-        f"of {N} probe tokens{without_expert(first, E)}; dashed: ideal {N / E:.3g}",
+        f"of {N} probe tokens{without_expert(first, E)}; dashed: ideal {N / on:.3g}"
+        + ("" if on == E else f" of {on} on"),
         step=step,
         theme=theme,
         size=size,
-        y={"title": "tokens", "range": [0.0, doubled(max(2.0, 2 * N / E), float(counts.max()))], "nticks": 5},
+        y={"title": "tokens", "range": [0.0, doubled(max(2.0, 2 * N / on), float(counts.max()))], "nticks": 5},
         bargap=0.25,
     )
     layout["xaxis"] |= expert_axis(E, layout)
@@ -203,8 +212,8 @@ def tokens_by_expert(
             "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{at_step(step)}<extra></extra>",
         }
     ]
-    ideal_line(layout, N / E, theme)
-    return {"data": data, "layout": layout}
+    ideal_line(layout, N / on, theme)
+    return {"data": [*data, *off_bands(layout, on_E, step, theme)], "layout": layout}
 
 
 def shares(values: Any) -> Array:

@@ -170,15 +170,14 @@ def batch_measured(
 ) -> Spec:
     """What the run's experts saw in each step, the most and the fewest tokens, about the formula's k*T/E.
 
-    steps, ideal_n (n,); counts_nE (n, E). The mean of a step's counts is k*T/E by definition, so the formula stands for it:
+    steps, ideal_n (n,); counts_nE (n, E), NaN for an expert that is off, which E leaves out. The mean of a step's counts is k*T/E by definition, so the formula stands for it:
     a thinned history keeps each expert's extremes, whose mean is no step's.
     """
     counts = np.asarray(counts_nE, np.float64)
-    whole = np.isfinite(counts).all(axis=1)
-    some = counts.shape[0] > 0
+    whole = np.isfinite(counts).any(axis=1)
     most, least = (
-        np.where(whole, f(np.nan_to_num(counts), axis=1) if some else np.zeros(0), np.nan).astype(np.float32)
-        for f in (np.max, np.min)
+        np.where(whole, f(np.nan_to_num(counts, nan=empty), axis=1, initial=empty), np.nan).astype(np.float32)
+        for f, empty in ((np.max, 0.0), (np.min, np.inf))
     )
     top = nice_above(1.05 * max(float(np.nanmax(most)) if whole.any() else 0.0, 2.0))
     axis = {"title": "tokens per expert", "range": [0.0, top], "nticks": 5}

@@ -43,6 +43,8 @@ from moe_core.figures.reading import (
     comparable_at,
     groups_of,
     last_step,
+    of_those_on,
+    on_at,
     over_time,
     probe_at,
     probe_kind,
@@ -73,9 +75,8 @@ class Entry(NamedTuple):
 
 def read_load_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
-    return {"steps": steps, "share_nE": share_nE, "now_E": share_at_end(source, layer, span).tolist()} | common(
-        source, step, span
-    )
+    found = {"steps": steps, "share_nE": of_those_on(source, layer, steps, share_nE)}
+    return found | {"now_E": share_at_end(source, layer, span).tolist()} | common(source, step, span)
 
 
 def read_balance(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
@@ -89,10 +90,13 @@ def read_balance_now(source: Any, layer: int, step: int | None, span: Span, bins
     last = last_step(source) if step is None else step
     steps, load = rows_until(source, "load", layer, last, 1)
     _, importance = rows_until(source, "importance", layer, last, 1)
-    none = np.full(source.config.num_experts, np.nan)
+    none = np.full((1, source.config.num_experts), np.nan)
+    load, importance = (
+        of_those_on(source, layer, steps, bars.shares(of[-1])[None]) if len(of) else none for of in (load, importance)
+    )
     return {
-        "load_E": bars.shares(load[-1]) if len(load) else none,
-        "importance_E": bars.shares(importance[-1]) if len(importance) else none,
+        "load_E": load[0],
+        "importance_E": importance[0],
         "step": int(steps[-1]) if len(steps) else None,
     }
 
@@ -119,6 +123,7 @@ def read_tokens(source: Any, layer: int, step: int | None, span: Span, bins: int
     return {
         "experts_NK": experts_NK,
         "num_experts": source.config.num_experts,
+        "on_E": on_at(source, layer, [last_step(source) if found is None else found[0]])[0],
         "step": None if found is None else found[0],
     }
 
@@ -177,7 +182,7 @@ def read_ablation(source: Any, layer: int, step: int | None, span: Span, bins: i
 
 def read_groups(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     last = last_step(source) if step is None else step
-    share_E = recent_share(source, layer, last)
+    share_E = of_those_on(source, layer, [last], recent_share(source, layer, last)[None])[0]
     return {"share_E": share_E, "groups": groups_of(source.config), "step": last or None}
 
 

@@ -359,10 +359,10 @@ def compare_load(
             break
         curve = curves[at]
         told = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
-        trace = load_map(run_name(at, curve.name), curve.steps, curve.values, width, told, layout, theme)
+        trace, *off = load_map(run_name(at, curve.name), curve.steps, curve.values, width, told, layout, theme)
         trace["colorbar"] |= {"xpad": 34, "ypad": 0}
         trace |= {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0}
-        data.append(trace)
+        data += [trace, *(one | {"yaxis": trace["yaxis"]} for one in off)]
         font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
         place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "middle", "xshift": 6}
         letter = f"{square(at, theme)} <b>{LETTERS[at]}</b>"

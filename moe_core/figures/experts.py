@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
+from moe_core.figures.off import bars_off, draw_ideal, ideal_of, off_lines, on_nE
 from moe_core.figures.paper import (
     DASHED,
     Array,
@@ -39,11 +40,12 @@ def expert_rank(
     theme: Theme = LIGHT,
     size: Size = (180, 640),
 ) -> Spec:
-    """The experts by load, the most loaded on top; a click on one chooses it. share_E (E,) sums to 1; NaN draws no bar."""
-    E = len(share_E)
-    ratio_E = np.asarray(share_E, np.float64) * E
-    known = bool(np.isfinite(ratio_E).all())
-    order = np.argsort(-np.nan_to_num(ratio_E), kind="stable")
+    """The experts by load, the most loaded on top; a click on one chooses it. share_E (E,) sums to 1; NaN is an expert that
+    is off, below the others, and all NaN draws no bar."""
+    E, on_E = len(share_E), on_nE(share_E)
+    ratio_E = np.asarray(share_E, np.float64) / ideal_of(share_E)
+    known = bool(np.isfinite(ratio_E).any())
+    order = np.argsort(np.where(on_E, -np.nan_to_num(ratio_E), np.inf), kind="stable")
     ratio = ratio_E[order]
     layout = base(
         "expert_rank",
@@ -74,12 +76,16 @@ def expert_rank(
             "x": ratio.astype(np.float32),
             "y": np.arange(1, E + 1, dtype=np.int32),
             "customdata": order.astype(np.int32) + 1,
-            "marker": {"color": [rank_colour(int(e), ratio_E[e], E, theme) for e in order], "line": {"width": 0}},
+            "marker": {
+                "color": [rank_colour(int(e), np.nan_to_num(ratio_E[e]), E, theme) for e in order],
+                "line": {"width": 0},
+            },
             "hovertemplate": "Expert %{customdata} took %{x:.2f} × its ideal share"
             f"{at_step(step)}, rank %{{y}}<extra></extra>",
         }
     ]
     layout["shapes"].append(upright(1, color=theme.ink2, width=1.5, dash=DASHED))
+    layout["annotations"] += bars_off(layout, order, on_E, theme)
     return {"data": data if known else [], "layout": layout}
 
 
@@ -112,21 +118,24 @@ def expert_share(
 ) -> Spec:
     """An expert's share of load and of importance over time, between the shares of the most and the least loaded.
 
-    steps (n,); share_nE, importance_nE (n, E), rows sum to 1, NaN where there is none; now: its share of load over the last
-    steps, from 0 to 1, for the number at the line's end; None: as in the last row.
+    steps (n,); share_nE, importance_nE (n, E), rows sum to 1, NaN for an expert that is off, all NaN where there is none; now:
+    its share of load over the last steps, from 0 to 1, for the number at the line's end; None: as in the last row.
     """
     E = share_nE.shape[1]
     share, importance = np.asarray(share_nE, np.float32) * 100, np.asarray(importance_nE, np.float32) * 100
-    whole = np.isfinite(share).all(axis=1)
-    most = np.where(whole, np.max(share, axis=1, initial=0.0), np.nan).astype(np.float32)
-    least = np.where(whole, np.min(share, axis=1, initial=100.0), np.nan).astype(np.float32)
+    whole = np.isfinite(share).any(axis=1)
+    most = np.where(whole, np.max(np.nan_to_num(share), axis=1, initial=0.0), np.nan).astype(np.float32)
+    least = np.where(whole, np.min(np.nan_to_num(share, nan=100.0), axis=1, initial=100.0), np.nan).astype(np.float32)
     highest = float(np.nanmax(most)) if whole.any() else 0.0
     title = f"Share of expert {chosen + 1} over time"
-    subtitle = f"thick: load, ink: importance, thin: most and least loaded; dashed: ideal {percent(1 / E)}"
+    on = int(on_nE(share[-1:]).sum()) if len(share) else E
+    subtitle = f"thick: load, ink: importance, thin: most and least loaded; dashed: ideal {percent(1 / on)}"
+    if on < E and np.isnan(share[-1, chosen]):
+        subtitle = f"expert {chosen + 1} is switched off; thin: most and least loaded; dashed: ideal {percent(1 / on)}"
     top = min(100.0, nice_above(max(1.05 * highest, 200 / max(E, 2))))
     axis = {"title": "share, %", "range": [0.0, top], "nticks": 6}
     layout = over_steps("expert_share", title, subtitle, steps, span, axis, theme, size)
-    ideal_line(layout, 100 / E, theme)
+    ideal = draw_ideal(layout, steps, share_nE, theme)
     x = as_steps(steps)
     own = expert_colour(chosen, theme) if E <= LINES else theme.ink
     pen = pens(size)
@@ -144,8 +153,9 @@ def expert_share(
         )
         for name, y, colour, width, words in lines
     ]  # fmt: skip
+    data += [*off_lines(steps, share_nE, theme, (chosen,)), *ideal]
     last = 100 * now if now is not None else float(share[-1, chosen]) if len(share) else np.nan
-    if np.isfinite(last):
+    if np.isfinite(last) and np.isfinite(share[-1:, chosen]).all():
         _, height = inner(layout)
         text = (f"{square(chosen, theme)} " if E <= LINES else "") + f"{last:.1f} %"
         px = height * last / top

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe_core.figures.off import off_words
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, escape, figure, inner, nice_above, percent
 from moe_core.figures.theme import DIVERGING_STOPS, FRACTIONS, LIGHT, LINES, SANS, SEQUENTIAL_STOPS, Theme, scale
 
@@ -19,6 +20,7 @@ def specialisation(
     names_C: Sequence[str],
     *,
     label: str = "class",
+    on_E: Array | None = None,
     chosen: int | None = None,
     step: int | None = None,
     theme: Theme = LIGHT,
@@ -26,9 +28,10 @@ def specialisation(
 ) -> Spec:
     """Which expert takes which class or domain: the share of each row's selections, over the ideal 1/E.
 
-    share_CE (C, E), a row sums to 1; a row of zeros was not seen and is a gap.
+    share_CE (C, E), a row sums to 1; a row of zeros was not seen and is a gap. on_E (E,) bool: the experts that are switched
+    on, None being all; one that is off is a gap.
     """
-    return by_label("specialisation", "Specialisation", share_CE, names_C, label, chosen, step, theme, size)
+    return by_label("specialisation", "Specialisation", share_CE, names_C, label, on_E, chosen, step, theme, size)
 
 
 @figure
@@ -36,6 +39,7 @@ def specialisation_byte(
     share_CE: Array,
     names_C: Sequence[str],
     *,
+    on_E: Array | None = None,
     chosen: int | None = None,
     step: int | None = None,
     theme: Theme = LIGHT,
@@ -43,7 +47,7 @@ def specialisation_byte(
 ) -> Spec:
     """As specialisation, for some bytes: share_CE (C, E), names_C how each is shown."""
     title = "Specialisation by byte"
-    return by_label("specialisation_byte", title, share_CE, names_C, "byte", chosen, step, theme, size)
+    return by_label("specialisation_byte", title, share_CE, names_C, "byte", on_E, chosen, step, theme, size)
 
 
 def by_label(
@@ -52,18 +56,21 @@ def by_label(
     share_CE: Array,
     names_C: Sequence[str],
     label: str,
+    on_E: Array | None,
     chosen: int | None,
     step: int | None,
     theme: Theme,
     size: Size,
 ) -> Spec:
-    E = share_CE.shape[1]
-    share = np.where(np.asarray(share_CE).sum(axis=1, keepdims=True) > 0, share_CE, np.nan).astype(np.float32)
+    on_E = np.ones(share_CE.shape[1], bool) if on_E is None else on_E
+    seen_CE = (np.asarray(share_CE).sum(axis=1, keepdims=True) > 0) & on_E
+    share = np.where(seen_CE, share_CE, np.nan).astype(np.float32)
     return heatmap(
         name,
         title,
-        f"share of a {label}'s selections ÷ ideal {percent(1 / E)}",
-        log_ratio(share * E),
+        f"share of a {label}'s selections ÷ ideal {percent(1 / on_E.sum())}"
+        + (f"; {off_words(on_E)}" if not on_E.all() else ""),
+        log_ratio(share * on_E.sum()),
         {"colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -3, "zmax": 3},
         {"tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS)},
         100 * share,

@@ -4,15 +4,25 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.reading import RECENT, Span, batch_sizes, common, last_step, over_time, rows_until
+from moe_core.figures.reading import (
+    RECENT,
+    Span,
+    batch_sizes,
+    common,
+    last_step,
+    of_those_on,
+    on_at,
+    over_time,
+    rows_until,
+)
 
 
 def read_formula(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     last = last_step(source) if step is None else step
     _, counts_nE = rows_until(source, "counts", layer, last, RECENT)
     return batch_sizes(source)._asdict() | {
-        "measured_E": counts_nE.mean(axis=0) if len(counts_nE) else None,
-        "run_experts": source.config.num_experts,
+        "measured_E": of_those_on(source, layer, [last], counts_nE.mean(axis=0)[None])[0] if len(counts_nE) else None,
+        "run_experts": int(on_at(source, layer, [last]).sum()),
         "step": last or None,
     }
 
@@ -33,7 +43,8 @@ def read_throughput(source: Any, layer: int, step: int | None, span: Span, bins:
 def read_measured(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     steps, counts_nE = over_time(source, "counts", layer, span, bins)
     config = source.config
-    ideal_n = np.array(k_at(source, steps)) * config.tokens / config.num_experts
+    counts_nE = of_those_on(source, layer, steps, counts_nE)
+    ideal_n = np.array(k_at(source, steps)) * config.tokens / on_at(source, layer, steps).sum(axis=1)
     return {"steps": steps, "counts_nE": counts_nE, "ideal_n": ideal_n} | common(source, step, span)
 
 

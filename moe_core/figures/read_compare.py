@@ -7,7 +7,7 @@ import numpy as np
 
 from moe_core.figures.compare import Curve, Shared, differences
 from moe_core.figures.paper import Array
-from moe_core.figures.reading import Span, by_hand, comparable_at, last_step
+from moe_core.figures.reading import Span, by_hand, comparable_at, last_step, of_those_on
 from moe_core.schema import METRICS
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one
@@ -54,6 +54,8 @@ def curves(source: Any, stat: str, layer: int, span: Span, bins: int | None) -> 
         first = 1 + offset if span is None else max(1 + offset, math.floor(span[0]) - 1 + offset)
         last = None if span is None else max(1, math.ceil(span[1]) + 1 + offset)
         steps, values = one.history(stat, min(layer, one.config.layers - 1), first=first, last=last, bins=bins)
+        if np.ndim(values) == 2:
+            values = of_those_on(one, min(layer, one.config.layers - 1), steps, values)
         found.append(Curve(one.id, np.asarray(steps) - offset, np.asarray(values), turns_of(one, offset)))
     return found
 

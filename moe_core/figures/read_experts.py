@@ -1,5 +1,6 @@
 """How the Experts page's figures are read from a run: the chosen expert, its probe tokens, the windows of the last snapshot."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,19 @@ from moe_core.figures.reading import (
     classes_of_probe,
     common,
     last_step,
+    of_those_on,
+    on_at,
     over_time,
     read_probe,
     recent_share,
     rows_of_probe,
     share_at_end,
 )
+from moe_core.schema import value_text
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
 BYTES = 20  # rows of specialisation by byte
+NONE = value_text(None)
 
 
 def full(source: Any, step: int | None, name: str, layer: int) -> tuple[int | None, Array | None]:
@@ -36,7 +41,7 @@ def full(source: Any, step: int | None, name: str, layer: int) -> tuple[int | No
 def read_rank(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
     last = last_step(source) if step is None else step
     return {
-        "share_E": recent_share(source, layer, last),
+        "share_E": of_those_on(source, layer, [last], recent_share(source, layer, last)[None])[0],
         "chosen": chosen_expert(source, layer, last),
         "step": last or None,
     }
@@ -46,6 +51,7 @@ def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int 
     steps, share_nE = over_time(source, "load_share", layer, span, bins)
     _, importance_nE = over_time(source, "importance_share", layer, span, bins)
     chosen = chosen_expert(source, layer, last_step(source) if step is None else step)
+    share_nE, importance_nE = (of_those_on(source, layer, steps, of_nE) for of_nE in (share_nE, importance_nE))
     now = float(share_at_end(source, layer, span)[chosen])
     return {
         "steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen, "now": now,
@@ -91,6 +97,7 @@ def read_specialisation(source: Any, layer: int, step: int | None, span: Span, b
     return {
         "share_CE": np.zeros((0, source.config.num_experts), np.float32) if share_CE is None else share_CE,
         "names_C": names if share_CE is not None else [],
+        "on_E": on_at(source, layer, [when or 0])[0],
         "label": label,
         "chosen": chosen_expert(source, layer, step),
         "step": when,
@@ -107,6 +114,7 @@ def read_bytes(source: Any, layer: int, step: int | None, span: Span, bins: int 
     return {
         "share_CE": found,
         "names_C": names,
+        "on_E": on_at(source, layer, [when or 0])[0],
         "chosen": chosen_expert(source, layer, step),
         "step": when,
     }
@@ -179,3 +187,42 @@ def read_flow(source: Any, layer: int, step: int | None, span: Span, bins: int |
         "chosen": chosen_expert(source, layer, step),
         "step": None if found is None else int(found[0]),
     }
+
+
+# For the tiles
+
+
+def favourite_label(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+    """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
+    label = "domain" if source.config.task == "text" else "class"
+    found = source.snapshot(step=step, kind="full")
+    if found is None or f"specialisation_{label}" not in found[1]:
+        return NONE, math.nan
+    share_CE = np.asarray(found[1][f"specialisation_{label}"][layer], np.float64)
+    at, load = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
+    names = source.labels.get(label, [])
+    if not share_CE[at, expert] > 0 or not load > 0:
+        return NONE, math.nan
+    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
+
+
+def closest_partner(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+    """The expert that shares most of an expert's tokens, and their share."""
+    found = source.snapshot(step=step, kind="full")
+    if found is None or "coactivation" not in found[1]:
+        return NONE, math.nan
+    share_E = np.array(found[1]["coactivation"][layer][expert], np.float64)
+    share_E[expert] = 0.0
+    at = int(share_E.argmax())
+    return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
+
+
+def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
+    """The last step at which an expert was selected, or None. Thinning keeps each maximum, so it leads there."""
+    steps, counts_nE = source.history("counts", layer, last=step, bins=200)
+    used = np.flatnonzero(counts_nE[:, expert] > 0)
+    if not len(used):
+        return None
+    near = steps[max(used[-1] - 2, 0)], steps[min(used[-1] + 4, len(steps) - 1)]
+    exact, counts_nE = source.history("counts", layer, first=int(near[0]), last=int(near[1]))
+    return int(exact[np.flatnonzero(counts_nE[:, expert] > 0)[-1]])

@@ -13,7 +13,17 @@ import numpy as np
 
 from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
-from moe_core.schema import AUTOBALANCE, LOOKING, Config, Knobs, looks_ahead, meta_of
+from moe_core.runs.statistics import held_out_balance, on_mask
+from moe_core.schema import (
+    AUTOBALANCE,
+    HELD_OUT_BALANCE,
+    LOOKING,
+    Config,
+    Knobs,
+    draws_noise,
+    looks_ahead,
+    meta_of,
+)
 
 Span = tuple[float, float] | None
 RECENT = 50  # steps over which an expert's share and the speed are measured
@@ -184,6 +194,42 @@ def label_of_probe(probe: dict[str, Any]) -> Any:
 def groups_of(config: Config) -> int:
     """How many groups a hierarchical layer has; 1 for a flat one."""
     return max(1, config.groups)
+
+
+def on_at(source: Any, layer: int, steps: Array | Sequence[int]) -> Array:
+    """(n, E) bool: which experts were switched on in these steps."""
+    steps, E = np.asarray(steps, np.int64), source.config.num_experts
+    on_nE = on_mask(source.off_spans(), layer, steps, E)
+    return np.ones((len(steps), E), bool) if on_nE is None else on_nE
+
+
+def of_those_on(source: Any, layer: int, steps: Array | Sequence[int], values_nE: Array) -> Array:
+    """Values by expert with NaN for one that was off: figures leave it out and say so."""
+    on_nE = on_at(source, layer, steps)
+    return values_nE if on_nE.all() else np.where(on_nE, values_nE, np.nan)
+
+
+class HeldOut(NamedTuple):
+    """The balance of an evaluation's selections. where: what sets it apart from training; since: whether no knob was turned
+    after it."""
+
+    step: int
+    cv: float
+    max_over_mean: float
+    where: str
+    since: bool
+
+
+def held_out_at(source: Any, layer: int, step: int) -> HeldOut | None:
+    """The last evaluation by a step that says which experts were selected; None if there is none."""
+    done = [e for e in source.evals() if e.step <= step and e.counts is not None]
+    if not done:
+        return None
+    last, balance = done[-1], held_out_balance(done[-1].counts)
+    change = last_change(source, step)
+    where = "without noise" if draws_noise(source.config, source.knobs_at(last.step)) else "in evaluation"
+    cv, most = (float(balance[name][layer]) for name, *_ in HELD_OUT_BALANCE)
+    return HeldOut(last.step, cv, most, where, change is None or change.step <= last.step)
 
 
 def recent_share(source: Any, layer: int, step: int) -> Array:

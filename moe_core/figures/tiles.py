@@ -11,23 +11,29 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.compare import LETTERS
+from moe_core.figures.off import off_words
 from moe_core.figures.paper import Array, percent
 from moe_core.figures.read_compare import last_shared, offsets_of, runs_of
+from moe_core.figures.read_experts import NONE, closest_partner, favourite_label, last_used
 from moe_core.figures.reading import (
     RECENT,
+    HeldOut,
     at,
     batch_sizes,
     chosen_expert,
     held_busiest,
+    held_out_at,
     last_change,
     last_step,
     named_expert,
+    on_at,
     probe_at,
     probe_kind,
     recent_share,
     rows_until,
     tokens_per_expert,
 )
+from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import (
     BALANCED,
     BY_TOKEN,
@@ -41,7 +47,6 @@ from moe_core.schema import (
     weighing,
 )
 
-NONE = "–"
 SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above the second Restless
 
 
@@ -83,6 +88,40 @@ def balance_word(cv_load: float) -> str:
     return "Balanced" if cv_load < BALANCED else "Uneven" if cv_load <= COLLAPSED else "Collapsed"
 
 
+def balance_words(training: str, held_out: HeldOut | None) -> str:
+    """The word, and of which balance it speaks: "Balanced" of both, "Balanced in training", "Balanced in training, uneven
+    without noise". training: its word; nothing for none."""
+    if training == NOT_LEARNING:
+        return training
+    if held_out is None or not held_out.since or not training:
+        return training and f"{training} in training"
+    other = balance_word(held_out.cv)
+    return training if other == training else f"{training} in training, {other.lower()} {held_out.where}"
+
+
+def held_out_line(held_out: HeldOut | None, training: str) -> str:
+    """The balance of the last evaluation in a line: "without noise 0.47, uneven"; of one before the last turn, its step.
+
+    training: the word of the balance in training; of a gate that learns nothing no other is said.
+    """
+    if held_out is None:
+        return ""
+    if training == NOT_LEARNING:
+        return f"{held_out.where} {number(held_out.cv)}"
+    then = balance_word(held_out.cv).lower() if held_out.since else f"step {held_out.step:,}"
+    return f"{held_out.where} {number(held_out.cv)}, {then}"
+
+
+def off_note(source: Any, layer: int, step: int, stat: str) -> str:
+    """What is left out of a statistic because a person switched it off, and the figure with it; nothing where all are on."""
+    on_E = on_at(source, layer, [step])[0]
+    if on_E.all():
+        return ""
+    _, stored = rows_until(source, DERIVED[stat][0], layer, step, 1)
+    whole = float(derive(stat, {DERIVED[stat][0]: stored})[-1]) if len(stored) else math.nan
+    return f"{off_words(on_E)}, left out; of all {len(on_E)} it would be {number(whole)}"
+
+
 def number(value: float, digits: int = 2) -> str:
     """A number as a person reads it; a dash where there is none, and never a minus before 0."""
     if not math.isfinite(value):
@@ -95,7 +134,9 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
     """The Live page's tiles at a step, None being the last: balance first."""
     chosen = experts_per_token(source.config, source.knobs if step is None else source.knobs_at(step))
     step = last_step(source) if step is None else step
-    E = source.config.num_experts
+    E, on = source.config.num_experts, int(on_at(source, layer, [step]).sum())
+    of = f"of {on}" if on == E else f"of {on} on"
+    held_out = held_out_at(source, layer, step)
     cv = at(source, "cv_load", layer, step)
     effective = at(source, "effective_experts", layer, step)
     dead = at(source, "dead_experts", layer, step)
@@ -108,27 +149,29 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
     return [
         Tile(
             "cv_load",
-            "CV(load)",
+            "CV(load)" if on == E else f"CV(load), {on} of {E} on",
             number(cv),
-            word=word,
-            lines=(f"{number(effective, 1)} of {E} experts effective",),
+            word=balance_words(word, held_out).partition(",")[0],
+            lines=(held_out_line(held_out, word) or (word and "not measured without noise"),),
             hand_line="" if math.isnan(was) else f"was {number(was)} before step {change.step:,}",  # type: ignore[union-attr]
-            more=WHY_NOT if word == NOT_LEARNING else "",
+            more=WHY_NOT if word == NOT_LEARNING else off_note(source, layer, step, "cv_load"),
         ),
         Tile(
             "cv_importance",
             "CV(importance)",
             number(at(source, "cv_importance", layer, step)),
             lines=("even is 0" if math.isnan(was_importance) else f"was {number(was_importance)}",),
+            more=off_note(source, layer, step, "cv_importance"),
         ),
         Tile(
             "max_over_mean_load",
             "Max / mean load",
             number(at(source, "max_over_mean_load", layer, step)),
             "×",
-            lines=(f"ceiling {E / chosen:g} ×",),
+            lines=(f"held-out {number(held_out.max_over_mean)} ×" if held_out else f"ceiling {on / chosen:.3g} ×",),
+            more=f"ceiling {on / chosen:.3g} ×\n{off_note(source, layer, step, 'max_over_mean_load')}".strip(),
         ),
-        Tile("dead_experts", "Dead experts", number(dead, 0), f"of {E}", lines=(f"last {DEAD_AFTER} steps",)),
+        Tile("dead_experts", "Dead experts", number(dead, 0), of, lines=(f"{number(effective, 1)} effective",)),
         heldout_tile(source, step),
         speed_tile(source, step),
     ]
@@ -215,6 +258,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
     when, arrays = found
     experts, gates = np.asarray(arrays["experts"])[layer], np.asarray(arrays["gates"])[layer]
     N, K = experts.shape
+    on = int(on_at(source, layer, [when]).sum())
     empty = float((experts >= E).mean()) if experts.size else 0.0
     step = last_step(source) if step is None else step
     churn, saturation, over = (
@@ -229,7 +273,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{undecided(source, when, K):.2g} is undecided",)),
         Tile("saturation", "Saturation", number(saturation), lines=(f"of top {K} kept", over)),
         Tile(
-            "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {E}",
+            "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {on}" if on == E else f"of {on} on",
             lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
         ),
         Tile("gate_entropy", "Gate entropy", number(gate_entropy(gates)), lines=("0 sure, 1 even",)),
@@ -261,6 +305,9 @@ def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[T
     _, importance_nE = rows_until(source, "importance_share", layer, step, RECENT)
     importance = float(np.mean(importance_nE[:, e])) if len(importance_nE) else math.nan
     known = math.isfinite(share_E[e])
+    on_E = on_at(source, layer, [step])[0]
+    on = int(on_E.sum())
+    word = f"{number(share_E[e] * on)} × ideal" if on_E[e] else "Switched off"
     favourite, lift = favourite_label(source, layer, step, e)
     partner, together = closest_partner(source, layer, step, e)
     label = "domain" if source.config.task == "text" else "class"
@@ -269,66 +316,31 @@ def expert_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[T
     return [
         Tile(
             "expert_share", f"Expert {e + 1}, load share", number(100 * share_E[e], 1), "%",
-            word=f"{number(share_E[e] * E)} × ideal" if known else "",
-            lines=(f"ideal {percent(1 / E)}, last {RECENT} steps", *since),
+            word=word if known else "",
+            lines=(f"ideal {percent(1 / on)}" + (f", last {RECENT} steps" if on == E else f" of {on} on"), *since),
         ),
-        Tile("expert_importance", "Importance", number(100 * importance, 1), "%", lines=(f"{number(importance * E)} × ideal",)),
-        Tile("expert_rank", "Rank", f"{int((share_E > share_E[e]).sum()) + 1}" if known else NONE, f"of {E}", lines=("by load",)),
-        last_used_tile(source, layer, step, e),
+        Tile("expert_importance", "Importance", number(100 * importance, 1), "%", lines=(f"{number(importance * on)} × ideal",)),
+        Tile("expert_rank", "Rank", f"{int((share_E > share_E[e]).sum()) + 1}" if known and on_E[e] else NONE, f"of {on}", lines=("by load",)),
+        last_used_tile(source, layer, step, e, bool(on_E[e])),
         Tile("favourite", f"Favourite {label}", favourite, lines=(f"{number(lift)} × its load share" if favourite != NONE else "not seen yet",)),
         Tile("partner", "Closest partner", partner, lines=(f"{number(100 * together, 0)} % of its tokens" if partner != NONE else "shares no token",)),
     ]  # fmt: skip
 
 
-def favourite_label(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
-    """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
-    label = "domain" if source.config.task == "text" else "class"
-    found = source.snapshot(step=step, kind="full")
-    if found is None or f"specialisation_{label}" not in found[1]:
-        return NONE, math.nan
-    share_CE = np.asarray(found[1][f"specialisation_{label}"][layer], np.float64)
-    at, load = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
-    names = source.labels.get(label, [])
-    if not share_CE[at, expert] > 0 or not load > 0:
-        return NONE, math.nan
-    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
-
-
-def closest_partner(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
-    """The expert that shares most of an expert's tokens, and their share."""
-    found = source.snapshot(step=step, kind="full")
-    if found is None or "coactivation" not in found[1]:
-        return NONE, math.nan
-    share_E = np.array(found[1]["coactivation"][layer][expert], np.float64)
-    share_E[expert] = 0.0
-    at = int(share_E.argmax())
-    return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
-
-
-def last_used_tile(source: Any, layer: int, step: int, expert: int) -> Tile:
-    """When an expert was selected last; dead after DEAD_AFTER steps without a selection."""
+def last_used_tile(source: Any, layer: int, step: int, expert: int, on: bool) -> Tile:
+    """When an expert was selected last; dead after DEAD_AFTER steps without a selection, unless it is off."""
     steps, counts_nE = rows_until(source, "counts", layer, step, DEAD_AFTER)
     if not len(steps):
         return Tile("last_used", "Last selected", NONE)
     used = np.flatnonzero(counts_nE[:, expert] > 0)
     last = int(steps[used[-1]]) if len(used) else last_used(source, layer, step, expert)
     if last is None:
-        return Tile("last_used", "Last selected", "never", lines=("dead from the start",))
+        return Tile("last_used", "Last selected", "never", lines=("dead from the start" if on else "switched off",))
     idle = step - last
     line = f"dead since step {last + 1:,}" if idle >= DEAD_AFTER else "alive"
+    line = line if on else "switched off"
     value, unit = ("now", "") if idle == 0 else (f"{idle:,}", "step ago" if idle == 1 else "steps ago")
     return Tile("last_used", "Last selected", value, unit, lines=(line,))
-
-
-def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
-    """The last step at which an expert was selected, or None. Thinning keeps each maximum, so it leads there."""
-    steps, counts_nE = source.history("counts", layer, last=step, bins=200)
-    used = np.flatnonzero(counts_nE[:, expert] > 0)
-    if not len(used):
-        return None
-    near = steps[max(used[-1] - 2, 0)], steps[min(used[-1] + 4, len(steps) - 1)]
-    exact, counts_nE = source.history("counts", layer, first=int(near[0]), last=int(near[1]))
-    return int(exact[np.flatnonzero(counts_nE[:, expert] > 0)[-1]])
 
 
 def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Tile]:
@@ -351,16 +363,19 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         # A tile has room for the unit or for the mark.
         ahead = LOOKS_AHEAD in heldout.lines
         line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
+        held = held_out_at(one, min(layer, one.config.layers - 1), here)
         word = word_at(one, min(layer, one.config.layers - 1), here)
+        more = held_out_line(held, word)
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
             when += ", the last of all" if step is None and here < last else ""
             lines: tuple[str, ...] = (f"held-out {line}", when)
-            tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines))
+            word = balance_words(word, held).partition(",")[0]
+            tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines, more=more))
             continue
         unit = "not begun" if here < 1 else "" if here == first else f"step {here:,}" + ", its last" * (there > last)
         lines = (f"{word}, held-out {line}" if word else line,)
-        tiles.append(Tile(f"run_{letter}", f"{letter} {one.id[:20]}", number(cv), unit, lines=lines))
+        tiles.append(Tile(f"run_{letter}", f"{letter} {one.id[:20]}", number(cv), unit, lines=lines, more=more))
     return tiles
 
 
@@ -376,6 +391,8 @@ def batch_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Ti
     sees = tokens_per_expert(*chosen)
     _, counts_nE = rows_until(source, "counts", layer, step, RECENT)
     mean_E = counts_nE.mean(axis=0) if len(counts_nE) else np.full(1, math.nan)
+    if len(counts_nE):
+        mean_E = mean_E[on_at(source, layer, [step])[0]]
     own = tokens_per_expert(source.config.tokens, int(source.knobs.k), source.config.num_experts)
     formula = f"k·T·D/E = {chosen.k}·{chosen.tokens:,}·{chosen.devices:,}/{chosen.experts:,}"
     found = source.throughput()

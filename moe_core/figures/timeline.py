@@ -22,6 +22,7 @@ from moe_core.figures.lines import (
     over_steps,
     spread,
 )
+from moe_core.figures.off import draw_ideal, ideal_of, ideal_words, off_lines, off_map, off_words, on_nE
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -29,13 +30,11 @@ from moe_core.figures.paper import (
     axis_title,
     doubled,
     figure,
-    ideal_line,
     inner,
     label_font,
     nice_above,
     note,
     pens,
-    percent,
 )
 from moe_core.figures.theme import (
     DIVERGING_STOPS,
@@ -66,8 +65,8 @@ def load_share(
 ) -> Spec:
     """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of load over ideal.
 
-    steps (n,); share_nE (n, E), each row sums to 1; now_E (E,) each one's mean over the last steps, for the names at the
-    ends; None: as in the last row.
+    steps (n,); share_nE (n, E), each row sums to 1, NaN for an expert that is off; now_E (E,) each one's mean over the last
+    steps, for the names at the ends; None: as in the last row.
     """
     many = share_nE.shape[1] > LINES
     now_E = share_nE[-1].tolist() if now_E is None and len(share_nE) else now_E
@@ -96,12 +95,13 @@ def load_lines(
     percents = np.asarray(share_nE, np.float32) * 100
     top = nice_above(1.05 * max(float(np.nanmax(percents)) if np.isfinite(percents).any() else 0.0, 200.0 / max(E, 2)))
     top = min(top, 100.0)
-    subtitle = f"share of all selections; dashed: ideal 1/{E} = {percent(1 / E)}"
+    on_E = on_nE(percents[-1:])[0] if len(percents) else np.ones(E, bool)
+    subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}"
     y = {"title": "load share, %", "range": [0.0, top], "nticks": 7}
     layout = over_steps("load_share", "Load share by expert", subtitle, steps, span, y, theme, size)
-    ideal_line(layout, 100 / E, theme)
-    if now_E is not None and np.isfinite(now_E).all():
-        layout["annotations"] += end_names(100 * np.asarray(now_E, np.float64), layout, theme)
+    ideal = draw_ideal(layout, steps, share_nE, theme)
+    if now_E is not None and np.isfinite(now_E).any():
+        layout["annotations"] += end_names(100 * np.where(on_E, np.asarray(now_E, np.float64), np.nan), layout, theme)
     x = as_steps(steps)
     data = [
         line(
@@ -111,19 +111,22 @@ def load_lines(
         )
         for e in range(E)
     ]  # fmt: skip
-    return {"data": data, "layout": layout}
+    return {"data": [*data, *off_lines(steps, share_nE, theme), *ideal], "layout": layout}
 
 
 def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
-    """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one.
+    """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one; last
+    those that are off.
 
-    now (E,): each one's share in percent; a mean over the last steps, so that a label does not jump with one batch's noise.
+    now (E,): each one's share in percent, NaN for one that is off; a mean over the last steps, so that a label does not jump
+    with one batch's noise.
     """
-    E = len(now)
+    on_E = on_nE(now)
+    E = int(on_E.sum())
     _, height = inner(layout)
     px = now / layout["yaxis"]["range"][1] * height
     size = layout["font"]["size"]
-    order = np.argsort(-now)
+    order = np.argsort(-now)[:E]
     groups = [[int(order[0])]]
     for e in map(int, order[1:]):
         if px[groups[-1][-1]] - px[e] < 1.3 * size:
@@ -140,6 +143,8 @@ def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
         else:
             texts.append(f"{len(group)} experts")
     wanted = [float(px[group].mean()) for group in groups]
+    if not on_E.all():
+        texts, wanted = [*texts, off_words(on_E)], [*wanted, 0.0]
     return [
         end_label(text, y, height, theme, size, ink=True)
         for text, y in zip(texts, spread(wanted, max(LABEL_GAP, 1.2 * size)), strict=True)
@@ -156,7 +161,7 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
 
     A name stands above its peak, else left or right of it, where it crosses no line of a change that the layout has.
     """
-    if len(percents) < 2 or not np.isfinite(percents[-1]).all():
+    if len(percents) < 2 or not np.isfinite(percents[-1]).any():
         return []
     E = percents.shape[1]
     lo, hi = layout["xaxis"]["range"]
@@ -205,8 +210,10 @@ def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[
 def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
     """A row an expert, coloured by log2 of its load over the ideal, clipped at 1/8 and 8."""
     E = share_nE.shape[1]
+    on_E = on_nE(share_nE[-1:])[0] if len(share_nE) else np.ones(E, bool)
+    off = f", {off_words(on_E)}" if not on_E.all() else ""
     subtitle = (
-        f"{E} experts; load ÷ ideal (1/{E} = {percent(1 / E)}): "
+        f"{E} experts{off}; load ÷ ideal ({ideal_words(on_E)}): "
         f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded"
     )
     layout = over_steps("load_share", "Load by expert", subtitle, steps, span, {}, theme, size)
@@ -215,14 +222,15 @@ def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
     layout["yaxis"] |= {"showgrid": False, "title": axis_title("expert", layout, standoff=4)}
     told = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
-    trace = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], told, layout, theme)
-    return {"data": [trace], "layout": layout}
+    traces = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], told, layout, theme)
+    return {"data": traces, "layout": layout}
 
 
-def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layout: Spec, theme: Theme) -> Spec:
-    """Load over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px."""
+def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layout: Spec, theme: Theme) -> list[Spec]:
+    """Load over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px. Grey: off."""
     E = share_nE.shape[1]
-    x, ratio_nE = in_columns(steps, np.asarray(share_nE, np.float64) * E, max(8, px // 2))
+    ratio_nE = np.asarray(share_nE, np.float64) / ideal_of(share_nE)[:, None]
+    x, ratio_nE = in_columns(steps, ratio_nE, max(8, px // 2))
     ratio_En = np.ascontiguousarray(ratio_nE.T, np.float32)
     with np.errstate(divide="ignore"):
         z = np.clip(np.log2(ratio_En), -3, 3)
@@ -230,11 +238,12 @@ def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layou
         "tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS), "thickness": 10, "outlinewidth": 0, "len": 1,
         "x": 1.0, "xpad": 12, "ypad": 8, "tickfont": layout["xaxis"]["tickfont"], "ticks": "",
     }  # fmt: skip
-    return {
+    trace = {
         "type": "heatmap", "name": name, "x": as_steps(x), "y": np.arange(1, E + 1, dtype=np.int32), "z": z,
         "customdata": ratio_En, "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS),
         "colorbar": bar, "hovertemplate": f"{told}<extra></extra>",
     }  # fmt: skip
+    return [trace, *off_map(trace, x, ~on_nE(ratio_nE).T, theme)]
 
 
 def in_columns(steps: Array, values_nE: Array, most: int) -> tuple[Array, Array]:

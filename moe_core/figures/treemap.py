@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.off import off_words, on_nE
 from moe_core.figures.paper import Array, Size, Spec, at_step, axis_title, base, figure, inner, percent
 from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, SANS, Theme, letter_colour
 
@@ -20,13 +21,16 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1, in px from the top le
 def group_treemap(
     share_E: Array, groups: int, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (620, 335)
 ) -> Spec:
-    """Area: share of the load; colour: load over ideal. share_E (E,) sums to 1, the experts of a group side by side."""
-    E = len(share_E)
+    """Area: share of the load; colour: load over ideal. share_E (E,) sums to 1, the experts of a group side by side; NaN is
+    an expert that is off and has no area."""
+    E, on_E = len(share_E), on_nE(share_E)
+    on = int(on_E.sum())
     each = E // max(groups, 1)
     layout = base(
         "group_treemap",
         "Groups and experts",
-        f"area: load share; colour: load ÷ ideal {percent(1 / E)}, blue starved, orange overloaded",
+        f"area: load share; colour: load ÷ ideal {percent(1 / on)}, blue starved, orange overloaded"
+        + (f"; {off_words(on_E)}" if on < E else ""),
         step=step,
         theme=theme,
         size=size,
@@ -42,9 +46,9 @@ def group_treemap(
         "title": axis_title("share of the load", layout, standoff=4),
     }
     share = np.asarray(share_E, np.float64)
-    if not np.isfinite(share).all() or share.sum() <= 0:
+    if not np.nansum(share) > 0:
         return {"data": [], "layout": layout}
-    share = share / share.sum()
+    share = np.nan_to_num(share) / np.nansum(share)
     x, y, names, colours, words = [], [], [], [], []
     rows = rows_for(groups, width / height)
     # As if all groups were alike: the rows within a group must not follow its load, or cells would jump.
@@ -55,7 +59,7 @@ def group_treemap(
         members = share[group * each : (group + 1) * each]
         for j, box in enumerate(strips(members, outer, inside)):
             e = group * each + j
-            fill = deviation_colour(members[j] * E, theme)
+            fill = deviation_colour(members[j] * on, theme) if on_E[e] else theme.edge
             layout["shapes"].append(rectangle(box, theme.ground, 1.0, fill))
             x.append((box[0] + box[2]) / 2)
             y.append((box[1] + box[3]) / 2)
@@ -63,7 +67,7 @@ def group_treemap(
             names.append(f"{e + 1}" if room else "")
             colours.append(letter_colour(fill))
             words.append(
-                f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the load, {members[j] * E:.2f} × its ideal"
+                f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the load, {members[j] * on:.2f} × its ideal"
                 f"{at_step(step)}"
             )
         layout["shapes"].append(rectangle(outer, theme.ink, 2.0, None))

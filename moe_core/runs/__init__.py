@@ -20,6 +20,7 @@ from moe_core.runs.rows import (
     Parent,
     Pending,
     Status,
+    evaluation,
 )
 from moe_core.runs.runner import (
     RUN_ID,
@@ -79,6 +80,7 @@ __all__ = [
     "derive",
     "end_child",
     "ending",
+    "evaluation",
     "fingerprint",
     "first_difference",
     "flags",

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.database import StoreError
-from moe_core.runs.statistics import DERIVED, derive
+from moe_core.runs.statistics import DERIVED, Off, dead_off, derive, on_mask
 from moe_core.schema import STAT, Column
 
 COLUMNS = 1 << 20  # what a file of a stranger may make a reader take in at once
@@ -22,8 +22,18 @@ def read_layout(told: Any) -> list[Column]:
     return columns
 
 
-def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, layer: int) -> NDArray[Any]:
-    """One statistic of one layer out of rows (n, C) in a layout: (n,) or (n, E)."""
+def pick(
+    columns: Sequence[Column],
+    rows: NDArray[np.floating[Any]],
+    stat: str,
+    layer: int,
+    steps: NDArray[np.int64] | None = None,
+    off: Sequence[Off] = (),
+) -> NDArray[Any]:
+    """One statistic of one layer out of rows (n, C) in a layout: (n,) or (n, E).
+
+    steps (n,): which they are, needed where experts were switched `off`; those are left out of every statistic.
+    """
     wanted = DERIVED[stat][0] if stat in DERIVED else stat
     layer = -1 if STAT[wanted].shape == "" else layer
     column = next((c for c in columns if c.stat == wanted and c.layer == layer), None)
@@ -31,5 +41,8 @@ def pick(columns: Sequence[Column], rows: NDArray[np.floating[Any]], stat: str, 
         raise StoreError(f"this run has no statistic {wanted!r}: it was recorded by an earlier version")
     values = rows[:, column.start : column.start + column.width]
     if stat in DERIVED:
-        return derive(stat, {wanted: values})
+        on_nE = None if steps is None else on_mask(off, layer, steps, column.width)
+        return derive(stat, {wanted: values}, on_nE)
+    if stat == "dead_experts" and off and steps is not None:
+        return values[:, 0] - dead_off(off, layer, steps)
     return values if STAT[stat].shape == "LE" else values[:, 0]

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from moe_core.runs.statistics import mean_balance
 from moe_core.runs.store import Run
-from moe_core.schema import BALANCE, BALANCE_STEPS, looks_ahead
+from moe_core.schema import BALANCE, BALANCE_STEPS, HELD_OUT_BALANCE, looks_ahead
 
 
 def ending(run: Run, state: str | None = None) -> dict[str, Any]:
-    """The end event's numbers: state, step, loss, the last evaluation, and balance (mean over the last steps and all layers).
+    """The end event's numbers: state, step, loss, the last evaluation, and balance: in training (mean over the last steps and
+    all layers) and, in HELD_OUT_BALANCE's names, of the evaluation, None where it did not record selections.
 
     comparable: whether the evaluation compares with those of other strategies; None where there was none. A run without
     a step has neither loss nor balance.
@@ -15,6 +17,7 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     _, last = run.steps()
     first = max(1, last - BALANCE_STEPS + 1)
     told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
+    told |= dict.fromkeys(name for name, *_ in HELD_OUT_BALANCE)
     if last:
         told["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
         for stat in BALANCE:
@@ -22,5 +25,6 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
             told[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
         told["eval"] = evals[-1].metrics
+        told |= mean_balance(evals[-1].counts)
         told["comparable"] = not looks_ahead(run.config, run.knobs_at(evals[-1].step))
     return told

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.room import FULL
-from moe_core.schema import Config
+from moe_core.schema import SELECTIONS, Config
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
@@ -45,10 +45,25 @@ class Pending(NamedTuple):
 
 
 class Eval(NamedTuple):
+    """One evaluation of the held-out split. counts (L, E): how often each expert was selected, NaN for one that was off;
+    None of a run whose version did not record it."""
+
     id: int
     step: int
     metrics: dict[str, float]
     text: str | None
+    counts: NDArray[np.float64] | None = None
+
+
+def evaluation(config: Config, id: int, step: int, measured: Mapping[str, Any], text: str | None) -> Eval:
+    """What was measured, metrics and selections, as an Eval; ValueError or the like if it is none."""
+    metrics = {str(name): float(value) for name, value in measured.items() if name != SELECTIONS}
+    if measured.get(SELECTIONS) is None:
+        return Eval(id, int(step), metrics, text)
+    counts, shape = np.array(measured[SELECTIONS], np.float64), (config.layers, config.num_experts)
+    if counts.shape != shape or (counts < 0).any() or np.isinf(counts).any():
+        raise ValueError(f"its selections are not those of {shape[0]} x {shape[1]} experts")
+    return Eval(id, int(step), metrics, text, counts)
 
 
 class Block(NamedTuple):
@@ -82,7 +97,7 @@ class Batch(NamedTuple):
 
     first_step: int
     rows: NDArray[np.float32]
-    evals: Sequence[tuple[int, Mapping[str, float], str | None]] = ()
+    evals: Sequence[tuple[int, Mapping[str, Any], str | None]] = ()  # step, metrics and SELECTIONS, text
     snapshots: Sequence[tuple[int, str, Mapping[str, NDArray[Any]]]] = ()
     applied: Sequence[tuple[int, int]] = ()
     acks: Sequence[tuple[int, int, str]] = ()

@@ -1,14 +1,21 @@
 """The statistics that follow from importance, load and counts: computed when read, in this one place.
 
+An expert that a person switched off is no failure of the gate: each statistic is over the experts that are on at its step.
+
 Shapes: N steps, E experts. `load_NE` is (N, E). All are finite: E = 1 and an expert that has it all included.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.schema import DEAD_AFTER, Config, Knobs, switched_off
+
 Array = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+FOR_EVER = 2**62  # the step at which an expert that is still off comes back
 
 
 def cv(x_NE: Array) -> Array:
@@ -66,7 +73,103 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
 }
 
 
-def derive(stat: str, stored: Mapping[str, NDArray[np.floating]]) -> Array:
-    """The derived statistic of one layer, (N,) or (N, E), from rows of importance, load and counts, each (N, E)."""
+def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags | None = None) -> Array:
+    """The derived statistic of one layer, (N,) or (N, E), from rows of importance, load and counts, each (N, E).
+
+    on_NE: which experts are switched on, None being all. Only they count; of one that is off a share is 0.
+    """
     source, formula = DERIVED[stat]
-    return formula(np.asarray(stored[source], np.float64))
+    x_NE = np.asarray(stored[source], np.float64)
+    if on_NE is None or on_NE.all():
+        return formula(x_NE)
+    found_N = formula(x_NE)  # for its shape
+    for on_E in np.unique(on_NE, axis=0):  # few: each turn of `off` makes one
+        rows_N = (on_NE == on_E).all(axis=1)
+        values = formula(x_NE[rows_N][:, on_E])
+        if found_N.ndim == 1:
+            found_N[rows_N] = values
+        else:
+            found_N[rows_N] = 0.0
+            found_N[np.ix_(rows_N, on_E)] = values
+    return found_N
+
+
+def held_out_balance(counts_LE: NDArray[np.floating]) -> dict[str, Array]:
+    """The balance of an evaluation's selections, (L,) by name, as HELD_OUT_BALANCE has it. NaN: an expert that is off."""
+    counts_LE = np.asarray(counts_LE, np.float64)
+    stored, on_LE = {"counts": np.nan_to_num(counts_LE)}, ~np.isnan(counts_LE)
+    return {
+        "cv_held_out": derive("cv_counts", stored, on_LE),
+        "max_over_mean_held_out": derive("max_vio", stored, on_LE) + 1,
+    }
+
+
+def mean_balance(counts_LE: NDArray[np.floating] | None) -> dict[str, float]:
+    """held_out_balance() over all layers; nothing of an evaluation without selections."""
+    if counts_LE is None:
+        return {}
+    return {name: float(layers.mean()) for name, layers in held_out_balance(counts_LE).items()}
+
+
+# Experts that are off
+
+
+class Off(NamedTuple):
+    """An expert of a layer, both from 0, that a person switched off: from step `first` on, until it is on again at `end`.
+
+    dead: the step from which the stored number of dead experts has it, which looks back over selections only.
+    """
+
+    layer: int
+    expert: int
+    first: int
+    end: int
+    dead: int
+
+
+Counts = Callable[
+    [int, int, int], NDArray[Any]
+]  # (layer, first, last) -> counts (n, E) of the recorded steps among those
+
+
+def off_spans(config: Config, started: Knobs, changes: Sequence[Any], counts: Counts) -> tuple[Off, ...]:
+    """Which experts were switched off, and when. changes: as they took effect; counts: how the run was before each."""
+    if not started.off and not any(change.name == "off" for change in changes):
+        return ()
+    turned = {0: started.off}
+    for change in sorted((c for c in changes if c.name == "off" and c.step is not None), key=lambda c: (c.step, c.id)):
+        turned[change.step] = str(change.value)
+    found, since = list[Off](), dict[tuple[int, int], int]()
+    for step, text in (turned | {FOR_EVER: ""}).items():
+        now = {(layer, expert) for layer, off in enumerate(switched_off(config, text)) for expert in off}
+        for layer, expert in sorted(since.keys() - now):
+            first = since.pop((layer, expert))
+            found.append(Off(layer, expert, first, step, dead_from(expert, first, counts, layer)))
+        since |= dict.fromkeys(now - since.keys(), step)
+    return tuple(found)
+
+
+def dead_from(expert: int, first: int, counts: Counts, layer: int) -> int:
+    """When an expert that gets nothing from step `first` on has been without a token for DEAD_AFTER steps."""
+    begin = max(1, first - DEAD_AFTER)
+    if first <= 1:
+        return DEAD_AFTER
+    taken = np.flatnonzero(counts(layer, begin, first - 1)[:, expert])
+    return (begin + int(taken[-1]) if len(taken) else begin - 1) + DEAD_AFTER
+
+
+def on_mask(spans: Sequence[Off], layer: int, steps_N: NDArray[np.integer], num_experts: int) -> Flags | None:
+    """(N, E) which experts of a layer take part in these steps; None where all do. Never none: a gate needs one."""
+    own = [off for off in spans if off.layer == layer]
+    if not own:
+        return None
+    on_NE = np.ones((len(steps_N), num_experts), bool)
+    for off in own:
+        on_NE[(off.first <= steps_N) & (steps_N < off.end), off.expert] = False
+    return on_NE | ~on_NE.any(axis=1, keepdims=True)
+
+
+def dead_off(spans: Sequence[Off], layer: int, steps_N: NDArray[np.integer]) -> Array:
+    """(N,) how many of the experts that were stored as dead are switched off."""
+    own = [off for off in spans if off.layer == layer]
+    return np.array([sum(max(o.first, o.dead) <= step < o.end for o in own) for step in steps_N], np.float64)

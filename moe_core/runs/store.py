@@ -40,8 +40,21 @@ from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import Measured, bench_file, measured
 from moe_core.runs.room import size_of
-from moe_core.runs.rows import COMMANDS, ENDED, RESUMED, STATES, Block, Command, Eval, KnobChange, Parent, Status
+from moe_core.runs.rows import (
+    COMMANDS,
+    ENDED,
+    RESUMED,
+    STATES,
+    Block,
+    Command,
+    Eval,
+    KnobChange,
+    Parent,
+    Status,
+    evaluation,
+)
 from moe_core.runs.series import thin
+from moe_core.runs.statistics import Off, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, insert_turns, knobs_after
@@ -67,6 +80,7 @@ class Run:
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.path, self.limit = folder, limit
         self._file = folder / "run.db"
+        self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and what they left off
         if strange := strange_files(folder):
             raise StoreError(
                 f"run {folder.name} is refused: its {strange[0]} is no plain file; do not trust this folder"
@@ -265,7 +279,10 @@ class Run:
         """Evaluations whose id is beyond `after`."""
         rows = self.checked.rows("evals", after)
         try:
-            return [Eval(row["id"], int(row["step"]), numbers(row["metrics"]), row["text"]) for row in rows]
+            return [
+                evaluation(self.config, row["id"], row["step"], read_json(row["metrics"], finite=False), row["text"])
+                for row in rows
+            ]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise StoreError(f"run {self.id} is damaged: an evaluation is none ({error})") from None
 
@@ -321,8 +338,25 @@ class Run:
             0 if first is None else int(np.searchsorted(steps, first)),
             None if last is None else int(np.searchsorted(steps, last, "right")),
         )
-        steps, values = steps[inside], pick(self.layout, rows[inside], stat, layer)
+        steps = steps[inside]
+        values = pick(self.layout, rows[inside], stat, layer, steps, self.off_spans())
         return thin(steps, values, bins) if bins else (steps, values)
+
+    def off_spans(self) -> tuple[Off, ...]:
+        """Which experts were switched off, and when."""
+        turns = [change for change in self.knob_changes() if change.name == "off"]
+        if self._off and self._off[0] == turns:
+            return self._off[1]
+
+        def counts(layer: int, first: int, last: int) -> NDArray[Any]:
+            return pick(self.layout, self.rows(first, last), "counts", layer)
+
+        try:
+            spans = off_spans(self.config, self.started_knobs, turns, counts)
+        except ValueError as error:
+            raise StoreError(f"run {self.id} cannot say which experts are off: {error}") from None
+        self._off = turns, spans
+        return spans
 
     def ablation(self) -> Ablation | None:
         """What `ablate` measured last; None if it has not."""
@@ -401,8 +435,3 @@ def finite(told: Any) -> float:
     if not math.isfinite(value):
         raise ValueError(f"{value} is no time")
     return value
-
-
-def numbers(told: str) -> dict[str, float]:
-    """The metrics of an evaluation."""
-    return {str(name): float(value) for name, value in read_json(told, finite=False).items()}

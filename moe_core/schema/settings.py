@@ -267,6 +267,11 @@ def experts_per_token(config: Config, knobs: Knobs) -> int:
     return knobs.k * (knobs.k_primary if config.groups > 1 else 1)
 
 
+def draws_noise(config: Config, knobs: Knobs) -> bool:
+    """Whether training draws noise, which an evaluation never does: then the two route differently."""
+    return knobs.strategy in NOISY and (knobs.noise > 0 or (config.groups > 1 and knobs.noise_primary > 0))
+
+
 LOOKING = ("strategy", "k", "k_primary", "capacity_factor")  # the knobs that looks_ahead() goes by
 
 

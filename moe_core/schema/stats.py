@@ -8,6 +8,12 @@ TASK_GRADIENT_EVERY = 25  # steps between two measurements of the task's gradien
 NO_GRADIENT = 1e-6  # a gate whose task gradient is no larger than this share of the whole gradient's norm gets none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
+# Balance where no noise is drawn, of the selections of an evaluation: name, label, unit.
+HELD_OUT_BALANCE = (
+    ("cv_held_out", "CV(selections), held-out", ""),
+    ("max_over_mean_held_out", "max / mean selections, held-out", "x"),
+)
+SELECTIONS = "selections"  # what an evaluation's counts are called in the record, beside its metrics
 
 
 class Stat(NamedTuple):

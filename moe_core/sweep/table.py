@@ -12,11 +12,15 @@ from moe_core.schema import (
     AHEAD,
     BALANCE,
     BALANCE_STEPS,
+    HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     METRICS,
     STAT,
+    Config,
+    Knobs,
     experts_per_token,
     looks_ahead,
+    switched_off,
     value_text,
     with_unit,
 )
@@ -25,12 +29,14 @@ from moe_core.sweep.plan import Plan, Sweep
 from moe_core.sweep.standing import Result
 
 Row = dict[str, Any]
+METRIC_NAMES = {name for metrics in METRICS.values() for name, *_ in metrics}
 
 
 def measures(task: str) -> dict[str, str]:
     """What a row says about its cell, held-out metrics first: name and label."""
     held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[task]}
-    return held_out | {name: STAT[name].label for name in BALANCE}
+    without_noise = {name: with_unit(label, unit) for name, label, unit in HELD_OUT_BALANCE}
+    return held_out | {name: STAT[name].label for name in BALANCE} | without_noise
 
 
 def ceilings(num_experts: int, chosen: int) -> dict[str, float]:
@@ -44,7 +50,14 @@ def ceilings(num_experts: int, chosen: int) -> dict[str, float]:
         "cv_importance": math.sqrt(num_experts - 1),
         "cv_load": math.sqrt(num_experts / chosen - 1),
         "max_over_mean_load": num_experts / chosen,
+        "cv_held_out": math.sqrt(num_experts / chosen - 1),
+        "max_over_mean_held_out": num_experts / chosen,
     }
+
+
+def most_on(config: Config, knobs: Knobs) -> int:
+    """Experts that are switched on in the layer that has most of them."""
+    return config.num_experts - min(map(len, switched_off(config, knobs.off)))
 
 
 def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
@@ -62,12 +75,12 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
         knobs = plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
         for name in names:
-            told = [(ended if name in BALANCE else ended["eval"]).get(name) for ended in counted]
+            told = [(ended["eval"] if name in METRIC_NAMES else ended).get(name) for ended in counted]
             values = [float(value) for value in told if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
         row["comparable"] = not looks_ahead(plan.config, knobs)
-        highest = ceilings(plan.config.num_experts, experts_per_token(plan.config, knobs))
+        highest = ceilings(most_on(plan.config, knobs), experts_per_token(plan.config, knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
         shown = {*names, PER_WORD} if "perplexity" in names else set(names)
         row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in shown}
@@ -88,7 +101,7 @@ def measured(row: Row, name: str) -> str:
     if row[name] is None:
         return value_text(None)
     spread = row[f"{name}_spread"]
-    mark = "" if row["comparable"] or name in BALANCE else f" {AHEAD}"
+    mark = f" {AHEAD}" if name in METRIC_NAMES and not row["comparable"] else ""
     return figure(row[name]) + ("" if spread is None else f" ±{figure(spread)}") + mark
 
 
@@ -114,8 +127,8 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
     for cell in plan.cells:
         knobs, config = plan.knobs_of(cell), plan.config
         levels = f" in {config.groups} groups, k_primary {knobs.k_primary}" if config.groups > 1 else ""
-        words = f"ceiling, {config.num_experts} experts{levels}, k {knobs.k}"
-        found[words] = ceilings(config.num_experts, experts_per_token(config, knobs))
+        words = f"ceiling, {most_on(config, knobs)} experts{levels}, k {knobs.k}"
+        found[words] = ceilings(most_on(config, knobs), experts_per_token(config, knobs))
     if has_paper(table):
         found[f"ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}"] = ceilings(PAPER_EXPERTS, PAPER_K)
     return list(found.items())
@@ -123,7 +136,10 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
 
 def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
     """What a reader of the table must know, a sentence or two each. paper: how the paper's figures are marked in it."""
-    said = [f"Balance: mean of the last {BALANCE_STEPS} steps and all layers."]
+    said = [
+        f"Balance: mean of the last {BALANCE_STEPS} steps and all layers; held-out: of the last evaluation's selections, which "
+        "draws no noise."
+    ]
     if len(plan.seeds) > 1:
         said[0] = f"±: sample standard deviation over seeds. {said[0]}"
     if has_paper(table):

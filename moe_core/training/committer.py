@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from moe_core.diagnosis import Finding
-from moe_core.runs import Batch, FolderGone, RunWriter
+from moe_core.runs import Batch, FolderGone, RunWriter, evaluation, pick
 from moe_core.runs.room import FULL, disk_error, has_room, no_room
-from moe_core.runs.statistics import derive
-from moe_core.schema import BALANCE, STAT, Column, Config, looks_ahead
+from moe_core.runs.statistics import Off, mean_balance
+from moe_core.schema import BALANCE, Column, Config, looks_ahead
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
@@ -209,29 +209,27 @@ class Committer:
             self.notify({"event": "alert", "step": self.watch.last, **finding._asdict()})
 
     def _tell(self, batch: Batch) -> None:
-        for step, metrics, text in batch.evals:
-            told = {"event": "eval", "step": step, **metrics, **({"text": text} if text else {})}
-            self.notify(told | {"comparable": not looks_ahead(self.config, self.watch.knobs_at(step))})
+        for one in (evaluation(self.config, 0, *row) for row in batch.evals):
+            told = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
+            told |= {"text": one.text} if one.text else {}
+            self.notify(told | {"comparable": not looks_ahead(self.config, self.watch.knobs_at(one.step))})
         if len(batch.rows) and time.monotonic() - self.told >= 1.0:
             self.told = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1
-            self.notify({"event": "step", "step": last, **summary(self.watch.layout, batch.rows)})
+            off = self.watch.off_spans()
+            told = summary(self.config, self.watch.layout, batch.rows, last, off)
+            self.notify({"event": "step", "step": last, **told})
 
 
-def summary(columns: Sequence[Column], rows_nC: np.ndarray) -> dict[str, float]:
-    """Losses and balance of the last row; speed over all of them."""
+def summary(
+    config: Config, columns: Sequence[Column], rows_nC: np.ndarray, last: int, off: Sequence[Off] = ()
+) -> dict[str, float]:
+    """Losses and balance of the last row, step `last`; speed over all of them. off: which experts were off, and when."""
     row_1C = rows_nC[-1:]
     told = {c.stat: float(row_1C[0, c.start]) for c in columns if c.stat in ("loss", "task_loss", "grad_norm")}
-    by_layer: dict[int, dict[str, np.ndarray]] = {}
-    for column in columns:
-        if column.layer >= 0:
-            values = row_1C[:, column.start : column.start + column.width]
-            by_layer.setdefault(column.layer, {})[column.stat] = (
-                values if STAT[column.stat].shape == "LE" else values[:, 0]
-            )
     for stat in BALANCE:
-        per_layer = [stored[stat] if STAT[stat].stored else derive(stat, stored) for stored in by_layer.values()]
-        told[stat] = float(np.mean(per_layer))
+        layers = [pick(columns, row_1C, stat, layer, np.array([last]), off) for layer in range(config.layers)]
+        told[stat] = float(np.mean(layers))
     seconds = next(c.start for c in columns if c.stat == "seconds")
     told["steps_per_second"] = 1 / max(float(rows_nC[:, seconds].mean()), 1e-9)
     return {name: value if math.isfinite(value) else math.nan for name, value in told.items()}

@@ -5,7 +5,7 @@ Shapes: T tokens, C classes, L layers, E experts.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,29 +16,44 @@ from moe_core.schema import Config, Knobs, check_knob
 from moe_core.training.data import Batch
 
 
+class HeldOut(NamedTuple):
+    """What an evaluation measures. metrics: loss (nats a token), accuracy, bits_per_byte and perplexity; counts_LE: how often
+    each expert of each layer was selected, before any drop."""
+
+    metrics: dict[str, float]
+    counts_LE: Tensor
+
+
 @torch.no_grad()
-def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> dict[str, float]:
-    """loss (nats a token), accuracy, bits_per_byte and perplexity over all batches, without noise.
+def evaluate(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> HeldOut:
+    """The held-out split, all batches of it, without noise.
 
     asked: how to route, as models.asked_by() says. The model is left in training or evaluation as it was.
     """
     was_training = model.training
     model.eval()
-    nats, right, count = 0.0, 0, 0
+    nats, right, count, selected = 0.0, 0, 0, list[Tensor]()
     for batch in held_out:
-        logits, _ = model(batch.inputs, **asked)
+        logits, routings = model(batch.inputs, **asked)
         logits_TC, targets_T = logits.float().flatten(0, -2), batch.targets.flatten()
         nats += F.cross_entropy(logits_TC, targets_T, reduction="sum").item()
         right += int((logits_TC.argmax(-1) == targets_T).sum())
         count += len(targets_T)
+        selected.append(torch.stack([r.counts_E for r in routings]))
     model.train(was_training)
     loss = nats / count
-    return {
+    metrics = {
         "loss": loss,
         "accuracy": right / count,
         "bits_per_byte": loss / math.log(2),
         "perplexity": math.exp(min(loss, 700.0)),
     }
+    return HeldOut(metrics, torch.stack(selected).sum(0))
+
+
+def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics of evaluate()."""
+    return evaluate(model, held_out, asked).metrics
 
 
 def ablation(

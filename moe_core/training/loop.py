@@ -22,6 +22,7 @@ from moe_core.runs.room import disk_error, no_room
 from moe_core.schema import (
     AUTOBALANCE,
     METRICS,
+    SELECTIONS,
     TASK_GRADIENT_EVERY,
     Column,
     Config,
@@ -34,7 +35,7 @@ from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
 from moe_core.training.data import Data, generator_for
-from moe_core.training.evaluation import held_out_loss
+from moe_core.training.evaluation import evaluate
 from moe_core.training.step import update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 from moe_core.training.watch import Watch
@@ -297,8 +298,13 @@ class Trainer:
 
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""
-        measured = held_out_loss(self.model, self.held_out, asked_by(self.config, self.knobs))
-        metrics = {name: measured[name] for name, *_ in METRICS[self.config.task]}
+        asked = asked_by(self.config, self.knobs)
+        measured = evaluate(self.model, self.held_out, asked)
+        metrics: dict[str, Any] = {name: measured.metrics[name] for name, *_ in METRICS[self.config.task]}
+        metrics[SELECTIONS] = [
+            [None if expert in off else count for expert, count in enumerate(counts)]
+            for counts, off in zip(measured.counts_LE.tolist(), asked["off"], strict=True)
+        ]
         self.collected["evals"].append((self.step, metrics, self.write_text() if text else None))
         self.evaluated = self.step
         self.model.train()

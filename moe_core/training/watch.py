@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.diagnosis import BINS, Finding, diagnose
-from moe_core.runs import Batch, KnobChange, Run, pick
+from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
+from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Config, Knobs, layout
 
 KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
+EVALS = 100  # evaluations in memory
 EVERY = 1.0  # seconds between two looks
 
 
@@ -27,12 +29,15 @@ class Watch:
         self.layout = list(columns or layout(config.layers, config.num_experts))
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
+        self.evaluated: list[Eval] = []
+        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # for how many changes, and what they left off
         self.standing: set[tuple[str, int]] = set()
         self.next_look = 0.0
 
     def recall(self, run: Run, knobs: Knobs) -> None:
         """How a run's knobs came to stand as they do, when a trainer goes on with it."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
+        self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 
     def turned(self, step: int, knobs: Knobs) -> None:
         """How the knobs stand in the coming step. Called by the training thread, which only adds and replaces."""
@@ -49,6 +54,8 @@ class Watch:
 
     def see(self, batch: Batch) -> list[Finding]:
         """Take what was committed; about once a second, what is newly found."""
+        self.evaluated += [evaluation(self.config, 0, *row) for row in batch.evals]
+        del self.evaluated[:-EVALS]
         if len(batch.rows):
             self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-KEPT:]
             self.first = batch.first_step + len(batch.rows) - len(self.rows_nC)
@@ -72,7 +79,24 @@ class Watch:
     def history(self, stat: str, layer: int = 0, bins: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """The steps in memory, each as it was: there are not more than a diagnosis takes."""
         steps = np.arange(self.first, self.first + len(self.rows_nC))
-        return steps, pick(self.layout, self.rows_nC, stat, layer)
+        return steps, pick(self.layout, self.rows_nC, stat, layer, steps, self.off_spans())
+
+    def evals(self) -> list[Eval]:
+        """The last evaluations."""
+        return self.evaluated
+
+    def off_spans(self) -> tuple[Off, ...]:
+        """Which experts were switched off, and when, as far as the steps in memory tell."""
+        changes = list(self.changes)
+        if self.off[0] != len(changes):
+            self.off = len(changes), off_spans(self.config, self.knobs_at(0), changes, self.counts)
+        return self.off[1]
+
+    def counts(self, layer: int, first: int, last: int) -> NDArray[Any]:
+        """The selections of those steps that are in memory; before them there are none."""
+        inside = slice(max(first - self.first, 0), max(last - self.first + 1, 0))
+        found = pick(self.layout, self.rows_nC[inside], "counts", layer)
+        return np.concatenate([np.zeros((last - first + 1 - len(found), found.shape[1])), found])
 
     def knob_changes(self) -> list[KnobChange]:
         return list(self.changes)

@@ -32,7 +32,7 @@ def test_it_holds_every_step_its_knobs_and_its_routing(run, tmp_path):
     np.testing.assert_allclose(numbers(data["rows"][0]["load_share"], "<u2").reshape(300, 8) / 65535, share, atol=1e-5)
     np.testing.assert_allclose(numbers(data["rows"][0]["cv_load"], "<f4"), run.history("cv_load", 0)[1], rtol=1e-6)
     turned = [one for one in data["knobs"] if one["step"]]
-    assert turned == [{"step": 151, "name": "noise", "label": "noise", "value": "0.5", "before": "1"}]
+    assert turned == [{"step": 151, "name": "noise", "label": "noise", "value": "0.5", "before": "1", "hand": True}]
     assert data["probe"]["steps"] == run.snapshots().tolist()
     first = numbers(data["probe"]["first"][3], "<u2")
     np.testing.assert_array_equal(first, run.snapshot(data["probe"]["steps"][3])[1]["experts"][0, :, 0])

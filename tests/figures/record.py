@@ -70,6 +70,7 @@ def record(
     k: int = 2,
     seed: int = 0,
     state: str = "finished",
+    selections: Any = None,
     **config: Any,
 ) -> Run:
     """A run of `steps` steps with snapshots and churn at every 20th; 0 leaves it as a trainer does before its first step."""
@@ -90,7 +91,10 @@ def record(
         for step in range(20, steps + 1, 20)
         for kind, arrays in snapshots_of(task, L, E, k, rng).items()
     ]
-    metrics = {"bits_per_byte": 2.5, "perplexity": 5.6} if task == "text" else {"accuracy": 0.9, "loss": 0.3}
+    metrics: dict[str, Any] = (
+        {"bits_per_byte": 2.5, "perplexity": 5.6} if task == "text" else {"accuracy": 0.9, "loss": 0.3}
+    )
+    metrics |= {} if selections is None else {"selections": selections}
     evals = [(step, metrics, None) for step in range(20, steps + 1, 20)]
     writer.commit(Batch(1, rows, evals=evals, snapshots=taken, state="training"))
     if state != "training":

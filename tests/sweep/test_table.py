@@ -32,8 +32,10 @@ def test_ceilings_are_what_a_collapse_onto_k_experts_reaches() -> None:
         "cv_importance": 15.97,
         "cv_load": 7.94,
         "max_over_mean_load": 64,
+        "cv_held_out": 7.94,
+        "max_over_mean_held_out": 64,
     }
-    assert [round(value, 2) for value in ceilings(16, 2).values()] == [3.87, 2.65, 8]
+    assert [round(value, 2) for value in ceilings(16, 2).values()] == [3.87, 2.65, 8, 2.65, 8]
     load = np.array([1.0, 1, 0, 0])
     assert ceilings(4, 2)["cv_load"] == load.std() / load.mean()
     assert ceilings(4, 2)["max_over_mean_load"] == load.max() / load.mean()

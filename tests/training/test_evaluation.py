@@ -9,7 +9,7 @@ import torch
 from moe_core.nn.models import asked_by, build
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
-from moe_core.training.evaluation import ablation, held_out_loss
+from moe_core.training.evaluation import ablation, evaluate, held_out_loss
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=64, d_model=8, d_hidden=8)
 KNOBS = Knobs()
@@ -39,6 +39,19 @@ def test_the_loss_is_the_mean_over_all_tokens_of_all_batches(model) -> None:
     assert measured["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
     assert measured["bits_per_byte"] == pytest.approx(loss / math.log(2), rel=1e-5)
     assert measured["accuracy"] == pytest.approx((logits.argmax(1) == batches[0].targets[:300]).float().mean().item())
+
+
+def test_selections_are_counted_over_all_batches_and_without_noise(model) -> None:
+    batches = load(CONFIG).held_out()
+    random = torch.get_rng_state()
+    counts = evaluate(model, batches, asked_by(CONFIG, replace(KNOBS, off="2:3"))).counts_LE
+    assert torch.equal(random, torch.get_rng_state())
+    model.eval()
+    _, routings = model(torch.cat([b.inputs for b in batches]), 2, 0.0, off=((), (2,)))
+    by_hand = [[int((r.experts_TK == e).sum()) for e in range(4)] for r in routings]
+    assert counts.tolist() == by_hand
+    assert counts[1, 2] == 0
+    assert counts.sum(1).tolist() == [2 * sum(len(b.targets) for b in batches)] * 2
 
 
 def test_an_ablation_says_how_the_loss_rises_and_changes_nothing(model) -> None:

@@ -125,7 +125,7 @@ def test_evaluations_go_by_step_and_end_with_one() -> None:
     _, record, _ = run()
     evals = record.all("evals")
     assert [step for step, *_ in evals] == [5, 10, 12]
-    assert set(evals[0][1]) == {"accuracy", "loss"}
+    assert set(evals[0][1]) == {"accuracy", "loss", "selections"}
     assert record.all("snapshots")[0][0] == 0
 
 
@@ -263,7 +263,10 @@ def test_a_run_walks_through_all_strategies_and_keeps_training(task: str) -> Non
     assert (at["counts", 0][16:20] == 32).all()  # expert choice before anything is off
     assert (at["dropped", 0][40:68] > 0).any()
     assert trainer.model.moe_layers[0].gate.bias_E.any()
-    assert all(np.isfinite(v) for _, metrics, _ in record.all("evals") for v in metrics.values())
+    for step, metrics, _ in record.all("evals"):
+        selections = metrics.pop("selections")
+        assert all(np.isfinite(v) for v in metrics.values())
+        assert (selections[0][0] is None) == (20 < step <= 68)  # off, and not just without a token
 
 
 def test_a_strategy_that_this_run_cannot_take_is_answered_and_ignored() -> None:

@@ -1,0 +1,121 @@
+"""The balance of the held-out split beside that of training: recorded, read, and said in words."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.export.report import parts_of
+from moe_core.figures.reading import HeldOut, held_out_at
+from moe_core.figures.tiles import balance_words, compare_tiles, held_out_line, live_tiles
+from moe_core.runs import Run, StoreError, ending, open_run
+from moe_core.runs.statistics import held_out_balance
+from tests.figures.record import record
+
+E = 4
+
+
+def cv(x: list[float]) -> float:
+    return float(np.std(x) / np.mean(x))
+
+
+@pytest.mark.parametrize(
+    ("counts", "on"),
+    [([5, 5, 5, 5], [5, 5, 5, 5]), ([0, 8, 4, 8], [0, 8, 4, 8]), ([math.nan, 8, 4, 8], [8, 4, 8]), ([20, 0, 0, 0], [20, 0, 0, 0])],
+)  # fmt: skip
+def test_balance_is_over_the_experts_that_are_on(counts: list[float], on: list[float]) -> None:
+    found = held_out_balance(np.array([counts, [1, 1, 1, 1]]))
+    assert found["cv_held_out"].tolist() == pytest.approx([cv(on), 0])
+    assert found["max_over_mean_held_out"].tolist() == pytest.approx([max(on) / np.mean(on), 1])
+
+
+def balance(value: float, since: bool = True, where: str = "without noise") -> HeldOut:
+    return HeldOut(300, value, 2.0, where, since)
+
+
+@pytest.mark.parametrize(
+    ("training", "held_out", "words", "line"),
+    [
+        ("Balanced", None, "Balanced in training", ""),
+        ("Balanced", balance(0.1), "Balanced", "without noise 0.10, balanced"),
+        ("Balanced", balance(0.52), "Balanced in training, uneven without noise", "without noise 0.52, uneven"),
+        ("Uneven", balance(1.2), "Uneven in training, collapsed without noise", "without noise 1.20, collapsed"),
+        ("Uneven", balance(0.2, where="in evaluation"), "Uneven in training, balanced in evaluation", "in evaluation 0.20, balanced"),
+        ("Balanced", balance(1.2, since=False), "Balanced in training", "without noise 1.20, step 300"),
+        ("", balance(0.1), "", "without noise 0.10, balanced"),
+        ("Not learning", balance(0.1), "Not learning", "without noise 0.10"),
+    ],
+)  # fmt: skip
+def test_the_word_says_of_which_balance_it_speaks(training: str, held_out: Any, words: str, line: str) -> None:
+    assert balance_words(training, held_out) == words
+    assert held_out_line(held_out, training) == line
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Run:
+    """As the first version recorded it: no selections."""
+    return record(tmp_path / "old", "plane", E=E, L=2)
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Run:
+    return record(tmp_path / "new", "plane", E=E, L=2, selections=[[10, 10, 10, 10], [40, 0, None, 20]])
+
+
+def test_selections_are_read_with_a_gap_for_who_was_off(new: Run) -> None:
+    counts = new.evals()[-1].counts
+    np.testing.assert_array_equal(counts, [[10, 10, 10, 10], [40, 0, np.nan, 20]])
+    assert new.evals()[-1].metrics.keys() == {"accuracy", "loss"}
+    assert held_out_at(new, 1, 60)[:3] == (60, pytest.approx(cv([40, 0, 20])), 2.0)
+    assert held_out_at(new, 1, 19) is None
+
+
+def test_a_run_without_selections_says_what_it_said(old: Run) -> None:
+    assert [e.counts for e in old.evals()] == [None] * 3
+    assert ending(old)["cv_held_out"] is None
+    tiles = {tile.name: tile for tile in live_tiles(old)}
+    assert tiles["cv_load"].lines == ("not measured without noise",)
+    assert tiles["max_over_mean_load"].lines == ("ceiling 2 ×",)
+    rows = [row for part in parts_of(old)[:5] for piece in part.content for row in piece.rows]
+    assert not any("held-out" in row[0] and "selections" in row[0] for row in rows)
+
+
+def test_live_has_both_balances(new: Run) -> None:
+    tiles = {tile.name: tile for tile in live_tiles(new, layer=1)}
+    assert tiles["cv_load"].word == "Uneven in training" or tiles["cv_load"].word == "Balanced in training"
+    assert tiles["cv_load"].lines == ("without noise 0.82, uneven",)
+    assert tiles["max_over_mean_load"].lines == ("held-out 2.00 ×",)
+    assert tiles["max_over_mean_load"].more == "ceiling 2 ×"
+    assert compare_tiles(new, 1)[0].more == "without noise 0.82, uneven"
+
+
+def test_the_end_and_the_report_have_it(new: Run) -> None:
+    told = ending(new)
+    assert told["cv_held_out"] == pytest.approx(cv([40, 0, 20]) / 2)
+    assert told["max_over_mean_held_out"] == pytest.approx(1.5)
+    summary, evals = parts_of(new)[0].content[0].rows, parts_of(new)[4].content[0]
+    assert ("CV(selections), held-out, layer 2", "0.816 (without noise, step 60)") in summary
+    assert evals.heading[:5] == ("step", "held-out accuracy", "held-out loss, nats", "CV(selections), held-out", "max / mean selections, held-out, x")  # fmt: skip
+    assert evals.rows[-1][3:5] == ("0.4082", "1.5")
+
+
+@pytest.mark.parametrize(
+    "told",
+    [[[1, 2], [3, 4]], [[1, 2, 3, -1]] * 2, [[1, 2, 3, 1e999]] * 2, "many", {"a": 1}, [[1, 2, 3, "x"]] * 2, [[[1]] * 4] * 2, 7],
+    ids=str,
+)  # fmt: skip
+def test_selections_that_are_none_are_said_in_a_line(told: Any, tmp_path: Path) -> None:
+    record(tmp_path / "a", "plane", E=E, L=2, selections=told).close()
+    with pytest.raises(StoreError, match="an evaluation is none"):
+        open_run(tmp_path / "a").evals()
+
+
+def test_what_draws_no_noise_is_not_said_to(new: Run) -> None:
+    quiet = SimpleNamespace(strategy="loss-free", noise=1.0)
+    source = SimpleNamespace(
+        config=new.config, evals=new.evals, knob_changes=new.knob_changes, knobs_at=lambda step: quiet
+    )
+    assert held_out_at(source, 0, 60).where == "in evaluation"
