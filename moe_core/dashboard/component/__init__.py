@@ -11,8 +11,9 @@ import streamlit as st
 
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
-// A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory.
-const at = (name) => new URL(`/moescope/${name}`, window.location.origin).href;
+// A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory. A page's path has one
+// part below the dashboard's own, which a proxy may have put anywhere.
+const at = (name) => new URL(`./moescope/${name}`, document.baseURI).href;
 
 // A server that was killed just now is back soon. Some browsers remember what an address failed to give, hence a new one.
 async function fetched() {
@@ -59,12 +60,15 @@ def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data
     mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
 
 
-def panel(run: str | None, go_to: GoTo, only: tuple[str, ...] = (), **data: Any) -> None:
+def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:
     """The run chooser, and of a run its state, buttons, knobs, layers and changes.
 
+    link: the words that the page's link must have, None being one that it must not. Streamlit drops them when another page
+    is opened; put there by the script, they would be a step of their own that Back undoes.
     only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
     """
-    mount("panel", go_to, part="panel", run=run, only=list(only), **data)
+    words = {"page": st.context.url, "words": link}  # of another page, so that the browser hears of it
+    mount("panel", go_to, part="panel", run=run, only=list(only), link=words, **data)
 
 
 def export_link(figures: Sequence[str], **what: str) -> None:
