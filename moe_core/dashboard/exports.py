@@ -224,18 +224,22 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     if not figures:
         st.info("Choose a figure at the left.")
         return
+    shown, told, button = st.empty(), st.empty(), st.empty()
+    # At once: until the file is made, a button of the last one's would give what is no longer chosen.
+    button.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
         picture = made(what, stands(source), figures[0], "png", look)
         file = picture if format == "png" else made(what, stands(source), figures[0], format, look)
     except ValueError as error:
-        st.error(str(error))
+        shown.error(str(error))
+        button.empty()
         return
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
     alt = title_of(figures[0])
-    st.html(
+    shown.html(
         f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
         f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
@@ -243,17 +247,18 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [run.id for run in getattr(source, "others", ())]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    st.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    if len(figures) == 1:
+        name = f"{source.id}-{figures[0]}.{format}"
+        button.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
+    else:
+        button.empty()
+        words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
+        task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
     if look.step is not None:
         # A link and no button: the panel beside goes to the last step too.
         rest = {name: value for name, value in st.query_params.items() if name != "step"}
         st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
-    if len(figures) == 1:
-        name = f"{source.id}-{figures[0]}.{format}"
-        st.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
-        return
-    words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
-    task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")

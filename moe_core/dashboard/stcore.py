@@ -54,7 +54,11 @@ def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
         return {"type": "websocket.disconnect", "code": 1002, "reason": reason}
 
     async def say(message: Message) -> None:
-        if not closed:
-            await send(message)
+        nonlocal closed
+        try:
+            if not closed:
+                await send(message)
+        except OSError:  # the page has gone, which Streamlit hears from its next message
+            closed = True
 
     return hear, say
