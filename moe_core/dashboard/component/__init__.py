@@ -9,6 +9,8 @@ from typing import Any
 
 import streamlit as st
 
+from moe_core.dashboard.links import WORDS, fits
+
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
 // A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory. A page's path has one
@@ -77,12 +79,16 @@ def export_link(figures: Sequence[str], **what: str) -> None:
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:
+    # What comes back from a page is checked as its link is: go_to remembers the run, and opens it.
     def chosen() -> None:
-        if run := st.session_state[key].run:
+        run = st.session_state[key].run
+        if isinstance(run, str) and fits("run", run):
             go_to(run)
 
     def picked() -> None:
-        for name, value in (st.session_state[key].picked or {}).items():
-            st.query_params[name] = str(value)
+        found = st.session_state[key].picked
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if name in WORDS and fits(name, str(value)):
+                st.query_params[name] = str(value)
 
     _render(key=key, data=data, on_run_change=chosen, on_picked_change=picked)
