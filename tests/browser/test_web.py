@@ -89,7 +89,7 @@ def test_a_chosen_format_is_never_given_in_the_old_one(server: Server, tab: Tab)
           const open = !!button && !button.disabled && getComputedStyle(box).pointerEvents !== "none";
           window.seen.push([open, document.body.innerText.includes("as svg")]); requestAnimationFrame(look); }; look(); }"""
     )
-    page.get_by_role("radio", name="svg").click()
+    page.locator("[data-testid=stButtonGroup] button, [role=radio]").filter(has_text="svg").first.click()
     clicked = page.evaluate("window.seen.length")
     page.get_by_text(" as svg").wait_for()
     page.wait_for_function(f"{SETTLED} && !!document.querySelector('.st-key-export-one button:enabled')")
