@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from moe_core.runs import is_alive
 from tests.browser.pages import make
@@ -107,9 +107,15 @@ def browser() -> Iterator[Browser]:
 
 def wait_for_function(page: Page, expression: str, arg: object = None, timeout: float = 2 * PATIENCE) -> None:
     """As playwright's own, which our content security policy refuses: it evaluates a string within the page."""
-    end = time.monotonic() + timeout / 1000
-    while not page.evaluate(expression, arg):
-        assert time.monotonic() < end, f"it did not come to {expression}"
+    end, answer = time.monotonic() + timeout / 1000, None
+    while True:
+        try:
+            answer = page.evaluate(expression, arg)
+            if answer:
+                return
+        except Error as error:  # a page on its way to another has no answer
+            answer = error
+        assert time.monotonic() < end, f"it did not come to {expression}: {answer}"
         page.wait_for_timeout(20)
 
 
