@@ -9,7 +9,12 @@ except ImportError:
 
 import streamlit as st
 
-from moe_core.dashboard.guard import MIDDLEWARE
-from moe_core.dashboard.live import ROUTES
+from moe_core.dashboard import serving
+from moe_core.dashboard.live import routes
 
-app = st.App("moe_core/dashboard/main.py", routes=ROUTES, middleware=MIDDLEWARE)
+app = st.App(
+    "moe_core/dashboard/main.py",
+    routes=routes(st.get_option("server.baseUrlPath")),
+    middleware=serving.MIDDLEWARE,
+    lifespan=serving.say_where,
+)

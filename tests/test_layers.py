@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.nn", "moe_core.runs", "moe_core.training"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
-    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
+    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/commands": {"moe_core", "benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
     "moe_core/lessons.py": {"moe_core.verdicts"},
     "moe_core/verdicts.py": {"numpy", "moe_core.schema"},

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard import controls
+from moe_core.dashboard import controls, links
 from moe_core.figures.reading import KINDS
 from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
 
@@ -38,8 +38,7 @@ def options(run: Run) -> dict[str, Any]:
 
 def slider(run: str, name: str, label: str, positions: list[int], own: int) -> int:
     """One slider, set from the link on every run and written to it when moved."""
-    named, key = st.query_params.get(name, ""), f"batch-{name}-{run}"
-    value = int(named) if named.isdecimal() and int(named) > 0 else own
+    key, value = f"batch-{name}-{run}", links.word(name) or own
     stops = sorted({*positions, own, min(value, positions[-1])})
     value = min(value, stops[-1])
     st.session_state[key] = value

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import streamlit as st
 
-from moe_core.dashboard import component, controls
-from moe_core.dashboard.views import MOST
+from moe_core.dashboard import component, controls, links
+from moe_core.dashboard.links import MOST
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import KINDS, gestures, rows_until
@@ -44,8 +44,8 @@ def page() -> None:
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
     there = [one.id for one in list_runs() if one.config and one.config.task == run.config.task and one.id != run.id]
-    chosen = [name for name in st.query_params.get("with", "").split(",") if name in there][:MOST]
-    align = "fork" if st.query_params.get("align") == "fork" else "step"
+    chosen = [name for name in links.word("with") or [] if name in there]
+    align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
 
     def go() -> None:

@@ -14,14 +14,13 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import cards, component, starting
+from moe_core.dashboard import cards, component, links, starting
+from moe_core.dashboard.links import NEW
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
 from moe_core.figures.reading import KIND_OF_TASK, groups_of, probe_kind
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
 from moe_core.schema import Config, Knobs
-
-NEW = "new"
 
 
 class First(NamedTuple):
@@ -50,7 +49,7 @@ def page(
     options: draws what the page lets a person choose beside run and layer, and says what was chosen.
     shown: whether this run has something to show in a figure.
     """
-    wanted = st.query_params.get("run") or st.session_state.get("run") or NEW
+    wanted = links.word("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
         names = [figure for figure in figures[probe_kind(run)] if shown(run, figure)]
@@ -68,37 +67,40 @@ def charts(name: str, run: str, task: str, figures: list[str], options: dict[str
 
 
 def frame(
-    choose: bool = True, wanted: str | None = None, first: First = CARD, only: tuple[str, ...] = ()
+    choose: bool = True,
+    wanted: str | None = None,
+    first: First = CARD,
+    only: tuple[str, ...] = (),
+    lesson: int | None = None,
 ) -> Run | None:
     """The panel in the sidebar, and the run that it shows; close it when it has been read.
 
     choose: without a run, draw the cards that start one. Returns None then, and while a trainer starts.
     wanted: the run, if it is not the link's, NEW being none. first: what the panel shows without one.
-    only: the knobs that the panel is to show, if not all that matter to the run.
+    only: the knobs that the panel is to show, if not all that matter to the run. lesson: the one that the page is at.
     """
     reap()
-    wanted = wanted or st.query_params.get("run") or st.session_state.get("run")
+    wanted = wanted or links.word("run") or st.session_state.get("run")
+    here: dict[str, str | None] = {"lesson": str(lesson) if lesson else None}
     if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
         config = starting.config_of(wanted)
         chosen = chooser_entry(wanted, config, time.time(), "")
         with st.sidebar:
-            component.panel(wanted, go_to, knobs=starting_values(first), chosen=chosen, only=only)
+            component.panel(wanted, go_to, here | {"run": wanted}, only, knobs=starting_values(first), chosen=chosen)
         if not config:
             cards.wait(wanted)
         return None
     run = looked_at(wanted)
     with st.sidebar:
         if run is None:
-            component.panel(None, go_to, knobs=starting_values(first), chosen=None, only=only)
+            none = {"run": None} if lesson else {}
+            component.panel(None, go_to, here | none, only, knobs=starting_values(first), chosen=None)
         else:
-            component.panel(run.id, go_to, chosen=entry_of(run), only=only)
+            component.panel(run.id, go_to, here | {"run": run.id}, only, chosen=entry_of(run))
             own_data(run)
     if run is not None:
-        # Streamlit drops the query when another page is opened: the link is made whole again.
         st.session_state["run"] = run.id
-        if st.query_params.get("run") != run.id:
-            st.query_params["run"] = run.id
     elif choose:
         cards.cards()
     return run

@@ -4,7 +4,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard import controls
+from moe_core.dashboard import controls, links
 from moe_core.figures.catalog import shows
 from moe_core.figures.reading import KINDS
 from moe_core.runs import Run
@@ -36,8 +36,8 @@ def options(run: Run) -> dict[str, Any]:
     until the person chooses another or asks for the busiest again.
     """
     E = run.config.num_experts
-    named = st.query_params.get("expert", "")
-    current = int(named) if named.isdecimal() and 1 <= int(named) <= E else None
+    named = links.word("expert")
+    current = named if named and named <= E else None
     key = f"expert-{run.id}"
     st.session_state[key] = current
 

@@ -9,7 +9,6 @@ import contextlib
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +25,8 @@ from urllib.parse import urlencode
 
 import streamlit as st
 
-from moe_core.dashboard import controls
+from moe_core.dashboard import controls, links
+from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
@@ -34,11 +34,9 @@ from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import NO_WORDS, RUN_ID, StoreError, last_words, runs_folder
+from moe_core.runs import NO_WORDS, StoreError, last_words, runs_folder
 
 ROOT = Path(__file__).parents[2]
-SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
-OWN = "own size"
 BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
@@ -113,7 +111,7 @@ def zipped(folder: Path) -> Path:
 
 def page() -> None:
     """The Export page: choices left, preview right, long work below. Without a run, the cards that start one."""
-    sweep = st.query_params.get("sweep", "")
+    sweep = links.word("sweep")
     run = controls.frame(choose=not sweep)
     if run is not None:
         run.close()
@@ -125,11 +123,8 @@ def page() -> None:
 
 def asked(run: str) -> Source:
     """The run with what the link lays over it and chooses in it; what does not fit is left out."""
-    query = st.query_params
-    others = [
-        str(runs_folder().absolute() / name) for name in query.get("with", "").split(",") if re.fullmatch(RUN_ID, name)
-    ]
-    options = {name: query[name] for name in ("align", *WHOLE) if query.get(name)}
+    others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
+    options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
     fits = []
     for i in range(len(others)):
         with contextlib.suppress(ValueError), Source(run, (*fits, others[i])).open():
@@ -166,7 +161,7 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     names = chosen(run, None)
     # A link that names other runs means their comparison.
     first = [name for name in names if FIGURES[name].page == "compare"][:1] or names[:1]
-    asked = [name for name in st.query_params.get("figures", "").split(",") if name in names]
+    asked = [name for name in links.word("figures") or [] if name in names]
     key = f"export-figures-{run.id}"
     if key not in st.session_state:
         st.session_state[key] = asked or first
@@ -188,7 +183,7 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
     font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
-    title = st.text_input("Title", placeholder="the figure's own", key="title", **BOUND)
+    title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, Found)
     layer = layer_of(run) if run.config.layers > 1 and not sweep else 1
     bare_at, caption_at = st.columns(2)
@@ -219,8 +214,8 @@ def title_of(name: str) -> str:
 
 def named(name: str, highest: int) -> int | None:
     """The layer or step that the link names, counted from 1; None where it names none that there is."""
-    text = st.query_params.get(name, "")
-    return int(text) if text.isdecimal() and 1 <= int(text) <= highest else None
+    value = links.word(name)
+    return value if value and value <= highest else None
 
 
 def preview(what: Source, source: Any, figures: list[str], format: str, look: Look) -> None:
@@ -228,18 +223,22 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     if not figures:
         st.info("Choose a figure at the left.")
         return
+    shown, told, button = st.empty(), st.empty(), st.empty()
+    # At once: until the file is made, a button of the last one's would give what is no longer chosen.
+    button.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
         picture = made(what, stands(source), figures[0], "png", look)
         file = picture if format == "png" else made(what, stands(source), figures[0], format, look)
     except ValueError as error:
-        st.error(str(error))
+        shown.error(str(error))
+        button.empty()
         return
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
     alt = title_of(figures[0])
-    st.html(
+    shown.html(
         f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
         f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
@@ -247,17 +246,18 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [run.id for run in getattr(source, "others", ())]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    st.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    if len(figures) == 1:
+        name = f"{source.id}-{figures[0]}.{format}"
+        button.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
+    else:
+        button.empty()
+        words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
+        task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
     if look.step is not None:
         # A link and no button: the panel beside goes to the last step too.
         rest = {name: value for name, value in st.query_params.items() if name != "step"}
         st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
-    if len(figures) == 1:
-        name = f"{source.id}-{figures[0]}.{format}"
-        st.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
-        return
-    words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
-    task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")

@@ -1,47 +1,205 @@
-"""Lets in whoever sits at this machine and nobody else: Host and Origin of every request, HTTP and WebSocket.
+"""Lets in whom it may: Host and Origin of every request, HTTP and WebSocket, then the token where one is asked for.
 
 A page of a stranger's may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
-(DNS rebinding); Streamlit's own check accepts that when Origin and Host agree. So Host must be ours by name.
+(DNS rebinding); Streamlit's own check accepts that when Origin and Host agree. So Host must be ours by name, and Origin,
+which names the page that asks, must be that same Host or a name in MOE_ALLOW (a proxy may have put its own Host). The
+token comes in the link once and is a cookie from then on. Every answer forbids other pages to frame it.
 """
 
-from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+import base64
+import hashlib
+import re
+import secrets
+from html import escape
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, urlencode
 
-NAMES = ("127.0.0.1", "localhost", "[::1]")
+import streamlit
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from moe_core.dashboard import stcore
+from moe_core.dashboard.address import ENTRY, TOKEN, Door, lets_in, words
+from moe_core.dashboard.log import note, short
+
+DAYS = 30  # for which a browser keeps the token
+STREAMLIT = "_stcore/stream"  # the end of the path of Streamlit's own socket
+NO_SOCKET = "wanted a WebSocket, got a plain request; a proxy before the dashboard must pass Upgrade and Connection on"
 
 
-def refusal(scope: Scope) -> str:
-    """Why a request is refused; "" if it may pass."""
+def policy() -> str:
+    """What a page may load and from where: this server and nobody else.
+
+    Streamlit and plotly.js style by inline rules; a component's script is a blob; pictures are made as data and blobs.
+    """
+    page = Path(streamlit.__file__).parent / "static" / "index.html"
+    own = [
+        hashlib.sha256(text.encode()).digest()
+        for text in re.findall(r"<script>(.*?)</script>", page.read_text(), re.DOTALL)
+    ]
+    scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in own)
+    return "; ".join(
+        [
+            "default-src 'none'",
+            f"script-src 'self' blob: {scripts}",
+            "style-src 'self' 'unsafe-inline'",
+            "img-src 'self' data: blob:",
+            "font-src 'self' data:",
+            "connect-src 'self'",
+            "media-src 'self'",
+            "manifest-src 'self'",
+            "base-uri 'self'",
+            "form-action 'self'",
+            "frame-ancestors 'none'",
+        ]
+    )
+
+
+HEADERS = [
+    (b"content-security-policy", policy().encode()),
+    (b"x-frame-options", b"DENY"),  # for browsers that do not know frame-ancestors
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+]
+
+
+def refusal(scope: Scope, door: Door) -> str:
+    """Why a request is refused for where it comes from; "" if it may pass."""
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
-    name, _, port = host.rpartition(":") if not host.endswith("]") else (host, "", "")
-    server = scope.get("server")
-    if name not in NAMES or (server and server[1] and port != str(server[1])):
-        return f"wanted Host 127.0.0.1 with this server's port, got {host!r}; open the address that the terminal shows"
+    if not lets_in(door, host):
+        return said(host, origin, host, door)
     if origin is None:
-        return "a WebSocket without Origin is refused" if scope["type"] == "websocket" else ""
-    if origin not in (f"http://{host}", f"https://{host}"):
-        return f"wanted Origin http://{host}, got {origin!r}"
-    return ""
+        return "a WebSocket without Origin is refused: no browser sends one" if scope["type"] == "websocket" else ""
+    scheme, _, name = origin.partition("://")
+    if scheme in ("http", "https") and name.lower() in (host.lower(), *door.allowed):
+        return ""
+    return said(host, origin, name, door)
+
+
+def said(host: str, origin: str | None, missing: str, door: Door) -> str:
+    """The refusal in words. missing: the name that is not allowed."""
+    seen = f"Host {short(host, 80)!r}" + (f", Origin {short(origin, 80)!r}" if origin is not None else "")
+    allowed = f"allowed are {words(door)}" + ("" if missing == host else ", and an Origin that is the Host's")
+    if not re.fullmatch(ENTRY, missing) or len(missing) > 80:
+        return f"{seen} is refused; {allowed}"
+    names = ",".join([*door.allowed, missing.lower()])
+    return (
+        f"{seen} is refused; {allowed}. If {missing} is your own name for this server, start it with MOE_ALLOW={names}"
+    )
 
 
 class Guard:
-    """ASGI middleware; answers 403, or closes a WebSocket before it opens."""
+    """ASGI middleware; answers 403 or 401, or closes a WebSocket before it opens."""
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, door: Door) -> None:
+        self.app, self.door = app, door
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        reason = refusal(scope) if scope["type"] in ("http", "websocket") else ""
-        if not reason:
+        if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
+        elif reason := refusal(scope, self.door):
+            note("refused", reason)
+            await refuse(scope, receive, send, 403, reason.encode(), b"text/plain; charset=utf-8")
+        elif scope["type"] == "http" and (rest := without_token(scope, self.door)) is not None:
+            await enter(scope, send, self.door, rest)
+        elif not has_cookie(scope, self.door):
+            note("no token", f"{short(scope['path'], 80)}: open the address with {TOKEN} that is shown above")
+            await refuse(scope, receive, send, 401, ASK.encode(), b"text/html; charset=utf-8")
         elif scope["type"] == "websocket":
-            await receive()
-            await send({"type": "websocket.close", "code": 4403, "reason": reason[:120]})
+            await self.socket(scope, receive, send)
+        elif scope["path"].endswith(STREAMLIT):
+            note("no WebSocket", NO_SOCKET)
+            await refuse(scope, receive, send, 426, NO_SOCKET.encode(), b"text/plain; charset=utf-8")
         else:
-            headers = [(b"content-type", b"text/plain; charset=utf-8")]
-            await send({"type": "http.response.start", "status": 403, "headers": headers})
-            await send({"type": "http.response.body", "body": reason.encode()})
+            await self.app(scope, receive, with_headers(send))
+
+    async def socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Streamlit has a check of its own, of fewer addresses: what came in is shown to it as a page of this machine's."""
+        port = (scope.get("server") or ("", 0))[1]
+        own = [(b"host", f"127.0.0.1:{port}".encode()), (b"origin", f"http://127.0.0.1:{port}".encode())]
+        others = [(name, value) for name, value in scope["headers"] if name.lower() not in (b"host", b"origin")]
+        scope = {**scope, "headers": [*own, *others]}
+        if scope["path"].endswith(STREAMLIT):
+            receive, send = stcore.checked(receive, send)
+        await self.app(scope, receive, send)
 
 
-MIDDLEWARE = [Middleware(Guard)]
+def with_headers(send: Send) -> Send:
+    async def headed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), *HEADERS]}
+        await send(message)
+
+    return headed
+
+
+async def refuse(scope: Scope, receive: Receive, send: Send, status: int, body: bytes, kind: bytes) -> None:
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.close", "code": 4000 + status})
+    else:
+        await answer(send, status, body, [(b"content-type", kind), (b"cache-control", b"no-store")])
+
+
+async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *HEADERS]})
+    await send({"type": "http.response.body", "body": body})
+
+
+# The token
+
+
+ASK = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MoEscope: token</title>
+<style>body {{ font: 15px/22px system-ui, sans-serif; max-width: 60ch; margin: 80px auto; padding: 0 24px; }}</style>
+<h1>This dashboard asks for a token</h1>
+<p>Open the address that its terminal shows, which ends in {TOKEN}=…, or give the token here.</p>
+<form><label>Token <input type="password" name="{TOKEN}" required></label> <button>Open</button></form>
+<p>Came from a link on another site? <a href="">Open this page again</a>: a browser that has the token keeps it from links.</p>
+</html>"""
+MOVE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={url}">
+<title>MoEscope</title><p><a href="{url}">Go on</a></p></html>"""
+
+
+def without_token(scope: Scope, door: Door) -> str | None:
+    """The address without its token, relative to itself, if it has the right one; None if it has none or a wrong one."""
+    if not door.token or TOKEN.encode() not in scope["query_string"]:
+        return None
+    asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    if not any(name == TOKEN and same(value, door.token) for name, value in asked):
+        return None
+    rest = urlencode([(name, value) for name, value in asked if name != TOKEN])
+    return f"./{quote(scope['path'].rpartition('/')[2])}" + (f"?{rest}" if rest else "")
+
+
+async def enter(scope: Scope, send: Send, door: Door, rest: str) -> None:
+    """Keep the token as a cookie, and go on without it in the address.
+
+    Not by a redirect: that would still be the stranger's link, on which a browser sends no SameSite=Strict cookie. Without
+    a Path the browser takes the folder of the address that it sees, which a proxy may have given a longer name.
+    """
+    secure = "; Secure" if scope["scheme"] == "https" else ""
+    cookie = f"{cookie_name(scope)}={door.token}; Max-Age={DAYS * 86400}; HttpOnly; SameSite=Strict{secure}"
+    headers = [
+        (b"content-type", b"text/html; charset=utf-8"),
+        (b"cache-control", b"no-store"),
+        (b"set-cookie", cookie.encode()),
+    ]
+    await answer(send, 200, MOVE.format(url=escape(rest)).encode(), headers)
+
+
+def has_cookie(scope: Scope, door: Door) -> bool:
+    """Whether a request comes with the token, or none is asked for."""
+    told = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
+    pairs = (pair.strip().partition("=") for pair in told.split(";"))
+    return not door.token or any(name == cookie_name(scope) and same(value, door.token) for name, _, value in pairs)
+
+
+def cookie_name(scope: Scope) -> str:
+    """Cookies know no ports: two dashboards of one machine each have their own."""
+    return f"moescope-{(scope.get('server') or ('', 0))[1]}"
+
+
+def same(one: str, other: str) -> bool:
+    """In a time that tells nothing of how much of it is right."""
+    return secrets.compare_digest(one.encode(errors="replace"), other.encode())

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import controls, starting
+from moe_core.dashboard import controls, links, starting
 from moe_core.dashboard.panel import did_not_start
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
 from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
@@ -66,7 +66,7 @@ def page() -> None:
     first = first_of(lesson)
     with st.container():  # always there: a fragment keeps the place where it was first drawn
         wanted = run_of(number)
-        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown)
+        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number)
     stand = NOWHERE
     if run:
         check(run, number)  # before the buttons, which bear its mark
@@ -92,8 +92,7 @@ def page() -> None:
 
 def numbered() -> int:
     """The lesson that the link names, else the one that this tab was at."""
-    named = st.query_params.get("lesson", "")
-    return int(named) if named in map(str, range(1, len(LESSONS) + 1)) else st.session_state.get("lesson", 1)
+    return int(links.word("lesson") or st.session_state.get("lesson", 1))
 
 
 def first_of(lesson: Lesson) -> controls.First:
@@ -104,7 +103,7 @@ def first_of(lesson: Lesson) -> controls.First:
 
 def run_of(number: int) -> str | None:
     """The lesson's run: the link's or the remembered one, if it is there, or starting, and began as the lesson does."""
-    named = st.query_params.get("run")
+    named = links.word("run")
     wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
     if wanted == controls.NEW:
         return None
@@ -139,17 +138,12 @@ def runs_of_lessons() -> dict[int, str]:
 
 
 def keep(number: int, run: str | None) -> None:
-    """Lesson and run into the link, and remembered for when the link is lost on the way to another page."""
+    """Lesson and run are remembered for when the link is lost on the way to another page."""
     st.session_state["lesson"] = number
-    link = {"lesson": str(number)} | ({"run": run} if run else {})
     if run:
         runs_of_lessons()[number] = run
     else:
         runs_of_lessons().pop(number, None)
-        st.query_params.pop("run", None)
-    for name, value in link.items():
-        if st.query_params.get(name) != value:
-            st.query_params[name] = value
 
 
 def seen() -> dict[tuple[str, int, int], Verdict]:
@@ -272,8 +266,7 @@ def invite(lesson: Lesson) -> None:
 
 def layer_of(run: Run) -> int:
     """The layer (from 0) that the link names."""
-    named = st.query_params.get("layer", "")
-    return min(int(named), run.config.layers) - 1 if named.isdecimal() and int(named) else 0
+    return min(links.word("layer") or 1, run.config.layers) - 1
 
 
 def read(number: int, wanted: str | None, drawn: Stand) -> None:
@@ -324,7 +317,8 @@ def question(number: int, own: str) -> None:
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
         st.markdown(own)
+    # Its content, not what makes it: that has a new address each second, and a click came too late for the old one.
     file.download_button(
-        "Flashcards", flashcards, "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
+        "Flashcards", flashcards(), "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
         help="The questions of all lessons as CSV for Anki: front, back, tags.",
     )  # fmt: skip

@@ -7,12 +7,10 @@ whose bytes did not change are left out. The next frame waits until the viewer h
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
 import math
-import re
 import struct
 import time
 from collections.abc import Callable
@@ -23,26 +21,28 @@ import numpy as np
 import plotly
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Route, WebSocketRoute
+from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard import starting
 from moe_core.dashboard.feed import join, leave_all, watchers
+from moe_core.dashboard.links import run_name
+from moe_core.dashboard.log import note, short
+from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
-from moe_core.dashboard.views import View, checked, hold_busiest, look_at
+from moe_core.dashboard.views import View, hold_busiest, look_at
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import probe_kind
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
-from moe_core.runs import RUN_ID, last_words, list_runs, reap, runs_folder
+from moe_core.runs import last_words, list_runs, reap, runs_folder
 from moe_core.schema import STAT
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
-PATIENCE = 20.0  # seconds to wait for a viewer that does not draw
+GREETING = 10.0  # seconds for a socket to say what it looks at; until then it is nobody's, and counts for nothing
 STARTING = 60.0  # seconds that a trainer may take to make its run
-LONGEST = 64 * 1024  # bytes of a message from a viewer
-MOST = 32  # viewers at once
+MOST = 128  # viewers at once: three tabs each of a class of thirty, and some
 DIAGNOSED = ("live", "routing")  # the pages that say what is wrong
 
 HERE = Path(__file__).parent / "component"
@@ -62,37 +62,21 @@ class Viewer:
         self.looked: Any = None  # the version and the question of the last frame
         self.answer: dict[str, Any] = {}  # what came of the viewer's last deed
 
-    def hear(self, text: str) -> dict[str, Any] | None:
-        """Take a message: what is looked at, and which frame was drawn. Returns one that asks for a deed.
-
-        ValueError, KeyError or TypeError if it is not one of ours.
-        """
-        if len(text) > LONGEST:
-            raise ValueError("a message of more than 64 KB")
-        said = json.loads(text)
-        if not isinstance(said, dict):
-            raise ValueError("a message that is not ours")
-        if said.keys() & {"turn", "command", "fork"}:
+    def hear(self, text: str) -> Deed | None:
+        """Take a message: what is looked at, and which frame was drawn. Returns one that asks for a deed; Refused if it is
+        not one of a page's."""
+        said = parsed(text)
+        if isinstance(said, Deed):
+            if not self.asked:
+                raise Refused("wanted first of all what is looked at, got a deed")
             return said
-        theme, page, layer, step = said["theme"], said["page"], int(said["layer"]), said.get("step")
-        sizes, span = said["sizes"], said.get("span")
-        if theme not in THEMES or not re.fullmatch(r"\w{0,40}", page) or not isinstance(sizes, dict):
-            raise ValueError("a message that is not ours")
-        if step is not None and (type(step) is not int or not 0 < step < 2**53):
-            raise ValueError(f"a step is a whole number from 1 on, got {step!r}")
-        if span is not None:
-            low, high = map(float, span)
-            if not -(2**53) < low < high < 2**53:
-                raise ValueError(f"a span is two steps, the lower first, got {span!r}")
-            span = (low, high)
-        asked = {"theme": theme, "page": page, "layer": layer, "step": step, "sizes": sizes, "span": span}
-        asked |= {"wide": said.get("wide") is True, "options": checked(said.get("options") or {})}
+        asked = {name: value for name, value in said._asdict().items() if name != "drawn"}
         if any(asked[name] != self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
         if asked != self.asked:
             self.asked = asked
             self.woken.set()
-        if said.get("drawn") == self.seq:
+        if said.drawn == self.seq:
             self.drawn.set()
         return None
 
@@ -156,7 +140,7 @@ class Viewer:
         self,
         source: View,
         name: str,
-        size: Any,
+        size: tuple[int, int],
         layer: int,
         step: int | None,
         arrays: "Arrays",
@@ -166,7 +150,7 @@ class Viewer:
         asked, entry = self.asked, FIGURES.get(name)
         if entry is None or probe_kind(source) not in entry.kinds:
             return
-        width, height = (min(max(int(side), 40), 8000) for side in size)
+        width, height = size
         theme = THEMES[asked["theme"]]
         try:
             arguments = entry.read(source, layer, step, asked["span"], max(100, width // 3))
@@ -272,49 +256,73 @@ _viewers: set[Viewer] = set()
 
 
 async def stream(websocket: WebSocket) -> None:
-    """One viewer of one run: frames out, acknowledgements and deeds in, until either goes away."""
+    """One viewer of one run: frames out, acknowledgements and deeds in, until either goes away. Closed here only."""
     await websocket.accept()
-    run = websocket.path_params["run"]
-    path = (runs_folder() / run).absolute()
-    if len(_viewers) >= MOST or not re.fullmatch(RUN_ID, run) or not path.is_dir():
-        await websocket.close(4404, "no such run, or too many viewers")
-        return
     viewer = Viewer()
-    _viewers.add(viewer)
-    listening: asyncio.Task[None] | None = None
     try:
-        viewer.hear(await asyncio.wait_for(websocket.receive_text(), PATIENCE))
-        if asked := starting.unstarted(run):
-            viewer.feed = asked
-            await websocket.send_bytes(await asyncio.to_thread(viewer.frame))  # type: ignore[arg-type]
-        if reason := await made(path):
-            await websocket.close(4404, reason[:100])
-            return
-        feed = viewer.feed = await asyncio.to_thread(join, path, viewer)
-        listening = asyncio.create_task(listen(websocket, viewer))
-        while not listening.done():
-            viewer.drawn.clear()
-            viewer.woken.clear()
-            began = time.monotonic()
-            frame = await asyncio.to_thread(viewer.frame)
-            if frame is not None:
-                await websocket.send_bytes(frame)
-                while feed.behind and not viewer.drawn.is_set() and not listening.done():  # while the browser draws
-                    await asyncio.to_thread(feed.catch_up)
-                # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
-                await first_of(viewer.drawn.wait(), listening)
-            # A tick counts from one frame to the next, however long the viewer took to draw.
-            rest = SOON if feed.waiting or feed.behind else max(SOON, TICK - (time.monotonic() - began))
-            await first_of(viewer.woken.wait(), listening, timeout=rest)
-    except (WebSocketDisconnect, TimeoutError):
+        code, reason = await serve(websocket, viewer)
+        await websocket.close(code, short(reason, 120))
+    except WebSocketDisconnect:
         pass
-    except (ValueError, KeyError, TypeError) as error:
-        await close(websocket, str(error))
     finally:
         _viewers.discard(viewer)
+        leave_all(viewer)
+
+
+async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
+    """Serve a viewer until there is a reason to close: its code, and what is said."""
+    try:
+        path = (runs_folder() / run_name(websocket.path_params["run"])).absolute()
+    except ValueError:
+        return 4404, "there is no such run"
+    if not path.is_dir():
+        return 4404, "there is no such run"
+    try:
+        await asyncio.wait_for(take(websocket, viewer), GREETING)
+    except TimeoutError:
+        return 4408, f"nothing was said for {GREETING:g} s"
+    except Refused as error:
+        return refuse(error)
+    if len(_viewers) >= MOST:
+        note("viewers", f"{MOST} pages look at runs already; another one waits")
+        return 4429, f"{MOST} pages look at runs already; close one"
+    _viewers.add(viewer)
+    if asked := starting.unstarted(path.name):
+        viewer.feed = asked
+        await websocket.send_bytes(await asyncio.to_thread(viewer.frame))  # type: ignore[arg-type]
+    if reason := await made(path):
+        return 4404, reason
+    listening: asyncio.Task[tuple[int, str]] | None = None
+    try:
+        viewer.feed = await asyncio.to_thread(join, path, viewer)
+        listening = asyncio.create_task(listen(websocket, viewer))
+        await show(websocket, viewer, listening)
+        return await listening
+    except (ValueError, KeyError, TypeError) as error:
+        return 4400, str(error)
+    finally:
         if listening:
             listening.cancel()
-        leave_all(viewer)
+            await asyncio.wait([listening])
+
+
+async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
+    """Frames as there is news, each when the last was drawn, for as long as the viewer is listened to."""
+    feed = viewer.feed
+    while not listening.done():
+        viewer.drawn.clear()
+        viewer.woken.clear()
+        began = time.monotonic()
+        frame = await asyncio.to_thread(viewer.frame)
+        if frame is not None:
+            await websocket.send_bytes(frame)
+            while feed.behind and not viewer.drawn.is_set() and not listening.done():  # while the browser draws
+                await asyncio.to_thread(feed.catch_up)
+            # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
+            await first_of(viewer.drawn.wait(), listening)
+        # A tick counts from one frame to the next, however long the viewer took to draw.
+        rest = SOON if feed.waiting or feed.behind else max(SOON, TICK - (time.monotonic() - began))
+        await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 
 async def made(path: Path) -> str:
@@ -328,43 +336,52 @@ async def made(path: Path) -> str:
     return ""
 
 
-async def first_of(happens: Any, listening: "asyncio.Task[None]", timeout: float | None = None) -> None:
+async def first_of(happens: Any, listening: "asyncio.Task[Any]", timeout: float | None = None) -> None:
     """Wait until something happens, the viewer leaves, or the time is up."""
     waiting = asyncio.create_task(happens)
     await asyncio.wait([waiting, listening], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 
-async def listen(websocket: WebSocket, viewer: Viewer) -> None:
+async def listen(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
+    """Hear a viewer until it sends what is not a page's: with which code to close, and what to say. Raises when it leaves."""
     try:
         while True:
-            deed = viewer.hear(await websocket.receive_text())
+            deed = await take(websocket, viewer)
             if deed is not None:
                 await do(viewer, deed)
-    except WebSocketDisconnect:
-        return
-    except (ValueError, KeyError, TypeError) as error:
-        await close(websocket, str(error))
+    except Refused as error:
+        return refuse(error)
 
 
-async def do(viewer: Viewer, deed: dict[str, Any]) -> None:
+async def take(websocket: WebSocket, viewer: Viewer) -> Deed | None:
+    """The viewer's next message."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", 1005))
+    if message.get("text") is None:
+        raise Refused("wanted text, got bytes")
+    return viewer.hear(message["text"])
+
+
+def refuse(error: Refused) -> tuple[int, str]:
+    note("message refused", str(error))
+    return 4400, str(error)
+
+
+async def do(viewer: Viewer, deed: Deed) -> None:
     """Carry out what a viewer asks, and wake all who watch the run, so that the effect is seen at once."""
     feed = viewer.feed
     assert feed is not None
-    answer: dict[str, Any] = {"nth": deed.get("nth"), "error": ""}
+    answer: dict[str, Any] = {"nth": deed.nth, "error": ""}
     try:
         answer |= await asyncio.to_thread(act, feed.run, deed)
-    except (ValueError, TypeError) as error:
+    except (ValueError, OSError) as error:
         answer["error"] = str(error)
     viewer.answer = answer
     feed.looked = 0.0
     for other in watchers(feed.run.path):
         other.woken.set()
-
-
-async def close(websocket: WebSocket, reason: str) -> None:
-    with contextlib.suppress(RuntimeError):  # it was closed already
-        await websocket.close(4400, reason[:100])
 
 
 def file(request: Request) -> Response:
@@ -383,14 +400,17 @@ def listed(request: Request) -> Response:
 
 
 def home(request: Request) -> Response:
-    """Live is the first page, and has its own link too."""
+    """Live is the first page, and has its own link too. Relative: a proxy may serve it below a longer path."""
     query = f"?{request.url.query}" if request.url.query else ""
-    return RedirectResponse(f"/{query}")
+    return RedirectResponse(f"./{query}")
 
 
-ROUTES = [
-    Route("/live", home),
-    Route("/moescope/runs", listed),
-    Route("/moescope/{name}", file),
-    WebSocketRoute("/moescope/live/{run}", stream),
-]
+def routes(base: str) -> list[BaseRoute]:
+    """Ours, below the path that the server is given (server.baseUrlPath)."""
+    base = f"/{base.strip('/')}".rstrip("/")
+    return [
+        Route(f"{base}/live", home),
+        Route(f"{base}/moescope/runs", listed),
+        Route(f"{base}/moescope/{{name}}", file),
+        WebSocketRoute(f"{base}/moescope/live/{{run}}", stream),
+    ]

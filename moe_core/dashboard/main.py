@@ -9,10 +9,12 @@ ROOT = Path(__file__).parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from moe_core.dashboard import controls  # noqa: E402
+from moe_core.dashboard import controls, links  # noqa: E402
 
-st.set_page_config("MoEscope", ":material/ecg_heart:", layout="wide", initial_sidebar_state=288)
+ICON = Path(__file__).parent / "component" / "icon.svg"  # a file: an icon by name is fetched from a stranger's server
+st.set_page_config("MoEscope", ICON, layout="wide", initial_sidebar_state=288)
 controls.style()
+links.say_unread()
 pages = [
     st.Page(ROOT / "pages" / "live.py", title="Live", default=True),
     st.Page(ROOT / "pages" / "routing.py", title="Routing"),

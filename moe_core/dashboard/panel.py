@@ -5,7 +5,6 @@ something. Both are used by the live route, so that a turn reaches the store wit
 """
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -13,9 +12,10 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from moe_core.dashboard.messages import Deed
 from moe_core.figures.reading import at, by_hand, gestures, held_out_at
 from moe_core.figures.tiles import balance_words, heldout_tile, number, word_at
-from moe_core.runs import COMMANDS, ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
+from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
 from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
@@ -202,27 +202,18 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def act(run: Run, said: dict[str, Any]) -> dict[str, Any]:
-    """Do what a viewer asks: turn knobs, tell the trainer something, fork. Returns {} or where to go; ValueError says why not.
-
-    said: {"turn": {knob: value}, "gesture": id}, {"command": name}, or {"fork": step}.
-    """
-    if "turn" in said:
+def act(run: Run, deed: Deed) -> dict[str, Any]:
+    """Do what a viewer asks: turn knobs, tell the trainer something, fork. Returns {} or where to go; ValueError says why not."""
+    if deed.turn:
         if not is_alive(run.path):
             raise ValueError("the run has ended, so its knobs are turned no more; fork it to go on")
-        gesture = str(said.get("gesture", ""))
-        if not isinstance(said["turn"], dict) or not re.fullmatch(r"\w{0,16}", gesture):
-            raise ValueError("a turn that is not ours")
-        run.turn(f"dashboard/{gesture}" if gesture else "dashboard", said["turn"])
-        return {}
-    if "fork" in said:
-        return {"go": fork(run, int(said["fork"]), {}, who="dashboard")}
-    if said.get("command") not in COMMANDS:
-        raise ValueError("a message that is not ours")
-    if said["command"] == "stop":
+        run.turn(f"dashboard/{deed.gesture}" if deed.gesture else "dashboard", deed.turn)
+    elif deed.fork:
+        return {"go": fork(run, deed.fork, {}, who="dashboard")}
+    elif deed.command == "stop":
         stop_later(run)  # one that does not answer is ended by its process
     else:
-        run.command(said["command"], who="dashboard")
+        run.command(deed.command, who="dashboard")
     return {}
 
 

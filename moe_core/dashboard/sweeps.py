@@ -11,7 +11,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard import component
+from moe_core.dashboard import component, links
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
@@ -69,7 +69,7 @@ def choose() -> Sweep | None:
     reap()
     st.html(f"<style>{CSS}</style>")
     names = sweep_ids()
-    wanted = st.query_params.get("sweep", names[0] if names else "new")
+    wanted = links.word("sweep") or (names[0] if names else "new")
     found = None
     if wanted != "new":
         try:
@@ -220,7 +220,7 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
     body = "".join(
         "<tr>"
         + "".join(f"<td>{escape(exact_text(row[name]))}</td>" for name in swept)
-        + f"<td>{links(row, found)}</td>"
+        + f"<td>{run_links(row, found)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
         + "".join(f'<td data-measure="{name}">{beside(row, name)}</td>' for name in apart)
         + "</tr>"
@@ -245,7 +245,7 @@ def beside_paper(row: dict[str, Any], name: str) -> str:
     return escape(measured(row, name)).replace(AHEAD, mark) + (f"<small>paper {paper}</small>" if paper else "")
 
 
-def links(row: dict[str, Any], found: Sequence[Result]) -> str:
+def run_links(row: dict[str, Any], found: Sequence[Result]) -> str:
     """The cell's runs by their seeds; one that has not begun is no link."""
     own = [result for result in found if result.job.run_id in row["ids"]]
     words = []

@@ -1,13 +1,10 @@
 """What a person chose on a page beside run and layer, and a source that carries it to the figures."""
 
-import re
 from typing import Any
 
 from moe_core.dashboard.feed import Feed, join
 from moe_core.figures.reading import Beside, Busiest, chosen_expert, held_busiest, named_expert
-from moe_core.runs import RUN_ID, StoreError, runs_folder
-
-MOST = 3  # runs beside the first
+from moe_core.runs import StoreError, runs_folder
 
 
 class View(Beside):
@@ -35,23 +32,12 @@ def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
     return list(held)
 
 
-def checked(options: Any) -> dict[str, Any]:
-    """The options of a viewer's message. ValueError unless they are a few plain values."""
-    if not isinstance(options, dict) or len(options) > 16:
-        raise ValueError("options that are not ours")
-    for value in options.values():
-        plain = value if isinstance(value, list) else [value]
-        if len(plain) > 16 or not all(isinstance(one, str | int | float) for one in plain):
-            raise ValueError("options that are not ours")
-    return options
-
-
 def look_at(feed: Feed, options: dict[str, Any], viewer: object) -> View:
     """The feed as the viewer looks at it, with the feeds of the runs beside it; one that cannot be opened is left out."""
     others = []
-    for name in options.get("with", [])[:MOST]:
-        path = (runs_folder() / str(name)).absolute()
-        if re.fullmatch(RUN_ID, str(name)) and path != feed.path and (path / "run.db").is_file():
+    for name in options.get("with", []):
+        path = (runs_folder() / name).absolute()
+        if path != feed.path and (path / "run.db").is_file():
             try:
                 other = join(path, viewer)
             except StoreError:

@@ -2,7 +2,8 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.export.files import write
-from moe_core.export.look import Look, check, sheet_of
+from moe_core.export.look import Look, check, laid_out, spec_of
 from moe_core.export.stamp import caption_of, figure_facts
 from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
@@ -71,15 +72,31 @@ def frames(run: Any, name: str, steps: np.ndarray[Any, Any], look: Look, progres
     """A picture a step, with the step below it."""
     from PIL import Image
 
-    for i, step in enumerate(steps.tolist()):
+    looks = [replace(look, step=step, caption=True) for step in steps.tolist()]
+    specs = [spec_of(run, name, here) for here in looks]
+    hold_axes([spec["layout"] for spec, _ in specs])
+    for i, (here, (spec, zoom)) in enumerate(zip(looks, specs, strict=True)):
         progress(i, len(steps))
-        here = replace(look, step=step, caption=True)
-        sheet, zoom = sheet_of(run, name, here, caption_of(figure_facts(run, name, here)))
+        sheet = laid_out(spec, zoom, name, here, caption_of(figure_facts(run, name, here)))
         picture = Image.open(io.BytesIO(to_png(sheet, scale=look.scale * zoom))).convert("RGB")
         # Both encoders want every frame of one size, and MP4 an even one.
         even = (picture.width // 2 * 2, picture.height // 2 * 2)
         yield picture.crop((0, 0, *even))
     progress(len(steps), len(steps))
+
+
+def hold_axes(layouts: Sequence[dict[str, Any]]) -> None:
+    """Give every frame the same axes, wide enough for all: a bar that grows must not look like one that shrinks."""
+    for name in {name for layout in layouts for name in layout if re.fullmatch(r"[xy]axis\d*", name)}:
+        axes = [layout[name] for layout in layouts if "range" in layout.get(name, {})]
+        if not axes:
+            continue
+        widest = dict(max(axes, key=lambda axis: abs(axis["range"][1] - axis["range"][0])))
+        low, high = min(min(axis["range"]) for axis in axes), max(max(axis["range"]) for axis in axes)
+        rising = widest["range"][0] <= widest["range"][1]
+        held = {word: widest[word] for word in ("tickvals", "ticktext", "dtick", "nticks") if word in widest}
+        for axis in axes:
+            axis |= held | {"range": [low, high] if rising else [high, low]}
 
 
 def gif(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:

@@ -121,10 +121,15 @@ def whole(layout: dict[str, Any]) -> tuple[str, int]:
 def sheet_of(run: Any, name: str, look: Look, caption: str, given: dict[str, Any] | None = None) -> tuple[Sheet, float]:
     """The figure as a sheet, and how many px one of its px is to be."""
     spec, zoom = spec_of(run, name, look, given)
+    return laid_out(spec, zoom, name, look, caption), zoom
+
+
+def laid_out(spec: dict[str, Any], zoom: float, name: str, look: Look, caption: str) -> Sheet:
+    """A spec, as spec_of makes it, as a sheet."""
     sheet, theme = draw(spec), THEMES[look.theme]
     if look.caption:
         sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
     # The spec is in whole px; the sheet is exactly what was asked for.
     width, height = (side / zoom for side in size_of(name, look))
     ground = Path((box(0, 0, width, height),), fill=colour_of(theme.ground))
-    return Sheet(width, height, (ground, *sheet.marks)), zoom
+    return Sheet(width, height, (ground, *sheet.marks))

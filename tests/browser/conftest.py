@@ -5,27 +5,25 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Error, Page, expect, sync_playwright
 
 from moe_core.runs import is_alive
 from tests.browser.pages import make
 from tests.chromium import FLAGS, find
+from tests.server import Server
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 30_000  # ms that a slow machine may take for what takes a moment
 expect.set_options(timeout=PATIENCE)
 
-# What a browser says on its console and is not ours: Streamlit looks things up on the network, and there is none here.
-NO_NETWORK = ("ERR_NAME_NOT_RESOLVED", "ERR_INTERNET_DISCONNECTED")
+# What a browser says on its console and is not ours: Streamlit probes for its own paths below a page's, once a cold load.
+PROBE = re.compile(r"/_stcore/(health|host-config)$")
 # What it says only in a tab whose server was killed while it was open.
 SERVER_KILLED = (
     "ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|ERR_INCOMPLETE_CHUNKED_ENCODING|ERR_CONTENT_LENGTH_MISMATCH",
@@ -35,49 +33,6 @@ SERVER_KILLED = (
     "Client Error in reaching server endpoint - No response",
     "Failed to fetch dynamically imported module: .*/static/js/",
 )
-
-
-class Server:
-    """`streamlit run app.py` as a person starts it, with its runs in a folder of its own."""
-
-    kills = 0  # of any server, so far
-
-    def __init__(self, runs: Path) -> None:
-        self.runs = runs
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.port = listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.start()
-
-    def start(self) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "streamlit",
-            "run",
-            "app.py",
-            "--server.headless",
-            "true",
-            "--server.port",
-            str(self.port),
-        ]
-        self.process = subprocess.Popen(
-            words, cwd=ROOT, env={**os.environ, "MOE_RUNS": str(self.runs)}, stdout=subprocess.DEVNULL
-        )
-        until = time.monotonic() + 60
-        while True:
-            try:
-                urllib.request.urlopen(f"{self.url}/_stcore/health", timeout=2).close()
-                return
-            except OSError:
-                assert time.monotonic() < until, "the server does not answer"
-                time.sleep(0.1)
-
-    def kill(self) -> None:
-        Server.kills += 1
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +105,20 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
+def wait_for_function(page: Page, expression: str, arg: object = None, timeout: float = 2 * PATIENCE) -> None:
+    """As playwright's own, which our content security policy refuses: it evaluates a string within the page."""
+    end, answer = time.monotonic() + timeout / 1000, None
+    while True:
+        try:
+            answer = page.evaluate(expression, arg)
+            if answer:
+                return
+        except Error as error:  # a page on its way to another has no answer
+            answer = error
+        assert time.monotonic() < end, f"it did not come to {expression}: {answer}"
+        page.wait_for_timeout(20)
+
+
 @pytest.fixture
 def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens tabs, each a session of its own; at the end none may have said an error of ours."""
@@ -159,11 +128,15 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
         kills = Server.kills
 
         def hear(kind: str, text: str, at: str) -> None:
-            # Streamlit probes for its own paths below a page's, once a cold load.
-            if kind != "error" or "/_stcore/" in at or any(known in text for known in NO_NETWORK):
+            if kind != "error" or ("404" in text and PROBE.search(at)):
                 return
             if Server.kills == kills or not any(re.search(known, text) for known in SERVER_KILLED):
                 complaints.append(f"{text} {at}")
+
+        def asked(at: str) -> None:
+            """Nothing leaves this machine: a page asks the server that it is of, or a file of the disk."""
+            if urlsplit(at).hostname not in (None, "127.0.0.1", "localhost"):
+                complaints.append(f"a request to {at}")
 
         context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
         contexts.append(context)
@@ -171,6 +144,9 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
         page = context.new_page()
         page.on("console", lambda message: hear(message.type, message.text, message.location.get("url", "")))
         page.on("pageerror", lambda error: hear("error", str(error), ""))
+        page.on("request", lambda request: asked(request.url))
+        page.on("websocket", lambda websocket: asked(websocket.url))
+        page.wait_for_function = partial(wait_for_function, page)
         page.goto(url)
         return page
 

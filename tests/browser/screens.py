@@ -108,7 +108,9 @@ def shoot(browser: Browser, at: str, pages: dict[str, str], out: Path, looks: An
     """Each page (name: link) in each look, which is a size and a theme."""
     out.mkdir(parents=True, exist_ok=True)
     for (width, height), theme in looks:
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, bypass_csp=True
+        )  # what it waits for is evaluated within the page
         page = context.new_page()
         for name, link in pages.items():
             page.goto(at + link)

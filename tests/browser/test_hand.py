@@ -93,7 +93,7 @@ def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab)
 
 def test_a_finger_turns_a_knob(server: Server, browser: object) -> None:
     run = training(server)
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True)  # type: ignore[attr-defined]
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True, bypass_csp=True)  # type: ignore[attr-defined]
     page = context.new_page()
     page.goto(f"{server.url}/?run={run.id}")
     wait_for_step(page, 2)

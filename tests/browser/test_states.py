@@ -122,7 +122,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
     assert (word(page), shape(page)) == ("Stopped", ("grey", False))
     notice = page.locator(".moescope-notice")
     expect(notice.get_by_role("link", name="Export")).to_have_attribute(
-        "href", re.compile(rf"^/export\?run={run.id}&figures=")
+        "href", re.compile(rf"^\./export\?run={run.id}&figures=")
     )
     expect(notice.get_by_role("button", name=re.compile("^Fork at"))).to_have_class(re.compile("moescope-primary"))
 

@@ -53,7 +53,7 @@ def test_a_click_on_a_cell_opens_its_run(server: Server, tab: Tab) -> None:
     cell.wait_for(timeout=60_000)
     page.wait_for_timeout(1000)  # it has its size
     figures = "sweep_balance%2Csweep_quality%2Csweep_pareto"
-    expect(page.locator(".moe-export")).to_have_attribute("href", f"/export?sweep=s&figures={figures}")
+    expect(page.locator(".moe-export")).to_have_attribute("href", f"./export?sweep=s&figures={figures}")
     box = cell.bounding_box()
     assert box
     # The lower right cell: w_importance 0.1, noise 0.5, which is the third of the four.

@@ -1,21 +1,28 @@
-"""Who is let in: whoever sits at this machine."""
+"""Who is let in: whoever sits at this machine, and whom MOE_ALLOW and a token let in."""
 
 import asyncio
+import re
 from typing import Any
 
 import pytest
 
-from moe_core.dashboard.guard import Guard
+from moe_core.dashboard.address import TOKEN, Door, door, lines
+from moe_core.dashboard.guard import HEADERS, Guard
 
 HOST, HERE = "127.0.0.1:8501", "http://127.0.0.1:8501"
+HOME = Door()
+HUB = Door(("hub.example.org", "lab:8443"))
+LAN = Door((), "0.0.0.0", "secret")
 
 
-def call(kind: str, headers: dict[str, str]) -> list[dict[str, Any]]:
-    """What a guarded app answers to one request; "in" is what the app behind the guard says."""
+def call(
+    kind: str, headers: dict[str, str], door: Door = HOME, path: str = "/", query: str = "", scheme: str = "http"
+) -> list[dict[str, Any]]:
+    """What a guarded app answers to one request; "in" is what the app behind the guard says, with the headers it was shown."""
     sent: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        await send({"type": "in"})
+        await send({"type": "in", "headers": dict(scope["headers"])})
 
     async def receive() -> dict[str, Any]:
         return {"type": f"{kind}.connect"}
@@ -24,41 +31,189 @@ def call(kind: str, headers: dict[str, str]) -> list[dict[str, Any]]:
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    asyncio.run(Guard(app)({"type": kind, "headers": raw, "server": ("127.0.0.1", 8501)}, receive, send))
+    scope = {"type": kind, "headers": raw, "server": ("127.0.0.1", 8501), "path": path, "scheme": scheme}
+    asyncio.run(Guard(app, door)(scope | {"query_string": query.encode()}, receive, send))
     return sent
 
 
-@pytest.mark.parametrize("host", [HOST, "localhost:8501", "[::1]:8501"])
+def comes_in(kind: str, headers: dict[str, str], door: Door = HOME, **more: str) -> bool:
+    return call(kind, headers, door, **more)[0]["type"] == "in"
+
+
+# An ssh -L, a container's published port or a proxy on this machine may have another port, or none.
+OURS = ["127.0.0.1:8501", "localhost:8501", "[::1]:8501", "localhost:9000", "127.0.0.1:1", "localhost"]
+
+
+@pytest.mark.parametrize("host", OURS)
 @pytest.mark.parametrize("kind", ["http", "websocket"])
 def test_our_own_pages_come_in(host: str, kind: str) -> None:
-    assert call(kind, {"Host": host, "Origin": f"http://{host}"}) == [{"type": "in"}]
+    assert comes_in(kind, {"Host": host, "Origin": f"http://{host}"})
 
 
 def test_a_page_that_is_typed_into_the_browser_has_no_origin() -> None:
-    assert call("http", {"Host": HOST}) == [{"type": "in"}]
+    assert comes_in("http", {"Host": HOST})
 
 
-@pytest.mark.parametrize(
-    "headers",
-    [
-        {"Host": "rebind.evil.com:8501", "Origin": "http://rebind.evil.com:8501"},
-        {"Host": "127.0.0.1:9999", "Origin": "http://127.0.0.1:9999"},
-        {"Host": "127.0.0.1", "Origin": "http://127.0.0.1"},
-        {"Host": HOST, "Origin": "http://evil.com"},
-        {"Host": HOST, "Origin": "null"},
-        {"Host": HOST, "Origin": "http://127.0.0.1:9999"},
-        {"Host": HOST, "Origin": "http://localhost:8501"},
-        {"Origin": HERE},
-    ],
-)
-def test_a_stranger_is_refused(headers: dict[str, str]) -> None:
-    start, body = call("http", headers)
+STRANGERS = [
+    {"Host": "rebind.evil.com:8501", "Origin": "http://rebind.evil.com:8501"},
+    {"Host": "localhost.evil.com:8501", "Origin": "http://localhost.evil.com:8501"},
+    {"Host": "127.0.0.1.evil.com", "Origin": "http://127.0.0.1.evil.com"},
+    {"Host": "192.168.1.5:8501", "Origin": "http://192.168.1.5:8501"},
+    {"Host": HOST, "Origin": "http://evil.com"},
+    {"Host": HOST, "Origin": "null"},
+    {"Host": HOST, "Origin": "file://"},
+    {"Host": HOST, "Origin": "http://127.0.0.1:9999"},
+    {"Host": HOST, "Origin": "http://localhost:8501"},
+    {"Host": "localhost:9000", "Origin": "http://localhost:9001"},
+    {"Host": "localhost:9000", "Origin": "http://localhost"},
+    {"Host": "evil.com@127.0.0.1:8501", "Origin": HERE},
+    {"Host": "", "Origin": HERE},
+    {"Origin": HERE},
+]
+
+
+@pytest.mark.parametrize("headers", STRANGERS)
+@pytest.mark.parametrize("door", [Door(), HUB])
+def test_a_stranger_is_refused_and_is_not_framed_with(headers: dict[str, str], door: Door) -> None:
+    start, body = call("http", headers, door)
     assert start["status"] == 403
-    assert b"wanted" in body["body"]
-    (closed,) = call("websocket", headers)
+    assert b"is refused; allowed are localhost" in body["body"]
+    assert set(HEADERS) <= set(start["headers"])
+    (closed,) = call("websocket", headers, door)
     assert (closed["type"], closed["code"]) == ("websocket.close", 4403)
 
 
 def test_a_websocket_must_say_where_it_comes_from() -> None:
     (closed,) = call("websocket", {"Host": HOST})
     assert closed["code"] == 4403
+
+
+def test_a_refusal_says_what_was_seen_and_the_setting_that_allows_it() -> None:
+    text = call("http", {"Host": "moe.example.org:443"}, HUB)[1]["body"].decode()
+    assert "Host 'moe.example.org:443' is refused" in text
+    assert text.endswith("start it with MOE_ALLOW=hub.example.org,lab:8443,moe.example.org:443")
+    setting = text.rpartition("MOE_ALLOW=")[2]
+    assert comes_in("http", {"Host": "moe.example.org:443"}, door("127.0.0.1", setting)._replace(token=""))
+    text = call("http", {"Host": HOST, "Origin": "https://moe.example.org"})[1]["body"].decode()
+    assert "Origin 'https://moe.example.org' is refused" in text
+    assert text.endswith("MOE_ALLOW=moe.example.org")
+    text = call("http", {"Host": "\x1b[31m" + "x" * 500})[1]["body"].decode()  # nothing of a stranger's runs on
+    assert "\x1b" not in text
+    assert "MOE_ALLOW" not in text
+    assert len(text) < 300
+
+
+@pytest.mark.parametrize(
+    ("headers", "expected"),
+    [
+        ({"Host": "hub.example.org", "Origin": "https://hub.example.org"}, True),
+        ({"Host": HOST, "Origin": "https://hub.example.org"}, True),  # a proxy put its own Host
+        ({"Host": "HUB.example.org", "Origin": "https://Hub.example.org"}, True),
+        ({"Host": "lab:8443", "Origin": "https://lab:8443"}, True),
+        ({"Host": "lab", "Origin": "https://lab"}, False),
+        ({"Host": "hub.example.org:81", "Origin": "http://hub.example.org:81"}, False),
+        ({"Host": HOST, "Origin": "https://hub.example.org:81"}, False),  # another app at the same machine
+        ({"Host": "a.hub.example.org", "Origin": "https://a.hub.example.org"}, False),
+    ],
+)
+def test_what_is_allowed_is_one_address_as_the_browser_shows_it(headers: dict[str, str], expected: bool) -> None:
+    for kind in ("http", "websocket"):
+        assert comes_in(kind, headers, HUB) is expected
+
+
+@pytest.mark.parametrize(
+    "allow", ["*", "*.example.org", "https://hub.example.org", "a b", "hub/x", "hub:http", "hub,,*"]
+)
+def test_a_setting_that_is_no_address_is_refused(allow: str) -> None:
+    with pytest.raises(ValueError, match="MOE_ALLOW lists addresses"):
+        door("127.0.0.1", allow)
+
+
+@pytest.mark.parametrize(
+    ("address", "allow", "asks"),
+    [
+        ("127.0.0.1", "", False),
+        ("localhost", "", False),
+        ("::1", "localhost:9000", False),
+        ("127.0.0.1", "hub.example.org", True),
+        ("127.0.0.1", "192.168.1.5", True),
+        ("0.0.0.0", "", True),
+        ("", "", True),  # which is every address for Streamlit
+        ("192.168.1.5", "", True),
+    ],
+)
+def test_a_token_is_asked_for_beyond_this_machine(address: str, allow: str, asks: bool) -> None:
+    tokens = {door(address, allow).token for _ in range(2)}
+    assert tokens == {""} if not asks else len(tokens) == 2
+    assert all(len(token) >= 32 for token in tokens if token)
+
+
+def test_beyond_this_machine_an_ip_address_comes_in_which_no_stranger_can_point_elsewhere() -> None:
+    for host in ("192.168.1.5:8501", "[fe80::1]:8501", "localhost:8501"):
+        assert comes_in("http", {"Host": host, "Cookie": "moescope-8501=secret"}, LAN)
+    assert not comes_in("http", {"Host": "rebind.evil.com:8501", "Cookie": "moescope-8501=secret"}, LAN)
+
+
+@pytest.mark.parametrize(
+    "cookie", ["", "moescope-8501=", "moescope-8501=Secret", "moescope-8502=secret", "moescope-8501=secret2", "x"]
+)
+def test_without_the_token_nothing_comes_in(cookie: str) -> None:
+    for path in ("/", "/experts", "/_stcore/health", "/static/js/index.js", "/moescope/runs", "/media/x.png"):
+        start, body = call("http", {"Host": HOST, "Cookie": cookie}, LAN, path=path)
+        assert start["status"] == 401
+        assert b"secret" not in body["body"]
+        assert set(HEADERS) <= set(start["headers"])
+    for path in ("/_stcore/stream", "/moescope/live/a"):
+        (closed,) = call("websocket", {"Host": HOST, "Origin": HERE, "Cookie": cookie}, LAN, path=path)
+        assert closed["code"] == 4401
+    assert call("http", {"Host": HOST}, LAN, query=f"{TOKEN}=wrong")[0]["status"] == 401
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "rest"),
+    [("/", "", "./"), ("/experts", "run=a&step=40", "./experts?run=a&amp;step=40"), ("//evil.com", "", "./evil.com"), ('/x"><script>', "", "./x%22%3E%3Cscript%3E")],
+)  # fmt: skip
+def test_the_link_becomes_a_cookie_and_the_address_forgets_it(path: str, query: str, rest: str) -> None:
+    asked = f"{query}&{TOKEN}=secret".lstrip("&")
+    for scheme in ("http", "https"):
+        start, body = call("http", {"Host": HOST}, LAN, path=path, query=asked, scheme=scheme)
+        headers = dict(start["headers"])
+        assert start["status"] == 200
+        assert f'content="0;url={rest}"' in body["body"].decode()
+        cookie = headers[b"set-cookie"].decode()
+        assert re.match(r"moescope-8501=secret; Max-Age=\d+; HttpOnly; SameSite=Strict", cookie)
+        assert ("Secure" in cookie) is (scheme == "https")
+        assert headers[b"cache-control"] == b"no-store"
+    own = cookie.partition(";")[0]
+    for kind in ("http", "websocket"):
+        assert comes_in(kind, {"Host": HOST, "Origin": HERE, "Cookie": f"a=b; {own}; c"}, LAN)
+
+
+def test_streamlit_is_shown_one_address_and_no_other() -> None:
+    """Its own check knows fewer, and would ask the internet for this machine's."""
+    (message,) = call("websocket", {"Host": HOST, "Origin": "https://hub.example.org", "Cookie": "a=b"}, HUB)
+    assert message["headers"] == {b"host": b"127.0.0.1:8501", b"origin": b"http://127.0.0.1:8501", b"cookie": b"a=b"}
+
+
+def test_a_proxy_that_passes_no_sockets_on_is_told_so() -> None:
+    start, body = call("http", {"Host": HOST}, path="/base/_stcore/stream")
+    assert start["status"] == 426
+    assert b"must pass Upgrade" in body["body"]
+
+
+@pytest.mark.parametrize(
+    ("door", "base"), [(Door(), ""), (Door(), "/a/b/"), (LAN, "x"), (Door((), "192.168.1.5", "secret"), ""), (Door(("hub.example.org",), "", "secret"), "")]
+)  # fmt: skip
+def test_every_address_that_is_printed_comes_in(door: Door, base: str) -> None:
+    shown = [
+        re.fullmatch(r"MoEscope: http://([^/]+)(/\S*?)(?:\?moe_token=(\S+))?", line)
+        for line in lines(door, 8501, base, False)
+    ]
+    found = [match for match in shown if match]
+    assert found
+    for match in found:
+        host, path, token = match.groups()
+        assert path == f"/{base.strip('/')}/".replace("//", "/")
+        assert (token or "") == door.token
+        cookie = f"moescope-8501={token}" if token else ""
+        assert comes_in("http", {"Host": host, "Cookie": cookie}, door)

@@ -69,7 +69,10 @@ def parts(app: AppTest) -> dict[str, dict[str, Any]]:
 
 
 def link(app: AppTest) -> dict[str, str]:
-    return {name: value if isinstance(value, str) else value[-1] for name, value in app.query_params.items()}
+    """The page's link, with what the panel puts into it and takes out of it in the browser."""
+    found = {name: value if isinstance(value, str) else value[-1] for name, value in app.query_params.items()}
+    found |= parts(app)["panel"]["link"]["words"]
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def html(app: AppTest) -> str:
@@ -102,7 +105,7 @@ def test_other_runs_are_not_taken_for_the_lessons(runs: Path) -> None:
     app = page(lesson="1", run="a")
     assert "a did not begin as this lesson does" in app.info[0].value
     assert "charts" not in parts(app)
-    assert "run" not in app.query_params
+    assert link(app) == {"lesson": "1"}
     assert "is no run" in page(lesson="1", run="nobody").error[0].value
 
 

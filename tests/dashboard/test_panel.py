@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.messages import deed
 from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
 from moe_core.figures.reading import gestures, last_change
 from moe_core.figures.tiles import heldout_tile, speed_tile
@@ -39,15 +40,20 @@ def feed(writer: RunWriter) -> Iterator[Feed]:
     feed.run.close()
 
 
+def ask(run: Any, said: dict[str, Any]) -> dict[str, Any]:
+    """As a viewer does."""
+    return act(run, deed(said))
+
+
 def knobs_of(told: dict[str, Any]) -> dict[str, Any]:
     return {knob["name"]: knob for knob in told["knobs"]}
 
 
 def test_a_drag_is_one_turn_in_the_list_and_each_value_in_the_record(writer: RunWriter, feed: Feed) -> None:
     for value in (0.01, 0.02, 0.05):
-        act(feed.run, {"turn": {"w_load": value}, "gesture": "abc"})
-    act(feed.run, {"turn": {"noise": 2}, "gesture": "xyz"})
-    act(feed.run, {"turn": {"w_load": 0.1}, "gesture": "abc"})
+        ask(feed.run, {"turn": {"w_load": value}, "gesture": "abc"})
+    ask(feed.run, {"turn": {"noise": 2}, "gesture": "xyz"})
+    ask(feed.run, {"turn": {"w_load": 0.1}, "gesture": "abc"})
     writer.commit(Batch(51, NONE, applied=[(1, 20), (2, 21), (3, 30), (4, 31)]))
     feed.refresh(now=True)
     assert [(c.value, c.step) for c in feed.run.knob_changes()] == [
@@ -66,9 +72,9 @@ def test_a_drag_is_one_turn_in_the_list_and_each_value_in_the_record(writer: Run
 
 
 def test_the_knobs_of_a_remedy_are_all_marked_as_turned(writer: RunWriter, feed: Feed) -> None:
-    act(feed.run, {"turn": {"noise": 2}, "gesture": "before"})
+    ask(feed.run, {"turn": {"noise": 2}, "gesture": "before"})
     writer.commit(Batch(51, NONE, applied=[(1, 20)]))
-    act(feed.run, {"turn": {"w_importance": 0.3, "w_load": 0.2}, "gesture": "remedy"})
+    ask(feed.run, {"turn": {"w_importance": 0.3, "w_load": 0.2}, "gesture": "remedy"})
     feed.refresh(now=True)
     for step in (None, 30):
         was = {name: told["was"] for name, told in knobs_of(panel(feed)).items() if told["was"] is not None}
@@ -94,8 +100,8 @@ def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> No
 
 
 def test_turns_of_two_hands_are_two(feed: Feed) -> None:
-    act(feed.run, {"turn": {"noise": 2}, "gesture": "a"})
-    act(feed.run, {"turn": {"noise": 3}, "gesture": "b"})
+    ask(feed.run, {"turn": {"noise": 2}, "gesture": "a"})
+    ask(feed.run, {"turn": {"noise": 3}, "gesture": "b"})
     feed.run.turn(who="script", noise=1.5)
     feed.run.turn(who="script", noise=0.5)
     assert [c.value for c in gestures(feed.run.knob_changes())] == [2, 3, 1.5, 0.5]
@@ -118,15 +124,15 @@ def test_a_past_step_shows_the_knobs_as_they_were(writer: RunWriter, feed: Feed)
         ({"turn": {"noise": 99}}, "between 0 and 4"),
         ({"turn": {"nose": 1}}, "unknown knob"),
         ({"turn": {"k": 5}}, "num_experts=4"),
-        ({"turn": []}, "not ours"),
-        ({"turn": {"noise": 1}, "gesture": "a b"}, "not ours"),
-        ({"command": "rm"}, "not ours"),
+        ({"turn": []}, "must be an object"),
+        ({"turn": {"noise": 1}, "gesture": "a b"}, "gesture must"),
+        ({"command": "rm"}, "command must"),
         ({"fork": 999}, "999"),
     ],
 )
 def test_what_cannot_be_done_is_refused_and_nothing_is_written(feed: Feed, said: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        act(feed.run, said)
+        ask(feed.run, said)
     assert feed.run.knob_changes() == []
     assert feed.run.commands() == []
 
@@ -135,7 +141,7 @@ def test_the_knobs_of_a_run_that_ended_are_turned_no_more(tmp_path: Path) -> Non
     create_run(tmp_path / "b", CONFIG, Knobs()).finish("finished")
     run = open_run(tmp_path / "b")
     with pytest.raises(ValueError, match="has ended"):
-        act(run, {"turn": {"noise": 2}})
+        ask(run, {"turn": {"noise": 2}})
     feed = Feed(run)
     feed.refresh(now=True)
     assert not panel(feed)["alive"]
@@ -147,7 +153,7 @@ def test_the_knobs_of_a_run_that_ended_are_turned_no_more(tmp_path: Path) -> Non
 
 def test_a_button_asks_the_trainer(feed: Feed) -> None:
     for name in ("pause", "step", "resume"):
-        act(feed.run, {"command": name})
+        ask(feed.run, {"command": name})
     assert [(c.name, c.who) for c in feed.run.commands()] == [(n, "dashboard") for n in ("pause", "step", "resume")]
 
 
@@ -221,12 +227,12 @@ def test_a_list_that_is_cut_says_how_many_it_leaves_out(feed: Feed) -> None:
 
 def test_a_drag_that_ends_where_it_began_is_none_unless_it_acted_meanwhile(writer: RunWriter, feed: Feed) -> None:
     for value in (2, 1):
-        act(feed.run, {"turn": {"noise": value}, "gesture": "abc"})
+        ask(feed.run, {"turn": {"noise": value}, "gesture": "abc"})
     writer.commit(Batch(51, NONE, applied=[(1, 20), (2, 20)]))
     feed.refresh(now=True)
     assert (panel(feed)["changes"], panel(feed)["marks"], last_change(feed, 50)) == ([], [], None)
     for value in (2, 1):
-        act(feed.run, {"turn": {"noise": value}, "gesture": "xyz"})
+        ask(feed.run, {"turn": {"noise": value}, "gesture": "xyz"})
     writer.commit(Batch(51, NONE, applied=[(3, 30), (4, 31)]))
     feed.refresh(now=True)
     assert panel(feed)["marks"] == [30]
@@ -309,7 +315,7 @@ def test_what_is_wrong_is_said_once_a_second_with_a_remedy_that_can_be_turned(
     assert said["what"].startswith("The gate has collapsed onto a few experts")
     assert said["what"].endswith("Since step 1.")
     assert (said["button"], len(said["more"])) == ("Turn w_importance and w_load to 0.1", 2)
-    act(feed.run, {"turn": said["remedy"], "gesture": "r1"})
+    ask(feed.run, {"turn": said["remedy"], "gesture": "r1"})
     assert (feed.run.knobs.w_importance, feed.run.knobs.w_load) == (0.1, 0.1)
     looks: list[int] = []
     monkeypatch.setattr("moe_core.dashboard.feed.diagnose", lambda source, layer: looks.append(layer) or [])

@@ -87,8 +87,8 @@ def test_the_route_sends_the_empty_page_before_the_run_is_made(runs: Path, monke
     class Socket(SimpleNamespace):
         async def accept(self) -> None: ...
 
-        async def receive_text(self) -> str:
-            return said("live", "text")
+        async def receive(self) -> dict[str, str]:
+            return {"type": "websocket.receive", "text": said("live", "text")}
 
         async def send_bytes(self, frame: bytes) -> None:
             sent.append(frame)

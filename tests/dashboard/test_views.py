@@ -10,19 +10,11 @@ import pytest
 
 from moe_core.dashboard.feed import _feeds, join, leave_all
 from moe_core.dashboard.live import Viewer
-from moe_core.dashboard.views import checked, look_at
+from moe_core.dashboard.views import look_at
 from moe_core.figures.reading import Beside, held_busiest
 from moe_core.runs import Batch
 from moe_core.schema import layout
 from tests.figures.record import _open, record
-
-
-def test_options_are_a_few_plain_values() -> None:
-    good = {"expert": 3, "with": ["a", "b"], "align": "fork", "noise": 0.5}
-    assert checked(good) == good
-    for bad in ([], "x", {"a": {}}, {"a": [[1]]}, {"a": None}, {str(i): 1 for i in range(17)}, {"a": list(range(17))}):
-        with pytest.raises(ValueError, match="not ours"):
-            checked(bad)
 
 
 def test_runs_beside_the_first_are_joined_once_and_left_together(
@@ -33,7 +25,7 @@ def test_runs_beside_the_first_are_joined_once_and_left_together(
         record(tmp_path / name, task)
     viewer = object()
     feed = join((tmp_path / "a").absolute(), viewer)
-    view = look_at(feed, {"with": ["b", "a", "c", "nobody", "../a"]}, viewer)
+    view = look_at(feed, {"with": ["b", "a", "c", "nobody"]}, viewer)
     assert [other.id for other in view.others] == ["b"]  # not itself, not another task, not what is no run
     assert view.others[0].last == 60
     again = look_at(feed, {"with": ["b"]}, viewer)

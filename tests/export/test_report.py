@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from moe_core.export import Look
-from moe_core.export.animation import animate, steps_of
+from moe_core.export.animation import animate, hold_axes, steps_of
 from moe_core.export.fonts import spaced, width_of
+from moe_core.export.look import spec_of
 from moe_core.export.marks import Run
 from moe_core.export.pages import WIDE, Rows, column_widths, wrapped
 from moe_core.export.report import parts_of, write_report
@@ -125,6 +126,26 @@ def test_an_animation_shows_recorded_steps_in_order(run, tmp_path):
     shown = steps_of(run, "balance_now")
     assert len(shown) == 120
     assert (shown[0], shown[-1]) == (1, 200)
+
+
+def test_every_frame_of_an_animation_has_the_same_axes(tmp_path):
+    """A bar that grows must not look like one that shrinks: of all figures whose axes follow what they show."""
+    for task in ("text", "digits"):
+        run = make_run(tmp_path, task, steps=300)
+        moved = set()
+        for name in ("balance_now", "expert_rank", "tokens_by_expert", "saturation", "batch_formula", "loss"):
+            specs = [spec_of(run, name, Look(step=step))[0]["layout"] for step in (1, 40, 150, 299)]
+            before = [[list(spec[axis]["range"]) for spec in specs] for axis in ("xaxis", "yaxis")]
+            moved |= {name for ranges in before if any(one != ranges[0] for one in ranges)}
+            hold_axes(specs)
+            for axis, ranges in zip(("xaxis", "yaxis"), before, strict=True):
+                (held,) = {tuple(spec[axis]["range"]) for spec in specs}
+                assert min(held) == min(map(min, ranges))
+                assert max(held) == max(map(max, ranges))
+                assert (held[0] < held[1]) == (ranges[0][0] < ranges[0][1])
+                assert len({str(spec[axis].get("tickvals")) for spec in specs}) == 1
+        assert "saturation" in moved
+        run.close()
 
 
 def test_an_animation_by_another_name_or_without_ffmpeg_is_refused_in_one_line(run, tmp_path, monkeypatch):

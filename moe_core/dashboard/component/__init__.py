@@ -9,10 +9,13 @@ from typing import Any
 
 import streamlit as st
 
+from moe_core.dashboard.links import WORDS, fits
+
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
-// A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory.
-const at = (name) => new URL(`/moescope/${name}`, window.location.origin).href;
+// A bare path does not resolve here: Streamlit loads this text from a blob, which has no directory. A page's path has one
+// part below the dashboard's own, which a proxy may have put anywhere.
+const at = (name) => new URL(`./moescope/${name}`, document.baseURI).href;
 
 // A server that was killed just now is back soon. Some browsers remember what an address failed to give, hence a new one.
 async function fetched() {
@@ -59,12 +62,15 @@ def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data
     mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
 
 
-def panel(run: str | None, go_to: GoTo, only: tuple[str, ...] = (), **data: Any) -> None:
+def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:
     """The run chooser, and of a run its state, buttons, knobs, layers and changes.
 
+    link: the words that the page's link must have, None being one that it must not. Streamlit drops them when another page
+    is opened; put there by the script, they would be a step of their own that Back undoes.
     only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
     """
-    mount("panel", go_to, part="panel", run=run, only=list(only), **data)
+    words = {"page": st.context.url, "words": link}  # of another page, so that the browser hears of it
+    mount("panel", go_to, part="panel", run=run, only=list(only), link=words, **data)
 
 
 def export_link(figures: Sequence[str], **what: str) -> None:
@@ -73,12 +79,16 @@ def export_link(figures: Sequence[str], **what: str) -> None:
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:
+    # What comes back from a page is checked as its link is: go_to remembers the run, and opens it.
     def chosen() -> None:
-        if run := st.session_state[key].run:
+        run = st.session_state[key].run
+        if isinstance(run, str) and fits("run", run):
             go_to(run)
 
     def picked() -> None:
-        for name, value in (st.session_state[key].picked or {}).items():
-            st.query_params[name] = str(value)
+        found = st.session_state[key].picked
+        for name, value in found.items() if isinstance(found, dict) else ():
+            if name in WORDS and fits(name, str(value)):
+                st.query_params[name] = str(value)
 
     _render(key=key, data=data, on_run_change=chosen, on_picked_change=picked)

@@ -1,7 +1,7 @@
 // The way to the Export page, on what is looked at here: this page's own link names the run, the layer, the step and all
 // that was chosen, and goes with the figures that stand here.
 
-import { element } from "/moescope/link.js";
+import { element } from "./link.js";
 
 // data: the run or sweep, and the figures. The link is made anew whenever somebody is about to use it.
 export function exportLink(parent, name, words, data) {
@@ -11,7 +11,7 @@ export function exportLink(parent, name, words, data) {
     for (const what of ["run", "sweep"]) if (data[what]) asked.set(what, data[what]);
     if (data.busiest && !asked.has("expert")) asked.set("expert", data.busiest[1]);
     asked.set("figures", data.figures.filter(stands).join(","));
-    link.href = `/export?${asked}`;
+    link.href = `./export?${asked}`;
   };
   for (const event of ["pointerover", "pointerdown", "focus", "keydown"]) link.addEventListener(event, aim);
   aim();

@@ -1,7 +1,7 @@
 // What is wrong, in words, above the charts: one line each, why and what to try below it on demand, and a button that
 // applies the remedy. A line stays the same node while it stands, so that neither focus nor what is unfolded is lost.
 
-import { element } from "/moescope/link.js";
+import { element } from "./link.js";
 
 const LINES = 2;
 

@@ -1,7 +1,7 @@
 // One knob: its name left, its value right, the ends of its range below. Dragging it acts while it is dragged.
 
-import { element } from "/moescope/link.js";
-import { valueText } from "/moescope/numbers.js";
+import { element } from "./link.js";
+import { valueText } from "./numbers.js";
 
 const PACE = 50; // ms between two turns of a drag: 20 a second
 const DECADES = 1e-3; // where a logarithmic scale with a 0 begins, of its upper end

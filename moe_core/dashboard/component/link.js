@@ -1,6 +1,7 @@
 // One socket a run, shared by the page's charts and the panel beside them. It says what is looked at (page, layer, step,
 // sizes, zoom), takes frames (see moe_core/dashboard/live.py), and carries what a person turns.
 
+export const HERE = new URL("./", import.meta.url); // where the dashboard's files are: a proxy may have put them anywhere
 const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
 const links = new Map();
 let layerBefore = 1; // that was looked at last, of any run
@@ -23,6 +24,16 @@ export function element(tag, name, parent, text) {
   return made;
 }
 
+// Words into the page's link, null taking one out. In place: what nobody did is no step that Back undoes.
+export function nameInLink(words) {
+  const url = new URL(location.href);
+  for (const [name, value] of Object.entries(words)) {
+    if (value === null) url.searchParams.delete(name);
+    else url.searchParams.set(name, value);
+  }
+  if (url.href !== location.href) history.replaceState(history.state, "", url);
+}
+
 class Link {
   constructor(run) {
     this.run = run;
@@ -34,8 +45,8 @@ class Link {
     this.heard = 0;
     this.retry = 250;
     const named = new URLSearchParams(location.search);
-    this.layer = Math.max(1, parseInt(named.get("layer")) || layerBefore); // a fork is looked at as its parent was
-    this.step = parseInt(named.get("step")) > 0 ? parseInt(named.get("step")) : null;
+    this.layer = whole(named.get("layer")) ?? layerBefore; // a fork is looked at as its parent was
+    this.step = whole(named.get("step"));
   }
 
   leave(user) {
@@ -54,8 +65,9 @@ class Link {
   open() {
     this.pulse ??= setInterval(() => this.look(), 500);
     if (this.socket) return;
-    const scheme = location.protocol === "https:" ? "wss" : "ws";
-    const socket = new WebSocket(`${scheme}://${location.host}/moescope/live/${encodeURIComponent(this.run)}`);
+    const address = new URL(`live/${encodeURIComponent(this.run)}`, HERE);
+    address.protocol = address.protocol.replace("http", "ws");
+    const socket = new WebSocket(address);
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
@@ -66,7 +78,7 @@ class Link {
     socket.onmessage = (message) => this.take(message.data);
     socket.onclose = (event) => {
       if (this.socket !== socket) return;
-      if (event.code === 4404) for (const user of this.users) user.refused?.(event.reason);
+      if ([4404, 4429].includes(event.code)) for (const user of this.users) user.refused?.(event.reason);
       this.socket = undefined;
       this.heard = this.nth; // what was not answered never will be
       this.lost ??= Date.now();
@@ -108,12 +120,8 @@ class Link {
 
   // Layer and step into the page's link, so that a copied link opens the same view.
   mark() {
-    const url = new URL(location.href);
-    for (const [name, value] of [["layer", this.layer > 1 || url.searchParams.has("layer") ? this.layer : null], ["step", this.step]]) {
-      if (value === null) url.searchParams.delete(name);
-      else url.searchParams.set(name, value);
-    }
-    if (url.href !== location.href) history.replaceState(history.state, "", url);
+    const named = new URLSearchParams(location.search).has("layer");
+    nameInLink({ layer: this.layer > 1 || named ? this.layer : null, step: this.step });
   }
 
   async take(buffer) {
@@ -142,6 +150,11 @@ class Link {
     for (const user of this.users) user.silent?.(silent > 4000 ? Math.round(silent / 1000) : 0);
     if (this.theme && this.theme !== themeOf(document.querySelector(".stApp"))) this.say();
   }
+}
+
+// A whole number from 1 on, as a link may name it; null for anything else.
+function whole(text) {
+  return /^0*[1-9][0-9]{0,14}$/.test(text ?? "") ? Number(text) : null;
 }
 
 function themeOf(node) {

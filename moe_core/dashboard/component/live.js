@@ -1,11 +1,11 @@
 // The charts of a page: tiles, charts and the scrubber, drawn from the frames of the live route.
 // Text goes through textContent, never into HTML.
 
-import { exportLink } from "/moescope/export.js";
-import { element, join } from "/moescope/link.js";
-import { Findings } from "/moescope/findings.js";
-import { listen, oneStop } from "/moescope/modebar.js";
-import { Scrubber } from "/moescope/scrubber.js";
+import { exportLink } from "./export.js";
+import { HERE, element, join } from "./link.js";
+import { Findings } from "./findings.js";
+import { listen, oneStop } from "./modebar.js";
+import { Scrubber } from "./scrubber.js";
 
 let plotly;
 
@@ -14,7 +14,7 @@ export function loadPlotly() {
   plotly ??= new Promise((resolve) => {
     const load = () => {
       const script = document.createElement("script");
-      script.src = "/moescope/plotly.min.js";
+      script.src = new URL("plotly.min.js", HERE);
       script.onload = resolve;
       script.onerror = () => {
         script.remove();

@@ -1,8 +1,8 @@
 // The panel beside the charts: which run, how it stands, its buttons, its knobs, its layers and what was turned.
 // All of it is a view of the store, told by the frames of the live route; a turn goes back over the same socket.
 
-import { element, join } from "/moescope/link.js";
-import { Knob } from "/moescope/knob.js";
+import { HERE, element, join } from "./link.js";
+import { Knob } from "./knob.js";
 
 const BUTTONS = [["pause", "Pause"], ["step", "Step"], ["fork", "Fork"], ["stop", "Stop"]];
 
@@ -57,7 +57,7 @@ export class Panel {
     };
     const entries = new Map();
     const fill = async () => {
-      const listed = await fetch("/moescope/runs").then((answer) => answer.json()).catch(() => []);
+      const listed = await fetch(new URL("runs", HERE)).then((answer) => answer.json()).catch(() => []);
       entries.clear();
       entries.set("new", { name: "New run", when: "" });
       for (const entry of listed) entries.set(entry.id, entry);

@@ -1,6 +1,6 @@
 // The line at the foot of the charts: any recorded step, played from there, and back to live.
 
-import { element } from "/moescope/link.js";
+import { element } from "./link.js";
 
 const SPEEDS = [10, 30, 100, 300, 1000, 3000]; // steps a second
 

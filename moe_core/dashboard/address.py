@@ -1,0 +1,102 @@
+"""By which addresses the dashboard may be reached, and whether a token is asked for.
+
+At this machine only, that is localhost, 127.0.0.1 and [::1] with any port, since a forwarder (ssh -L) may have another
+one. MOE_ALLOW adds names, each as a browser's address bar shows it. Whoever lets others in, by MOE_ALLOW or by
+`--server.address`, gets a token: see guard.py.
+"""
+
+import re
+import secrets
+import socket
+from ipaddress import ip_address
+from typing import NamedTuple
+
+HERE = ("localhost", "127.0.0.1", "[::1]")
+TOKEN = "moe_token"  # its name in a link; a proxy such as JupyterHub has a `token` of its own
+EVERYWHERE = ("0.0.0.0", "::")
+ENTRY = (
+    r"([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
+)
+
+
+class Door(NamedTuple):
+    """Who is let in. allowed: what MOE_ALLOW adds, "name" or "name:port"; bound: the address that the server listens at,
+    "" if only this machine reaches it; token: "" if none is asked for."""
+
+    allowed: tuple[str, ...] = ()
+    bound: str = ""
+    token: str = ""
+
+
+def door(address: str, allow: str) -> Door:
+    """The door of a server at an address, with the names of MOE_ALLOW. ValueError, in one line, for one that is no name."""
+    allowed = tuple(filter(None, (entry.strip().lower() for entry in allow.split(","))))
+    for entry in allowed:
+        if not re.fullmatch(ENTRY, entry):
+            raise ValueError(
+                f"MOE_ALLOW lists addresses as the browser shows them, name or name:port, with commas between and "
+                f"without * or http://, got {entry!r}"
+            )
+    bound = "" if is_here(address) else address or "0.0.0.0"
+    others = bound or not all(is_here(split(entry)[0]) for entry in allowed)
+    return Door(allowed, bound, secrets.token_urlsafe(24) if others else "")
+
+
+def split(host: str) -> tuple[str, str]:
+    """A Host header's name and port, "" if it has none."""
+    name, _, port = host.rpartition(":") if ":" in host and not host.endswith("]") else (host, "", "")
+    return name, port
+
+
+def is_here(name: str) -> bool:
+    """Whether a name means this machine to every browser, whatever a name server says."""
+    try:
+        return ip_address(name.strip("[]")).is_loopback
+    except ValueError:
+        return name == "localhost"
+
+
+def is_number(name: str) -> bool:
+    """Whether it is an IP address, which no stranger can point elsewhere as he can a name."""
+    try:
+        return bool(ip_address(name.strip("[]")))
+    except ValueError:
+        return False
+
+
+def lets_in(door: Door, host: str) -> bool:
+    """Whether a Host header is one of ours."""
+    name, _ = split(host.lower())
+    return name in HERE or host.lower() in door.allowed or bool(door.bound and (is_number(name) or name == door.bound))
+
+
+def words(door: Door) -> str:
+    """What is let in, for people."""
+    more = ["any IP address"] if door.bound else []
+    return ", ".join([*(f"{name} with any port" for name in HERE), *more, *door.allowed])
+
+
+def lines(door: Door, port: int, base: str, secure: bool) -> list[str]:
+    """What the terminal shows: each address that works, and how to reach it from elsewhere."""
+    path, query = "/" + f"{base.strip('/')}/".lstrip("/"), f"?{TOKEN}={door.token}" if door.token else ""
+    names = [door.bound or "127.0.0.1"]
+    if door.bound in EVERYWHERE:
+        names = ["127.0.0.1", *filter(None, [own_address()])]
+    scheme = "https" if secure else "http"
+    shown = [f"MoEscope: {scheme}://{bracketed(name)}:{port}{path}{query}" for name in names]
+    shown += [f"At {name}, append {query} once." for name in door.allowed if door.token]
+    return shown
+
+
+def bracketed(name: str) -> str:
+    return f"[{name}]" if ":" in name else name
+
+
+def own_address() -> str:
+    """This machine's address in its network; "" if it is in none. Nothing is sent: the address is one for documentation."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])

@@ -1,0 +1,24 @@
+"""What goes wrong at the edge, on the terminal: a line a kind a second at most, so that no stranger can fill a disk with it."""
+
+import logging
+import time
+
+EACH = 1.0  # seconds between two lines of a kind
+LONGEST = 300  # letters of a line
+_said: dict[str, float] = {}
+
+
+def note(kind: str, line: str) -> None:
+    """One line, unless one of its kind was written just now. kind: one of a few words of ours, never a person's."""
+    now = time.monotonic()
+    if now - _said.get(kind, -EACH) >= EACH:
+        _said[kind] = now
+        logging.getLogger("moescope").warning("%s: %s", kind, short(line, LONGEST))
+
+
+def short(text: str, most: int) -> str:
+    """Text in one line of at most so many bytes, without control characters."""
+    plain = "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    if len(plain.encode(errors="replace")) <= most:
+        return plain
+    return plain.encode(errors="replace")[: most - 3].decode(errors="ignore") + "…"

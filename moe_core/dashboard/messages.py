@@ -1,0 +1,168 @@
+"""A viewer's message, parsed once: what it looks at, or what it wants done, each value of its type and in range.
+
+Whoever sends something else is told in one line what was wanted, and the socket is closed; nothing behind this file
+meets a value that it has not checked.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
+
+from moe_core.dashboard.links import OPTIONS, chosen
+from moe_core.figures.theme import THEMES
+from moe_core.runs import COMMANDS
+from moe_core.schema import Knobs
+
+LONGEST = 64 * 1024  # bytes of a message
+FIGURES = 64  # at most on a page
+LAST = 2**53  # beyond any step; numbers up to it are exact in a browser
+SIDE = (40, 8000)  # px of a chart
+
+
+class Refused(ValueError):
+    """A message that is not one of a page's."""
+
+
+class Look(NamedTuple):
+    """What a viewer looks at, and `drawn`, the number of the last frame that it has drawn."""
+
+    theme: str
+    page: str
+    layer: int
+    step: int | None
+    sizes: dict[str, tuple[int, int]]
+    span: tuple[float, float] | None
+    wide: bool
+    options: dict[str, Any]
+    drawn: int
+
+
+class Deed(NamedTuple):
+    """What a viewer wants done: one of turn, command and fork. nth: by which it knows the answer."""
+
+    nth: int
+    turn: dict[str, float | str] = {}
+    gesture: str = ""
+    command: str = ""
+    fork: int = 0
+
+
+def parsed(text: str) -> Look | Deed:
+    """What a message says. Refused says in one line what was wanted."""
+    if len(text) > LONGEST:
+        raise Refused(f"wanted at most {LONGEST // 1024} KB, got {len(text) // 1024:,} KB")
+    try:
+        told = json.loads(text, parse_constant=refused_number)
+    except (ValueError, RecursionError) as error:  # nested deeper than Python's own stack
+        raise Refused(
+            f"wanted JSON: {'it is nested too deep' if isinstance(error, RecursionError) else error}"
+        ) from None
+    if not isinstance(told, dict):
+        raise Refused(f"wanted an object, got {type(told).__name__}")
+    return deed(told) if told.keys() & {"turn", "command", "fork"} else look(told)
+
+
+def refused_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is no number of JSON")
+
+
+def look(told: Mapping[str, Any]) -> Look:
+    span = told.get("span")
+    if span is not None:
+        low, high = (number("span", end, -LAST, LAST) for end in several("span", span, 2))
+        if low >= high:
+            raise Refused(f"span must be two steps, the lower first, got {low:g} and {high:g}")
+        span = (low, high)
+    sizes = told.get("sizes")
+    if not isinstance(sizes, dict) or len(sizes) > FIGURES:
+        raise Refused(f"sizes must be those of at most {FIGURES} figures")
+    options = {} if told.get("options") is None else told["options"]
+    if not isinstance(options, dict):
+        raise Refused("options must be an object")
+    return Look(
+        theme=word("theme", told.get("theme"), "|".join(THEMES)),
+        page=word("page", told.get("page"), r"\w{0,40}"),
+        layer=whole(
+            "layer", told.get("layer"), -LAST, LAST
+        ),  # the first is 0; one that the run lacks shows the nearest
+        step=None if told.get("step") is None else whole("step", told["step"], 1, LAST),
+        sizes={word("figure", name, r"\w{1,40}"): sides(several("size", size, 2)) for name, size in sizes.items()},
+        span=span,
+        wide=told.get("wide") is True,
+        options={name: option(name, value) for name, value in options.items()},
+        drawn=whole("drawn", told.get("drawn", 0), 0, LAST),
+    )
+
+
+def deed(told: Mapping[str, Any]) -> Deed:
+    nth = whole("nth", told.get("nth", 0), 0, LAST)
+    if "turn" in told:
+        turn = told["turn"]
+        if not isinstance(turn, dict) or not turn:
+            raise Refused("turn must be an object of knobs")
+        if unknown := [name for name in turn if name not in Knobs.__dataclass_fields__]:
+            raise Refused(f"unknown knob {unknown[0][:40]!r}")
+        values = {
+            name: value if isinstance(value, str) else number(name, value, -1e300, 1e300)
+            for name, value in turn.items()
+        }
+        return Deed(nth, turn=values, gesture=word("gesture", told.get("gesture", ""), r"\w{0,16}"))
+    if "fork" in told:
+        return Deed(nth, fork=whole("fork", told["fork"], 1, LAST))
+    return Deed(nth, command=word("command", told["command"], "|".join(COMMANDS)))
+
+
+def option(name: str, value: Any) -> Any:
+    """What was chosen on the page, as a link has it; and the expert that it holds as the busiest, as the last frame said."""
+    if name == "again":
+        return whole(name, value, 0, LAST)
+    if name == "busiest":
+        return [whole(name, one, 0, LAST) for one in several(name, value, 4)]
+    if name not in OPTIONS:
+        raise Refused(f"unknown option {name[:40]!r}")
+    text = ",".join(word(name, one, ".*") for one in value) if isinstance(value, list) else value
+    text = text if isinstance(text, str) else str(whole(name, text, 1, LAST))
+    try:
+        return chosen(name, text)
+    except ValueError as error:
+        raise Refused(str(error)) from None
+
+
+def sides(size: list[Any]) -> tuple[int, int]:
+    width, height = (min(max(round(number("size", side, -LAST, LAST)), SIDE[0]), SIDE[1]) for side in size)
+    return width, height
+
+
+def word(name: str, value: Any, pattern: str) -> str:
+    if not isinstance(value, str) or not re.fullmatch(pattern, value):
+        raise Refused(f"{name} must be like {pattern}, got {in_words(value)}")
+    return value
+
+
+def whole(name: str, value: Any, low: int, high: int) -> int:
+    if type(value) is not int or not low <= value <= high:
+        raise Refused(f"{name} must be a whole number from {low} to {high}, got {in_words(value)}")
+    return value
+
+
+def number(name: str, value: Any, low: float, high: float) -> float:
+    """A whole number or another, not true or false; 1e310 is infinite, and beyond every range."""
+    if type(value) not in (int, float) or not low <= value <= high:
+        raise Refused(f"{name} must be a number from {low:g} to {high:g}, got {in_words(value)}")
+    return value
+
+
+def several(name: str, value: Any, n: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) != n:
+        raise Refused(f"{name} must be a list of {n}, got {in_words(value)}")
+    return value
+
+
+def in_words(value: Any) -> str:
+    """A value in a few letters: a number of a thousand digits, or a list of a thousand, is not written out."""
+    if isinstance(value, (dict, list)):
+        return type(value).__name__
+    if type(value) is int and abs(value) > LAST:
+        return "a number of many digits"
+    return repr(value[:40] if isinstance(value, str) else value)

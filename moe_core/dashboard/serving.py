@@ -1,0 +1,38 @@
+"""What the server is told when it starts, and what it says then: who is let in, and the addresses that work."""
+
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import streamlit as st
+from starlette.middleware import Middleware
+
+from moe_core.dashboard import address
+from moe_core.dashboard.guard import Guard
+
+
+def opened() -> address.Door:
+    """The door as the settings say; with a setting that is none, the server does not start."""
+    try:
+        return address.door(st.get_option("server.address") or "", os.environ.get("MOE_ALLOW", ""))
+    except ValueError as error:
+        sys.exit(f"moe: {error}")
+
+
+DOOR = opened()
+MIDDLEWARE = [Middleware(Guard, DOOR)]
+
+
+@asynccontextmanager
+async def say_where(app: Any) -> AsyncIterator[None]:
+    """Print the addresses. Streamlit's own words are hidden: they name ones that are refused, and to find one of them it
+    asks a server on the internet."""
+    secure = bool(st.get_option("server.sslCertFile"))
+    print(
+        *address.lines(DOOR, st.get_option("server.port"), st.get_option("server.baseUrlPath"), secure),
+        sep="\n",
+        flush=True,
+    )
+    yield

@@ -1,0 +1,64 @@
+"""What may come in on Streamlit's own socket: its messages, and nothing else.
+
+Streamlit answers text, or bytes that are none of its messages, with a traceback for each on the terminal. They end here
+instead, with a reason, and Streamlit sees a page that was closed.
+"""
+
+from google.protobuf.message import DecodeError
+from starlette.types import Message, Receive, Send
+from streamlit.proto.BackMsg_pb2 import BackMsg
+
+from moe_core.dashboard.links import readable
+from moe_core.dashboard.log import note
+
+
+class Refused(ValueError):
+    """What is wrong with a message."""
+
+
+def taken(message: Message) -> Message:
+    """A message that a page sends, its link readable. Refused if it is none."""
+    data = message.get("bytes")
+    if data is None:
+        raise Refused("wanted one of Streamlit's messages, got text")
+    told = BackMsg()
+    try:
+        told.ParseFromString(data)
+    except DecodeError:
+        raise Refused(f"wanted one of Streamlit's messages, got {len(data):,} bytes that are none") from None
+    kind = told.WhichOneof("type") or "an empty one"
+    if kind.startswith(("an empty", "debug")):
+        raise Refused(f"wanted one of Streamlit's messages, got {kind}")
+    if kind == "rerun_script" and told.rerun_script.query_string:
+        told.rerun_script.query_string = readable(told.rerun_script.query_string)
+        return {**message, "bytes": told.SerializeToString()}
+    return message
+
+
+def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
+    """The two ways of a socket, which the first bad message closes."""
+    closed = False
+
+    async def hear() -> Message:
+        nonlocal closed
+        message = await receive()
+        if message["type"] != "websocket.receive":
+            return message
+        try:
+            return taken(message)
+        except Refused as error:
+            reason = str(error)
+        closed = True
+        note("message refused", reason)
+        await send({"type": "websocket.close", "code": 1002, "reason": reason})
+        return {"type": "websocket.disconnect", "code": 1002, "reason": reason}
+
+    async def say(message: Message) -> None:
+        nonlocal closed
+        try:
+            if not closed:
+                await send(message)
+        except OSError:  # the page has gone, which Streamlit hears from its next message
+            closed = True
+
+    return hear, say
