@@ -4,6 +4,7 @@ import asyncio
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 
 
@@ -37,12 +38,23 @@ def forwarding(to: int, prefix: str = "", host: str | None = None) -> Iterator[i
         back.write(head.encode("latin-1"))
         await asyncio.gather(pipe(reader, back), pipe(there, writer))
 
-    loop = asyncio.new_event_loop()
-    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
-    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    opened: Future[int] = Future()
+    stop: Future[asyncio.Event] = Future()
+
+    async def run() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with server:
+            over = asyncio.Event()
+            stop.set_result(over)
+            loop.set_result(asyncio.get_running_loop())
+            opened.set_result(server.sockets[0].getsockname()[1])
+            await over.wait()
+
+    loop: Future[asyncio.AbstractEventLoop] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)  # a playwright has the loop of this one
     thread.start()
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield opened.result(timeout=30)
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
+        loop.result().call_soon_threadsafe(stop.result().set)
+        thread.join(timeout=10)

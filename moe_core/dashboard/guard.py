@@ -150,14 +150,14 @@ async def answer(send: Send, status: int, body: bytes, headers: list[tuple[bytes
 # The token
 
 
-ASK = f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>MoEscope: token</title>
+ASK = f"""<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><title>MoEscope: token</title>
 <style>body {{ font: 15px/22px system-ui, sans-serif; max-width: 60ch; margin: 80px auto; padding: 0 24px; }}</style>
 <h1>This dashboard asks for a token</h1>
 <p>Open the address that its terminal shows, which ends in {TOKEN}=…, or give the token here.</p>
 <form><label>Token <input type="password" name="{TOKEN}" required></label> <button>Open</button></form>
 <p>Came from a link on another site? <a href="">Open this page again</a>: a browser that has the token keeps it from links.</p>
 </html>"""
-MOVE = """<!doctype html><html lang="en"><meta charset="utf-8"><meta http-equiv="refresh" content="0;url={url}">
+MOVE = """<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><meta http-equiv="refresh" content="0;url={url}">
 <title>MoEscope</title><p><a href="{url}">Go on</a></p></html>"""
 
 
