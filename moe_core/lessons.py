@@ -251,7 +251,7 @@ LESSONS = (
             Stage("Train without losses", "The gate of layer 2 collapses once more, within about 50 steps.", collapsed, NO_LOSSES, task="text"),
             Stage(
                 "Switch to loss-free",
-                "Within about 150 steps the load is even, while the loss is the task's alone.",
+                "Within about 100 steps the load is even, while the loss is the task's alone.",
                 even_without_a_loss,
                 {"strategy": "loss-free", "bias_speed": 0.01},
             ),
