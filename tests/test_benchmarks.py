@@ -17,7 +17,7 @@ from benchmarks import remedies
 from moe_core.__main__ import main
 
 ROOT = Path(__file__).parents[1]
-ELSEWHERE = {"dashboard", "gpu"}
+ELSEWHERE = {"dashboard", "faults", "gpu"}
 COMMANDS = {
     "batch": ["-m", "moe_core", "bench", "batch", "--quick", "--json"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],

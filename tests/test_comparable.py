@@ -25,17 +25,16 @@ from moe_core.figures.tiles import compare_tiles, heldout_tile
 from moe_core.runs import Batch, Run, create_run, ending, open_run
 from moe_core.runs.ablation import Ablation
 from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout, looks_ahead, meta_of
+from moe_core.training.again import Nowhere
 from moe_core.training.committer import Committer
 from moe_core.training.watch import Watch
 
 
-class Disk:
+class Disk(Nowhere):
     """A writer that takes everything."""
 
-    folder = Path()
-
-    def commit(self, batch: Batch) -> None:
-        pass
+    def __init__(self) -> None:
+        super().__init__(Path())
 
 
 CONFIG = Config(num_experts=4, layers=1, tokens=128)
@@ -245,7 +244,9 @@ def test_ablate_says_it_of_the_loss_that_it_starts_from(
     ahead: Run, plain: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rise_LE = np.zeros((1, 4), np.float32)
-    monkeypatch.setattr("moe_core.training.ablate.ablate", lambda run, at, tell: Ablation(80, 1.0, rise_LE, rise_LE))
+    monkeypatch.setattr(
+        "moe_core.training.ablate.ablate", lambda run, at, tell, moved: Ablation(80, 1.0, rise_LE, rise_LE)
+    )
     for run, marked in ((ahead, True), (plain, False)):
         assert main(["ablate", str(run.path)]) == 0
         assert capsys.readouterr().out.splitlines()[0].endswith(f"nats ({LOOKS_AHEAD})") == marked

@@ -1,6 +1,7 @@
 """Each rule of the diagnosis: it fires, it does not, and at its boundary it does not either; and no finding flickers."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,8 +24,13 @@ from moe_core.schema import DEAD_AFTER, Config, Knobs
 
 E = 16
 CONFIG = Config(num_experts=E)
-QUIET = Knobs()
+QUIET = Knobs(w_importance=0.1, w_load=0.1)  # where the remedies were measured
 N = 400
+
+
+def stand(**turned: object) -> Knobs:
+    """Where the knobs stand: as in QUIET, but for those turned."""
+    return replace(QUIET, **turned)
 
 
 def change(step: int | None, name: str, value: float, previous: float, id: int = 1) -> SimpleNamespace:
@@ -96,7 +102,7 @@ def test_a_value_that_wavers_about_the_threshold_does_not_make_the_finding_flick
 
 
 def test_collapse_says_since_when_why_and_what_to_do() -> None:
-    found = diagnosis.collapse(seen(Knobs(w_importance=0, w_load=0), cv_load=from_step(101, 1.9)))
+    found = diagnosis.collapse(seen(stand(w_importance=0, w_load=0), cv_load=from_step(101, 1.9)))
     assert (found.rule, found.layer, found.since) == ("collapse", 0, 101)
     assert "1.90" in found.what
     assert "2.65" in found.what  # sqrt(16 / 2 - 1)
@@ -129,15 +135,15 @@ def test_where_cv_cannot_pass_1_three_quarters_of_its_ceiling_is_a_collapse() ->
     four = Config(num_experts=4)
     assert diagnosis.collapse(seen(config=four, cv_load=0.76))
     assert diagnosis.collapse(seen(config=four, cv_load=0.74)) is None
-    assert diagnosis.collapse(seen(Knobs(k=4), config=four, cv_load=0.0)) is None
+    assert diagnosis.collapse(seen(stand(k=4), config=four, cv_load=0.0)) is None
 
 
 def test_what_evens_a_collapsed_gate_depends_on_where_the_knobs_stand() -> None:
-    assert even_again(Knobs(noise=0, w_importance=0, w_load=0.01)) == {"noise": 1.0, "w_importance": 0.1, "w_load": 0.1}
-    assert even_again(Knobs(w_importance=1, w_load=0)) == {"w_load": 0.1}
-    assert even_again(Knobs()) == {}
-    assert not evens(Knobs(noise=0, w_load=0), {"noise": 1.0})
-    assert evens(Knobs(noise=0), {"noise": 1.0})
+    assert even_again(stand(noise=0, w_importance=0, w_load=0.01)) == {"noise": 1.0, "w_importance": 0.1, "w_load": 0.1}
+    assert even_again(stand(w_importance=1, w_load=0)) == {"w_load": 0.1}
+    assert even_again(stand()) == {}
+    assert not evens(stand(noise=0, w_load=0), {"noise": 1.0})
+    assert evens(stand(noise=0), {"noise": 1.0})
     assert turns({"noise": 1.0}) == "noise to 1"
     assert turns({"a": 1.0, "b": 2.0, "c": 3.0}) == "a to 1, b to 2 and c to 3"
 
@@ -152,24 +158,24 @@ def test_a_gate_that_is_being_mended_is_offered_time_not_the_same_again() -> Non
 
 
 def test_a_collapse_without_noise_says_that_the_load_loss_cannot_help() -> None:
-    found = diagnosis.collapse(seen(Knobs(noise=0), cv_load=1.9))
+    found = diagnosis.collapse(seen(stand(noise=0), cv_load=1.9))
     assert "Without noise" in found.why
     assert found.remedy == {"noise": 1.0}
 
 
 def test_without_a_strategy_the_paper_is_offered_and_where_nothing_was_measured_nothing() -> None:
-    assert even_again(Knobs(strategy="none", w_load=0)) == {"strategy": "paper", "w_load": 0.1}
-    assert evens(Knobs(strategy="none"), {"strategy": "paper"})
-    free = diagnosis.collapse(seen(Knobs(strategy="loss-free"), cv_load=1.9))
+    assert even_again(stand(strategy="none", w_load=0)) == {"strategy": "paper", "w_load": 0.1}
+    assert evens(stand(strategy="none"), {"strategy": "paper"})
+    free = diagnosis.collapse(seen(stand(strategy="loss-free"), cv_load=1.9))
     assert free.remedy is None
     assert "loss-free does not hold it" in free.try_this
     groups = Config(num_experts=E, groups=4)
-    assert diagnosis.collapse(seen(Knobs(w_load=0), config=groups, cv_load=1.9)).remedy is None
+    assert diagnosis.collapse(seen(stand(w_load=0), config=groups, cv_load=1.9)).remedy is None
 
 
 def test_the_ceiling_is_of_the_experts_that_are_on() -> None:
     """Statistics leave out who is off (tests/runs/test_off.py). Of the seven that are on, two have it all."""
-    off = Knobs(off=",".join(f"1:{expert}" for expert in range(1, 10)))
+    off = stand(off=",".join(f"1:{expert}" for expert in range(1, 10)))
     found = diagnosis.collapse(seen(off, cv_load=np.sqrt(7 / 2 - 1)))
     assert "CV(load) is 1.58 (ceiling 1.58)" in found.what
     assert diagnosis.collapse(seen(off, cv_load=1.58)._replace(layer=1)).what.endswith("(ceiling 2.65).")
@@ -177,14 +183,14 @@ def test_the_ceiling_is_of_the_experts_that_are_on() -> None:
 
 def test_of_two_levels_the_ceiling_counts_the_experts_of_all_the_groups_that_a_token_gets() -> None:
     groups = Config(num_experts=E, groups=4)
-    assert "(ceiling 1.73)" in diagnosis.collapse(seen(Knobs(k=2, k_primary=2), config=groups, cv_load=1.5)).what
-    found = diagnosis.collapse(seen(Knobs(w_load=0), config=groups, cv_load=1.5))
+    assert "(ceiling 1.73)" in diagnosis.collapse(seen(stand(k=2, k_primary=2), config=groups, cv_load=1.5)).what
+    found = diagnosis.collapse(seen(stand(w_load=0), config=groups, cv_load=1.5))
     assert "both levels" in found.try_this
-    assert diagnosis.collapse(seen(Knobs(strategy="switch"), config=groups, cv_load=1.5)).try_this.startswith("switch")
+    assert diagnosis.collapse(seen(stand(strategy="switch"), config=groups, cv_load=1.5)).try_this.startswith("switch")
 
 
 def test_time_is_given_for_each_knob_that_the_strategy_reads_and_no_other() -> None:
-    free = seen(Knobs(strategy="loss-free"), cv_load=1.9)
+    free = seen(stand(strategy="loss-free"), cv_load=1.9)
     turned = lambda name: diagnosis.collapse(free._replace(changes=[change(390, name, 0.01, 0.001)])).try_this
     assert "until step 490" in turned("bias_speed")
     assert "does not hold it" in turned("w_switch")
@@ -196,8 +202,8 @@ def test_time_is_given_for_each_knob_that_the_strategy_reads_and_no_other() -> N
 def test_an_expert_that_is_switched_off_is_not_dead() -> None:
     counts = np.full((N, E), 10.0)
     counts[:, [0, 3]] = 0
-    assert diagnosis.dead_experts(seen(Knobs(off="1:1,4"), dead=0.0, counts=counts)) is None
-    one = diagnosis.dead_experts(seen(Knobs(off="1"), dead=1.0, counts=counts))
+    assert diagnosis.dead_experts(seen(stand(off="1:1,4"), dead=0.0, counts=counts)) is None
+    one = diagnosis.dead_experts(seen(stand(off="1"), dead=1.0, counts=counts))
     assert "expert 4 of 15" in one.what
 
 
@@ -231,27 +237,27 @@ def test_of_many_experts_a_few_are_named() -> None:
 
 
 def test_a_gate_that_the_task_teaches_nothing_is_told_with_what_helps() -> None:
-    nothing = seen(Knobs(k=1), task_gradient=0.0)
+    nothing = seen(stand(k=1), task_gradient=0.0)
     found = diagnosis.no_gradient(nothing)
     assert (found.rule, found.since, found.remedy) == ("no_gradient", 1, {"weigh": "all"})
     assert found.what == "The gate learns nothing from the task: the task's gradient on it is 0."
     assert "weighs 1 whatever its logit" in found.why
     assert found.try_this == "Turn weigh to all, as in Switch, or k to 2 or more."
-    assert diagnosis.no_gradient(seen(Knobs(k=1), task_gradient=4e-10)).what.endswith("is 2e-10 of the whole.")
+    assert diagnosis.no_gradient(seen(stand(k=1), task_gradient=4e-10)).what.endswith("is 2e-10 of the whole.")
     # Two levels of which one keeps a single choice.
     groups = Config(num_experts=E, groups=4)
-    for knobs in (Knobs(k=1), Knobs(k_primary=1)):
+    for knobs in (stand(k=1), stand(k_primary=1)):
         assert diagnosis.no_gradient(seen(knobs, config=groups, task_gradient=0.0)).remedy == {"weigh": "all"}
 
 
 def test_it_is_measured_and_not_inferred_from_the_knobs() -> None:
-    assert diagnosis.no_gradient(seen(Knobs(k=1))) is None
-    assert diagnosis.no_gradient(seen(Knobs(k=1), task_gradient=np.nan)) is None  # an old run
-    for knobs in (Knobs(k=2), Knobs(k=1, weigh="all"), Knobs(k=1, strategy="switch")):
+    assert diagnosis.no_gradient(seen(stand(k=1))) is None
+    assert diagnosis.no_gradient(seen(stand(k=1), task_gradient=np.nan)) is None  # an old run
+    for knobs in (stand(k=2), stand(k=1, weigh="all"), stand(k=1, strategy="switch")):
         found = diagnosis.no_gradient(seen(knobs, task_gradient=0.0))
         assert found.remedy is None
         assert "saturated" in found.why
-    assert diagnosis.no_gradient(seen(Knobs(strategy="even"), task_gradient=0.0)) is None  # as a control should be
+    assert diagnosis.no_gradient(seen(stand(strategy="even"), task_gradient=0.0)) is None  # as a control should be
 
 
 def test_no_gradient_at_its_boundary_and_over_time() -> None:
@@ -266,7 +272,7 @@ def test_no_gradient_at_its_boundary_and_over_time() -> None:
 
 def test_after_a_turn_the_next_measurement_is_waited_for() -> None:
     """Measured at 376, held until 401."""
-    turned = lambda step, name="weigh": seen(Knobs(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0)
+    turned = lambda step, name="weigh": seen(stand(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0)
     assert diagnosis.no_gradient(turned(377)) is None
     assert diagnosis.no_gradient(turned(376))
     assert diagnosis.no_gradient(turned(377, "w_load"))
@@ -276,7 +282,7 @@ def test_what_the_task_teaches_nothing_is_not_drowned() -> None:
     high = np.full(600, 20.0)
     assert diagnosis.noise_drowns(seen(noise_scale=high, n=600))
     assert diagnosis.noise_drowns(seen(noise_scale=high, task_gradient=0.0, n=600)) is None
-    heavy = Knobs(w_importance=1.0, w_load=1.0)
+    heavy = stand(w_importance=1.0, w_load=1.0)
     assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, n=600))
     assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, task_gradient=0.0, n=600)) is None
     # One that learnt and was drowned before the task stopped to teach it.
@@ -286,7 +292,7 @@ def test_what_the_task_teaches_nothing_is_not_drowned() -> None:
 
 def test_noise_drowns_a_gate_only_above_the_ratio_and_once_it_has_settled() -> None:
     high, settled = diagnosis.DROWNED[0] + 0.1, diagnosis.SETTLED
-    found = diagnosis.noise_drowns(seen(Knobs(noise=4), noise_scale=high, n=600))
+    found = diagnosis.noise_drowns(seen(stand(noise=4), noise_scale=high, n=600))
     assert found.since == settled + 1
     assert found.remedy == {"noise": 1.0}
     assert diagnosis.noise_drowns(seen(noise_scale=high, n=600)).remedy is None
@@ -320,37 +326,37 @@ def test_a_gate_that_grows_out_of_the_noise_is_not_drowned() -> None:
 
 def test_a_load_loss_without_noise_is_told_at_once() -> None:
     turned = [change(120, "noise", 0.0, 1.0), change(50, "w_load", 0.1, 0.0)]
-    found = diagnosis.idle_load_loss(seen(Knobs(noise=0), changes=turned, n=130))
+    found = diagnosis.idle_load_loss(seen(stand(noise=0), changes=turned, n=130))
     assert found.since == 120
     assert found.remedy == {"noise": 1.0}
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0, w_load=0))) is None
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0.05))) is None
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0, strategy="switch"))) is None
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0))).since == 1
+    assert diagnosis.idle_load_loss(seen(stand(noise=0, w_load=0))) is None
+    assert diagnosis.idle_load_loss(seen(stand(noise=0.05))) is None
+    assert diagnosis.idle_load_loss(seen(stand(noise=0, strategy="switch"))) is None
+    assert diagnosis.idle_load_loss(seen(stand(noise=0))).since == 1
     # Of two levels, the noise of either gives the loss a gradient.
     groups = Config(num_experts=E, groups=4)
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0), config=groups)) is None
-    assert diagnosis.idle_load_loss(seen(Knobs(noise=0, noise_primary=0), config=groups))
+    assert diagnosis.idle_load_loss(seen(stand(noise=0), config=groups)) is None
+    assert diagnosis.idle_load_loss(seen(stand(noise=0, noise_primary=0), config=groups))
 
 
 # Coefficients
 
 
 def test_loss_weights_that_flatten_the_logits_are_too_large() -> None:
-    drowned = seen(Knobs(w_importance=1, w_load=0.5), noise_scale=9.0, n=600)
+    drowned = seen(stand(w_importance=1, w_load=0.5), noise_scale=9.0, n=600)
     found = diagnosis.large_coefficient(drowned)
     assert found.since == diagnosis.SETTLED + 1
     assert "w_importance at 1 and w_load at 0.5 the noise is 9.0 times" in found.what
     assert found.remedy == {"w_importance": 0.1, "w_load": 0.1}
     assert diagnosis.noise_drowns(drowned) is None
-    assert diagnosis.large_coefficient(seen(Knobs(w_load=1), noise_scale=9.0, n=600)).remedy == {"w_load": 0.1}
-    assert diagnosis.large_coefficient(seen(Knobs(w_load=1), noise_scale=1.0, n=600)) is None
-    steered = diagnosis.large_coefficient(drowned._replace(knobs=Knobs(w_load=1, autobalance=0.02)))
+    assert diagnosis.large_coefficient(seen(stand(w_load=1), noise_scale=9.0, n=600)).remedy == {"w_load": 0.1}
+    assert diagnosis.large_coefficient(seen(stand(w_load=1), noise_scale=1.0, n=600)) is None
+    steered = diagnosis.large_coefficient(drowned._replace(knobs=stand(w_load=1, autobalance=0.02)))
     assert steered.remedy is None
     assert "autobalance up" in steered.try_this
 
 
-@pytest.mark.parametrize("knobs", [Knobs(), Knobs(noise=4, w_load=1), Knobs(strategy="none", w_load=1)])
+@pytest.mark.parametrize("knobs", [stand(), stand(noise=4, w_load=1), stand(strategy="none", w_load=1)])
 def test_where_the_weights_are_not_to_blame_it_is_the_noise(knobs: Knobs) -> None:
     drowned = seen(knobs, noise_scale=9.0, n=600)
     assert diagnosis.large_coefficient(drowned) is None
@@ -384,9 +390,9 @@ def test_even_in_training_and_uneven_without_noise_is_even_only_by_its_noise() -
         {"cv_held_out": 0.5, "cv_load": 0.5},  # uneven in both: no word about noise
         {"cv_held_out": [0.1, 0.5]},  # one evaluation may be chance
         {"cv_held_out": 0.5, "at": (50, 500)},  # a fresh gate grows out of its noise
-        {"cv_held_out": 0.5, "knobs": Knobs(noise=0)},
-        {"cv_held_out": 0.5, "knobs": Knobs(strategy="loss-free")},
-        {"cv_held_out": 0.5, "knobs": Knobs(strategy="expert-choice")},
+        {"cv_held_out": 0.5, "knobs": stand(noise=0)},
+        {"cv_held_out": 0.5, "knobs": stand(strategy="loss-free")},
+        {"cv_held_out": 0.5, "knobs": stand(strategy="expert-choice")},
         {"cv_held_out": np.nan},
         {"cv_held_out": 0.5, "at": ()},
     ],
@@ -398,10 +404,10 @@ def test_it_is_not_even_by_its_noise(given) -> None:
 
 def test_what_was_not_measured_to_make_a_gate_even_by_itself_is_not_offered() -> None:
     assert by_noise(0.5, config=CONFIG).remedy is None  # text
-    assert by_noise(0.5, Knobs(strategy="switch")).remedy is None
-    assert by_noise(0.5, Knobs(noise=0.25)).remedy is None
+    assert by_noise(0.5, stand(strategy="switch")).remedy is None
+    assert by_noise(0.5, stand(noise=0.25)).remedy is None
     assert by_noise(0.5, config=Config(task="plane", num_experts=E, groups=4)).remedy is None
-    turned = by_noise(0.5, Knobs(noise=0.9), changes=[change(590, "noise", 0.9, 1.0)])
+    turned = by_noise(0.5, stand(noise=0.9), changes=[change(590, "noise", 0.9, 1.0)])
     assert (turned.remedy, turned.try_this) == (None, "The knobs were turned at step 590; give them until step 690.")
 
 
@@ -414,7 +420,7 @@ def test_it_ends_when_evaluations_are_even_too() -> None:
 def test_dropped_tokens() -> None:
     counts = np.full(E, 10.0)
     counts[0] = 40
-    found = diagnosis.dropped_tokens(seen(Knobs(capacity_factor=1.25), dropped=from_step(301, 0.2), counts=counts))
+    found = diagnosis.dropped_tokens(seen(stand(capacity_factor=1.25), dropped=from_step(301, 0.2), counts=counts))
     assert found.since == 301
     assert "20 %" in found.what
     assert "takes 1.25 times its fair share at most" in found.why
@@ -450,25 +456,25 @@ class Source:
 
 
 def test_findings_come_gravest_first_and_nothing_is_said_of_no_steps() -> None:
-    found = diagnose(Source(Knobs(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
+    found = diagnose(Source(stand(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
     assert [f.rule for f in found] == ["collapse", "dead_experts", "dropped_tokens"]
-    assert diagnose(Source(Knobs(w_load=0), n=0)) == []
+    assert diagnose(Source(stand(w_load=0), n=0)) == []
 
 
 def test_in_a_collapse_no_remedy_is_offered_that_leaves_it_collapsed() -> None:
-    found = {f.rule: f for f in diagnose(Source(Knobs(noise=0, w_load=0.05), cv_load=1.9, dropped=0.5))}
+    found = {f.rule: f for f in diagnose(Source(stand(noise=0, w_load=0.05), cv_load=1.9, dropped=0.5))}
     assert found["collapse"].remedy == {"noise": 1.0, "w_load": 0.1}
     assert found["idle_load_loss"].remedy is None
     assert found["dropped_tokens"].remedy is None
-    quiet = {f.rule: f for f in diagnose(Source(Knobs(noise=0, w_load=0.05)))}
+    quiet = {f.rule: f for f in diagnose(Source(stand(noise=0, w_load=0.05)))}
     assert quiet["idle_load_loss"].remedy == {"noise": 1.0}
 
 
 def test_a_change_that_has_not_taken_effect_yet_is_not_counted() -> None:
     waiting = [change(None, "noise", 0.0, 1.0, id=2), change(30, "w_load", 0.1, 0.0, id=1)]
-    assert diagnose(Source(Knobs(noise=0), changes=waiting))[0].since == 30
+    assert diagnose(Source(stand(noise=0), changes=waiting))[0].since == 30
 
 
 def test_a_finding_is_plain_json() -> None:
-    found = diagnose(Source(Knobs(w_importance=0, w_load=0), cv_load=1.9))[0]
+    found = diagnose(Source(stand(w_importance=0, w_load=0), cv_load=1.9))[0]
     assert Finding(**json.loads(json.dumps(found._asdict()))) == found

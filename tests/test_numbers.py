@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from moe_core.__main__ import main
+from moe_core.dashboard.messages import Deed
 from moe_core.dashboard.panel import act
 from moe_core.runs import changes_of, open_run
 from moe_core.runs.database import hold_lock
@@ -64,7 +65,7 @@ def test_a_change_of_what_is_no_knob_is_refused_whatever_it_is_called(name: str,
         run.turn("me", changes_of([f"{name}=1"]))
     lock = hold_lock(run.path)  # the panel turns knobs of a run that trains
     with pytest.raises(ValueError, match="unknown knob"):
-        act(run, {"turn": {name: 1}})
+        act(run, Deed(1, turn={name: 1}))
     os.close(lock)
     assert run.knob_changes() == []
 

@@ -32,7 +32,7 @@ def columns(given: dict[str, Any]) -> Table:
     """
     found: Table = {}
     for name, values in given.items():
-        if isinstance(values, np.ndarray):
+        if isinstance(values, np.ndarray) and name != "on_E":  # an expert that is off is a gap in the others
             found |= row_names(name, len(values), given)
             plain = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values
             word, _, shape = (name, "", "") if values.ndim == 1 else name.rpartition("_")

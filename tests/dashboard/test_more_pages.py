@@ -97,7 +97,7 @@ def test_the_table_has_rows_that_differ_and_no_others(runs: Path) -> None:
     two.turn(who="someone", noise=0.125)
     assert dict(compare.sections([one, two]))["Knobs"] == [
         ("noise", ["1", "1 → … → 0.25 (not acted) → 0.125 (not acted)"]),
-        ("w_load", ["0.1", "0.1 → 0.2 (not acted)"]),
+        ("w_load", ["0.01", "0.01 → 0.2 (not acted)"]),
     ]
     ends = dict(parts["At step 60, the last that all have"])
     assert ends["steps in all"] == ["60", "60"]

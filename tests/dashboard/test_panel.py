@@ -78,7 +78,7 @@ def test_the_knobs_of_a_remedy_are_all_marked_as_turned(writer: RunWriter, feed:
     feed.refresh(now=True)
     for step in (None, 30):
         was = {name: told["was"] for name, told in knobs_of(panel(feed)).items() if told["was"] is not None}
-        assert was == {"w_importance": 0.1, "w_load": 0.0}, step
+        assert was == {"w_importance": 0.01, "w_load": 0.0}, step
         writer.commit(Batch(51, NONE, applied=[(2, 30), (3, 30)]))
         feed.refresh(now=True)
 
@@ -186,7 +186,7 @@ def test_how_the_chosen_are_weighed_is_asked_where_a_strategy_reads_it(strategy:
 def test_what_autobalance_did_is_one_entry_and_no_mark(writer: RunWriter, feed: Feed) -> None:
     feed.run.turn(noise=2)
     for value in (0.001, 0.002, 0.004):
-        feed.run.turn(who="autobalance", w_load=value, w_importance=10 * value)
+        feed.run.turn(who="autobalance", w_load=value, w_importance=20 * value)
     feed.run.turn(noise=1.5)
     applied = [(id, 5 + id) for id in range(1, 9)]
     writer.commit(Batch(51, NONE, applied=applied))
@@ -194,7 +194,7 @@ def test_what_autobalance_did_is_one_entry_and_no_mark(writer: RunWriter, feed: 
     told = panel(feed)
     assert [c["text"] for c in told["changes"]] == [
         "noise 2 → 1.5",
-        "autobalance: w_load 0 → 4e-3, w_importance 0.1 → 0.04",
+        "autobalance: w_load 0 → 4e-3, w_importance 0.01 → 0.08",
         "noise 1 → 2",
     ]
     assert [c["step"] for c in told["changes"]] == [13, 12, 6]

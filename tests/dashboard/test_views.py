@@ -108,11 +108,13 @@ def test_the_busiest_is_held_until_the_person_asks_again(tmp_path: Path, monkeyp
     assert experts_in(look()) == {"2"}
     assert (held, look()["tiles"][0]["lines"][1]) == ([1, 2, 120, 0], "the busiest at step 120")
     writer.commit(Batch(121, busy(3)))
+    viewer.feed.refresh(now=True)
     for frame in (look(), look(), look(step=130)):
         assert (experts_in(frame), frame["busiest"]) == ({"2"}, [1, 2, 120, 0])
     assert experts_in(look(again=1)) == {"3"}
     assert held == [1, 3, 180, 1]
     writer.commit(Batch(181, busy(4)))
+    viewer.feed.refresh(now=True)
     assert (experts_in(look(again=1)), held) == ({"3"}, [1, 3, 180, 1])
     assert (experts_in(look(again=1, expert=1)), held) == ({"1"}, None)
     assert experts_in(look(layer=1, again=1)) == {"4"}

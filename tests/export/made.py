@@ -69,6 +69,7 @@ def commit(
         experts = np.argsort(rng.random((config.layers, tokens, E)), axis=2)[:, :, :2].astype(np.uint8)
         gates = np.sort(rng.dirichlet(np.ones(2), (config.layers, tokens)), axis=2)[:, :, ::-1].astype(np.float16)
         shots.append((step, "probe", {"experts": experts, "gates": gates, **extra}))
+        shots.append((step, "choices", {"experts": experts}))
     full = {
         "clean_gates": rng.dirichlet(np.ones(E), (config.layers, tokens)).astype(np.float16),
         "w_gate": rng.normal(size=(config.layers, 16, E)).astype(np.float16),

@@ -191,8 +191,8 @@ def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
     run.close()
     writer.finish("finished")
     parts = {part.title: part.content[0].rows for part in parts_of(open_run(tmp_path / "r")) if part.title != "Figures"}
-    assert ("w_load", "0.1", "8.3e-4") in parts["Knobs"]
-    assert parts["What was turned"] == [("26", "w_load", "0.1", "8.3e-4", "autobalance")]
+    assert ("w_load", "0.01", "8.3e-4") in parts["Knobs"]
+    assert parts["What was turned"] == [("26", "w_load", "0.01", "8.3e-4", "autobalance")]
 
 
 def test_a_word_of_any_length_is_broken_with_each_letter_measured_once(monkeypatch):

@@ -30,7 +30,8 @@ DEEP = "[" * 200_000 + "]" * 200_000
 READS = re.compile(r"\.read_text\(|\.read_bytes\(|json\.load|np\.load\(|torch\.load\(|\bopen\([^)]*\"r[bt]?\"|gzip\.")
 TRUSTED = {
     "dashboard/exports.py": "what a process of ours wrote for us",
-    "dashboard/live.py": "a message, whose length is looked at",
+    "dashboard/guard.py": "a cookie, within what the server takes of a header",
+    "dashboard/messages.py": "a message, whose length is looked at",
     "export/animation.py": "the film that was just made",
     "export/replay.py": "files of ours",
     "export/web.py": "files of packages",

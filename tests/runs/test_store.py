@@ -147,13 +147,15 @@ def test_a_turn_to_where_a_knob_stands_is_accepted_and_is_none(tmp_path: Path) -
 
 
 def test_a_row_of_an_earlier_version_that_turns_nothing_is_no_turn(tmp_path: Path) -> None:
-    folder = record(tmp_path / "a")
+    folder = tmp_path / "a"
+    writer = create_run(folder, CONFIG, Knobs(), probe={"tokens": np.arange(5, dtype=np.uint8)})
     with contextlib.closing(sqlite3.connect(folder / "run.db")) as db, db:
         chain = START
         for id, value, previous in ((1, 1.0, 1.0), (2, 0.5, 1.0), (3, 0.5, 0.5)):
             chain = link(chain, id, "noise", value, previous, "me", 0.0)
             db.execute("INSERT INTO knobs VALUES (?, 'noise', ?, ?, 'me', 0.0, ?)", (id, value, previous, chain))
-            db.execute("INSERT INTO applied VALUES (?, ?)", (id, id))
+    writer.commit(Batch(1, rows(1, 10), applied=[(1, 1), (2, 2), (3, 3)]))
+    writer.finish("finished")
     run = open_run(folder)
     assert verify(run) == []
     assert [(c.id, c.value, c.step) for c in run.knob_changes()] == [(2, 0.5, 2)]

@@ -63,7 +63,7 @@ def routing(cv_load: float) -> SimpleNamespace:
 
 
 def test_it_decides_by_step_and_from_whole_windows() -> None:
-    knobs = Knobs(autobalance=0.1)
+    knobs = Knobs(w_importance=0.1, w_load=0.1, autobalance=0.1)
     one = Autobalance(TWO)
     decided = {}
     for step in range(1, 4 * EVERY + 1):
