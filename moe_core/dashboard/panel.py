@@ -59,7 +59,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         word = "Catching up…"  # a fork, or a run that is gone on with, trains again since its last checkpoint
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     if status.state not in ALIVE and step is None:
-        step = feed.last  # what the trainer took no more has not acted
+        step = feed.last  # a turn that the trainer never took has not acted
     stand = feed.knobs if step is None else feed.knobs_at(step)
     changes = listed(turned)
     return {
@@ -211,7 +211,7 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
     elif deed.fork:
         return {"go": fork(run, deed.fork, {}, who="dashboard")}
     elif deed.command == "stop":
-        stop_later(run)  # one that does not answer is ended by its process
+        stop_later(run)  # the process of one that does not answer is ended
     else:
         run.command(deed.command, who="dashboard")
     return {}

@@ -206,11 +206,11 @@ def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
 
 
 def stop_later(run: Run, who: str = "dashboard") -> None:
-    """As stop(), without waiting: what there is to wait for is waited for by a thread."""
+    """As stop(), but a thread does the waiting."""
     asked = run.command("stop", who)
 
     def see() -> None:
-        with contextlib.suppress(StoreError):  # it is then seen not to answer
+        with contextlib.suppress(StoreError):  # the page then shows that it does not answer
             own = Run(run.path)
             try:
                 _see_it_end(own, asked, PATIENCE)

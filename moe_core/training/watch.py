@@ -30,7 +30,7 @@ class Watch:
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
-        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # for how many changes, and what they left off
+        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it knows, and which experts they switched off
         self.standing: set[tuple[str, int]] = set()
         self.next_look = 0.0
 

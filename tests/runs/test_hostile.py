@@ -97,10 +97,10 @@ HOSTILE = {
     ),
     "no-table": (sql("DROP TABLE evals"), "lacks tables"),
     "no-settings": (sql("DELETE FROM run"), "settings"),
-    "unknown-state": (state(state="\x1b[31m"), "state is none"),
-    "heartbeat-without-end": (state(heartbeat=-9e999), "state is none"),
-    "held-is-a-list": (state(held="[]"), "state is none"),
-    "held-is-deep": (state(held="[" * 9_000), "state is none"),
+    "unknown-state": (state(state="\x1b[31m"), "state is not one"),
+    "heartbeat-without-end": (state(heartbeat=-9e999), "state is not one"),
+    "held-is-a-list": (state(held="[]"), "state is not one"),
+    "held-is-deep": (state(held="[" * 9_000), "state is not one"),
     "settings-of-bytes": (sql("UPDATE run SET about = x'00'"), "settings"),
     "huge-probe": (sql("UPDATE run SET probe = zeroblob(100000000)"), "settings"),
     "deep-settings": (settings(lambda about: "[" * 100_000), "cannot be read"),
@@ -184,7 +184,7 @@ def test_without_a_state_that_is_whole_the_rest_reads(tmp_path: Path, change: st
     assert (run.state, run.status().step, run.steps()) == ("interrupted", 30, (1, 30))
     assert len(run.history("loss")[0]) == 30
     (line,) = run.damage
-    assert "how it stands is not what was written; all else reads" in line
+    assert "the state that its trainer wrote last is not what was written; all else can be read" in line
     (listed,) = list_runs(tmp_path)
     assert (listed.state, listed.problem) == ("interrupted", "")
     assert "not what was written" in listed.reason
@@ -235,7 +235,7 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path: Path, metrics: str) -> 
     db = sqlite3.connect(folder / "run.db", isolation_level=None)
     insert(db, "evals", {"step": 10, "metrics": metrics})  # with a sum that is right: anyone can compute it
     db.close()
-    with pytest.raises(StoreError, match="an evaluation is none"):
+    with pytest.raises(StoreError, match="an evaluation is not valid"):
         open_run(folder).evals()
 
 
