@@ -119,7 +119,7 @@ class Feed:
         self.done, self.stamp = self._status.state in ENDED, self._stamp()
 
     def _resumed(self) -> bool:
-        """Whether a trainer has gone on with the run since it ended. The file is not opened while its trainer seals it."""
+        """Whether a trainer has resumed the run since it ended. The file is not opened while its trainer seals it."""
         alive = is_alive(self.run.path)
         self.free = self.free or not alive
         return self.free and (alive or self._stamp() != self.stamp)

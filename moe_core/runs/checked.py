@@ -59,7 +59,7 @@ class CheckedRows:
             self.damage.pop(about, None)
 
     def version(self) -> int:
-        """Asked each time: a trainer that goes on with a run brings its file to its own version."""
+        """Asked each time: a trainer that resumes a run brings its file to its own version."""
         return int(self.query("PRAGMA user_version")[0][0])
 
     # How it stands

@@ -140,7 +140,7 @@ def why_closed(path: Path) -> str:
     if not may(path, os.R_OK):
         return f"you may not read {path.name}; ask whoever owns it"
     if has_log(path) and not may(path.parent, os.W_OK):
-        return "it was left with a log, and reading that needs a folder that you may write to; copy this one to such a place"
+        return "it was left with a log, and reading that needs a folder that you may write to; copy the folder to such a place"
     return ""
 
 

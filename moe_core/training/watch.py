@@ -35,7 +35,7 @@ class Watch:
         self.next_look = 0.0
 
     def recall(self, run: Run, knobs: Knobs) -> None:
-        """How a run's knobs came to stand as they do, when a trainer goes on with it."""
+        """How the knobs of a run that is resumed came to stand as they do."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
         self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 

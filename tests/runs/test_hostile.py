@@ -111,14 +111,14 @@ HOSTILE = {
     "wide-layout": (settings(lambda about: about.update(layout=[["loss", -1, 0, 10**12]])), "cannot be read"),
     "layout-of-words": (settings(lambda about: about.update(layout="abc")), "cannot be read"),
     "labels-of-numbers": (settings(lambda about: about.update(labels=7)), "cannot be read"),
-    "link": (another("run.db", lambda path: path.symlink_to("../good/run.db")), "no plain file"),
-    "link-to-nothing": (another("run.db", lambda path: path.symlink_to("nowhere")), "no plain file"),
-    "link-to-itself": (another("run.db", lambda path: path.symlink_to("run.db")), "no plain file"),
-    "pipe": (another("run.db", os.mkfifo), "no plain file"),
-    "folder": (another("run.db", Path.mkdir), "no plain file"),
-    "pipe-for-the-log": (another("run.db-wal", os.mkfifo), "no plain file"),
-    "pipe-for-the-journal": (another("run.db-journal", os.mkfifo), "no plain file"),
-    "link-for-the-index": (another("run.db-shm", lambda path: path.symlink_to("../good/run.db")), "no plain file"),
+    "link": (another("run.db", lambda path: path.symlink_to("../good/run.db")), "not a plain file"),
+    "link-to-nothing": (another("run.db", lambda path: path.symlink_to("nowhere")), "not a plain file"),
+    "link-to-itself": (another("run.db", lambda path: path.symlink_to("run.db")), "not a plain file"),
+    "pipe": (another("run.db", os.mkfifo), "not a plain file"),
+    "folder": (another("run.db", Path.mkdir), "not a plain file"),
+    "pipe-for-the-log": (another("run.db-wal", os.mkfifo), "not a plain file"),
+    "pipe-for-the-journal": (another("run.db-journal", os.mkfifo), "not a plain file"),
+    "link-for-the-index": (another("run.db-shm", lambda path: path.symlink_to("../good/run.db")), "not a plain file"),
     "empty": (another("run.db", Path.touch), "lacks tables"),
     "no-database": (another("run.db", lambda path: path.write_bytes(bytes(range(256)) * 64)), "cannot be read"),
 }
@@ -260,13 +260,13 @@ def test_nothing_is_written_through_a_link_and_no_pipe_is_waited_for(tmp_path: P
                 spawn("none", ["--help"], folder / name)
             assert last_words(folder) == "it printed nothing"
         else:
-            with pytest.raises(StoreError, match="no plain file"):
+            with pytest.raises(StoreError, match="not a plain file"):
                 read_ablation(folder)
         another(name, os.mkfifo)(folder)  # whoever opens it waits for its other end
         assert not is_alive(folder)
         assert last_words(folder) == "it printed nothing"
         if name == "ablation.json":
-            with pytest.raises(StoreError, match="no plain file"):
+            with pytest.raises(StoreError, match="not a plain file"):
                 read_ablation(folder)
         verify(open_run(folder))
     assert precious.read_text() == "mine"
@@ -276,4 +276,4 @@ def test_a_checkpoint_that_is_a_pipe_is_passed_over(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
     os.mkfifo(folder / "checkpoint-000000030.pt")
     os.mkfifo(folder / "checkpoint-000000030.pt.sha256")
-    assert any("no plain file" in finding for finding in verify(open_run(folder)))
+    assert any("not a plain file" in finding for finding in verify(open_run(folder)))

@@ -207,7 +207,7 @@ def test_a_file_is_read_to_its_limit_and_not_beyond(tmp_path: Path, little_memor
             read(tmp_path / "a", 999)
         with pytest.raises(ValueError, match=r"more than 1\.0 GB"):
             read(sparse(tmp_path / "huge"), 1_000_000_000)
-    with pytest.raises(ValueError, match="no plain file"):
+    with pytest.raises(ValueError, match="not a plain file"):
         limits.read_side(tmp_path / "link", 1000)
 
 

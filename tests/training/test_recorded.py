@@ -1,4 +1,4 @@
-"""What a run is gone on with must be what it was trained on; a refusal leaves the run as it was."""
+"""A run is resumed with the data that it was trained on; a refusal leaves the run as it was."""
 
 import shutil
 import sqlite3
