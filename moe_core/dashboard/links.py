@@ -131,9 +131,9 @@ def say_unread() -> None:
     if UNREAD in st.query_params:
         del st.query_params[UNREAD]
     for name in names:
-        st.toast(plain(f"{name} was left out of the link: it must be {WORDS[name].wanted}."), duration="long")
+        st.toast(literal(f"{name} was left out of the link: it must be {WORDS[name].wanted}."), duration="long")
 
 
-def plain(text: str) -> str:
+def literal(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return re.sub(r"([^\w\s])", r"\\\1", text)

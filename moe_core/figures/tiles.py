@@ -5,7 +5,6 @@ the dashboard only has to place them.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -427,4 +426,3 @@ TILES: dict[str, Any] = {
     "compare": compare_tiles,
     "batch": batch_tiles,
 }
-PAGES: Sequence[str] = tuple(TILES)

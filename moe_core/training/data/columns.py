@@ -66,7 +66,9 @@ def rows_of_arrays(given: str, arrays: Arrays, missing: str) -> Rows:
     kept = [c for c in range(len(names)) if c not in numbering]
     if not kept:
         raise ValueError(f"{given}: every column of x only numbers the rows; give features too")
-    words_N = [class_word(value) if isinstance(value, float) else missing_or(str(value)) for value in arrays.y.tolist()]
+    words_N = [
+        class_of_number(value) if isinstance(value, float) else missing_or(str(value)) for value in arrays.y.tolist()
+    ]
     rows = whole_rows(given, x_NF[:, kept], words_N, [names[c] for c in kept], missing)
     places = "places" if arrays.x.ndim > 2 else "columns"
     taken = [rows.taken[0], f"features: the {len(kept)} {places} of x", "class: y"]
@@ -156,10 +158,10 @@ def numbers_in(given: str, table: Table, features: list[int]) -> np.ndarray:
 
 
 def word_at(table: Table, n: int, c: int) -> str | None:
-    return table.texts[c][n] if n in table.texts.get(c, {}) else class_word(float(table.values_NC[n, c]))
+    return table.texts[c][n] if n in table.texts.get(c, {}) else class_of_number(float(table.values_NC[n, c]))
 
 
-def class_word(value: float) -> str | None:
+def class_of_number(value: float) -> str | None:
     """A class that is a number, in one way of writing: 1, 1.0 and 01 are one class. None for NaN."""
     if np.isnan(value):
         return None
@@ -167,9 +169,9 @@ def class_word(value: float) -> str | None:
 
 
 def missing_or(word: str) -> str | None:
-    """A class that is a text: None if it is a way to write that a value is missing; a number is written as class_word() does."""
+    """A class that is a text: None if it is a way to write that a value is missing; a number is written as class_of_number() does."""
     try:
-        return class_word(float(word))
+        return class_of_number(float(word))
     except ValueError:
         return None if word.strip().lower() in MISSING else word.strip()
 
