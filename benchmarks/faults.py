@@ -76,7 +76,7 @@ def work(case: Case, runs: Path, faults: Any, told: int) -> int:
 
 
 def fork(case: Case, runs: Path, faults: Any, out: Path, told: Path) -> int:
-    """A process for one case, its words going to `out`; its id."""
+    """Start a process for one case, its output going to `out`. Returns its id."""
     if child := os.fork():
         return child
     code = 99
@@ -140,7 +140,7 @@ class Trial:
             time.sleep(0.01)
 
     def waits(self) -> bool:
-        """Whether it has hit a full disk some times and could not say so."""
+        """Whether it has hit a full disk several times and could not say so."""
         return self.case.error == "ENOSPC" and self.faults.faults_hits() > 20
 
     def turn(self) -> None:
@@ -186,7 +186,7 @@ class Trial:
             self.found["nowhere to say it" if silent else "no reason"] += 1
 
     def go_on(self, place: Path) -> None:
-        """What failed can be gone on with once the disk is whole again."""
+        """A run that failed can be resumed once the disk is whole again."""
         case = Case("resume", "write", "EIO", False, 1 << 30)
         child = fork(case, self.runs, self.faults, place / "again", place / "told")
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
@@ -204,7 +204,7 @@ def cases(counts: dict[tuple[str, str], int], injections: int) -> Iterator[Case]
 def measure(
     injections: int, place: Path, part: int, parts: int
 ) -> tuple[dict[str, Counter[str]], list[tuple[Case, list[str], str]]]:
-    """All cases; by kind of fault how they ended, and each that ended as none may, with what was printed."""
+    """Run all cases. Returns how they ended by kind of fault, and each that ended in a way that must not be, with its output."""
     faults = ctypes.CDLL(os.environ["LD_PRELOAD"])
     assert faults.faults_share()
     import torch

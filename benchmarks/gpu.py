@@ -1,4 +1,4 @@
-"""What a GPU does with all of it, in one command: `python benchmarks/gpu.py` (some four minutes on an H100).
+"""Checks and measures MoEscope on a GPU, in one command: `python benchmarks/gpu.py` (about five minutes on an H100).
 
 Each part is a process of its own, so that the failure of one hides nothing of the others:
   tests   the tests of nn and training that are marked `cuda`
@@ -149,7 +149,7 @@ def training_step(strategy: str, device: torch.device) -> Callable[[int], None]:
 
 
 def places_of_waits(step: Callable[[], None], device: torch.device) -> dict[str, int]:
-    """Each place in the project from which the device was waited for, and how often. Nothing on a CPU."""
+    """Each place in the project that waited for the device, and how often. Empty on a CPU."""
     places: Counter[str] = Counter()
 
     def seen(message: Any, *_: Any, **__: Any) -> None:
@@ -351,7 +351,7 @@ def begin(part: str, options: argparse.Namespace) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen, limit: float) -> dict[str, Any]:
-    """What a part found, or why it found nothing."""
+    """What a part found, or why it failed."""
     try:
         out, error = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:

@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     try:
         status = int(arguments.run_command(arguments))
-        sys.stdout.flush()  # a full disk below it is said here, not at exit
+        sys.stdout.flush()  # a full disk below it is reported here, not at exit
         return status
     except ValueError as error:
         return complain(error)

@@ -47,7 +47,7 @@ LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while th
 AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
-CALM = 0.25  # noise at which a gate whose load is even is so without noise too, by what was measured
+CALM = 0.25  # noise at which, as measured, a load that is even is even without noise too
 BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
 
 
@@ -213,7 +213,7 @@ def named(experts: Sequence[int]) -> str:
 
 
 def no_gradient(seen: Seen) -> Finding | None:
-    """A gate that the task teaches nothing, by its gradient as measured. Not of the control, which asks no gate."""
+    """A gate that the task teaches nothing, by its measured gradient. Not under `even`, which asks no gate."""
     none_n = untaught(seen.task_gradient_n, seen.grad_norm_n)
     since = standing(seen.steps_n, none_n, np.isfinite(seen.task_gradient_n) & ~none_n)
     if since is None or not none_n[-1] or seen.knobs.strategy == "even":
@@ -227,7 +227,7 @@ def no_gradient(seen: Seen) -> Finding | None:
     single = seen.knobs.k == 1 or (seen.config.groups > 1 and seen.knobs.k_primary == 1)
     remedy: dict[str, float | str] | None = None
     if single and seen.knobs.strategy in BY_TOKEN and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept":
-        why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only balance moves it."
+        why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only the balancing losses move it."
         remedy = {"weigh": "all"}
         try_this = f"Turn {turns(remedy)}, as in Switch, or k to 2 or more."
     else:
@@ -282,8 +282,8 @@ def dead_experts(seen: Seen) -> Finding | None:
 def drowned(seen: Seen) -> tuple[int, float] | None:
     """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
 
-    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little. One that the task
-    teaches nothing has nothing that could drown.
+    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little. A gate that
+    the task teaches nothing has nothing that could drown.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio_n = np.where(seen.noise_scale_n > 0, seen.noise_scale_n / seen.logit_spread_n, 0.0)
@@ -315,7 +315,8 @@ def noise_drowns(seen: Seen) -> Finding | None:
 
 
 def even_by_noise(seen: Seen) -> Finding | None:
-    """Even in training, where noise is drawn, and not in evaluations, where none is. Two of them in a row, of a settled gate."""
+    """A load that is even in training, where noise is drawn, and uneven in two evaluations in a row, where none is. The
+    gate must have settled."""
     steps_m, held_m = seen.held_out_steps_m, seen.held_out_cv_m
     if not len(steps_m) or not draws_noise(seen.config, seen.knobs):
         return None

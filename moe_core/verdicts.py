@@ -62,7 +62,7 @@ def at_start(source: Any, stat: str, layer: int) -> float:
 
 
 def task_gradient(source: Any, layer: int, step: int) -> float:
-    """The norm of the task's gradient on the gate as measured by a step; NaN of no step, or where it was not measured."""
+    """The norm of the task's gradient on the gate as last measured at a step; NaN at step 0 or if it was not measured."""
     try:
         return float(source.history("task_gradient", layer, first=step, last=step)[1][-1]) if step else math.nan
     except ValueError:  # a run that an earlier version began

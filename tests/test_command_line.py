@@ -119,7 +119,7 @@ def test_a_failing_alert_command_is_one_line_and_the_training_goes_on(tmp_path: 
         (["--run-id", "../outside"], "a run's name is letters"),
         (["--run-id", "two words"], "a run's name is letters"),
         (["--script", "not-there.txt"], "No such file or directory; give a file with lines"),
-        (["--script", "docs/screens/start-light-1280x800.png"], "it is no text in UTF-8; give a file with lines"),
+        (["--script", "docs/screens/start-light-1280x800.png"], "it is not text in UTF-8; give a file with lines"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_written(words: list[str], says: str, tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
     if refused := [name for name in given if name not in ("steps", "text", "data")]:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
         raise ValueError(
-            f"--resume goes on with the run's own settings, beside --steps and where its data lie; leave out {names}, or `set` knobs"
+            f"--resume takes --steps, and --text or --data for where the data lie now; leave out {names}: settings stay, and `set` turns knobs"
         )
     return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps)
 

@@ -51,13 +51,13 @@ def real_flag(text: str) -> float:
 
 
 def take_places(command: argparse.ArgumentParser) -> None:
-    """Where the data of a recorded run lie now; they must be the same data."""
+    """Flags that say where the data of a recorded run lie now. They must be the same data."""
     command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
     command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")
 
 
 def moved(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What take_places() was given, as paths that hold wherever a trainer works."""
+    """The paths given by take_places()'s flags, made absolute, since a trainer may work in another folder."""
     places: dict[str, Any] = {}
     if arguments.text is not None:
         places["text"] = tuple(os.path.abspath(path) for path in arguments.text)
@@ -72,7 +72,7 @@ def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> N
 
 
 def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
-    """Say what was found damaged and is not in what was made: a line each, on stderr too with --json. The exit status."""
+    """Print a line for each damaged part, which what was made lacks; with --json an event too. Returns the exit status."""
     for line in lines:
         if arguments.json:
             print(json.dumps({"event": "damage", "problem": line}))
@@ -90,7 +90,7 @@ def without_nan(value: Any) -> Any:
 
 
 def let_go() -> None:
-    """Of stdout and stderr, what nobody takes any more is written nowhere: what waits there would fail again at the end."""
+    """Point a closed stdout or stderr at /dev/null: what is still buffered for it would fail again at exit."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
         try:
             stream.flush()

@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from moe_core.commands import terminal
 from moe_core.commands.common import add, plain, without_nan
 from moe_core.commands.sweep_table import as_text, write_csv
 from moe_core.commands.train import add_settings
-from moe_core.schema import TASKS, Config, Knobs, parse_setting
+from moe_core.schema import TASKS, Config, Knobs, parse_setting, whole
 
 
 def declare(commands: Any) -> None:
@@ -39,7 +39,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import cores
     from moe_core.sweep import jobs, make_sweep, open_sweep, results, rows, run_sweep
 
-    parallel, taken = whole(arguments.parallel, "parallel", cores()), ()
+    parallel, taken = how_many(arguments.parallel, "parallel", cores()), ()
     out = csv_file(arguments.csv)
     if arguments.resume is not None:
         nothing_else(arguments)
@@ -76,11 +76,11 @@ def plan_of(arguments: argparse.Namespace) -> Any:
     # Small models run fastest on one thread each, and the cores are for the runs beside.
     config = Config.for_task(config.pop("task", TASKS[0]), **{"threads": 1} | config)
     lists = {f.name: values_of(f.name, text) for f in fields(Knobs) if (text := getattr(arguments, f.name)) is not None}
-    return make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), whole(arguments.seeds, "seeds", 1))
+    return make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), how_many(arguments.seeds, "seeds", 1))
 
 
 def usable(config: Config) -> tuple[str, ...]:
-    """What was taken for what of the person's own data; ValueError for what every trainer would trip over, said once."""
+    """How the person's own data were read, in sentences. ValueError, once, for what every trainer would fail at."""
     if not (config.text or config.data or config.device != "auto"):
         return ()
     from moe_core.training.data import load
@@ -100,13 +100,14 @@ def nothing_else(arguments: argparse.Namespace) -> None:
         )
 
 
-def whole(text: str | None, name: str, default: int) -> int:
-    """A number of at least 1."""
+def how_many(text: str | None, name: str, default: int) -> int:
+    """A flag's whole number from 1 to 10000. ValueError for another."""
     if text is None:
         return default
-    if not text.isascii() or not text.isdigit() or len(text) > 5 or not 1 <= int(text) <= 10_000:
-        raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
-    return int(text)
+    with suppress(ValueError):
+        if 1 <= (number := whole(text)) <= 10_000:
+            return number
+    raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
 
 
 def csv_file(name: str | None) -> Path | None:

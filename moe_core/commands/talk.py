@@ -95,7 +95,7 @@ def tell_command(arguments: argparse.Namespace) -> int:
 
 
 def stop_command(arguments: argparse.Namespace) -> int:
-    """Ask, wait until it has ended, and end the process of one that does not answer."""
+    """Ask the trainer to stop and wait until it has; end the process of one that does not answer."""
     from moe_core.runs import open_run, stop
 
     run = open_run(arguments.run, arguments.runs)

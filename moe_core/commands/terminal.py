@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from moe_core.schema import shortened
 
-LONGEST = 1_000  # characters of a problem: what was given may be a million
+LONGEST = 1_000  # characters of a problem; a value in it may have a million
 
 
 def plain(text: str, keep: str = "") -> str:
@@ -25,7 +25,7 @@ def complain(problem: object) -> int:
 
 
 class Events(io.TextIOBase):
-    """What stands for a closed stderr beside --json: each of its lines is an event on stdout."""
+    """Takes the place of a closed stderr under --json: each line becomes an event on stdout."""
 
     def write(self, text: str) -> int:
         for line in filter(None, text.splitlines()):
@@ -47,7 +47,7 @@ def open_streams(words: Sequence[str]) -> None:
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         if sys.stderr is not None:
-            complain("stdout is closed, and what would stand there is lost")
+            complain("stdout is closed, and what is printed there is lost")
     if sys.stderr is None:
         sys.stderr = Events() if "--json" in words else sys.stdout
 

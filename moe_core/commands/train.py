@@ -31,12 +31,8 @@ from moe_core.schema import (
     parse_setting,
 )
 
-NAMES = {
-    "text": "PATH",
-    "data": "FILE",
-    "label": "COLUMN",
-    "drop": "COLUMN",
-}  # what a word of a flag is, if not its type
+# What --help calls the value of a flag, where its type does not say enough.
+NAMES = {"text": "PATH", "data": "FILE", "label": "COLUMN", "drop": "COLUMN"}
 
 
 def declare(commands: Any) -> None:
@@ -102,7 +98,7 @@ def train_command(arguments: argparse.Namespace) -> int:
 
 
 def tell_end(teller: "Teller", folder: Path, state: str) -> int:
-    """The last event; the exit status. What failed since its record went away has been said, and there is no more to say."""
+    """Tell of the last event and return the exit status. A run whose record went away has been told of already."""
     from moe_core.runs import StoreError, ending, open_run
 
     try:
@@ -127,13 +123,13 @@ def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]
 
 
 def script_text(name: str) -> str:
-    """What --script names, - being the standard input; ValueError, with what a script is, for what is no text."""
+    """The text of the file that --script names; - is the standard input. ValueError, with an example, if it is not text."""
     try:
         return read_given(Path("/dev/stdin" if name == "-" else name), SCRIPT).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         if isinstance(error, UnicodeDecodeError):
-            reason = "it is no text in UTF-8"
+            reason = "it is not text in UTF-8"
         raise ValueError(
             f"--script {name!r} cannot be read: {reason}; give a file with lines such as 120 noise=0.5 k=1"
         ) from None

@@ -29,7 +29,7 @@ class Door(NamedTuple):
 
 
 def door(address: str, allow: str) -> Door:
-    """The door of a server at an address, with the names of MOE_ALLOW. ValueError, in one line, for one that is no name."""
+    """The door of a server at an address, with the names of MOE_ALLOW. ValueError, in one line, for one that is not a name."""
     allowed = tuple(filter(None, (entry.strip().lower() for entry in allow.split(","))))
     for entry in allowed:
         if not re.fullmatch(ENTRY, entry):
@@ -57,7 +57,7 @@ def is_here(name: str) -> bool:
 
 
 def is_number(name: str) -> bool:
-    """Whether it is an IP address, which no stranger can point elsewhere as he can a name."""
+    """Whether it is an IP address, which no stranger can point elsewhere; a name can be."""
     try:
         return bool(ip_address(name.strip("[]")))
     except ValueError:
@@ -71,7 +71,7 @@ def lets_in(door: Door, host: str) -> bool:
 
 
 def words(door: Door) -> str:
-    """What is let in, for people."""
+    """The addresses that are let in, in words."""
     more = ["any IP address"] if door.bound else []
     return ", ".join([*(f"{name} with any port" for name in HERE), *more, *door.allowed])
 
@@ -93,7 +93,8 @@ def bracketed(name: str) -> str:
 
 
 def own_address() -> str:
-    """This machine's address in its network; "" if it is in none. Nothing is sent: the address is one for documentation."""
+    """This machine's address in its network; "" if it is in none. Nothing is sent: 192.0.2.1 is
+    reserved for documentation."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))

@@ -133,8 +133,8 @@ def history_of(run: Any, name: str) -> str:
 
 
 def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, list[str]]]:
-    """Each run's figures at its own of the steps `ends`, means over the END steps up to it and all MoE layers, and how they
-    differ from the first run's.
+    """Each run's figures at its step in `ends`, and how they differ from the first run's. Balance is a mean over the END
+    steps up to it and all MoE layers.
     """
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
     name, label, unit, _ = METRICS[runs[0].config.task][0]
@@ -146,7 +146,7 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
     ahead = [e is not None and looks_ahead(run.config, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
     texts = against_first(values, 3)
     apart = [math.nan if e is None else end - e.step for e, end in zip(last, ends, strict=True)]
-    if any(ahead) or len(set(apart)) > 1:  # then a difference from A would compare what does not compare
+    if any(ahead) or len(set(apart)) > 1:  # then a difference from A would mean nothing
         texts = [
             number(v, 3)
             + (f", {LOOKS_AHEAD}" if one else "")

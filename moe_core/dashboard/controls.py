@@ -107,10 +107,10 @@ def frame(
 
 
 def own_data(run: Run) -> None:
-    """What was taken for what in the person's own files, folded below the panel."""
+    """How the person's own files were read, folded below the panel."""
     taken = run.facts.get("taken")
     if isinstance(taken, list) and taken:
-        with st.expander("What the data were taken for"):
+        with st.expander("How your data were read"):
             st.html(
                 f"<ul class='moe-taken'>{''.join(f'<li>{escape(str(words)[:1000])}</li>' for words in taken[:80])}</ul>"
             )

@@ -35,6 +35,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import NO_WORDS, StoreError, last_words, runs_folder
+from moe_core.runs.room import bytes_text
 
 ROOT = Path(__file__).parents[2]
 BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
@@ -224,7 +225,7 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
         st.info("Choose a figure at the left.")
         return
     shown, told, button = st.empty(), st.empty(), st.empty()
-    # At once: until the file is made, a button of the last one's would give what is no longer chosen.
+    # Disabled at once: until the new file is made, the button would still give the last one.
     button.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
@@ -246,7 +247,7 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [run.id for run in getattr(source, "others", ())]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {kilobytes(len(file))} as {format}.{when}")
+    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{when}")
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
         button.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
@@ -366,7 +367,7 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
             data = work.file.read_bytes()
             kind = work.file.suffix[1:]
             st.download_button(
-                f"Download, {kilobytes(len(data))}",
+                f"Download, {bytes_text(len(data))}",
                 data,
                 work.file.name,
                 MIME[kind],
@@ -375,7 +376,3 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
             )
 
     watch()
-
-
-def kilobytes(size: int) -> str:
-    return f"{size / 1000:,.0f} KB" if size < 1e6 else f"{size / 1e6:,.1f} MB"

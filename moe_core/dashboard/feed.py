@@ -58,7 +58,7 @@ class Feed:
         self.version, self._news = 0, None
         self._evals: list[Any] = []
         self._knobs: list[Any] = []
-        self.sessions: list[dict[str, Any]] = []  # each time that the run was gone on with; read when it has ended
+        self.sessions: list[dict[str, Any]] = []  # each time that the run was resumed; read once it has ended
         self._off: Any = ()
         self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
@@ -72,7 +72,7 @@ class Feed:
 
     @property
     def problem(self) -> str:
-        """What is wrong with the record, in a line; what is whole is shown."""
+        """What is wrong with the record, in a line; all else is shown."""
         lines = self.run.damage
         more = f" And {len(lines) - 1} more; `verify {self.id}` names them." if len(lines) > 1 else ""
         return self.error or (lines[0] + more if lines else "")
@@ -99,7 +99,8 @@ class Feed:
             self.problem = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
             return
         try:
-            status = self.run.status()  # before all else: what it says has ended, they hold in full
+            # First: once it says that the run has ended, all that is read after it is complete.
+            status = self.run.status()
             self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
             self._knobs = self.run.knob_changes()
             for asked in [key for key in self._snapshots if key[0] is None]:
@@ -118,7 +119,7 @@ class Feed:
         self.done, self.stamp = self._status.state in ENDED, self._stamp()
 
     def _resumed(self) -> bool:
-        """Whether a trainer has gone on with the run since it ended. The file is not opened while its trainer seals it."""
+        """Whether a trainer has resumed the run since it ended. The file is not opened while its trainer seals it."""
         alive = is_alive(self.run.path)
         self.free = self.free or not alive
         return self.free and (alive or self._stamp() != self.stamp)
@@ -141,9 +142,8 @@ class Feed:
         else:
             blocks = self.run.blocks(after=self.seen, most=PIECE)
         while blocks:
-            self._off = (
-                self.run.off_spans()
-            )  # after the blocks: a turn is in the record before the step that it acts in
+            # After the blocks: a turn is in the record before the step that it acts in.
+            self._off = self.run.off_spans()
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-RECENT:]
             self.seen, self.last = blocks[-1].id, int(steps[-1])

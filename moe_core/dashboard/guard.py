@@ -115,7 +115,8 @@ class Guard:
             await self.app(scope, receive, with_headers(send))
 
     async def socket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Streamlit has a check of its own, of fewer addresses: what came in is shown to it as a page of this machine's."""
+        """Streamlit has a check of its own, which knows fewer addresses. What was let in is shown to it as a page of this
+        machine."""
         port = (scope.get("server") or ("", 0))[1]
         own = [(b"host", f"127.0.0.1:{port}".encode()), (b"origin", f"http://127.0.0.1:{port}".encode())]
         others = [(name, value) for name, value in scope["headers"] if name.lower() not in (b"host", b"origin")]
@@ -155,7 +156,7 @@ ASK = f"""<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" 
 <h1>This dashboard asks for a token</h1>
 <p>Open the address that its terminal shows, which ends in {TOKEN}=…, or give the token here.</p>
 <form><label>Token <input type="password" name="{TOKEN}" required></label> <button>Open</button></form>
-<p>Came from a link on another site? <a href="">Open this page again</a>: a browser that has the token keeps it from links.</p>
+<p>Did you follow a link on another site? Then <a href="">open this page again</a>: a browser that has the token does not send it along with such a link.</p>
 </html>"""
 MOVE = """<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" href="data:,"><meta http-equiv="refresh" content="0;url={url}">
 <title>MoEscope</title><p><a href="{url}">Go on</a></p></html>"""
@@ -201,5 +202,5 @@ def cookie_name(scope: Scope) -> str:
 
 
 def same(one: str, other: str) -> bool:
-    """In a time that tells nothing of how much of it is right."""
+    """Whether two texts are the same, in a time that does not tell how much of one is right."""
     return secrets.compare_digest(one.encode(errors="replace"), other.encode())

@@ -152,13 +152,13 @@ def seen() -> dict[tuple[str, int, int], Verdict]:
 
 
 def pressed() -> set[tuple[str, int, tuple[str, Any]]]:
-    """What this tab's buttons turned, by run and lesson: knobs and values, those too that stood there already."""
+    """What this tab's buttons turned, by run and lesson: knobs and values, even if a knob had the value already."""
     return st.session_state.setdefault("lesson-pressed", set())  # type: ignore[no-any-return]
 
 
 def stand_of(run: Run, number: int) -> Stand:
-    """How far a lesson is; which of its stages were begun is told by the run's record, or, where a knob stood as the
-    stage has it already, by what was pressed in this tab.
+    """How far a lesson is. Which of its stages were begun is in the run's record; where a knob already had the stage's
+    value, the record says nothing, and what was pressed in this tab does.
     """
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
     turned |= {item for id, lesson, item in pressed() if (id, lesson) == (run.id, number)}
@@ -317,7 +317,7 @@ def question(number: int, own: str) -> None:
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
         st.markdown(own)
-    # Its content, not what makes it: that has a new address each second, and a click came too late for the old one.
+    # The content, not a function that makes it: its address would change each second, and a click come too late.
     file.download_button(
         "Flashcards", flashcards(), "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
         help="The questions of all lessons as CSV for Anki: front, back, tags.",

@@ -1,7 +1,7 @@
 """The words of a page's link, each checked once, where it comes in (stcore.py) and before a page or a widget reads it.
 
-A link may have been cut, mistyped or made by a stranger. A word that cannot be meant is taken out of it, and the page says so;
-whether the run that it names is there is for the page to find out.
+A link may have been cut, mistyped or made by a stranger. A word that is not valid is taken out of it, and the page
+says so. Whether there is a run of the given name is for the page to find out.
 """
 
 import re
@@ -22,8 +22,8 @@ MOST = 3  # runs beside the first
 SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
 OWN = "own size"
 NEW = "new"  # in place of a run or a sweep
-LAST = 2**53
-UNREAD = "unread"  # in place of the words that were taken out of a link, their names
+LAST = 2**53  # beyond any step; numbers up to it are exact in a browser
+UNREAD = "unread"  # the word that names those which were taken out of a link
 
 
 class Word(NamedTuple):
@@ -99,7 +99,8 @@ def chosen(name: str, text: str) -> Any:
 
 
 def readable(query: str) -> str:
-    """A link's query as Streamlit may have it: some widgets read it themselves. What cannot be meant is only named."""
+    """A link's query with each word that is not valid replaced by its name alone: some of Streamlit's widgets read the
+    query themselves."""
     try:
         asked = parse_qsl(query, keep_blank_values=True, max_num_fields=100)
     except ValueError:
@@ -130,9 +131,9 @@ def say_unread() -> None:
     if UNREAD in st.query_params:
         del st.query_params[UNREAD]
     for name in names:
-        st.toast(plain(f"{name} was left out of the link: it must be {WORDS[name].wanted}."), duration="long")
+        st.toast(literal(f"{name} was left out of the link: it must be {WORDS[name].wanted}."), duration="long")
 
 
-def plain(text: str) -> str:
+def literal(text: str) -> str:
     """Text that Markdown leaves as it is."""
     return re.sub(r"([^\w\s])", r"\\\1", text)

@@ -40,7 +40,7 @@ from moe_core.schema import STAT
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
-GREETING = 10.0  # seconds for a socket to say what it looks at; until then it is nobody's, and counts for nothing
+GREETING = 10.0  # seconds for a socket to say what it looks at; until then it does not count as a viewer
 STARTING = 60.0  # seconds that a trainer may take to make its run
 MOST = 128  # viewers at once: three tabs each of a class of thirty, and some
 DIAGNOSED = ("live", "routing")  # the pages that say what is wrong
@@ -63,12 +63,12 @@ class Viewer:
         self.answer: dict[str, Any] = {}  # what came of the viewer's last deed
 
     def hear(self, text: str) -> Deed | None:
-        """Take a message: what is looked at, and which frame was drawn. Returns one that asks for a deed; Refused if it is
-        not one of a page's."""
+        """Take a message: what is looked at, and which frame was drawn. Returns it if it asks for a deed. Refused if no page
+        sends such a message."""
         said = parsed(text)
         if isinstance(said, Deed):
             if not self.asked:
-                raise Refused("wanted first of all what is looked at, got a deed")
+                raise Refused("wanted a first message that says what is looked at, got a deed")
             return said
         asked = {name: value for name, value in said._asdict().items() if name != "drawn"}
         if any(asked[name] != self.asked.get(name) for name in ("theme", "page", "layer")):
@@ -91,7 +91,7 @@ class Viewer:
         undrawn: list[str] = []
 
         def part(name: str, make: Callable[[], Any], instead: Any) -> Any:
-            """A part of the frame; `instead`, said on the page, of one that cannot be made: the others go on."""
+            """A part of the frame. If it cannot be made, the page says so and has `instead`; the other parts go on."""
             try:
                 return make()
             except Exception as error:
@@ -146,7 +146,7 @@ class Viewer:
         arrays: "Arrays",
         figures: dict[str, Any],
     ) -> None:
-        """One figure into the frame, if it is one of the run's kind and changed; of one that cannot be drawn, why."""
+        """Add a figure to the frame if it suits the run and has changed; if it cannot be drawn, add why."""
         asked, entry = self.asked, FIGURES.get(name)
         if entry is None or probe_kind(source) not in entry.kinds:
             return
@@ -270,7 +270,7 @@ async def stream(websocket: WebSocket) -> None:
 
 
 async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
-    """Serve a viewer until there is a reason to close: its code, and what is said."""
+    """Serve a viewer until there is a reason to close. Returns the code to close with and the reason."""
     try:
         path = (runs_folder() / run_name(websocket.path_params["run"])).absolute()
     except ValueError:
@@ -284,7 +284,7 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
     except Refused as error:
         return refuse(error)
     if len(_viewers) >= MOST:
-        note("viewers", f"{MOST} pages look at runs already; another one waits")
+        note("viewers", f"{MOST} pages look at runs already; another one was refused")
         return 4429, f"{MOST} pages look at runs already; close one"
     _viewers.add(viewer)
     if asked := starting.unstarted(path.name):
@@ -344,7 +344,7 @@ async def first_of(happens: Any, listening: "asyncio.Task[Any]", timeout: float 
 
 
 async def listen(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
-    """Hear a viewer until it sends what is not a page's: with which code to close, and what to say. Raises when it leaves."""
+    """Hear a viewer until it sends what no page sends. Returns the code to close with and why; raises when it leaves."""
     try:
         while True:
             deed = await take(websocket, viewer)

@@ -1,10 +1,10 @@
-"""What goes wrong at the edge, on the terminal: a line a kind a second at most, so that no stranger can fill a disk with it."""
+"""What goes wrong at the edge, on the terminal: at most a line a second of each kind, or a stranger could fill a disk."""
 
 import logging
 import time
 
 EACH = 1.0  # seconds between two lines of a kind
-LONGEST = 300  # letters of a line
+LONGEST = 300  # bytes of a line
 _said: dict[str, float] = {}
 
 

@@ -11,7 +11,8 @@ if str(ROOT) not in sys.path:
 
 from moe_core.dashboard import controls, links  # noqa: E402
 
-ICON = Path(__file__).parent / "component" / "icon.svg"  # a file: an icon by name is fetched from a stranger's server
+# A file: Streamlit would fetch an icon given by name from another server.
+ICON = Path(__file__).parent / "component" / "icon.svg"
 st.set_page_config("MoEscope", ICON, layout="wide", initial_sidebar_state=288)
 controls.style()
 links.say_unread()

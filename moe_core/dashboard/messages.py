@@ -9,19 +9,18 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
-from moe_core.dashboard.links import OPTIONS, chosen
+from moe_core.dashboard.links import LAST, OPTIONS, chosen
 from moe_core.figures.theme import THEMES
 from moe_core.runs import COMMANDS
 from moe_core.schema import Knobs
 
 LONGEST = 64 * 1024  # bytes of a message
 FIGURES = 64  # at most on a page
-LAST = 2**53  # beyond any step; numbers up to it are exact in a browser
 SIDE = (40, 8000)  # px of a chart
 
 
 class Refused(ValueError):
-    """A message that is not one of a page's."""
+    """A message that no page sends."""
 
 
 class Look(NamedTuple):
@@ -39,7 +38,7 @@ class Look(NamedTuple):
 
 
 class Deed(NamedTuple):
-    """What a viewer wants done: one of turn, command and fork. nth: by which it knows the answer."""
+    """What a viewer wants done: one of turn, command and fork. nth: the number by which it knows the answer."""
 
     nth: int
     turn: dict[str, float | str] = {}
@@ -64,7 +63,7 @@ def parsed(text: str) -> Look | Deed:
 
 
 def refused_number(word: str) -> NoReturn:
-    raise ValueError(f"{word} is no number of JSON")
+    raise ValueError(f"{word} is not a number in JSON")
 
 
 def look(told: Mapping[str, Any]) -> Look:
@@ -76,16 +75,16 @@ def look(told: Mapping[str, Any]) -> Look:
         span = (low, high)
     sizes = told.get("sizes")
     if not isinstance(sizes, dict) or len(sizes) > FIGURES:
-        raise Refused(f"sizes must be those of at most {FIGURES} figures")
+        given = f"{len(sizes):,}" if isinstance(sizes, dict) else in_words(sizes)
+        raise Refused(f"sizes must be an object of at most {FIGURES} figures, got {given}")
     options = {} if told.get("options") is None else told["options"]
     if not isinstance(options, dict):
-        raise Refused("options must be an object")
+        raise Refused(f"options must be an object, got {in_words(options)}")
     return Look(
         theme=word("theme", told.get("theme"), "|".join(THEMES)),
         page=word("page", told.get("page"), r"\w{0,40}"),
-        layer=whole(
-            "layer", told.get("layer"), -LAST, LAST
-        ),  # the first is 0; one that the run lacks shows the nearest
+        # The first is 0; in place of one that the run lacks the nearest is shown.
+        layer=whole("layer", told.get("layer"), -LAST, LAST),
         step=None if told.get("step") is None else whole("step", told["step"], 1, LAST),
         sizes={word("figure", name, r"\w{1,40}"): sides(several("size", size, 2)) for name, size in sizes.items()},
         span=span,
@@ -100,7 +99,7 @@ def deed(told: Mapping[str, Any]) -> Deed:
     if "turn" in told:
         turn = told["turn"]
         if not isinstance(turn, dict) or not turn:
-            raise Refused("turn must be an object of knobs")
+            raise Refused(f"turn must be an object of knobs and values, got {in_words(turn)}")
         if unknown := [name for name in turn if name not in Knobs.__dataclass_fields__]:
             raise Refused(f"unknown knob {unknown[0][:40]!r}")
         values = {
@@ -147,7 +146,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 
 def number(name: str, value: Any, low: float, high: float) -> float:
-    """A whole number or another, not true or false; 1e310 is infinite, and beyond every range."""
+    """A number, whole or not, but not true or false. 1e310 is infinite, and beyond every range."""
     if type(value) not in (int, float) or not low <= value <= high:
         raise Refused(f"{name} must be a number from {low:g} to {high:g}, got {in_words(value)}")
     return value

@@ -56,10 +56,10 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     status, quiet = feed.status(), feed.quiet()
     colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
-        word = "Catching up…"  # a fork, or a run that is gone on with, trains again since its last checkpoint
+        word = "Catching up…"  # a fork, or a run that is resumed, trains again what came after its last checkpoint
     turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     if status.state not in ALIVE and step is None:
-        step = feed.last  # what the trainer took no more has not acted
+        step = feed.last  # a turn that the trainer never took has not acted
     stand = feed.knobs if step is None else feed.knobs_at(step)
     changes = listed(turned)
     return {
@@ -211,7 +211,7 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
     elif deed.fork:
         return {"go": fork(run, deed.fork, {}, who="dashboard")}
     elif deed.command == "stop":
-        stop_later(run)  # one that does not answer is ended by its process
+        stop_later(run)  # the process of one that does not answer is ended
     else:
         run.command(deed.command, who="dashboard")
     return {}

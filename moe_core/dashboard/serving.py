@@ -14,7 +14,7 @@ from moe_core.dashboard.guard import Guard
 
 
 def opened() -> address.Door:
-    """The door as the settings say; with a setting that is none, the server does not start."""
+    """The door as the settings say. With a setting that is not valid the server does not start."""
     try:
         return address.door(st.get_option("server.address") or "", os.environ.get("MOE_ALLOW", ""))
     except ValueError as error:
@@ -27,8 +27,8 @@ MIDDLEWARE = [Middleware(Guard, DOOR)]
 
 @asynccontextmanager
 async def say_where(app: Any) -> AsyncIterator[None]:
-    """Print the addresses. Streamlit's own words are hidden: they name ones that are refused, and to find one of them it
-    asks a server on the internet."""
+    """Print the addresses. Streamlit's own lines are hidden: they name addresses that are refused, and to find one of them
+    it asks a server on the internet."""
     secure = bool(st.get_option("server.sslCertFile"))
     print(
         *address.lines(DOOR, st.get_option("server.port"), st.get_option("server.baseUrlPath"), secure),

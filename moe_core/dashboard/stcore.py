@@ -1,6 +1,6 @@
 """What may come in on Streamlit's own socket: its messages, and nothing else.
 
-Streamlit answers text, or bytes that are none of its messages, with a traceback for each on the terminal. They end here
+To text, or to bytes that are not one of its messages, Streamlit answers with a traceback on the terminal. They end here
 instead, with a reason, and Streamlit sees a page that was closed.
 """
 
@@ -10,14 +10,11 @@ from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from moe_core.dashboard.links import readable
 from moe_core.dashboard.log import note
-
-
-class Refused(ValueError):
-    """What is wrong with a message."""
+from moe_core.dashboard.messages import Refused
 
 
 def taken(message: Message) -> Message:
-    """A message that a page sends, its link readable. Refused if it is none."""
+    """A message, its link made readable. Refused if no page sends such a message."""
     data = message.get("bytes")
     if data is None:
         raise Refused("wanted one of Streamlit's messages, got text")
@@ -25,7 +22,7 @@ def taken(message: Message) -> Message:
     try:
         told.ParseFromString(data)
     except DecodeError:
-        raise Refused(f"wanted one of Streamlit's messages, got {len(data):,} bytes that are none") from None
+        raise Refused(f"wanted one of Streamlit's messages, got {len(data):,} bytes that are not one") from None
     kind = told.WhichOneof("type") or "an empty one"
     if kind.startswith(("an empty", "debug")):
         raise Refused(f"wanted one of Streamlit's messages, got {kind}")

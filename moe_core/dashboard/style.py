@@ -53,7 +53,7 @@ CSS = f"""
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-taken {{ margin: 0; padding-left: 16px; font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); overflow-wrap: anywhere; }}
-/* From the moment that something else is chosen, the file of before is no longer what the page shows. */
+/* Once something else is chosen, the last file is no longer what the page shows. */
 .stApp:not([data-test-script-state="notRunning"]) .st-key-export-one {{ pointer-events: none; opacity: 0.5; }}
 .moe-export {{ font-size: 13px; color: var(--moescope-hand); line-height: 40px; }}
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}

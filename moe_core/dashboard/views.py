@@ -17,7 +17,7 @@ class View(Beside):
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
-    """Where the person chose no expert: the busiest of the layer, as it stood when it was first looked at, into the options.
+    """Put the layer's busiest expert, as of when the layer was first looked at, into the options if the person chose none.
 
     The page says it back with its next message, so that it stays while others become the busiest, and so that all figures
     of a frame are of one expert. None where an expert was chosen, and before the first step.

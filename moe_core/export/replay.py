@@ -44,7 +44,7 @@ IMAGE = 32  # pixels along the longer side of an image
 CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
 SHARES = ("load_share", "load", "importance")
-KEPT = ("held-out", "off", "ideal")  # how the names of lines begin that the page does not fill in from the rows
+KEPT = ("held-out", "off", "ideal")  # how the names of those lines begin that the page does not fill in from the rows
 HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
@@ -106,7 +106,7 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
 
 
 def untaught_of(run: Any, layer: int) -> np.ndarray[Any, Any]:
-    """(n,) for each step, whether the gate gets nothing from the task; nowhere in a run that did not measure it."""
+    """(n,) for each step, whether the gate gets no gradient from the task; all False for a run that did not measure it."""
     if "task_gradient" not in measured_in(run.layout):
         return np.zeros(run.steps()[1], bool)
     gradient, whole = (np.asarray(run.history(name, layer)[1]) for name in ("task_gradient", "grad_norm"))

@@ -22,7 +22,7 @@ ALIGNED = ("step", "fork")
 
 
 class Still:
-    """A run as it stood when it was opened, which goes on meanwhile: all that is read of it ends at the same step."""
+    """A run as of when it was opened. It may train meanwhile; all that is read of it here ends at the same step."""
 
     def __init__(self, run: Run) -> None:
         self.run, self.last = run, run.steps()[1]

@@ -16,7 +16,7 @@ NAMED_OFF = 3  # experts that are named; of more it is said how many
 
 
 def on_nE(share_nE: Array) -> Array:
-    """(n, E) bool: the experts that are on. A row without any number says nothing, so there all are."""
+    """(n, E) bool: the experts that are on. In a row without any number all count as on."""
     known = np.isfinite(np.asarray(share_nE, np.float64))
     return np.asarray(known | ~known.any(axis=-1, keepdims=True))
 
@@ -30,6 +30,11 @@ def ideal_words(on_E: Array) -> str:
     """ "1/16 = 6.3 %", and of how many where some are off."""
     on, E = int(on_E.sum()), len(on_E)
     return f"1/{on} = {percent(1 / on)}" + (f" of the {on} on" if on < E else "")
+
+
+def out_of(on: int, E: int) -> str:
+    """ "of 16", and where some are off "of 14 on"."""
+    return f"of {on}" if on == E else f"of {on} on"
 
 
 def off_words(on_E: Array) -> str:

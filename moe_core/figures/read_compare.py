@@ -42,7 +42,7 @@ def offsets_of(source: Any) -> list[int]:
 
 
 def last_shared(sources: list[Any], offsets: list[int]) -> int:
-    """The last step on the chosen axis that every run has that has begun there: where their numbers compare."""
+    """The last step on the chosen axis that all runs have; those that have not begun there are left out."""
     ends = [last_step(one) - offset for one, offset in zip(sources, offsets, strict=True)]
     return min((end for end in ends if end > 0), default=0)
 

@@ -59,10 +59,11 @@ def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int 
 
 
 def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    """Against the last choices at or before the step looked at; the past ones on a grid that stands while a run grows.
+    """Past choices against the last ones at or before the step looked at; the past ones are on a grid that does not move as
+    the run grows.
 
-    Both are of multiples of churn_every, so that runs and machines compare; of an earlier version's record, of looks by
-    the clock.
+    Both are at multiples of churn_every, so that runs and machines compare. In a record of an earlier version they are at
+    looks by the clock.
     """
     E, kind = source.config.num_experts, "choices" if source.config.churn_every else "probe"
     there = np.asarray(source.snapshots(kind))

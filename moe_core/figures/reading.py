@@ -31,7 +31,7 @@ ROWS = 4  # knobs drawn over time, those turned last
 Read = Callable[[Any, int, int | None, Span, int | None], dict[str, Any]]
 
 
-# What shows the probe to a person, and what its tokens are by that. A run without any is of its task's own kind.
+# The array that shows the probe to a person -> what its tokens are. A run that has none of them has its task's kind.
 SHOWN = {"tokens": "bytes", "images": "images", "features": "rows", "points": "points"}
 KINDS = tuple(SHOWN.values())
 KIND_OF_TASK = {"text": "bytes", "digits": "images", "plane": "points"}
@@ -91,7 +91,7 @@ def gestures(changes: Sequence[Any]) -> list[Any]:
 
     Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
     in `who`, after a slash, and may be told from another hand's between them. One that ended where it began, before any
-    of its values acted by itself, is none. Nor is what autobalance decided after a step for the next, until that acts.
+    of its values acted by itself, is left out. So is a decision of autobalance until it acts.
     """
     told: list[Any] = []
     drags: dict[tuple[str, str], int] = {}

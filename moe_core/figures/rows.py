@@ -61,7 +61,7 @@ def probe_rows(
         "tickvals": list(range(1, len(shown) + 1)),
         "ticktext": names,
     }
-    layout["plot_bgcolor"] = theme.side  # a gap is no value
+    layout["plot_bgcolor"] = theme.side  # shows where a value is missing
     order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
     if not N:
         return {"data": [], "layout": layout}
@@ -123,7 +123,8 @@ def spreads(values_NF: Array) -> Array:
 
 
 def telling_features(z_NF: Array, labels_N: Array | None, most: int) -> list[int]:
-    """At most `most` features, in the table's order: those of whose spread the classes explain most. They never change."""
+    """At most `most` features, in the table's order: those whose spread the classes
+    explain best. They stay the same while a run trains."""
     F = z_NF.shape[1]
     if most >= F:
         return list(range(F))

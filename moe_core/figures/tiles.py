@@ -5,13 +5,12 @@ the dashboard only has to place them.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.off import off_words
+from moe_core.figures.off import off_words, out_of
 from moe_core.figures.paper import Array, percent
 from moe_core.figures.read_compare import last_shared, offsets_of, runs_of
 from moe_core.figures.read_experts import NONE, closest_partner, favourite_label, last_used
@@ -90,7 +89,7 @@ def balance_word(cv_load: float) -> str:
 
 def balance_words(training: str, held_out: HeldOut | None) -> str:
     """The word, and of which balance it speaks: "Balanced" of both, "Balanced in training", "Balanced in training, uneven
-    without noise". training: its word; nothing for none."""
+    without noise". training: the word of the balance in training, "" if there is none."""
     if training == NOT_LEARNING:
         return training
     if held_out is None or not held_out.since or not training:
@@ -100,9 +99,10 @@ def balance_words(training: str, held_out: HeldOut | None) -> str:
 
 
 def held_out_line(held_out: HeldOut | None, training: str) -> str:
-    """The balance of the last evaluation in a line: "without noise 0.47, uneven"; of one before the last turn, its step.
+    """The balance of the last evaluation in a line: "without noise 0.47, uneven". One from before the last turn has its step
+    instead of a word.
 
-    training: the word of the balance in training; of a gate that learns nothing no other is said.
+    training: the word of the balance in training. A gate that learns nothing gets no other word.
     """
     if held_out is None:
         return ""
@@ -113,7 +113,7 @@ def held_out_line(held_out: HeldOut | None, training: str) -> str:
 
 
 def off_note(source: Any, layer: int, step: int, stat: str) -> str:
-    """What is left out of a statistic because a person switched it off, and the figure with it; nothing where all are on."""
+    """Which experts a statistic leaves out since they are off, and what it would be with them; "" where all are on."""
     on_E = on_at(source, layer, [step])[0]
     if on_E.all():
         return ""
@@ -135,7 +135,7 @@ def live_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[Til
     chosen = experts_per_token(source.config, source.knobs if step is None else source.knobs_at(step))
     step = last_step(source) if step is None else step
     E, on = source.config.num_experts, int(on_at(source, layer, [step]).sum())
-    of = f"of {on}" if on == E else f"of {on} on"
+    of = out_of(on, E)
     held_out = held_out_at(source, layer, step)
     cv = at(source, "cv_load", layer, step)
     effective = at(source, "effective_experts", layer, step)
@@ -199,7 +199,7 @@ def heldout_tile(source: Any, step: int) -> Tile:
 
 
 def speed_tile(source: Any, step: int) -> Tile:
-    """Steps and tokens a second over the last steps of the run's own; those of a fork's parent were another's."""
+    """Steps and tokens a second over the last steps that the run trained itself; its parent's are not its own."""
     parent = getattr(source, "parent", None)
     inherited = parent.step if parent else 0
     if step <= inherited or (step == last_step(source) and source.status().state == "starting"):
@@ -267,13 +267,14 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         steps_between(source, step),
     )
     since = (f"{churn * N:.0f} of {N} tokens changed expert", over) if math.isfinite(churn) else (over,)
-    word = churn_word(churn) if source.config.churn_every else ""  # what is settled is settled over known steps
+    # A router is settled over a known number of steps; over an unknown one there is no word.
+    word = churn_word(churn) if source.config.churn_every else ""
     return [
         Tile("churn", "Router churn", number(100 * churn, 1), "%", word=word, lines=since),
         Tile("top1_gate", "Mean first gate", number(float(gates.max(axis=1).astype(np.float64).mean())), lines=(f"{undecided(source, when, K):.2g} is undecided",)),
         Tile("saturation", "Saturation", number(saturation), lines=(f"of top {K} kept", over)),
         Tile(
-            "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", f"of {on}" if on == E else f"of {on} on",
+            "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", out_of(on, E),
             lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
         ),
         Tile("gate_entropy", "Gate entropy", number(gate_entropy(gates)), lines=("0 sure, 1 even",)),
@@ -425,4 +426,3 @@ TILES: dict[str, Any] = {
     "compare": compare_tiles,
     "batch": batch_tiles,
 }
-PAGES: Sequence[str] = tuple(TILES)

@@ -367,8 +367,8 @@ def loss_axis(unit: str, lo: float, hi: float, tick: float) -> Spec:
 
 
 def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:
-    """Lower and upper end of the loss axis on round numbers, and their distance. The fall of training's first steps may
-    leave it, what was held out never does.
+    """Lower and upper end of the loss axis on round numbers, and their distance. The first steps of training may lie outside
+    it; held-out losses never do.
     """
     values = np.concatenate([np.asarray(train, np.float64), np.asarray(heldout, np.float64)])
     values = values[np.isfinite(values)]

@@ -13,7 +13,8 @@ BLOCK_OF = "SELECT id FROM blocks {} WHERE first <= ? ORDER BY {} DESC LIMIT 1"
 
 
 class Blocks:
-    """Reads the blocks of one run through its `query`. rows: its other rows, of which the state says how far blocks go."""
+    """Reads the blocks of one run through its `query`. rows: its other rows; their state says how
+    far the blocks go."""
 
     def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, columns: int) -> None:
         self.query, self.rows, self.columns = query, rows, columns
@@ -66,7 +67,7 @@ class Blocks:
         return id
 
     def _check_reach(self, state: State, blocks: list[Block], after: int, last: int | None) -> None:
-        """Whether blocks that were asked for to the end go as far as the state says that they do."""
+        """Note lost steps: blocks that were asked for to the end must go as far as the state says."""
         if last is not None and last < state.step:
             lost = not blocks or blocks[-1].first + len(blocks[-1].rows) <= last
         else:
@@ -74,7 +75,7 @@ class Blocks:
         if lost:
             there = self.ends()[1]
             self.rows.note(
-                "blocks", f"{max(1, state.step - there)} steps are lost after step {there}; all before reads"
+                "blocks", f"{max(1, state.step - there)} steps are lost after step {there}; all before can be read"
             )
 
     def ends(self) -> tuple[int, int]:

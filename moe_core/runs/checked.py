@@ -1,7 +1,8 @@
 """The rows of a run's record beside its blocks of steps, each checked against what was written with it as it is read.
 
-What is not what was written is left out and noted in `damage`, a line each; the rest reads. Everything is asked in one
-order: first how far the record goes (the tip, the state), then the rows, of which there may be more by then, never fewer.
+What is not what was written is left out and noted in `damage`, a line each; the rest can be read. Everything is read
+in one order: first how far the record goes (the tip, the state), then the rows, of which there may be more by then and
+never fewer.
 """
 
 from collections.abc import Callable
@@ -25,7 +26,7 @@ WORDS = {  # of one row, and of several
     "applied": ("step of effect of knob change", "steps of effect"),
     "knobs": ("knob change", "knob changes"),
 }
-# What a file of a stranger may make a reader take in at once.
+# No more than this is read at once of a stranger's file.
 POSSIBLE = """typeof(state) = 'text' AND typeof(step) = 'integer' AND typeof(reason) = 'text' AND length(reason) < 1000000
               AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
 
@@ -51,14 +52,14 @@ class CheckedRows:
         self._lists: dict[str, tuple[int, list[tuple[int, int]]]] = {}
 
     def note(self, about: str, line: str) -> None:
-        """Note a damage, or with "" that there is none (any more)."""
+        """Note a damage; "" says that there is none, or none any more."""
         if line:
             self.damage[about] = line
         else:
             self.damage.pop(about, None)
 
     def version(self) -> int:
-        """Asked each time: a trainer that goes on with a run brings its file to its own version."""
+        """Asked each time: a trainer that resumes a run brings its file to its own version."""
         return int(self.query("PRAGMA user_version")[0][0])
 
     # How it stands
@@ -78,7 +79,7 @@ class CheckedRows:
         )
         row = dict(zip(names, rows[0][:-1], strict=True)) if rows else {}
         if not rows or rows[0][-1] != row_sum("state", row):
-            self.note("state", "what its trainer said last of how it stands is not what was written; all else reads")
+            self.note("state", "the state that its trainer wrote last is not what was written; all else can be read")
             return None
         self.note("state", "")
         return State(**{**row, "held": held_of(row["held"], self.folder.name)})
@@ -93,7 +94,7 @@ class CheckedRows:
         step = before[0] if before else tip.step if tip else 0
         lost = step > state.step or bool(tip and tip.commits > state.held["commits"])
         many = f"{step - state.step} steps are lost" if step > state.step else "what was committed last is lost"
-        self.note("end", f"{many} after step {state.step}; all before reads" if lost else "")
+        self.note("end", f"{many} after step {state.step}; all before can be read" if lost else "")
         return state
 
     # Rows of their own sums
@@ -107,7 +108,7 @@ class CheckedRows:
         try:
             found = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
         except DamagedError:
-            self.note(table, f"its {WORDS[table][1]} cannot be read; all else reads")
+            self.note(table, f"its {WORDS[table][1]} cannot be read; all else can be read")
             return []
         rows = [dict(zip(columns, row, strict=True)) for row in found]
         if version < SUMMED:
@@ -131,10 +132,10 @@ class CheckedRows:
         return f"{many} of its {WORDS[table][1]} {'is' if many == 1 else 'are'} missing"
 
     def _note_rows(self, table: str, lines: list[str], after: int = 0) -> None:
-        """What was seen of all rows stands for what was seen of the last ones only."""
+        """Note what is wrong with a table's rows. A look at the last rows alone does not clear what a look at all has found."""
         more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
         if lines or not after:
-            self.note(table, f"{', '.join(lines[:3])}{more}; the others read" if lines else "")
+            self.note(table, f"{', '.join(lines[:3])}{more}; the others can be read" if lines else "")
 
     # Turns, on a chain
 
@@ -145,7 +146,7 @@ class CheckedRows:
         try:
             rows = self.query(f"{TURNS} ORDER BY id")
         except DamagedError:
-            self.note("knobs", "its knob changes cannot be read; all else reads")
+            self.note("knobs", "its knob changes cannot be read; all else can be read")
             return []
         steps = {row["knob"]: row["step"] for row in self.rows("applied")}  # after the turns: none is without its step
         whole, bad = whole_turns(rows, self._linked)
@@ -159,12 +160,12 @@ class CheckedRows:
     # Snapshots, of which there are fewer with time
 
     def snapshots(self, kind: str) -> list[tuple[int, int]]:
-        """(step, id) of each snapshot of a kind, in the order of steps; by the index if that holds what it must."""
+        """(step, id) of each snapshot of a kind, in the order of steps; by the index, if its list is whole."""
         state = self.state() if self.version() >= SUMMED else None
         if state and self._lists.get(kind, (None,))[0] == state.held["snapshots"]:
             return self._lists[kind][1]
         if state and not any(map(self._list, ("snapshots", "snapshots NOT INDEXED"))):
-            self.note("snapshots", "the list of its snapshots is not what was written; all else reads")
+            self.note("snapshots", "the list of its snapshots is not what was written; all else can be read")
         elif state:
             self.note("snapshots", "")
             return self._lists.get(kind, (0, []))[1]
@@ -172,7 +173,8 @@ class CheckedRows:
         return sorted(self.query(asked, (kind,)))
 
     def _list(self, table: str) -> bool:
-        """Keep the list of all snapshots by one way to it, if it is what there must be by the state in the same look."""
+        """Read the list of all snapshots, by the index or from the table itself, and keep it if it is whole: its mark must be
+        the one in the state, which the same query reads."""
         try:
             rows = self.query(f"SELECT id, step, kind FROM {table} UNION ALL SELECT 0, 0, held FROM state")  # noqa: S608
         except DamagedError:
@@ -209,12 +211,12 @@ class CheckedRows:
         return None
 
     def _note_snapshot(self, id: int) -> None:
-        self.note(f"snapshot {id}", f"snapshot {id} is not what was written; one before it stands in its place")
+        self.note(f"snapshot {id}", f"snapshot {id} is not what was written; the one before it is shown instead")
 
 
 def held_of(text: str, run: str) -> dict[str, int]:
-    """The account that a run's state holds; what it lacks is 0. StoreError if it is none."""
+    """How many rows of each table a run's state says there are; 0 for one that it lacks. StoreError if it cannot be read."""
     try:
         return NOTHING_HELD | {str(name): int(number) for name, number in read_json(text).items()}
     except (ValueError, TypeError, AttributeError):
-        raise StoreError(f"run {run} is damaged: its state is none that a trainer wrote") from None
+        raise StoreError(f"run {run} is damaged: its state is not one that a trainer writes") from None

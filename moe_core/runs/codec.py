@@ -86,7 +86,7 @@ def with_sum(told: Mapping[str, object]) -> dict[str, object]:
 
 
 def without_sum(told: dict[str, object], names: Collection[str]) -> dict[str, object]:
-    """What with_sum was given, which has none but these names. ValueError if it is another; earlier versions wrote no sum."""
+    """What with_sum() was given. ValueError if it was changed, or has other names than these. Earlier versions wrote no sum."""
     kept = told.get("sum")
     plain = {name: value for name, value in told.items() if name != "sum"}
     if plain.keys() - set(names) or ("sum" in told and kept != _sum_of(plain)):

@@ -10,15 +10,15 @@ from moe_core.runs.database import StoreError
 from moe_core.runs.statistics import DERIVED, Off, dead_off, derive, on_mask
 from moe_core.schema import STAT, Column
 
-COLUMNS = 1 << 20  # what a file of a stranger may make a reader take in at once
+COLUMNS = 1 << 20  # no more is read at once of a stranger's file
 
 
 def read_layout(told: Any) -> list[Column]:
-    """The columns that a run says it has, one behind the other; ValueError or TypeError if they are none."""
+    """The columns that a run says it has, one behind the other; ValueError or TypeError if it does not."""
     columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in told]
     ends = [0, *(c.start + c.width for c in columns)]
     if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
-        raise ValueError("its layout is none")
+        raise ValueError("its columns do not follow one another")
     return columns
 
 

@@ -15,7 +15,8 @@ HASHED = ("loss", "task_loss", "counts")
 COMPARED = tuple(stat.name for stat in STATS if stat.stored and not stat.clock)
 # What is measured anew each time, and why it may differ.
 BY_THE_CLOCK = {stat.name: stat.help for stat in STATS if stat.stored and stat.clock}
-EACH_LOOK = ("churn", "saturation")  # by the clock too in records without churn_every: between two looks of somebody
+# In records without churn_every these depend on the clock too: they compare two looks.
+EACH_LOOK = ("churn", "saturation")
 Rows = NDArray[np.float32]
 
 
@@ -37,7 +38,7 @@ class Difference(NamedTuple):
 
 
 def left_out(run: Run) -> dict[str, str]:
-    """The statistics of a run that depend on the clock, and what they are: a repeated training is not held to them."""
+    """The statistics of a run that depend on the clock, and what they are. Training it again may give others."""
     looks = () if run.config.churn_every else EACH_LOOK
     return BY_THE_CLOCK | {name: f"{STAT[name].label} between two looks, whenever they were" for name in looks}
 

@@ -81,9 +81,8 @@ def connect(path: Path, write: bool = False, limit: float | None = None) -> sqli
     if not write and not has_log(path) and not may(path.parent, os.W_OK):
         uri += "&immutable=1"  # left in WAL mode on a medium that is read only: without a log there is nothing to share
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
-    db.text_factory = lambda text: text.decode(
-        "utf-8", "replace"
-    )  # a flipped bit in a text spoils that text, no others
+    # A flipped bit in a text spoils that text and no other.
+    db.text_factory = lambda text: text.decode("utf-8", "replace")
     db.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
     db.execute("PRAGMA trusted_schema = OFF")
     db.execute("PRAGMA cell_size_check = ON")
@@ -126,22 +125,22 @@ def there(path: Path) -> bool:
 
 
 def has_log(path: Path) -> bool:
-    """Whether there is a log with something in it beside a database: of what was done last, or of how to undo it."""
+    """Whether a log of the last commits, or a journal to undo one, lies beside a database and is not empty."""
     logs = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
     return any(log.stat().st_size > 0 for log in logs if log.exists())
 
 
 def may(path: Path, mode: int) -> bool:
-    """os.access for the user that opens files, who may be another than the one that the process began as."""
+    """os.access for the user as whom files are opened, who may not be the one that started the process."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def why_closed(path: Path) -> str:
-    """Why a database that is there cannot be opened, and what to do; "" if it is not for want of a permission."""
+    """Why a database that is there cannot be opened, and what to do; "" if a permission is not the reason."""
     if not may(path, os.R_OK):
-        return f"you may not read {path.name}; ask whoever owns it, or copy its folder as who may"
+        return f"you may not read {path.name}; ask whoever owns it"
     if has_log(path) and not may(path.parent, os.W_OK):
-        return "it was left with a log, which is read in a folder that can be written only; copy the folder to such a place"
+        return "it was left with a log, and reading that needs a folder that you may write to; copy the folder to such a place"
     return ""
 
 
@@ -154,7 +153,7 @@ def is_plain(path: Path) -> bool:
 
 
 def strange_files(folder: Path) -> list[str]:
-    """Of what SQLite would open beside run.db, what is there and is no plain file."""
+    """Which of the files that SQLite would open beside run.db is there and is not a plain file."""
     names = [f"run.db{end}" for end in ("", "-wal", "-shm", "-journal")]
     return [name for name in names if os.path.lexists(folder / name) and not is_plain(folder / name)]
 
@@ -205,7 +204,7 @@ def path_of(handle: int) -> Path | None:
 def hold_lock(folder: Path, wait: float = 1.0) -> int:
     """Take the run's lock; StoreError if a trainer has it, or there can be none.
 
-    wait: seconds to try for. Whoever looks whether a trainer lives, or seals the file, has it for a moment.
+    wait: seconds to try for. Whoever checks whether a trainer runs, or seals the file, holds it for a moment.
     """
     try:
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | OURS, 0o644)
@@ -247,7 +246,8 @@ def seal(db: sqlite3.Connection, seconds: float) -> bool:
 
 
 def seal_left(folder: Path) -> None:
-    """Seal a run that ended beside a reader, if nobody has it by now; else the next one who opens it will."""
+    """Seal a run that could not be sealed when it ended, since a reader had it open. If somebody has it now, the next one who
+    opens it will seal it."""
     with contextlib.suppress(StoreError, OSError, sqlite3.Error):
         lock = hold_lock(folder, wait=0)
         try:

@@ -1,4 +1,4 @@
-"""What is read of files that others wrote: no more than a limit, of plain files, without waiting; and JSON without surprises.
+"""Reads files that others wrote: plain files only, up to a limit, without waiting; and JSON without surprises.
 
 A run's folder may have been sent by somebody, and a person may name any file. The sizes below are what such a file can
 sensibly have; data at their limits train on a machine with 8 GB of memory (docs/decisions.md).
@@ -47,11 +47,11 @@ def open_plain(path: Path, follow: bool = False) -> BufferedReader:
         handle = os.open(path, os.O_RDONLY | (OURS & ~os.O_NOFOLLOW if follow else OURS))
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):  # a link; a socket
-            raise ValueError("it is no plain file") from None
+            raise ValueError("it is not a plain file") from None
         raise
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise ValueError("it is no plain file")
+        raise ValueError("it is not a plain file")
     return os.fdopen(handle, "rb")
 
 
@@ -72,18 +72,18 @@ def too_large(most: int) -> NoReturn:
 
 
 def read_side(path: Path, most: int) -> bytes:
-    """All of a file beside a record. ValueError if it is no plain file or too large; OSError as from open()."""
+    """All of a file beside a record. ValueError if it is not a plain file or too large; OSError as from open()."""
     with open_plain(path) as file:
         return read_most(file, most)
 
 
 def first_word(path: Path) -> str:
-    """Of a small file beside a record, such as a checkpoint's SHA-256. ValueError and OSError as read_side."""
+    """The first word of a small file beside a record, such as a checkpoint's SHA-256. ValueError and OSError as read_side."""
     return next(iter(read_side(path, NOTE).decode(errors="replace").split()), "")
 
 
 def read_tail(path: Path, most: int = TAIL) -> bytes:
-    """The end of a file beside a record. ValueError if it is no plain file; OSError as from open()."""
+    """The end of a file beside a record. ValueError if it is not a plain file; OSError as from open()."""
     with open_plain(path) as file:
         file.seek(-min(file.seek(0, os.SEEK_END), most), os.SEEK_END)
         return file.read(most)
@@ -117,14 +117,15 @@ def _read_pipe(handle: int, most: int) -> bytes:
 
 
 def read_json(text: str | bytes, finite: bool = True) -> Any:
-    """What JSON says. ValueError for all that is none, and for what a reader would stumble over later: lists deeper than
-    DEEPEST, a name given twice, whole numbers beyond 64 bits, halves of characters; and, if finite, NaN and infinity.
+    """The value of a JSON text. ValueError for text that is not JSON, and for what a reader would stumble over later: lists
+    deeper than DEEPEST, a name given twice, whole numbers beyond 64 bits, halves of characters; and, if finite,
+    NaN and infinity.
     """
 
     def real(word: str) -> float:
         value = float(word)
         if finite and not math.isfinite(value):
-            raise ValueError(f"{word[:20]} is no finite number")
+            raise ValueError(f"{word[:20]} is not a finite number")
         return value
 
     try:
@@ -157,7 +158,7 @@ def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def zip_parts(file: IO[bytes]) -> list[zipfile.ZipInfo]:
-    """What a zip archive says it holds, and nothing is unpacked. ValueError if it is none, or its list is too long to read.
+    """What a zip archive says it holds; nothing is unpacked. ValueError if it is not one, or its list is too long to read.
 
     A part unpacks to no more bytes than this says: zipfile, numpy and torch stop there.
     """
@@ -166,9 +167,9 @@ def zip_parts(file: IO[bytes]) -> list[zipfile.ZipInfo]:
     end = file.read()
     at = end.rfind(b"PK\5\6")  # the record at the end says how long the list is (APPNOTE 4.3.16)
     if at < 0 or len(end) < at + 22 or struct.unpack_from("<I", end, at + 12)[0] > SIDE:
-        raise ValueError("it is no zip archive of a few parts")
+        raise ValueError("it is not a zip archive of a few parts")
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, struct.error, RuntimeError) as error:
-        raise ValueError(f"it is no zip archive ({error})") from None
+        raise ValueError(f"it is not a zip archive ({error})") from None

@@ -58,7 +58,7 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
 
 def quiet_text(seconds: int) -> str:
     """What is said of a trainer that does not answer; "" of one that does."""
-    return f"its trainer does not answer, for {seconds} s; `stop` ends it" if seconds else ""
+    return f"its trainer has not answered for {seconds} s; `stop` ends it" if seconds else ""
 
 
 def _folders(folder: Path) -> list[Path]:

@@ -25,7 +25,7 @@ def is_locked(path: Path) -> bool:
 
 def sign(handle: int, pid: int) -> None:
     """Say in a lock's file which process holds it: its id and when it started, since an id is given to others later."""
-    with contextlib.suppress(OSError):  # on a full disk it is not said
+    with contextlib.suppress(OSError):  # a full disk does not take it
         os.pwrite(handle, f"{pid:>10} {started(pid):<20}\n".encode(), 0)
 
 

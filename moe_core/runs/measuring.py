@@ -59,7 +59,7 @@ def measured(path: Path) -> Measured:
                 begun = {"of": len(event["sizes"]), "pid": int(event["pid"]), "machine": str(event.get("machine", ""))}
             ended = ended or event["event"] == "end"
         except (ValueError, LookupError, TypeError):
-            words = line.strip()[-200:] or words  # what Python says of an error is no event
+            words = line.strip()[-200:] or words  # a line of a traceback is not an event
     running = is_locked(path)
     return Measured(
         np.array(list(sizes), np.int64),

@@ -28,7 +28,7 @@ def no_room(error: BaseException | None, folder: Path) -> bool:
 
 
 def disk_error(error: BaseException | None) -> BaseException | None:
-    """What the disk, or SQLite about it, said: the error or what it follows from; None if it was nothing of the disk."""
+    """The error of the disk, or SQLite's about it: the given one, or one that it follows from. None if there is none."""
     while error is not None:
         if isinstance(error, OSError) or getattr(error, "sqlite_errorname", "").startswith(OF_THE_DISK):
             return error
@@ -42,7 +42,7 @@ def has_room(folder: Path) -> bool:
 
 
 def _try_to_fill(folder: Path) -> int:
-    """Write a ballast more, down to the disk, and remove it; the error's number, 0 if there was none."""
+    """Write a second ballast, synced to the disk, and remove it. Returns the error's number, 0 if there was none."""
     path = folder / (NAME + ".try")
     problem = _fill(path, sync=True)
     with contextlib.suppress(OSError):
@@ -68,7 +68,7 @@ def _fill(path: Path, sync: bool = False) -> int:
     try:
         with open(path, "xb") as file:
             # Zeros would take no room on a disk that compresses. Local disks give the room when they take the bytes, so
-            # where it is not looked for there is no fsync, which would cost more than all the rest.
+            # only the search for a cause pays for an fsync, which costs more than all the rest.
             file.write(os.urandom(BALLAST))
             file.flush()
             if sync:

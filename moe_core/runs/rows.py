@@ -11,7 +11,7 @@ from moe_core.schema import SELECTIONS, Config
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
-QUIET = 4.0  # seconds without a sign of a trainer after which it is said
+QUIET = 4.0  # seconds without a sign of a trainer after which people are told
 ENDED = ("finished", "stopped", "failed")
 STATES = ("starting", "training", "paused", *ENDED)
 
@@ -56,7 +56,7 @@ class Eval(NamedTuple):
 
 
 def evaluation(config: Config, id: int, step: int, measured: Mapping[str, Any], text: str | None) -> Eval:
-    """What was measured, metrics and selections, as an Eval; ValueError or the like if it is none."""
+    """What was measured, metrics and selections, as an Eval; ValueError or the like if it is not valid."""
     metrics = {str(name): float(value) for name, value in measured.items() if name != SELECTIONS}
     if measured.get(SELECTIONS) is None:
         return Eval(id, int(step), metrics, text)

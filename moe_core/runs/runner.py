@@ -91,7 +91,7 @@ def start(
 
 
 def whole_paths(config: Config) -> Config:
-    """The same data wherever a trainer works: one that goes on with a run may be started from another folder."""
+    """The same data wherever a trainer works: one that resumes a run may be started from another folder."""
     text = tuple(os.path.abspath(path) for path in config.text)
     return replace(config, text=text, data=config.data and os.path.abspath(config.data))
 
@@ -117,7 +117,7 @@ def fork(
 
 
 def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
-    """Start a trainer that goes on with a run that has ended or was interrupted. StoreError if one trains it already."""
+    """Start a trainer that resumes a run that has ended or was interrupted. StoreError if one trains it already."""
     _go_on(run.path.absolute(), hold_lock(run.path), steps, who)
 
 
@@ -206,11 +206,11 @@ def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
 
 
 def stop_later(run: Run, who: str = "dashboard") -> None:
-    """As stop(), without waiting: what there is to wait for is waited for by a thread."""
+    """As stop(), but a thread does the waiting."""
     asked = run.command("stop", who)
 
     def see() -> None:
-        with contextlib.suppress(StoreError):  # it is then seen not to answer
+        with contextlib.suppress(StoreError):  # the page then shows that it does not answer
             own = Run(run.path)
             try:
                 _see_it_end(own, asked, PATIENCE)

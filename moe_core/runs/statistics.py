@@ -76,7 +76,7 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
 def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags | None = None) -> Array:
     """The derived statistic of one layer, (N,) or (N, E), from rows of importance, load and counts, each (N, E).
 
-    on_NE: which experts are switched on, None being all. Only they count; of one that is off a share is 0.
+    on_NE: which experts are switched on, None being all. Only they count; the share of one that is off is 0.
     """
     source, formula = DERIVED[stat]
     x_NE = np.asarray(stored[source], np.float64)
@@ -117,7 +117,7 @@ def mean_balance(counts_LE: NDArray[np.floating] | None) -> dict[str, float]:
 class Off(NamedTuple):
     """An expert of a layer, both from 0, that a person switched off: from step `first` on, until it is on again at `end`.
 
-    dead: the step from which the stored number of dead experts has it, which looks back over selections only.
+    dead: the step from which the stored number of dead experts counts it; that number knows selections only.
     """
 
     layer: int
@@ -127,9 +127,8 @@ class Off(NamedTuple):
     dead: int
 
 
-Counts = Callable[
-    [int, int, int], NDArray[Any]
-]  # (layer, first, last) -> counts (n, E) of the recorded steps among those
+# (layer, first, last) -> counts (n, E) of the recorded steps among those
+Counts = Callable[[int, int, int], NDArray[Any]]
 
 
 def off_spans(config: Config, started: Knobs, changes: Sequence[Any], counts: Counts) -> tuple[Off, ...]:
@@ -159,7 +158,8 @@ def dead_from(expert: int, first: int, counts: Counts, layer: int) -> int:
 
 
 def on_mask(spans: Sequence[Off], layer: int, steps_N: NDArray[np.integer], num_experts: int) -> Flags | None:
-    """(N, E) which experts of a layer take part in these steps; None where all do. Never none: a gate needs one."""
+    """(N, E) which experts of a layer take part in these steps; None where all do. Where none
+    would, all do, since a gate needs one."""
     own = [off for off in spans if off.layer == layer]
     if not own:
         return None

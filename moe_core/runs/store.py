@@ -68,7 +68,8 @@ COMMAND = ("id", "name", "who", "at", "step", "result")
 LATELY = 200  # steps by which it is said how fast a record grows
 
 
-CLOSED = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")  # as SQLite says that it may not
+# SQLite's errors that a missing permission may cause.
+CLOSED = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")
 
 
 class Run:
@@ -83,7 +84,7 @@ class Run:
         self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and what they left off
         if strange := strange_files(folder):
             raise StoreError(
-                f"run {folder.name} is refused: its {strange[0]} is no plain file; do not trust this folder"
+                f"run {folder.name} is refused: its {strange[0]} is not a plain file; do not trust this folder"
             )
         if not there(self._file):
             raise StoreError(f"{folder} is not a run: it has no run.db; list the runs with `python -m moe_core runs`")
@@ -183,13 +184,13 @@ class Run:
     def check_layout(self) -> None:
         """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
 
-        One that came since the run began is not asked for: a run keeps the columns that it began with.
+        One that is newer than the run is not needed: a run keeps the columns that it began with.
         """
         names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
         if self.layout != layout(self.config.layers, self.config.num_experts, names):
             version = self.facts.get("versions", {}).get("moescope", "another")
             raise StoreError(
-                f"run {self.id} was recorded with other statistics, by version {version}, and cannot be gone on with; "
+                f"run {self.id} was recorded with other statistics, by version {version}, and cannot be resumed; "
                 f"replay it, or train anew from its exported script"
             )
 
@@ -205,7 +206,7 @@ class Run:
 
     @property
     def damage(self) -> list[str]:
-        """What was found not to be as it was written in all that was read so far, a line each; what is whole reads."""
+        """What was found damaged in all that was read so far, a line each. The rest can be read."""
         return [f"run {self.id} is damaged: {line}" for line in list(self.checked.damage.values())]
 
     def look_over(self) -> list[str]:
@@ -221,7 +222,7 @@ class Run:
         """StoreError if the knob changes are not all what was written, so that no training can follow them."""
         self.knob_changes()
         if lines := [line for name, line in self.checked.damage.items() if name in ("knobs", "applied")]:
-            raise StoreError(f"run {self.id} is damaged, and cannot be trained on or again: {lines[0]}")
+            raise StoreError(f"run {self.id} is damaged, and cannot be resumed, forked or replayed: {lines[0]}")
 
     @property
     def state(self) -> str:
@@ -244,14 +245,14 @@ class Run:
         if found is None and self.checked.version() >= SUMMED:
             return State("training", self._blocks.ends()[1], self.checked.damage["state"], 0, time.time(), {})
         if found is None or found.state not in STATES or not math.isfinite(found.heartbeat):
-            raise StoreError(f"run {self.path.name} is damaged: its state is none that a trainer wrote")
+            raise StoreError(f"run {self.path.name} is damaged: its state is not one that a trainer writes")
         return found
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
         state, (first, last) = self.checked.state(), self._blocks.ends()
         if state and last > state.step and (state := self.checked.state()) and last > state.step:
-            last = state.step  # it was no commit meanwhile: the block says what it was not written with
+            last = state.step  # no commit came in between, so the last block's header is damaged
         return first, last
 
     @property
@@ -264,7 +265,7 @@ class Run:
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
-        """Every turn, in order. Rows of earlier versions that turned a knob to where it stood are no turns."""
+        """Every turn, in order. Rows of earlier versions that turned a knob to the value that it had are left out."""
         return [change for change in self.checked.turns() if change.value != change.previous]
 
     def commands(self) -> list[Command]:
@@ -284,7 +285,7 @@ class Run:
                 for row in rows
             ]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
-            raise StoreError(f"run {self.id} is damaged: an evaluation is none ({error})") from None
+            raise StoreError(f"run {self.id} is damaged: an evaluation is not valid ({error})") from None
 
     def probe(self) -> dict[str, NDArray[Any]]:
         """The fixed probe batch as a person sees it."""
@@ -398,9 +399,9 @@ class Run:
     ) -> int:
         """Turn one or more knobs: each takes effect at the top of the trainer's next step. The last row's id.
 
-        changes: by name, as a person wrote them, since one called "who" must be refused like any other that is no knob.
-        One that stands at the value already is left as it is. ValueError, and nothing is turned, if one of them is unknown
-        or out of range.
+        changes: knobs by name, as a person wrote them; a mapping, so that one called "who" is refused like any other that
+        is not a knob. A knob that has the value already is left as it is. ValueError, and nothing is turned, if one of
+        them is unknown or out of range.
         """
         knobs = {**changes, **more}
         if not knobs:

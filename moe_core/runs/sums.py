@@ -22,7 +22,7 @@ def row_sum(table: str, row: Mapping[str, Any]) -> bytes:
 
 
 def snapshot_mark(id: int, step: int, kind: str) -> int:
-    """Of a snapshot in the list of them. The marks of all, by exclusive or, say whether the list is whole."""
+    """The mark of one snapshot. The exclusive or of all marks tells whether the list of snapshots is whole."""
     return int.from_bytes(link(START, "snapshot", id, step, kind)[:8])
 
 
@@ -92,7 +92,7 @@ def upgrade(db: sqlite3.Connection) -> None:
 
 
 def statements(script: str) -> Iterator[str]:
-    """One after the other: executescript would end the transaction."""
+    """The statements of a script, one by one: executescript would end the transaction."""
     text = ""
     for line in script.splitlines(keepends=True):
         text += line

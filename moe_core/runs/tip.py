@@ -1,8 +1,8 @@
-"""How far a run's log has gone, in a small file beside it: a flip in a log silently ends it there, and nothing in the
-database would say so.
+"""How far a run's log has gone, in a small file beside it: a flipped bit in a log silently ends it there, and nothing in
+the database would say so.
 
-Two halves, each with a sum: one is the trainer's, written after each of its commits; the other is of those who turn knobs
-and ask for things, and only rises.
+It has two halves, each with a sum. One is the trainer's, written after each of its commits. The other belongs to those who
+turn knobs and give commands, and only rises.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ def open_tip(folder: Path) -> int:
 
 
 def begin_tip(folder: Path, chain: bytes, step: int, turns: int) -> None:
-    """Of a run that is made with so many steps and knob changes, before its trainer commits anything."""
+    """Write the tip of a new run, which has so many steps and knob changes before its trainer commits anything."""
     tip = open_tip(folder)
     try:
         write_trained(tip, chain, 0, step)
@@ -46,7 +46,7 @@ def begin_tip(folder: Path, chain: bytes, step: int, turns: int) -> None:
 
 
 def write_trained(tip: int, chain: bytes, commits: int, step: int) -> None:
-    """The trainer's half. chain: the run's, so that another run's tip is none of this one's."""
+    """The trainer's half. chain: the run's, so that another run's tip is not taken for this one's."""
     os.pwrite(tip, packed(chain, "trained", commits, step), 0)
 
 
@@ -56,7 +56,7 @@ def write_asked(tip: int, chain: bytes, turns: int, commands: int) -> None:
 
 
 def raise_asked(folder: Path, chain: bytes, turns: int = 0, commands: int = 0) -> None:
-    """Say that so many knob changes or commands are in the record now. They are: that this cannot be written harms none."""
+    """Note how many knob changes or commands are in the record. They are in it already, so a failure here does no harm."""
     with contextlib.suppress(OSError):
         tip = os.open(folder / NAME, os.O_RDWR | OURS)
         try:

@@ -31,7 +31,8 @@ def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None 
 
 
 def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
-    """Add knob changes to the chain, in a transaction of the caller's; the same value again is none. The last row's id."""
+    """Add knob changes to the chain, in a transaction of the caller's; the same value again is not a change. Returns
+    the last row's id."""
     row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()
     id, chain = row or (0, START)
     for name, value in values.items():
@@ -70,7 +71,7 @@ def _links(row: Row, befores: Sequence[bytes]) -> list[bytes]:
     id, name, value, previous, who, at, _ = row
     try:
         return [link(before, id, name, linked(value), linked(previous), who, at) for before in befores]
-    except (TypeError, ValueError):  # no number, and no word
+    except (TypeError, ValueError):  # neither a number nor a word
         return []
 
 

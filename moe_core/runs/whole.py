@@ -58,7 +58,8 @@ def old_tip_findings(run: Run, step: int, blocks: int, chain: bytes) -> list[str
 
 
 def checkpoint_finding(path: Path) -> str:
-    """What is wrong with a checkpoint, or "". One that is replaced or thinned out meanwhile is looked at again, or not."""
+    """What is wrong with a checkpoint, or "". One that is replaced meanwhile is looked at again; one that is
+    thinned out meanwhile is left out."""
     beside = path.with_name(path.name + ".sha256")
     for _ in range(3):
         try:
@@ -74,4 +75,4 @@ def checkpoint_finding(path: Path) -> str:
                 return ""
         except (OSError, ValueError):
             break
-    return f"{path.name} has no SHA-256 beside it, or is no plain file"
+    return f"{path.name} has no SHA-256 beside it, or is not a plain file"

@@ -40,7 +40,7 @@ from moe_core.schema import Config, Knobs, as_dict, layout
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 STARTING = {"state": "starting", "step": 0, "reason": ""}
 SEAL_FOR = 5.0  # seconds to try for while readers let go
-ENDS = 4  # times that it is tried to write how a run ended
+ENDS = 4  # tries to write how a run ended
 READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
 PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
 
@@ -161,7 +161,7 @@ def resume_run(
         return _resumed(writer, who, {"steps": steps, **moved}, notes)
     except (OSError, sqlite3.Error) as error:
         writer.let_go()
-        raise StoreError(f"run {folder.name} cannot be gone on with: {error}") from error
+        raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error
 
 
 def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Sequence[str]) -> "RunWriter":
@@ -176,7 +176,7 @@ def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Seque
 
     writer.transact(act, state="starting", reason="", step=writer.step)
     writer.after_commit()
-    # A tip that told of more than there is has been heard: resume() has a note of it for the record.
+    # A tip that told of lost steps has done its work: resume() has a note of them for the record.
     with contextlib.suppress(OSError):
         write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
     return writer
@@ -241,7 +241,8 @@ class RunWriter:
         self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
 
     def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **stands: Any) -> None:
-        """One transaction that changes the record and says how the run stands now. held: what act() has added to."""
+        """One transaction that changes the record and says how the run stands now. act() counts its rows in
+        self.held."""
         before, self.held = self.held, dict(self.held)
         try:
             with writing(self.db) as db:
@@ -292,7 +293,7 @@ class RunWriter:
                 self._thin_snapshots(self.trained)
 
         self.transact(act, step=step, **({"state": batch.state, "reason": batch.reason} if batch.state else {}))
-        # From here on the batch is in the record: what a full or broken disk puts off is not its failure, and is done later.
+        # From here on the batch is in the record. What a full or broken disk prevents now is done later, and fails no commit.
         self.chain, self.blocks, self.step = chain, blocks, step
         self.after_commit()
 
@@ -352,8 +353,8 @@ class RunWriter:
                 self._open_in(self.folder)
 
     def pending(self) -> Pending:
-        """Knob changes and commands that the trainer has not taken yet, in order. One that is not what was written is no
-        request of anybody's, and readers of the record say so. What cannot be read for a moment is read later."""
+        """Knob changes and commands that the trainer has not taken yet, in order. A damaged one is
+        not obeyed, and readers of the record say that it is damaged. What cannot be read for a moment is read later."""
         if self.read_from != (folder := self.folder):
             self.reader.close()
             self.reader, self.read_from = connect(folder / "run.db"), folder

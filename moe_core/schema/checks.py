@@ -74,9 +74,8 @@ def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None
         raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
     if name == "off":
         switched_off(config, value)
-        if (
-            value.isascii() and value.strip().isdecimal()
-        ):  # the record's column would take a word like "4" for a number: say it by layer
+        # The record's column would take a word like "4" for a number: say it by layer.
+        if value.isascii() and value.strip().isdecimal():
             value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
     if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
         able = ", ".join(n for n, strategy in STRATEGIES.items() if strategy.hierarchical)

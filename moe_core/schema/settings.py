@@ -66,7 +66,7 @@ class Meta(NamedTuple):
     tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
     strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
     hierarchical: bool = False  # only a run with groups of experts reads this knob
-    before: Any = None  # what a run trained with that was recorded before there was this field; None: its default
+    before: Any = None  # the value in runs that were recorded before there was this field; None: its default
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
@@ -166,7 +166,7 @@ class Knobs:
     strategy: str = setting("paper", "how the experts are kept in balance", choices=tuple(STRATEGIES))
     weigh: str = setting(
         OWN,
-        "a token's weights: over its kept experts, which sum to 1; or over all; own is the strategy's (switch: all, else kept)",
+        "over which experts a token's weights are taken: the kept ones, so that they sum to 1, or all; own: as the strategy says (switch all, others kept)",
         choices=WEIGHINGS,
         strategies=BY_TOKEN,
         before="kept",
@@ -297,7 +297,7 @@ def label_of(name: str) -> str:
 
 
 def value_text(value: float | str | None) -> str:
-    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for no word and for a value that there is not.
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for an empty word and for a missing value.
 
     Rounded, never cut: to two digits below 0.01 (one where that is exact), else to three and all before the point. The
     panel's knobs do the same (dashboard/component/numbers.js).
@@ -322,6 +322,6 @@ def exact_text(value: float | str | None) -> str:
 
 
 def change_text(previous: float | str | None, value: float | str | None) -> str:
-    """A turn in words: "1 → 0.5"; with every digit where it would else read as none."""
+    """A turn in words: "1 → 0.5"; with every digit where rounding would hide it."""
     text = value_text if value_text(previous) != value_text(value) else exact_text
     return f"{text(previous)} → {text(value)}"

@@ -48,8 +48,8 @@ STATS = (
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),
     Stat("dead_experts", "L", "dead experts", "experts", f"experts that nothing selected in the last {DEAD_AFTER} steps"),
-    Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert is another than churn_every steps before, at the last multiple of it"),
-    Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k churn_every steps before, at the last multiple of it"),
+    Stat("churn", "L", "router churn", "", "share of probe tokens whose first expert changed within churn_every steps, as of the last multiple of churn_every"),
+    Stat("saturation", "L", "router saturation", "", "mean share of a probe token's top-k experts that were among its top-k churn_every steps earlier, as of the last multiple of churn_every"),
     Stat("importance_loss", "L", "importance loss", "", "CV(importance) squared, unweighted", stored=False),
     Stat("load_loss", "L", "load loss", "", "CV(load) squared, unweighted", stored=False),
     Stat("cv_importance", "L", "CV(importance)", "", "coefficient of variation of importance over the experts: 0 when all are equal", stored=False),
@@ -71,7 +71,7 @@ STAT = {stat.name: stat for stat in STATS}
 def untaught(task_gradient: Any, grad_norm: Any) -> Any:
     """Whether a gate gets no gradient from the task, judged by the norm of the whole gradient. Numbers or arrays; NaN is no.
 
-    A gate that learns has 1e-3 of it and more; where all cancels out but rounding, 4e-10 was the most (docs/decisions.md).
+    A gate that learns has 1e-3 of it and more; where all but rounding cancels out, 4e-10 was the most (docs/decisions.md).
     """
     return task_gradient <= NO_GRADIENT * grad_norm
 

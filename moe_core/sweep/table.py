@@ -137,8 +137,8 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
 def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
     """What a reader of the table must know, a sentence or two each. paper: how the paper's figures are marked in it."""
     said = [
-        f"Balance: mean of the last {BALANCE_STEPS} steps and all layers; held-out: of the last evaluation's selections, which "
-        "draws no noise."
+        f"Balance: mean of the last {BALANCE_STEPS} steps and all layers; held-out: of the selections in the "
+        "last evaluation, which draws no noise."
     ]
     if len(plan.seeds) > 1:
         said[0] = f"±: sample standard deviation over seeds. {said[0]}"

@@ -53,7 +53,7 @@ def resume(
 
     steps: how many it shall have in all (None: as before; 0: until stopped). lock: the run's, if the caller holds it.
     moved: where the run's data lie now, if not where they were.
-    ValueError, before anything is written, for a run that is being trained, is done, or cannot be gone on with here.
+    ValueError, before anything is written, for a run that is being trained, is done, or cannot be resumed here.
     """
     lock = hold_lock(run.path) if lock is None else lock
     trainer = None
@@ -66,7 +66,7 @@ def resume(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
         data, device, notes = prepare(run, moved)
-        notes += run.look_over()  # a trainer that goes on writes over what told of steps that are lost
+        notes += run.look_over()  # a resumed trainer writes over the tip, which tells of steps that are lost
         config = replace(config_now(run, moved), steps=goal)
         script = [change for change in run.script if change[0] > last]
 
@@ -92,7 +92,7 @@ def resume(
 
 
 def stand(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
-    """A fresh trainer where the newest checkpoint that fits puts it; at the run's beginning if there is none."""
+    """A fresh trainer, restored from the newest checkpoint that fits; at the run's beginning if none does."""
 
     def restore(state: dict[str, Any]) -> Trainer:
         trainer = make()
@@ -109,7 +109,7 @@ def stand(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) ->
 
 
 def is_of(run: Run, state: dict[str, Any]) -> bool:
-    """Whether a checkpoint's last step is the recorded one. Those of earlier versions do not say."""
+    """Whether the loss of a checkpoint's last step is the recorded one. Checkpoints of earlier versions do not have it."""
     if not (measured := state.get("measured")):
         return True
     row_C = run.rows(state["step"], state["step"])[0]
@@ -118,7 +118,7 @@ def is_of(run: Run, state: dict[str, Any]) -> bool:
 
 
 def check_record(run: Run, first: int, last: int) -> None:
-    """StoreError if what is to be trained again cannot be read: now, when nothing is written yet."""
+    """StoreError if steps that are to be trained again cannot be read. Called while nothing is written yet."""
     for at in range(first, last + 1, READ_AT_ONCE):
         run.rows(at, min(last, at + READ_AT_ONCE - 1))
 
@@ -148,7 +148,7 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
 def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device, list[str]]:
     """The run's data, its device, and what is not as it was when the run began. Torch gets the run's thread count.
 
-    ValueError for data or a device that is not there, and for data that are others than the run was trained on.
+    ValueError for data or a device that is not there, and for data other than those that the run was trained on.
     """
     run.check_turns()
     data, notes = load_recorded(run, moved)

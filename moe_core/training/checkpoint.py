@@ -69,9 +69,9 @@ def there(folder: Path) -> dict[int, Path]:
 
 
 def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], tell: Callable[[str], None]) -> T | None:
-    """What restore() makes of the newest checkpoint at or before a step that it takes; None if it takes none.
+    """What restore() makes of the newest checkpoint, at or before a step, that it accepts; None if it accepts none.
 
-    Damaged ones, and those that restore() cannot take, are told of and passed over.
+    Damaged ones, and those that restore() refuses, are passed over, and tell() is given the reason.
     """
     for at, path in there(folder).items():
         if at > step:
@@ -107,7 +107,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def swells(file: BufferedReader) -> bool:
-    """Whether a file is none that torch.save makes: a zip archive whose parts lie in it once and as they are."""
+    """Whether a file may unpack to more than it holds. torch.save's cannot: each part is in the archive once, not compressed."""
     try:
         parts = zip_parts(file)
     except ValueError:

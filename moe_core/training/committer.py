@@ -19,7 +19,8 @@ from moe_core.training.watch import Watch
 WAITING = 16  # commits that may wait; more than a second and a half of them
 AGAIN = 2.0  # seconds between two looks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
-TRIES, RETRY = 3, 0.1  # how often what a disk failed is tried again, and after how many seconds, times the tries before
+TRIES = 3  # how often a write that the disk failed is tried again
+RETRY = 0.1  # seconds of waiting before that, times the tries before
 GLANCE = 0.02  # seconds between two looks at the commands while the training waits for the disk
 Item = Batch | Callable[[], None] | threading.Event | None
 
@@ -132,8 +133,9 @@ class Committer:
                 self._go_on_if_there_is_room()
 
     def _carry_out(self, item: Batch | Callable[[], None]) -> None:
-        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop. What a disk
-        fails at once is tried again a few times: nothing of it is in the record, so nothing is there twice."""
+        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop. After another
+        failure of the disk it is tried again a few times: nothing of a failed try is in the record, so nothing gets there
+        twice."""
         tries = 0
         while True:
             try:
@@ -144,7 +146,7 @@ class Committer:
                 if not no_room(failure, self.writer.folder):
                     if not disk_error(failure) or isinstance(failure, FolderGone) or tries == TRIES:
                         raise
-                    self.notify({"event": "note", "note": f"the disk failed ({failure}); it is tried again"})
+                    self.notify({"event": "note", "note": f"the disk failed ({failure}); trying again"})
                     time.sleep(tries * RETRY)
                     tries += 1
                     continue

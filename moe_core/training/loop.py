@@ -51,7 +51,7 @@ Notify = Callable[[dict[str, Any]], None]
 class Trainer:
     """What the loop holds: model and optimizer, the knobs as they stand, and what waits to be committed.
 
-    columns: those of the record of a run that is gone on with, which an earlier version may have begun.
+    columns: those of a resumed run's record, which an earlier version may have begun.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class Trainer:
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 
     def record_to(self, writer: RunWriter) -> None:
-        """Write there from now on. A trainer that goes on with a run is made, and put where the run ended, before it may."""
+        """Write there from now on. A trainer that resumes a run is made and restored before it may write."""
         self.writer = self.committer.writer = writer
 
     @property
     def folder(self) -> Path:
-        """The run's, where it lies now."""
+        """The run's folder, where it lies now."""
         return self.writer.folder
 
     def run(self) -> str:
@@ -321,7 +321,8 @@ class Trainer:
     # What others see of it
 
     def compare_if_due(self) -> None:
-        """Router churn and saturation at every multiple of churn_every, from 0 on, also of what is trained again."""
+        """Router churn and saturation at every multiple of churn_every, from 0 on, also in steps that are
+        trained again."""
         every = self.config.churn_every
         if not every or self.step % every or self.compared == self.step:
             return

@@ -17,14 +17,12 @@ def config_now(run: Run, moved: Mapping[str, Any]) -> Config:
     """The run's config with its data where they lie now. StoreError if the run has none of that kind."""
     for name in moved:
         if not getattr(run.config, name):
-            raise StoreError(
-                f"{run.id} was not trained on files that --{name} could say the place of; leave --{name} out"
-            )
+            raise StoreError(f"{run.id} was not trained on files given by --{name}; leave --{name} out")
     return replace(run.config, **moved)
 
 
 def load_recorded(run: Run, moved: Mapping[str, Any]) -> tuple[Data, list[str]]:
-    """The data that the run was trained on, and what there is to note about them. ValueError if these are others."""
+    """The data that the run was trained on, and notes about them. ValueError if these are not the same."""
     config = config_now(run, moved)
     data = under_recorded_names(load(config), run)
     recorded, now = run.facts.get("data"), identity(data)
@@ -57,8 +55,8 @@ def way_out(run: Run) -> str:
     if run.config.task == "text":
         return (
             f"the built-in text is of Python's standard library and scikit-learn, and differs between their versions "
-            f"(Python {versions.get('python', 'unknown')} then, {sys.version.split()[0]} now); use those of then"
+            f"(Python {versions.get('python', 'unknown')} then, {sys.version.split()[0]} now); use the same versions"
         )
     if run.config.task == "digits":
-        return "the built-in digits are scikit-learn's; install the version of then"
-    return f"the points are drawn by NumPy ({versions.get('numpy', 'unknown')} then, {np.__version__} now); use that of then"
+        return "the built-in digits are scikit-learn's; install the version that the run was trained with"
+    return f"the points are drawn by NumPy ({versions.get('numpy', 'unknown')} then, {np.__version__} now); use the same version"

@@ -1,6 +1,6 @@
 """A trainer's life in a run: made, put to work, and ended with its state in the record, whatever happens.
 
-`train` begins a run; training/again.py goes on with one.
+`train` begins a run; training/again.py resumes one.
 """
 
 import contextlib

@@ -23,7 +23,7 @@ GRID = 64  # points along each side of the plane's region picture
 
 
 class Telemetry:
-    """Rows of a run's stored statistics. columns: those of a run that is gone on with; else schema.layout()'s."""
+    """Rows of a run's stored statistics. columns: those of a run that is resumed; else schema.layout()'s."""
 
     def __init__(self, config: Config, device: torch.device, columns: Sequence[Column] | None = None):
         self.columns = list(columns or layout(config.layers, config.num_experts))

@@ -30,12 +30,12 @@ class Watch:
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
-        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # for how many changes, and what they left off
+        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it knows, and which experts they switched off
         self.standing: set[tuple[str, int]] = set()
         self.next_look = 0.0
 
     def recall(self, run: Run, knobs: Knobs) -> None:
-        """How a run's knobs came to stand as they do, when a trainer goes on with it."""
+        """How the knobs of a run that is resumed came to stand as they do."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
         self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 

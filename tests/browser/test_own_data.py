@@ -44,7 +44,7 @@ def test_every_page_shows_it(own: Server, tab, kind: str) -> None:
     drawn(page, "balance")
     expect(page.locator(".moepanel-name")).to_contain_text("experts")
     expect(page.locator(".moeknob-label").first).to_be_visible()
-    page.get_by_text("What the data were taken for").click()
+    page.get_by_text("How your data were read").click()
     said = {"table": "left out: column 'Id'", "pixels": "class: column 'label'", "images": "shown as images of 28 x 28", "texts": "domain b/notes"}  # fmt: skip
     expect(page.locator(".moe-taken")).to_contain_text(said[kind])
     page.goto(f"{own.url}/routing?run={kind}")

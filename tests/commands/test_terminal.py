@@ -40,7 +40,7 @@ def shell(line: str, runs: Path, **more: str) -> subprocess.CompletedProcess[str
         (f"{MOE} {TRAIN} --nonsense --json 2>&-", 2, '{"event": "stderr", "text": "moe: unrecognized arguments', ""),
         (f"{MOE} {TRAIN} <&- >&- 2>&-", 0, "", ""),
         (f"{MOE} runs 2>&-", 0, "no runs in", ""),
-        (f"{MOE} runs >&-", 0, "", "moe: stdout is closed, and what would stand there is lost"),
+        (f"{MOE} runs >&-", 0, "", "moe: stdout is closed, and what is printed there is lost"),
         (f"{MOE} sweep --help >/dev/full", 0, "", ""),
         (f"{MOE} runs | true; exit ${{PIPESTATUS[0]}}", 0, "", ""),
     ],

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
-from moe_core.dashboard.exports import Work, kilobytes, words_of
+from moe_core.dashboard.exports import Work, words_of
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Source
 from moe_core.runs import create_run
@@ -178,7 +178,3 @@ def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
     assert app.multiselect[0].value == ["sweep_balance"]
     assert "Balance over the grid: 480 × 300 px" in words(app)
     assert "Make report" not in {b.label for b in app.button}
-
-
-def test_sizes_are_read_by_people():
-    assert [kilobytes(n) for n in (900, 84_400, 5_200_000)] == ["1 KB", "84 KB", "5.2 MB"]

@@ -6,7 +6,7 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard.links import UNREAD, WORDS, chosen, plain, readable
+from moe_core.dashboard.links import UNREAD, WORDS, chosen, literal, readable
 from tests.figures.record import record
 
 ROOT = Path(__file__).parents[2]
@@ -99,4 +99,4 @@ def test_a_link_cannot_open_a_folder_that_is_not_a_run_s(runs: Path, tmp_path_fa
 
 
 def test_words_of_a_link_are_text_in_what_is_said() -> None:
-    assert plain("[a](http://b) *c* `d` $e$ <f>") == r"\[a\]\(http\:\/\/b\) \*c\* \`d\` \$e\$ \<f\>"
+    assert literal("[a](http://b) *c* `d` $e$ <f>") == r"\[a\]\(http\:\/\/b\) \*c\* \`d\` \$e\$ \<f\>"

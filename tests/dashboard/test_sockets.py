@@ -74,7 +74,7 @@ def test_each_reason_to_close_has_its_words(server: Server) -> None:
         assert closing(viewer) == (4400, "wanted text, got bytes")
     with socket(server) as viewer:
         viewer.send('{"command": "pause"}')
-        assert closing(viewer) == (4400, "wanted first of all what is looked at, got a deed")
+        assert closing(viewer) == (4400, "wanted a first message that says what is looked at, got a deed")
     with socket(server) as viewer:
         look(viewer)
         viewer.send(json.dumps(LOOK | {"theme": "é" * 200}))

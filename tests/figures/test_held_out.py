@@ -109,7 +109,7 @@ def test_the_end_and_the_report_have_it(new: Run) -> None:
 )  # fmt: skip
 def test_selections_that_are_none_are_said_in_a_line(told: Any, tmp_path: Path) -> None:
     record(tmp_path / "a", "plane", E=E, L=2, selections=told).close()
-    with pytest.raises(StoreError, match="an evaluation is none"):
+    with pytest.raises(StoreError, match="an evaluation is not valid"):
         open_run(tmp_path / "a").evals()
 
 

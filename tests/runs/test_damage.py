@@ -233,22 +233,22 @@ def test_every_flipped_bit_of_the_tip_is_noticed(sealed: Path, tmp_path: Path) -
 
 
 DAMAGE = [
-    ("UPDATE evals SET metrics = replace(metrics, '0.992', '0.892') WHERE id = 3", "evaluation 3 is not what was written; the others read"),
-    ("UPDATE evals SET text = 'another' WHERE id = 1", "evaluation 1 is not what was written; the others read"),
-    ("UPDATE evals SET step = 31 WHERE id = 3", "evaluation 3 is not what was written; the others read"),
-    ("UPDATE evals SET sum = NULL WHERE id = 3", "evaluation 3 is not what was written; the others read"),
-    ("UPDATE evals SET text = CAST(x'61ff' AS TEXT) WHERE id = 1", "evaluation 1 is not what was written; the others read"),
-    ("DELETE FROM evals WHERE id = 6", "1 of its evaluations is missing; the others read"),
-    ("UPDATE applied SET step = 12 WHERE knob = 2", "step of effect of knob change 2 is not what was written; the others read"),
-    ("DELETE FROM applied WHERE knob IN (2, 3)", "2 of its steps of effect are missing; the others read"),
-    ("UPDATE knobs SET value = 0.9 WHERE id = 2", "knob change 2 is not what was written; the others read"),
-    ("UPDATE knobs SET chain = zeroblob(16) WHERE id = 2", "knob change 2 is not what was written; the others read"),
-    ("DELETE FROM knobs WHERE id = 7", "1 of its knob changes is missing; the others read"),
-    ("UPDATE commands SET result = 'not done' WHERE id = 2", "command 2 is not what was written; the others read"),
-    ("UPDATE snapshots SET step = 25 WHERE id = 5", "the list of its snapshots is not what was written; all else reads"),
-    ("DELETE FROM snapshots WHERE id = 3", "the list of its snapshots is not what was written; all else reads"),
-    ("UPDATE snapshots SET at = at + 1 WHERE id = 5", "snapshot 5 is not what was written; one before it stands in its place"),
-    ("UPDATE state SET reason = 'none'", "what its trainer said last of how it stands is not what was written; all else reads"),
+    ("UPDATE evals SET metrics = replace(metrics, '0.992', '0.892') WHERE id = 3", "evaluation 3 is not what was written; the others can be read"),
+    ("UPDATE evals SET text = 'another' WHERE id = 1", "evaluation 1 is not what was written; the others can be read"),
+    ("UPDATE evals SET step = 31 WHERE id = 3", "evaluation 3 is not what was written; the others can be read"),
+    ("UPDATE evals SET sum = NULL WHERE id = 3", "evaluation 3 is not what was written; the others can be read"),
+    ("UPDATE evals SET text = CAST(x'61ff' AS TEXT) WHERE id = 1", "evaluation 1 is not what was written; the others can be read"),
+    ("DELETE FROM evals WHERE id = 6", "1 of its evaluations is missing; the others can be read"),
+    ("UPDATE applied SET step = 12 WHERE knob = 2", "step of effect of knob change 2 is not what was written; the others can be read"),
+    ("DELETE FROM applied WHERE knob IN (2, 3)", "2 of its steps of effect are missing; the others can be read"),
+    ("UPDATE knobs SET value = 0.9 WHERE id = 2", "knob change 2 is not what was written; the others can be read"),
+    ("UPDATE knobs SET chain = zeroblob(16) WHERE id = 2", "knob change 2 is not what was written; the others can be read"),
+    ("DELETE FROM knobs WHERE id = 7", "1 of its knob changes is missing; the others can be read"),
+    ("UPDATE commands SET result = 'not done' WHERE id = 2", "command 2 is not what was written; the others can be read"),
+    ("UPDATE snapshots SET step = 25 WHERE id = 5", "the list of its snapshots is not what was written; all else can be read"),
+    ("DELETE FROM snapshots WHERE id = 3", "the list of its snapshots is not what was written; all else can be read"),
+    ("UPDATE snapshots SET at = at + 1 WHERE id = 5", "snapshot 5 is not what was written; the one before it is shown instead"),
+    ("UPDATE state SET reason = 'none'", "the state that its trainer wrote last is not what was written; all else can be read"),
 ]  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def test_a_record_whose_turns_are_damaged_is_not_trained_on(sealed: Path, tmp_pa
         db.execute("UPDATE applied SET step = 12 WHERE knob = 2")
     db.close()
     before = (folder / "run.db").read_bytes()
-    with pytest.raises(StoreError, match="cannot be trained on or again: step of effect of knob change 2"):
+    with pytest.raises(StoreError, match="cannot be resumed, forked or replayed: step of effect of knob change 2"):
         resume(Run(folder), 70)
     assert (folder / "run.db").read_bytes() == before
 

@@ -97,10 +97,10 @@ HOSTILE = {
     ),
     "no-table": (sql("DROP TABLE evals"), "lacks tables"),
     "no-settings": (sql("DELETE FROM run"), "settings"),
-    "unknown-state": (state(state="\x1b[31m"), "state is none"),
-    "heartbeat-without-end": (state(heartbeat=-9e999), "state is none"),
-    "held-is-a-list": (state(held="[]"), "state is none"),
-    "held-is-deep": (state(held="[" * 9_000), "state is none"),
+    "unknown-state": (state(state="\x1b[31m"), "state is not one"),
+    "heartbeat-without-end": (state(heartbeat=-9e999), "state is not one"),
+    "held-is-a-list": (state(held="[]"), "state is not one"),
+    "held-is-deep": (state(held="[" * 9_000), "state is not one"),
     "settings-of-bytes": (sql("UPDATE run SET about = x'00'"), "settings"),
     "huge-probe": (sql("UPDATE run SET probe = zeroblob(100000000)"), "settings"),
     "deep-settings": (settings(lambda about: "[" * 100_000), "cannot be read"),
@@ -111,14 +111,14 @@ HOSTILE = {
     "wide-layout": (settings(lambda about: about.update(layout=[["loss", -1, 0, 10**12]])), "cannot be read"),
     "layout-of-words": (settings(lambda about: about.update(layout="abc")), "cannot be read"),
     "labels-of-numbers": (settings(lambda about: about.update(labels=7)), "cannot be read"),
-    "link": (another("run.db", lambda path: path.symlink_to("../good/run.db")), "no plain file"),
-    "link-to-nothing": (another("run.db", lambda path: path.symlink_to("nowhere")), "no plain file"),
-    "link-to-itself": (another("run.db", lambda path: path.symlink_to("run.db")), "no plain file"),
-    "pipe": (another("run.db", os.mkfifo), "no plain file"),
-    "folder": (another("run.db", Path.mkdir), "no plain file"),
-    "pipe-for-the-log": (another("run.db-wal", os.mkfifo), "no plain file"),
-    "pipe-for-the-journal": (another("run.db-journal", os.mkfifo), "no plain file"),
-    "link-for-the-index": (another("run.db-shm", lambda path: path.symlink_to("../good/run.db")), "no plain file"),
+    "link": (another("run.db", lambda path: path.symlink_to("../good/run.db")), "not a plain file"),
+    "link-to-nothing": (another("run.db", lambda path: path.symlink_to("nowhere")), "not a plain file"),
+    "link-to-itself": (another("run.db", lambda path: path.symlink_to("run.db")), "not a plain file"),
+    "pipe": (another("run.db", os.mkfifo), "not a plain file"),
+    "folder": (another("run.db", Path.mkdir), "not a plain file"),
+    "pipe-for-the-log": (another("run.db-wal", os.mkfifo), "not a plain file"),
+    "pipe-for-the-journal": (another("run.db-journal", os.mkfifo), "not a plain file"),
+    "link-for-the-index": (another("run.db-shm", lambda path: path.symlink_to("../good/run.db")), "not a plain file"),
     "empty": (another("run.db", Path.touch), "lacks tables"),
     "no-database": (another("run.db", lambda path: path.write_bytes(bytes(range(256)) * 64)), "cannot be read"),
 }
@@ -184,7 +184,7 @@ def test_without_a_state_that_is_whole_the_rest_reads(tmp_path: Path, change: st
     assert (run.state, run.status().step, run.steps()) == ("interrupted", 30, (1, 30))
     assert len(run.history("loss")[0]) == 30
     (line,) = run.damage
-    assert "how it stands is not what was written; all else reads" in line
+    assert "the state that its trainer wrote last is not what was written; all else can be read" in line
     (listed,) = list_runs(tmp_path)
     assert (listed.state, listed.problem) == ("interrupted", "")
     assert "not what was written" in listed.reason
@@ -235,7 +235,7 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path: Path, metrics: str) -> 
     db = sqlite3.connect(folder / "run.db", isolation_level=None)
     insert(db, "evals", {"step": 10, "metrics": metrics})  # with a sum that is right: anyone can compute it
     db.close()
-    with pytest.raises(StoreError, match="an evaluation is none"):
+    with pytest.raises(StoreError, match="an evaluation is not valid"):
         open_run(folder).evals()
 
 
@@ -260,13 +260,13 @@ def test_nothing_is_written_through_a_link_and_no_pipe_is_waited_for(tmp_path: P
                 spawn("none", ["--help"], folder / name)
             assert last_words(folder) == "it printed nothing"
         else:
-            with pytest.raises(StoreError, match="no plain file"):
+            with pytest.raises(StoreError, match="not a plain file"):
                 read_ablation(folder)
         another(name, os.mkfifo)(folder)  # whoever opens it waits for its other end
         assert not is_alive(folder)
         assert last_words(folder) == "it printed nothing"
         if name == "ablation.json":
-            with pytest.raises(StoreError, match="no plain file"):
+            with pytest.raises(StoreError, match="not a plain file"):
                 read_ablation(folder)
         verify(open_run(folder))
     assert precious.read_text() == "mine"
@@ -276,4 +276,4 @@ def test_a_checkpoint_that_is_a_pipe_is_passed_over(tmp_path: Path) -> None:
     folder = record(tmp_path / "a")
     os.mkfifo(folder / "checkpoint-000000030.pt")
     os.mkfifo(folder / "checkpoint-000000030.pt.sha256")
-    assert any("no plain file" in finding for finding in verify(open_run(folder)))
+    assert any("not a plain file" in finding for finding in verify(open_run(folder)))

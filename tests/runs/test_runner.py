@@ -96,7 +96,7 @@ def test_a_frozen_trainer_is_seen_and_ended(
             wait_until(lambda: run.status().quiet > 0)
             (listed,) = list_runs(tmp_path)
             assert listed.state == state
-            assert listed.reason.startswith("its trainer does not answer, for ")
+            assert listed.reason.startswith("its trainer has not answered for ")
             if state == "training":
                 os.kill(pid, signal.SIGCONT)
                 wait_until(lambda: run.status().quiet == 0)

@@ -346,7 +346,7 @@ def test_a_turn_that_was_changed_is_named_and_no_other(tmp_path: Path) -> None:
     assert verify(open_run(folder)) == []
     last = len(open_run(folder).knob_changes())
     edit(folder, "UPDATE knobs SET value = 0.9 WHERE id = (SELECT max(id) - 1 FROM knobs)")
-    assert verify(open_run(folder)) == [f"knob change {last - 1} is not what was written; the others read"]
+    assert verify(open_run(folder)) == [f"knob change {last - 1} is not what was written; the others can be read"]
 
 
 def test_changed_settings_are_refused(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def test_what_a_disk_fails_a_few_times_is_tried_again(tmp_path: Path, failing: l
     assert state == "finished"
     assert (Run(folder).steps(), verify(Run(folder))) == ((1, 30), [])
     notes = [event["note"] for event in events if event["event"] == "note"]
-    assert notes == ["the disk failed (disk I/O error); it is tried again"] * committer.TRIES
+    assert notes == ["the disk failed (disk I/O error); trying again"] * committer.TRIES
 
 
 def test_what_a_disk_fails_again_and_again_ends_the_run_with_the_reason(

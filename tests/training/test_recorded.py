@@ -1,4 +1,4 @@
-"""What a run is gone on with must be what it was trained on; a refusal leaves the run as it was."""
+"""A run is resumed with the data that it was trained on; a refusal leaves the run as it was."""
 
 import shutil
 import sqlite3
@@ -183,7 +183,7 @@ def test_built_in_data_are_compared_too(
     monkeypatch.setattr("moe_core.training.recorded.load", another)
     says = {
         "plane": "drawn by NumPy",
-        "digits": "install the version of then",
+        "digits": "install the version that the run was trained with",
         "text": "differs between their versions",
     }
     assert says[task] in refused_and_as_it_was(run, ASKED[0], capsys)
@@ -221,7 +221,7 @@ def test_a_fingerprint_is_of_all_that_is_read() -> None:
     assert len(seen) == 14
 
 
-# Checkpoints and records that cannot be gone on with
+# Checkpoints and records that cannot be resumed
 
 
 def other_run(tmp_path: Path, **changes: Any) -> Path:

@@ -65,11 +65,11 @@ def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data
 def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:
     """The run chooser, and of a run its state, buttons, knobs, layers and changes.
 
-    link: the words that the page's link must have, None being one that it must not. Streamlit drops them when another page
-    is opened; put there by the script, they would be a step of their own that Back undoes.
+    link: the words that the page's link must have; None for a word that it must not have. Streamlit drops them when
+    another page is opened. If the script set them, each would be a step of its own in the browser's history.
     only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
     """
-    words = {"page": st.context.url, "words": link}  # of another page, so that the browser hears of it
+    words = {"page": st.context.url, "words": link}  # a new page changes the value, so that the browser is told
     mount("panel", go_to, part="panel", run=run, only=list(only), link=words, **data)
 
 

@@ -24,7 +24,7 @@ export function element(tag, name, parent, text) {
   return made;
 }
 
-// Words into the page's link, null taking one out. In place: what nobody did is no step that Back undoes.
+// Sets words of the page's link; null removes one. It adds no step to the history: Back undoes only what a person did.
 export function nameInLink(words) {
   const url = new URL(location.href);
   for (const [name, value] of Object.entries(words)) {

@@ -91,7 +91,7 @@ export class View {
 
   async draw(header, figures) {
     this.header = header;
-    this.data.busiest = header.busiest; // held, and said back: on a balanced run it is another every few steps
+    this.data.busiest = header.busiest; // kept, and sent back: on a balanced run the busiest changes every few steps
     this.drawTiles(header.tiles);
     this.banner(header);
     this.findings.take(header);
@@ -109,7 +109,7 @@ export class View {
     }
   }
 
-  // A chart, or at its place why it cannot be drawn; the others go on.
+  // Draws a chart or, if that fails, says why in its place; the other charts go on.
   async drawOrSay(chart, spec) {
     let { problem = "" } = spec;
     try {

@@ -14,14 +14,14 @@ HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.re
 
 
 def check_arrays(file: IO[bytes]) -> None:
-    """ValueError, before anything is unpacked, if an .npz or .npy is none, or has more numbers than fit in memory."""
+    """ValueError, before anything is unpacked, if it is no readable .npz or .npy, or has more numbers than fit in memory."""
     magic = file.read(6)
     file.seek(0)
     check_npz(file) if magic != b"\x93NUMPY" else check_npy(file)
 
 
 def check_npy(file: IO[bytes]) -> None:
-    """ValueError if an .npy says that it holds more values than fit in memory; what is none is said when it is read."""
+    """ValueError if it is no readable .npy, or says that it holds more values than fit in memory."""
     try:
         count = count_of(file)
     except Exception as error:  # numpy raises its own for a damaged header
@@ -31,7 +31,7 @@ def check_npy(file: IO[bytes]) -> None:
 
 
 def check_npz(file: IO[bytes]) -> None:
-    """ValueError, before anything is unpacked, if an .npz is none, or its x or y has more numbers than fit in memory."""
+    """ValueError, before anything is unpacked, if it is no readable .npz, or its x or y has more numbers than fit in memory."""
     try:
         sizes = [(part, values(file, part)) for part in limits.zip_parts(file) if part.filename.lower() in NAMES]
     except Exception as error:  # zipfile, zlib and numpy each raise their own for a damaged file

@@ -1,6 +1,6 @@
 """Which column of a table is the class, which only number the rows, and what becomes of missing values.
 
-Where a table leaves a choice, it is refused with the flag that decides; what was taken for what is said in words.
+A table that leaves a choice is refused, and the message names the flag that decides. How a table was read is said in words.
 
 Shapes: N rows, C columns, F features.
 """
@@ -41,7 +41,9 @@ def rows_of(given: str, table: Table, label: str, drop: Sequence[str], missing: 
     left = [c for c in left if c not in numbering]
     if len(left) < 2:
         why = "".join(f"; column {shown(table.names, c)} is left out: {why}" for c, why in numbering.items())
-        raise ValueError(f"{given} has {len(left)} column to learn from, and a class and features are wanted{why}")
+        raise ValueError(
+            f"{given}: at least two columns are wanted, a class and a feature, and {len(left)} can be used{why}"
+        )
     at = label_column(given, table, left) if chosen is None else chosen
     features = [c for c in left if c != at]
     x_NF = numbers_in(given, table, features)
@@ -63,8 +65,10 @@ def rows_of_arrays(given: str, arrays: Arrays, missing: str) -> Rows:
     numbering = {} if arrays.x.ndim > 2 else {c: why for c in range(len(names)) if (why := numbers_rows(table, c))}
     kept = [c for c in range(len(names)) if c not in numbering]
     if not kept:
-        raise ValueError(f"{given}: x has no column but such as number the rows; give features too")
-    words_N = [class_word(value) if isinstance(value, float) else missing_or(str(value)) for value in arrays.y.tolist()]
+        raise ValueError(f"{given}: every column of x only numbers the rows; give features too")
+    words_N = [
+        class_of_number(value) if isinstance(value, float) else missing_or(str(value)) for value in arrays.y.tolist()
+    ]
     rows = whole_rows(given, x_NF[:, kept], words_N, [names[c] for c in kept], missing)
     places = "places" if arrays.x.ndim > 2 else "columns"
     taken = [rows.taken[0], f"features: the {len(kept)} {places} of x", "class: y"]
@@ -85,7 +89,7 @@ def found(given: str, names: list[str], word: str, flag: str) -> int:
 
 
 def numbers_rows(table: Table, c: int) -> str:
-    """Why a column only tells rows apart, or "" if it may say more: learnt by heart, it would tell the class of sorted rows."""
+    """Why a column is taken for row numbers, or "" if it is not. Where rows are sorted by class, it would tell the class."""
     values, texts = table.values_NC[:, c], table.texts.get(c, {})
     if len(values) < FEWEST:
         return ""
@@ -99,7 +103,7 @@ def numbers_rows(table: Table, c: int) -> str:
 
 
 def different(values: np.ndarray, texts: dict[int, str]) -> int:
-    """How many different things stand in a column, cells without a value aside."""
+    """How many different values a column has, not counting empty cells."""
     return len(set(texts.values())) + len(np.unique(values[np.isfinite(values)]))
 
 
@@ -154,10 +158,10 @@ def numbers_in(given: str, table: Table, features: list[int]) -> np.ndarray:
 
 
 def word_at(table: Table, n: int, c: int) -> str | None:
-    return table.texts[c][n] if n in table.texts.get(c, {}) else class_word(float(table.values_NC[n, c]))
+    return table.texts[c][n] if n in table.texts.get(c, {}) else class_of_number(float(table.values_NC[n, c]))
 
 
-def class_word(value: float) -> str | None:
+def class_of_number(value: float) -> str | None:
     """A class that is a number, in one way of writing: 1, 1.0 and 01 are one class. None for NaN."""
     if np.isnan(value):
         return None
@@ -165,15 +169,15 @@ def class_word(value: float) -> str | None:
 
 
 def missing_or(word: str) -> str | None:
-    """A class in words; None if it is a way to write that there is none, and a number as all numbers are written."""
+    """A class that is a text: None if it is a way to write that a value is missing; a number is written as class_of_number() does."""
     try:
-        return class_word(float(word))
+        return class_of_number(float(word))
     except ValueError:
         return None if word.strip().lower() in MISSING else word.strip()
 
 
 def whole_rows(given: str, x_NF: np.ndarray, words_N: list[str | None], names: list[str], missing: str) -> Rows:
-    """Rows with a class, and with what --missing says of values that are not there; refused where that is not said."""
+    """The rows that have a class, missing values treated as --missing says; ValueError for some of which it says nothing."""
     taken = []
     unlabelled = np.array([word is None for word in words_N], bool)
     if unlabelled.any() and missing != "drop":
@@ -233,6 +237,6 @@ def rows_named(some: np.ndarray, most: int = LISTED) -> str:
 
 
 def listed(words: Sequence[str], most: int = LISTED) -> str:
-    """The first and, of many, how many more."""
+    """The first words and, if there are more, how many."""
     some = ", ".join(word[:40] or "(no name)" for word in words[:most])
     return some + (f" and {len(words) - most} more" if len(words) > most else "")

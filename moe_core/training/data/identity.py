@@ -15,7 +15,7 @@ NAMED = 4  # names in a description
 
 def identity(data: Text | Points) -> dict[str, str]:
     """For the record: `sha256` of the names of its classes or domains and of every row or byte that is trained on or held
-    out, in their order; `what` says in a few words what it is of."""
+    out, in their order; `what` says in a few words what the data are."""
     digest = hashlib.sha256()
 
     def add(part: bytes) -> None:

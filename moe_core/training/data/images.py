@@ -30,8 +30,8 @@ def image_shape(given: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool
 def square_of_pixels(x_NF: np.ndarray, names_F: list[str]) -> int | None:
     """The side of the square images that rows of features are, or None.
 
-    By their names (pixel1, pixel2, …), else by their values: nothing below 0, which most images touch, at most 255, and
-    neighbours above each other that are more alike than any two places, which they are only in rows of the right length.
+    They are known by their names (pixel1, pixel2, …), else by their values: the least is 0, the most at most 255, and
+    pixels above each other are more alike than any two places, which is so only for the right side.
     """
     side = math.isqrt(x_NF.shape[1])
     if side * side != x_NF.shape[1] or side < 8:

@@ -13,7 +13,7 @@ GZIP = b"\x1f\x8b"
 def content_of(path: Path, flag: str, most: int) -> bytes:
     """All of a file, unpacked. flag: what named it.
 
-    ValueError, one line, if it is no plain file, cannot be read, is damaged gzip, or has more than `most` bytes, packed or
+    ValueError, one line, if it is not a plain file, cannot be read, is damaged gzip, or has more than `most` bytes, packed or
     unpacked.
     """
     given = f"{flag} {str(path)!r}"

@@ -26,7 +26,7 @@ class Points:
     held_N: Tensor
     shown: dict[str, np.ndarray]  # the probe as a person sees it, beside its class
     features_named: tuple[str, ...] = ()  # the names of a table's columns
-    taken: tuple[str, ...] = ()  # of a person's own file, what was taken for what
+    taken: tuple[str, ...] = ()  # how a person's own file was read, in sentences
 
     @property
     def task(self) -> str:

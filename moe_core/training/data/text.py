@@ -34,7 +34,7 @@ class Text:
     names: list[str]
     train: list[Tensor]
     held: list[Tensor]
-    taken: tuple[str, ...] = ()  # of a person's own files, what was taken for what
+    taken: tuple[str, ...] = ()  # how a person's own files were read, in sentences
     task = "text"
     features_named: tuple[str, ...] = ()
     features = 256
