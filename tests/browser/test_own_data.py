@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.conftest import ROOT, Server, end_trainers
+from tests.browser.conftest import end_trainers
 from tests.own_data import KINDS, SMALL, task_of, write
+from tests.server import ROOT, Server
 
 ROUTING = {"table": "probe_rows", "pixels": "digit_images", "images": "digit_images", "texts": "probe_text"}
 FAVOURITE = {"table": "favourite_rows", "pixels": "favourite_images", "images": "favourite_images", "texts": "favourite_bytes"}  # fmt: skip
