@@ -70,7 +70,11 @@ def is_number(name: str) -> bool:
 def lets_in(door: Door, host: str) -> bool:
     """Whether a Host header is one of ours."""
     name, _ = split(host.lower())
-    return name in (*HERE, door.here) or host.lower() in door.allowed or bool(door.bound and (is_number(name) or name == door.bound))
+    return (
+        name in (*HERE, door.here)
+        or host.lower() in door.allowed
+        or bool(door.bound and (is_number(name) or name == door.bound))
+    )
 
 
 def words(door: Door) -> str:
