@@ -95,6 +95,8 @@ def test_a_value_takes_the_type_of_its_field() -> None:
         (Config(num_experts=4), Knobs(k=5), "k must be between 1 and num_experts=4, got 5"),
         (Config(task="poetry"), Knobs(), "task must be one of text, digits, plane, got 'poetry'"),
         (Config(task="plane", text=("a",)), Knobs(), "add --task text"),
+        (Config(text=("a", "")), Knobs(), "got an empty one; for the folder you are in give ."),
+        (Config(text=("a\udcff",)), Knobs(), "--text wants paths in UTF-8"),
         (Config(task="text", data="x.npz"), Knobs(), "add --task digits"),
         (Config(groups=3), Knobs(), "num_experts=16 must be divisible by groups=3"),
         (Config(groups=8), Knobs(k=3), "k must be between 1 and num_experts / groups=2, got 3"),

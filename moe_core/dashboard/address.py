@@ -14,18 +14,19 @@ from typing import NamedTuple
 HERE = ("localhost", "127.0.0.1", "[::1]")
 TOKEN = "moe_token"  # its name in a link; a proxy such as JupyterHub has a `token` of its own
 EVERYWHERE = ("0.0.0.0", "::")
-ENTRY = (
-    r"([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?"
-)
+LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?"  # Docker names its containers with underscores
+ENTRY = rf"({LABEL}(\.{LABEL})*|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?"
 
 
 class Door(NamedTuple):
     """Who is let in. allowed: what MOE_ALLOW adds, "name" or "name:port"; bound: the address that the server listens at,
-    "" if only this machine reaches it; token: "" if none is asked for."""
+    "" if only this machine reaches it; token: "" if none is asked for; here: this machine's address that it listens at,
+    as a browser shows it."""
 
     allowed: tuple[str, ...] = ()
     bound: str = ""
     token: str = ""
+    here: str = "127.0.0.1"
 
 
 def door(address: str, allow: str) -> Door:
@@ -37,9 +38,11 @@ def door(address: str, allow: str) -> Door:
                 f"MOE_ALLOW lists addresses as the browser shows them, name or name:port, with commas between and "
                 f"without * or http://, got {entry!r}"
             )
+    address = address.lower()  # as browsers send it
     bound = "" if is_here(address) else address or "0.0.0.0"
     others = bound or not all(is_here(split(entry)[0]) for entry in allowed)
-    return Door(allowed, bound, secrets.token_urlsafe(24) if others else "")
+    here = bracketed(address) if is_here(address) and is_number(address) else "127.0.0.1"
+    return Door(allowed, bound, secrets.token_urlsafe(24) if others else "", here)
 
 
 def split(host: str) -> tuple[str, str]:
@@ -67,19 +70,23 @@ def is_number(name: str) -> bool:
 def lets_in(door: Door, host: str) -> bool:
     """Whether a Host header is one of ours."""
     name, _ = split(host.lower())
-    return name in HERE or host.lower() in door.allowed or bool(door.bound and (is_number(name) or name == door.bound))
+    return (
+        name in (*HERE, door.here)
+        or host.lower() in door.allowed
+        or bool(door.bound and (is_number(name) or name == door.bound))
+    )
 
 
 def words(door: Door) -> str:
     """The addresses that are let in, in words."""
     more = ["any IP address"] if door.bound else []
-    return ", ".join([*(f"{name} with any port" for name in HERE), *more, *door.allowed])
+    return ", ".join([*(f"{name} with any port" for name in dict.fromkeys((*HERE, door.here))), *more, *door.allowed])
 
 
 def lines(door: Door, port: int, base: str, secure: bool) -> list[str]:
     """What the terminal shows: each address that works, and how to reach it from elsewhere."""
     path, query = "/" + f"{base.strip('/')}/".lstrip("/"), f"?{TOKEN}={door.token}" if door.token else ""
-    names = [door.bound or "127.0.0.1"]
+    names = [door.bound or door.here]
     if door.bound in EVERYWHERE:
         names = ["127.0.0.1", *filter(None, [own_address()])]
     scheme = "https" if secure else "http"
@@ -89,7 +96,7 @@ def lines(door: Door, port: int, base: str, secure: bool) -> list[str]:
 
 
 def bracketed(name: str) -> str:
-    return f"[{name}]" if ":" in name else name
+    return f"[{name}]" if ":" in name and not name.startswith("[") else name
 
 
 def own_address() -> str:

@@ -65,7 +65,7 @@ class Feed:
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
-        self._taken: dict[tuple[int, str], np.ndarray] = {}
+        self._taken: dict[tuple[int, str], np.ndarray | None] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
         self.error = ""
@@ -309,13 +309,15 @@ class Feed:
             steps: np.ndarray = self._snapshots[None, f"steps of {kind}"]
             return steps
 
-    def past_experts(self, step: int, kind: str) -> np.ndarray:
-        """The probe's experts (L, N, K) of the snapshot taken at exactly this step; what was recorded never changes."""
+    def past_experts(self, step: int, kind: str) -> np.ndarray | None:
+        """The probe's experts (L, N, K) of the snapshot taken at exactly this step; what was recorded never changes. None if
+        it is damaged."""
         with self.lock:
             if (step, kind) not in self._taken:
-                remember(self._taken, (step, kind), self.run.snapshot(step, kind)[1]["experts"], PAST)
+                found = self.run.snapshot(step, kind)
+                remember(self._taken, (step, kind), found[1]["experts"] if found and found[0] == step else None, PAST)
                 self._let_go()
-            experts: np.ndarray = self._taken[step, kind]
+            experts: np.ndarray | None = self._taken[step, kind]
             return experts
 
 

@@ -166,7 +166,10 @@ def without_token(scope: Scope, door: Door) -> str | None:
     """The address without its token, relative to itself, if it has the right one; None if it has none or a wrong one."""
     if not door.token or TOKEN.encode() not in scope["query_string"]:
         return None
-    asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    try:
+        asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
+    except ValueError:  # more words than a link of ours has
+        return None
     if not any(name == TOKEN and same(value, door.token) for name, value in asked):
         return None
     rest = urlencode([(name, value) for name, value in asked if name != TOKEN])

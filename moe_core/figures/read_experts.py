@@ -63,32 +63,36 @@ def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins:
     the run grows.
 
     Both are at multiples of churn_every, so that runs and machines compare. In a record of an earlier version they are at
-    looks by the clock.
+    looks by the clock. A snapshot that is damaged is left out.
     """
     E, kind = source.config.num_experts, "choices" if source.config.churn_every else "probe"
     there = np.asarray(source.snapshots(kind))
     there = there if step is None else there[there <= step]
     changes, every = tuple(by_hand(source)), source.config.churn_every
-    if not len(there):
-        return {"steps": there, "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": span, "changes": changes}  # fmt: skip
-    step = max(1, every)
-    width = step * 2 ** int(np.ceil(np.log2(max(1, there[-1] / step / SNAPSHOTS))))
-    _, firsts = np.unique(there // width, return_index=True)
-    steps = np.unique(np.r_[there[firsts], there[-1]])
-    past = [experts_at(source, int(one), kind)[layer] for one in steps]
-    now = past[-1]
-    shares = np.array([kept(now, before, E) for before in past])
+    looks: dict[int, Array] = {}
+    if len(there):
+        step = max(1, every)
+        width = step * 2 ** int(np.ceil(np.log2(max(1, there[-1] / step / SNAPSHOTS))))
+        _, firsts = np.unique(there // width, return_index=True)
+        grid = np.unique(np.r_[there[firsts], there[-1]]).tolist()
+        looks = {one: found[layer] for one in grid if (found := experts_at(source, one, kind)) is not None}
+    if not looks:
+        return {"steps": there[:0], "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": span, "changes": changes}  # fmt: skip
+    steps, now = np.array([*looks]), [*looks.values()][-1]
+    shares = np.array([kept(now, before, E) for before in looks.values()])
     return {
-        "steps": steps, "kept_n": shares, "against": int(there[-1]), "chance": now.shape[1] / E, "every": every, "span": span,
+        "steps": steps, "kept_n": shares, "against": int(steps[-1]), "chance": now.shape[1] / E, "every": every, "span": span,
         "changes": changes,
     }  # fmt: skip
 
 
-def experts_at(source: Any, step: int, kind: str) -> Array:
-    """The probe's experts (L, N, K) of the snapshot of a step; a shared feed keeps them."""
+def experts_at(source: Any, step: int, kind: str) -> Array | None:
+    """The probe's experts (L, N, K) of the snapshot of exactly this step; a shared feed keeps them. None if it is damaged."""
     if hasattr(source, "past_experts"):
-        return np.asarray(source.past_experts(step, kind))
-    return np.asarray(source.snapshot(step=step, kind=kind)[1]["experts"])
+        kept_by_feed: Array | None = source.past_experts(step, kind)
+        return kept_by_feed
+    found = source.snapshot(step=step, kind=kind)
+    return np.asarray(found[1]["experts"]) if found and found[0] == step else None
 
 
 def read_specialisation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:

@@ -57,6 +57,7 @@ MIGRATIONS = (
 WAIT = 20.0
 
 
+JOURNAL = bytes.fromhex("d9d505f920a163d7")  # ends a journal that belongs to another (sqlite.org/fileformat.html)
 LONGEST = 1 << 28  # bytes of one value that is read: a file of a stranger may claim a billion
 
 
@@ -128,6 +129,23 @@ def has_log(path: Path) -> bool:
     """Whether a log of the last commits, or a journal to undo one, lies beside a database and is not empty."""
     logs = (path.with_name(path.name + end) for end in ("-wal", "-journal"))
     return any(log.stat().st_size > 0 for log in logs if log.exists())
+
+
+def undo_left(path: Path) -> bool:
+    """Undo what a process that was killed while it sealed a file, or opened it to train, had begun; a reader may not. True if
+    nothing is left to undo. A journal that names a further file is left alone: SQLite may delete that, whatever it is.
+    """
+    journal = path.with_name(path.name + "-journal")
+    if os.path.lexists(journal):
+        if not is_plain(journal):
+            return False
+        with open(journal, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - len(JOURNAL)))
+            if file.read(len(JOURNAL)) == JOURNAL:
+                return False
+        with contextlib.closing(connect(path, write=True)) as db:
+            db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    return not os.path.lexists(journal)
 
 
 def may(path: Path, mode: int) -> bool:

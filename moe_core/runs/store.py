@@ -2,6 +2,7 @@
 changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 """
 
+import contextlib
 import math
 import os
 import sqlite3
@@ -33,6 +34,7 @@ from moe_core.runs.database import (
     seal_left,
     strange_files,
     there,
+    undo_left,
     why_closed,
     writing,
 )
@@ -165,6 +167,10 @@ class Run:
             return list(db.execute(sql, values).fetchall())
         except sqlite3.Error as error:
             name = getattr(error, "sqlite_errorname", "")
+            if name == "SQLITE_READONLY_ROLLBACK":
+                with contextlib.suppress(sqlite3.Error, OSError):
+                    if undo_left(self._file):
+                        return self.query(sql, values)
             why = why_closed(self._file) if name.startswith(CLOSED) else ""
             kind = DamagedError if name.startswith("SQLITE_CORRUPT") else StoreError
             raise kind(f"run {self.path.name} cannot be read: {why or error}") from None

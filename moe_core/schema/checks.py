@@ -19,7 +19,8 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     meta = meta_of(settings, name)
     kind: Any = type(declared[name].default)
     if kind is tuple:
-        return (value,) if isinstance(value, str) else tuple(value)
+        words = (value,) if isinstance(value, str) else tuple(value)
+        return tuple(map(path_word, words)) if name == "text" else words
     if kind is str:
         if not isinstance(value, str) or (meta.choices and value not in meta.choices):
             raise ValueError(
@@ -35,6 +36,19 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     if kind is int and number != int(number):
         raise ValueError(f"{name} must be a whole number, got {value}")
     return kind(number)
+
+
+def path_word(word: str) -> str:
+    """A path that a record can hold. An empty one would be the folder that the command was given in."""
+    try:
+        str(word).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"--text wants paths in UTF-8, got {word!r}; rename it") from None
+    if not word:
+        raise ValueError(
+            "--text wants the paths of files or folders, got an empty one; for the folder you are in give ."
+        )
+    return word
 
 
 def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:

@@ -97,6 +97,8 @@ def test_a_refusal_says_what_was_seen_and_the_setting_that_allows_it() -> None:
     text = call("http", {"Host": HOST, "Origin": "https://moe.example.org"})[1]["body"].decode()
     assert "Origin 'https://moe.example.org' is refused" in text
     assert text.endswith("MOE_ALLOW=moe.example.org")
+    text = call("http", {"Host": "moe_app:8501"})[1]["body"].decode()  # as Docker names a container
+    assert comes_in("http", {"Host": "moe_app:8501"}, door("0.0.0.0", text.rpartition("=")[2])._replace(token=""))
     text = call("http", {"Host": "\x1b[31m" + "x" * 500})[1]["body"].decode()  # nothing of a stranger's runs on
     assert "\x1b" not in text
     assert "MOE_ALLOW" not in text
@@ -166,7 +168,10 @@ def test_without_the_token_nothing_comes_in(cookie: str) -> None:
     for path in ("/_stcore/stream", "/moescope/live/a"):
         (closed,) = call("websocket", {"Host": HOST, "Origin": HERE, "Cookie": cookie}, LAN, path=path)
         assert closed["code"] == 4401
-    assert call("http", {"Host": HOST}, LAN, query=f"{TOKEN}=wrong")[0]["status"] == 401
+    for query in (f"{TOKEN}=wrong", f"{TOKEN}=secret" + "&a=1" * 100):  # more words than a link of ours has
+        start, _ = call("http", {"Host": HOST}, LAN, query=query)
+        assert start["status"] == 401
+        assert set(HEADERS) <= set(start["headers"])
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def test_a_proxy_that_passes_no_sockets_on_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("door", "base"), [(Door(), ""), (Door(), "/a/b/"), (LAN, "x"), (Door((), "192.168.1.5", "secret"), ""), (Door(("hub.example.org",), "", "secret"), "")]
+    ("door", "base"), [(Door(), ""), (Door(), "/a/b/"), (LAN, "x"), (Door((), "192.168.1.5", "secret"), ""), (door("127.0.0.2", ""), ""), (door("::1", ""), ""), (door("MyHost", "")._replace(token="secret"), ""), (Door(("hub.example.org",), "", "secret"), "")]
 )  # fmt: skip
 def test_every_address_that_is_printed_comes_in(door: Door, base: str) -> None:
     shown = [

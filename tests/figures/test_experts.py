@@ -1,11 +1,14 @@
 """The numbers inside the Experts page's figures."""
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.views import View
+from moe_core.export.replay import probe_of
 from moe_core.figures import experts, favourites, flow, matrices, read_experts, tiles
 from moe_core.figures.theme import DARK, LIGHT, expert_colour
 from moe_core.runs import Batch, create_run, open_run
@@ -112,6 +115,31 @@ def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_pa
     np.testing.assert_allclose(trace["y"], [0, 75, 100])
     assert trace["mode"] == "lines+markers"
     assert experts.saturation.spec(**read | {"every": 0})["data"][0]["mode"] == "markers"  # looks by the clock
+
+
+def test_a_damaged_snapshot_is_left_out_of_saturation_and_of_the_replay(tmp_path: Path):
+    def kept(*damaged: int):
+        folder = tmp_path / f"r{len(damaged)}"
+        writer = create_run(folder, Config(num_experts=4, layers=1, churn_every=10), Knobs(), probe={"x": np.zeros(2)})
+        shot = {"experts": np.array([[[0, 1], [2, 3]]], np.uint8)}
+        shots = [(step, kind, shot) for step in (10, 20, 30) for kind in ("choices", "probe")]
+        writer.commit(Batch(1, np.ones((30, sum(c.width for c in layout(1, 4))), np.float32), snapshots=shots))
+        writer.finish("finished")
+        db = sqlite3.connect(folder / "run.db")
+        db.executemany("UPDATE snapshots SET data = x'00' WHERE step = ?", [(step,) for step in damaged])
+        db.commit()
+        db.close()
+        run, feed = open_run(folder), Feed(open_run(folder))
+        feed.refresh()
+        replayed = probe_of(run)["steps"]
+        assert replayed == [step for step in (10, 20, 30) if step not in damaged]
+        read = [read_experts.read_saturation(source, 0, None, None, None) for source in (run, feed)]
+        assert read[0]["against"] == read[1]["against"]
+        assert [one["steps"].tolist() for one in read] == [replayed, replayed]
+        experts.saturation.spec(**read[0])
+        return read[0]["against"]
+
+    assert [kept(), kept(10), kept(20, 30), kept(10, 20, 30)] == [30, 30, 10, None]
 
 
 @pytest.mark.parametrize(("every", "kind"), [(0, "probe"), (3, "choices")])

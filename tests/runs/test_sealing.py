@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_core.runs import StoreError, create_run, hold_lock, list_runs, open_run, verify, writer
+from moe_core.runs.database import JOURNAL
 from moe_core.runs.rows import Batch
 from moe_core.schema import Knobs
 from tests.runs.test_store import CONFIG, record, rows
@@ -124,3 +125,37 @@ def test_what_may_not_be_read_is_listed_with_its_problem_and_hides_no_other(
         with pytest.raises(StoreError, match="you may not"):
             open_run(name, public)
     assert open_run("good", public).steps() == (1, 30)
+
+
+@pytest.fixture
+def cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sealed run with a change half written beside its journal, as a kill leaves it."""
+    record(tmp_path / "whole")
+    assert not (tmp_path / "whole" / "run.db-wal").exists()
+    db = sqlite3.connect(tmp_path / "whole" / "run.db", isolation_level=None)
+    db.executescript(
+        "PRAGMA cache_size = 1; BEGIN; UPDATE blocks SET data = zeroblob(20000); UPDATE run SET about = 'x'"
+    )
+    shutil.copytree(tmp_path / "whole", tmp_path / "a")
+    db.close()
+    assert (tmp_path / "a" / "run.db-journal").stat().st_size > 512
+    return tmp_path / "a"
+
+
+def test_what_a_kill_cut_short_is_undone_by_whoever_opens_it_next(cut_short: Path) -> None:
+    reader = open_run(cut_short)
+    assert verify(reader) == []
+    assert reader.steps() == open_run(cut_short.parent / "whole").steps()
+    assert not (cut_short / "run.db-journal").exists()
+
+
+def test_a_journal_that_names_a_further_file_is_left_alone(cut_short: Path) -> None:
+    """SQLite would open that file, and might delete it."""
+    other = cut_short.parent / "other"
+    other.write_bytes(b"x\0")
+    name = str(other).encode()
+    with open(cut_short / "run.db-journal", "ab") as journal:
+        journal.write(bytes(4) + name + len(name).to_bytes(4) + sum(name).to_bytes(4) + JOURNAL)
+    with pytest.raises(StoreError, match="cannot be read"):
+        open_run(cut_short)
+    assert other.exists()

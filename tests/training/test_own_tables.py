@@ -80,6 +80,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], tuple[str, ...]]] = {
     "missing": (table("a,b,y", lambda n, x, y: (x, "" if n < 5 else y, kind(n))), {}, ("lacks values in 1 columns (b 5; first in row 1)", "--missing mean", "--missing drop")),
     "none of them": (table("a,b,y", lambda n, x, y: (x, "", kind(n))), {"missing": "mean"}, ("no value in column b", "--drop")),
     "infinity": (table("a,b,y", lambda n, x, y: (x, "inf" if n == 4 else y, kind(n))), {}, ("row 5 has infinity in column 'b'",)),
+    "beyond float32": (table("a,b,y", lambda n, x, y: (f"{x}e300", y, kind(n))), {}, ("values too large for float32; scale them first",)),
     "measurements": (table("a,target", lambda n, x, y: (x, y)), {}, ("from 2 to 20 different values in 40 rows", "--label")),
     "nothing beside": (table("id,y", lambda n, x, y: (n, kind(n))), {}, ("at least two columns are wanted, a class and a feature, and 1 can be used", "column 'id' is left out")),
     "all rows dropped": (table("a,b,y", lambda n, x, y: ("" if n % 2 else x, y if n % 2 else "", kind(n))), {"missing": "drop"}, ("has 0 rows",)),

@@ -25,9 +25,12 @@ def own(config: Config) -> Points:
     rows, shape, note = _read(given, path, config)
     order = torch.randperm(len(rows.x_NF), generator=generator_for(config.seed, "split")).numpy()
     held, train = np.split(order, [max(1, int(2 * HELD_OUT * len(order)))])
+    too_large = f"{given} has values too large for float32; scale them first"
+    if (np.abs(rows.x_NF) > np.finfo(np.float32).max).any():
+        raise ValueError(too_large)
     scaled_NF = scaled(rows.x_NF, train, together=shape is not None)
     if not np.isfinite(scaled_NF).all():
-        raise ValueError(f"{given} has values too large for float32; scale them first")
+        raise ValueError(too_large)
     probe_NF = rows.x_NF[held[:PROBE_TOKENS]]
     shown = {"images": small_greys(probe_NF, *shape)} if shape else {"features": probe_NF.astype(np.float32)}
     names = [] if shape else rows.names_F
