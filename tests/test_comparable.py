@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -126,9 +127,10 @@ def test_train_says_it_beside_the_held_out_numbers_and_no_others(
     for run, marked in ((ahead, {"held-out loss", "held-out perplexity"}), (plain, set())):
         Teller(False, CONFIG).tell({"event": "end", **ending(run)})
         lines = capsys.readouterr().out.splitlines()
-        names = {line[:23].strip(): f"({LOOKS_AHEAD})" in line for line in lines}
+        names = {re.split(r"\s+(?=\d)", line)[0]: f"({LOOKS_AHEAD})" in line for line in lines}
         assert {name for name, is_marked in names.items() if is_marked} == marked
         assert {"training loss", "held-out loss", "CV(load)"} <= set(names)
+        assert any(re.match(r"balance: mean of the last \d+ steps and all layers; ", line) for line in lines)
         assert next(line for line in lines if line.startswith("training loss")).endswith(" nats")
         assert "1.5000 bits/byte" in next(line for line in lines if line.startswith("held-out loss"))
         assert " per byte" in next(line for line in lines if line.startswith("held-out perplexity"))
@@ -289,7 +291,7 @@ def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
     ahead.others = (plain,)  # type: ignore[attr-defined]
     first, second = compare_tiles(ahead)
     assert first.lines[0] == "held-out 1.50, looks ahead"
-    assert second.lines[0].endswith("held-out 1.50 bits/byte")
+    assert second.lines[1] == "held-out 1.50 bits/byte"
 
 
 def test_the_banner_of_a_run_that_ended_says_it(ahead: Run, plain: Run) -> None:

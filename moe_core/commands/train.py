@@ -19,6 +19,7 @@ from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.schema import (
     AHEAD,
     BALANCE,
+    BALANCE_STEPS,
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     METRICS,
@@ -237,8 +238,12 @@ class Teller:
             lines.append((words, event["eval"].get(name), unit, held_out))
         lines += [(STAT[stat].label, event.get(stat), STAT[stat].unit, "") for stat in BALANCE]
         lines += [(label, event.get(name), unit, "") for name, label, unit in HELD_OUT_BALANCE]
-        for label, value, unit, note in lines:
-            if isinstance(value, (int, float)):
-                print(f"{label:23} {f'{value:.4f} {unit}'.rstrip()}{note}")
+        measured = [line for line in lines if isinstance(line[1], (int, float))]
+        width = max((len(label) for label, *_ in measured), default=0)
+        for label, value, unit, note in measured:
+            print(f"{label:{width}} {f'{value:.4f} {unit}'.rstrip()}{note}")
+        if measured and event["step"] > 1:  # the page shows the last step's
+            span = f"mean of the last {min(BALANCE_STEPS, event['step'])} steps and all layers"
+            print(f"balance: {span}; held-out: of the last evaluation, without noise")
         if self.text:
             print("\nthe model writes:\n" + plain(self.text, keep="\n"))

@@ -218,8 +218,15 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
 
 
 def chooser_entry(id: str, config: Config | None, created: float, state: str) -> dict[str, str]:
-    """A run as the chooser names it: "text · 16 experts", "24 Nov 08:46"; on its face the day, or of today's the time."""
-    name = f"{config.task} · {config.num_experts} experts" if config else id
+    """A run as the chooser names it: "text · 16 experts", "24 Nov 08:46"; on its face the day, or of today's the time.
+
+    A run on a person's own files has their names in place of the task: "iris.csv · 8 experts".
+    """
+    own = (config.text or ((config.data,) if config.data else ())) if config else ()
+    names = [Path(file).name or file for file in own]
+    alike = len(set(names)) < len(names)
+    learnt = ", ".join("/".join(Path(file).parts[-2:]) for file in own) if alike else ", ".join(names)
+    name = f"{learnt or config.task} · {config.num_experts} experts" if config else id
     began = time.localtime(created)
     day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
     face = hour if began[:3] == time.localtime()[:3] else day

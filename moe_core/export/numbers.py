@@ -136,6 +136,8 @@ def cell(value: Any) -> str:
     if isinstance(value, int | np.integer):
         return str(int(value))
     if isinstance(value, float | np.floating):
+        if isinstance(value, np.float32):
+            value = float(str(value))  # the shortest that reads back as the same float32: 2.6, not 2.5999999
         return "" if np.isnan(value) else f"{value:.9g}"
     text = str(value)
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text

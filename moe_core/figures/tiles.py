@@ -367,15 +367,15 @@ def compare_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
         held = held_out_at(one, min(layer, one.config.layers - 1), here)
         word = word_at(one, min(layer, one.config.layers - 1), here)
         more = held_out_line(held, word)
+        word = balance_words(word, held).partition(",")[0]
         if letter == "A":
             when = f"step {here:,}" + (after_fork(here - offset) if any(offsets) else "")
             when += ", the last of all" if step is None and here < last else ""
             lines: tuple[str, ...] = (f"held-out {line}", when)
-            word = balance_words(word, held).partition(",")[0]
             tiles.append(Tile("run_A", f"A {one.id[:20]}, CV(load)", number(cv), word=word, lines=lines, more=more))
             continue
         unit = "not begun" if here < 1 else "" if here == first else f"step {here:,}" + ", its last" * (there > last)
-        lines = (f"{word}, held-out {line}" if word else line,)
+        lines = (word, f"held-out {line}") if word else (line,)
         tiles.append(Tile(f"run_{letter}", f"{letter} {one.id[:20]}", number(cv), unit, lines=lines, more=more))
     return tiles
 

@@ -94,6 +94,9 @@ def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> No
     now = time.time()
     today = chooser_entry("a", CONFIG, now, "training")
     assert today["name"] == "text · 4 experts"
+    assert chooser_entry("a", Config(task="digits", data="my/iris.csv"), now, "")["name"].startswith("iris.csv · ")
+    assert chooser_entry("a", Config(text=("a/notes", "b/code")), now, "")["name"] == "notes, code · 16 experts"
+    assert chooser_entry("a", Config(text=("my/a/x.md", "my/b/x.md")), now, "")["name"] == "a/x.md, b/x.md · 16 experts"
     assert re.fullmatch(r"\d\d:\d\d", today["face"])
     assert today["when"].endswith(f" {today['face']}")
     assert re.fullmatch(r"\d{1,2} \w{3}", chooser_entry("a", CONFIG, now - 40 * 86400, "")["face"])

@@ -7,8 +7,14 @@ import numpy as np
 from moe_core.export import numbers
 
 
+def test_a_float32_is_written_as_short_as_it_reads_back_the_same():
+    values = np.float32([2.6, 1 / 3, 1e-8, 16777217, -3.4e38, np.inf])
+    assert numbers.cell(values[0]) == "2.6"
+    assert np.array_equal(np.float32([numbers.cell(value) for value in values]), values)
+
+
 def test_cells_are_safe_and_exact():
-    assert numbers.table({"=x": [1, float("nan")], "y": [np.float32(0.1)]}) == "'=x,y\n1,0.100000001\n,\n"
+    assert numbers.table({"=x": [1, float("nan")], "y": [np.float32(0.1)]}) == "'=x,y\n1,0.1\n,\n"
     assert [numbers.cell(text) for text in ("+1", "-a", "@b", "\tc", "d")] == ["'+1", "'-a", "'@b", "'\tc", "d"]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_core.dashboard.views import View
 from moe_core.export.report import parts_of
 from moe_core.figures.reading import HeldOut, held_out_at
 from moe_core.figures.tiles import balance_words, compare_tiles, held_out_line, live_tiles
@@ -90,6 +91,11 @@ def test_live_has_both_balances(new: Run) -> None:
     assert tiles["max_over_mean_load"].lines == ("held-out 2.00 ×",)
     assert tiles["max_over_mean_load"].more == "ceiling 2 ×"
     assert compare_tiles(new, 1)[0].more == "without noise 0.82, uneven"
+    first, second = compare_tiles(View(new, {}, (new,)), 1)
+    assert (
+        second.lines[0] == first.word == tiles["cv_load"].word
+    )  # no run is called more balanced than its own page says
+    assert second.lines[1] == first.lines[0]
 
 
 def test_the_end_and_the_report_have_it(new: Run) -> None:

@@ -208,7 +208,7 @@ export class View {
       put(".moescope-line", tile.lines[1] ?? "", 1);
       put(".moescope-hand", tile.hand_line);
       // What the number is, and whole what a narrow tile cuts.
-      place.title = [tile.label, tile.help, tile.more, ...tile.lines].filter(Boolean).join("\n");
+      place.title = [tile.label, tile.help, tile.value.length > 8 ? tile.value : "", tile.more, ...tile.lines].filter(Boolean).join("\n");
     });
   }
 
