@@ -139,15 +139,16 @@ class Trainer:
     def read(self) -> bool:
         """Obey new commands and keep new knob changes until a step is trained. True if there was anything.
 
-        What is read is marked as seen at once: the commit that answers it in the record lags behind.
+        What is read is marked as seen at once: the commit that answers it in the record lags behind, and while a checkpoint
+        waits for the disk this is called again.
         """
         pending = self.writer.pending()
-        for command in pending.commands:
-            self.writer.command_seen = command.id
-            self.obey(command)
         for change in pending.knobs:
             self.writer.knob_seen = change.id
         self.changes += pending.knobs
+        for command in pending.commands:
+            if command.id > self.writer.command_seen:
+                self.obey(command)
         return bool(pending.commands or pending.knobs)
 
     def turn(self) -> None:
