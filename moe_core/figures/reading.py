@@ -13,9 +13,10 @@ import numpy as np
 
 from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
-from moe_core.runs.statistics import held_out_balance, on_mask
+from moe_core.runs.statistics import chance_cv, held_out_balance, on_mask
 from moe_core.schema import (
     AUTOBALANCE,
+    BALANCED,
     HELD_OUT_BALANCE,
     LOOKING,
     Config,
@@ -211,13 +212,14 @@ def of_those_on(source: Any, layer: int, steps: Array | Sequence[int], values_nE
 
 class HeldOut(NamedTuple):
     """The balance of an evaluation's selections. where: what sets it apart from training; since: whether no knob was turned
-    after it."""
+    after it; few: whether there were too few selections to call it uneven."""
 
     step: int
     cv: float
     max_over_mean: float
     where: str
     since: bool
+    few: bool = False
 
 
 def held_out_at(source: Any, layer: int, step: int) -> HeldOut | None:
@@ -229,7 +231,8 @@ def held_out_at(source: Any, layer: int, step: int) -> HeldOut | None:
     change = last_change(source, step)
     where = "without noise" if draws_noise(source.config, source.knobs_at(last.step)) else "in evaluation"
     cv, most = (float(balance[name][layer]) for name, *_ in HELD_OUT_BALANCE)
-    return HeldOut(last.step, cv, most, where, change is None or change.step <= last.step)
+    few = chance_cv(last.counts[layer]) > BALANCED / 2
+    return HeldOut(last.step, cv, most, where, change is None or change.step <= last.step, few)
 
 
 def recent_share(source: Any, layer: int, step: int) -> Array:

@@ -92,7 +92,7 @@ def balance_words(training: str, held_out: HeldOut | None) -> str:
     without noise". training: the word of the balance in training, "" if there is none."""
     if training == NOT_LEARNING:
         return training
-    if held_out is None or not held_out.since or not training:
+    if held_out is None or not held_out.since or held_out.few or not training:
         return training and f"{training} in training"
     other = balance_word(held_out.cv)
     return training if other == training else f"{training} in training, {other.lower()} {held_out.where}"
@@ -109,6 +109,7 @@ def held_out_line(held_out: HeldOut | None, training: str) -> str:
     if training == NOT_LEARNING:
         return f"{held_out.where} {number(held_out.cv)}"
     then = balance_word(held_out.cv).lower() if held_out.since else f"step {held_out.step:,}"
+    then = "by few rows" if held_out.few else then
     return f"{held_out.where} {number(held_out.cv)}, {then}"
 
 

@@ -5,6 +5,7 @@ An expert that a person switched off is no failure of the gate: each statistic i
 Shapes: N steps, E experts. `load_NE` is (N, E). All are finite: E = 1 and an expert that has it all included.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +103,13 @@ def held_out_balance(counts_LE: NDArray[np.floating]) -> dict[str, Array]:
         "cv_held_out": derive("cv_counts", stored, on_LE),
         "max_over_mean_held_out": derive("max_vio", stored, on_LE) + 1,
     }
+
+
+def chance_cv(counts_E: NDArray[np.floating]) -> float:
+    """The CV of so few selections by chance alone, had each gone to any expert alike: of 30 over 8 experts it is 0.48."""
+    counts_E = np.asarray(counts_E, np.float64)
+    on, selections = int((~np.isnan(counts_E)).sum()), float(np.nansum(counts_E))
+    return math.sqrt((on - 1) / selections) if selections else math.inf
 
 
 def mean_balance(counts_LE: NDArray[np.floating] | None) -> dict[str, float]:

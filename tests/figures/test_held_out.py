@@ -13,7 +13,7 @@ from moe_core.export.report import parts_of
 from moe_core.figures.reading import HeldOut, held_out_at
 from moe_core.figures.tiles import balance_words, compare_tiles, held_out_line, live_tiles
 from moe_core.runs import Run, StoreError, ending, open_run
-from moe_core.runs.statistics import held_out_balance
+from moe_core.runs.statistics import chance_cv, held_out_balance
 from tests.figures.record import record
 
 E = 4
@@ -125,3 +125,13 @@ def test_what_draws_no_noise_is_not_said_to(new: Run) -> None:
         config=new.config, evals=new.evals, knob_changes=new.knob_changes, knobs_at=lambda step: quiet
     )
     assert held_out_at(source, 0, 60).where == "in evaluation"
+
+
+def test_what_few_rows_show_by_chance_is_not_called_uneven() -> None:
+    """15 held-out rows of two experts each over eight: dealt at random they have a CV near 0.45."""
+    dealt = [np.random.default_rng(seed).multinomial(30, np.full(8, 1 / 8)).astype(float) for seed in range(400)]
+    assert chance_cv(dealt[0]) == pytest.approx(np.mean([cv(counts) for counts in dealt]), abs=0.04)
+    assert chance_cv(np.array([math.nan, 4096, 4096])) == pytest.approx((1 / 8192) ** 0.5)
+    few = balance(0.6)._replace(few=True)
+    assert balance_words("Balanced", few) == "Balanced in training"
+    assert held_out_line(few, "Balanced") == "without noise 0.60, by few rows"
