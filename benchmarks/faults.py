@@ -174,15 +174,16 @@ class Trial:
         except StoreError:
             self.found["damaged"] += 1
             return
+        # No write below the folder succeeds any more, and there is no terminal.
+        silent = self.case.scenario == "page" and self.case.kind == "write" and self.case.lasting
         if status.state == "finished" and code == 0:
             self.found["finished"] += 1
             self.found["step lost"] += last != (STEPS + 15 if self.case.scenario == "resume" else STEPS)
         elif status.state == "finished":  # a resume that was refused, or an end that could not be told
-            self.found["refused" if said else "no reason"] += 1
+            self.found["refused" if said else "nowhere to say it" if silent else "no reason"] += 1
         elif status.reason or said:
             self.found["failed"] += 1
-        else:  # no write below the folder succeeded any more, and there was no terminal
-            silent = self.case.scenario == "page" and self.case.kind == "write" and self.case.lasting
+        else:
             self.found["nowhere to say it" if silent else "no reason"] += 1
 
     def go_on(self, place: Path) -> None:
