@@ -40,6 +40,7 @@ def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, theme: s
         wait_until_shown(page, name)
     else:
         page.get_by_role("button", name=FIRST[name][1], exact=True).wait_for()
+    page.locator('.stApp[data-test-script-state="notRunning"]').wait_for()  # while it runs, what is stale is pale
     page.wait_for_timeout(500)  # fades have ended
     found = complaints(page)
     assert not found, "\n".join(found)

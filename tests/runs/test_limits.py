@@ -32,6 +32,7 @@ TRUSTED = {
     "dashboard/exports.py": "what a process of ours wrote for us",
     "dashboard/guard.py": "a cookie, within what the server takes of a header",
     "dashboard/messages.py": "a message, whose length is looked at",
+    "runs/database.py": "the head of a journal",
     "export/animation.py": "the film that was just made",
     "export/replay.py": "files of ours",
     "export/web.py": "files of packages",

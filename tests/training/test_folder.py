@@ -21,6 +21,12 @@ CONFIG = Config.for_task(
 )
 
 
+def remove(folder: Path) -> None:
+    """The committing thread makes and renames files in it meanwhile."""
+    while folder.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def wait_until(true: Callable[[], bool], seconds: float = 120) -> None:
     until = time.monotonic() + seconds
     while not true():
@@ -98,7 +104,7 @@ def test_a_deleted_folder_ends_the_trainer(tmp_path: Path, again: bool) -> None:
     events: list[dict[str, Any]] = []
 
     def delete() -> None:
-        shutil.rmtree(tmp_path / "a")
+        remove(tmp_path / "a")
         if again:
             (tmp_path / "a").mkdir()
             for name in ("lock", "run.db", "ballast"):
@@ -121,7 +127,7 @@ def test_a_paused_trainer_notices_too(tmp_path: Path) -> None:
         run = Run(tmp_path / "a")
         wait_until(lambda: run.state == "paused")
         run.close()
-        shutil.rmtree(tmp_path / "a")
+        remove(tmp_path / "a")
 
     def pause() -> None:
         Run(tmp_path / "a").command("pause")
@@ -138,7 +144,7 @@ def test_the_command_line_says_it_in_one_line_and_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def delete(trainer: Any, text: bool) -> None:
-        shutil.rmtree(tmp_path / "a")
+        remove(tmp_path / "a")
 
     monkeypatch.setattr("moe_core.training.loop.Trainer.evaluate", delete)
     words = ["train", "--task", "plane", "--steps", "0", "--threads", "1", "--eval-every", "5", "--run-id", "a"]

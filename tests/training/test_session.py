@@ -23,6 +23,7 @@ CONFIG = Config.for_task(
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_a_run_after_its_step(number: int, tmp_path: Path) -> None:
+    hangup = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
     before = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     events: list[dict[str, Any]] = []
 
@@ -31,13 +32,17 @@ def test_a_signal_stops_a_run_after_its_step(number: int, tmp_path: Path) -> Non
         if [e["event"] for e in events].count("eval") == 1 and event["event"] == "eval":
             os.kill(os.getpid(), number)
 
-    folder, state = train(CONFIG, Knobs(), tmp_path, notify=tell)
+    try:
+        folder, state = train(CONFIG, Knobs(), tmp_path, notify=tell)
+        after = {one: signal.getsignal(one) for one in before}
+    finally:
+        signal.signal(signal.SIGHUP, hangup)
     run = open_run(folder)
     assert state == run.state == "stopped"
     assert 5 <= run.steps()[1] < 3000
     assert list(checkpoint.there(folder)) == [run.steps()[1]]
     assert verify(run) == []
-    assert {one: signal.getsignal(one) for one in before} == before
+    assert after == before
 
 
 def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path: Path) -> None:
