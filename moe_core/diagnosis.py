@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.runs.statistics import chance_cv, held_out_balance
+from moe_core.runs.statistics import held_out_balance, too_few
 from moe_core.schema import (
     BALANCED,
     BY_TOKEN,
@@ -116,7 +116,8 @@ def look(source: Any, layer: int) -> Seen:
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     evals = [e for e in source.evals() if e.counts is not None]
     # What so few selections would show by chance says nothing.
-    held_out = np.array([math.nan if chance_cv(e.counts[layer]) > BALANCED / 2 else held_out_balance(e.counts)["cv_held_out"][layer] for e in evals], np.float64)  # fmt: skip
+    told = [math.nan if too_few(e.counts[layer]) else held_out_balance(e.counts)["cv_held_out"][layer] for e in evals]
+    held_out = np.array(told, np.float64)
     at = np.array([e.step for e in evals], np.int64)
     return Seen(source.config, source.knobs, done, layer, steps, *values, at, held_out)
 

@@ -13,10 +13,9 @@ import numpy as np
 
 from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
-from moe_core.runs.statistics import chance_cv, held_out_balance, on_mask
+from moe_core.runs.statistics import held_out_balance, on_mask, too_few
 from moe_core.schema import (
     AUTOBALANCE,
-    BALANCED,
     HELD_OUT_BALANCE,
     LOOKING,
     Config,
@@ -231,7 +230,7 @@ def held_out_at(source: Any, layer: int, step: int) -> HeldOut | None:
     change = last_change(source, step)
     where = "without noise" if draws_noise(source.config, source.knobs_at(last.step)) else "in evaluation"
     cv, most = (float(balance[name][layer]) for name, *_ in HELD_OUT_BALANCE)
-    few = chance_cv(last.counts[layer]) > BALANCED / 2
+    few = too_few(last.counts[layer])
     return HeldOut(last.step, cv, most, where, change is None or change.step <= last.step, few)
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import DEAD_AFTER, Config, Knobs, switched_off
+from moe_core.schema import BALANCED, DEAD_AFTER, Config, Knobs, switched_off
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -110,6 +110,11 @@ def chance_cv(counts_E: NDArray[np.floating]) -> float:
     counts_E = np.asarray(counts_E, np.float64)
     on, selections = int((~np.isnan(counts_E)).sum()), float(np.nansum(counts_E))
     return math.sqrt((on - 1) / selections) if selections else math.inf
+
+
+def too_few(counts_E: NDArray[np.floating]) -> bool:
+    """Whether chance alone could make so few selections look uneven."""
+    return chance_cv(counts_E) > BALANCED / 2
 
 
 def mean_balance(counts_LE: NDArray[np.floating] | None) -> dict[str, float]:

@@ -17,7 +17,10 @@ def check_arrays(file: IO[bytes]) -> None:
     """ValueError, before anything is unpacked, if it is no readable .npz or .npy, or has more numbers than fit in memory."""
     magic = file.read(6)
     file.seek(0)
-    check_npz(file) if magic != b"\x93NUMPY" else check_npy(file)
+    if magic == b"\x93NUMPY":
+        check_npy(file)
+    else:
+        check_npz(file)
 
 
 def check_npy(file: IO[bytes]) -> None:
