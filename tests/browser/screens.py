@@ -198,7 +198,8 @@ def main() -> None:
         folder = given.runs or Path(made) / "runs"
         os.environ["MOE_RUNS"] = str(folder.absolute())
         if given.quick:
-            record_run("plane-quick", 20, 40, "--task", "plane")
+            # A trainer tells of a step once a second; one as fast as this task's would be done before the first word.
+            record_run("plane-quick", 20, 100, "--task", "plane", "--speed-limit", "25")
             look({"live-quick": "/?run=plane-quick"}, given.out, LOOKS[:1])
             return
         pages = {name: PAGES[name] for name in names if name in PAGES}

@@ -141,8 +141,7 @@ def test_compare_follows_runs_that_train_and_draws_their_difference(server: Serv
     page.wait_for_function(f"before => (({ends})()).every((x, i) => x > before[i])", arg=before)
     lines = page.evaluate("document.querySelector('[data-figure=compare_loss_difference]').data.length")
     assert lines == 1
-    table = page.locator(".moe-differences")
-    table.scroll_into_view_if_needed()
+    table = page.locator(".moe-differences")  # made anew while the runs train, so nothing may hold on to it
     expect(table.get_by_role("row", name="w_load")).to_contain_text("0.1")
     expect(table.get_by_role("row", name="lr", exact=True)).to_have_count(0)
     page.reload()
