@@ -10,11 +10,12 @@ Shapes: n steps, E experts. `counts_nE` is (n, E).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.rows import Eval, KnobChange
 from moe_core.runs.statistics import held_out_balance, too_few
 from moe_core.schema import (
     BALANCED,
@@ -22,8 +23,9 @@ from moe_core.schema import (
     COLLAPSED,
     DEAD_AFTER,
     TASK_GRADIENT_EVERY,
-    Config,
+    Description,
     Knobs,
+    KnobValues,
     draws_noise,
     experts_per_token,
     meta_of,
@@ -70,8 +72,8 @@ class Seen(NamedTuple):
     neither begins nor ends a finding.
     """
 
-    config: Config
-    knobs: Knobs
+    description: Description
+    knobs: Any  # Knobs; of a run with knobs of its own, their Values
     changes: Sequence[Any]
     layer: int
     steps_n: NDArray[np.int64]
@@ -88,20 +90,51 @@ class Seen(NamedTuple):
     held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
     held_out_cv_m: Array = np.empty(0)
 
+    @property
+    def experts(self) -> int:
+        """How many the layer has."""
+        return self.description.layers[self.layer].experts
 
-def diagnose(source: Any, layer: int = 0) -> list[Finding]:
-    """Every finding of one layer as it stands at the last step, the gravest first. source: a Run or a Feed."""
+    @property
+    def groups(self) -> int:
+        """How many groups they are in; 1 for a flat gate."""
+        return self.description.layers[self.layer].groups
+
+
+class Judged(Protocol):
+    """What a diagnosis reads of a Source, of which it wants the last steps only."""
+
+    @property
+    def description(self) -> Description: ...
+
+    @property
+    def knobs(self) -> KnobValues: ...
+
+    def knob_changes(self) -> Sequence[KnobChange]: ...
+
+    def evals(self) -> Sequence[Eval]: ...
+
+    def history(
+        self, stat: str, layer: int = 0, *, bins: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
+
+
+def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
+    """Every finding of one layer as it stands at the last step, the gravest first. Of a run with knobs of
+    its own only what needs no knowledge of them.
+    """
     seen = look(source, layer)
     if not len(seen.steps_n):
         return []
-    found = [finding for rule in RULES if (finding := rule(seen))]
+    rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
+    found = [finding for rule in rules if (finding := rule(seen))]
     if any(finding.rule == "collapse" for finding in found):
         # A remedy that leaves a collapsed gate as it is would only look like one.
         found = [f if f.remedy is None or evens(seen.knobs, f.remedy) else f._replace(remedy=None) for f in found]
     return found
 
 
-def look(source: Any, layer: int) -> Seen:
+def look(source: Judged, layer: int) -> Seen:
     """A source's history as the rules take it."""
 
     def read(stat: str) -> Array:
@@ -111,15 +144,17 @@ def look(source: Any, layer: int) -> Seen:
             return np.full(len(steps), np.nan)
 
     steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
-    names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped", "grad_norm")
-    values = [read(name) for name in (*names, "task_gradient")]
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
-    evals = [e for e in source.evals() if e.counts is not None]
+    evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
     # What so few selections would show by chance says nothing.
-    told = [math.nan if too_few(e.counts[layer]) else held_out_balance(e.counts)["cv_held_out"][layer] for e in evals]
-    held_out = np.array(told, np.float64)
-    at = np.array([e.step for e in evals], np.int64)
-    return Seen(source.config, source.knobs, done, layer, steps, *values, at, held_out)
+    cv = [math.nan if too_few(of[layer]) else held_out_balance(of)["cv_held_out"][layer] for _, of in evals]
+    held_out = np.array(cv, np.float64)
+    at = np.array([step for step, _ in evals], np.int64)
+    return Seen(
+        source.description, source.knobs, done, layer, steps,
+        read("task_loss"), read("cv_load"), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
+        read("dropped"), read("grad_norm"), read("task_gradient"), at, held_out,
+    )  # fmt: skip
 
 
 # When a condition holds
@@ -189,7 +224,9 @@ def turns(remedy: dict[str, float | str] | None) -> str:
 
 def mend(seen: Seen) -> tuple[str, dict[str, float | str] | None]:
     """(what to try, the remedy) for load that must be evened."""
-    remedy = even_again(seen.knobs) if seen.config.groups <= 1 else {}
+    if not isinstance(seen.knobs, Knobs):
+        return "Turn up what balances this model's experts.", None
+    remedy = even_again(seen.knobs) if seen.groups <= 1 else {}
     if remedy:
         return f"Turn {turns(remedy)}: within {SOON} steps the load should be even.", remedy
     read = [f.name for f in fields(Knobs) if seen.knobs.strategy in meta_of(Knobs, f.name).strategies]
@@ -198,9 +235,14 @@ def mend(seen: Seen) -> tuple[str, dict[str, float | str] | None]:
         return f"The knobs were turned at step {changed}; give them until step {changed + SOON}.", None
     if seen.knobs.strategy != "paper":
         return f"{seen.knobs.strategy} does not hold it; turn its own weight or speed up, or strategy to paper.", None
-    if seen.config.groups > 1:
+    if seen.groups > 1:
         return "Turn the loss weights of both levels up, with noise and noise_primary at 1.", None
     return "The losses are on and do not help: turn the learning rate down, or w_importance up to 1.", None
+
+
+def off_in(seen: Seen) -> tuple[int, ...]:
+    """The experts of the layer that are switched off."""
+    return switched_off(seen.description.experts, str(getattr(seen.knobs, "off", "")))[seen.layer]
 
 
 def named(experts: Sequence[int]) -> str:
@@ -226,7 +268,7 @@ def no_gradient(seen: Seen) -> Finding | None:
     share = seen.task_gradient_n[-1] / seen.grad_norm_n[-1]
     size = f"{share:.0e} of the whole" if share > 0 else "0"
     what = f"The gate learns nothing from the task: the task's gradient on it is {size}."
-    single = seen.knobs.k == 1 or (seen.config.groups > 1 and seen.knobs.k_primary == 1)
+    single = seen.knobs.k == 1 or (seen.groups > 1 and seen.knobs.k_primary == 1)
     remedy: dict[str, float | str] | None = None
     if single and seen.knobs.strategy in BY_TOKEN and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept":
         why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only the balancing losses move it."
@@ -240,15 +282,17 @@ def no_gradient(seen: Seen) -> Finding | None:
 
 def collapse(seen: Seen) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
-    on = seen.config.num_experts - len(switched_off(seen.config, seen.knobs.off)[seen.layer])
-    ceiling = math.sqrt(max(on / experts_per_token(seen.config, seen.knobs) - 1, 0.0))
+    on = seen.experts - len(off_in(seen))
+    ceiling = math.sqrt(max(on / experts_per_token(seen.description, seen.knobs, seen.layer) - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
     cv_n = seen.cv_load_n
     since = standing(seen.steps_n, cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
         return None
     now = mean_of_last(seen.steps_n, cv_n, HOLD)
-    if seen.knobs.strategy not in ("none", "paper"):
+    if not isinstance(seen.knobs, Knobs):
+        why = "An expert that is chosen learns, and is chosen the more; what balances the experts is weaker than that."
+    elif seen.knobs.strategy not in ("none", "paper"):
         why = f"Strategy {seen.knobs.strategy} is weaker than the pull of the experts that learnt first."
     elif seen.knobs.strategy == "none" or not (seen.knobs.w_importance or seen.knobs.w_load):
         why = "No loss asks for balance: an expert that is chosen learns, and is chosen the more."
@@ -263,19 +307,19 @@ def collapse(seen: Seen) -> Finding | None:
 
 def noise_of(seen: Seen) -> float:
     """The noise that gives the load loss a gradient: of two levels, either's will do."""
-    return max(seen.knobs.noise, seen.knobs.noise_primary if seen.config.groups > 1 else 0.0)
+    return float(max(seen.knobs.noise, seen.knobs.noise_primary if seen.groups > 1 else 0.0))
 
 
 def dead_experts(seen: Seen) -> Finding | None:
     """Experts that nothing selected for DEAD_AFTER steps, for HOLD steps more."""
-    off = switched_off(seen.config, seen.knobs.off)[seen.layer]
+    off = off_in(seen)
     since = standing(seen.steps_n, seen.dead_n > 0, seen.dead_n <= 0)
     recent_nE = seen.counts_nE[seen.steps_n > seen.steps_n[-1] - DEAD_AFTER]
     dead = [e for e in np.flatnonzero(recent_nE.sum(0) == 0).tolist() if e not in off]
     if since is None or not dead:
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
-    what = f"No token went to {experts} of {seen.config.num_experts - len(off)} in the last {DEAD_AFTER} steps."
+    what = f"No token went to {experts} of {seen.experts - len(off)} in the last {DEAD_AFTER} steps."
     why = "An expert that is not chosen gets no gradient, so it does not become worth choosing."
     # It was called dead when it had been without a token for DEAD_AFTER steps already.
     return Finding("dead_experts", seen.layer, max(1, since - DEAD_AFTER), what, why, *mend(seen))
@@ -320,7 +364,7 @@ def even_by_noise(seen: Seen) -> Finding | None:
     """A load that is even in training, where noise is drawn, and uneven in two evaluations in a row, where none is. The
     gate must have settled."""
     steps_m, held_m = seen.held_out_steps_m, seen.held_out_cv_m
-    if not len(steps_m) or not draws_noise(seen.config, seen.knobs):
+    if not len(steps_m) or not draws_noise(seen.description, seen.knobs):
         return None
     near = [seen.cv_load_n[(seen.steps_n <= step) & (seen.steps_n > step - HOLD)] for step in steps_m]
     training_m = np.array([float(np.mean(cv_n)) if len(cv_n) else math.nan for cv_n in near])
@@ -338,7 +382,7 @@ def even_by_noise(seen: Seen) -> Finding | None:
         wait = f"The knobs were turned at step {changed}; give them until step {changed + SOON}."
         return Finding("even_by_noise", seen.layer, since, what, why, wait, None)
     # On digits and plane; of text one seed only (docs/decisions.md).
-    measured = seen.config.task != "text" and seen.config.groups <= 1
+    measured = not seen.description.sequence and seen.groups <= 1
     measured = measured and seen.knobs.strategy == "paper" and seen.knobs.noise > CALM
     remedy: dict[str, float | str] = {"noise": CALM} if measured else {}
     try_this = f"Turn {turns(remedy)}; heavier loss weights do not help." if remedy else "Turn noise down."
@@ -405,3 +449,5 @@ RULES: tuple[Callable[[Seen], Finding | None], ...] = (
     even_by_noise,
     dropped_tokens,
 )
+# Those that need no knowledge of a run's knobs.
+ANYWHERE = (collapse, dead_experts)

@@ -1,6 +1,6 @@
 """What a lesson tells of the reader's own run: whether what it is about has happened, and the answer with its numbers.
 
-Pure functions of (source, layer); source is anything with the read methods of a run (config, knobs, started_knobs,
+Pure functions of (source, layer); source is anything with the read methods of a run (description, knobs, started_knobs,
 knob_changes, steps, history).
 """
 
@@ -46,7 +46,7 @@ def by_expert(source: Any, stat: str, layer: int, count: int = LAST) -> np.ndarr
 def per_token(source: Any, layer: int) -> float:
     """Experts that a token went to, from the counts of the last steps."""
     counts_E = by_expert(source, "counts", layer)
-    return float(counts_E.sum() / source.config.tokens) if len(counts_E) else math.nan
+    return float(counts_E.sum() / source.description.tokens) if len(counts_E) else math.nan
 
 
 def busy(source: Any, layer: int) -> int:
@@ -86,7 +86,7 @@ def waiting(source: Any, wanted: int = LAST) -> Verdict | None:
 
 
 def sparse(source: Any, layer: int) -> Verdict:
-    E, k = source.config.num_experts, per_token(source, layer)
+    E, k = source.description.experts[layer], per_token(source, layer)
     return waiting(source) or Verdict(
         k < E, f"Each token went to {k:.0f} of {E} experts: {100 * k / E:.0f} % of the expert weights did the work."
     )
@@ -100,7 +100,7 @@ def more_experts(source: Any, layer: int) -> Verdict:
 
 
 def decided(source: Any, layer: int) -> Verdict:
-    E = source.config.num_experts
+    E = source.description.experts[layer]
     first, now = at_start(source, "top1_gate", layer), recent(source, "top1_gate", layer)
     return waiting(source) or Verdict(
         now > 1.5 / E, f"The first gate was {first:.2f} at step 1 and is {now:.2f}; undecided would be {1 / E:.3g}."
@@ -111,7 +111,7 @@ def kept_two(source: Any, layer: int) -> Verdict:
     k = per_token(source, layer)
     return waiting(source) or Verdict(
         round(k) == 2,
-        f"{k:.0f} gates of each token are left; the other {source.config.num_experts - round(k)} are exactly 0.",
+        f"{k:.0f} gates of each token are left; the other {source.description.experts[layer] - round(k)} are exactly 0.",
     )
 
 
@@ -158,19 +158,19 @@ def quiet(source: Any, layer: int) -> Verdict:
 
 
 def starved(source: Any, layer: int) -> Verdict:
-    config = source.config
+    tokens, E = source.description.tokens, source.description.experts[layer]
     counts_E = by_expert(source, "counts", layer)
-    expected = source.knobs.k * config.tokens / config.num_experts
+    expected = source.knobs.k * tokens / E
     return waiting(source) or Verdict(
-        expected <= config.tokens / 8,
-        f"k·T/E = {expected:.0f} of {config.tokens} tokens reach an expert on average; measured {counts_E.mean():.0f}, "
+        expected <= tokens / 8,
+        f"k·T/E = {expected:.0f} of {tokens} tokens reach an expert on average; measured {counts_E.mean():.0f}, "
         f"from {counts_E.min():.0f} to {counts_E.max():.0f}.",
     )
 
 
 def fed(source: Any, layer: int) -> Verdict:
     mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
-    before = source.started_knobs.k * source.config.tokens / source.config.num_experts
+    before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
     return waiting(source) or Verdict(
         mean > 1.9 * before, f"An expert now sees {mean:.0f} tokens a step; it was {before:.0f}."
     )
@@ -178,7 +178,7 @@ def fed(source: Any, layer: int) -> Verdict:
 
 def collapsed(source: Any, layer: int) -> Verdict:
     cv = recent(source, "cv_load", layer)
-    onto = f"the gate has collapsed onto {busy(source, layer)} of {source.config.num_experts} experts"
+    onto = f"the gate has collapsed onto {busy(source, layer)} of {source.description.experts[layer]} experts"
     return waiting(source) or Verdict(
         cv > COLLAPSED,
         f"CV(load) rose to {cv:.2f}: {onto}." if cv > COLLAPSED else f"CV(load) is {cv:.2f}; collapse is above 1.",
@@ -206,7 +206,7 @@ def even_without_a_loss(source: Any, layer: int) -> Verdict:
     balance = recent(source, "loss", layer) - recent(source, "task_loss", layer)
     return waiting(source, 100) or Verdict(
         cv < BALANCED and abs(balance) < 1e-4,
-        f"CV of the selections is {cv:.2f} ({effective:.1f} of {source.config.num_experts} experts effective), and the "
+        f"CV of the selections is {cv:.2f} ({effective:.1f} of {source.description.experts[layer]} experts effective), and the "
         f"balancing losses add {max(balance, 0.0):.3f} to the task loss.",
     )
 
@@ -215,12 +215,12 @@ def even_without_a_loss(source: Any, layer: int) -> Verdict:
 
 
 def answer_layer(source: Any, layer: int) -> str:
-    k, E = per_token(source, layer), source.config.num_experts
+    k, E = per_token(source, layer), source.description.experts[layer]
     return f"In your run each token went to {k:.0f} of {E} experts, so {E / k:.1f} times more weights are stored than used for it."
 
 
 def answer_softmax(source: Any, layer: int) -> str:
-    return f"In your run {per_token(source, layer):.0f} of {source.config.num_experts} experts were evaluated for each token."
+    return f"In your run {per_token(source, layer):.0f} of {source.description.experts[layer]} experts were evaluated for each token."
 
 
 def answer_top_k(source: Any, layer: int) -> str:
@@ -239,15 +239,15 @@ def answer_noise(source: Any, layer: int) -> str:
 
 
 def answer_batch(source: Any, layer: int) -> str:
-    c = source.config
+    k, tokens, E = source.knobs.k, source.description.tokens, source.description.experts[layer]
     return (
-        f"In your run: {source.knobs.k} · {c.tokens} / {c.num_experts} = {source.knobs.k * c.tokens / c.num_experts:.0f} tokens "
-        f"an expert; with 8 devices it would be {8 * source.knobs.k * c.tokens / c.num_experts:.0f}."
+        f"In your run: {k} · {tokens} / {E} = {k * tokens / E:.0f} tokens "
+        f"an expert; with 8 devices it would be {8 * k * tokens / E:.0f}."
     )
 
 
 def answer_balance(source: Any, layer: int) -> str:
-    E, k = source.config.num_experts, source.knobs.k
+    E, k = source.description.experts[layer], source.knobs.k
     return (
         f"In your run CV(load) is {recent(source, 'cv_load', layer):.2f}, of at most √(E/k − 1) = {math.sqrt(E / k - 1):.2f}, and "
         f"CV(importance) {recent(source, 'cv_importance', layer):.2f}, of at most √(E − 1) = {math.sqrt(E - 1):.2f}."

@@ -289,7 +289,7 @@ def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
     assert heldout_tile(ahead, 79).lines != (LOOKS_AHEAD,)  # the last evaluation until then was made otherwise
     assert heldout_tile(plain, 79).lines == (LOOKS_AHEAD,)
     ahead.others = (plain,)  # type: ignore[attr-defined]
-    first, second = compare_tiles(ahead)
+    first, second = tiles("compare", ahead)
     assert first.lines[0] == "held-out 1.50, looks ahead"
     assert second.lines[1] == "held-out 1.50 bits/byte"
 

@@ -37,7 +37,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     found = ablate(run, arguments.at, progress, moved(arguments))
     path = write_ablation(run.path, found)
     rows = table(found)
-    ahead = looks_ahead(run.config, run.knobs_at(found.step))
+    ahead = looks_ahead(run.description, run.knobs_at(found.step))
     if live:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
     if arguments.out:

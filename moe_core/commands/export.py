@@ -69,7 +69,7 @@ def export_command(arguments: argparse.Namespace) -> int:
     source = named(arguments.run, arguments.runs, others=tuple(arguments.others), options=tuple(options.items()))
     with source.open(arguments.runs) as run:
         write(arguments, run)
-        runs = [] if source.sweep else [run, *getattr(run, "others", ())]
+        runs = [] if source.sweep else [run, *run.others]
         return tell_damage(arguments, [line for one in runs for line in one.look_over()])
 
 

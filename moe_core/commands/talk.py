@@ -46,7 +46,7 @@ def runs_command(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     for one in there:
-        task = one.config.task if one.config else ""
+        task = one.description.task if one.description else ""
         if arguments.json:
             told = {"run": one.id, "state": one.state, "step": one.step, "task": task, "problem": one.problem}
             told |= {"reason": one.reason, "bytes": one.size, "bytes_per_hour": round(one.growth)}

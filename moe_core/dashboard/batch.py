@@ -5,10 +5,9 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import controls, links
-from moe_core.figures.reading import KINDS
+from moe_core.figures.reading import k_now
 from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
 
-FIGURES = ["batch_formula", "batch_throughput", "batch_measured"]
 # Positions of the sliders by the option's name in the link: label, values.
 SLIDERS = {
     "tokens": ("T, tokens in a batch", [2**i for i in range(6, 17)]),
@@ -19,20 +18,22 @@ SLIDERS = {
 
 
 def page() -> None:
-    controls.page("batch", dict.fromkeys(KINDS, FIGURES), options)
+    controls.page("batch", options)
 
 
 def options(run: Run) -> dict[str, Any]:
     """The sizes that the formula is asked about: the run's own until a slider is moved; all in the link."""
-    own = {"tokens": run.config.tokens, "k": run.knobs.k, "experts": run.config.num_experts, "devices": 1}
+    description = run.description
+    own = {"tokens": description.tokens or 1, "k": k_now(run), "experts": description.experts[0], "devices": 1}
     chosen: dict[str, Any] = {}
     with st.container(key="batch-row"):
         *columns, last = st.columns([1, 1, 1, 1, 1.2], gap="medium", vertical_alignment="center")
     for column, (name, (label, positions)) in zip(columns, SLIDERS.items(), strict=True):
         with column:
             chosen[name] = slider(run.id, name, label, positions, int(own[name]))
-    with last:
-        measuring(run.id)
+    if run.trainable:  # what is timed is a layer of ours
+        with last:
+            measuring(run.id)
     return chosen
 
 

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import fields
 from html import escape
 from typing import Any
 
@@ -11,39 +10,37 @@ import streamlit as st
 
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.links import MOST
+from moe_core.figures.catalog import on_page
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_compare import fork_steps, last_shared
-from moe_core.figures.reading import KINDS, gestures, rows_until
+from moe_core.figures.reading import gestures, rows_until
 from moe_core.figures.tiles import NONE, number
 from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
 from moe_core.runs.statistics import mean_balance
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
-    METRICS,
     STAT,
-    Config,
-    Knobs,
     looks_ahead,
     value_text,
     with_unit,
 )
 
-FIGURES = ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]
 END = 50  # steps over which end figures are means
 ENDS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts")
 
 
 def page() -> None:
     """The run of the link is A; those chosen beside it are B to D."""
-    controls.page("compare", dict.fromkeys(KINDS, FIGURES), options)
+    controls.page("compare", options)
     if "compared" in st.session_state:
         table(*st.session_state.pop("compared"))
 
 
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
-    there = [one.id for one in list_runs() if one.config and one.config.task == run.config.task and one.id != run.id]
+    task = run.description.task
+    there = [one.id for one in list_runs() if one.description and one.description.task == task and one.id != run.id]
     chosen = [name for name in links.word("with") or [] if name in there]
     align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
@@ -70,7 +67,7 @@ def options(run: Run) -> dict[str, Any]:
     )  # fmt: skip
     if chosen:
         with end:
-            component.export_link(FIGURES, run=run.id)
+            component.export_link(on_page(run, "compare"), run=run.id)
     st.session_state["compared"] = (run.id, *chosen), align
     return {"with": chosen, "align": align}
 
@@ -103,9 +100,11 @@ Section = tuple[str, list[tuple[str, list[str]]]]
 def sections(runs: Sequence[Any], align: str = "step") -> list[Section]:
     """Differences in Config, in Knobs, and the figures at the last step that all have: (heading, rows of (name, a text a run))."""
     found: list[Section] = []
-    config = [(f.name, [value_of(getattr(run.config, f.name)) for run in runs]) for f in fields(Config)]
-    turned = [(f.name, [history_of(run, f.name) for run in runs]) for f in fields(Knobs)]
-    for heading, rows in (("Config", config), ("Knobs", turned)):
+    names = dict.fromkeys(name for run in runs for name in run.description.settings)
+    settings = [(name, [value_of(run.description.settings.get(name, "")) for run in runs]) for name in names]
+    knobs = dict.fromkeys(name for run in runs for name in run.description.knobs)
+    turned = [(name, [history_of(run, name) for run in runs]) for name in knobs]
+    for heading, rows in (("Config", settings), ("Knobs", turned)):
         differ = [(name, texts) for name, texts in rows if len(set(texts)) > 1]
         if differ:
             found.append((heading, differ))
@@ -116,7 +115,7 @@ def sections(runs: Sequence[Any], align: str = "step") -> list[Section]:
 
 
 def value_of(value: Any) -> str:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "–"
     return value_text(value) if isinstance(value, float | str) else str(value)
 
@@ -125,7 +124,7 @@ def history_of(run: Any, name: str) -> str:
     """A knob's course: "0 → 0.1 (step 201)"; the last two turns of many."""
     turns = [change for change in gestures(run.knob_changes()) if change.name == name]
     waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
-    text = value_text(getattr(run.started_knobs, name))
+    text = value_text(getattr(run.started_knobs, name, None))
     text += " → …" if len(turns) > 2 else ""
     for change in turns[-2:]:
         text += f" → {value_text(change.value)} ({waiting if change.step is None else f'step {change.step:,}'})"
@@ -137,13 +136,13 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
     steps up to it and all MoE layers.
     """
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
-    name, label, unit, _ = METRICS[runs[0].config.task][0]
+    name, label, unit, _ = runs[0].description.metrics[0]
     last = [
         next((e for e in reversed(run.evals()) if name in e.metrics and e.step <= end), None)
         for run, end in zip(runs, ends, strict=True)
     ]
     values = [math.nan if e is None else e.metrics[name] for e in last]
-    ahead = [e is not None and looks_ahead(run.config, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
+    ahead = [e is not None and looks_ahead(run.description, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
     texts = against_first(values, 3)
     apart = [math.nan if e is None else end - e.step for e, end in zip(last, ends, strict=True)]
     if any(ahead) or len(set(apart)) > 1:  # then a difference from A would mean nothing
@@ -157,7 +156,7 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
     for stat in ENDS:
         means = []
         for run, end in zip(runs, ends, strict=True):
-            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(run.config.layers)]
+            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(len(run.description.layers))]
             means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
         rows.append((STAT[stat].label, against_first(means, 2)))
     done = [mean_balance(evals[-1].counts) if (evals := run.evals()) else {} for run in runs]

@@ -1,8 +1,7 @@
 """The frame that every page shares: which run is looked at, the panel beside the charts, and the charts themselves.
 
-A page is one call: `page("routing", {"bytes": [...], "images": [...], …})`, its name and the figures of each kind of
-probe (figures/reading.py), by their names in moe_core/figures/catalog.py and in the order in which they stand. The tiles above them are those
-of that name in figures/tiles.py, if there are any; where they stand is said in component/live.css by the page's name.
+A page is one call: `page("routing")`. Its figures are those of that name in figures/catalog.py that the run has, in the order
+in which they stand there, and its tiles those in figures/tiles; where they stand on the page is said in component/live.css.
 A page of another kind calls `frame()`, which draws the panel and returns the run that is looked at, and then draws
 what it likes: `frame(choose=False)` needs no run and draws no cards.
 """
@@ -18,9 +17,9 @@ from moe_core.dashboard import cards, component, links, starting
 from moe_core.dashboard.links import NEW
 from moe_core.dashboard.panel import chooser_entry, knob
 from moe_core.dashboard.style import CSS
-from moe_core.figures.reading import KIND_OF_TASK, groups_of, probe_kind
+from moe_core.figures.catalog import on_page
 from moe_core.runs import Run, StoreError, list_runs, open_run, reap
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, describe
 
 
 class First(NamedTuple):
@@ -38,32 +37,24 @@ def style() -> None:
     st.html(f"<style>{CSS}</style>")
 
 
-def page(
-    name: str,
-    figures: dict[str, list[str]],
-    options: Callable[[Run], dict[str, Any]] = lambda run: {},
-    shown: Callable[[Run, str], bool] = lambda run, figure: True,
-) -> None:
-    """A page of live charts: the figures of the run's kind of probe.
+def page(name: str, options: Callable[[Run], dict[str, Any]] = lambda run: {}) -> None:
+    """A page of live charts.
 
     options: draws what the page lets a person choose beside run and layer, and says what was chosen.
-    shown: whether this run has something to show in a figure.
     """
     wanted = links.word("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
-        names = [figure for figure in figures[probe_kind(run)] if shown(run, figure)]
-        names += ["group_treemap"] * (name == "live" and groups_of(run.config) > 1)
-        charts(name, run.id, run.config.task, names, options(run))
+        charts(name, run.id, run.description.probe, on_page(run, name), options(run))
         run.close()
-    elif config := starting.config_of(wanted):
-        charts(name, wanted, config.task, figures[KIND_OF_TASK[config.task]], {})
+    elif begun := starting.unstarted(wanted):
+        charts(name, wanted, begun.description.probe, on_page(begun, name), {})
         cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
 
 
-def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:
+def charts(name: str, run: str, probe: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:
     """A page's tiles, charts and scrubber. export: how a run ended is said with a way to the Export page."""
-    component.live(name, run, task, figures, go_to, export=export, options=options)
+    component.live(name, run, probe, figures, go_to, export=export, options=options)
 
 
 def frame(
@@ -84,11 +75,11 @@ def frame(
     here: dict[str, str | None] = {"lesson": str(lesson) if lesson else None}
     if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
-        config = starting.config_of(wanted)
-        chosen = chooser_entry(wanted, config, time.time(), "")
+        begun = starting.unstarted(wanted)
+        chosen = chooser_entry(wanted, begun.description if begun else None, time.time(), "")
         with st.sidebar:
             component.panel(wanted, go_to, here | {"run": wanted}, only, knobs=starting_values(first), chosen=chosen)
-        if not config:
+        if not begun:
             cards.wait(wanted)
         return None
     run = looked_at(wanted)
@@ -133,7 +124,7 @@ def looked_at(wanted: str | None) -> Run | None:
 
 def entry_of(run: Run) -> dict[str, str]:
     """What the chooser shows of the run that is looked at."""
-    return chooser_entry(run.id, run.config, run.facts["created"], "")
+    return chooser_entry(run.id, run.description, run.facts["created"], "")
 
 
 def go_to(run: str) -> None:
@@ -147,4 +138,5 @@ def go_to(run: str) -> None:
 
 def starting_values(first: First) -> list[dict[str, object]]:
     """The knobs as a run would start with them, for the panel of no run."""
-    return [knob(name, first.config, first.knobs, first.knobs) for name in first.names]
+    declared = describe(first.config, first.knobs).knobs
+    return [knob(name, declared[name], first.knobs) for name in first.names]

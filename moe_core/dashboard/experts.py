@@ -1,41 +1,23 @@
-"""The Experts page: which expert is looked at, and which of its figures a run can show."""
+"""The Experts page: which expert is looked at."""
 
 from typing import Any
 
 import streamlit as st
 
 from moe_core.dashboard import controls, links
-from moe_core.figures.catalog import shows
-from moe_core.figures.reading import KINDS
 from moe_core.runs import Run
-
-FAVOURITES = {kind: f"favourite_{kind}" for kind in KINDS}
 
 
 def page() -> None:
     """Choose an expert in the sidebar or by a click on its bar; see what it does."""
-    controls.page("experts", {kind: figures(kind) for kind in KINDS}, options, shown)
-
-
-def figures(kind: str) -> list[str]:
-    """The figures of the page in their order."""
-    by_byte = ["specialisation_byte"] if kind == "bytes" else []
-    return [
-        "expert_rank", "specialisation", "coactivation", FAVOURITES[kind], "similarity", *by_byte, "expert_share",
-        "saturation", "expert_flow", "ablation",
-    ]  # fmt: skip
-
-
-def shown(run: Run, name: str) -> bool:
-    """The flow needs two layers, the ablation its measurement."""
-    return shows(run, name)
+    controls.page("experts", options)
 
 
 def options(run: Run) -> dict[str, Any]:
     """The expert that the link names; the chooser beside the knobs writes the link. Without one, the busiest, which stays
     until the person chooses another or asks for the busiest again.
     """
-    E = run.config.num_experts
+    E = max(run.description.experts)
     named = links.word("expert")
     current = named if named and named <= E else None
     key = f"expert-{run.id}"

@@ -30,7 +30,7 @@ from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.files import write
 from moe_core.export.look import check, size_of
-from moe_core.export.sources import WHOLE, Source
+from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
@@ -117,27 +117,27 @@ def page() -> None:
     if run is not None:
         run.close()
     if sweep:
-        body(Source(sweep=sweep))
+        body(Named(sweep=sweep))
     elif run is not None:
         body(asked(str(run.path.absolute())))
 
 
-def asked(run: str) -> Source:
+def asked(run: str) -> Named:
     """The run with what the link lays over it and chooses in it; what does not fit is left out."""
     others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
     options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
     fits = []
     for i in range(len(others)):
-        with contextlib.suppress(ValueError), Source(run, (*fits, others[i])).open():
+        with contextlib.suppress(ValueError), Named(run, (*fits, others[i])).open():
             fits.append(others[i])
     kept = []
     for option in options.items():
-        with contextlib.suppress(ValueError), Source(run, (), (option,)).open():
+        with contextlib.suppress(ValueError), Named(run, (), (option,)).open():
             kept.append(option)
-    return Source(run, tuple(fits), tuple(kept))
+    return Named(run, tuple(fits), tuple(kept))
 
 
-def body(what: Source) -> None:
+def body(what: Named) -> None:
     try:
         with what.open() as source:
             if not what.sweep and not source.steps()[1]:
@@ -186,7 +186,7 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, Found)
-    layer = layer_of(run) if run.config.layers > 1 and not sweep else 1
+    layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
     bare_at, caption_at = st.columns(2)
     bare = bare_at.checkbox("No title", key="bare", **BOUND)
     caption = caption_at.checkbox("Caption", key="caption", **BOUND)
@@ -198,12 +198,12 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
 def layer_of(run: Any) -> int:
     """The layer that the link names, else the first; the chooser writes the link, which the panel writes too."""
     key = f"export-layer-{run.id}"
-    st.session_state[key] = named("layer", run.config.layers) or 1
+    st.session_state[key] = named("layer", len(run.description.layers)) or 1
 
     def go() -> None:
         st.query_params["layer"] = str(st.session_state[key])
 
-    layers = list(range(1, run.config.layers + 1))
+    layers = list(range(1, len(run.description.layers) + 1))
     return int(st.segmented_control("Layer", layers, required=True, key=key, on_change=go) or 1)
 
 
@@ -219,7 +219,7 @@ def named(name: str, highest: int) -> int | None:
     return value if value and value <= highest else None
 
 
-def preview(what: Source, source: Any, figures: list[str], format: str, look: Look) -> None:
+def preview(what: Named, source: Any, figures: list[str], format: str, look: Look) -> None:
     """The first figure as it will be, its size in pixels and bytes, and the download of one or all."""
     if not figures:
         st.info("Choose a figure at the left.")
@@ -245,7 +245,7 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     when = "" if look.step is None else f" As it stood at step {look.step:,}."
-    others = [run.id for run in getattr(source, "others", ())]
+    others = [] if what.sweep else [run.id for run in source.others]
     when += f" Beside {source.id}: {', '.join(others)}." if others else ""
     told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{when}")
     if len(figures) == 1:
@@ -262,7 +262,7 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")
-def made(what: Source, stands: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
+def made(what: Named, stands: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
     """One figure in one format; kept for as long as what it shows stands as it does."""
     with what.open() as source:
         return rendered(source, name, format, look)
@@ -272,10 +272,10 @@ def stands(source: Any) -> tuple[Any, ...]:
     """What changes when there is more to draw."""
     if isinstance(source, Found):
         return tuple(bool(result.ended) for result in source.results)
-    return tuple(run.steps()[1] for run in (source, *getattr(source, "others", ())))
+    return tuple(run.steps()[1] for run in (source, *source.others))
 
 
-def words_of(what: Source, look: Look | None = None) -> list[str]:
+def words_of(what: Named, look: Look | None = None) -> list[str]:
     """What is exported, and how it is to look, as flags of the command line."""
     words = [what.sweep or what.run, "--runs", str(runs_folder().absolute())]
     words += ["--with", *what.others] if what.others else []
@@ -301,7 +301,7 @@ def words_of(what: Source, look: Look | None = None) -> list[str]:
     return words + ["--caption"] * look.caption
 
 
-def documents(what: Source, source: Any, look: Look) -> None:
+def documents(what: Named, source: Any, look: Look) -> None:
     """Report, replay and animation: a button each, or its progress."""
     report, again, moving = st.columns(3, gap="large")
     with report:

@@ -8,15 +8,33 @@ such ranges are kept too.
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from moe_core.diagnosis import Finding, diagnose
-from moe_core.runs import ENDED, Run, StoreError, is_alive, knobs_after, open_run, pick, thin
+from moe_core.runs import (
+    ENDED,
+    Ablation,
+    Block,
+    Eval,
+    KnobChange,
+    Measured,
+    Run,
+    Status,
+    StoreError,
+    is_alive,
+    knobs_after,
+    open_run,
+    pick,
+    thin,
+)
+from moe_core.runs.source import Beside, Snapshot
+from moe_core.runs.statistics import Off
+from moe_core.schema import KnobValues
 
 KEPT = 2048  # bins of a history in memory
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps
@@ -47,7 +65,8 @@ class Feed:
     """A shared, thread-safe, caching reader of one run. `version` counts what changed, for viewers that wait for news."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.config, self.id = run, run.config, run.id
+        self.run, self.id = run, run.id
+        self.description, self.options, self.others = run.description, run.options, run.others
         self.started_knobs = run.started_knobs
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
         self.lock = threading.RLock()
@@ -55,11 +74,12 @@ class Feed:
         self.recent = np.empty((0, run.columns), np.float32)
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
         self.free, self.stamp = False, 0  # free of its trainer, since it ended
-        self.version, self._news = 0, None
-        self._evals: list[Any] = []
-        self._knobs: list[Any] = []
+        self.version = 0
+        self._news: tuple[Any, ...] = ()
+        self._evals: list[Eval] = []
+        self._knobs: list[KnobChange] = []
         self.sessions: list[dict[str, Any]] = []  # each time that the run was resumed; read once it has ended
-        self._off: Any = ()
+        self._off: Sequence[Off] = ()
         self._found: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
@@ -89,14 +109,16 @@ class Feed:
                 self._look()
             if self.behind:
                 self.catch_up()
-            news = self._status[:3], self.quiet(), len(self._evals), self._knobs, self.problem
-            news = *news, tuple(series.block for series in self.series.values())
+            news = (
+                self._status[:3], self.quiet(), len(self._evals), self._knobs, self.problem,
+                *(series.block for series in self.series.values()),
+            )  # fmt: skip
             if news != self._news:
                 self.version, self._news = self.version + 1, news
 
     def _look(self) -> None:
         if not self._stamp():
-            self.problem = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
+            self.error = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
             return
         try:
             # First: once it says that the run has ended, all that is read after it is complete.
@@ -237,19 +259,19 @@ class Feed:
         if self.done:
             self.run.close()
 
-    def status(self) -> Any:
+    def status(self) -> Status:
         return self._status
 
     def steps(self) -> tuple[int, int]:
         return (1 if self.last else 0), self.last
 
-    def evals(self, after: int = 0) -> list[Any]:
+    def evals(self, after: int = 0) -> list[Eval]:
         return [e for e in self._evals if e.id > after]
 
-    def off_spans(self) -> Any:
+    def off_spans(self) -> Sequence[Off]:
         return self._off
 
-    def knob_changes(self) -> list[Any]:
+    def knob_changes(self) -> list[KnobChange]:
         return self._knobs
 
     @property
@@ -258,10 +280,10 @@ class Feed:
         return self._status.state == "training" and any(change.step is None for change in self._knobs[-8:])
 
     @property
-    def knobs(self) -> Any:
+    def knobs(self) -> KnobValues:
         return knobs_after(self.started_knobs, self._knobs)
 
-    def knobs_at(self, step: int) -> Any:
+    def knobs_at(self, step: int) -> KnobValues:
         return knobs_after(self.started_knobs, self._knobs, step)
 
     def findings(self, layer: int) -> list[Finding]:
@@ -269,11 +291,7 @@ class Feed:
         with self.lock:
             version, when, found = self._found.get(layer, (-1, -JUDGED, []))
             if version != self.version and time.monotonic() - when >= JUDGED:
-                source = SimpleNamespace(
-                    config=self.config, knobs=self.knobs, knob_changes=self.knob_changes, evals=self.evals
-                )
-                source.history = lambda stat, layer, bins: self.history(stat, layer, first=self.first_recent)
-                found = diagnose(source, layer)
+                found = diagnose(Recent(self), layer)
                 self._found[layer] = self.version, time.monotonic(), found
             return found
 
@@ -282,20 +300,21 @@ class Feed:
         """The first step whose row is in memory."""
         return max(1, self.last - len(self.recent) + 1)
 
-    def ablation(self) -> Any:
+    def ablation(self) -> Ablation | None:
         return self.run.ablation()
 
     def probe(self) -> dict[str, np.ndarray]:
         return self._probe
 
-    def snapshot(self, step: int | None = None, kind: str = "probe") -> Any:
+    def snapshot(self, step: int | None = None, kind: str = "probe") -> Snapshot | None:
         with self.lock:
             if (step, kind) not in self._snapshots:
                 remember(self._snapshots, (step, kind), self.run.snapshot(step, kind), ANSWERS)
                 self._let_go()
-            return self._snapshots[step, kind]
+            snapshot: Snapshot | None = self._snapshots[step, kind]
+            return snapshot
 
-    def throughput(self) -> Any:
+    def throughput(self) -> Measured:
         with self.lock:
             found = self.run.throughput()
             self._let_go()
@@ -309,19 +328,30 @@ class Feed:
             steps: np.ndarray = self._snapshots[None, f"steps of {kind}"]
             return steps
 
-    def past_experts(self, step: int, kind: str) -> np.ndarray | None:
-        """The probe's experts (L, N, K) of the snapshot taken at exactly this step; what was recorded never changes. None if
-        it is damaged."""
+    def experts_at(self, step: int, kind: str) -> np.ndarray | None:
+        """As Run.experts_at, read once: what was recorded never changes."""
         with self.lock:
             if (step, kind) not in self._taken:
-                found = self.run.snapshot(step, kind)
-                remember(self._taken, (step, kind), found[1]["experts"] if found and found[0] == step else None, PAST)
+                remember(self._taken, (step, kind), self.run.experts_at(step, kind), PAST)
                 self._let_go()
             experts: np.ndarray | None = self._taken[step, kind]
             return experts
 
 
-def joined(blocks: list[Any]) -> tuple[np.ndarray, np.ndarray]:
+class Recent(Beside):
+    """A feed whose histories begin with the first step whose row is in memory: what is wrong now shows there."""
+
+    def __init__(self, feed: Feed) -> None:
+        super().__init__(feed, {})
+        self.first = feed.first_recent
+
+    def history(
+        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)
+
+
+def joined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
     """Steps (n,) and rows (n, C) of consecutive blocks."""
     rows = np.concatenate([block.rows for block in blocks])
     return np.arange(blocks[0].first, blocks[0].first + len(rows)), rows

@@ -15,7 +15,7 @@ from moe_core.dashboard import controls, links, starting
 from moe_core.dashboard.panel import did_not_start
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
 from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, describe
 
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
 CSS = """
@@ -81,7 +81,7 @@ def page() -> None:
     with right:
         with st.container():
             if shown:
-                controls.charts("learn", shown, first.config.task, list(lesson.figures), {}, export=False)
+                controls.charts("learn", shown, describe(first.config, first.knobs).probe, list(lesson.figures), {}, export=False)
             else:
                 invite(lesson)
         st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)
@@ -127,7 +127,8 @@ def run_of(number: int) -> str | None:
 def belongs(run: Run, number: int) -> bool:
     """Whether a run began as the lesson says, and no other lesson has turned its knobs."""
     config, knobs, _ = first_of(LESSONS[number - 1])
-    began = (run.config.task, run.config.num_experts, run.started_knobs) == (config.task, config.num_experts, knobs)
+    own = describe(config, knobs)
+    began = (run.description.task, run.description.experts, run.started_knobs) == (own.task, own.experts, knobs)
     others = {change.who for change in run.knob_changes() if change.who.startswith("lesson ")} - {f"lesson {number}"}
     return began and not others
 
@@ -266,7 +267,7 @@ def invite(lesson: Lesson) -> None:
 
 def layer_of(run: Run) -> int:
     """The layer (from 0) that the link names."""
-    return min(links.word("layer") or 1, run.config.layers) - 1
+    return min(links.word("layer") or 1, len(run.description.layers)) - 1
 
 
 def read(number: int, wanted: str | None, drawn: Stand) -> None:

@@ -31,11 +31,11 @@ from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, look_at
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.reading import probe_kind
+from moe_core.figures.catalog import FIGURES, offered
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import TILES
+from moe_core.figures.tiles import tiles
 from moe_core.runs import last_words, list_runs, reap, runs_folder
+from moe_core.runs.source import At
 from moe_core.schema import STAT
 
 TICK = 0.2  # seconds between two frames to a viewer
@@ -86,7 +86,7 @@ class Viewer:
         assert feed is not None
         feed.refresh(now=feed.waiting)
         source = look_at(feed, asked["options"], self)
-        layer = min(max(asked["layer"], 0), feed.config.layers - 1)
+        layer = min(max(asked["layer"], 0), len(feed.description.layers) - 1)
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
         undrawn: list[str] = []
 
@@ -106,7 +106,6 @@ class Viewer:
             return None
         self.looked = looked
         busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
-        tiles = TILES.get(asked["page"], lambda *at: [])
         arrays = Arrays()
         header: dict[str, Any] = {
             "step": step or feed.last,
@@ -121,7 +120,7 @@ class Viewer:
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
                 tile._asdict() | {"help": help_of(tile.name)}
-                for tile in part("numbers", lambda: tiles(source, layer, step), [])
+                for tile in part("numbers", lambda: tiles(asked["page"], source, At(layer, step)), [])
             ],
         }
         for name, size in asked["sizes"].items():
@@ -148,12 +147,12 @@ class Viewer:
     ) -> None:
         """Add a figure to the frame if it suits the run and has changed; if it cannot be drawn, add why."""
         asked, entry = self.asked, FIGURES.get(name)
-        if entry is None or probe_kind(source) not in entry.kinds:
+        if entry is None or not offered(source, name):
             return
         width, height = size
         theme = THEMES[asked["theme"]]
         try:
-            arguments = entry.read(source, layer, step, asked["span"], max(100, width // 3))
+            arguments = entry.read(source, At(layer, step, asked["span"], max(100, width // 3)))
             spec = entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"]))
         except Exception as error:
             spec = {"problem": undrawable(source.id, entry.title, error)}
@@ -396,7 +395,7 @@ def file(request: Request) -> Response:
 def listed(request: Request) -> Response:
     """The runs that there are, for the chooser."""
     reap()
-    return JSONResponse([chooser_entry(run.id, run.config, run.created, run.state) for run in list_runs()])
+    return JSONResponse([chooser_entry(run.id, run.description, run.created, run.state) for run in list_runs()])
 
 
 def home(request: Request) -> Response:

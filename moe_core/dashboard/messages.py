@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, NoReturn
 from moe_core.dashboard.links import LAST, OPTIONS, chosen
 from moe_core.figures.theme import THEMES
 from moe_core.runs import COMMANDS
-from moe_core.schema import Knobs
 
 LONGEST = 64 * 1024  # bytes of a message
 FIGURES = 64  # at most on a page
@@ -100,10 +99,8 @@ def deed(told: Mapping[str, Any]) -> Deed:
         turn = told["turn"]
         if not isinstance(turn, dict) or not turn:
             raise Refused(f"turn must be an object of knobs and values, got {in_words(turn)}")
-        if unknown := [name for name in turn if name not in Knobs.__dataclass_fields__]:
-            raise Refused(f"unknown knob {unknown[0][:40]!r}")
-        values = {
-            name: value if isinstance(value, str) else number(name, value, -1e300, 1e300)
+        values = {  # whether the run has such a knob is for the run to say
+            word("knob", name, r"[^\W\d]\w{0,63}"): value if isinstance(value, str) else number(name, value, -1e300, 1e300)
             for name, value in turn.items()
         }
         return Deed(nth, turn=values, gesture=word("gesture", told.get("gesture", ""), r"\w{0,16}"))

@@ -7,25 +7,23 @@ something. Both are used by the live route, so that a turn reaches the store wit
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import fields
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from moe_core.dashboard.messages import Deed
-from moe_core.figures.reading import at, by_hand, gestures, held_out_at
+from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
 from moe_core.figures.tiles import balance_words, heldout_tile, number, word_at
 from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
+from moe_core.runs.source import At
 from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
-    Config,
-    Knobs,
+    Description,
+    Knob,
+    KnobValues,
     change_text,
-    highest,
-    label_of,
-    meta_of,
-    reads,
+    name_of,
     value_text,
 )
 
@@ -67,8 +65,9 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "colour": colour,
         "word": word,
         "alive": status.state in ALIVE,
-        "layers": feed.config.layers,
-        "knobs": [knob(name, feed.config, feed.started_knobs, stand, turned) for name in shown(feed.config, stand)],
+        "layers": [layer.name for layer in feed.description.layers],
+        "obeys": list(feed.description.obeys),
+        "knobs": [knob(name, feed.description.knobs[name], stand, turned) for name in shown(feed.description, stand)],
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
@@ -122,35 +121,38 @@ def remedy_text(remedy: dict[str, float | str]) -> str:
     return "Turn " + ", ".join(f"{' and '.join(turned)} to {value}" for value, turned in names.items())
 
 
-def shown(config: Config, stand: Knobs) -> list[str]:
-    """The knobs that matter: for the run's task, under the strategy in force, and for the model's shape."""
-    return [f.name for f in fields(Knobs) if matters(meta_of(Knobs, f.name), f.name, config, stand)]
+def shown(description: Description, stand: KnobValues) -> list[str]:
+    """The knobs that matter: for a run like this, and under the strategy in force."""
+    return [name for name, declared in description.knobs.items() if matters(declared, name_of(stand))]
 
 
-def matters(meta: Any, name: str, config: Config, stand: Knobs) -> bool:
-    return reads(config, stand.strategy, name) and (meta.low == -math.inf or highest(config, name) > meta.low)
+def matters(declared: Knob, strategy: str) -> bool:
+    """Whether a knob acts under a strategy, and has more than one position."""
+    acts = declared.under is None or strategy in declared.under
+    return acts and (declared.low == -math.inf or declared.high > declared.low)
 
 
-def knob(name: str, config: Config, started: Knobs, stand: Knobs, turned: Sequence[Any] = ()) -> dict[str, Any]:
+def knob(name: str, declared: Knob, stand: KnobValues, turned: Sequence[Any] = ()) -> dict[str, Any]:
     """One knob: what it is, where it stands, and what it was before its last turn if that was of the last deed of all."""
-    meta, value = meta_of(Knobs, name), getattr(stand, name)
+    value = getattr(stand, name)
     told = {
         "name": name,
-        "label": label_of(name),
-        "help": meta.help,
-        "unit": meta.unit,
+        "label": declared.label or name,
+        "help": declared.help,
+        "unit": declared.unit,
         "value": value,
         "more": name in LATER,
+        "start": declared.start,
+        "was": None,
     }
-    told |= {"start": getattr(started, name), "was": None}
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
         told["was"] = own[-1].previous
     if isinstance(value, str):
-        return told | {"kind": "choice" if meta.choices else "word", "choices": list(meta.choices)}
+        return told | {"kind": "choice" if declared.choices else "word", "choices": list(declared.choices)}
     return told | {
         "kind": "whole" if isinstance(value, int) else "number",
-        "low": meta.low, "high": highest(config, name), "scale": meta.scale, "step": meta.step,
+        "low": declared.low, "high": declared.high, "scale": declared.scale, "step": declared.step,
     }  # fmt: skip
 
 
@@ -164,9 +166,9 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     status, last = feed.status(), feed.last
     if status.state not in (*ENDED, "interrupted"):
         return None
-    cv = at(feed, "cv_load", layer, last)
+    cv = value_at(feed, "cv_load", layer, last)
     words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
-    loss = heldout_tile(feed, last)
+    loss = heldout_tile(feed, At(layer, last))
     done = work_of(feed)
     held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
         f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
@@ -217,20 +219,26 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
     return {}
 
 
-def chooser_entry(id: str, config: Config | None, created: float, state: str) -> dict[str, str]:
+def chooser_entry(id: str, description: Description | None, created: float, state: str) -> dict[str, str]:
     """A run as the chooser names it: "text · 16 experts", "24 Nov 08:46"; on its face the day, or of today's the time.
 
     A run on a person's own files has their names in place of the task: "iris.csv · 8 experts".
     """
-    own = (config.text or ((config.data,) if config.data else ())) if config else ()
+    own = files_of(description) if description else []
     names = [Path(file).name or file for file in own]
     alike = len(set(names)) < len(names)
     learnt = ", ".join("/".join(Path(file).parts[-2:]) for file in own) if alike else ", ".join(names)
-    name = f"{learnt or config.task} · {config.num_experts} experts" if config else id
+    name = f"{learnt or description.task} · {max(description.experts)} experts" if description else id
     began = time.localtime(created)
     day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
     face = hour if began[:3] == time.localtime()[:3] else day
     return {"id": id, "name": name, "when": f"{day} {hour}", "face": face, "state": state}
+
+
+def files_of(description: Description) -> list[str]:
+    """The person's own files that a run learns from."""
+    text, data = description.settings.get("text"), description.settings.get("data")
+    return [str(path) for path in text] if isinstance(text, list) and text else [data] if isinstance(data, str) and data else []
 
 
 def did_not_start(folder: Path) -> bool:

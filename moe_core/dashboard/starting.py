@@ -4,16 +4,27 @@ Its trainer takes a second or two to load torch before there is a record. Until 
 with and its charts empty, so that nothing jumps when the first numbers come.
 """
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
-from moe_core.runs import Measured, Status, pick, runs_folder
+from moe_core.runs import Measured, Parent, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
+from moe_core.runs.measuring import NOTHING_MEASURED
+from moe_core.runs.source import Source
 from moe_core.runs.statistics import off_spans
-from moe_core.schema import Config, Knobs, layout
+from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, layout, measured_in
+
+COLUMNS = layout(1, 1)  # for the names of all statistics
+# What shows the probe of a run that has none yet; the plane's axes are those of its points.
+NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
+    "bytes": {"tokens": np.empty(0, np.uint8)},
+    "images": {"images": np.empty((0, 8, 8), np.uint8)},
+    "points": {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])},
+}
 
 _asked: dict[str, tuple[Config, Knobs]] = {}
 
@@ -31,26 +42,24 @@ def is_starting(run: str) -> bool:
     return folder.is_dir() and not (folder / "run.db").exists()
 
 
-def config_of(run: str) -> Config | None:
-    """The config of a run that is starting; None if this dashboard did not start it."""
-    return _asked[run][0] if run in _asked and is_starting(run) else None
-
-
-def unstarted(run: str) -> Any | None:
+def unstarted(run: str) -> "Unstarted | None":
     """What reads like the feed of a starting run, without a step; None if this dashboard did not start it."""
-    return Unstarted(run, *_asked[run]) if config_of(run) else None
+    return Unstarted(run, *_asked[run]) if run in _asked and is_starting(run) else None
 
 
 class Unstarted:
     """The read methods of a Feed, of a run that has recorded nothing yet."""
 
     version, last, behind, problem, waiting = -1, 0, 0.0, "", False
-    labels: dict[str, list[str]] = {}
-    parent = None
+    labels: Mapping[str, Sequence[str]] = {}
+    options: Mapping[str, Any] = {}
+    others: Sequence[Source] = ()
+    parent: Parent | None = None
 
     def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
-        self.id, self.config = run, config
-        self.knobs = self.started_knobs = knobs
+        self.id, self.description = run, describe(config, knobs, measures=tuple(measured_in(COLUMNS)))
+        self.knobs: KnobValues = knobs
+        self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()
         self.run = SimpleNamespace(path=self.path)
 
@@ -66,7 +75,7 @@ class Unstarted:
         return 0, 0
 
     def history(self, stat: str, layer: int = 0, **_: Any) -> tuple[np.ndarray, np.ndarray]:
-        columns = layout(self.config.layers, self.config.num_experts)
+        columns = columns_of(self.description.experts)
         none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)
         return np.empty(0, np.int64), pick(columns, none, stat, layer)
 
@@ -74,12 +83,12 @@ class Unstarted:
         return []
 
     def off_spans(self) -> tuple[Any, ...]:
-        return off_spans(self.config, self.knobs, (), lambda *_: np.empty(0))
+        return off_spans(self.description.experts, self.knobs, (), lambda *_: np.empty(0))
 
     def knob_changes(self) -> list[Any]:
         return []
 
-    def knobs_at(self, step: int) -> Knobs:
+    def knobs_at(self, step: int) -> KnobValues:
         return self.knobs
 
     def findings(self, layer: int) -> list[Any]:
@@ -88,17 +97,15 @@ class Unstarted:
     def ablation(self) -> None: ...
 
     def probe(self) -> dict[str, np.ndarray]:
-        """No token; the plane's axes are those of its points."""
-        if self.config.task == "text":
-            return {"tokens": np.empty(0, np.uint8)}
-        if self.config.task == "digits":
-            return {"images": np.empty((0, 8, 8), np.uint8)}
-        return {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])}
+        """No token."""
+        return NO_TOKENS[self.description.probe]
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> None: ...
+
+    def experts_at(self, step: int, kind: str) -> None: ...
 
     def snapshots(self, kind: str = "probe") -> np.ndarray:
         return np.empty(0, np.int64)
 
     def throughput(self) -> Measured:
-        return Measured(np.empty(0, np.int64), np.empty(0), 0, False, "", 0, "")
+        return NOTHING_MEASURED

@@ -16,7 +16,8 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, cores, last_words, reap
-from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, exact_text
+from moe_core.runs.source import At
+from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, describe, exact_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
@@ -259,15 +260,15 @@ def run_links(row: dict[str, Any], found: Sequence[Result]) -> str:
 def charts(sweep: Sweep, found: Sequence[Result]) -> None:
     """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run. And their export."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
-    source = Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, found), found)
+    source = Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, found), found)
     figures = [name for name in FIGURES if shows(source, name)]
     if "sweep_balance" in figures:
         for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):
             with column:
-                clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, 0, None, None, None), theme=theme))
+                clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, At()), theme=theme))
     if any(result.ended for result in found):
         pareto = FIGURES["sweep_pareto"]
-        clickable("sweep_pareto", pareto.draw(**pareto.read(source, 0, None, None, None), theme=theme))
+        clickable("sweep_pareto", pareto.draw(**pareto.read(source, At()), theme=theme))
     component.export_link(figures, sweep=sweep.id)
 
 

@@ -1,19 +1,25 @@
 """What a person chose on a page beside run and layer, and a source that carries it to the figures."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from moe_core.dashboard.feed import Feed, join
-from moe_core.figures.reading import Beside, Busiest, chosen_expert, held_busiest, named_expert
+from moe_core.figures.reading import Busiest, chosen_expert, held_busiest, named_expert
 from moe_core.runs import StoreError, runs_folder
+from moe_core.runs.source import Beside
 
 
 class View(Beside):
-    """A feed, what was chosen, and the other runs that are looked at with it. Reads like the feed."""
+    """A feed, what was chosen, and the feeds of the other runs that are looked at with it."""
+
+    def __init__(self, feed: Feed, options: Mapping[str, Any], others: Sequence[Feed] = ()) -> None:
+        super().__init__(feed, options, others)
+        self.feeds = others
 
     def news(self, page: str) -> tuple[Any, ...]:
         """What changes when there is something to draw beside the first run's own news."""
         measured = len(self.run.throughput().tokens) if page == "batch" else 0
-        return (*(other.version for other in self.others), measured)
+        return (*(other.version for other in self.feeds), measured)
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
@@ -22,13 +28,13 @@ def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
     The page says it back with its next message, so that it stays while others become the busiest, and so that all figures
     of a frame are of one expert. None where an expert was chosen, and before the first step.
     """
-    if named_expert(source) is not None or step < 1:
+    if named_expert(source, layer) is not None or step < 1:
         return None
     held = held_busiest(source, layer)
     if held is None:
         asked = source.options.get("again", 0)
         held = Busiest(layer + 1, chosen_expert(source, layer, step) + 1, step, asked if type(asked) is int else 0)
-    source.options = source.options | {"busiest": list(held)}
+    source.options = {**source.options, "busiest": list(held)}
     return list(held)
 
 
@@ -42,7 +48,7 @@ def look_at(feed: Feed, options: dict[str, Any], viewer: object) -> View:
                 other = join(path, viewer)
             except StoreError:
                 continue
-            if other.config.task == feed.config.task:
+            if other.description.task == feed.description.task:
                 others.append(other)
     for other in others:
         other.refresh()

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from moe_core.export.files import folder_for, write
 from moe_core.export.look import Look, check, sheet_of, spec_of
@@ -19,7 +18,7 @@ from moe_core.export.web import page
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.runs import script_of
-from moe_core.schema import METRICS
+from moe_core.runs.source import At, Record, Source
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -31,7 +30,7 @@ __all__ = ["FORMATS", "Look", "cell", "chosen", "export", "rendered", "statistic
 
 
 def export(
-    run: Any,
+    run: Record | Found,
     out: str | os.PathLike[str],
     formats: Iterable[str] = USUAL,
     figures: Iterable[str] | None = None,
@@ -40,7 +39,7 @@ def export(
 ) -> list[Path]:
     """Writes the figures (None: all that it can show) into a folder, with their numbers also statistics; gives the files' paths.
 
-    run: anything with the read methods of a run, or a sweep (sources.py). ValueError for a format, figure, layer, theme or
+    run: a run, or what sources.py opens: a run with others laid over it, or a sweep. ValueError for a format, figure, layer, theme or
     size that there is not, and for a file where the folder should be. With tables comes export.json, which says where they
     are from, and of a run script.txt, the knob changes as `train --script` takes them.
     """
@@ -61,21 +60,20 @@ def export(
             if format in NUMBERS:
                 stamps[files[-1].name] = figure_facts(run, name, look)
     if tables:
-        sweep = isinstance(run, Found)
-        numbers = cells(run) if sweep else statistics(run)
-        facts = sweep_facts(run, "Statistics") if sweep else facts_of(run, "Statistics")
+        numbers = cells(run) if isinstance(run, Found) else statistics(run)
+        facts = sweep_facts(run, "Statistics") if isinstance(run, Found) else facts_of(run, "Statistics")
         for format in tables:
             content = table(numbers) if format == "csv" else parquet(numbers, facts)
             files.append(write(folder / f"statistics.{format}", content))
             stamps[files[-1].name] = facts
         files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
-        if not sweep:
+        if not isinstance(run, Found) and run.trainable:
             files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
     return files
 
 
-def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
+def rendered(run: Source | Found, name: str, format: str, look: Look) -> bytes:
     """One figure in one format."""
     facts = figure_facts(run, name, look)
     if format in NUMBERS:
@@ -90,16 +88,16 @@ def rendered(run: Any, name: str, format: str, look: Look) -> bytes:
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 
-def numbers_of(run: Any, name: str, look: Look) -> Table:
+def numbers_of(run: Source | Found, name: str, look: Look) -> Table:
     """The numbers behind a figure."""
     if isinstance(run, Found):
-        measure = "cv_load" if name == "sweep_balance" else METRICS[run.config.task][0][0]
+        measure = "cv_load" if name == "sweep_balance" else run.description.metrics[0].name
         return finished(run) if name == "sweep_pareto" else cells(run, measure)
     entry = FIGURES[name]
-    return columns(entry.read(run, look.layer, look.step, None, None))
+    return columns(entry.read(run, At(look.layer, look.step)))
 
 
-def chosen(run: Any, figures: Iterable[str] | None) -> list[str]:
+def chosen(run: Source | Found, figures: Iterable[str] | None) -> list[str]:
     """The names asked for, or all that the run, comparison or sweep can show; ValueError for one that it cannot."""
     there_are = [name for name in FIGURES if shows(run, name)]
     names = there_are if figures is None else list(dict.fromkeys(figures))

@@ -15,7 +15,9 @@ from moe_core.export.look import Look, check, laid_out, spec_of
 from moe_core.export.stamp import caption_of, figure_facts
 from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import last_step
+from moe_core.runs.source import Source
 
 FRAMES = 120  # at most
 LAST = 1.5  # seconds for which the last frame stands
@@ -23,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 
 def animate(
-    run: Any,
+    run: Source | Found,
     name: str,
     out: str | os.PathLike[str],
     look: Look,
@@ -45,7 +47,7 @@ def animate(
     encode = gif if path.suffix.lower() == ".gif" else mp4
     if encode is mp4:
         ffmpeg()
-    if FIGURES[name].page == "sweep":
+    if isinstance(run, Found):
         raise ValueError(f"{name} shows how runs ended, and does not change over steps; export it as a picture")
     steps = steps_of(run, name)
     if not len(steps):
@@ -56,7 +58,7 @@ def animate(
     )
 
 
-def steps_of(run: Any, name: str) -> np.ndarray[Any, Any]:
+def steps_of(run: Source, name: str) -> np.ndarray[Any, Any]:
     """The steps to show: of snapshots where the figure shows one, else evenly spread; all were recorded."""
     shots = np.asarray(run.snapshots(), np.int64)
     if FIGURES[name].page not in ("live", "compare") and len(shots):
@@ -68,7 +70,7 @@ def steps_of(run: Any, name: str) -> np.ndarray[Any, Any]:
     return found
 
 
-def frames(run: Any, name: str, steps: np.ndarray[Any, Any], look: Look, progress: Progress) -> Iterator[Any]:
+def frames(run: Source, name: str, steps: np.ndarray[Any, Any], look: Look, progress: Progress) -> Iterator[Any]:
     """A picture a step, with the step below it."""
     from PIL import Image
 

@@ -199,15 +199,15 @@ def to_px(value: Any, ref: str, layout: Spec, plots: dict[str, tuple[Axis, Axis,
     margin = layout["margin"]
     if ref == "paper":
         if upright:
-            return margin["t"] + (1 - value) * (layout["height"] - margin["t"] - margin["b"])
-        return margin["l"] + value * (layout["width"] - margin["l"] - margin["r"])
+            return float(margin["t"] + (1 - value) * (layout["height"] - margin["t"] - margin["b"]))
+        return float(margin["l"] + value * (layout["width"] - margin["l"] - margin["r"]))
     name = ref.split()[0]
     if upright:
         one = plots[name][1]
     else:
         one = next(x for x, y, _ in plots.values() if y.spec.get("anchor", "x") == name)
     if ref.endswith("domain"):
-        return one.px[0] + value * (one.px[1] - one.px[0])
+        return float(one.px[0] + value * (one.px[1] - one.px[0]))
     # On a log axis a shape stands at a value, a note at its power of ten.
     return float(one.place(value))
 

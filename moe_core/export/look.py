@@ -12,6 +12,7 @@ from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
+from moe_core.runs.source import At, Source
 
 FONT = 13  # px of axis type, where nobody says
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
@@ -36,12 +37,13 @@ class Look:
     step: int | None = None
 
 
-def check(run: Any, look: Look) -> None:
+def check(run: Source | Found, look: Look) -> None:
     """ValueError for a theme, layer or step that there is not, or a size out of range."""
     if look.theme not in THEMES:
         raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
-    if not 0 <= look.layer < run.config.layers:
-        raise ValueError(f"layer must be between 1 and {run.config.layers}, got {look.layer + 1}")
+    layers = len(run.description.layers)
+    if not 0 <= look.layer < layers:
+        raise ValueError(f"layer must be between 1 and {layers}, got {look.layer + 1}")
     if look.step is not None and not isinstance(run, Found):  # a sweep has no steps to look at
         last = last_step(run)
         if not 1 <= look.step <= last:
@@ -66,14 +68,16 @@ def size_of(name: str, look: Look) -> tuple[int, int]:
     return (own[0], own[1]) if own[0] > 700 else COLUMN
 
 
-def spec_of(run: Any, name: str, look: Look, given: dict[str, Any] | None = None) -> tuple[dict[str, Any], float]:
+def spec_of(
+    run: Source | Found, name: str, look: Look, given: dict[str, Any] | None = None
+) -> tuple[dict[str, Any], float]:
     """The figure's spec as it is to be drawn, and how many px one of its px is to be.
 
     given: what the figure is drawn from, if it was read before.
     """
     entry = FIGURES[name]
     if given is None:
-        given = entry.read(run, look.layer, look.step, None, POINTS)
+        given = entry.read(run, At(look.layer, look.step, bins=POINTS))
     if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
         given = given | {"label_changes": True}  # on its page the chart above names the changes
     width, height = size_of(name, look)
@@ -118,7 +122,9 @@ def whole(layout: dict[str, Any]) -> tuple[str, int]:
     return parts[1] + "<br>".join(lines) + parts[3], round((len(lines) - 1) * LINE * layout["title"]["font"]["size"])
 
 
-def sheet_of(run: Any, name: str, look: Look, caption: str, given: dict[str, Any] | None = None) -> tuple[Sheet, float]:
+def sheet_of(
+    run: Source | Found, name: str, look: Look, caption: str, given: dict[str, Any] | None = None
+) -> tuple[Sheet, float]:
     """The figure as a sheet, and how many px one of its px is to be."""
     spec, zoom = spec_of(run, name, look, given)
     return laid_out(spec, zoom, name, look, caption), zoom

@@ -106,7 +106,7 @@ def lines_of(text: str, font: dict[str, Any]) -> list[tuple[Run, ...]]:
 
     font: family, size, color and perhaps weight, as in a spec.
     """
-    weight = {"bold": 700, "normal": 400}.get(font.get("weight"), font.get("weight") or 400)
+    weight = {"bold": 700, "normal": 400}.get(str(font.get("weight")), font.get("weight") or 400)
     look = (colour_of(font.get("color", "#000000")), float(font["size"]), int(weight))
     mono = is_mono(font.get("family", ""))
     open_tags = [look]

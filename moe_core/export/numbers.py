@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.compare import LETTERS
+from moe_core.figures.needs import stats
 from moe_core.figures.probe import class_name
 from moe_core.figures.read_sweep import Found
-from moe_core.schema import BALANCE, HELD_OUT_BALANCE, METRICS, STATS, exact_text, measured_in
+from moe_core.runs.source import Source
+from moe_core.schema import BALANCE, HELD_OUT_BALANCE, STATS, exact_text
 
 Table = dict[str, Any]
 CURVES = {
@@ -94,26 +96,25 @@ def finished(found: Found) -> Table:
     done = [result for result in found.results if result.ended]
     table: Table = {"run": [one.job.run_id for one in done], "seed": [one.job.config.seed for one in done]}
     table |= {name: [found.cells[one.job.cell].get(name, "") for one in done] for name in found.swept}
-    names = [name for name, *_ in METRICS[found.config.task]]
+    names = [name for name, *_ in found.description.metrics]
     table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
     balance = [*BALANCE, *(name for name, *_ in HELD_OUT_BALANCE)]
     return table | {name: [math.nan if (v := one.ended.get(name)) is None else v for one in done] for name in balance}
 
 
-def statistics(run: Any) -> Table:
+def statistics(run: Source) -> Table:
     """Every statistic of every step, layer and expert."""
     found: Table = {}
     last = run.steps()[1]  # a run may train meanwhile
-    recorded = measured_in(run.layout)  # by a version that may have had fewer
     for stat in STATS:
-        if stat.stored and stat.name not in recorded:
+        if not stats(stat.name)(run):
             continue
-        for layer in range(run.config.layers if "L" in stat.shape else 1):
+        for layer in range(len(run.description.layers) if "L" in stat.shape else 1):
             steps, values = run.history(stat.name, layer, last=last)
             found.setdefault("step", np.asarray(steps))
             name = f"{stat.name}_layer{layer + 1}" if "L" in stat.shape else stat.name
             if "E" in stat.shape:
-                found |= {f"{name}_expert{e + 1}": np.asarray(values)[:, e] for e in range(run.config.num_experts)}
+                found |= {f"{name}_expert{e + 1}": np.asarray(values)[:, e] for e in range(values.shape[1])}
             else:
                 found[name] = np.asarray(values)
     return found

@@ -18,7 +18,7 @@ POINT = 0.75  # a CSS pixel in points
 
 def to_pdf(pages: Sequence[Sheet], facts: Mapping[str, str] | None = None, scale: float = 1.0) -> bytes:
     """One PDF file, a page a sheet."""
-    return Document(pages, facts or {}, scale * POINT).bytes()
+    return Document(pages, facts or {}, scale * POINT).to_bytes()
 
 
 def n(value: float) -> str:
@@ -76,7 +76,7 @@ class Document:
         )
         return self.add(head + b"stream\n" + data + b"\nendstream")
 
-    def bytes(self) -> bytes:
+    def to_bytes(self) -> bytes:
         out = bytearray(b"%PDF-1.7\n%\xe2\xe3\xcf\xd3\n")
         places = []
         for number, body in enumerate(self.objects, 1):

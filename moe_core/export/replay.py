@@ -21,19 +21,16 @@ from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.probe import as_images
 from moe_core.figures.read_sweep import Found
-from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, probe_kind, rows_of_probe
+from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, rows_of_probe
 from moe_core.figures.rows import row_told, spreads
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import NOT_LEARNING
+from moe_core.runs.source import At, Source
 from moe_core.schema import (
     AUTOBALANCE,
     BALANCED,
     COLLAPSED,
     LOOKS_AHEAD,
-    METRICS,
-    as_dict,
-    label_of,
-    measured_in,
     untaught,
     value_text,
 )
@@ -49,7 +46,9 @@ HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
 
-def replay(run: Any, out: str | os.PathLike[str], layer: int = 0, progress: Progress = lambda done, of: None) -> Path:
+def replay(
+    run: Source, out: str | os.PathLike[str], layer: int = 0, progress: Progress = lambda done, of: None
+) -> Path:
     """Writes FILE.html, which begins with this layer. ValueError for another ending or a run without steps."""
     path = Path(out)
     if path.suffix.lower() != ".html":
@@ -72,9 +71,9 @@ def replay(run: Any, out: str | os.PathLike[str], layer: int = 0, progress: Prog
     return write_parts(path, (part.encode() for part in parts))
 
 
-def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
+def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
     """All that the page needs, in JSON's types; arrays as base64 of little-endian numbers."""
-    layers, E = run.config.layers, run.config.num_experts
+    layers, E = len(run.description.layers), max(run.description.experts)
     rows = rows_of(run)
     steps = run.history("cv_load", 0)[0][rows]
     of = layers * (len(SHARES) + len(NUMBERS)) + len(THEMES)
@@ -89,7 +88,7 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
             found[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
         found["untaught"] = packed(untaught_of(run, one)[rows].astype("<f4"))
         kept.append(found)
-    loss = FIGURES["loss"].read(run, layer, None, None, 4000)
+    loss = FIGURES["loss"].read(run, At(layer, bins=4000))
     specs = {}
     for theme in THEMES:
         progress(done, of)
@@ -97,7 +96,7 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
         specs[theme] = [skeletons(run, theme, one) for one in range(layers)]
     progress(of, of)
     return {
-        "kind": probe_kind(run), "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
+        "kind": run.description.probe, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
         "metric": metric_of(run), "held_out": [held_out_of(run, one) for one in range(layers)],
@@ -105,9 +104,9 @@ def data_of(run: Any, layer: int, progress: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def untaught_of(run: Any, layer: int) -> np.ndarray[Any, Any]:
+def untaught_of(run: Source, layer: int) -> np.ndarray[Any, Any]:
     """(n,) for each step, whether the gate gets no gradient from the task; all False for a run that did not measure it."""
-    if "task_gradient" not in measured_in(run.layout):
+    if "task_gradient" not in run.description.measures:
         return np.zeros(run.steps()[1], bool)
     gradient, whole = (np.asarray(run.history(name, layer)[1]) for name in ("task_gradient", "grad_norm"))
     return np.asarray(untaught(gradient, whole))
@@ -123,10 +122,10 @@ def shares(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.round(65535 * values / np.where(total > 0, total, 1)).astype("<u2")
 
 
-def rows_of(run: Any) -> np.ndarray[Any, Any]:
+def rows_of(run: Source) -> np.ndarray[Any, Any]:
     """The rows to keep: all, or of each stretch the one with the least and the one with the most CV(load), and those around changes."""
     steps, cv = run.history("cv_load", 0)
-    each = run.config.layers * (len(SHARES) * run.config.num_experts * 2 + len(NUMBERS) * 4) * 4 / 3
+    each = sum(len(SHARES) * experts * 2 + len(NUMBERS) * 4 for experts in run.description.experts) * 4 / 3
     most = max(200, int(BUDGET / each))
     if len(steps) <= most:
         return np.arange(len(steps))
@@ -141,17 +140,17 @@ def rows_of(run: Any) -> np.ndarray[Any, Any]:
     return np.array(sorted(kept))
 
 
-def knobs_of(run: Any) -> list[dict[str, Any]]:
+def knobs_of(run: Source) -> list[dict[str, Any]]:
     """The knobs at the start, then each change: the step of effect, name, label and value in words."""
     start = [
-        {"step": 0, "name": n, "label": label_of(n), "value": value_text(v)}
-        for n, v in as_dict(run.started_knobs).items()
+        {"step": 0, "name": n, "label": run.description.label_of(n), "value": value_text(getattr(run.started_knobs, n))}
+        for n in run.description.knobs
     ]
     return start + [
         {
             "step": c.step,
             "name": c.name,
-            "label": label_of(c.name),
+            "label": run.description.label_of(c.name),
             "value": value_text(c.value),
             "before": value_text(c.previous),
             "hand": c.who != AUTOBALANCE,
@@ -161,29 +160,27 @@ def knobs_of(run: Any) -> list[dict[str, Any]]:
     ]
 
 
-def metric_of(run: Any) -> dict[str, Any]:
+def metric_of(run: Source) -> dict[str, Any]:
     """The task's headline on the held-out split; ahead: of each evaluation, what is said if it does not compare."""
-    name, label, unit, _ = METRICS[run.config.task][0]
+    name, label, unit, _ = run.description.metrics[0]
     done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
     comparable = comparable_at(run, [step for step, _ in done])
     said = [""] * len(done) if comparable is None else ["" if one else LOOKS_AHEAD for one in comparable]
     return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": said}
 
 
-def held_out_of(run: Any, layer: int) -> dict[str, list[Any]]:
+def held_out_of(run: Source, layer: int) -> dict[str, list[Any]]:
     """The balance of each evaluation that recorded selections: its step, the CV, and where that is, in words."""
     steps = [e.step for e in run.evals() if e.counts is not None]
     found = [one for step in steps if (one := held_out_at(run, layer, step)) is not None]
     return {"steps": steps, "cv": [one.cv for one in found], "where": [one.where for one in found]}
 
 
-def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
+def skeletons(run: Source, theme: str, layer: int) -> dict[str, Any]:
     """The figures' own specs at the end of the run, long arrays left out: the page fills them in up to a step."""
     found = {}
     for name, size in CHARTS.items():
-        spec = FIGURES[name].draw.spec(
-            **FIGURES[name].read(run, layer, None, None, 300), theme=THEMES[theme], size=size
-        )
+        spec = FIGURES[name].draw.spec(**FIGURES[name].read(run, At(layer, bins=300)), theme=THEMES[theme], size=size)
         for trace in spec["data"]:
             if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(KEPT):
                 trace |= {"x": [], "y": []}
@@ -192,7 +189,7 @@ def skeletons(run: Any, theme: str, layer: int) -> dict[str, Any]:
     return found
 
 
-def probe_of(run: Any) -> dict[str, Any]:
+def probe_of(run: Source) -> dict[str, Any]:
     """The probe and, snapshot by snapshot, the first expert of each token; of points, also the regions."""
     shown = run.probe()
     at = run.snapshots()
@@ -221,7 +218,7 @@ def probe_of(run: Any) -> dict[str, Any]:
     return found
 
 
-def rows_told(run: Any, shown: dict[str, Any]) -> list[str]:
+def rows_told(run: Source, shown: dict[str, Any]) -> list[str]:
     """What a hover says of each row of a table."""
     rows, classes = rows_of_probe(run, shown), classes_of_probe(run)
     z_NF = spreads(rows["values_NF"])

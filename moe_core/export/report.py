@@ -6,6 +6,7 @@ A4, drawn by the same marks as the figures.
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,13 +25,12 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.reading import gestures, held_out_at, last_step
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import ENDED
+from moe_core.runs.source import Record
 from moe_core.runs.statistics import mean_balance
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
-    METRICS,
     Config,
-    as_dict,
     looks_ahead,
     meta_of,
     value_text,
@@ -38,6 +38,7 @@ from moe_core.schema import (
 )
 
 FIGURE = (WIDE, 300)
+SETTINGS = {f.name for f in fields(Config)}
 SAMPLES = 5  # texts, the last ones
 EVALS = 25  # rows of the table of evaluations; more are thinned evenly
 AVERAGED = 50  # steps over which the closing figures are means
@@ -51,10 +52,10 @@ class Part(NamedTuple):
     content: list[Rows | tuple[str, int] | str]
 
 
-def write_report(run: Any, out: str | os.PathLike[str], progress: Progress = lambda done, of: None) -> Path:
+def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = lambda done, of: None) -> Path:
     """Writes FILE.html or FILE.pdf. ValueError for another ending, and for a folder that is not there."""
     path = Path(out)
-    kinds = {".html": as_html, ".pdf": as_pdf}
+    kinds: dict[str, Callable[[Record, Progress], str | bytes]] = {".html": as_html, ".pdf": as_pdf}
     if path.suffix.lower() not in kinds:
         raise ValueError(f"a report's name ends in .html or .pdf, got {path.name!r}")
     if not path.parent.is_dir():
@@ -62,23 +63,23 @@ def write_report(run: Any, out: str | os.PathLike[str], progress: Progress = lam
     return write(path, kinds[path.suffix.lower()](run, progress))
 
 
-def parts_of(run: Any) -> list[Part]:
+def parts_of(run: Record) -> list[Part]:
     """All that there is to say about a run, in the order of reading."""
     state = run.status()
-    started = as_dict(run.started_knobs)
-    stands = as_dict(run.knobs_at(last_step(run)))
+    started = {name: getattr(run.started_knobs, name) for name in run.description.knobs}
+    ended = run.knobs_at(last_step(run))
     figures = [
         (name, layer)
         for name in FIGURES
         if shows(run, name)
-        for layer in range(run.config.layers if name != "loss" else 1)
+        for layer in range(len(run.description.layers) if name != "loss" else 1)
     ]
     found = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
-        Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(Config, *one) for one in as_dict(run.config).items() if one[1] not in ((), [], "")])]),
+        Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(*one) for one in run.description.settings.items() if one[1] not in ((), [], "")])]),
         Part(
             "Knobs",
-            [Rows(("knob", "at the start", "at the end"), [(n, value_text(v), value_text(stands[n])) for n, v in started.items()])],
+            [Rows(("knob", "at the start", "at the end"), [(n, value_text(v), value_text(getattr(ended, n))) for n, v in started.items()])],
         ),
         Part("What was turned", [changes(run)]),
         Part(f"Evaluations{of_all(EVALS, len(run.evals()))}", [evaluations(run)]),
@@ -100,9 +101,9 @@ def of_all(most: int, there: int, which: str = "") -> str:
     return f": {which}{most} of {there:,}" if there > most else ""
 
 
-def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
+def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
     last = last_step(run)
-    yield "task", run.config.task
+    yield "task", run.description.task
     yield "state", state.state + (f": {state.reason}" if state.reason else "")
     yield (
         "steps",
@@ -113,7 +114,7 @@ def summary(run: Any, state: Any) -> Iterator[tuple[str, str]]:
             yield name, words_of(value)
     if not last:
         return
-    for layer in range(run.config.layers):
+    for layer in range(len(run.description.layers)):
         for stat, words in (("cv_load", "CV(load)"), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
             mean = float(np.mean(values)) if len(values) else float("nan")
@@ -130,7 +131,7 @@ def words_of(fact: Any) -> str:
     return "; ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
 
 
-def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:
+def setting(name: str, value: Any) -> tuple[str, str, str]:
     words = (
         ", ".join(map(str, value))
         if isinstance(value, list | tuple)
@@ -138,13 +139,13 @@ def setting(kind: Any, name: str, value: Any) -> tuple[str, str, str]:
         if isinstance(value, int | float | str)
         else str(value)
     )
-    return name, words, meta_of(kind, name).help
+    return name, words, meta_of(Config, name).help if name in SETTINGS else ""
 
 
-def changes(run: Any) -> Rows:
+def changes(run: Record) -> Rows:
     """What was turned, a drag in one line; script.txt beside an export has each of its values."""
     waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (
             waiting if c.step is None else f"{c.step:,}",
             c.name,
@@ -157,26 +158,26 @@ def changes(run: Any) -> Rows:
     return Rows(("step", "knob", "from", "to", "by"), rows)
 
 
-def evaluations(run: Any) -> Rows:
-    names = [(name, with_unit(label, unit)) for name, label, unit, _ in METRICS[run.config.task]]
+def evaluations(run: Record) -> Rows:
+    names = [(name, with_unit(label, unit)) for name, label, unit, _ in run.description.metrics]
     done = [e._replace(metrics=e.metrics | mean_balance(e.counts)) for e in run.evals()]
     if any(e.counts is not None for e in done):
         names += [(name, with_unit(label, unit)) for name, label, unit in HELD_OUT_BALANCE]
     kept = [done[round(i)] for i in np.linspace(0, len(done) - 1, min(len(done), EVALS))] if done else []
     rows = [(f"{e.step:,}", *(f"{e.metrics[n]:.4g}" if n in e.metrics else "–" for n, _ in names)) for e in kept]
-    ahead = [looks_ahead(run.config, run.knobs_at(e.step)) for e in kept]
+    ahead = [looks_ahead(run.description, run.knobs_at(e.step)) for e in kept]
     if any(ahead):
         rows = [(*row, LOOKS_AHEAD if one else "") for row, one in zip(rows, ahead, strict=True)]
     return Rows(("step", *(words for _, words in names), *[""] * any(ahead)), rows)
 
 
-def figure_title(run: Any, name: str, layer: int) -> str | None:
+def figure_title(run: Record, name: str, layer: int) -> str | None:
     """None where a run has one layer and the figure's own title says it all."""
-    many = run.config.layers > 1 and name != "loss"
+    many = len(run.description.layers) > 1 and name != "loss"
     return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
 
 
-def drawn(run: Any, name: str, layer: int, theme: str) -> Sheet:
+def drawn(run: Record, name: str, layer: int, theme: str) -> Sheet:
     look = Look(size=FIGURE, theme=theme, layer=layer, title=figure_title(run, name, layer))
     return sheet_of(run, name, look, "")[0]
 
@@ -184,7 +185,7 @@ def drawn(run: Any, name: str, layer: int, theme: str) -> Sheet:
 # HTML
 
 
-def as_html(run: Any, progress: Progress) -> str:
+def as_html(run: Record, progress: Progress) -> str:
     facts = facts_of(run, f"MoEscope report: {run.id}")
     parts = parts_of(run)
     of = sum(len(part.content) for part in parts)
@@ -228,7 +229,7 @@ figure {{ margin: 16px 0; break-inside: avoid; }} figure img {{ width: 100%; hei
 """
 
 
-def html_of(run: Any, piece: Any) -> str:
+def html_of(run: Record, piece: Any) -> str:
     def safe(text: str) -> str:
         return escape(printable(text))
 
@@ -261,7 +262,7 @@ def picture(sheet: Sheet, theme: str, words: str) -> str:
 # PDF
 
 
-def as_pdf(run: Any, progress: Progress) -> bytes:
+def as_pdf(run: Record, progress: Progress) -> bytes:
     facts = facts_of(run, f"MoEscope report: {run.id}")
     parts = parts_of(run)
     of = sum(len(part.content) for part in parts)

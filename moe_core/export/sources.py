@@ -1,14 +1,19 @@
 """What is exported: a run, a run with others laid over it and with what was chosen in it, or a sweep."""
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
-from moe_core.figures.reading import Beside
-from moe_core.runs import Run, StoreError, knobs_after, open_run, runs_folder
+from moe_core.runs import Eval, KnobChange, Run, StoreError, knobs_after, open_run, runs_folder
+from moe_core.runs.source import Beside, Snapshot
+from moe_core.schema import Config, Knobs, KnobValues, describe
 from moe_core.sweep import open_sweep, results, rows
 
 WHOLE = (
@@ -21,43 +26,74 @@ WHOLE = (
 ALIGNED = ("step", "fork")
 
 
-class Still:
-    """A run as of when it was opened. It may train meanwhile; all that is read of it here ends at the same step."""
+class Still(Beside):
+    """A run as of when it was opened. It may train meanwhile; all that is read of it here ends at the same step.
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.last = run, run.steps()[1]
+    options and others: what is chosen in it, and the runs laid over it.
+    """
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.run, name)
+    def __init__(
+        self, run: Run, options: Mapping[str, Any] = MappingProxyType({}), others: Sequence["Still"] = ()
+    ) -> None:
+        super().__init__(run, options, others)
+        self.record, self.last = run, run.steps()[1]
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return self.record.facts
+
+    @property
+    def config(self) -> Config:
+        return self.record.config
+
+    @property
+    def trainable(self) -> bool:
+        return self.record.trainable
+
+    @property
+    def state(self) -> str:
+        return self.record.state
+
+    @property
+    def damage(self) -> list[str]:
+        return self.record.damage
+
+    def look_over(self) -> list[str]:
+        return self.record.look_over()
+
+    def check_turns(self) -> None:
+        self.record.check_turns()
 
     def _until(self, step: int | None) -> int:
         return self.last if step is None else min(step, self.last)
 
     def steps(self) -> tuple[int, int]:
-        return self.run.steps()[0], self.last
+        return self.record.steps()[0], self.last
 
-    def history(self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None) -> Any:  # fmt: skip
-        return self.run.history(stat, layer, first, self._until(last), bins)
+    def history(
+        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        return self.record.history(stat, layer, first, self._until(last), bins)
 
-    def evals(self, after: int = 0) -> list[Any]:
-        return [one for one in self.run.evals(after) if one.step <= self.last]
+    def evals(self, after: int = 0) -> list[Eval]:
+        return [one for one in self.record.evals(after) if one.step <= self.last]
 
-    def knob_changes(self) -> list[Any]:
-        return [change for change in self.run.knob_changes() if change.step is None or change.step <= self.last]
+    def knob_changes(self) -> list[KnobChange]:
+        return [change for change in self.record.knob_changes() if change.step is None or change.step <= self.last]
 
     @property
-    def knobs(self) -> Any:
-        return knobs_after(self.run.started_knobs, self.knob_changes())
+    def knobs(self) -> KnobValues:
+        return knobs_after(self.record.started_knobs, self.knob_changes())
 
-    def snapshots(self, kind: str = "probe") -> Any:
-        steps = self.run.snapshots(kind)
+    def snapshots(self, kind: str = "probe") -> NDArray[np.int64]:
+        steps = self.record.snapshots(kind)
         return steps[steps <= self.last]
 
-    def snapshot(self, step: int | None = None, kind: str = "probe") -> Any:
-        return self.run.snapshot(self._until(step), kind)
+    def snapshot(self, step: int | None = None, kind: str = "probe") -> Snapshot | None:
+        return self.record.snapshot(self._until(step), kind)
 
 
-class Source(NamedTuple):
+class Named(NamedTuple):
     """Names what is exported, by plain values. run: an id, a unique beginning, or a path; others: the runs laid over it;
     options: what is chosen, by name; sweep: the id of a sweep, instead of all that."""
 
@@ -67,30 +103,31 @@ class Source(NamedTuple):
     sweep: str = ""
 
     @contextlib.contextmanager
-    def open(self, runs: str | Path | None = None) -> Iterator[Any]:
+    def open(self, runs: str | Path | None = None) -> Iterator[Still | Found]:
         """What the figures are read from. ValueError (a StoreError is one) for what there is not or does not fit."""
         if self.sweep:
             sweep = open_sweep(self.sweep, runs)
             found = results(sweep)
             plan = sweep.plan
-            yield Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, found), found)
+            yield Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, found), found)
             return
         with contextlib.ExitStack() as stack:
-            first, *others = (
-                Still(stack.enter_context(contextlib.closing(open_run(name, runs))))
-                for name in (self.run, *self.others)
+            first, *rest = (
+                stack.enter_context(contextlib.closing(open_run(name, runs))) for name in (self.run, *self.others)
             )
-            chosen = checked(dict(self.options), first.config.num_experts)
+            others = [Still(run) for run in rest]
+            chosen = checked(dict(self.options), max(first.description.experts))
             if len(others) >= len(LETTERS):
                 raise ValueError(f"at most {len(LETTERS)} runs can be compared, got {1 + len(others)}; leave some out")
             for i, other in enumerate(others):
-                if other.config.task != first.config.task:
+                tasks = first.description.task, other.description.task
+                if tasks[0] != tasks[1]:
                     raise ValueError(
-                        f"runs of one task can be compared: {first.id} is {first.config.task}, {other.id} is {other.config.task}"
+                        f"runs of one task can be compared: {first.id} is {tasks[0]}, {other.id} is {tasks[1]}"
                     )
                 if other.id in [first.id, *(one.id for one in others[:i])]:
                     raise ValueError(f"{other.id} is named twice; compare different runs")
-            yield Beside(first, chosen, tuple(others)) if others or chosen else first
+            yield Still(first, chosen, others)
 
 
 def checked(given: Mapping[str, str], experts: int) -> dict[str, Any]:
@@ -117,14 +154,14 @@ def is_sweep(name: str, runs: str | Path | None = None) -> bool:
     return "/" not in name and (runs_folder(runs) / name / "sweep.json").is_file()
 
 
-def named(name: str, runs: str | Path | None = None, **given: Any) -> Source:
+def named(name: str, runs: str | Path | None = None, **given: Any) -> Named:
     """The source that a person's RUN means: a sweep of that name, a run, or a sweep whose name begins so."""
     if is_sweep(name, runs):
-        return Source(sweep=name)
+        return Named(sweep=name)
     try:
         open_run(name, runs).close()
     except StoreError:
         with contextlib.suppress(StoreError):
-            return Source(sweep=open_sweep(name, runs).id)
+            return Named(sweep=open_sweep(name, runs).id)
         raise
-    return Source(name, **given)
+    return Named(name, **given)

@@ -7,18 +7,19 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import last_step
+from moe_core.runs.source import Source
 from moe_core.schema import exact_text
 
 Facts = dict[str, str]
 
 
-def facts_of(run: Any, title: str, layer: int | None = None, step: int | None = None) -> Facts:
+def facts_of(run: Source, title: str, layer: int | None = None, step: int | None = None) -> Facts:
     """The stamp of one export, by the names that PNG and PDF use for the first three."""
     step = last_step(run) if step is None else step
-    where = "" if layer is None else f", layer {layer + 1} of {run.config.layers}"
+    where = "" if layer is None else f", layer {layer + 1} of {len(run.description.layers)}"
     facts = {
         "Title": title,
-        "Description": f"MoEscope run {run.id}, {run.config.task} task, step {step}{where}",
+        "Description": f"MoEscope run {run.id}, {run.description.task} task, step {step}{where}",
         "Software": f"MoEscope {__version__}",
         "Run": str(run.id),
         "Step": str(step),
@@ -28,7 +29,7 @@ def facts_of(run: Any, title: str, layer: int | None = None, step: int | None = 
     return facts | {"Changes": "; ".join(changes_until(run, step)) or "none"}
 
 
-def changes_until(run: Any, step: int) -> list[str]:
+def changes_until(run: Source, step: int) -> list[str]:
     """Every knob change that took effect by a step, in words."""
     return [
         f"step {change.step}: {change.name} {exact_text(change.previous)} → {exact_text(change.value)} ({change.who})"
@@ -37,14 +38,14 @@ def changes_until(run: Any, step: int) -> list[str]:
     ]
 
 
-def figure_facts(source: Any, name: str, look: Any) -> Facts:
+def figure_facts(source: Source | Found, name: str, look: Any) -> Facts:
     """The stamp of one figure: of a comparison with all its runs, of a sweep with how far it is."""
     entry = FIGURES[name]
     title = look.title or entry.title
     if isinstance(source, Found):
         return sweep_facts(source, title)
     facts = facts_of(source, title, look.layer, look.step)
-    options = getattr(source, "options", {})
+    options = source.options
     if chosen := [f"{word} {value}" for word, value in options.items() if word != "align"]:
         facts["Chosen"] = ", ".join(chosen)
     if entry.page != "compare":
@@ -67,7 +68,7 @@ def sweep_facts(found: Found, title: str) -> Facts:
     done = sum(bool(result.ended) for result in found.results)
     return {
         "Title": title,
-        "Description": f"MoEscope sweep {found.id}, {found.config.task} task, {found.config.steps} steps a run",
+        "Description": f"MoEscope sweep {found.id}, {found.description.task} task, {found.description.settings['steps']} steps a run",
         "Software": f"MoEscope {__version__}",
         "Sweep": found.id,
         "Knobs": ", ".join(found.swept),

@@ -43,7 +43,7 @@ def to_png(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 
         f"<defs>{drawn.defined()}</defs>{body}</svg>"
     )
     data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=pixels[0], height=pixels[1], skip_system_fonts=True))
-    return with_text(data, (facts or {}) | {"Scale": f"{scale:g}"} if facts else {})
+    return with_text(data, {**facts, "Scale": f"{scale:g}"} if facts else {})
 
 
 def with_text(data: bytes, facts: Mapping[str, str]) -> bytes:

@@ -62,7 +62,7 @@ def within(points: Points, where: Box) -> Points:
     """The points, those that lie outside of the plot as gaps: what is not clipped is drawn whole, or not at all."""
     x, y, width, height = where
     low, high = np.array([x, y]) - 0.5, np.array([x + width, y + height]) + 0.5
-    inside = ((points >= low) & (points <= high)).all(axis=1)
+    inside = np.asarray(((points >= low) & (points <= high)).all(axis=1))
     return np.where(inside[:, None], points, np.nan)
 
 

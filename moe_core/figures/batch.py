@@ -26,7 +26,7 @@ from moe_core.figures.paper import (
 )
 from moe_core.figures.reading import tokens_per_expert
 from moe_core.figures.theme import LIGHT, Theme
-from moe_core.figures.tiles import short
+from moe_core.figures.tiles.tile import short
 
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 

@@ -6,52 +6,54 @@ import numpy as np
 
 from moe_core.figures.reading import (
     RECENT,
-    Span,
     batch_sizes,
     common,
-    last_step,
+    experts_of,
+    k_now,
     of_those_on,
     on_at,
     over_time,
     rows_until,
+    step_of,
 )
+from moe_core.runs.source import At, Source
 
 
-def read_formula(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    last = last_step(source) if step is None else step
-    _, counts_nE = rows_until(source, "counts", layer, last, RECENT)
+def read_formula(source: Source, at: At) -> dict[str, Any]:
+    last = step_of(source, at)
+    _, counts_nE = rows_until(source, "counts", at.layer, last, RECENT)
     return batch_sizes(source)._asdict() | {
-        "measured_E": of_those_on(source, layer, [last], counts_nE.mean(axis=0)[None])[0] if len(counts_nE) else None,
-        "run_experts": int(on_at(source, layer, [last]).sum()),
+        "measured_E": of_those_on(source, at.layer, [last], counts_nE.mean(axis=0)[None])[0]
+        if len(counts_nE)
+        else None,
+        "run_experts": int(on_at(source, at.layer, [last]).sum()),
         "step": last or None,
     }
 
 
-def read_throughput(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    found = source.throughput()
-    some = found is not None
+def read_throughput(source: Source, at: At) -> dict[str, Any]:
+    measured = source.throughput()
     return {
-        "tokens_m": found.tokens if some else np.zeros(0, np.int64),
-        "per_second_m": found.per_second if some else np.zeros(0),
-        "k": int(source.knobs.k),
-        "experts": source.config.num_experts,
+        "tokens_m": measured.tokens,
+        "per_second_m": measured.per_second,
+        "k": k_now(source),
+        "experts": experts_of(source, at.layer),
         "chosen": batch_sizes(source).tokens,
-        "machine": found.machine if some else "",
+        "machine": measured.machine,
     }
 
 
-def read_measured(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    steps, counts_nE = over_time(source, "counts", layer, span, bins)
-    config = source.config
-    counts_nE = of_those_on(source, layer, steps, counts_nE)
-    ideal_n = np.array(k_at(source, steps)) * config.tokens / on_at(source, layer, steps).sum(axis=1)
-    return {"steps": steps, "counts_nE": counts_nE, "ideal_n": ideal_n} | common(source, step, span)
+def read_measured(source: Source, at: At) -> dict[str, Any]:
+    steps, counts_nE = over_time(source, "counts", at)
+    counts_nE = of_those_on(source, at.layer, steps, counts_nE)
+    ideal_n = np.array(k_at(source, steps)) * source.description.tokens / on_at(source, at.layer, steps).sum(axis=1)
+    return {"steps": steps, "counts_nE": counts_nE, "ideal_n": ideal_n} | common(source, at)
 
 
-def k_at(source: Any, steps: Any) -> list[int]:
+def k_at(source: Source, steps: Any) -> list[int]:
     """The k that each step ran with, from the recorded turns."""
     turns = [change for change in source.knob_changes() if change.name == "k" and change.step is not None]
-    start = int(turns[0].previous) if turns else int(source.knobs.k)
+    start = int(turns[0].previous) if turns else k_now(source)
     return [
         int(next((t.value for t in reversed(turns) if t.step <= step), start)) for step in np.asarray(steps).tolist()
     ]

@@ -9,12 +9,13 @@ from moe_core.figures.matrices import cosines
 from moe_core.figures.paper import Array
 from moe_core.figures.probe import dense, kept, letter
 from moe_core.figures.reading import (
-    Span,
     by_hand,
     chosen_expert,
     classes_of_probe,
     common,
-    last_step,
+    experts_of,
+    k_now,
+    label_name,
     of_those_on,
     on_at,
     over_time,
@@ -22,7 +23,9 @@ from moe_core.figures.reading import (
     recent_share,
     rows_of_probe,
     share_at_end,
+    step_of,
 )
+from moe_core.runs.source import At, Source
 from moe_core.schema import value_text
 
 SNAPSHOTS = 40  # about how many past snapshots saturation looks at
@@ -30,7 +33,7 @@ BYTES = 20  # rows of specialisation by byte
 NONE = value_text(None)
 
 
-def full(source: Any, step: int | None, name: str, layer: int) -> tuple[int | None, Array | None]:
+def full(source: Source, step: int | None, name: str, layer: int) -> tuple[int | None, Array | None]:
     """An array of the last full snapshot at or before a step, with its step; None before the first."""
     found = source.snapshot(step=step, kind="full")
     if found is None or name not in found[1]:
@@ -38,140 +41,132 @@ def full(source: Any, step: int | None, name: str, layer: int) -> tuple[int | No
     return int(found[0]), np.asarray(found[1][name][layer], np.float32)
 
 
-def read_rank(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    last = last_step(source) if step is None else step
+def read_rank(source: Source, at: At) -> dict[str, Any]:
+    last = step_of(source, at)
     return {
-        "share_E": of_those_on(source, layer, [last], recent_share(source, layer, last)[None])[0],
-        "chosen": chosen_expert(source, layer, last),
+        "share_E": of_those_on(source, at.layer, [last], recent_share(source, at.layer, last)[None])[0],
+        "chosen": chosen_expert(source, at.layer, last),
         "step": last or None,
     }
 
 
-def read_share(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    steps, share_nE = over_time(source, "load_share", layer, span, bins)
-    _, importance_nE = over_time(source, "importance_share", layer, span, bins)
-    chosen = chosen_expert(source, layer, last_step(source) if step is None else step)
-    share_nE, importance_nE = (of_those_on(source, layer, steps, of_nE) for of_nE in (share_nE, importance_nE))
-    now = float(share_at_end(source, layer, span)[chosen])
+def read_share(source: Source, at: At) -> dict[str, Any]:
+    steps, share_nE = over_time(source, "load_share", at)
+    _, importance_nE = over_time(source, "importance_share", at)
+    chosen = chosen_expert(source, at.layer, step_of(source, at))
+    share_nE, importance_nE = (of_those_on(source, at.layer, steps, of_nE) for of_nE in (share_nE, importance_nE))
+    now = float(share_at_end(source, at.layer, at.span)[chosen])
     return {
         "steps": steps, "share_nE": share_nE, "importance_nE": importance_nE, "chosen": chosen, "now": now,
-    } | common(source, step, span)  # fmt: skip
+    } | common(source, at)  # fmt: skip
 
 
-def read_saturation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+def read_saturation(source: Source, at: At) -> dict[str, Any]:
     """Past choices against the last ones at or before the step looked at; the past ones are on a grid that does not move as
     the run grows.
 
     Both are at multiples of churn_every, so that runs and machines compare. In a record of an earlier version they are at
     looks by the clock. A snapshot that is damaged is left out.
     """
-    E, kind = source.config.num_experts, "choices" if source.config.churn_every else "probe"
+    E, every = experts_of(source, at.layer), source.description.churn_every
+    kind = "choices" if every else "probe"
     there = np.asarray(source.snapshots(kind))
-    there = there if step is None else there[there <= step]
-    changes, every = tuple(by_hand(source)), source.config.churn_every
+    there = there if at.step is None else there[there <= at.step]
+    changes = tuple(by_hand(source))
     looks: dict[int, Array] = {}
     if len(there):
         step = max(1, every)
         width = step * 2 ** int(np.ceil(np.log2(max(1, there[-1] / step / SNAPSHOTS))))
         _, firsts = np.unique(there // width, return_index=True)
         grid = np.unique(np.r_[there[firsts], there[-1]]).tolist()
-        looks = {one: found[layer] for one in grid if (found := experts_at(source, one, kind)) is not None}
+        looks = {one: found[at.layer] for one in grid if (found := source.experts_at(one, kind)) is not None}
     if not looks:
-        return {"steps": there[:0], "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": span, "changes": changes}  # fmt: skip
+        return {"steps": there[:0], "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": at.span, "changes": changes}  # fmt: skip
     steps, now = np.array([*looks]), [*looks.values()][-1]
     shares = np.array([kept(now, before, E) for before in looks.values()])
     return {
-        "steps": steps, "kept_n": shares, "against": int(steps[-1]), "chance": now.shape[1] / E, "every": every, "span": span,
+        "steps": steps, "kept_n": shares, "against": int(steps[-1]), "chance": now.shape[1] / E, "every": every, "span": at.span,
         "changes": changes,
     }  # fmt: skip
 
 
-def experts_at(source: Any, step: int, kind: str) -> Array | None:
-    """The probe's experts (L, N, K) of the snapshot of exactly this step; a shared feed keeps them. None if it is damaged."""
-    if hasattr(source, "past_experts"):
-        kept_by_feed: Array | None = source.past_experts(step, kind)
-        return kept_by_feed
-    found = source.snapshot(step=step, kind=kind)
-    return np.asarray(found[1]["experts"]) if found and found[0] == step else None
-
-
-def read_specialisation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    label = "domain" if source.config.task == "text" else "class"
-    when, share_CE = full(source, step, f"specialisation_{label}", layer)
+def read_specialisation(source: Source, at: At) -> dict[str, Any]:
+    label = label_name(source)
+    when, share_CE = full(source, at.step, f"specialisation_{label}", at.layer)
     names = list(source.labels.get(label, []))
     return {
-        "share_CE": np.zeros((0, source.config.num_experts), np.float32) if share_CE is None else share_CE,
+        "share_CE": np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE,
         "names_C": names if share_CE is not None else [],
-        "on_E": on_at(source, layer, [when or 0])[0],
+        "on_E": on_at(source, at.layer, [when or 0])[0],
         "label": label,
-        "chosen": chosen_expert(source, layer, step),
+        "chosen": chosen_expert(source, at.layer, at.step),
         "step": when,
     }
 
 
-def read_bytes(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+def read_bytes(source: Source, at: At) -> dict[str, Any]:
     """The bytes that the probe holds most of, the most frequent first."""
-    when, share_CE = full(source, step, "specialisation_byte", layer)
+    when, share_CE = full(source, at.step, "specialisation_byte", at.layer)
     counts = np.bincount(source.probe()["tokens"], minlength=256)
     shown = np.argsort(-counts, kind="stable")[: min(BYTES, int((counts > 0).sum()))]
-    found = np.zeros((0, source.config.num_experts), np.float32) if share_CE is None else share_CE[shown]
+    found = np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE[shown]
     names = [letter(int(byte)) for byte in shown] if share_CE is not None else []
     return {
         "share_CE": found,
         "names_C": names,
-        "on_E": on_at(source, layer, [when or 0])[0],
-        "chosen": chosen_expert(source, layer, step),
+        "on_E": on_at(source, at.layer, [when or 0])[0],
+        "chosen": chosen_expert(source, at.layer, at.step),
         "step": when,
     }
 
 
-def read_coactivation(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    when, share_EE = full(source, step, "coactivation", layer)
-    E = source.config.num_experts
-    probe = read_probe(source, layer, step)
+def read_coactivation(source: Source, at: At) -> dict[str, Any]:
+    when, share_EE = full(source, at.step, "coactivation", at.layer)
+    E = experts_of(source, at.layer)
+    probe = read_probe(source, at.layer, at.step)
     return {
         "share_EE": np.zeros((E, E), np.float32) if share_EE is None else share_EE,
-        "k": int(probe["experts_NK"].shape[1]) if len(probe["experts_NK"]) else int(source.knobs.k),
-        "chosen": chosen_expert(source, layer, step),
+        "k": int(probe["experts_NK"].shape[1]) if len(probe["experts_NK"]) else k_now(source),
+        "chosen": chosen_expert(source, at.layer, at.step),
         "step": when,
     }
 
 
-def read_similarity(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    when, w_DE = full(source, step, "w_gate", layer)
-    E = source.config.num_experts
+def read_similarity(source: Source, at: At) -> dict[str, Any]:
+    when, w_DE = full(source, at.step, "w_gate", at.layer)
+    E = experts_of(source, at.layer)
     return {
         "cosine_EE": np.full((E, E), np.nan) if w_DE is None else cosines(w_DE),
-        "chosen": chosen_expert(source, layer, step),
+        "chosen": chosen_expert(source, at.layer, at.step),
         "step": when,
     }
 
 
-def read_favourites(source: Any, layer: int, step: int | None) -> dict[str, Any]:
+def read_favourites(source: Source, layer: int, step: int | None) -> dict[str, Any]:
     """What each probe token gives to the chosen expert."""
     probe, chosen = read_probe(source, layer, step), chosen_expert(source, layer, step)
-    gates_NE = dense(probe["experts_NK"], probe["gates_NK"], source.config.num_experts)
+    gates_NE = dense(probe["experts_NK"], probe["gates_NK"], experts_of(source, layer))
     return {"gate_N": gates_NE[:, chosen], "chosen": chosen, "step": probe["step"]}
 
 
-def read_favourite_bytes(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, layer, step)
+def read_favourite_bytes(source: Source, at: At) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
     some = slice(len(found["gate_N"]))
     sequence_N = inputs["sequence"][some] if "sequence" in inputs else None
     return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | found
 
 
-def read_favourite_images(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, layer, step)
+def read_favourite_images(source: Source, at: At) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
     return {"images": inputs["images"][: len(found["gate_N"])]} | classes_of_probe(source) | found
 
 
-def read_favourite_rows(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    return rows_of_probe(source, source.probe()) | classes_of_probe(source) | read_favourites(source, layer, step)
+def read_favourite_rows(source: Source, at: At) -> dict[str, Any]:
+    return rows_of_probe(source, source.probe()) | classes_of_probe(source) | read_favourites(source, at.layer, at.step)
 
 
-def read_favourite_points(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, layer, step)
+def read_favourite_points(source: Source, at: At) -> dict[str, Any]:
+    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
     some = slice(len(found["gate_N"]))
     classes = classes_of_probe(source)
     labels = classes["labels_N"]
@@ -182,14 +177,14 @@ def read_favourite_points(source: Any, layer: int, step: int | None, span: Span,
     } | found
 
 
-def read_flow(source: Any, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
-    found = source.snapshot(step=step, kind="probe")
-    none = np.zeros((source.config.layers, 0, 1), np.uint8)
+def read_flow(source: Source, at: At) -> dict[str, Any]:
+    found = source.snapshot(step=at.step, kind="probe")
+    none = np.zeros((len(source.description.layers), 0, 1), np.uint8)
     return {
         "experts_LNK": none if found is None else found[1]["experts"],
-        "num_experts": source.config.num_experts,
-        "layer": layer,
-        "chosen": chosen_expert(source, layer, step),
+        "num_experts": experts_of(source, at.layer),
+        "layer": at.layer,
+        "chosen": chosen_expert(source, at.layer, at.step),
         "step": None if found is None else int(found[0]),
     }
 
@@ -197,9 +192,9 @@ def read_flow(source: Any, layer: int, step: int | None, span: Span, bins: int |
 # For the tiles
 
 
-def favourite_label(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+def favourite_label(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
     """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
-    label = "domain" if source.config.task == "text" else "class"
+    label = label_name(source)
     found = source.snapshot(step=step, kind="full")
     if found is None or f"specialisation_{label}" not in found[1]:
         return NONE, math.nan
@@ -211,7 +206,7 @@ def favourite_label(source: Any, layer: int, step: int, expert: int) -> tuple[st
     return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
 
 
-def closest_partner(source: Any, layer: int, step: int, expert: int) -> tuple[str, float]:
+def closest_partner(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
     """The expert that shares most of an expert's tokens, and their share."""
     found = source.snapshot(step=step, kind="full")
     if found is None or "coactivation" not in found[1]:
@@ -222,7 +217,7 @@ def closest_partner(source: Any, layer: int, step: int, expert: int) -> tuple[st
     return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
 
 
-def last_used(source: Any, layer: int, step: int, expert: int) -> int | None:
+def last_used(source: Source, layer: int, step: int, expert: int) -> int | None:
     """The last step at which an expert was selected, or None. Thinning keeps each maximum, so it leads there."""
     steps, counts_nE = source.history("counts", layer, last=step, bins=200)
     used = np.flatnonzero(counts_nE[:, expert] > 0)

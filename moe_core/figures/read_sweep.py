@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.reading import Span
-from moe_core.schema import METRICS, exact_text, with_unit
+from moe_core.runs.source import At
+from moe_core.schema import Description, exact_text, with_unit
 
 
 class Found(NamedTuple):
@@ -14,30 +14,30 @@ class Found(NamedTuple):
     moe_core.sweep has them."""
 
     id: str
-    config: Any
+    description: Description
     swept: tuple[str, ...]
     cells: Sequence[Mapping[str, Any]]
     rows: Sequence[Mapping[str, Any]]
     results: Sequence[Any]
 
 
-def read_balance(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+def read_balance(found: Found, at: At) -> dict[str, Any]:
     ids, x, y = axes(found)
     return {"cv_load_YX": on_grid(found, "cv_load"), "ids_YX": ids, "x": x, "y": y}
 
 
-def read_quality(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+def read_quality(found: Found, at: At) -> dict[str, Any]:
     ids, x, y = axes(found)
-    name = METRICS[found.config.task][0][0]
+    name = found.description.metrics[0].name
     ahead_YX = np.zeros((len(y[1]), len(x[1])), bool)
-    for at, measures in zip(places(found, x, y), found.rows, strict=True):
-        ahead_YX[at] = not measures["comparable"]
+    for place, measures in zip(places(found, x, y), found.rows, strict=True):
+        ahead_YX[place] = not measures["comparable"]
     return {"metric_YX": on_grid(found, name), "ids_YX": ids, "x": x, "y": y, "ahead_YX": ahead_YX} | words(found)
 
 
-def read_pareto(found: Found, layer: int, step: int | None, span: Span, bins: int | None) -> dict[str, Any]:
+def read_pareto(found: Found, at: At) -> dict[str, Any]:
     done = [result for result in found.results if result.ended]
-    name = METRICS[found.config.task][0][0]
+    name = found.description.metrics[0].name
     return {
         "cv_load_N": np.array([result.ended["cv_load"] for result in done], np.float64),
         "metric_N": np.array([result.ended["eval"].get(name, np.nan) for result in done], np.float64),
@@ -56,7 +56,7 @@ def name_of(found: Found, run: str) -> str:
 
 def words(found: Found) -> dict[str, Any]:
     """What the task's metric is called, and which way it is good."""
-    _, label, unit, lower = METRICS[found.config.task][0]
+    _, label, unit, lower = found.description.metrics[0]
     return {"label": with_unit(label, unit), "lower_is_better": lower}
 
 

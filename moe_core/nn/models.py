@@ -159,7 +159,7 @@ def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
         "strategy": knobs.strategy,
         "weigh": knobs.weigh,
         "capacity_factor": knobs.capacity_factor,
-        "off": switched_off(config, knobs.off),
+        "off": switched_off([config.num_experts] * config.layers, knobs.off),
     }
     levels = {"k_primary": knobs.k_primary, "noise_primary": knobs.noise_primary}
     return asked | levels if config.groups > 1 else asked

@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
 from moe_core.runs.database import StoreError, is_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import insert
-from moe_core.runs.turns import checked, insert_turns
+from moe_core.runs.turns import checked, insert_turns, own
 from moe_core.runs.writer import make_file
-from moe_core.schema import Config, as_dict, parse_setting
+from moe_core.schema import Config, as_dict, parse_setting, to_json
 
 SPAN = 4096  # steps in a block of the copy
 
@@ -40,6 +41,7 @@ def branch_off(
         "id": folder.name,
         "created": time.time(),
         "config": {**as_dict(parent.config), "steps": steps},
+        "description": to_json(replace(parent.description, settings={**parent.description.settings, "steps": steps})),
         "parent": {"run": parent.id, "step": at},
         "script": [list(change) for change in parent.script if change[0] > at],
     }
@@ -64,7 +66,7 @@ def check_branch(
     last = parent.steps()[1]
     if not 0 <= at <= last:
         raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
-    values = checked(parent.config, changes, parent.knobs_at(at))
+    values = checked(parent.config, changes, own(parent.knobs_at(at)))
     if steps is None:
         steps = parent.config.steps if parent.config.steps > at else 0
     steps = int(parse_setting(Config, "steps", steps))

@@ -39,7 +39,7 @@ class Difference(NamedTuple):
 
 def left_out(run: Run) -> dict[str, str]:
     """The statistics of a run that depend on the clock, and what they are. Training it again may give others."""
-    looks = () if run.config.churn_every else EACH_LOOK
+    looks = () if run.description.churn_every else EACH_LOOK
     return BY_THE_CLOCK | {name: f"{STAT[name].label} between two looks, whenever they were" for name in looks}
 
 

@@ -43,7 +43,7 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
                 told = (
                     status.state,
                     status.step,
-                    run.config,
+                    run.description,
                     run.facts["created"],
                     "",
                     quiet_text(status.quiet) or status.reason,

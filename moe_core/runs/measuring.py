@@ -36,6 +36,9 @@ class Measured(NamedTuple):
     machine: str
 
 
+NOTHING_MEASURED = Measured(np.empty(0, np.int64), np.empty(0), 0, False, "", 0, "")
+
+
 def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) -> Path:
     """Where the measurement of these sizes lies: runs of one shape share it."""
     name = f"batch-d{config.d_model}-h{config.d_hidden}-E{config.num_experts}-k{k}-{device.replace(':', '')}-t{threads}"

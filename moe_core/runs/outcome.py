@@ -21,10 +21,13 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     if last:
         told["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
         for stat in BALANCE:
-            layers = [run.history(stat, layer, first=first, last=last)[1].mean() for layer in range(run.config.layers)]
+            layers = [
+                run.history(stat, layer, first=first, last=last)[1].mean()
+                for layer in range(len(run.description.layers))
+            ]
             told[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
         told["eval"] = evals[-1].metrics
         told |= mean_balance(evals[-1].counts)
-        told["comparable"] = not looks_ahead(run.config, run.knobs_at(evals[-1].step))
+        told["comparable"] = not looks_ahead(run.description, run.knobs_at(evals[-1].step))
     return told

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.room import FULL
-from moe_core.schema import SELECTIONS, Config
+from moe_core.schema import SELECTIONS, Description
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
 RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
@@ -55,15 +55,23 @@ class Eval(NamedTuple):
     counts: NDArray[np.float64] | None = None
 
 
-def evaluation(config: Config, id: int, step: int, measured: Mapping[str, Any], text: str | None) -> Eval:
-    """What was measured, metrics and selections, as an Eval; ValueError or the like if it is not valid."""
+def evaluation(experts_L: Sequence[int], id: int, step: int, measured: Mapping[str, Any], text: str | None) -> Eval:
+    """What was measured, metrics and selections, as an Eval; ValueError or the like if it is not valid.
+
+    experts_L: how many experts each layer has; a layer with fewer than the most has NaN behind its own.
+    """
     metrics = {str(name): float(value) for name, value in measured.items() if name != SELECTIONS}
     if measured.get(SELECTIONS) is None:
         return Eval(id, int(step), metrics, text)
-    counts, shape = np.array(measured[SELECTIONS], np.float64), (config.layers, config.num_experts)
-    if counts.shape != shape or (counts < 0).any() or np.isinf(counts).any():
-        raise ValueError(f"its selections are not those of {shape[0]} x {shape[1]} experts")
-    return Eval(id, int(step), metrics, text, counts)
+    layers = measured[SELECTIONS]
+    counts_LE = np.full((len(experts_L), max(experts_L)), np.nan)
+    if [len(counts) for counts in layers] != list(experts_L):
+        raise ValueError(f"its selections are not those of {', '.join(map(str, experts_L[:8]))} experts")
+    for layer, counts in enumerate(layers):
+        counts_LE[layer, : len(counts)] = np.array(counts, np.float64)
+    if (counts_LE < 0).any() or np.isinf(counts_LE).any():
+        raise ValueError("its selections are not counts")
+    return Eval(id, int(step), metrics, text, counts_LE)
 
 
 class Block(NamedTuple):
@@ -121,7 +129,7 @@ class Listed(NamedTuple):
     id: str
     state: str
     step: int
-    config: Config | None
+    description: Description | None
     created: float
     problem: str
     reason: str = ""

@@ -9,18 +9,18 @@ from typing import Any
 
 from moe_core.runs.limits import LINE
 from moe_core.runs.runner import flags
-from moe_core.runs.store import Run
-from moe_core.runs.turns import checked
+from moe_core.runs.source import Record
+from moe_core.runs.turns import checked, own
 from moe_core.schema import Config, Knobs, shortened, whole
 
 Script = list[tuple[int, str, float | str]]
 
 
-def script_of(run: Run) -> str:
+def script_of(run: Record) -> str:
     """The changes that took effect in a run, as a script. Trained with the command in its heading, it gives the same losses."""
     run.check_turns()
     config = replace(run.config, threads=int(run.facts.get("threads", run.config.threads)), steps=run.steps()[1])
-    command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, run.started_knobs)])
+    command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, own(run.started_knobs))])
     lines = [
         f"# The knob changes of {run.id}, up to step {config.steps}. To train it again:",
         f"# {command} --script FILE",

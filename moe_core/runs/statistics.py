@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, DEAD_AFTER, Config, Knobs, switched_off
+from moe_core.schema import BALANCED, DEAD_AFTER, KnobValues, switched_off
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -144,16 +144,20 @@ class Off(NamedTuple):
 Counts = Callable[[int, int, int], NDArray[Any]]
 
 
-def off_spans(config: Config, started: Knobs, changes: Sequence[Any], counts: Counts) -> tuple[Off, ...]:
-    """Which experts were switched off, and when. changes: as they took effect; counts: how the run was before each."""
-    if not started.off and not any(change.name == "off" for change in changes):
+def off_spans(experts_L: Sequence[int], started: KnobValues, changes: Sequence[Any], counts: Counts) -> tuple[Off, ...]:
+    """Which experts were switched off, and when, by the knob `off`; nothing of a run without that knob.
+
+    experts_L: how many experts each layer has; changes: as they took effect; counts: how the run was before each.
+    """
+    off = str(getattr(started, "off", ""))
+    if not off and not any(change.name == "off" for change in changes):
         return ()
-    turned = {0: started.off}
+    turned = {0: off}
     for change in sorted((c for c in changes if c.name == "off" and c.step is not None), key=lambda c: (c.step, c.id)):
         turned[change.step] = str(change.value)
     found, since = list[Off](), dict[tuple[int, int], int]()
     for step, text in (turned | {FOR_EVER: ""}).items():
-        now = {(layer, expert) for layer, off in enumerate(switched_off(config, text)) for expert in off}
+        now = {(layer, expert) for layer, named in enumerate(switched_off(experts_L, text)) for expert in named}
         for layer, expert in sorted(since.keys() - now):
             first = since.pop((layer, expert))
             found.append(Off(layer, expert, first, step, dead_from(expert, first, counts, layer)))

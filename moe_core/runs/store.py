@@ -38,9 +38,10 @@ from moe_core.runs.database import (
     why_closed,
     writing,
 )
+from moe_core.runs.identity import identity_of
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
-from moe_core.runs.measuring import Measured, bench_file, measured
+from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import (
     COMMANDS,
@@ -56,11 +57,12 @@ from moe_core.runs.rows import (
     evaluation,
 )
 from moe_core.runs.series import thin
+from moe_core.runs.source import Source
 from moe_core.runs.statistics import Off, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
-from moe_core.runs.turns import checked, insert_turns, knobs_after
-from moe_core.schema import STAT, TOGETHER, Config, Knobs, from_dict, layout, measured_in, shortened
+from moe_core.runs.turns import checked, checked_by, insert_turns, knobs_after, own
+from moe_core.schema import STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
 
 # What a file of a stranger may make a reader take in at once.
 ABOUT, PROBE = 16 << 20, 64 << 20
@@ -80,6 +82,9 @@ class Run:
     Every read is one query, fetched whole: a reader that stayed in a transaction would make the log grow.
     """
 
+    options: Mapping[str, Any] = MappingProxyType({})  # nothing is chosen in it,
+    others: Sequence[Source] = ()  # and nothing laid over it
+
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.path, self.limit = folder, limit
         self._file = folder / "run.db"
@@ -93,20 +98,19 @@ class Run:
         self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
         try:
             self._check_schema()
-            about, _, self.chain = self._settings()
+            about, probe, self.chain = self._settings()
             self.checked = CheckedRows(folder, self.query, self.chain)
             self.about: dict[str, Any] = read_json(about, finite=False)
-            self.config, self.started_knobs = (
-                from_dict(Config, self.about["config"]),
-                from_dict(Knobs, self.about["knobs"]),
-            )
-            for session in self.sessions():
-                self.config = replace(self.config, **as_gone_on(session))
             origin = self.about.get("parent")
             self.parent = Parent(str(origin["run"]), int(origin["step"])) if origin else None
             # What `train --script` was given: (step, knob, value), in order.
             self.script = [(int(step), str(name), value) for step, name, value in self.about.get("script", ())]
             self.layout = read_layout(self.about["layout"])
+            self._config, self.started_knobs, self.description = identity_of(
+                self.about, self.layout, unpack_arrays(probe)
+            )
+            for session in self.sessions():
+                self._go_on(as_gone_on(session))
             self.labels = {str(name): [str(value) for value in values] for name, values in self.about["labels"].items()}
             self.facts: dict[str, Any] = {**self.about["facts"], "created": finite(self.about["created"])}
         except StoreError:
@@ -128,6 +132,34 @@ class Run:
         self._blocks = Blocks(self.query, self.checked, self.columns)
         if os.path.lexists(folder / "run.db-wal") and not self.damage:
             self._seal_if_ended()
+
+    @property
+    def config(self) -> Config:
+        """What our trainer trains this run with. StoreError for a run that it cannot train."""
+        if self._config is None:
+            version = self.facts.get("versions", {}).get("moescope", "another")
+            why = "with knobs or settings that this version does not know" if self.trained else "by another program"
+            raise StoreError(
+                f"run {self.id} was recorded {why} (version {version}): it can be looked at and exported, but only what "
+                f"recorded it can train it"
+            )
+        return self._config
+
+    @property
+    def trainable(self) -> bool:
+        """Whether this version's trainer can train the run."""
+        return self._config is not None
+
+    @property
+    def trained(self) -> bool:
+        """Whether our trainer, of whatever version, recorded this run."""
+        return self.description.origin == "trained"
+
+    def _go_on(self, changed: dict[str, Any]) -> None:
+        """Take in what a session changed of the run's settings."""
+        self._config = self._config and replace(self._config, **changed)
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
+        self.description = replace(self.description, settings={**self.description.settings, **plain})
 
     def _seal_if_ended(self) -> None:
         state = self.checked.check_end()
@@ -193,7 +225,7 @@ class Run:
         One that is newer than the run is not needed: a run keeps the columns that it began with.
         """
         names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
-        if self.layout != layout(self.config.layers, self.config.num_experts, names):
+        if self.layout != columns_of(self.description.experts, names):
             version = self.facts.get("versions", {}).get("moescope", "another")
             raise StoreError(
                 f"run {self.id} was recorded with other statistics, by version {version}, and cannot be resumed; "
@@ -262,11 +294,11 @@ class Run:
         return first, last
 
     @property
-    def knobs(self) -> Knobs:
+    def knobs(self) -> KnobValues:
         """Where every knob stands: the start, and all turns since, taken effect or not."""
         return knobs_after(self.started_knobs, self.knob_changes())
 
-    def knobs_at(self, step: int) -> Knobs:
+    def knobs_at(self, step: int) -> KnobValues:
         """The knobs that acted in a step; for 0, those that the run started with."""
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
@@ -287,7 +319,13 @@ class Run:
         rows = self.checked.rows("evals", after)
         try:
             return [
-                evaluation(self.config, row["id"], row["step"], read_json(row["metrics"], finite=False), row["text"])
+                evaluation(
+                    self.description.experts,
+                    row["id"],
+                    row["step"],
+                    read_json(row["metrics"], finite=False),
+                    row["text"],
+                )
                 for row in rows
             ]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -327,16 +365,23 @@ class Run:
         return np.concatenate([block.rows for block in blocks])[start : start + last - first + 1]
 
     def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+        self,
+        stat: str,
+        layer: int | str = 0,
+        first: int | None = None,
+        last: int | None = None,
+        bins: int | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """(steps (n,), values (n,) or (n, E)) of any statistic in STATS, from step `first` to `last`, both included.
 
-        bins: thin to about that many bins of minimum and maximum. StoreError for an unknown statistic or layer.
+        layer: its number from 0, or its name. bins: thin to about that many bins of minimum and maximum. StoreError for an unknown statistic or layer.
         """
         if stat not in STAT:
             raise StoreError(f"unknown statistic {stat!r}; there are: {', '.join(STAT)}")
-        if not 0 <= layer < self.config.layers:
-            raise StoreError(f"layer must be between 0 and {self.config.layers - 1}, got {layer}")
+        try:
+            layer = self.description.layer(layer)
+        except ValueError as error:
+            raise StoreError(str(error)) from None
         blocks = self.blocks(first=first, last=last)
         rows = np.concatenate([b.rows for b in blocks]) if blocks else np.empty((0, self.columns), np.float32)
         start = blocks[0].first if blocks else 0
@@ -359,7 +404,7 @@ class Run:
             return pick(self.layout, self.rows(first, last), "counts", layer)
 
         try:
-            spans = off_spans(self.config, self.started_knobs, turns, counts)
+            spans = off_spans(self.description.experts, self.started_knobs, turns, counts)
         except ValueError as error:
             raise StoreError(f"run {self.id} cannot say which experts are off: {error}") from None
         self._off = turns, spans
@@ -367,19 +412,24 @@ class Run:
 
     def ablation(self) -> Ablation | None:
         """What `ablate` measured last; None if it has not."""
-        found, shape = read_ablation(self.path), (self.config.layers, self.config.num_experts)
-        if found and found.rise_LE.shape != shape:
+        measured, experts = read_ablation(self.path), self.description.experts
+        if measured and measured.rise_LE.shape != (len(experts), max(experts)):
             raise StoreError(f"ablation.json of {self.id} is of another model; run `ablate` again")
-        return found
+        return measured
+
+    def experts_at(self, step: int, kind: str) -> NDArray[Any] | None:
+        """The probe's experts (L, N, K) of the snapshot taken at exactly this step; None if it is damaged or not there."""
+        snapshot = self.snapshot(step, kind)
+        return np.asarray(snapshot[1]["experts"]) if snapshot and snapshot[0] == step else None
 
     def throughput_file(self) -> Path:
-        """Where the throughput of a layer of this run's shape is measured to."""
+        """Where the throughput of a layer of this run's shape is measured to. StoreError for a layer that is not ours."""
         device, threads = str(self.facts.get("device", "cpu")), int(self.facts.get("threads", 1) or 1)
-        return bench_file(self.path.parent, self.config, self.knobs.k, device, threads)
+        return bench_file(self.path.parent, self.config, int(self.knobs.k), device, threads)
 
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""
-        return measured(self.throughput_file())
+        return NOTHING_MEASURED if self._config is None else measured(self.throughput_file())
 
     def size(self) -> int:
         """Bytes that the run takes on the disk: record, checkpoints and all."""
@@ -412,8 +462,10 @@ class Run:
         knobs = {**changes, **more}
         if not knobs:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
-        # Where the others stand is read only where it matters: a drag turns 20 times a second.
-        values = checked(self.config, knobs, self.knobs if TOGETHER & knobs.keys() else None)
+        if self._config is None:
+            values = checked_by(self.description, knobs)
+        else:  # where the others stand is read only where it matters: a drag turns 20 times a second
+            values = checked(self._config, knobs, own(self.knobs) if TOGETHER & knobs.keys() else None)
         id = self.write(lambda db: insert_turns(db, self.started_knobs, values, who))
         raise_asked(self.path, self.chain, turns=id)
         return id
@@ -422,6 +474,9 @@ class Run:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
         if name not in COMMANDS:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
+        if (deed := "pause" if name == "resume" else name) not in self.description.obeys:
+            able = ", ".join(self.description.obeys) or "nothing"
+            raise StoreError(f"what records run {self.id} does not obey {deed}; it obeys {able}")
         id = self.write(lambda db: insert(db, "commands", {"name": name, "who": who, "at": time.time()}))
         raise_asked(self.path, self.chain, commands=id)
         return id

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_core.runs.codec import START, link
 from moe_core.runs.rows import KnobChange
-from moe_core.schema import Config, Knobs, as_dict, check_knob, from_dict
+from moe_core.schema import Config, Description, Knobs, KnobValues, Values, as_dict, check_knob, from_dict
 
 Row = tuple[Any, ...]
 TURN = ("id", "name", "value", "previous", "who", "when")  # and behind it the row's link
@@ -24,13 +24,34 @@ def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> 
     return values
 
 
-def knobs_after(started: Knobs, changes: Sequence[KnobChange], step: int | None = None) -> Knobs:
+def own(knobs: KnobValues) -> Knobs:
+    """The knobs of a run that has our trainer's."""
+    assert isinstance(knobs, Knobs)
+    return knobs
+
+
+def checked_by(description: Description, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Knob changes of the types that a run declares for its own knobs; ValueError for a bad one."""
+    for name in changes:
+        if name not in description.knobs:
+            there = ", ".join(description.knobs) or "none"
+            raise ValueError(f"unknown knob {name!r}; there are: {there}")
+    return {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
+
+
+def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | None = None) -> KnobValues:
     """The knobs after those changes that took effect by a step; None: after all, taken effect or not."""
     done = [c for c in changes if step is None or (c.step is not None and c.step <= step)]
-    return from_dict(Knobs, as_dict(started) | {change.name: change.value for change in done})
+    values = {change.name: change.value for change in done}
+    if isinstance(started, Knobs):
+        return from_dict(Knobs, as_dict(started) | values)
+    # The record's column gives whole numbers back as floats.
+    return Values(
+        {**started, **{name: type(started[name])(value) for name, value in values.items() if name in started}}
+    )
 
 
-def insert_turns(db: sqlite3.Connection, started: Knobs, values: Mapping[str, float | str], who: str) -> int:
+def insert_turns(db: sqlite3.Connection, started: KnobValues, values: Mapping[str, float | str], who: str) -> int:
     """Add knob changes to the chain, in a transaction of the caller's; the same value again is not a change. Returns
     the last row's id."""
     row = db.execute("SELECT id, chain FROM knobs ORDER BY id DESC LIMIT 1").fetchone()

@@ -35,7 +35,7 @@ from moe_core.runs.store import COMMAND, Run
 from moe_core.runs.sums import answer, count, insert, put_state, snapshot_mark, upgrade
 from moe_core.runs.tip import begin_tip, open_tip, raise_asked, write_asked, write_trained
 from moe_core.runs.turns import TURN, TURNS, insert_turns, whole_turns
-from moe_core.schema import Config, Knobs, as_dict, layout
+from moe_core.schema import Config, Knobs, as_dict, describe, layout, probe_kind, to_json
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 STARTING = {"state": "starting", "step": 0, "reason": ""}
@@ -61,6 +61,7 @@ def create_run(
     beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
     """
     about = {
+        "description": to_json(describe(config, knobs, probe_kind(probe or {}))),
         "config": as_dict(config),
         "knobs": as_dict(knobs),
         "layout": [list(column) for column in layout(config.layers, config.num_experts)],

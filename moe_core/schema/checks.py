@@ -1,7 +1,7 @@
 """Values of settings from people, files and flags: each of its own type and in range, or refused in one line."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields, replace
 from typing import Any, TypeVar
 
@@ -21,18 +21,21 @@ def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -
     if kind is tuple:
         words = (value,) if isinstance(value, str) else tuple(value)
         return tuple(map(path_word, words)) if name == "text" else words
+    return parsed_value(name, kind, meta.low, meta.high, meta.choices, value)
+
+
+def parsed_value(name: str, kind: Any, low: float, high: float, choices: tuple[str, ...], value: Any) -> Any:
+    """A value of this type (int, float or str), in range or one of the choices; ValueError says what was wanted."""
     if kind is str:
-        if not isinstance(value, str) or (meta.choices and value not in meta.choices):
-            raise ValueError(
-                f"{name} must be {'one of ' + ', '.join(meta.choices) if meta.choices else 'text'}, got {value!r}"
-            )
+        if not isinstance(value, str) or (choices and value not in choices):
+            raise ValueError(f"{name} must be {'one of ' + ', '.join(choices) if choices else 'text'}, got {value!r}")
         return value
     try:
         number = real(value)
     except ValueError:
         raise ValueError(f"{name} must be a number, got {value!r}") from None
-    if not math.isfinite(number) or not meta.low <= number <= meta.high:
-        raise ValueError(f"{name} must be between {meta.low:g} and {meta.high:g}, got {value}")
+    if not math.isfinite(number) or not low <= number <= high:
+        raise ValueError(f"{name} must be between {low:g} and {high:g}, got {value}")
     if kind is int and number != int(number):
         raise ValueError(f"{name} must be a whole number, got {value}")
     return kind(number)
@@ -87,7 +90,7 @@ def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None
         most = {"k": "num_experts / groups" if config.groups > 1 else "num_experts", "k_primary": "groups"}[name]
         raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
     if name == "off":
-        switched_off(config, value)
+        switched_off([config.num_experts] * config.layers, value)
         # The record's column would take a word like "4" for a number: say it by layer.
         if value.isascii() and value.strip().isdecimal():
             value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
@@ -110,20 +113,22 @@ def highest(config: Config, name: str) -> float:
     return min(high, groups) if name == "k_primary" and groups > 1 else high
 
 
-def switched_off(config: Config, text: str) -> tuple[tuple[int, ...], ...]:
-    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for what is not in this run."""
-    off: list[set[int]] = [set() for _ in range(config.layers)]
+def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], ...]:
+    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for what is not in this run.
+
+    experts_L: how many experts each layer has.
+    """
+    layers, most = len(experts_L), max(experts_L)
+    off: list[set[int]] = [set() for _ in range(layers)]
     for word in filter(None, (part.strip() for part in text.split(","))):
         layer, colon, expert = word.rpartition(":")
         if not (word.isascii() and len(word) < 20 and expert.isdecimal() and (layer.isdecimal() or not colon)):
             raise ValueError(
                 f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
             )
-        if not 1 <= int(expert) <= config.num_experts or (colon and not 1 <= int(layer) <= config.layers):
-            raise ValueError(
-                f"off must name experts 1 to {config.num_experts} of layers 1 to {config.layers}, got {word!r}"
-            )
-        for one in [int(layer) - 1] if colon else range(config.layers):
+        if not 1 <= int(expert) <= most or (colon and not 1 <= int(layer) <= layers):
+            raise ValueError(f"off must name experts 1 to {most} of layers 1 to {layers}, got {word!r}")
+        for one in [int(layer) - 1] if colon else range(layers):
             off[one].add(int(expert) - 1)
     return tuple(tuple(sorted(one)) for one in off)
 
@@ -139,7 +144,7 @@ def _check_together(config: Config, knobs: Knobs) -> None:
             f"{knobs.strategy} gives each expert k * tokens / num_experts tokens, which must be a whole number, "
             f"got {k} * {config.tokens} / {E}; change k or tokens"
         )
-    for layer, off in enumerate(switched_off(config, knobs.off)):
+    for layer, off in enumerate(switched_off([E] * config.layers, knobs.off)):
         left = [E // groups - sum(e // (E // groups) == group for e in off) for group in range(groups)]
         if groups == 1 and left[0] < k:
             raise ValueError(

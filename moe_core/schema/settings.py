@@ -257,40 +257,6 @@ def reads(config: Config, strategy: str, name: str) -> bool:
     )
 
 
-def weighing(strategy: str, weigh: str) -> str:
-    """How the experts of a token are weighed: "kept", so that they sum to 1, or "all", as they are among all experts."""
-    return STRATEGIES[strategy].weigh if weigh == OWN else weigh
-
-
-def experts_per_token(config: Config, knobs: Knobs) -> int:
-    """Experts that each token is sent to: k, or k in each of k_primary groups."""
-    return knobs.k * (knobs.k_primary if config.groups > 1 else 1)
-
-
-def draws_noise(config: Config, knobs: Knobs) -> bool:
-    """Whether training draws noise, which an evaluation never does: then the two route differently."""
-    return knobs.strategy in NOISY and (knobs.noise > 0 or (config.groups > 1 and knobs.noise_primary > 0))
-
-
-LOOKING = ("strategy", "k", "k_primary", "capacity_factor")  # the knobs that looks_ahead() goes by
-
-
-def looks_ahead(config: Config, knobs: Knobs, training: bool = False) -> bool:
-    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
-
-    knobs: those in force at the evaluation, whatever the run trained with before: they alone route the held-out split. An
-    expert that chooses among all tokens looks ahead, and so does a bounded capacity where a token has several choices, since
-    all first choices come before any second one. training: ask it of the loss of a training batch, which strict balance too
-    routes with the whole batch in sight.
-    """
-    strategy = STRATEGIES[knobs.strategy]
-    choosing = strategy.whole if training else not strategy.causal
-    several = experts_per_token(config, knobs)
-    # Experts that could take every token drop none.
-    dropping = knobs.strategy in BY_TOKEN and 0 < knobs.capacity_factor * several < config.num_experts
-    return config.task == "text" and (choosing or (dropping and several > 1))
-
-
 def label_of(name: str) -> str:
     """The words that a person sees for a knob."""
     return meta_of(Knobs, name).label or name

@@ -86,15 +86,20 @@ class Column(NamedTuple):
 
 
 def layout(layers: int, num_experts: int, names: Sequence[str] | None = None) -> list[Column]:
+    """columns_of() layers that are all alike."""
+    return columns_of([num_experts] * layers, names)
+
+
+def columns_of(experts_L: Sequence[int], names: Sequence[str] | None = None) -> list[Column]:
     """The columns of a step's row, statistic by statistic, and layer by layer within one. Kept in the run, so old runs stay readable.
 
-    names: stored statistics in their order; None: all of them in STATS order, as a run that begins now has them.
+    experts_L: how many experts each layer has. names: stored statistics in their order; None: all of them in STATS order, as a run that begins now has them.
     """
     columns: list[Column] = []
     start = 0
     for name in [stat.name for stat in STATS if stat.stored] if names is None else names:
-        width = num_experts if STAT[name].shape == "LE" else 1
-        for layer in [-1] if STAT[name].shape == "" else range(layers):
+        for layer in [-1] if STAT[name].shape == "" else range(len(experts_L)):
+            width = experts_L[layer] if STAT[name].shape == "LE" else 1
             columns.append(Column(name, layer, start, width))
             start += width
     return columns
@@ -105,11 +110,24 @@ def measured_in(columns: Sequence[Column]) -> list[str]:
     return list(dict.fromkeys(column.stat for column in columns))
 
 
-# What each task reports on its held-out split: (name, label, unit, True if lower is better). The first is the headline.
+class Metric(NamedTuple):
+    """One number that an evaluation reports on the held-out split. lower: whether lower is better."""
+
+    name: str
+    label: str
+    unit: str
+    lower: bool
+
+
+# What each of our own tasks reports. The first is the headline.
+CLASSES = (Metric("accuracy", "held-out accuracy", "", False), Metric("loss", "held-out loss", "nats", True))
 METRICS = {
-    "text": (("bits_per_byte", "held-out loss", "bits/byte", True), ("perplexity", "perplexity", "per byte", True)),
-    "digits": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
-    "plane": (("accuracy", "held-out accuracy", "", False), ("loss", "held-out loss", "nats", True)),
+    "text": (
+        Metric("bits_per_byte", "held-out loss", "bits/byte", True),
+        Metric("perplexity", "perplexity", "per byte", True),
+    ),
+    "digits": CLASSES,
+    "plane": CLASSES,
 }
 
 

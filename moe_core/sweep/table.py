@@ -18,6 +18,7 @@ from moe_core.schema import (
     STAT,
     Config,
     Knobs,
+    describe,
     experts_per_token,
     looks_ahead,
     switched_off,
@@ -57,7 +58,7 @@ def ceilings(num_experts: int, chosen: int) -> dict[str, float]:
 
 def most_on(config: Config, knobs: Knobs) -> int:
     """Experts that are switched on in the layer that has most of them."""
-    return config.num_experts - min(map(len, switched_off(config, knobs.off)))
+    return config.num_experts - min(map(len, switched_off([config.num_experts] * config.layers, knobs.off)))
 
 
 def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
@@ -79,8 +80,8 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
             values = [float(value) for value in told if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        row["comparable"] = not looks_ahead(plan.config, knobs)
-        highest = ceilings(most_on(plan.config, knobs), experts_per_token(plan.config, knobs))
+        row["comparable"] = not looks_ahead(describe(plan.config, knobs), knobs)
+        highest = ceilings(most_on(plan.config, knobs), experts_per_token(describe(plan.config, knobs), knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
         shown = {*names, PER_WORD} if "perplexity" in names else set(names)
         row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in shown}
@@ -128,7 +129,7 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
         knobs, config = plan.knobs_of(cell), plan.config
         levels = f" in {config.groups} groups, k_primary {knobs.k_primary}" if config.groups > 1 else ""
         words = f"ceiling, {most_on(config, knobs)} experts{levels}, k {knobs.k}"
-        found[words] = ceilings(most_on(config, knobs), experts_per_token(config, knobs))
+        found[words] = ceilings(most_on(config, knobs), experts_per_token(describe(config, knobs), knobs))
     if has_paper(table):
         found[f"ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}"] = ceilings(PAPER_EXPERTS, PAPER_K)
     return list(found.items())

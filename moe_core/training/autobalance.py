@@ -77,7 +77,7 @@ class Autobalance:
         """The weights that are to change after `step`, and to what."""
         if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
             return {}
-        off = switched_off(self.config, knobs.off)
+        off = switched_off([self.config.num_experts] * self.config.layers, knobs.off)
         cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY], off)
         if not np.isfinite(cv_n).all():
             return {}

@@ -211,10 +211,10 @@ class Committer:
             self.notify({"event": "alert", "step": self.watch.last, **finding._asdict()})
 
     def _tell(self, batch: Batch) -> None:
-        for one in (evaluation(self.config, 0, *row) for row in batch.evals):
+        for one in (evaluation(self.watch.experts, 0, *row) for row in batch.evals):
             told = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
             told |= {"text": one.text} if one.text else {}
-            self.notify(told | {"comparable": not looks_ahead(self.config, self.watch.knobs_at(one.step))})
+            self.notify(told | {"comparable": not looks_ahead(self.watch.description, self.watch.knobs_at(one.step))})
         if len(batch.rows) and time.monotonic() - self.told >= 1.0:
             self.told = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1

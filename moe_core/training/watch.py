@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moe_core.diagnosis import BINS, Finding, diagnose
 from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
-from moe_core.schema import Column, Config, Knobs, layout
+from moe_core.schema import Column, Config, Knobs, describe, layout
 
 KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
 EVALS = 100  # evaluations in memory
@@ -25,7 +25,8 @@ class Watch:
     """
 
     def __init__(self, config: Config, knobs: Knobs, columns: Sequence[Column] | None = None):
-        self.config, self.knobs = config, knobs
+        self.description, self.knobs = describe(config, knobs), knobs
+        self.experts = self.description.experts
         self.layout = list(columns or layout(config.layers, config.num_experts))
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
@@ -54,7 +55,7 @@ class Watch:
 
     def see(self, batch: Batch) -> list[Finding]:
         """Take what was committed; about once a second, what is newly found."""
-        self.evaluated += [evaluation(self.config, 0, *row) for row in batch.evals]
+        self.evaluated += [evaluation(self.experts, 0, *row) for row in batch.evals]
         del self.evaluated[:-EVALS]
         if len(batch.rows):
             self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-KEPT:]
@@ -64,7 +65,7 @@ class Watch:
     def look(self) -> list[Finding]:
         """The findings that did not stand at the last look. One that ended and comes again is new again."""
         self.next_look = time.monotonic() + EVERY
-        found = [finding for layer in range(self.config.layers) for finding in diagnose(self, layer)]
+        found = [finding for layer in range(len(self.experts)) for finding in diagnose(self, layer)]
         new = [finding for finding in found if (finding.rule, finding.layer) not in self.standing]
         self.standing = {(finding.rule, finding.layer) for finding in found}
         return new
@@ -89,7 +90,7 @@ class Watch:
         """Which experts were switched off, and when, as far as the steps in memory tell."""
         changes = list(self.changes)
         if self.off[0] != len(changes):
-            self.off = len(changes), off_spans(self.config, self.knobs_at(0), changes, self.counts)
+            self.off = len(changes), off_spans(self.experts, self.knobs_at(0), changes, self.counts)
         return self.off[1]
 
     def counts(self, layer: int, first: int, last: int) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from streamlit.testing.v1 import AppTest
 from moe_core.__main__ import main
 from moe_core.dashboard.exports import Work, words_of
 from moe_core.export import Look, rendered
-from moe_core.export.sources import Source
+from moe_core.export.sources import Named
 from moe_core.runs import create_run
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import make_plan, make_sweep
@@ -138,7 +138,7 @@ def test_what_goes_wrong_is_said_in_one_line(runs):
 
 def test_many_figures_are_one_zip_with_the_same_bytes_each_time(runs):
     run = make_run(runs, "plane", steps=20)
-    words = ["export", *words_of(Source(str(run.path)), Look()), "--format", "csv", "--figure", "loss", "churn"]
+    words = ["export", *words_of(Named(str(run.path)), Look()), "--format", "csv", "--figure", "loss", "churn"]
     works = [Work(words, "figures.zip") for _ in range(2)]
     for work in works:
         work.thread.join(60)
@@ -154,7 +154,7 @@ def test_the_page_and_the_command_draw_the_same_picture(runs, tmp_path):
     for name in ("a", "b"):
         make_run(runs, "text", name=name).close()
     look = Look((640, 400), 1.5, "dark", "-- mine", 15.0, True, 0, 150)
-    what = Source(str(runs / "a"), (str(runs / "b"),), (("align", "fork"), ("expert", "3")))
+    what = Named(str(runs / "a"), (str(runs / "b"),), (("align", "fork"), ("expert", "3")))
     words = ["export", *words_of(what, look), "--format", "png", "--figure", "compare_loss", "expert_share"]
     assert main([*words, "--out", str(tmp_path / "out")]) == 0
     with what.open() as source:

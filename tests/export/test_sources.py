@@ -15,7 +15,7 @@ from moe_core.export import FORMATS, Look, chosen, export, rendered
 from moe_core.export.animation import animate
 from moe_core.export.numbers import cells, finished
 from moe_core.export.replay import replay
-from moe_core.export.sources import Source, named
+from moe_core.export.sources import Named, named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
 from moe_core.figures.read_sweep import Found
@@ -37,7 +37,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture
 def pair(runs):
-    with Source("a", ("b",), (("align", "fork"), ("expert", "3"))).open(runs) as source:
+    with Named("a", ("b",), (("align", "fork"), ("expert", "3"))).open(runs) as source:
         yield source
 
 
@@ -67,7 +67,7 @@ def table(data):
 
 def test_a_comparison_is_offered_only_with_other_runs(runs, pair):
     assert [name for name in chosen(pair, None) if name.startswith("compare")] == COMPARED
-    with Source("a").open(runs) as alone, pytest.raises(ValueError, match=r"compares runs: name others with --with"):
+    with Named("a").open(runs) as alone, pytest.raises(ValueError, match=r"compares runs: name others with --with"):
         chosen(alone, ["compare_loss"])
     assert not [name for name in chosen(pair, None) if name.startswith("sweep")]
 
@@ -154,17 +154,17 @@ def test_the_command_compares_and_chooses(runs, tmp_path):
     assert main([*words, "--choose", "expert=2", "tokens=4096", "--figure", "expert_share", "batch_formula"]) == 0
     facts = json.loads((tmp_path / "export.json").read_text())
     assert facts["batch_formula.csv"]["Chosen"] == "expert 2, tokens 4096"
-    with Source("a", options=(("expert", "2"),)).open(runs) as source:
+    with Named("a", options=(("expert", "2"),)).open(runs) as source:
         assert "expert 2" in rendered(source, "expert_share", "svg", Look()).decode()
         assert aligned_by(source) == "step"
 
 
 def test_a_name_means_a_run_a_sweep_or_the_beginning_of_one(runs):
-    assert named("a", runs, others=("b",)) == Source("a", ("b",))
+    assert named("a", runs, others=("b",)) == Named("a", ("b",))
     (runs / "grid").mkdir()
     told = {"config": {"task": "plane", "steps": 5}, "knobs": {}, "cells": [{"noise": 1.0}], "seeds": [0]}
     (runs / "grid" / "sweep.json").write_text(json.dumps(told))
-    assert named("grid", runs) == named("gri", runs) == Source(sweep="grid")
+    assert named("grid", runs) == named("gri", runs) == Named(sweep="grid")
     with named("grid", runs).open(runs) as source:
         assert (source.id, source.swept, [one.state for one in source.results]) == ("grid", ("noise",), ["waiting"])
     with pytest.raises(ValueError, match="no run"):

@@ -84,7 +84,7 @@ def test_the_sizes_are_the_links_else_the_runs_own(tmp_path: Path):
     run = record(tmp_path / "a", E=4, tokens=128)
     assert batch_sizes(run) == (128, 2, 4, 1)
     assert batch_sizes(View(run, {"experts": 64, "devices": 8})) == (128, 2, 64, 8)
-    tiles = {tile.name: tile for tile in batch_tiles(View(run, {"experts": 64, "devices": 8}))}
+    tiles = {tile.name: tile for tile in tiles("batch", View(run, {"experts": 64, "devices": 8}))}
     assert (tiles["tokens_per_expert"].value, tiles["one_device"].value) == ("32", "4")
     _, counts = run.history("counts", 0, first=11)
     assert float(tiles["measured_most"].value) == pytest.approx(counts.mean(axis=0).max(), abs=0.01)

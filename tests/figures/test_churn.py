@@ -42,7 +42,7 @@ def stopped(folder: Path, every: int = 20, last: int = 71) -> Run:
 def test_tile_and_chart_say_the_same_of_every_step(tmp_path: Path, step: int | None) -> None:
     run = stopped(tmp_path / "a")
     entry = FIGURES["churn"]
-    tile = routing_tiles(run, 0, step)[0]
+    tile = tiles("routing", run, At(0, step))[0]
     trace = entry.draw.spec(**entry.read(run, 0, step, None, 20))["data"][0]
     shown = trace["y"][np.searchsorted(trace["x"], step or 71, "right") - 1]
     assert tile.value == f"{shown:.1f}" == ("26.6" if (step or 71) >= 60 else "50.0")
@@ -53,7 +53,7 @@ def test_tile_and_chart_say_the_same_of_every_step(tmp_path: Path, step: int | N
 
 
 def test_the_tiles_say_over_which_steps(tmp_path: Path) -> None:
-    churn, _, saturation, *_ = routing_tiles(stopped(tmp_path / "a"))
+    churn, _, saturation, *_ = tiles("routing", stopped(tmp_path / "a"))
     assert churn.lines == ("17 of 64 tokens changed expert", "steps 40 to 60")
     assert churn.word == "Restless"
     assert (saturation.value, saturation.lines) == ("0.75", ("of top 2 kept", "steps 40 to 60"))
@@ -61,14 +61,14 @@ def test_the_tiles_say_over_which_steps(tmp_path: Path) -> None:
 
 
 def test_before_it_is_measured_it_is_a_dash_and_not_settled(tmp_path: Path) -> None:
-    early = routing_tiles(stopped(tmp_path / "a", last=19), 0)[0]
+    early = tiles("routing", stopped(tmp_path / "a", last=19), At(0))[0]
     assert (early.value, early.word, early.lines) == ("–", "", ("first at step 20",))
 
 
 def test_looks_by_the_clock_are_dots_without_a_verdict(tmp_path: Path) -> None:
     """As the records of earlier versions hold them; tile and chart agree there too."""
     run = stopped(tmp_path / "a", every=0)
-    tile = routing_tiles(run)[0]
+    tile = tiles("routing", run)[0]
     assert (tile.value, tile.word, tile.lines[1]) == ("26.6", "", "between two looks by the clock")
     entry = FIGURES["churn"]
     spec = entry.draw.spec(**entry.read(run, 0, None, None, 100))

@@ -183,4 +183,4 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
             notes = entry.draw.spec(**entry.read(found, 0, None, span, bins))["layout"]["annotations"]
             assert any(words in note["text"] for note in notes), (name, bins)
     if span is None:
-        assert expert_tiles(found)[0].value == f"{100 * share_E.max():.1f}"
+        assert tiles("experts", found)[0].value == f"{100 * share_E.max():.1f}"

@@ -48,17 +48,17 @@ def test_the_word_is_the_same_wherever_it_is_said(
     load_E: list[float], gradient: float, word: str, knobs: Knobs, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "a", load_E, gradient, knobs)
-    tile = live_tiles(run, 1)[0]
+    tile = tiles("live", run, At(1))[0]
     said = word if word == "Not learning" else f"{word} in training"  # this run has no evaluation
     assert tile.word == said
     assert ("learns nothing" in tile.more) == (word == "Not learning")  # why, for who rests a pointer on it
-    assert live_tiles(run, 1, step=30)[0].word == said
-    assert compare_tiles(run, 1)[0].word == said
+    assert tiles("live", run, At(1, step=30))[0].word == said
+    assert tiles("compare", run, At(1))[0].word == said
     feed = Feed(run)
     feed.refresh(now=True)
     assert banner(feed, 1)["text"].endswith(f", {said}.")
     even = word in ("Balanced", "Not learning")
-    assert live_tiles(run, 0)[0].word == ("Balanced in training" if even else said)  # the other layer's gate learns
+    assert tiles("live", run, At(0))[0].word == ("Balanced in training" if even else said)  # the other layer's gate learns
     data = data_of(run, 1, lambda done, of: None)
     nothing = [np.frombuffer(base64.b64decode(rows["untaught"]), "<f4") for rows in data["rows"]]
     assert [set(flags.tolist()) for flags in nothing] == [{0.0}, {float(gradient < 1e-6)}]
@@ -74,7 +74,7 @@ def test_what_is_undecided_depends_on_what_the_weights_are_taken_over(tmp_path: 
         ("switch", Knobs(strategy="switch"), "0.25 is undecided"),
     ):
         run = run_of(tmp_path / name, [4.0] * 4, 0.05, knobs)
-        tiles = {tile.name: tile for tile in routing_tiles(run, 0)}
+        tiles = {tile.name: tile for tile in tiles("routing", run, At(0))}
         assert tiles["top1_gate"].lines == (words,)
         assert tiles["gate_entropy"].value == "1.00"  # two gates of 0.25 are even
         run.close()

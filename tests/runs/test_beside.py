@@ -12,7 +12,7 @@ from moe_core.dashboard.feed import Feed
 from moe_core.export import export
 from moe_core.export.numbers import statistics, table
 from moe_core.export.report import parts_of
-from moe_core.export.sources import Source
+from moe_core.export.sources import Named
 from moe_core.runs import Batch, Run, RunWriter, create_run, ending, list_runs, open_run, script_of, verify
 from moe_core.runs import checked as checked_module
 from moe_core.runs.branch import branch_off
@@ -107,7 +107,7 @@ def watch(run: Run) -> None:
 def export_all(run: Run) -> None:
     """Every figure's numbers: columns of one figure that go by steps end at the same step, the one in the stamp."""
     out = run.path.parent.parent / "out"
-    with Source("a").open(run.path.parent) as source:
+    with Named("a").open(run.path.parent) as source:
         export(source, out, ("csv",))
         parts_of(source)
         last = source.steps()[1]

@@ -226,7 +226,7 @@ def test_the_live_page_shows_the_same_ceiling(tmp_path: Path) -> None:
     from tests.figures.record import record as record_run
 
     def said(run: object) -> tuple[str, ...]:
-        return next(tile.lines for tile in live_tiles(run) if tile.name == "max_over_mean_load")
+        return next(tile.lines for tile in tiles("live", run) if tile.name == "max_over_mean_load")
 
     assert said(record_run(tmp_path / "flat", "plane", E=8, L=1)) == ("ceiling 4 ×",)
     assert said(record_run(tmp_path / "groups", "plane", E=8, L=1, groups=4)) == ("ceiling 2 ×",)

@@ -53,13 +53,13 @@ _render = st.components.v2.component("moescope", html="<div></div>", js=LOADER, 
 GoTo = Callable[[str], None]
 
 
-def live(page: str, run: str, task: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
+def live(page: str, run: str, probe: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
     """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes.
 
     options=, what was chosen on the page beside run and layer, redraws them in their place; a click on a chart that offers
     a choice puts it into the link.
     """
-    mount(f"live-{page}", go_to, part="charts", page=page, run=run, task=task, figures=figures, **data)
+    mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, **data)
 
 
 def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:

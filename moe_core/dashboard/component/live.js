@@ -32,7 +32,7 @@ export class View {
   constructor(parent, data, tell) {
     this.data = data;
     this.tell = tell;
-    this.root = element("div", `moescope moescope-${data.page} moescope-${data.task}`, parent);
+    this.root = element("div", `moescope moescope-${data.page} moescope-${data.probe}`, parent);
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");

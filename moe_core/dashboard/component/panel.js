@@ -110,6 +110,11 @@ export class Panel {
     pause.classList.toggle("moescope-primary", this.paused);
     pause.disabled = stop.disabled = !told.alive;
     step.disabled = !this.paused;
+    for (const [name, button] of Object.entries(this.buttons)) {
+      if (told.obeys.includes(name)) continue;
+      button.disabled = true;
+      button.title = "What records this run does not obey this command.";
+    }
     put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
     put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
     this.root.classList.toggle("moepanel-past", header.past);
@@ -152,7 +157,8 @@ export class Panel {
     }
   }
 
-  showLayers(count) {
+  showLayers(names) {
+    const count = names.length;
     if (this.layers.childElementCount === 0 && count > 1) {
       element("span", "moepanel-label", this.layers, "Layer");
       const group = element("span", "moepanel-segments", this.layers);
@@ -164,7 +170,7 @@ export class Panel {
         Object.assign(radio, { type: "radio", name: `layer-${this.data.run}`, value: layer });
         radio.onchange = () => {
           this.link.goTo({ layer });
-          this.showLayers(count);
+          this.showLayers(names);
           if (this.data.only.length) this.tell("picked", { layer });
         };
       }

@@ -1,0 +1,59 @@
+"""What a figure or a tile needs of a run. Where a run has not got it, a page and an export do not offer the figure."""
+
+from collections.abc import Callable
+
+from moe_core.runs.source import Source
+from moe_core.runs.statistics import DERIVED
+
+Need = Callable[[Source], bool]
+
+
+def stats(*names: str) -> Need:
+    """These statistics, or the stored ones that they follow from, are in the record."""
+    stored = {DERIVED[name][0] if name in DERIVED else name for name in names}
+    return lambda source: stored <= set(source.description.measures)
+
+
+def probe(*kinds: str) -> Need:
+    """The run's fixed batch is made of one of these; without a kind: there is such a batch."""
+    return lambda source: source.description.probe in kinds if kinds else source.description.probe != "none"
+
+
+def metrics(source: Source) -> bool:
+    """Something is reported on a held-out split."""
+    return bool(source.description.metrics)
+
+
+def knobs(source: Source) -> bool:
+    """There is a knob to turn."""
+    return bool(source.description.knobs)
+
+
+def layers(source: Source) -> bool:
+    """There is a layer to go to."""
+    return len(source.description.layers) > 1
+
+
+def groups(source: Source) -> bool:
+    """A layer has experts in groups."""
+    return any(layer.groups > 1 for layer in source.description.layers)
+
+
+def windows(source: Source) -> bool:
+    """What is counted over the last steps is in the record: who shares tokens with whom, and which classes go where."""
+    return source.description.origin == "trained" or len(source.snapshots("full")) > 0
+
+
+def ablated(source: Source) -> bool:
+    """`ablate` has measured how much each expert is missed."""
+    return source.ablation() is not None
+
+
+def timed(source: Source) -> bool:
+    """The throughput has been measured."""
+    return bool(len(source.throughput().tokens))
+
+
+def compared(source: Source) -> bool:
+    """Other runs are laid over this one."""
+    return bool(source.others)

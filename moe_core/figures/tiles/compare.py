@@ -1,0 +1,71 @@
+"""The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
+
+Without a step they stand at the last that all runs have. The others are read where the charts mark them, the same step or as
+long after their own fork, and say so where that is another step.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from moe_core.figures.compare import LETTERS
+from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
+from moe_core.figures.reading import held_out_at, last_step, value_at
+from moe_core.figures.tiles.live import heldout_tile
+from moe_core.figures.tiles.tile import Tile, number
+from moe_core.figures.tiles.words import balance_words, held_out_line, word_at
+from moe_core.runs.source import At, Source
+from moe_core.schema import LOOKS_AHEAD
+
+
+class Place(NamedTuple):
+    """Where a run is read. here: the step; there: the step that was meant, which may be beyond its last; offset: what stands
+    at 0 on the axis; first: the first run's step; last: whether that is the last that all have."""
+
+    here: int
+    there: int
+    offset: int
+    first: int
+    last: bool
+
+
+def place_of(source: Source, number: int, step: int | None) -> tuple[Source, Place, bool]:
+    """The run of this number, where it is read, and whether some run is aligned by its fork."""
+    runs, offsets = runs_of(source), offsets_of(source)
+    shared = offsets[0] + last_shared(runs, offsets)
+    first = shared if step is None else min(step, last_step(source))
+    there = first - offsets[0] + offsets[number]
+    last = last_step(runs[number])
+    place = Place(min(there, last), there, offsets[number], first, step is None and min(there, last) < last)
+    return runs[number], place, any(offsets)
+
+
+def run_tile(number_of_run: int) -> Callable[[Source, At], Tile]:
+    """The tile of the first run (0), or of one laid over it."""
+    return lambda source, at: read_run(source, at, number_of_run)
+
+
+def read_run(source: Source, at: At, number_of_run: int) -> Tile:
+    """A run's CV(load) with its word, and its held-out figure."""
+    run, place, forked = place_of(source, number_of_run, at.step)
+    layer, letter = layer_in(run, at.layer), LETTERS[number_of_run]
+    cv = number(value_at(run, "cv_load", layer, place.here))
+    heldout = heldout_tile(run, At(layer, place.here))
+    # A tile has room for the unit or for the mark.
+    ahead = LOOKS_AHEAD in heldout.lines
+    line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
+    held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here)
+    more = held_out_line(held_out, training)
+    word = balance_words(training, held_out).partition(",")[0]
+    if not number_of_run:
+        when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
+        lines: tuple[str, ...] = (f"held-out {line}", when + ", the last of all" * place.last)
+        return Tile("run_A", f"A {run.id[:20]}, CV(load)", cv, word=word, lines=lines, more=more)
+    beyond = ", its last" * (place.there > last_step(run))
+    unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
+    lines = (word, f"held-out {line}") if word else (line,)
+    return Tile(f"run_{letter}", f"{letter} {run.id[:20]}", cv, unit, lines=lines, more=more)
+
+
+def after_fork(steps: int) -> str:
+    """How far from its fork a run is."""
+    return f", {abs(steps):,} {'after' if steps >= 0 else 'before'} the fork"

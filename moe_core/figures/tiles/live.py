@@ -1,0 +1,131 @@
+"""The Live page's tiles: balance first."""
+
+import math
+
+import numpy as np
+
+from moe_core.figures.off import out_of
+from moe_core.figures.reading import (
+    RECENT,
+    experts_of,
+    held_out_at,
+    last_change,
+    last_step,
+    on_at,
+    rows_until,
+    step_of,
+    value_at,
+)
+from moe_core.figures.tiles.tile import NONE, Tile, number, short
+from moe_core.figures.tiles.words import (
+    NOT_LEARNING,
+    WHY_NOT,
+    balance_words,
+    held_out_line,
+    off_note,
+    word_at,
+)
+from moe_core.runs.source import At, Source
+from moe_core.schema import LOOKS_AHEAD, experts_per_token, looks_ahead
+
+
+def balance_tile(source: Source, at: At) -> Tile:
+    """CV(load), its word, the same without noise, and how it was before the last turn."""
+    step, E = step_of(source, at), experts_of(source, at.layer)
+    on = int(on_at(source, at.layer, [step]).sum())
+    held_out = held_out_at(source, at.layer, step)
+    word = word_at(source, at.layer, step)
+    change = last_change(source, step)
+    hand_line = ""
+    if change is not None and change.step is not None:
+        was = value_at(source, "cv_load", at.layer, change.step - 1)
+        hand_line = "" if math.isnan(was) else f"was {number(was)} before step {change.step:,}"
+    return Tile(
+        "cv_load",
+        "CV(load)" if on == E else f"CV(load), {on} of {E} on",
+        number(value_at(source, "cv_load", at.layer, step)),
+        word=balance_words(word, held_out).partition(",")[0],
+        lines=(held_out_line(held_out, word) or (word and "not measured without noise"),),
+        hand_line=hand_line,
+        more=WHY_NOT if word == NOT_LEARNING else off_note(source, at.layer, step, "cv_load"),
+    )
+
+
+def importance_tile(source: Source, at: At) -> Tile:
+    """CV(importance), and how it was before the last turn."""
+    step = step_of(source, at)
+    change = last_change(source, step)
+    was = math.nan
+    if change is not None and change.step is not None:
+        was = value_at(source, "cv_importance", at.layer, change.step - 1)
+    return Tile(
+        "cv_importance",
+        "CV(importance)",
+        number(value_at(source, "cv_importance", at.layer, step)),
+        lines=("even is 0" if math.isnan(was) else f"was {number(was)}",),
+        more=off_note(source, at.layer, step, "cv_importance"),
+    )
+
+
+def max_tile(source: Source, at: At) -> Tile:
+    """The largest load over the mean, and the most that it can be."""
+    step = step_of(source, at)
+    knobs = source.knobs if at.step is None else source.knobs_at(at.step)
+    on = int(on_at(source, at.layer, [step]).sum())
+    ceiling = f"ceiling {on / experts_per_token(source.description, knobs, at.layer):.3g} ×"
+    held_out = held_out_at(source, at.layer, step)
+    return Tile(
+        "max_over_mean_load",
+        "Max / mean load",
+        number(value_at(source, "max_over_mean_load", at.layer, step)),
+        "×",
+        lines=(f"held-out {number(held_out.max_over_mean)} ×" if held_out else ceiling,),
+        more=f"{ceiling}\n{off_note(source, at.layer, step, 'max_over_mean_load')}".strip(),
+    )
+
+
+def dead_tile(source: Source, at: At) -> Tile:
+    """Experts without a token, and how many the others are worth."""
+    step = step_of(source, at)
+    on = int(on_at(source, at.layer, [step]).sum())
+    dead, effective = (value_at(source, name, at.layer, step) for name in ("dead_experts", "effective_experts"))
+    of = out_of(on, experts_of(source, at.layer))
+    return Tile("dead_experts", "Dead experts", number(dead, 0), of, lines=(f"{number(effective, 1)} effective",))
+
+
+def heldout_tile(source: Source, at: At) -> Tile:
+    """The headline on the held-out split, and how it moved over the last 200 steps."""
+    step = step_of(source, at)
+    metric = source.description.metrics[0]
+    done = [(e.step, e.metrics[metric.name]) for e in source.evals() if e.step <= step and metric.name in e.metrics]
+    heading, unit = metric.label[:1].upper() + metric.label[1:], metric.unit
+    if not done:
+        return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
+    if looks_ahead(source.description, source.knobs_at(done[-1][0])):
+        return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
+    share = unit == ""
+    last, value = done[-1]
+    before = [(s, v) for s, v in done if s <= last - 200] or done[:1]
+    past, old = before[-1]
+    moved = (value - old) * (100 if share else 1)
+    sign = "+" if moved > 0 else ""
+    line = f"{sign}{number(moved, 1 if share else 2)} in {last - past:,} steps" if last > past else f"at step {last:,}"
+    return Tile(
+        "heldout", heading, number(value * 100, 1) if share else number(value), "%" if share else unit, lines=(line,)
+    )
+
+
+def speed_tile(source: Source, at: At) -> Tile:
+    """Steps and tokens a second over the last steps that the run trained itself; its parent's are not its own."""
+    step = step_of(source, at)
+    inherited = source.parent.step if source.parent else 0
+    if step <= inherited or (step == last_step(source) and source.status().state == "starting"):
+        why = "trains again what is recorded" if source.status().state == "starting" else "the parent's steps"
+        return Tile("speed", "Speed", NONE, "steps/s", lines=(why if step else "– tokens/s",))
+    _, seconds = rows_until(source, "seconds", 0, step, min(RECENT, step - inherited))
+    mean = float(np.nanmean(seconds)) if len(seconds) and np.isfinite(seconds).any() else 0.0
+    if mean <= 0:
+        return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
+    rate = 1 / mean
+    tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
+    return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=(f"{tokens} tokens/s",))

@@ -1,0 +1,135 @@
+"""The Routing page's tiles: churn first. All but churn and saturation are of the last snapshot of the probe."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from moe_core.figures.off import out_of
+from moe_core.figures.paper import Array, percent
+from moe_core.figures.reading import experts_of, on_at, probe_at, step_of, value_at
+from moe_core.figures.tiles.tile import NONE, Tile, number
+from moe_core.runs.source import At, Source
+from moe_core.schema import BY_TOKEN, name_of, weighing
+
+SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above the second Restless
+
+
+class Snapshot(NamedTuple):
+    """The probe as a layer routes it. experts_NK and gates_NK: each token's experts and their weights."""
+
+    step: int
+    experts_NK: Array
+    gates_NK: Array
+
+
+def snapshot_of(source: Source, at: At) -> Snapshot | None:
+    """The last snapshot of the probe; None before the first."""
+    taken = probe_at(source, at.step)
+    if taken is None:
+        return None
+    step, arrays = taken
+    return Snapshot(step, np.asarray(arrays["experts"])[at.layer], np.asarray(arrays["gates"])[at.layer])
+
+
+def churn_tile(source: Source, at: At) -> Tile:
+    """The share of the probe's tokens whose first expert changed, in a word where it is known over how many steps."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("churn", "Router churn", NONE)
+    step = step_of(source, at)
+    churn, over = value_at(source, "churn", at.layer, step), steps_between(source, step)
+    N = len(snapshot.experts_NK)
+    lines = (f"{churn * N:.0f} of {N} tokens changed expert", over) if math.isfinite(churn) else (over,)
+    # A router is settled over a known number of steps; over an unknown one there is no word.
+    word = churn_word(churn) if source.description.churn_every else ""
+    return Tile("churn", "Router churn", number(100 * churn, 1), "%", word=word, lines=lines)
+
+
+def first_gate_tile(source: Source, at: At) -> Tile:
+    """The mean weight of each token's first expert."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("top1_gate", "Mean first gate", NONE)
+    mean = float(snapshot.gates_NK.max(axis=1).astype(np.float64).mean())
+    even = undecided(source, snapshot.step, at.layer, snapshot.experts_NK.shape[1])
+    return Tile("top1_gate", "Mean first gate", number(mean), lines=(f"{even:.2g} is undecided",))
+
+
+def saturation_tile(source: Source, at: At) -> Tile:
+    """How many of a token's experts it had before too."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("saturation", "Saturation", NONE)
+    step = step_of(source, at)
+    saturation = number(value_at(source, "saturation", at.layer, step))
+    lines = (f"of top {snapshot.experts_NK.shape[1]} kept", steps_between(source, step))
+    return Tile("saturation", "Saturation", saturation, lines=lines)
+
+
+def in_use_tile(source: Source, at: At) -> Tile:
+    """How many experts some token of the probe goes to."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("in_use", "Experts in use", NONE)
+    E, experts = experts_of(source, at.layer), snapshot.experts_NK
+    on = int(on_at(source, at.layer, [snapshot.step]).sum())
+    empty = float((experts >= E).mean()) if experts.size else 0.0
+    return Tile(
+        "in_use", "Experts in use", f"{len(np.unique(experts[experts < E]))}", out_of(on, E),
+        lines=(f"{percent(empty)} of places empty" if empty else "on this probe",),
+    )  # fmt: skip
+
+
+def entropy_tile(source: Source, at: At) -> Tile:
+    """How evenly a token's weight is spread over its experts."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("gate_entropy", "Gate entropy", NONE)
+    return Tile("gate_entropy", "Gate entropy", number(gate_entropy(snapshot.gates_NK)), lines=("0 sure, 1 even",))
+
+
+def snapshot_tile(source: Source, at: At) -> Tile:
+    """The step of the snapshot, and what it is of."""
+    snapshot = snapshot_of(source, at)
+    if snapshot is None:
+        return Tile("snapshot", "Snapshot", NONE)
+    words = f"probe of {len(snapshot.experts_NK)} {source.description.probe}"
+    return Tile("snapshot", "Snapshot", f"{snapshot.step:,}", lines=(words,))
+
+
+def churn_word(churn: float) -> str:
+    """Settled, Moving or Restless."""
+    if math.isnan(churn):
+        return ""
+    return "Settled" if churn < SETTLED else "Moving" if churn <= MOVING else "Restless"
+
+
+def gate_entropy(gates_NK: Array) -> float:
+    """Mean entropy of the tokens' gates over ln K: 0 when one expert has it all, 1 when all K are even; 0 for K = 1.
+
+    Of each token's gates as shares of their sum, which is not 1 where they are weighed over all experts.
+    """
+    gates = np.asarray(gates_NK, np.float64)
+    if gates.shape[1] < 2 or not len(gates):
+        return 0.0
+    gates = gates / np.maximum(gates.sum(axis=1, keepdims=True), 1e-30)
+    logs = np.log(np.where(gates > 0, gates, 1.0))
+    return float(-(gates * logs).sum(axis=1).mean() / math.log(gates.shape[1]))
+
+
+def undecided(source: Source, step: int, layer: int, K: int) -> float:
+    """The first gate of a router that has no opinion: an even share of what the weights are taken over."""
+    knobs = source.knobs_at(step)
+    name = name_of(knobs)
+    over_all = name in BY_TOKEN and weighing(name, getattr(knobs, "weigh", "")) == "all"
+    return 1 / (experts_of(source, layer) if over_all else K)
+
+
+def steps_between(source: Source, step: int) -> str:
+    """Between which steps churn and saturation were measured, as a step's row has them."""
+    every = source.description.churn_every
+    if not every:
+        return "between two looks by the clock"
+    last = step - step % every
+    return f"steps {last - every:,} to {last:,}" if last else f"first at step {every:,}"

@@ -1,0 +1,69 @@
+"""The balance of a layer in words: Balanced, Uneven, Collapsed or Not learning; in training, and without noise."""
+
+import math
+
+from moe_core.figures.off import off_words
+from moe_core.figures.reading import HeldOut, on_at, rows_until, value_at
+from moe_core.figures.tiles.tile import number
+from moe_core.runs.source import Source
+from moe_core.runs.statistics import DERIVED, derive
+from moe_core.schema import BALANCED, COLLAPSED, untaught
+
+NOT_LEARNING = "Not learning"
+WHY_NOT = "the load is even, but the task's gradient on the gate is 0: it learns nothing about tokens"
+
+
+def learns(source: Source, layer: int, step: int) -> bool:
+    """Whether the task teaches a layer's gate at a step; True for a run that did not measure it."""
+    if not {"task_gradient", "grad_norm"} <= set(source.description.measures):
+        return True
+    return not untaught(value_at(source, "task_gradient", layer, step), value_at(source, "grad_norm", layer, step))
+
+
+def word_at(source: Source, layer: int, step: int) -> str:
+    """The balance of a layer at a step in a word. A gate that learns nothing is never called balanced."""
+    word = balance_word(value_at(source, "cv_load", layer, step))
+    return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
+
+
+def balance_word(cv_load: float) -> str:
+    """Balanced, Uneven or Collapsed, by the coefficient of variation of the load; nothing for NaN."""
+    if math.isnan(cv_load):
+        return ""
+    return "Balanced" if cv_load < BALANCED else "Uneven" if cv_load <= COLLAPSED else "Collapsed"
+
+
+def balance_words(training: str, held_out: HeldOut | None) -> str:
+    """The word, and of which balance it speaks: "Balanced" of both, "Balanced in training", "Balanced in training, uneven
+    without noise". training: the word of the balance in training, "" if there is none."""
+    if training == NOT_LEARNING:
+        return training
+    if held_out is None or not held_out.since or held_out.few or not training:
+        return training and f"{training} in training"
+    other = balance_word(held_out.cv)
+    return training if other == training else f"{training} in training, {other.lower()} {held_out.where}"
+
+
+def held_out_line(held_out: HeldOut | None, training: str) -> str:
+    """The balance of the last evaluation in a line: "without noise 0.47, uneven". One from before the last turn has its step
+    instead of a word.
+
+    training: the word of the balance in training. A gate that learns nothing gets no other word.
+    """
+    if held_out is None:
+        return ""
+    if training == NOT_LEARNING:
+        return f"{held_out.where} {number(held_out.cv)}"
+    then = balance_word(held_out.cv).lower() if held_out.since else f"step {held_out.step:,}"
+    then = "by few rows" if held_out.few else then
+    return f"{held_out.where} {number(held_out.cv)}, {then}"
+
+
+def off_note(source: Source, layer: int, step: int, stat: str) -> str:
+    """Which experts a statistic leaves out since they are off, and what it would be with them; "" where all are on."""
+    on_E = on_at(source, layer, [step])[0]
+    if on_E.all():
+        return ""
+    _, stored = rows_until(source, DERIVED[stat][0], layer, step, 1)
+    whole = float(derive(stat, {DERIVED[stat][0]: stored})[-1]) if len(stored) else math.nan
+    return f"{off_words(on_E)}, left out; of all {len(on_E)} it would be {number(whole)}"
