@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_core.__main__ import main
-from moe_core.commands.train import Teller
+from moe_core.commands.tell import Teller
 from moe_core.dashboard import compare
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
+from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
 
 
@@ -82,7 +83,6 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
 
 def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
     """Train on what is recorded, in this process."""
-    from moe_core.commands.train import tell_end, telling
     from moe_core.runs import Run
     from moe_core.training.again import resume
 

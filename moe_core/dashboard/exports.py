@@ -1,113 +1,34 @@
 """What the Export page does: a preview at exact pixels, files made beside the page, and a download when they are there.
 
-Long work is a process of its own, the same command that a person would give; the page looks at it twice a second and can
-end it at any moment. Each browser tab has its own work, so no tab waits for another.
+The page looks twice a second at work that takes long (jobs.py). Each browser tab has its own, so no tab waits for another.
 """
 
 import base64
 import contextlib
-import io
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import weakref
-import zipfile
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
-from moe_core.export.files import write
 from moe_core.export.look import check, size_of
 from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import NO_WORDS, StoreError, last_words, runs_folder
+from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.room import bytes_text
 
-ROOT = Path(__file__).parents[2]
 BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet", "gif": "image/gif", "mp4": "video/mp4", "zip": "application/zip",
 }  # fmt: skip
-
-
-class Work:
-    """One piece of long work, done by a process of its own and seen by the page.
-
-    words: a command of `python -m moe_core`; name: of the file that it writes, or, if it ends in .zip, of the archive of the
-    folder that it writes. What a process that was ended had begun goes with the folder.
-    """
-
-    def __init__(self, words: Sequence[str], name: str) -> None:
-        self.done, self.of, self.error = 0, 1, ""
-        self.file: Path | None = None
-        self.stopped = False
-        self.folder = Path(tempfile.mkdtemp(prefix="moescope-"))
-        self.made = self.folder / name.removesuffix(".zip")
-        with open(self.folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "moe_core", *words, "--out", str(self.made), "--json"], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
-            )  # fmt: skip
-        weakref.finalize(self, end, self.process, self.folder)
-        self.thread = threading.Thread(target=self.listen, daemon=True)
-        self.thread.start()
-
-    def listen(self) -> None:
-        """Hear how far it is, and what came of it."""
-        assert self.process.stdout
-        with self.process.stdout as said:
-            for event in map(json.loads, said):
-                if event["event"] == "progress":
-                    self.done, self.of = event["done"], max(event["of"], 1)
-        if self.process.wait() and not self.stopped:
-            words = last_words(self.folder, "log")
-            self.error = words.removeprefix("moe: ") if words != NO_WORDS else "The process that made it was ended."
-        if self.stopped:
-            self.error = "Cancelled. Nothing was kept."
-        elif not self.error:
-            self.file = zipped(self.made) if self.made.is_dir() else self.made
-
-    def cancel(self) -> None:
-        """End it at once, and whatever it has started."""
-        self.stopped = True
-        end(self.process, self.folder)
-
-    @property
-    def busy(self) -> bool:
-        return self.thread.is_alive()
-
-
-def end(process: subprocess.Popen[str], folder: Path) -> None:
-    """End a process, if it still works, with all that it has started, and remove its folder."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def zipped(folder: Path) -> Path:
-    """All files of a folder in one archive, dates left out so that the same files give the same bytes."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.iterdir()):
-            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes(), zipfile.ZIP_DEFLATED)
-    return write(folder.with_name(f"{folder.name}.zip"), packed.getvalue())
 
 
 def page() -> None:

@@ -9,7 +9,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
-from moe_core.dashboard.exports import Work, words_of
+from moe_core.dashboard.exports import words_of
+from moe_core.dashboard.jobs import Work
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Source
 from moe_core.runs import create_run

@@ -30,6 +30,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
 READS = re.compile(r"\.read_text\(|\.read_bytes\(|json\.load|np\.load\(|torch\.load\(|\bopen\([^)]*\"r[bt]?\"|gzip\.")
 TRUSTED = {
     "dashboard/exports.py": "what a process of ours wrote for us",
+    "dashboard/jobs.py": "what a process of ours wrote for us",
     "dashboard/guard.py": "a cookie, within what the server takes of a header",
     "dashboard/messages.py": "a message, whose length is looked at",
     "runs/database.py": "the head of a journal",
