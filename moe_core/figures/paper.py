@@ -74,20 +74,7 @@ def base(
 ) -> Spec:
     """The layout that every figure starts from. `labels` leaves room at the right for the names of lines."""
     pen = pens(size)
-    font = {"family": SANS, "size": pen.axis, "color": theme.ink2}
-    axis = {
-        "showgrid": False,
-        "gridcolor": theme.rule,
-        "zeroline": False,
-        "showline": False,
-        # Ticks without colour keep the numbers off the plot.
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": "rgba(0,0,0,0)",
-        "tickfont": font,
-        "fixedrange": False,
-        "automargin": False,
-    }
+    axis = plain_axis(pen, theme)
     plain: Spec = {
         "template": None,
         "width": size[0],
@@ -95,18 +82,7 @@ def base(
         "paper_bgcolor": theme.ground,
         "plot_bgcolor": theme.ground,
         "font": {"family": SANS, "size": pen.axis, "color": theme.ink2},
-        "title": {
-            # plotly's own subtitle stands too far below; the second line of the title stands where it should.
-            "text": f'{title}<br><span style="font-size:{pen.axis}px;font-weight:400;color:{theme.ink2}">{subtitle}</span>',
-            "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
-            "x": 0,
-            "xref": "container",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": pen.title + 2},
-        },
+        "title": title_of(title, subtitle, pen, theme),
         "margin": {
             "l": pen.left,
             "t": pen.top,
@@ -132,6 +108,37 @@ def base(
         "annotations": [],
     }
     return plain | layout
+
+
+def plain_axis(pen: Pens, theme: Theme) -> Spec:
+    return {
+        "showgrid": False,
+        "gridcolor": theme.rule,
+        "zeroline": False,
+        "showline": False,
+        # Ticks without colour keep the numbers off the plot.
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "rgba(0,0,0,0)",
+        "tickfont": {"family": SANS, "size": pen.axis, "color": theme.ink2},
+        "fixedrange": False,
+        "automargin": False,
+    }
+
+
+def title_of(title: str, subtitle: str, pen: Pens, theme: Theme) -> Spec:
+    return {
+        # plotly's own subtitle stands too far below; the second line of the title stands where it should.
+        "text": f'{title}<br><span style="font-size:{pen.axis}px;font-weight:400;color:{theme.ink2}">{subtitle}</span>',
+        "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
+        "x": 0,
+        "xref": "container",
+        "xanchor": "left",
+        "y": 1,
+        "yref": "container",
+        "yanchor": "top",
+        "pad": {"t": pen.title + 2},
+    }
 
 
 def titled(axis: Spec, pen: Pens, theme: Theme, standoff: int) -> Spec:

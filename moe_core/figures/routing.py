@@ -211,40 +211,43 @@ def regions(
         x=x_axis,
         y=y_axis,
     )
-    R = len(regions_RR)
-    (x0, x1), (y0, y1) = x_axis["range"], y_axis["range"]
-    dx, dy = (x1 - x0) / max(R, 1), (y1 - y0) / max(R, 1)
-    data: list[Spec] = []
-    if R:
-        cells = np.asarray(regions_RR)
-        data.append(
-            {
-                "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells, "x0": x0 + dx / 2, "dx": dx,
-                "y0": y0 + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
-                "customdata": cells.astype(np.int16) + 1,
-                "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
-            }
-        )  # fmt: skip
+    data = [region_cells(np.asarray(regions_RR), x_axis["range"], y_axis["range"], E, theme)] if len(regions_RR) else []
     if len(points_N2):
-        points = np.asarray(points_N2, np.float32)
-        first = first_experts(experts_NK, E)
-        classes = np.zeros(len(points), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
-        colours = [*cell_colours(E, theme), theme.ground]
-        told = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points))]
-        went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points[:, 0]),
-                "y": np.ascontiguousarray(points[:, 1]),
-                "marker": {
-                    "color": [colours[e] for e in first.tolist()], "size": 7,
-                    "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
-                    "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
-                },
-                "hovertext": [a + b for a, b in zip(told, went, strict=True)], "hoverinfo": "text",
-            }
-        )  # fmt: skip
+        data.append(region_points(np.asarray(points_N2, np.float32), experts_NK, labels_N, label_names, E, theme))
     return {"data": data, "layout": layout}
+
+
+def region_cells(cells: Array, x: Sequence[float], y: Sequence[float], E: int, theme: Theme) -> Spec:
+    """The plane from x[0] to x[1] and y[0] to y[1], each cell pale in the colour of its first expert; blank where it has none."""
+    R = len(cells)
+    dx, dy = (x[1] - x[0]) / R, (y[1] - y[0]) / R
+    return {
+        "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells,
+        "x0": x[0] + dx / 2, "dx": dx, "y0": y[0] + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
+        "customdata": cells.astype(np.int16) + 1,
+        "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
+    }  # fmt: skip
+
+
+def region_points(
+    points_N2: Array, experts_NK: Array, labels_N: Array | None, label_names: Sequence[str], E: int, theme: Theme
+) -> Spec:
+    """The probe's points in the colours of their first experts, a symbol a class."""
+    first = first_experts(experts_NK, E)
+    classes = np.zeros(len(points_N2), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
+    colours = [*cell_colours(E, theme), theme.ground]
+    points = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points_N2))]
+    went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
+    return {
+        "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points_N2[:, 0]),
+        "y": np.ascontiguousarray(points_N2[:, 1]),
+        "marker": {
+            "color": [colours[e] for e in first.tolist()], "size": 7,
+            "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
+            "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
+        },
+        "hovertext": [a + b for a, b in zip(points, went, strict=True)], "hoverinfo": "text",
+    }  # fmt: skip
 
 
 @figure
