@@ -4,7 +4,6 @@ import argparse
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +29,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
 
     def progress(done: int, of: int) -> None:
         if live:
-            print(f"\r\x1b[K{done} of {of} experts measured", end="", file=sys.stderr, flush=True)
+            terminal.update(f"{done} of {of} experts measured")
 
     from moe_core.training.ablate import ablate
 
@@ -39,7 +38,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     rows = table(found)
     ahead = looks_ahead(run.config, run.knobs_at(found.step))
     if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        terminal.update("")
     if arguments.out:
         write_csv(Path(arguments.out), rows)
     if arguments.json:

@@ -137,16 +137,10 @@ class Progress:
         elif event["event"] == "note":
             print(plain(event["note"]), file=sys.stderr)
         elif self.live and event["event"] == "replay":
-            filled = 20 * event["step"] // event["of"]
             pace = event["step"] / max(time.monotonic() - self.began, 1e-9)
-            bar = f"[{'#' * filled}{'.' * (20 - filled)}]"
-            print(
-                f"\r\x1b[Kstep {event['step']}/{event['of']} {bar}  {pace:.0f} steps/s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            bar = terminal.bar(event["step"], event["of"])
+            terminal.update(f"step {event['step']}/{event['of']} {bar}  {pace:.0f} steps/s")
 
     def end(self) -> None:
         if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            terminal.update("")

@@ -158,7 +158,7 @@ class Teller:
             getattr(self, "on_" + event["event"])(event)
 
     def line(self, text: str) -> None:
-        print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+        terminal.line(text, self.live)
 
     def on_data(self, event: dict[str, Any]) -> None:
         for words in event["taken"]:
@@ -179,15 +179,13 @@ class Teller:
     def on_progress(self, event: dict[str, Any]) -> None:
         if not self.live:
             return
-        share = event["step"] / max(event["steps"], 1)
-        filled = int(20 * share)
+        steps = max(event["steps"], 1)
+        share = event["step"] / steps
         failed = f", {event['failed']} failed" if event["failed"] else ""
-        text = (
-            f"{event['finished']} of {event['runs']} runs{failed} [{'#' * filled}{'.' * (20 - filled)}] {100 * share:.0f} %"
+        terminal.update(
+            f"{event['finished']} of {event['runs']} runs{failed} {terminal.bar(event['step'], steps)} {100 * share:.0f} %"
             + self.left(share)
         )
-        width = terminal.width()
-        print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def left(self, share: float) -> str:
         """How long it will take at the speed so far, once there is one; steps done before it was stopped count for nothing."""

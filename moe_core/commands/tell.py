@@ -69,7 +69,7 @@ class Teller:
                 print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def line(self, text: str) -> None:
-        print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+        terminal.line(text, self.live)
 
     def on_data(self, event: dict[str, Any]) -> None:
         for words in event["taken"]:
@@ -82,16 +82,11 @@ class Teller:
         if not self.live:
             return
         done = f"{event['step']}/{self.config.steps}" if self.config.steps else str(event["step"])
-        bar = ""
-        if self.config.steps:
-            filled = 20 * event["step"] // self.config.steps
-            bar = f" [{'#' * filled}{'.' * (20 - filled)}]"
-        text = (
+        bar = " " + terminal.bar(event["step"], self.config.steps) if self.config.steps else ""
+        terminal.update(
             f"step {done}{bar}  loss {event['loss']:.3f} nats  CV(load) {event['cv_load']:.2f}  "
             f"CV(importance) {event['cv_importance']:.2f}  {event['steps_per_second']:.0f} steps/s{self.measured}"
         )
-        width = terminal.width()
-        print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def on_eval(self, event: dict[str, Any]) -> None:
         name, label, unit, _ = self.headline
@@ -108,8 +103,7 @@ class Teller:
 
     def on_replay(self, event: dict[str, Any]) -> None:
         if self.live:
-            text = f"trains again what is recorded: step {event['step']}/{event['of']}"
-            print("\r\x1b[K" + text, end="", file=sys.stderr, flush=True)
+            terminal.update(f"trains again what is recorded: step {event['step']}/{event['of']}")
 
     def on_note(self, event: dict[str, Any]) -> None:
         self.line(event["note"])

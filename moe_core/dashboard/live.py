@@ -31,7 +31,7 @@ from moe_core.figures.reading import probe_kind
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import TILES
 from moe_core.runs import last_words, list_runs, reap, runs_folder
-from moe_core.schema import STAT
+from moe_core.schema import STAT, first_line
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
@@ -171,7 +171,7 @@ def undrawable(run: str, name: str, error: Exception) -> str:
     if key not in _logged:
         _logged.add(key)
         logging.getLogger("moescope").error("%s of run %s cannot be drawn", name, run, exc_info=error)
-    reason = (str(error).splitlines() or [""])[0][:200]
+    reason = first_line(error)[:200]
     return f"{name} cannot be drawn: {type(error).__name__} {reason}".rstrip() + "; the server's log says where."
 
 

@@ -20,7 +20,6 @@ from moe_core.figures.paper import (
     inner,
     nice_above,
     pens,
-    upright,
 )
 from moe_core.figures.probe import (
     SYMBOLS,
@@ -33,13 +32,15 @@ from moe_core.figures.probe import (
     dense,
     first_experts,
     hovers,
+    mark_groups,
     mosaic,
     nobodys,
     plane_axes,
     token_name,
     without_expert,
 )
-from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
+from moe_core.figures.theme import LIGHT, LINES, Theme
+from moe_core.figures.timeline import square
 
 LONGEST = 14  # letters of a class's name
 
@@ -102,21 +103,13 @@ def probe_gates(
 
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
     """Under the axis, each class at the middle of its tokens, where there is room; a rule between two classes."""
-    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1)).tolist()
-    px = inner(layout)[0] / len(sorted_N)
-    at, words = [], []
-    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+
+    def label(start: int) -> tuple[str, int]:
         word = class_name(sorted_N, start, names)[:LONGEST]
-        if (end - start) * px >= 7 * len(word):  # names closer than that would cover each other
-            at.append((start + end) / 2)
-            words.append(escape(word))
-    layout["xaxis"] |= {
-        "tickvals": at,
-        "ticktext": words,
-        "title": layout["xaxis"]["title"] | {"text": "probe token, by class"},
-    }
-    for start in starts[1:]:
-        layout["shapes"].append(upright(start, color=theme.edge, width=1))
+        return escape(word), 7 * len(word)
+
+    mark_groups(layout, sorted_N, label, theme.edge)
+    layout["xaxis"]["title"] |= {"text": "probe token, by class"}
 
 
 @figure
@@ -176,7 +169,7 @@ def digit_images(
 
 def tick_name(expert: int, E: int, theme: Theme) -> str:
     """An expert's number beside its row, with a square of its colour where colour names experts."""
-    mark = f'<span style="color:{expert_colour(expert, theme)}">■</span> ' if E <= LINES else ""
+    mark = square(expert, theme) + " " if E <= LINES else ""
     return f"{mark}{expert + 1}"
 
 

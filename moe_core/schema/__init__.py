@@ -14,7 +14,7 @@ from moe_core.schema.checks import (
     parse_setting,
     switched_off,
 )
-from moe_core.schema.numbers import real, shortened, whole
+from moe_core.schema.numbers import first_line, real, shortened, whole
 from moe_core.schema.settings import (
     AHEAD,
     AUTOBALANCE,
@@ -104,6 +104,7 @@ __all__ = [
     "draws_noise",
     "exact_text",
     "experts_per_token",
+    "first_line",
     "from_dict",
     "highest",
     "label_of",
