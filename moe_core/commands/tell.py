@@ -16,7 +16,7 @@ from moe_core.schema import AHEAD, BALANCE, BALANCE_STEPS, HELD_OUT_BALANCE, LOO
 
 
 def tell_end(teller: "Teller", folder: Path, state: str) -> int:
-    """Tell of the last event and return the exit status. A run whose record went away has been told of already."""
+    """Print the last event and return the exit status. Of a run whose folder was removed, the error has been printed already."""
     from moe_core.runs import StoreError, ending, open_run
 
     try:
@@ -52,7 +52,7 @@ class Teller:
         self.alarm: Alarm | None = None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """Neither a reader of stdout that went away, nor a terminal that closed, nor a full disk below it must end the training."""
+        """Print an event. A closed pipe, a closed terminal or a full disk behind stdout must not end the training."""
         if self.alarm and event["event"] == "alert":
             self.alarm.call(without_nan(event))
         try:
@@ -61,7 +61,7 @@ class Teller:
             else:
                 getattr(self, "on_" + event["event"])(event)
         except OSError as error:
-            if error.errno != errno.ENOSPC:  # what is full may have room again
+            if error.errno != errno.ENOSPC:  # a full disk may have room again later
                 let_go()
         if self.as_json and event["event"] in ("error", "paused", "alarm"):
             problem = event.get("error") or event.get("reason") or event.get("problem") or ""
@@ -94,11 +94,11 @@ class Teller:
         self.measured = f"  {label} {event[name]:.3f} {unit}".rstrip()
         if "cv_held_out" in event:
             self.measured += f"  CV held-out {event['cv_held_out']:.2f}"
-        said = f"step {event['step']}:{self.measured}" + ("" if event["comparable"] else f" ({LOOKS_AHEAD})")
+        line = f"step {event['step']}:{self.measured}" + ("" if event["comparable"] else f" ({LOOKS_AHEAD})")
         if not event["comparable"]:
             self.measured += f" {AHEAD}"  # the line that is kept up to date has no room for more
         if not self.live or event["comparable"] != self.comparable:
-            self.line(said)
+            self.line(line)
         self.comparable = event["comparable"]
 
     def on_replay(self, event: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting
 
-# What --help calls the value of a flag, where its type does not say enough.
+# What --help calls a flag's value where the name of its type does not say enough.
 NAMES = {"text": "PATH", "data": "FILE", "label": "COLUMN", "drop": "COLUMN"}
 
 

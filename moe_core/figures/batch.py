@@ -163,9 +163,9 @@ def batch_throughput(
         layout["shapes"].append(upright(chosen, color=theme.hand, width=1.5))
     x = np.asarray(tokens_m, np.int64)
     each = np.asarray(x * k / max(experts, 1), np.float32)
-    told = "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second"
+    hover = "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second"
     y = per_second.astype(np.float32)
-    data = line("tokens per second", x.astype(np.int32), y, told, color=theme.ink, width=pens(size).main)
+    data = line("tokens per second", x.astype(np.int32), y, hover, color=theme.ink, width=pens(size).main)
     data |= {"mode": "lines+markers", "customdata": each, "marker": {"color": theme.ink, "size": 7}}
     return {"data": [data] if len(x) else [], "layout": layout}
 
@@ -206,8 +206,8 @@ def batch_measured(
         ("k·T/E", np.asarray(ideal_n, np.float32), theme.ink, pen.main, "Evenly spread, each expert would get"),
         ("least", least, theme.under, pen.line, "The least loaded expert got"),
     ):
-        told = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
-        data.append(line(name, x, y, told, color=colour, width=width))
+        hover = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
+        data.append(line(name, x, y, hover, color=colour, width=width))
         if len(y) and np.isfinite(y[-1]):
             ends.append((height * float(y[-1]) / top, f"{name} {y[-1]:,.4g}"))
     layout["annotations"] += end_labels(ends, layout, theme, ink=True)

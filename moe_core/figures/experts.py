@@ -191,10 +191,10 @@ def saturation(
     )
     layout["meta"]["step"] = against
     ideal_line(layout, 100 * chance, theme)
-    told = "At step %{x:,d} a token had %{y:.1f} % of the experts that it has"
-    told += " now" if against is None else f" at step {against:,}"
+    hover = "At step %{x:,d} a token had %{y:.1f} % of the experts that it has"
+    hover += " now" if against is None else f" at step {against:,}"
     percents = np.asarray(kept_n, np.float32) * 100
-    data = line("kept", as_steps(steps), percents, told, color=theme.ink, width=pens(size).main)
+    data = line("kept", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).main)
     data |= {"mode": "lines+markers" if every else "markers", "marker": {"color": theme.ink, "size": 4}}
     mark(layout, changes, None, theme, labelled=False)
     return {"data": [data], "layout": layout}

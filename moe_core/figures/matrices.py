@@ -178,7 +178,7 @@ def heatmap(
     z: Array,
     colours: Spec,
     bar: Spec,
-    told: Array,
+    hovered: Array,
     sentence: str,
     *,
     rows: Sequence[str] | None = None,
@@ -213,7 +213,7 @@ def heatmap(
     }  # fmt: skip
     data = {
         "type": "heatmap", "name": title, "x": np.arange(1, E + 1, dtype=np.int32), "y": np.arange(1, C + 1, dtype=np.int32),
-        "z": np.asarray(z, np.float32), "customdata": np.asarray(told, np.float32), "hoverongaps": False,
+        "z": np.asarray(z, np.float32), "customdata": np.asarray(hovered, np.float32), "hoverongaps": False,
         "hovertemplate": f"{sentence}<extra></extra>",
         "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colorbar | bar, **colours,
     }  # fmt: skip

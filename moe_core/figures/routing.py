@@ -271,8 +271,8 @@ def churn(
         _, height = inner(layout)
         px, type_px = height * float(percents[-1]) / top, layout["font"]["size"]
         layout["annotations"].append(end_label(f"{percents[-1]:.1f} %", px, height, theme, type_px, ink=True))
-    told = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
-    data = line("churn", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line, shape="hv")
+    hover = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
+    data = line("churn", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).line, shape="hv")
     if not every:
         data |= {"mode": "markers", "marker": {"color": theme.ink, "size": 3}}
     mark(layout, changes, cursor, theme)

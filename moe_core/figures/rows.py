@@ -211,27 +211,27 @@ def favourite_rows(
     )
     width, height = inner(layout)
     most = min(20, max(1, height // 20))
-    found = best(gate_N, most)
+    favourites = best(gate_N, most)
     layout["yaxis"] |= {"range": [most + 0.5, 0.5], "dtick": 1, "nticks": 0}
     z_NF = spreads(np.asarray(values_NF)[: len(gate_N)])
     letters = int(width * 1.9 / 2.9 / (0.45 * layout["font"]["size"]))
-    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in found.tolist()]
-    told = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in found.tolist()]
-    y = np.arange(1, len(found) + 1, dtype=np.int32)
-    weights = np.asarray(gate_N, np.float32)[found]
+    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in favourites.tolist()]
+    hovers = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in favourites.tolist()]
+    y = np.arange(1, len(favourites) + 1, dtype=np.int32)
+    weights = np.asarray(gate_N, np.float32)[favourites]
     data: list[Spec] = [
         {
             "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
             "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "hoverinfo": "text",
-            "hovertext": [f"{who} gives expert {chosen + 1} a gate of {w:.2f}: {what}" for (who, what), w in zip(told, weights.tolist(), strict=True)],
+            "hovertext": [f"{who} gives expert {chosen + 1} a gate of {w:.2f}: {what}" for (who, what), w in zip(hovers, weights.tolist(), strict=True)],
         },
         {
-            "type": "scatter", "mode": "text", "name": "features", "x": np.full(len(found), -0.04, np.float32), "y": y,
+            "type": "scatter", "mode": "text", "name": "features", "x": np.full(len(favourites), -0.04, np.float32), "y": y,
             "text": [escape(word) for word in words], "textposition": "middle left", "hoverinfo": "skip", "cliponaxis": True,
             "textfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink},
         },
     ]  # fmt: skip
-    return {"data": data if len(found) else [], "layout": layout}
+    return {"data": data if len(favourites) else [], "layout": layout}
 
 
 def in_short(

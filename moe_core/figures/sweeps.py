@@ -257,7 +257,7 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, lay
     width, height = inner(layout)
     (x0, x1), (y0, y1) = layout["xaxis"]["range"], layout["yaxis"]["range"]
     taken: list[tuple[float, float]] = []
-    found = []
+    labels = []
     for x, y, name in zip(x_N.tolist(), y_N.tolist(), names, strict=True):
         at = (width * (math.log10(x) - x0) / (x1 - x0), height * (y - y0) / (y1 - y0))
         if any(abs(at[0] - other[0]) < 6 * len(name) + APART and abs(at[1] - other[1]) < APART for other in taken):
@@ -265,13 +265,13 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, lay
         taken.append(at)
         left = at[0] > 0.85 * width
         above = falling != left
-        found.append(
+        labels.append(
             note(
                 escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left",
                 yanchor="bottom" if above else "top", xshift=-6 if left else 6, font=label_font(layout, theme.ink),
             )
         )  # fmt: skip
-    return found
+    return labels
 
 
 def log_range(x_n: Array) -> list[float]:
