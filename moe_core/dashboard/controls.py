@@ -58,7 +58,7 @@ def page(
         run.close()
     elif config := starting.config_of(wanted):
         charts(name, wanted, config.task, figures[KIND_OF_TASK[config.task]], {})
-        cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
+        cards.wait(wanted, silent=True)  # what a page lets a person choose needs the run
 
 
 def charts(name: str, run: str, task: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:

@@ -44,7 +44,7 @@ def page() -> None:
 
 
 def asked(run: str) -> Source:
-    """The run with what the link lays over it and chooses in it; what does not fit is left out."""
+    """The run, with the other runs and the choices that its link names; those that do not fit it are left out."""
     others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
     options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
     fits = []
@@ -129,13 +129,13 @@ def layer_of(run: Any) -> int:
 
 
 def title_of(name: str) -> str:
-    """A figure's title, told apart from another's of the same name."""
+    """A figure's title; those of the Compare page say so, since some have the title of a run's own figure."""
     compared = " of the runs compared" if FIGURES[name].page == "compare" else ""
     return FIGURES[name].title + compared
 
 
 def named(name: str, highest: int) -> int | None:
-    """The layer or step that the link names, counted from 1; None where it names none that there is."""
+    """The layer or step that the link names, counted from 1; None if it names none, or one that does not exist."""
     value = links.word(name)
     return value if value and value <= highest else None
 
@@ -145,52 +145,54 @@ def preview(what: Source, source: Any, figures: list[str], format: str, look: Lo
     if not figures:
         st.info("Choose a figure at the left.")
         return
-    shown, told, button = st.empty(), st.empty(), st.empty()
-    # Disabled at once: until the new file is made, the button would still give the last one.
-    button.button("Export", disabled=True, key="export-none", type="primary")
+    picture_at, caption_at, button_at = st.empty(), st.empty(), st.empty()
+    # Disabled first: until the new file is drawn, the button would still download the last one.
+    button_at.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
-        picture = made(what, stands(source), figures[0], "png", look)
-        file = picture if format == "png" else made(what, stands(source), figures[0], format, look)
+        picture = draw_once(what, progress_of(source), figures[0], "png", look)
+        file = picture if format == "png" else draw_once(what, progress_of(source), figures[0], format, look)
     except ValueError as error:
-        shown.error(str(error))
-        button.empty()
+        picture_at.error(str(error))
+        button_at.empty()
         return
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
     alt = title_of(figures[0])
-    shown.html(
+    picture_at.html(
         f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
         f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
-    when = "" if look.step is None else f" As it stood at step {look.step:,}."
+    more = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [run.id for run in getattr(source, "others", ())]
-    when += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{when}")
+    more += f" Beside {source.id}: {', '.join(others)}." if others else ""
+    caption_at.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{more}")
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
-        button.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
+        button_at.download_button(
+            "Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore"
+        )
     else:
-        button.empty()
+        button_at.empty()
         words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
         task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
     if look.step is not None:
-        # A link and no button: the panel beside goes to the last step too.
+        # A link, not a button: it reloads the panel beside, which then goes to the last step too.
         rest = {name: value for name, value in st.query_params.items() if name != "step"}
         st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")
-def made(what: Source, stands: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
-    """One figure in one format; kept for as long as what it shows stands as it does."""
+def draw_once(what: Source, progress: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
+    """One figure in one format; kept until there is more to draw. progress: as progress_of() gives it, part of the cache's key."""
     with what.open() as source:
         return rendered(source, name, format, look)
 
 
-def stands(source: Any) -> tuple[Any, ...]:
-    """What changes when there is more to draw."""
+def progress_of(source: Any) -> tuple[Any, ...]:
+    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step."""
     if isinstance(source, Found):
         return tuple(bool(result.ended) for result in source.results)
     return tuple(run.steps()[1] for run in (source, *getattr(source, "others", ())))
@@ -261,20 +263,20 @@ def documents(what: Source, source: Any, look: Look) -> None:
 
 
 def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> None:
-    """A button; while its work is under way a bar and Cancel; then the file, or why there is none."""
+    """A button; while its work is under way a progress bar and Cancel; then the file, or the error."""
     place = f"work-{name}"
 
     def begin() -> None:
         st.session_state[place] = Work(words, name)
 
-    # Only work under way is looked at again by itself.
+    # The page draws itself again only while work is under way.
     busy = place in st.session_state and st.session_state[place].busy
 
     @st.fragment(run_every=0.5 if busy else None, key=f"watch-{place}")
     def watch() -> None:
         work: Work | None = st.session_state.get(place)
         if (work is not None and work.busy) != busy:
-            st.rerun()  # it began or ended: the fragment's clock is set by the page
+            st.rerun()  # the work began or ended, and only the page can start or stop the fragment's clock
         if work is not None and busy:
             st.progress(min(1.0, work.done / work.of), f"{work.done} of {work.of}")
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)

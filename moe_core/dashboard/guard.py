@@ -68,16 +68,16 @@ def refusal(scope: Scope, door: Door) -> str:
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
     if not lets_in(door, host):
-        return said(host, origin, host, door)
+        return refusal_text(host, origin, host, door)
     if origin is None:
         return "a WebSocket without Origin is refused: no browser sends one" if scope["type"] == "websocket" else ""
     scheme, _, name = origin.partition("://")
     if scheme in ("http", "https") and name.lower() in (host.lower(), *door.allowed):
         return ""
-    return said(host, origin, name, door)
+    return refusal_text(host, origin, name, door)
 
 
-def said(host: str, origin: str | None, missing: str, door: Door) -> str:
+def refusal_text(host: str, origin: str | None, missing: str, door: Door) -> str:
     """The refusal in words. missing: the name that is not allowed."""
     seen = f"Host {short(host, 80)!r}" + (f", Origin {short(origin, 80)!r}" if origin is not None else "")
     allowed = f"allowed are {words(door)}" + ("" if missing == host else ", and an Origin that is the Host's")
@@ -194,8 +194,8 @@ async def enter(scope: Scope, send: Send, door: Door, rest: str) -> None:
 
 def has_cookie(scope: Scope, door: Door) -> bool:
     """Whether a request comes with the token, or none is asked for."""
-    told = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
-    pairs = (pair.strip().partition("=") for pair in told.split(";"))
+    cookies = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
+    pairs = (pair.strip().partition("=") for pair in cookies.split(";"))
     return not door.token or any(name == cookie_name(scope) and same(value, door.token) for name, _, value in pairs)
 
 

@@ -25,7 +25,7 @@ class Work:
     """One piece of long work, done by a process of its own and seen by the page.
 
     words: a command of `python -m moe_core`; name: of the file that it writes, or, if it ends in .zip, of the archive of the
-    folder that it writes. What a process that was ended had begun goes with the folder.
+    folder that it writes. The folder is removed with the object, and with it whatever an ended process left half done.
     """
 
     def __init__(self, words: Sequence[str], name: str) -> None:
@@ -33,10 +33,10 @@ class Work:
         self.file: Path | None = None
         self.stopped = False
         self.folder = Path(tempfile.mkdtemp(prefix="moescope-"))
-        self.made = self.folder / name.removesuffix(".zip")
+        self.target = self.folder / name.removesuffix(".zip")
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "moe_core", *words, "--out", str(self.made), "--json"], stdin=subprocess.DEVNULL,
+                [sys.executable, "-m", "moe_core", *words, "--out", str(self.target), "--json"], stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
             )  # fmt: skip
         weakref.finalize(self, end, self.process, self.folder)
@@ -44,22 +44,26 @@ class Work:
         self.thread.start()
 
     def listen(self) -> None:
-        """Hear how far it is, and what came of it."""
+        """Follow the process: its progress, then its file or its error."""
         assert self.process.stdout
-        with self.process.stdout as said:
-            for event in map(json.loads, said):
+        with self.process.stdout as output:
+            for event in map(json.loads, output):
                 if event["event"] == "progress":
                     self.done, self.of = event["done"], max(event["of"], 1)
         if self.process.wait() and not self.stopped:
             words = last_words(self.folder, "log")
-            self.error = words.removeprefix("moe: ") if words != NO_WORDS else "The process that made it was ended."
+            self.error = (
+                words.removeprefix("moe: ")
+                if words != NO_WORDS
+                else "The export's process was ended from outside, without a message; try again."
+            )
         if self.stopped:
             self.error = "Cancelled. Nothing was kept."
         elif not self.error:
-            self.file = zipped(self.made) if self.made.is_dir() else self.made
+            self.file = zipped(self.target) if self.target.is_dir() else self.target
 
     def cancel(self) -> None:
-        """End it at once, and whatever it has started."""
+        """Kill the process, and every process that it has started."""
         self.stopped = True
         end(self.process, self.folder)
 
@@ -69,7 +73,7 @@ class Work:
 
 
 def end(process: subprocess.Popen[str], folder: Path) -> None:
-    """End a process, if it still works, with all that it has started, and remove its folder."""
+    """Kill a process, if it still runs, with every process that it has started, and remove its folder."""
     if process.poll() is None:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -78,7 +82,7 @@ def end(process: subprocess.Popen[str], folder: Path) -> None:
 
 
 def zipped(folder: Path) -> Path:
-    """All files of a folder in one archive, dates left out so that the same files give the same bytes."""
+    """Pack all files of a folder in one archive; without dates, so that the same files give the same bytes."""
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         for file in sorted(folder.iterdir()):

@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_core.runs import Run, StoreError, end_child, hold_lock, is_alive, is_running, reap, spawn, start, stop
 from moe_core.sweep.plan import Job, Sweep
-from moe_core.sweep.standing import Result, look, progress, results
+from moe_core.sweep.standing import Result, progress, result_of, results
 
 LOOK = 0.2  # seconds between two looks at the trainers
 TELL = 1.0  # seconds between two progress events
@@ -43,14 +43,14 @@ def run_sweep(
                 time.sleep(LOOK)
                 for job in [job for job in active.values() if not is_running(job.run_id, sweep.runs)]:
                     del active[job.run_id]
-                    result = look(sweep, job)
+                    result = result_of(sweep, job)
                     state, problem = ("finished", "") if result.ended else ("failed", result.problem or "it died")
                     tell({"event": "run", "run": job.run_id, "state": state, **cell_of(sweep, job), "problem": problem})
                 if time.monotonic() >= next_progress:
                     next_progress = time.monotonic() + TELL
-                    found = results(sweep)
-                    end_paused(sweep, found)
-                    tell({"event": "progress", **progress(found)})
+                    outcomes = results(sweep)
+                    end_paused(sweep, outcomes)
+                    tell({"event": "progress", **progress(outcomes)})
         finally:
             halt(sweep, active)
             reap()
@@ -103,9 +103,9 @@ def begin(sweep: Sweep, job: Job) -> None:
     start(job.config, job.knobs, sweep.runs, "sweep", job.run_id)
 
 
-def end_paused(sweep: Sweep, found: Sequence[Result]) -> None:
+def end_paused(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     """A trainer pauses by itself when its loss is not finite, and nobody is there to turn a knob: it is asked to stop."""
-    for result in found:
+    for result in outcomes:
         if result.state == "paused" and result.problem:
             with contextlib.suppress(StoreError):  # it has ended meanwhile
                 run = Run(sweep.runs / result.job.run_id)

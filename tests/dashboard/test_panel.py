@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.messages import deed
+from moe_core.dashboard.messages import parse_deed
 from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
 from moe_core.figures.reading import gestures, last_change
 from moe_core.figures.tiles import heldout_tile, speed_tile
@@ -42,7 +42,7 @@ def feed(writer: RunWriter) -> Iterator[Feed]:
 
 def ask(run: Any, said: dict[str, Any]) -> dict[str, Any]:
     """As a viewer does."""
-    return act(run, deed(said))
+    return act(run, parse_deed(said))
 
 
 def knobs_of(told: dict[str, Any]) -> dict[str, Any]:
