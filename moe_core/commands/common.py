@@ -81,7 +81,7 @@ def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that is not finite."""
+    """The value for JSON, which has no NaN: a number that is not finite becomes null."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

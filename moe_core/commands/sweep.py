@@ -117,7 +117,9 @@ def csv_file(name: str | None) -> Path | None:
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"has no folder {path.parent}"
-        raise ValueError(f"--csv wants a file in a folder that is there, but {name} {problem}")
+        raise ValueError(
+            f"--csv wants a file in a folder that is there, but {name} {problem}; name another file, or make the folder"
+        )
     return path
 
 

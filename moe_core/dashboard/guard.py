@@ -1,6 +1,6 @@
-"""Lets in whom it may: Host and Origin of every request, HTTP and WebSocket, then the token where one is asked for.
+"""Checks Host and Origin of every request, HTTP and WebSocket, then the token if one is required.
 
-A page of a stranger's may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
+A stranger's page may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
 (DNS rebinding); Streamlit's own check accepts that when Origin and Host agree. So Host must be ours by name, and Origin,
 which names the page that asks, must be that same Host or a name in MOE_ALLOW (a proxy may have put its own Host). The
 token comes in the link once and is a cookie from then on. Every answer forbids other pages to frame it.

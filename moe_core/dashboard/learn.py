@@ -257,7 +257,7 @@ def begin(number: int) -> None:
 
 
 def invite(lesson: Lesson) -> None:
-    """What stands in the place of the charts before a run exists."""
+    """Shown in place of the charts before a run exists."""
     first = lesson.stages[0]
     st.html(
         f'<div class="moe-invite"><b>Nothing is drawn before it is measured</b>'

@@ -1,7 +1,7 @@
-"""A viewer's message, parsed once: what it looks at, or what it wants done, each value of its type and in range.
+"""A viewer's message, parsed once: what it shows, or what it wants done, each value of its type and in range.
 
-Whoever sends something else is told in one line what was wanted, and the socket is closed; nothing behind this file
-meets a value that it has not checked.
+Any other message closes the socket, with one line that says what was wanted. Code behind this file never sees a value
+that was not checked.
 """
 
 import json

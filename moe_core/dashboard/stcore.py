@@ -33,7 +33,7 @@ def checked_message(message: Message) -> Message:
 
 
 def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """The two ways of a socket, which the first bad message closes."""
+    """receive and send of a socket that the first bad message closes."""
     closed = False
 
     async def hear() -> Message:

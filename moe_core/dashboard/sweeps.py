@@ -65,7 +65,7 @@ CSS = """
 
 
 def choose() -> Sweep | None:
-    """The sweep that the link names, else the newest; None for a new one. The chooser stands in the sidebar."""
+    """The sweep that the link names, else the newest; None for a new one. The chooser is in the sidebar."""
     reap()
     st.html(f"<style>{CSS}</style>")
     names = sweep_ids()
@@ -91,7 +91,7 @@ def choose() -> Sweep | None:
 
 
 def new() -> None:
-    """The form, and the same as a command."""
+    """The form, and the command that does the same."""
     st.title("Train a grid of knobs")
     st.markdown(
         "Give a knob several values, with commas between them; one that is left empty keeps the value shown in grey. "
@@ -117,7 +117,7 @@ def new() -> None:
 
 
 def begin() -> None:
-    """Start what the form asks for and look at it; one line if it cannot be."""
+    """Start the sweep of the filled form and show it; one line if it cannot be started."""
     asked = {
         name.removeprefix("sweep-"): value for name, value in st.session_state.items() if str(name).startswith("sweep-")
     }
@@ -152,7 +152,7 @@ def asked_plan(asked: dict[str, Any]) -> Any:
 
 
 def status(sweep: Sweep) -> list[Result]:
-    """The line with the progress and its button, which keeps itself up to date; gives how each run stands."""
+    """The line with the progress and its button, which keeps itself up to date. Returns the state of each run."""
     outcomes = results(sweep)
     done = state_of(sweep, outcomes) == "finished"
     st.fragment(moving, run_every=None if done else 1.0)(sweep, counted(outcomes))
@@ -163,7 +163,7 @@ def status(sweep: Sweep) -> list[Result]:
 
 
 def counted(outcomes: Sequence[Result]) -> tuple[int, int]:
-    """What the table hangs on: the page is drawn again when it changes."""
+    """How many runs have finished and failed; when this changes, the page draws its table again."""
     now = progress(outcomes)
     return now["finished"], now["failed"]
 
@@ -257,7 +257,8 @@ def run_links(row: dict[str, Any], outcomes: Sequence[Result]) -> str:
 
 
 def charts(sweep: Sweep, outcomes: Sequence[Result]) -> None:
-    """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run. And their export."""
+    """The maps of a sweep of two knobs, the metric against CV(load) of any sweep, and the link that exports them. A click on a
+    chart opens a run."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
     source = Found(sweep.id, plan.config, plan.swept, plan.cells, rows(sweep, outcomes), outcomes)
     figures = [name for name in FIGURES if shows(source, name)]
@@ -272,7 +273,7 @@ def charts(sweep: Sweep, outcomes: Sequence[Result]) -> None:
 
 
 def clickable(name: str, drawn: Any) -> None:
-    """A chart of which a click on a dot or a cell opens the run."""
+    """A chart; a click on a dot or a cell opens its run."""
     event = st.plotly_chart(
         drawn,
         theme=None,

@@ -17,8 +17,8 @@ from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import last_step
 
-FRAMES = 120  # at most
-LAST = 1.5  # seconds for which the last frame stands
+FRAMES = 120  # most frames of an animation
+LAST = 1.5  # seconds for which the last frame is shown
 Progress = Callable[[int, int], None]
 
 
@@ -30,7 +30,7 @@ def animate(
     seconds: float = 10.0,
     progress: Progress = lambda done, of: None,
 ) -> Path:
-    """Writes FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
+    """Write FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
     from moe_core.export import chosen
 
     path = Path(out)
@@ -49,7 +49,7 @@ def animate(
         raise ValueError(f"{name} shows how runs ended, and does not change over steps; export it as a picture")
     steps = steps_of(run, name)
     if not len(steps):
-        raise ValueError(f"{run.id} has nothing recorded of {name} to animate")
+        raise ValueError(f"{run.id} has no recorded step that {name} could show; let it train, then export again")
     return write(
         path,
         encode(list(frames(run, name, steps, look, progress)), seconds, figure_facts(run, name, look)),
@@ -131,7 +131,7 @@ def ffmpeg() -> str:
     except (ImportError, RuntimeError):
         program = shutil.which("ffmpeg")
     if not program:
-        raise ValueError("an MP4 needs ffmpeg, which is not here; `pip install imageio-ffmpeg`, or write a .gif")
+        raise ValueError("an MP4 needs ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or write a .gif")
     return program
 
 

@@ -1,7 +1,7 @@
 """A figure's spec as marks: what plotly.js draws in the browser from the same spec, without a browser.
 
-Only what the figures use is drawn; anything else is refused by name, so that no export lacks a part in silence. Where a
-distance has no reason here, it is the one that plotly.js keeps.
+Only what the figures use is drawn; anything else is refused by name, so that no export silently lacks a part.
+Distances that are not explained are those of plotly.js.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ MIDDLE = 0.35  # from a baseline to the middle of a capital, in em
 
 
 def draw(spec: Spec) -> Sheet:
-    """The sheet of a spec with a size. ValueError for a trace that no figure of ours has had before."""
+    """The sheet of a spec with a size. ValueError for a kind of trace that cannot be drawn here."""
     layout = spec["layout"]
     plots = subplots(layout)
     under: list[Mark] = [fill(layout, (0, 0, layout["width"], layout["height"]), "paper_bgcolor")]
@@ -123,7 +123,7 @@ def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
         base = top + height + distance(x) + font["size"]
         for px, words in ticks(x):
             reach = max(width_of(line) for line in lines_of(words, font)) / 2
-            inside = min(max(px, reach), room[0] - reach)  # one that would be cut is moved in
+            inside = min(max(px, reach), room[0] - reach)  # words that would be cut at the edge are moved inside
             marks += block(words, font, inside, base, 0.5)
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":

@@ -1,6 +1,6 @@
 """Two or more runs on one chart: a colour is a run here. The first is ink, the others take the colours of experts 1 to 3.
 
-Each run is a Curve: its steps (n,) and values, on the axis that was chosen (its own steps, or steps since a fork).
+Each run is a Curve: its steps (n,) and values, on the chosen axis (its own steps, or steps since a fork).
 """
 
 import math
@@ -68,8 +68,8 @@ def run_name(at: int, name: str) -> str:
 class Shared(NamedTuple):
     """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
 
-    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that is
-    looked at.
+    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that the page
+    shows.
     """
 
     aligned: str = "step"
@@ -83,10 +83,10 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
-        layout["margin"]["l"] += 12  # a difference has a sign and three digits, and all charts one left edge
+        layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
-            layout["meta"]["offset"] = self.offset  # what is pointed at elsewhere is a step of the first run
+            layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
         mark_cursor(layout, self.cursor, theme)
         return layout
 

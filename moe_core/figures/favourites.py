@@ -1,6 +1,6 @@
 """What an expert likes best: the probe's bytes, images or points that give it most weight.
 
-Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert looked at, 0 for none.
+Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert that the page shows, 0 for none.
 """
 
 from collections.abc import Sequence
@@ -70,7 +70,7 @@ def favourite_bytes(
 
 
 def in_context(n: int, tokens_N: Array, sequence_N: Array | None) -> str:
-    """The byte n in bold between its neighbours of the same text; shorter text is filled up, so that columns stand."""
+    """The byte n in bold between its neighbours of the same text; a shorter context is padded, so that the columns line up."""
     same = np.ones(len(tokens_N), bool) if sequence_N is None else np.asarray(sequence_N) == sequence_N[n]
 
     def part(first: int, last: int) -> str:

@@ -115,7 +115,7 @@ def flow_bands(links: list[Link], layer: int, chosen: int | None, E: int, theme:
 
 
 def flow_hovers(links: list[Link], N: int, E: int) -> Spec:
-    """What a pointer on the middle of a band is told."""
+    """The hover in the middle of each band."""
     x = np.array([link.layer + 0.5 for link in links], np.float32)
     y = np.array([(link.leave + link.enter + link.tokens) / 2 for link in links], np.float32)
     words = [

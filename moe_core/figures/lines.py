@@ -56,7 +56,7 @@ def line(name: str, x: Array, y: Array, hover: str, **pen: Any) -> Spec:
 
 
 def parted(name: str, x: Array, y: Array, comparable: Array | None, hover: str, **pen: Any) -> list[Spec]:
-    """A line, and where its values are not comparable (n,), None for nowhere, a thin dotted one of its own in its place."""
+    """A line; where its values are not comparable, a thin dotted one. comparable (n,) bool, None if all of them are."""
     seen = np.ones(len(x), bool) if comparable is None else np.asarray(comparable, bool)
     y, gap = np.asarray(y, np.float32), np.float32(np.nan)
     lines = [line(name, as_steps(x), np.where(seen, y, gap), hover, **pen)]
@@ -90,7 +90,7 @@ def mark(
     labelled: bool = True,
     cased: bool = False,
 ) -> None:
-    """The knob changes, and the step that is looked at."""
+    """Mark the knob changes, and the step that the page shows."""
     mark_changes(layout, changes, theme, labelled=labelled, cased=cased)
     mark_cursor(layout, cursor, theme)
 
@@ -154,13 +154,13 @@ def change_names(
 
 
 def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
-    """The step that is looked at, when it is not the last one."""
+    """Mark the step that the page shows, when it is not the last one."""
     if cursor is not None:
         layout["shapes"].append(upright(cursor, color=theme.ink, width=1.5, dash="dot"))
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions, falling, moved as little downward as keeps them `gap` apart. Each label stays beside its line's order."""
+    """Positions, falling, moved as little downward as keeps them `gap` apart. The labels keep the order of their lines."""
     placed: list[float] = []
     for y in wanted:
         placed.append(min(y, placed[-1] - gap) if placed else y)

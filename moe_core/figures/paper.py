@@ -55,7 +55,7 @@ WIDE = Pens(15, 18, 56, 62, 46, 124, 2.0, 2.6)
 
 
 def pens(size: Size) -> Pens:
-    """The sizes for a chart; where nobody says, a chart of 1000 px stands in a wide window."""
+    """The sizes for a chart; if size does not say, those of a wide window for a chart of 1000 px or more."""
     return WIDE if (size[2] if len(size) > 2 else size[0] >= 1000) else COMPACT
 
 
@@ -195,7 +195,7 @@ LADDER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 def nice_above(value: float, rungs: Sequence[float] = LADDER) -> float:
-    """The first round number at or above a positive value: an axis that ends there stands still for a while."""
+    """The first round number at or above a positive value: an axis that ends there does not move with every step."""
     if not (value > 0 and math.isfinite(value)):
         return 1.0
     tens = 10.0 ** math.floor(math.log10(value))

@@ -257,8 +257,8 @@ def churn(
 ) -> Spec:
     """The share of probe tokens whose first expert changed in `every` steps, as it stood at the last multiple of them.
 
-    steps, churn_n (n,); NaN before it was measured. every 0: between two looks of an earlier version, however many steps
-    lay between them, so that no line joins them.
+    steps, churn_n (n,); NaN before it was measured. every 0: an earlier version measured by the clock, over any number of steps,
+    so that no line joins the values.
     """
     percents = np.asarray(churn_n, np.float32) * 100
     known = percents[np.isfinite(percents)]

@@ -338,7 +338,7 @@ def loss(
     """The task loss: of every training batch thin, of the held-out split a line with dots.
 
     steps (n,), train (n,); heldout_steps (m,), heldout (m,); both losses in `unit`. comparable (m,) bool, None for all:
-    the rest was made with later tokens in sight.
+    the rest looks ahead at later tokens.
     """
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])

@@ -130,7 +130,7 @@ def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, .
 
 
 def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
-    """What a training hangs on: the strategy, and what it reads. paper without its losses trains as none, to the last bit."""
+    """What decides how a training goes: the strategy, and the knobs that it reads. paper without its losses trains as none, to the last bit."""
     read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
     own = [name for name in read[knobs.strategy] if name not in read["none"]]
     idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
@@ -215,7 +215,7 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
     folder, names = runs_folder(runs).absolute(), sweep_ids(runs)
     matches = [sweep_id] if sweep_id in names else [name for name in names if name.startswith(sweep_id)]
     if len(matches) != 1 or not sweep_id:
-        problem = "is the beginning of several sweeps" if matches else "is no sweep"
+        problem = "is the beginning of several sweeps" if matches else "is not a sweep"
         raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {', '.join(names[:8]) or 'none'}")
     try:
         record: Any = without_sum(read_json(read_side(folder / matches[0] / "sweep.json", SIDE)), PLANNED)

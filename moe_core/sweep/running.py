@@ -15,7 +15,7 @@ from moe_core.runs import Run, StoreError, end_child, hold_lock, is_alive, is_ru
 from moe_core.sweep.plan import Job, Sweep
 from moe_core.sweep.standing import Result, progress, result_of, results
 
-LOOK = 0.2  # seconds between two looks at the trainers
+LOOK = 0.2  # seconds between two checks of the trainers
 TELL = 1.0  # seconds between two progress events
 Tell = Callable[[dict[str, Any]], None]
 
@@ -25,8 +25,8 @@ def run_sweep(
 ) -> str:
     """Train what does not count yet, `parallel` runs at a time; returns finished, failed (some do not count) or stopped.
 
-    A run that still trains, because its sweep was killed, is waited for; a half-done one is started over. One that fails
-    is told of and does not stop the others. When stopping() says so, or someone cancels, the trainers are stopped and the
+    A run that still trains, because its sweep was killed, is waited for; a half-done one is started over. A run that
+    fails is reported and does not stop the others. When stopping() says so, or someone cancels, the trainers are stopped and the
     sweep can be resumed. tell is called with the events that `--json` prints.
     """
     with held(sweep):
@@ -60,7 +60,7 @@ def run_sweep(
 
 
 def detach(sweep: Sweep, parallel: int) -> None:
-    """Run the sweep in a process of its own, which outlives this one. Its words go to sweep.log beside sweep.json."""
+    """Run the sweep in a process of its own, which outlives this one. What it prints goes to sweep.log beside sweep.json."""
     words = ["sweep", "--resume", sweep.id, "--runs", str(sweep.runs), "--parallel", str(parallel)]
     spawn(sweep.id, words, sweep.folder / "sweep.log")
 

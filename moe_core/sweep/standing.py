@@ -1,4 +1,4 @@
-"""How a sweep stands, read from the records of its runs: there is no second account that could disagree with them."""
+"""How far a sweep is. Only the records of its runs say so, and nothing is kept beside them that could disagree."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ FAILED = ("failed", "other")
 
 
 class Result(NamedTuple):
-    """How a run stands. problem says why it does not count; ended holds the numbers of a run that does.
+    """The state of one run of a sweep. problem says why it does not count; ended holds the numbers of a run that does.
 
     state: waiting for its turn, a run's own, or "other": there is a run of that name that this sweep neither counts nor
     touches.
@@ -28,7 +28,7 @@ class Result(NamedTuple):
 
 
 def result_of(sweep: Sweep, job: Job) -> Result:
-    """How one run of the sweep stands, from its record."""
+    """The state of one run of the sweep, from its record."""
     folder = sweep.runs / job.run_id
     if not (folder / "run.db").is_file():
         if not folder.exists():
@@ -84,7 +84,7 @@ def finite(run: Run, step: int) -> bool:
 
 
 def results(sweep: Sweep) -> list[Result]:
-    """How every run stands, in the order of jobs()."""
+    """The state of every run, in the order of jobs()."""
     return [result_of(sweep, job) for job in jobs(sweep)]
 
 

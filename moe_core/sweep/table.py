@@ -1,6 +1,5 @@
-"""The table that a sweep ends in: a row a cell, mean and spread over its seeds, beside what no figure can exceed.
-
-The terminal, the page, CSV and JSON all say what stands here.
+"""The table that a sweep ends in: a row for each cell with mean and spread over its seeds, and the highest values that
+are possible. The terminal, the page, CSV and JSON all show this table.
 """
 
 import math
@@ -33,7 +32,7 @@ METRIC_NAMES = {name for metrics in METRICS.values() for name, *_ in metrics}
 
 
 def measures(task: str) -> dict[str, str]:
-    """What a row says about its cell, held-out metrics first: name and label."""
+    """The measures of a row, held-out metrics first: name and label."""
     held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[task]}
     without_noise = {name: with_unit(label, unit) for name, label, unit in HELD_OUT_BALANCE}
     return held_out | {name: STAT[name].label for name in BALANCE} | without_noise
