@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from moe_core.__main__ import main
-from moe_core.commands.train import Teller
+from moe_core.commands.tell import Teller
 from moe_core.dashboard import compare
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner
@@ -22,9 +22,10 @@ from moe_core.export.replay import data_of
 from moe_core.export.report import evaluations
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import Beside
-from moe_core.figures.tiles import compare_tiles, heldout_tile
+from moe_core.figures.tiles import heldout_tile, tiles_of
 from moe_core.runs import Batch, Run, create_run, ending, open_run
 from moe_core.runs.ablation import Ablation
+from moe_core.runs.source import At
 from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout, looks_ahead, meta_of
 from moe_core.training.again import Nowhere
 from moe_core.training.committer import Committer
@@ -171,7 +172,7 @@ def test_train_says_it_while_it_trains(live: bool, capsys: pytest.CaptureFixture
 
 
 def test_the_loss_charts_draw_it_apart_and_their_numbers_say_it(ahead: Run, plain: Run) -> None:
-    drawn = FIGURES["loss"].draw.spec(**FIGURES["loss"].read(ahead, 0, None, None, None))
+    drawn = FIGURES["loss"].draw.spec(**FIGURES["loss"].read(ahead, At(0, None, None, None)))
     _, whole, apart = drawn["data"]
     assert (whole["y"].tolist()[0], math.isnan(whole["y"][1])) == (2.0, True)
     assert (apart["y"].tolist()[1], math.isnan(apart["y"][0])) == (1.5, True)
@@ -181,7 +182,7 @@ def test_the_loss_charts_draw_it_apart_and_their_numbers_say_it(ahead: Run, plai
     assert "open: looks ahead" in drawn["layout"]["title"]["text"]
 
     both = Beside(ahead, {}, (plain,))
-    drawn = FIGURES["compare_loss"].draw.spec(**FIGURES["compare_loss"].read(both, 0, None, None, None))
+    drawn = FIGURES["compare_loss"].draw.spec(**FIGURES["compare_loss"].read(both, At(0, None, None, None)))
     held_out = {trace["name"]: trace["y"].tolist() for trace in drawn["data"] if "markers" in trace["mode"]}
     known = {name: [y for y in values if y == y] for name, values in held_out.items()}
     assert {name: y for name, y in known.items() if "held-out" not in name and name != "turned"} == {
@@ -189,10 +190,10 @@ def test_the_loss_charts_draw_it_apart_and_their_numbers_say_it(ahead: Run, plai
     }  # fmt: skip
     assert "open: looks ahead" in drawn["layout"]["title"]["text"]
 
-    numbers = table(columns(FIGURES["loss"].read(ahead, 0, None, None, None))).splitlines()
+    numbers = table(columns(FIGURES["loss"].read(ahead, At(0, None, None, None)))).splitlines()
     place = numbers[0].split(",").index("comparable")
     assert [line.split(",")[place] for line in numbers[1:4]] == ["true", "false", ""]
-    compared = columns(FIGURES["compare_loss"].read(both, 0, None, None, None))
+    compared = columns(FIGURES["compare_loss"].read(both, At(0, None, None, None)))
     assert compared["A_heldout_comparable"].tolist() == [True, False]
     assert compared["B_heldout_comparable"].tolist() == [False, True]
 
@@ -227,7 +228,7 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
 
 def test_a_loss_chart_on_which_all_compares_says_nothing_of_it(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", "paper", "switch")
-    found = FIGURES["loss"].read(run, 0, None, None, None)
+    found = FIGURES["loss"].read(run, At(0, None, None, None))
     drawn = FIGURES["loss"].draw.spec(**found)
     assert [trace["name"] for trace in drawn["data"]] == ["training", "held-out"]
     assert "looks ahead" not in drawn["layout"]["title"]["text"]
@@ -237,7 +238,7 @@ def test_a_loss_chart_on_which_all_compares_says_nothing_of_it(tmp_path: Path) -
 def test_on_the_axis_of_a_fork_the_mark_stays_at_its_step(ahead: Run) -> None:
     """The evaluation of step 80 looks ahead, which stands at 40 after a fork at 40."""
     ahead.parent = SimpleNamespace(run="other", step=40)  # type: ignore[assignment]
-    drawn = FIGURES["compare_loss"].read(Beside(ahead, {"align": "fork"}), 0, None, None, None)
+    drawn = FIGURES["compare_loss"].read(Beside(ahead, {"align": "fork"}), At(0, None, None, None))
     (curve,) = drawn["heldout"]
     assert (curve.steps.tolist(), curve.comparable.tolist()) == ([40], [False])
 
@@ -289,7 +290,7 @@ def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
     assert heldout_tile(ahead, 79).lines != (LOOKS_AHEAD,)  # the last evaluation until then was made otherwise
     assert heldout_tile(plain, 79).lines == (LOOKS_AHEAD,)
     ahead.others = (plain,)  # type: ignore[attr-defined]
-    first, second = tiles("compare", ahead)
+    first, second = tiles_of("compare", ahead)
     assert first.lines[0] == "held-out 1.50, looks ahead"
     assert second.lines[1] == "held-out 1.50 bits/byte"
 

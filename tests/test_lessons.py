@@ -11,8 +11,8 @@ import pytest
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import KIND_OF_TASK
 from moe_core.lessons import LESSONS, flashcards
+from moe_core.lessons.checks import LAST
 from moe_core.schema import Config, Knobs, check, check_knob
-from moe_core.verdicts import LAST
 
 EVEN, ONE_HAS_ALL = np.full(8, 16.0), np.array([128.0, 128, 0, 0, 0, 0, 0, 0])
 

@@ -1,10 +1,9 @@
-"""ablate: what a run loses without each of its experts."""
+"""ablate: how much the held-out loss rises without each expert."""
 
 import argparse
 import csv
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -30,26 +29,26 @@ def ablate_command(arguments: argparse.Namespace) -> int:
 
     def progress(done: int, of: int) -> None:
         if live:
-            print(f"\r\x1b[K{done} of {of} experts measured", end="", file=sys.stderr, flush=True)
+            terminal.update(f"{done} of {of} experts measured")
 
     from moe_core.training.ablate import ablate
 
-    found = ablate(run, arguments.at, progress, moved(arguments))
-    path = write_ablation(run.path, found)
-    rows = table(found)
-    ahead = looks_ahead(run.description, run.knobs_at(found.step))
+    ablation = ablate(run, arguments.at, progress, moved(arguments))
+    path = write_ablation(run.path, ablation)
+    rows = table(ablation)
+    ahead = looks_ahead(run.description, run.knobs_at(ablation.step))
     if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+        terminal.update("")
     if arguments.out:
         write_csv(Path(arguments.out), rows)
     if arguments.json:
         for row in rows:
             print(json.dumps({"event": "expert", **row}))
-        said = {"event": "end", "run": run.id, "step": found.step, "loss": found.loss, "comparable": not ahead}
-        print(json.dumps(said | {"path": str(path)}))
+        event = {"event": "end", "run": run.id, "step": ablation.step, "loss": ablation.loss, "comparable": not ahead}
+        print(json.dumps(event | {"path": str(path)}))
         return 0
     mark = f" ({LOOKS_AHEAD})" if ahead else ""
-    print(plain(f"{run.id} at step {found.step}: held-out loss {found.loss:.4f} nats{mark}"))
+    print(plain(f"{run.id} at step {ablation.step}: held-out loss {ablation.loss:.4f} nats{mark}"))
     print(f"{'layer':>5} {'expert':>6} {'rise, nats':>12} {'load share':>10}")
     for row in rows:
         rise = "–" if row["rise"] is None else f"{row['rise']:+.4f}"
@@ -57,11 +56,16 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def table(found: Any) -> list[dict[str, Any]]:
-    """One row an expert, the most missed first; layers and experts counted from 1. rise is None where it could not be."""
+def table(ablation: Any) -> list[dict[str, Any]]:
+    """One row an expert, the most missed first; layers and experts counted from 1. rise is None where it was not measured."""
     rows = [
-        {"layer": layer + 1, "expert": expert + 1, "rise": float(rise), "share": float(found.share_LE[layer, expert])}
-        for layer, rise_E in enumerate(found.rise_LE)
+        {
+            "layer": layer + 1,
+            "expert": expert + 1,
+            "rise": float(rise),
+            "share": float(ablation.share_LE[layer, expert]),
+        }
+        for layer, rise_E in enumerate(ablation.rise_LE)
         for expert, rise in enumerate(rise_E)
     ]
     rows.sort(key=lambda row: (math.isnan(row["rise"]), -row["rise"] if not math.isnan(row["rise"]) else 0.0))

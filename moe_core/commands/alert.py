@@ -1,4 +1,4 @@
-"""--on-alert: a command of the user's, called with each new finding as JSON on its standard input.
+"""--on-alert: the user's own command, called with each new finding as JSON on its standard input.
 
 The command is split into words as a shell would split them, and run without a shell: no word of a finding is ever part of
 a command line. It runs beside the training, which neither waits for it nor ends with it.
@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-AT_ONCE = 4  # commands that may run at the same time; a finding beyond is left out, and that is said
+AT_ONCE = 4  # commands that may run at the same time; further findings are left out, with a message
 PATIENCE = 60.0  # seconds after which a command is ended
-FAREWELL = 5.0  # seconds that the end of a training waits for commands that still run
+FAREWELL = 5.0  # seconds that a training waits at its end for commands that still run
 
 
 class Alarm:
@@ -24,7 +24,7 @@ class Alarm:
         self.words, self.say = words_of(command), say
         self.free = threading.BoundedSemaphore(AT_ONCE)
         self.threads: list[threading.Thread] = []
-        self.guard, self.said = threading.Lock(), False
+        self.guard, self.complained = threading.Lock(), False
 
     def call(self, finding: dict[str, Any]) -> None:
         """Start the command with a finding. Returns at once."""
@@ -36,23 +36,23 @@ class Alarm:
         thread.start()
 
     def close(self) -> None:
-        """Give the commands that still run a moment."""
+        """Wait a moment for the commands that still run."""
         for thread in self.threads:
             thread.join(FAREWELL)
 
     def _run(self, text: str) -> None:
         try:
-            done = subprocess.run(
+            process = subprocess.run(
                 self.words,
                 input=text,
                 text=True,
                 stdout=subprocess.DEVNULL,  # stdout belongs to the training's own events
                 stderr=subprocess.DEVNULL,
                 timeout=PATIENCE,
-                start_new_session=True,  # a Ctrl-C for the training is not for it
+                start_new_session=True,  # Ctrl-C ends the training, not the command
             )
-            if done.returncode:
-                self.complain(f"it ended with status {done.returncode}")
+            if process.returncode:
+                self.complain(f"it ended with status {process.returncode}")
         except subprocess.TimeoutExpired:
             self.complain(f"it took more than {PATIENCE:g} s and was ended")
         except OSError as error:
@@ -61,16 +61,16 @@ class Alarm:
             self.free.release()
 
     def complain(self, problem: str) -> None:
-        """Once: a command that fails fails for every finding."""
+        """Report a problem, the first only: a command that fails once fails for every finding."""
         with self.guard:
-            if self.said:
+            if self.complained:
                 return
-            self.said = True
+            self.complained = True
         self.say(f"--on-alert {shlex.join(self.words)}: {problem}")
 
 
 def words_of(command: str) -> list[str]:
-    """The command's words. ValueError if there are none, or the first is no program."""
+    """The command's words. ValueError if there are none, or if the first is not a program that can be run."""
     try:
         words = shlex.split(command)
     except ValueError as error:

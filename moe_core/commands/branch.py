@@ -1,4 +1,4 @@
-"""fork and replay; and train --resume: whatever trains again what is recorded."""
+"""fork, replay and train --resume: the commands that train on from a record, or train it again."""
 
 import argparse
 import json
@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
+from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
 
 
@@ -32,15 +33,15 @@ def declare(commands: Any) -> None:
 
 
 def take_changes(fork: argparse.ArgumentParser) -> None:
-    """knob=value wherever it stands: argparse would take an optional list only right behind RUN, not behind --at STEP."""
+    """Accept knob=value anywhere: argparse takes an optional list only right behind RUN, and not behind --at STEP."""
     fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--text PATH ...] [--data FILE] [--runs DIR] [--json]"
     parse = fork.parse_known_args
 
     def parse_others(words: list[str], namespace: Any = None) -> Any:
-        changes = [word for word in words if re.match(r"[^-/.=][^/.=]*=", word)]  # and no --flag=value, nor a path
-        found, unknown = parse([word for word in words if word not in changes], namespace)
-        found.changes = changes
-        return found, unknown
+        changes = [word for word in words if re.match(r"[^-/.=][^/.=]*=", word)]  # but not --flag=value or a path
+        known, unknown = parse([word for word in words if word not in changes], namespace)
+        known.changes = changes
+        return known, unknown
 
     fork.parse_known_args = parse_others  # type: ignore[method-assign, assignment]
 
@@ -81,8 +82,7 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
 
 
 def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
-    """Train on what is recorded, in this process."""
-    from moe_core.commands.train import tell_end, telling
+    """Train the recorded run further, in this process."""
     from moe_core.runs import Run
     from moe_core.training.again import resume
 
@@ -107,21 +107,26 @@ def replay_command(arguments: argparse.Namespace) -> int:
 
     run = open_run(arguments.run, arguments.runs)
     teller = Progress(arguments.json)
-    found = replay(run, teller.tell, moved(arguments))
-    same, names = found.difference is None, list(dict.fromkeys(column.stat for column in compared(run)))
+    outcome = replay(run, teller.tell, moved(arguments))
+    same, names = outcome.difference is None, list(dict.fromkeys(column.stat for column in compared(run)))
     if arguments.json:
-        first = found.difference and found.difference._asdict()
-        said = {"event": "end", "run": run.id, "same": same, "step": found.step, "difference": first}
-        said |= {"recorded": found.recorded, "again": found.again, "compared": names, "not_compared": left_out(run)}
-        print(json.dumps(said))
+        first = outcome.difference and outcome.difference._asdict()
+        event = {"event": "end", "run": run.id, "same": same, "step": outcome.step, "difference": first}
+        event |= {
+            "recorded": outcome.recorded,
+            "again": outcome.again,
+            "compared": names,
+            "not_compared": left_out(run),
+        }
+        print(json.dumps(event))
         return 0 if same else 1
     teller.end()
-    if found.difference is not None:
-        print(plain(f"{run.id} does not train the same: {found.difference}"))
+    if outcome.difference is not None:
+        print(plain(f"{run.id} does not train the same: {outcome.difference}"))
         return 1
-    print(plain(f"{run.id}: steps 1 to {found.step} are the same, bit for bit: {', '.join(names)}"))
+    print(plain(f"{run.id}: steps 1 to {outcome.step} are the same, bit for bit: {', '.join(names)}"))
     print(f"not compared, since they depend on the clock: {', '.join(left_out(run))}")
-    print(f"SHA-256 of losses and counts: {found.recorded}")
+    print(f"SHA-256 of losses and counts: {outcome.recorded}")
     return 0
 
 
@@ -137,16 +142,10 @@ class Progress:
         elif event["event"] == "note":
             print(plain(event["note"]), file=sys.stderr)
         elif self.live and event["event"] == "replay":
-            filled = 20 * event["step"] // event["of"]
             pace = event["step"] / max(time.monotonic() - self.began, 1e-9)
-            bar = f"[{'#' * filled}{'.' * (20 - filled)}]"
-            print(
-                f"\r\x1b[Kstep {event['step']}/{event['of']} {bar}  {pace:.0f} steps/s",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
+            bar = terminal.bar(event["step"], event["of"])
+            terminal.update(f"step {event['step']}/{event['of']} {bar}  {pace:.0f} steps/s")
 
     def end(self) -> None:
         if self.live:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            terminal.update("")

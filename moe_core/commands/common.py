@@ -1,4 +1,4 @@
-"""What the commands share: how one is declared, how it answers, and text of users as text."""
+"""What the commands share: how they are declared, their common flags, and how they answer."""
 
 import argparse
 import json
@@ -72,7 +72,7 @@ def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> N
 
 
 def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
-    """Print a line for each damaged part, which what was made lacks; with --json an event too. Returns the exit status."""
+    """Print a line for each damaged part, which the written files lack; with --json an event too. Returns the exit status."""
     for line in lines:
         if arguments.json:
             print(json.dumps({"event": "damage", "problem": line}))
@@ -81,7 +81,7 @@ def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:
 
 
 def without_nan(value: Any) -> Any:
-    """JSON has no NaN: null stands for a number that is not finite."""
+    """The value for JSON, which has no NaN: a number that is not finite becomes null."""
     if isinstance(value, dict):
         return {key: without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list):

@@ -13,28 +13,30 @@ from moe_core.schema import whole
 
 
 def declare(commands: Any) -> None:
-    made = add(
+    files = add(
         commands, "export", export_command, "write the charts and numbers of a run, a comparison or a sweep to files"
     )
-    made.add_argument("--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file")
-    made.add_argument(
+    files.add_argument(
+        "--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file"
+    )
+    files.add_argument(
         "--format",
         default="csv,html",
         metavar="LIST",
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
-    made.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
-    made.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
-    made.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
-    made.add_argument("--theme", default="light", help="light or dark")
-    made.add_argument("--title", help='instead of the figure\'s own; "" for none')
-    made.add_argument(
+    files.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
+    files.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
+    files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
+    files.add_argument("--theme", default="light", help="light or dark")
+    files.add_argument("--title", help='instead of the figure\'s own; "" for none')
+    files.add_argument(
         "--font", type=real_flag, default=13.0, metavar="PX", help="size of the axes' type; all else follows"
     )
-    made.add_argument("--layer", type=whole_flag, default=1, help="counted from 1")
-    made.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
-    made.add_argument("--caption", action="store_true", help="a line below with run, step and version")
-    made.add_argument(
+    files.add_argument("--layer", type=whole_flag, default=1, help="counted from 1")
+    files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
+    files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
+    files.add_argument(
         "--with",
         nargs="+",
         action="extend",
@@ -43,10 +45,10 @@ def declare(commands: Any) -> None:
         dest="others",
         help="runs to compare with, at most three",
     )
-    made.add_argument(
+    files.add_argument(
         "--align", choices=("step", "fork"), help="how compared runs are laid over each other; else by step"
     )
-    made.add_argument(
+    files.add_argument(
         "--choose",
         nargs="+",
         action="extend",
@@ -54,10 +56,10 @@ def declare(commands: Any) -> None:
         default=[],
         help="expert=3, or what the formula is asked: tokens, k, experts, devices",
     )
-    made.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
-    made.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
-    told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
-    told.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
+    files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
+    files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
+    document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
+    document.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -82,14 +84,14 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
     if arguments.animate:
         from moe_core.export.animation import animate
 
-        paths = [animate(run, arguments.animate, out, look, arguments.seconds, telling(arguments))]
+        paths = [animate(run, arguments.animate, out, look, arguments.seconds, progress_of(arguments))]
     elif formats == ("replay",):
         from moe_core.export.replay import replay
 
-        paths = [replay(run, out, look.layer, telling(arguments))]
+        paths = [replay(run, out, look.layer, progress_of(arguments))]
     else:
         figures = tuple(arguments.figure) if arguments.figure else None
-        paths = export(run, out, formats, figures, look, telling(arguments))
+        paths = export(run, out, formats, figures, look, progress_of(arguments))
     for path in paths:
         tell(arguments, path)
 
@@ -100,11 +102,11 @@ def report_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import open_run
 
     run = Still(open_run(arguments.run, arguments.runs))
-    tell(arguments, write_report(run, Path(arguments.out), telling(arguments)))
+    tell(arguments, write_report(run, Path(arguments.out), progress_of(arguments)))
     return tell_damage(arguments, run.damage)
 
 
-def telling(arguments: argparse.Namespace) -> Callable[[int, int], None]:
+def progress_of(arguments: argparse.Namespace) -> Callable[[int, int], None]:
     """Says how far it is: on a terminal in place, with --json as events."""
     live = terminal.live(arguments.json)
 
@@ -122,7 +124,7 @@ def tell(arguments: argparse.Namespace, path: Path) -> None:
 
 
 def look_of(arguments: argparse.Namespace) -> Any:
-    """The flags as a Look. ValueError for a size that is none."""
+    """The flags as a Look. ValueError for text that is not a size."""
     from moe_core.export import Look
 
     size = None

@@ -56,11 +56,11 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     teller.tell(begun)
     with stopped_by_signals() as stopping:
         state = run_sweep(sweep, parallel, stopping, teller.tell)
-    found = results(sweep)
-    table = rows(sweep, found)
+    outcomes = results(sweep)
+    table = rows(sweep, outcomes)
     if out:
         write_csv(out, table)
-    problems = {result.job.run_id: result.problem for result in found if result.problem}
+    problems = {result.job.run_id: result.problem for result in outcomes if result.problem}
     teller.tell({"event": "end", "state": state, "sweep": sweep.id, "problems": problems, "rows": table})
     if not arguments.json:
         print(plain(as_text(plan, table), keep="\n"))
@@ -68,7 +68,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
 
 
 def plan_of(arguments: argparse.Namespace) -> Any:
-    """The plan that the flags ask for; ValueError, before anything is written, for one that cannot be trained."""
+    """The plan that the flags describe. ValueError, before anything is written, if it cannot be trained."""
     from moe_core.sweep import make_plan, pairs_of, values_of
 
     given = {f.name: getattr(arguments, f.name) for f in fields(Config) if getattr(arguments, f.name) is not None}
@@ -80,7 +80,7 @@ def plan_of(arguments: argparse.Namespace) -> Any:
 
 
 def usable(config: Config) -> tuple[str, ...]:
-    """How the person's own data were read, in sentences. ValueError, once, for what every trainer would fail at."""
+    """How the user's own data were read, in sentences. ValueError for what would make every trainer fail."""
     if not (config.text or config.data or config.device != "auto"):
         return ()
     from moe_core.training.data import load
@@ -91,7 +91,7 @@ def usable(config: Config) -> tuple[str, ...]:
 
 
 def nothing_else(arguments: argparse.Namespace) -> None:
-    """--resume takes the sweep's own settings, and no others beside them."""
+    """ValueError if settings are given with --resume, which takes the sweep's own."""
     names = ["pairs", "seeds", "sweep_id", *(f.name for settings in (Config, Knobs) for f in fields(settings))]
     given = ["--" + name.replace("_", "-") for name in names if getattr(arguments, name) is not None]
     if given:
@@ -111,13 +111,15 @@ def how_many(text: str | None, name: str, default: int) -> int:
 
 
 def csv_file(name: str | None) -> Path | None:
-    """Where the table goes; ValueError before an hour's training if it cannot go there."""
+    """The path of the table. ValueError now, rather than after an hour's training, if it cannot be written there."""
     if name is None:
         return None
     path = Path(name)
     if path.is_dir() or not path.parent.is_dir():
         problem = "is a folder" if path.is_dir() else f"has no folder {path.parent}"
-        raise ValueError(f"--csv wants a file in a folder that is there, but {name} {problem}")
+        raise ValueError(
+            f"--csv wants a file in a folder that is there, but {name} {problem}; name another file, or make the folder"
+        )
     return path
 
 
@@ -147,7 +149,7 @@ class Teller:
         self.began, self.first = time.monotonic(), None
 
     def tell(self, event: dict[str, Any]) -> None:
-        """A reader of stdout that went away must not end the sweep."""
+        """Print an event. A closed pipe must not end the sweep."""
         if self.as_json and self.open:
             try:
                 print(json.dumps(without_nan(event), allow_nan=False), flush=True)
@@ -158,7 +160,7 @@ class Teller:
             getattr(self, "on_" + event["event"])(event)
 
     def line(self, text: str) -> None:
-        print(("\r\x1b[K" if self.live else "") + plain(text), file=sys.stderr, flush=True)
+        terminal.line(text, self.live)
 
     def on_data(self, event: dict[str, Any]) -> None:
         for words in event["taken"]:
@@ -179,18 +181,16 @@ class Teller:
     def on_progress(self, event: dict[str, Any]) -> None:
         if not self.live:
             return
-        share = event["step"] / max(event["steps"], 1)
-        filled = int(20 * share)
+        steps = max(event["steps"], 1)
+        share = event["step"] / steps
         failed = f", {event['failed']} failed" if event["failed"] else ""
-        text = (
-            f"{event['finished']} of {event['runs']} runs{failed} [{'#' * filled}{'.' * (20 - filled)}] {100 * share:.0f} %"
+        terminal.update(
+            f"{event['finished']} of {event['runs']} runs{failed} {terminal.bar(event['step'], steps)} {100 * share:.0f} %"
             + self.left(share)
         )
-        width = terminal.width()
-        print("\r\x1b[K" + plain(text)[:width], end="", file=sys.stderr, flush=True)
 
     def left(self, share: float) -> str:
-        """How long it will take at the speed so far, once there is one; steps done before it was stopped count for nothing."""
+        """The time left at the speed so far; "" before one can be told. Steps of an earlier start do not count."""
         now = time.monotonic()
         self.first = share if self.first is None else self.first
         done = share - self.first

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
-    """Our means and spreads, the paper's figures in brackets, the ceilings below, and what a reader must know."""
+    """Our means and spreads, the paper's figures in brackets, the ceilings and the notes below."""
     from moe_core.schema import exact_text
     from moe_core.sweep import beside, ceiling_lines, figure, measures, notes, paper_columns
 
@@ -49,7 +49,7 @@ def beside_paper(row: dict[str, Any], name: str) -> str:
 
 
 def write_csv(path: Path, table: Sequence[dict[str, Any]]) -> None:
-    """The rows, a column a field; empty where there is nothing."""
+    """Write the rows, one column a field; a cell without a value is empty."""
     from moe_core.export import table as csv_text
     from moe_core.export import write
 

@@ -16,47 +16,47 @@ COMMANDS = {
     "stop": "stop a run",
     "checkpoint": "write the weights beside the record",
 }
-# Seconds that a command waits for the trainer to say that it has obeyed: one may just be starting, on a busy machine.
+# Seconds that a command waits for the trainer's answer: it may just be starting, on a busy machine.
 ACKNOWLEDGED_WITHIN = 60.0
-WHY = 200  # characters of a run's reason in the list
+WHY = 200  # most characters of a run's reason in the list
 
 
 def declare(commands: Any) -> None:
     add(commands, "runs", runs_command, "list the runs and their states", run=False)
-    turned = add(commands, "set", set_command, "turn knobs of a run while it trains")
-    turned.add_argument("changes", nargs="+", metavar="knob=value")
+    turn = add(commands, "set", set_command, "turn knobs of a run while it trains")
+    turn.add_argument("changes", nargs="+", metavar="knob=value")
     for name, help in COMMANDS.items():
         add(commands, name, stop_command if name == "stop" else tell_command, help)
     add(commands, "verify", verify_command, "check that a run's record is whole and unchanged")
 
 
 def runs_command(arguments: argparse.Namespace) -> int:
-    """Each run in a line, and how long the disk lasts: for all that train, since they fill it together."""
+    """Each run in a line; at the end how long the disk lasts, for all runs that train, since they fill it together."""
     from moe_core.runs import list_runs, runs_folder
     from moe_core.runs.room import bytes_text, hours_left, room_text
 
-    there = list_runs(arguments.runs, room=True)
-    growth = sum(one.growth for one in there)
+    runs = list_runs(arguments.runs, room=True)
+    growth = sum(run.growth for run in runs)
     hours = hours_left(runs_folder(arguments.runs), growth)
-    if not there and not arguments.json:
+    if not runs and not arguments.json:
         print(
             plain(
                 f"no runs in {runs_folder(arguments.runs)}; `train` makes one, and --runs or MOE_RUNS names another folder"
             ),
             file=sys.stderr,
         )
-    for one in there:
-        task = one.description.task if one.description else ""
+    for run in runs:
+        task = run.description.task if run.description else ""
         if arguments.json:
-            told = {"run": one.id, "state": one.state, "step": one.step, "task": task, "problem": one.problem}
-            told |= {"reason": one.reason, "bytes": one.size, "bytes_per_hour": round(one.growth)}
-            print(json.dumps(told | {"hours_left": round(hours, 2) if one.growth and hours is not None else None}))
+            event = {"run": run.id, "state": run.state, "step": run.step, "task": task, "problem": run.problem}
+            event |= {"reason": run.reason, "bytes": run.size, "bytes_per_hour": round(run.growth)}
+            print(json.dumps(event | {"hours_left": round(hours, 2) if run.growth and hours is not None else None}))
         else:
-            why = shortened(one.problem or one.reason, WHY)
-            line = f"{one.id:32} {one.state:12} {one.step:>9} {task:8} {bytes_text(one.size):>8}  {why}"
+            why = shortened(run.problem or run.reason, WHY)
+            line = f"{run.id:32} {run.state:12} {run.step:>9} {task:8} {bytes_text(run.size):>8}  {why}"
             print(plain(line.rstrip()))
     if hours is not None and not arguments.json:
-        print(f"\nall together {room_text(sum(one.size for one in there), growth, hours)}")
+        print(f"\nall together {room_text(sum(run.size for run in runs), growth, hours)}")
     return 0
 
 
@@ -76,7 +76,7 @@ def set_command(arguments: argparse.Namespace) -> int:
 
 
 def tell_command(arguments: argparse.Namespace) -> int:
-    """pause, resume, step, checkpoint: one row in the record, then wait until the trainer has obeyed."""
+    """pause, resume, step, checkpoint: write one row to the record, then wait until the trainer has obeyed."""
     from moe_core.runs import open_run
 
     run = open_run(arguments.run, arguments.runs)
@@ -89,8 +89,8 @@ def tell_command(arguments: argparse.Namespace) -> int:
                 f"{run.id} has not obeyed {arguments.name} in {ACKNOWLEDGED_WITHIN:g} s; it will at its next step, see `runs`"
             )
         time.sleep(0.05)
-    said = {"event": arguments.name, "run": run.id, "step": obeyed.step, "result": obeyed.result}
-    report(arguments, said, f"{run.id}: {arguments.name} at step {obeyed.step}: {obeyed.result}")
+    event = {"event": arguments.name, "run": run.id, "step": obeyed.step, "result": obeyed.result}
+    report(arguments, event, f"{run.id}: {arguments.name} at step {obeyed.step}: {obeyed.result}")
     return 0
 
 
@@ -105,8 +105,8 @@ def stop_command(arguments: argparse.Namespace) -> int:
     step, result = run.steps()[1], f"it did not answer, so its process was ended ({signal}); its record is kept"
     if obeyed and not signal:
         step, result = obeyed.step, obeyed.result
-    said = {"event": "stop", "run": run.id, "step": step, "result": result}
-    report(arguments, said, f"{run.id}: stop at step {step}: {result}")
+    event = {"event": "stop", "run": run.id, "step": step, "result": result}
+    report(arguments, event, f"{run.id}: stop at step {step}: {result}")
     return 0
 
 

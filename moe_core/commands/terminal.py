@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from moe_core.schema import shortened
 
+CLEAR = "\r\x1b[K"  # back to the start of the line, and the line empty
 LONGEST = 1_000  # characters of a problem; a value in it may have a million
 
 
@@ -50,6 +51,21 @@ def open_streams(words: Sequence[str]) -> None:
             complain("stdout is closed, and what is printed there is lost")
     if sys.stderr is None:
         sys.stderr = Events() if "--json" in words else sys.stdout
+
+
+def line(text: str, live: bool) -> None:
+    """A line on stderr; live: in the place of the one that keeps itself up to date."""
+    print((CLEAR if live else "") + plain(text), file=sys.stderr, flush=True)
+
+
+def update(text: str) -> None:
+    """The line that keeps itself up to date, as far as the terminal is wide; "" takes it away."""
+    print(CLEAR + plain(text)[: width()], end="", file=sys.stderr, flush=True)
+
+
+def bar(done: int, of: int) -> str:
+    filled = 20 * done // of
+    return f"[{'#' * filled}{'.' * (20 - filled)}]"
 
 
 def live(as_json: bool) -> bool:

@@ -53,13 +53,13 @@ def begin(task: str) -> None:
 
 
 @st.fragment(run_every=1.0)
-def wait(run_id: str, said: bool = False) -> None:
-    """Draw the page again once the run is there. said: its charts stand there empty already, so no words are needed."""
+def wait(run_id: str, silent: bool = False) -> None:
+    """Draw the page again once the run is there. silent: say nothing meanwhile, since its empty charts are drawn already."""
     folder = runs_folder() / run_id
     reap()
     if (folder / "run.db").exists():
         st.rerun()
-    if said:
+    if silent:
         return
     if did_not_start(folder):
         st.error(f"The trainer did not start: {last_words(folder)}")

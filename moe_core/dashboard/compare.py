@@ -142,7 +142,9 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
         for run, end in zip(runs, ends, strict=True)
     ]
     values = [math.nan if e is None else e.metrics[name] for e in last]
-    ahead = [e is not None and looks_ahead(run.description, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)]
+    ahead = [
+        e is not None and looks_ahead(run.description, run.knobs_at(e.step)) for run, e in zip(runs, last, strict=True)
+    ]
     texts = against_first(values, 3)
     apart = [math.nan if e is None else end - e.step for e, end in zip(last, ends, strict=True)]
     if any(ahead) or len(set(apart)) > 1:  # then a difference from A would mean nothing

@@ -49,7 +49,7 @@ def page(name: str, options: Callable[[Run], dict[str, Any]] = lambda run: {}) -
         run.close()
     elif begun := starting.unstarted(wanted):
         charts(name, wanted, begun.description.probe, on_page(begun, name), {})
-        cards.wait(wanted, said=True)  # what a page lets a person choose needs the run
+        cards.wait(wanted, silent=True)  # what a page lets a person choose needs the run
 
 
 def charts(name: str, run: str, probe: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:

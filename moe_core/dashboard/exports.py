@@ -1,113 +1,34 @@
 """What the Export page does: a preview at exact pixels, files made beside the page, and a download when they are there.
 
-Long work is a process of its own, the same command that a person would give; the page looks at it twice a second and can
-end it at any moment. Each browser tab has its own work, so no tab waits for another.
+The page looks twice a second at work that takes long (jobs.py). Each browser tab has its own, so no tab waits for another.
 """
 
 import base64
 import contextlib
-import io
-import json
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import tempfile
-import threading
-import weakref
-import zipfile
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
-from moe_core.export.files import write
 from moe_core.export.look import check, size_of
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
-from moe_core.runs import NO_WORDS, StoreError, last_words, runs_folder
+from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.room import bytes_text
 
-ROOT = Path(__file__).parents[2]
 BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
     "parquet": "application/vnd.apache.parquet", "gif": "image/gif", "mp4": "video/mp4", "zip": "application/zip",
 }  # fmt: skip
-
-
-class Work:
-    """One piece of long work, done by a process of its own and seen by the page.
-
-    words: a command of `python -m moe_core`; name: of the file that it writes, or, if it ends in .zip, of the archive of the
-    folder that it writes. What a process that was ended had begun goes with the folder.
-    """
-
-    def __init__(self, words: Sequence[str], name: str) -> None:
-        self.done, self.of, self.error = 0, 1, ""
-        self.file: Path | None = None
-        self.stopped = False
-        self.folder = Path(tempfile.mkdtemp(prefix="moescope-"))
-        self.made = self.folder / name.removesuffix(".zip")
-        with open(self.folder / "log", "wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "moe_core", *words, "--out", str(self.made), "--json"], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
-            )  # fmt: skip
-        weakref.finalize(self, end, self.process, self.folder)
-        self.thread = threading.Thread(target=self.listen, daemon=True)
-        self.thread.start()
-
-    def listen(self) -> None:
-        """Hear how far it is, and what came of it."""
-        assert self.process.stdout
-        with self.process.stdout as said:
-            for event in map(json.loads, said):
-                if event["event"] == "progress":
-                    self.done, self.of = event["done"], max(event["of"], 1)
-        if self.process.wait() and not self.stopped:
-            words = last_words(self.folder, "log")
-            self.error = words.removeprefix("moe: ") if words != NO_WORDS else "The process that made it was ended."
-        if self.stopped:
-            self.error = "Cancelled. Nothing was kept."
-        elif not self.error:
-            self.file = zipped(self.made) if self.made.is_dir() else self.made
-
-    def cancel(self) -> None:
-        """End it at once, and whatever it has started."""
-        self.stopped = True
-        end(self.process, self.folder)
-
-    @property
-    def busy(self) -> bool:
-        return self.thread.is_alive()
-
-
-def end(process: subprocess.Popen[str], folder: Path) -> None:
-    """End a process, if it still works, with all that it has started, and remove its folder."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def zipped(folder: Path) -> Path:
-    """All files of a folder in one archive, dates left out so that the same files give the same bytes."""
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        for file in sorted(folder.iterdir()):
-            archive.writestr(zipfile.ZipInfo(file.name), file.read_bytes(), zipfile.ZIP_DEFLATED)
-    return write(folder.with_name(f"{folder.name}.zip"), packed.getvalue())
 
 
 def page() -> None:
@@ -123,7 +44,7 @@ def page() -> None:
 
 
 def asked(run: str) -> Named:
-    """The run with what the link lays over it and chooses in it; what does not fit is left out."""
+    """The run, with the other runs and the choices that its link names; those that do not fit it are left out."""
     others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
     options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
     fits = []
@@ -208,13 +129,13 @@ def layer_of(run: Any) -> int:
 
 
 def title_of(name: str) -> str:
-    """A figure's title, told apart from another's of the same name."""
+    """A figure's title; those of the Compare page say so, since some have the title of a run's own figure."""
     compared = " of the runs compared" if FIGURES[name].page == "compare" else ""
     return FIGURES[name].title + compared
 
 
 def named(name: str, highest: int) -> int | None:
-    """The layer or step that the link names, counted from 1; None where it names none that there is."""
+    """The layer or step that the link names, counted from 1; None if it names none, or one that does not exist."""
     value = links.word(name)
     return value if value and value <= highest else None
 
@@ -224,52 +145,54 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     if not figures:
         st.info("Choose a figure at the left.")
         return
-    shown, told, button = st.empty(), st.empty(), st.empty()
-    # Disabled at once: until the new file is made, the button would still give the last one.
-    button.button("Export", disabled=True, key="export-none", type="primary")
+    picture_at, caption_at, button_at = st.empty(), st.empty(), st.empty()
+    # Disabled first: until the new file is drawn, the button would still download the last one.
+    button_at.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
-        picture = made(what, stands(source), figures[0], "png", look)
-        file = picture if format == "png" else made(what, stands(source), figures[0], format, look)
+        picture = draw_once(what, progress_of(source), figures[0], "png", look)
+        file = picture if format == "png" else draw_once(what, progress_of(source), figures[0], format, look)
     except ValueError as error:
-        shown.error(str(error))
-        button.empty()
+        picture_at.error(str(error))
+        button_at.empty()
         return
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
     alt = title_of(figures[0])
-    shown.html(
+    picture_at.html(
         f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
         f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
-    when = "" if look.step is None else f" As it stood at step {look.step:,}."
+    more = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [] if what.sweep else [run.id for run in source.others]
-    when += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    told.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{when}")
+    more += f" Beside {source.id}: {', '.join(others)}." if others else ""
+    caption_at.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{more}")
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
-        button.download_button("Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore")
+        button_at.download_button(
+            "Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore"
+        )
     else:
-        button.empty()
+        button_at.empty()
         words = ["export", *words_of(what, look), "--format", format, "--figure", *figures]
         task(f"Export {len(figures)} figures", words, f"{source.id}-{format}-figures.zip", primary=True)
     if look.step is not None:
-        # A link and no button: the panel beside goes to the last step too.
+        # A link, not a button: it reloads the panel beside, which then goes to the last step too.
         rest = {name: value for name, value in st.query_params.items() if name != "step"}
         st.html(f'<a class="moe-export" href="./export?{escape(urlencode(rest))}">As it stands at the last step</a>')
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")
-def made(what: Named, stands: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
-    """One figure in one format; kept for as long as what it shows stands as it does."""
+def draw_once(what: Named, progress: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
+    """One figure in one format; kept until there is more to draw. progress: as progress_of() gives it, part of the cache's key."""
     with what.open() as source:
         return rendered(source, name, format, look)
 
 
-def stands(source: Any) -> tuple[Any, ...]:
-    """What changes when there is more to draw."""
+def progress_of(source: Any) -> tuple[Any, ...]:
+    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step."""
     if isinstance(source, Found):
         return tuple(bool(result.ended) for result in source.results)
     return tuple(run.steps()[1] for run in (source, *source.others))
@@ -340,20 +263,20 @@ def documents(what: Named, source: Any, look: Look) -> None:
 
 
 def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> None:
-    """A button; while its work is under way a bar and Cancel; then the file, or why there is none."""
+    """A button; while its work is under way a progress bar and Cancel; then the file, or the error."""
     place = f"work-{name}"
 
     def begin() -> None:
         st.session_state[place] = Work(words, name)
 
-    # Only work under way is looked at again by itself.
+    # The page draws itself again only while work is under way.
     busy = place in st.session_state and st.session_state[place].busy
 
     @st.fragment(run_every=0.5 if busy else None, key=f"watch-{place}")
     def watch() -> None:
         work: Work | None = st.session_state.get(place)
         if (work is not None and work.busy) != busy:
-            st.rerun()  # it began or ended: the fragment's clock is set by the page
+            st.rerun()  # the work began or ended, and only the page can start or stop the fragment's clock
         if work is not None and busy:
             st.progress(min(1.0, work.done / work.of), f"{work.done} of {work.of}")
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)

@@ -1,6 +1,6 @@
-"""Lets in whom it may: Host and Origin of every request, HTTP and WebSocket, then the token where one is asked for.
+"""Checks Host and Origin of every request, HTTP and WebSocket, then the token if one is required.
 
-A page of a stranger's may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
+A stranger's page may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
 (DNS rebinding); Streamlit's own check accepts that when Origin and Host agree. So Host must be ours by name, and Origin,
 which names the page that asks, must be that same Host or a name in MOE_ALLOW (a proxy may have put its own Host). The
 token comes in the link once and is a cookie from then on. Every answer forbids other pages to frame it.
@@ -68,16 +68,16 @@ def refusal(scope: Scope, door: Door) -> str:
     headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
     host, origin = headers.get(b"host", ""), headers.get(b"origin")
     if not lets_in(door, host):
-        return said(host, origin, host, door)
+        return refusal_text(host, origin, host, door)
     if origin is None:
         return "a WebSocket without Origin is refused: no browser sends one" if scope["type"] == "websocket" else ""
     scheme, _, name = origin.partition("://")
     if scheme in ("http", "https") and name.lower() in (host.lower(), *door.allowed):
         return ""
-    return said(host, origin, name, door)
+    return refusal_text(host, origin, name, door)
 
 
-def said(host: str, origin: str | None, missing: str, door: Door) -> str:
+def refusal_text(host: str, origin: str | None, missing: str, door: Door) -> str:
     """The refusal in words. missing: the name that is not allowed."""
     seen = f"Host {short(host, 80)!r}" + (f", Origin {short(origin, 80)!r}" if origin is not None else "")
     allowed = f"allowed are {words(door)}" + ("" if missing == host else ", and an Origin that is the Host's")
@@ -194,8 +194,8 @@ async def enter(scope: Scope, send: Send, door: Door, rest: str) -> None:
 
 def has_cookie(scope: Scope, door: Door) -> bool:
     """Whether a request comes with the token, or none is asked for."""
-    told = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
-    pairs = (pair.strip().partition("=") for pair in told.split(";"))
+    cookies = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
+    pairs = (pair.strip().partition("=") for pair in cookies.split(";"))
     return not door.token or any(name == cookie_name(scope) and same(value, door.token) for name, _, value in pairs)
 
 

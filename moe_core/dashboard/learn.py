@@ -1,7 +1,7 @@
 """The Learn page: at left a lesson's idea, formula and experiment; at right its live charts, its check and its question.
 
-Everything shown is the reader's own run. Which run that is, the link says, or this browser tab remembers; it must have
-begun as the lesson begins, so that its charts and checks mean what the lesson says.
+Everything shown is the reader's own run: the one that the link names, or that this browser tab remembers. It must have
+begun as the lesson begins, or its charts and checks would not mean what the lesson says.
 """
 
 from collections.abc import Iterator
@@ -46,63 +46,66 @@ CSS = """
 """
 
 
-class Stand(NamedTuple):
-    """How far the lesson is: the run is there, the last stage (from 0) that was begun, it trains, stages that happened."""
+class Progress(NamedTuple):
+    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, and the
+    stages whose check has passed."""
 
-    made: bool
+    exists: bool
     reached: int
     alive: bool
     happened: frozenset[int]
 
 
-NOWHERE = Stand(False, 0, False, frozenset())
+NOT_BEGUN = Progress(False, 0, False, frozenset())
 
 
 def page() -> None:
-    """One lesson; the row of numbers leads to the others."""
+    """One lesson, and a row of numbers that leads to the others."""
     st.html(f"<style>{CSS}</style>")
     number = numbered()
     lesson = LESSONS[number - 1]
     first = first_of(lesson)
-    with st.container():  # always there: a fragment keeps the place where it was first drawn
+    with st.container():  # drawn always: a fragment keeps the place where it was first drawn
         wanted = run_of(number)
         run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number)
-    stand = NOWHERE
+    progress = NOT_BEGUN
     if run:
-        check(run, number)  # before the buttons, which bear its mark
-        stand = stand_of(run, number)
+        check(run, number)  # before the buttons, since a passed check marks its button
+        progress = progress_of(run, number)
         run.close()
     shown = wanted if wanted and (run or starting.is_starting(wanted)) else None
     keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
     with left:
         row(number)
-        told(number, lesson, stand, bool(shown))
+        show_lesson(number, lesson, progress, bool(shown))
     with right:
         with st.container():
             if shown:
-                controls.charts("learn", shown, describe(first.config, first.knobs).probe, list(lesson.figures), {}, export=False)
+                controls.charts(
+                    "learn", shown, describe(first.config, first.knobs).probe, list(lesson.figures), {}, export=False
+                )
             else:
                 invite(lesson)
-        st.fragment(read, run_every=1.0 if shown else None)(number, shown, stand)
+        st.fragment(read, run_every=1.0 if shown else None)(number, shown, progress)
 
 
 # Which lesson, and which run
 
 
 def numbered() -> int:
-    """The lesson that the link names, else the one that this tab was at."""
+    """The number of the lesson that the link names, else of the last one that this tab showed."""
     return int(links.word("lesson") or st.session_state.get("lesson", 1))
 
 
 def first_of(lesson: Lesson) -> controls.First:
-    """What the lesson's run begins with."""
+    """The settings, knobs and shown knobs that the lesson's run begins with."""
     stage = lesson.stages[0]
     return controls.First(Config.for_task(stage.task, **stage.config), Knobs(**stage.knobs), lesson.shown)
 
 
 def run_of(number: int) -> str | None:
-    """The lesson's run: the link's or the remembered one, if it is there, or starting, and began as the lesson does."""
+    """The lesson's run: the one that the link names or this tab remembers, if it exists or is starting, and began as the lesson does."""
     named = links.word("run")
     wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
     if wanted == controls.NEW:
@@ -120,7 +123,7 @@ def run_of(number: int) -> str | None:
     finally:
         run.close()
     if named:
-        st.info(f"{wanted} did not begin as this lesson does. Start one here, or look at it on the Live page.")
+        st.info(f"{wanted} did not begin as this lesson does. Start one here, or open it on the Live page.")
     return None
 
 
@@ -139,7 +142,7 @@ def runs_of_lessons() -> dict[int, str]:
 
 
 def keep(number: int, run: str | None) -> None:
-    """Lesson and run are remembered for when the link is lost on the way to another page."""
+    """Remember the lesson and its run, since a link to another page and back does not name them."""
     st.session_state["lesson"] = number
     if run:
         runs_of_lessons()[number] = run
@@ -148,30 +151,30 @@ def keep(number: int, run: str | None) -> None:
 
 
 def seen() -> dict[tuple[str, int, int], Verdict]:
-    """What this tab saw happen, by run, lesson and stage."""
+    """The checks that have passed in this tab, by run, lesson and stage."""
     return st.session_state.setdefault("lesson-seen", {})  # type: ignore[no-any-return]
 
 
 def pressed() -> set[tuple[str, int, tuple[str, Any]]]:
-    """What this tab's buttons turned, by run and lesson: knobs and values, even if a knob had the value already."""
+    """The knobs and values that this tab's buttons have set, by run and lesson, including values that a knob already had."""
     return st.session_state.setdefault("lesson-pressed", set())  # type: ignore[no-any-return]
 
 
-def stand_of(run: Run, number: int) -> Stand:
-    """How far a lesson is. Which of its stages were begun is in the run's record; where a knob already had the stage's
-    value, the record says nothing, and what was pressed in this tab does.
+def progress_of(run: Run, number: int) -> Progress:
+    """How far the reader is. The run's record says which stages were begun; where a knob already had the stage's value,
+    there is no change to record, and what was pressed in this tab counts.
     """
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
     turned |= {item for id, lesson, item in pressed() if (id, lesson) == (run.id, number)}
     stages = LESSONS[number - 1].stages
     reached = max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
     happened = frozenset(at for id, lesson, at in seen() if (id, lesson) == (run.id, number))
-    return Stand(True, reached, is_alive(run.path), happened)
+    return Progress(True, reached, is_alive(run.path), happened)
 
 
 @contextmanager
-def looking(wanted: str) -> Iterator[Run | None]:
-    """A run, for a moment; None while it cannot be opened."""
+def opened(wanted: str) -> Iterator[Run | None]:
+    """The run, open within the `with`; None if it cannot be opened yet."""
     try:
         run = open_run(wanted, limit=0.25)
     except StoreError:
@@ -188,11 +191,11 @@ def looking(wanted: str) -> Iterator[Run | None]:
 
 def row(number: int) -> None:
     """The numbers of the lessons, and the flashcards."""
-    if st.session_state.get("lesson-row") != number:  # set anew, it would undo a click that is on its way
+    if st.session_state.get("lesson-row") != number:  # setting it again would undo a click that has not arrived yet
         st.session_state["lesson-row"] = number
 
     def go() -> None:
-        turn_to(st.session_state["lesson-row"] or number)  # a second click on the same one takes the choice away
+        turn_to(st.session_state["lesson-row"] or number)  # a second click on the same number deselects it
 
     st.segmented_control(
         "Lesson", range(1, len(LESSONS) + 1), key="lesson-row", on_change=go, label_visibility="collapsed",
@@ -200,21 +203,21 @@ def row(number: int) -> None:
     )  # fmt: skip
 
 
-def told(number: int, lesson: Lesson, stand: Stand, begun: bool) -> None:
-    """Idea, formula, and a button for each stage with what to watch for; the next one to press stands out."""
+def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) -> None:
+    """Show idea, formula, and a button for each stage with what to watch for; the next one to press is highlighted."""
     st.header(f"{number}. {lesson.title}", anchor=False)
     st.html(f'<p class="moe-lesson">{escape(lesson.idea)}</p>')
     st.latex(lesson.formula)
     for at, stage in enumerate(lesson.stages):
-        following = stand.alive and at == stand.reached + 1 if at else not begun
+        following = progress.alive and at == progress.reached + 1 if at else not begun
         st.button(
             stage.button, key=f"stage-{number}-{at}", on_click=act, args=(number, at), width="stretch",
             type="primary" if following else "secondary",
-            icon=":material/check:" if at in stand.happened else None,
-            disabled=at > 0 and not (stand.alive and at <= stand.reached + 1),
+            icon=":material/check:" if at in progress.happened else None,
+            disabled=at > 0 and not (progress.alive and at <= progress.reached + 1),
         )  # fmt: skip
         st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
-    if len(lesson.stages) - 1 in stand.happened and number < len(LESSONS):
+    if len(lesson.stages) - 1 in progress.happened and number < len(LESSONS):
         st.button(
             f"Next: {number + 1}. {LESSONS[number].title}", key=f"next-{number}", on_click=turn_to, args=(number + 1,),
             type="primary", width="stretch",
@@ -222,7 +225,7 @@ def told(number: int, lesson: Lesson, stand: Stand, begun: bool) -> None:
 
 
 def turn_to(number: int) -> None:
-    """Open a lesson; its run is the one that this tab has of it."""
+    """Open a lesson, with the run that this tab started for it."""
     st.query_params.clear()
     st.query_params["lesson"] = str(number)
 
@@ -233,16 +236,16 @@ def act(number: int, at: int) -> None:
     if stage.task:
         begin(number)
         return
-    with looking(runs_of_lessons()[number]) as run:
+    with opened(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(f"lesson {number}", stage.knobs)
             pressed().update((run.id, number, item) for item in stage.knobs.items())
 
 
 def begin(number: int) -> None:
-    """Start the lesson's run and look at it. Those of this tab that still train stop: they would only take its time."""
+    """Start the lesson's run and show it. This tab's earlier runs are stopped, since they would slow it down."""
     for earlier in runs_of_lessons().values():
-        with looking(earlier) as run:
+        with opened(earlier) as run:
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
     lesson = LESSONS[number - 1]
@@ -257,7 +260,7 @@ def begin(number: int) -> None:
 
 
 def invite(lesson: Lesson) -> None:
-    """Where the charts will stand."""
+    """Shown in place of the charts before a run exists."""
     first = lesson.stages[0]
     st.html(
         f'<div class="moe-invite"><b>Nothing is drawn before it is measured</b>'
@@ -270,11 +273,11 @@ def layer_of(run: Run) -> int:
     return min(links.word("layer") or 1, len(run.description.layers)) - 1
 
 
-def read(number: int, wanted: str | None, drawn: Stand) -> None:
-    """What reads the run, once a second: the check of the stage that was begun last, and the answer to the question.
+def read(number: int, wanted: str | None, drawn: Progress) -> None:
+    """The parts that read the run once a second: the check of the stage that was begun last, and the answer to the question.
 
-    The page is drawn again when the lesson gets further. That is the last thing done: what a script has not drawn when
-    it is begun again is missing for a moment, and Streamlit's page breaks on a fragment inside of it.
+    When the reader gets further, the page is drawn again, and this must come last: whatever a script has not drawn yet when
+    it is restarted vanishes for a moment, and Streamlit's page breaks if a fragment was in it.
     """
     reap()
     now, answer = drawn, ""
@@ -282,10 +285,10 @@ def read(number: int, wanted: str | None, drawn: Stand) -> None:
         if wanted and did_not_start(runs_folder() / wanted):
             st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
         elif wanted:
-            with looking(wanted) as run:
+            with opened(wanted) as run:
                 say(check(run, number) if run else STARTING)
                 if run:
-                    now = stand_of(run, number)
+                    now = progress_of(run, number)
                     answer = LESSONS[number - 1].answer_on(run, layer_of(run)) if run.steps()[1] else ""
     question(number, answer)
     if now != drawn:
@@ -293,8 +296,8 @@ def read(number: int, wanted: str | None, drawn: Stand) -> None:
 
 
 def check(run: Run, number: int) -> Verdict:
-    """What the stage that was begun last has come to; where it no longer holds and once did, what was found then."""
-    at = stand_of(run, number).reached
+    """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
+    at = progress_of(run, number).reached
     verdict = LESSONS[number - 1].stages[at].check(run, layer_of(run))
     key = run.id, number, at
     if verdict.happened:
@@ -312,13 +315,13 @@ def say(verdict: Verdict) -> None:
 
 
 def question(number: int, own: str) -> None:
-    """The question; the answer stays folded until it is asked for. own: the answer with the numbers of the reader's run."""
+    """The question; the answer stays folded until it is opened. own: the answer with the numbers of the reader's run."""
     lesson = LESSONS[number - 1]
     words, file = st.columns([4, 1], vertical_alignment="top")
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
         st.markdown(own)
-    # The content, not a function that makes it: its address would change each second, and a click come too late.
+    # Given as text, not as a function: with a function the file's address changes each second, and a click comes too late.
     file.download_button(
         "Flashcards", flashcards(), "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
         help="The questions of all lessons as CSV for Anki: front, back, tags.",

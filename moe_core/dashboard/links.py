@@ -1,7 +1,7 @@
 """The words of a page's link, each checked once, where it comes in (stcore.py) and before a page or a widget reads it.
 
 A link may have been cut, mistyped or made by a stranger. A word that is not valid is taken out of it, and the page
-says so. Whether there is a run of the given name is for the page to find out.
+says so. Whether a run of that name exists, the page finds out.
 """
 
 import re

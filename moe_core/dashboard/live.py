@@ -1,23 +1,17 @@
 """The live route: a WebSocket that sends the page's numbers and charts as they change, and the files that draw them.
 
 The server decimates and calls the figures' specs; the browser only hands them to Plotly.react. What a person turns comes
-back over the same socket, behind the same guard. A frame is binary: the
-length of a JSON header (uint32), the header padded to 8 bytes, then the arrays that it refers to, each once. Figures
-whose bytes did not change are left out. The next frame waits until the viewer has drawn the last one.
+back over the same socket, behind the same guard. A frame (frames.py) leaves out the figures whose bytes did not change.
+The next frame waits until the viewer has drawn the last one.
 """
 
 import asyncio
-import hashlib
-import json
 import logging
-import math
-import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import plotly
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
@@ -26,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard import starting
 from moe_core.dashboard.feed import join, leave_all, watchers
+from moe_core.dashboard.frames import Arrays, fingerprint
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
@@ -33,10 +28,10 @@ from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, 
 from moe_core.dashboard.views import View, hold_busiest, look_at
 from moe_core.figures.catalog import FIGURES, offered
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import tiles
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import last_words, list_runs, reap, runs_folder
 from moe_core.runs.source import At
-from moe_core.schema import STAT
+from moe_core.schema import STAT, first_line
 
 TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next look while a turn waits to take effect
@@ -120,7 +115,7 @@ class Viewer:
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
                 tile._asdict() | {"help": help_of(tile.name)}
-                for tile in part("numbers", lambda: tiles(asked["page"], source, At(layer, step)), [])
+                for tile in part("numbers", lambda: tiles_of(asked["page"], source, At(layer, step)), [])
             ],
         }
         for name, size in asked["sizes"].items():
@@ -142,7 +137,7 @@ class Viewer:
         size: tuple[int, int],
         layer: int,
         step: int | None,
-        arrays: "Arrays",
+        arrays: Arrays,
         figures: dict[str, Any],
     ) -> None:
         """Add a figure to the frame if it suits the run and has changed; if it cannot be drawn, add why."""
@@ -158,7 +153,7 @@ class Viewer:
             spec = {"problem": undrawable(source.id, entry.title, error)}
         self.add(name, spec, arrays, figures)
 
-    def add(self, name: str, part: Any, arrays: "Arrays", into: dict[str, Any]) -> None:
+    def add(self, name: str, part: Any, arrays: Arrays, into: dict[str, Any]) -> None:
         """A part of a frame, if the viewer does not have it yet."""
         mark = fingerprint(part)
         if self.sent.get(name) != mark:
@@ -175,80 +170,13 @@ def undrawable(run: str, name: str, error: Exception) -> str:
     if key not in _logged:
         _logged.add(key)
         logging.getLogger("moescope").error("%s of run %s cannot be drawn", name, run, exc_info=error)
-    reason = (str(error).splitlines() or [""])[0][:200]
+    reason = first_line(error)[:200]
     return f"{name} cannot be drawn: {type(error).__name__} {reason}".rstrip() + "; the server's log says where."
 
 
 def help_of(stat: str) -> str:
     """What a statistic is, for a pointer that rests on its number; nothing where the tile says it all."""
     return STAT[stat].help if stat in STAT else ""
-
-
-class Arrays:
-    """The arrays of a frame, each sent once however many traces share it."""
-
-    def __init__(self) -> None:
-        self.places: dict[int, dict[str, Any]] = {}
-        self.kept: list[np.ndarray] = []  # so that no id is used again while the frame is made
-        self.parts: list[bytes] = []
-        self.size = 0
-
-    def plain(self, value: Any) -> Any:
-        """value with arrays replaced by references, and numbers that JSON lacks by null."""
-        if isinstance(value, dict):
-            return {key: self.plain(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.plain(inner) for inner in value]
-        if isinstance(value, np.ndarray):
-            return self.refer(value) if value.dtype.kind in "fiub" and value.size else self.plain(value.tolist())
-        if isinstance(value, np.generic):
-            value = value.item()
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    def refer(self, array: np.ndarray) -> dict[str, Any]:
-        if id(array) not in self.places:
-            # Steps may pass 2^24 and need doubles; everything else is drawn in floats.
-            kind = (
-                "f8"
-                if array.dtype.kind in "iu" and array.dtype.itemsize > 4
-                else "u1"
-                if array.dtype == np.uint8
-                else "f4"
-            )
-            data = np.ascontiguousarray(array, "<" + kind).tobytes()
-            data += bytes(-len(data) % 8)
-            self.places[id(array)] = {"$array": [kind, self.size, *array.shape]}
-            self.kept.append(array)
-            self.parts.append(data)
-            self.size += len(data)
-        return self.places[id(array)]
-
-    def frame(self, header: dict[str, Any]) -> bytes:
-        text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 4) % 8)
-        return b"".join([struct.pack("<I", len(text)), text, *self.parts])
-
-
-def fingerprint(spec: Any) -> bytes:
-    """A hash of a spec, so that what did not change is not sent."""
-    digest = hashlib.blake2b(digest_size=16)
-
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                digest.update(f"{key}:".encode())
-                add(inner)
-        elif isinstance(value, (list, tuple)):
-            digest.update(b"[")
-            for inner in value:
-                add(inner)
-        elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
-            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-        else:
-            digest.update(repr(value).encode())
-
-    add(spec)
-    return digest.digest()
 
 
 _viewers: set[Viewer] = set()

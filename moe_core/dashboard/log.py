@@ -1,18 +1,18 @@
-"""What goes wrong at the edge, on the terminal: at most a line a second of each kind, or a stranger could fill a disk."""
+"""Problems with requests, on the terminal: at most one line a second of each kind, or a stranger could fill the disk."""
 
 import logging
 import time
 
 EACH = 1.0  # seconds between two lines of a kind
 LONGEST = 300  # bytes of a line
-_said: dict[str, float] = {}
+_noted: dict[str, float] = {}
 
 
 def note(kind: str, line: str) -> None:
     """One line, unless one of its kind was written just now. kind: one of a few words of ours, never a person's."""
     now = time.monotonic()
-    if now - _said.get(kind, -EACH) >= EACH:
-        _said[kind] = now
+    if now - _noted.get(kind, -EACH) >= EACH:
+        _noted[kind] = now
         logging.getLogger("moescope").warning("%s: %s", kind, short(line, LONGEST))
 
 

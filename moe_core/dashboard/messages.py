@@ -1,7 +1,7 @@
-"""A viewer's message, parsed once: what it looks at, or what it wants done, each value of its type and in range.
+"""A viewer's message, parsed once: what it shows, or what it wants done, each value of its type and in range.
 
-Whoever sends something else is told in one line what was wanted, and the socket is closed; nothing behind this file
-meets a value that it has not checked.
+Any other message closes the socket, with one line that says what was wanted. Code behind this file never sees a value
+that was not checked.
 """
 
 import json
@@ -51,62 +51,64 @@ def parsed(text: str) -> Look | Deed:
     if len(text) > LONGEST:
         raise Refused(f"wanted at most {LONGEST // 1024} KB, got {len(text) // 1024:,} KB")
     try:
-        told = json.loads(text, parse_constant=refused_number)
+        fields = json.loads(text, parse_constant=refused_number)
     except (ValueError, RecursionError) as error:  # nested deeper than Python's own stack
         raise Refused(
             f"wanted JSON: {'it is nested too deep' if isinstance(error, RecursionError) else error}"
         ) from None
-    if not isinstance(told, dict):
-        raise Refused(f"wanted an object, got {type(told).__name__}")
-    return deed(told) if told.keys() & {"turn", "command", "fork"} else look(told)
+    if not isinstance(fields, dict):
+        raise Refused(f"wanted an object, got {type(fields).__name__}")
+    return parse_deed(fields) if fields.keys() & {"turn", "command", "fork"} else parse_look(fields)
 
 
 def refused_number(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number in JSON")
 
 
-def look(told: Mapping[str, Any]) -> Look:
-    span = told.get("span")
+def parse_look(fields: Mapping[str, Any]) -> Look:
+    span = fields.get("span")
     if span is not None:
         low, high = (number("span", end, -LAST, LAST) for end in several("span", span, 2))
         if low >= high:
             raise Refused(f"span must be two steps, the lower first, got {low:g} and {high:g}")
         span = (low, high)
-    sizes = told.get("sizes")
+    sizes = fields.get("sizes")
     if not isinstance(sizes, dict) or len(sizes) > FIGURES:
         given = f"{len(sizes):,}" if isinstance(sizes, dict) else in_words(sizes)
         raise Refused(f"sizes must be an object of at most {FIGURES} figures, got {given}")
-    options = {} if told.get("options") is None else told["options"]
+    options = {} if fields.get("options") is None else fields["options"]
     if not isinstance(options, dict):
         raise Refused(f"options must be an object, got {in_words(options)}")
     return Look(
-        theme=word("theme", told.get("theme"), "|".join(THEMES)),
-        page=word("page", told.get("page"), r"\w{0,40}"),
+        theme=word("theme", fields.get("theme"), "|".join(THEMES)),
+        page=word("page", fields.get("page"), r"\w{0,40}"),
         # The first is 0; in place of one that the run lacks the nearest is shown.
-        layer=whole("layer", told.get("layer"), -LAST, LAST),
-        step=None if told.get("step") is None else whole("step", told["step"], 1, LAST),
+        layer=whole("layer", fields.get("layer"), -LAST, LAST),
+        step=None if fields.get("step") is None else whole("step", fields["step"], 1, LAST),
         sizes={word("figure", name, r"\w{1,40}"): sides(several("size", size, 2)) for name, size in sizes.items()},
         span=span,
-        wide=told.get("wide") is True,
+        wide=fields.get("wide") is True,
         options={name: option(name, value) for name, value in options.items()},
-        drawn=whole("drawn", told.get("drawn", 0), 0, LAST),
+        drawn=whole("drawn", fields.get("drawn", 0), 0, LAST),
     )
 
 
-def deed(told: Mapping[str, Any]) -> Deed:
-    nth = whole("nth", told.get("nth", 0), 0, LAST)
-    if "turn" in told:
-        turn = told["turn"]
+def parse_deed(fields: Mapping[str, Any]) -> Deed:
+    nth = whole("nth", fields.get("nth", 0), 0, LAST)
+    if "turn" in fields:
+        turn = fields["turn"]
         if not isinstance(turn, dict) or not turn:
             raise Refused(f"turn must be an object of knobs and values, got {in_words(turn)}")
         values = {  # whether the run has such a knob is for the run to say
-            word("knob", name, r"[^\W\d]\w{0,63}"): value if isinstance(value, str) else number(name, value, -1e300, 1e300)
+            word("knob", name, r"[^\W\d]\w{0,63}"): value
+            if isinstance(value, str)
+            else number(name, value, -1e300, 1e300)
             for name, value in turn.items()
         }
-        return Deed(nth, turn=values, gesture=word("gesture", told.get("gesture", ""), r"\w{0,16}"))
-    if "fork" in told:
-        return Deed(nth, fork=whole("fork", told["fork"], 1, LAST))
-    return Deed(nth, command=word("command", told["command"], "|".join(COMMANDS)))
+        return Deed(nth, turn=values, gesture=word("gesture", fields.get("gesture", ""), r"\w{0,16}"))
+    if "fork" in fields:
+        return Deed(nth, fork=whole("fork", fields["fork"], 1, LAST))
+    return Deed(nth, command=word("command", fields["command"], "|".join(COMMANDS)))
 
 
 def option(name: str, value: Any) -> Any:

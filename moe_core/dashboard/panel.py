@@ -238,7 +238,13 @@ def chooser_entry(id: str, description: Description | None, created: float, stat
 def files_of(description: Description) -> list[str]:
     """The person's own files that a run learns from."""
     text, data = description.settings.get("text"), description.settings.get("data")
-    return [str(path) for path in text] if isinstance(text, list) and text else [data] if isinstance(data, str) and data else []
+    return (
+        [str(path) for path in text]
+        if isinstance(text, list) and text
+        else [data]
+        if isinstance(data, str) and data
+        else []
+    )
 
 
 def did_not_start(folder: Path) -> bool:

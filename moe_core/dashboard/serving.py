@@ -1,4 +1,4 @@
-"""What the server is told when it starts, and what it says then: who is let in, and the addresses that work."""
+"""The start of the server: who may reach it, and the addresses that it prints."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ from moe_core.dashboard.guard import Guard
 
 
 def opened() -> address.Door:
-    """The door as the settings say. With a setting that is not valid the server does not start."""
+    """Who may reach the server, by its settings. If one of them is not valid, the server does not start."""
     try:
         return address.door(st.get_option("server.address") or "", os.environ.get("MOE_ALLOW", ""))
     except ValueError as error:

@@ -13,27 +13,27 @@ from moe_core.dashboard.log import note
 from moe_core.dashboard.messages import Refused
 
 
-def taken(message: Message) -> Message:
+def checked_message(message: Message) -> Message:
     """A message, its link made readable. Refused if no page sends such a message."""
     data = message.get("bytes")
     if data is None:
         raise Refused("wanted one of Streamlit's messages, got text")
-    told = BackMsg()
+    parsed = BackMsg()
     try:
-        told.ParseFromString(data)
+        parsed.ParseFromString(data)
     except DecodeError:
         raise Refused(f"wanted one of Streamlit's messages, got {len(data):,} bytes that are not one") from None
-    kind = told.WhichOneof("type") or "an empty one"
+    kind = parsed.WhichOneof("type") or "an empty one"
     if kind.startswith(("an empty", "debug")):
         raise Refused(f"wanted one of Streamlit's messages, got {kind}")
-    if kind == "rerun_script" and told.rerun_script.query_string:
-        told.rerun_script.query_string = readable(told.rerun_script.query_string)
-        return {**message, "bytes": told.SerializeToString()}
+    if kind == "rerun_script" and parsed.rerun_script.query_string:
+        parsed.rerun_script.query_string = readable(parsed.rerun_script.query_string)
+        return {**message, "bytes": parsed.SerializeToString()}
     return message
 
 
 def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
-    """The two ways of a socket, which the first bad message closes."""
+    """receive and send of a socket that the first bad message closes."""
     closed = False
 
     async def hear() -> Message:
@@ -42,7 +42,7 @@ def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
         if message["type"] != "websocket.receive":
             return message
         try:
-            return taken(message)
+            return checked_message(message)
         except Refused as error:
             reason = str(error)
         closed = True

@@ -1,4 +1,4 @@
-"""What Streamlit's theme cannot say. The values are those of figures/theme.py."""
+"""Styles that Streamlit's theme has no settings for. The values are those of figures/theme.py."""
 
 from moe_core.figures.compare import run_colour
 from moe_core.figures.theme import DARK, LIGHT, Theme

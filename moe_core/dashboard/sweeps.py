@@ -66,18 +66,18 @@ CSS = """
 
 
 def choose() -> Sweep | None:
-    """The sweep that the link names, else the newest; None for a new one. The chooser stands in the sidebar."""
+    """The sweep that the link names, else the newest; None for a new one. The chooser is in the sidebar."""
     reap()
     st.html(f"<style>{CSS}</style>")
     names = sweep_ids()
     wanted = links.word("sweep") or (names[0] if names else "new")
-    found = None
+    sweep = None
     if wanted != "new":
         try:
-            found = open_sweep(wanted)
+            sweep = open_sweep(wanted)
         except StoreError as error:
             st.error(str(error))
-    st.session_state["sweep-chooser"] = found.id if found else NEW
+    st.session_state["sweep-chooser"] = sweep.id if sweep else NEW
 
     def go() -> None:
         picked = st.session_state["sweep-chooser"]
@@ -85,14 +85,14 @@ def choose() -> Sweep | None:
 
     with st.sidebar:
         st.selectbox("Sweep", [NEW, *names], key="sweep-chooser", on_change=go, label_visibility="collapsed")
-    return found
+    return sweep
 
 
 # A new one
 
 
 def new() -> None:
-    """The form, and the same as a command."""
+    """The form, and the command that does the same."""
     st.title("Train a grid of knobs")
     st.markdown(
         "Give a knob several values, with commas between them; one that is left empty keeps the value shown in grey. "
@@ -118,7 +118,7 @@ def new() -> None:
 
 
 def begin() -> None:
-    """Start what the form asks for and look at it; one line if it cannot be."""
+    """Start the sweep of the filled form and show it; one line if it cannot be started."""
     asked = {
         name.removeprefix("sweep-"): value for name, value in st.session_state.items() if str(name).startswith("sweep-")
     }
@@ -153,27 +153,27 @@ def asked_plan(asked: dict[str, Any]) -> Any:
 
 
 def status(sweep: Sweep) -> list[Result]:
-    """The line with the progress and its button, which keeps itself up to date; gives how each run stands."""
-    found = results(sweep)
-    done = state_of(sweep, found) == "finished"
-    st.fragment(moving, run_every=None if done else 1.0)(sweep, counted(found))
-    for result in found:
+    """The line with the progress and its button, which keeps itself up to date. Returns the state of each run."""
+    outcomes = results(sweep)
+    done = state_of(sweep, outcomes) == "finished"
+    st.fragment(moving, run_every=None if done else 1.0)(sweep, counted(outcomes))
+    for result in outcomes:
         if result.state in FAILED:
             st.error(f"{result.job.run_id}: {result.problem}")
-    return found
+    return outcomes
 
 
-def counted(found: Sequence[Result]) -> tuple[int, int]:
-    """What the table hangs on: the page is drawn again when it changes."""
-    now = progress(found)
+def counted(outcomes: Sequence[Result]) -> tuple[int, int]:
+    """How many runs have finished and failed; when this changes, the page draws its table again."""
+    now = progress(outcomes)
     return now["finished"], now["failed"]
 
 
 def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     """Progress, with Cancel while the sweep runs and Go on when it does not and is not done."""
     reap()
-    found = results(sweep)
-    state, now, plan = state_of(sweep, found), progress(found), sweep.plan
+    outcomes = results(sweep)
+    state, now, plan = state_of(sweep, outcomes), progress(outcomes), sweep.plan
     knobs = " × ".join(plan.swept) or "no knob"
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     st.html(
@@ -181,7 +181,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
         f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {seeds}</span></div>"
     )
     failed = f", {now['failed']} failed" if now["failed"] else ""
-    at_work = sum(result.state in TRAINS for result in found)
+    at_work = sum(result.state in TRAINS for result in outcomes)
     training = f", {at_work} training" if at_work else ""
     bar, side = (st, st) if state == "finished" else st.columns([5, 1], vertical_alignment="center")
     bar.progress(
@@ -195,7 +195,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
         st.caption(
             words if words.startswith("moe:") else "Stopped. What is finished stays; what is not is trained again."
         )
-    if counted(found) != drawn:
+    if counted(outcomes) != drawn:
         st.rerun()
 
 
@@ -211,17 +211,17 @@ def side_by_side() -> int:
 # What it found
 
 
-def table(sweep: Sweep, found: Sequence[Result]) -> None:
+def table(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     """A row a cell: mean and spread over seeds, the paper's figure where the weights are its, its runs as links."""
     labels = measures(sweep.plan.config.task)
     swept = sweep.plan.swept
-    lines = rows(sweep, found)
+    lines = rows(sweep, outcomes)
     apart = paper_columns(lines)
     head = "".join(f"<th>{escape(name)}</th>" for name in [*swept, "runs", *labels.values(), *apart.values()])
     body = "".join(
         "<tr>"
         + "".join(f"<td>{escape(exact_text(row[name]))}</td>" for name in swept)
-        + f"<td>{run_links(row, found)}</td>"
+        + f"<td>{run_links(row, outcomes)}</td>"
         + "".join(f'<td data-measure="{name}">{beside_paper(row, name)}</td>' for name in labels)
         + "".join(f'<td data-measure="{name}">{beside(row, name)}</td>' for name in apart)
         + "</tr>"
@@ -233,10 +233,10 @@ def table(sweep: Sweep, found: Sequence[Result]) -> None:
         + "</tr>"
         for words, highest in ceiling_lines(sweep.plan, lines)
     )
-    said = "".join(f"<p>{escape(note)}</p>" for note in notes(sweep.plan, lines, "paper"))
+    sentences = "".join(f"<p>{escape(note)}</p>" for note in notes(sweep.plan, lines, "paper"))
     st.html(
         f'<div class="moe-scroll"><table class="moe-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody>'
-        f'<tfoot>{foot}</tfoot></table></div><div class="moe-notes">{said}</div>'
+        f'<tfoot>{foot}</tfoot></table></div><div class="moe-notes">{sentences}</div>'
     )
 
 
@@ -246,9 +246,9 @@ def beside_paper(row: dict[str, Any], name: str) -> str:
     return escape(measured(row, name)).replace(AHEAD, mark) + (f"<small>paper {paper}</small>" if paper else "")
 
 
-def run_links(row: dict[str, Any], found: Sequence[Result]) -> str:
+def run_links(row: dict[str, Any], outcomes: Sequence[Result]) -> str:
     """The cell's runs by their seeds; one that has not begun is no link."""
-    own = [result for result in found if result.job.run_id in row["ids"]]
+    own = [result for result in outcomes if result.job.run_id in row["ids"]]
     words = []
     for result in own:
         seed = str(result.job.config.seed)
@@ -257,23 +257,24 @@ def run_links(row: dict[str, Any], found: Sequence[Result]) -> str:
     return "seed " + ", ".join(words)
 
 
-def charts(sweep: Sweep, found: Sequence[Result]) -> None:
-    """Of two swept knobs the maps; of any sweep the metric against CV(load). A click opens a run. And their export."""
+def charts(sweep: Sweep, outcomes: Sequence[Result]) -> None:
+    """The maps of a sweep of two knobs, the metric against CV(load) of any sweep, and the link that exports them. A click on a
+    chart opens a run."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
-    source = Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, found), found)
+    source = Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, outcomes), outcomes)
     figures = [name for name in FIGURES if shows(source, name)]
     if "sweep_balance" in figures:
         for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):
             with column:
                 clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, At()), theme=theme))
-    if any(result.ended for result in found):
+    if any(result.ended for result in outcomes):
         pareto = FIGURES["sweep_pareto"]
         clickable("sweep_pareto", pareto.draw(**pareto.read(source, At()), theme=theme))
     component.export_link(figures, sweep=sweep.id)
 
 
 def clickable(name: str, drawn: Any) -> None:
-    """A chart of which a click on a dot or a cell opens the run."""
+    """A chart; a click on a dot or a cell opens its run."""
     event = st.plotly_chart(
         drawn,
         theme=None,

@@ -19,8 +19,8 @@ from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import last_step
 from moe_core.runs.source import Source
 
-FRAMES = 120  # at most
-LAST = 1.5  # seconds for which the last frame stands
+FRAMES = 120  # most frames of an animation
+LAST = 1.5  # seconds for which the last frame is shown
 Progress = Callable[[int, int], None]
 
 
@@ -32,7 +32,7 @@ def animate(
     seconds: float = 10.0,
     progress: Progress = lambda done, of: None,
 ) -> Path:
-    """Writes FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
+    """Write FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
     from moe_core.export import chosen
 
     path = Path(out)
@@ -51,7 +51,7 @@ def animate(
         raise ValueError(f"{name} shows how runs ended, and does not change over steps; export it as a picture")
     steps = steps_of(run, name)
     if not len(steps):
-        raise ValueError(f"{run.id} has nothing recorded of {name} to animate")
+        raise ValueError(f"{run.id} has no recorded step that {name} could show; let it train, then export again")
     return write(
         path,
         encode(list(frames(run, name, steps, look, progress)), seconds, figure_facts(run, name, look)),
@@ -62,12 +62,12 @@ def steps_of(run: Source, name: str) -> np.ndarray[Any, Any]:
     """The steps to show: of snapshots where the figure shows one, else evenly spread; all were recorded."""
     shots = np.asarray(run.snapshots(), np.int64)
     if FIGURES[name].page not in ("live", "compare") and len(shots):
-        found = shots
+        steps = shots
     else:
-        found = np.arange(1, last_step(run) + 1)
-    if len(found) > FRAMES:
-        found = found[np.unique(np.round(np.linspace(0, len(found) - 1, FRAMES)).astype(int))]
-    return found
+        steps = np.arange(1, last_step(run) + 1)
+    if len(steps) > FRAMES:
+        steps = steps[np.unique(np.round(np.linspace(0, len(steps) - 1, FRAMES)).astype(int))]
+    return steps
 
 
 def frames(run: Source, name: str, steps: np.ndarray[Any, Any], look: Look, progress: Progress) -> Iterator[Any]:
@@ -115,9 +115,9 @@ def gif(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
     each = max(20, round(1000 * seconds / len(pictures) / 10) * 10)  # a GIF counts in hundredths of a second
     times = [each] * (len(flat) - 1) + [max(each, round(1000 * LAST))]
     file = io.BytesIO()
-    told = "; ".join(f"{name}: {value}" for name, value in facts.items()).encode()
+    comment = "; ".join(f"{name}: {value}" for name, value in facts.items()).encode()
     flat[0].save(
-        file, "GIF", save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=False, comment=told
+        file, "GIF", save_all=True, append_images=flat[1:], duration=times, loop=0, optimize=False, comment=comment
     )
     return file.getvalue()
 
@@ -131,10 +131,10 @@ def ffmpeg() -> str:
 
         return str(imageio_ffmpeg.get_ffmpeg_exe())
     except (ImportError, RuntimeError):
-        found = shutil.which("ffmpeg")
-    if not found:
-        raise ValueError("an MP4 needs ffmpeg, which is not here; `pip install imageio-ffmpeg`, or write a .gif")
-    return found
+        program = shutil.which("ffmpeg")
+    if not program:
+        raise ValueError("an MP4 needs ffmpeg, which is not installed; `pip install imageio-ffmpeg`, or write a .gif")
+    return program
 
 
 def mp4(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
@@ -144,7 +144,7 @@ def mp4(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
 
     rate = max(1.0, len(pictures) / seconds)
     width, height = pictures[0].size
-    told = [
+    metadata = [
         f"{k.lower()}={v}"
         for k, v in (("Title", facts["Title"]), ("Comment", "; ".join(f"{k}: {v}" for k, v in facts.items())))
     ]
@@ -153,10 +153,10 @@ def mp4(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
         words = [
             ffmpeg(), "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{rate:.6g}", "-i", "-",
             "-an", "-c:v", "libx264", "-threads", "1", "-pix_fmt", "yuv420p", "-movflags", "+faststart", "-fflags", "+bitexact",
-            "-flags:v", "+bitexact", "-metadata", told[0], "-metadata", told[1], str(file),
+            "-flags:v", "+bitexact", "-metadata", metadata[0], "-metadata", metadata[1], str(file),
         ]  # fmt: skip
         data = b"".join(picture.tobytes() for picture in pictures)
-        done = subprocess.run(words, input=data, capture_output=True, check=False)
-        if done.returncode:
-            raise ValueError(f"ffmpeg could not make the MP4: {done.stderr.decode(errors='replace').strip()[-200:]}")
+        process = subprocess.run(words, input=data, capture_output=True, check=False)
+        if process.returncode:
+            raise ValueError(f"ffmpeg could not make the MP4: {process.stderr.decode(errors='replace').strip()[-200:]}")
         return file.read_bytes()

@@ -1,7 +1,7 @@
 """A figure's spec as marks: what plotly.js draws in the browser from the same spec, without a browser.
 
-Only what the figures use is drawn; anything else is refused by name, so that no export lacks a part in silence. Where a
-distance has no reason here, it is the one that plotly.js keeps.
+Only what the figures use is drawn; anything else is refused by name, so that no export silently lacks a part.
+Distances that are not explained are those of plotly.js.
 """
 
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ MIDDLE = 0.35  # from a baseline to the middle of a capital, in em
 
 
 def draw(spec: Spec) -> Sheet:
-    """The sheet of a spec with a size. ValueError for a trace that no figure of ours has had before."""
+    """The sheet of a spec with a size. ValueError for a kind of trace that cannot be drawn here."""
     layout = spec["layout"]
     plots = subplots(layout)
     under: list[Mark] = [fill(layout, (0, 0, layout["width"], layout["height"]), "paper_bgcolor")]
@@ -60,7 +60,7 @@ def subplots(layout: Spec) -> dict[str, tuple[Axis, Axis, Box]]:
     margin = layout["margin"]
     left, top = margin["l"], margin["t"]
     width, height = layout["width"] - left - margin["r"], layout["height"] - top - margin["b"]
-    found = {}
+    plots = {}
     for key in sorted(k for k in layout if k.startswith("yaxis")):
         y = layout[key]
         x = layout.get("xaxis" + y.get("anchor", "x")[1:], {})
@@ -68,12 +68,12 @@ def subplots(layout: Spec) -> dict[str, tuple[Axis, Axis, Box]]:
         y0, y1 = y.get("domain", (0, 1))
         where = (left + x0 * width, top + (1 - y1) * height, (x1 - x0) * width, (y1 - y0) * height)
         where = in_proportion(x, y, where)
-        found[key.replace("axis", "")] = (
+        plots[key.replace("axis", "")] = (
             axis(x, where[0], where[0] + where[2], "x"),
             axis(y, where[1] + where[3], where[1], "y"),
             where,
         )
-    return found
+    return plots
 
 
 def axis(spec: Spec, start: float, end: float, letter: str) -> Axis:
@@ -96,7 +96,7 @@ def in_proportion(x: Spec, y: Spec, where: Box) -> Box:
 def grid(x: Axis, y: Axis, where: Box) -> list[Mark]:
     """Grid lines, between which the data stand."""
     left, top, width, height = where
-    found: list[Mark] = []
+    marks: list[Mark] = []
     for one, upright in ((x, True), (y, False)):
         if not one.spec.get("showgrid", False) or one.spec.get("visible") is False:
             continue
@@ -104,8 +104,8 @@ def grid(x: Axis, y: Axis, where: Box) -> list[Mark]:
         for px, _ in ticks(one):
             at = round(px - 0.5) + 0.5
             ends = ((at, top), (at, top + height)) if upright else ((left, at), (left + width, at))
-            found.append(Path((Line(np.array(ends)),), stroke=colour, width=one.spec.get("gridwidth", 1), crisp=True))
-    return found
+            marks.append(Path((Line(np.array(ends)),), stroke=colour, width=one.spec.get("gridwidth", 1), crisp=True))
+    return marks
 
 
 def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float], both: bool) -> list[Mark]:
@@ -116,34 +116,34 @@ def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float], both: bool) 
 def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
     """The words of the x axis."""
     left, top, width, height = where
-    found: list[Mark] = []
+    marks: list[Mark] = []
     depth = 0.0
     if shown(x):
         font = x.spec["tickfont"]
         base = top + height + distance(x) + font["size"]
         for px, words in ticks(x):
             reach = max(width_of(line) for line in lines_of(words, font)) / 2
-            inside = min(max(px, reach), room[0] - reach)  # one that would be cut is moved in
-            found += block(words, font, inside, base, 0.5)
+            inside = min(max(px, reach), room[0] - reach)  # words that would be cut at the edge are moved inside
+            marks += block(words, font, inside, base, 0.5)
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":
         depth = x.spec.get("ticklen", 5) + 0.5
-    return found + axis_title(x, left + width / 2, top + height + depth, room)
+    return marks + axis_title(x, left + width / 2, top + height + depth, room)
 
 
 def beside(y: Axis, where: Box) -> list[Mark]:
     """The words of the y axis."""
     left, top, _, height = where
-    found: list[Mark] = []
+    marks: list[Mark] = []
     widest = 0.0
     if shown(y):
         font = y.spec["tickfont"]
         for px, words in ticks(y):
             at = left - distance(y)
-            found += block(words, font, at, px + MIDDLE * font["size"], 1.0)
+            marks += block(words, font, at, px + MIDDLE * font["size"], 1.0)
             widest = max(widest, *(width_of(line) for line in lines_of(words, font)))
         widest += distance(y)
-    return found + axis_title(y, left - widest, top + height / 2, None)
+    return marks + axis_title(y, left - widest, top + height / 2, None)
 
 
 def shown(one: Axis) -> bool:
@@ -272,13 +272,13 @@ def annotation(given: Spec, layout: Spec, plots: dict[str, tuple[Axis, Axis, Box
     top = y - high * share(
         given.get("yanchor", "auto"), 1 - given["y"] if yref == "paper" else 0, yref, ("top", "bottom")
     )
-    found: list[Mark] = []
+    marks: list[Mark] = []
     ground, edge = colour_of(given.get("bgcolor")), colour_of(given.get("bordercolor"))
     if ground or edge:
-        found.append(Path((box(left, top, wide, high),), ground, edge if given.get("borderwidth") else None))
+        marks.append(Path((box(left, top, wide, high),), ground, edge if given.get("borderwidth") else None))
     at = {"left": 0.0, "right": 1.0}.get(given.get("align", "center"), 0.5)
     inside = wide - 2 * pad
-    return found + block(given["text"], font, left + pad + at * inside, top + pad + above, at)
+    return marks + block(given["text"], font, left + pad + at * inside, top + pad + above, at)
 
 
 def share(anchor: str, at: float, ref: str, ends: tuple[str, str]) -> float:

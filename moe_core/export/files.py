@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def write(path: Path, content: str | bytes) -> Path:
-    """Writes beside the file and renames, so that nobody ever reads half of it."""
+    """Write beside the file and rename, so that nobody ever reads half of it."""
     return write_parts(path, [content.encode() if isinstance(content, str) else content])
 
 

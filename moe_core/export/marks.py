@@ -90,8 +90,8 @@ def colour_of(text: Any, opacity: float = 1.0) -> Colour | None:
         r, g, b, a = NAMES[text]
     elif re.fullmatch(r"#[0-9a-f]{6}", text):
         r, g, b, a = *(int(text[i : i + 2], 16) for i in (1, 3, 5)), 1.0
-    elif found := re.fullmatch(r"rgba?\(([^)]*)\)", text):
-        parts = [float(part) for part in found.group(1).split(",")]
+    elif match := re.fullmatch(r"rgba?\(([^)]*)\)", text):
+        parts = [float(part) for part in match.group(1).split(",")]
         r, g, b, a = *(round(part) for part in parts[:3]), parts[3] if len(parts) > 3 else 1.0
     else:
         raise ValueError(f"a colour is #RRGGBB, rgb(…) or rgba(…), got {text!r}")
@@ -139,12 +139,12 @@ def styled(look: tuple[Any, float, int], name: str, attributes: str) -> tuple[An
         weight = 700
     if name in ("sup", "sub"):
         size *= 0.7
-    if found := re.search(r"color:\s*([^;\"']+)", attributes):
-        colour = colour_of(found.group(1))
-    if found := re.search(r"font-size:\s*([\d.]+)px", attributes):
-        size = float(found.group(1))
-    if found := re.search(r"font-weight:\s*(\d+)", attributes):
-        weight = int(found.group(1))
+    if match := re.search(r"color:\s*([^;\"']+)", attributes):
+        colour = colour_of(match.group(1))
+    if match := re.search(r"font-size:\s*([\d.]+)px", attributes):
+        size = float(match.group(1))
+    if match := re.search(r"font-weight:\s*(\d+)", attributes):
+        weight = int(match.group(1))
     return colour, size, weight
 
 

@@ -102,7 +102,7 @@ class Paper:
 
     def pages(self) -> list[Sheet]:
         """The finished pages, each with its number."""
-        found = []
+        sheets = []
         for number, marks in enumerate(self.sheets, 1):
             run = Run(
                 printable(f"{self.foot} · page {number} of {len(self.sheets)}"),
@@ -111,8 +111,8 @@ class Paper:
                 400,
                 False,
             )
-            found.append(Sheet(WIDTH, HEIGHT, (*marks, Text((run,), WIDTH - MARGIN, HEIGHT - 28, 1.0))))
-        return found
+            sheets.append(Sheet(WIDTH, HEIGHT, (*marks, Text((run,), WIDTH - MARGIN, HEIGHT - 28, 1.0))))
+        return sheets
 
 
 def wrapped(text: str, size: float, width: float, weight: int = 400, mono: bool = False) -> list[str]:

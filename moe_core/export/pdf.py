@@ -187,18 +187,18 @@ class Document:
         elif mark.angle == 90:
             move += "0 1 -1 0 0 0 cm\n"
         at = -mark.anchor * width_of(mark.runs)
-        found = [move]
+        operators = [move]
         for run in mark.runs:
             name, glyphs = self.fonts[run.mono, run.weight]
             look, code = face(run.mono, run.weight), ""
             for letter, width in spaced(run):
                 more = look.advance(letter) - width / run.size  # in thousandths of the type's size, to the left
                 code += f"{glyphs[letter]:04X}" + (f">{n(1000 * more)}<" if abs(more) > 1e-6 else "")
-            found.append(
+            operators.append(
                 f"{self.state(run.colour, None)}BT /{name} {n(run.size)} Tf {rgb(run.colour)} rg 1 0 0 -1 {n(at)} 0 Tm [<{code}>] TJ ET"
             )
             at += width_of((run,))
-        return "\n".join(found)
+        return "\n".join(operators)
 
     def picture(self, mark: Picture) -> str:
         rows, columns, _ = mark.pixels.shape
@@ -220,9 +220,11 @@ def rgb(colour: Colour) -> str:
 
 def commands(line: Line) -> str:
     points: list[Any] = line.points.tolist()
-    found = [f"{n(points[0][0])} {n(points[0][1])} m"]
+    operators = [f"{n(points[0][0])} {n(points[0][1])} m"]
     if line.curve:
-        found += [" ".join(f"{n(x)} {n(y)}" for x, y in points[i : i + 3]) + " c" for i in range(1, len(points) - 2, 3)]
+        operators += [
+            " ".join(f"{n(x)} {n(y)}" for x, y in points[i : i + 3]) + " c" for i in range(1, len(points) - 2, 3)
+        ]
     else:
-        found += [f"{n(x)} {n(y)} l" for x, y in points[1:]]
-    return " ".join(found) + (" h" if line.closed else "")
+        operators += [f"{n(x)} {n(y)} l" for x, y in points[1:]]
+    return " ".join(operators) + (" h" if line.closed else "")

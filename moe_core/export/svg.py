@@ -21,11 +21,11 @@ def to_svg(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 
     body = "".join(map(drawn.mark, sheet.marks))
     facts = facts or {}
     title = escape(printable(facts.get("Title", "")))
-    told = "".join(f"<desc>{escape(printable(f'{name}: {value}'))}</desc>" for name, value in facts.items())
+    descriptions = "".join(f"<desc>{escape(printable(f'{name}: {value}'))}</desc>" for name, value in facts.items())
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{n(sheet.width * scale)}" height="{n(sheet.height * scale)}" '
         f'viewBox="0 0 {n(sheet.width)} {n(sheet.height)}" role="img">'
-        f"<title>{title}</title><metadata>{told}</metadata>"
+        f"<title>{title}</title><metadata>{descriptions}</metadata>"
         f"<defs><style>{drawn.faces()}</style>{drawn.defined()}</defs>{body}</svg>\n"
     )
 
@@ -140,7 +140,7 @@ class Writer:
     def letters_of(self, mark: Text, turn: str) -> str:
         """The words as outlines, one path a run."""
         x = mark.x - mark.anchor * width_of(mark.runs)
-        found = []
+        paths = []
         for run in mark.runs:
             look = face(run.mono, run.weight)
             parts = []
@@ -152,8 +152,8 @@ class Writer:
                 x += width
             clear = f' fill-opacity="{n(run.colour[3])}"' if run.colour[3] < 1 else ""
             if parts:
-                found.append(f'<path d="{"".join(parts)}" fill="{hexed(run.colour)}"{clear}/>')
-        return f"<g{turn}{self.clip(mark.clip)}>{''.join(found)}</g>"
+                paths.append(f'<path d="{"".join(parts)}" fill="{hexed(run.colour)}"{clear}/>')
+        return f"<g{turn}{self.clip(mark.clip)}>{''.join(paths)}</g>"
 
     def picture(self, mark: Picture) -> str:
         x, y, width, height = mark.box
@@ -170,14 +170,14 @@ class Writer:
 
     def faces(self) -> str:
         """The fonts, cut down to the letters in use."""
-        found = []
+        rules = []
         for (mono, weight), letters in sorted(self.letters.items()):
             data = base64.b64encode(subset_of(mono, weight, "".join(sorted(letters)), "woff2")).decode()
-            found.append(
+            rules.append(
                 f"@font-face{{font-family:'{FAMILIES[mono][0]}';font-weight:{weight};"
                 f"src:url(data:font/woff2;base64,{data}) format('woff2')}}"
             )
-        return "".join(found)
+        return "".join(rules)
 
 
 def commands(line: Line) -> str:

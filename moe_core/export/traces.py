@@ -37,25 +37,25 @@ def values(given: Any) -> np.ndarray[Any, Any]:
 def scatter(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
     mode, (points, where) = trace.get("mode", "lines"), place(trace, plots)
     clip = None if trace.get("cliponaxis") is False else where
-    found: list[Mark] = []
+    marks: list[Mark] = []
     opacity = trace.get("opacity", 1)
     line = trace.get("line", {})
     if trace.get("fill") and len(points):
-        found += filled(trace, points, plots, where)
+        marks += filled(trace, points, plots, where)
     if "lines" in mode and len(points):
         width = line.get("width", 2)
         path = stepped(points) if line.get("shape") == "hv" else points
         pieces = tuple(Line(piece) for piece in unbroken(path, bool(trace.get("connectgaps"))))
         stroke = colour_of(line.get("color", "#444444"), opacity)
         if pieces and width and stroke:
-            found.append(Path(pieces, None, stroke, width, dashes(line.get("dash"), width), where))
+            marks.append(Path(pieces, None, stroke, width, dashes(line.get("dash"), width), where))
     if clip is None:
         points = within(points, where)
     if "markers" in mode:
-        found += markers(trace.get("marker", {}), points, clip, opacity, line.get("color"))
+        marks += markers(trace.get("marker", {}), points, clip, opacity, line.get("color"))
     if "text" in mode:
-        found += words(trace, layout, points, clip)
-    return found
+        marks += words(trace, layout, points, clip)
+    return marks
 
 
 def within(points: Points, where: Box) -> Points:
@@ -131,7 +131,7 @@ def markers(given: Spec, points: Points, clip: Box | None, opacity: float, defau
         each(line.get("color", "#444444"), n),
         strict=True,
     )
-    found: list[Mark] = []
+    marks: list[Mark] = []
     for at, (symbol, size, colour, clear, width, edge) in zip(points, looks, strict=True):
         if not np.isfinite(at).all() or not clear * opacity or not size:
             continue
@@ -141,8 +141,8 @@ def markers(given: Spec, points: Points, clip: Box | None, opacity: float, defau
         if str(symbol).endswith("-open"):
             width = width or 1
         outline = symbol_of(str(symbol).removesuffix("-open"), size / 2, at)
-        found.append(Path(outline, None if hollow else paint, stroke if width else None, width or 1, clip=clip))
-    return found
+        marks.append(Path(outline, None if hollow else paint, stroke if width else None, width or 1, clip=clip))
+    return marks
 
 
 def marker_colours(given: Spec, default: Any, n: int) -> list[Any]:
@@ -185,7 +185,7 @@ def words(trace: Spec, layout: Spec, points: Points, clip: Box | None) -> list[M
     font = layout["font"] | trace.get("textfont", {})
     r = trace.get("marker", {}).get("size", 6) / 2 if "markers" in trace.get("mode", "") else 0
     r = r / 0.8 + 1 if r else 0
-    found: list[Mark] = []
+    marks: list[Mark] = []
     colours, sizes = each(font.get("color"), n), each(font["size"], n)
     for at, text, colour, size, where in zip(
         points,
@@ -202,12 +202,12 @@ def words(trace: Spec, layout: Spec, points: Points, clip: Box | None) -> list[M
         lines = lines_of(str(text), font | {"color": colour, "size": size})
         tall = (len(lines) - 1) * 1.3 + 1
         top = at[1] + 0.75 * size + sign * r + (sign - 1) * tall * size / 2
-        found += [
+        marks += [
             Text(line, at[0] + lean * r, top + i * 1.3 * size, (1 - lean) / 2, clip=clip)
             for i, line in enumerate(lines)
             if line
         ]
-    return found
+    return marks
 
 
 def bar(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
@@ -233,7 +233,7 @@ def bar(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
     hatches = each(pattern.get("shape", ""), n)
     line = marker.get("line", {})
     widths, edges = each(line.get("width", 0), n), each(line.get("color"), n)
-    found: list[Mark] = []
+    marks: list[Mark] = []
     for i in range(n):
         a, b, c, d = ends[0][i], ends[1][i], foot[i], top[i]
         if not np.isfinite([a, b, c, d]).all():
@@ -245,10 +245,10 @@ def bar(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
         paint = colour_of(colours[i], opacity)
         if paint and rect[2] and rect[3]:
             edge = colour_of(edges[i], opacity) if widths[i] else None
-            found.append(Path((box(*rect),), paint, edge, widths[i] or 1, clip=where))
+            marks.append(Path((box(*rect),), paint, edge, widths[i] or 1, clip=where))
             if hatches[i] == "/":
-                found.append(hatch(rect, colour_of(pattern.get("fgcolor", layout["plot_bgcolor"])), where, pattern))
-    return found
+                marks.append(hatch(rect, colour_of(pattern.get("fgcolor", layout["plot_bgcolor"])), where, pattern))
+    return marks
 
 
 def hatch(rect: Box, colour: Colour | None, where: Box, pattern: Spec) -> Path:
@@ -277,7 +277,7 @@ def heatmap(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
     z = np.asarray([[np.nan if v is None else v for v in row] for row in trace["z"]], np.float64)
     if not z.size:
         return []
-    found: list[Mark] = []
+    marks: list[Mark] = []
     xs = x.place(edges_of(trace, "x", z.shape[1]))
     ys = y.place(edges_of(trace, "y", z.shape[0]))
     left, right = max(where[0], float(np.nanmin(xs))), min(where[0] + where[2], float(np.nanmax(xs)))
@@ -292,10 +292,10 @@ def heatmap(trace: Spec, layout: Spec, plots: Plots) -> list[Mark]:
         pixels = colours[np.clip(rows, 0, None)][:, np.clip(columns, 0, None)]
         pixels[gap_y, :, 3] = 0
         pixels[:, gap_x, 3] = 0
-        found.append(Picture(pixels, (left, top, right - left, bottom - top)))
+        marks.append(Picture(pixels, (left, top, right - left, bottom - top)))
     if trace.get("showscale", True) is not False:
-        found += colorbar(trace, layout)
-    return found
+        marks += colorbar(trace, layout)
+    return marks
 
 
 def edges_of(trace: Spec, letter: str, n: int) -> np.ndarray[Any, Any]:
@@ -363,19 +363,19 @@ def colorbar(trace: Spec, layout: Spec) -> list[Mark]:
     lo, hi = z_range(trace)
     steps = max(2, round(length * PIXELS))
     ramp = np.linspace(hi, lo, steps)[:, None]
-    found: list[Mark] = [
+    marks: list[Mark] = [
         Picture(paint(ramp, trace | {"zmin": lo, "zmax": hi, "opacity": 1}), (left, top, thick, length))
     ]
     font = layout["font"] | given.get("tickfont", {})
     scale = Axis((lo, hi), (top + length, top), False, given | {"letter": "y"})
     for px, text in ticks(scale):
-        found += [Text(line, left + thick + 3, px + 0.35 * font["size"]) for line in lines_of(text, font) if line]
+        marks += [Text(line, left + thick + 3, px + 0.35 * font["size"]) for line in lines_of(text, font) if line]
     words = given.get("title")
     if isinstance(words, dict) and words.get("text"):
         heading = lines_of(words["text"], font | words.get("font", {}))
         for i, line in enumerate(heading):
-            found.append(Text(line, left, top - 6 - (len(heading) - 1 - i) * 1.3 * font["size"]))
-    return found
+            marks.append(Text(line, left, top - 6 - (len(heading) - 1 - i) * 1.3 * font["size"]))
+    return marks
 
 
 DRAWN: dict[str, Callable[[Spec, Spec, Plots], list[Mark]]] = {"scatter": scatter, "bar": bar, "heatmap": heatmap}

@@ -29,7 +29,8 @@ NOT_YET = "not measured yet: python -m moe_core ablate"
 def ablation(
     rise_E: Array, share_E: Array, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (520, 280)
 ) -> Spec:
-    """Rise of the held-out loss without each expert, the busiest first: bars that fall to the right say that load is need.
+    """Rise of the held-out loss without each expert, the busiest first: where bars fall to the right, the experts with the most
+    load are needed most.
 
     rise_E (E,): in nats, NaN where there is none; share_E (E,): each expert's share of the selections.
     """

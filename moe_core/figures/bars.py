@@ -1,4 +1,4 @@
-"""How things stand at one step: load and importance of each expert, and whose first choice the probe's tokens are."""
+"""One step of a run: load and importance of each expert, and the first expert of each token of the probe."""
 
 from typing import Any
 

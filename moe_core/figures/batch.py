@@ -57,6 +57,27 @@ def batch_formula(
 
     measured_E (E,): mean tokens of each expert of the run in a step, drawn at its number of experts.
     """
+    now = tokens_per_expert(tokens, k, experts, devices)
+    known = np.zeros(0) if measured_E is None else np.asarray(measured_E, np.float64)
+    known = known[np.isfinite(known)]
+    least = tokens_per_expert(tokens, k, int(EXPERTS[-1]), 1)
+    layout = formula_layout(np.r_[least, tokens * devices, now, known[known > 0]], step, theme, size)
+    layout["shapes"].append(level(now, color=theme.ink2, width=1.5, dash=DASHED))
+    data = formula_lines(tokens, k, devices, layout, theme, size)
+    if len(known):
+        data.append(measured_bar(known, run_experts, 10 ** layout["yaxis"]["range"][0], theme))
+    data.append(
+        {
+            "type": "scatter", "mode": "markers", "name": "chosen", "x": np.array([experts], np.int32),
+            "y": np.array([now], np.float32), "marker": {"color": theme.hand, "size": 11, "line": {"width": 2, "color": theme.ground}},
+            "hovertemplate": f"As chosen: {k} × {tokens:,} × {devices} / {experts} = {now:,.4g} tokens per expert<extra></extra>",
+        }
+    )  # fmt: skip
+    return {"data": data, "layout": layout}
+
+
+def formula_layout(values: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+    """Both axes logarithmic; values: the least and the most that is drawn, or more."""
     layout = base(
         "batch_formula",
         "Tokens per expert",
@@ -68,14 +89,6 @@ def batch_formula(
         x=log2_axis("experts, E", EXPERTS),
         y={"title": "tokens per expert", "type": "log"},
     )
-    shown_E = EXPERTS[k <= EXPERTS] if k > 1 else EXPERTS  # with fewer experts than k there is no such layer
-    lines = [("1 device", 1, theme.ink2, pens(size).line)]
-    if devices > 1:
-        lines.append((f"{devices} devices", devices, theme.ink, pens(size).main))
-    now = tokens_per_expert(tokens, k, experts, devices)
-    known = np.zeros(0) if measured_E is None else np.asarray(measured_E, np.float64)
-    known = known[np.isfinite(known)]
-    values = np.r_[tokens_per_expert(tokens, k, int(EXPERTS[-1]), 1), tokens * devices, now, known[known > 0]]
     lo, hi = float(np.floor(np.log10(values.min()))), float(np.log10(values.max() * 1.3))
     powers = [10.0**i for i in range(int(lo), math.ceil(hi) + 1)]
     layout["yaxis"] |= {
@@ -83,39 +96,40 @@ def batch_formula(
         "tickvals": powers,
         "ticktext": [short(p) if p >= 1 else f"{p:g}" for p in powers],
     }
-    _, height = inner(layout)
-    data: list[Spec] = []
-    ends = []
+    return layout
+
+
+def formula_lines(tokens: int, k: int, devices: int, layout: Spec, theme: Theme, size: Size) -> list[Spec]:
+    """The formula on one device and on the chosen number, and at the lines' ends their names, which the layout gets."""
+    shown_E = EXPERTS[k <= EXPERTS] if k > 1 else EXPERTS  # with fewer experts than k there is no such layer
+    lines = [("1 device", 1, theme.ink2, pens(size).line)]
+    if devices > 1:
+        lines.append((f"{devices} devices", devices, theme.ink, pens(size).main))
+    (lo, hi), (_, height) = layout["yaxis"]["range"], inner(layout)
+    data, ends = [], []
     for name, many, colour, width in lines:
         y = np.array([tokens_per_expert(tokens, k, int(E), many) for E in shown_E], np.float32)
-        told = f"With %{{x}} experts on {name}, each sees %{{y:,.4~g}} tokens"
-        data.append(line(name, shown_E.astype(np.int32), y, told, color=colour, width=width))
+        hover = f"With %{{x}} experts on {name}, each sees %{{y:,.4~g}} tokens"
+        data.append(line(name, shown_E.astype(np.int32), y, hover, color=colour, width=width))
         ends.append((float(height * (np.log10(y[-1]) - lo) / (hi - lo)), name))
-    layout["shapes"].append(level(now, color=theme.ink2, width=1.5, dash=DASHED))
-    if len(known):
-        least, most = max(float(known.min()), 10**lo), float(known.max())
-        data.append(
-            {
-                "type": "scatter", "mode": "lines+markers", "name": "measured", "x": np.full(3, run_experts, np.int32),
-                "y": np.array([least, known.mean(), most], np.float32), "line": {"color": theme.ink, "width": 3},
-                "marker": {"color": theme.ink, "size": [7, 9, 7], "symbol": ["line-ew", "circle", "line-ew"], "line": {"width": 3, "color": theme.ink}},
-                "hovertext": [
-                    f"The least loaded of the run's {run_experts} experts saw {known.min():,.4g} tokens a step",
-                    f"The run's {run_experts} experts saw {known.mean():,.4g} tokens a step on average",
-                    f"The most loaded of the run's {run_experts} experts saw {most:,.4g} tokens a step",
-                ],
-                "hoverinfo": "text",
-            }
-        )  # fmt: skip
-    data.append(
-        {
-            "type": "scatter", "mode": "markers", "name": "chosen", "x": np.array([experts], np.int32),
-            "y": np.array([now], np.float32), "marker": {"color": theme.hand, "size": 11, "line": {"width": 2, "color": theme.ground}},
-            "hovertemplate": f"As chosen: {k} × {tokens:,} × {devices} / {experts} = {now:,.4g} tokens per expert<extra></extra>",
-        }
-    )  # fmt: skip
     layout["annotations"] += end_labels(sorted(ends, reverse=True), layout, theme)
-    return {"data": data, "layout": layout}
+    return data
+
+
+def measured_bar(known_E: Array, run_experts: int, lowest: float, theme: Theme) -> Spec:
+    """The run's least, mean and most tokens of an expert, at its number of experts; lowest: where the axis begins."""
+    least, most = max(float(known_E.min()), lowest), float(known_E.max())
+    return {
+        "type": "scatter", "mode": "lines+markers", "name": "measured", "x": np.full(3, run_experts, np.int32),
+        "y": np.array([least, known_E.mean(), most], np.float32), "line": {"color": theme.ink, "width": 3},
+        "marker": {"color": theme.ink, "size": [7, 9, 7], "symbol": ["line-ew", "circle", "line-ew"], "line": {"width": 3, "color": theme.ink}},
+        "hovertext": [
+            f"The least loaded of the run's {run_experts} experts saw {known_E.min():,.4g} tokens a step",
+            f"The run's {run_experts} experts saw {known_E.mean():,.4g} tokens a step on average",
+            f"The most loaded of the run's {run_experts} experts saw {most:,.4g} tokens a step",
+        ],
+        "hoverinfo": "text",
+    }  # fmt: skip
 
 
 @figure
@@ -149,9 +163,9 @@ def batch_throughput(
         layout["shapes"].append(upright(chosen, color=theme.hand, width=1.5))
     x = np.asarray(tokens_m, np.int64)
     each = np.asarray(x * k / max(experts, 1), np.float32)
-    told = "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second"
+    hover = "A batch of %{x:,d} tokens, %{customdata:,.4~g} an expert, ran at %{y:,.0f} tokens a second"
     y = per_second.astype(np.float32)
-    data = line("tokens per second", x.astype(np.int32), y, told, color=theme.ink, width=pens(size).main)
+    data = line("tokens per second", x.astype(np.int32), y, hover, color=theme.ink, width=pens(size).main)
     data |= {"mode": "lines+markers", "customdata": each, "marker": {"color": theme.ink, "size": 7}}
     return {"data": [data] if len(x) else [], "layout": layout}
 
@@ -192,8 +206,8 @@ def batch_measured(
         ("k·T/E", np.asarray(ideal_n, np.float32), theme.ink, pen.main, "Evenly spread, each expert would get"),
         ("least", least, theme.under, pen.line, "The least loaded expert got"),
     ):
-        told = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
-        data.append(line(name, x, y, told, color=colour, width=width))
+        hover = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
+        data.append(line(name, x, y, hover, color=colour, width=width))
         if len(y) and np.isfinite(y[-1]):
             ends.append((height * float(y[-1]) / top, f"{name} {y[-1]:,.4g}"))
     layout["annotations"] += end_labels(ends, layout, theme, ink=True)

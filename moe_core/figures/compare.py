@@ -1,6 +1,6 @@
 """Two or more runs on one chart: a colour is a run here. The first is ink, the others take the colours of experts 1 to 3.
 
-Each run is a Curve: its steps (n,) and values, on the axis that was chosen (its own steps, or steps since a fork).
+Each run is a Curve: its steps (n,) and values, on the chosen axis (its own steps, or steps since a fork).
 """
 
 import math
@@ -68,8 +68,8 @@ def run_name(at: int, name: str) -> str:
 class Shared(NamedTuple):
     """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
 
-    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that is
-    looked at.
+    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that the page
+    shows.
     """
 
     aligned: str = "step"
@@ -83,10 +83,10 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
-        layout["margin"]["l"] += 12  # a difference has a sign and three digits, and all charts one left edge
+        layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
-            layout["meta"]["offset"] = self.offset  # what is pointed at elsewhere is a step of the first run
+            layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
         mark_cursor(layout, self.cursor, theme)
         return layout
 
@@ -140,10 +140,10 @@ def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme
             words.append(f"{run_name(at, curve.name)} was turned {where}: {turn(change)}")
             named.setdefault((change.step, turn(change)), []).append(at)
     if labelled:
-        told: dict[tuple[int, str], list[str]] = {}
+        hover: dict[tuple[int, str], list[str]] = {}
         for (step, text), runs in sorted(named.items()):
-            told.setdefault((step, " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)), []).append(text)
-        texts = [(step, f"{runs} {', '.join(turns)}") for (step, runs), turns in told.items()]
+            hover.setdefault((step, " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)), []).append(text)
+        texts = [(step, f"{runs} {', '.join(turns)}") for (step, runs), turns in hover.items()]
         names = change_names(layout, texts, theme, rows=2)
         layout["annotations"] += names
         layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
@@ -177,9 +177,9 @@ def compare_balance(
     data, ends, drawn = [], [], []
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
-        told = f" had a CV(load) of %{{customdata:.3f}} {over.at}"
+        hover = f" had a CV(load) of %{{customdata:.3f}} {over.at}"
         y = np.maximum(true, np.float32(CV_RANGE[0]))
-        data.append(of_run(at, curve, y, told, theme, width=pens(size).main) | {"customdata": true})
+        data.append(of_run(at, curve, y, hover, theme, width=pens(size).main) | {"customdata": true})
         drawn.append(curve._replace(values=y))
         if len(true) and np.isfinite(true[-1]):
             px = inner(layout)[1] * (math.log10(max(true[-1], CV_RANGE[0])) - lo) / (hi - lo)
@@ -188,10 +188,10 @@ def compare_balance(
     return {"data": data[::-1] + mark_turns(drawn, layout, over, theme, True), "layout": layout}
 
 
-def of_run(at: int, curve: Curve, y: Array, told: str, theme: Theme, **pen: Any) -> Spec:
-    """A run's line in its colour. told: what the hover says after its name."""
+def of_run(at: int, curve: Curve, y: Array, hover: str, theme: Theme, **pen: Any) -> Spec:
+    """A run's line in its colour. hover: what the hover says after its name."""
     name = run_name(at, curve.name)
-    return line(name, as_steps(curve.steps), y, f"{name}{told}", **{"color": run_colour(at, theme)} | pen)
+    return line(name, as_steps(curve.steps), y, f"{name}{hover}", **{"color": run_colour(at, theme)} | pen)
 
 
 @figure
@@ -214,14 +214,14 @@ def compare_loss(
     layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
     data, ends = [], []
     for at, curve in enumerate(curves):
-        told = f": the batch had a loss of %{{y:.3f}} {unit} {over.at}"
+        hover = f": the batch had a loss of %{{y:.3f}} {unit} {over.at}"
         pale = faded(run_colour(at, theme), 0.4)
-        data.append(of_run(at, curve, np.asarray(curve.values, np.float32), told, theme, color=pale, width=1.0))
+        data.append(of_run(at, curve, np.asarray(curve.values, np.float32), hover, theme, color=pale, width=1.0))
     for at, curve in enumerate(heldout):
-        told = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
+        hover = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
         name = run_name(at, curve.name)
         pen = {"color": run_colour(at, theme), "width": pens(size).main}
-        data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{told}", **pen)
+        data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{hover}", **pen)
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))
@@ -237,15 +237,15 @@ def differences(curves: Sequence[Curve]) -> dict[str, Any]:
     first = curves[0]
     longest = max((int(c.steps[-1]) for c in curves if len(c.steps)), default=1)
     width = 2 ** max(0, math.ceil(math.log2(max(longest, 1) / COLUMNS)))
-    found = []
+    gaps = []
     for curve in curves[1:]:
         shared, ours, theirs = np.intersect1d(first.steps, curve.steps, assume_unique=True, return_indices=True)
         gap = np.asarray(curve.values, np.float64)[theirs] - np.asarray(first.values, np.float64)[ours]
         groups, starts, counts = np.unique(shared // width, return_index=True, return_counts=True)
         means = np.add.reduceat(gap, starts) / counts if len(starts) else gap
         middles = groups * width + (width - 1) // 2 if width > 1 else shared
-        found.append(Curve(curve.name, np.asarray(middles, np.int64), np.asarray(means), curve.turns))
-    return {"gaps": found, "width": width}
+        gaps.append(Curve(curve.name, np.asarray(middles, np.int64), np.asarray(means), curve.turns))
+    return {"gaps": gaps, "width": width}
 
 
 def difference_chart(
@@ -275,9 +275,9 @@ def difference_chart(
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        name, told = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
+        name, hover = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
         pen = {"color": run_colour(at, theme), "width": pens(size).line}
-        data += parted(name, gap.steps, y, gap.comparable, f"{name}{told}", **pen)
+        data += parted(name, gap.steps, y, gap.comparable, f"{name}{hover}", **pen)
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))
@@ -358,8 +358,8 @@ def compare_load(
         if not curves:
             break
         curve = curves[at]
-        told = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
-        trace, *off = load_map(run_name(at, curve.name), curve.steps, curve.values, width, told, layout, theme)
+        hover = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
+        trace, *off = load_map(run_name(at, curve.name), curve.steps, curve.values, width, hover, layout, theme)
         trace["colorbar"] |= {"xpad": 34, "ypad": 0}
         trace |= {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0}
         data += [trace, *(one | {"yaxis": trace["yaxis"]} for one in off)]

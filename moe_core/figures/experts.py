@@ -1,6 +1,6 @@
 """One expert among the others: its rank, its share over time, and when its routing was settled.
 
-Shapes: E experts, n steps. `chosen` is the expert looked at, counted from 0.
+Shapes: E experts, n steps. `chosen` is the expert that the page shows, counted from 0.
 """
 
 from collections.abc import Iterable
@@ -180,7 +180,8 @@ def saturation(
     """How early routing was settled: the share of each probe token's experts at step `against` that it had before.
 
     steps (n,) of past snapshots; kept_n (n,) from 0 to 1; chance: k/E, what a random router would have kept.
-    every: steps of which the snapshots' are multiples; 0 for looks by the clock of an earlier version, which no line joins.
+    every: the snapshots were taken at multiples of so many steps; 0 if an earlier version took them by the clock, and then
+    no line joins them.
     (OLMoE, arXiv 2409.02060)
     """
     when = "of now" if against is None else f"of step {against:,}"
@@ -191,10 +192,10 @@ def saturation(
     )
     layout["meta"]["step"] = against
     ideal_line(layout, 100 * chance, theme)
-    told = "At step %{x:,d} a token had %{y:.1f} % of the experts that it has"
-    told += " now" if against is None else f" at step {against:,}"
+    hover = "At step %{x:,d} a token had %{y:.1f} % of the experts that it has"
+    hover += " now" if against is None else f" at step {against:,}"
     percents = np.asarray(kept_n, np.float32) * 100
-    data = line("kept", as_steps(steps), percents, told, color=theme.ink, width=pens(size).main)
+    data = line("kept", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).main)
     data |= {"mode": "lines+markers" if every else "markers", "marker": {"color": theme.ink, "size": 4}}
     mark(layout, changes, None, theme, labelled=False)
     return {"data": [data], "layout": layout}

@@ -1,6 +1,6 @@
 """What an expert likes best: the probe's bytes, images or points that give it most weight.
 
-Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert looked at, 0 for none.
+Shapes: N probe tokens, K experts per token. `gate_N` is the weight that each gives to the expert that the page shows, 0 for none.
 """
 
 from collections.abc import Sequence
@@ -49,28 +49,28 @@ def favourite_bytes(
         bargap=0.45,
     )
     rows = min(20, max(1, inner(layout)[1] // 20))
-    found = best(gate_N, rows)
+    favourites = best(gate_N, rows)
     layout["yaxis"] |= {"range": [rows + 0.5, 0.5], "dtick": 1, "nticks": 0}
-    texts = [in_context(int(n), tokens_N, sequence_N) for n in found.tolist()]
-    y = np.arange(1, len(found) + 1, dtype=np.int32)
-    weights = np.asarray(gate_N, np.float32)[found]
+    texts = [in_context(int(n), tokens_N, sequence_N) for n in favourites.tolist()]
+    y = np.arange(1, len(favourites) + 1, dtype=np.int32)
+    weights = np.asarray(gate_N, np.float32)[favourites]
     data: list[Spec] = [
         {
             "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
-            "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "customdata": found.astype(np.int32),
+            "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "customdata": favourites.astype(np.int32),
             "hovertemplate": f"Byte %{{customdata}} gives expert {chosen + 1} a gate of %{{x:.2f}}<extra></extra>",
         },
         {
-            "type": "scatter", "mode": "text", "name": "context", "x": np.full(len(found), -0.03, np.float32), "y": y,
+            "type": "scatter", "mode": "text", "name": "context", "x": np.full(len(favourites), -0.03, np.float32), "y": y,
             "text": texts, "textposition": "middle left", "hoverinfo": "skip", "cliponaxis": True,
             "textfont": {"family": MONO, "size": layout["font"]["size"], "color": theme.ink},
         },
     ]  # fmt: skip
-    return {"data": data if len(found) else [], "layout": layout}
+    return {"data": data if len(favourites) else [], "layout": layout}
 
 
 def in_context(n: int, tokens_N: Array, sequence_N: Array | None) -> str:
-    """The byte n in bold between its neighbours of the same text; shorter text is filled up, so that columns stand."""
+    """The byte n in bold between its neighbours of the same text; a shorter context is padded, so that the columns line up."""
     same = np.ones(len(tokens_N), bool) if sequence_N is None else np.asarray(sequence_N) == sequence_N[n]
 
     def part(first: int, last: int) -> str:
@@ -110,15 +110,15 @@ def favourite_images(
     _, H, W = images_NHW.shape
     # The longer side has so many px, and the grid one scale both ways.
     across, down = (max(1, int(room / px * max(H, W) / side)) for room, side in ((width, W), (height, H)))
-    found = best(gate_N, across * down)
+    favourites = best(gate_N, across * down)
     layout["xaxis"]["range"], layout["yaxis"]["range"] = [0, across * (W + 1)], [down * (H + 1), 0]
-    cells = [(n, place // across, place % across) for place, n in enumerate(found.tolist())]
+    cells = [(n, place // across, place % across) for place, n in enumerate(favourites.tolist())]
     words = [
         f"{token_name('Image', n, labels_N, label_names)} gives expert {chosen + 1} a gate of {float(gate_N[n]):.2f}"
-        for n in found.tolist()
+        for n in favourites.tolist()
     ]
     data = [mosaic(images_NHW, cells, (down, across), theme), hovers(images_NHW, cells, words, px - 10)]
-    return {"data": data if len(found) else [], "layout": layout}
+    return {"data": data if len(favourites) else [], "layout": layout}
 
 
 @figure

@@ -4,7 +4,7 @@ Drawn from filled curves, not plotly's own Sankey, so that an image of it needs 
 """
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,11 +42,27 @@ def expert_flow(
     namesake in the next are two experts.
     """
     E, L, N = num_experts, len(experts_LNK), experts_LNK.shape[1]
-    names = [f"layer {i + 1}" for i in range(L)]
+    layout = flow_layout(L, N, layer, chosen, step, theme, size)
+    if not N or L < 2:
+        return {"data": [], "layout": layout}
+    counts = flows(experts_LNK, E)
+    totals = [counts[0].sum(1), *counts.sum(1)]
+    _, height = inner(layout)
+    used = max(int((np.array(totals) > 0).sum(1).max()), 1)
+    gap = min(GAP, 0.25 * height / used) * N / height  # in tokens
+    layout["yaxis"]["range"] = [N + gap * (used - 1), 0]
+    starts = [node_starts(total, gap) for total in totals]
+    links = placed(counts, starts)
+    data = [*flow_bands(links, layer, chosen, E, theme), nodes(totals, starts, E, theme), flow_hovers(links, N, E)]
+    layout["annotations"] += end_names(totals, starts, height / N, layout, theme)
+    return {"data": data, "layout": layout}
+
+
+def flow_layout(L: int, N: int, layer: int, chosen: int | None, step: int | None, theme: Theme, size: Size) -> Spec:
     layout = base(
         "expert_flow",
         "From layer to layer",
-        f"{N} probe tokens by first expert; full: those of expert {0 if chosen is None else chosen + 1} in layer {layer + 1}"
+        f"{N} probe tokens by first expert; full: those of expert {chosen + 1} in layer {layer + 1}"
         if chosen is not None
         else f"{N} probe tokens, from first expert to first expert",
         step=step,
@@ -60,49 +76,72 @@ def expert_flow(
         },
         y={"title": "tokens", "range": [max(N, 1), 0], "showgrid": False, "fixedrange": True, "nticks": 5},
     )
-    layout["xaxis"]["ticktext"] = names
-    if not N or L < 2:
-        return {"data": [], "layout": layout}
-    counts = flows(experts_LNK, E)
-    _, height = inner(layout)
-    used = max(int((np.r_[counts[0].sum(1)[None], counts.sum(1)] > 0).sum(1).max()), 1)
-    gap = min(GAP, 0.25 * height / used) * N / height  # in tokens
-    layout["yaxis"]["range"] = [N + gap * (used - 1), 0]
-    starts = [node_starts(total, gap) for total in [counts[0].sum(1), *counts.sum(1)]]
-    bands: dict[tuple[int, bool], list[Any]] = {}
-    middles, words = [], []
+    layout["xaxis"]["ticktext"] = [f"layer {i + 1}" for i in range(L)]
+    return layout
+
+
+class Link(NamedTuple):
+    """The tokens that go from expert i of a layer to expert j of the next, and where their band begins and ends, in tokens."""
+
+    layer: int
+    i: int
+    j: int
+    tokens: int
+    leave: float
+    enter: float
+
+
+def placed(counts: Array, starts: list[Array]) -> list[Link]:
+    """All links, layer by layer, those of a node one below the other."""
+    links = []
     for at, pairs_EE in enumerate(counts):
         leave, enter = starts[at].copy(), starts[at + 1].copy()
         for i, j in np.argwhere(pairs_EE > 0).tolist():
-            many = int(pairs_EE[i, j])
-            full = chosen is not None and ((at == layer and i == chosen) or (at + 1 == layer and j == chosen))
-            bands.setdefault((i, full), []).append(band(at, leave[i], enter[j], many))
-            middles.append((at + 0.5, (leave[i] + enter[j] + many) / 2))
-            words.append(f"{many} of {N} tokens go from {who(i, E)} of layer {at + 1} to {who(j, E)} of layer {at + 2}")
-            leave[i] += many
-            enter[j] += many
-    data = [*(filled(parts, i, full, chosen is None, E, theme) for (i, full), parts in sorted(bands.items(), key=lambda b: b[0][::-1]))]  # fmt: skip
-    totals = [counts[0].sum(1), *counts.sum(1)]
-    data.append(nodes(totals, starts, E, theme))
-    x, y = np.array(middles, np.float32).T
-    data.append(
-        {
-            "type": "scatter", "mode": "markers", "name": "tokens", "x": np.ascontiguousarray(x), "y": np.ascontiguousarray(y),
-            "marker": {"size": 12, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
-        }
-    )  # fmt: skip
+            tokens = int(pairs_EE[i, j])
+            links.append(Link(at, i, j, tokens, leave[i], enter[j]))
+            leave[i] += tokens
+            enter[j] += tokens
+    return links
+
+
+def flow_bands(links: list[Link], layer: int, chosen: int | None, E: int, theme: Theme) -> list[Spec]:
+    """A trace for each expert that bands leave; those of the chosen expert of `layer` apart and last, over the others."""
+    bands: dict[tuple[bool, int], list[Any]] = {}
+    for link in links:
+        ends = (link.layer, link.i), (link.layer + 1, link.j)
+        full = chosen is not None and (layer, chosen) in ends
+        bands.setdefault((full, link.i), []).append(band(link.layer, link.leave, link.enter, link.tokens))
+    return [filled(parts, i, full, chosen is None, E, theme) for (full, i), parts in sorted(bands.items())]
+
+
+def flow_hovers(links: list[Link], N: int, E: int) -> Spec:
+    """The hover in the middle of each band."""
+    x = np.array([link.layer + 0.5 for link in links], np.float32)
+    y = np.array([(link.leave + link.enter + link.tokens) / 2 for link in links], np.float32)
+    words = [
+        f"{link.tokens} of {N} tokens go from {who(link.i, E)} of layer {link.layer + 1} to {who(link.j, E)} of layer {link.layer + 2}"
+        for link in links
+    ]
+    return {
+        "type": "scatter", "mode": "markers", "name": "tokens", "x": x, "y": y,
+        "marker": {"size": 12, "opacity": 0}, "hovertext": words, "hoverinfo": "text",
+    }  # fmt: skip
+
+
+def end_names(totals: list[Array], starts: list[Array], px: float, layout: Spec, theme: Theme) -> list[Spec]:
+    """The experts of the first layer and of the last beside their nodes, where these are high enough. px: of one token."""
+    E = len(totals[0]) - 1
     font = label_font(layout, theme.ink)
-    for at, total in ((0, totals[0]), (L - 1, totals[-1])):
-        for e in np.flatnonzero(total * height / N >= font["size"]).tolist():
+    names = []
+    for at in (0, len(totals) - 1):
+        for e in np.flatnonzero(totals[at] * px >= font["size"]).tolist():
             mark = square(e, theme) + " " if e < E <= LINES else ""
-            y_at = float(starts[at][e] + total[e] / 2)
+            y = float(starts[at][e] + totals[at][e] / 2)
             side = {"xanchor": "right", "xshift": -4} if at == 0 else {"xanchor": "left", "xshift": 4}
-            where = at - NODE / 2 if at == 0 else at + NODE / 2
+            x = at - NODE / 2 if at == 0 else at + NODE / 2
             text = f"{mark}{e + 1}" if e < E else "none"
-            layout["annotations"].append(
-                note(text, where, y_at, xref="x", yref="y", yanchor="middle", font=font) | side
-            )
-    return {"data": data, "layout": layout}
+            names.append(note(text, x, y, xref="x", yref="y", yanchor="middle", font=font) | side)
+    return names
 
 
 def who(expert: int, E: int) -> str:

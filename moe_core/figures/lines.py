@@ -47,28 +47,28 @@ def over_steps(
     return base(name, title, subtitle, step=last_of(steps), theme=theme, size=size, labels=labels, x=x, y=y)
 
 
-def line(name: str, x: Array, y: Array, told: str, **pen: Any) -> Spec:
-    """A line. told: what hovering a point of it says; pen: its color and width, and what else plotly calls part of a line."""
+def line(name: str, x: Array, y: Array, hover: str, **pen: Any) -> Spec:
+    """A line. hover: what hovering a point of it says; pen: its color and width, and what else plotly calls part of a line."""
     return {
         "type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": pen,
-        "hovertemplate": f"{told}<extra></extra>",
+        "hovertemplate": f"{hover}<extra></extra>",
     }  # fmt: skip
 
 
-def parted(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
-    """A line, and where its values are not comparable (n,), None for nowhere, a thin dotted one of its own in its place."""
+def parted(name: str, x: Array, y: Array, comparable: Array | None, hover: str, **pen: Any) -> list[Spec]:
+    """A line; where its values are not comparable, a thin dotted one. comparable (n,) bool, None if all of them are."""
     seen = np.ones(len(x), bool) if comparable is None else np.asarray(comparable, bool)
     y, gap = np.asarray(y, np.float32), np.float32(np.nan)
-    lines = [line(name, as_steps(x), np.where(seen, y, gap), told, **pen)]
+    lines = [line(name, as_steps(x), np.where(seen, y, gap), hover, **pen)]
     if not seen.all():
-        ahead = f"{name}, looks ahead", as_steps(x), np.where(seen, gap, y), f"{told}, {LOOKS_AHEAD}"
+        ahead = f"{name}, looks ahead", as_steps(x), np.where(seen, gap, y), f"{hover}, {LOOKS_AHEAD}"
         lines.append(line(*ahead, **pen | {"width": 1, "dash": "dot"}))
     return lines
 
 
-def held_out(name: str, x: Array, y: Array, comparable: Array | None, told: str, **pen: Any) -> list[Spec]:
+def held_out(name: str, x: Array, y: Array, comparable: Array | None, hover: str, **pen: Any) -> list[Spec]:
     """The held-out loss as parted() draws it, with dots; open ones where it is not comparable."""
-    lines = parted(name, x, y, comparable, told, **pen)
+    lines = parted(name, x, y, comparable, hover, **pen)
     for one, symbol in zip(lines, ("circle", "circle-open"), strict=False):
         one |= {"mode": "lines+markers", "marker": {"color": pen["color"], "size": 5, "symbol": symbol}}
         one["cliponaxis"] = False  # the last dot, at the axis' end, is drawn whole
@@ -90,7 +90,7 @@ def mark(
     labelled: bool = True,
     cased: bool = False,
 ) -> None:
-    """The knob changes, and the step that is looked at."""
+    """Mark the knob changes, and the step that the page shows."""
     mark_changes(layout, changes, theme, labelled=labelled, cased=cased)
     mark_cursor(layout, cursor, theme)
 
@@ -133,7 +133,7 @@ def change_names(
     width, _ = inner(layout)
     size = layout["font"]["size"]
     taken: list[tuple[float, float, int]] = []
-    found = []
+    names = []
     for step, text in reversed(named):
         at = width * (step - lo) / (hi - lo)
         reach = 8 + 0.52 * size * max(len(re.sub(r"<[^>]*>", "", row)) for row in text.split("<br>"))
@@ -147,20 +147,20 @@ def change_names(
         side, shift = ("right", -6) if left else ("left", 6)
         place: Spec = {"xanchor": side, "align": side, "xshift": shift}
         place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
-        found.append(note(text, step, top, font=font, **place))
+        names.append(note(text, step, top, font=font, **place))
         if free[0]:
-            found[-1]["yshift"] = round(-1.4 * size * free[0])
-    return found
+            names[-1]["yshift"] = round(-1.4 * size * free[0])
+    return names
 
 
 def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
-    """The step that is looked at, when it is not the last one."""
+    """Mark the step that the page shows, when it is not the last one."""
     if cursor is not None:
         layout["shapes"].append(upright(cursor, color=theme.ink, width=1.5, dash="dot"))
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:
-    """Positions, falling, moved as little downward as keeps them `gap` apart. Each label stays beside its line's order."""
+    """Positions, falling, moved as little downward as keeps them `gap` apart. The labels keep the order of their lines."""
     placed: list[float] = []
     for y in wanted:
         placed.append(min(y, placed[-1] - gap) if placed else y)

@@ -1,6 +1,6 @@
 """Experts against something else, as heatmaps: what they specialise in, whom they share tokens with, whom they resemble.
 
-Shapes: E experts, C values of a label, D model width. `chosen` is the expert looked at, counted from 0.
+Shapes: E experts, C values of a label, D model width. `chosen` is the expert that the page shows, counted from 0.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def specialisation(
 ) -> Spec:
     """Which expert takes which class or domain: the share of each row's selections, over the ideal 1/E.
 
-    share_CE (C, E), a row sums to 1; a row of zeros was not seen and is a gap. on_E (E,) bool: the experts that are switched
+    share_CE (C, E), a row sums to 1; a row of zeros had no token and is left blank. on_E (E,) bool: the experts that are switched
     on, None being all; one that is off is a gap.
     """
     return by_label("specialisation", "Specialisation", share_CE, names_C, label, on_E, chosen, step, theme, size)
@@ -178,7 +178,7 @@ def heatmap(
     z: Array,
     colours: Spec,
     bar: Spec,
-    told: Array,
+    hovered: Array,
     sentence: str,
     *,
     rows: Sequence[str] | None = None,
@@ -191,7 +191,7 @@ def heatmap(
 ) -> Spec:
     """A matrix with experts in its columns; rows are experts too where they have no names. The chosen one has a frame.
 
-    z (C, E) is coloured, told (C, E) is what the hover's sentence calls customdata.
+    z (C, E) is coloured, hovered (C, E) is what the hover's sentence calls customdata.
     """
     C, E = z.shape
     layout = base(name, title, subtitle, step=step, theme=theme, size=size, labels=True)
@@ -206,14 +206,16 @@ def heatmap(
     layout["yaxis"] |= {"range": [max(C, 1) + 0.5, 0.5], "tickvals": down, "showgrid": False}
     layout["yaxis"]["ticktext"] = [str(row) if rows is None else rows[row - 1] for row in down]
     layout["yaxis"]["title"] = axis_title(row_title, layout, standoff=4)
-    layout["plot_bgcolor"] = theme.side  # a gap is no value, on scales whose zero is the ground too
+    layout["plot_bgcolor"] = (
+        theme.side
+    )  # so that a missing value does not look like 0, which may have the colour of the ground
     colorbar = {
         "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
         "tickfont": {"family": SANS, "size": font["size"], "color": theme.ink2},
     }  # fmt: skip
     data = {
         "type": "heatmap", "name": title, "x": np.arange(1, E + 1, dtype=np.int32), "y": np.arange(1, C + 1, dtype=np.int32),
-        "z": np.asarray(z, np.float32), "customdata": np.asarray(told, np.float32), "hoverongaps": False,
+        "z": np.asarray(z, np.float32), "customdata": np.asarray(hovered, np.float32), "hoverongaps": False,
         "hovertemplate": f"{sentence}<extra></extra>",
         "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colorbar | bar, **colours,
     }  # fmt: skip

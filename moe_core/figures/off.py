@@ -100,11 +100,11 @@ def off_map(trace: Spec, x: Array, off_En: Array, theme: Theme) -> list[Spec]:
     """Below a heatmap whose rows are experts: grey where one was off. trace: the heatmap, which has a gap there."""
     if not off_En.any():
         return []
-    told = "Expert %{y} was switched off at step %{x:,d}<extra></extra>"
+    hover = "Expert %{y} was switched off at step %{x:,d}<extra></extra>"
     return [
         {
             "type": "heatmap", "name": "off", "x": as_steps(x), "y": trace["y"], "showscale": False, "zmin": 0, "zmax": 1,
-            "z": np.where(off_En, np.float32(1), np.float32(np.nan)), "hovertemplate": told,
+            "z": np.where(off_En, np.float32(1), np.float32(np.nan)), "hovertemplate": hover,
             "colorscale": [[0, theme.edge], [1, theme.edge]],
         }
     ]  # fmt: skip

@@ -55,7 +55,7 @@ WIDE = Pens(15, 18, 56, 62, 46, 124, 2.0, 2.6)
 
 
 def pens(size: Size) -> Pens:
-    """The sizes for a chart; where nobody says, a chart of 1000 px stands in a wide window."""
+    """The sizes for a chart; if size does not say, those of a wide window for a chart of 1000 px or more."""
     return WIDE if (size[2] if len(size) > 2 else size[0] >= 1000) else COMPACT
 
 
@@ -74,20 +74,7 @@ def base(
 ) -> Spec:
     """The layout that every figure starts from. `labels` leaves room at the right for the names of lines."""
     pen = pens(size)
-    font = {"family": SANS, "size": pen.axis, "color": theme.ink2}
-    axis = {
-        "showgrid": False,
-        "gridcolor": theme.rule,
-        "zeroline": False,
-        "showline": False,
-        # Ticks without colour keep the numbers off the plot.
-        "ticks": "outside",
-        "ticklen": 4,
-        "tickcolor": "rgba(0,0,0,0)",
-        "tickfont": font,
-        "fixedrange": False,
-        "automargin": False,
-    }
+    axis = plain_axis(pen, theme)
     plain: Spec = {
         "template": None,
         "width": size[0],
@@ -95,18 +82,7 @@ def base(
         "paper_bgcolor": theme.ground,
         "plot_bgcolor": theme.ground,
         "font": {"family": SANS, "size": pen.axis, "color": theme.ink2},
-        "title": {
-            # plotly's own subtitle stands too far below; the second line of the title stands where it should.
-            "text": f'{title}<br><span style="font-size:{pen.axis}px;font-weight:400;color:{theme.ink2}">{subtitle}</span>',
-            "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
-            "x": 0,
-            "xref": "container",
-            "xanchor": "left",
-            "y": 1,
-            "yref": "container",
-            "yanchor": "top",
-            "pad": {"t": pen.title + 2},
-        },
+        "title": title_of(title, subtitle, pen, theme),
         "margin": {
             "l": pen.left,
             "t": pen.top,
@@ -132,6 +108,37 @@ def base(
         "annotations": [],
     }
     return plain | layout
+
+
+def plain_axis(pen: Pens, theme: Theme) -> Spec:
+    return {
+        "showgrid": False,
+        "gridcolor": theme.rule,
+        "zeroline": False,
+        "showline": False,
+        # Ticks without colour keep the numbers off the plot.
+        "ticks": "outside",
+        "ticklen": 4,
+        "tickcolor": "rgba(0,0,0,0)",
+        "tickfont": {"family": SANS, "size": pen.axis, "color": theme.ink2},
+        "fixedrange": False,
+        "automargin": False,
+    }
+
+
+def title_of(title: str, subtitle: str, pen: Pens, theme: Theme) -> Spec:
+    return {
+        # plotly's own subtitle stands too far below; the second line of the title stands where it should.
+        "text": f'{title}<br><span style="font-size:{pen.axis}px;font-weight:400;color:{theme.ink2}">{subtitle}</span>',
+        "font": {"family": SANS, "size": pen.title, "color": theme.ink, "weight": 600},
+        "x": 0,
+        "xref": "container",
+        "xanchor": "left",
+        "y": 1,
+        "yref": "container",
+        "yanchor": "top",
+        "pad": {"t": pen.title + 2},
+    }
 
 
 def titled(axis: Spec, pen: Pens, theme: Theme, standoff: int) -> Spec:
@@ -188,7 +195,7 @@ LADDER = (1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0)
 
 
 def nice_above(value: float, rungs: Sequence[float] = LADDER) -> float:
-    """The first round number at or above a positive value: an axis that ends there stands still for a while."""
+    """The first round number at or above a positive value: an axis that ends there does not move with every step."""
     if not (value > 0 and math.isfinite(value)):
         return 1.0
     tens = 10.0 ** math.floor(math.log10(value))

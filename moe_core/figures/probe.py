@@ -5,12 +5,12 @@ Shapes: N probe tokens, K experts per token, E experts. `experts_NK` holds each 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Spec, escape, percent
+from moe_core.figures.paper import Array, Spec, escape, inner, percent, upright
 from moe_core.figures.theme import LINES, SEQUENTIAL_STOPS, Theme, expert_colour, faded, scale
 
 NAMES = {9: "⇥", 10: "⏎", 13: "␍", 32: "·"}  # bytes without a letter of their own
@@ -96,6 +96,23 @@ def nobodys(x: Array, y: Array, side: float, theme: Theme, **given: Any) -> Spec
         "marker": {"symbol": "square", "size": max(4.0, side), "color": theme.ground, "line": {"width": 1, "color": theme.edge}},
         "hoverinfo": "text",
     } | given  # fmt: skip
+
+
+def mark_groups(layout: Spec, sorted_N: Array, label: Callable[[int], tuple[str, int]], colour: str) -> None:
+    """Under the axis, the name of each group of equal values at its middle, where there is room; a rule between two.
+
+    sorted_N (N,), N > 0: the value of each column. label(start): the name of the group that starts there, and the px it takes.
+    """
+    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1)).tolist()
+    px = inner(layout)[0] / len(sorted_N)
+    middles, names = [], []
+    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+        name, needed = label(start)
+        if (end - start) * px >= needed:  # names closer than that would cover each other
+            middles.append((start + end) / 2)
+            names.append(name)
+    layout["xaxis"] |= {"tickvals": middles, "ticktext": names}
+    layout["shapes"] += [upright(start, color=colour, width=1) for start in starts[1:]]
 
 
 def class_name(labels_N: Array, n: int, names: Sequence[str]) -> str:

@@ -20,7 +20,6 @@ from moe_core.figures.paper import (
     inner,
     nice_above,
     pens,
-    upright,
 )
 from moe_core.figures.probe import (
     SYMBOLS,
@@ -33,13 +32,15 @@ from moe_core.figures.probe import (
     dense,
     first_experts,
     hovers,
+    mark_groups,
     mosaic,
     nobodys,
     plane_axes,
     token_name,
     without_expert,
 )
-from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
+from moe_core.figures.theme import LIGHT, LINES, Theme
+from moe_core.figures.timeline import square
 
 LONGEST = 14  # letters of a class's name
 
@@ -102,21 +103,13 @@ def probe_gates(
 
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
     """Under the axis, each class at the middle of its tokens, where there is room; a rule between two classes."""
-    starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1)).tolist()
-    px = inner(layout)[0] / len(sorted_N)
-    at, words = [], []
-    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+
+    def label(start: int) -> tuple[str, int]:
         word = class_name(sorted_N, start, names)[:LONGEST]
-        if (end - start) * px >= 7 * len(word):  # names closer than that would cover each other
-            at.append((start + end) / 2)
-            words.append(escape(word))
-    layout["xaxis"] |= {
-        "tickvals": at,
-        "ticktext": words,
-        "title": layout["xaxis"]["title"] | {"text": "probe token, by class"},
-    }
-    for start in starts[1:]:
-        layout["shapes"].append(upright(start, color=theme.edge, width=1))
+        return escape(word), 7 * len(word)
+
+    mark_groups(layout, sorted_N, label, theme.edge)
+    layout["xaxis"]["title"] |= {"text": "probe token, by class"}
 
 
 @figure
@@ -176,7 +169,7 @@ def digit_images(
 
 def tick_name(expert: int, E: int, theme: Theme) -> str:
     """An expert's number beside its row, with a square of its colour where colour names experts."""
-    mark = f'<span style="color:{expert_colour(expert, theme)}">■</span> ' if E <= LINES else ""
+    mark = square(expert, theme) + " " if E <= LINES else ""
     return f"{mark}{expert + 1}"
 
 
@@ -211,40 +204,43 @@ def regions(
         x=x_axis,
         y=y_axis,
     )
-    R = len(regions_RR)
-    (x0, x1), (y0, y1) = x_axis["range"], y_axis["range"]
-    dx, dy = (x1 - x0) / max(R, 1), (y1 - y0) / max(R, 1)
-    data: list[Spec] = []
-    if R:
-        cells = np.asarray(regions_RR)
-        data.append(
-            {
-                "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells, "x0": x0 + dx / 2, "dx": dx,
-                "y0": y0 + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
-                "customdata": cells.astype(np.int16) + 1,
-                "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
-            }
-        )  # fmt: skip
+    data = [region_cells(np.asarray(regions_RR), x_axis["range"], y_axis["range"], E, theme)] if len(regions_RR) else []
     if len(points_N2):
-        points = np.asarray(points_N2, np.float32)
-        first = first_experts(experts_NK, E)
-        classes = np.zeros(len(points), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
-        colours = [*cell_colours(E, theme), theme.ground]
-        told = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points))]
-        went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
-        data.append(
-            {
-                "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points[:, 0]),
-                "y": np.ascontiguousarray(points[:, 1]),
-                "marker": {
-                    "color": [colours[e] for e in first.tolist()], "size": 7,
-                    "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
-                    "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
-                },
-                "hovertext": [a + b for a, b in zip(told, went, strict=True)], "hoverinfo": "text",
-            }
-        )  # fmt: skip
+        data.append(region_points(np.asarray(points_N2, np.float32), experts_NK, labels_N, label_names, E, theme))
     return {"data": data, "layout": layout}
+
+
+def region_cells(cells: Array, x: Sequence[float], y: Sequence[float], E: int, theme: Theme) -> Spec:
+    """The plane from x[0] to x[1] and y[0] to y[1], each cell pale in the colour of its first expert; blank where it has none."""
+    R = len(cells)
+    dx, dy = (x[1] - x[0]) / R, (y[1] - y[0]) / R
+    return {
+        "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells,
+        "x0": x[0] + dx / 2, "dx": dx, "y0": y[0] + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
+        "customdata": cells.astype(np.int16) + 1,
+        "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
+    }  # fmt: skip
+
+
+def region_points(
+    points_N2: Array, experts_NK: Array, labels_N: Array | None, label_names: Sequence[str], E: int, theme: Theme
+) -> Spec:
+    """The probe's points in the colours of their first experts, a symbol a class."""
+    first = first_experts(experts_NK, E)
+    classes = np.zeros(len(points_N2), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
+    colours = [*cell_colours(E, theme), theme.ground]
+    points = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points_N2))]
+    went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
+    return {
+        "type": "scatter", "mode": "markers", "name": "probe", "x": np.ascontiguousarray(points_N2[:, 0]),
+        "y": np.ascontiguousarray(points_N2[:, 1]),
+        "marker": {
+            "color": [colours[e] for e in first.tolist()], "size": 7,
+            "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
+            "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
+        },
+        "hovertext": [a + b for a, b in zip(points, went, strict=True)], "hoverinfo": "text",
+    }  # fmt: skip
 
 
 @figure
@@ -261,8 +257,8 @@ def churn(
 ) -> Spec:
     """The share of probe tokens whose first expert changed in `every` steps, as it stood at the last multiple of them.
 
-    steps, churn_n (n,); NaN before it was measured. every 0: between two looks of an earlier version, however many steps
-    lay between them, so that no line joins them.
+    steps, churn_n (n,); NaN before it was measured. every 0: an earlier version measured by the clock, over any number of steps,
+    so that no line joins the values.
     """
     percents = np.asarray(churn_n, np.float32) * 100
     known = percents[np.isfinite(percents)]
@@ -275,8 +271,8 @@ def churn(
         _, height = inner(layout)
         px, type_px = height * float(percents[-1]) / top, layout["font"]["size"]
         layout["annotations"].append(end_label(f"{percents[-1]:.1f} %", px, height, theme, type_px, ink=True))
-    told = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
-    data = line("churn", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line, shape="hv")
+    hover = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
+    data = line("churn", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).line, shape="hv")
     if not every:
         data |= {"mode": "markers", "marker": {"color": theme.ink, "size": 3}}
     mark(layout, changes, cursor, theme)

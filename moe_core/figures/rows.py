@@ -9,9 +9,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_core.figures.favourites import best
-from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, upright
-from moe_core.figures.probe import by_expert, class_name, first_experts, nobodys, sentence, token_name, without_expert
+from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner
+from moe_core.figures.probe import (
+    by_expert,
+    class_name,
+    first_experts,
+    mark_groups,
+    nobodys,
+    sentence,
+    token_name,
+    without_expert,
+)
 from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, LINES, SANS, Theme, expert_colour, scale
+from moe_core.figures.timeline import square
 
 LONGEST = 16  # letters of a feature's name beside its line
 TOLD = 6  # features in a hover of a row
@@ -41,20 +51,49 @@ def probe_rows(
     first = first_experts(np.asarray(experts_NK)[:N], E)
     labels_N = None if labels_N is None else np.asarray(labels_N)[:N]
     z_NF = spreads(np.asarray(values_NF)[:N])
+    layout, shown, band = rows_layout(z_NF, names_F, labels_N, first, E, step, theme, size)
+    if not N:
+        return {"data": [], "layout": layout}
+    order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
+    mark_experts(layout, first[order], E, theme)
+    heat = feature_cells(np.asarray(values_NF), z_NF, names_F, shown, order, first, layout, theme)
+    rows = [row_told(n, values_NF, z_NF, names_F, labels_N, label_names) for n in order.tolist()]
+    goes = [sentence(e, g, E) for e, g in zip(np.asarray(experts_NK)[order].tolist(), np.asarray(gates_NK)[order].tolist(), strict=True)]  # fmt: skip
+    strip = {
+        "type": "heatmap", "name": "first expert", "x": heat["x"], "y": np.array([0.5 - band, 0.5 - 0.2 * band], np.float32),
+        "z": np.where(first < E, first, np.nan)[order][None].astype(np.float32), "hoverinfo": "text",
+        "text": [[f"{row} {where}: {features}" for (row, features), where in zip(rows, goes, strict=True)]], **by_expert(E, theme),
+    }  # fmt: skip
+    nobody = np.flatnonzero(first[order] >= E)
+    hover = [f"{rows[i][0]} {goes[i]}" for i in nobody.tolist()]
+    none = nobodys((nobody + 0.5).astype(np.float32), np.full(len(nobody), 0.5 - 0.6 * band, np.float32), 6, theme, hovertext=hover)  # fmt: skip
+    return {"data": [heat, strip, *[none] * bool(len(nobody))], "layout": layout}
+
+
+def rows_layout(
+    z_NF: Array,
+    names_F: Sequence[str],
+    labels_N: Array | None,
+    first: Array,
+    E: int,
+    step: int | None,
+    theme: Theme,
+    size: Size,
+) -> tuple[Spec, list[int], float]:
+    """The layout, the features that find room, and the height of the strip above them in lines of features."""
     layout = base(
         "probe_rows", "Who reads which row", "", step=step, theme=theme, size=size, labels=True,
-        x={"title": "first expert, a column a row of the probe", "range": [0, max(N, 1)]}, y={"title": "feature", "showgrid": False},
+        x={"title": "first expert, a column a row of the probe", "range": [0, max(len(first), 1)]}, y={"title": "feature", "showgrid": False},
     )  # fmt: skip
     height = inner(layout)[1]
-    room = max(1, (height - STRIP) // 16)
-    shown = telling_features(z_NF, labels_N, room)
+    shown = telling_features(z_NF, labels_N, max(1, (height - STRIP) // 16))
     some = (
         f"; the {len(shown)} of {len(names_F)} features that differ most by class" if len(shown) < len(names_F) else ""
     )
-    few = f"band: first expert; below, each feature, blue low to orange high{some}{without_expert(first, E)}"
-    layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{few}</span>")
+    subtitle = f"band: first expert; below, each feature, blue low to orange high{some}{without_expert(first, E)}"
+    layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
     names = [escape(names_F[f][:LONGEST]) for f in shown]
-    band = len(shown) * STRIP / max(1, height - STRIP)  # the strip's px in lines of features
+    band = len(shown) * STRIP / max(1, height - STRIP)
     layout["margin"] |= {"l": layout["margin"]["l"] + 7 * max(map(len, names), default=0), "r": 64}
     layout["yaxis"] |= {
         "range": [len(shown) + 0.5, 0.5 - band],
@@ -62,18 +101,28 @@ def probe_rows(
         "ticktext": names,
     }
     layout["plot_bgcolor"] = theme.side  # shows where a value is missing
-    order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
-    if not N:
-        return {"data": [], "layout": layout}
-    mark_experts(layout, first[order], E, theme)
+    return layout, shown, band
+
+
+def feature_cells(
+    values_NF: Array,
+    z_NF: Array,
+    names_F: Sequence[str],
+    shown: list[int],
+    order: Array,
+    first: Array,
+    layout: Spec,
+    theme: Theme,
+) -> Spec:
+    """The features that are shown, a line each, in the colour of how far a value lies from the mean; the rows in `order`."""
     cells = z_NF[order][:, shown].T
     row_NF = np.broadcast_to(order, cells.shape)
-    told = np.stack([row_NF, np.asarray(values_NF)[order][:, shown].T, first[row_NF] + 1], axis=2)
-    heat = {
-        "type": "heatmap", "name": "features", "x": np.arange(N + 1, dtype=np.int32),
+    hovered = np.stack([row_NF, values_NF[order][:, shown].T, first[row_NF] + 1], axis=2)
+    return {
+        "type": "heatmap", "name": "features", "x": np.arange(len(order) + 1, dtype=np.int32),
         "y": (np.arange(len(shown) + 1) + 0.5).astype(np.float32), "z": np.ascontiguousarray(cells, np.float32),
         "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS), "hoverongaps": False,
-        "text": [[escape(names_F[f])] * N for f in shown], "customdata": told.astype(np.float32),
+        "text": [[escape(names_F[f])] * len(order) for f in shown], "customdata": hovered.astype(np.float32),
         "hovertemplate": "Row %{customdata[0]:.0f} has %{text} at %{customdata[1]:.4g}, %{z:+.1f} spreads from the mean<extra></extra>",
         "colorbar": {
             "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
@@ -81,35 +130,17 @@ def probe_rows(
             "tickfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink2},
         },
     }  # fmt: skip
-    words = [row_told(n, values_NF, z_NF, names_F, labels_N, label_names) for n in order.tolist()]
-    goes = [sentence(e, g, E) for e, g in zip(np.asarray(experts_NK)[order].tolist(), np.asarray(gates_NK)[order].tolist(), strict=True)]  # fmt: skip
-    strip = {
-        "type": "heatmap", "name": "first expert", "x": heat["x"], "y": np.array([0.5 - band, 0.5 - 0.2 * band], np.float32),
-        "z": np.where(first < E, first, np.nan)[order][None].astype(np.float32), "hoverinfo": "text",
-        "text": [[f"{who} {where}: {what}" for (who, what), where in zip(words, goes, strict=True)]], **by_expert(E, theme),
-    }  # fmt: skip
-    nobody = np.flatnonzero(first[order] >= E)
-    told_nobody = [f"{words[i][0]} {goes[i]}" for i in nobody.tolist()]
-    none = nobodys((nobody + 0.5).astype(np.float32), np.full(len(nobody), 0.5 - 0.6 * band, np.float32), 6, theme, hovertext=told_nobody)  # fmt: skip
-    return {"data": [heat, strip, *[none] * bool(len(nobody))], "layout": layout}
 
 
 def mark_experts(layout: Spec, sorted_N: Array, E: int, theme: Theme) -> None:
     """Under the axis, each expert at the middle of its rows where there is room; a rule between two."""
-    starts = np.flatnonzero(np.diff(sorted_N, prepend=-1)).tolist()
-    px = inner(layout)[0] / max(len(sorted_N), 1)
-    at, words = [], []
-    for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
+
+    def label(start: int) -> tuple[str, int]:
         expert = int(sorted_N[start])
-        if (end - start) * px >= 30:
-            square = (
-                f'<span style="color:{expert_colour(expert, theme)}">■</span> ' if E <= LINES and expert < E else ""
-            )
-            at.append((start + end) / 2)
-            words.append(f"{square}{expert + 1}" if expert < E else "none")
-        if start:
-            layout["shapes"].append(upright(start, color=theme.ink2, width=1))
-    layout["xaxis"] |= {"tickvals": at, "ticktext": words}
+        mark = square(expert, theme) + " " if expert < E <= LINES else ""
+        return f"{mark}{expert + 1}" if expert < E else "none", 30
+
+    mark_groups(layout, sorted_N, label, theme.ink2)
 
 
 def spreads(values_NF: Array) -> Array:
@@ -180,27 +211,27 @@ def favourite_rows(
     )
     width, height = inner(layout)
     most = min(20, max(1, height // 20))
-    found = best(gate_N, most)
+    favourites = best(gate_N, most)
     layout["yaxis"] |= {"range": [most + 0.5, 0.5], "dtick": 1, "nticks": 0}
     z_NF = spreads(np.asarray(values_NF)[: len(gate_N)])
     letters = int(width * 1.9 / 2.9 / (0.45 * layout["font"]["size"]))
-    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in found.tolist()]
-    told = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in found.tolist()]
-    y = np.arange(1, len(found) + 1, dtype=np.int32)
-    weights = np.asarray(gate_N, np.float32)[found]
+    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in favourites.tolist()]
+    hovers = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in favourites.tolist()]
+    y = np.arange(1, len(favourites) + 1, dtype=np.int32)
+    weights = np.asarray(gate_N, np.float32)[favourites]
     data: list[Spec] = [
         {
             "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
             "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "hoverinfo": "text",
-            "hovertext": [f"{who} gives expert {chosen + 1} a gate of {w:.2f}: {what}" for (who, what), w in zip(told, weights.tolist(), strict=True)],
+            "hovertext": [f"{who} gives expert {chosen + 1} a gate of {w:.2f}: {what}" for (who, what), w in zip(hovers, weights.tolist(), strict=True)],
         },
         {
-            "type": "scatter", "mode": "text", "name": "features", "x": np.full(len(found), -0.04, np.float32), "y": y,
+            "type": "scatter", "mode": "text", "name": "features", "x": np.full(len(favourites), -0.04, np.float32), "y": y,
             "text": [escape(word) for word in words], "textposition": "middle left", "hoverinfo": "skip", "cliponaxis": True,
             "textfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink},
         },
     ]  # fmt: skip
-    return {"data": data if len(found) else [], "layout": layout}
+    return {"data": data if len(favourites) else [], "layout": layout}
 
 
 def in_short(

@@ -4,6 +4,7 @@ Shapes: N bytes, K experts per byte, E experts, as in probe.py.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,6 +44,45 @@ def probe_text(
     `before`, for the marks over the bytes that changed.
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
+    experts_NK, gates_NK = np.asarray(experts_NK), np.asarray(gates_NK, np.float32)
+    layout, lines = score_layout(experts_NK, E, N, before, step, theme, size)
+    if not N:
+        return {"data": [], "layout": layout}
+    tokens_N, experts_NK, gates_NK = np.asarray(tokens_N)[:N], experts_NK[:N], gates_NK[:N]
+    first = first_experts(experts_NK, E)
+    hover = [
+        f"Byte {n} “{letter(b)}” {sentence(e, g, E)}"
+        for n, (b, e, g) in enumerate(zip(tokens_N.tolist(), experts_NK.tolist(), gates_NK.tolist(), strict=True))
+    ]
+    data = gate_rows(first, dense(experts_NK, gates_NK, E), hover, lines, theme)
+    x, y = lines.middles(N)
+    if (none := np.flatnonzero(first >= E)).size:
+        words = [hover[n] for n in none.tolist()]
+        data.append(nobodys(x[none], y[none], min(lines.cell, lines.width / ROW) - 2, theme, hovertext=words))
+    data.append(letters(tokens_N, first, x, y, lines.cell, E, theme))
+    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
+    data.append(change_marks(moved, x[moved], y[moved] - np.float32(lines.cell / 2 + lines.mark / 2), theme))
+    return {"data": data, "layout": layout}
+
+
+class Lines(NamedTuple):
+    """Where the score's lines stand, in px from the top of the plot."""
+
+    width: int
+    tops: list[float]  # of each line's cells
+    cell: float  # height of a cell
+    mark: float  # room above the cells for the marks of change
+    gates: float  # height of the gates below the cells
+
+    def middles(self, N: int) -> tuple[Array, Array]:
+        """The middle of each byte's cell: x (N,) in bytes, y (N,) in px."""
+        tops = np.array([self.tops[n // ROW] for n in range(N)], np.float32)
+        return (np.arange(N) % ROW + 0.5).astype(np.float32), tops + np.float32(self.cell / 2)
+
+
+def score_layout(
+    experts_NK: Array, E: int, N: int, before: int | None, step: int | None, theme: Theme, size: Size
+) -> tuple[Spec, Lines]:
     layout = base(
         "probe_text",
         "Who reads which byte",
@@ -54,82 +94,79 @@ def probe_text(
         x={"title": f"probe byte, {ROW} a line", "range": [0, ROW], "showticklabels": False, "fixedrange": True},
     )
     width, height = inner(layout)
-    lines = max(1, math.ceil(N / ROW))
-    block = height / lines
+    count = max(1, math.ceil(N / ROW))
+    block = height / count
     cell = min(block * 0.35, width / ROW * 0.85)
     mark = min(12.0, block * 0.15)
-    tops = [line * block + mark for line in range(lines)]
-    layout["yaxis"] |= score_axis(tops, cell, block - mark - cell - 4, E, layout)
-    if not N:
-        return {"data": [], "layout": layout}
-    grid = np.full(lines * ROW, np.nan, np.float32)
-    experts_NK, gates_NK = np.asarray(experts_NK)[:N], np.asarray(gates_NK, np.float32)[:N]
-    first = first_experts(experts_NK, E)
+    lines = Lines(width, [line * block + mark for line in range(count)], cell, mark, block - mark - cell - 4)
+    layout["yaxis"] |= score_axis(lines.tops, cell, lines.gates, E, layout)
+    return layout, lines
+
+
+def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, theme: Theme) -> list[Spec]:
+    """Each line's cells in the colours of their first experts, and below them a row of gates for each expert."""
+    N, E = gates_NE.shape
+    places = len(lines.tops) * ROW
+    grid = np.full(places, np.nan, np.float32)
     grid[:N] = np.where(first < E, first, np.nan)
-    gates = np.zeros((lines * ROW, E), np.float32)
-    gates[:N] = dense(experts_NK, gates_NK, E)
-    hover = [
-        f"Byte {n} “{letter(b)}” {sentence(e, g, E)}"
-        for n, (b, e, g) in enumerate(zip(tokens_N.tolist(), experts_NK.tolist(), gates_NK.tolist(), strict=False))
-    ]
-    hover += [""] * (lines * ROW - N)
-    data: list[Spec] = []
+    gates = np.zeros((places, E), np.float32)
+    gates[:N] = gates_NE
+    hover = hover + [""] * (places - N)
     x = np.arange(ROW + 1, dtype=np.int32)
-    row = (block - mark - cell - 4) / E
-    for line, top in enumerate(tops):
+    row = lines.gates / E
+    data: list[Spec] = []
+    for line, top in enumerate(lines.tops):
         here = slice(line * ROW, (line + 1) * ROW)
         data.append(
             {
                 "type": "heatmap", "name": f"first expert, from byte {line * ROW}", "x": x,
-                "y": np.array([top, top + cell], np.float32), "z": grid[None, here], "text": [hover[here]],
+                "y": np.array([top, top + lines.cell], np.float32), "z": grid[None, here], "text": [hover[here]],
                 "xgap": 1, "hoverinfo": "text", **by_expert(E, theme),
             }
         )  # fmt: skip
         data.append(
             {
                 "type": "heatmap", "name": f"gates, from byte {line * ROW}", "x": x,
-                "y": (top + cell + 2 + row * np.arange(E + 1)).astype(np.float32),
+                "y": (top + lines.cell + 2 + row * np.arange(E + 1)).astype(np.float32),
                 "z": np.ascontiguousarray(gates[here].T),
                 "hovertemplate": "A gate of %{z:.2f}<extra></extra>", **by_gate(theme),
             }
         )  # fmt: skip
-    middle = np.array([tops[n // ROW] for n in range(N)], np.float32) + np.float32(cell / 2)
-    across = (np.arange(N) % ROW + 0.5).astype(np.float32)
+    return data
+
+
+def letters(tokens_N: Array, first: Array, x: Array, y: Array, cell: float, E: int, theme: Theme) -> Spec:
+    """The bytes as letters, each in a colour that reads on its cell."""
     colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
-    if (none := np.flatnonzero(first >= E)).size:
-        words = [hover[n] for n in none.tolist()]
-        data.append(nobodys(across[none], middle[none], min(cell, width / ROW) - 2, theme, hovertext=words))
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "text",
-            "name": "bytes",
-            "x": across,
-            "y": middle,
-            "text": [letter(b) for b in np.asarray(tokens_N)[:N].tolist()],
-            "textfont": {
-                "family": MONO,
-                "size": max(8, min(17, round(cell * 0.95))),
-                "color": [colours[e] for e in first.tolist()],
-            },
-            "hoverinfo": "skip",
-        }
-    )
-    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
-    data.append(
-        {
-            "type": "scatter",
-            "mode": "markers",
-            "name": "changed",
-            "x": across[moved],
-            "y": middle[moved] - np.float32(cell / 2 + mark / 2),
-            "marker": {"symbol": "triangle-down", "size": 9, "color": theme.ink},
-            "hovertext": [f"Byte {n} went to another first expert" for n in moved.tolist()],
-            "hoverinfo": "text",
-            "cliponaxis": False,
-        }
-    )
-    return {"data": data, "layout": layout}
+    return {
+        "type": "scatter",
+        "mode": "text",
+        "name": "bytes",
+        "x": x,
+        "y": y,
+        "text": [letter(b) for b in tokens_N.tolist()],
+        "textfont": {
+            "family": MONO,
+            "size": max(8, min(17, round(cell * 0.95))),
+            "color": [colours[e] for e in first.tolist()],
+        },
+        "hoverinfo": "skip",
+    }
+
+
+def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:
+    """A triangle over each byte whose first expert changed."""
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "name": "changed",
+        "x": x,
+        "y": y,
+        "marker": {"symbol": "triangle-down", "size": 9, "color": theme.ink},
+        "hovertext": [f"Byte {n} went to another first expert" for n in bytes_n.tolist()],
+        "hoverinfo": "text",
+        "cliponaxis": False,
+    }
 
 
 def score_axis(tops: list[float], cell: float, gates: float, E: int, layout: Spec) -> Spec:

@@ -157,7 +157,7 @@ def grid_data(
             "textfont": {"family": SANS, "size": layout["font"]["size"], "color": inks},
             "hovertext": [
                 f"{escape(x[0])} {escape(exact_text(x[1][column]))}, {escape(y[0])} {escape(exact_text(y[1][row]))}: "
-                f"{escape(label)} {values_YX[row, column]:.4g}{said(ahead_YX[row, column])}. Click to open its first run."
+                f"{escape(label)} {values_YX[row, column]:.4g}{note_ahead(ahead_YX[row, column])}. Click to open its first run."
                 for row, column in known
             ],
             "hoverinfo": "text",
@@ -165,7 +165,7 @@ def grid_data(
     ]  # fmt: skip
 
 
-def said(ahead: bool) -> str:
+def note_ahead(ahead: bool) -> str:
     """What a hover adds to a metric that does not compare."""
     return f", {LOOKS_AHEAD}" if ahead else ""
 
@@ -205,46 +205,48 @@ def sweep_pareto(
     front_N = pareto_front(costs_N2)
     known_N = np.isfinite(cv_N) & np.isfinite(metric_N)
     x_N = np.maximum(cv_N, LEAST_CV)
-    layout = base(
-        "sweep_pareto",
-        "Quality against balance",
-        "a dot a run; the line joins those that no other run beats in both"
-        + (f"; open dot {LOOKS_AHEAD}" if ahead_N.any() else "")
-        + (f"; named: {escape(knobs)}" if knobs else ""),
-        step=None,
-        theme=theme,
-        size=size,
-        x={"title": "CV(load), mean of the last steps", "type": "log", "range": log_range(x_N[known_N]), **LOG_TICKS},
-        y={"title": escape(label), "range": padded(metric_N[known_N]), "nticks": 6},
-    )
-    layout["margin"]["l"] += ROOM
+    layout = pareto_layout(x_N[known_N], metric_N[known_N], label, bool(ahead_N.any()), knobs, theme, size)
     order = np.flatnonzero(front_N)[np.argsort(cv_N[front_N], kind="stable")]
     layout["annotations"] += front_names(
         x_N[order], metric_N[order], [names_N[i] for i in order.tolist()], lower_is_better, layout, theme
     )
-    rest = np.flatnonzero(known_N & ~front_N & ~ahead_N)
-    ahead = np.flatnonzero(known_N & ahead_N)
-    line = {"color": theme.ink, "width": pens(size).line, "shape": "linear"}
+    hover_N = [
+        f"{escape(name)}: {escape(label)} {metric:.4g} at CV(load) {cv:.3g}{note_ahead(ahead)}. Click to open {escape(run)}."
+        for name, metric, cv, ahead, run in zip(names_N, metric_N, cv_N, ahead_N, ids_N, strict=True)
+    ]
+    rest, ahead_n = np.flatnonzero(known_N & ~front_N & ~ahead_N), np.flatnonzero(known_N & ahead_N)
 
     def dots(name: str, of: Array, mode: str, marker: Spec) -> Spec:
         return {
             "type": "scatter", "mode": mode, "name": name, "x": x_N[of], "y": metric_N[of],
             "customdata": [ids_N[i] for i in of.tolist()], "marker": marker, "hoverinfo": "text",
-            "hovertext": [
-                f"{escape(names_N[i])}: {escape(label)} {metric_N[i]:.4g} at CV(load) {cv_N[i]:.3g}{said(ahead_N[i])}. Click to open {escape(ids_N[i])}."
-                for i in of.tolist()
-            ],
+            "hovertext": [hover_N[i] for i in of.tolist()],
         }  # fmt: skip
 
     open_dot = {"symbol": "circle-open", "size": 9, "color": theme.ink2, "line": {"width": 2}}
-    return {
-        "data": [
-            *([dots("runs that look ahead", ahead, "markers", open_dot)] if len(ahead) else []),
-            dots("other runs", rest, "markers", {"size": 8, "color": faded(theme.ink2, 0.55)}),
-            dots("front", order, "lines+markers", {"size": 9, "color": theme.ink}) | {"line": line},
-        ],
-        "layout": layout,
-    }
+    line = {"color": theme.ink, "width": pens(size).line, "shape": "linear"}
+    data = [dots("runs that look ahead", ahead_n, "markers", open_dot)] if len(ahead_n) else []
+    data.append(dots("other runs", rest, "markers", {"size": 8, "color": faded(theme.ink2, 0.55)}))
+    data.append(dots("front", order, "lines+markers", {"size": 9, "color": theme.ink}) | {"line": line})
+    return {"data": data, "layout": layout}
+
+
+def pareto_layout(x_n: Array, y_n: Array, label: str, ahead: bool, knobs: str, theme: Theme, size: Size) -> Spec:
+    """x_n, y_n: the known runs' CV(load) and metric."""
+    layout = base(
+        "sweep_pareto",
+        "Quality against balance",
+        "a dot a run; the line joins those that no other run beats in both"
+        + (f"; open dot {LOOKS_AHEAD}" if ahead else "")
+        + (f"; named: {escape(knobs)}" if knobs else ""),
+        step=None,
+        theme=theme,
+        size=size,
+        x={"title": "CV(load), mean of the last steps", "type": "log", "range": log_range(x_n), **LOG_TICKS},
+        y={"title": escape(label), "range": padded(y_n), "nticks": 6},
+    )
+    layout["margin"]["l"] += ROOM
+    return layout
 
 
 def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, layout: Spec, theme: Theme) -> list[Spec]:
@@ -255,7 +257,7 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, lay
     width, height = inner(layout)
     (x0, x1), (y0, y1) = layout["xaxis"]["range"], layout["yaxis"]["range"]
     taken: list[tuple[float, float]] = []
-    found = []
+    labels = []
     for x, y, name in zip(x_N.tolist(), y_N.tolist(), names, strict=True):
         at = (width * (math.log10(x) - x0) / (x1 - x0), height * (y - y0) / (y1 - y0))
         if any(abs(at[0] - other[0]) < 6 * len(name) + APART and abs(at[1] - other[1]) < APART for other in taken):
@@ -263,13 +265,13 @@ def front_names(x_N: Array, y_N: Array, names: Sequence[str], falling: bool, lay
         taken.append(at)
         left = at[0] > 0.85 * width
         above = falling != left
-        found.append(
+        labels.append(
             note(
                 escape(name), math.log10(x), y, xref="x", yref="y", xanchor="right" if left else "left",
                 yanchor="bottom" if above else "top", xshift=-6 if left else 6, font=label_font(layout, theme.ink),
             )
         )  # fmt: skip
-    return found
+    return labels
 
 
 def log_range(x_n: Array) -> list[float]:

@@ -221,12 +221,12 @@ def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None
     ticks = [1, *range(every, E + 1, every)]
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
     layout["yaxis"] |= {"showgrid": False, "title": axis_title("expert", layout, standoff=4)}
-    told = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
-    traces = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], told, layout, theme)
+    hover = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
+    traces = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], hover, layout, theme)
     return {"data": traces, "layout": layout}
 
 
-def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layout: Spec, theme: Theme) -> list[Spec]:
+def load_map(name: str, steps: Array, share_nE: Array, px: int, hover: str, layout: Spec, theme: Theme) -> list[Spec]:
     """Load over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px. Grey: off."""
     E = share_nE.shape[1]
     ratio_nE = np.asarray(share_nE, np.float64) / ideal_of(share_nE)[:, None]
@@ -241,7 +241,7 @@ def load_map(name: str, steps: Array, share_nE: Array, px: int, told: str, layou
     trace = {
         "type": "heatmap", "name": name, "x": as_steps(x), "y": np.arange(1, E + 1, dtype=np.int32), "z": z,
         "customdata": ratio_En, "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS),
-        "colorbar": bar, "hovertemplate": f"{told}<extra></extra>",
+        "colorbar": bar, "hovertemplate": f"{hover}<extra></extra>",
     }  # fmt: skip
     return [trace, *off_map(trace, x, ~on_nE(ratio_nE).T, theme)]
 
@@ -288,9 +288,9 @@ def balance(
     ends = []
     for name, values, colour, width, strong in lines:
         true = np.asarray(values, np.float32)
-        told = f"CV({name}) was %{{customdata:.3f}} at step %{{x:,d}}"
+        hover = f"CV({name}) was %{{customdata:.3f}} at step %{{x:,d}}"
         y = np.maximum(true, np.float32(CV_RANGE[0]))
-        data.append(line(f"CV({name})", x, y, told, color=colour, width=width) | {"customdata": true})
+        data.append(line(f"CV({name})", x, y, hover, color=colour, width=width) | {"customdata": true})
         if len(true) and np.isfinite(true[-1]):
             ends.append((float(true[-1]), f"{name} {true[-1]:.2f}", strong))
     layout["annotations"] += log_ends(ends, top, layout, theme)
@@ -338,7 +338,7 @@ def loss(
     """The task loss: of every training batch thin, of the held-out split a line with dots.
 
     steps (n,), train (n,); heldout_steps (m,), heldout (m,); both losses in `unit`. comparable (m,) bool, None for all:
-    the rest was made with later tokens in sight.
+    the rest looks ahead at later tokens.
     """
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])

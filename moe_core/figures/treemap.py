@@ -90,7 +90,7 @@ def strips(share_n: Sequence[float] | Array, box: Box, rows: int) -> list[Box]:
     n, wide, tall = len(share_n), x1 - x0, y1 - y0
     per_row = -(-n // rows)
     total = float(np.sum(share_n))
-    found: list[Box] = []
+    boxes: list[Box] = []
     top = y0
     for first in range(0, n, per_row):
         row = np.asarray(share_n[first : first + per_row], np.float64)
@@ -99,10 +99,10 @@ def strips(share_n: Sequence[float] | Array, box: Box, rows: int) -> list[Box]:
         left = x0
         for value in row.tolist():
             right = left + (wide * value / part if part > 0 else 0.0)
-            found.append((left, top, right, bottom))
+            boxes.append((left, top, right, bottom))
             left = right
         top = bottom
-    return found
+    return boxes
 
 
 def rectangle(box: Box, colour: str, width: float, fill: str | None) -> Spec:

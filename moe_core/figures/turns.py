@@ -1,4 +1,4 @@
-"""The knobs over time: what was turned, drawn under what it did."""
+"""The knobs over time, drawn below the charts that show their effect."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -35,7 +35,7 @@ def knobs(
 ) -> Spec:
     """A stepped line for each knob that was turned, between the least and the greatest value that it had.
 
-    turned: by name, first row on top; last: the last step. Blue is the hand: a knob that autobalance turns is ink.
+    turned: by name, first row on top; last: the last step. A knob that a person turned is blue, one that autobalance turned is in ink.
     """
     ends = np.asarray([] if last is None else [last])
     strip = size[1] < STRIP
@@ -53,7 +53,7 @@ def knobs(
     _, height = inner(layout)
     data = []
     for row, (name, one) in enumerate(turned.items()):
-        # The line goes on to the last step, where the value stands still.
+        # The line goes on to the last step, with the last value.
         steps = np.asarray([*one.steps, max(last or 0, one.steps[-1])])
         values = [*one.values, one.values[-1]]
         data.append(

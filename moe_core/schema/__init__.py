@@ -30,7 +30,7 @@ from moe_core.schema.description import (
     probe_kind,
     to_json,
 )
-from moe_core.schema.numbers import real, shortened, whole
+from moe_core.schema.numbers import first_line, real, shortened, whole
 from moe_core.schema.routes import (
     LOOKING,
     draws_noise,
@@ -139,6 +139,7 @@ __all__ = [
     "draws_noise",
     "exact_text",
     "experts_per_token",
+    "first_line",
     "from_dict",
     "from_json",
     "highest",

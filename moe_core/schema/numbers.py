@@ -24,6 +24,11 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def first_line(error: object) -> str:
+    """The first line of what an error says; "" of one that says nothing."""
+    return next(iter(str(error).splitlines()), "")
+
+
 def shortened(text: str, most: int) -> str:
     """At most so many characters: of a longer text its start, where the reason is, and its end, where the advice is."""
     if len(text) <= most:

@@ -21,7 +21,7 @@ from moe_core.sweep.plan import (
     values_of,
 )
 from moe_core.sweep.running import cancel, detach, end_paused, held, run_sweep
-from moe_core.sweep.standing import FAILED, TRAINS, Result, look, progress, results, state_of
+from moe_core.sweep.standing import FAILED, TRAINS, Result, progress, result_of, results, state_of
 from moe_core.sweep.table import (
     beside,
     ceiling_lines,
@@ -59,7 +59,6 @@ __all__ = [
     "has_paper",
     "held",
     "jobs",
-    "look",
     "make_plan",
     "make_sweep",
     "measured",
@@ -70,6 +69,7 @@ __all__ = [
     "paper_columns",
     "paper_row",
     "progress",
+    "result_of",
     "results",
     "rows",
     "run_sweep",

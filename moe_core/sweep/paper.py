@@ -1,4 +1,4 @@
-"""Table 6 of the paper, which a sweep of its two weights stands beside."""
+"""Table 6 of the paper, shown beside a sweep of the paper's two loss weights."""
 
 from moe_core.schema import Config, Knobs
 
@@ -22,6 +22,7 @@ def paper_text(name: str, value: float) -> str:
 
 
 def paper_row(config: Config, knobs: Knobs) -> dict[str, float]:
-    """What the paper measured with these weights of its two losses; nothing where it did not, or something else steers."""
+    """What the paper measured with these weights of its two losses; {} if it did not, or if anything but its losses balances
+    the load."""
     its_own = knobs.strategy == "paper" and config.groups < 2 and not knobs.autobalance
     return PAPER.get((knobs.w_importance, knobs.w_load), {}) if its_own else {}

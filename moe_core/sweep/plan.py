@@ -45,19 +45,19 @@ class Plan:
     @property
     def unread(self) -> dict[str, list[str]]:
         """For each strategy that reads only some of the swept knobs: the others, which its cells leave out."""
-        found = {self.knobs_of(cell).strategy: [n for n in self.swept if n not in cell] for cell in self.cells}
-        return {strategy: names for strategy, names in found.items() if names}
+        missing = {self.knobs_of(cell).strategy: [n for n in self.swept if n not in cell] for cell in self.cells}
+        return {strategy: names for strategy, names in missing.items() if names}
 
     @cached_property
     def trained(self) -> tuple[int, ...]:
         """For each cell, the one whose runs it shows: its own, or those of an earlier cell that another strategy trains the same."""
-        found: list[int] = []
+        shown: list[int] = []
         seen: dict[Any, dict[str, int]] = {}
         for i, knobs in enumerate(map(self.knobs_of, self.cells)):
             alike = seen.setdefault(training_of(self.config, knobs), {})
-            found.append(next((at for strategy, at in alike.items() if strategy != knobs.strategy), i))
-            alike.setdefault(knobs.strategy, found[i])
-        return tuple(found)
+            shown.append(next((at for strategy, at in alike.items() if strategy != knobs.strategy), i))
+            alike.setdefault(knobs.strategy, shown[i])
+        return tuple(shown)
 
     def knobs_of(self, cell: Cell) -> Knobs:
         """What the runs of a cell start with."""
@@ -130,7 +130,7 @@ def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, .
 
 
 def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
-    """What a training hangs on: the strategy, and what it reads. paper without its losses trains as none, to the last bit."""
+    """What decides how a training goes: the strategy, and the knobs that it reads. paper without its losses trains as none, to the last bit."""
     read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
     own = [name for name in read[knobs.strategy] if name not in read["none"]]
     idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
@@ -185,13 +185,13 @@ def make_sweep(plan: Plan, runs: str | Path | None = None, sweep_id: str | None 
     """The sweep of this plan, written if it is new. Without a name it has one that follows from the plan, so that the same
     command finds the same sweep. StoreError if the name is taken by something else.
     """
-    told = {
+    settings = {
         "config": as_dict(plan.config),
         "knobs": as_dict(plan.knobs),
         "cells": list(plan.cells),
         "seeds": list(plan.seeds),
     }
-    code = hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=4).hexdigest()
+    code = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
     sweep = Sweep(sweep_id or f"sweep-{plan.config.task}-{code}", runs_folder(runs).absolute(), plan)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", sweep.id):
         raise StoreError(f"a sweep's name is letters, digits, dots and dashes, at most 64, got {sweep.id!r}")
@@ -204,42 +204,45 @@ def make_sweep(plan: Plan, runs: str | Path | None = None, sweep_id: str | None 
             )
         return sweep
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    beside = sweep.folder / f".sweep.json.{os.getpid()}"
-    beside.write_text(json.dumps(with_sum({"created": time.time(), **told}), indent=1))
-    beside.rename(sweep.folder / "sweep.json")
+    draft = sweep.folder / f".sweep.json.{os.getpid()}"
+    draft.write_text(json.dumps(with_sum({"created": time.time(), **settings}), indent=1))
+    draft.rename(sweep.folder / "sweep.json")
     return sweep
 
 
 def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
     """A sweep by its name or a unique beginning of it. StoreError says which there are."""
-    folder, there = runs_folder(runs).absolute(), sweep_ids(runs)
-    found = [sweep_id] if sweep_id in there else [name for name in there if name.startswith(sweep_id)]
-    if len(found) != 1 or not sweep_id:
-        problem = "is the beginning of several sweeps" if found else "is no sweep"
-        raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {', '.join(there[:8]) or 'none'}")
+    folder, names = runs_folder(runs).absolute(), sweep_ids(runs)
+    matches = [sweep_id] if sweep_id in names else [name for name in names if name.startswith(sweep_id)]
+    if len(matches) != 1 or not sweep_id:
+        problem = "is the beginning of several sweeps" if matches else "is not a sweep"
+        raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {', '.join(names[:8]) or 'none'}")
     try:
-        told: Any = without_sum(read_json(read_side(folder / found[0] / "sweep.json", SIDE)), PLANNED)
+        record: Any = without_sum(read_json(read_side(folder / matches[0] / "sweep.json", SIDE)), PLANNED)
         cells = tuple(
-            {name: parse_setting(Knobs, name, value) for name, value in cell.items()} for cell in told["cells"]
+            {name: parse_setting(Knobs, name, value) for name, value in cell.items()} for cell in record["cells"]
         )
         plan = Plan(
-            from_dict(Config, told["config"]), from_dict(Knobs, told["knobs"]), cells, tuple(map(int, told["seeds"]))
+            from_dict(Config, record["config"]),
+            from_dict(Knobs, record["knobs"]),
+            cells,
+            tuple(map(int, record["seeds"])),
         )
         if not 0 < len(cells) * len(plan.seeds) <= MOST:
             raise ValueError(f"it must have 1 to {MOST} runs, not {len(cells) * len(plan.seeds)}")
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise StoreError(f"sweep {found[0]} cannot be read: {error}") from None
-    return Sweep(found[0], folder, plan)
+        raise StoreError(f"sweep {matches[0]} cannot be read: {error}") from None
+    return Sweep(matches[0], folder, plan)
 
 
 def sweep_ids(runs: str | Path | None = None) -> list[str]:
     """The names of all sweeps, the newest first."""
     folder = runs_folder(runs)
-    made: list[tuple[float, str]] = []
+    dated: list[tuple[float, str]] = []
     for path in folder.glob("*/sweep.json") if folder.is_dir() else ():
         with contextlib.suppress(OSError):  # removed meanwhile
-            made.append((path.lstat().st_mtime, path.parent.name))
-    return [name for _, name in sorted(made, reverse=True)]
+            dated.append((path.lstat().st_mtime, path.parent.name))
+    return [name for _, name in sorted(dated, reverse=True)]
 
 
 def jobs(sweep: Sweep) -> list[Job]:

@@ -13,9 +13,9 @@ from typing import Any
 
 from moe_core.runs import Run, StoreError, end_child, hold_lock, is_alive, is_running, reap, spawn, start, stop
 from moe_core.sweep.plan import Job, Sweep
-from moe_core.sweep.standing import Result, look, progress, results
+from moe_core.sweep.standing import Result, progress, result_of, results
 
-LOOK = 0.2  # seconds between two looks at the trainers
+LOOK = 0.2  # seconds between two checks of the trainers
 TELL = 1.0  # seconds between two progress events
 Tell = Callable[[dict[str, Any]], None]
 
@@ -25,8 +25,8 @@ def run_sweep(
 ) -> str:
     """Train what does not count yet, `parallel` runs at a time; returns finished, failed (some do not count) or stopped.
 
-    A run that still trains, because its sweep was killed, is waited for; a half-done one is started over. One that fails
-    is told of and does not stop the others. When stopping() says so, or someone cancels, the trainers are stopped and the
+    A run that still trains, because its sweep was killed, is waited for; a half-done one is started over. A run that
+    fails is reported and does not stop the others. When stopping() says so, or someone cancels, the trainers are stopped and the
     sweep can be resumed. tell is called with the events that `--json` prints.
     """
     with held(sweep):
@@ -43,14 +43,14 @@ def run_sweep(
                 time.sleep(LOOK)
                 for job in [job for job in active.values() if not is_running(job.run_id, sweep.runs)]:
                     del active[job.run_id]
-                    result = look(sweep, job)
+                    result = result_of(sweep, job)
                     state, problem = ("finished", "") if result.ended else ("failed", result.problem or "it died")
                     tell({"event": "run", "run": job.run_id, "state": state, **cell_of(sweep, job), "problem": problem})
                 if time.monotonic() >= next_progress:
                     next_progress = time.monotonic() + TELL
-                    found = results(sweep)
-                    end_paused(sweep, found)
-                    tell({"event": "progress", **progress(found)})
+                    outcomes = results(sweep)
+                    end_paused(sweep, outcomes)
+                    tell({"event": "progress", **progress(outcomes)})
         finally:
             halt(sweep, active)
             reap()
@@ -60,7 +60,7 @@ def run_sweep(
 
 
 def detach(sweep: Sweep, parallel: int) -> None:
-    """Run the sweep in a process of its own, which outlives this one. Its words go to sweep.log beside sweep.json."""
+    """Run the sweep in a process of its own, which outlives this one. What it prints goes to sweep.log beside sweep.json."""
     words = ["sweep", "--resume", sweep.id, "--runs", str(sweep.runs), "--parallel", str(parallel)]
     spawn(sweep.id, words, sweep.folder / "sweep.log")
 
@@ -103,9 +103,9 @@ def begin(sweep: Sweep, job: Job) -> None:
     start(job.config, job.knobs, sweep.runs, "sweep", job.run_id)
 
 
-def end_paused(sweep: Sweep, found: Sequence[Result]) -> None:
+def end_paused(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     """A trainer pauses by itself when its loss is not finite, and nobody is there to turn a knob: it is asked to stop."""
-    for result in found:
+    for result in outcomes:
         if result.state == "paused" and result.problem:
             with contextlib.suppress(StoreError):  # it has ended meanwhile
                 run = Run(sweep.runs / result.job.run_id)

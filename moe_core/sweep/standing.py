@@ -1,4 +1,4 @@
-"""How a sweep stands, read from the records of its runs: there is no second account that could disagree with them."""
+"""How far a sweep is. Only the records of its runs say so, and nothing is kept beside them that could disagree."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ FAILED = ("failed", "other")
 
 
 class Result(NamedTuple):
-    """How a run stands. problem says why it does not count; ended holds the numbers of a run that does.
+    """The state of one run of a sweep. problem says why it does not count; ended holds the numbers of a run that does.
 
     state: waiting for its turn, a run's own, or "other": there is a run of that name that this sweep neither counts nor
     touches.
@@ -27,8 +27,8 @@ class Result(NamedTuple):
     ended: Mapping[str, Any] | None = None
 
 
-def look(sweep: Sweep, job: Job) -> Result:
-    """How one run of the sweep stands, from its record."""
+def result_of(sweep: Sweep, job: Job) -> Result:
+    """The state of one run of the sweep, from its record."""
     folder = sweep.runs / job.run_id
     if not (folder / "run.db").is_file():
         if not folder.exists():
@@ -84,24 +84,24 @@ def finite(run: Run, step: int) -> bool:
 
 
 def results(sweep: Sweep) -> list[Result]:
-    """How every run stands, in the order of jobs()."""
-    return [look(sweep, job) for job in jobs(sweep)]
+    """The state of every run, in the order of jobs()."""
+    return [result_of(sweep, job) for job in jobs(sweep)]
 
 
-def state_of(sweep: Sweep, found: Sequence[Result]) -> str:
+def state_of(sweep: Sweep, outcomes: Sequence[Result]) -> str:
     """running, finished (every run counts), or incomplete."""
     if is_running(sweep.id, sweep.runs):
         return "running"
-    return "finished" if all(result.ended for result in found) else "incomplete"
+    return "finished" if all(result.ended for result in outcomes) else "incomplete"
 
 
-def progress(found: Sequence[Result]) -> dict[str, int]:
+def progress(outcomes: Sequence[Result]) -> dict[str, int]:
     """How far it is: runs that count, runs that failed, all runs, and steps done of all steps."""
-    done = [result.job.config.steps if result.ended else result.step * (result.state in TRAINS) for result in found]
+    done = [result.job.config.steps if result.ended else result.step * (result.state in TRAINS) for result in outcomes]
     return {
-        "finished": sum(bool(result.ended) for result in found),
-        "failed": sum(result.state in FAILED for result in found),
-        "runs": len(found),
+        "finished": sum(bool(result.ended) for result in outcomes),
+        "failed": sum(result.state in FAILED for result in outcomes),
+        "runs": len(outcomes),
         "step": sum(done),
-        "steps": sum(result.job.config.steps for result in found),
+        "steps": sum(result.job.config.steps for result in outcomes),
     }

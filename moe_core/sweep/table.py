@@ -1,6 +1,5 @@
-"""The table that a sweep ends in: a row a cell, mean and spread over its seeds, beside what no figure can exceed.
-
-The terminal, the page, CSV and JSON all say what stands here.
+"""The table that a sweep ends in: a row for each cell with mean and spread over its seeds, and the highest values that
+are possible. The terminal, the page, CSV and JSON all show this table.
 """
 
 import math
@@ -34,7 +33,7 @@ METRIC_NAMES = {name for metrics in METRICS.values() for name, *_ in metrics}
 
 
 def measures(task: str) -> dict[str, str]:
-    """What a row says about its cell, held-out metrics first: name and label."""
+    """The measures of a row, held-out metrics first: name and label."""
     held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[task]}
     without_noise = {name: with_unit(label, unit) for name, label, unit in HELD_OUT_BALANCE}
     return held_out | {name: STAT[name].label for name in BALANCE} | without_noise
@@ -61,7 +60,7 @@ def most_on(config: Config, knobs: Knobs) -> int:
     return config.num_experts - min(map(len, switched_off([config.num_experts] * config.layers, knobs.off)))
 
 
-def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
+def rows(sweep: Sweep, outcomes: Sequence[Result]) -> list[Row]:
     """One row a cell: its knobs, None where its strategy does not read one; the mean over its finished runs of each measure
     and, under NAME_spread, their sample standard deviation (None of one run); whether its held-out metrics are comparable
     with those of other strategies; ceilings under NAME_ceiling; the paper's Table 6 under paper_NAME where the weights
@@ -71,13 +70,13 @@ def rows(sweep: Sweep, found: Sequence[Result]) -> list[Row]:
     trained = plan.trained
     names = measures(plan.config.task)
     for i, cell in enumerate(plan.cells):
-        own = [result for result in found if result.job.cell == trained[i]]
+        own = [result for result in outcomes if result.job.cell == trained[i]]
         counted = [result.ended for result in own if result.ended]
         knobs = plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
         for name in names:
-            told = [(ended["eval"] if name in METRIC_NAMES else ended).get(name) for ended in counted]
-            values = [float(value) for value in told if value is not None]
+            recorded = [(ended["eval"] if name in METRIC_NAMES else ended).get(name) for ended in counted]
+            values = [float(value) for value in recorded if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
         row["comparable"] = not looks_ahead(describe(plan.config, knobs), knobs)
@@ -124,37 +123,41 @@ def has_paper(table: Sequence[Row]) -> bool:
 
 def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str, float]]]:
     """The ceilings of each model that was trained, by its name in words, and last the paper's where its figures stand."""
-    found: dict[str, dict[str, float]] = {}
+    lines: dict[str, dict[str, float]] = {}
     for cell in plan.cells:
         knobs, config = plan.knobs_of(cell), plan.config
         levels = f" in {config.groups} groups, k_primary {knobs.k_primary}" if config.groups > 1 else ""
         words = f"ceiling, {most_on(config, knobs)} experts{levels}, k {knobs.k}"
-        found[words] = ceilings(most_on(config, knobs), experts_per_token(describe(config, knobs), knobs))
+        lines[words] = ceilings(most_on(config, knobs), experts_per_token(describe(config, knobs), knobs))
     if has_paper(table):
-        found[f"ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}"] = ceilings(PAPER_EXPERTS, PAPER_K)
-    return list(found.items())
+        lines[f"ceiling in the paper, {PAPER_EXPERTS} experts, k {PAPER_K}"] = ceilings(PAPER_EXPERTS, PAPER_K)
+    return list(lines.items())
 
 
 def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
     """What a reader of the table must know, a sentence or two each. paper: how the paper's figures are marked in it."""
-    said = [
+    sentences = [
         f"Balance: mean of the last {BALANCE_STEPS} steps and all layers; held-out: of the selections in the "
         "last evaluation, which draws no noise."
     ]
     if len(plan.seeds) > 1:
-        said[0] = f"±: sample standard deviation over seeds. {said[0]}"
+        sentences[0] = f"±: sample standard deviation over seeds. {sentences[0]}"
     if has_paper(table):
         model = f"{PAPER_EXPERTS} experts, k {PAPER_K}"
-        said.append(f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings.")
+        sentences.append(
+            f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings."
+        )
     if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
-        said.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
+        sentences.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
     if not all(row["comparable"] for row in table):
-        said.append(f"{AHEAD} {LOOKS_AHEAD}. Compare such a number only with others that were routed the same way.")
+        sentences.append(
+            f"{AHEAD} {LOOKS_AHEAD}. Compare such a number only with others that were routed the same way."
+        )
     if plan.unread:
-        said.append(unread_text(plan.unread))
+        sentences.append(unread_text(plan.unread))
     if plan.trained != tuple(range(len(plan.cells))):
-        said.append("paper trains as none where its losses weigh 0, so both rows show the same runs.")
-    return said
+        sentences.append("paper trains as none where its losses weigh 0, so both rows show the same runs.")
+    return sentences
 
 
 def unread_text(unread: Mapping[str, Sequence[str]]) -> str:
@@ -162,8 +165,8 @@ def unread_text(unread: Mapping[str, Sequence[str]]) -> str:
     strategies: dict[str, list[str]] = {}
     for strategy, names in unread.items():
         strategies.setdefault(listed(names), []).append(strategy)
-    said = "; ".join(f"{names} by {listed(by)}" for names, by in strategies.items())
-    return f"What would train the same is trained once. Not read: {said}."
+    listing = "; ".join(f"{names} by {listed(by)}" for names, by in strategies.items())
+    return f"What would train the same is trained once. Not read: {listing}."
 
 
 def listed(words: Sequence[str]) -> str:

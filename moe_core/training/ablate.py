@@ -13,7 +13,7 @@ from torch import nn
 
 from moe_core.nn.models import asked_by, build
 from moe_core.runs import Ablation, Run
-from moe_core.schema import Config, Knobs, from_dict
+from moe_core.schema import Config, Knobs, first_line, from_dict
 from moe_core.training import checkpoint
 from moe_core.training.data import Batch
 from moe_core.training.evaluation import ablation
@@ -38,7 +38,7 @@ def ablate(
         model = build(run.config, data.features, data.classes, knobs.k)
         model.load_state_dict(state["model"])
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path.name} does not fit run {run.id}: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{path.name} does not fit run {run.id}: {first_line(error)}") from None
     model.eval()
     held_out = data.held_out()
     loss, rise_LE = ablation(model, held_out, run.config, knobs, progress)

@@ -12,6 +12,7 @@ import torch
 
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
+from moe_core.schema import first_line
 
 T = TypeVar("T")
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
@@ -81,7 +82,7 @@ def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], te
         except Exception as error:  # a file of another run or version may hold anything, and torch raises anything
             own = isinstance(error, ValueError) and path.name in str(error)
             problem = str(error) if own else f"{path.name} does not fit this run ({type(error).__name__}: {error})"
-            tell(f"{problem.splitlines()[0][:300]}; it is passed over")
+            tell(f"{first_line(problem)[:300]}; it is passed over")
     return None
 
 

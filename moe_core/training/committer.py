@@ -13,7 +13,7 @@ from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, FolderGone, RunWriter, evaluation, pick
 from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import Off, mean_balance
-from moe_core.schema import BALANCE, Column, Config, looks_ahead
+from moe_core.schema import BALANCE, Column, Config, first_line, looks_ahead
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
@@ -121,7 +121,7 @@ class Committer:
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
-                self.error = f"the run could not be written: {failure}".splitlines()[0]
+                self.error = f"the run could not be written: {first_line(failure)}"
         self._alert(self.watch.look())
 
     def _next(self) -> Item:
@@ -202,7 +202,7 @@ class Committer:
         try:
             self._carry_out(Batch(0, NO_ROWS, state=self.stands[0], reason=self.stands[1]))
         except Exception as failure:
-            self.error = f"the run could not be written: {failure}".splitlines()[0]
+            self.error = f"the run could not be written: {first_line(failure)}"
         if not self.full:
             self.notify({"event": "resumed", "step": self.step, "reason": "there is room on the disk again"})
 

@@ -16,7 +16,7 @@ from moe_core.schema import Config, Knobs, check_knob
 from moe_core.training.data import Batch
 
 
-class HeldOut(NamedTuple):
+class Evaluation(NamedTuple):
     """What an evaluation measures. metrics: loss (nats a token), accuracy, bits_per_byte and perplexity; counts_LE: how often
     each expert of each layer was selected, before any drop."""
 
@@ -25,7 +25,7 @@ class HeldOut(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> HeldOut:
+def evaluate(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> Evaluation:
     """The held-out split, all batches of it, without noise.
 
     asked: how to route, as models.asked_by() says. The model is left in training or evaluation as it was.
@@ -48,7 +48,7 @@ def evaluate(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, An
         "bits_per_byte": loss / math.log(2),
         "perplexity": math.exp(min(loss, 700.0)),
     }
-    return HeldOut(metrics, torch.stack(selected).sum(0))
+    return Evaluation(metrics, torch.stack(selected).sum(0))
 
 
 def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> dict[str, float]:

@@ -28,6 +28,7 @@ from moe_core.schema import (
     Config,
     Knobs,
     check_knob,
+    first_line,
     from_dict,
     value_text,
 )
@@ -395,7 +396,7 @@ class Trainer:
             except (OSError, RuntimeError) as error:  # torch wraps what the disk says
                 if no_room(error, self.folder) and not self.stopping:
                     raise
-                result = f"not written: {getattr(error, 'strerror', None) or error}".splitlines()[0]
+                result = f"not written: {first_line(getattr(error, 'strerror', None) or error)}"
                 self.notify({"event": "note", "note": f"the checkpoint of step {step} was {result}"})
             if command is not None:
                 self.writer.commit(Commit(step, NO_ROWS, acks=[(command, step, result)]))

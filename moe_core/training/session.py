@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
-from moe_core.schema import Config, Knobs, check
+from moe_core.schema import Config, Knobs, check, first_line
 from moe_core.training.data import load
 from moe_core.training.data.identity import identity
 from moe_core.training.loop import Notify, Trainer
@@ -71,7 +71,7 @@ def conduct(
             trainer.flush()
         state = ended
     except Exception as failure:
-        error = f"{type(failure).__name__}: {failure}".splitlines()[0]
+        error = f"{type(failure).__name__}: {first_line(failure)}"
     if trainer is not None:
         error = trainer.committer.close() or error  # the disk's own words, and not what followed from them
     if error:

@@ -9,7 +9,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
-from moe_core.dashboard.exports import Work, words_of
+from moe_core.dashboard.exports import words_of
+from moe_core.dashboard.jobs import Work
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Named
 from moe_core.runs import create_run
@@ -171,7 +172,7 @@ def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
     assert app.multiselect[0].value == ["compare_balance"]  # what does not fit is left out
     assert "Balance of the runs compared" in words(app)
     assert "sweep_pareto" not in app.multiselect[0].options
-    assert page(sweep="nothing").error[0].value.startswith("'nothing' is no sweep")
+    assert page(sweep="nothing").error[0].value.startswith("'nothing' is not a sweep")
     make_sweep(make_plan(Config.for_task("plane", steps=5), Knobs(), {"noise": [0.5, 1.0], "k": [1, 2]}), runs, "grid")
     app = page(sweep="grid")
     assert not app.exception

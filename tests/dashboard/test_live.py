@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed, join, leave
-from moe_core.dashboard.live import Arrays, Viewer, fingerprint
+from moe_core.dashboard.frames import Arrays, fingerprint
+from moe_core.dashboard.live import Viewer
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout

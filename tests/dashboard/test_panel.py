@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.messages import deed
+from moe_core.dashboard.messages import parse_deed
 from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
 from moe_core.figures.reading import gestures, last_change
-from moe_core.figures.tiles import heldout_tile, speed_tile
+from moe_core.figures.tiles import heldout_tile
+from moe_core.figures.tiles.live import speed_tile
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
 from moe_core.schema import BY_TOKEN, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
@@ -42,7 +43,7 @@ def feed(writer: RunWriter) -> Iterator[Feed]:
 
 def ask(run: Any, said: dict[str, Any]) -> dict[str, Any]:
     """As a viewer does."""
-    return act(run, deed(said))
+    return act(run, parse_deed(said))
 
 
 def knobs_of(told: dict[str, Any]) -> dict[str, Any]:

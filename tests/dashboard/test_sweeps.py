@@ -200,7 +200,7 @@ def test_the_link_chooses_and_what_is_not_there_is_said(done: Sweep, runs: Path)
     assert app.query_params["sweep"] in ("other", ["other"])
     assert "0 of 2 runs" in app.get("progress")[0].proto.text
     app = page(sweep="nobody")
-    assert "is no sweep" in app.error[0].value
+    assert "is not a sweep" in app.error[0].value
     assert labels(app) == {"Start"}
 
 

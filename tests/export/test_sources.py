@@ -19,6 +19,7 @@ from moe_core.export.sources import Named, named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
 from moe_core.figures.read_sweep import Found
+from moe_core.runs.source import At
 from moe_core.schema import Config
 from tests.export.made import make_run
 
@@ -173,11 +174,11 @@ def test_a_name_means_a_run_a_sweep_or_the_beginning_of_one(runs):
 
 def test_a_cell_that_lacks_a_knob_stands_last_under_a_dash(found):
     less = found._replace(cells=[*found.cells[:2], {"w_load": 0.0}, {"w_load": 0.1}])
-    read = FIGURES["sweep_balance"].read(less, 0, None, None, None)
+    read = FIGURES["sweep_balance"].read(less, At(0, None, None, None))
     assert read["y"] == ("noise", [0.5, None])
     assert FIGURES["sweep_balance"].draw.spec(**read)["layout"]["yaxis"]["ticktext"] == ["0.5", "–"]
     np.testing.assert_array_equal(read["cv_load_YX"], [[0.25, 0.5], [0.75, np.nan]])
     assert read["ids_YX"] == [["s-c0-s0", "s-c1-s0"], ["s-c2-s0", ""]]
-    quality = FIGURES["sweep_quality"].read(less, 0, None, None, None)
+    quality = FIGURES["sweep_quality"].read(less, At(0, None, None, None))
     assert quality["ahead_YX"].tolist() == [[False, True], [False, False]]
-    assert "0 / –" in FIGURES["sweep_pareto"].read(less, 0, None, None, None)["names_N"]
+    assert "0 / –" in FIGURES["sweep_pareto"].read(less, At(0, None, None, None))["names_N"]

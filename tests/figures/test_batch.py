@@ -10,7 +10,8 @@ from moe_core.dashboard.views import View
 from moe_core.figures import batch, read_batch, treemap
 from moe_core.figures.reading import batch_sizes, groups_of, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import batch_tiles, plain_count
+from moe_core.figures.tiles import tiles_of
+from moe_core.figures.tiles.tile import plain_count
 from moe_core.schema import Config
 from tests.figures.record import record
 
@@ -84,7 +85,7 @@ def test_the_sizes_are_the_links_else_the_runs_own(tmp_path: Path):
     run = record(tmp_path / "a", E=4, tokens=128)
     assert batch_sizes(run) == (128, 2, 4, 1)
     assert batch_sizes(View(run, {"experts": 64, "devices": 8})) == (128, 2, 64, 8)
-    tiles = {tile.name: tile for tile in tiles("batch", View(run, {"experts": 64, "devices": 8}))}
+    tiles = {tile.name: tile for tile in tiles_of("batch", View(run, {"experts": 64, "devices": 8}))}
     assert (tiles["tokens_per_expert"].value, tiles["one_device"].value) == ("32", "4")
     _, counts = run.history("counts", 0, first=11)
     assert float(tiles["measured_most"].value) == pytest.approx(counts.mean(axis=0).max(), abs=0.01)

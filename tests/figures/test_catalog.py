@@ -14,6 +14,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.reading import probe_kind
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import TILES
+from moe_core.runs.source import At
 from moe_core.schema import TASKS
 from tests.figures.record import record
 
@@ -57,7 +58,7 @@ def all_specs(runs: dict[Any, Any], name: str) -> Any:
         entry = FIGURES[name]
         if probe_kind(run) in entry.kinds:
             for theme in (LIGHT, DARK):
-                spec = entry.draw.spec(**entry.read(run, 0, None, None, 100), theme=theme, size=(460, 300, False))
+                spec = entry.draw.spec(**entry.read(run, At(0, None, None, 100)), theme=theme, size=(460, 300, False))
                 yield (task, E, steps), theme, spec
 
 

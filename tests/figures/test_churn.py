@@ -9,10 +9,11 @@ import pytest
 
 from moe_core.dashboard.feed import join, leave_all
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.tiles import routing_tiles
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.codec import START, link
 from moe_core.runs.compare import compared, left_out
+from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout
 from tests.figures.record import record
 
@@ -42,18 +43,18 @@ def stopped(folder: Path, every: int = 20, last: int = 71) -> Run:
 def test_tile_and_chart_say_the_same_of_every_step(tmp_path: Path, step: int | None) -> None:
     run = stopped(tmp_path / "a")
     entry = FIGURES["churn"]
-    tile = tiles("routing", run, At(0, step))[0]
-    trace = entry.draw.spec(**entry.read(run, 0, step, None, 20))["data"][0]
+    tile = tiles_of("routing", run, At(0, step))[0]
+    trace = entry.draw.spec(**entry.read(run, At(0, step, None, 20)))["data"][0]
     shown = trace["y"][np.searchsorted(trace["x"], step or 71, "right") - 1]
     assert tile.value == f"{shown:.1f}" == ("26.6" if (step or 71) >= 60 else "50.0")
     assert trace["mode"] == "lines"
     assert trace["line"]["shape"] == "hv"
-    ended = entry.draw.spec(**entry.read(run, 0, None, None, 20))["layout"]["annotations"]
+    ended = entry.draw.spec(**entry.read(run, At(0, None, None, 20)))["layout"]["annotations"]
     assert any("26.6 %" in note["text"] for note in ended)
 
 
 def test_the_tiles_say_over_which_steps(tmp_path: Path) -> None:
-    churn, _, saturation, *_ = tiles("routing", stopped(tmp_path / "a"))
+    churn, _, saturation, *_ = tiles_of("routing", stopped(tmp_path / "a"))
     assert churn.lines == ("17 of 64 tokens changed expert", "steps 40 to 60")
     assert churn.word == "Restless"
     assert (saturation.value, saturation.lines) == ("0.75", ("of top 2 kept", "steps 40 to 60"))
@@ -61,17 +62,17 @@ def test_the_tiles_say_over_which_steps(tmp_path: Path) -> None:
 
 
 def test_before_it_is_measured_it_is_a_dash_and_not_settled(tmp_path: Path) -> None:
-    early = tiles("routing", stopped(tmp_path / "a", last=19), At(0))[0]
+    early = tiles_of("routing", stopped(tmp_path / "a", last=19), At(0))[0]
     assert (early.value, early.word, early.lines) == ("–", "", ("first at step 20",))
 
 
 def test_looks_by_the_clock_are_dots_without_a_verdict(tmp_path: Path) -> None:
     """As the records of earlier versions hold them; tile and chart agree there too."""
     run = stopped(tmp_path / "a", every=0)
-    tile = tiles("routing", run)[0]
+    tile = tiles_of("routing", run)[0]
     assert (tile.value, tile.word, tile.lines[1]) == ("26.6", "", "between two looks by the clock")
     entry = FIGURES["churn"]
-    spec = entry.draw.spec(**entry.read(run, 0, None, None, 100))
+    spec = entry.draw.spec(**entry.read(run, At(0, None, None, 100)))
     assert spec["data"][0]["mode"] == "markers"
     assert spec["data"][0]["y"][-1] == pytest.approx(100 * CHURN)
     assert "no line" in spec["layout"]["title"]["text"]
@@ -92,5 +93,5 @@ def test_a_record_that_does_not_say_over_how_many_steps_was_looked_at_by_the_clo
     assert set(left_out(old)) == {"seconds", "churn", "saturation"}
     assert not {column.stat for column in compared(old)} & {"churn", "saturation"}
     feed = join((tmp_path / "a").absolute(), viewer := object())
-    assert FIGURES["saturation"].read(feed, 0, None, None, None)["steps"].tolist() == [20, 40, 60]
+    assert FIGURES["saturation"].read(feed, At(0, None, None, None))["steps"].tolist() == [20, 40, 60]
     leave_all(viewer)

@@ -11,8 +11,9 @@ from moe_core.dashboard.views import View
 from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import Curve
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import compare_tiles
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import KnobChange, open_run
+from moe_core.runs.source import At
 from tests.export.made import make_run
 from tests.figures.record import record
 
@@ -123,7 +124,7 @@ def test_losses_of_text_are_read_in_bits(tmp_path: Path):
 
 def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
     a, b = record(tmp_path / "run-a"), record(tmp_path / "run-b", seed=1, L=1)
-    tiles = compare_tiles(View(a, {}, (b,)), 1)
+    tiles = tiles_of("compare", View(a, {}, (b,)), At(1))
     assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
     assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
     assert compare.run_colour(0, LIGHT) == LIGHT.ink
@@ -191,7 +192,7 @@ def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
     b.parent, c.parent = SimpleNamespace(run="a", step=20), SimpleNamespace(run="a", step=30)
 
     def read(step: int | None, align: str) -> list[tuple[str, str]]:
-        tiles = compare_tiles(View(a, {"align": align}, (b, c, d)), 0, step)
+        tiles = tiles_of("compare", View(a, {"align": align}, (b, c, d)), At(0, step))
         assert tiles[0].unit == ""
         return [(tile.value, tile.unit) for tile in tiles]
 
@@ -208,21 +209,24 @@ def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
     # Now is the last step that all have: 30 after the fork, where C ends.
     assert read(None, "fork") == [(stood(a, 50), ""), (stood(b, 50), ""), (stood(c, 60), "step 60"), (stood(d, 30), "step 30")]  # fmt: skip
     assert (
-        compare_tiles(View(a, {"align": "fork"}, (b, c)))[0].lines[1] == "step 50, 30 after the fork, the last of all"
+        tiles_of("compare", View(a, {"align": "fork"}, (b, c)))[0].lines[1]
+        == "step 50, 30 after the fork, the last of all"
     )
-    assert [compare_tiles(View(a, {"align": "fork"}, (b,)), 0, step)[0].lines[1] for step in (35, 15, None)] == [
+    assert [
+        tiles_of("compare", View(a, {"align": "fork"}, (b,)), At(0, step))[0].lines[1] for step in (35, 15, None)
+    ] == [
         "step 35, 15 after the fork",
         "step 15, 5 before the fork",
         "step 60, 40 after the fork",
     ]
-    assert compare_tiles(View(a, {"align": "fork"}, (d,)), 0, 35)[0].lines[1] == "step 35"
+    assert tiles_of("compare", View(a, {"align": "fork"}, (d,)), At(0, 35))[0].lines[1] == "step 35"
 
 
 def test_runs_of_unlike_length_are_compared_at_the_last_step_that_all_have(tmp_path: Path):
     from moe_core.dashboard.compare import sections
 
     a, b = record(tmp_path / "a", steps=60), record(tmp_path / "b", steps=50, seed=1)
-    first, second = compare_tiles(View(a, {}, (b,)))
+    first, second = tiles_of("compare", View(a, {}, (b,)))
     stood = [f"{float(run.history('cv_load', 0, first=50, last=50)[1][0]):.2f}" for run in (a, b)]
     assert [(first.value, first.unit), (second.value, second.unit)] == [(stood[0], ""), (stood[1], "")]
     assert first.lines[1] == "step 50, the last of all"

@@ -11,6 +11,7 @@ from moe_core.dashboard.views import View
 from moe_core.export.replay import probe_of
 from moe_core.figures import experts, favourites, flow, matrices, read_experts, tiles
 from moe_core.figures.theme import DARK, LIGHT, expert_colour
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
 from tests.figures.record import record
@@ -267,12 +268,12 @@ def test_tiles_of_an_expert_say_since_when_it_is_dead(tmp_path: Path):
     run = open_run(tmp_path / "a")
 
     def last(expert):
-        return next(t for t in tiles.tiles("experts", View(run, {"expert": expert})) if t.name == "last_used")
+        return next(t for t in tiles_of("experts", View(run, {"expert": expert})) if t.name == "last_used")
 
     assert (last(1).value, last(1).lines) == ("now", ("alive",))
     assert (last(2).value, last(2).unit, last(2).lines) == ("377", "steps ago", ("dead since step 124",))
     assert (last(3).value, last(3).lines) == ("never", ("dead from the start",))
     assert (last(4).value, last(4).lines) == ("10", ("alive",))
-    hero = tiles.tiles("experts", View(run, {"expert": 1}))[0]
+    hero = tiles_of("experts", View(run, {"expert": 1}))[0]
     expected = 100 * np.r_[np.full(40, 1 / 2), np.ones(10)].mean()
     assert float(hero.value) == pytest.approx(expected, abs=0.06)

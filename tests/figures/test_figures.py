@@ -10,8 +10,9 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import escape, percent
 from moe_core.figures.reading import Beside
 from moe_core.figures.theme import DARK, LIGHT, expert_colour, letter_colour, luminance
-from moe_core.figures.tiles import expert_tiles
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, create_run, open_run
+from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout
 
 SIZES = (1, 2, 16, 20, 21, 64)
@@ -180,7 +181,7 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
     ):
         for bins in (40, 300, None):
             entry, found = FIGURES[name], Beside(run, {"expert": int(share_E.argmax()) + 1})
-            notes = entry.draw.spec(**entry.read(found, 0, None, span, bins))["layout"]["annotations"]
+            notes = entry.draw.spec(**entry.read(found, At(0, None, span, bins)))["layout"]["annotations"]
             assert any(words in note["text"] for note in notes), (name, bins)
     if span is None:
-        assert tiles("experts", found)[0].value == f"{100 * share_E.max():.1f}"
+        assert tiles_of("experts", found)[0].value == f"{100 * share_E.max():.1f}"

@@ -11,8 +11,10 @@ import pytest
 from moe_core.dashboard.views import View
 from moe_core.export.report import parts_of
 from moe_core.figures.reading import HeldOut, held_out_at
-from moe_core.figures.tiles import balance_words, compare_tiles, held_out_line, live_tiles
+from moe_core.figures.tiles import balance_words, tiles_of
+from moe_core.figures.tiles.words import held_out_line
 from moe_core.runs import Run, StoreError, ending, open_run
+from moe_core.runs.source import At
 from moe_core.runs.statistics import chance_cv, held_out_balance
 from tests.figures.record import record
 
@@ -77,7 +79,7 @@ def test_selections_are_read_with_a_gap_for_who_was_off(new: Run) -> None:
 def test_a_run_without_selections_says_what_it_said(old: Run) -> None:
     assert [e.counts for e in old.evals()] == [None] * 3
     assert ending(old)["cv_held_out"] is None
-    tiles = {tile.name: tile for tile in tiles("live", old)}
+    tiles = {tile.name: tile for tile in tiles_of("live", old)}
     assert tiles["cv_load"].lines == ("not measured without noise",)
     assert tiles["max_over_mean_load"].lines == ("ceiling 2 ×",)
     rows = [row for part in parts_of(old)[:5] for piece in part.content for row in piece.rows]
@@ -85,13 +87,13 @@ def test_a_run_without_selections_says_what_it_said(old: Run) -> None:
 
 
 def test_live_has_both_balances(new: Run) -> None:
-    tiles = {tile.name: tile for tile in tiles("live", new, At(layer=1))}
+    tiles = {tile.name: tile for tile in tiles_of("live", new, At(layer=1))}
     assert tiles["cv_load"].word == "Uneven in training" or tiles["cv_load"].word == "Balanced in training"
     assert tiles["cv_load"].lines == ("without noise 0.82, uneven",)
     assert tiles["max_over_mean_load"].lines == ("held-out 2.00 ×",)
     assert tiles["max_over_mean_load"].more == "ceiling 2 ×"
-    assert tiles("compare", new, At(1))[0].more == "without noise 0.82, uneven"
-    first, second = compare_tiles(View(new, {}, (new,)), 1)
+    assert tiles_of("compare", new, At(1))[0].more == "without noise 0.82, uneven"
+    first, second = tiles_of("compare", View(new, {}, (new,)), At(1))
     assert (
         second.lines[0] == first.word == tiles["cv_load"].word
     )  # no run is called more balanced than its own page says

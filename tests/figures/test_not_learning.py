@@ -10,8 +10,10 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner
 from moe_core.export.replay import data_of
-from moe_core.figures.tiles import compare_tiles, gate_entropy, live_tiles, routing_tiles
+from moe_core.figures.tiles import tiles_of
+from moe_core.figures.tiles.routing import gate_entropy
 from moe_core.runs import Batch, Run, create_run, open_run
+from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=16)
@@ -48,17 +50,19 @@ def test_the_word_is_the_same_wherever_it_is_said(
     load_E: list[float], gradient: float, word: str, knobs: Knobs, tmp_path: Path
 ) -> None:
     run = run_of(tmp_path / "a", load_E, gradient, knobs)
-    tile = tiles("live", run, At(1))[0]
+    tile = tiles_of("live", run, At(1))[0]
     said = word if word == "Not learning" else f"{word} in training"  # this run has no evaluation
     assert tile.word == said
     assert ("learns nothing" in tile.more) == (word == "Not learning")  # why, for who rests a pointer on it
-    assert tiles("live", run, At(1, step=30))[0].word == said
-    assert tiles("compare", run, At(1))[0].word == said
+    assert tiles_of("live", run, At(1, step=30))[0].word == said
+    assert tiles_of("compare", run, At(1))[0].word == said
     feed = Feed(run)
     feed.refresh(now=True)
     assert banner(feed, 1)["text"].endswith(f", {said}.")
     even = word in ("Balanced", "Not learning")
-    assert tiles("live", run, At(0))[0].word == ("Balanced in training" if even else said)  # the other layer's gate learns
+    assert tiles_of("live", run, At(0))[0].word == (
+        "Balanced in training" if even else said
+    )  # the other layer's gate learns
     data = data_of(run, 1, lambda done, of: None)
     nothing = [np.frombuffer(base64.b64decode(rows["untaught"]), "<f4") for rows in data["rows"]]
     assert [set(flags.tolist()) for flags in nothing] == [{0.0}, {float(gradient < 1e-6)}]
@@ -74,7 +78,7 @@ def test_what_is_undecided_depends_on_what_the_weights_are_taken_over(tmp_path: 
         ("switch", Knobs(strategy="switch"), "0.25 is undecided"),
     ):
         run = run_of(tmp_path / name, [4.0] * 4, 0.05, knobs)
-        tiles = {tile.name: tile for tile in tiles("routing", run, At(0))}
+        tiles = {tile.name: tile for tile in tiles_of("routing", run, At(0))}
         assert tiles["top1_gate"].lines == (words,)
         assert tiles["gate_entropy"].value == "1.00"  # two gates of 0.25 are even
         run.close()

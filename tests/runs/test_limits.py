@@ -30,6 +30,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
 READS = re.compile(r"\.read_text\(|\.read_bytes\(|json\.load|np\.load\(|torch\.load\(|\bopen\([^)]*\"r[bt]?\"|gzip\.")
 TRUSTED = {
     "dashboard/exports.py": "what a process of ours wrote for us",
+    "dashboard/jobs.py": "what a process of ours wrote for us",
     "dashboard/guard.py": "a cookie, within what the server takes of a header",
     "dashboard/messages.py": "a message, whose length is looked at",
     "runs/database.py": "the head of a journal",
@@ -103,7 +104,7 @@ def test_a_sweep_that_is_none_is_a_line_and_hides_no_other(strange: str, tmp_pat
     STRANGE[strange](tmp_path / "bad" / "sweep.json")
     assert "good" in sweep_ids(tmp_path)
     assert len(open_sweep("good", tmp_path).plan.cells) == 2
-    with pytest.raises(StoreError, match=r"bad cannot be read|bad' is no sweep") as refused:
+    with pytest.raises(StoreError, match=r"bad cannot be read|bad' is not a sweep") as refused:
         open_sweep("bad", tmp_path)
     assert len(str(refused.value)) < 300
 

@@ -278,7 +278,7 @@ def test_a_damaged_plan_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="sweep s cannot be read") as said:
             open_sweep("s", tmp_path)
         assert "\n" not in str(said.value)
-    with pytest.raises(StoreError, match="is no sweep"):
+    with pytest.raises(StoreError, match="is not a sweep"):
         open_sweep("x", tmp_path)
 
 
@@ -309,7 +309,7 @@ def test_the_flags_lists_are_a_grid_and_seeds_count_from_the_given_one() -> None
         (["--steps", "5", "--csv", "nowhere/x.csv"], "has no folder"),
         (["--steps", "5", "--sweep-id", "../x"], "a sweep's name is"),
         (["--device", "cuda:77", "--steps", "5"], "is not on this machine"),
-        (["--resume", "nobody"], "is no sweep"),
+        (["--resume", "nobody"], "is not a sweep"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_written(

@@ -17,7 +17,7 @@ import pytest
 
 from moe_core.runs import fingerprint, is_alive, open_run, verify
 from moe_core.schema import BALANCE, Knobs
-from moe_core.sweep import Plan, jobs, look, make_plan, make_sweep, progress, results, run_sweep
+from moe_core.sweep import Plan, jobs, make_plan, make_sweep, progress, result_of, results, run_sweep
 from tests.sweep.made import CONFIG
 
 ROOT = Path(__file__).parents[2]
@@ -207,4 +207,4 @@ def test_stopping_before_a_trainer_has_its_record_leaves_none_behind(tmp_path: P
     assert run_sweep(sweep, 1, stopping=lambda: next(asked)) == "stopped"
     (job,) = jobs(sweep)
     assert not is_alive(tmp_path / job.run_id)
-    assert not look(sweep, job).ended
+    assert not result_of(sweep, job).ended

@@ -16,9 +16,9 @@ from moe_core.sweep import (
     end_paused,
     held,
     jobs,
-    look,
     make_plan,
     make_sweep,
+    result_of,
     results,
     run_sweep,
     state_of,
@@ -30,7 +30,7 @@ def test_a_run_of_other_settings_or_with_turned_knobs_does_not_count_and_is_left
     last = jobs(recorded)[3]
     writer = record(last._replace(knobs=replace(last.knobs, noise=0.5)), recorded.runs, [1, 1, 1, 1], 0.8)
     writer.finish("finished")
-    result = look(recorded, last)
+    result = result_of(recorded, last)
     assert (result.state, result.ended) == ("other", None)
     assert "made with other settings" in result.problem
     told: list[dict[str, Any]] = []
@@ -47,7 +47,7 @@ def test_a_run_whose_knobs_were_turned_while_it_trained_does_not_count(tmp_path:
     run.close()
     writer.commit(Batch(61, np.empty((0, 1), np.float32), applied=[(change, 30)]))
     writer.finish("finished")
-    assert "turned while it trained" in look(sweep, jobs(sweep)[0]).problem
+    assert "turned while it trained" in result_of(sweep, jobs(sweep)[0]).problem
 
 
 def test_what_autobalance_turns_belongs_to_the_run(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_what_autobalance_turns_belongs_to_the_run(tmp_path: Path) -> None:
     (change,) = writer.pending().knobs
     writer.commit(Batch(61, np.empty((0, 1), np.float32), applied=[(change.id, 30)]))
     writer.finish("finished")
-    result = look(sweep, jobs(sweep)[0])
+    result = result_of(sweep, jobs(sweep)[0])
     assert (result.state, result.problem) == ("finished", "")
     assert result.ended
 
@@ -73,7 +73,7 @@ def test_a_run_that_paused_for_a_bad_loss_is_ended_and_said(tmp_path: Path) -> N
     assert [command.name for command in run.commands()] == ["stop"]
     run.close()
     writer.finish("stopped")
-    assert look(sweep, job)[1:4] == ("failed", 3, "its loss or gradient was not finite at step 3")
+    assert result_of(sweep, job)[1:4] == ("failed", 3, "its loss or gradient was not finite at step 3")
 
 
 def test_a_run_that_a_person_paused_is_waited_for(tmp_path: Path) -> None:

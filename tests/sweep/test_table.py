@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from moe_core.figures.read_sweep import Found, axes, read_pareto
+from moe_core.figures.tiles import tiles_of
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import (
     PAPER,
@@ -222,11 +223,10 @@ def test_the_paper_is_printed_as_it_prints_and_its_words_stand_in_no_column_of_b
 
 
 def test_the_live_page_shows_the_same_ceiling(tmp_path: Path) -> None:
-    from moe_core.figures.tiles import live_tiles
     from tests.figures.record import record as record_run
 
     def said(run: object) -> tuple[str, ...]:
-        return next(tile.lines for tile in tiles("live", run) if tile.name == "max_over_mean_load")
+        return next(tile.lines for tile in tiles_of("live", run) if tile.name == "max_over_mean_load")
 
     assert said(record_run(tmp_path / "flat", "plane", E=8, L=1)) == ("ceiling 4 ×",)
     assert said(record_run(tmp_path / "groups", "plane", E=8, L=1, groups=4)) == ("ceiling 2 ×",)

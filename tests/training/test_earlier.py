@@ -17,7 +17,7 @@ import pytest
 
 from moe_core.diagnosis import diagnose
 from moe_core.export.numbers import statistics
-from moe_core.figures.tiles import live_tiles
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import StoreError, open_run, script_of, verify
 from moe_core.runs.branch import branch_off
 from moe_core.runs.codec import START, link
@@ -51,7 +51,7 @@ def test_it_was_weighed_over_the_kept_and_so_it_trains_again(earlier, tmp_path: 
 def test_what_it_did_not_measure_is_nowhere_and_hides_nothing_else(earlier) -> None:
     with pytest.raises(StoreError, match="no statistic 'task_gradient': it was recorded by an earlier version"):
         earlier.history("task_gradient")
-    assert tiles("live", earlier)[0].word == "Balanced in training"
+    assert tiles_of("live", earlier)[0].word == "Balanced in training"
     assert [finding.rule for finding in diagnose(earlier)] == []
     table = statistics(earlier)
     assert "loss" in table

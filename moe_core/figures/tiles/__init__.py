@@ -20,7 +20,7 @@ __all__ = [
     "heldout_tile",
     "number",
     "short",
-    "tiles",
+    "tiles_of",
     "word_at",
 ]
 
@@ -62,7 +62,7 @@ TILES: dict[str, TileEntry] = {
 }
 
 
-def tiles(page: str, source: Source, at: At = At()) -> list[Tile]:  # noqa: B008 - frozen
+def tiles_of(page: str, source: Source, at: At = At()) -> list[Tile]:  # noqa: B008 - frozen
     """A page's tiles, those that this run has, in their order. Empty for a page without tiles."""
     entries = [entry for entry in TILES.values() if entry.page == page]
     return [entry.read(source, at) for entry in entries if all(need(source) for need in entry.needs)]

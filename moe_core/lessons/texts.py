@@ -1,7 +1,7 @@
 """Eight lessons in the order of the paper: an idea, its formula, an experiment on a live run, and a check that reads it.
 
 A lesson never shows a canned picture: each stage starts a run or turns its knobs, and its check tells from the run's own
-statistics whether what the lesson is about has happened (verdicts.py). Formulas and figures are those of Shazeer et al.
+statistics whether the effect that the lesson is about has happened (checks.py). Formulas and figures are those of Shazeer et al.
 2017 (arXiv 1701.06538) unless another source is named. To add a lesson: one entry in LESSONS and a test.
 """
 
@@ -10,7 +10,7 @@ import io
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from moe_core.verdicts import (
+from moe_core.lessons.checks import (
     Verdict,
     answer_after,
     answer_balance,
@@ -50,7 +50,7 @@ class Lesson(NamedTuple):
     """idea: at most 90 words. shown: the knobs that matter by now. figures: the live charts, by their names in the catalog.
 
     answer is the answer in general; answer_on(source, layer) says it with the numbers of the reader's own run.
-    layer: the one (from 1) that a new run is looked at in, where the others take longer to show what the lesson is about.
+    layer: the one (from 1) that is shown of a new run, since the others take longer to show what the lesson is about.
     """
 
     title: str

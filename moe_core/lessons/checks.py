@@ -1,4 +1,4 @@
-"""What a lesson tells of the reader's own run: whether what it is about has happened, and the answer with its numbers.
+"""What a lesson says about the reader's own run: whether its effect has happened, and the answer with the run's numbers.
 
 Pure functions of (source, layer); source is anything with the read methods of a run (description, knobs, started_knobs,
 knob_changes, steps, history).
@@ -22,7 +22,7 @@ class Verdict(NamedTuple):
     text: str
 
 
-# What they read
+# What the checks read
 
 
 def recent(source: Any, stat: str, layer: int, count: int = LAST) -> float:
@@ -74,8 +74,9 @@ def last_turn(source: Any) -> int:
     return max([change.step for change in source.knob_changes() if change.step is not None], default=0)
 
 
-def waiting(source: Any, wanted: int = LAST) -> Verdict | None:
-    """Too early to tell: fewer steps than a mean needs, since the start or since the last turn of a knob."""
+def too_early(source: Any, wanted: int = LAST) -> Verdict | None:
+    """The verdict "too early" while there are fewer steps than a mean needs, since the start or the last turn of a knob;
+    else None."""
     last = source.steps()[1]
     since = last_turn(source) or 1
     seen = last - since + 1 if last else 0
@@ -87,14 +88,14 @@ def waiting(source: Any, wanted: int = LAST) -> Verdict | None:
 
 def sparse(source: Any, layer: int) -> Verdict:
     E, k = source.description.experts[layer], per_token(source, layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         k < E, f"Each token went to {k:.0f} of {E} experts: {100 * k / E:.0f} % of the expert weights did the work."
     )
 
 
 def more_experts(source: Any, layer: int) -> Verdict:
     k = per_token(source, layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         k >= 4, f"Each token now goes to {k:.0f} experts; it was {source.started_knobs.k}."
     )
 
@@ -102,14 +103,14 @@ def more_experts(source: Any, layer: int) -> Verdict:
 def decided(source: Any, layer: int) -> Verdict:
     E = source.description.experts[layer]
     first, now = at_start(source, "top1_gate", layer), recent(source, "top1_gate", layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         now > 1.5 / E, f"The first gate was {first:.2f} at step 1 and is {now:.2f}; undecided would be {1 / E:.3g}."
     )
 
 
 def kept_two(source: Any, layer: int) -> Verdict:
     k = per_token(source, layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         round(k) == 2,
         f"{k:.0f} gates of each token are left; the other {source.description.experts[layer] - round(k)} are exactly 0.",
     )
@@ -119,9 +120,9 @@ def nothing_taught(source: Any, layer: int) -> Verdict:
     now, whole = task_gradient(source, layer, source.steps()[1]), recent(source, "grad_norm", layer, 1)
     before = task_gradient(source, layer, max(0, last_turn(source) - 1))
     if math.isnan(now):
-        return waiting(source, TASK_GRADIENT_EVERY) or Verdict(False, "This run did not measure the task's gradient.")
+        return too_early(source, TASK_GRADIENT_EVERY) or Verdict(False, "This run did not measure the task's gradient.")
     was = "" if math.isnan(before) else f"; before the last turn it was {before:.2g}"
-    return waiting(source, TASK_GRADIENT_EVERY) or Verdict(
+    return too_early(source, TASK_GRADIENT_EVERY) or Verdict(
         bool(untaught(now, whole)),
         f"The task's gradient on the gate is {now:.2g}{was}. The whole gradient is {whole:.2g}.",
     )
@@ -129,7 +130,7 @@ def nothing_taught(source: Any, layer: int) -> Verdict:
 
 def parted_in_noise(source: Any, layer: int) -> Verdict:
     scale, first, now = recent(source, "noise_scale", layer), at_start(source, "cv_load", layer), recent(source, "cv_load", layer)  # fmt: skip
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         scale > 0.5 and first < BALANCED < now,
         f"The noise spreads each logit by {scale:.2f}. CV(load) was {first:.2f} at step 1 and is {now:.2f}"
         + (": noise alone does not hold it." if now > BALANCED else f"; apart is above {BALANCED:g}."),
@@ -138,7 +139,7 @@ def parted_in_noise(source: Any, layer: int) -> Verdict:
 
 def gate_alone(source: Any, layer: int) -> Verdict:
     scale, now = recent(source, "noise_scale", layer), recent(source, "cv_load", layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         scale == 0,
         f"No noise is left: each token goes where its clean logits say. CV(load) is {now:.2f}."
         if scale == 0
@@ -149,7 +150,7 @@ def gate_alone(source: Any, layer: int) -> Verdict:
 def quiet(source: Any, layer: int) -> Verdict:
     scale = recent(source, "noise_scale", layer)
     load_E, counts_E = by_expert(source, "load", layer), by_expert(source, "counts", layer)
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         scale == 0 and bool(np.allclose(load_E, counts_E)),
         "Without noise the smooth load is the hard count: nothing is left for the load loss to act on."
         if scale == 0
@@ -161,7 +162,7 @@ def starved(source: Any, layer: int) -> Verdict:
     tokens, E = source.description.tokens, source.description.experts[layer]
     counts_E = by_expert(source, "counts", layer)
     expected = source.knobs.k * tokens / E
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         expected <= tokens / 8,
         f"k·T/E = {expected:.0f} of {tokens} tokens reach an expert on average; measured {counts_E.mean():.0f}, "
         f"from {counts_E.min():.0f} to {counts_E.max():.0f}.",
@@ -171,7 +172,7 @@ def starved(source: Any, layer: int) -> Verdict:
 def fed(source: Any, layer: int) -> Verdict:
     mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
     before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         mean > 1.9 * before, f"An expert now sees {mean:.0f} tokens a step; it was {before:.0f}."
     )
 
@@ -179,7 +180,7 @@ def fed(source: Any, layer: int) -> Verdict:
 def collapsed(source: Any, layer: int) -> Verdict:
     cv = recent(source, "cv_load", layer)
     onto = f"the gate has collapsed onto {busy(source, layer)} of {source.description.experts[layer]} experts"
-    return waiting(source) or Verdict(
+    return too_early(source) or Verdict(
         cv > COLLAPSED,
         f"CV(load) rose to {cv:.2f}: {onto}." if cv > COLLAPSED else f"CV(load) is {cv:.2f}; collapse is above 1.",
     )
@@ -193,7 +194,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
         value, other = recent(source, stat, layer), {"w_importance": "w_load", "w_load": "w_importance"}[weight]
         if not getattr(source.knobs, weight) > 0 or getattr(source.knobs, other) > 0:
             return Verdict(False, f"Wanted {weight} above 0 and {other} at 0.")
-        return waiting(source) or Verdict(
+        return too_early(source) or Verdict(
             value < BALANCED,
             f"{words[stat]} is {value:.2f} with {weight} {value_text(getattr(source.knobs, weight))}; balanced is below {BALANCED:g}.",
         )
@@ -204,7 +205,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
 def even_without_a_loss(source: Any, layer: int) -> Verdict:
     cv, effective = recent(source, "cv_counts", layer), recent(source, "effective_experts", layer)
     balance = recent(source, "loss", layer) - recent(source, "task_loss", layer)
-    return waiting(source, 100) or Verdict(
+    return too_early(source, 100) or Verdict(
         cv < BALANCED and abs(balance) < 1e-4,
         f"CV of the selections is {cv:.2f} ({effective:.1f} of {source.description.experts[layer]} experts effective), and the "
         f"balancing losses add {max(balance, 0.0):.3f} to the task loss.",
