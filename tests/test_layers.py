@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
     "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
+    "moe_core/dashboard/frames.py": {"numpy"},
+    "moe_core/dashboard/jobs.py": {"moe_core.runs", "moe_core.export"},
     "moe_core/commands": {"moe_core", "benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
     "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.lessons"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
@@ -71,6 +73,19 @@ def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
     found = {module for module in found if module.split(".")[0] != "sqlite3"}
     refused = sorted(module for module in found if not allowed(module, may))
     assert not refused, f"{name} may not import {refused}"
+
+
+def test_no_two_modules_import_each_other() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): imports(path)
+        for path in FILES
+        if path.name != "__init__.py"
+    }
+    used = {
+        name: {other for other in modules if any(f"{i}.".startswith(f"{other}.") for i in of)}
+        for name, of in modules.items()
+    }
+    assert not [(one, other) for one in used for other in used[one] if one < other and one in used[other]]
 
 
 def test_the_dashboard_process_has_no_torch() -> None:

@@ -19,6 +19,7 @@ from moe_core.schema import (
     check,
     check_knob,
     exact_text,
+    first_line,
     from_dict,
     highest,
     layout,
@@ -205,3 +206,8 @@ def test_the_layout_has_every_stored_column_once_and_no_gap() -> None:
     assert len({(c.stat, c.layer) for c in columns}) == len(columns)
     assert next(c for c in columns if c.stat == "load" and c.layer == 2).width == 5
     assert [c.layer for c in columns if c.stat == "loss"] == [-1]
+
+
+def test_the_first_line_of_an_error() -> None:
+    assert first_line(ValueError("one\ntwo")) == "one"
+    assert first_line(RuntimeError()) == ""

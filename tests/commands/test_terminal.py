@@ -176,3 +176,13 @@ def test_a_system_without_file_locks_is_told_in_a_line(entry: str) -> None:
     assert done.stderr.count("\n") == 1
     assert "Linux and macOS, on Windows in WSL" in done.stderr
     assert "on Linux or macOS; on Windows in WSL" in (ROOT / "README.md").read_text()
+
+
+def test_a_line_that_keeps_itself_up_to_date_is_never_wider_than_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "width", lambda: 10)
+    terminal.update("a line of more than\nten letters")
+    terminal.line("done", live=True)
+    assert capsys.readouterr().err == "\r\x1b[Ka line of \r\x1b[Kdone\n"
+    assert (terminal.bar(0, 3), terminal.bar(3, 3)) == (f"[{'.' * 20}]", f"[{'#' * 20}]")

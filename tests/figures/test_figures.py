@@ -136,6 +136,7 @@ def test_the_score_shows_each_byte_with_its_gates_and_marks_what_moved(E):
     assert spec["data"][-2]["text"] == ["&lt;"] * 100
     assert len(spec["data"][-1]["x"]) == 1
     assert spec["data"][-1]["x"][0] == 5.5
+    assert spec["data"][-1]["y"][0] == pytest.approx(cells[0]["y"][0] / 2)  # in the room above its cell
     np.testing.assert_allclose(
         spec["data"][1]["z"][:, 0], np.bincount(experts[0], gates[0].astype(float), minlength=E), rtol=1e-3
     )

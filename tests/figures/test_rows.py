@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from moe_core.figures import favourites, rows
-from moe_core.figures.probe import as_images
+from moe_core.figures.probe import as_images, mark_groups
 from moe_core.figures.routing import digit_images
 
 E = 4
@@ -88,3 +88,11 @@ def test_images_larger_than_the_screen_are_drawn_in_fewer_pixels() -> None:
     small = as_images(image, 20)
     assert small.shape == (1, 10, 20)
     assert small[0, 0].tolist() == [0] * 10 + [16] * 10
+
+
+def test_groups_are_named_in_their_middle_where_there_is_room_and_parted_by_rules() -> None:
+    layout = {"width": 208, "height": 100, "margin": {"l": 0, "r": 8, "t": 0, "b": 0}, "xaxis": {}, "shapes": []}
+    groups = np.array([5, 5, 5, 5, 5, 5, 7, 9, 9, 9])  # 20 px a column: 120, 20 and 60 px
+    mark_groups(layout, groups, lambda start: (f"group {groups[start]}", 30), "#123456")
+    assert layout["xaxis"] == {"tickvals": [3.0, 8.5], "ticktext": ["group 5", "group 9"]}
+    assert [(rule["x0"], rule["line"]["color"]) for rule in layout["shapes"]] == [(6, "#123456"), (7, "#123456")]
