@@ -187,7 +187,7 @@ def test_nothing_is_said_twice() -> None:
             continue
         for paragraph in re.split(r"\n\s*\n|\n(?=[|#-])", DOCUMENTS[path]):
             for sentence in re.split(r"(?<=[.:?])\s+", " ".join(paragraph.split())):
-                if len(sentence) > 60 and not sentence.startswith("|--"):
+                if len(sentence) > 45 and not sentence.startswith("|--"):
                     assert sentence not in seen, f"{path.name} says again what {seen[sentence]} says: {sentence}"
                     seen[sentence] = path.name
 
