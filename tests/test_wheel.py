@@ -28,6 +28,16 @@ steps, values = run.history("cv_load", layer=1)
 print(json.dumps([run.id, run.state, steps.tolist(), values.tolist()]))
 """
 
+START = """
+import sys
+from moe_core.runs import StoreError, start, wait_ready
+from moe_core.schema import Config, Knobs
+try:
+    wait_ready(start(Config.for_task("plane"), Knobs(), sys.argv[1], run_id="a"), 60, sys.argv[1])
+except StoreError as error:
+    print(error)
+"""
+
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -129,6 +139,12 @@ def test_what_is_missing_is_one_line_and_nothing_is_written(
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"moe: {line}\n")
     assert sorted(runs.rglob("*")) == before
     assert list(bare.elsewhere.iterdir()) == []
+
+
+def test_a_dashboard_without_torch_hears_why_its_trainer_did_not_start(bare: Environment, tmp_path: Path) -> None:
+    done = bare.run("python", "-c", START, str(tmp_path))
+    line = "the trainer of a did not start: moe: train needs torch: pip install 'moescope[train]'\n"
+    assert (done.stdout, done.stderr) == (line, "")
 
 
 def test_torch_trains_and_measures_without_the_dashboard(trains: Environment, tmp_path: Path) -> None:
