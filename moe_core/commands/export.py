@@ -14,7 +14,11 @@ from moe_core.schema import whole
 
 def declare(commands: Any) -> None:
     made = add(
-        commands, "export", export_command, "write the charts and numbers of a run, a comparison or a sweep to files"
+        commands,
+        "export",
+        export_command,
+        "write the charts and numbers of a run, a comparison or a sweep to files",
+        extra="export",
     )
     made.add_argument("--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file")
     made.add_argument(
@@ -56,7 +60,7 @@ def declare(commands: Any) -> None:
     )
     made.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     made.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
-    told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
+    told = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
     told.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
 
 

@@ -34,10 +34,10 @@ from moe_core.export.sources import WHOLE, Source
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
+from moe_core.folders import ABOVE
 from moe_core.runs import NO_WORDS, StoreError, last_words, runs_folder
 from moe_core.runs.room import bytes_text
 
-ROOT = Path(__file__).parents[2]
 BOUND: dict[str, Any] = {"bind": "query-params"}  # a widget whose key is a word of the link and holds its value
 MIME = {
     "png": "image/png", "svg": "image/svg+xml", "pdf": "application/pdf", "html": "text/html", "csv": "text/csv",
@@ -61,7 +61,7 @@ class Work:
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "moe_core", *words, "--out", str(self.made), "--json"], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
+                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ABOVE,
             )  # fmt: skip
         weakref.finalize(self, end, self.process, self.folder)
         self.thread = threading.Thread(target=self.listen, daemon=True)
