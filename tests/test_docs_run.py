@@ -139,7 +139,7 @@ def test_every_command_of_the_command_line_runs(nth: int, request: pytest.Fixtur
 def wait_for(names: set[str]) -> None:
     """Until the trainers in the background have ended."""
     assert names
-    until = time.monotonic() + 60
+    until = time.monotonic() + 120
     while any(open_run(name).state not in ("finished", "failed") for name in names) and time.monotonic() < until:
         time.sleep(0.1)
     assert {open_run(name).state for name in names} == {"finished"}
