@@ -11,9 +11,10 @@ import streamlit as st
 
 from moe_core.dashboard import serving
 from moe_core.dashboard.live import routes
+from moe_core.folders import PACKAGE
 
 app = st.App(
-    "moe_core/dashboard/main.py",
+    PACKAGE / "dashboard" / "main.py",
     routes=routes(st.get_option("server.baseUrlPath")),
     middleware=serving.MIDDLEWARE,
     lifespan=serving.say_where,

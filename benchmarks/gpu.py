@@ -193,7 +193,7 @@ def layer(options: argparse.Namespace) -> dict[str, Any]:
 
 def rivals_of(size: tuple[int, ...], device: torch.device) -> dict[str, tuple[dict[str, Callable[[], None]], float]]:
     """By name: its steps, and the floating-point operations of its forward products."""
-    from benchmarks.layer import grouped_mm_layer
+    from moe_core.benchmarks.layer import grouped_mm_layer
     from moe_core.nn.balance import importance_loss, load_loss
     from moe_core.nn.layer import MoELayer
 

@@ -17,6 +17,7 @@ class Server:
     """`streamlit run app.py` with its runs in a folder of its own. flags: of streamlit; variables: of its environment."""
 
     kills = 0  # of any server, so far
+    folder = ROOT  # where it is started
 
     def __init__(self, runs: Path, *flags: str, log: Path | None = None, **variables: str) -> None:
         self.runs, self.flags, self.log, self.variables = runs, flags, log, variables
@@ -26,21 +27,15 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
         self.start()
 
+    def words(self) -> list[str]:
+        """Its command line, without the flags."""
+        settings = ["--server.headless", "true", "--server.port", str(self.port)]
+        return [sys.executable, "-m", "streamlit", "run", "app.py", *settings]
+
     def start(self) -> None:
-        words = [
-            sys.executable,
-            "-m",
-            "streamlit",
-            "run",
-            "app.py",
-            "--server.headless",
-            "true",
-            "--server.port",
-            str(self.port),
-        ]
         with open(self.log or os.devnull, "ab") as log:
             self.process = subprocess.Popen(
-                [*words, *self.flags], cwd=ROOT, env={**os.environ, "MOE_RUNS": str(self.runs), **self.variables},
+                [*self.words(), *self.flags], cwd=self.folder, env={**os.environ, "MOE_RUNS": str(self.runs), **self.variables},
                 stdout=log, stderr=log if self.log else None,
             )  # fmt: skip
         until = time.monotonic() + 60

@@ -13,21 +13,23 @@ ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "moe_core/schema": {"moe_core.schema"},
     "moe_core/nn": {"torch", "moe_core.schema", "moe_core.nn"},
-    "moe_core/runs": {"numpy", "moe_core", "moe_core.schema", "moe_core.runs"},
+    "moe_core/benchmarks": {"torch", "moe_core.nn", "moe_core.benchmarks"},
+    "moe_core/runs": {"numpy", "moe_core", "moe_core.folders", "moe_core.schema", "moe_core.runs"},
     "moe_core/figures": {"numpy", "plotly", "moe_core.schema", "moe_core.runs.statistics", "moe_core.figures"},
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema", "moe_core.runs.statistics"},
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.nn", "moe_core.runs", "moe_core.training"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
-    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
+    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.folders", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/dashboard/frames.py": {"numpy"},
-    "moe_core/dashboard/jobs.py": {"moe_core.runs", "moe_core.export"},
-    "moe_core/commands": {"moe_core", "benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
+    "moe_core/dashboard/jobs.py": {"moe_core.folders", "moe_core.runs", "moe_core.export"},
+    "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
     "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.lessons"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
     "moe_core/__init__.py": set(),
+    "moe_core/folders.py": set(),
     "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
-    "app.py": {"streamlit", "moe_core.dashboard"},
+    "app.py": {"streamlit", "moe_core.folders", "moe_core.dashboard"},
 }  # fmt: skip
 SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("branch", "database", "store", "sums", "turns", "writer")}
 
@@ -86,6 +88,12 @@ def test_no_two_modules_import_each_other() -> None:
         for name, of in modules.items()
     }
     assert not [(one, other) for one in used for other in used[one] if one < other and one in used[other]]
+
+
+def test_nothing_finds_a_file_by_how_deep_it_lies() -> None:
+    """In a wheel the app lies elsewhere than in a checkout; moe_core/folders.py knows where."""
+    found = [str(path.relative_to(ROOT)) for path in FILES if "__file__).parents" in path.read_text()]
+    assert found == []
 
 
 def test_the_dashboard_process_has_no_torch() -> None:

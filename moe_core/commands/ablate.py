@@ -13,7 +13,13 @@ from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
 def declare(commands: Any) -> None:
-    ablate = add(commands, "ablate", ablate_command, "measure how much the held-out loss rises without each expert")
+    ablate = add(
+        commands,
+        "ablate",
+        ablate_command,
+        "measure how much the held-out loss rises without each expert",
+        extra="train",
+    )
     ablate.add_argument(
         "--at", type=whole_flag, metavar="STEP", help="the checkpoint nearest to this step; else the last"
     )

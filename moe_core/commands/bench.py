@@ -1,8 +1,6 @@
 """bench: what is measured side by side with peers, and by batch size."""
 
 import argparse
-import sys
-from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, real_flag, whole_flag
@@ -10,7 +8,14 @@ from moe_core.schema import Config, Knobs
 
 
 def declare(commands: Any) -> None:
-    bench = add(commands, "bench", bench_command, "measure the MoE layer beside its peers, or by batch size", run=False)
+    bench = add(
+        commands,
+        "bench",
+        bench_command,
+        "measure the MoE layer beside its peers, or by batch size",
+        run=False,
+        extra="train",
+    )
     bench.add_argument("what", choices=("layer", "batch"))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     sizes = bench.add_argument_group("the layer that batch measures")
@@ -29,12 +34,10 @@ def declare(commands: Any) -> None:
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    # Benchmarks lie beside the package, not in it: they are not what a person installs.
-    sys.path.insert(0, str(Path(__file__).parents[2]))
     if arguments.what == "batch":
-        from benchmarks.batch import main as batch
+        from moe_core.benchmarks.batch import main as batch
 
         return int(batch(arguments))
-    from benchmarks.layer import main as layer
+    from moe_core.benchmarks.layer import main as layer
 
     return int(layer(["--json"] * arguments.json + ["--quick"] * arguments.quick))

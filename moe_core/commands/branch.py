@@ -15,7 +15,9 @@ from moe_core.schema import Config, parse_setting
 
 
 def declare(commands: Any) -> None:
-    fork = add(commands, "fork", fork_command, "go on from a step of a run with some knobs turned, as a new run")
+    fork = add(
+        commands, "fork", fork_command, "go on from a step of a run with some knobs turned, as a new run", extra="train"
+    )
     fork.add_argument(
         "--at", required=True, type=whole_flag, metavar="STEP", help="the last step that both have in common"
     )
@@ -27,7 +29,11 @@ def declare(commands: Any) -> None:
     take_places(fork)
     take_changes(fork)
     replay = add(
-        commands, "replay", replay_command, "train a run again and say whether every loss and count is the same"
+        commands,
+        "replay",
+        replay_command,
+        "train a run again and say whether every loss and count is the same",
+        extra="train",
     )
     take_places(replay)
 

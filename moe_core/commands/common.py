@@ -6,12 +6,23 @@ import math
 import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NoReturn
 
 from moe_core.commands.terminal import complain, plain
 from moe_core.schema import real, shortened, whole
 
 Command = Callable[[argparse.Namespace], int]
+# What each extra of the wheel brings: a module, and what pip calls it. The ranges of versions are in pyproject.toml.
+EXPORT = {
+    "plotly": "plotly", "resvg_py": "resvg-py", "fontTools": "fonttools", "brotli": "brotli", "PIL": "pillow",
+    "pyarrow": "pyarrow",
+}  # fmt: skip
+EXTRAS = {
+    "train": {"torch": "torch", "sklearn": "scikit-learn"},
+    "export": EXPORT,
+    "dashboard": {name: name for name in ("streamlit", "starlette", "uvicorn", "websockets")} | EXPORT,
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -21,15 +32,28 @@ class Parser(argparse.ArgumentParser):
         raise SystemExit(complain(f"{message}; see {self.prog} --help"))
 
 
-def add(commands: Any, name: str, command: Command, help: str, run: bool = True) -> argparse.ArgumentParser:
-    """A subcommand with the flags that all have. run: it takes a RUN as its first argument."""
+def check_installed(extra: str, who: str) -> None:
+    """ValueError, with what to install, if a module that an extra brings is not there. who: what needs it, in words."""
+    for module, package in EXTRAS[extra].items():
+        if find_spec(module) is None:
+            raise ValueError(f"{who} needs {package}: pip install 'moescope[{extra}]'")
+
+
+def add(
+    commands: Any, name: str, command: Command, help: str, run: bool = True, extra: str | None = None
+) -> argparse.ArgumentParser:
+    """A subcommand with the flags that all have. run: it takes a RUN as its first argument; extra: what must be installed."""
     sub: argparse.ArgumentParser = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
-    sub.add_argument("--runs", metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
+    take_runs(sub)
     sub.add_argument("--json", action="store_true", help="one JSON object a line on stdout, nothing else")
     if run:
         sub.add_argument("run", metavar="RUN", help="an id, a unique beginning of one, or a path")
-    sub.set_defaults(run_command=command, name=name)
+    sub.set_defaults(run_command=command, name=name, extra=extra)
     return sub
+
+
+def take_runs(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--runs", metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
 
 
 def whole_flag(text: str) -> int:

@@ -14,7 +14,11 @@ from moe_core.schema import whole
 
 def declare(commands: Any) -> None:
     files = add(
-        commands, "export", export_command, "write the charts and numbers of a run, a comparison or a sweep to files"
+        commands,
+        "export",
+        export_command,
+        "write the charts and numbers of a run, a comparison or a sweep to files",
+        extra="export",
     )
     files.add_argument(
         "--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file"
@@ -58,7 +62,7 @@ def declare(commands: Any) -> None:
     )
     files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
-    document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file")
+    document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
     document.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
 
 

@@ -20,7 +20,9 @@ from moe_core.schema import TASKS, Config, Knobs, parse_setting, whole
 
 
 def declare(commands: Any) -> None:
-    sweep = add(commands, "sweep", sweep_command, "train a grid of knobs, any knob a list with commas", run=False)
+    sweep = add(
+        commands, "sweep", sweep_command, "train a grid of knobs, any knob a list with commas", run=False, extra="train"
+    )
     sweep.add_argument(
         "--pairs", nargs="+", action="extend", metavar="W/W", help="w_importance/w_load, each; table6: the paper's six"
     )

@@ -17,7 +17,14 @@ NAMES = {"text": "PATH", "data": "FILE", "label": "COLUMN", "drop": "COLUMN"}
 
 
 def declare(commands: Any) -> None:
-    train = add(commands, "train", train_command, "train a model and record it, to --steps or until stopped", run=False)
+    train = add(
+        commands,
+        "train",
+        train_command,
+        "train a model and record it, to --steps or until stopped",
+        run=False,
+        extra="train",
+    )
     train.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
     train.add_argument("--resume", metavar="RUN", help="go on with a run that was killed, stopped or finished")
     train.add_argument(

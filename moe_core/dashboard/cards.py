@@ -1,15 +1,13 @@
 """The three ways to begin, each one click, and the wait until a trainer that was started has made its run."""
 
-from pathlib import Path
-
 import streamlit as st
 
 from moe_core.dashboard import starting
 from moe_core.dashboard.panel import did_not_start
+from moe_core.folders import PAGES
 from moe_core.runs import last_words, reap, runs_folder
 from moe_core.schema import Config, Knobs
 
-LEARN = Path(__file__).parents[2] / "pages" / "learn.py"
 CARDS = {
     "text": "A byte-level Transformer learns the Python documentation, source code and data tables.",
     "digits": "A classifier learns 1,797 handwritten digits; see which expert takes which digit.",
@@ -38,7 +36,9 @@ def cards() -> None:
                 width="stretch",
             )
     st.page_link(
-        LEARN, label="New to this? Eight lessons, each with an experiment of your own", icon=":material/school:"
+        PAGES / "learn.py",
+        label="New to this? Eight lessons, each with an experiment of your own",
+        icon=":material/school:",
     )
     st.caption("The same from a terminal:")
     st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash")

@@ -16,9 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from moe_core.export.files import write
+from moe_core.folders import ABOVE
 from moe_core.runs import NO_WORDS, last_words
-
-ROOT = Path(__file__).parents[2]
 
 
 class Work:
@@ -37,7 +36,7 @@ class Work:
         with open(self.folder / "log", "wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "moe_core", *words, "--out", str(self.target), "--json"], stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ROOT,
+                stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True, cwd=ABOVE,
             )  # fmt: skip
         weakref.finalize(self, end, self.process, self.folder)
         self.thread = threading.Thread(target=self.listen, daemon=True)

@@ -6,7 +6,6 @@ A sweep started here is a process of its own: it outlives the dashboard and is f
 import re
 from collections.abc import Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -15,6 +14,7 @@ from moe_core.dashboard import component, links
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
+from moe_core.folders import PAGES
 from moe_core.runs import StoreError, cores, last_words, reap
 from moe_core.runs.source import At
 from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, describe, exact_text
@@ -45,7 +45,6 @@ from moe_core.sweep import (
 )
 
 NEW = "New sweep"
-LIVE = Path(__file__).parents[2] / "pages" / "live.py"
 LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  # knobs with a field of their own
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
@@ -286,4 +285,4 @@ def clickable(name: str, drawn: Any) -> None:
     points = event["selection"]["points"] if event else []
     run = str(points[0].get("customdata") or "") if points else ""
     if re.fullmatch(r"[A-Za-z0-9._-]+", run):
-        st.switch_page(LIVE, query_params={"run": run})
+        st.switch_page(PAGES / "live.py", query_params={"run": run})

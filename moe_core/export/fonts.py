@@ -1,12 +1,11 @@
-"""The typefaces of the page: Source Sans and Source Code, the variable fonts that streamlit brings for its own pages.
+"""The typefaces of the page: Source Sans 3 and Source Code Pro, variable fonts in the folder `fonts`, under their own licence.
 
-Words in PNG are drawn as these fonts' outlines, and PDF and SVG carry the letters that they use, so a figure looks the
-same on a machine that has neither font, and has the same bytes.
+They are the very files that streamlit serves to the page. Words in PNG are drawn as these fonts' outlines, and PDF and SVG
+carry the letters that they use, so a figure looks the same on a machine that has neither font, and has the same bytes.
 """
 
 import io
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from fontTools.varLib.varStore import VarStoreInstancer
 
 from moe_core.export.marks import Line, Run
 
-FILES = {False: "SourceSansVF-Upright*.woff2", True: "SourceCodeVF-Upright*.woff2"}
+FOLDER = Path(__file__).parent / "fonts"
+FILES = {False: FOLDER / "SourceSans3VF-Upright.woff2", True: FOLDER / "SourceCodeVF-Upright.woff2"}
 # Characters that neither font has, and what stands for them in both.
 INSTEAD = {"⏎": "¶", "␍": "¶", "⇥": "→"}
 UNKNOWN = "□"
@@ -100,16 +100,9 @@ def moves_of(mono: bool, weight: int) -> Any:
 
 @lru_cache(None)
 def load(mono: bool) -> TTFont:
-    """The variable font; ValueError if the installed streamlit has none."""
-    spec = find_spec("streamlit")  # found, not imported: an export needs no server
-    media = Path(spec.origin).parent / "static" / "static" / "media" if spec and spec.origin else Path()
-    found = sorted(media.glob(FILES[mono]))
-    if not found:
-        raise ValueError(
-            f"the font {FILES[mono]} is not in the installed streamlit; install what requirements.txt pins"
-        )
+    """The variable font."""
     # What the file says, not when it was read: the clock must not reach an export.
-    return TTFont(found[0], recalcTimestamp=False)
+    return TTFont(FILES[mono], recalcTimestamp=False)
 
 
 @lru_cache(None)
@@ -198,7 +191,7 @@ USUAL = {*map(chr, range(32, 127)), *"–—…·“”‘’×÷→−■□▾
 @lru_cache(16)
 def still(mono: bool, weight: int, letters: str) -> bytes:
     """The font at one weight, with no more than these letters, as a file."""
-    font = TTFont(load(mono).reader.file.name, recalcTimestamp=False)
+    font = TTFont(FILES[mono], recalcTimestamp=False)
     for unused in ("GSUB", "STAT", "DSIG", "meta", "MVAR"):
         if unused in font:
             del font[unused]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.export.fonts import load
+from moe_core.export.fonts import FILES
 from moe_core.export.svg import FAMILIES, printable
 
 
@@ -29,7 +29,7 @@ def typefaces() -> str:
     """CSS that brings Source Sans and Source Code."""
     rules = []
     for mono, (name, _) in FAMILIES.items():
-        data = base64.b64encode(Path(load(mono).reader.file.name).read_bytes()).decode()
+        data = base64.b64encode(FILES[mono].read_bytes()).decode()
         rules.append(
             f"@font-face{{font-family:'{name}';font-weight:200 900;src:url(data:font/woff2;base64,{data}) format('woff2')}}"
         )

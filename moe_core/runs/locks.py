@@ -49,7 +49,7 @@ def started(pid: int) -> str:
 
 
 def is_ours(pid: int, *commands: str) -> bool:
-    """Whether a process runs one of these commands of `python -m moe_core`.
+    """Whether a process runs one of these commands of `python -m moe_core`, or of `moescope`, which an installed wheel has.
 
     The pid comes from a file: 0 or -1 would signal everybody, and another process may have it by now.
     """
@@ -59,4 +59,5 @@ def is_ours(pid: int, *commands: str) -> bool:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
         return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
-    return b"moe_core" in words and any(command.encode() in words for command in commands)
+    called = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
+    return called and any(command.encode() in words for command in commands)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.folders import ABOVE
 from moe_core.runs.limits import SIDE, read_json, read_side
 from moe_core.runs.locks import is_locked, is_ours
 from moe_core.schema import Config
@@ -97,7 +98,7 @@ def start_measuring(path: Path, config: Config, k: int, device: str, threads: in
             stdout=handle,
             stderr=handle,
             start_new_session=True,
-            cwd=Path(__file__).parents[2],
+            cwd=ABOVE,
         )
     finally:
         os.close(handle)

@@ -14,6 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from moe_core.folders import ABOVE
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
@@ -148,7 +149,7 @@ def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ())
             stderr=subprocess.STDOUT,
             start_new_session=True,
             env=environment(),
-            cwd=Path(__file__).parents[2],
+            cwd=ABOVE,
             pass_fds=handles,
         )
 

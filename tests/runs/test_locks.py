@@ -24,14 +24,22 @@ def test_a_file_is_locked_for_as_long_as_somebody_holds_it(tmp_path: Path) -> No
     assert not is_locked(path)
 
 
-@pytest.fixture(params=[["moe_core", "bench"], ["moe_core"], ["train", "bench"]])
+@pytest.fixture(
+    params=[
+        ["moe_core", "bench"],
+        ["/usr/bin/moescope", "bench"],
+        ["moe_core"],
+        ["train", "bench"],
+        ["my-moescope", "bench"],
+    ]
+)
 def process(request: pytest.FixtureRequest):
     """A process that does nothing, with these words on its command line."""
     code = "import time; print(flush=True); time.sleep(60)"
     started = subprocess.Popen([sys.executable, "-c", code, *request.param], stdout=subprocess.PIPE)
     assert started.stdout
     started.stdout.readline()  # until it runs, its command line is none
-    yield started.pid, request.param == ["moe_core", "bench"]
+    yield started.pid, request.param[0] in ("moe_core", "/usr/bin/moescope") and "bench" in request.param
     started.kill()
     started.communicate()
 

@@ -42,5 +42,5 @@ def sklearn_data() -> Path:
     """Where scikit-learn keeps its data. Found, not imported: importing it costs a second."""
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
-        raise ValueError("scikit-learn is wanted for its data and is not installed; pip install scikit-learn")
+        raise ValueError("the built-in text and digits are scikit-learn's data: pip install 'moescope[train]'")
     return Path(spec.submodule_search_locations[0]) / "datasets" / "data"

@@ -13,7 +13,7 @@ import time
 
 import torch
 
-from benchmarks.layer import keep_memory
+from moe_core.benchmarks.layer import keep_memory
 from moe_core.nn.balance import importance_loss, load_loss
 from moe_core.nn.layer import MoELayer
 
