@@ -146,7 +146,7 @@ def cell(value: Any) -> str:
 
 def parquet(numbers: Table, facts: Mapping[str, str]) -> bytes:
     """The same columns with their types, a shorter one ending in nulls; the facts are the file's key-value metadata."""
-    # streamlit brings pyarrow, which takes half a second to import.
+    # Here, since it takes half a second to import.
     import pyarrow as pa
     import pyarrow.parquet as pq
 
