@@ -21,12 +21,11 @@ from moe_core.export.numbers import columns, table
 from moe_core.export.replay import data_of
 from moe_core.export.report import evaluations
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.reading import Beside
 from moe_core.figures.tiles import heldout_tile, tiles_of
 from moe_core.runs import Batch, Run, create_run, ending, open_run
 from moe_core.runs.ablation import Ablation
-from moe_core.runs.source import At
-from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout, looks_ahead, meta_of
+from moe_core.runs.source import At, Beside
+from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, describe, layout, looks_ahead, meta_of
 from moe_core.training.again import Nowhere
 from moe_core.training.committer import Committer
 from moe_core.training.watch import Watch
@@ -98,12 +97,12 @@ def test_what_is_said_to_look_ahead_does_and_nothing_else(strategy: str, groups:
         return
     for k, k_primary, factor in itertools.product((1, 2), (1, 2) if groups else (2,), (0.0, 0.5, 1.0, 5.0)):
         knobs = Knobs(strategy=strategy, k=k, k_primary=k_primary, capacity_factor=factor)
-        ahead = looks_ahead(config, knobs)
+        ahead = looks_ahead(describe(config, knobs), knobs)
         assert earlier_outputs_change(config, knobs, tries=12 if ahead else 3) == ahead, knobs
         if not factor:
             still = replace(knobs, noise=0.0, noise_primary=0.0)
-            assert earlier_outputs_change(config, still, 3, training=True) == looks_ahead(config, still, training=True)
-        assert not looks_ahead(replace(config, task="digits"), knobs)  # rows have no order
+            assert earlier_outputs_change(config, still, 3, training=True) == looks_ahead(describe(config, still), still, training=True)
+        assert not looks_ahead(describe(replace(config, task="digits"), knobs), knobs)  # rows have no order
 
 
 def test_it_goes_by_the_knobs_that_are_named_and_no_others() -> None:
@@ -111,9 +110,9 @@ def test_it_goes_by_the_knobs_that_are_named_and_no_others() -> None:
         for f in fields(Knobs):
             meta = meta_of(Knobs, f.name)
             values = meta.choices or (("1",) if f.name == "off" else (1, 2, 8, meta.high))
-            told = {looks_ahead(CONFIG, replace(knobs, **{f.name: value})) for value in values}
-            assert f.name in LOOKING or told == {looks_ahead(CONFIG, knobs)}, f.name
-    assert {looks_ahead(CONFIG, Knobs(capacity_factor=1.0, k=k)) for k in (1, 2)} == {False, True}
+            told = {looks_ahead(describe(CONFIG, replace(knobs, **{f.name: value})), replace(knobs, **{f.name: value})) for value in values}
+            assert f.name in LOOKING or told == {looks_ahead(describe(CONFIG, knobs), knobs)}, f.name
+    assert {looks_ahead(describe(CONFIG, Knobs(capacity_factor=1.0, k=k)), Knobs(capacity_factor=1.0, k=k)) for k in (1, 2)} == {False, True}
 
 
 def test_an_end_says_it_by_the_strategy_at_its_evaluation(ahead: Run, plain: Run, tmp_path: Path) -> None:
@@ -207,7 +206,7 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         (strict, plain, [False] * 40 + [True] * 40),
         (strict, ahead, [False] * 80),
     ):
-        found = FIGURES["compare_loss_difference"].read(Beside(first, {}, (second,)), 0, None, None, None)
+        found = FIGURES["compare_loss_difference"].read(Beside(first, {}, (second,)), At(0, None, None, None))
         (gap,) = found["gaps"]
         assert gap.comparable.tolist() == wanted
         drawn = FIGURES["compare_loss_difference"].draw.spec(**found)
@@ -219,9 +218,7 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         assert (known[""], known["dot"]) == (wanted, [not one for one in wanted])
         assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
     assert columns(found)["B_minus_A_comparable"].tolist() == [False] * 80
-    found = FIGURES["compare_loss_difference"].read(
-        Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), 0, None, None, None
-    )
+    found = FIGURES["compare_loss_difference"].read(Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), At(0, None, None, None))
     assert found["gaps"][0].comparable is None
     assert "looks ahead" not in FIGURES["compare_loss_difference"].draw.spec(**found)["layout"]["title"]["text"]
 
@@ -286,9 +283,9 @@ def test_compare_takes_no_difference_of_what_does_not_compare(ahead: Run, plain:
 
 
 def test_the_tiles_say_it(ahead: Run, plain: Run) -> None:
-    assert heldout_tile(ahead, 80).lines == (LOOKS_AHEAD,)
-    assert heldout_tile(ahead, 79).lines != (LOOKS_AHEAD,)  # the last evaluation until then was made otherwise
-    assert heldout_tile(plain, 79).lines == (LOOKS_AHEAD,)
+    assert heldout_tile(ahead, At(0, 80)).lines == (LOOKS_AHEAD,)
+    assert heldout_tile(ahead, At(0, 79)).lines != (LOOKS_AHEAD,)  # the last evaluation until then was made otherwise
+    assert heldout_tile(plain, At(0, 79)).lines == (LOOKS_AHEAD,)
     ahead.others = (plain,)  # type: ignore[attr-defined]
     first, second = tiles_of("compare", ahead)
     assert first.lines[0] == "held-out 1.50, looks ahead"

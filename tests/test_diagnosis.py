@@ -20,7 +20,7 @@ from moe_core.diagnosis import (
     standing,
     turns,
 )
-from moe_core.schema import DEAD_AFTER, Config, Knobs
+from moe_core.schema import DEAD_AFTER, Config, Knobs, describe
 
 E = 16
 CONFIG = Config(num_experts=E)
@@ -51,7 +51,7 @@ def seen(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, 
     }
     values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
     counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
-    return Seen(config, knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
+    return Seen(describe(config, knobs), knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
 
 
 def from_step(step: int, value: float, before: float = 0.0, n: int = N) -> np.ndarray:

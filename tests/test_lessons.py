@@ -8,11 +8,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.reading import KIND_OF_TASK
+from moe_core.dashboard.starting import Unstarted
+from moe_core.figures.catalog import offered
 from moe_core.lessons import LESSONS, flashcards
 from moe_core.lessons.checks import LAST
-from moe_core.schema import Config, Knobs, check, check_knob
+from moe_core.schema import Config, Knobs, check, check_knob, describe
 
 EVEN, ONE_HAS_ALL = np.full(8, 16.0), np.array([128.0, 128, 0, 0, 0, 0, 0, 0])
 
@@ -28,11 +28,8 @@ class Source:
         turned: int | None = None,
         **stats: object,
     ):
-        self.config, self.knobs, self.started_knobs = (
-            Config(num_experts=8, tokens=64, layers=1),
-            knobs or Knobs(),
-            Knobs(),
-        )
+        self.description = describe(Config(num_experts=8, tokens=64, layers=1), Knobs())
+        self.knobs, self.started_knobs = knobs or Knobs(), Knobs()
         self.last, self.stats, self.first = steps, stats, first or {}
         self.changes = [SimpleNamespace(step=turned)] if turned else []
 
@@ -122,7 +119,8 @@ def test_a_lesson_is_short_and_sets_what_exists(lesson) -> None:
         for name, value in stage.knobs.items():
             assert check_knob(config, name, value) == value
     for name in lesson.figures:
-        assert KIND_OF_TASK[first.task] in FIGURES[name].kinds, f"{name} is not drawn for {first.task}"
+        source = Unstarted("a", config, Knobs(**first.knobs))
+        assert offered(source, name), f"{name} is not drawn for {first.task}"
     turned = {name for stage in lesson.stages[1:] for name in stage.knobs}
     assert turned <= set(lesson.shown), "a knob that the lesson turns is not shown"
 

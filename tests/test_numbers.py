@@ -55,7 +55,7 @@ def test_a_flag_takes_whole_numbers_in_digits(flag: str, value: str, tmp_path: P
 @pytest.mark.parametrize("off", ["٣", "1:٣", "9" * 5000, "1_0", "-1"])
 def test_experts_are_switched_off_in_digits(off: str) -> None:
     with pytest.raises(ValueError, match="off must list experts counted from 1"):
-        switched_off(Config(), off)
+        switched_off([Config().num_experts] * Config().layers, off)
 
 
 @pytest.mark.parametrize("name", ["who", "self", "changes", "steps", "config", "__class__", ""])

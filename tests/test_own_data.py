@@ -16,7 +16,6 @@ from moe_core.export import PICTURES, Look, export
 from moe_core.export.animation import animate
 from moe_core.export.report import write_report
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.reading import probe_kind
 from moe_core.runs import Run, open_run
 from tests.own_data import KINDS, SMALL, task_of, write
 
@@ -65,13 +64,13 @@ def test_what_was_taken_for_what_is_said_first_and_kept_in_the_record(own: tuple
     }[kind]
     for words in expected:
         assert words in "\n".join(taken)
-    assert probe_kind(run) == {"table": "rows", "texts": "bytes"}.get(kind, "images")
+    assert run.description.probe == {"table": "rows", "texts": "bytes"}.get(kind, "images")
 
 
 def test_every_figure_goes_to_every_format(own: tuple[str, Run, list[str]], tmp_path: Path) -> None:
     _, run, _ = own
     figures = [name for name in FIGURES if shows(run, name)]
-    wanted = OF_KIND[probe_kind(run)]
+    wanted = OF_KIND[run.description.probe]
     assert set(wanted) <= set(figures)
     files = export(run, tmp_path / "numbers", ("csv", "parquet", "svg"))
     assert len(files) == 3 * len(figures) + 4
@@ -87,10 +86,10 @@ def test_report_replay_and_animation_show_what_the_run_learnt(own: tuple[str, Ru
     played = moe("export", str(run.path), "--format", "replay", "--out", str(tmp_path / "replay.html"))
     assert played.returncode == 0, played.stderr
     data = (tmp_path / "replay.html").read_text()
-    assert f'"kind": "{probe_kind(run)}"' in data or f'"kind":"{probe_kind(run)}"' in data
+    assert f'"kind": "{run.description.probe}"' in data or f'"kind":"{run.description.probe}"' in data
     if kind == "table":
         assert "of class setosa, " in data
-    for name in OF_KIND[probe_kind(run)][:1]:
+    for name in OF_KIND[run.description.probe][:1]:
         made = animate(run, name, tmp_path / f"{name}.gif", Look(size=(320, 200), scale=1.0))
         assert made.stat().st_size > 1000
 
@@ -151,7 +150,7 @@ def test_a_run_of_an_earlier_version_shows_its_table_without_names(tmp_path: Pat
     probe = {"features": np.ones((5, 3), np.float32), "class": np.zeros(5, np.uint8)}
     create_run(tmp_path / "old", Config.for_task("digits"), Knobs(), labels={"class": ["a", "b"]}, probe=probe).finish("stopped")  # fmt: skip
     run = open_run("old", tmp_path)
-    assert probe_kind(run) == "rows"
+    assert run.description.probe == "rows"
     assert rows_of_probe(run, run.probe())["names_F"] == ["1", "2", "3"]
     assert shows(run, "probe_rows")
     assert not shows(run, "digit_images")

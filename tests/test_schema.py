@@ -156,12 +156,12 @@ def test_a_knob_is_checked_against_the_others_as_they_stand() -> None:
 
 def test_experts_are_switched_off_in_every_layer_or_in_one() -> None:
     config = Config(layers=3)
-    assert switched_off(config, "") == ((), (), ())
-    assert switched_off(config, "4, 11,2:1,4") == ((3, 10), (0, 3, 10), (3, 10))
-    assert switched_off(Config(num_experts=256, layers=1), "256") == ((255,),)
+    assert switched_off([config.num_experts] * config.layers, "") == ((), (), ())
+    assert switched_off([config.num_experts] * config.layers, "4, 11,2:1,4") == ((3, 10), (0, 3, 10), (3, 10))
+    assert switched_off([256], "256") == ((255,),)
     assert check_knob(config, "off", " 4 , 2:16 ") == " 4 , 2:16 "
     assert check_knob(config, "off", " 4 ") == "1:4,2:4,3:4"  # never a word that looks like a number
-    assert switched_off(config, "1:4,2:4,3:4") == switched_off(config, "4")
+    assert switched_off([config.num_experts] * config.layers, "1:4,2:4,3:4") == switched_off([config.num_experts] * config.layers, "4")
 
 
 @pytest.mark.parametrize(("value", "text"), VALUES)

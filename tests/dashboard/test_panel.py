@@ -17,6 +17,7 @@ from moe_core.figures.tiles import heldout_tile
 from moe_core.figures.tiles.live import speed_tile
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
+from moe_core.runs.source import At
 from moe_core.schema import BY_TOKEN, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
 
@@ -268,15 +269,15 @@ def test_a_fork_counts_its_own_steps_and_shows_its_own_speed(tmp_path: Path) -> 
     told = banner(feed, 0)
     assert told
     assert re.match(r"Stopped: 50 steps, 40 of them inherited, 10 in \d+ s\. ", told["text"])
-    assert speed_tile(feed, 50).value == "100"
-    assert (speed_tile(feed, 30).value, speed_tile(feed, 30).lines) == ("–", ("the parent's steps",))
+    assert speed_tile(feed, At(0, 50)).value == "100"
+    assert (speed_tile(feed, At(0, 30)).value, speed_tile(feed, At(0, 30)).lines) == ("–", ("the parent's steps",))
     feed.run.close()
 
 
 def test_a_fork_that_trains_again_what_is_recorded_has_no_speed_and_no_steps_of_its_own(tmp_path: Path) -> None:
     feed = forked(tmp_path, 40, 0, "starting")
-    assert (panel(feed)["word"], speed_tile(feed, 40).value) == ("Catching up…", "–")
-    assert speed_tile(feed, 40).lines == ("trains again what is recorded",)
+    assert (panel(feed)["word"], speed_tile(feed, At(0, 40)).value) == ("Catching up…", "–")
+    assert speed_tile(feed, At(0, 40)).lines == ("trains again what is recorded",)
     _open.pop().finish("stopped")
     feed.refresh(now=True)
     told = banner(feed, 0)
@@ -373,10 +374,10 @@ def test_a_number_that_looks_ahead_says_so(tmp_path: Path) -> None:
     change = feed.run.turn(strategy="paper")
     writer.commit(Batch(21, ROW.repeat(20, 0), applied=[(change, 21)]))
     feed.refresh(now=True)
-    assert heldout_tile(feed, 40).lines == (LOOKS_AHEAD,)
+    assert heldout_tile(feed, At(0, 40)).lines == (LOOKS_AHEAD,)
     writer.commit(Batch(41, ROW, evals=[(40, {"bits_per_byte": 2.0, "loss": 1.5}, None)]))
     feed.refresh(now=True)
-    assert heldout_tile(feed, 41).lines == ("−1.00 in 30 steps",)
+    assert heldout_tile(feed, At(0, 41)).lines == ("−1.00 in 30 steps",)
     feed.run.close()
     writer.finish("stopped")
 

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from moe_core.dashboard import live, starting
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.reading import KIND_OF_TASK
+from moe_core.figures.catalog import on_page
 from moe_core.figures.tiles import NONE
 from moe_core.runs import create_run
 from moe_core.schema import TASKS, Config, Knobs
@@ -34,9 +33,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def said(page: str, task: str) -> str:
     """A viewer's first message: it looks at every figure of a page."""
-    sizes = {
-        name: [640, 320] for name, entry in FIGURES.items() if entry.page == page and KIND_OF_TASK[task] in entry.kinds
-    }
+    sizes = {name: [640, 320] for name in on_page(starting.Unstarted("a", Config.for_task(task), Knobs()), page)}
     return json.dumps({"theme": "light", "page": page, "layer": 0, "sizes": sizes})
 
 
@@ -69,10 +66,10 @@ def test_only_a_run_that_was_started_here_and_is_not_there_yet_is_starting(runs:
     assert starting.unstarted("a") is None
     (runs / "b").mkdir()
     assert starting.is_starting("b")
-    assert starting.config_of("b") is None  # somebody else's: nobody knows how it will look
+    assert starting.unstarted("b") is None  # somebody else's: nobody knows how it will look
     config = Config.for_task("plane", num_experts=4)
     starting.start(config, Knobs(), "me")
-    assert starting.config_of("a") == config
+    assert starting.unstarted("a").description == starting.Unstarted("a", config, Knobs()).description
     (runs / "a").rename(runs / "made")
     create_run(runs / "a", config, Knobs()).finish("stopped")
     assert not starting.is_starting("a")

@@ -53,14 +53,14 @@ def test_a_figure_that_raises_is_said_at_its_chart_and_once_in_the_log(
     assert said.exc_info[0] is KeyError
 
 
-@pytest.mark.parametrize("part", ["TILES", "panel", "banner"])
+@pytest.mark.parametrize("part", ["tiles_of", "panel", "banner"])
 def test_numbers_and_panel_that_raise_do_not_take_the_charts_with_them(
     viewer: live.Viewer, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("of nothing")
 
-    monkeypatch.setattr(live, part, {"live": broken} if part == "TILES" else broken)
+    monkeypatch.setattr(live, part, broken)
     frame = header(viewer)
     assert frame["figures"].keys() == SIZES.keys()
     assert "cannot be drawn: ZeroDivisionError of nothing" in frame["problem"]

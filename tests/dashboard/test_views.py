@@ -11,8 +11,9 @@ import pytest
 from moe_core.dashboard.feed import _feeds, join, leave_all
 from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.views import look_at
-from moe_core.figures.reading import Beside, held_busiest
+from moe_core.figures.reading import held_busiest
 from moe_core.runs import Batch
+from moe_core.runs.source import Beside
 from moe_core.schema import layout
 from tests.figures.record import _open, record
 
@@ -156,8 +157,8 @@ def test_past_snapshots_are_read_once(tmp_path: Path) -> None:
     run = record(tmp_path / "a")
     feed = join((tmp_path / "a").absolute(), viewer := object())
     np.testing.assert_array_equal(feed.snapshots(), [20, 40, 60])
-    before = feed.past_experts(20, "choices")
+    before = feed.experts_at(20, "choices")
     np.testing.assert_array_equal(before, run.snapshot(20, "choices")[1]["experts"])
     feed.run.snapshot = None  # type: ignore[assignment,method-assign]
-    assert feed.past_experts(20, "choices") is before
+    assert feed.experts_at(20, "choices") is before
     leave_all(viewer)

@@ -8,11 +8,11 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import batch, read_batch, treemap
-from moe_core.figures.reading import batch_sizes, groups_of, tokens_per_expert
+from moe_core.figures.reading import batch_sizes, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import tiles_of
 from moe_core.figures.tiles.tile import plain_count
-from moe_core.schema import Config
+from moe_core.schema import Config, Knobs, describe
 from tests.figures.record import record
 
 
@@ -77,7 +77,7 @@ def test_the_formulas_line_follows_the_turns_of_k():
         SimpleNamespace(name="k", previous=2, value=4, step=3),
         SimpleNamespace(name="k", previous=4, value=1, step=None),
     ]
-    source = SimpleNamespace(knob_changes=lambda: turns, knobs=SimpleNamespace(k=1))
+    source = SimpleNamespace(knob_changes=lambda: turns, knobs=Knobs(k=1), description=describe(Config(), Knobs()))
     assert read_batch.k_at(source, np.arange(1, 6)) == [2, 2, 4, 4, 4]
 
 
@@ -140,4 +140,5 @@ def test_colour_is_the_deviation_from_ideal():
 
 
 def test_a_flat_layer_has_one_group():
-    assert [groups_of(Config(num_experts=16, groups=groups)) for groups in (0, 4)] == [1, 4]
+    descriptions = [describe(Config(num_experts=16, groups=groups), Knobs()) for groups in (0, 4)]
+    assert [one.layers[0].groups for one in descriptions] == [1, 4]

@@ -10,10 +10,9 @@ import plotly.graph_objects as go
 import pytest
 
 from moe_core.dashboard.views import View
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.reading import probe_kind
+from moe_core.figures.catalog import FIGURES, offered
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import TILES
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs.source import At
 from moe_core.schema import TASKS
 from tests.figures.record import record
@@ -56,7 +55,7 @@ def titles(spec: dict[str, Any]) -> list[str]:
 def all_specs(runs: dict[Any, Any], name: str) -> Any:
     for (task, E, steps), run in runs.items():
         entry = FIGURES[name]
-        if probe_kind(run) in entry.kinds:
+        if entry.page == "sweep" or offered(run, name):
             for theme in (LIGHT, DARK):
                 spec = entry.draw.spec(**entry.read(run, At(0, None, None, 100)), theme=theme, size=(460, 300, False))
                 yield (task, E, steps), theme, spec
@@ -104,7 +103,7 @@ def test_a_run_without_a_step_draws_axes_and_no_data(runs: dict[Any, Any], name:
 @pytest.mark.parametrize("page", ["experts", "compare", "batch"])
 def test_tiles_are_plain_text_with_a_yardstick_each(runs: dict[Any, Any], page: str) -> None:
     for (_task, _E, steps), run in runs.items():
-        tiles = TILES[page](run, 0)
+        tiles = tiles_of(page, run)
         assert tiles[0].name == {"experts": "expert_share", "compare": "run_A", "batch": "tokens_per_expert"}[page]
         for tile in tiles:
             assert isinstance(tile.value, str)

@@ -103,20 +103,20 @@ def test_aligned_by_the_fork_both_count_from_it(tmp_path: Path):
     assert read_compare.fork_steps([a, b]) == [20, 20]
     assert read_compare.fork_steps([b, a]) == [20, 20]
     assert read_compare.fork_steps([record(tmp_path / "c"), a]) == [0, 0]
-    by_step = read_compare.read_balance(View(a, {}, (b,)), 0, None, None, None)
+    by_step = read_compare.read_balance(View(a, {}, (b,)), At(0, None, None, None))
     assert [c.steps[[0, -1]].tolist() for c in by_step["curves"]] == [[1, 60], [1, 60]]
-    by_fork = read_compare.read_balance(View(a, {"align": "fork"}, (b,)), 0, None, None, None)
+    by_fork = read_compare.read_balance(View(a, {"align": "fork"}, (b,)), At(0, None, None, None))
     assert [c.steps[[0, -1]].tolist() for c in by_fork["curves"]] == [[1, 40], [1, 40]]
     np.testing.assert_allclose(by_fork["curves"][1].values, b.history("cv_load", 0, first=21)[1])
     spec = compare.compare_balance.spec(**by_fork)
     assert spec["layout"]["xaxis"]["title"]["text"] == "steps since the fork"
-    loss = read_compare.read_loss(View(a, {"align": "fork"}, (b,)), 0, None, None, None)
+    loss = read_compare.read_loss(View(a, {"align": "fork"}, (b,)), At(0, None, None, None))
     assert loss["heldout"][0].steps.tolist() == [20, 40]
 
 
 def test_losses_of_text_are_read_in_bits(tmp_path: Path):
     run = record(tmp_path / "a")
-    read = read_compare.read_loss(run, 0, None, None, None)
+    read = read_compare.read_loss(run, At(0, None, None, None))
     np.testing.assert_allclose(read["curves"][0].values, run.history("task_loss")[1] / np.log(2), rtol=1e-6)
     assert read["unit"] == "bits per byte"
     assert read["heldout"][0].values.tolist() == [2.5, 2.5, 2.5]
@@ -174,14 +174,14 @@ def test_turns_and_the_step_looked_at_count_from_the_fork_too(tmp_path: Path):
     a, b = (open_run(make_run(tmp_path, "text", name=name).path) for name in "ab")  # noise is turned at step 101
     b.parent = SimpleNamespace(run="a", step=60)
     source = View(a, {"align": "fork"}, (b,))
-    read = read_compare.read_balance(source, 0, 80, None, None)
+    read = read_compare.read_balance(source, At(0, 80, None, None))
     assert [[change.step for change in curve.turns] for curve in read["curves"]] == [[41], [41]]
     layout = compare.compare_balance.spec(**read)["layout"]
     assert layout["meta"]["offset"] == 60
     assert [line["x0"] for line in layout["shapes"] if line["line"].get("dash")] == [20]
-    before = read_compare.read_balance(source, 0, 30, None, None)  # before the fork there is nothing to point at
+    before = read_compare.read_balance(source, At(0, 30, None, None))  # before the fork there is nothing to point at
     assert before["over"].cursor is None
-    by_step = compare.compare_balance.spec(**read_compare.read_balance(View(a, {}, (b,)), 0, 80, None, None))
+    by_step = compare.compare_balance.spec(**read_compare.read_balance(View(a, {}, (b,)), At(0, 80, None, None)))
     assert "offset" not in by_step["layout"]["meta"]
     assert [line["x0"] for line in by_step["layout"]["shapes"] if line["line"].get("dash")] == [80]
 

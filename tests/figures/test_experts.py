@@ -9,11 +9,13 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.views import View
 from moe_core.export.replay import probe_of
-from moe_core.figures import experts, favourites, flow, matrices, read_experts, tiles
+from moe_core.figures import experts, favourites, flow, matrices, read_experts
+from moe_core.figures.reading import chosen_expert, recent_share
 from moe_core.figures.theme import DARK, LIGHT, expert_colour
 from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, create_run, open_run
-from moe_core.schema import Config, Knobs, layout
+from moe_core.runs.source import At
+from moe_core.schema import Config, Knobs, describe, layout
 from tests.figures.record import record
 
 
@@ -105,12 +107,12 @@ def test_saturation_is_the_share_of_todays_experts_that_were_there_before(tmp_pa
         open_run(tmp_path / "a").turn(who="dashboard/drag", noise=value)
     open_run(tmp_path / "a").turn(who="autobalance", w_load=0.2)
     writer.finish("finished")
-    read = read_experts.read_saturation(open_run(tmp_path / "a"), 0, None, None, None)
+    read = read_experts.read_saturation(open_run(tmp_path / "a"), At(0, None, None, None))
     assert [(c.name, c.value) for c in read["changes"]] == [("noise", 0.6)]  # a drag is one, as on every other chart
     assert read["steps"].tolist() == [10, 20, 30]
     assert read["kept_n"].tolist() == [0, 0.75, 1]
     assert (read["against"], read["chance"]) == (30, 0.5)
-    earlier = read_experts.read_saturation(open_run(tmp_path / "a"), 0, 20, None, None)
+    earlier = read_experts.read_saturation(open_run(tmp_path / "a"), At(0, 20, None, None))
     assert earlier["kept_n"].tolist() == [0.25, 1]  # of (0, 3) and (1, 0), only 3 was there
     trace = experts.saturation.spec(**read)["data"][0]
     np.testing.assert_allclose(trace["y"], [0, 75, 100])
@@ -134,7 +136,7 @@ def test_a_damaged_snapshot_is_left_out_of_saturation_and_of_the_replay(tmp_path
         feed.refresh()
         replayed = probe_of(run)["steps"]
         assert replayed == [step for step in (10, 20, 30) if step not in damaged]
-        read = [read_experts.read_saturation(source, 0, None, None, None) for source in (run, feed)]
+        read = [read_experts.read_saturation(source, At(0, None, None, None)) for source in (run, feed)]
         assert read[0]["against"] == read[1]["against"]
         assert [one["steps"].tolist() for one in read] == [replayed, replayed]
         experts.saturation.spec(**read[0])
@@ -146,8 +148,7 @@ def test_a_damaged_snapshot_is_left_out_of_saturation_and_of_the_replay(tmp_path
 @pytest.mark.parametrize(("every", "kind"), [(0, "probe"), (3, "choices")])
 def test_many_snapshots_are_read_on_a_grid_that_stands(every: int, kind: str):
     class Source:
-        config = Config(num_experts=4, layers=1, churn_every=every)
-        knobs = Knobs()
+        description = describe(Config(num_experts=4, layers=1, churn_every=every), Knobs())
 
         def __init__(self, last):
             self.last, self.asked = last, []
@@ -156,7 +157,7 @@ def test_many_snapshots_are_read_on_a_grid_that_stands(every: int, kind: str):
             assert asked == kind
             return np.arange(3, self.last + 1, 3)
 
-        def past_experts(self, step, asked):
+        def experts_at(self, step, asked):
             assert asked == kind
             self.asked.append(step)
             return np.zeros((1, 2, 2), np.uint8)
@@ -166,7 +167,7 @@ def test_many_snapshots_are_read_on_a_grid_that_stands(every: int, kind: str):
 
     now, later = Source(3000), Source(3030)
     for source in (now, later):
-        assert len(read_experts.read_saturation(source, 0, None, None, None)["steps"]) <= 2 * read_experts.SNAPSHOTS
+        assert len(read_experts.read_saturation(source, At(0, None, None, None))["steps"]) <= 2 * read_experts.SNAPSHOTS
     assert set(now.asked[:-1]) <= set(later.asked)
     assert now.asked[-1] == 3000
 
@@ -247,11 +248,11 @@ def test_only_the_chosen_experts_bands_are_full():
 
 def test_the_chosen_expert_is_the_links_else_the_most_loaded(tmp_path: Path):
     run = record(tmp_path / "a")
-    share = tiles.recent_share(run, 1, 60)
-    assert tiles.chosen_expert(run, 1, None) == int(share.argmax())
-    assert tiles.chosen_expert(View(run, {"expert": 3}), 1, None) == 2
+    share = recent_share(run, 1, 60)
+    assert chosen_expert(run, 1, None) == int(share.argmax())
+    assert chosen_expert(View(run, {"expert": 3}), 1, None) == 2
     for wrong in (0, 5, "x", ""):
-        assert tiles.chosen_expert(View(run, {"expert": wrong}), 1, None) == int(share.argmax())
+        assert chosen_expert(View(run, {"expert": wrong}), 1, None) == int(share.argmax())
 
 
 def test_tiles_of_an_expert_say_since_when_it_is_dead(tmp_path: Path):

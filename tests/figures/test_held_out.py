@@ -124,7 +124,7 @@ def test_selections_that_are_none_are_said_in_a_line(told: Any, tmp_path: Path) 
 def test_what_draws_no_noise_is_not_said_to(new: Run) -> None:
     quiet = SimpleNamespace(strategy="loss-free", noise=1.0)
     source = SimpleNamespace(
-        config=new.config, evals=new.evals, knob_changes=new.knob_changes, knobs_at=lambda step: quiet
+        description=new.description, evals=new.evals, knob_changes=new.knob_changes, knobs_at=lambda step: quiet
     )
     assert held_out_at(source, 0, 60).where == "in evaluation"
 

@@ -8,7 +8,8 @@ import pytest
 from moe_core.figures.reading import read_knobs
 from moe_core.figures.theme import LIGHT
 from moe_core.figures.turns import Turned, heights, knobs
-from moe_core.schema import Knobs
+from moe_core.runs.source import At
+from moe_core.schema import Config, Knobs, describe
 
 
 def change(id, name, value, step, who="me"):
@@ -16,11 +17,14 @@ def change(id, name, value, step, who="me"):
 
 
 def source(*changes):
-    return SimpleNamespace(started_knobs=Knobs(w_load=0.0), knob_changes=lambda: changes, steps=lambda: (1, 90))
+    started = Knobs(w_load=0.0)
+    return SimpleNamespace(
+        started_knobs=started, description=describe(Config(), started), knob_changes=lambda: changes, steps=lambda: (1, 90)
+    )
 
 
 def test_a_line_steps_where_the_value_acted_and_ends_at_the_last_step():
-    found = read_knobs(source(change(1, "noise", 2.0, 10), change(2, "noise", 0.5, 40)), 0, None, None, None)
+    found = read_knobs(source(change(1, "noise", 2.0, 10), change(2, "noise", 0.5, 40)), At(0, None, None, None))
     assert found["turned"] == {"noise": Turned([1, 10, 40], [1.0, 2.0, 0.5], False, False)}
     spec = knobs.spec(**found)
     (line,) = spec["data"]
@@ -37,7 +41,7 @@ def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
     names = ("noise", "k", "lr", "w_importance", "w_load")
     changes = [change(i, name, 1, 10 * i) for i, name in enumerate(names, 1)]
     changes += [change(9, "k", 3, 80), change(10, "w_load", 0.2, 80, "autobalance"), change(11, "noise", 3, None)]
-    found = read_knobs(source(*changes), 0, 30, (5, 60), None)
+    found = read_knobs(source(*changes), At(0, 30, (5, 60), None))
     assert list(found["turned"]) == ["w_load", "k", "w_importance", "lr"]
     assert [one.own for one in found["turned"].values()] == [True, False, False, False]
     assert [one.log for one in found["turned"].values()] == [True, False, True, True]
@@ -61,7 +65,7 @@ def test_beside_low_rows_a_long_name_is_shortened_and_a_long_word_stands_alone()
 
 
 def test_of_two_turns_in_one_step_the_last_is_drawn():
-    found = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), 0, None, None, None)
+    found = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), At(0, None, None, None))
     assert found["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])
 
 
