@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import pytest
 
 from moe_core.schema import (
-    BY_TOKEN,
     METRICS,
     PRESETS,
     STATS,
@@ -24,6 +23,7 @@ from moe_core.schema import (
     layout,
     meta_of,
     parse_setting,
+    strategies_with,
     switched_off,
     value_text,
     weighing,
@@ -194,7 +194,7 @@ def test_a_run_of_an_earlier_version_stands_as_it_was_trained() -> None:
     assert from_dict(Knobs, knobs) == Knobs(w_importance=0.1, w_load=0.0, weigh="kept")
     for strategy in STRATEGIES:
         assert weighing(strategy, from_dict(Knobs, {**knobs, "strategy": strategy}).weigh) == "kept"
-    assert [name for name in BY_TOKEN if weighing(name, Knobs().weigh) == "all"] == ["switch"]
+    assert [name for name in strategies_with("by_token") if weighing(name, Knobs().weigh) == "all"] == ["switch"]
     assert check(from_dict(Config, config), from_dict(Knobs, knobs))
 
 

@@ -14,12 +14,14 @@ import numpy as np
 from moe_core.figures import (
     bars,
     batch,
+    choice,
     compare,
     experts,
     favourites,
     flow,
     matrices,
     read_batch,
+    read_choice,
     read_compare,
     read_experts,
     read_sweep,
@@ -33,6 +35,7 @@ from moe_core.figures import (
 )
 from moe_core.figures.ablation import ablation
 from moe_core.figures.paper import Figure
+from moe_core.figures.read_choice import ever, measures
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
     KINDS,
@@ -248,6 +251,9 @@ FIGURES: dict[str, Entry] = {
     "sweep_quality": Entry("Quality over the grid", "sweep", KINDS, sweeps.sweep_quality, read_sweep.read_quality),
     "sweep_pareto": Entry("Quality against balance", "sweep", KINDS, sweeps.sweep_pareto, read_sweep.read_pareto),
     "group_treemap": Entry("Groups and experts", "live", KINDS, treemap.group_treemap, read_groups),
+    "router_margin": Entry("Router margin over time", "routing", KINDS, choice.router_margin, read_choice.read_margin),
+    "confidence": Entry("Confidence over time", "routing", KINDS, choice.confidence, read_choice.read_confidence),
+    "bias_effect": Entry("What the bias changes", "routing", KINDS, choice.bias_effect, read_choice.read_bias_effect),
 }
 
 
@@ -263,6 +269,9 @@ def shows(source: Any, name: str) -> bool:
         "expert_flow": lambda: source.config.layers > 1,
         "group_treemap": lambda: groups_of(source.config) > 1,
         "ablation": lambda: source.ablation() is not None,
+        "router_margin": lambda: measures(source, "router_margin") and ever(source, "by_token"),
+        "confidence": lambda: measures(source, "confidence"),
+        "bias_effect": lambda: measures(source, "bias_effect") and ever(source, "biased"),
         "batch_throughput": lambda: bool(len(source.throughput().tokens)),
     }
     return all(need() for word, need in needs.items() if word in (name, entry.page))

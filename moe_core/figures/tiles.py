@@ -35,11 +35,11 @@ from moe_core.figures.reading import (
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import (
     BALANCED,
-    BY_TOKEN,
     COLLAPSED,
     DEAD_AFTER,
     LOOKS_AHEAD,
     METRICS,
+    STRATEGIES,
     experts_per_token,
     looks_ahead,
     untaught,
@@ -286,7 +286,7 @@ def routing_tiles(source: Any, layer: int = 0, step: int | None = None) -> list[
 def undecided(source: Any, step: int, K: int) -> float:
     """The first gate of a router that has no opinion: an even share of what the weights are taken over."""
     knobs = source.knobs_at(step)
-    over_all = knobs.strategy in BY_TOKEN and weighing(knobs.strategy, knobs.weigh) == "all"
+    over_all = STRATEGIES[knobs.strategy].by_token and weighing(knobs.strategy, knobs.weigh) == "all"
     return 1 / (source.config.num_experts if over_all else K)
 
 

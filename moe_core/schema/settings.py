@@ -19,6 +19,13 @@ class Strategy(NamedTuple):
     """A way of balancing, as a person must know it; moe_core/nn/strategies.py has what it computes."""
 
     help: str
+    noisy: bool = False  # its gate draws noise while training
+    by_token: bool = False  # each token chooses, so that choices can be dropped and weighed over all experts
+    biased: bool = False  # a bias of each expert is added to the scores that choose
+    learns: bool = True  # False: a control, whose gate nothing teaches
+    losses_even: bool = (
+        False  # a collapsed gate becomes even by strategy paper with both its weights up (benchmarks/remedies.py)
+    )
     causal: bool = (
         True  # False: what a token gets in evaluation depends on later tokens, which flatters a language model
     )
@@ -29,12 +36,32 @@ class Strategy(NamedTuple):
 
 
 STRATEGIES = {
-    "none": Strategy("the noisy top-k gate by itself", hierarchical=True, zero_start=True),
-    "paper": Strategy("importance and load loss (Shazeer et al. 2017)", hierarchical=True, zero_start=True),
-    "switch": Strategy(
-        "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True, weigh="all"
+    "none": Strategy(
+        "the noisy top-k gate by itself",
+        noisy=True,
+        by_token=True,
+        losses_even=True,
+        hierarchical=True,
+        zero_start=True,
     ),
-    "loss-free": Strategy("a bias for each expert, stepped after each update, chooses (Wang et al. 2024)"),
+    "paper": Strategy(
+        "importance and load loss (Shazeer et al. 2017)",
+        noisy=True,
+        by_token=True,
+        losses_even=True,
+        hierarchical=True,
+        zero_start=True,
+    ),
+    "switch": Strategy(
+        "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)",
+        noisy=True,
+        by_token=True,
+        hierarchical=True,
+        weigh="all",
+    ),
+    "loss-free": Strategy(
+        "a bias for each expert, stepped after each update, chooses (Wang et al. 2024)", by_token=True, biased=True
+    ),
     "expert-choice": Strategy(
         "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
         causal=False,
@@ -44,12 +71,17 @@ STRATEGIES = {
         "each expert keeps its best tokens of the batch, and learns a threshold for evaluation (Shazeer et al. 2017, appendix F)",
         whole=True,
     ),
-    "even": Strategy("tokens dealt to the experts in turn: the control, from which the gate learns nothing"),
+    "even": Strategy(
+        "tokens dealt to the experts in turn: the control, from which the gate learns nothing", learns=False
+    ),
 }
-NOISY = ("none", "paper", "switch")  # the strategies that draw noise
-BY_TOKEN = (*NOISY, "loss-free")  # those in which each token chooses, so that choices can be dropped
 OWN = "own"  # a weighing is left to the strategy
 WEIGHINGS = (OWN, "kept", "all")
+
+
+def strategies_with(flag: str) -> tuple[str, ...]:
+    """The names of the strategies that have a flag of Strategy."""
+    return tuple(name for name, strategy in STRATEGIES.items() if getattr(strategy, flag))
 
 
 class Meta(NamedTuple):
@@ -149,7 +181,12 @@ class Knobs:
     """What a person turns while the run trains. A change takes effect at the top of the next step."""
 
     noise: float = setting(
-        1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05, strategies=NOISY
+        1.0,
+        "scale of the noise on the gate's logits while training",
+        low=0.0,
+        high=4.0,
+        step=0.05,
+        strategies=strategies_with("noisy"),
     )
     k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
     w_importance: float = setting(
@@ -168,7 +205,7 @@ class Knobs:
         OWN,
         "over which experts a token's weights are taken: the kept ones, so that they sum to 1, or all; own: as the strategy says (switch all, others kept)",
         choices=WEIGHINGS,
-        strategies=BY_TOKEN,
+        strategies=strategies_with("by_token"),
         before="kept",
     )
     w_switch: float = setting(
@@ -194,10 +231,15 @@ class Knobs:
         low=0.0,
         high=1.0,
         scale="log0",
-        strategies=tuple(name for name in STRATEGIES if name != "even"),
+        strategies=strategies_with("learns"),
     )
     capacity_factor: float = setting(
-        0.0, "most tokens of an expert, in fair shares; 0 drops none", low=0.0, high=8.0, step=0.05, strategies=BY_TOKEN
+        0.0,
+        "most tokens of an expert, in fair shares; 0 drops none",
+        low=0.0,
+        high=8.0,
+        step=0.05,
+        strategies=strategies_with("by_token"),
     )
     off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
     k_primary: int = setting(2, "groups selected for each token", low=1, high=256, step=1, hierarchical=True)
@@ -207,7 +249,7 @@ class Knobs:
         low=0.0,
         high=4.0,
         step=0.05,
-        strategies=NOISY,
+        strategies=strategies_with("noisy"),
         hierarchical=True,
     )
     w_importance_primary: float = setting(
@@ -269,7 +311,7 @@ def experts_per_token(config: Config, knobs: Knobs) -> int:
 
 def draws_noise(config: Config, knobs: Knobs) -> bool:
     """Whether training draws noise, which an evaluation never does: then the two route differently."""
-    return knobs.strategy in NOISY and (knobs.noise > 0 or (config.groups > 1 and knobs.noise_primary > 0))
+    return STRATEGIES[knobs.strategy].noisy and (knobs.noise > 0 or (config.groups > 1 and knobs.noise_primary > 0))
 
 
 LOOKING = ("strategy", "k", "k_primary", "capacity_factor")  # the knobs that looks_ahead() goes by
@@ -287,7 +329,7 @@ def looks_ahead(config: Config, knobs: Knobs, training: bool = False) -> bool:
     choosing = strategy.whole if training else not strategy.causal
     several = experts_per_token(config, knobs)
     # Experts that could take every token drop none.
-    dropping = knobs.strategy in BY_TOKEN and 0 < knobs.capacity_factor * several < config.num_experts
+    dropping = strategy.by_token and 0 < knobs.capacity_factor * several < config.num_experts
     return config.task == "text" and (choosing or (dropping and several > 1))
 
 
