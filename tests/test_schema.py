@@ -74,7 +74,7 @@ def test_a_run_of_a_later_version_opens() -> None:
         ("noise", float("nan"), "noise must be between 0 and 4, got nan"),
         ("noise", float("inf"), "noise must be between 0 and 4, got inf"),
         ("k", 1.5, "k must be a whole number, got 1.5"),
-        ("k", 0, "k must be between 1 and 256, got 0"),
+        ("k", 0, "k must be between 1 and 1024, got 0"),
     ],
 )
 def test_a_bad_knob_is_refused_in_one_line(name: str, value: object, says: str) -> None:

@@ -266,7 +266,7 @@ def shows(source: Any, name: str) -> bool:
         return False
     needs: dict[str, Callable[[], bool]] = {
         "compare": lambda: bool(getattr(source, "others", ())),
-        "expert_flow": lambda: source.config.layers > 1,
+        "expert_flow": lambda: source.config.layers > 1 and flow.fits(source.config.layers, source.config.num_experts),
         "group_treemap": lambda: groups_of(source.config) > 1,
         "ablation": lambda: source.ablation() is not None,
         "router_margin": lambda: measures(source, "router_margin") and ever(source, "by_token"),

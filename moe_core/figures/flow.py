@@ -18,6 +18,11 @@ GAP = 2.0  # px between two nodes, where they are few
 CURVE = 16  # points along a side of a band
 
 
+def fits(layers: int, num_experts: int) -> bool:
+    """Whether the counts between layers fit in the memory of a page: up to 134 MB, as of 15 layers of 1,024 experts."""
+    return layers * (num_experts + 1) ** 2 <= 1 << 24
+
+
 def flows(experts_LNK: Array, E: int) -> Array:
     """Tokens that go from first expert i in one layer to j in the next (L - 1, E + 1, E + 1); E stands for no expert."""
     first_LN = [first_experts(layer_NK, E) for layer_NK in np.asarray(experts_LNK)]

@@ -7,6 +7,10 @@ from typing import Any, NamedTuple, Self
 
 TASKS = ("text", "digits", "plane")
 PLANES = ("spirals", "rings", "checkerboard", "gaussians")
+MOST_LAYERS, MOST_EXPERTS = (
+    256,
+    1024,
+)  # the largest models that are known have 61 x 256; a row is then 3 MB (docs/decisions.md)
 WINDOW = 100  # steps over which co-activation and specialisation are counted
 PROBE_TOKENS = 256
 AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name made
@@ -117,13 +121,13 @@ class Config:
     """A run's identity: fixed from its first step to its last."""
 
     task: str = setting("text", "what the model learns", choices=TASKS)
-    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=256)
+    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=MOST_EXPERTS)
     groups: int = setting(
-        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=256
+        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=MOST_EXPERTS
     )
     d_model: int = setting(64, "width of a token", low=1, high=4096)
     d_hidden: int = setting(32, "width of an expert's hidden layer", low=1, high=16384)
-    layers: int = setting(2, "MoE layers", low=1, high=4)
+    layers: int = setting(2, "MoE layers", low=1, high=MOST_LAYERS)
     tokens: int = setting(1024, "tokens in a training batch", low=1, high=65536)
     context: int = setting(
         128, "bytes that the language model sees at once", low=2, high=1024, unit="bytes", tasks=("text",)
@@ -188,7 +192,9 @@ class Knobs:
         step=0.05,
         strategies=strategies_with("noisy"),
     )
-    k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
+    k: int = setting(
+        2, "experts selected for each token", label="k, experts per token", low=1, high=MOST_EXPERTS, step=1
+    )
     w_importance: float = setting(
         0.01,
         "weight of the importance loss",
@@ -242,7 +248,7 @@ class Knobs:
         strategies=strategies_with("by_token"),
     )
     off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
-    k_primary: int = setting(2, "groups selected for each token", low=1, high=256, step=1, hierarchical=True)
+    k_primary: int = setting(2, "groups selected for each token", low=1, high=MOST_EXPERTS, step=1, hierarchical=True)
     noise_primary: float = setting(
         1.0,
         "scale of the noise on the primary gate's logits while training",

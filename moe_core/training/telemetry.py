@@ -19,6 +19,7 @@ from moe_core.nn.gating import Routing
 from moe_core.schema import DEAD_AFTER, WINDOW, Column, Config, layout, measured_in
 from moe_core.training.data import Data
 
+LARGE = 1 << 26  # bytes of an array of a snapshot; the blob of several must stay below runs.codec.LARGEST
 GRID = 64  # points along each side of the plane's region picture
 
 
@@ -131,14 +132,9 @@ class Window:
 
     def coactivation(self) -> Tensor:
         """(L, E, E): of the tokens of expert i, the share that also goes to j. Rows of an unused expert are 0."""
-        E, layers = self.num_experts, []
+        layers = []
         for layer in range(len(self.steps[0][0])):
-            both_EE = 0.0
-            for chosen, _ in self.steps:
-                experts_TK = chosen[layer].long()
-                mask_TE = torch.zeros(len(experts_TK), E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)
-                mask_TE = mask_TE[:, :E]  # without the empty places
-                both_EE = both_EE + mask_TE.T @ mask_TE
+            both_EE = sum(together(chosen[layer].long(), self.num_experts) for chosen, _ in self.steps)
             layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
         return torch.stack(layers)
 
@@ -213,10 +209,23 @@ class Probe:
             "w_gate": _halves([layer.gate.w_gate for layer in model.moe_layers]),
         }
         if window.steps:  # not before the first step
-            arrays["coactivation"] = window.coactivation().cpu().numpy()
-            for label in window.sizes:
-                arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
-        return arrays
+            L, E = len(routings), window.num_experts
+            if 4 * L * E * E <= LARGE:
+                arrays["coactivation"] = window.coactivation().cpu().numpy()
+            for label, values in window.sizes.items():
+                if 4 * L * values * E <= LARGE:
+                    arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
+        return {name: array for name, array in arrays.items() if array.nbytes <= LARGE}
+
+
+def together(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """(E, E) tokens that go to both i and j, in float; of i and i, all that go to i. An empty place is left out."""
+    (tokens, k), E = experts_TK.shape, num_experts
+    if k * k < E:  # pairs are fewer than the cells of a product of masks
+        pairs_TKK = experts_TK[:, :, None] * (E + 1) + experts_TK[:, None, :]
+        return pairs_TKK.flatten().bincount(minlength=(E + 1) ** 2).view(E + 1, E + 1)[:E, :E].float()
+    mask_TE = torch.zeros(tokens, E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)[:, :E]
+    return mask_TE.T @ mask_TE
 
 
 def spread(logits_TE: Tensor) -> Tensor:
