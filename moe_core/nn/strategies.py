@@ -167,7 +167,7 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
 
 
 def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> Tensor:
-    """The gate's, after a look at what was asked."""
+    """(T, E) the gate's logits without noise. ValueError for a k that is out of range, or more than the experts that are on."""
     gate.check_on(gate.check_k(k, gate.num_experts), off)
     return gate.clean_logits(x_TD, off)
 

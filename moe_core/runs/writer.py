@@ -253,7 +253,7 @@ class RunWriter:
     def decide(self, who: str, seen: int, given: Collection[str], values: Mapping[str, float]) -> None:
         """Turn knobs as was decided from how the given ones stood when the last turn that was seen had this row id.
 
-        If one of those has been turned since, nothing is turned: that turn stands.
+        If one of those has been turned since, nothing is turned: the later turn counts.
         """
         run = Run(self.follow())
 

@@ -106,7 +106,7 @@ class Meta(NamedTuple):
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
-    """A field of Config or Knobs whose range, unit and help stand beside its default."""
+    """A field of Config or Knobs with its range, unit and help beside its default."""
     return field(default=default, metadata={"meta": Meta(help, **meta)})
 
 

@@ -21,7 +21,7 @@ class Stat(NamedTuple):
 
     shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
     stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
-    clock: depends on when the trainer was looked at, so the same training measures it differently the next time.
+    clock: depends on wall time, so the same training measures it differently the next time.
     """
 
     name: str

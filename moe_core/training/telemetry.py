@@ -1,6 +1,6 @@
 """What a step leaves behind: its statistics, kept on the device until a flush, and snapshots of a fixed probe batch.
 
-Nothing here draws a random number, so that looking at a run, whenever the clock says so, does not change it.
+Nothing here draws a random number, so that a snapshot, whenever the clock asks for one, does not change the run.
 
 Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
 """
@@ -166,7 +166,7 @@ class Probe:
     def compare(self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
         """A snapshot of kind "choices": each token's experts. Sets the telemetry's churn and saturation since the last.
 
-        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in look().
+        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in snapshot().
         """
         E, was_training = self.config.num_experts, model.training
         model.eval()
@@ -180,7 +180,7 @@ class Probe:
         return {"experts": _small(_same_width(chosen, E), E)}
 
     @torch.no_grad()
-    def look(
+    def snapshot(
         self, model: nn.Module, asked: Mapping[str, Any], full: bool, window: Window
     ) -> dict[str, dict[str, np.ndarray]]:
         """Snapshots by kind: "probe" always, "full" when asked for; for whoever watches, so whenever the clock says so.
