@@ -48,7 +48,7 @@ class Feed:
 
     def __init__(self, run: Run) -> None:
         self.run, self.config, self.id = run, run.config, run.id
-        self.started_knobs = run.started_knobs
+        self.started_knobs, self.layout = run.started_knobs, run.layout
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
         self.lock = threading.RLock()
         self.series: dict[tuple[str, int], Series] = {}

@@ -27,12 +27,8 @@ class Strategy(NamedTuple):
     by_token: bool = False  # each token chooses, so that choices can be dropped and weighed over all experts
     biased: bool = False  # a bias of each expert is added to the scores that choose
     learns: bool = True  # False: a control, whose gate nothing teaches
-    losses_even: bool = (
-        False  # a collapsed gate becomes even by strategy paper with both its weights up (benchmarks/remedies.py)
-    )
-    causal: bool = (
-        True  # False: what a token gets in evaluation depends on later tokens, which flatters a language model
-    )
+    losses_even: bool = False  # measured: strategy paper with both weights up evens its collapsed gate (diagnosis.py)
+    causal: bool = True  # False: evaluation depends on later tokens, which flatters a language model
     whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
     hierarchical: bool = False  # works with groups of experts too
     zero_start: bool = False  # the gate may start at zero: its noise parts the experts

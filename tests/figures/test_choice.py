@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from moe_core.__main__ import main
+from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.views import View
 from moe_core.export.numbers import statistics
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.runs import Batch, Run, create_run, open_run
@@ -67,7 +69,10 @@ def test_a_chart_is_offered_where_its_statistic_has_a_meaning(
     tmp_path: Path, strategy: str, turned: str, offered: list[str]
 ) -> None:
     run = recorded(tmp_path / "a", (("strategy", turned, 10),) if turned else (), strategy=strategy)
-    assert [name for name in CHOICE if shows(run, name)] == offered
+    for source in (run, Feed(run), View(Feed(run), {}, ())):
+        if source is not run:
+            source.refresh()
+        assert [name for name in CHOICE if shows(source, name)] == offered
 
 
 @pytest.mark.parametrize("name", ["text", "digits", "plane", "fork"])
