@@ -113,9 +113,9 @@ class Patient:
 
     def __init__(self, config: Config, knobs: Knobs, data: Data):
         self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(Path()), lambda event: None)
-        self.trainer.next_look = math.inf
+        self.trainer.next_snapshot = math.inf
         self.watch, self.layers = Watch(config, knobs), range(config.layers)
-        self.watch.next_look = math.inf
+        self.watch.next_diagnosis = math.inf
 
     def step(self) -> None:
         self.trainer.train_step(0.0)

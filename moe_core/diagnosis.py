@@ -19,9 +19,9 @@ from moe_core.runs.rows import Eval, KnobChange
 from moe_core.runs.statistics import held_out_balance, too_few
 from moe_core.schema import (
     BALANCED,
-    BY_TOKEN,
     COLLAPSED,
     DEAD_AFTER,
+    STRATEGIES,
     TASK_GRADIENT_EVERY,
     Description,
     Knobs,
@@ -200,7 +200,7 @@ def even_again(knobs: Knobs) -> dict[str, float | str]:
     What stands already is left out, so nothing is offered to a gate that is being mended, nor where it was not measured:
     under the strategies that balance by other means.
     """
-    if knobs.strategy not in ("none", "paper"):
+    if not STRATEGIES[knobs.strategy].losses_even:
         return {}
     wanted: dict[str, float | str] = {} if knobs.strategy == "paper" else {"strategy": "paper"}
     if knobs.noise < 1:
@@ -260,7 +260,7 @@ def no_gradient(seen: Seen) -> Finding | None:
     """A gate that the task teaches nothing, by its measured gradient. Not under `even`, which asks no gate."""
     none_n = untaught(seen.task_gradient_n, seen.grad_norm_n)
     since = standing(seen.steps_n, none_n, np.isfinite(seen.task_gradient_n) & ~none_n)
-    if since is None or not none_n[-1] or seen.knobs.strategy == "even":
+    if since is None or not none_n[-1] or not STRATEGIES[seen.knobs.strategy].learns:
         return None
     last = int(seen.steps_n[-1])
     if since_knobs(seen, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % TASK_GRADIENT_EVERY:
@@ -270,7 +270,11 @@ def no_gradient(seen: Seen) -> Finding | None:
     what = f"The gate learns nothing from the task: the task's gradient on it is {size}."
     single = seen.knobs.k == 1 or (seen.groups > 1 and seen.knobs.k_primary == 1)
     remedy: dict[str, float | str] | None = None
-    if single and seen.knobs.strategy in BY_TOKEN and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept":
+    if (
+        single
+        and STRATEGIES[seen.knobs.strategy].by_token
+        and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept"
+    ):
         why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only the balancing losses move it."
         remedy = {"weigh": "all"}
         try_this = f"Turn {turns(remedy)}, as in Switch, or k to 2 or more."
@@ -292,7 +296,7 @@ def collapse(seen: Seen) -> Finding | None:
     now = mean_of_last(seen.steps_n, cv_n, HOLD)
     if not isinstance(seen.knobs, Knobs):
         why = "An expert that is chosen learns, and is chosen the more; what balances the experts is weaker than that."
-    elif seen.knobs.strategy not in ("none", "paper"):
+    elif not STRATEGIES[seen.knobs.strategy].losses_even:
         why = f"Strategy {seen.knobs.strategy} is weaker than the pull of the experts that learnt first."
     elif seen.knobs.strategy == "none" or not (seen.knobs.w_importance or seen.knobs.w_load):
         why = "No loss asks for balance: an expert that is chosen learns, and is chosen the more."

@@ -2,4 +2,6 @@
 
 from moe_core.dashboard import controls
 
+CHOICE = ["router_margin", "confidence", "bias_effect"]  # those that this run measures
+
 controls.page("routing")

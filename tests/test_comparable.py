@@ -101,7 +101,9 @@ def test_what_is_said_to_look_ahead_does_and_nothing_else(strategy: str, groups:
         assert earlier_outputs_change(config, knobs, tries=12 if ahead else 3) == ahead, knobs
         if not factor:
             still = replace(knobs, noise=0.0, noise_primary=0.0)
-            assert earlier_outputs_change(config, still, 3, training=True) == looks_ahead(describe(config, still), still, training=True)
+            assert earlier_outputs_change(config, still, 3, training=True) == looks_ahead(
+                describe(config, still), still, training=True
+            )
         assert not looks_ahead(describe(replace(config, task="digits"), knobs), knobs)  # rows have no order
 
 
@@ -110,9 +112,14 @@ def test_it_goes_by_the_knobs_that_are_named_and_no_others() -> None:
         for f in fields(Knobs):
             meta = meta_of(Knobs, f.name)
             values = meta.choices or (("1",) if f.name == "off" else (1, 2, 8, meta.high))
-            told = {looks_ahead(describe(CONFIG, replace(knobs, **{f.name: value})), replace(knobs, **{f.name: value})) for value in values}
+            told = {
+                looks_ahead(describe(CONFIG, replace(knobs, **{f.name: value})), replace(knobs, **{f.name: value}))
+                for value in values
+            }
             assert f.name in LOOKING or told == {looks_ahead(describe(CONFIG, knobs), knobs)}, f.name
-    assert {looks_ahead(describe(CONFIG, Knobs(capacity_factor=1.0, k=k)), Knobs(capacity_factor=1.0, k=k)) for k in (1, 2)} == {False, True}
+    assert {
+        looks_ahead(describe(CONFIG, Knobs(capacity_factor=1.0, k=k)), Knobs(capacity_factor=1.0, k=k)) for k in (1, 2)
+    } == {False, True}
 
 
 def test_an_end_says_it_by_the_strategy_at_its_evaluation(ahead: Run, plain: Run, tmp_path: Path) -> None:
@@ -218,7 +225,9 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         assert (known[""], known["dot"]) == (wanted, [not one for one in wanted])
         assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
     assert columns(found)["B_minus_A_comparable"].tolist() == [False] * 80
-    found = FIGURES["compare_loss_difference"].read(Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), At(0, None, None, None))
+    found = FIGURES["compare_loss_difference"].read(
+        Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), At(0, None, None, None)
+    )
     assert found["gaps"][0].comparable is None
     assert "looks ahead" not in FIGURES["compare_loss_difference"].draw.spec(**found)["layout"]["title"]["text"]
 

@@ -31,7 +31,10 @@ MAY_IMPORT = {
     "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
     "app.py": {"streamlit", "moe_core.folders", "moe_core.dashboard"},
 }  # fmt: skip
-SQL_ONLY_IN = {f"moe_core/runs/{name}.py" for name in ("branch", "database", "store", "sums", "turns", "writer")}
+SQL_ONLY_IN = {
+    f"moe_core/runs/{name}.py"
+    for name in ("begin", "branch", "database", "store", "sums", "thinning", "turns", "writer")
+}
 
 
 def imports(path: Path) -> set[str]:

@@ -6,7 +6,6 @@ from dataclasses import fields, replace
 import pytest
 
 from moe_core.schema import (
-    BY_TOKEN,
     METRICS,
     PRESETS,
     STATS,
@@ -25,6 +24,7 @@ from moe_core.schema import (
     layout,
     meta_of,
     parse_setting,
+    strategies_with,
     switched_off,
     value_text,
     weighing,
@@ -75,7 +75,7 @@ def test_a_run_of_a_later_version_opens() -> None:
         ("noise", float("nan"), "noise must be between 0 and 4, got nan"),
         ("noise", float("inf"), "noise must be between 0 and 4, got inf"),
         ("k", 1.5, "k must be a whole number, got 1.5"),
-        ("k", 0, "k must be between 1 and 256, got 0"),
+        ("k", 0, "k must be between 1 and 1024, got 0"),
     ],
 )
 def test_a_bad_knob_is_refused_in_one_line(name: str, value: object, says: str) -> None:
@@ -161,7 +161,9 @@ def test_experts_are_switched_off_in_every_layer_or_in_one() -> None:
     assert switched_off([256], "256") == ((255,),)
     assert check_knob(config, "off", " 4 , 2:16 ") == " 4 , 2:16 "
     assert check_knob(config, "off", " 4 ") == "1:4,2:4,3:4"  # never a word that looks like a number
-    assert switched_off([config.num_experts] * config.layers, "1:4,2:4,3:4") == switched_off([config.num_experts] * config.layers, "4")
+    assert switched_off([config.num_experts] * config.layers, "1:4,2:4,3:4") == switched_off(
+        [config.num_experts] * config.layers, "4"
+    )
 
 
 @pytest.mark.parametrize(("value", "text"), VALUES)
@@ -195,7 +197,7 @@ def test_a_run_of_an_earlier_version_stands_as_it_was_trained() -> None:
     assert from_dict(Knobs, knobs) == Knobs(w_importance=0.1, w_load=0.0, weigh="kept")
     for strategy in STRATEGIES:
         assert weighing(strategy, from_dict(Knobs, {**knobs, "strategy": strategy}).weigh) == "kept"
-    assert [name for name in BY_TOKEN if weighing(name, Knobs().weigh) == "all"] == ["switch"]
+    assert [name for name in strategies_with("by_token") if weighing(name, Knobs().weigh) == "all"] == ["switch"]
     assert check(from_dict(Config, config), from_dict(Knobs, knobs))
 
 

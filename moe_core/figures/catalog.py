@@ -12,12 +12,14 @@ import numpy as np
 from moe_core.figures import (
     bars,
     batch,
+    choice,
     compare,
     experts,
     favourites,
     flow,
     matrices,
     read_batch,
+    read_choice,
     read_compare,
     read_experts,
     read_sweep,
@@ -30,7 +32,7 @@ from moe_core.figures import (
     turns,
 )
 from moe_core.figures.ablation import ablation
-from moe_core.figures.needs import Need, ablated, compared, groups, knobs, layers, probe, stats, timed, windows
+from moe_core.figures.needs import Need, ablated, compared, groups, knobs, layers, probe, stats, timed, used, windows
 from moe_core.figures.paper import Figure
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
@@ -202,6 +204,23 @@ FIGURES: dict[str, Entry] = {
     "probe_gates": Entry("Gates of the probe", "routing", routing.probe_gates, read_probe_gates, (NON_TEXT,)),
     "tokens_by_expert": Entry("Tokens by first expert", "routing", bars.tokens_by_expert, read_tokens, (probe(),)),
     "churn": Entry("Router churn over time", "routing", routing.churn, read_churn, (probe(), stats("churn"))),
+    "router_margin": Entry(
+        "Router margin over time",
+        "routing",
+        choice.router_margin,
+        read_choice.read_margin,
+        (stats("router_margin", "router_margin_p10"), used("by_token")),
+    ),
+    "confidence": Entry(
+        "Confidence over time", "routing", choice.confidence, read_choice.read_confidence, (stats("confidence"),)
+    ),
+    "bias_effect": Entry(
+        "What the bias changes",
+        "routing",
+        choice.bias_effect,
+        read_choice.read_bias_effect,
+        (stats("bias_effect"), used("biased")),
+    ),
     "expert_rank": Entry(
         "Experts by load", "experts", experts.expert_rank, read_experts.read_rank, (stats("load_share"),)
     ),
@@ -249,7 +268,13 @@ FIGURES: dict[str, Entry] = {
     "saturation": Entry(
         "Router saturation over time", "experts", experts.saturation, read_experts.read_saturation, (probe(),)
     ),
-    "expert_flow": Entry("From layer to layer", "experts", flow.expert_flow, read_experts.read_flow, (layers, probe())),
+    "expert_flow": Entry(
+        "From layer to layer",
+        "experts",
+        flow.expert_flow,
+        read_experts.read_flow,
+        (layers, probe(), lambda source: flow.fits(source.description.experts)),
+    ),
     "ablation": Entry("Loss without each expert", "experts", ablation, read_ablation, (ablated,)),
     "compare_balance": Entry(
         "Balance", "compare", compare.compare_balance, read_compare.read_balance, (stats("cv_load"),), (compared,)

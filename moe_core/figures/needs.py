@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import DERIVED
+from moe_core.schema import STRATEGIES, name_of
 
 Need = Callable[[Source], bool]
 
@@ -37,6 +38,19 @@ def layers(source: Source) -> bool:
 def groups(source: Source) -> bool:
     """A layer has experts in groups."""
     return any(layer.groups > 1 for layer in source.description.layers)
+
+
+def used(flag: str) -> Need:
+    """Some strategy that the run was trained with has this flag of schema.Strategy; a run without a strategy that this version
+    knows may have it too."""
+
+    def need(source: Source) -> bool:
+        turned = [c.value for c in source.knob_changes() if c.name == "strategy" and c.step is not None]
+        names = [name_of(source.started_knobs), *turned]
+        known = [STRATEGIES[str(name)] for name in names if name in STRATEGIES]
+        return not known or any(getattr(strategy, flag) for strategy in known)
+
+    return need
 
 
 def windows(source: Source) -> bool:

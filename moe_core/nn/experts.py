@@ -33,7 +33,7 @@ def mixture(
 
     counts_E are the selections of each expert in experts_TK. gaps=True says that experts_TK may hold E, one past the last
     expert, where a place is empty: no row is computed for it, its weight counts for nothing and gets no gradient, and
-    counts_E leaves it out; a token without any expert gets 0. Without gaps=True there must be none: nothing looks.
+    counts_E leaves it out; a token without any expert gets 0. Without gaps=True there must be none, which is not checked.
     Runs in autocast's precision where that is on, else in x's. Differentiable once; reference_mixture is for gradients
     of gradients.
     """

@@ -30,6 +30,10 @@ class Routing(NamedTuple):
     kept_E: None where each token has exactly K experts. Else experts_TK holds E, one past the last expert, and
     weights_TK 0 where a place is empty, and kept_E counts what experts_TK holds. on: the indices of the experts that
     are on, None if all are. primary: the choice of groups above, in a hierarchical gate.
+
+    For the telemetry, without a gradient: margin_T is router_margin() of the scores that each token chose by, noise and
+    bias included; None where tokens do not choose. affinity_TE are the sigmoid affinities of a strategy that chooses by
+    affinity + bias, else None. dropped_from_TK: experts_TK before choices were dropped from it, None if none were.
     """
 
     weights_TK: Tensor
@@ -43,12 +47,25 @@ class Routing(NamedTuple):
     kept_E: Tensor | None = None
     on: Tensor | None = None
     primary: "Routing | None" = None
+    margin_T: Tensor | None = None
+    affinity_TE: Tensor | None = None
+    dropped_from_TK: Tensor | None = None
 
     @property
     def gates_TE(self) -> Tensor:
         """The gates of all experts, 0 where not selected; made when asked for."""
         num_experts = self.clean_logits_TE.shape[1]
         return dense_gates(self.weights_TK, self.experts_TK, num_experts + 1)[:, :num_experts]
+
+    @property
+    def chosen_TK(self) -> Tensor:
+        """experts_TK before any drop."""
+        return self.experts_TK if self.dropped_from_TK is None else self.dropped_from_TK
+
+    @property
+    def ragged(self) -> bool:
+        """Whether chosen_TK has empty places: tokens had different numbers of experts before any drop."""
+        return self.kept_E is not None and self.dropped_from_TK is None
 
 
 def dense_gates(weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> Tensor:
@@ -67,6 +84,16 @@ def top_k_gating(logits_TE: Tensor, k: int, weigh: str = "kept") -> tuple[Tensor
     experts_TK = order_TJ[:, :k]
     weights_TK = top_TJ[:, :k].softmax(1) if weigh == "kept" else logits_TE.softmax(1).gather(1, experts_TK)
     return weights_TK, experts_TK, top_TJ
+
+
+@torch.no_grad()
+def router_margin(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
+    """(T,) the weakest chosen score minus the strongest unchosen one: a smaller error in the scores changes no choice.
+
+    0 at a tie; infinite where nothing is unchosen: K = E, or all others off (scores of minus infinity).
+    """
+    unchosen_TE = scores_TE.scatter(-1, experts_TK, -math.inf)
+    return scores_TE.gather(-1, experts_TK).amin(-1) - unchosen_TE.amax(-1)
 
 
 def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
@@ -190,8 +217,11 @@ class NoisyTopKGate(nn.Module):
         counts_E = count_selections(experts_TK, self.num_experts)
         # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.
         load_E = smooth_load(clean_TE, noisy_TE, std_TE, k, top_TJ) if noise > 0 else counts_E.to(x_TD.dtype)
-        on = experts_on(off, clean_TE)
-        return Routing(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E, on=on)
+        return Routing(
+            *(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E),
+            on=experts_on(off, clean_TE),
+            margin_T=router_margin(noisy_TE, experts_TK),
+        )
 
     def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:
         """(T, E) x W_g in float32 or wider, without noise: what the strategies choose by that draw none."""

@@ -16,6 +16,7 @@ from moe_core.nn.gating import (
     count_selections,
     dense_gates,
     experts_on,
+    router_margin,
     selection_chance_TE,
     switch_off,
 )
@@ -100,6 +101,9 @@ class HierarchicalGate(nn.Module):
         weights_TN, order_TN = products_TPK.flatten(1).sort(dim=1, descending=True, stable=True)
         experts_TN = experts_TPK.flatten(1).gather(1, order_TN)
 
+        # An error below both levels' margins changes no choice. (T, P): that of each group that was chosen.
+        margin_TP = router_margin(noisy_TGB, inner_TGK).gather(1, primary.experts_TK)
+
         every = [*off, *(g * self.size + b for g in empty for b in range(self.size))]
         return Routing(
             *(weights_TN, experts_TN),
@@ -111,6 +115,7 @@ class HierarchicalGate(nn.Module):
             counts_E=count_selections(experts_TN, self.num_experts),
             on=experts_on(every, clean_TE),
             primary=primary,
+            margin_T=torch.minimum(primary.margin_T, margin_TP.amin(1)),
         )
 
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.nn.balance import importance_loss, load_loss, sequence_loss, switch_loss, threshold_loss, z_loss
-from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
-from moe_core.schema import BY_TOKEN, STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
+from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on, router_margin
+from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
 
 class Step(NamedTuple):
@@ -56,7 +56,7 @@ def route(
         raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
     weigh = weighing(strategy, weigh)
     routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, weigh=weigh, **asked)
-    return limit(routing, capacity_factor) if capacity_factor and strategy in BY_TOKEN else routing
+    return limit(routing, capacity_factor) if capacity_factor and STRATEGIES[strategy].by_token else routing
 
 
 def losses(step: Step) -> dict[str, Tensor]:
@@ -94,10 +94,12 @@ def by_biased_affinity(
     """
     clean_TE = clean_logits(gate, x_TD, k, off)
     affinity_TE = clean_TE.sigmoid()
-    experts_TK = (affinity_TE + gate.bias_E).masked_fill(clean_TE.isneginf(), -math.inf).topk(k, dim=1).indices
+    biased_TE = (affinity_TE + gate.bias_E).masked_fill(clean_TE.isneginf(), -math.inf)
+    experts_TK = biased_TE.topk(k, dim=1).indices
     affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(dim=1, descending=True, stable=True)
     weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20) if weigh == "kept" else affinity_TK
-    return routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
+    routing = routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
+    return routing._replace(margin_T=router_margin(biased_TE, experts_TK), affinity_TE=affinity_TE.detach())
 
 
 def by_expert(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
@@ -157,6 +159,7 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
         weights_TK=routing.weights_TK.masked_fill(full_TK, 0),
         experts_TK=routing.experts_TK.masked_fill(full_TK, num_experts),
         kept_E=routing.counts_E.clamp(max=capacity),
+        dropped_from_TK=routing.experts_TK,
     )
 
 
@@ -164,7 +167,7 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
 
 
 def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> Tensor:
-    """The gate's, after a look at what was asked."""
+    """(T, E) the gate's logits without noise. ValueError for a k that is out of range, or more than the experts that are on."""
     gate.check_on(gate.check_k(k, gate.num_experts), off)
     return gate.clean_logits(x_TD, off)
 

@@ -1,6 +1,7 @@
 """The record and the wire. Needs numpy and the standard library's sqlite3; never torch."""
 
 from moe_core.runs.ablation import Ablation, read_ablation, write_ablation
+from moe_core.runs.begin import create_run, resume_run
 from moe_core.runs.columns import pick
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
@@ -46,7 +47,7 @@ from moe_core.runs.statistics import derive
 from moe_core.runs.store import Run
 from moe_core.runs.turns import knobs_after
 from moe_core.runs.whole import verify
-from moe_core.runs.writer import RunWriter, create_run, resume_run
+from moe_core.runs.writer import RunWriter
 
 __all__ = [
     "BY_THE_CLOCK",

@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moe_core.runs.begin import make_file
 from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
 from moe_core.runs.database import StoreError, is_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import insert
 from moe_core.runs.turns import checked, insert_turns, own
-from moe_core.runs.writer import make_file
 from moe_core.schema import Config, as_dict, parse_setting, to_json
 
 SPAN = 4096  # steps in a block of the copy

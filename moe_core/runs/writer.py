@@ -1,27 +1,22 @@
-"""The trainer's side of a run's record: making it, and appending to it."""
+"""The trainer's side of a run's record: appending to it. runs/begin.py makes one, and opens one again."""
 
 import bisect
 import contextlib
 import json
 import math
 import os
-import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
-
 from moe_core.runs.checked import CheckedRows
-from moe_core.runs.codec import HEADER, START, link, pack_arrays, pack_rows
+from moe_core.runs.codec import HEADER, link, pack_arrays, pack_rows
 from moe_core.runs.database import (
-    MIGRATIONS,
     FolderGone,
     StoreError,
     connect,
-    hold_lock,
     leads_to,
     path_of,
     seal,
@@ -30,12 +25,12 @@ from moe_core.runs.database import (
 from moe_core.runs.locks import OURS, sign
 from moe_core.runs.log import leave_word
 from moe_core.runs.room import disk_error, drop_ballast, make_ballast, no_room
-from moe_core.runs.rows import RESUMED, Batch, Command, KnobChange, Pending
+from moe_core.runs.rows import Batch, Command, KnobChange, Pending
 from moe_core.runs.store import COMMAND, Run
 from moe_core.runs.sums import answer, count, insert, put_state, snapshot_mark, upgrade
-from moe_core.runs.tip import begin_tip, open_tip, raise_asked, write_asked, write_trained
+from moe_core.runs.thinning import thin_snapshots
+from moe_core.runs.tip import open_tip, raise_asked, write_trained
 from moe_core.runs.turns import TURN, TURNS, insert_turns, whole_turns
-from moe_core.schema import Config, Knobs, as_dict, describe, layout, probe_kind, to_json
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 STARTING = {"state": "starting", "step": 0, "reason": ""}
@@ -43,144 +38,6 @@ SEAL_FOR = 5.0  # seconds to try for while readers let go
 ENDS = 4  # tries to write how a run ended
 READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
 PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
-
-
-def create_run(
-    folder: Path,
-    config: Config,
-    knobs: Knobs,
-    *,
-    labels: Mapping[str, Sequence[str]] | None = None,
-    probe: Mapping[str, NDArray[Any]] | None = None,
-    facts: Mapping[str, Any] | None = None,
-    script: Sequence[tuple[int, str, float | str]] = (),
-) -> "RunWriter":
-    """A new run's folder, locked, with its row written. StoreError if the folder is in use already.
-
-    labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
-    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
-    """
-    about = {
-        "description": to_json(describe(config, knobs, probe_kind(probe or {}))),
-        "config": as_dict(config),
-        "knobs": as_dict(knobs),
-        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
-        "labels": {name: list(values) for name, values in (labels or {}).items()},
-        "facts": dict(facts or {}),
-        "script": [list(entry) for entry in script],
-    }
-    made = not folder.exists()
-    lock = make_file(folder, about, probe or {})
-    try:
-        return RunWriter(folder, lock)
-    except BaseException:
-        for path in (*folder.glob("run.*"), folder / "ballast"):
-            path.unlink(missing_ok=True)
-        os.close(lock)
-        if made:
-            shutil.rmtree(folder)
-        raise
-
-
-def make_file(
-    folder: Path,
-    about: Mapping[str, Any],
-    probe: Mapping[str, NDArray[Any]],
-    fill: Callable[[sqlite3.Connection], None] = lambda db: None,
-) -> int:
-    """A new run's file, with what `fill` puts in it. The handle of the run's lock; nothing is left if anything fails."""
-    made = not folder.exists()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "run.db").exists():
-            raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another --run-id")
-        lock = hold_lock(folder)
-    except OSError as error:
-        raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
-    except StoreError:
-        if made:
-            folder.rmdir()
-        raise
-    about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
-    probe_data = pack_arrays(probe)
-    # Made whole under another name: a run.db that exists is a run.
-    temporary = folder / "run.db.new"
-    temporary.unlink(missing_ok=True)
-    db = None
-    try:
-        hold_room(folder)
-        db = sqlite3.connect(temporary, isolation_level=None)
-        db.executescript("".join(MIGRATIONS))
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        with writing(db):
-            chain = link(START, about_text, probe_data)
-            db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
-            db.execute("INSERT INTO state (id, state, step, reason, pid, heartbeat) VALUES (1, '', 0, '', 0, 0.0)")
-            fill(db)
-            step = db.execute("SELECT coalesce(max(first + n - 1), 0) FROM blocks").fetchone()[0]
-            held = count(db)
-            put_state(db, {**STARTING, "step": step, "pid": os.getpid(), "heartbeat": time.time(), "held": held})
-            begin_tip(folder, chain, step, held["knobs"])
-        db.close()
-        os.rename(temporary, folder / "run.db")
-    except BaseException as error:
-        if db:
-            db.close()
-        os.close(lock)
-        temporary.unlink(missing_ok=True)
-        drop_ballast(folder)
-        if made:
-            shutil.rmtree(folder)
-        if no_room(error, folder if folder.exists() else folder.parent):
-            raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
-        if isinstance(error, OSError | sqlite3.Error):
-            raise StoreError(f"cannot make run folder {folder}: {getattr(error, 'strerror', None) or error}") from None
-        raise
-    return lock
-
-
-def hold_room(folder: Path) -> None:
-    """The ballast, which a run that begins or goes on must have."""
-    if not make_ballast(folder):
-        raise StoreError(
-            f"there is no room for a run on the disk of {folder.parent}; make some, or choose another --runs"
-        )
-
-
-def resume_run(
-    folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
-) -> "RunWriter":
-    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all; moved:
-    where its data lie now (text or data).
-
-    What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
-    changes that it never took wait for the next step.
-    """
-    hold_room(folder)
-    writer = RunWriter(folder, lock)
-    try:
-        return _resumed(writer, who, {"steps": steps, **moved}, notes)
-    except (OSError, sqlite3.Error) as error:
-        writer.let_go()
-        raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error
-
-
-def _resumed(writer: "RunWriter", who: str, how: Mapping[str, Any], notes: Sequence[str]) -> "RunWriter":
-    said = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
-
-    def act(db: sqlite3.Connection) -> None:
-        for (asked,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
-            answer(db, asked, writer.step, "not obeyed: the trainer had ended")
-        writer.how, result = how, json.dumps({**how, "notes": list(notes)})
-        writer.resumed = writer.command_seen = insert(db, "commands", {**said, "result": result})
-        writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
-
-    writer.transact(act, state="starting", reason="", step=writer.step)
-    writer.after_commit()
-    # A tip that told of lost steps has done its work: resume() has a note of them for the record.
-    with contextlib.suppress(OSError):
-        write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
-    return writer
 
 
 class RunWriter:
@@ -199,7 +56,7 @@ class RunWriter:
         self.unread = 0.0  # since when nothing could be read
         try:
             self._open(folder)
-            self._know()
+            self._read_progress()
         except (OSError, sqlite3.Error) as error:
             self.let_go()
             raise StoreError(f"run {folder.name} cannot be written: {error}") from error
@@ -219,7 +76,7 @@ class RunWriter:
         self.reader, self.read_from = connect(folder / "run.db"), folder
         self.tip = open_tip(folder)
 
-    def _know(self) -> None:
+    def _read_progress(self) -> None:
         """How far the record has gone."""
         upgrade(self.db)
         self.chain_of_run: bytes = self.db.execute("SELECT chain FROM run").fetchone()[0]
@@ -232,8 +89,8 @@ class RunWriter:
         self.chain: bytes
         self.blocks, self.step, self.chain = row or (0, 0, self.chain_of_run)
         state = self.rows.state()
-        self.stands: dict[str, Any] = {"state": state.state, "reason": state.reason} if state else dict(STARTING)
-        self.stands["step"] = self.step
+        self.state: dict[str, Any] = {"state": state.state, "reason": state.reason} if state else dict(STARTING)
+        self.state["step"] = self.step
         self.held = state.held if state else count(self.db)
         # Seconds of training, by which snapshots are thinned. A calendar's would make all of them old when it is set forward.
         (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
@@ -241,8 +98,8 @@ class RunWriter:
         self.committed = time.monotonic()
         self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
 
-    def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **stands: Any) -> None:
-        """One transaction that changes the record and says how the run stands now. act() counts its rows in
+    def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **state: Any) -> None:
+        """One transaction that changes the record and says what state the run is in. act() counts its rows in
         self.held."""
         before, self.held = self.held, dict(self.held)
         try:
@@ -251,12 +108,12 @@ class RunWriter:
                 self.held["commits"] += 1
                 for table in ("knobs", "commands"):
                     self.held[table] = db.execute(f"SELECT coalesce(max(id), 0) FROM {table}").fetchone()[0]  # noqa: S608
-                row = {**self.stands, **stands, "pid": os.getpid(), "heartbeat": time.time(), "held": self.held}
+                row = {**self.state, **state, "pid": os.getpid(), "heartbeat": time.time(), "held": self.held}
                 put_state(db, row)
         except BaseException:
             self.held = before
             raise
-        self.stands |= stands
+        self.state |= state
 
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns."""
@@ -291,7 +148,8 @@ class RunWriter:
             for id, at, result in batch.acks:
                 answer(db, id, at, result)
             if self.trained - self.thinned > 10:
-                self._thin_snapshots(self.trained)
+                self.thinned = self.trained
+                self.held["snapshots"] ^= thin_snapshots(db, self.trained)
 
         self.transact(act, step=step, **({"state": batch.state, "reason": batch.reason} if batch.state else {}))
         # From here on the batch is in the record. What a full or broken disk prevents now is done later, and fails no commit.
@@ -319,12 +177,12 @@ class RunWriter:
     def follow(self) -> Path:
         """The run's folder, where it lies now. FolderGone if there is none any more."""
         if not self._is_in(self.folder):
-            found = path_of(self.place)
-            if found is None or not self._is_in(found):
+            folder = path_of(self.place)
+            if folder is None or not self._is_in(folder):
                 raise FolderGone(
                     f"the folder of run {self.folder.name}, or its record, was deleted or moved to another disk while it trained"
                 )
-            self._open_in(found)
+            self._open_in(folder)
         return self.folder
 
     def _is_in(self, folder: Path) -> bool:
@@ -395,7 +253,7 @@ class RunWriter:
     def decide(self, who: str, seen: int, given: Collection[str], values: Mapping[str, float]) -> None:
         """Turn knobs as was decided from how the given ones stood when the last turn that was seen had this row id.
 
-        If one of those has been turned since, nothing is turned: that turn stands.
+        If one of those has been turned since, nothing is turned: the later turn counts.
         """
         run = Run(self.follow())
 
@@ -471,32 +329,6 @@ class RunWriter:
             with writing(self.guard):
                 self.db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             self.moved = log, pages
-
-    def _thin_snapshots(self, now: float) -> None:
-        """All of the last minute of training, one a second of the last ten, one in ten seconds before; "full" ones a tenth as
-        dense.
-
-        The first stays, and so does the last. Kept is the first of each span of seconds.
-        """
-        self.thinned = now
-        for kind, recent, middle, old in (("probe", 0.0, 1.0, 10.0), ("full", 1.0, 10.0, 60.0)):
-            for span, newest, oldest in (
-                (recent, now, now - 60),
-                (middle, now - 60, now - 600),
-                (old, now - 600, -1.0),
-            ):
-                if span:
-                    gone = self.db.execute(
-                        """SELECT id, step, kind FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
-                           AND id NOT IN (SELECT min(id) FROM snapshots WHERE kind = :kind AND at > :oldest AND at <= :newest
-                                          GROUP BY CAST(at / :span AS INTEGER))
-                           AND id <> (SELECT max(id) FROM snapshots WHERE kind = :kind)
-                           AND id <> (SELECT min(id) FROM snapshots WHERE kind = :kind)""",
-                        {"kind": kind, "oldest": oldest, "newest": newest, "span": span},
-                    ).fetchall()
-                    for id, step, kind in gone:
-                        self.held["snapshots"] ^= snapshot_mark(id, step, kind)
-                        self.db.execute("DELETE FROM snapshots WHERE id = ?", (id,))
 
 
 def log_pages(wal: Path) -> tuple[bytes, int]:

@@ -15,8 +15,6 @@ from moe_core.schema.checks import (
     switched_off,
 )
 from moe_core.schema.description import (
-    MOST_EXPERTS,
-    MOST_LAYERS,
     OBEYS,
     PROBES,
     Description,
@@ -44,10 +42,10 @@ from moe_core.schema.settings import (
     AHEAD,
     AUTOBALANCE,
     BALANCED,
-    BY_TOKEN,
     COLLAPSED,
     LOOKS_AHEAD,
-    NOISY,
+    MOST_EXPERTS,
+    MOST_LAYERS,
     PLANES,
     PRESETS,
     PROBE_TOKENS,
@@ -65,6 +63,7 @@ from moe_core.schema.settings import (
     meta_of,
     reads,
     setting,
+    strategies_with,
     value_text,
 )
 from moe_core.schema.stats import (
@@ -93,7 +92,6 @@ __all__ = [
     "BALANCE",
     "BALANCED",
     "BALANCE_STEPS",
-    "BY_TOKEN",
     "COLLAPSED",
     "DEAD_AFTER",
     "HELD_OUT_BALANCE",
@@ -102,7 +100,6 @@ __all__ = [
     "METRICS",
     "MOST_EXPERTS",
     "MOST_LAYERS",
-    "NOISY",
     "OBEYS",
     "PLANES",
     "PRESETS",
@@ -155,6 +152,7 @@ __all__ = [
     "real",
     "setting",
     "shortened",
+    "strategies_with",
     "strategy_of",
     "switched_off",
     "to_json",

@@ -83,7 +83,7 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
 def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None) -> Any:
     """One knob's new value for a run of this config, or a ValueError.
 
-    knobs: how the others stand, which the new value must go with. Without them, it is checked by itself only.
+    knobs: the values of the others, which the new one must go with. Without them, it is checked by itself only.
     """
     value = parse_setting(Knobs, name, value)
     if name in ("k", "k_primary") and value > highest(config, name):
@@ -163,7 +163,7 @@ def as_dict(settings: Config | Knobs) -> dict[str, Any]:
 
 
 def from_dict(settings: type[S], values: Mapping[str, Any]) -> S:
-    """The settings of a stored run. Fields that a later version added stand as that run trained; unknown ones are dropped."""
+    """The settings of a stored run. Fields that a later version added get the value that the run trained with; unknown ones are dropped."""
     metas = {f.name: meta_of(settings, f.name) for f in fields(settings)}
     earlier = {name: meta.before for name, meta in metas.items() if meta.before is not None}
     known = {name: value for name, value in (earlier | dict(values)).items() if name in metas}

@@ -8,13 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from moe_core.schema.checks import as_dict, highest, parsed_value
-from moe_core.schema.settings import Config, Knobs, meta_of
+from moe_core.schema.settings import MOST_EXPERTS, MOST_LAYERS, Config, Knobs, meta_of
 from moe_core.schema.stats import METRICS, Metric
 
 ORIGINS = ("trained", "watched", "opened")
 OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
 PROBES = ("bytes", "tokens", "images", "rows", "points", "none")
-MOST_LAYERS, MOST_EXPERTS = 256, 1024
 MOST_KNOBS, MOST_METRICS, MOST_SETTINGS = 64, 32, 256  # of a record that somebody else wrote
 LONGEST = 400  # characters of a word in it
 SCALES = ("linear", "log", "log0")

@@ -1,7 +1,7 @@
 """How a run routes with its knobs where they stand: how many experts a token gets, whether noise is drawn, what looks ahead."""
 
 from moe_core.schema.description import Description, KnobValues
-from moe_core.schema.settings import BY_TOKEN, NOISY, OWN, STRATEGIES, Strategy
+from moe_core.schema.settings import OWN, STRATEGIES, Strategy
 
 UNKNOWN = Strategy("a strategy that this version does not know, or none")
 # The knobs that looks_ahead() goes by.
@@ -33,7 +33,7 @@ def experts_per_token(description: Description, knobs: KnobValues, layer: int = 
 def draws_noise(description: Description, knobs: KnobValues) -> bool:
     """Whether training draws noise, which an evaluation never does: then the two route differently."""
     grouped = any(layer.groups > 1 for layer in description.layers)
-    return name_of(knobs) in NOISY and (knobs.noise > 0 or (grouped and knobs.noise_primary > 0))
+    return strategy_of(knobs).noisy and (knobs.noise > 0 or (grouped and knobs.noise_primary > 0))
 
 
 def looks_ahead(description: Description, knobs: KnobValues, training: bool = False) -> bool:
@@ -49,7 +49,7 @@ def looks_ahead(description: Description, knobs: KnobValues, training: bool = Fa
     strategy = strategy_of(knobs)
     if strategy.whole if training else not strategy.causal:
         return True
-    if name_of(knobs) not in BY_TOKEN:
+    if not strategy.by_token:
         return False
     several = experts_per_token(description, knobs)
     # Experts that could take every token drop none.

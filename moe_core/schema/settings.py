@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 
 TASKS = ("text", "digits", "plane")
 PLANES = ("spirals", "rings", "checkerboard", "gaussians")
+# The largest models that are known have 61 x 256; a row of 256 x 1024 takes 3 MB (docs/decisions.md).
+MOST_LAYERS, MOST_EXPERTS = 256, 1024
 WINDOW = 100  # steps over which co-activation and specialisation are counted
 PROBE_TOKENS = 256
 AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name made
@@ -19,9 +21,12 @@ class Strategy(NamedTuple):
     """A way of balancing, as a person must know it; moe_core/nn/strategies.py has what it computes."""
 
     help: str
-    causal: bool = (
-        True  # False: what a token gets in evaluation depends on later tokens, which flatters a language model
-    )
+    noisy: bool = False  # its gate draws noise while training
+    by_token: bool = False  # each token chooses, so that choices can be dropped and weighed over all experts
+    biased: bool = False  # a bias of each expert is added to the scores that choose
+    learns: bool = True  # False: a control, whose gate nothing teaches
+    losses_even: bool = False  # measured: strategy paper with both weights up evens its collapsed gate (diagnosis.py)
+    causal: bool = True  # False: evaluation depends on later tokens, which flatters a language model
     whole: bool = False  # each expert takes k * tokens / num_experts tokens, which must be a whole number
     hierarchical: bool = False  # works with groups of experts too
     zero_start: bool = False  # the gate may start at zero: its noise parts the experts
@@ -29,12 +34,32 @@ class Strategy(NamedTuple):
 
 
 STRATEGIES = {
-    "none": Strategy("the noisy top-k gate by itself", hierarchical=True, zero_start=True),
-    "paper": Strategy("importance and load loss (Shazeer et al. 2017)", hierarchical=True, zero_start=True),
-    "switch": Strategy(
-        "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)", hierarchical=True, weigh="all"
+    "none": Strategy(
+        "the noisy top-k gate by itself",
+        noisy=True,
+        by_token=True,
+        losses_even=True,
+        hierarchical=True,
+        zero_start=True,
     ),
-    "loss-free": Strategy("a bias for each expert, stepped after each update, chooses (Wang et al. 2024)"),
+    "paper": Strategy(
+        "importance and load loss (Shazeer et al. 2017)",
+        noisy=True,
+        by_token=True,
+        losses_even=True,
+        hierarchical=True,
+        zero_start=True,
+    ),
+    "switch": Strategy(
+        "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)",
+        noisy=True,
+        by_token=True,
+        hierarchical=True,
+        weigh="all",
+    ),
+    "loss-free": Strategy(
+        "a bias for each expert, stepped after each update, chooses (Wang et al. 2024)", by_token=True, biased=True
+    ),
     "expert-choice": Strategy(
         "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
         causal=False,
@@ -44,12 +69,17 @@ STRATEGIES = {
         "each expert keeps its best tokens of the batch, and learns a threshold for evaluation (Shazeer et al. 2017, appendix F)",
         whole=True,
     ),
-    "even": Strategy("tokens dealt to the experts in turn: the control, from which the gate learns nothing"),
+    "even": Strategy(
+        "tokens dealt to the experts in turn: the control, from which the gate learns nothing", learns=False
+    ),
 }
-NOISY = ("none", "paper", "switch")  # the strategies that draw noise
-BY_TOKEN = (*NOISY, "loss-free")  # those in which each token chooses, so that choices can be dropped
 OWN = "own"  # a weighing is left to the strategy
 WEIGHINGS = (OWN, "kept", "all")
+
+
+def strategies_with(flag: str) -> tuple[str, ...]:
+    """The names of the strategies that have a flag of Strategy."""
+    return tuple(name for name, strategy in STRATEGIES.items() if getattr(strategy, flag))
 
 
 class Meta(NamedTuple):
@@ -70,7 +100,7 @@ class Meta(NamedTuple):
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
-    """A field of Config or Knobs whose range, unit and help stand beside its default."""
+    """A field of Config or Knobs with its range, unit and help beside its default."""
     return field(default=default, metadata={"meta": Meta(help, **meta)})
 
 
@@ -85,13 +115,13 @@ class Config:
     """A run's identity: fixed from its first step to its last."""
 
     task: str = setting("text", "what the model learns", choices=TASKS)
-    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=256)
+    num_experts: int = setting(16, "experts in each MoE layer", low=1, high=MOST_EXPERTS)
     groups: int = setting(
-        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=256
+        0, "groups of experts, each with a gate below a primary gate; 0 or 1 is one flat gate", low=0, high=MOST_EXPERTS
     )
     d_model: int = setting(64, "width of a token", low=1, high=4096)
     d_hidden: int = setting(32, "width of an expert's hidden layer", low=1, high=16384)
-    layers: int = setting(2, "MoE layers", low=1, high=4)
+    layers: int = setting(2, "MoE layers", low=1, high=MOST_LAYERS)
     tokens: int = setting(1024, "tokens in a training batch", low=1, high=65536)
     context: int = setting(
         128, "bytes that the language model sees at once", low=2, high=1024, unit="bytes", tasks=("text",)
@@ -149,9 +179,16 @@ class Knobs:
     """What a person turns while the run trains. A change takes effect at the top of the next step."""
 
     noise: float = setting(
-        1.0, "scale of the noise on the gate's logits while training", low=0.0, high=4.0, step=0.05, strategies=NOISY
+        1.0,
+        "scale of the noise on the gate's logits while training",
+        low=0.0,
+        high=4.0,
+        step=0.05,
+        strategies=strategies_with("noisy"),
     )
-    k: int = setting(2, "experts selected for each token", label="k, experts per token", low=1, high=256, step=1)
+    k: int = setting(
+        2, "experts selected for each token", label="k, experts per token", low=1, high=MOST_EXPERTS, step=1
+    )
     w_importance: float = setting(
         0.01,
         "weight of the importance loss",
@@ -168,7 +205,7 @@ class Knobs:
         OWN,
         "over which experts a token's weights are taken: the kept ones, so that they sum to 1, or all; own: as the strategy says (switch all, others kept)",
         choices=WEIGHINGS,
-        strategies=BY_TOKEN,
+        strategies=strategies_with("by_token"),
         before="kept",
     )
     w_switch: float = setting(
@@ -194,20 +231,25 @@ class Knobs:
         low=0.0,
         high=1.0,
         scale="log0",
-        strategies=tuple(name for name in STRATEGIES if name != "even"),
+        strategies=strategies_with("learns"),
     )
     capacity_factor: float = setting(
-        0.0, "most tokens of an expert, in fair shares; 0 drops none", low=0.0, high=8.0, step=0.05, strategies=BY_TOKEN
+        0.0,
+        "most tokens of an expert, in fair shares; 0 drops none",
+        low=0.0,
+        high=8.0,
+        step=0.05,
+        strategies=strategies_with("by_token"),
     )
     off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
-    k_primary: int = setting(2, "groups selected for each token", low=1, high=256, step=1, hierarchical=True)
+    k_primary: int = setting(2, "groups selected for each token", low=1, high=MOST_EXPERTS, step=1, hierarchical=True)
     noise_primary: float = setting(
         1.0,
         "scale of the noise on the primary gate's logits while training",
         low=0.0,
         high=4.0,
         step=0.05,
-        strategies=NOISY,
+        strategies=strategies_with("noisy"),
         hierarchical=True,
     )
     w_importance_primary: float = setting(

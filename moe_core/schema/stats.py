@@ -21,7 +21,7 @@ class Stat(NamedTuple):
 
     shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
     stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
-    clock: depends on when the trainer was looked at, so the same training measures it differently the next time.
+    clock: depends on wall time, so the same training measures it differently the next time.
     """
 
     name: str
@@ -44,6 +44,10 @@ STATS = (
     Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
     Stat("logit_spread", "L", "logit spread", "logits", "mean over tokens of the clean logits' standard deviation over the experts"),
     Stat("task_gradient", "L", "task gradient", "", f"norm of the task loss's own gradient on the gate's W_g, without the balancing losses; of two levels the smaller one; measured every {TASK_GRADIENT_EVERY} steps, held in between"),
+    Stat("router_margin", "L", "router margin", "", "weakest chosen score minus the strongest unchosen one, mean over tokens: a smaller error in the scores changes no choice. Of the scores that chose, noise included: logits, or where a bias selects sigmoid affinity + bias; with groups the smaller of both levels. None where every expert is chosen or tokens do not choose"),
+    Stat("router_margin_p10", "L", "router margin, 10th percentile", "", "the router margin that a tenth of the tokens are below"),
+    Stat("confidence", "L", "confidence", "", "mean share of the chosen experts in the softmax of the clean logits over all experts (where a bias selects: in the sigmoid affinities without it), before any drop: 1 sure, k / E undecided"),
+    Stat("bias_effect", "L", "overlap without the bias", "", "mean over tokens of |A and B| / |A or B|, A the experts chosen with the bias and B those without it: 1 changes nothing. None where no bias selects"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),

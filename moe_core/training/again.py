@@ -38,7 +38,7 @@ from moe_core.training.session import conduct
 
 COMPARE_EVERY = 100  # steps
 READ_AT_ONCE = 4096  # steps
-TELL_EVERY = 1.0  # seconds
+REPORT_EVERY = 1.0  # seconds
 
 
 def resume(
@@ -73,7 +73,7 @@ def resume(
         def make() -> Trainer:
             return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script, run.layout)
 
-        trainer = stand(make, run, last, notes)
+        trainer = restored_or_new(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
         writer = resume_run(run.path, lock, who, goal, notes, moved)
     except BaseException:
@@ -91,13 +91,13 @@ def resume(
     return conduct(lambda: trainer, lambda trainer: go_on(trainer, resumed, last, notes, writer), writer, notify)
 
 
-def stand(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
+def restored_or_new(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
     """A fresh trainer, restored from the newest checkpoint that fits; at the run's beginning if none does."""
 
     def restore(state: dict[str, Any]) -> Trainer:
         trainer = make()
         try:
-            trainer.restore(state)
+            checkpoint.restore(trainer, state)
             if not is_of(run, state):
                 raise ValueError("it is of another run: its loss is not the one recorded at its step")
         except BaseException:
@@ -186,7 +186,7 @@ def catch_up(
     for change in run.knob_changes():
         if change.step is not None:
             changes[change.step].append(change)
-    trainer.replaying, difference, told, first = True, None, -TELL_EVERY, trainer.step + 1
+    trainer.replaying, difference, reported, first = True, None, -REPORT_EVERY, trainer.step + 1
     while trainer.step < last and not trainer.stopping and not (difference and stop_at_difference):
         for change in changes[trainer.step + 1]:
             trainer.take(change)
@@ -199,8 +199,8 @@ def catch_up(
             first = at + 1
             if digest:
                 fold(digest, rows_nC, now)
-        if time.monotonic() - told >= TELL_EVERY or at == last:
-            told = time.monotonic()
+        if time.monotonic() - reported >= REPORT_EVERY or at == last:
+            reported = time.monotonic()
             trainer.notify({"event": "replay", "step": at, "of": last})
             trainer.flush()  # what was answered meanwhile
             trainer.beat()

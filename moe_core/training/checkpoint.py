@@ -4,20 +4,58 @@ import hashlib
 import itertools
 import os
 from collections.abc import Callable
+from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
-from moe_core.schema import first_line
+from moe_core.schema import Knobs, first_line, from_dict
+
+if TYPE_CHECKING:
+    from moe_core.training.loop import Trainer
 
 T = TypeVar("T")
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
 OLDER = 10  # kept beside them, ever further apart
 BUDGET = 1 << 30  # bytes that the older ones may take
+
+
+def state_of(trainer: "Trainer") -> dict[str, Any]:
+    """Everything that the coming steps depend on: tensors and plain values. The tensors are the trainer's own."""
+    random = {"cuda": torch.cuda, "mps": torch.mps}.get(trainer.device.type)
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "measured": [float(x) for x in trainer.measured],
+        "step": trainer.step,  # which gives the data's place too: a batch is a function of seed and step
+        "torch_random": torch.get_rng_state(),
+        "device_random": random.get_rng_state() if random else None,
+        "knobs": asdict(trainer.knobs),
+        "telemetry": trainer.telemetry.state(),
+        "window": trainer.window.state(),
+        "probe": trainer.probe.last,
+        "threads": torch.get_num_threads(),
+        "torch": str(torch.__version__),
+    }
+
+
+def restore(trainer: "Trainer", state: dict[str, Any]) -> None:
+    """Bring a fresh trainer to where state_of() was taken."""
+    trainer.model.load_state_dict(state["model"])
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.step = trainer.checkpointed = trainer.compared = state["step"]
+    trainer.measured = state.get("measured", [])
+    torch.set_rng_state(state["torch_random"])
+    if state["device_random"] is not None:
+        {"cuda": torch.cuda, "mps": torch.mps}[trainer.device.type].set_rng_state(state["device_random"])
+    trainer.knobs = from_dict(Knobs, state["knobs"])
+    trainer.telemetry.restore(state["telemetry"])
+    trainer.window.restore(state["window"], trainer.step, trainer.data, trainer.device)
+    trainer.probe.last = state["probe"] and [x.to(trainer.device) for x in state["probe"]]
 
 
 def name_of(step: int) -> str:
@@ -42,7 +80,7 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
         clean(folder)  # on a full disk the half of one would keep the record from its room
         raise
     _sync(folder)
-    sizes = {at: found.stat().st_size for at, found in there(folder).items()}
+    sizes = {at: file.stat().st_size for at, file in there(folder).items()}
     for old in sorted(set(sizes) - kept(sizes)):
         (folder / name_of(old)).unlink()
         (folder / (name_of(old) + ".sha256")).unlink(missing_ok=True)

@@ -17,11 +17,11 @@ from moe_core.schema import BALANCE, Column, Config, first_line, looks_ahead
 from moe_core.training.watch import Watch
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
-AGAIN = 2.0  # seconds between two looks for room on a full disk
+AGAIN = 2.0  # seconds between two checks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
 TRIES = 3  # how often a write that the disk failed is tried again
 RETRY = 0.1  # seconds of waiting before that, times the tries before
-GLANCE = 0.02  # seconds between two looks at the commands while the training waits for the disk
+GLANCE = 0.02  # seconds between two readings of the commands while the training waits for the disk
 Item = Batch | Callable[[], None] | threading.Event | None
 
 
@@ -48,12 +48,10 @@ class Committer:
         self.queue: queue.Queue[Item] = queue.Queue(WAITING)
         self.error = self.full = ""
         self.waited_for = False  # the training thread waits for the disk
-        self.stands = (
-            "training",
-            "",
-        )  # state and reason as the trainer has them; on a full disk the record says another
+        # State and reason as the trainer has them; on a full disk the record says another.
+        self.state = "training", ""
         self.said = False  # the record says that the disk is full
-        self.step, self.told = 0, 0.0  # the last step that is committed; when it was told of
+        self.step, self.reported = 0, 0.0  # the last step that is committed; when an event last said so
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
@@ -122,10 +120,10 @@ class Committer:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
                 self.error = f"the run could not be written: {first_line(failure)}"
-        self._alert(self.watch.look())
+        self._alert(self.watch.new_findings())
 
     def _next(self) -> Item:
-        """What was handed over next; while the disk is full, with a look for room now and then."""
+        """What was handed over next; while the disk is full, room is checked for now and then."""
         while True:
             try:
                 return self.queue.get(timeout=AGAIN if self.full and not self.error else None)
@@ -163,7 +161,7 @@ class Committer:
             item()
         else:
             if item.state:
-                self.stands = item.state, item.reason
+                self.state = item.state, item.reason
             if item.state and self.full:
                 item = item._replace(state="paused", reason=self.full)
             before = self.writer.put_off
@@ -195,12 +193,12 @@ class Committer:
             time.sleep(GLANCE)
 
     def _go_on_if_there_is_room(self) -> None:
-        """Room for the ballast is room again; the record then says how the trainer stands. If not even that fits, wait on."""
+        """Room for the ballast is room again; the record then gets the trainer's own state. If not even that fits, wait on."""
         if not (has_room(self.writer.folder) and self.writer.make_ballast()):
             return
         self.full, self.said = "", False
         try:
-            self._carry_out(Batch(0, NO_ROWS, state=self.stands[0], reason=self.stands[1]))
+            self._carry_out(Batch(0, NO_ROWS, state=self.state[0], reason=self.state[1]))
         except Exception as failure:
             self.error = f"the run could not be written: {first_line(failure)}"
         if not self.full:
@@ -212,15 +210,15 @@ class Committer:
 
     def _tell(self, batch: Batch) -> None:
         for one in (evaluation(self.watch.experts, 0, *row) for row in batch.evals):
-            told = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
-            told |= {"text": one.text} if one.text else {}
-            self.notify(told | {"comparable": not looks_ahead(self.watch.description, self.watch.knobs_at(one.step))})
-        if len(batch.rows) and time.monotonic() - self.told >= 1.0:
-            self.told = time.monotonic()
+            event = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
+            event |= {"text": one.text} if one.text else {}
+            self.notify(event | {"comparable": not looks_ahead(self.watch.description, self.watch.knobs_at(one.step))})
+        if len(batch.rows) and time.monotonic() - self.reported >= 1.0:
+            self.reported = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1
             off = self.watch.off_spans()
-            told = summary(self.config, self.watch.layout, batch.rows, last, off)
-            self.notify({"event": "step", "step": last, **told})
+            measured = summary(self.config, self.watch.layout, batch.rows, last, off)
+            self.notify({"event": "step", "step": last, **measured})
 
 
 def summary(
@@ -228,10 +226,10 @@ def summary(
 ) -> dict[str, float]:
     """Losses and balance of the last row, step `last`; speed over all of them. off: which experts were off, and when."""
     row_1C = rows_nC[-1:]
-    told = {c.stat: float(row_1C[0, c.start]) for c in columns if c.stat in ("loss", "task_loss", "grad_norm")}
+    values = {c.stat: float(row_1C[0, c.start]) for c in columns if c.stat in ("loss", "task_loss", "grad_norm")}
     for stat in BALANCE:
         layers = [pick(columns, row_1C, stat, layer, np.array([last]), off) for layer in range(config.layers)]
-        told[stat] = float(np.mean(layers))
+        values[stat] = float(np.mean(layers))
     seconds = next(c.start for c in columns if c.stat == "seconds")
-    told["steps_per_second"] = 1 / max(float(rows_nC[:, seconds].mean()), 1e-9)
-    return {name: value if math.isfinite(value) else math.nan for name, value in told.items()}
+    values["steps_per_second"] = 1 / max(float(rows_nC[:, seconds].mean()), 1e-9)
+    return {name: value if math.isfinite(value) else math.nan for name, value in values.items()}

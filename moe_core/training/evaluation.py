@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_core.nn.models import asked_by
-from moe_core.schema import Config, Knobs, check_knob
-from moe_core.training.data import Batch
+from moe_core.nn.models import asked_by, sample
+from moe_core.schema import METRICS, SELECTIONS, Config, Knobs, check_knob
+from moe_core.training.data import Batch, generator_for
+
+SAMPLE_BYTES = 96
 
 
 class Evaluation(NamedTuple):
@@ -49,6 +51,30 @@ def evaluate(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, An
         "perplexity": math.exp(min(loss, 700.0)),
     }
     return Evaluation(metrics, torch.stack(selected).sum(0))
+
+
+def evaluation_of(
+    model: nn.Module, held_out: Sequence[Batch], config: Config, asked: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the record keeps of an evaluation: the task's metrics, and each layer's selections by expert, None for one that is off."""
+    measured = evaluate(model, held_out, asked)
+    metrics: dict[str, Any] = {name: measured.metrics[name] for name, *_ in METRICS[config.task]}
+    metrics[SELECTIONS] = [
+        [None if expert in off else count for expert, count in enumerate(counts)]
+        for counts, off in zip(measured.counts_LE.tolist(), asked["off"], strict=True)
+    ]
+    return metrics
+
+
+def write_sample(
+    model: nn.Module, held_out: Sequence[Batch], config: Config, asked: Mapping[str, Any], step: int
+) -> str | None:
+    """A text of the model's own, the same for the same step and weights. None for tasks without text."""
+    if config.task != "text":
+        return None
+    start = bytes(held_out[0].inputs[0, :16].tolist())
+    written = sample(model, start, SAMPLE_BYTES, asked, generator_for(config.seed, "sample", step))
+    return written.decode("utf-8", "replace")
 
 
 def held_out_loss(model: nn.Module, held_out: Sequence[Batch], asked: Mapping[str, Any]) -> dict[str, float]:

@@ -9,48 +9,44 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from moe_core.nn.models import asked_by, build, sample
+from moe_core.nn.models import asked_by, build
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
 from moe_core.schema import (
     AUTOBALANCE,
-    METRICS,
-    SELECTIONS,
     TASK_GRADIENT_EVERY,
     Column,
     Config,
     Knobs,
     check_knob,
     first_line,
-    from_dict,
     value_text,
 )
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.committer import NO_ROWS, Committer
-from moe_core.training.data import Data, generator_for
-from moe_core.training.evaluation import evaluate
+from moe_core.training.data import Data
+from moe_core.training.evaluation import evaluation_of, write_sample
 from moe_core.training.step import update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 from moe_core.training.watch import Watch
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
 FULL = 1.0  # seconds between two snapshots of kind "full"
-IDLE = 0.02  # seconds between two looks at the commands while paused
+IDLE = 0.02  # seconds between two readings of the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
-SAMPLE_BYTES = 96
 Notify = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """What the loop holds: model and optimizer, the knobs as they stand, and what waits to be committed.
+    """What the loop holds: model and optimizer, the knobs in force, and what waits to be committed.
 
     columns: those of a resumed run's record, which an earlier version may have begun.
     """
@@ -80,7 +76,7 @@ class Trainer:
         for step, name, value in script:
             self.script.setdefault(step, {})[name] = value
         self.step = 0
-        self.replaying = False  # training again what is recorded: nothing is looked at, written or paused by itself
+        self.replaying = False  # training again what is recorded: no snapshot, no write, and no pause of its own
         self.paused = self.stopping = False
         watch = Watch(config, knobs, self.telemetry.columns)
         self.committer = Committer(writer, config, notify, watch, lambda: self.stopping, self.read)
@@ -88,7 +84,7 @@ class Trainer:
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
         self.evaluated = self.snapped = self.compared = -1  # the step of the last evaluation, snapshot and comparison
-        self.next_flush = self.next_look = self.next_full = self.next_beat = 0.0
+        self.next_flush = self.next_snapshot = self.next_full = self.next_beat = 0.0
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
@@ -107,7 +103,7 @@ class Trainer:
     def run(self) -> str:
         """The loop. Returns the state in which the run ended."""
         if self.step == 0:
-            self.look(full=True)  # how the gate stands before anything was learnt
+            self.snapshot(full=True)  # the gate before anything was learnt
         self.flush("paused" if self.paused else "training")
         while True:
             self.read()
@@ -131,7 +127,7 @@ class Trainer:
         state = "stopped" if self.stopping else "finished"
         if self.evaluated != self.step and self.step:
             self.evaluate(text=True)
-        self.look(full=True)
+        self.snapshot(full=True)
         self.flush()
         return state
 
@@ -161,7 +157,7 @@ class Trainer:
             self.writer.knob_seen = change.id
         self.committer.watch.turned(self.step + 1, self.knobs)
         if changes:
-            self.next_flush = self.next_look = 0.0  # the person is looking: show the effect at once
+            self.next_flush = self.next_snapshot = 0.0  # the person waits to see the effect
 
     def write_turn(self, write: Callable[[], object]) -> None:
         """Let write() turn knobs as a person does; the next read() finds them. ValueError if it is refused.
@@ -170,7 +166,7 @@ class Trainer:
         """
         refused: list[ValueError] = []
 
-        def write_or_tell() -> None:
+        def write_or_refuse() -> None:
             try:
                 write()
             except ValueError as error:
@@ -179,7 +175,7 @@ class Trainer:
                 refused.append(error)
 
         self.flush()
-        self.committer.put(write_or_tell)
+        self.committer.put(write_or_refuse)
         self.committer.settle()
         if self.committer.error:
             raise RuntimeError(self.committer.error)
@@ -235,7 +231,7 @@ class Trainer:
         if self.committer.error:
             raise RuntimeError(self.committer.error)
         if not self.committer.full:
-            self.look(full=False)
+            self.snapshot(full=False)
             self.beat()
             self.maybe_checkpoint()
         if not self.committer.queue.full():
@@ -270,7 +266,7 @@ class Trainer:
         self.window.add(done.routings, batch.labels)
         self.autobalance.see(self.step, done.routings)
         self.compare_if_due()
-        self.look_if_due()
+        self.snapshot_if_due()
         seconds = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
         self.telemetry.record(self.step, *losses, seconds, done.routings, done.task_gradient_L)
@@ -287,8 +283,8 @@ class Trainer:
     def steer(self) -> None:
         """What autobalance decides after a step: rows like a person's, read at the top of the next step.
 
-        Void if what it follows from is being turned, by a person since the last look or by the script in the coming
-        step: that turn stands, and 25 steps later it is known.
+        Dropped if one of the knobs that it was decided from has been turned meanwhile, by a person or by the script in the coming
+        step: that turn counts, and autobalance decides again 25 steps later.
         """
         given = follows_from(self.knobs)
         coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
@@ -301,24 +297,11 @@ class Trainer:
     def evaluate(self, text: bool) -> None:
         """Measure the held-out split without noise; for text, let the model write a little too."""
         asked = asked_by(self.config, self.knobs)
-        measured = evaluate(self.model, self.held_out, asked)
-        metrics: dict[str, Any] = {name: measured.metrics[name] for name, *_ in METRICS[self.config.task]}
-        metrics[SELECTIONS] = [
-            [None if expert in off else count for expert, count in enumerate(counts)]
-            for counts, off in zip(measured.counts_LE.tolist(), asked["off"], strict=True)
-        ]
-        self.collected["evals"].append((self.step, metrics, self.write_text() if text else None))
+        metrics = evaluation_of(self.model, self.held_out, self.config, asked)
+        written = write_sample(self.model, self.held_out, self.config, asked, self.step) if text else None
+        self.collected["evals"].append((self.step, metrics, written))
         self.evaluated = self.step
         self.model.train()
-
-    def write_text(self) -> str | None:
-        """A text of the model's own, the same for the same step and weights. None for tasks without text."""
-        if self.config.task != "text":
-            return None
-        start = bytes(self.held_out[0].inputs[0, :16].tolist())
-        generator = generator_for(self.config.seed, "sample", self.step)
-        written = sample(self.model, start, SAMPLE_BYTES, asked_by(self.config, self.knobs), generator)
-        return written.decode("utf-8", "replace")
 
     # What others see of it
 
@@ -333,17 +316,17 @@ class Trainer:
         if not self.replaying:
             self.collected["snapshots"].append((self.step, "choices", choices))
 
-    def look_if_due(self) -> None:
+    def snapshot_if_due(self) -> None:
         """Snapshots ten times a second, and never more than about a tenth of the time."""
         now = time.perf_counter()
-        if now >= self.next_look and not self.replaying:
-            self.look(full=now >= self.next_full)
-            self.next_look = now + max(FLUSH, 9 * (time.perf_counter() - now))
+        if now >= self.next_snapshot and not self.replaying:
+            self.snapshot(full=now >= self.next_full)
+            self.next_snapshot = now + max(FLUSH, 9 * (time.perf_counter() - now))
 
-    def look(self, full: bool) -> None:
+    def snapshot(self, full: bool) -> None:
         if self.snapped == self.step and not full:
             return
-        kinds = self.probe.look(self.model, asked_by(self.config, self.knobs), full, self.window)
+        kinds = self.probe.snapshot(self.model, asked_by(self.config, self.knobs), full, self.window)
         self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
         self.snapped = self.step
         if full:
@@ -380,7 +363,7 @@ class Trainer:
             self.write_checkpoint()
 
     def write_checkpoint(self, command: int | None = None) -> None:
-        """As the training stands, written by the committing thread once all steps before are in the record.
+        """The state of the training, written by the committing thread once all steps before are in the record.
 
         command: the row that asked for it, which is then answered.
         """
@@ -388,7 +371,7 @@ class Trainer:
         if command is None and self.checkpointed == step:
             return
         self.checkpointed = step
-        state = copy.deepcopy(self.state())  # the next step changes the tensors in place
+        state = copy.deepcopy(checkpoint.state_of(self))  # the next step changes the tensors in place
 
         def write() -> None:
             try:
@@ -403,38 +386,6 @@ class Trainer:
 
         self.flush()
         self.committer.put(write)
-
-    def state(self) -> dict[str, Any]:
-        """Everything that the coming steps depend on: tensors and plain values."""
-        random = {"cuda": torch.cuda, "mps": torch.mps}.get(self.device.type)
-        return {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "measured": [float(x) for x in self.measured],
-            "step": self.step,  # where the data stands, too: a batch is a function of seed and step
-            "torch_random": torch.get_rng_state(),
-            "device_random": random.get_rng_state() if random else None,
-            "knobs": asdict(self.knobs),
-            "telemetry": self.telemetry.state(),
-            "window": self.window.state(),
-            "probe": self.probe.last,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
-
-    def restore(self, state: dict[str, Any]) -> None:
-        """Stand where state() was taken."""
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = self.checkpointed = self.compared = state["step"]
-        self.measured = state.get("measured", [])
-        torch.set_rng_state(state["torch_random"])
-        if state["device_random"] is not None:
-            {"cuda": torch.cuda, "mps": torch.mps}[self.device.type].set_rng_state(state["device_random"])
-        self.knobs = from_dict(Knobs, state["knobs"])
-        self.telemetry.restore(state["telemetry"])
-        self.window.restore(state["window"], self.step, self.data, self.device)
-        self.probe.last = state["probe"] and [x.to(self.device) for x in state["probe"]]
 
 
 def _nothing() -> dict[str, Any]:

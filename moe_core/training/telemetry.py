@@ -1,6 +1,6 @@
 """What a step leaves behind: its statistics, kept on the device until a flush, and snapshots of a fixed probe batch.
 
-Nothing here draws a random number, so that looking at a run, whenever the clock says so, does not change it.
+Nothing here draws a random number, so that a snapshot, whenever the clock asks for one, does not change the run.
 
 Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
 """
@@ -19,6 +19,7 @@ from moe_core.nn.gating import Routing
 from moe_core.schema import DEAD_AFTER, WINDOW, Column, Config, layout, measured_in
 from moe_core.training.data import Data
 
+LARGE = 1 << 26  # bytes of an array of a snapshot; the blob of several must stay below runs.codec.LARGEST
 GRID = 64  # points along each side of the plane's region picture
 
 
@@ -54,6 +55,7 @@ class Telemetry:
         self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
+        margin_L, margin_p10_L = margins(routings)
         values = {
             "loss": loss,
             "task_loss": task_loss,
@@ -65,6 +67,10 @@ class Telemetry:
             "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
             "logit_spread": torch.stack([spread(r.clean_logits_TE) for r in routings]),
             "task_gradient": self.task_gradient_L,
+            "router_margin": margin_L,
+            "router_margin_p10": margin_p10_L,
+            "confidence": torch.stack([confidence(r) for r in routings]),
+            "bias_effect": torch.stack([bias_effect(r) for r in routings]),
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
             "dropped": torch.stack([dropped(r) for r in routings]),
             "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
@@ -126,14 +132,9 @@ class Window:
 
     def coactivation(self) -> Tensor:
         """(L, E, E): of the tokens of expert i, the share that also goes to j. Rows of an unused expert are 0."""
-        E, layers = self.num_experts, []
+        layers = []
         for layer in range(len(self.steps[0][0])):
-            both_EE = 0.0
-            for chosen, _ in self.steps:
-                experts_TK = chosen[layer].long()
-                mask_TE = torch.zeros(len(experts_TK), E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)
-                mask_TE = mask_TE[:, :E]  # without the empty places
-                both_EE = both_EE + mask_TE.T @ mask_TE
+            both_EE = sum(together(chosen[layer].long(), self.num_experts) for chosen, _ in self.steps)
             layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
         return torch.stack(layers)
 
@@ -165,7 +166,7 @@ class Probe:
     def compare(self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
         """A snapshot of kind "choices": each token's experts. Sets the telemetry's churn and saturation since the last.
 
-        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in look().
+        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in snapshot().
         """
         E, was_training = self.config.num_experts, model.training
         model.eval()
@@ -179,7 +180,7 @@ class Probe:
         return {"experts": _small(_same_width(chosen, E), E)}
 
     @torch.no_grad()
-    def look(
+    def snapshot(
         self, model: nn.Module, asked: Mapping[str, Any], full: bool, window: Window
     ) -> dict[str, dict[str, np.ndarray]]:
         """Snapshots by kind: "probe" always, "full" when asked for; for whoever watches, so whenever the clock says so.
@@ -208,10 +209,23 @@ class Probe:
             "w_gate": _halves([layer.gate.w_gate for layer in model.moe_layers]),
         }
         if window.steps:  # not before the first step
-            arrays["coactivation"] = window.coactivation().cpu().numpy()
-            for label in window.sizes:
-                arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
-        return arrays
+            L, E = len(routings), window.num_experts
+            if 4 * L * E * E <= LARGE:
+                arrays["coactivation"] = window.coactivation().cpu().numpy()
+            for label, values in window.sizes.items():
+                if 4 * L * values * E <= LARGE:
+                    arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
+        return {name: array for name, array in arrays.items() if array.nbytes <= LARGE}
+
+
+def together(experts_TK: Tensor, num_experts: int) -> Tensor:
+    """(E, E) tokens that go to both i and j, in float; of i and i, all that go to i. An empty place is left out."""
+    (tokens, k), E = experts_TK.shape, num_experts
+    if k * k < E:  # pairs are fewer than the cells of a product of masks
+        pairs_TKK = experts_TK[:, :, None] * (E + 1) + experts_TK[:, None, :]
+        return pairs_TKK.flatten().bincount(minlength=(E + 1) ** 2).view(E + 1, E + 1)[:E, :E].float()
+    mask_TE = torch.zeros(tokens, E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)[:, :E]
+    return mask_TE.T @ mask_TE
 
 
 def spread(logits_TE: Tensor) -> Tensor:
@@ -221,6 +235,54 @@ def spread(logits_TE: Tensor) -> Tensor:
     logits_TE = logits_TE.where(on_TE, 0.0)
     away_TE = (logits_TE - logits_TE.sum(1, keepdim=True) / count_T1) * on_TE
     return (away_TE.square().sum(1, keepdim=True) / count_T1).sqrt().mean()
+
+
+def margins(routings: list[Routing]) -> tuple[Tensor, Tensor]:
+    """Mean and 10th percentile over tokens of each layer's router margin, (L,) each. (gating.router_margin)
+
+    Of the scores that each token chose by, so with the noise and the bias. NaN where a token has no choice (k = E), and
+    where tokens do not choose. The percentile lies between two tokens as numpy's does; torch.quantile takes ten times as long.
+    """
+    none_T = torch.full((1,), math.nan, device=routings[0].counts_E.device)
+    margin_LT = torch.stack([none_T if r.margin_T is None else r.margin_T for r in routings]).float()
+    mean_L, place = margin_LT.mean(1), 0.1 * (margin_LT.shape[1] - 1)
+    low_Ln = margin_LT.topk(math.ceil(place) + 1, dim=1, largest=False).values
+    tenth_L = low_Ln[:, math.floor(place)].lerp(low_Ln[:, -1], place % 1)
+    known_L = mean_L.isfinite()
+    return mean_L.where(known_L, math.nan), tenth_L.where(known_L, math.nan)
+
+
+def confidence(routing: Routing) -> Tensor:
+    """Mean over tokens of the chosen experts' share of the scores over all experts, before any drop.
+
+    The scores are the softmax of the clean logits, which noise does not raise by chance, or where a bias selects the
+    sigmoid affinities without it. A token that no expert took is left out; NaN if there is no other.
+    """
+    chosen_TK, affinity_TE = routing.chosen_TK, routing.affinity_TE
+    if affinity_TE is not None:
+        return (affinity_TE.gather(1, chosen_TK).sum(1) / affinity_TE.sum(1)).mean()
+    gates_TE = routing.clean_logits_TE.detach().softmax(1)
+    if not routing.ragged:
+        return gates_TE.gather(1, chosen_TK).sum(1).mean()
+    taken_T = (chosen_TK < gates_TE.shape[1]).any(1)
+    return F.pad(gates_TE, (0, 1)).gather(1, chosen_TK).sum() / taken_T.sum()
+
+
+def bias_effect(routing: Routing) -> Tensor:
+    """Mean over tokens of |A and B| / |A or B|, A the experts chosen with the bias and B those without: 1 if it changes
+    nothing. NaN where no bias selects."""
+    if routing.affinity_TE is None:
+        return torch.full((), math.nan, device=routing.counts_E.device)
+    chosen_TK, num_experts = routing.chosen_TK, routing.counts_E.shape[0]
+    affinity_TE = routing.affinity_TE.masked_fill(routing.clean_logits_TE.isneginf(), -math.inf)
+    both_T = in_common(chosen_TK, affinity_TE.topk(chosen_TK.shape[1], dim=1).indices, num_experts).sum(1)
+    return (both_T / (2 * chosen_TK.shape[1] - both_T)).mean()
+
+
+def in_common(one_TK: Tensor, other_TK: Tensor, num_experts: int) -> Tensor:
+    """(T, K) bool: which experts of each token in the first are in the second too; an empty place is in neither."""
+    mask_TE = torch.zeros(len(other_TK), num_experts + 1, dtype=torch.bool, device=other_TK.device)
+    return mask_TE.scatter_(1, other_TK, True).gather(1, one_TK) & (one_TK < num_experts)
 
 
 def churn(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
@@ -240,7 +302,7 @@ def saturation(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
     A token without an expert now has no share and is left out; NaN if there is no other.
     """
     real_NK = now_NK < num_experts
-    same_NK = (now_NK[:, :, None] == before_NK[:, None, :]).any(2) & real_NK
+    same_NK = in_common(now_NK, before_NK, num_experts)
     share_N, some_N = same_NK.sum(1) / real_NK.sum(1).clamp(min=1), real_NK.any(1)
     return share_N.sum() / some_N.sum()
 

@@ -13,9 +13,10 @@ from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Config, Knobs, describe, layout
 
-KEPT = 2 * BINS  # steps in memory: what a diagnosis looks at
+KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
 EVALS = 100  # evaluations in memory
-EVERY = 1.0  # seconds between two looks
+EVERY = 1.0  # seconds between two diagnoses
+REST = 9  # at least so many times as long as one took, which for many layers is long
 
 
 class Watch:
@@ -33,15 +34,15 @@ class Watch:
         self.evaluated: list[Eval] = []
         self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it knows, and which experts they switched off
         self.standing: set[tuple[str, int]] = set()
-        self.next_look = 0.0
+        self.next_diagnosis = 0.0
 
     def recall(self, run: Run, knobs: Knobs) -> None:
-        """How the knobs of a run that is resumed came to stand as they do."""
+        """The knob changes of a run that is resumed, up to now."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
         self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 
     def turned(self, step: int, knobs: Knobs) -> None:
-        """How the knobs stand in the coming step. Called by the training thread, which only adds and replaces."""
+        """The knobs in force in the coming step. Called by the training thread, which only adds and replaces."""
         for f in fields(Knobs):
             value, previous = getattr(knobs, f.name), getattr(self.knobs, f.name)
             if value != previous:
@@ -50,8 +51,8 @@ class Watch:
 
     def knobs_at(self, step: int) -> Knobs:
         """The knobs in force at a step; the training thread may have turned them since."""
-        stands = self.knobs  # before the changes: of a turn that comes in between, both then say how it was
-        return replace(stands, **{c.name: c.previous for c in reversed(list(self.changes)) if c.step > step})
+        knobs = self.knobs  # read before the changes: one that comes in between is then undone below
+        return replace(knobs, **{c.name: c.previous for c in reversed(list(self.changes)) if c.step > step})
 
     def see(self, batch: Batch) -> list[Finding]:
         """Take what was committed; about once a second, what is newly found."""
@@ -60,14 +61,16 @@ class Watch:
         if len(batch.rows):
             self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-KEPT:]
             self.first = batch.first_step + len(batch.rows) - len(self.rows_nC)
-        return self.look() if time.monotonic() >= self.next_look else []
+        return self.new_findings() if time.monotonic() >= self.next_diagnosis else []
 
-    def look(self) -> list[Finding]:
-        """The findings that did not stand at the last look. One that ended and comes again is new again."""
-        self.next_look = time.monotonic() + EVERY
-        found = [finding for layer in range(len(self.experts)) for finding in diagnose(self, layer)]
-        new = [finding for finding in found if (finding.rule, finding.layer) not in self.standing]
-        self.standing = {(finding.rule, finding.layer) for finding in found}
+    def new_findings(self) -> list[Finding]:
+        """The findings that were not there at the last diagnosis. One that ended and comes again is new again."""
+        began = time.monotonic()
+        findings = [finding for layer in range(len(self.experts)) for finding in diagnose(self, layer)]
+        new = [finding for finding in findings if (finding.rule, finding.layer) not in self.standing]
+        self.standing = {(finding.rule, finding.layer) for finding in findings}
+        now = time.monotonic()
+        self.next_diagnosis = now + max(EVERY, REST * (now - began))
         return new
 
     # What a diagnosis reads
@@ -96,8 +99,8 @@ class Watch:
     def counts(self, layer: int, first: int, last: int) -> NDArray[Any]:
         """The selections of those steps that are in memory; before them there are none."""
         inside = slice(max(first - self.first, 0), max(last - self.first + 1, 0))
-        found = pick(self.layout, self.rows_nC[inside], "counts", layer)
-        return np.concatenate([np.zeros((last - first + 1 - len(found), found.shape[1])), found])
+        counts_nE = pick(self.layout, self.rows_nC[inside], "counts", layer)
+        return np.concatenate([np.zeros((last - first + 1 - len(counts_nE), counts_nE.shape[1])), counts_nE])
 
     def knob_changes(self) -> list[KnobChange]:
         return list(self.changes)

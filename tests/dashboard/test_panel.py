@@ -18,7 +18,7 @@ from moe_core.figures.tiles.live import speed_tile
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
 from moe_core.runs.source import At
-from moe_core.schema import BY_TOKEN, LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
+from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
 
 CONFIG = Config(num_experts=4, layers=2)
@@ -177,7 +177,7 @@ def test_how_the_chosen_are_weighed_is_asked_where_a_strategy_reads_it(strategy:
     create_run(tmp_path / "w", CONFIG, Knobs(strategy=strategy)).finish("finished")
     feed = Feed(open_run(tmp_path / "w"))
     told = knobs_of(panel(feed)).get("weigh")
-    assert (told is not None) == (strategy in BY_TOKEN)
+    assert (told is not None) == STRATEGIES[strategy].by_token
     if told:
         assert (told["kind"], told["choices"], told["value"], told["more"]) == (
             "choice",

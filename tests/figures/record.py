@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 
@@ -85,7 +86,10 @@ def record(
         folder, given, Knobs(k=k), labels=labels, probe=probe_of(task, rng), facts={"device": "cpu", "threads": 1}
     )
     columns = layout(L, E)
-    rows = rng.uniform(0.1, 2, (steps, sum(c.width for c in columns))).astype(np.float32)
+    # Each from numbers of its own, so that a statistic that is added changes no other.
+    own = [np.random.default_rng([seed, c.layer + 1, crc32(c.stat.encode())]) for c in columns]
+    parts = [draw.uniform(0.1, 2, (steps, c.width)) for draw, c in zip(own, columns, strict=True)]
+    rows = np.concatenate(parts, axis=1).astype(np.float32)
     taken = [
         (step, kind, arrays)
         for step in range(20, steps + 1, 20)

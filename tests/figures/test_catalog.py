@@ -21,7 +21,8 @@ OURS = [
     name
     for name, entry in FIGURES.items()
     if entry.page in ("experts", "compare", "batch")
-    or name in ("group_treemap", "probe_gates", "probe_rows", "digit_images")
+    or name
+    in ("group_treemap", "probe_gates", "probe_rows", "digit_images", "router_margin", "confidence", "bias_effect")
 ]
 
 

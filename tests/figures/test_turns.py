@@ -19,7 +19,10 @@ def change(id, name, value, step, who="me"):
 def source(*changes):
     started = Knobs(w_load=0.0)
     return SimpleNamespace(
-        started_knobs=started, description=describe(Config(), started), knob_changes=lambda: changes, steps=lambda: (1, 90)
+        started_knobs=started,
+        description=describe(Config(), started),
+        knob_changes=lambda: changes,
+        steps=lambda: (1, 90),
     )
 
 

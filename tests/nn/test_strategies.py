@@ -1,5 +1,6 @@
 """Each strategy against its own float64 definition, forward and gradients, at the limits, and by what it does to a gate."""
 
+import copy
 import math
 from fractions import Fraction
 
@@ -10,7 +11,7 @@ from moe_core.nn.experts import reference_mixture
 from moe_core.nn.gating import NoisyTopKGate
 from moe_core.nn.layer import MoELayer
 from moe_core.nn.strategies import BALANCING, Step, after_update, limit, losses, route
-from moe_core.schema import BY_TOKEN, NOISY, STRATEGIES, WEIGHINGS, Knobs, meta_of
+from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, strategies_with
 
 T, D, E, K = 24, 5, 6, 2
 ALL = tuple(STRATEGIES)
@@ -63,6 +64,30 @@ def test_every_strategy_is_declared_once_and_its_knobs_say_so():
             assert set(meta.strategies) == {name for name, b in BALANCING.items() if field in b.losses}
 
 
+@pytest.mark.parametrize("strategy", ALL)
+def test_what_a_strategy_is_declared_to_be_is_what_it_does(strategy):
+    """Everything that asks what a strategy is asks these flags: the knobs, the messages, the charts."""
+    flags, gate = STRATEGIES[strategy], gate_of(E, K)
+    gate.bias_E.normal_()
+    x = torch.randn(T, D)
+    routing = route(gate, x, K, strategy, noise=1.0)
+    assert flags.noisy == bool(routing.noise_std_TE.any())
+    assert flags.by_token == (routing.margin_T is not None)
+    assert flags.biased == (routing.affinity_TE is not None)
+    assert flags.learns == (routing.weights_TK.requires_grad)
+    unbiased = route(gate_with_bias_of_zero(gate), x, K, strategy, noise=0.0)
+    biased = route(gate, x, K, strategy, noise=0.0)
+    assert flags.biased == (unbiased.experts_TK.tolist() != biased.experts_TK.tolist())
+    assert flags.by_token == (route(gate, x, K, strategy, capacity_factor=0.25).dropped_from_TK is not None)
+    assert flags.noisy or not flags.losses_even  # the load loss, by which it was measured, needs noise
+
+
+def gate_with_bias_of_zero(gate):
+    other = copy.deepcopy(gate)
+    other.bias_E.zero_()
+    return other
+
+
 # How the chosen are weighed
 
 
@@ -80,7 +105,7 @@ def defined_gates(scores, chooses, k, over_all):
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("k", [1, 2, E])
 @pytest.mark.parametrize("weigh", WEIGHINGS)
-@pytest.mark.parametrize("strategy", BY_TOKEN)
+@pytest.mark.parametrize("strategy", strategies_with("by_token"))
 def test_the_chosen_are_weighed_as_the_knob_says_and_the_gate_is_taught_accordingly(strategy, weigh, k, training):
     """Softmax over the kept k (Shazeer 2017, eq. 3) or over all (Fedus 2021, eq. 2); sigmoids likewise. Float64, by loops."""
     gate, x = gate_of(k=k).train(training), torch.randn(T, D)
@@ -89,7 +114,7 @@ def test_the_chosen_are_weighed_as_the_knob_says_and_the_gate_is_taught_accordin
     torch.manual_seed(1)
     w, clean = logits_of(gate, x)
     std = 0.7 * (torch.nn.functional.softplus(x.double() @ gate.w_noise.detach().double()) + 1e-2)
-    noisy = clean + torch.randn(T, E).double() * std if strategy in NOISY and training else clean
+    noisy = clean + torch.randn(T, E).double() * std if STRATEGIES[strategy].noisy and training else clean
     over_all = weigh == "all" or (weigh == "own" and strategy == "switch")
     if strategy == "loss-free":
         scores = 1 / (1 + (-clean).exp())
@@ -97,17 +122,17 @@ def test_the_chosen_are_weighed_as_the_knob_says_and_the_gate_is_taught_accordin
         scores = noisy.exp() / noisy.exp().sum(1, keepdim=True)
     taught = over_all or k > 1
     ours = agree(routing, gate, defined_gates(scores, noisy, k, over_all), w, taught)
-    if not taught and strategy in NOISY:
+    if not taught and STRATEGIES[strategy].noisy:
         assert not ours.any()  # exactly
     sums = routing.weights_TK.sum(1)
-    if not over_all or (k == E and strategy in NOISY):
+    if not over_all or (k == E and STRATEGIES[strategy].noisy):
         torch.testing.assert_close(sums, torch.ones(T))
     else:
         assert (sums.detach() - 1).abs().min() > 1e-4
     assert (routing.weights_TK.diff(dim=1) <= 0).all()
 
 
-@pytest.mark.parametrize("strategy", [name for name in ALL if name not in BY_TOKEN])
+@pytest.mark.parametrize("strategy", [name for name in ALL if not STRATEGIES[name].by_token])
 def test_those_that_weigh_in_a_way_of_their_own_do_not_read_the_knob(strategy):
     gate, x = gate_of(), torch.randn(T, D)
     ways = [route(gate, x, K, strategy, weigh=weigh).gates_TE for weigh in WEIGHINGS]
@@ -342,7 +367,7 @@ def test_capacity_is_for_those_that_choose_by_token(strategy):
     layer, x = MoELayer(D, 8, E, K, zero_init=False), torch.randn(T, D)
     _, routing = layer(x, noise=0.0, strategy=strategy, capacity_factor=0.25)
     kept = (routing.kept_E if routing.kept_E is not None else routing.counts_E).tolist()
-    assert (max(kept) <= 2) == (strategy in BY_TOKEN)
+    assert (max(kept) <= 2) == STRATEGIES[strategy].by_token
 
 
 # The layer
@@ -382,7 +407,7 @@ def test_reference_mixture_is_what_the_others_are_compared_with_for_full_routing
 @pytest.mark.parametrize("strategy", ALL)
 def test_everything_is_finite_at_the_limits(strategy, num_experts, k, scale, off):
     knobs = Knobs(strategy=strategy, k=k, w_sequence=0.1, w_z=1e-30)
-    for noise in (0.0, 1e-30, 1.0) if strategy in NOISY else (0.0,):
+    for noise in (0.0, 1e-30, 1.0) if STRATEGIES[strategy].noisy else (0.0,):
         gate = gate_of(num_experts, k, scale)
         x = torch.randn(12, D)
         routing = route(gate, x, k, strategy, noise=noise, off=off, capacity_factor=0.5)
@@ -483,7 +508,7 @@ def cv_after(strategy, steps, **knobs):
     layer, x = MoELayer(8, 8, 8, 2), torch.randn(256, 8)
     x[:, 0] = 1.0
     with torch.no_grad():
-        if strategy not in NOISY:  # tokens that tie no bias can part
+        if not STRATEGIES[strategy].noisy:  # tokens that tie no bias can part
             layer.gate.w_gate.normal_(std=0.3)
         layer.gate.w_gate[0, 0] = 3.0
     optimizer = torch.optim.Adam(layer.gate.parameters(), lr=0.03)

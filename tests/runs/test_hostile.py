@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from moe_core.runs import StoreError, is_alive, last_words, list_runs, open_run, read_ablation, verify
+from moe_core.runs.begin import resume_run
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays
 from moe_core.runs.database import hold_lock
 from moe_core.runs.runner import spawn
 from moe_core.runs.sums import insert, row_sum
-from moe_core.runs.writer import resume_run
 from tests.runs.test_store import record
 
 ROOT = Path(__file__).parents[2]

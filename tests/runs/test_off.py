@@ -91,7 +91,7 @@ def source_of(recorded: Run, kind: str):
         return recorded.history
     if kind == "watch":
         watch = Watch(CONFIG, Knobs())
-        watch.next_look = float("inf")
+        watch.next_diagnosis = float("inf")
         for step, value in TURNS:
             watch.turned(step, Knobs(off=value))
         watch.see(Batch(1, made_rows()))

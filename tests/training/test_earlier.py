@@ -15,14 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_core import schema
 from moe_core.diagnosis import diagnose
 from moe_core.export.numbers import statistics
+from moe_core.figures.catalog import shows
 from moe_core.figures.tiles import tiles_of
 from moe_core.runs import StoreError, open_run, script_of, verify
 from moe_core.runs.branch import branch_off
 from moe_core.runs.codec import START, link
-from moe_core.schema import layout, measured_in
-from moe_core.training.again import resume
+from moe_core.schema import STATS, Stat, layout, measured_in
+from moe_core.training.again import replay, resume
 from moe_core.training.session import train
 
 EARLIER = Path(__file__).parents[1] / "fixtures" / "switch-v0.1"
@@ -89,3 +91,44 @@ def test_one_that_measured_what_this_version_does_not_is_read_and_not_gone_on_wi
     assert measured_in(run.layout) != measured_in(layout(1, 4))
     with pytest.raises(StoreError, match="recorded with other statistics"):
         resume(run, 60)
+
+
+NEW = {"router_margin", "router_margin_p10", "confidence", "bias_effect"}
+FIRST = Path(__file__).parents[1] / "fixtures" / "v0.1"
+
+
+@pytest.mark.parametrize("name", ["plane", "fork"])
+def test_a_statistic_that_was_added_since_keeps_no_run_from_going_on(tmp_path: Path, name: str) -> None:
+    """Resumed, forked and replayed in the columns that it began with; its new charts are not offered."""
+    runs = Path(shutil.copytree(FIRST, tmp_path / "runs"))
+    run = open_run(name, runs)
+    columns, last = run.layout, run.steps()[1]
+    assert not NEW & set(measured_in(columns))
+    assert set(measured_in(layout(1, 4))) >= NEW
+    replayed = replay(run)
+    assert replayed.step >= 1
+    assert replayed.again in (replayed.recorded, None)  # None: another processor's sums part it before the end
+    assert (replayed.again is None) == (replayed.difference is not None)
+    os.close(branch_off(run, last, {"strategy": "loss-free"}, runs / "new", last + 5))
+    run.close()
+    assert resume(open_run(name, runs), last + 5)[1] == "finished"
+    assert resume(open_run("new", runs))[1] == "finished"
+    for gone_on in (open_run(name, runs), open_run("new", runs)):
+        assert gone_on.layout == columns
+        assert gone_on.steps() == (1, last + 5)
+        assert np.isfinite(gone_on.history("cv_load")[1]).all()
+        assert verify(gone_on) == []
+        assert not any(shows(gone_on, figure) for figure in ("router_margin", "confidence", "bias_effect"))
+        gone_on.close()
+
+
+def test_a_statistic_is_added_by_its_declaration_and_its_value_alone(earlier, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later version that measures one more still goes on with what this one recorded."""
+    more = (*STATS, Stat("heat", "L", "heat", "", "made up"))
+    monkeypatch.setattr(schema.stats, "STATS", more)
+    monkeypatch.setitem(schema.stats.STAT, "heat", more[-1])
+    assert "heat" in measured_in(layout(1, 4))
+    columns = earlier.layout
+    assert resume(earlier, 45)[1] == "finished"
+    run = open_run(earlier.path)
+    assert (run.layout, run.steps()) == (columns, (1, 45))

@@ -87,7 +87,7 @@ def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
 
 def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     _, one, _ = run()
-    monkeypatch.setattr(Trainer, "look_if_due", lambda self: self.look(full=True))
+    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: self.snapshot(full=True))
     _, watched, _ = run()
     assert len(watched.all("snapshots")) > len(one.all("snapshots"))
     assert np.array_equal(column(one, "loss"), column(watched, "loss"))
@@ -97,9 +97,9 @@ def test_churn_and_saturation_are_of_fixed_steps_whatever_the_clock_says(monkeyp
     """As the choices recorded at multiples of churn_every say; between them a row has what was measured last."""
     config = replace(CONFIG, churn_every=5, steps=32)
     _, one, _ = run(config)
-    monkeypatch.setattr(Trainer, "look_if_due", lambda self: self.look(full=True))
+    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: self.snapshot(full=True))
     _, watched, _ = run(config)
-    monkeypatch.setattr(Trainer, "look_if_due", lambda self: None)
+    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: None)
     _, alone, _ = run(config)
     taken = {step: arrays["experts"][0] for step, kind, arrays in one.all("snapshots") if kind == "choices"}
     assert list(taken) == [0, 5, 10, 15, 20, 25, 30]
@@ -248,7 +248,17 @@ def test_a_run_walks_through_all_strategies_and_keeps_training(task: str) -> Non
     _, record, trainer = run(config, knobs, {step: dict(found) for step, found in script.items()})
     _, again, _ = run(config, knobs, {step: dict(found) for step, found in script.items()})
     rows = record.rows
-    assert np.isfinite(rows[config.churn_every - 1 :]).all()
+    # What has no meaning under a strategy is NaN under it, and nothing else ever is.
+    meaning = {"router_margin": "by_token", "router_margin_p10": "by_token", "bias_effect": "biased"}
+    ran = [name for name in (knobs.strategy, *WALK) for _ in range(8)]
+    for column_of in layout(2, 4):
+        flag = meaning.get(column_of.stat)
+        known = np.array([not flag or getattr(STRATEGIES[name], flag) for name in ran])
+        if flag == "by_token" and column_of.layer == 1:
+            known[20:68] = False  # with two of four off, k = 2 is no choice
+        values = rows[:, column_of.start : column_of.start + column_of.width]
+        from_then_on = slice(config.churn_every - 1, None)
+        assert (np.isfinite(values) == known[:, None])[from_then_on].all(), column_of
     assert len(rows) == config.steps
     same = np.array([c.stat != "seconds" for c in layout(2, 4) for _ in range(c.width)])
     assert np.array_equal(rows[:, same], again.rows[:, same], equal_nan=True)
@@ -297,7 +307,9 @@ def test_a_hierarchical_run_trains_and_its_own_knobs_act() -> None:
     assert (counts[:10].sum(1) == 2 * 64).all()
     assert (counts[10:].sum(1) == 64).all()
     assert not counts[20:, :2].any()
-    assert np.isfinite(record.rows[config.churn_every - 1 :]).all()
+    biased = np.array([c.stat == "bias_effect" for c in layout(1, 4) for _ in range(c.width)])
+    assert np.isfinite(record.rows[config.churn_every - 1 :, ~biased]).all()
+    assert np.isnan(record.rows[:, biased]).all()
     assert trainer.knobs.strategy == "paper"
 
 

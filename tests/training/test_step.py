@@ -9,7 +9,7 @@ import torch
 
 from moe_core.nn.models import asked_by, build
 from moe_core.nn.strategies import Step, losses
-from moe_core.schema import BY_TOKEN, Config, Knobs, untaught
+from moe_core.schema import Config, Knobs, strategies_with, untaught
 from moe_core.training.data import load
 from moe_core.training.step import update
 
@@ -111,7 +111,7 @@ def test_to_measure_it_changes_nothing_to_the_last_bit(config: Config, knobs: Kn
 
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("weigh", ["own", "kept", "all"])
-@pytest.mark.parametrize("strategy", [*BY_TOKEN, "even"])
+@pytest.mark.parametrize("strategy", [*strategies_with("by_token"), "even"])
 def test_a_gate_that_the_task_teaches_nothing_is_told_from_one_that_it_teaches(strategy, weigh, k) -> None:
     _, done = step_of(CONFIG, replace(KNOBS, k=k, strategy=strategy, weigh=weigh))
     over_all = weigh == "all" or (weigh == "own" and strategy == "switch")

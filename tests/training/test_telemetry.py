@@ -167,7 +167,7 @@ def test_a_snapshot_of_a_ragged_routing_has_places_for_the_token_with_most(num_e
     probe = Probe(config, load(config), torch.device("cpu"))
     inputs = load(config).batch(1)
     window.add(model.eval()(inputs.inputs, **asked)[1], inputs.labels)
-    kinds = probe.look(model, asked, True, window)
+    kinds = probe.snapshot(model, asked, True, window)
     experts, gates = kinds["probe"]["experts"], kinds["probe"]["gates"]
     assert experts.dtype == kind
     assert experts.shape == gates.shape
@@ -186,7 +186,7 @@ def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
     window.add(routings_of(model), load(CONFIG).batch(1).labels)
     model.train()
     before = torch.get_rng_state()
-    kinds = probe.look(model, {"k": 2}, full=True, window=window)
+    kinds = probe.snapshot(model, {"k": 2}, full=True, window=window)
     choices = probe.compare(model, {"k": 2}, telemetry)["experts"]
     assert np.array_equal(choices, kinds["probe"]["experts"])
     assert torch.equal(before, torch.get_rng_state())
@@ -213,7 +213,7 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
         for layer in model.moe_layers:
             layer.gate.w_gate.normal_()
     probe = Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    regions = probe.look(model, {"k": 2}, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
+    regions = probe.snapshot(model, {"k": 2}, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
     x0, x1, y0, y1 = load(CONFIG).probe()[1]["extent"]
     row, column = 50, 7
     point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
@@ -230,7 +230,7 @@ def test_the_second_comparison_says_what_moved_and_a_look_says_nothing(model) ->
     assert telemetry.saturation_L.isnan().all()
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate.normal_()
-    probe.look(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))
+    probe.snapshot(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))
     second = probe.compare(model, {"k": 2}, telemetry)["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0

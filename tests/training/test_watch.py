@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from moe_core.runs import Batch, open_run
 from moe_core.schema import Config, Knobs, layout
@@ -29,6 +30,7 @@ def rows(n: int, even: bool) -> np.ndarray:
 
 def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> None:
     monkeypatch.setattr(watch, "EVERY", 0.0)
+    monkeypatch.setattr(watch, "REST", 0)
     seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
     assert seen.see(Batch(1, rows(30, True))) == []
     told = seen.see(Batch(31, rows(30, False)))
@@ -42,9 +44,9 @@ def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> Non
 def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
     seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
     seen.see(Batch(1, rows(1, True)))
-    monkeypatch.setattr(seen, "next_look", float("inf"))
+    monkeypatch.setattr(seen, "next_diagnosis", float("inf"))
     assert seen.see(Batch(2, rows(40, False))) == []
-    assert [f.since for f in seen.look()] == [2]
+    assert [f.since for f in seen.new_findings()] == [2]
 
 
 def test_each_layer_is_looked_at() -> None:
@@ -56,9 +58,9 @@ def test_each_layer_is_looked_at() -> None:
         if column.stat == "load" and column.layer == 1:
             both[:, column.start : column.start + column.width] = np.eye(8)[0] * 80 + 1e-3
     seen = Watch(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0))
-    seen.next_look = float("inf")
+    seen.next_diagnosis = float("inf")
     seen.see(Batch(1, both))
-    assert [(f.rule, f.layer) for f in seen.look()] == [("collapse", 1)]
+    assert [(f.rule, f.layer) for f in seen.new_findings()] == [("collapse", 1)]
 
 
 def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
@@ -99,7 +101,7 @@ class Disk(Nowhere):
 
 def test_what_came_after_the_last_look_is_found_at_the_end() -> None:
     told, seen = [], Watch(CONFIG, Knobs(w_importance=0, w_load=0))
-    seen.next_look = float("inf")
+    seen.next_diagnosis = float("inf")
     committer = Committer(Disk(), CONFIG, told.append, seen)
     committer.put(Batch(1, rows(40, False)))
     committer.settle()
@@ -118,3 +120,13 @@ def test_settling_does_not_hang_when_nothing_can_be_written() -> None:
     committer.put(Batch(1, rows(1, True)))
     committer.settle()
     assert "no room" in committer.close()
+
+
+def test_after_a_diagnosis_that_took_long_the_next_one_waits(monkeypatch) -> None:
+    seen = Watch(CONFIG, Knobs())
+    for took, next_one in ((2.0, 102.0 + 9 * 2.0), (0.01, 100.01 + 1.0)):
+        clock = iter([99.0, 100.0, 100.0 + took])  # asked, begun, done
+        monkeypatch.setattr(watch.time, "monotonic", lambda clock=clock: next(clock))
+        seen.next_diagnosis = 0.0
+        seen.see(Batch(1, rows(1, True)))
+        assert seen.next_diagnosis == pytest.approx(next_one)

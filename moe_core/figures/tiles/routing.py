@@ -10,7 +10,7 @@ from moe_core.figures.paper import Array, percent
 from moe_core.figures.reading import experts_of, on_at, probe_at, step_of, value_at
 from moe_core.figures.tiles.tile import NONE, Tile, number
 from moe_core.runs.source import At, Source
-from moe_core.schema import BY_TOKEN, name_of, weighing
+from moe_core.schema import name_of, strategy_of, weighing
 
 SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above the second Restless
 
@@ -121,8 +121,7 @@ def gate_entropy(gates_NK: Array) -> float:
 def undecided(source: Source, step: int, layer: int, K: int) -> float:
     """The first gate of a router that has no opinion: an even share of what the weights are taken over."""
     knobs = source.knobs_at(step)
-    name = name_of(knobs)
-    over_all = name in BY_TOKEN and weighing(name, getattr(knobs, "weigh", "")) == "all"
+    over_all = strategy_of(knobs).by_token and weighing(name_of(knobs), getattr(knobs, "weigh", "")) == "all"
     return 1 / (experts_of(source, layer) if over_all else K)
 
 

@@ -1,0 +1,38 @@
+"""How the charts of the gate's choices read their numbers. Shapes: n steps."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.paper import Array
+from moe_core.figures.reading import common, on_at, over_time
+from moe_core.runs.source import At, Source
+from moe_core.schema import experts_per_token
+
+
+def read_margin(source: Source, at: At) -> dict[str, Any]:
+    steps, margin = over_time(source, "router_margin", at)
+    # Thinning picks rows by their steps alone, so both have the same x.
+    _, margin_p10 = over_time(source, "router_margin_p10", at)
+    return {"steps": steps, "margin": margin, "margin_p10": margin_p10} | common(source, at)
+
+
+def read_confidence(source: Source, at: At) -> dict[str, Any]:
+    steps, confidence = over_time(source, "confidence", at)
+    even = chosen_in(source, at.layer, steps) / on_at(source, at.layer, steps).sum(axis=1)
+    return {"steps": steps, "confidence": confidence, "even": even} | common(source, at)
+
+
+def read_bias_effect(source: Source, at: At) -> dict[str, Any]:
+    steps, overlap = over_time(source, "bias_effect", at)
+    return {"steps": steps, "overlap": overlap} | common(source, at)
+
+
+def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
+    """(n,) the experts that each token was sent to in these steps, with the knobs' values in each."""
+    changes = [change for change in source.knob_changes() if change.name in ("k", "k_primary")]
+    turns = sorted(change.step for change in changes if change.step is not None)
+    knobs = [source.started_knobs, *(source.knobs_at(step) for step in turns)]
+    counts = [experts_per_token(source.description, one, layer) for one in knobs]
+    return np.array(counts, np.float64)[np.searchsorted(turns, steps, side="right")]

@@ -1,0 +1,160 @@
+"""How a trainer takes hold of a run: a new one is made, one whose trainer is gone is opened again."""
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from moe_core.runs.codec import START, link, pack_arrays
+from moe_core.runs.database import MIGRATIONS, StoreError, hold_lock, writing
+from moe_core.runs.room import drop_ballast, make_ballast, no_room
+from moe_core.runs.rows import RESUMED
+from moe_core.runs.sums import answer, count, insert, put_state
+from moe_core.runs.tip import begin_tip, write_asked
+from moe_core.runs.writer import STARTING, RunWriter
+from moe_core.schema import Config, Knobs, as_dict, describe, layout, probe_kind, to_json
+
+
+def create_run(
+    folder: Path,
+    config: Config,
+    knobs: Knobs,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    probe: Mapping[str, NDArray[Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    script: Sequence[tuple[int, str, float | str]] = (),
+) -> RunWriter:
+    """A new run's folder, locked, with its row written. StoreError if the folder is in use already.
+
+    labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
+    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
+    """
+    about = {
+        "description": to_json(describe(config, knobs, probe_kind(probe or {}))),
+        "config": as_dict(config),
+        "knobs": as_dict(knobs),
+        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
+        "labels": {name: list(values) for name, values in (labels or {}).items()},
+        "facts": dict(facts or {}),
+        "script": [list(entry) for entry in script],
+    }
+    made = not folder.exists()
+    lock = make_file(folder, about, probe or {})
+    try:
+        return RunWriter(folder, lock)
+    except BaseException:
+        for path in (*folder.glob("run.*"), folder / "ballast"):
+            path.unlink(missing_ok=True)
+        os.close(lock)
+        if made:
+            shutil.rmtree(folder)
+        raise
+
+
+def make_file(
+    folder: Path,
+    about: Mapping[str, Any],
+    probe: Mapping[str, NDArray[Any]],
+    fill: Callable[[sqlite3.Connection], None] = lambda db: None,
+) -> int:
+    """A new run's file, with what `fill` puts in it. The handle of the run's lock; nothing is left if anything fails."""
+    made = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "run.db").exists():
+            raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another --run-id")
+        lock = hold_lock(folder)
+    except OSError as error:
+        raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
+    except StoreError:
+        if made:
+            folder.rmdir()
+        raise
+    about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
+    probe_data = pack_arrays(probe)
+    # Made whole under another name: a run.db that exists is a run.
+    temporary = folder / "run.db.new"
+    temporary.unlink(missing_ok=True)
+    db = None
+    try:
+        hold_room(folder)
+        db = sqlite3.connect(temporary, isolation_level=None)
+        db.executescript("".join(MIGRATIONS))
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+        with writing(db):
+            chain = link(START, about_text, probe_data)
+            db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
+            db.execute("INSERT INTO state (id, state, step, reason, pid, heartbeat) VALUES (1, '', 0, '', 0, 0.0)")
+            fill(db)
+            step = db.execute("SELECT coalesce(max(first + n - 1), 0) FROM blocks").fetchone()[0]
+            held = count(db)
+            put_state(db, {**STARTING, "step": step, "pid": os.getpid(), "heartbeat": time.time(), "held": held})
+            begin_tip(folder, chain, step, held["knobs"])
+        db.close()
+        os.rename(temporary, folder / "run.db")
+    except BaseException as error:
+        if db:
+            db.close()
+        os.close(lock)
+        temporary.unlink(missing_ok=True)
+        drop_ballast(folder)
+        if made:
+            shutil.rmtree(folder)
+        if no_room(error, folder if folder.exists() else folder.parent):
+            raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
+        if isinstance(error, OSError | sqlite3.Error):
+            raise StoreError(f"cannot make run folder {folder}: {getattr(error, 'strerror', None) or error}") from None
+        raise
+    return lock
+
+
+def hold_room(folder: Path) -> None:
+    """The ballast, which a run that begins or goes on must have."""
+    if not make_ballast(folder):
+        raise StoreError(
+            f"there is no room for a run on the disk of {folder.parent}; make some, or choose another --runs"
+        )
+
+
+def resume_run(
+    folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
+) -> RunWriter:
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all; moved:
+    where its data lie now (text or data).
+
+    What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
+    changes that it never took wait for the next step.
+    """
+    hold_room(folder)
+    writer = RunWriter(folder, lock)
+    try:
+        return _resumed(writer, who, {"steps": steps, **moved}, notes)
+    except (OSError, sqlite3.Error) as error:
+        writer.let_go()
+        raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error
+
+
+def _resumed(writer: RunWriter, who: str, how: Mapping[str, Any], notes: Sequence[str]) -> RunWriter:
+    said = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
+
+    def act(db: sqlite3.Connection) -> None:
+        for (asked,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
+            answer(db, asked, writer.step, "not obeyed: the trainer had ended")
+        writer.how, result = how, json.dumps({**how, "notes": list(notes)})
+        writer.resumed = writer.command_seen = insert(db, "commands", {**said, "result": result})
+        writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
+
+    writer.transact(act, state="starting", reason="", step=writer.step)
+    writer.after_commit()
+    # A tip that told of lost steps has done its work: resume() has a note of them for the record.
+    with contextlib.suppress(OSError):
+        write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
+    return writer
