@@ -10,22 +10,18 @@ Shapes: n steps, E experts. `counts_nE` is (n, E).
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from moe_core.runs.rows import Eval, KnobChange
-from moe_core.runs.statistics import held_out_balance, too_few
+from moe_core.evidence import HOLD, Judged, Seen, evidence_of, mean_of_last, since_knobs, standing
 from moe_core.schema import (
     BALANCED,
     COLLAPSED,
     DEAD_AFTER,
     STRATEGIES,
     TASK_GRADIENT_EVERY,
-    Description,
     Knobs,
-    KnobValues,
     draws_noise,
     experts_per_token,
     meta_of,
@@ -35,12 +31,7 @@ from moe_core.schema import (
     weighing,
 )
 
-Array = NDArray[np.floating[Any]]
-Flags = NDArray[np.bool_]
-
-HOLD = 20  # steps that a condition holds before it is a finding, and its opposite before it is none
 SOON = 100  # steps that a remedy is given; the measured ones took a tenth to a half of it
-BINS = 1000  # rows of history that a diagnosis looks at, about twice over; old ones as minimum and maximum
 SETTLED = 500  # steps until a fresh gate, which starts at zero logits, can be judged against its noise
 # Noise over the spread of the clean logits: above the first drowned, below the second not. Of 16 experts, a token then gets
 # a fifth, and a third, of the two that its clean logits name; an eighth would be chance (independent normal draws).
@@ -65,65 +56,11 @@ class Finding(NamedTuple):
     remedy: dict[str, float | str] | None
 
 
-class Seen(NamedTuple):
-    """What the rules look at: one layer's statistics over the same steps, the knobs in force, and how they came to be.
-
-    changes are those that took effect, in that order. A statistic that an old run did not record is all NaN, which
-    neither begins nor ends a finding.
-    """
-
-    description: Description
-    knobs: Any  # Knobs; of a run with knobs of its own, their Values
-    changes: Sequence[Any]
-    layer: int
-    steps_n: NDArray[np.int64]
-    task_loss_n: Array
-    cv_load_n: Array
-    counts_nE: Array
-    dead_n: Array
-    noise_scale_n: Array
-    logit_spread_n: Array
-    dropped_n: Array
-    grad_norm_n: Array
-    task_gradient_n: Array
-    # Of evaluations, where no noise is drawn: their steps, and the CV of the selections.
-    held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
-    held_out_cv_m: Array = np.empty(0)
-
-    @property
-    def experts(self) -> int:
-        """How many the layer has."""
-        return self.description.layers[self.layer].experts
-
-    @property
-    def groups(self) -> int:
-        """How many groups they are in; 1 for a flat gate."""
-        return self.description.layers[self.layer].groups
-
-
-class Judged(Protocol):
-    """What a diagnosis reads of a Source, of which it wants the last steps only."""
-
-    @property
-    def description(self) -> Description: ...
-
-    @property
-    def knobs(self) -> KnobValues: ...
-
-    def knob_changes(self) -> Sequence[KnobChange]: ...
-
-    def evals(self) -> Sequence[Eval]: ...
-
-    def history(
-        self, stat: str, layer: int = 0, *, bins: int | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
-
-
 def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
     """Every finding of one layer as it stands at the last step, the gravest first. Of a run with knobs of
     its own only what needs no knowledge of them.
     """
-    seen = look(source, layer)
+    seen = evidence_of(source, layer)
     if not len(seen.steps_n):
         return []
     rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
@@ -132,63 +69,6 @@ def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
         # A remedy that leaves a collapsed gate as it is would only look like one.
         found = [f if f.remedy is None or evens(seen.knobs, f.remedy) else f._replace(remedy=None) for f in found]
     return found
-
-
-def look(source: Judged, layer: int) -> Seen:
-    """A source's history as the rules take it."""
-
-    def read(stat: str) -> Array:
-        try:
-            return np.asarray(source.history(stat, layer, bins=BINS)[1], np.float64)
-        except ValueError:  # a statistic that this run's version did not record
-            return np.full(len(steps), np.nan)
-
-    steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
-    done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
-    evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
-    # What so few selections would show by chance says nothing.
-    cv = [math.nan if too_few(of[layer]) else held_out_balance(of)["cv_held_out"][layer] for _, of in evals]
-    held_out = np.array(cv, np.float64)
-    at = np.array([step for step, _ in evals], np.int64)
-    return Seen(
-        source.description, source.knobs, done, layer, steps,
-        read("task_loss"), read("cv_load"), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
-        read("dropped"), read("grad_norm"), read("task_gradient"), at, held_out,
-    )  # fmt: skip
-
-
-# When a condition holds
-
-
-def standing(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = HOLD) -> int | None:
-    """The step since which a finding stands, or None. It begins with `hold` steps of on, and ends with as many of off.
-
-    Between on and off it stays as it was. Steps may be thinned: what counts is the span of steps, not of rows.
-    """
-    begun = [(start, True) for start in spans(steps_n, on_n, hold)]
-    ended = [(start, False) for start in spans(steps_n, off_n, hold)]
-    since = None
-    for start, begins in sorted(begun + ended):
-        since = (since or start) if begins else None
-    return since
-
-
-def spans(steps_n: NDArray[np.int64], flag_n: Flags, hold: int) -> list[int]:
-    """The first step of each stretch of true flags that is at least `hold` steps long."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], flag_n, [False]]).astype(np.int8)))
-    first, last = steps_n[edges[::2]], steps_n[edges[1::2] - 1]
-    return [int(step) for step in first[last - first + 1 >= hold]]
-
-
-def mean_of_last(steps_n: NDArray[np.int64], values_n: Array, count: int) -> float:
-    """Mean over the last `count` steps; NaN of nothing."""
-    recent = values_n[steps_n > steps_n[-1] - count]
-    return float(recent.mean()) if len(recent) else math.nan
-
-
-def since_knobs(seen: Seen, *names: str) -> int:
-    """The step since which the knobs of these names stand as they do."""
-    return max((change.step for change in seen.changes if change.name in names), default=1)
 
 
 # What to do

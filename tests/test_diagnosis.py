@@ -437,7 +437,7 @@ class Source:
     """A run of n steps in memory, as a diagnosis reads it."""
 
     def __init__(self, knobs: Knobs, changes=(), n: int = N, **stats) -> None:
-        self.config, self.knobs, self.n, self.changes = CONFIG, knobs, n, list(changes)
+        self.description, self.knobs, self.n, self.changes = describe(CONFIG, knobs), knobs, n, list(changes)
         made = seen(knobs, n=max(n, 1), **stats)
         fields = {"dead_experts": "dead", "counts": "counts"}
         names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "dropped")

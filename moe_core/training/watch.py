@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.diagnosis import BINS, Finding, diagnose
+from moe_core.diagnosis import Finding, diagnose
+from moe_core.evidence import BINS
 from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Config, Knobs, describe, layout

@@ -115,7 +115,7 @@ def test_the_first_stage_starts_its_run_and_puts_it_into_the_link(started: list[
     ((config, knobs, who),) = started
     assert (config.task, config.num_experts, knobs.k, who) == ("plane", 64, 2, "lesson 5")
     assert link(app) == {"lesson": "5", "run": "started-1"}
-    assert (parts(app)["charts"]["run"], parts(app)["charts"]["task"]) == ("started-1", "plane")
+    assert (parts(app)["charts"]["run"], parts(app)["charts"]["probe"]) == ("started-1", "points")
     assert "Starting the trainer" in html(app)
     assert [can for _, can in stages(app)] == [True, False]
 

@@ -32,7 +32,7 @@ BAD = [
     "", "{", "[]", "null", "1", '"x"', "\0", "{}", DEEP, f'{{"turn": {DEEP}}}', f'{{"sizes": {"[" * 5000}', "x" * (LONGEST + 1),
     f'{{"theme": "{"é" * LONGEST}"}}', '{"turn": {"noise": NaN}}', '{"turn": {"noise": Infinity}}', '{"turn": {"noise": 1e310}}',
     f'{{"turn": {{"noise": {LONG}}}}}', f'{{"turn": {{"noise": -{"9" * 5000}}}}}', '{"turn": {"noise": true}}', '{"turn": {"noise": null}}',
-    '{"turn": {"noise": [1]}}', '{"turn": {"who": "x"}}', '{"turn": {"self": 1}}', '{"turn": {}}', '{"turn": []}', '{"turn": "noise"}',
+    '{"turn": {"noise": [1]}}', '{"turn": {"a b": 1}}', '{"turn": {"": 1}}', '{"turn": {"1": 1}}', '{"turn": {}}', '{"turn": []}', '{"turn": "noise"}',
     '{"turn": {"noise": 1}, "gesture": 1}', '{"turn": {"noise": 1}, "gesture": "a b"}', '{"turn": {"noise": 1}, "nth": {}}',
     '{"turn": {"noise": 1}, "nth": 1.5}', '{"command": "rm"}', '{"command": []}', '{"command": null}', '{"fork": "40"}', '{"fork": 0}',
     '{"fork": 1e400}', f'{{"fork": {LONG}}}', '{"fork": 1.5}',

@@ -11,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 from moe_core.dashboard import compare
 from moe_core.runs import open_run, start_measuring, stop_measuring
 from moe_core.schema import Config
+from moe_core.schema.description import PROBE_OF_TASK
 from tests.figures.record import record
 from tests.runs.test_measuring import wait
 
@@ -50,7 +51,7 @@ def test_a_run_has_its_figures_in_either_state(runs: Path, name: str, state: str
     app = page(name, run="a")
     assert not app.exception
     given = mounted(app)
-    assert (given["page"], given["run"], given["task"]) == (name, "a", task)
+    assert (given["page"], given["run"], given["probe"]) == (name, "a", PROBE_OF_TASK[task])
     assert given["figures"]
     if name == "experts":
         assert ("expert_flow" in given["figures"]) == (task == "text")

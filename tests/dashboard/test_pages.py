@@ -93,7 +93,7 @@ def test_a_card_shows_the_empty_page_of_its_run_at_once_and_says_nothing(
     app.button(key="start-plane").click().run()
     assert not app.exception
     told = parts(app)
-    assert (told["charts"]["run"], told["charts"]["task"], told["charts"]["page"]) == ("plane-new", "plane", page)
+    assert (told["charts"]["run"], told["charts"]["probe"], told["charts"]["page"]) == ("plane-new", "points", page)
     assert told["panel"]["chosen"]["name"] == "plane · 8 experts"
     assert not app.caption
     create_run(runs / "plane-new", Config.for_task("plane"), Knobs()).finish("stopped")

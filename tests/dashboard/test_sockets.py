@@ -156,7 +156,7 @@ def test_three_thousand_messages_that_no_page_sends_leave_no_traceback(server: S
 def test_a_line_of_a_kind_is_written_once_a_second(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(log, "_said", {})
+    monkeypatch.setattr(log, "_noted", {})
     for _ in range(1000):
         log.note("one", "x\n\x1b[31m" + "y" * 1000)
         log.note("two", "z")

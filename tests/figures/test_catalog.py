@@ -13,6 +13,7 @@ from moe_core.dashboard.views import View
 from moe_core.figures.catalog import FIGURES, offered
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import tiles_of
+from moe_core.runs.ablation import Ablation, write_ablation
 from moe_core.runs.source import At
 from moe_core.schema import TASKS
 from tests.figures.record import record
@@ -37,6 +38,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
                 other = record(folder / f"{task}-{E}-{steps}-other", task, E, steps=steps, seed=1)
                 write_throughput(run)
                 made[task, E, steps] = View(run, {}, (other,))
+    grouped = record(folder / "grouped", "digits", 16, steps=60, groups=4)
+    write_ablation(grouped.path, Ablation(60, 1.0, np.full((2, 16), 0.1), np.full((2, 16), 1 / 16)))
+    biased = record(folder / "biased", "plane", 16, steps=60, strategy="loss-free")
+    made |= {("digits", 16, 61): View(grouped, {}), ("plane", 16, 61): View(biased, {})}
     return made | {("text", 256, 60): record(folder / "text-256-60", "text", 256, steps=60, L=1)}
 
 

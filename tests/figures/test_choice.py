@@ -70,9 +70,9 @@ def test_a_chart_is_offered_where_its_statistic_has_a_meaning(
     tmp_path: Path, strategy: str, turned: str, offered: list[str]
 ) -> None:
     run = recorded(tmp_path / "a", (("strategy", turned, 10),) if turned else (), strategy=strategy)
-    for source in (run, Feed(run), View(Feed(run), {}, ())):
-        if source is not run:
-            source.refresh()
+    feed = Feed(run)
+    feed.refresh()
+    for source in (run, feed, View(feed, {}, ())):
         assert [name for name in CHOICE if shows(source, name)] == offered
 
 

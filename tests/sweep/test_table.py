@@ -9,7 +9,7 @@ import pytest
 from moe_core.figures.read_sweep import Found, axes, read_pareto
 from moe_core.figures.tiles import tiles_of
 from moe_core.runs.source import At
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, describe
 from moe_core.sweep import (
     PAPER,
     Sweep,
@@ -248,7 +248,7 @@ def test_rows_that_train_the_same_show_the_same_runs(tmp_path: Path) -> None:
     assert [(row["strategy"], row["w_importance"]) for row in table] == [("none", None), ("paper", 0.0), ("paper", 0.1)]
     said = "paper trains as none where its losses weigh 0, so both rows show the same runs."
     assert said in as_text(sweep.plan, table)
-    source = Found(sweep.id, sweep.plan.config, sweep.plan.swept, sweep.plan.cells, table, found)
+    source = Found(sweep.id, describe(sweep.plan.config, Knobs()), sweep.plan.swept, sweep.plan.cells, table, found)
     assert read_pareto(source, At(0, None, None, None))["names_N"] == ["none / – and paper / 0", "paper / 0.1"] * 2
     ids, (_, strategies), (_, weights) = axes(source)
     assert (strategies, weights) == (["none", "paper"], [0.0, 0.1, None])
