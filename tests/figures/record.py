@@ -1,5 +1,6 @@
 """Small made-up runs, recorded as a trainer records them: every statistic, the probe's snapshots and the windows."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -72,6 +73,7 @@ def record(
     seed: int = 0,
     state: str = "finished",
     selections: Any = None,
+    knobs: Knobs = Knobs(),  # noqa: B008 - frozen
     **config: Any,
 ) -> Run:
     """A run of `steps` steps with snapshots and churn at every 20th; 0 leaves it as a trainer does before its first step."""
@@ -83,7 +85,12 @@ def record(
     task_of = "digits" if task == "table" else task
     given = Config.for_task(task_of, num_experts=E, layers=L, **{"churn_every": 20} | config)
     writer = create_run(
-        folder, given, Knobs(k=k), labels=labels, probe=probe_of(task, rng), facts={"device": "cpu", "threads": 1}
+        folder,
+        given,
+        replace(knobs, k=k),
+        labels=labels,
+        probe=probe_of(task, rng),
+        facts={"device": "cpu", "threads": 1},
     )
     columns = layout(L, E)
     # Each from numbers of its own, so that a statistic that is added changes no other.

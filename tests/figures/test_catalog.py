@@ -15,7 +15,7 @@ from moe_core.figures.theme import DARK, LIGHT
 from moe_core.figures.tiles import tiles_of
 from moe_core.runs.ablation import Ablation, write_ablation
 from moe_core.runs.source import At
-from moe_core.schema import TASKS
+from moe_core.schema import TASKS, Knobs
 from tests.figures.record import record
 
 OURS = [
@@ -40,7 +40,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
                 made[task, E, steps] = View(run, {}, (other,))
     grouped = record(folder / "grouped", "digits", 16, steps=60, groups=4)
     write_ablation(grouped.path, Ablation(60, 1.0, np.full((2, 16), 0.1), np.full((2, 16), 1 / 16)))
-    biased = record(folder / "biased", "plane", 16, steps=60, strategy="loss-free")
+    biased = record(folder / "biased", "plane", 16, steps=60, knobs=Knobs(strategy="loss-free"))
     made |= {("digits", 16, 61): View(grouped, {}), ("plane", 16, 61): View(biased, {})}
     return made | {("text", 256, 60): record(folder / "text-256-60", "text", 256, steps=60, L=1)}
 

@@ -17,6 +17,7 @@ from moe_core.runs import Batch, Run, RunWriter, create_run, ending, list_runs, 
 from moe_core.runs import checked as checked_module
 from moe_core.runs.branch import branch_off
 from moe_core.runs.compare import fingerprint
+from moe_core.runs.file import File
 from moe_core.schema import Config, Knobs, layout
 from tests.export.made import parts
 from tests.runs.test_damage import read
@@ -65,7 +66,7 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
     trainer = Busy(tmp_path / "runs" / "a")
     for _ in range(5):
         trainer()
-    query, read_tip = Run.query, checked_module.read_tip
+    query, read_tip = File.query, checked_module.read_tip
 
     def then_commit(act: Callable[..., Any]) -> Callable[..., Any]:
         def both(*arguments: Any) -> Any:
@@ -75,7 +76,7 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
 
         return both
 
-    monkeypatch.setattr(Run, "query", then_commit(query))
+    monkeypatch.setattr(File, "query", then_commit(query))
     monkeypatch.setattr(checked_module, "read_tip", then_commit(read_tip))
     yield trainer
     trainer.busy = True

@@ -145,7 +145,7 @@ def test_with_all_experts_on_nothing_is_computed_otherwise() -> None:
 
 
 def test_a_run_may_start_with_experts_off() -> None:
-    spans = off_spans(CONFIG, Knobs(off="2"), (), lambda *_: np.zeros((0, E)))
+    spans = off_spans([E] * L, Knobs(off="2"), (), lambda *_: np.zeros((0, E)))
     assert [(s.layer, s.expert, s.first, s.end, s.dead) for s in spans] == [
         (0, 1, 0, FOR_EVER, DEAD_AFTER),
         (1, 1, 0, FOR_EVER, DEAD_AFTER),
