@@ -94,7 +94,7 @@ def evidence_of(source: Judged, layer: int) -> Seen:
     at = np.array([step for step, _ in evals], np.int64)
     return Seen(
         source.description, source.knobs, done, layer, steps,
-        read("task_loss"), read("cv_load"), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
+        read("task_loss"), read(source.description.balance), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
         read("dropped"), read("grad_norm"), read("task_gradient"), at, held_out,
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import gestures, rows_until
 from moe_core.figures.tiles import NONE, number
 from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
-from moe_core.runs.statistics import mean_balance
+from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
@@ -136,6 +136,24 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
     steps up to it and all MoE layers.
     """
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
+    if runs[0].description.metrics:
+        rows.append(headline(runs, ends))
+    for stat in ENDS:
+        if not all(measured_by(run.description, stat) for run in runs):
+            continue
+        means = []
+        for run, end in zip(runs, ends, strict=True):
+            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(len(run.description.layers))]
+            means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
+        rows.append((STAT[stat].label, against_first(means, 2)))
+    done = [mean_balance(evals[-1].counts) if (evals := run.evals()) else {} for run in runs]
+    for name, label, unit in HELD_OUT_BALANCE:
+        rows.append((with_unit(label, unit), against_first([one.get(name, math.nan) for one in done], 2)))
+    return rows
+
+
+def headline(runs: Sequence[Any], ends: Sequence[int]) -> tuple[str, list[str]]:
+    """The first metric of each run's last evaluation up to its step in `ends`."""
     name, label, unit, _ = runs[0].description.metrics[0]
     last = [
         next((e for e in reversed(run.evals()) if name in e.metrics and e.step <= end), None)
@@ -154,17 +172,7 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
             + (f", step {e.step:,}" if e and len(set(apart)) > 1 else "")
             for v, one, e in zip(values, ahead, last, strict=True)
         ]
-    rows.append((with_unit(label, unit), texts))
-    for stat in ENDS:
-        means = []
-        for run, end in zip(runs, ends, strict=True):
-            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(len(run.description.layers))]
-            means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
-        rows.append((STAT[stat].label, against_first(means, 2)))
-    done = [mean_balance(evals[-1].counts) if (evals := run.evals()) else {} for run in runs]
-    for name, label, unit in HELD_OUT_BALANCE:
-        rows.append((with_unit(label, unit), against_first([one.get(name, math.nan) for one in done], 2)))
-    return rows
+    return with_unit(label, unit), texts
 
 
 def against_first(values: Sequence[float], digits: int) -> list[str]:

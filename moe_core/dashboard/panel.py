@@ -19,6 +19,7 @@ from moe_core.runs.source import At
 from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
+    STAT,
     Description,
     Knob,
     KnobValues,
@@ -166,14 +167,11 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     status, last = feed.status(), feed.last
     if status.state not in (*ENDED, "interrupted"):
         return None
-    cv = value_at(feed, "cv_load", layer, last)
+    stat = feed.description.balance
+    cv = value_at(feed, stat, layer, last)
     words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
-    loss = heldout_tile(feed, At(layer, last))
     done = work_of(feed)
-    held_out = f"{loss.label} {loss.value} {loss.unit}".strip() + (
-        f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
-    )
-    good = f"{held_out}, CV(load) {number(cv)}, {words}"
+    good = f"{held_out_text(feed, last)}{STAT[stat].label} {number(cv)}, {words}"
     text = {
         "finished": f"Finished: {done}. {good}.",
         "stopped": f"Stopped: {done}. {good}.",
@@ -181,6 +179,15 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
     return {"kind": status.state, "text": text, "error": status.reason, "fork": last}
+
+
+def held_out_text(feed: Any, last: int) -> str:
+    """The headline on the held-out split, with a comma behind it; nothing of a run that reports none."""
+    if not feed.description.metrics:
+        return ""
+    loss = heldout_tile(feed, At(step=last))
+    mark = f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
+    return f"{loss.label} {loss.value} {loss.unit}".strip() + f"{mark}, "
 
 
 def work_of(feed: Any) -> str:

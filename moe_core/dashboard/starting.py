@@ -16,9 +16,8 @@ from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import off_spans
-from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, layout, measured_in
+from moe_core.schema import STORED, Config, Knobs, KnobValues, columns_of, describe
 
-COLUMNS = layout(1, 1)  # for the names of all statistics
 # What shows the probe of a run that has none yet; the plane's axes are those of its points.
 NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
     "bytes": {"tokens": np.empty(0, np.uint8)},
@@ -57,7 +56,7 @@ class Unstarted:
     parent: Parent | None = None
 
     def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
-        self.id, self.description = run, describe(config, knobs, measures=tuple(measured_in(COLUMNS)))
+        self.id, self.description = run, describe(config, knobs, measures=STORED)
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()

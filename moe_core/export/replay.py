@@ -26,6 +26,7 @@ from moe_core.figures.rows import row_told, spreads
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import NOT_LEARNING
 from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import measured_by
 from moe_core.schema import (
     AUTOBALANCE,
     BALANCED,
@@ -59,6 +60,10 @@ def replay(
         raise ValueError(f"a replay shows one run, and {run.id} is a sweep; name one of its runs")
     if not last_step(run):
         raise ValueError(f"{run.id} has no recorded step to replay")
+    if missing := [name for name in (*SHARES, *NUMBERS) if not measured_by(run.description, name)]:
+        raise ValueError(
+            f"a replay shows {', '.join(missing)}, which {run.id} does not measure; export its figures instead"
+        )
     facts = facts_of(run, f"MoEscope replay: {run.id}")
     data = data_of(run, layer, progress)
     parts = (

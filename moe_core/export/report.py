@@ -26,7 +26,7 @@ from moe_core.figures.reading import gestures, held_out_at, last_step
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import ENDED
 from moe_core.runs.source import Record
-from moe_core.runs.statistics import mean_balance
+from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
@@ -116,6 +116,8 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
         return
     for layer in range(len(run.description.layers)):
         for stat, words in (("cv_load", "CV(load)"), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
+            if not measured_by(run.description, stat):
+                continue
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
             mean = float(np.mean(values)) if len(values) else float("nan")
             yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"

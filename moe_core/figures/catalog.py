@@ -77,10 +77,12 @@ def read_load_share(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_balance(source: Source, at: At) -> dict[str, Any]:
-    steps, cv_load = over_time(source, "cv_load", at)
+    stat = source.description.balance
+    steps, cv_load = over_time(source, stat, at)
     # Thinning picks rows by their steps alone, so both have the same x.
     _, cv_importance = over_time(source, "cv_importance", at)
-    return {"steps": steps, "cv_load": cv_load, "cv_importance": cv_importance} | common(source, at)
+    lines = {"steps": steps, "cv_load": cv_load, "cv_importance": cv_importance} | common(source, at)
+    return lines if stat == "cv_load" else lines | {"counted": "selections"}
 
 
 def read_balance_now(source: Source, at: At) -> dict[str, Any]:
@@ -189,7 +191,9 @@ NON_TEXT = probe("images", "rows", "points")
 FIGURES: dict[str, Entry] = {
     "load_share": Entry("Load share by expert", "live", timeline.load_share, read_load_share, (stats("load_share"),)),
     "balance_now": Entry("Balance now", "live", bars.balance_now, read_balance_now, (stats("load", "importance"),)),
-    "balance": Entry("Balance over time", "live", timeline.balance, read_balance, (stats("cv_load", "cv_importance"),)),
+    "balance": Entry(
+        "Balance over time", "live", timeline.balance, read_balance, (stats("cv_counts", "cv_importance"),)
+    ),
     "loss": Entry("Loss", "live", timeline.loss, read_loss, (stats("task_loss"),)),
     "knobs": Entry("Knobs over time", "live", turns.knobs, read_knobs, (knobs,)),
     "group_treemap": Entry(

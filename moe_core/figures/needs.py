@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import DERIVED
+from moe_core.runs.statistics import measured_by
 from moe_core.schema import STRATEGIES, name_of
 
 Need = Callable[[Source], bool]
@@ -11,8 +11,7 @@ Need = Callable[[Source], bool]
 
 def stats(*names: str) -> Need:
     """These statistics, or the stored ones that they follow from, are in the record."""
-    stored = {DERIVED[name][0] if name in DERIVED else name for name in names}
-    return lambda source: stored <= set(source.description.measures)
+    return lambda source: all(measured_by(source.description, name) for name in names)
 
 
 def probe(*kinds: str) -> Need:

@@ -264,6 +264,7 @@ def balance(
     cv_load: Array,
     cv_importance: Array,
     *,
+    counted: str = "load",
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
     label_changes: bool = False,
@@ -273,7 +274,7 @@ def balance(
 ) -> Spec:
     """CV of load and of importance over time, on a log axis that ends at 0.02; what lies below is drawn there.
 
-    steps (n,), cv_load (n,), cv_importance (n,). Changes are named on the chart above it, so here only in exports.
+    steps (n,), cv_load (n,), cv_importance (n,); counted: what stands in place of load, where that is not measured. Changes are named on the chart above it, so here only in exports.
     """
     top = doubled(CV_RANGE[1], float(np.nanmax(cv_load)) if np.isfinite(cv_load).any() else 0.0)
     subtitle = "coefficient of variation, log scale; below 0.4 balanced, above 1 collapsed"
@@ -282,7 +283,7 @@ def balance(
     x = as_steps(steps)
     lines = (
         ("importance", cv_importance, theme.ink2, pen.line, False),
-        ("load", cv_load, theme.ink, pen.main, True),
+        (counted, cv_load, theme.ink, pen.main, True),
     )
     data = []
     ends = []

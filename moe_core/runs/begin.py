@@ -19,7 +19,7 @@ from moe_core.runs.rows import RESUMED
 from moe_core.runs.sums import answer, count, insert, put_state
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
-from moe_core.schema import Config, Knobs, as_dict, describe, layout, probe_kind, to_json
+from moe_core.schema import STORED, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
 
 
 def create_run(
@@ -37,14 +37,31 @@ def create_run(
     labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
     beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
     """
+    description = describe(config, knobs, probe_kind(probe or {}), STORED)
+    own = {"config": as_dict(config), "knobs": as_dict(knobs), "script": [list(entry) for entry in script]}
+    return create_record(folder, description, labels=labels, probe=probe, facts=facts, own=own)
+
+
+def create_record(
+    folder: Path,
+    description: Description,
+    *,
+    labels: Mapping[str, Sequence[str]] | None = None,
+    probe: Mapping[str, NDArray[Any]] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    own: Mapping[str, Any] = {},
+) -> RunWriter:
+    """A new record of whatever is described, whoever writes it. Its rows have a column for each statistic of
+    description.measures, in the order of schema.columns_of().
+
+    labels, probe, facts: as in create_run(); own: what only our trainer reads. StoreError if the folder is in use already.
+    """
     about = {
-        "description": to_json(describe(config, knobs, probe_kind(probe or {}))),
-        "config": as_dict(config),
-        "knobs": as_dict(knobs),
-        "layout": [list(column) for column in layout(config.layers, config.num_experts)],
+        "description": to_json(description),
+        "layout": [list(column) for column in columns_of(description.experts, description.measures)],
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),
-        "script": [list(entry) for entry in script],
+        **own,
     }
     made = not folder.exists()
     lock = make_file(folder, about, probe or {})

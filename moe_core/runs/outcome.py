@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from moe_core.runs.statistics import mean_balance
+from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.runs.store import Run
 from moe_core.schema import BALANCE, BALANCE_STEPS, HELD_OUT_BALANCE, looks_ahead
 
@@ -21,6 +21,8 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     if last:
         told["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
         for stat in BALANCE:
+            if not measured_by(run.description, stat):
+                continue
             layers = [
                 run.history(stat, layer, first=first, last=last)[1].mean()
                 for layer in range(len(run.description.layers))

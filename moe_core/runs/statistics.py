@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, DEAD_AFTER, KnobValues, switched_off
+from moe_core.schema import BALANCED, DEAD_AFTER, Description, KnobValues, switched_off
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -72,6 +72,11 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "load_share": ("counts", share),
     "importance_share": ("importance", share),
 }
+
+
+def measured_by(description: Description, stat: str) -> bool:
+    """Whether a run's record has a statistic, or the stored one that it follows from."""
+    return (DERIVED[stat][0] if stat in DERIVED else stat) in description.measures
 
 
 def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags | None = None) -> Array:

@@ -124,6 +124,12 @@ class Description:
         return self.probe in ("bytes", "tokens")
 
     @property
+    def balance(self) -> str:
+        """The statistic by which a layer is called balanced: CV of the smooth load, or, where only selections are counted, of
+        those."""
+        return "cv_load" if "load" in self.measures or not self.measures else "cv_counts"
+
+    @property
     def experts(self) -> tuple[int, ...]:
         """The number of experts of each layer."""
         return tuple(layer.experts for layer in self.layers)

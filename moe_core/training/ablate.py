@@ -31,18 +31,19 @@ def ablate(
     progress is called with how many of how many experts are measured; moved: where the run's data lie now. ValueError if
     there is no checkpoint, or the run's data are not there any more.
     """
+    config = run.config  # before a checkpoint is looked for: a run that is not ours has none
     path = nearest(run, at)
     state, (data, _) = checkpoint.read(path), load_recorded(run, moved)
     try:
         knobs = from_dict(Knobs, state["knobs"])
-        model = build(run.config, data.features, data.classes, knobs.k)
+        model = build(config, data.features, data.classes, knobs.k)
         model.load_state_dict(state["model"])
     except (RuntimeError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{path.name} does not fit run {run.id}: {first_line(error)}") from None
     model.eval()
     held_out = data.held_out()
-    loss, rise_LE = ablation(model, held_out, run.config, knobs, progress)
-    shares_LE = shares(model, held_out, asked_by(run.config, knobs), run.config)
+    loss, rise_LE = ablation(model, held_out, config, knobs, progress)
+    shares_LE = shares(model, held_out, asked_by(config, knobs), config)
     return Ablation(int(state["step"]), loss, rise_LE.double().numpy(), shares_LE)
 
 

@@ -31,7 +31,7 @@ def beside(number: int) -> Need:
 
 
 TILES: dict[str, TileEntry] = {
-    "cv_load": TileEntry("live", live.balance_tile, (stats("cv_load"),)),
+    "balance": TileEntry("live", live.balance_tile, (stats("counts"),)),
     "cv_importance": TileEntry("live", live.importance_tile, (stats("cv_importance"),)),
     "max_over_mean_load": TileEntry("live", live.max_tile, (stats("max_over_mean_load"),)),
     "dead_experts": TileEntry("live", live.dead_tile, (stats("dead_experts", "effective_experts"),)),
@@ -49,10 +49,10 @@ TILES: dict[str, TileEntry] = {
     "last_used": TileEntry("experts", experts.last_used_tile, (stats("counts"),)),
     "favourite": TileEntry("experts", experts.favourite_tile, (probe(),)),
     "partner": TileEntry("experts", experts.partner_tile, (probe(),)),
-    "run_A": TileEntry("compare", compare.run_tile(0), (stats("cv_load"), metrics)),
-    "run_B": TileEntry("compare", compare.run_tile(1), (compared, stats("cv_load"), metrics)),
-    "run_C": TileEntry("compare", compare.run_tile(2), (beside(2), stats("cv_load"), metrics)),
-    "run_D": TileEntry("compare", compare.run_tile(3), (beside(3), stats("cv_load"), metrics)),
+    "run_A": TileEntry("compare", compare.run_tile(0), (stats("counts"), metrics)),
+    "run_B": TileEntry("compare", compare.run_tile(1), (compared, stats("counts"), metrics)),
+    "run_C": TileEntry("compare", compare.run_tile(2), (beside(2), stats("counts"), metrics)),
+    "run_D": TileEntry("compare", compare.run_tile(3), (beside(3), stats("counts"), metrics)),
     "tokens_per_expert": TileEntry("batch", batch.tokens_tile),
     "measured_mean": TileEntry("batch", batch.mean_tile, (stats("counts"),)),
     "measured_least": TileEntry("batch", batch.least_tile, (stats("counts"),)),

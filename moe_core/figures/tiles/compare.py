@@ -48,7 +48,7 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     """A run's CV(load) with its word, and its held-out figure."""
     run, place, forked = place_of(source, number_of_run, at.step)
     layer, letter = layer_in(run, at.layer), LETTERS[number_of_run]
-    cv = number(value_at(run, "cv_load", layer, place.here))
+    cv = number(value_at(run, run.description.balance, layer, place.here))
     heldout = heldout_tile(run, At(layer, place.here))
     # A tile has room for the unit or for the mark.
     ahead = LOOKS_AHEAD in heldout.lines

@@ -26,28 +26,28 @@ from moe_core.figures.tiles.words import (
     word_at,
 )
 from moe_core.runs.source import At, Source
-from moe_core.schema import LOOKS_AHEAD, experts_per_token, looks_ahead
+from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
 
 
 def balance_tile(source: Source, at: At) -> Tile:
     """CV(load), its word, the same without noise, and how it was before the last turn."""
-    step, E = step_of(source, at), experts_of(source, at.layer)
+    step, E, stat = step_of(source, at), experts_of(source, at.layer), source.description.balance
     on = int(on_at(source, at.layer, [step]).sum())
     held_out = held_out_at(source, at.layer, step)
     word = word_at(source, at.layer, step)
     change = last_change(source, step)
     hand_line = ""
     if change is not None and change.step is not None:
-        was = value_at(source, "cv_load", at.layer, change.step - 1)
+        was = value_at(source, stat, at.layer, change.step - 1)
         hand_line = "" if math.isnan(was) else f"was {number(was)} before step {change.step:,}"
     return Tile(
-        "cv_load",
-        "CV(load)" if on == E else f"CV(load), {on} of {E} on",
-        number(value_at(source, "cv_load", at.layer, step)),
+        stat,
+        STAT[stat].label if on == E else f"{STAT[stat].label}, {on} of {E} on",
+        number(value_at(source, stat, at.layer, step)),
         word=balance_words(word, held_out).partition(",")[0],
         lines=(held_out_line(held_out, word) or (word and "not measured without noise"),),
         hand_line=hand_line,
-        more=WHY_NOT if word == NOT_LEARNING else off_note(source, at.layer, step, "cv_load"),
+        more=WHY_NOT if word == NOT_LEARNING else off_note(source, at.layer, step, stat),
     )
 
 

@@ -22,7 +22,7 @@ def learns(source: Source, layer: int, step: int) -> bool:
 
 def word_at(source: Source, layer: int, step: int) -> str:
     """The balance of a layer at a step in a word. A gate that learns nothing is never called balanced."""
-    word = balance_word(value_at(source, "cv_load", layer, step))
+    word = balance_word(value_at(source, source.description.balance, layer, step))
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
 
