@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "moe_core/dashboard/frames.py": {"numpy"},
     "moe_core/dashboard/jobs.py": {"moe_core.folders", "moe_core.runs", "moe_core.export"},
     "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
-    "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.lessons"},
+    "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.runs.source", "moe_core.lessons"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
     "moe_core/__init__.py": set(),
     "moe_core/folders.py": set(),

@@ -12,7 +12,7 @@ def as_text(plan: Any, table: Sequence[dict[str, Any]]) -> str:
     from moe_core.schema import exact_text
     from moe_core.sweep import beside, ceiling_lines, figure, measures, notes, paper_columns
 
-    labels, swept, apart = measures(plan.config.task), plan.swept, paper_columns(table)
+    labels, swept, apart = measures(plan), plan.swept, paper_columns(table)
     # The first two columns together name a row, or a ceiling: the cell and its runs.
     cells = columns(
         [[*swept, "runs"]]

@@ -177,7 +177,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     st.html(
         f'<div class="moe-state" data-sweep="{state}"><b>{escape(sweep.id)}</b><span class="moe-right">'
-        f"{escape(knobs)} · {plan.config.task} · {plan.config.steps:,} steps · {seeds}</span></div>"
+        f"{escape(knobs)} · {describe(plan.config, Knobs()).task} · {plan.config.steps:,} steps · {seeds}</span></div>"
     )
     failed = f", {now['failed']} failed" if now["failed"] else ""
     at_work = sum(result.state in TRAINS for result in outcomes)
@@ -212,7 +212,7 @@ def side_by_side() -> int:
 
 def table(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     """A row a cell: mean and spread over seeds, the paper's figure where the weights are its, its runs as links."""
-    labels = measures(sweep.plan.config.task)
+    labels = measures(sweep.plan)
     swept = sweep.plan.swept
     lines = rows(sweep, outcomes)
     apart = paper_columns(lines)

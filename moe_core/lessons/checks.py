@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.runs.source import Source
 from moe_core.schema import BALANCED, COLLAPSED, TASK_GRADIENT_EVERY, untaught, value_text
 
 LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
@@ -25,7 +26,7 @@ class Verdict(NamedTuple):
 # What the checks read
 
 
-def recent(source: Any, stat: str, layer: int, count: int = LAST) -> float:
+def recent(source: Source, stat: str, layer: int, count: int = LAST) -> float:
     """Mean of a statistic over the last steps; NaN before the first."""
     last = source.steps()[1]
     if not last:
@@ -34,34 +35,35 @@ def recent(source: Any, stat: str, layer: int, count: int = LAST) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 
-def by_expert(source: Any, stat: str, layer: int, count: int = LAST) -> np.ndarray:
+def by_expert(source: Source, stat: str, layer: int, count: int = LAST) -> np.ndarray:
     """Means (E,) over the last steps; empty before the first."""
     last = source.steps()[1]
     if not last:
         return np.zeros(0)
     _, values = source.history(stat, layer, first=max(1, last - count + 1), last=last)
-    return np.asarray(values, np.float64).mean(axis=0)
+    mean_E: np.ndarray = np.asarray(values, np.float64).mean(axis=0)
+    return mean_E
 
 
-def per_token(source: Any, layer: int) -> float:
+def per_token(source: Source, layer: int) -> float:
     """Experts that a token went to, from the counts of the last steps."""
     counts_E = by_expert(source, "counts", layer)
     return float(counts_E.sum() / source.description.tokens) if len(counts_E) else math.nan
 
 
-def busy(source: Any, layer: int) -> int:
+def busy(source: Source, layer: int) -> int:
     """Experts that together take nine tenths of the selections."""
     counts_E = np.sort(by_expert(source, "counts", layer))[::-1]
     return int(np.searchsorted(np.cumsum(counts_E), 0.9 * counts_E.sum()) + 1) if len(counts_E) else 0
 
 
-def at_start(source: Any, stat: str, layer: int) -> float:
+def at_start(source: Source, stat: str, layer: int) -> float:
     """A statistic in the first step; NaN before it."""
     _, values = source.history(stat, layer, first=1, last=1)
     return float(values[0]) if len(values) else math.nan
 
 
-def task_gradient(source: Any, layer: int, step: int) -> float:
+def task_gradient(source: Source, layer: int, step: int) -> float:
     """The norm of the task's gradient on the gate as last measured at a step; NaN at step 0 or if it was not measured."""
     try:
         return float(source.history("task_gradient", layer, first=step, last=step)[1][-1]) if step else math.nan
@@ -69,12 +71,12 @@ def task_gradient(source: Any, layer: int, step: int) -> float:
         return math.nan
 
 
-def last_turn(source: Any) -> int:
+def last_turn(source: Source) -> int:
     """The step of the last turn that took effect; 0 if none did."""
     return max([change.step for change in source.knob_changes() if change.step is not None], default=0)
 
 
-def too_early(source: Any, wanted: int = LAST) -> Verdict | None:
+def too_early(source: Source, wanted: int = LAST) -> Verdict | None:
     """The verdict "too early" while there are fewer steps than a mean needs, since the start or the last turn of a knob;
     else None."""
     last = source.steps()[1]
@@ -86,21 +88,21 @@ def too_early(source: Any, wanted: int = LAST) -> Verdict | None:
 # The checks, in the order of the lessons
 
 
-def sparse(source: Any, layer: int) -> Verdict:
+def sparse(source: Source, layer: int) -> Verdict:
     E, k = source.description.experts[layer], per_token(source, layer)
     return too_early(source) or Verdict(
         k < E, f"Each token went to {k:.0f} of {E} experts: {100 * k / E:.0f} % of the expert weights did the work."
     )
 
 
-def more_experts(source: Any, layer: int) -> Verdict:
+def more_experts(source: Source, layer: int) -> Verdict:
     k = per_token(source, layer)
     return too_early(source) or Verdict(
         k >= 4, f"Each token now goes to {k:.0f} experts; it was {source.started_knobs.k}."
     )
 
 
-def decided(source: Any, layer: int) -> Verdict:
+def decided(source: Source, layer: int) -> Verdict:
     E = source.description.experts[layer]
     first, now = at_start(source, "top1_gate", layer), recent(source, "top1_gate", layer)
     return too_early(source) or Verdict(
@@ -108,7 +110,7 @@ def decided(source: Any, layer: int) -> Verdict:
     )
 
 
-def kept_two(source: Any, layer: int) -> Verdict:
+def kept_two(source: Source, layer: int) -> Verdict:
     k = per_token(source, layer)
     return too_early(source) or Verdict(
         round(k) == 2,
@@ -116,7 +118,7 @@ def kept_two(source: Any, layer: int) -> Verdict:
     )
 
 
-def nothing_taught(source: Any, layer: int) -> Verdict:
+def nothing_taught(source: Source, layer: int) -> Verdict:
     now, whole = task_gradient(source, layer, source.steps()[1]), recent(source, "grad_norm", layer, 1)
     before = task_gradient(source, layer, max(0, last_turn(source) - 1))
     if math.isnan(now):
@@ -128,7 +130,7 @@ def nothing_taught(source: Any, layer: int) -> Verdict:
     )
 
 
-def parted_in_noise(source: Any, layer: int) -> Verdict:
+def parted_in_noise(source: Source, layer: int) -> Verdict:
     scale, first, now = recent(source, "noise_scale", layer), at_start(source, "cv_load", layer), recent(source, "cv_load", layer)  # fmt: skip
     return too_early(source) or Verdict(
         scale > 0.5 and first < BALANCED < now,
@@ -137,7 +139,7 @@ def parted_in_noise(source: Any, layer: int) -> Verdict:
     )
 
 
-def gate_alone(source: Any, layer: int) -> Verdict:
+def gate_alone(source: Source, layer: int) -> Verdict:
     scale, now = recent(source, "noise_scale", layer), recent(source, "cv_load", layer)
     return too_early(source) or Verdict(
         scale == 0,
@@ -147,7 +149,7 @@ def gate_alone(source: Any, layer: int) -> Verdict:
     )
 
 
-def quiet(source: Any, layer: int) -> Verdict:
+def quiet(source: Source, layer: int) -> Verdict:
     scale = recent(source, "noise_scale", layer)
     load_E, counts_E = by_expert(source, "load", layer), by_expert(source, "counts", layer)
     return too_early(source) or Verdict(
@@ -158,7 +160,7 @@ def quiet(source: Any, layer: int) -> Verdict:
     )
 
 
-def starved(source: Any, layer: int) -> Verdict:
+def starved(source: Source, layer: int) -> Verdict:
     tokens, E = source.description.tokens, source.description.experts[layer]
     counts_E = by_expert(source, "counts", layer)
     expected = source.knobs.k * tokens / E
@@ -169,7 +171,7 @@ def starved(source: Any, layer: int) -> Verdict:
     )
 
 
-def fed(source: Any, layer: int) -> Verdict:
+def fed(source: Source, layer: int) -> Verdict:
     mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
     before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
     return too_early(source) or Verdict(
@@ -177,7 +179,7 @@ def fed(source: Any, layer: int) -> Verdict:
     )
 
 
-def collapsed(source: Any, layer: int) -> Verdict:
+def collapsed(source: Source, layer: int) -> Verdict:
     cv = recent(source, "cv_load", layer)
     onto = f"the gate has collapsed onto {busy(source, layer)} of {source.description.experts[layer]} experts"
     return too_early(source) or Verdict(
@@ -190,7 +192,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
     """A check that a statistic fell below the balanced bound while this weight, and no other, was on."""
     words = {"cv_importance": "CV(importance)", "cv_load": "CV(load)"}
 
-    def check(source: Any, layer: int) -> Verdict:
+    def check(source: Source, layer: int) -> Verdict:
         value, other = recent(source, stat, layer), {"w_importance": "w_load", "w_load": "w_importance"}[weight]
         if not getattr(source.knobs, weight) > 0 or getattr(source.knobs, other) > 0:
             return Verdict(False, f"Wanted {weight} above 0 and {other} at 0.")
@@ -202,7 +204,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
     return check
 
 
-def even_without_a_loss(source: Any, layer: int) -> Verdict:
+def even_without_a_loss(source: Source, layer: int) -> Verdict:
     cv, effective = recent(source, "cv_counts", layer), recent(source, "effective_experts", layer)
     balance = recent(source, "loss", layer) - recent(source, "task_loss", layer)
     return too_early(source, 100) or Verdict(
@@ -215,16 +217,16 @@ def even_without_a_loss(source: Any, layer: int) -> Verdict:
 # The answers on the reader's own run
 
 
-def answer_layer(source: Any, layer: int) -> str:
+def answer_layer(source: Source, layer: int) -> str:
     k, E = per_token(source, layer), source.description.experts[layer]
     return f"In your run each token went to {k:.0f} of {E} experts, so {E / k:.1f} times more weights are stored than used for it."
 
 
-def answer_softmax(source: Any, layer: int) -> str:
+def answer_softmax(source: Source, layer: int) -> str:
     return f"In your run {per_token(source, layer):.0f} of {source.description.experts[layer]} experts were evaluated for each token."
 
 
-def answer_top_k(source: Any, layer: int) -> str:
+def answer_top_k(source: Source, layer: int) -> str:
     gate, k = recent(source, "top1_gate", layer), per_token(source, layer)
     gradient = task_gradient(source, layer, source.steps()[1])
     first = "the only gate" if round(k) == 1 else f"the first of {k:.0f} gates"
@@ -232,14 +234,14 @@ def answer_top_k(source: Any, layer: int) -> str:
     return f"In your run {first} weighs {gate:.2f}{measured}."
 
 
-def answer_noise(source: Any, layer: int) -> str:
+def answer_noise(source: Source, layer: int) -> str:
     return (
         f"In your run the spread as applied is {recent(source, 'noise_scale', layer):.2f} logits with the noise knob at "
         f"{value_text(source.knobs.noise)}; at the start it was {at_start(source, 'noise_scale', layer):.2f}."
     )
 
 
-def answer_batch(source: Any, layer: int) -> str:
+def answer_batch(source: Source, layer: int) -> str:
     k, tokens, E = source.knobs.k, source.description.tokens, source.description.experts[layer]
     return (
         f"In your run: {k} · {tokens} / {E} = {k * tokens / E:.0f} tokens "
@@ -247,7 +249,7 @@ def answer_batch(source: Any, layer: int) -> str:
     )
 
 
-def answer_balance(source: Any, layer: int) -> str:
+def answer_balance(source: Source, layer: int) -> str:
     E, k = source.description.experts[layer], source.knobs.k
     return (
         f"In your run CV(load) is {recent(source, 'cv_load', layer):.2f}, of at most √(E/k − 1) = {math.sqrt(E / k - 1):.2f}, and "
@@ -255,7 +257,7 @@ def answer_balance(source: Any, layer: int) -> str:
     )
 
 
-def answer_after(source: Any, layer: int) -> str:
+def answer_after(source: Source, layer: int) -> str:
     return (
         f"In your run the strategy is {source.knobs.strategy}, and the losses beside the task's add "
         f"{max(recent(source, 'loss', layer) - recent(source, 'task_loss', layer), 0.0):.3f}."

@@ -32,9 +32,9 @@ Row = dict[str, Any]
 METRIC_NAMES = {name for metrics in METRICS.values() for name, *_ in metrics}
 
 
-def measures(task: str) -> dict[str, str]:
+def measures(plan: Plan) -> dict[str, str]:
     """The measures of a row, held-out metrics first: name and label."""
-    held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[task]}
+    held_out = {name: with_unit(label, unit) for name, label, unit, _ in METRICS[plan.config.task]}
     without_noise = {name: with_unit(label, unit) for name, label, unit in HELD_OUT_BALANCE}
     return held_out | {name: STAT[name].label for name in BALANCE} | without_noise
 
@@ -68,7 +68,7 @@ def rows(sweep: Sweep, outcomes: Sequence[Result]) -> list[Row]:
     """
     plan, table = sweep.plan, []
     trained = plan.trained
-    names = measures(plan.config.task)
+    names = measures(plan)
     for i, cell in enumerate(plan.cells):
         own = [result for result in outcomes if result.job.cell == trained[i]]
         counted = [result.ended for result in own if result.ended]
