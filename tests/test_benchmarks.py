@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"dashboard", "faults", "gpu"}
 COMMANDS = {
     "batch": ["-m", "moe_core", "bench", "batch", "--quick", "--json"],
+    "frames": ["benchmarks/frames.py", "--quick"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
@@ -50,6 +51,12 @@ def test_batch_measures_each_size() -> None:
     assert [row["tokens"] for row in sizes] == start["sizes"] == [64, 128]
     assert all(row["tokens_per_second"] > 0 and row["rounds"] >= 3 for row in sizes)
     assert (start["event"], end["event"]) == ("start", "end")
+
+
+def test_frames_are_measured_with_and_without_the_figures_over_all_layers() -> None:
+    (row,) = short("frames")
+    assert row["2x16"]["layers_ms"] == 0 < row["6x16"]["layers_ms"]
+    assert all(one["median_ms"] > 0 and one["kb"] > 0 for one in row.values())
 
 
 def test_layer_measures_each_rival() -> None:

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted([*(ROOT / "moe_core").rglob("*.py"), *(ROOT / "pages").rglob("*.py"), ROOT / "app.py"])
 LONGEST_FUNCTION, LONGEST_FILE, MEDIAN = 60, 400, 7
 # Files above the limit that are still to be parted; a file that is short enough by now leaves this list.
-STILL_LONG = {"moe_core/dashboard/feed.py"}
+STILL_LONG: set[str] = set()
 
 
 def functions() -> Iterator[tuple[str, int]]:

@@ -19,6 +19,7 @@ from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.look import check, size_of
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.needs import many_layers
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, runs_folder
@@ -124,8 +125,11 @@ def layer_of(run: Any) -> int:
     def go() -> None:
         st.query_params["layer"] = str(st.session_state[key])
 
-    layers = list(range(1, len(run.description.layers) + 1))
-    return int(st.segmented_control("Layer", layers, required=True, key=key, on_change=go) or 1)
+    names = [layer.name for layer in run.description.layers]
+    numbers = range(1, len(names) + 1)
+    if many_layers(run):
+        return int(st.selectbox("Layer", numbers, format_func=lambda n: names[n - 1], key=key, on_change=go))
+    return int(st.segmented_control("Layer", numbers, required=True, key=key, on_change=go) or 1)
 
 
 def title_of(name: str) -> str:

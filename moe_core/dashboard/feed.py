@@ -9,17 +9,16 @@ such ranges are kept too.
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from moe_core.dashboard.kept import Series, joined, remember
 from moe_core.diagnosis import Finding, diagnose
 from moe_core.runs import (
     ENDED,
     Ablation,
-    Block,
     Eval,
     KnobChange,
     Measured,
@@ -36,29 +35,16 @@ from moe_core.runs.source import Beside, Snapshot
 from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
 
-KEPT = 2048  # bins of a history in memory
-RECENT = 1024  # raw rows in memory, for numbers that look back a few steps
+RECENT = 1024  # raw rows in memory, for numbers that look back a few steps;
+ROOM = 32 << 20  # bytes of them: a row of 61 layers of 256 experts has 188 KB
 FRESH = 0.02  # seconds for which a look at the store is good for all viewers
-PIECE = 256  # blocks read at once: well within the time after which a query gives up
+PIECE = 256  # blocks read at once: well within the time after which a query gives up;
+TAKEN = 16 << 20  # bytes of them: a tenth of a second
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
 JUDGED = 1.0  # seconds between two diagnoses of a layer
-
-
-@dataclass
-class Series:
-    """One statistic of one layer, thinned, up to a block."""
-
-    steps: np.ndarray
-    values: np.ndarray
-    block: int = 0
-
-    def add(self, steps: np.ndarray, values: np.ndarray, block: int) -> None:
-        joined = np.concatenate([self.steps, steps]), np.concatenate([self.values, values])
-        self.steps, self.values = thin(*joined, KEPT) if len(joined[0]) > 4 * KEPT else joined
-        self.block = block
 
 
 class Feed:
@@ -72,6 +58,7 @@ class Feed:
         self.lock = threading.RLock()
         self.series: dict[tuple[str, int], Series] = {}
         self.recent = np.empty((0, run.columns), np.float32)
+        self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
         self.free, self.stamp = False, 0  # free of its trainer, since it ended
         self.version = 0
@@ -159,18 +146,25 @@ class Feed:
 
     def _take(self) -> None:
         """New rows into `recent`, and into each history that is up to date. Of a run not seen before, the last ones."""
+        most = self.piece
         if not self.seen:
-            blocks = self.run.blocks(first=max(1, self.run.steps()[1] - RECENT + 1))
+            blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
         else:
-            blocks = self.run.blocks(after=self.seen, most=PIECE)
+            blocks = self.run.blocks(after=self.seen, most=most)
         while blocks:
             # After the blocks: a turn is in the record before the step that it acts in.
             self._off = self.run.off_spans()
             steps, rows, before = *joined(blocks), self.seen
-            self.recent = np.concatenate([self.recent, rows])[-RECENT:]
+            self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])
             self._add(steps, rows, before, self.seen)
-            blocks = self.run.blocks(after=self.seen, most=PIECE) if len(blocks) >= PIECE else []
+            blocks = self.run.blocks(after=self.seen, most=most) if len(blocks) >= most else []
+
+    @property
+    def piece(self) -> int:
+        """Blocks to read at once, by what the run's blocks have in the mean."""
+        block = 4 * self.run.columns * max(1, self.last // max(1, self.seen))
+        return max(1, min(PIECE, TAKEN // max(1, block)))
 
     def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int) -> None:
         """Rows that follow block `before` into the histories that end there."""
@@ -191,7 +185,7 @@ class Feed:
             try:
                 while self.behind:
                     at = min(series.block for series in self.series.values())
-                    blocks = self.run.blocks(after=at, most=min(PIECE, self.seen - at))
+                    blocks = self.run.blocks(after=at, most=min(self.piece, self.seen - at))
                     if not blocks:
                         break
                     self._add(*joined(blocks), at, blocks[-1].id)
@@ -231,7 +225,7 @@ class Feed:
         """Every step of a range. Rows are kept by the step at which their range begins, for the next statistic of it."""
         rows = self._ranges.pop(low, np.empty((0, self.run.columns), np.float32))
         while low + len(rows) <= high:
-            blocks = self.run.blocks(first=low + len(rows), last=high, most=PIECE)
+            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece)
             if not blocks:
                 break
             steps, more = joined(blocks)
@@ -349,19 +343,6 @@ class Recent(Beside):
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)
-
-
-def joined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:
-    """Steps (n,) and rows (n, C) of consecutive blocks."""
-    rows = np.concatenate([block.rows for block in blocks])
-    return np.arange(blocks[0].first, blocks[0].first + len(rows)), rows
-
-
-def remember(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
-    """Keep an answer, and no more than `most`: the oldest goes."""
-    while len(kept) >= most:
-        del kept[next(iter(kept))]
-    kept[key] = value
 
 
 _feeds: dict[Path, tuple[Feed, set[object]]] = {}

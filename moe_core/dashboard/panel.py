@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.dashboard.messages import Deed
+from moe_core.figures.layers import short_names
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
 from moe_core.figures.tiles import balance_words, heldout_tile, number, word_at
 from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
@@ -29,6 +30,7 @@ from moe_core.schema import (
 )
 
 ALIVE = ("starting", "training", "paused")
+SHORT = 16  # letters of a layer's name that is shown as it is
 LISTED = 8  # changes in the list
 LATER = (
     "weigh",
@@ -66,13 +68,23 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "colour": colour,
         "word": word,
         "alive": status.state in ALIVE,
-        "layers": [layer.name for layer in feed.description.layers],
+        "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
         "knobs": [knob(name, feed.description.knobs[name], stand, turned) for name in shown(feed.description, stand)],
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
+
+
+def layer_names(description: Description) -> list[str]:
+    """The layers' names for the chooser; of many, what sets each apart stands first, so that typing it finds it."""
+    names = [layer.name for layer in description.layers]
+    short = short_names(names)
+    return [
+        name if len(name) < SHORT or name == first else f"{first} · {name}"
+        for name, first in zip(names, short, strict=True)
+    ]
 
 
 def listed(turned: list[Any]) -> list[dict[str, Any]]:

@@ -55,8 +55,8 @@ def columns(given: dict[str, Any]) -> Table:
 def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
     """The column that says what the rows of an array are, if its name says what they are counted over."""
     first = name.rpartition("_")[2][:1]
-    if first == "C" and len(given.get("names_C", ())) == count:
-        return {str(given.get("label", "name")): list(given["names_C"])}
+    if first in "CL" and len(named := given.get(f"names_{first}", ())) == count:
+        return {str(given.get("label", "layer" if first == "L" else "name")): list(named)}
     if first not in ROWS or not count:
         return {}
     word, start = ROWS[first]

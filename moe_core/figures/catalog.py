@@ -22,6 +22,7 @@ from moe_core.figures import (
     read_choice,
     read_compare,
     read_experts,
+    read_layers,
     read_sweep,
     routing,
     rows,
@@ -32,7 +33,22 @@ from moe_core.figures import (
     turns,
 )
 from moe_core.figures.ablation import ablation
-from moe_core.figures.needs import Need, ablated, compared, groups, knobs, layers, probe, stats, timed, used, windows
+from moe_core.figures.layers import layers as layers_by_experts
+from moe_core.figures.layers import layers_spread
+from moe_core.figures.needs import (
+    Need,
+    ablated,
+    compared,
+    groups,
+    knobs,
+    layers,
+    many_layers,
+    probe,
+    stats,
+    timed,
+    used,
+    windows,
+)
 from moe_core.figures.paper import Figure
 from moe_core.figures.read_sweep import Found
 from moe_core.figures.reading import (
@@ -189,6 +205,12 @@ NON_TEXT = probe("images", "rows", "points")
 
 # In the order in which a page shows them.
 FIGURES: dict[str, Entry] = {
+    "layers": Entry(
+        "Layers by experts", "live", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts"))
+    ),
+    "layers_spread": Entry(
+        "Balance over the layers", "live", layers_spread, read_layers.read_layers_spread, (many_layers, stats("counts"))
+    ),
     "load_share": Entry("Load share by expert", "live", timeline.load_share, read_load_share, (stats("load_share"),)),
     "balance_now": Entry("Balance now", "live", bars.balance_now, read_balance_now, (stats("load", "importance"),)),
     "balance": Entry(

@@ -171,6 +171,14 @@ def expert_ticks(E: int, px: float, each: float) -> list[int]:
     return list(range(1, E + 1, every)) if every <= 2 else [1, *range(every, E + 1, every)]
 
 
+def colour_bar(layout: Spec, theme: Theme) -> Spec:
+    """The scale at the right of a heatmap; its ticks are to be added."""
+    return {
+        "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
+        "tickfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink2},
+    }  # fmt: skip
+
+
 def heatmap(
     name: str,
     title: str,
@@ -199,7 +207,6 @@ def heatmap(
     layout["margin"]["l"] += 7 * max((min(len(r), LONGEST) for r in rows), default=0) if rows is not None else 0
     width, height = inner(layout)
     across, down = expert_ticks(E, width, 18), expert_ticks(max(C, 1), height, 14)
-    font = layout["font"]
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
     layout["xaxis"]["title"] = axis_title("expert", layout)
     down = [row for row in down if rows is None or row <= C]
@@ -209,15 +216,11 @@ def heatmap(
     layout["plot_bgcolor"] = (
         theme.side
     )  # so that a missing value does not look like 0, which may have the colour of the ground
-    colorbar = {
-        "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
-        "tickfont": {"family": SANS, "size": font["size"], "color": theme.ink2},
-    }  # fmt: skip
     data = {
         "type": "heatmap", "name": title, "x": np.arange(1, E + 1, dtype=np.int32), "y": np.arange(1, C + 1, dtype=np.int32),
         "z": np.asarray(z, np.float32), "customdata": np.asarray(hovered, np.float32), "hoverongaps": False,
         "hovertemplate": f"{sentence}<extra></extra>",
-        "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colorbar | bar, **colours,
+        "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colour_bar(layout, theme) | bar, **colours,
     }  # fmt: skip
     if rows is not None:
         data["text"] = [[name] * E for name in rows]

@@ -6,6 +6,8 @@ from moe_core.runs.source import Source
 from moe_core.runs.statistics import measured_by
 from moe_core.schema import STRATEGIES, name_of
 
+FEW_LAYERS = 4  # up to here each layer has a button of its own
+
 Need = Callable[[Source], bool]
 
 
@@ -32,6 +34,11 @@ def knobs(source: Source) -> bool:
 def layers(source: Source) -> bool:
     """There is a layer to go to."""
     return len(source.description.layers) > 1
+
+
+def many_layers(source: Source) -> bool:
+    """There are more layers than a person looks through one by one."""
+    return len(source.description.layers) > FEW_LAYERS
 
 
 def groups(source: Source) -> bool:

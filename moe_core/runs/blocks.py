@@ -4,12 +4,16 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from moe_core.runs.checked import CheckedRows, State
 from moe_core.runs.codec import HEADER, link, unpack_rows
 from moe_core.runs.database import StoreError
 from moe_core.runs.rows import Block
 
 BLOCK_OF = "SELECT id FROM blocks {} WHERE first <= ? ORDER BY {} DESC LIMIT 1"
+KEPT = 32 << 20  # bytes of rows kept of the last range that was read
 
 
 class Blocks:
@@ -18,6 +22,7 @@ class Blocks:
 
     def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, columns: int) -> None:
         self.query, self.rows, self.columns = query, rows, columns
+        self.kept: tuple[tuple[int, int], int, NDArray[np.float32]] | None = None
 
     def read(self, after: int, first: int | None, last: int | None, most: int) -> list[Block]:
         """As Run.blocks."""
@@ -35,6 +40,18 @@ class Blocks:
         if state and state.held and len(rows) != most:
             self._check_reach(state, blocks, after, last)
         return [block for block in blocks if first is None or block.first + len(block.rows) > first]
+
+    def together(self, first: int | None, last: int | None) -> tuple[int, NDArray[np.float32]]:
+        """The blocks that touch a range as one: their first step, and rows (n, C). A short range is kept, as its next statistic
+        or layer is often asked for right after; what was recorded never changes."""
+        if (kept := self.kept) and kept[0] == (first, last):
+            return kept[1:]
+        blocks = self.read(0, first, last, -1)
+        rows = np.concatenate([b.rows for b in blocks]) if blocks else np.empty((0, self.columns), np.float32)
+        start = blocks[0].first if blocks else 0
+        if first is not None and last is not None and start + len(rows) > last and rows.nbytes <= KEPT:
+            self.kept = (first, last), start, rows
+        return start, rows
 
     def _linked(self, rows: list[Any]) -> list[Block]:
         """Consecutive rows of the table, each followed from the one before."""

@@ -300,9 +300,7 @@ class Run:
             layer = self.description.layer(layer)
         except ValueError as error:
             raise StoreError(str(error)) from None
-        blocks = self.blocks(first=first, last=last)
-        rows = np.concatenate([b.rows for b in blocks]) if blocks else np.empty((0, self.columns), np.float32)
-        start = blocks[0].first if blocks else 0
+        start, rows = self._blocks.together(first, last)
         steps = np.arange(start, start + len(rows), dtype=np.int64)
         inside = slice(
             0 if first is None else int(np.searchsorted(steps, first)),

@@ -126,10 +126,11 @@ def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], 
             raise ValueError(
                 f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
             )
-        if not 1 <= int(expert) <= most or (colon and not 1 <= int(layer) <= layers):
+        there = not colon or (1 <= int(layer) <= layers and int(expert) <= experts_L[int(layer) - 1])
+        if not 1 <= int(expert) <= most or not there:
             raise ValueError(f"off must name experts 1 to {most} of layers 1 to {layers}, got {word!r}")
         for one in [int(layer) - 1] if colon else range(layers):
-            off[one].add(int(expert) - 1)
+            off[one] |= {int(expert) - 1} if int(expert) <= experts_L[one] else set()
     return tuple(tuple(sorted(one)) for one in off)
 
 

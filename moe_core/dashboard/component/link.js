@@ -114,6 +114,7 @@ class Link {
   goTo({ layer = this.layer, step = this.step }) {
     this.layer = layerBefore = layer;
     this.step = step;
+    for (const user of this.users) user.went?.();
     this.mark();
     this.say();
   }

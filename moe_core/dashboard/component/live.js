@@ -142,11 +142,15 @@ export class View {
     if (!first) return;
     listen(chart);
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
-    chart.on("plotly_click", ({ points: [point] }) => {
-      const { pick } = chart.layout.meta; // the option that a click on this chart chooses
-      if (pick) this.tell("picked", { [pick]: [point.customdata].flat()[0] });
-    });
+    chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
     chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
+  }
+
+  // What a click on a chart chooses: a layer, or another option of the page. It is the point's first number, or its place.
+  pick({ pick, from }, point) {
+    const value = [from ? point[from] : point.customdata].flat()[0];
+    if (pick === "layer") value > 0 && this.link.goTo({ layer: value });
+    else if (pick) this.tell("picked", { [pick]: value });
   }
 
   // A zoom of one chart over time is a zoom of all; each is drawn again with the detail of what is seen.

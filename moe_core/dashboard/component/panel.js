@@ -4,6 +4,7 @@
 import { HERE, element, join } from "./link.js";
 import { Knob } from "./knob.js";
 
+const FEW = 4; // as FEW_LAYERS of figures/needs.py
 const BUTTONS = [["pause", "Pause"], ["step", "Step"], ["fork", "Fork"], ["stop", "Stop"]];
 
 export class Panel {
@@ -157,27 +158,58 @@ export class Panel {
     }
   }
 
+  // Which layer: up to FEW a button each, else a list of their names between two buttons.
   showLayers(names) {
-    const count = names.length;
+    const count = names.length, layer = Math.min(this.link.layer, count);
     if (this.layers.childElementCount === 0 && count > 1) {
       element("span", "moepanel-label", this.layers, "Layer");
-      const group = element("span", "moepanel-segments", this.layers);
-      group.setAttribute("role", "radiogroup");
-      group.setAttribute("aria-label", "Layer");
-      for (let layer = 1; layer <= count; layer++) {
-        const label = element("label", "", group, String(layer));
-        const radio = element("input", "", label);
-        Object.assign(radio, { type: "radio", name: `layer-${this.data.run}`, value: layer });
-        radio.onchange = () => {
-          this.link.goTo({ layer });
-          this.showLayers(names);
-          if (this.data.only.length) this.tell("picked", { layer });
-        };
-      }
+      if (count > FEW) this.listLayers(names);
+      else this.numberLayers(count);
     }
-    for (const radio of this.layers.querySelectorAll("input")) {
-      radio.checked = Number(radio.value) === Math.min(this.link.layer, count);
+    for (const radio of this.layers.querySelectorAll("input")) radio.checked = Number(radio.value) === layer;
+    if (!this.listed) return;
+    this.listed.value = layer;
+    this.layers.title = names[layer - 1];
+    const [before, after] = this.layers.querySelectorAll("button");
+    before.disabled = layer === 1;
+    after.disabled = layer === count;
+  }
+
+  numberLayers(count) {
+    const group = element("span", "moepanel-segments", this.layers);
+    group.setAttribute("role", "radiogroup");
+    group.setAttribute("aria-label", "Layer");
+    for (let layer = 1; layer <= count; layer++) {
+      const label = element("label", "", group, String(layer));
+      const radio = element("input", "", label);
+      Object.assign(radio, { type: "radio", name: `layer-${this.data.run}`, value: layer });
+      radio.onchange = () => this.goToLayer(layer);
     }
+  }
+
+  listLayers(names) {
+    const step = (words, face, by) => {
+      const button = element("button", "moescope-button", this.layers, face);
+      button.setAttribute("aria-label", words);
+      button.onclick = () => this.goToLayer(this.link.layer + by);
+    };
+    this.layers.classList.add("moepanel-many");
+    step("Previous layer", "‹", -1);
+    this.listed = element("select", "moeknob-select", this.layers);
+    this.listed.setAttribute("aria-label", "Layer");
+    names.forEach((name, at) => (element("option", "", this.listed, name).value = at + 1));
+    this.listed.onchange = () => this.goToLayer(Number(this.listed.value));
+    step("Next layer", "›", 1);
+  }
+
+  goToLayer(layer) {
+    this.link.goTo({ layer: Math.min(Math.max(layer, 1), this.told.layers.length) });
+    if (this.data.only.length) this.tell("picked", { layer: this.link.layer });
+  }
+
+  // Somebody went to another layer: here, or by a click on a chart.
+  went() {
+    if (this.told) this.showLayers(this.told.layers);
   }
 
   showChanges(changes, earlier) {
