@@ -16,7 +16,7 @@ from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import off_spans
-from moe_core.schema import STORED, Config, Knobs, KnobValues, columns_of, describe
+from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, layout, measured_in
 
 # What shows the probe of a run that has none yet; the plane's axes are those of its points.
 NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
@@ -56,7 +56,7 @@ class Unstarted:
     parent: Parent | None = None
 
     def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
-        self.id, self.description = run, describe(config, knobs, measures=STORED)
+        self.id, self.description = run, describe(config, knobs, measures=tuple(measured_in(layout(1, 1))))
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()

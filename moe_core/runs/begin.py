@@ -19,7 +19,7 @@ from moe_core.runs.rows import RESUMED
 from moe_core.runs.sums import answer, count, insert, put_state
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
-from moe_core.schema import STORED, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
+from moe_core.schema import Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
 
 
 def create_run(
@@ -37,7 +37,7 @@ def create_run(
     labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
     beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
     """
-    description = describe(config, knobs, probe_kind(probe or {}), STORED)
+    description = describe(config, knobs, probe_kind(probe or {}))
     own = {"config": as_dict(config), "knobs": as_dict(knobs), "script": [list(entry) for entry in script]}
     return create_record(folder, description, labels=labels, probe=probe, facts=facts, own=own)
 
@@ -52,13 +52,13 @@ def create_record(
     own: Mapping[str, Any] = {},
 ) -> RunWriter:
     """A new record of whatever is described, whoever writes it. Its rows have a column for each statistic of
-    description.measures, in the order of schema.columns_of().
+    description.measures, or, where it names none, for every one that is stored, in the order of schema.columns_of().
 
     labels, probe, facts: as in create_run(); own: what only our trainer reads. StoreError if the folder is in use already.
     """
     about = {
         "description": to_json(description),
-        "layout": [list(column) for column in columns_of(description.experts, description.measures)],
+        "layout": [list(column) for column in columns_of(description.experts, description.measures or None)],
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),
         **own,

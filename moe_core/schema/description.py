@@ -57,7 +57,17 @@ class Knob(NamedTuple):
     def parse(self, name: str, value: Any) -> float | str:
         """A value of the knob's own type and within its range, from a number or its text. ValueError says what was wanted."""
         parsed: float | str = parsed_value(name, type(self.start), self.low, self.high, self.choices, value)
+        if isinstance(parsed, str) and is_number(parsed):
+            raise ValueError(f"{name} must be a word, and the record would keep {parsed!r} as a number; add a letter")
         return parsed
+
+
+def is_number(text: str) -> bool:
+    """Whether the record's column of values, which is one of numbers, would turn this text into one."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 class Loss(NamedTuple):

@@ -70,7 +70,6 @@ STATS = (
 )  # fmt: skip
 
 STAT = {stat.name: stat for stat in STATS}
-STORED = tuple(stat.name for stat in STATS if stat.stored)
 
 
 def untaught(task_gradient: Any, grad_norm: Any) -> Any:
@@ -102,7 +101,7 @@ def columns_of(experts_L: Sequence[int], names: Sequence[str] | None = None) -> 
     """
     columns: list[Column] = []
     start = 0
-    for name in STORED if names is None else names:
+    for name in [stat.name for stat in STATS if stat.stored] if names is None else names:
         for layer in [-1] if STAT[name].shape == "" else range(len(experts_L)):
             width = experts_L[layer] if STAT[name].shape == "LE" else 1
             columns.append(Column(name, layer, start, width))

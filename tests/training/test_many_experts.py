@@ -8,7 +8,7 @@ import torch
 
 from moe_core.__main__ import main
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.tiles import TILES
+from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Run, open_run, verify
 from moe_core.runs.codec import LARGEST
 from moe_core.runs.columns import COLUMNS, read_layout
@@ -57,7 +57,7 @@ def test_every_figure_and_tile_is_drawn_of_the_first_and_the_last_layer(run: Run
             spec = FIGURES[name].draw.spec(**FIGURES[name].read(run, At(layer, None, None, 100)))
             assert spec["data"] or name == "knobs", name  # none was turned
         for page in ("live", "routing", "experts"):
-            assert TILES[page](run, layer)
+            assert tiles_of(page, run, At(layer))
 
 
 def test_it_is_written_as_csv_and_gone_on_with(run: Run, tmp_path: Path) -> None:
