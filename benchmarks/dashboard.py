@@ -37,7 +37,7 @@ def until_drawn(page: Page, step: int) -> None:
 
 
 def cpu_seconds(pids: list[int]) -> float:
-    """CPU time of processes that live."""
+    """CPU time of those of the processes that still run."""
     total = 0.0
     for pid in pids:
         try:
@@ -49,28 +49,28 @@ def cpu_seconds(pids: list[int]) -> float:
 
 
 def family(root: int) -> list[int]:
-    """A process and all that it started."""
+    """The ids of a process and of all its descendants."""
     parents = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-    found = [root]
-    for pid in found:
-        found += [child for child, parent in parents.items() if parent == pid]
-    return found
+    pids = [root]
+    for pid in pids:
+        pids += [child for child, parent in parents.items() if parent == pid]
+    return pids
 
 
 def browser_processes() -> list[int]:
     """Chromium's, among those that this process started."""
-    found = []
+    pids = []
     for pid in family(os.getpid()):
         with contextlib.suppress(OSError):  # it has ended meanwhile
             words = Path(f"/proc/{pid}/cmdline").read_bytes()
             if b"--disable-quic" in words or b"--type=" in words:
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 def click_to_charts(server: Server, browser: Browser, card: str) -> tuple[float, Run, Page]:
@@ -105,12 +105,12 @@ def keys(run: Run, page: Page, count: int) -> dict[str, float]:
         until_drawn(page, changes[-1].step)
         shown.append(time.time() - pressed)
         page.wait_for_timeout(400)
-    found = {"key_to_store_ms": stored, "key_to_trainer_ms": applied, "key_to_chart_ms": shown}
-    return {name: round(1000 * statistics.median(values)) for name, values in found.items()}
+    delays = {"key_to_store_ms": stored, "key_to_trainer_ms": applied, "key_to_chart_ms": shown}
+    return {name: round(1000 * statistics.median(values)) for name, values in delays.items()}
 
 
 def watching(server: Server, page: Page, browser_pids: list[int], seconds: float) -> dict[str, float]:
-    """What the page costs while it only looks on: CPU in % of one core, updates, KB an update, nodes replaced."""
+    """What the page costs while nobody touches it: CPU in % of one core, updates, KB an update, nodes replaced."""
     page.evaluate(
         """() => {
           window.kept = [...document.querySelectorAll('[data-figure], [data-figure] .main-svg')];
@@ -145,25 +145,25 @@ def main(arguments: list[str] | None = None) -> int:
     cards, count, seconds = CARDS, given.keys, given.seconds
     if given.quick:
         cards, count, seconds = CARDS[-1:], 2, 2.0
-    told: dict[str, object] = {}
+    results: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as runs, sync_playwright() as playwright:
         server = Server(Path(runs))
         browser = playwright.chromium.launch(executable_path=find(), args=FLAGS)
         try:
             for card in cards:
                 took, run, page = click_to_charts(server, browser, card)
-                told[f"click_{card.lower()}_s"] = round(took, 2)
+                results[f"click_{card.lower()}_s"] = round(took, 2)
                 if card == CARDS[-1]:
                     page.wait_for_timeout(4000)
-                    told |= keys(run, page, count)
-                    told |= watching(server, page, browser_processes(), seconds)
+                    results |= keys(run, page, count)
+                    results |= watching(server, page, browser_processes(), seconds)
                 page.close()
                 end_trainers(server.runs)
         finally:
             browser.close()
             server.kill()
             end_trainers(server.runs)
-    print(json.dumps(told))
+    print(json.dumps(results))
     return 0
 
 

@@ -2,8 +2,8 @@
 
 The n-th write, fsync or open below a run's folder fails with EIO or ENOSPC, once or from then on (benchmarks/faults.c, loaded
 with LD_PRELOAD, reaches SQLite's calls too), in a process forked for it: one that begins a run, one that goes on with one, and one
-whose words go to the run's trainer.log. Counted is what must not be: a traceback, a step or a turn that was acknowledged and is
-not in the record, an end without a reason, a process that hangs. Exit status 1 if there was any.
+whose output goes to the run's trainer.log. It counts what must not happen: a traceback, a step or a turn that was acknowledged
+and is not in the record, an end without a reason, a process that hangs. Exit status 1 if there was any.
 """
 
 import argparse
@@ -33,7 +33,7 @@ STEPS = 30
 SMALL = {"num-experts": 4, "d-model": 8, "d-hidden": 8, "layers": 1, "tokens": 32, "threads": 1, "eval-every": 10}
 WORDS = ["--task", "plane", *(word for name, value in SMALL.items() for word in (f"--{name}", str(value)))]
 SCRIPT = "8 noise=0.5\n20 k=1 w_load=0.2\n"
-LONGEST = 120.0  # seconds after which a process hangs
+LONGEST = 120.0  # seconds after which a process counts as hung
 BAD = ("traceback", "step lost", "turn lost", "no reason", "damaged", "hung", "cannot go on")
 
 
@@ -52,8 +52,8 @@ def build(folder: Path) -> Path:
     return library
 
 
-def work(case: Case, runs: Path, faults: Any, told: int) -> int:
-    """What a forked process does: a training on a disk that fails. `told` gets each step once it is committed."""
+def work(case: Case, runs: Path, faults: Any, steps_log: int) -> int:
+    """What a forked process does: a training on a disk that fails. Each committed step is written to `steps_log`."""
     from moe_core.__main__ import main
     from moe_core.runs import RunWriter, writer
     from moe_core.training import committer, loop
@@ -64,7 +64,7 @@ def work(case: Case, runs: Path, faults: Any, told: int) -> int:
     def acknowledged(self: RunWriter, batch: Any) -> None:
         commit(self, batch)
         if len(batch.rows):
-            os.write(told, b"%d\n" % self.step)
+            os.write(steps_log, b"%d\n" % self.step)
 
     RunWriter.commit = acknowledged  # type: ignore[method-assign]
     folder = runs / "a"
@@ -75,13 +75,13 @@ def work(case: Case, runs: Path, faults: Any, told: int) -> int:
     return main(["train", "--runs", str(runs), "--run-id", "a", "--steps", str(STEPS), *WORDS, *script])
 
 
-def fork(case: Case, runs: Path, faults: Any, out: Path, told: Path) -> int:
+def fork(case: Case, runs: Path, faults: Any, out: Path, steps_log: Path) -> int:
     """Start a process for one case, its output going to `out`. Returns its id."""
     if child := os.fork():
         return child
     code = 99
     try:
-        for path, handles in ((out, (1, 2)), (told, (9,))):
+        for path, handles in ((out, (1, 2)), (steps_log, (9,))):
             opened = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             for handle in handles:
                 os.dup2(opened, handle)
@@ -100,12 +100,12 @@ def fork(case: Case, runs: Path, faults: Any, out: Path, told: Path) -> int:
 
 
 class Trial:
-    """One case: its process watched, a knob turned meanwhile, and the record looked at afterwards."""
+    """One case: its process is watched, a knob turned meanwhile, and the record checked afterwards."""
 
     def __init__(self, case: Case, place: Path, faults: Any, finished: Path | None) -> None:
         self.case, self.faults = case, faults
         shutil.rmtree(place, ignore_errors=True)
-        self.runs, self.told, self.folder = place / "runs", place / "told", place / "runs" / "a"
+        self.runs, self.steps_log, self.folder = place / "runs", place / "steps", place / "runs" / "a"
         self.runs.mkdir(parents=True)
         (place / "script").write_text(SCRIPT)
         self.out = place / "out"
@@ -115,38 +115,38 @@ class Trial:
             self.folder.mkdir()
             self.out = self.folder / "trainer.log"
         self.turned = 0
-        self.found: Counter[str] = Counter()
+        self.outcomes: Counter[str] = Counter()
 
-    def words(self) -> str:
+    def output(self) -> str:
         return self.out.read_text(errors="replace") if self.out.exists() else ""
 
     def watch(self) -> int:
-        """Wait for the process: lift the fault when it says that the disk is full, since it would wait for that for ever."""
-        child, until = fork(self.case, self.runs, self.faults, self.out, self.told), time.monotonic() + LONGEST
+        """Wait for the process: lift the fault when it reports a full disk, since it would wait for room for ever."""
+        child, until = fork(self.case, self.runs, self.faults, self.out, self.steps_log), time.monotonic() + LONGEST
         while True:
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
             if time.monotonic() > until:
-                self.found["hung"] += 1
+                self.outcomes["hung"] += 1
                 os.kill(child, signal.SIGKILL)
                 until += LONGEST
-            if "disk is full; the run goes on by itself" in self.words() or (
+            if "disk is full; the run goes on by itself" in self.output() or (
                 self.case.scenario == "page" and self.waits()
             ):
-                self.found["paused"] = 1
+                self.outcomes["paused"] = 1
                 self.faults.faults_lift()
             self.turn()
             time.sleep(0.01)
 
     def waits(self) -> bool:
-        """Whether it has hit a full disk several times and could not say so."""
+        """Whether it has hit a full disk several times and could not report it."""
         return self.case.error == "ENOSPC" and self.faults.faults_hits() > 20
 
     def turn(self) -> None:
         from moe_core.runs import Run, StoreError
 
-        if self.turned or not self.told.exists() or not self.told.stat().st_size:
+        if self.turned or not self.steps_log.exists() or not self.steps_log.stat().st_size:
             return
         with contextlib.suppress(StoreError):
             run = Run(self.folder)
@@ -156,42 +156,42 @@ class Trial:
     def judge(self, code: int) -> None:
         from moe_core.runs import Run, StoreError, verify
 
-        words = self.words() + self.told.read_text()
-        self.found["hit"] = int(self.faults.faults_hits() > 0)
-        self.found["traceback"] += "Traceback" in words or "Exception ignored" in words
-        said = "moe: " in words
+        output = self.output() + self.steps_log.read_text()
+        self.outcomes["hit"] = int(self.faults.faults_hits() > 0)
+        self.outcomes["traceback"] += "Traceback" in output or "Exception ignored" in output
+        reported = "moe: " in output
         if not (self.folder / "run.db").exists():
-            self.found["refused" if said or self.case.scenario == "page" else "no reason"] += 1
+            self.outcomes["refused" if reported or self.case.scenario == "page" else "no reason"] += 1
             return
         try:
             run = Run(self.folder)
             status, last = run.status(), run.steps()[1]
-            acknowledged = [int(line) for line in self.told.read_text().split() if line.isdigit()]
-            self.found["step lost"] += last < max(acknowledged, default=0)
-            self.found["turn lost"] += self.turned > len(run.knob_changes())
-            self.found["damaged"] += bool(verify(run))
+            acknowledged = [int(line) for line in self.steps_log.read_text().split() if line.isdigit()]
+            self.outcomes["step lost"] += last < max(acknowledged, default=0)
+            self.outcomes["turn lost"] += self.turned > len(run.knob_changes())
+            self.outcomes["damaged"] += bool(verify(run))
             run.close()
         except StoreError:
-            self.found["damaged"] += 1
+            self.outcomes["damaged"] += 1
             return
         # No write below the folder succeeds any more, and there is no terminal.
         silent = self.case.scenario == "page" and self.case.kind == "write" and self.case.lasting
         if status.state == "finished" and code == 0:
-            self.found["finished"] += 1
-            self.found["step lost"] += last != (STEPS + 15 if self.case.scenario == "resume" else STEPS)
-        elif status.state == "finished":  # a resume that was refused, or an end that could not be told
-            self.found["refused" if said else "nowhere to say it" if silent else "no reason"] += 1
-        elif status.reason or said:
-            self.found["failed"] += 1
+            self.outcomes["finished"] += 1
+            self.outcomes["step lost"] += last != (STEPS + 15 if self.case.scenario == "resume" else STEPS)
+        elif status.state == "finished":  # a resume that was refused, or an end that could not be recorded
+            self.outcomes["refused" if reported else "nowhere to say it" if silent else "no reason"] += 1
+        elif status.reason or reported:
+            self.outcomes["failed"] += 1
         else:
-            self.found["nowhere to say it" if silent else "no reason"] += 1
+            self.outcomes["nowhere to say it" if silent else "no reason"] += 1
 
     def go_on(self, place: Path) -> None:
-        """A run that failed can be resumed once the disk is whole again."""
+        """Check that a run that failed can be resumed once the disk works again."""
         case = Case("resume", "write", "EIO", False, 1 << 30)
-        child = fork(case, self.runs, self.faults, place / "again", place / "told")
+        child = fork(case, self.runs, self.faults, place / "again", place / "steps")
         if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
-            self.found["cannot go on"] += 1
+            self.outcomes["cannot go on"] += 1
 
 
 def cases(counts: dict[tuple[str, str], int], injections: int) -> Iterator[Case]:
@@ -205,7 +205,7 @@ def cases(counts: dict[tuple[str, str], int], injections: int) -> Iterator[Case]
 def measure(
     injections: int, place: Path, part: int, parts: int
 ) -> tuple[dict[str, Counter[str]], list[tuple[Case, list[str], str]]]:
-    """Run all cases. Returns how they ended by kind of fault, and each that ended in a way that must not be, with its output."""
+    """Run all cases. Returns the outcomes by kind of fault, and each case with a forbidden outcome, with its output."""
     faults = ctypes.CDLL(os.environ["LD_PRELOAD"])
     assert faults.faults_share()
     import torch
@@ -215,11 +215,11 @@ def measure(
     torch.set_num_threads(1)
     weight = torch.nn.Parameter(torch.zeros(1))
     weight.grad = torch.zeros(1)
-    torch.optim.Adam([weight]).step()  # which imports as much again
+    torch.optim.Adam([weight]).step()  # this imports as much again
     counts, finished = {}, place / "finished"
     for scenario, kind in itertools.product(SCENARIOS, KINDS):
         trial = Trial(Case(scenario, kind, "EIO", False, 1 << 30), place / "count", faults, finished)
-        assert trial.watch() == 0, trial.words()
+        assert trial.watch() == 0, trial.output()
         counts[scenario, kind] = faults.faults_seen()
         if not finished.exists():
             shutil.copytree(trial.folder, finished)
@@ -229,12 +229,12 @@ def measure(
         trial = Trial(case, place / "trial", faults, finished)
         trial.judge(trial.watch())
         faults.faults_lift()
-        if trial.found["failed"] and number % 5 == 0:
+        if trial.outcomes["failed"] and number % 5 == 0:
             trial.go_on(place)
         row = ended.setdefault(f"{case.kind} {case.error} {'from then on' if case.lasting else 'once'}", Counter())
-        row.update(trial.found + Counter({"trials": 1}))
-        if wrong := [name for name in BAD if trial.found[name]]:
-            bad.append((case, wrong, trial.words()[-2000:] + trial.told.read_text()[-2000:]))
+        row.update(trial.outcomes + Counter({"trials": 1}))
+        if wrong := [name for name in BAD if trial.outcomes[name]]:
+            bad.append((case, wrong, trial.output()[-2000:] + trial.steps_log.read_text()[-2000:]))
         if number % 10 == 9 or wrong:
             print(f"{number + 1}: {dict(sum(ended.values(), Counter()))} {bad[-1] if wrong else ''}", file=sys.stderr)
     return ended, bad

@@ -114,13 +114,13 @@ def waits(options: argparse.Namespace) -> dict[str, Any]:
     """By strategy: how often the host waits for the device in one step with all its statistics, and where."""
     from moe_core.schema import STRATEGIES
 
-    found = {}
+    waits_by_strategy = {}
     for strategy in list(STRATEGIES)[1:2] if options.quick else STRATEGIES:
         step = training_step(strategy, torch.device(options.device))
         step(1)
         step(2)
-        found[strategy] = places_of_waits(lambda step=step: step(3), torch.device(options.device))
-    return found
+        waits_by_strategy[strategy] = places_of_waits(lambda step=step: step(3), torch.device(options.device))
+    return waits_by_strategy
 
 
 def training_step(strategy: str, device: torch.device) -> Callable[[int], None]:
@@ -181,14 +181,14 @@ def layer(options: argparse.Namespace) -> dict[str, Any]:
     """Median milliseconds and TFLOP/s of forward, and of forward and backward, in bfloat16, of each rival in turn."""
     size = QUICK_SIZE if options.quick else SIZE
     device = torch.device(options.device)
-    found, rivals = {"size": dict(zip(("tokens", "d", "h", "E", "k"), size, strict=True))}, rivals_of(size, device)
+    results, rivals = {"size": dict(zip(("tokens", "d", "h", "E", "k"), size, strict=True))}, rivals_of(size, device)
     for kind in ("forward", "forward and backward"):
         taken = time_in_turn({name: steps[kind] for name, (steps, _) in rivals.items()}, device, options.quick)
         for name, seconds in taken.items():
             flops = rivals[name][1] * (3 if "backward" in kind else 1)
-            found.setdefault(name, {})[kind] = {"ms": 1e3 * seconds, "TFLOP/s": flops / seconds / 1e12}
-    found["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
-    return found
+            results.setdefault(name, {})[kind] = {"ms": 1e3 * seconds, "TFLOP/s": flops / seconds / 1e12}
+    results["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
+    return results
 
 
 def rivals_of(size: tuple[int, ...], device: torch.device) -> dict[str, tuple[dict[str, Callable[[], None]], float]]:
@@ -227,7 +227,7 @@ def rivals_of(size: tuple[int, ...], device: torch.device) -> dict[str, tuple[di
             return wide(x_TD)
 
     flops = 4.0 * T * k * d * h
-    found = {
+    results = {
         "ours": (of(lambda: ours(x_TD), [x_TD, *ours.parameters()], grad_TD), flops),
         "ours, weights float32": (of(cast, [x_TD, *wide.parameters()], grad_TD), flops),
         "sort + grouped_mm": (
@@ -242,8 +242,8 @@ def rivals_of(size: tuple[int, ...], device: torch.device) -> dict[str, tuple[di
     if (block := transformers_block(size, kinds)) is not None:
         x_1TD = x_TD.detach()[None].requires_grad_()
         steps = of(lambda: (block(x_1TD), None), [x_1TD, *block.parameters()], grad_TD[None])
-        found["transformers, gated"] = (steps, 1.5 * flops)  # a third product for its gate
-    return found
+        results["transformers, gated"] = (steps, 1.5 * flops)  # a third product for its gate
+    return results
 
 
 def transformers_block(size: tuple[int, ...], kinds: dict[str, Any]) -> torch.nn.Module | None:
@@ -293,7 +293,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
     """Steps a second of the three tasks: the median step, and all in all with looks, evaluations and record."""
     from moe_core.runs import Run
 
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     devices = [(options.device, "float32"), (options.device, "bfloat16"), ("cpu", "float32")]
     for name in TASKS:
         for device, precision in devices[:1] if options.quick else devices:
@@ -317,11 +317,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
                 seconds = run.history("seconds")[1][steps // 3 :]
                 evals = [json.loads(line) for line in done.stdout.splitlines() if '"eval"' in line]
                 where = "cpu, 2 threads" if device == "cpu" else f"{device}, {precision}"
-                found[f"{name}: {where}"] = {
+                results[f"{name}: {where}"] = {
                     "steps/s": float(1 / statistics.median(seconds.tolist())),
                     "held-out loss": next((e["loss"] for e in reversed(evals) if "loss" in e), math.nan),
                 }
-    return found
+    return results
 
 
 # All of it
@@ -351,7 +351,7 @@ def begin(part: str, options: argparse.Namespace) -> subprocess.Popen:
 
 
 def ended(process: subprocess.Popen, limit: float) -> dict[str, Any]:
-    """What a part found, or why it failed."""
+    """The results of a part, or why it failed."""
     try:
         out, error = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -360,13 +360,13 @@ def ended(process: subprocess.Popen, limit: float) -> dict[str, Any]:
         return {"ok": False, "error": f"not done in {limit:.0f} s"}
     if process.returncode:
         return {"ok": False, "error": error[-3000:]}
-    return {"ok": True, "found": json.loads(out.splitlines()[-1])}
+    return {"ok": True, "results": json.loads(out.splitlines()[-1])}
 
 
-def table(found: Any, indent: int = 2) -> str:
-    """Nested names and values, a line each; what is nested no deeper stands in one line."""
+def table(nested: Any, indent: int = 2) -> str:
+    """Nested names and values, a line each; a dictionary without nested ones takes one line."""
     lines = []
-    for name, value in found.items():
+    for name, value in nested.items():
         if isinstance(value, dict) and any(isinstance(inner, dict) for inner in value.values()):
             lines += [" " * indent + name, table(value, indent + 2)]
         else:
@@ -395,17 +395,17 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("this machine has no CUDA GPU that torch can use; give --device cpu --quick to see the parts run")
-    found: dict[str, Any] = {"machine": machine(options.device), "quick": options.quick, "parts": {}}
+    results: dict[str, Any] = {"machine": machine(options.device), "quick": options.quick, "parts": {}}
     # What is not timed may run side by side.
     untimed = ["tests", *TASKS, *(f"{name}, deterministic" for name in TASKS if options.device != "cpu")]
     for together in (untimed, *([name] for name in TIMED)):
         processes = {name: begin(name, options) for name in together}
         for name, process in processes.items():
-            result = found["parts"][name] = ended(process, options.limit)
-            print(f"{name}\n{table(result['found']) if result['ok'] else result['error']}", flush=True)
+            result = results["parts"][name] = ended(process, options.limit)
+            print(f"{name}\n{table(result['results']) if result['ok'] else result['error']}", flush=True)
             if options.out:
-                options.out.write_text(json.dumps(found, indent=1))
-    return 0 if all(part["ok"] for part in found["parts"].values()) else 1
+                options.out.write_text(json.dumps(results, indent=1))
+    return 0 if all(part["ok"] for part in results["parts"].values()) else 1
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from moe_core.runs import Batch, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
 
 BLOCK = 25  # steps a block: a flush every tenth of a second at 250 steps/s
-COLLAPSE = 3  # steps that it lasts
+COLLAPSE = 3  # steps that the collapse lasts
 
 
 def write(folder: Path, config: Config, steps: int) -> int:
@@ -29,15 +29,15 @@ def write(folder: Path, config: Config, steps: int) -> int:
     columns = layout(config.layers, config.num_experts)
     width = sum(column.width for column in columns)
     rng = np.random.default_rng(0)
-    # One stretch of noise, told again and again: to draw a million rows afresh would take longer than to write them.
-    told = rng.normal(1.0, 0.05, (64 * BLOCK, width)).astype(np.float32)
+    # One stretch of noise, written again and again: to draw a million rows afresh would take longer than to write them.
+    noise = rng.normal(1.0, 0.05, (64 * BLOCK, width)).astype(np.float32)
     probe = {"tokens": np.zeros(256, np.uint8)}
     writer = create_run(folder, config, Knobs(), probe=probe)
-    writer.db.execute("PRAGMA synchronous = OFF")  # nobody minds if this one is lost
+    writer.db.execute("PRAGMA synchronous = OFF")  # this file need not survive a crash
     at = int(0.37 * steps)
     loads = [column for column in columns if column.stat in ("load", "importance", "counts")]
     for first in range(1, steps + 1, BLOCK):
-        rows = told[(first // BLOCK) % 64 * BLOCK :][: min(BLOCK, steps + 1 - first)]
+        rows = noise[(first // BLOCK) % 64 * BLOCK :][: min(BLOCK, steps + 1 - first)]
         if first <= at + COLLAPSE and first + BLOCK > at:
             rows = rows.copy()
             for row in range(max(at, first) - first, min(at + COLLAPSE, first + BLOCK) - first):
@@ -64,7 +64,7 @@ def write(folder: Path, config: Config, steps: int) -> int:
 
 
 def read(folder: Path) -> dict[str, float]:
-    """What a page of that run costs: seconds, and MB that the reader holds."""
+    """Measure what a page of that run costs: seconds, and the MB that the reader holds."""
     sizes = {"load_share": [620, 335], "balance_now": [320, 335], "balance": [620, 224], "loss": [320, 224]}
     look = {"theme": "light", "page": "live", "layer": 0, "sizes": sizes}
 
@@ -79,25 +79,25 @@ def read(folder: Path) -> dict[str, float]:
     viewer = Viewer()
     viewer.feed = feed
     frame()
-    told = {"first_frame_s": time.perf_counter() - began}
+    results = {"first_frame_s": time.perf_counter() - began}
     while feed.behind:
         feed.catch_up()
-    told["whole_s"] = time.perf_counter() - began
-    told["whole_frame_s"] = frame(theme="dark")
+    results["whole_s"] = time.perf_counter() - began
+    results["whole_frame_s"] = frame(theme="dark")
     steps, cv = feed.history("cv_load", 0, bins=300)
-    told["highest_cv"], told["rows_drawn"] = float(cv.max()), len(steps)
+    results["highest_cv"], results["rows_drawn"] = float(cv.max()), len(steps)
     last = feed.last
     for share in (0.5, 0.1, 0.01, 0.001):
         low = int(0.37 * last - share * last / 2)
         span = [low, low + int(share * last)]
-        told[f"zoom_{share}_s"], told[f"zoom_{share}_again_s"] = frame(span=span), frame(span=span, theme="dark")
-    told["past_step_s"] = frame(step=last // 3)
+        results[f"zoom_{share}_s"], results[f"zoom_{share}_again_s"] = frame(span=span), frame(span=span, theme="dark")
+    results["past_step_s"] = frame(step=last // 3)
     held = [a.nbytes for s in feed.series.values() for a in (s.steps, s.values)] + [
         r.nbytes for r in feed._ranges.values()
     ]
-    told["held_MB"] = sum(held) / 1e6
+    results["held_MB"] = sum(held) / 1e6
     feed.run.close()
-    return {name: round(float(value), 3) for name, value in told.items()}
+    return {name: round(float(value), 3) for name, value in results.items()}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -111,8 +111,8 @@ def main(arguments: list[str] | None = None) -> int:
         began = time.perf_counter()
         if not (folder / "run.db").exists():
             write(folder, Config(), 5_000 if given.quick else given.steps)
-        told = {"written_s": time.perf_counter() - began, "MB": (folder / "run.db").stat().st_size / 1e6}
-        print(json.dumps({name: round(value, 2) for name, value in told.items()}))
+        results = {"written_s": time.perf_counter() - began, "MB": (folder / "run.db").stat().st_size / 1e6}
+        print(json.dumps({name: round(value, 2) for name, value in results.items()}))
         print(json.dumps(read(folder)))
     return 0
 

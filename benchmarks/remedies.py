@@ -1,4 +1,4 @@
-"""Does what the diagnosis offers help, and is it silent where nothing is wrong? On the real tasks, at their defaults.
+"""Do the diagnosis's remedies help, and is it silent where nothing is wrong? On the real tasks, at their defaults.
 
 `OMP_NUM_THREADS=1 python benchmarks/remedies.py [--json]`, about half an hour. Four tables:
 
@@ -6,15 +6,15 @@ A gate is trained without help until CV(load) is above 1 and the diagnosis says 
 every layer and rule, is turned, each from the same weights, data and noise. A remedy works if CV(load), mean of ten
 steps, falls below 0.4 in every layer within 500 steps. Remedies marked `not offered` are measured to see what is left out.
 
-A run is brought to what another rule finds; then what it offers is turned, and, from the same weights, data and noise,
-nothing is. A remedy works if 500 steps later what it is offered for is lower than without it; of weights of 1, which held the
+A run is brought to another rule's finding; then its remedy is turned, and, from the same weights, data and noise, nothing
+is. A remedy works if 500 steps later the number that it is to lower is lower than without it; from weights of 1, which kept the
 gate flat, 1,500 steps later.
 
 A run of 600 steps whose load is even; then things are turned that might make it even without noise too, each from the same
 weights, data and noise. What is offered works if 500 steps later the selections of the held-out split are less uneven than when
 nothing was turned.
 
-Each task is trained for 1,000 steps with the knobs as they come: whatever the diagnosis says of it is a false alarm.
+Each task is trained for 1,000 steps with the default knobs: every finding about it is a false alarm.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.diagnosis import CALM, Finding, diagnose
-from moe_core.nn.models import asked_by
+from moe_core.nn.models import routing_options
 from moe_core.runs import Batch
 from moe_core.runs.statistics import held_out_balance
 from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs, value_text
@@ -44,7 +44,7 @@ from moe_core.training.watch import Watch
 
 COLLAPSE_WITHIN, HELP_WITHIN, MEAN_OF = 700, 500, 10  # steps
 NONE = {"w_importance": 0.0, "w_load": 0.0}
-# How a gate is brought to collapse, and what is measured from there beside what is offered.
+# How a gate is brought to collapse, and the remedies that are measured from there beside those offered.
 STATES: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {
     "weights 0": (NONE, [{"w_load": 0.1}, {"w_importance": 0.1}, {"w_importance": 0.01, "w_load": 0.01}, {"noise": 4.0}]),
     "weights 0, noise 4": (NONE | {"noise": 4.0}, [{"noise": 1.0}]),
@@ -57,8 +57,8 @@ STATES: dict[str, tuple[dict[str, Any], list[dict[str, float]]]] = {
 
 
 class State(NamedTuple):
-    """How a run is brought to what a rule finds: the knobs at the start, and what is turned at TURNED_AT. aim: what its remedy
-    shall lower, `within` steps; others: what is measured from there beside what is offered."""
+    """How a run is brought to a rule's finding: the knobs at the start, and what is turned at TURNED_AT. aim: the number that
+    its remedy is to lower within `within` steps; others: the remedies measured from there beside those offered."""
 
     knobs: dict[str, Any]
     turned: dict[str, Any]
@@ -109,7 +109,7 @@ class Row(NamedTuple):
 
 
 class Patient:
-    """A trainer that is stepped by hand, with what it measured, and that can be brought back to where it stood."""
+    """A trainer that is stepped by hand, with its measurements, and that can be set back to an earlier state."""
 
     def __init__(self, config: Config, knobs: Knobs, data: Data):
         self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(Path()), lambda event: None)
@@ -119,7 +119,7 @@ class Patient:
 
     def step(self) -> None:
         self.trainer.train_step(0.0)
-        self.watch.see(Batch(*self.trainer.telemetry.take()))
+        self.watch.add(Batch(*self.trainer.telemetry.take()))
 
     def uneven(self, steps: int) -> float:
         """CV(load) of the least even layer, mean over the last steps."""
@@ -127,7 +127,7 @@ class Patient:
 
     def turn(self, knobs: dict[str, float | str]) -> None:
         self.trainer.knobs = replace(self.trainer.knobs, **knobs)
-        self.watch.turned(self.trainer.step + 1, self.trainer.knobs)
+        self.watch.note_turns(self.trainer.step + 1, self.trainer.knobs)
 
     def keep(self) -> Any:
         trainer = self.trainer
@@ -144,8 +144,8 @@ class Patient:
         torch.set_rng_state(random)
 
 
-def collapsed(config: Config, knobs: Knobs, data: Data) -> Patient | None:
-    """A gate that the diagnosis calls collapsed, CV(load) above 1; None if it does not come to that."""
+def collapse(config: Config, knobs: Knobs, data: Data) -> Patient | None:
+    """A gate that the diagnosis calls collapsed, CV(load) above 1; None if it never does."""
     patient = Patient(config, knobs, data)
     while patient.trainer.step < COLLAPSE_WITHIN:
         patient.step()
@@ -156,12 +156,12 @@ def collapsed(config: Config, knobs: Knobs, data: Data) -> Patient | None:
     return None
 
 
-def offered(patient: Patient) -> dict[str, dict[str, float | str]]:
+def offers(patient: Patient) -> dict[str, dict[str, float | str]]:
     """What the diagnosis offers, by rule."""
     return {f.rule: f.remedy for f in findings(patient) if f.remedy}
 
 
-def tried(patient: Patient, remedy: dict[str, float | str], within: int = HELP_WITHIN) -> tuple[int | None, float]:
+def try_remedy(patient: Patient, remedy: dict[str, float | str], within: int = HELP_WITHIN) -> tuple[int | None, float]:
     """(steps until it had helped, CV(load) at the end)."""
     patient.turn(remedy)
     after = None
@@ -173,7 +173,7 @@ def tried(patient: Patient, remedy: dict[str, float | str], within: int = HELP_W
 
 
 class Outcome(NamedTuple):
-    """How a run stands some steps later. task_loss, noise (over the logits' spread, the higher of the layers) and
+    """A run's numbers some steps later. task_loss, noise (over the logits' spread, the higher of the layers) and
     dropped are means of 100 steps; held_out is without noise, in nats."""
 
     task_loss: float
@@ -184,14 +184,14 @@ class Outcome(NamedTuple):
 
 
 def outcome(patient: Patient, remedy: dict[str, float | str], within: int = HELP_WITHIN) -> Outcome:
-    """What comes of turning a remedy; of {}, what comes of doing nothing."""
+    """Turn a remedy ({}: nothing) and train on."""
     patient.turn(remedy)
     for _ in range(within):
         patient.step()
     last = lambda stat, layer: patient.watch.history(stat, layer)[1][-100:].astype(np.float64)
     worst = lambda of: max(float(of(layer)) for layer in patient.layers)
     trainer = patient.trainer
-    held_out = held_out_loss(trainer.model, trainer.held_out, asked_by(trainer.config, trainer.knobs))["loss"]
+    held_out = held_out_loss(trainer.model, trainer.held_out, routing_options(trainer.config, trainer.knobs))["loss"]
     return Outcome(
         float(last("task_loss", 0).mean()),
         held_out,
@@ -201,8 +201,8 @@ def outcome(patient: Patient, remedy: dict[str, float | str], within: int = HELP
     )
 
 
-def found(config: Config, data: Data, state: str) -> Patient | None:
-    """A run of which the diagnosis says what the state is there for; None if it does not come to that."""
+def run_to_finding(config: Config, data: Data, state: str) -> Patient | None:
+    """A run trained until the diagnosis has the finding of a state's rule; None if it never does."""
     way = OTHERS[state]
     patient = Patient(config, Knobs(**way.knobs), data)
     while patient.trainer.step < FOUND_WITHIN:
@@ -219,7 +219,7 @@ def findings(patient: Patient) -> list[Finding]:
 
 
 class Compared(NamedTuple):
-    """A remedy, or nothing ({}), from one state. better: what it is offered for is lower than of nothing; None for nothing."""
+    """A remedy, or nothing ({}), from one state. better: its aim is lower than with nothing; None for nothing itself."""
 
     state: str
     rule: str
@@ -229,15 +229,19 @@ class Compared(NamedTuple):
 
 
 def compare(config: Config, data: Data, state: str, tell: Any, most: int) -> list[Compared]:
-    """most: steps after which to look, if the state asks for more."""
+    """most: the most steps to train, if the state asks for more."""
     _, _, rule, aim, others, within = OTHERS[state]
-    patient = found(config, data, state)
+    patient = run_to_finding(config, data, state)
     if patient is None:
         tell(f"| {state} | {rule} is not found | | | | | | |")
         return []
     kept, rows = patient.keep(), list[Compared]()
-    offers = {str(f.remedy): f.remedy for f in findings(patient) if f.rule == rule and f.remedy}
-    for name, remedy in [("nothing", {}), *((rule, o) for o in offers.values()), *(("not offered", o) for o in others)]:
+    remedies = {str(f.remedy): f.remedy for f in findings(patient) if f.rule == rule and f.remedy}
+    for name, remedy in [
+        ("nothing", {}),
+        *((rule, o) for o in remedies.values()),
+        *(("not offered", o) for o in others),
+    ]:
         patient.back(kept)
         now = outcome(patient, remedy, min(within, most))
         better = getattr(now, aim) < getattr(rows[0].outcome, aim) if rows else None
@@ -248,7 +252,7 @@ def compare(config: Config, data: Data, state: str, tell: Any, most: int) -> lis
 
 
 class Calmed(NamedTuple):
-    """What came of a turn from one state: CV(load) in training (mean of 50 steps), CV of the held-out selections, both of the
+    """The outcome of a turn from one state: CV(load) in training (mean of 50 steps), CV of the held-out selections, both of the
     least even layer, and the held-out loss in nats. better: the second is lower than when nothing was turned."""
 
     state: str
@@ -272,25 +276,27 @@ def calm(state: str, seed: int, tell: Any, steps: int = TURNED_AT, within: int =
         for _ in range(within):
             patient.step()
         trainer = patient.trainer
-        found = evaluate(trainer.model, trainer.held_out, asked_by(trainer.config, trainer.knobs))
-        cv = float(held_out_balance(found.counts_LE.numpy())["cv_held_out"].max())
+        evaluation = evaluate(trainer.model, trainer.held_out, routing_options(trainer.config, trainer.knobs))
+        cv = float(held_out_balance(evaluation.counts_LE.numpy())["cv_held_out"].max())
         better = cv < rows[0].cv_held_out if rows else None
-        rows.append(Calmed(state, turned, patient.uneven(5 * MEAN_OF), cv, found.metrics["loss"], better))
-        told = f"{rows[-1].cv_load:.2f} | {cv:.2f} | {found.metrics['loss']:.3f}"
-        tell(f"| {state} | {seed} | {in_words(turned) or 'nothing'} | {told} |")
+        rows.append(Calmed(state, turned, patient.uneven(5 * MEAN_OF), cv, evaluation.metrics["loss"], better))
+        numbers = f"{rows[-1].cv_load:.2f} | {cv:.2f} | {evaluation.metrics['loss']:.3f}"
+        tell(f"| {state} | {seed} | {in_words(turned) or 'nothing'} | {numbers} |")
     return rows
 
 
 def alarms(task: str, seed: int, tell: Any, steps: int = HEALTHY_FOR) -> list[Finding]:
-    """What the diagnosis says of a healthy run, each rule once a layer."""
+    """The findings about a healthy run, each rule once a layer: false alarms."""
     config = Config.for_task(task, threads=1, eval_every=10**9, seed=seed)
-    patient, told = Patient(config, Knobs(), load(config)), dict[tuple[str, int], Finding]()
+    patient, alarms_by_rule = Patient(config, Knobs(), load(config)), dict[tuple[str, int], Finding]()
     for step in range(1, steps + 1):
         patient.step()
         if step % 10 == 0:
-            told |= {(f.rule, f.layer): f for f in findings(patient)}
-    tell(f"| {task} | {seed} | {'; '.join(f'layer {f.layer + 1}: {f.what}' for f in told.values()) or 'nothing'} |")
-    return list(told.values())
+            alarms_by_rule |= {(f.rule, f.layer): f for f in findings(patient)}
+    tell(
+        f"| {task} | {seed} | {'; '.join(f'layer {f.layer + 1}: {f.what}' for f in alarms_by_rule.values()) or 'nothing'} |"
+    )
+    return list(alarms_by_rule.values())
 
 
 def in_words(remedy: dict[str, float | str]) -> str:
@@ -299,16 +305,16 @@ def in_words(remedy: dict[str, float | str]) -> str:
 
 def measure(config: Config, data: Data, state: str, tell: Any, within: int) -> list[Row]:
     knobs, others = STATES[state]
-    patient = collapsed(config, Knobs(**knobs), data)
+    patient = collapse(config, Knobs(**knobs), data)
     if patient is None:
         tell(f"| {state} | does not collapse | | | |")
         return []
     kept, rows, done = patient.keep(), [], {}
-    for rule, remedy in [*offered(patient).items(), *(("not offered", other) for other in others)]:
+    for rule, remedy in [*offers(patient).items(), *(("not offered", other) for other in others)]:
         words = in_words(remedy)
         if words not in done:
             patient.back(kept)
-            done[words] = tried(patient, remedy, within)
+            done[words] = try_remedy(patient, remedy, within)
         rows.append(Row(state, rule, remedy, *done[words]))
         tell(f"| {state} | {rule} | {words} | {rows[-1].after or '–'} | {rows[-1].end:.2f} |")
     return rows
@@ -344,15 +350,15 @@ def main(words: list[str]) -> int:
     if calmed := asked(EVEN):
         tell("\n| state | seed | turned | CV(load) | CV held-out | held-out loss |\n|---|---|---|---|---|---|")
         calmed = [row for state in calmed for row in calm(state, given.seed, tell)]
-    if told := asked(TASKS):
+    if alarms_by_rule := asked(TASKS):
         tell("\n| task | seed | what is said |\n|---|---|---|")
-        told = [finding for task in told for finding in alarms(task, given.seed, tell, healthy)]
+        alarms_by_rule = [finding for task in alarms_by_rule for finding in alarms(task, given.seed, tell, healthy)]
     if given.json:
-        print(json.dumps([row._asdict() for row in (*evened, *compared, *calmed, *told)]))
+        print(json.dumps([row._asdict() for row in (*evened, *compared, *calmed, *alarms_by_rule)]))
     useless = [row for row in evened if row.rule != "not offered" and row.after is None]
     useless += [row for row in compared if row.rule != "not offered" and row.better is False]
     useless += [row for row in calmed if row.turned == {"noise": CALM} and not row.better]
-    return 1 if useless or told else 0
+    return 1 if useless or alarms_by_rule else 0
 
 
 if __name__ == "__main__":

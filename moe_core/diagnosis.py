@@ -1,6 +1,6 @@
 """What is wrong with a gate, in words: what, since which step, why, and what to try. Numpy and the schema only.
 
-Each rule is a pure function of one layer's statistics and the knobs (`Seen`) and gives a Finding or None. A finding does
+Each rule is a pure function of one layer's statistics and the knobs (`Evidence`) and gives a Finding or None. A finding does
 not flicker: it begins when its condition has held for HOLD steps and ends when a stricter opposite has held as long. A
 remedy is offered only where benchmarks/remedies.py measured that it works; docs/decisions.md has the table.
 
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.evidence import HOLD, Judged, Seen, evidence_of, mean_of_last, since_knobs, standing
+from moe_core.evidence import HOLD, Evidence, Judged, evidence_of, holding_since, mean_of_last, unchanged_since
 from moe_core.schema import (
     BALANCED,
     COLLAPSED,
@@ -31,21 +31,21 @@ from moe_core.schema import (
     weighing,
 )
 
-SOON = 100  # steps that a remedy is given; the measured ones took a tenth to a half of it
+SOON = 100  # steps that a remedy is given to work; the measured ones took a tenth to a half of that
 SETTLED = 500  # steps until a fresh gate, which starts at zero logits, can be judged against its noise
 # Noise over the spread of the clean logits: above the first drowned, below the second not. Of 16 experts, a token then gets
 # a fifth, and a third, of the two that its clean logits name; an eighth would be chance (independent normal draws).
 DROWNED = (4.0, 2.0)
-LEARNING = 0.9  # what that ratio falls to within SOON steps, or below, while the gate still grows out of the noise
-AT_STAKE = 0.05  # nats: where the task loss is below, there is nothing to win
+LEARNING = 0.9  # while a gate still grows out of the noise, the ratio falls to this share or less within SOON steps
+AT_STAKE = 0.05  # nats: below this task loss there is nothing left to learn
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
 CALM = 0.25  # noise at which, as measured, a load that is even is even without noise too
-BY_CHANCE = "Whom a token gets hardly depends on the token, so the experts have little to specialise in."
+BY_CHANCE = "Which experts a token gets hardly depends on the token, so they have little to specialise in."
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong. layer counts from 0; since is a step; remedy gives knobs their values, or is None."""
+    """One thing that is wrong. layer counts from 0; since is a step; remedy: knobs and the values to give them, or None."""
 
     rule: str
     layer: int
@@ -57,18 +57,20 @@ class Finding(NamedTuple):
 
 
 def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
-    """Every finding of one layer as it stands at the last step, the gravest first. Of a run with knobs of
-    its own only what needs no knowledge of them.
+    """The findings of one layer at the last step, the gravest first. For a run with knobs of its own only those
+    that need no knowledge of its knobs.
     """
-    seen = evidence_of(source, layer)
-    if not len(seen.steps_n):
+    evidence = evidence_of(source, layer)
+    if not len(evidence.steps_n):
         return []
     rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
-    found = [finding for rule in rules if (finding := rule(seen))]
-    if any(finding.rule == "collapse" for finding in found):
-        # A remedy that leaves a collapsed gate as it is would only look like one.
-        found = [f if f.remedy is None or evens(seen.knobs, f.remedy) else f._replace(remedy=None) for f in found]
-    return found
+    findings = [finding for rule in rules if (finding := rule(evidence))]
+    if any(finding.rule == "collapse" for finding in findings):
+        # A remedy that leaves the gate collapsed is not offered: it would help nothing.
+        findings = [
+            f if f.remedy is None or evens(evidence.knobs, f.remedy) else f._replace(remedy=None) for f in findings
+        ]
+    return findings
 
 
 # What to do
@@ -77,8 +79,8 @@ def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
 def even_again(knobs: Knobs) -> dict[str, float | str]:
     """The knobs that even a collapsed gate: both losses at 0.1 or more, and noise, without which the load loss does nothing.
 
-    What stands already is left out, so nothing is offered to a gate that is being mended, nor where it was not measured:
-    under the strategies that balance by other means.
+    Knobs that have such values already are left out, so nothing is offered while a gate recovers, nor under the strategies
+    that balance by other means, where it was not measured.
     """
     if not STRATEGIES[knobs.strategy].losses_even:
         return {}
@@ -92,7 +94,7 @@ def even_again(knobs: Knobs) -> dict[str, float | str]:
 
 
 def evens(knobs: Knobs, remedy: dict[str, float | str]) -> bool:
-    """Whether a remedy leaves nothing to be done for a collapsed gate."""
+    """Whether a remedy turns everything that even_again() would."""
     return all(remedy.get(name, getattr(knobs, name)) == value for name, value in even_again(knobs).items())
 
 
@@ -102,27 +104,30 @@ def turns(remedy: dict[str, float | str] | None) -> str:
     return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part) if parts else ""
 
 
-def mend(seen: Seen) -> tuple[str, dict[str, float | str] | None]:
-    """(what to try, the remedy) for load that must be evened."""
-    if not isinstance(seen.knobs, Knobs):
+def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
+    """(what to try, the remedy) for an uneven load."""
+    if not isinstance(evidence.knobs, Knobs):
         return "Turn up what balances this model's experts.", None
-    remedy = even_again(seen.knobs) if seen.groups <= 1 else {}
+    remedy = even_again(evidence.knobs) if evidence.groups <= 1 else {}
     if remedy:
         return f"Turn {turns(remedy)}: within {SOON} steps the load should be even.", remedy
-    read = [f.name for f in fields(Knobs) if seen.knobs.strategy in meta_of(Knobs, f.name).strategies]
-    changed = since_knobs(seen, "strategy", *read)
-    if changed > 1 and seen.steps_n[-1] < changed + SOON:
+    read = [f.name for f in fields(Knobs) if evidence.knobs.strategy in meta_of(Knobs, f.name).strategies]
+    changed = unchanged_since(evidence, "strategy", *read)
+    if changed > 1 and evidence.steps_n[-1] < changed + SOON:
         return f"The knobs were turned at step {changed}; give them until step {changed + SOON}.", None
-    if seen.knobs.strategy != "paper":
-        return f"{seen.knobs.strategy} does not hold it; turn its own weight or speed up, or strategy to paper.", None
-    if seen.groups > 1:
+    if evidence.knobs.strategy != "paper":
+        return (
+            f"{evidence.knobs.strategy} does not keep the load even; turn its own weight or speed up, or strategy to paper.",
+            None,
+        )
+    if evidence.groups > 1:
         return "Turn the loss weights of both levels up, with noise and noise_primary at 1.", None
     return "The losses are on and do not help: turn the learning rate down, or w_importance up to 1.", None
 
 
-def off_in(seen: Seen) -> tuple[int, ...]:
+def off_in(evidence: Evidence) -> tuple[int, ...]:
     """The experts of the layer that are switched off."""
-    return switched_off(seen.description.experts, str(getattr(seen.knobs, "off", "")))[seen.layer]
+    return switched_off(evidence.description.experts, str(getattr(evidence.knobs, "off", "")))[evidence.layer]
 
 
 def named(experts: Sequence[int]) -> str:
@@ -136,24 +141,24 @@ def named(experts: Sequence[int]) -> str:
 # The rules
 
 
-def no_gradient(seen: Seen) -> Finding | None:
-    """A gate that the task teaches nothing, by its measured gradient. Not under `even`, which asks no gate."""
-    none_n = untaught(seen.task_gradient_n, seen.grad_norm_n)
-    since = standing(seen.steps_n, none_n, np.isfinite(seen.task_gradient_n) & ~none_n)
-    if since is None or not none_n[-1] or not STRATEGIES[seen.knobs.strategy].learns:
+def no_gradient(evidence: Evidence) -> Finding | None:
+    """A gate that the task teaches nothing, by its measured gradient. Not under `even`, which does not use the gate."""
+    none_n = untaught(evidence.task_gradient_n, evidence.grad_norm_n)
+    since = holding_since(evidence.steps_n, none_n, np.isfinite(evidence.task_gradient_n) & ~none_n)
+    if since is None or not none_n[-1] or not STRATEGIES[evidence.knobs.strategy].learns:
         return None
-    last = int(seen.steps_n[-1])
-    if since_knobs(seen, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % TASK_GRADIENT_EVERY:
-        return None  # turned since it was measured
-    share = seen.task_gradient_n[-1] / seen.grad_norm_n[-1]
+    last = int(evidence.steps_n[-1])
+    if unchanged_since(evidence, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % TASK_GRADIENT_EVERY:
+        return None  # the knobs were turned since the gradient was measured
+    share = evidence.task_gradient_n[-1] / evidence.grad_norm_n[-1]
     size = f"{share:.0e} of the whole" if share > 0 else "0"
     what = f"The gate learns nothing from the task: the task's gradient on it is {size}."
-    single = seen.knobs.k == 1 or (seen.groups > 1 and seen.knobs.k_primary == 1)
+    single = evidence.knobs.k == 1 or (evidence.groups > 1 and evidence.knobs.k_primary == 1)
     remedy: dict[str, float | str] | None = None
     if (
         single
-        and STRATEGIES[seen.knobs.strategy].by_token
-        and weighing(seen.knobs.strategy, seen.knobs.weigh) == "kept"
+        and STRATEGIES[evidence.knobs.strategy].by_token
+        and weighing(evidence.knobs.strategy, evidence.knobs.weigh) == "kept"
     ):
         why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only the balancing losses move it."
         remedy = {"weigh": "all"}
@@ -161,99 +166,101 @@ def no_gradient(seen: Seen) -> Finding | None:
     else:
         why = "The weights of the chosen experts do not change with their logits: the softmax is saturated."
         try_this = "Turn w_z up, which keeps logits small, or the learning rate down."
-    return Finding("no_gradient", seen.layer, since, what, why, try_this, remedy)
+    return Finding("no_gradient", evidence.layer, since, what, why, try_this, remedy)
 
 
-def collapse(seen: Seen) -> Finding | None:
+def collapse(evidence: Evidence) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
-    on = seen.experts - len(off_in(seen))
-    ceiling = math.sqrt(max(on / experts_per_token(seen.description, seen.knobs, seen.layer) - 1, 0.0))
+    on = evidence.experts - len(off_in(evidence))
+    ceiling = math.sqrt(max(on / experts_per_token(evidence.description, evidence.knobs, evidence.layer) - 1, 0.0))
     high = min(COLLAPSED, 0.75 * ceiling)
-    cv_n = seen.cv_load_n
-    since = standing(seen.steps_n, cv_n > high, cv_n < 0.8 * high)
+    cv_n = evidence.cv_load_n
+    since = holding_since(evidence.steps_n, cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
         return None
-    now = mean_of_last(seen.steps_n, cv_n, HOLD)
-    if not isinstance(seen.knobs, Knobs):
-        why = "An expert that is chosen learns, and is chosen the more; what balances the experts is weaker than that."
-    elif not STRATEGIES[seen.knobs.strategy].losses_even:
-        why = f"Strategy {seen.knobs.strategy} is weaker than the pull of the experts that learnt first."
-    elif seen.knobs.strategy == "none" or not (seen.knobs.w_importance or seen.knobs.w_load):
-        why = "No loss asks for balance: an expert that is chosen learns, and is chosen the more."
-    elif seen.knobs.w_load and not noise_of(seen):
+    now = mean_of_last(evidence.steps_n, cv_n, HOLD)
+    if not isinstance(evidence.knobs, Knobs):
+        why = "An expert that is chosen learns, and so is chosen more often; what balances the experts is weaker than that."
+    elif not STRATEGIES[evidence.knobs.strategy].losses_even:
+        why = f"Strategy {evidence.knobs.strategy} is weaker than the pull of the experts that learnt first."
+    elif evidence.knobs.strategy == "none" or not (evidence.knobs.w_importance or evidence.knobs.w_load):
+        why = "No loss asks for balance: an expert that is chosen learns, and so is chosen more often."
+    elif evidence.knobs.w_load and not noise_of(evidence):
         why = "Without noise the load loss has no gradient, and what is left is too slow to part the experts."
     else:
         why = "The balancing losses are weaker than the pull of the experts that learnt first."
-    try_this, remedy = mend(seen)
+    try_this, remedy = mend(evidence)
     what = f"The gate has collapsed onto a few experts: CV(load) is {now:.2f} (ceiling {ceiling:.2f})."
-    return Finding("collapse", seen.layer, since, what, why, try_this, remedy)
+    return Finding("collapse", evidence.layer, since, what, why, try_this, remedy)
 
 
-def noise_of(seen: Seen) -> float:
-    """The noise that gives the load loss a gradient: of two levels, either's will do."""
-    return float(max(seen.knobs.noise, seen.knobs.noise_primary if seen.groups > 1 else 0.0))
+def noise_of(evidence: Evidence) -> float:
+    """The noise that gives the load loss a gradient: with two levels, the larger one, since either's is enough."""
+    return float(max(evidence.knobs.noise, evidence.knobs.noise_primary if evidence.groups > 1 else 0.0))
 
 
-def dead_experts(seen: Seen) -> Finding | None:
+def dead_experts(evidence: Evidence) -> Finding | None:
     """Experts that nothing selected for DEAD_AFTER steps, for HOLD steps more."""
-    off = off_in(seen)
-    since = standing(seen.steps_n, seen.dead_n > 0, seen.dead_n <= 0)
-    recent_nE = seen.counts_nE[seen.steps_n > seen.steps_n[-1] - DEAD_AFTER]
+    off = off_in(evidence)
+    since = holding_since(evidence.steps_n, evidence.dead_n > 0, evidence.dead_n <= 0)
+    recent_nE = evidence.counts_nE[evidence.steps_n > evidence.steps_n[-1] - DEAD_AFTER]
     dead = [e for e in np.flatnonzero(recent_nE.sum(0) == 0).tolist() if e not in off]
     if since is None or not dead:
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
-    what = f"No token went to {experts} of {seen.experts - len(off)} in the last {DEAD_AFTER} steps."
+    what = f"No token went to {experts} of {evidence.experts - len(off)} in the last {DEAD_AFTER} steps."
     why = "An expert that is not chosen gets no gradient, so it does not become worth choosing."
-    # It was called dead when it had been without a token for DEAD_AFTER steps already.
-    return Finding("dead_experts", seen.layer, max(1, since - DEAD_AFTER), what, why, *mend(seen))
+    # An expert is called dead only after DEAD_AFTER steps without a token, so it began that much earlier.
+    return Finding("dead_experts", evidence.layer, max(1, since - DEAD_AFTER), what, why, *mend(evidence))
 
 
-def drowned(seen: Seen) -> tuple[int, float] | None:
+def drowned(evidence: Evidence) -> tuple[int, float] | None:
     """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
 
-    A fresh gate is drowned at first and grows out of it; so does one whose noise was turned up a little. A gate that
-    the task teaches nothing has nothing that could drown.
+    In a new gate noise drowns the logits at first, and they grow out of it; so they do when noise was turned up a little.
+    A gate that the task teaches nothing has no logits worth drowning.
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio_n = np.where(seen.noise_scale_n > 0, seen.noise_scale_n / seen.logit_spread_n, 0.0)
-    at_stake_n = ~(seen.task_loss_n < AT_STAKE) & ~untaught(seen.task_gradient_n, seen.grad_norm_n)
-    growing_n = ratio_n < LEARNING * np.interp(seen.steps_n - SOON, seen.steps_n, ratio_n)
-    drowned_n = (seen.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
-    since = standing(seen.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
-    return None if since is None else (since, mean_of_last(seen.steps_n, ratio_n, HOLD))
+        ratio_n = np.where(evidence.noise_scale_n > 0, evidence.noise_scale_n / evidence.logit_spread_n, 0.0)
+    at_stake_n = ~(evidence.task_loss_n < AT_STAKE) & ~untaught(evidence.task_gradient_n, evidence.grad_norm_n)
+    growing_n = ratio_n < LEARNING * np.interp(evidence.steps_n - SOON, evidence.steps_n, ratio_n)
+    drowned_n = (evidence.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
+    since = holding_since(evidence.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
+    return None if since is None else (since, mean_of_last(evidence.steps_n, ratio_n, HOLD))
 
 
 def heavy(knobs: Knobs) -> dict[str, float | str]:
-    """The loss weights that are heavier than what evens even a collapsed gate, each with that value.
+    """The loss weights above CURE, which is enough for a collapsed gate, each to be turned down to it.
 
-    They pull the logits together until any noise drowns them. Where noise is above 1, that is turned first.
+    They pull the logits together until any noise drowns them. Where noise is above 1, noise is turned down first.
     """
     weights = ("w_importance", "w_load") if knobs.strategy == "paper" and knobs.noise <= 1 else ()
     return {name: CURE for name in weights if getattr(knobs, name) > CURE}
 
 
-def noise_drowns(seen: Seen) -> Finding | None:
-    """Noise several times as wide as the clean logits: what the gate learnt hardly matters."""
-    if (found := drowned(seen)) is None or heavy(seen.knobs):
+def noise_drowns(evidence: Evidence) -> Finding | None:
+    """Noise several times as wide as the clean logits: what the gate has learnt hardly matters."""
+    if (drowning := drowned(evidence)) is None or heavy(evidence.knobs):
         return None
-    since, ratio = found
+    since, ratio = drowning
     what = f"Noise drowns the gate: it is {ratio:.1f} times as wide as the spread of the experts' logits."
-    remedy: dict[str, float | str] = {"noise": 1.0} if seen.knobs.noise > 1 else {}
+    remedy: dict[str, float | str] = {"noise": 1.0} if evidence.knobs.noise > 1 else {}
     try_this = f"Turn {turns(remedy)}." if remedy else "Turn noise down, or let the gate learn for longer."
-    return Finding("noise_drowns", seen.layer, since, what, BY_CHANCE, try_this, remedy or None)
+    return Finding("noise_drowns", evidence.layer, since, what, BY_CHANCE, try_this, remedy or None)
 
 
-def even_by_noise(seen: Seen) -> Finding | None:
+def even_by_noise(evidence: Evidence) -> Finding | None:
     """A load that is even in training, where noise is drawn, and uneven in two evaluations in a row, where none is. The
     gate must have settled."""
-    steps_m, held_m = seen.held_out_steps_m, seen.held_out_cv_m
-    if not len(steps_m) or not draws_noise(seen.description, seen.knobs):
+    steps_m, held_m = evidence.held_out_steps_m, evidence.held_out_cv_m
+    if not len(steps_m) or not draws_noise(evidence.description, evidence.knobs):
         return None
-    near = [seen.cv_load_n[(seen.steps_n <= step) & (seen.steps_n > step - HOLD)] for step in steps_m]
+    near = [evidence.cv_load_n[(evidence.steps_n <= step) & (evidence.steps_n > step - HOLD)] for step in steps_m]
     training_m = np.array([float(np.mean(cv_n)) if len(cv_n) else math.nan for cv_n in near])
     settled_m = (steps_m > SETTLED) & (training_m < BALANCED)
-    since = standing(steps_m, settled_m & (held_m >= BALANCED), (training_m >= BALANCED) | (held_m < 0.8 * BALANCED))
+    since = holding_since(
+        steps_m, settled_m & (held_m >= BALANCED), (training_m >= BALANCED) | (held_m < 0.8 * BALANCED)
+    )
     if since is None:
         return None
     what = (
@@ -261,30 +268,30 @@ def even_by_noise(seen: Seen) -> Finding | None:
         f"noise, on the held-out split."
     )
     why = "The balancing losses see the load that the noise spreads; nothing asks the gate to spread it by itself."
-    changed = since_knobs(seen, "noise", "w_importance", "w_load", "strategy")
+    changed = unchanged_since(evidence, "noise", "w_importance", "w_load", "strategy")
     if changed > 1 and steps_m[-1] < changed + SOON:
         wait = f"The knobs were turned at step {changed}; give them until step {changed + SOON}."
-        return Finding("even_by_noise", seen.layer, since, what, why, wait, None)
+        return Finding("even_by_noise", evidence.layer, since, what, why, wait, None)
     # On digits and plane; of text one seed only (docs/decisions.md).
-    measured = not seen.description.sequence and seen.groups <= 1
-    measured = measured and seen.knobs.strategy == "paper" and seen.knobs.noise > CALM
+    measured = not evidence.description.sequence and evidence.groups <= 1
+    measured = measured and evidence.knobs.strategy == "paper" and evidence.knobs.noise > CALM
     remedy: dict[str, float | str] = {"noise": CALM} if measured else {}
     try_this = f"Turn {turns(remedy)}; heavier loss weights do not help." if remedy else "Turn noise down."
-    return Finding("even_by_noise", seen.layer, since, what, why, try_this, remedy or None)
+    return Finding("even_by_noise", evidence.layer, since, what, why, try_this, remedy or None)
 
 
-def idle_load_loss(seen: Seen) -> Finding | None:
+def idle_load_loss(evidence: Evidence) -> Finding | None:
     """w_load above 0 with noise at 0."""
-    if not (seen.knobs.strategy == "paper" and seen.knobs.w_load > 0 and noise_of(seen) == 0):
+    if not (evidence.knobs.strategy == "paper" and evidence.knobs.w_load > 0 and noise_of(evidence) == 0):
         return None
-    what = f"The load loss does nothing: w_load is {value_text(seen.knobs.w_load)} and noise is 0."
-    why = "Its gradient is the chance that other noise would choose another expert; without noise the load is a count."
+    what = f"The load loss does nothing: w_load is {value_text(evidence.knobs.w_load)} and noise is 0."
+    why = "Its gradient comes from the chance that other noise would choose another expert; without noise the load is a plain count."
     remedy: dict[str, float | str] = {"noise": 1.0}
     try_this = f"Turn {turns(remedy)}, or w_load to 0 and w_importance up."
     return Finding(
         "idle_load_loss",
-        seen.layer,
-        since_knobs(seen, "strategy", "w_load", "noise", "noise_primary"),
+        evidence.layer,
+        unchanged_since(evidence, "strategy", "w_load", "noise", "noise_primary"),
         what,
         why,
         try_this,
@@ -292,38 +299,38 @@ def idle_load_loss(seen: Seen) -> Finding | None:
     )
 
 
-def large_coefficient(seen: Seen) -> Finding | None:
+def large_coefficient(evidence: Evidence) -> Finding | None:
     """Loss weights so large that the experts' logits are lost in noise of the ordinary width."""
-    remedy = heavy(seen.knobs)
-    if not remedy or (found := drowned(seen)) is None:
+    remedy = heavy(evidence.knobs)
+    if not remedy or (drowning := drowned(evidence)) is None:
         return None
-    since, ratio = found
-    weights = " and ".join(f"{name} at {value_text(getattr(seen.knobs, name))}" for name in remedy)
+    since, ratio = drowning
+    weights = " and ".join(f"{name} at {value_text(getattr(evidence.knobs, name))}" for name in remedy)
     what = f"The loss weights are too large: with {weights} the noise is {ratio:.1f} times as wide as the spread of the experts' logits."
-    if seen.knobs.autobalance:
-        try_this = "Turn autobalance up: it asks for more balance than the task bears."
-        return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, None)
-    try_this = f"Turn {turns(remedy)}; a gate that is even stays so."
-    return Finding("large_coefficient", seen.layer, since, what, BY_CHANCE, try_this, remedy)
+    if evidence.knobs.autobalance:
+        try_this = "Turn autobalance up: it asks for more balance than the task allows."
+        return Finding("large_coefficient", evidence.layer, since, what, BY_CHANCE, try_this, None)
+    try_this = f"Turn {turns(remedy)}; an even gate stays even."
+    return Finding("large_coefficient", evidence.layer, since, what, BY_CHANCE, try_this, remedy)
 
 
-def dropped_tokens(seen: Seen) -> Finding | None:
+def dropped_tokens(evidence: Evidence) -> Finding | None:
     """Selections dropped for want of capacity."""
-    since = standing(seen.steps_n, seen.dropped_n > DROPPING[0], seen.dropped_n < DROPPING[1])
+    since = holding_since(evidence.steps_n, evidence.dropped_n > DROPPING[0], evidence.dropped_n < DROPPING[1])
     if since is None:
         return None
-    share = mean_of_last(seen.steps_n, seen.dropped_n, HOLD)
-    counts_E = seen.counts_nE[seen.steps_n > seen.steps_n[-1] - HOLD].mean(0)
+    share = mean_of_last(evidence.steps_n, evidence.dropped_n, HOLD)
+    counts_E = evidence.counts_nE[evidence.steps_n > evidence.steps_n[-1] - HOLD].mean(0)
     need = float(counts_E.max() / max(counts_E.mean(), 1e-9))
     what = f"{100 * share:.0f} % of the selections are dropped: their experts are full."
-    factor = value_text(seen.knobs.capacity_factor)
+    factor = value_text(evidence.knobs.capacity_factor)
     why = f"An expert takes {factor} times its fair share at most, and the busiest is chosen {need:.1f} times as often as that share."
     remedy: dict[str, float | str] = {"capacity_factor": 0.0}
     try_this = f"Turn {turns(remedy)}, which drops none, or higher, or even the load."
-    return Finding("dropped_tokens", seen.layer, since, what, why, try_this, remedy)
+    return Finding("dropped_tokens", evidence.layer, since, what, why, try_this, remedy)
 
 
-RULES: tuple[Callable[[Seen], Finding | None], ...] = (
+RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     no_gradient,
     collapse,
     dead_experts,
@@ -333,5 +340,5 @@ RULES: tuple[Callable[[Seen], Finding | None], ...] = (
     even_by_noise,
     dropped_tokens,
 )
-# Those that need no knowledge of a run's knobs.
+# The rules that need no knowledge of a run's knobs.
 ANYWHERE = (collapse, dead_experts)

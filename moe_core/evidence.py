@@ -1,5 +1,5 @@
-"""What a diagnosis goes by: one layer's statistics over the last steps, the knobs and how they came to their values, and
-since when a condition has held. Numpy and the schema only.
+"""The evidence for a diagnosis: one layer's statistics over the last steps, the knobs and their changes, and since when a
+condition has held. Numpy and the schema only.
 
 Shapes: n steps, E experts, m evaluations. `counts_nE` is (n, E).
 """
@@ -18,14 +18,14 @@ from moe_core.schema import Description, KnobValues
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
 
-HOLD = 20  # steps that a condition holds before it is a finding, and its opposite before it is none
-BINS = 1000  # rows of history that a diagnosis reads, about twice over; old ones as minimum and maximum
+HOLD = 20  # steps for which a condition must hold to become a finding, and its opposite to end it
+BINS = 1000  # bins of history that a diagnosis reads, about two rows each; old steps as minimum and maximum
 
 
-class Seen(NamedTuple):
-    """What the rules look at: one layer's statistics over the same steps, the knobs in force, and how they came to be.
+class Evidence(NamedTuple):
+    """What the rules read: one layer's statistics over the same steps, the knobs in force, and their changes.
 
-    changes are those that took effect, in that order. A statistic that an old run did not record is all NaN, which
+    changes: the knob changes that took effect, in that order. A statistic that an old run did not record is all NaN, which
     neither begins nor ends a finding.
     """
 
@@ -49,17 +49,17 @@ class Seen(NamedTuple):
 
     @property
     def experts(self) -> int:
-        """How many the layer has."""
+        """The number of experts of the layer."""
         return self.description.layers[self.layer].experts
 
     @property
     def groups(self) -> int:
-        """How many groups they are in; 1 for a flat gate."""
+        """The number of groups of experts; 1 for a flat gate."""
         return self.description.layers[self.layer].groups
 
 
 class Judged(Protocol):
-    """What a diagnosis reads of a Source, of which it wants the last steps only."""
+    """The part of a Source that a diagnosis reads; it needs the last steps only."""
 
     @property
     def description(self) -> Description: ...
@@ -76,8 +76,8 @@ class Judged(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
 
 
-def evidence_of(source: Judged, layer: int) -> Seen:
-    """A source's history as the rules take it."""
+def evidence_of(source: Judged, layer: int) -> Evidence:
+    """The evidence in a source's history."""
 
     def read(stat: str) -> Array:
         try:
@@ -88,11 +88,11 @@ def evidence_of(source: Judged, layer: int) -> Seen:
     steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
-    # What so few selections would show by chance says nothing.
+    # Too few selections are uneven by chance, so their CV is left out.
     cv = [math.nan if too_few(of[layer]) else held_out_balance(of)["cv_held_out"][layer] for _, of in evals]
     held_out = np.array(cv, np.float64)
     at = np.array([step for step, _ in evals], np.int64)
-    return Seen(
+    return Evidence(
         source.description, source.knobs, done, layer, steps,
         read("task_loss"), read(source.description.balance), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
         read("dropped"), read("grad_norm"), read("task_gradient"), at, held_out,
@@ -102,8 +102,8 @@ def evidence_of(source: Judged, layer: int) -> Seen:
 # When a condition holds
 
 
-def standing(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = HOLD) -> int | None:
-    """The step since which a finding stands, or None. It begins with `hold` steps of on, and ends with as many of off.
+def holding_since(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = HOLD) -> int | None:
+    """The step since which a condition has held, or None. It begins with `hold` steps of on, and ends with as many of off.
 
     Between on and off it stays as it was. Steps may be thinned: what counts is the span of steps, not of rows.
     """
@@ -128,6 +128,6 @@ def mean_of_last(steps_n: NDArray[np.int64], values_n: Array, count: int) -> flo
     return float(recent.mean()) if len(recent) else math.nan
 
 
-def since_knobs(seen: Seen, *names: str) -> int:
-    """The step since which the knobs of these names stand as they do."""
-    return max((change.step for change in seen.changes if change.name in names), default=1)
+def unchanged_since(evidence: Evidence, *names: str) -> int:
+    """The step since which the knobs of these names have not changed."""
+    return max((change.step for change in evidence.changes if change.name in names), default=1)

@@ -55,8 +55,8 @@ def starts(path: str) -> bool:
 
 def bring() -> str | None:
     """Find one, or install one and find it; None if none can be had."""
-    if found := find():
-        return found
+    if path := find():
+        return path
     playwright = [sys.executable, "-m", "playwright"]
     attempts = [[[*playwright, "install", "chromium"]]]
     if shutil.which("apt-get") and os.geteuid() == 0:
@@ -69,8 +69,8 @@ def bring() -> str | None:
         except (subprocess.SubprocessError, OSError) as error:
             print(f"could not bring a Chromium with {attempt[-1][0]}: {error}", file=sys.stderr)
         find.cache_clear()
-        if found := find():
-            return found
+        if path := find():
+            return path
     return None
 
 

@@ -64,9 +64,9 @@ class Server:
 
     def token(self) -> str:
         """The one that it asks for."""
-        found = re.search(r"\?moe_token=([\w-]+)", self.said())
-        assert found, self.said()
-        return found.group(1)
+        match = re.search(r"\?moe_token=([\w-]+)", self.said())
+        assert match, self.said()
+        return match.group(1)
 
 
 def ask(port: int, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:

@@ -69,9 +69,9 @@ def test_layer_measures_each_rival() -> None:
 @pytest.mark.parametrize(("what", "heading", "rows"), [("layer", "grouped/ours", 1), ("batch", "tokens/s", 2)])
 def test_layer_and_batch_print_tables_too(what: str, heading: str, rows: int, capsys) -> None:
     assert main(["bench", what, "--quick"]) == 0
-    told = capsys.readouterr().out.splitlines()
-    assert heading in told[1]
-    assert len(told) == 2 + rows
+    lines = capsys.readouterr().out.splitlines()
+    assert heading in lines[1]
+    assert len(lines) == 2 + rows
 
 
 def test_a_long_run_is_written_and_read_with_its_collapse() -> None:

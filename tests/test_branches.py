@@ -278,9 +278,9 @@ def test_a_machine_that_adds_up_differently_is_told_of(
 
     os.close(branch_off(whole, 100, {}, tmp_path / "a"))
     monkeypatch.setattr(again, "facts_of", of_another)
-    told: list[dict[str, Any]] = []
-    resume(open_run("a", tmp_path), 110, told.append)
-    notes = [event["note"] for event in told if event["event"] == "note"]
+    events: list[dict[str, Any]] = []
+    resume(open_run("a", tmp_path), 110, events.append)
+    notes = [event["note"] for event in events if event["event"] == "note"]
     assert len(notes) == 2
     assert notes[0] == f"torch was {torch.__version__} and is 1.0, so the last bits may differ"
     assert open_run("a", tmp_path).sessions()[0]["notes"] == notes
@@ -306,10 +306,10 @@ def tamper(run: Run, step: int, stat: str) -> None:
 def test_a_record_that_does_not_come_out_again_is_told_of(tmp_path: Path, whole: Run) -> None:
     os.close(branch_off(whole, 100, {}, tmp_path / "a"))
     tamper(open_run("a", tmp_path), 77, "loss")
-    told: list[dict[str, Any]] = []
-    assert resume(open_run("a", tmp_path), 110, told.append)[1] == "finished"
-    (note,) = (event["note"] for event in told if event["event"] == "note")
-    assert "do not come out as recorded" in note
+    events: list[dict[str, Any]] = []
+    assert resume(open_run("a", tmp_path), 110, events.append)[1] == "finished"
+    (note,) = (event["note"] for event in events if event["event"] == "note")
+    assert "differ from the record" in note
     assert "step 77: loss was" in note
     run = open_run("a", tmp_path)
     assert run.sessions()[0]["notes"] == [note]
@@ -345,7 +345,7 @@ def test_checkpoints_by_the_clock_change_nothing(tmp_path: Path, whole: Run) -> 
     folder, _ = train(replace(CONFIG, steps=40, checkpoint_every=1e-9), KNOBS, tmp_path, "a", script=SCRIPT[:1])
     run = open_run(folder)
     assert same_training(run, whole, 40)
-    steps = sorted(checkpoint.there(folder))
+    steps = sorted(checkpoint.list_checkpoints(folder))
     assert len(steps) == checkpoint.NEWEST + checkpoint.OLDER
     assert steps[-2:] == [39, 40]
     assert [path.name for path in whole.path.glob("*.pt")] == [checkpoint.name_of(STEPS)]  # 0: only at the end

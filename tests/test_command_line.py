@@ -83,15 +83,15 @@ COLLAPSES = ["--task", "plane", "--w-importance", "0", "--w-load", "0", "--threa
 
 def test_a_collapse_is_told_and_handed_to_the_alert_command(tmp_path: Path) -> None:
     code = "import sys; open(sys.argv[1], 'a').write(sys.stdin.read())"
-    command = shlex.join([sys.executable, "-c", code, str(tmp_path / "told")])
+    command = shlex.join([sys.executable, "-c", code, str(tmp_path / "alerts")])
     done = moe("train", *COLLAPSES, "--json", "--on-alert", command, runs=tmp_path)
     assert done.returncode == 0, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
     alerts = [e for e in events if e["event"] == "alert"]
     assert [e["rule"] for e in alerts if e["rule"] == "collapse"] == ["collapse"]
     assert alerts[0]["remedy"] == {"w_importance": 0.1, "w_load": 0.1}
-    told = [json.loads(line) for line in (tmp_path / "told").read_text().splitlines()]
-    assert sorted(map(str, told)) == sorted(map(str, alerts))
+    lines = [json.loads(line) for line in (tmp_path / "alerts").read_text().splitlines()]
+    assert sorted(map(str, lines)) == sorted(map(str, alerts))
     assert events[-1]["event"] == "end"
 
 

@@ -70,7 +70,7 @@ def earlier_outputs_change(config: Config, knobs: Knobs, tries: int, training: b
     """Whether the outputs of a sequence's first half depend on its second, for random weights and bytes."""
     import torch
 
-    from moe_core.nn.models import asked_by, build
+    from moe_core.nn.models import build, routing_options
 
     for seed in range(tries):
         torch.manual_seed(seed)
@@ -82,7 +82,7 @@ def earlier_outputs_change(config: Config, knobs: Knobs, tries: int, training: b
         changed_BS = inputs_BS.clone()
         changed_BS[1, 8:] = torch.randint(0, 256, (8,))
         with torch.no_grad():
-            before, after = (model(one, **asked_by(config, knobs))[0][1, :8] for one in (inputs_BS, changed_BS))
+            before, after = (model(one, **routing_options(config, knobs))[0][1, :8] for one in (inputs_BS, changed_BS))
         if not torch.allclose(before, after, rtol=0, atol=1e-9):
             return True
     return False
@@ -112,11 +112,11 @@ def test_it_goes_by_the_knobs_that_are_named_and_no_others() -> None:
         for f in fields(Knobs):
             meta = meta_of(Knobs, f.name)
             values = meta.choices or (("1",) if f.name == "off" else (1, 2, 8, meta.high))
-            told = {
+            answers = {
                 looks_ahead(describe(CONFIG, replace(knobs, **{f.name: value})), replace(knobs, **{f.name: value}))
                 for value in values
             }
-            assert f.name in LOOKING or told == {looks_ahead(describe(CONFIG, knobs), knobs)}, f.name
+            assert f.name in LOOKING or answers == {looks_ahead(describe(CONFIG, knobs), knobs)}, f.name
     assert {
         looks_ahead(describe(CONFIG, Knobs(capacity_factor=1.0, k=k)), Knobs(capacity_factor=1.0, k=k)) for k in (1, 2)
     } == {False, True}
@@ -145,16 +145,16 @@ def test_train_says_it_beside_the_held_out_numbers_and_no_others(
 
 def test_an_evaluation_is_told_with_whether_it_compares_whatever_was_turned_since() -> None:
     """The thread that tells of it lags behind the training."""
-    told: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
     watch = Watch(CONFIG, Knobs())
     for step, knobs in ((41, Knobs(strategy="expert-choice")), (81, Knobs(k=1)), (82, Knobs(strategy="expert-choice"))):
-        watch.turned(step, knobs)
-    committer = Committer(Disk(), CONFIG, told.append, watch)
+        watch.note_turns(step, knobs)
+    committer = Committer(Disk(), CONFIG, events.append, watch)
     committer.put(
         Batch(1, ROW.repeat(90, 0), evals=[(step, {"bits_per_byte": 2.0}, None) for step in (40, 41, 80, 81, 82)])
     )
     assert committer.close() == ""
-    evals = [event for event in told if event["event"] == "eval"]
+    evals = [event for event in events if event["event"] == "eval"]
     assert [(e["step"], e["comparable"]) for e in evals] == [
         (40, True),
         (41, False),
@@ -213,10 +213,10 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         (strict, plain, [False] * 40 + [True] * 40),
         (strict, ahead, [False] * 80),
     ):
-        found = FIGURES["compare_loss_difference"].read(Beside(first, {}, (second,)), At(0, None, None, None))
-        (gap,) = found["gaps"]
+        data = FIGURES["compare_loss_difference"].read(Beside(first, {}, (second,)), At(0, None, None, None))
+        (gap,) = data["gaps"]
         assert gap.comparable.tolist() == wanted
-        drawn = FIGURES["compare_loss_difference"].draw.spec(**found)
+        drawn = FIGURES["compare_loss_difference"].draw.spec(**data)
         known = {
             trace["line"].get("dash", ""): np.isfinite(trace["y"]).tolist()
             for trace in drawn["data"]
@@ -224,21 +224,21 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         }
         assert (known[""], known["dot"]) == (wanted, [not one for one in wanted])
         assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
-    assert columns(found)["B_minus_A_comparable"].tolist() == [False] * 80
-    found = FIGURES["compare_loss_difference"].read(
+    assert columns(data)["B_minus_A_comparable"].tolist() == [False] * 80
+    data = FIGURES["compare_loss_difference"].read(
         Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), At(0, None, None, None)
     )
-    assert found["gaps"][0].comparable is None
-    assert "looks ahead" not in FIGURES["compare_loss_difference"].draw.spec(**found)["layout"]["title"]["text"]
+    assert data["gaps"][0].comparable is None
+    assert "looks ahead" not in FIGURES["compare_loss_difference"].draw.spec(**data)["layout"]["title"]["text"]
 
 
 def test_a_loss_chart_on_which_all_compares_says_nothing_of_it(tmp_path: Path) -> None:
     run = recorded(tmp_path / "run", "paper", "switch")
-    found = FIGURES["loss"].read(run, At(0, None, None, None))
-    drawn = FIGURES["loss"].draw.spec(**found)
+    data = FIGURES["loss"].read(run, At(0, None, None, None))
+    drawn = FIGURES["loss"].draw.spec(**data)
     assert [trace["name"] for trace in drawn["data"]] == ["training", "held-out"]
     assert "looks ahead" not in drawn["layout"]["title"]["text"]
-    assert "comparable" not in columns(found)
+    assert "comparable" not in columns(data)
 
 
 def test_on_the_axis_of_a_fork_the_mark_stays_at_its_step(ahead: Run) -> None:
@@ -278,8 +278,8 @@ def test_the_report_marks_the_evaluations_made_so(ahead: Run, plain: Run) -> Non
     assert [row[-1] for row in evaluations(ahead).rows] == ["", LOOKS_AHEAD]
     assert [row[-1] for row in evaluations(plain).rows] == [LOOKS_AHEAD, ""]
     for run in (ahead, plain):
-        found = evaluations(run)
-        assert {len(row) for row in found.rows} == {len(found.heading)}
+        data = evaluations(run)
+        assert {len(row) for row in data.rows} == {len(data.heading)}
 
 
 def test_compare_takes_no_difference_of_what_does_not_compare(ahead: Run, plain: Run) -> None:
@@ -305,6 +305,6 @@ def test_the_banner_of_a_run_that_ended_says_it(ahead: Run, plain: Run) -> None:
     for run, said in ((ahead, True), (plain, False)):
         feed = Feed(run)
         feed.refresh(now=True)
-        told = banner(feed, 0)
-        assert told
-        assert (f"Held-out loss 1.50 bits/byte ({LOOKS_AHEAD}), CV" in told["text"]) == said
+        shown = banner(feed, 0)
+        assert shown
+        assert (f"Held-out loss 1.50 bits/byte ({LOOKS_AHEAD}), CV" in shown["text"]) == said

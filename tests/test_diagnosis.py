@@ -11,13 +11,13 @@ from moe_core import diagnosis
 from moe_core.diagnosis import (
     HOLD,
     SOON,
+    Evidence,
     Finding,
-    Seen,
     diagnose,
     even_again,
     evens,
+    holding_since,
     named,
-    standing,
     turns,
 )
 from moe_core.schema import DEAD_AFTER, Config, Knobs, describe
@@ -28,8 +28,8 @@ QUIET = Knobs(w_importance=0.1, w_load=0.1)  # where the remedies were measured
 N = 400
 
 
-def stand(**turned: object) -> Knobs:
-    """Where the knobs stand: as in QUIET, but for those turned."""
+def knobs_with(**turned: object) -> Knobs:
+    """QUIET with some knobs turned."""
     return replace(QUIET, **turned)
 
 
@@ -37,7 +37,7 @@ def change(step: int | None, name: str, value: float, previous: float, id: int =
     return SimpleNamespace(id=id, step=step, name=name, value=value, previous=previous)
 
 
-def seen(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, **stats) -> Seen:
+def evidence(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, **stats) -> Evidence:
     """A quiet run of n steps, with what is given in place of its statistics."""
     quiet = {
         "task_loss": 2.0,
@@ -51,7 +51,7 @@ def seen(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int = N, 
     }
     values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
     counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
-    return Seen(describe(config, knobs), knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
+    return Evidence(describe(config, knobs), knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
 
 
 def from_step(step: int, value: float, before: float = 0.0, n: int = N) -> np.ndarray:
@@ -59,7 +59,7 @@ def from_step(step: int, value: float, before: float = 0.0, n: int = N) -> np.nd
 
 
 def test_a_quiet_run_has_no_finding() -> None:
-    assert [rule(seen()) for rule in diagnosis.RULES] == [None] * len(diagnosis.RULES)
+    assert [rule(evidence()) for rule in diagnosis.RULES] == [None] * len(diagnosis.RULES)
 
 
 # When a condition holds
@@ -77,123 +77,131 @@ def flags(text: str) -> np.ndarray:
         ("..xx", "....", None),  # one step short
         ("xxx....", "...xx..", 1),  # the opposite is one step short
         ("xxx....", "...xxx.", None),
-        ("xxx...xxx", "...xx....", 1),  # never ended, so it still stands since its first step
+        ("xxx...xxx", "...xx....", 1),  # never ended, so it still counts from its first step
         ("xxx...xxx", "...xxx...", 7),
         ("xx.xx", ".....", None),
     ],
 )
 def test_a_finding_begins_and_ends_after_so_many_steps(on: str, off: str, since: int | None) -> None:
-    assert standing(np.arange(1, len(on) + 1), flags(on), flags(off), hold=3) == since
+    assert holding_since(np.arange(1, len(on) + 1), flags(on), flags(off), hold=3) == since
 
 
 def test_what_counts_is_the_span_of_steps_not_of_rows() -> None:
     steps = np.array([1, 10, 20, 30])
-    assert standing(steps, flags(".xx."), flags("...."), hold=11) == 10
-    assert standing(steps, flags(".xx."), flags("...."), hold=12) is None
+    assert holding_since(steps, flags(".xx."), flags("...."), hold=11) == 10
+    assert holding_since(steps, flags(".xx."), flags("...."), hold=12) is None
 
 
 def test_a_value_that_wavers_about_the_threshold_does_not_make_the_finding_flicker() -> None:
     wavers = 1.0 + 0.15 * np.sin(np.arange(N) / 3)
     wavers[:40] = 2.0
-    assert {diagnosis.collapse(seen(cv_load=wavers[:n], n=n)).since for n in range(HOLD, N)} == {1}
+    assert {diagnosis.collapse(evidence(cv_load=wavers[:n], n=n)).since for n in range(HOLD, N)} == {1}
 
 
 # Collapse
 
 
 def test_collapse_says_since_when_why_and_what_to_do() -> None:
-    found = diagnosis.collapse(seen(stand(w_importance=0, w_load=0), cv_load=from_step(101, 1.9)))
-    assert (found.rule, found.layer, found.since) == ("collapse", 0, 101)
-    assert "1.90" in found.what
-    assert "2.65" in found.what  # sqrt(16 / 2 - 1)
-    assert "No loss asks for balance" in found.why
-    assert found.remedy == {"w_importance": 0.1, "w_load": 0.1}
-    assert "w_importance to 0.1 and w_load to 0.1" in found.try_this
+    finding = diagnosis.collapse(evidence(knobs_with(w_importance=0, w_load=0), cv_load=from_step(101, 1.9)))
+    assert (finding.rule, finding.layer, finding.since) == ("collapse", 0, 101)
+    assert "1.90" in finding.what
+    assert "2.65" in finding.what  # sqrt(16 / 2 - 1)
+    assert "No loss asks for balance" in finding.why
+    assert finding.remedy == {"w_importance": 0.1, "w_load": 0.1}
+    assert "w_importance to 0.1 and w_load to 0.1" in finding.try_this
 
 
 @pytest.mark.parametrize(
     ("cv", "fires"), [(from_step(N - HOLD + 1, 1.01), True), (from_step(N - HOLD + 2, 1.01), False), (1.0, False)]
 )
 def test_collapse_at_its_boundary(cv, fires: bool) -> None:
-    assert (diagnosis.collapse(seen(cv_load=cv)) is not None) == fires
+    assert (diagnosis.collapse(evidence(cv_load=cv)) is not None) == fires
 
 
 def test_collapse_ends_when_the_load_has_been_even_for_a_while() -> None:
     cv = from_step(1, 1.9)
     cv[300 : 300 + HOLD - 1] = 0.3
-    assert diagnosis.collapse(seen(cv_load=cv[: 300 + HOLD - 1], n=300 + HOLD - 1))
+    assert diagnosis.collapse(evidence(cv_load=cv[: 300 + HOLD - 1], n=300 + HOLD - 1))
     cv[300 : 300 + HOLD] = 0.3
-    assert diagnosis.collapse(seen(cv_load=cv[: 300 + HOLD], n=300 + HOLD)) is None
+    assert diagnosis.collapse(evidence(cv_load=cv[: 300 + HOLD], n=300 + HOLD)) is None
 
 
-def test_a_little_below_the_mark_a_collapse_still_stands() -> None:
-    assert diagnosis.collapse(seen(cv_load=from_step(200, 0.81, 1.9)))
-    assert diagnosis.collapse(seen(cv_load=from_step(200, 0.79, 1.9))) is None
+def test_a_little_below_the_mark_a_collapse_still_holds() -> None:
+    assert diagnosis.collapse(evidence(cv_load=from_step(200, 0.81, 1.9)))
+    assert diagnosis.collapse(evidence(cv_load=from_step(200, 0.79, 1.9))) is None
 
 
 def test_where_cv_cannot_pass_1_three_quarters_of_its_ceiling_is_a_collapse() -> None:
     four = Config(num_experts=4)
-    assert diagnosis.collapse(seen(config=four, cv_load=0.76))
-    assert diagnosis.collapse(seen(config=four, cv_load=0.74)) is None
-    assert diagnosis.collapse(seen(stand(k=4), config=four, cv_load=0.0)) is None
+    assert diagnosis.collapse(evidence(config=four, cv_load=0.76))
+    assert diagnosis.collapse(evidence(config=four, cv_load=0.74)) is None
+    assert diagnosis.collapse(evidence(knobs_with(k=4), config=four, cv_load=0.0)) is None
 
 
-def test_what_evens_a_collapsed_gate_depends_on_where_the_knobs_stand() -> None:
-    assert even_again(stand(noise=0, w_importance=0, w_load=0.01)) == {"noise": 1.0, "w_importance": 0.1, "w_load": 0.1}
-    assert even_again(stand(w_importance=1, w_load=0)) == {"w_load": 0.1}
-    assert even_again(stand()) == {}
-    assert not evens(stand(noise=0, w_load=0), {"noise": 1.0})
-    assert evens(stand(noise=0), {"noise": 1.0})
+def test_what_evens_a_collapsed_gate_depends_on_the_knobs() -> None:
+    assert even_again(knobs_with(noise=0, w_importance=0, w_load=0.01)) == {
+        "noise": 1.0,
+        "w_importance": 0.1,
+        "w_load": 0.1,
+    }
+    assert even_again(knobs_with(w_importance=1, w_load=0)) == {"w_load": 0.1}
+    assert even_again(knobs_with()) == {}
+    assert not evens(knobs_with(noise=0, w_load=0), {"noise": 1.0})
+    assert evens(knobs_with(noise=0), {"noise": 1.0})
     assert turns({"noise": 1.0}) == "noise to 1"
     assert turns({"a": 1.0, "b": 2.0, "c": 3.0}) == "a to 1, b to 2 and c to 3"
 
 
 def test_a_gate_that_is_being_mended_is_offered_time_not_the_same_again() -> None:
     turned = [change(390, "w_load", 0.1, 0.0)]
-    found = diagnosis.collapse(seen(cv_load=1.9, changes=turned))
-    assert found.remedy is None
-    assert "until step 490" in found.try_this
-    late = diagnosis.collapse(seen(cv_load=1.9, changes=[change(N - SOON, "w_load", 0.1, 0.0)]))
+    finding = diagnosis.collapse(evidence(cv_load=1.9, changes=turned))
+    assert finding.remedy is None
+    assert "until step 490" in finding.try_this
+    late = diagnosis.collapse(evidence(cv_load=1.9, changes=[change(N - SOON, "w_load", 0.1, 0.0)]))
     assert "learning rate" in late.try_this
 
 
 def test_a_collapse_without_noise_says_that_the_load_loss_cannot_help() -> None:
-    found = diagnosis.collapse(seen(stand(noise=0), cv_load=1.9))
-    assert "Without noise" in found.why
-    assert found.remedy == {"noise": 1.0}
+    finding = diagnosis.collapse(evidence(knobs_with(noise=0), cv_load=1.9))
+    assert "Without noise" in finding.why
+    assert finding.remedy == {"noise": 1.0}
 
 
 def test_without_a_strategy_the_paper_is_offered_and_where_nothing_was_measured_nothing() -> None:
-    assert even_again(stand(strategy="none", w_load=0)) == {"strategy": "paper", "w_load": 0.1}
-    assert evens(stand(strategy="none"), {"strategy": "paper"})
-    free = diagnosis.collapse(seen(stand(strategy="loss-free"), cv_load=1.9))
+    assert even_again(knobs_with(strategy="none", w_load=0)) == {"strategy": "paper", "w_load": 0.1}
+    assert evens(knobs_with(strategy="none"), {"strategy": "paper"})
+    free = diagnosis.collapse(evidence(knobs_with(strategy="loss-free"), cv_load=1.9))
     assert free.remedy is None
-    assert "loss-free does not hold it" in free.try_this
+    assert "loss-free does not keep the load even" in free.try_this
     groups = Config(num_experts=E, groups=4)
-    assert diagnosis.collapse(seen(stand(w_load=0), config=groups, cv_load=1.9)).remedy is None
+    assert diagnosis.collapse(evidence(knobs_with(w_load=0), config=groups, cv_load=1.9)).remedy is None
 
 
 def test_the_ceiling_is_of_the_experts_that_are_on() -> None:
     """Statistics leave out who is off (tests/runs/test_off.py). Of the seven that are on, two have it all."""
-    off = stand(off=",".join(f"1:{expert}" for expert in range(1, 10)))
-    found = diagnosis.collapse(seen(off, cv_load=np.sqrt(7 / 2 - 1)))
-    assert "CV(load) is 1.58 (ceiling 1.58)" in found.what
-    assert diagnosis.collapse(seen(off, cv_load=1.58)._replace(layer=1)).what.endswith("(ceiling 2.65).")
+    off = knobs_with(off=",".join(f"1:{expert}" for expert in range(1, 10)))
+    finding = diagnosis.collapse(evidence(off, cv_load=np.sqrt(7 / 2 - 1)))
+    assert "CV(load) is 1.58 (ceiling 1.58)" in finding.what
+    assert diagnosis.collapse(evidence(off, cv_load=1.58)._replace(layer=1)).what.endswith("(ceiling 2.65).")
 
 
 def test_of_two_levels_the_ceiling_counts_the_experts_of_all_the_groups_that_a_token_gets() -> None:
     groups = Config(num_experts=E, groups=4)
-    assert "(ceiling 1.73)" in diagnosis.collapse(seen(stand(k=2, k_primary=2), config=groups, cv_load=1.5)).what
-    found = diagnosis.collapse(seen(stand(w_load=0), config=groups, cv_load=1.5))
-    assert "both levels" in found.try_this
-    assert diagnosis.collapse(seen(stand(strategy="switch"), config=groups, cv_load=1.5)).try_this.startswith("switch")
+    assert (
+        "(ceiling 1.73)" in diagnosis.collapse(evidence(knobs_with(k=2, k_primary=2), config=groups, cv_load=1.5)).what
+    )
+    finding = diagnosis.collapse(evidence(knobs_with(w_load=0), config=groups, cv_load=1.5))
+    assert "both levels" in finding.try_this
+    assert diagnosis.collapse(evidence(knobs_with(strategy="switch"), config=groups, cv_load=1.5)).try_this.startswith(
+        "switch"
+    )
 
 
 def test_time_is_given_for_each_knob_that_the_strategy_reads_and_no_other() -> None:
-    free = seen(stand(strategy="loss-free"), cv_load=1.9)
+    free = evidence(knobs_with(strategy="loss-free"), cv_load=1.9)
     turned = lambda name: diagnosis.collapse(free._replace(changes=[change(390, name, 0.01, 0.001)])).try_this
     assert "until step 490" in turned("bias_speed")
-    assert "does not hold it" in turned("w_switch")
+    assert "does not keep the load even" in turned("w_switch")
 
 
 # Dead experts
@@ -202,19 +210,19 @@ def test_time_is_given_for_each_knob_that_the_strategy_reads_and_no_other() -> N
 def test_an_expert_that_is_switched_off_is_not_dead() -> None:
     counts = np.full((N, E), 10.0)
     counts[:, [0, 3]] = 0
-    assert diagnosis.dead_experts(seen(stand(off="1:1,4"), dead=0.0, counts=counts)) is None
-    one = diagnosis.dead_experts(seen(stand(off="1"), dead=1.0, counts=counts))
+    assert diagnosis.dead_experts(evidence(knobs_with(off="1:1,4"), dead=0.0, counts=counts)) is None
+    one = diagnosis.dead_experts(evidence(knobs_with(off="1"), dead=1.0, counts=counts))
     assert "expert 4 of 15" in one.what
 
 
 def test_dead_experts_are_named_since_they_were_last_chosen() -> None:
     counts = np.full((N, E), 10.0)
     counts[100:, [3, 8, 10]] = 0
-    found = diagnosis.dead_experts(seen(dead=from_step(100 + DEAD_AFTER, 3), counts=counts))
-    assert found.since == 100
-    assert "experts 4, 9 and 11 of 16" in found.what
+    finding = diagnosis.dead_experts(evidence(dead=from_step(100 + DEAD_AFTER, 3), counts=counts))
+    assert finding.since == 100
+    assert "experts 4, 9 and 11 of 16" in finding.what
     counts[:, 3], counts[-1, [8, 10]] = 0, 1
-    one = diagnosis.dead_experts(seen(dead=1.0, counts=counts))
+    one = diagnosis.dead_experts(evidence(dead=1.0, counts=counts))
     assert one.since == 1
     assert "expert 4 of 16" in one.what
 
@@ -222,10 +230,10 @@ def test_dead_experts_are_named_since_they_were_last_chosen() -> None:
 def test_an_expert_that_comes_back_is_not_dead() -> None:
     dead = from_step(1, 1.0)
     dead[-HOLD:] = 0
-    assert diagnosis.dead_experts(seen(dead=dead)) is None
+    assert diagnosis.dead_experts(evidence(dead=dead)) is None
     counts = np.full((N, E), 10.0)
     counts[-DEAD_AFTER + 1 :, 0] = 0  # chosen DEAD_AFTER steps ago
-    assert diagnosis.dead_experts(seen(dead=1.0, counts=counts)) is None
+    assert diagnosis.dead_experts(evidence(dead=1.0, counts=counts)) is None
 
 
 def test_of_many_experts_a_few_are_named() -> None:
@@ -237,42 +245,45 @@ def test_of_many_experts_a_few_are_named() -> None:
 
 
 def test_a_gate_that_the_task_teaches_nothing_is_told_with_what_helps() -> None:
-    nothing = seen(stand(k=1), task_gradient=0.0)
-    found = diagnosis.no_gradient(nothing)
-    assert (found.rule, found.since, found.remedy) == ("no_gradient", 1, {"weigh": "all"})
-    assert found.what == "The gate learns nothing from the task: the task's gradient on it is 0."
-    assert "weighs 1 whatever its logit" in found.why
-    assert found.try_this == "Turn weigh to all, as in Switch, or k to 2 or more."
-    assert diagnosis.no_gradient(seen(stand(k=1), task_gradient=4e-10)).what.endswith("is 2e-10 of the whole.")
+    nothing = evidence(knobs_with(k=1), task_gradient=0.0)
+    finding = diagnosis.no_gradient(nothing)
+    assert (finding.rule, finding.since, finding.remedy) == ("no_gradient", 1, {"weigh": "all"})
+    assert finding.what == "The gate learns nothing from the task: the task's gradient on it is 0."
+    assert "weighs 1 whatever its logit" in finding.why
+    assert finding.try_this == "Turn weigh to all, as in Switch, or k to 2 or more."
+    assert diagnosis.no_gradient(evidence(knobs_with(k=1), task_gradient=4e-10)).what.endswith("is 2e-10 of the whole.")
     # Two levels of which one keeps a single choice.
     groups = Config(num_experts=E, groups=4)
-    for knobs in (stand(k=1), stand(k_primary=1)):
-        assert diagnosis.no_gradient(seen(knobs, config=groups, task_gradient=0.0)).remedy == {"weigh": "all"}
+    for knobs in (knobs_with(k=1), knobs_with(k_primary=1)):
+        assert diagnosis.no_gradient(evidence(knobs, config=groups, task_gradient=0.0)).remedy == {"weigh": "all"}
 
 
 def test_it_is_measured_and_not_inferred_from_the_knobs() -> None:
-    assert diagnosis.no_gradient(seen(stand(k=1))) is None
-    assert diagnosis.no_gradient(seen(stand(k=1), task_gradient=np.nan)) is None  # an old run
-    for knobs in (stand(k=2), stand(k=1, weigh="all"), stand(k=1, strategy="switch")):
-        found = diagnosis.no_gradient(seen(knobs, task_gradient=0.0))
-        assert found.remedy is None
-        assert "saturated" in found.why
-    assert diagnosis.no_gradient(seen(stand(strategy="even"), task_gradient=0.0)) is None  # as a control should be
+    assert diagnosis.no_gradient(evidence(knobs_with(k=1))) is None
+    assert diagnosis.no_gradient(evidence(knobs_with(k=1), task_gradient=np.nan)) is None  # an old run
+    for knobs in (knobs_with(k=2), knobs_with(k=1, weigh="all"), knobs_with(k=1, strategy="switch")):
+        finding = diagnosis.no_gradient(evidence(knobs, task_gradient=0.0))
+        assert finding.remedy is None
+        assert "saturated" in finding.why
+    control = evidence(knobs_with(strategy="even"), task_gradient=0.0)
+    assert diagnosis.no_gradient(control) is None
 
 
 def test_no_gradient_at_its_boundary_and_over_time() -> None:
     bound = 1e-6 * 2.0
-    assert diagnosis.no_gradient(seen(task_gradient=bound * 0.999))
-    assert diagnosis.no_gradient(seen(task_gradient=bound * 1.001)) is None
-    assert diagnosis.no_gradient(seen(task_gradient=0.0, n=HOLD - 1)) is None
-    assert diagnosis.no_gradient(seen(task_gradient=0.0, n=HOLD)).since == 1
-    assert diagnosis.no_gradient(seen(task_gradient=from_step(301, 0.0, 0.1))).since == 301
-    assert diagnosis.no_gradient(seen(task_gradient=from_step(N, 0.1, 0.0))) is None  # one measurement ends it
+    assert diagnosis.no_gradient(evidence(task_gradient=bound * 0.999))
+    assert diagnosis.no_gradient(evidence(task_gradient=bound * 1.001)) is None
+    assert diagnosis.no_gradient(evidence(task_gradient=0.0, n=HOLD - 1)) is None
+    assert diagnosis.no_gradient(evidence(task_gradient=0.0, n=HOLD)).since == 1
+    assert diagnosis.no_gradient(evidence(task_gradient=from_step(301, 0.0, 0.1))).since == 301
+    assert diagnosis.no_gradient(evidence(task_gradient=from_step(N, 0.1, 0.0))) is None  # one measurement ends it
 
 
 def test_after_a_turn_the_next_measurement_is_waited_for() -> None:
     """Measured at 376, held until 401."""
-    turned = lambda step, name="weigh": seen(stand(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0)
+    turned = lambda step, name="weigh": evidence(
+        knobs_with(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0
+    )
     assert diagnosis.no_gradient(turned(377)) is None
     assert diagnosis.no_gradient(turned(376))
     assert diagnosis.no_gradient(turned(377, "w_load"))
@@ -280,85 +291,85 @@ def test_after_a_turn_the_next_measurement_is_waited_for() -> None:
 
 def test_what_the_task_teaches_nothing_is_not_drowned() -> None:
     high = np.full(600, 20.0)
-    assert diagnosis.noise_drowns(seen(noise_scale=high, n=600))
-    assert diagnosis.noise_drowns(seen(noise_scale=high, task_gradient=0.0, n=600)) is None
-    heavy = stand(w_importance=1.0, w_load=1.0)
-    assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, n=600))
-    assert diagnosis.large_coefficient(seen(heavy, noise_scale=high, task_gradient=0.0, n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, n=600))
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, task_gradient=0.0, n=600)) is None
+    heavy = knobs_with(w_importance=1.0, w_load=1.0)
+    assert diagnosis.large_coefficient(evidence(heavy, noise_scale=high, n=600))
+    assert diagnosis.large_coefficient(evidence(heavy, noise_scale=high, task_gradient=0.0, n=600)) is None
     # One that learnt and was drowned before the task stopped to teach it.
     stopped = from_step(570, 0.0, 0.1, n=600)
-    assert diagnosis.noise_drowns(seen(noise_scale=high, task_gradient=stopped, n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, task_gradient=stopped, n=600)) is None
 
 
 def test_noise_drowns_a_gate_only_above_the_ratio_and_once_it_has_settled() -> None:
     high, settled = diagnosis.DROWNED[0] + 0.1, diagnosis.SETTLED
-    found = diagnosis.noise_drowns(seen(stand(noise=4), noise_scale=high, n=600))
-    assert found.since == settled + 1
-    assert found.remedy == {"noise": 1.0}
-    assert diagnosis.noise_drowns(seen(noise_scale=high, n=600)).remedy is None
-    assert diagnosis.noise_drowns(seen(noise_scale=diagnosis.DROWNED[0], n=600)) is None
-    assert diagnosis.noise_drowns(seen(noise_scale=high, n=settled + HOLD - 1)) is None
-    assert diagnosis.noise_drowns(seen(noise_scale=high, n=settled + HOLD))
-    assert diagnosis.noise_drowns(seen(noise_scale=0.0, logit_spread=0.0, n=600)) is None
-    assert diagnosis.noise_drowns(seen(noise_scale=np.nan, n=600)) is None
+    finding = diagnosis.noise_drowns(evidence(knobs_with(noise=4), noise_scale=high, n=600))
+    assert finding.since == settled + 1
+    assert finding.remedy == {"noise": 1.0}
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, n=600)).remedy is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=diagnosis.DROWNED[0], n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, n=settled + HOLD - 1)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=high, n=settled + HOLD))
+    assert diagnosis.noise_drowns(evidence(noise_scale=0.0, logit_spread=0.0, n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=np.nan, n=600)) is None
     # Between the two thresholds it stays; below the lower one it ends.
     fell = from_step(551, diagnosis.DROWNED[1], high, n=600)
-    assert diagnosis.noise_drowns(seen(noise_scale=fell, n=600))
-    assert diagnosis.noise_drowns(seen(noise_scale=fell - 0.1, n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=fell, n=600))
+    assert diagnosis.noise_drowns(evidence(noise_scale=fell - 0.1, n=600)) is None
 
 
 def test_where_the_task_is_learnt_nothing_is_at_stake() -> None:
-    assert diagnosis.noise_drowns(seen(noise_scale=20.0, task_loss=0.06, n=600))
-    assert diagnosis.noise_drowns(seen(noise_scale=20.0, task_loss=0.04, n=600)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=20.0, task_loss=0.06, n=600))
+    assert diagnosis.noise_drowns(evidence(noise_scale=20.0, task_loss=0.04, n=600)) is None
 
 
 def test_a_gate_that_grows_out_of_the_noise_is_not_drowned() -> None:
     """It is drowned from where the ratio stops falling by a tenth in 100 steps, or at once when noise is turned up."""
     steps = np.arange(1, 901)
     halves = 40 * 0.5 ** (steps / 300)  # by a fifth in 100 steps: 12.6 at step 500, 5 at step 900
-    assert diagnosis.noise_drowns(seen(noise_scale=halves, n=900)) is None
+    assert diagnosis.noise_drowns(evidence(noise_scale=halves, n=900)) is None
     slow = np.where(steps <= 700, halves, halves[699] * 0.95 ** ((steps - 700) / 100))
-    found = diagnosis.noise_drowns(seen(noise_scale=slow, n=900))
-    assert 740 < found.since < 780
+    finding = diagnosis.noise_drowns(evidence(noise_scale=slow, n=900))
+    assert 740 < finding.since < 780
     turned_up = np.where(steps <= 700, halves, 4 * halves)
-    assert diagnosis.noise_drowns(seen(noise_scale=turned_up, n=900)).since == 701
+    assert diagnosis.noise_drowns(evidence(noise_scale=turned_up, n=900)).since == 701
 
 
 def test_a_load_loss_without_noise_is_told_at_once() -> None:
     turned = [change(120, "noise", 0.0, 1.0), change(50, "w_load", 0.1, 0.0)]
-    found = diagnosis.idle_load_loss(seen(stand(noise=0), changes=turned, n=130))
-    assert found.since == 120
-    assert found.remedy == {"noise": 1.0}
-    assert diagnosis.idle_load_loss(seen(stand(noise=0, w_load=0))) is None
-    assert diagnosis.idle_load_loss(seen(stand(noise=0.05))) is None
-    assert diagnosis.idle_load_loss(seen(stand(noise=0, strategy="switch"))) is None
-    assert diagnosis.idle_load_loss(seen(stand(noise=0))).since == 1
+    finding = diagnosis.idle_load_loss(evidence(knobs_with(noise=0), changes=turned, n=130))
+    assert finding.since == 120
+    assert finding.remedy == {"noise": 1.0}
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0, w_load=0))) is None
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0.05))) is None
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0, strategy="switch"))) is None
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0))).since == 1
     # Of two levels, the noise of either gives the loss a gradient.
     groups = Config(num_experts=E, groups=4)
-    assert diagnosis.idle_load_loss(seen(stand(noise=0), config=groups)) is None
-    assert diagnosis.idle_load_loss(seen(stand(noise=0, noise_primary=0), config=groups))
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0), config=groups)) is None
+    assert diagnosis.idle_load_loss(evidence(knobs_with(noise=0, noise_primary=0), config=groups))
 
 
 # Coefficients
 
 
 def test_loss_weights_that_flatten_the_logits_are_too_large() -> None:
-    drowned = seen(stand(w_importance=1, w_load=0.5), noise_scale=9.0, n=600)
-    found = diagnosis.large_coefficient(drowned)
-    assert found.since == diagnosis.SETTLED + 1
-    assert "w_importance at 1 and w_load at 0.5 the noise is 9.0 times" in found.what
-    assert found.remedy == {"w_importance": 0.1, "w_load": 0.1}
+    drowned = evidence(knobs_with(w_importance=1, w_load=0.5), noise_scale=9.0, n=600)
+    finding = diagnosis.large_coefficient(drowned)
+    assert finding.since == diagnosis.SETTLED + 1
+    assert "w_importance at 1 and w_load at 0.5 the noise is 9.0 times" in finding.what
+    assert finding.remedy == {"w_importance": 0.1, "w_load": 0.1}
     assert diagnosis.noise_drowns(drowned) is None
-    assert diagnosis.large_coefficient(seen(stand(w_load=1), noise_scale=9.0, n=600)).remedy == {"w_load": 0.1}
-    assert diagnosis.large_coefficient(seen(stand(w_load=1), noise_scale=1.0, n=600)) is None
-    steered = diagnosis.large_coefficient(drowned._replace(knobs=stand(w_load=1, autobalance=0.02)))
+    assert diagnosis.large_coefficient(evidence(knobs_with(w_load=1), noise_scale=9.0, n=600)).remedy == {"w_load": 0.1}
+    assert diagnosis.large_coefficient(evidence(knobs_with(w_load=1), noise_scale=1.0, n=600)) is None
+    steered = diagnosis.large_coefficient(drowned._replace(knobs=knobs_with(w_load=1, autobalance=0.02)))
     assert steered.remedy is None
     assert "autobalance up" in steered.try_this
 
 
-@pytest.mark.parametrize("knobs", [stand(), stand(noise=4, w_load=1), stand(strategy="none", w_load=1)])
+@pytest.mark.parametrize("knobs", [knobs_with(), knobs_with(noise=4, w_load=1), knobs_with(strategy="none", w_load=1)])
 def test_where_the_weights_are_not_to_blame_it_is_the_noise(knobs: Knobs) -> None:
-    drowned = seen(knobs, noise_scale=9.0, n=600)
+    drowned = evidence(knobs, noise_scale=9.0, n=600)
     assert diagnosis.large_coefficient(drowned) is None
     assert diagnosis.noise_drowns(drowned).remedy == ({"noise": 1.0} if knobs.noise > 1 else None)
 
@@ -369,7 +380,7 @@ def test_where_the_weights_are_not_to_blame_it_is_the_noise(knobs: Knobs) -> Non
 def by_noise(cv_held_out, knobs: Knobs = QUIET, cv_load=0.1, at=(550, 600), **rest):
     """even_by_noise of a run of 600 steps with evaluations at these."""
     rest = {"config": Config(task="plane", num_experts=E)} | rest
-    given = seen(knobs, n=600, cv_load=cv_load, **rest)
+    given = evidence(knobs, n=600, cv_load=cv_load, **rest)
     return diagnosis.even_by_noise(
         given._replace(
             held_out_steps_m=np.array(at), held_out_cv_m=np.broadcast_to(np.float64(cv_held_out), (len(at),))
@@ -378,9 +389,9 @@ def by_noise(cv_held_out, knobs: Knobs = QUIET, cv_load=0.1, at=(550, 600), **re
 
 
 def test_even_in_training_and_uneven_without_noise_is_even_only_by_its_noise() -> None:
-    found = by_noise(0.5)
-    assert (found.since, found.remedy) == (550, {"noise": 0.25})
-    assert "0.10 in training, and 0.50 without noise" in found.what
+    finding = by_noise(0.5)
+    assert (finding.since, finding.remedy) == (550, {"noise": 0.25})
+    assert "0.10 in training, and 0.50 without noise" in finding.what
 
 
 @pytest.mark.parametrize(
@@ -390,9 +401,9 @@ def test_even_in_training_and_uneven_without_noise_is_even_only_by_its_noise() -
         {"cv_held_out": 0.5, "cv_load": 0.5},  # uneven in both: no word about noise
         {"cv_held_out": [0.1, 0.5]},  # one evaluation may be chance
         {"cv_held_out": 0.5, "at": (50, 500)},  # a fresh gate grows out of its noise
-        {"cv_held_out": 0.5, "knobs": stand(noise=0)},
-        {"cv_held_out": 0.5, "knobs": stand(strategy="loss-free")},
-        {"cv_held_out": 0.5, "knobs": stand(strategy="expert-choice")},
+        {"cv_held_out": 0.5, "knobs": knobs_with(noise=0)},
+        {"cv_held_out": 0.5, "knobs": knobs_with(strategy="loss-free")},
+        {"cv_held_out": 0.5, "knobs": knobs_with(strategy="expert-choice")},
         {"cv_held_out": np.nan},
         {"cv_held_out": 0.5, "at": ()},
     ],
@@ -404,10 +415,10 @@ def test_it_is_not_even_by_its_noise(given) -> None:
 
 def test_what_was_not_measured_to_make_a_gate_even_by_itself_is_not_offered() -> None:
     assert by_noise(0.5, config=CONFIG).remedy is None  # text
-    assert by_noise(0.5, stand(strategy="switch")).remedy is None
-    assert by_noise(0.5, stand(noise=0.25)).remedy is None
+    assert by_noise(0.5, knobs_with(strategy="switch")).remedy is None
+    assert by_noise(0.5, knobs_with(noise=0.25)).remedy is None
     assert by_noise(0.5, config=Config(task="plane", num_experts=E, groups=4)).remedy is None
-    turned = by_noise(0.5, stand(noise=0.9), changes=[change(590, "noise", 0.9, 1.0)])
+    turned = by_noise(0.5, knobs_with(noise=0.9), changes=[change(590, "noise", 0.9, 1.0)])
     assert (turned.remedy, turned.try_this) == (None, "The knobs were turned at step 590; give them until step 690.")
 
 
@@ -420,14 +431,16 @@ def test_it_ends_when_evaluations_are_even_too() -> None:
 def test_dropped_tokens() -> None:
     counts = np.full(E, 10.0)
     counts[0] = 40
-    found = diagnosis.dropped_tokens(seen(stand(capacity_factor=1.25), dropped=from_step(301, 0.2), counts=counts))
-    assert found.since == 301
-    assert "20 %" in found.what
-    assert "takes 1.25 times its fair share at most" in found.why
-    assert "chosen 3.4 times as often" in found.why
-    assert diagnosis.dropped_tokens(seen(dropped=diagnosis.DROPPING[0])) is None
-    assert diagnosis.dropped_tokens(seen(dropped=from_step(200, 0.03, 0.2)))
-    assert diagnosis.dropped_tokens(seen(dropped=from_step(200, 0.01, 0.2))) is None
+    finding = diagnosis.dropped_tokens(
+        evidence(knobs_with(capacity_factor=1.25), dropped=from_step(301, 0.2), counts=counts)
+    )
+    assert finding.since == 301
+    assert "20 %" in finding.what
+    assert "takes 1.25 times its fair share at most" in finding.why
+    assert "chosen 3.4 times as often" in finding.why
+    assert diagnosis.dropped_tokens(evidence(dropped=diagnosis.DROPPING[0])) is None
+    assert diagnosis.dropped_tokens(evidence(dropped=from_step(200, 0.03, 0.2)))
+    assert diagnosis.dropped_tokens(evidence(dropped=from_step(200, 0.01, 0.2))) is None
 
 
 # Together
@@ -438,7 +451,7 @@ class Source:
 
     def __init__(self, knobs: Knobs, changes=(), n: int = N, **stats) -> None:
         self.description, self.knobs, self.n, self.changes = describe(CONFIG, knobs), knobs, n, list(changes)
-        made = seen(knobs, n=max(n, 1), **stats)
+        made = evidence(knobs, n=max(n, 1), **stats)
         fields = {"dead_experts": "dead", "counts": "counts"}
         names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "dropped")
         self.stats = {s: getattr(made, fields.get(s, s) + ("_nE" if s == "counts" else "_n")) for s in names}
@@ -456,25 +469,25 @@ class Source:
 
 
 def test_findings_come_gravest_first_and_nothing_is_said_of_no_steps() -> None:
-    found = diagnose(Source(stand(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
-    assert [f.rule for f in found] == ["collapse", "dead_experts", "dropped_tokens"]
-    assert diagnose(Source(stand(w_load=0), n=0)) == []
+    finding = diagnose(Source(knobs_with(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
+    assert [f.rule for f in finding] == ["collapse", "dead_experts", "dropped_tokens"]
+    assert diagnose(Source(knobs_with(w_load=0), n=0)) == []
 
 
 def test_in_a_collapse_no_remedy_is_offered_that_leaves_it_collapsed() -> None:
-    found = {f.rule: f for f in diagnose(Source(stand(noise=0, w_load=0.05), cv_load=1.9, dropped=0.5))}
-    assert found["collapse"].remedy == {"noise": 1.0, "w_load": 0.1}
-    assert found["idle_load_loss"].remedy is None
-    assert found["dropped_tokens"].remedy is None
-    quiet = {f.rule: f for f in diagnose(Source(stand(noise=0, w_load=0.05)))}
+    finding = {f.rule: f for f in diagnose(Source(knobs_with(noise=0, w_load=0.05), cv_load=1.9, dropped=0.5))}
+    assert finding["collapse"].remedy == {"noise": 1.0, "w_load": 0.1}
+    assert finding["idle_load_loss"].remedy is None
+    assert finding["dropped_tokens"].remedy is None
+    quiet = {f.rule: f for f in diagnose(Source(knobs_with(noise=0, w_load=0.05)))}
     assert quiet["idle_load_loss"].remedy == {"noise": 1.0}
 
 
 def test_a_change_that_has_not_taken_effect_yet_is_not_counted() -> None:
     waiting = [change(None, "noise", 0.0, 1.0, id=2), change(30, "w_load", 0.1, 0.0, id=1)]
-    assert diagnose(Source(stand(noise=0), changes=waiting))[0].since == 30
+    assert diagnose(Source(knobs_with(noise=0), changes=waiting))[0].since == 30
 
 
 def test_a_finding_is_plain_json() -> None:
-    found = diagnose(Source(stand(w_importance=0, w_load=0), cv_load=1.9))[0]
-    assert Finding(**json.loads(json.dumps(found._asdict()))) == found
+    finding = diagnose(Source(knobs_with(w_importance=0, w_load=0), cv_load=1.9))[0]
+    assert Finding(**json.loads(json.dumps(finding._asdict()))) == finding

@@ -10,11 +10,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
-    out = tmp_path / "found.json"
+    out = tmp_path / "results.json"
     command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--limit", "600", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = {name: part["found"] for name, part in json.loads(out.read_text())["parts"].items()}
+    parts = {name: part["results"] for name, part in json.loads(out.read_text())["parts"].items()}
     assert list(parts) == ["tests", "text", "digits", "plane", "waits", "layer", "speed"]
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == 0
@@ -31,7 +31,7 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
 
 
 def test_a_part_that_fails_is_said_and_hides_no_other(tmp_path: Path) -> None:
-    out = tmp_path / "found.json"
+    out = tmp_path / "results.json"
     command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--limit", "0.01", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1

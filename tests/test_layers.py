@@ -40,14 +40,14 @@ SQL_ONLY_IN = {
 
 def imports(path: Path) -> set[str]:
     """Full dotted names that a file imports from outside the standard library, wherever in the file it does."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import; write the whole name"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] not in sys.stdlib_module_names or name.startswith("sqlite3")}
+            modules |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in modules if name.split(".")[0] not in sys.stdlib_module_names or name.startswith("sqlite3")}
 
 
 def allowed(name: str, may: set[str]) -> bool:
@@ -71,13 +71,13 @@ def test_a_file_imports_only_what_its_part_may(path: Path) -> None:
     prefixes = [prefix for prefix in MAY_IMPORT if name == prefix or name.startswith(prefix + "/")]
     assert prefixes, f"{name} belongs to no part; say in MAY_IMPORT what it may import"
     may = MAY_IMPORT[max(prefixes, key=len)]
-    found = imports(path)
+    modules = imports(path)
     if name not in SQL_ONLY_IN:
-        assert not {module for module in found if module.split(".")[0] == "sqlite3"}, (
+        assert not {module for module in modules if module.split(".")[0] == "sqlite3"}, (
             f"{name}: SQL belongs in {sorted(SQL_ONLY_IN)}"
         )
-    found = {module for module in found if module.split(".")[0] != "sqlite3"}
-    refused = sorted(module for module in found if not allowed(module, may))
+    modules = {module for module in modules if module.split(".")[0] != "sqlite3"}
+    refused = sorted(module for module in modules if not allowed(module, may))
     assert not refused, f"{name} may not import {refused}"
 
 
@@ -96,8 +96,8 @@ def test_no_two_modules_import_each_other() -> None:
 
 def test_nothing_finds_a_file_by_how_deep_it_lies() -> None:
     """In a wheel the app lies elsewhere than in a checkout; moe_core/folders.py knows where."""
-    found = [str(path.relative_to(ROOT)) for path in FILES if "__file__).parents" in path.read_text()]
-    assert found == []
+    modules = [str(path.relative_to(ROOT)) for path in FILES if "__file__).parents" in path.read_text()]
+    assert modules == []
 
 
 def test_the_dashboard_process_has_no_torch() -> None:

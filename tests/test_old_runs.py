@@ -23,7 +23,7 @@ from moe_core.training.again import resume
 FIXTURES = Path(__file__).parent / "fixtures" / "v0.1"
 EXPECTED = json.loads((FIXTURES / "expected.json").read_text())
 # What a run may note when it is gone on with elsewhere: other sums, or for text another Python's documentation.
-ELSEWHERE = ("the last bits may differ", "do not come out as recorded")
+ELSEWHERE = ("the last bits may differ", "differ from the record")
 
 
 @pytest.fixture

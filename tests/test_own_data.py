@@ -90,8 +90,8 @@ def test_report_replay_and_animation_show_what_the_run_learnt(own: tuple[str, Ru
     if kind == "table":
         assert "of class setosa, " in data
     for name in OF_KIND[run.description.probe][:1]:
-        made = animate(run, name, tmp_path / f"{name}.gif", Look(size=(320, 200), scale=1.0))
-        assert made.stat().st_size > 1000
+        path = animate(run, name, tmp_path / f"{name}.gif", Look(size=(320, 200), scale=1.0))
+        assert path.stat().st_size > 1000
 
 
 def test_it_trains_again_to_the_same_numbers_and_as_a_sweep(own: tuple[str, Run, list[str]], tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_flag_that_is_given_twice_adds_up() -> None:
     trained = parser.parse_args(["train", "--text", "a", "b", "--text", "c", "--drop", "x", "--drop=", "--drop=-1"])
     assert (trained.text, trained.drop) == (["a", "b", "c"], ["x", "", "-1"])
     words = "export RUN --out o --figure a --figure b c --with d --with e --choose f=1 --choose g=2"
-    made = parser.parse_args(words.split())
-    assert (made.figure, made.others, made.choose) == (["a", "b", "c"], ["d", "e"], ["f=1", "g=2"])
+    parsed = parser.parse_args(words.split())
+    assert (parsed.figure, parsed.others, parsed.choose) == (["a", "b", "c"], ["d", "e"], ["f=1", "g=2"])
     assert parser.parse_args(["export", "RUN", "--out", "o"]).others == []  # nothing is left of the last call
     assert parser.parse_args(["sweep", "--pairs", "0/0", "--pairs", "1/1"]).pairs == ["0/0", "1/1"]
 

@@ -1,11 +1,11 @@
-"""What the diagnosis offers a collapsed gate evens it: the small form of benchmarks/remedies.py."""
+"""The remedies that the diagnosis offers even a collapsed gate: the small form of benchmarks/remedies.py."""
 
 import math
 
 import pytest
 import torch
 
-from benchmarks.remedies import NONE, Patient, alarms, collapsed, findings, offered, tried
+from benchmarks.remedies import NONE, Patient, alarms, collapse, findings, offers, try_remedy
 from moe_core.diagnosis import SETTLED, SOON
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
@@ -25,16 +25,16 @@ def data():
     ids=["as it is", "idle load loss", "weak"],
 )
 def test_each_remedy_that_is_offered_works(then, data) -> None:
-    patient = collapsed(CONFIG, Knobs(**NONE), data)
+    patient = collapse(CONFIG, Knobs(**NONE), data)
     assert patient is not None, "the gate did not collapse, so this says nothing"
     patient.turn(then)
     patient.step()
-    remedies, kept = offered(patient), patient.keep()
+    remedies, kept = offers(patient), patient.keep()
     assert {"collapse", *(["idle_load_loss"] if "noise" in then else [])} >= set(remedies) >= {"collapse"}
     for rule, remedy in remedies.items():
         patient.back(kept)
         assert patient.uneven(10) > 1
-        after, _ = tried(patient, remedy, within=120)
+        after, _ = try_remedy(patient, remedy, within=120)
         assert after is not None, f"{rule} offers {remedy}, which left CV(load) at {patient.uneven(10)}"
 
 
@@ -43,7 +43,7 @@ def test_a_gate_that_the_task_teaches_nothing_is_taught_by_what_is_offered_and_n
     patient = Patient(CONFIG, Knobs(k=1, strategy=strategy), data)
     step = lambda steps: [patient.step() for _ in range(steps)] and {f.rule for f in findings(patient)}
     assert "no_gradient" in step(30)
-    remedy, kept = offered(patient)["no_gradient"], patient.keep()
+    remedy, kept = offers(patient)["no_gradient"], patient.keep()
     assert "no_gradient" in step(30)
     patient.back(kept)
     patient.turn(remedy)
@@ -55,15 +55,15 @@ def test_a_gate_that_the_task_teaches_nothing_is_taught_by_what_is_offered_and_n
 def test_of_a_healthy_run_nothing_is_said() -> None:
     """From its first steps to where a gate is judged against its noise; benchmarks/remedies.py has the other tasks."""
     torch.set_num_threads(1)
-    told = []
-    assert alarms("plane", 0, told.append, SETTLED + SOON) == []
-    assert "nothing" in told[0]
+    lines = []
+    assert alarms("plane", 0, lines.append, SETTLED + SOON) == []
+    assert "nothing" in lines[0]
 
 
 def test_without_a_remedy_it_stays_collapsed(data) -> None:
     """Or the test above would pass by waiting."""
-    patient = collapsed(CONFIG, Knobs(**NONE), data)
-    after, end = tried(patient, {}, within=120)
+    patient = collapse(CONFIG, Knobs(**NONE), data)
+    after, end = try_remedy(patient, {}, within=120)
     assert after is None
     assert math.isfinite(end)
     assert end > 0.8

@@ -37,7 +37,7 @@ def about(wheel: Path) -> Distribution:
 
 def needed(wheel: Path, extras: Iterable[str]) -> dict[str, Distribution]:
     """By name, what the wheel asks for with these extras, and what that asks for. All of it is within the ranges asked for."""
-    found: dict[str, Distribution] = {}
+    packages: dict[str, Distribution] = {}
     waiting = [(about(wheel), set(extras))]
     while waiting:
         asking, wanted = waiting.pop()
@@ -49,10 +49,10 @@ def needed(wheel: Path, extras: Iterable[str]) -> dict[str, Distribution]:
             assert requirement.specifier.contains(there.version, prereleases=True), (
                 f"{requirement}, got {there.version}"
             )
-            if name not in found:
-                found[name] = there
+            if name not in packages:
+                packages[name] = there
                 waiting.append((there, requirement.extras))
-    return found
+    return packages
 
 
 class Environment:

@@ -1,4 +1,4 @@
-"""The mathematics: gating, balancing losses, experts, the layer and the models made of it. Needs torch and the schema."""
+"""The mathematics: gating, balancing losses, experts, the layer and the models built from it. Needs torch and the schema."""
 
 from moe_core.nn.balance import (
     cv_squared,

@@ -1,9 +1,10 @@
-"""The experts: each token goes to the experts that the gate chose for it, and to no other. Dropless, whatever the load.
+"""The experts: each token goes to the experts that the gate chose for it, and to no other. No token is dropped, whatever
+the load.
 
 Rows are sorted by expert, so that an expert's rows lie together and its products are plain matrix products. The whole
 dispatch is one autograd.Function: by plain autograd each expert's slice would have a backward of full size.
-Gradients are returned, not written into .grad, so accumulation, hooks, retain_graph and double use in one graph are
-torch's own affair. That costs fresh memory each step, which the trainer's allocator keeps (docs/decisions.md).
+Gradients are returned, not written into .grad, so accumulation, hooks, retain_graph and double use in one graph work
+as usual in torch. That costs fresh memory each step, which the trainer's allocator keeps (docs/decisions.md).
 
 Shapes: T tokens, D model width, H expert width, E experts, K places for experts per token, N rows in order of
 expert (T * K where no place is empty), n the rows of one expert. `x_TD` is (T, D).
@@ -47,9 +48,9 @@ def mixture(
     itemsize = x_TD.dtype.itemsize
     fits = itemsize <= 4 and all(width * itemsize % 16 == 0 for width in w1_EDH.shape[1:])
     # On a GPU they never wait for the counts in 16 bits; in 32 torch's kernel waits at each product, our loop once.
-    unasked = fits and device == "cuda" and itemsize == 2
-    filled = experts_TK.numel() if not gaps else None if unasked else int(counts_E.sum())
-    grouped = unasked or (fits and device != "cuda" and filled * w1_EDH.shape[2] <= SMALL)
+    never_waits = fits and device == "cuda" and itemsize == 2
+    filled = experts_TK.numel() if not gaps else None if never_waits else int(counts_E.sum())
+    grouped = never_waits or (fits and device != "cuda" and filled * w1_EDH.shape[2] <= SMALL)
     return Mixture.apply(x_TD, weights_TK, experts_TK, counts_E, w1_EDH, w2_EDH, grouped, filled)
 
 

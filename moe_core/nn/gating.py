@@ -20,12 +20,12 @@ CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certa
 class Routing(NamedTuple):
     """What the gate decided for one batch, with what the balancing losses and the telemetry need. T tokens, E experts.
 
-    experts_TK holds each token's experts, the largest gate first. weights_TK sum to 1 over K, but not where they are
-    weighed over all experts, expert choice gave them or a capacity dropped some. noise_std_TE is the spread of the noise as applied: all 0 where no noise
-    was; the secondary level's in a hierarchical gate, whose K is that of both levels. importance_E and load_E carry
-    gradients, counts_E (int64, the hard selections) cannot. Without noise load_E is the hard count too, and the load
-    loss does nothing. An expert that is off has logits of minus infinity. importance_E, load_E and counts_E are before
-    any drop.
+    experts_TK holds each token's experts, the largest gate first. weights_TK sum to 1 over K, except where they are
+    weighed over all experts, come from expert choice, or a capacity dropped some. noise_std_TE is the spread of the noise
+    as applied, 0 without noise; the secondary level's in a hierarchical gate, whose K is that of both levels. importance_E
+    and load_E carry gradients, counts_E (int64, the hard selections) cannot. Without noise load_E is the hard count too,
+    and the load loss does nothing. An expert that is off has logits of minus infinity. importance_E, load_E and counts_E
+    are before any drop.
 
     kept_E: None where each token has exactly K experts. Else experts_TK holds E, one past the last expert, and
     weights_TK 0 where a place is empty, and kept_E counts what experts_TK holds. on: the indices of the experts that
@@ -53,7 +53,7 @@ class Routing(NamedTuple):
 
     @property
     def gates_TE(self) -> Tensor:
-        """The gates of all experts, 0 where not selected; made when asked for."""
+        """The gates of all experts, 0 where not selected; computed on request."""
         num_experts = self.clean_logits_TE.shape[1]
         return dense_gates(self.weights_TK, self.experts_TK, num_experts + 1)[:, :num_experts]
 
@@ -97,7 +97,7 @@ def router_margin(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
 
 
 def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
-    """(E,) expected number of tokens of each expert, were only its own noise drawn anew. (Shazeer 2017, appendix A)
+    """(E,) expected number of tokens of each expert if only its own noise were drawn again. (Shazeer 2017, appendix A)
 
     Sum over tokens of P(x, i) = Phi((clean_i - kth_excluding(noisy, k, i)) / std_i). std_TE is the spread as applied
     and must be above 0. top_TJ may hand in the k + 1 largest noisy logits. The gradient flows through clean, std and
@@ -151,6 +151,14 @@ def add_noise(clean_TE: Tensor, x_TD: Tensor, w_noise_DE: Tensor, noise: float) 
     return clean_TE + torch.randn_like(clean_TE) * std_TE, std_TE
 
 
+def start_weights(d_model: int, num_experts: int, zero_init: bool) -> tuple[nn.Parameter, nn.Parameter]:
+    """W_g and W_noise (D, E) as a gate starts: zeros, or with zero_init=False W_g from normal(0, 0.02)."""
+    w_gate, w_noise = (nn.Parameter(torch.zeros(d_model, num_experts)) for _ in range(2))
+    if not zero_init:
+        nn.init.normal_(w_gate, std=0.02)
+    return w_gate, w_noise
+
+
 class NoisyTopKGate(nn.Module):
     """Chooses k of the experts for each token, with learnt noise while training. (Shazeer 2017, section 2.1)
 
@@ -167,12 +175,9 @@ class NoisyTopKGate(nn.Module):
     def __init__(self, d_model: int, num_experts: int, k: int, zero_init: bool = True) -> None:
         super().__init__()
         self.num_experts, self.k = num_experts, self.check_k(k, num_experts)
-        self.w_gate = nn.Parameter(torch.zeros(d_model, num_experts))
-        self.w_noise = nn.Parameter(torch.zeros(d_model, num_experts))
-        if not zero_init:
-            nn.init.normal_(self.w_gate, std=0.02)
+        self.w_gate, self.w_noise = start_weights(d_model, num_experts, zero_init)
         self.register_buffer("bias_E", torch.zeros(num_experts))
-        # An even gate gives 1 / E: near enough to any quantile for a threshold to walk there in some dozen steps.
+        # An even gate gives 1 / E: near enough to any quantile for a threshold to reach it in a few dozen steps.
         self.threshold_E = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
 
     @staticmethod
@@ -209,7 +214,7 @@ class NoisyTopKGate(nn.Module):
             return self.route(x_TD, k, noise if noisy else 0.0, off, weigh)
 
     def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int], weigh: str) -> Routing:
-        """The equations, for float32 or wider rows and a noise that is to be applied."""
+        """The equations, for rows in float32 or wider, with the noise as it is to be applied."""
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
         noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
         weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k, weigh)
@@ -224,7 +229,7 @@ class NoisyTopKGate(nn.Module):
         )
 
     def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:
-        """(T, E) x W_g in float32 or wider, without noise: what the strategies choose by that draw none."""
+        """(T, E) x W_g in float32 or wider, without noise: the scores of the strategies that draw none."""
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
             return switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
@@ -236,7 +241,7 @@ def switch_off(logits_TE: Tensor, off: Sequence[int]) -> Tensor:
 
 
 def experts_on(off: Sequence[int], logits_TE: Tensor) -> Tensor | None:
-    """The indices of the others, None if none is off."""
+    """The indices of the experts that are on, None if none is off."""
     if not off:
         return None
     return torch.tensor([e for e in range(logits_TE.shape[1]) if e not in off], device=logits_TE.device)

@@ -18,6 +18,7 @@ from moe_core.nn.gating import (
     experts_on,
     router_margin,
     selection_chance_TE,
+    start_weights,
     switch_off,
 )
 from moe_core.nn.layer import MoELayer
@@ -41,10 +42,7 @@ class HierarchicalGate(nn.Module):
         self.num_experts, self.groups, self.size = num_experts, groups, num_experts // groups
         self.k, self.k_primary = NoisyTopKGate.check_k(k, self.size), k_primary
         self.primary = NoisyTopKGate(d_model, groups, k_primary, zero_init)
-        self.w_gate = nn.Parameter(torch.zeros(d_model, num_experts))
-        self.w_noise = nn.Parameter(torch.zeros(d_model, num_experts))
-        if not zero_init:
-            nn.init.normal_(self.w_gate, std=0.02)
+        self.w_gate, self.w_noise = start_weights(d_model, num_experts, zero_init)
 
     def forward(
         self,
@@ -69,7 +67,7 @@ class HierarchicalGate(nn.Module):
             return self.route(x_TD, primary, k, noise if noisy else 0.0, empty, off, weigh)
 
     def switched_off(self, off: Sequence[int], k: int) -> tuple[list[int], list[int]]:
-        """The groups that are off altogether, and the experts that are off in the others."""
+        """The groups whose experts are all off, and the experts that are off in the other groups."""
         on = [self.size - sum(e // self.size == group for e in off) for group in range(self.groups)]
         if any(0 < n < k for n in on):
             raise ValueError(f"each group must keep k={k} experts on, or none, got {', '.join(map(str, on))} on")
@@ -86,13 +84,13 @@ class HierarchicalGate(nn.Module):
         off: Sequence[int],
         weigh: str,
     ) -> Routing:
-        """The equations, for float32 or wider rows and a noise that is to be applied."""
+        """The equations, for rows in float32 or wider, with the noise as it is to be applied."""
         shape_TGB = (len(x_TD), self.groups, self.size)
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
         noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
         clean_TGB, noisy_TGB, std_TGB = (t.view(shape_TGB) for t in (clean_TE, noisy_TE, std_TE))
 
-        # Both levels' choices as one, the largest product first. An empty group is never chosen above.
+        # Both levels' choices as one, the largest product first. The primary level never chooses an empty group.
         top_TGK, inner_TGK = noisy_TGB.topk(k, dim=2)
         inner_weights_TGK = top_TGK.softmax(2) if weigh == "kept" else noisy_TGB.softmax(2).gather(2, inner_TGK)
         groups_TPK = primary.experts_TK[:, :, None].expand(-1, -1, k)
@@ -104,7 +102,7 @@ class HierarchicalGate(nn.Module):
         # An error below both levels' margins changes no choice. (T, P): that of each group that was chosen.
         margin_TP = router_margin(noisy_TGB, inner_TGK).gather(1, primary.experts_TK)
 
-        every = [*off, *(g * self.size + b for g in empty for b in range(self.size))]
+        all_off = [*off, *(g * self.size + b for g in empty for b in range(self.size))]
         return Routing(
             *(weights_TN, experts_TN),
             joint_logits(primary.clean_logits_TE, clean_TGB),
@@ -113,7 +111,7 @@ class HierarchicalGate(nn.Module):
             importance_E=dense_gates(weights_TN, experts_TN, self.num_experts).sum(0),
             load_E=hierarchical_load(primary, clean_TGB, noisy_TGB, std_TGB, k, noise > 0).flatten(),
             counts_E=count_selections(experts_TN, self.num_experts),
-            on=experts_on(every, clean_TE),
+            on=experts_on(all_off, clean_TE),
             primary=primary,
             margin_T=torch.minimum(primary.margin_T, margin_TP.amin(1)),
         )

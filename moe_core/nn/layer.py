@@ -40,16 +40,16 @@ class MoELayer(nn.Module):
         return self.gate.num_experts
 
     def forward(
-        self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, **asked: Any
+        self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, **options: Any
     ) -> tuple[Tensor, Routing]:
         """x (..., D) -> (y (..., D), Routing over the T tokens of the leading dimensions); k, noise, noisy as the gate's.
 
-        asked: strategy (schema.STRATEGIES; "paper" is the gate by itself), weigh (over the "kept"
+        options: strategy (schema.STRATEGIES; "paper" is the gate by itself), weigh (over the "kept"
         experts, over "all", or the strategy's "own"), capacity_factor (0 drops nothing), off (experts that take no part,
         counted from 0).
         """
         x_TD = x.reshape(-1, x.shape[-1])
-        routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **asked)
+        routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **options)
         gaps = routing.kept_E is not None
         y_TD = mixture(
             x_TD,

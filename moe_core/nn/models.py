@@ -67,9 +67,9 @@ class Block(nn.Module):
         self.norm_attention, self.norm_moe = nn.LayerNorm(d_model), nn.LayerNorm(d_model)
         self.attention, self.moe = Attention(d_model), moe
 
-    def forward(self, x_BSD: Tensor, k: int, noise: float, **asked: Any) -> tuple[Tensor, Routing]:
+    def forward(self, x_BSD: Tensor, k: int, noise: float, **options: Any) -> tuple[Tensor, Routing]:
         x_BSD = x_BSD + self.attention(self.norm_attention(x_BSD))
-        y_BSD, routing = self.moe(self.norm_moe(x_BSD), k, noise, **asked)
+        y_BSD, routing = self.moe(self.norm_moe(x_BSD), k, noise, **options)
         return x_BSD + y_BSD, routing
 
 
@@ -92,12 +92,12 @@ class TextModel(nn.Module):
         return [block.moe for block in self.blocks]
 
     def forward(
-        self, inputs_BS: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **asked: Any
+        self, inputs_BS: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **options: Any
     ) -> tuple[Tensor, list[Routing]]:
         x_BSD = self.byte(inputs_BS)
         routings = []
         for block, off_here in zip_longest(self.blocks, off, fillvalue=()):
-            x_BSD, routing = block(x_BSD, k, noise, off=off_here, **asked)
+            x_BSD, routing = block(x_BSD, k, noise, off=off_here, **options)
             routings.append(routing)
         return self.head(self.norm(x_BSD)), routings
 
@@ -121,12 +121,12 @@ class Classifier(nn.Module):
         return list(self.moe)
 
     def forward(
-        self, inputs_NF: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **asked: Any
+        self, inputs_NF: Tensor, k: int, noise: float = 1.0, off: Sequence[Sequence[int]] = (), **options: Any
     ) -> tuple[Tensor, list[Routing]]:
         x_ND = self.embed(inputs_NF)
         routings = []
         for norm, moe, off_here in zip_longest(self.norms, self.moe, off, fillvalue=()):
-            y_ND, routing = moe(norm(x_ND), k, noise, off=off_here, **asked)
+            y_ND, routing = moe(norm(x_ND), k, noise, off=off_here, **options)
             x_ND = x_ND + y_ND
             routings.append(routing)
         return self.head(self.norm(x_ND)), routings
@@ -151,9 +151,9 @@ def build(
     return TextModel(config, moe) if config.task == "text" else Classifier(config, features, classes, moe)
 
 
-def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
-    """How the knobs want a model to route: the keyword arguments of its call. In evaluation it draws no noise."""
-    asked = {
+def routing_options(config: Config, knobs: Knobs) -> dict[str, Any]:
+    """The routing options that the knobs give: keyword arguments of a model's call. In evaluation it draws no noise."""
+    options = {
         "k": knobs.k,
         "noise": knobs.noise,
         "strategy": knobs.strategy,
@@ -162,20 +162,22 @@ def asked_by(config: Config, knobs: Knobs) -> dict[str, Any]:
         "off": switched_off([config.num_experts] * config.layers, knobs.off),
     }
     levels = {"k_primary": knobs.k_primary, "noise_primary": knobs.noise_primary}
-    return asked | levels if config.groups > 1 else asked
+    return options | levels if config.groups > 1 else options
 
 
 @torch.no_grad()
-def sample(model: TextModel, start: bytes, length: int, asked: Mapping[str, Any], generator: torch.Generator) -> bytes:
+def sample(
+    model: TextModel, start: bytes, length: int, options: Mapping[str, Any], generator: torch.Generator
+) -> bytes:
     """start continued by length bytes, each drawn from the model without gate noise. Leaves the model in eval mode.
 
-    asked: how to route, as asked_by() says.
+    options: how to route, as routing_options() gives it.
     """
     model.eval()
     device = model.byte.weight.device
     written = list(start)
     for _ in range(length):
         inputs_1S = torch.tensor([written[-model.context :]], device=device)
-        logits_1SV, _ = model(inputs_1S, **asked)
+        logits_1SV, _ = model(inputs_1S, **options)
         written.append(int(torch.multinomial(logits_1SV[0, -1].float().softmax(-1).cpu(), 1, generator=generator)))
     return bytes(written)

@@ -1,7 +1,7 @@
 """The ways of keeping experts in balance, each a line of BALANCING: how it routes, its losses, what follows an update.
 
-Any may be switched to at any step. schema.STRATEGIES says the same strategies' names and what a person must know of
-them; docs/strategies.md has a recipe to add one.
+Any may be switched to at any step. schema.STRATEGIES has the same strategies by name, with their flags and help;
+docs/strategies.md has a recipe to add one.
 
 Shapes: T tokens, D model width, E experts, K experts per token. `x_TD` is (T, D).
 """
@@ -19,7 +19,7 @@ from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
 
 class Step(NamedTuple):
-    """What a loss, or the state that follows an update, is computed from: one layer in one training step."""
+    """What a loss, or an update of the strategy's state, is computed from: one layer in one training step."""
 
     gate: nn.Module
     routing: Routing
@@ -42,11 +42,11 @@ def route(
     strategy: str = "paper",
     capacity_factor: float = 0.0,
     weigh: str = "own",
-    **asked: Any,
+    **options: Any,
 ) -> Routing:
-    """x_TD as the strategy routes it, its experts weighed as the knob `weigh` says.
+    """Route x_TD by the strategy, its experts weighed as the knob `weigh` says.
 
-    asked: noise, noisy and off; k_primary and noise_primary of a hierarchical gate.
+    options: noise, noisy and off; k_primary and noise_primary of a hierarchical gate.
     """
     if strategy not in BALANCING:
         raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")
@@ -55,33 +55,33 @@ def route(
     if gate.groups and not STRATEGIES[strategy].hierarchical:
         raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
     weigh = weighing(strategy, weigh)
-    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, weigh=weigh, **asked)
+    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, weigh=weigh, **options)
     return limit(routing, capacity_factor) if capacity_factor and STRATEGIES[strategy].by_token else routing
 
 
 def losses(step: Step) -> dict[str, Tensor]:
-    """The strategy's losses of a layer, unweighted, by the knob that weighs each; those that weigh nothing are left out."""
-    wanted = BALANCING[step.knobs.strategy].losses
+    """The strategy's losses of a layer, unweighted, by the knob that weighs each; those with weight 0 are left out."""
+    by_weight = BALANCING[step.knobs.strategy].losses
     flat = step.routing.primary is None
     return {
         weight: loss(step)
-        for weight, loss in wanted.items()
+        for weight, loss in by_weight.items()
         if getattr(step.knobs, weight) and not (flat and meta_of(Knobs, weight).hierarchical)
     }
 
 
 @torch.no_grad()
 def after_update(step: Step) -> None:
-    """What the strategy does after each optimizer step, with the whole batch's routing."""
+    """Update the strategy's state after each optimizer step, from the whole batch's routing."""
     BALANCING[step.knobs.strategy].after_update(step)
 
 
 # How each routes
 
 
-def noisy_top_k(gate: nn.Module, x_TD: Tensor, k: int, **asked: Any) -> Routing:
+def noisy_top_k(gate: nn.Module, x_TD: Tensor, k: int, **options: Any) -> Routing:
     """The gate itself. (Shazeer 2017, section 2.1)"""
-    return gate(x_TD, k, **asked)
+    return gate(x_TD, k, **options)
 
 
 def by_biased_affinity(
@@ -105,7 +105,8 @@ def by_biased_affinity(
 def by_expert(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:
     """Each expert takes the k T / E tokens with the highest softmax over experts, which is their weight. (Zhou et al. 2022)
 
-    A token may get any number of experts, none too. An expert that is off takes none, and the others no more for it.
+    A token may get any number of experts, none too. An expert that is off takes none, and the others take no more than
+    before.
     """
     clean_TE = clean_logits(gate, x_TD, k, off)
     gates_TE = clean_TE.softmax(1)
@@ -175,7 +176,7 @@ def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> T
 def share_of(gate: nn.Module, tokens: int, k: int) -> int:
     """k T / E, the tokens that each expert takes. A whole number in training.
 
-    Elsewhere the number of tokens is what the data leave, so there it is rounded, and at least 1.
+    In evaluation the number of tokens depends on the data, so there it is rounded, and at least 1.
     """
     if gate.training and k * tokens % gate.num_experts:
         raise ValueError(
@@ -203,7 +204,7 @@ def places(mask_TE: Tensor, gates_TE: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def padded(values_TE: Tensor, experts_TK: Tensor) -> Tensor:
-    """(T, K) the value of each place's expert; of an empty one, some expert's."""
+    """(T, K) the value of each place's expert; of an empty place, the value of some expert."""
     return values_TE.gather(1, experts_TK.clamp(max=values_TE.shape[1] - 1))
 
 

@@ -1,4 +1,4 @@
-"""What a run loses without each of its experts: a small file beside its record, written whole. No torch.
+"""How much a run's held-out loss rises without each of its experts: a small file beside the record. No torch.
 
 Shapes: L layers, E experts.
 """
@@ -17,6 +17,7 @@ from moe_core.runs.database import StoreError
 from moe_core.runs.limits import SIDE, read_json, read_side
 
 NAME = "ablation.json"
+KEYS = ("step", "loss", "rise", "share")
 
 
 class Ablation(NamedTuple):
@@ -31,13 +32,14 @@ class Ablation(NamedTuple):
     share_LE: NDArray[np.float64]
 
 
-def write_ablation(folder: Path, found: Ablation) -> Path:
-    """As folder/ablation.json, in the place of an earlier one; killed at any moment, one of the two is there, whole."""
-    told = {"step": found.step, "loss": found.loss, "rise": _plain(found.rise_LE), "share": _plain(found.share_LE)}
+def write_ablation(folder: Path, ablation: Ablation) -> Path:
+    """Write folder/ablation.json, replacing an earlier one. If the process is killed, either the old or the new file is
+    there, whole."""
+    values = (ablation.step, ablation.loss, _plain(ablation.rise_LE), _plain(ablation.share_LE))
     path, temporary = folder / NAME, folder / (NAME + ".tmp")
     temporary.unlink(missing_ok=True)
     with open(temporary, "x") as file:
-        json.dump(with_sum(told), file, allow_nan=False)
+        json.dump(with_sum(dict(zip(KEYS, values, strict=True))), file, allow_nan=False)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
@@ -47,11 +49,11 @@ def write_ablation(folder: Path, found: Ablation) -> Path:
 def read_ablation(folder: Path) -> Ablation | None:
     """What write_ablation wrote, or None if there is none. StoreError if the file is not one."""
     try:
-        told: Any = without_sum(read_json(read_side(folder / NAME, SIDE)), ("step", "loss", "rise", "share"))
-        rise_LE, share_LE = _array(told["rise"]), _array(told["share"])
+        record: Any = without_sum(read_json(read_side(folder / NAME, SIDE)), KEYS)
+        rise_LE, share_LE = _array(record["rise"]), _array(record["share"])
         if rise_LE.ndim != 2 or rise_LE.shape != share_LE.shape:
-            raise ValueError("its tables are not of one size")
-        return Ablation(int(told["step"]), float(told["loss"]), rise_LE, share_LE)
+            raise ValueError("its tables differ in size")
+        return Ablation(int(record["step"]), float(record["loss"]), rise_LE, share_LE)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as error:
@@ -59,7 +61,7 @@ def read_ablation(folder: Path) -> Ablation | None:
 
 
 def _plain(values_LE: NDArray[np.float64]) -> list[list[float | None]]:
-    """JSON has no NaN: null stands for it."""
+    """The rows as lists, with None in place of NaN, which JSON does not have."""
     return [[value if math.isfinite(value) else None for value in row] for row in values_LE.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""How a trainer takes hold of a run: a new one is made, one whose trainer is gone is opened again."""
+"""How a trainer opens a run to write: it creates a new one, or reopens one whose trainer has ended."""
 
 import contextlib
 import json
@@ -63,7 +63,7 @@ def create_record(
         "facts": dict(facts or {}),
         **own,
     }
-    made = not folder.exists()
+    is_new = not folder.exists()
     lock = make_file(folder, about, probe or {})
     try:
         return RunWriter(folder, lock)
@@ -71,7 +71,7 @@ def create_record(
         for path in (*folder.glob("run.*"), folder / "ballast"):
             path.unlink(missing_ok=True)
         os.close(lock)
-        if made:
+        if is_new:
             shutil.rmtree(folder)
         raise
 
@@ -82,8 +82,9 @@ def make_file(
     probe: Mapping[str, NDArray[Any]],
     fill: Callable[[sqlite3.Connection], None] = lambda db: None,
 ) -> int:
-    """A new run's file, with what `fill` puts in it. The handle of the run's lock; nothing is left if anything fails."""
-    made = not folder.exists()
+    """A new run's file, with the rows that `fill` adds. Returns the handle of the run's lock; if anything fails, nothing is
+    left behind."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.db").exists():
@@ -92,7 +93,7 @@ def make_file(
     except OSError as error:
         raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None
     except StoreError:
-        if made:
+        if is_new:
             folder.rmdir()
         raise
     about_text = json.dumps({"id": folder.name, "created": time.time(), **about})
@@ -102,7 +103,7 @@ def make_file(
     temporary.unlink(missing_ok=True)
     db = None
     try:
-        hold_room(folder)
+        require_room(folder)
         db = sqlite3.connect(temporary, isolation_level=None)
         db.executescript("".join(MIGRATIONS))
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
@@ -123,7 +124,7 @@ def make_file(
         os.close(lock)
         temporary.unlink(missing_ok=True)
         drop_ballast(folder)
-        if made:
+        if is_new:
             shutil.rmtree(folder)
         if no_room(error, folder if folder.exists() else folder.parent):
             raise StoreError(f"cannot make run folder {folder}: the disk is full") from None
@@ -133,45 +134,45 @@ def make_file(
     return lock
 
 
-def hold_room(folder: Path) -> None:
-    """The ballast, which a run that begins or goes on must have."""
+def require_room(folder: Path) -> None:
+    """Make the ballast, without which no run begins or goes on. StoreError if the disk has no room for it."""
     if not make_ballast(folder):
         raise StoreError(
-            f"there is no room for a run on the disk of {folder.parent}; make some, or choose another --runs"
+            f"the disk of {folder.parent} has no room for a run; free some space, or choose another --runs"
         )
 
 
 def resume_run(
     folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
 ) -> RunWriter:
-    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it shall have in all; moved:
-    where its data lie now (text or data).
+    """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it is to have in all; moved:
+    the present paths of its data (text or data).
 
-    What was asked of the old trainer is answered, not obeyed: a stop of yesterday must not stop the run today. Knob
-    changes that it never took wait for the next step.
+    Commands that the old trainer had not carried out are answered, not obeyed: yesterday's stop must not stop the run today.
+    Knob changes that it had not applied take effect in the next step.
     """
-    hold_room(folder)
+    require_room(folder)
     writer = RunWriter(folder, lock)
     try:
-        return _resumed(writer, who, {"steps": steps, **moved}, notes)
+        return _record_resume(writer, who, {"steps": steps, **moved}, notes)
     except (OSError, sqlite3.Error) as error:
         writer.let_go()
         raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error
 
 
-def _resumed(writer: RunWriter, who: str, how: Mapping[str, Any], notes: Sequence[str]) -> RunWriter:
-    said = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
+def _record_resume(writer: RunWriter, who: str, how: Mapping[str, Any], notes: Sequence[str]) -> RunWriter:
+    row = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
 
     def act(db: sqlite3.Connection) -> None:
-        for (asked,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
-            answer(db, asked, writer.step, "not obeyed: the trainer had ended")
+        for (command,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
+            answer(db, command, writer.step, "not obeyed: the trainer had ended")
         writer.how, result = how, json.dumps({**how, "notes": list(notes)})
-        writer.resumed = writer.command_seen = insert(db, "commands", {**said, "result": result})
+        writer.resumed = writer.command_seen = insert(db, "commands", {**row, "result": result})
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
 
     writer.transact(act, state="starting", reason="", step=writer.step)
     writer.after_commit()
-    # A tip that told of lost steps has done its work: resume() has a note of them for the record.
+    # The old tip is not needed to notice lost steps any more: resume() has put a note of them into the record.
     with contextlib.suppress(OSError):
         write_asked(writer.tip, writer.chain_of_run, writer.held["knobs"], writer.held["commands"])
     return writer

@@ -27,16 +27,16 @@ class Blocks:
     def read(self, after: int, first: int | None, last: int | None, most: int) -> list[Block]:
         """As Run.blocks."""
         state = self.rows.state()  # before the blocks, which then reach as far as it says
-        # Steps and ids rise together, so the index on steps leads to the ids and no other block is looked at.
-        if first is not None and (found := self._block_of(first)):
-            after = max(after, found - 1)
+        # Steps and ids rise together, so the index on steps gives the ids and no other block is read.
+        if first is not None and (block := self._block_of(first)):
+            after = max(after, block - 1)
         end = 2**62 if last is None else self._block_of(last)
         rows = self.query(
             """SELECT id, first, n, columns, data, chain FROM blocks
                WHERE id > ? AND id <= ? ORDER BY id LIMIT ?""",
             (after, end, most),
         )
-        blocks = self._linked(rows) if rows else []
+        blocks = self._follow_chain(rows) if rows else []
         if state and state.held and len(rows) != most:
             self._check_reach(state, blocks, after, last)
         return [block for block in blocks if first is None or block.first + len(block.rows) > first]
@@ -53,8 +53,8 @@ class Blocks:
             self.kept = (first, last), start, rows
         return start, rows
 
-    def _linked(self, rows: list[Any]) -> list[Block]:
-        """Consecutive rows of the table, each followed from the one before."""
+    def _follow_chain(self, rows: list[Any]) -> list[Block]:
+        """Consecutive rows of the table as blocks, each checked against its link of the chain."""
         before = self.query("SELECT first + n, chain FROM blocks WHERE id = ?", (rows[0][0] - 1,))
         if not before and rows[0][0] > 1:
             raise StoreError(f"run {self.rows.folder.name} is damaged: block {rows[0][0] - 1} is missing")
@@ -64,7 +64,7 @@ class Blocks:
             try:
                 chain = link(chain, HEADER.pack(start, n, columns), data)
                 if id != number or start != next_step or chain != kept or columns != self.columns:
-                    raise ValueError("it is another")
+                    raise ValueError("it is a different block")
                 blocks.append(Block(id, start, unpack_rows(data, n, columns), len(data)))
             except (ValueError, TypeError, struct.error):
                 raise StoreError(
@@ -75,7 +75,7 @@ class Blocks:
 
     def _block_of(self, step: int) -> int:
         """The id of the block that holds a step, or of the last before it; 0 if there is none. By the index on steps where
-        the blocks themselves say so, else by looking at all."""
+        the blocks themselves agree with it, else by a search of all blocks."""
         for way in (BLOCK_OF.format("", "first"), BLOCK_OF.format("NOT INDEXED", "id")):
             id = next((row[0] for row in self.query(way, (step,))), 0)
             around = self.query("SELECT id, first FROM blocks WHERE id IN (?, ?)", (id, id + 1))
@@ -90,13 +90,13 @@ class Blocks:
         else:
             lost = (blocks[-1].id if blocks else after) < state.held["blocks"]
         if lost:
-            there = self.ends()[1]
+            reached = self.ends()[1]
             self.rows.note(
-                "blocks", f"{max(1, state.step - there)} steps are lost after step {there}; all before can be read"
+                "blocks", f"{max(1, state.step - reached)} steps are lost after step {reached}; all before can be read"
             )
 
     def ends(self) -> tuple[int, int]:
-        """The first and last step, as the blocks say it; (0, 0) when there is none."""
+        """The first and last step by the blocks' own headers; (0, 0) when there is none."""
         ends = self.query(
             """SELECT (SELECT CAST(first AS INTEGER) FROM blocks ORDER BY id LIMIT 1),
                       (SELECT CAST(first + n - 1 AS INTEGER) FROM blocks ORDER BY id DESC LIMIT 1)"""

@@ -1,7 +1,7 @@
-"""A run that begins as another: the record up to a step is copied, so that a fork can be read and sent by itself.
+"""A run that begins as a copy of another's record up to a step, so that a fork can be read and sent by itself.
 
 The fork's trainer goes on as after a kill: it restores the nearest checkpoint, trains again up to the last recorded step,
-and compares. A parent that trains meanwhile only has a reader more.
+and compares. A parent that is still training only gets one more reader.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
 from moe_core.runs.database import StoreError, is_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import insert
-from moe_core.runs.turns import checked, insert_turns, own
+from moe_core.runs.turns import as_knobs, check_changes, insert_turns
 from moe_core.schema import Config, as_dict, parse_setting, to_json
 
 SPAN = 4096  # steps in a block of the copy
@@ -29,11 +29,12 @@ SPAN = 4096  # steps in a block of the copy
 def branch_off(
     parent: Run, at: int, changes: Mapping[str, Any], folder: Path, steps: int | None = None, who: str = "fork"
 ) -> int:
-    """A new run in `folder` that is the parent up to step `at` and turns `changes` in the step after. Its lock's handle.
+    """Make a new run in `folder`: the parent up to step `at`, with `changes` turned in the next step. Returns its lock's
+    handle.
 
-    steps: how many it shall have in all; the parent's, or if those are over, 0 (until stopped). What the parent's script
-    has for later steps stays; what people turned later does not. ValueError, and nothing is written, for a step that is
-    not recorded, a change that is none, or a folder in use.
+    steps: how many it is to have in all; the parent's number, or if `at` has reached that, 0 (until stopped). What the
+    parent's script has for later steps stays; what people turned later does not. ValueError, and nothing is written, for a
+    step that is not recorded, an invalid change, or a folder in use.
     """
     values, steps = check_branch(parent, at, changes, steps)
     about = {
@@ -60,13 +61,14 @@ def branch_off(
 def check_branch(
     parent: Run, at: int, changes: Mapping[str, Any], steps: int | None = None
 ) -> tuple[dict[str, Any], int]:
-    """The knobs that branch_off would turn, of their own types, and the steps in all. ValueError for what it would refuse."""
+    """The knobs that branch_off would turn, of their own types, and the steps in all. ValueError where it would refuse
+    them."""
     parent.check_layout()
     parent.check_turns()
     last = parent.steps()[1]
     if not 0 <= at <= last:
         raise StoreError(f"--at must be a recorded step, between 0 and {last} in {parent.id}, got {at}")
-    values = checked(parent.config, changes, own(parent.knobs_at(at)))
+    values = check_changes(parent.config, changes, as_knobs(parent.knobs_at(at)))
     if steps is None:
         steps = parent.config.steps if parent.config.steps > at else 0
     steps = int(parse_setting(Config, "steps", steps))
@@ -87,7 +89,7 @@ def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> None:
 
 
 def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:
-    """Evaluations, knob changes with their steps of effect, and snapshots, as they are; what is damaged stays behind."""
+    """Evaluations, knob changes with their steps of effect, and snapshots, as they are; damaged rows are not copied."""
     # Changes take effect in the order of their ids, so these are a beginning of the parent's chain.
     knobs = parent.query("SELECT knobs.* FROM knobs JOIN applied ON knob = id WHERE step <= ? ORDER BY id", (at,))
     db.executemany("INSERT INTO knobs VALUES (?, ?, ?, ?, ?, ?, ?)", knobs)
@@ -103,9 +105,9 @@ def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:
 
 
 def checkpoint_step(path: Path) -> int | None:
-    """The step that a checkpoint's name says; None for a name that we never give."""
-    found = re.fullmatch(r"checkpoint-(\d{9,18})\.pt", path.name, re.ASCII)
-    return int(found[1]) if found else None
+    """The step in a checkpoint's file name; None for a name that MoEscope does not give."""
+    match = re.fullmatch(r"checkpoint-(\d{9,18})\.pt", path.name, re.ASCII)
+    return int(match[1]) if match else None
 
 
 def link_checkpoints(source: Path, folder: Path, at: int) -> None:

@@ -1,8 +1,7 @@
 """The rows of a run's record beside its blocks of steps, each checked against what was written with it as it is read.
 
-What is not what was written is left out and noted in `damage`, a line each; the rest can be read. Everything is read
-in one order: first how far the record goes (the tip, the state), then the rows, of which there may be more by then and
-never fewer.
+A damaged row is left out and noted in `damage`, a line each; the rest can be read. Everything is read in one order: first
+how far the record goes (the tip, the state), then the rows, of which there may be more by then and never fewer.
 """
 
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.database import DamagedError, StoreError
 from moe_core.runs.limits import read_json
-from moe_core.runs.rows import KnobChange
+from moe_core.runs.rows import SNAPSHOT_KINDS, KnobChange
 from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, columns_of, row_sum, snapshot_mark
 from moe_core.runs.tip import Tip, read_old_tip, read_tip
 from moe_core.runs.turns import TURN, TURNS, whole_turns
@@ -52,17 +51,17 @@ class CheckedRows:
         self._lists: dict[str, tuple[int, list[tuple[int, int]]]] = {}
 
     def note(self, about: str, line: str) -> None:
-        """Note a damage; "" says that there is none, or none any more."""
+        """Note damage, a line under a key; an empty line clears the key."""
         if line:
             self.damage[about] = line
         else:
             self.damage.pop(about, None)
 
     def version(self) -> int:
-        """Asked each time: a trainer that resumes a run brings its file to its own version."""
+        """The file's version. Read each time, since a trainer that resumes a run upgrades its file."""
         return int(self.query("PRAGMA user_version")[0][0])
 
-    # How it stands
+    # How far the record goes
 
     def tip(self) -> Tip | None:
         """How far the log has gone; to be read before what is compared with it."""
@@ -70,7 +69,7 @@ class CheckedRows:
 
     def state(self) -> State | None:
         """The state's row; None, and noted, if it is not what was written."""
-        names = ("state", "step", "reason", "pid", "heartbeat", "held")
+        names = State._fields
         if self.version() < SUMMED:
             rows = self.query(f"SELECT {', '.join(names[:-1])} FROM state WHERE {POSSIBLE}")  # noqa: S608
             return State(**dict(zip(names, rows[0], strict=False)), held={}) if rows else None
@@ -97,27 +96,27 @@ class CheckedRows:
         self.note("end", f"{many} after step {state.step}; all before can be read" if lost else "")
         return state
 
-    # Rows of their own sums
+    # Rows, each with its own checksum
 
     def rows(self, table: str, after: int = 0) -> list[dict[str, Any]]:
-        """The whole rows of a table beyond an id, in order."""
+        """The undamaged rows of a table beyond an id, in order."""
         version = self.version()
         expected = self._expected(table) if version >= SUMMED else 0
         key, names = KEYS[table], columns_of(table, version)
         columns = [*names, "sum"] if version >= SUMMED else names
         try:
-            found = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
+            stored = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
         except DamagedError:
             self.note(table, f"its {WORDS[table][1]} cannot be read; all else can be read")
             return []
-        rows = [dict(zip(columns, row, strict=True)) for row in found]
+        rows = [dict(zip(columns, row, strict=True)) for row in stored]
         if version < SUMMED:
             return rows
         whole = [row for row in rows if row.pop("sum") == row_sum(table, row)]
         kept = {id(row) for row in whole}
         lines = [f"{WORDS[table][0]} {row[key]} is not what was written" for row in rows if id(row) not in kept]
-        there = len(rows) if table == "applied" else sum(row[key] <= expected for row in rows)
-        if (missing := expected - after - there) > 0:
+        present = len(rows) if table == "applied" else sum(row[key] <= expected for row in rows)
+        if (missing := expected - after - present) > 0:
             lines.append(self._missing(table, missing))
         self._note_rows(table, lines, after)
         return whole
@@ -132,7 +131,8 @@ class CheckedRows:
         return f"{many} of its {WORDS[table][1]} {'is' if many == 1 else 'are'} missing"
 
     def _note_rows(self, table: str, lines: list[str], after: int = 0) -> None:
-        """Note what is wrong with a table's rows. A look at the last rows alone does not clear what a look at all has found."""
+        """Note what is wrong with a table's rows. A read of the last rows alone does not clear what a read of all rows
+        noted."""
         more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
         if lines or not after:
             self.note(table, f"{', '.join(lines[:3])}{more}; the others can be read" if lines else "")
@@ -140,7 +140,7 @@ class CheckedRows:
     # Turns, on a chain
 
     def turns(self) -> list[KnobChange]:
-        """The whole turns, each with the step that it first acted in."""
+        """The undamaged knob changes, each with its step of effect."""
         version = self.version()
         expected = self._expected("knobs") if version >= SUMMED else 0
         try:
@@ -148,7 +148,8 @@ class CheckedRows:
         except DamagedError:
             self.note("knobs", "its knob changes cannot be read; all else can be read")
             return []
-        steps = {row["knob"]: row["step"] for row in self.rows("applied")}  # after the turns: none is without its step
+        # Read after the turns, so that each turn in effect has its step.
+        steps = {row["knob"]: row["step"] for row in self.rows("applied")}
         whole, bad = whole_turns(rows, self._linked)
         self._linked |= {row[0]: row for row in whole}
         lines = [f"knob change {id} is not what was written" for id in bad]
@@ -157,10 +158,10 @@ class CheckedRows:
         self._note_rows("knobs", lines)
         return [KnobChange(**dict(zip(TURN, row, strict=False)), step=steps.get(row[0])) for row in whole]
 
-    # Snapshots, of which there are fewer with time
+    # Snapshots, which are thinned as they get older
 
     def snapshots(self, kind: str) -> list[tuple[int, int]]:
-        """(step, id) of each snapshot of a kind, in the order of steps; by the index, if its list is whole."""
+        """(step, id) of each snapshot of a kind, in the order of steps; by the index, if that lists every one."""
         state = self.state() if self.version() >= SUMMED else None
         if state and self._lists.get(kind, (None,))[0] == state.held["snapshots"]:
             return self._lists[kind][1]
@@ -169,24 +170,24 @@ class CheckedRows:
         elif state:
             self.note("snapshots", "")
             return self._lists.get(kind, (0, []))[1]
-        asked = "SELECT step, id FROM snapshots NOT INDEXED WHERE kind = ? AND typeof(step) = 'integer'"
-        return sorted(self.query(asked, (kind,)))
+        every = "SELECT step, id FROM snapshots NOT INDEXED WHERE kind = ? AND typeof(step) = 'integer'"
+        return sorted(self.query(every, (kind,)))
 
     def _list(self, table: str) -> bool:
-        """Read the list of all snapshots, by the index or from the table itself, and keep it if it is whole: its mark must be
-        the one in the state, which the same query reads."""
+        """Read the list of all snapshots, by the index or from the table itself, and keep it if it is complete: its mark
+        must equal the one in the state, which the same query reads."""
         try:
             rows = self.query(f"SELECT id, step, kind FROM {table} UNION ALL SELECT 0, 0, held FROM state")  # noqa: S608
         except DamagedError:
             return False
-        must = held_of(rows.pop()[2], self.folder.name)["snapshots"]
+        expected = held_of(rows.pop()[2], self.folder.name)["snapshots"]
         mark, lists = 0, dict[str, list[tuple[int, int]]]()
         for id, step, kind in rows:
             mark ^= snapshot_mark(id, step, kind)
             lists.setdefault(kind, []).append((step, id))
-        if mark == must:
-            self._lists = {kind: (must, sorted(lists.get(kind, []))) for kind in {"probe", "full", *lists}}
-        return mark == must
+        if mark == expected:
+            self._lists = {kind: (expected, sorted(lists.get(kind, []))) for kind in {*SNAPSHOT_KINDS, *lists}}
+        return mark == expected
 
     def snapshot(self, id: int) -> dict[str, NDArray[Any]] | None:
         """A snapshot's arrays; None, and noted, if it is not what was written."""
@@ -206,7 +207,7 @@ class CheckedRows:
         row = dict(zip(columns, rows[0], strict=True)) if rows else {}
         if row and (version < SUMMED or row.pop("sum") == row_sum("snapshots", row)):
             return row
-        if row or any(id == listed for kind in ("probe", "full", "choices") for _, listed in self.snapshots(kind)):
+        if row or any(id == listed for kind in SNAPSHOT_KINDS for _, listed in self.snapshots(kind)):
             self._note_snapshot(id)  # else the trainer has thinned it out meanwhile
         return None
 

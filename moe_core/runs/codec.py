@@ -39,7 +39,7 @@ def pack_arrays(arrays: Mapping[str, Array]) -> bytes:
 
 
 def unpack_arrays(data: bytes) -> dict[str, Array]:
-    """What pack_arrays packed; ValueError if it is damaged. Object arrays are never made."""
+    """What pack_arrays packed; ValueError if it is damaged. Object arrays are refused."""
     try:
         header_size, body_size = struct.unpack_from("<II", data)
         named = read_json(data[8 : 8 + header_size])
@@ -58,7 +58,7 @@ def unpack_arrays(data: bytes) -> dict[str, Array]:
 
 
 def _inflate(data: bytes, size: int) -> bytes:
-    """Never more than size bytes, whatever the data claim."""
+    """The `size` bytes that the data unpack to. ValueError, before more is unpacked, if they are not so many."""
     if not 0 <= size <= LARGEST:
         raise ValueError(f"damaged data: no blob unpacks to {size} bytes")
     inflater = zlib.decompressobj()
@@ -80,19 +80,20 @@ def link(previous: bytes, *parts: object) -> bytes:
     return digest.digest()
 
 
-def with_sum(told: Mapping[str, object]) -> dict[str, object]:
-    """What is written as JSON beside a record, with a sum over it."""
-    return {**told, "sum": _sum_of(told)}
+def with_sum(values: Mapping[str, object]) -> dict[str, object]:
+    """Values to be written as JSON beside a record, with a checksum over them."""
+    return {**values, "sum": _sum_of(values)}
 
 
-def without_sum(told: dict[str, object], names: Collection[str]) -> dict[str, object]:
-    """What with_sum() was given. ValueError if it was changed, or has other names than these. Earlier versions wrote no sum."""
-    kept = told.get("sum")
-    plain = {name: value for name, value in told.items() if name != "sum"}
-    if plain.keys() - set(names) or ("sum" in told and kept != _sum_of(plain)):
+def without_sum(record: dict[str, object], names: Collection[str]) -> dict[str, object]:
+    """The values that with_sum() was given. ValueError if they were changed, or have names other than these. Earlier
+    versions wrote no checksum."""
+    kept = record.get("sum")
+    plain = {name: value for name, value in record.items() if name != "sum"}
+    if plain.keys() - set(names) or ("sum" in record and kept != _sum_of(plain)):
         raise ValueError("it is not what was written")
     return plain
 
 
-def _sum_of(told: Mapping[str, object]) -> str:
-    return link(START, json.dumps(told, sort_keys=True)).hex()
+def _sum_of(values: Mapping[str, object]) -> str:
+    return link(START, json.dumps(values, sort_keys=True)).hex()

@@ -1,4 +1,5 @@
-"""The columns of a run's rows: read from what the run says of them, and one statistic picked out of rows in that layout."""
+"""The columns of a run's rows: read from the run's description of them, and one statistic picked out of rows in that
+layout."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,12 +11,12 @@ from moe_core.runs.database import StoreError
 from moe_core.runs.statistics import DERIVED, Off, dead_off, derive, on_mask
 from moe_core.schema import STAT, Column
 
-COLUMNS = 1 << 20  # no more is read at once of a stranger's file
+COLUMNS = 1 << 20  # the most that a file from somebody else may declare
 
 
-def read_layout(told: Any) -> list[Column]:
-    """The columns that a run says it has, one behind the other; ValueError or TypeError if it does not."""
-    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in told]
+def read_layout(entries: Any) -> list[Column]:
+    """The columns that a run declares, one behind the other; ValueError or TypeError if they are not valid."""
+    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in entries]
     ends = [0, *(c.start + c.width for c in columns)]
     if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
         raise ValueError("its columns do not follow one another")

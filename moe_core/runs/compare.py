@@ -15,8 +15,8 @@ HASHED = ("loss", "task_loss", "counts")
 COMPARED = tuple(stat.name for stat in STATS if stat.stored and not stat.clock)
 # What is measured anew each time, and why it may differ.
 BY_THE_CLOCK = {stat.name: stat.help for stat in STATS if stat.stored and stat.clock}
-# In records without churn_every these depend on the clock too: they compare two looks.
-EACH_LOOK = ("churn", "saturation")
+# In records without churn_every these depend on the clock too: they compare the probe at two moments that the clock chose.
+EACH_MOMENT = ("churn", "saturation")
 Rows = NDArray[np.float32]
 
 
@@ -39,36 +39,37 @@ class Difference(NamedTuple):
 
 def left_out(run: Run) -> dict[str, str]:
     """The statistics of a run that depend on the clock, and what they are. Training it again may give others."""
-    looks = () if run.description.churn_every else EACH_LOOK
-    return BY_THE_CLOCK | {name: f"{STAT[name].label} between two looks, whenever they were" for name in looks}
+    names = () if run.description.churn_every else EACH_MOMENT
+    return BY_THE_CLOCK | {name: f"{STAT[name].label} between two moments that the clock chose" for name in names}
 
 
 def compared(run: Run) -> list[Column]:
-    """The columns of a run's record that a repeated training is held to."""
+    """The columns of a run's record that a repeated training must reproduce."""
     return [column for column in run.layout if column.stat in COMPARED and column.stat not in left_out(run)]
 
 
 def first_difference(
     recorded_nC: Rows, columns: Sequence[Column], repeated_nC: Rows, now: Sequence[Column], first: int
 ) -> Difference | None:
-    """Where two records of the same steps, each in its own layout, part. Statistics that only one of them has are left out."""
+    """The first difference of two records of the same steps, each in its own layout. Statistics that only one has are left
+    out."""
     places = {(c.stat, c.layer): c for c in now if c.stat in COMPARED}
-    found = []
+    differences = []
     for column in columns:
         if other := places.get((column.stat, column.layer)):
             before = np.ascontiguousarray(recorded_nC[:, column.start : column.start + column.width])
             after = np.ascontiguousarray(repeated_nC[:, other.start : other.start + other.width])
-            # Bits, so that 0 and -0 differ; NaN is NaN, whatever it carries.
+            # Compared as bits, so that 0 and -0 differ; but any NaN equals any other.
             unlike = (before.view(np.uint32) != after.view(np.uint32)) & ~(np.isnan(before) & np.isnan(after))
             if unlike.any():
                 row, expert = (int(i) for i in np.argwhere(unlike)[0])
                 numbers = float(before[row, expert]), float(after[row, expert])
-                found.append(Difference(first + row, column.stat, column.layer, expert, *numbers))
-    return min(found, key=lambda difference: difference.step, default=None)
+                differences.append(Difference(first + row, column.stat, column.layer, expert, *numbers))
+    return min(differences, key=lambda difference: difference.step, default=None)
 
 
 def fold(digest: Any, rows_nC: Rows, columns: Sequence[Column]) -> None:
-    """Add the losses and counts of some steps to a hash, which does not depend on how the steps lie in blocks."""
+    """Add the losses and counts of some steps to a hash, which does not depend on how the steps are split into blocks."""
     kept = [np.arange(c.start, c.start + c.width) for c in columns if c.stat in HASHED]
     digest.update(np.ascontiguousarray(rows_nC[:, np.concatenate(kept)], "<f4").tobytes())
 

@@ -1,6 +1,6 @@
 """The file of a run: its tables, how it is opened, the trainer's lock on it, and its seal at the end. SQL begins here.
 
-Each rule below answers a fault that was produced on purpose; docs/decisions.md has the measurements.
+Each rule below prevents a fault that was produced on purpose; docs/decisions.md has the measurements.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class FolderGone(StoreError):
 
 
 class DamagedError(StoreError):
-    """SQLite could not find its way through a file: other tables may read."""
+    """SQLite cannot read a table of a damaged file. Its other tables may still be readable."""
 
 
 # Connections
@@ -79,7 +79,7 @@ class DamagedError(StoreError):
 def connect(path: Path, write: bool = False, limit: float | None = None) -> sqlite3.Connection:
     """The one place that opens a database. limit: seconds after which any of its queries gives up."""
     uri = f"{path.absolute().as_uri()}?mode={'rw' if write else 'ro'}"
-    if not write and not has_log(path) and not may(path.parent, os.W_OK):
+    if not write and not has_log(path) and not may_access(path.parent, os.W_OK):
         uri += "&immutable=1"  # left in WAL mode on a medium that is read only: without a log there is nothing to share
     db = sqlite3.connect(uri, uri=True, isolation_level=None, timeout=WAIT, check_same_thread=False)
     # A flipped bit in a text spoils that text and no other.
@@ -108,13 +108,13 @@ def writing(db: sqlite3.Connection) -> Iterator[sqlite3.Connection]:
         db.execute("COMMIT")
     except BaseException:
         if db.in_transaction:  # a full disk has ended it already
-            with contextlib.suppress(sqlite3.Error):  # what went wrong first is what is said
+            with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
                 db.execute("ROLLBACK")
         raise
 
 
-def there(path: Path) -> bool:
-    """Whether there is a file; StoreError if one may not even look."""
+def is_file(path: Path) -> bool:
+    """Whether there is a file; StoreError if its folder may not be read."""
     try:
         return stat.S_ISREG(os.stat(path).st_mode)
     except PermissionError:
@@ -131,9 +131,10 @@ def has_log(path: Path) -> bool:
     return any(log.stat().st_size > 0 for log in logs if log.exists())
 
 
-def undo_left(path: Path) -> bool:
-    """Undo what a process that was killed while it sealed a file, or opened it to train, had begun; a reader may not. True if
-    nothing is left to undo. A journal that names a further file is left alone: SQLite may delete that, whatever it is.
+def roll_back_journal(path: Path) -> bool:
+    """Roll back the transaction of a process that was killed while it sealed a file, or opened it to train; a reader may
+    not. True if no journal is left. A journal that names another file is left alone: SQLite may delete that file, whatever
+    it is.
     """
     journal = path.with_name(path.name + "-journal")
     if os.path.lexists(journal):
@@ -148,17 +149,17 @@ def undo_left(path: Path) -> bool:
     return not os.path.lexists(journal)
 
 
-def may(path: Path, mode: int) -> bool:
-    """os.access for the user as whom files are opened, who may not be the one that started the process."""
+def may_access(path: Path, mode: int) -> bool:
+    """os.access for the effective user, as whom files are opened; another user may have started the process."""
     return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def why_closed(path: Path) -> str:
     """Why a database that is there cannot be opened, and what to do; "" if a permission is not the reason."""
-    if not may(path, os.R_OK):
+    if not may_access(path, os.R_OK):
         return f"you may not read {path.name}; ask whoever owns it"
-    if has_log(path) and not may(path.parent, os.W_OK):
-        return "it was left with a log, and reading that needs a folder that you may write to; copy the folder to such a place"
+    if has_log(path) and not may_access(path.parent, os.W_OK):
+        return "it was left with a log, and reading that needs a folder that you may write to; copy the run to such a folder"
     return ""
 
 
@@ -171,7 +172,8 @@ def is_plain(path: Path) -> bool:
 
 
 def strange_files(folder: Path) -> list[str]:
-    """Which of the files that SQLite would open beside run.db is there and is not a plain file."""
+    """The names of the files of a database (run.db and those beside it that SQLite opens) that are there and not plain
+    files."""
     names = [f"run.db{end}" for end in ("", "-wal", "-shm", "-journal")]
     return [name for name in names if os.path.lexists(folder / name) and not is_plain(folder / name)]
 
@@ -181,23 +183,24 @@ OBJECTS = "SELECT type, name, tbl_name, sql FROM sqlite_master"
 
 @cache
 def expected_objects(version: int) -> set[tuple[str, ...]]:
-    """Every table and index that a run's file of a version may hold, as it was made; anything else (a view, a trigger, a
-    column that computes) is refused."""
+    """Every table and index that a run's file of a version may hold, as the migrations create it; anything else (a view, a
+    trigger, a column that computes) is refused."""
     db = sqlite3.connect(":memory:")
     for migration in MIGRATIONS[:version]:
         db.executescript(migration)
-    found = plainly(db.execute(OBJECTS))
+    objects = normalised(db.execute(OBJECTS))
     db.close()
-    return found
+    return objects
 
 
-def plainly(objects: Iterable[tuple[object, ...]]) -> set[tuple[str, ...]]:
+def normalised(objects: Iterable[tuple[object, ...]]) -> set[tuple[str, ...]]:
     """Rows of sqlite_master, however their SQL is broken into lines."""
     return {tuple(" ".join(str(part).split()) for part in row) for row in objects}
 
 
 def leads_to(path: Path, file: os.stat_result) -> bool:
-    """Whether a file is still at a path. True if it cannot be told: a disk that fails is not a file that is gone."""
+    """Whether a file is still at a path. True also if that cannot be read: a disk that fails does not mean that the file is
+    gone."""
     try:
         return os.path.samestat(os.stat(path), file)
     except (FileNotFoundError, NotADirectoryError):
@@ -216,13 +219,13 @@ def path_of(handle: int) -> Path | None:
         return None
 
 
-# Lock: held by the trainer for life, by the kernel's account of it
+# The lock: a trainer holds it until its process ends, and the kernel knows who holds it
 
 
 def hold_lock(folder: Path, wait: float = 1.0) -> int:
-    """Take the run's lock; StoreError if a trainer has it, or there can be none.
+    """Take the run's lock; StoreError if a trainer has it, or the file cannot be opened.
 
-    wait: seconds to try for. Whoever checks whether a trainer runs, or seals the file, holds it for a moment.
+    wait: seconds to try for, since a process that checks whether a trainer runs, or seals the file, holds it for a moment.
     """
     try:
         handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | OURS, 0o644)
@@ -263,9 +266,9 @@ def seal(db: sqlite3.Connection, seconds: float) -> bool:
         time.sleep(0.05)
 
 
-def seal_left(folder: Path) -> None:
-    """Seal a run that could not be sealed when it ended, since a reader had it open. If somebody has it now, the next one who
-    opens it will seal it."""
+def seal_unsealed(folder: Path) -> None:
+    """Seal a run that could not be sealed when it ended because a reader had it open. If somebody has it open now too, the
+    next one who opens it will seal it."""
     with contextlib.suppress(StoreError, OSError, sqlite3.Error):
         lock = hold_lock(folder, wait=0)
         try:

@@ -1,4 +1,4 @@
-"""The file of a run, run.db, as its readers have it: one connection a thread, and nothing in it that is not ours.
+"""The file of a run, run.db, as its readers open it: one connection a thread, and no tables but those that MoEscope creates.
 
 Every read is one query, fetched whole: a reader that stayed in a transaction would make the log grow.
 """
@@ -18,15 +18,15 @@ from moe_core.runs.database import (
     StoreError,
     connect,
     expected_objects,
-    plainly,
+    is_file,
+    normalised,
+    roll_back_journal,
     strange_files,
-    there,
-    undo_left,
     why_closed,
     writing,
 )
 
-# What a file of a stranger may make a reader take in at once.
+# The most bytes of each that are read from a file, which may come from somebody else.
 ABOUT, PROBE = 16 << 20, 64 << 20
 SETTINGS = """SELECT about, probe, chain FROM run WHERE typeof(about) = 'text' AND typeof(probe) = 'blob'
               AND length(about) <= ? AND length(probe) <= ?"""
@@ -43,29 +43,29 @@ class File:
             raise StoreError(
                 f"run {folder.name} is refused: its {strange[0]} is not a plain file; do not trust this folder"
             )
-        if not there(self.path):
+        if not is_file(self.path):
             raise StoreError(f"{folder} is not a run: it has no run.db; list the runs with `python -m moe_core runs`")
         self._local, self._open, self._guard = threading.local(), list[sqlite3.Connection](), threading.Lock()
 
     def check_schema(self) -> None:
-        """A file of a stranger is not trusted: it may hold our tables and indexes and nothing else."""
-        version, found = self.query("PRAGMA user_version")[0][0], plainly(self.query(OBJECTS))
+        """A file from somebody else is not trusted: it may hold our tables and indexes and nothing else."""
+        version, objects = self.query("PRAGMA user_version")[0][0], normalised(self.query(OBJECTS))
         expected = expected_objects(max(1, version))
-        if foreign := sorted({name for _, name, *_ in found - expected}):
+        if foreign := sorted({name for _, name, *_ in objects - expected}):
             raise StoreError(
-                f"run {self.folder.name} holds what is not ours ({', '.join(foreign)[:80]}); do not trust this file"
+                f"run {self.folder.name} holds database objects that MoEscope does not make ({', '.join(foreign)[:80]}); do not trust this file"
             )
         if version > len(MIGRATIONS):
             raise StoreError(f"run {self.folder.name} was made by a later version of MoEscope; upgrade to read it")
-        if found != expected:
+        if objects != expected:
             raise StoreError(f"run {self.folder.name} lacks tables of a run; its file is damaged")
 
     def settings(self) -> tuple[str, bytes, bytes]:
-        """What the run is (JSON), its probe batch, and the link that says that they are what was written."""
-        found = self.query(SETTINGS, (ABOUT, PROBE))
-        if not found or link(START, *found[0][:2]) != found[0][2]:
+        """The run's settings (JSON), its probe batch, and the first link of the chain, against which both are checked."""
+        rows = self.query(SETTINGS, (ABOUT, PROBE))
+        if not rows or link(START, *rows[0][:2]) != rows[0][2]:
             raise StoreError(f"run {self.folder.name} is damaged: its settings are not what was written")
-        about, probe, chain = found[0]
+        about, probe, chain = rows[0]
         return about, probe, chain
 
     def query(self, sql: str, values: Sequence[Any] | Mapping[str, Any] = ()) -> list[Any]:
@@ -81,7 +81,7 @@ class File:
             name = getattr(error, "sqlite_errorname", "")
             if name == "SQLITE_READONLY_ROLLBACK":
                 with contextlib.suppress(sqlite3.Error, OSError):
-                    if undo_left(self.path):
+                    if roll_back_journal(self.path):
                         return self.query(sql, values)
             why = why_closed(self.path) if name.startswith(CLOSED) else ""
             kind = DamagedError if name.startswith("SQLITE_CORRUPT") else StoreError

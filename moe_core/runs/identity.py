@@ -1,4 +1,5 @@
-"""Who a run is: read from what its record says of itself, or, of one that says only its Config, made from that."""
+"""A run's config, starting knobs and description: read from its record, or, of a run that has no description, derived from
+its Config."""
 
 import math
 from collections.abc import Mapping
@@ -23,7 +24,7 @@ KNOBS = {f.name for f in fields(Knobs)}
 
 
 class Identity(NamedTuple):
-    """config: of a run that this version's trainer could train, else None."""
+    """config: None for a run that this version's trainer cannot train."""
 
     config: Config | None
     started: KnobValues
@@ -31,10 +32,10 @@ class Identity(NamedTuple):
 
 
 def identity_of(about: Mapping[str, Any], columns: list[Column], probe: Mapping[str, Any]) -> Identity:
-    """Who a run is. ValueError or the like for settings that cannot be.
+    """The identity of a run. ValueError, or another error of a bad value, for settings that are not valid.
 
-    Of a run that this version could have trained the description is made anew, so that it has every knob of today. What a later
-    version or another program recorded is shown as it describes itself.
+    For a run that this version could have trained, the description is derived again, so that it has every knob of today.
+    What a later version or another program recorded keeps its own description.
     """
     measures = tuple(measured_in(columns))
     if "description" in about and not ours(about):
@@ -51,7 +52,7 @@ def identity_of(about: Mapping[str, Any], columns: list[Column], probe: Mapping[
 
 
 def ours(about: Mapping[str, Any]) -> bool:
-    """Whether a described run is one of our trainer's, with knobs and a strategy that this version knows."""
+    """Whether our trainer recorded a run that has a description, with knobs and strategies that this version knows."""
     described = about["description"]
     knobs = described["knobs"]
     return (
@@ -62,7 +63,7 @@ def ours(about: Mapping[str, Any]) -> bool:
 
 
 def changed_by(session: Mapping[str, Any]) -> dict[str, Any]:
-    """What a session changed of the run's settings: its steps in all, and where its data lie."""
+    """The settings that a session changed: the number of steps in all, and the paths of the data."""
     changed: dict[str, Any] = {"steps": int(session["steps"])}
     if "data" in session:
         changed["data"] = str(session["data"])
@@ -71,8 +72,9 @@ def changed_by(session: Mapping[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def finite(told: Any) -> float:
-    value = float(told)
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is no time")
-    return value
+def read_time(value: Any) -> float:
+    """Seconds since 1970, as a record has them. ValueError for NaN and infinity."""
+    seconds = float(value)
+    if not math.isfinite(seconds):
+        raise ValueError(f"a time must be a finite number of seconds, got {value}")
+    return seconds

@@ -1,7 +1,7 @@
-"""Reads files that others wrote: plain files only, up to a limit, without waiting; and JSON without surprises.
+"""Reads files that others wrote: plain files only, up to a limit, never blocking; and JSON that holds only what JSON should.
 
-A run's folder may have been sent by somebody, and a person may name any file. The sizes below are what such a file can
-sensibly have; data at their limits train on a machine with 8 GB of memory (docs/decisions.md).
+A run's folder may have been sent by somebody, and a person may name any file. The sizes below are the largest that make
+sense for each; data at their limits train on a machine with 8 GB of memory (docs/decisions.md).
 """
 
 import errno
@@ -23,7 +23,7 @@ from moe_core.runs.room import bytes_text
 NOTE = 1 << 10  # a checkpoint's SHA-256, run.tip
 SIDE = 4 << 20  # sweep.json, ablation.json, a measurement: the largest that we write has a tenth of it
 TAIL = 4 << 10  # the end of a log, of which the last line is shown
-# Bytes of what a person names.
+# Bytes of a file that a person names.
 SCRIPT = 4 << 20  # some 100,000 turns
 CSV = 200 << 20  # MNIST as CSV has 0.1 GB; reading one takes 25 times that in memory
 NPZ = 1 << 30
@@ -33,8 +33,8 @@ TEXT = 1 << 30  # all of them together
 FILES = 100_000  # in one folder of texts
 
 LINE = 10_000  # characters in a line of a script: splitting one into words takes the square of its length
-DEEPEST = 32  # lists and objects of JSON inside each other; ours have five
-SILENCE = 10.0  # seconds that a pipe may say nothing
+DEEPEST = 32  # levels of nested JSON lists and objects; ours have five
+SILENCE = 10.0  # seconds to wait for a pipe that nobody writes to
 REASON = 2_000  # characters of why a run failed: an error of a library may be a million
 
 
@@ -90,7 +90,7 @@ def read_tail(path: Path, most: int = TAIL) -> bytes:
 
 
 def read_given(path: Path, most: int) -> bytes:
-    """All of what a person named: a plain file, a link to one, or a pipe, such as `<(command)` is.
+    """All bytes of what a person named: a plain file, a link to one, or a pipe, such as `<(command)` is.
 
     ValueError for another kind, for more than `most` bytes, and for a pipe that nobody writes to; OSError as from open().
     """
@@ -117,8 +117,8 @@ def _read_pipe(handle: int, most: int) -> bytes:
 
 
 def read_json(text: str | bytes, finite: bool = True) -> Any:
-    """The value of a JSON text. ValueError for text that is not JSON, and for what a reader would stumble over later: lists
-    deeper than DEEPEST, a name given twice, whole numbers beyond 64 bits, halves of characters; and, if finite,
+    """The value of a JSON text. ValueError for text that is not JSON, and for JSON that would fail later: lists nested
+    deeper than DEEPEST, a name given twice, whole numbers beyond 64 bits, half a surrogate pair; and, if finite,
     NaN and infinity.
     """
 
@@ -132,14 +132,14 @@ def read_json(text: str | bytes, finite: bool = True) -> Any:
         text = text if isinstance(text, str) else text.decode("utf-8-sig")
         value = json.loads(text, parse_float=real, parse_constant=real, parse_int=_whole, object_pairs_hook=_named_once)
     except RecursionError:
-        raise ValueError(f"lists in lists, more than {DEEPEST} deep") from None
+        raise ValueError(f"its lists are nested more than {DEEPEST} deep") from None
     if "\\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()  # half a character could not be written anywhere
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair, which JSON allows, cannot be encoded
     level, depth = [value], 0
     while level := [one for one in level if isinstance(one, dict | list)]:
         depth += 1
         if depth > DEEPEST:
-            raise ValueError(f"lists in lists, more than {DEEPEST} deep")
+            raise ValueError(f"its lists are nested more than {DEEPEST} deep")
         level = [inner for one in level for inner in (one.values() if isinstance(one, dict) else one)]
     return value
 
@@ -151,14 +151,14 @@ def _whole(word: str) -> int:
 
 
 def _named_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a name is given twice")
-    return found
+    return values
 
 
 def zip_parts(file: IO[bytes]) -> list[zipfile.ZipInfo]:
-    """What a zip archive says it holds; nothing is unpacked. ValueError if it is not one, or its list is too long to read.
+    """The parts that a zip archive lists; nothing is unpacked. ValueError if it is not one, or its list is too long to read.
 
     A part unpacks to no more bytes than this says: zipfile, numpy and torch stop there.
     """

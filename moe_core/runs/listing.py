@@ -3,11 +3,12 @@
 import os
 from pathlib import Path
 
-from moe_core.runs.database import StoreError, there
+from moe_core.runs.database import StoreError, is_file
 from moe_core.runs.rows import Listed
 from moe_core.runs.store import Run
 
-LOOK = 5.0  # seconds for a query of the list; none takes a hundredth, unless a file is made to keep its reader
+# Seconds for a query of the list. An honest file takes less than a hundredth of that, a hostile one might take for ever.
+QUERY_LIMIT = 5.0
 
 
 def runs_folder(runs: str | Path | None = None) -> Path:
@@ -16,18 +17,18 @@ def runs_folder(runs: str | Path | None = None) -> Path:
 
 
 def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
-    """A run by its id, a unique beginning of one, or its path. StoreError says which there are."""
+    """A run by its id, a unique beginning of one, or its path. StoreError, which lists the runs, if there is none."""
     folder = runs_folder(runs)
-    if str(run) and there(folder / str(run) / "run.db"):
+    if str(run) and is_file(folder / str(run) / "run.db"):
         return Run(folder / str(run), limit)
     if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
         return Run(Path(run), limit)
     known = _folders(folder)
-    found = [path for path in known if path.name.startswith(str(run))]
-    if len(found) == 1:
-        return Run(found[0], limit)
-    names = ", ".join(path.name for path in (found or known)[:8]) or "none"
-    problem = "is the beginning of several runs" if found else "is no run"
+    matches = [path for path in known if path.name.startswith(str(run))]
+    if len(matches) == 1:
+        return Run(matches[0], limit)
+    names = ", ".join(path.name for path in (matches or known)[:8]) or "none"
+    problem = "is the beginning of several runs" if matches else "is no run"
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
 
 
@@ -36,19 +37,13 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
     listed = []
     for path in _folders(runs_folder(runs)):
         try:
-            run = Run(path, LOOK)
+            run = Run(path, QUERY_LIMIT)
             try:
                 status = run.status()
                 taken = (run.size(), run.growth()) if room else ()
-                told = (
-                    status.state,
-                    status.step,
-                    run.description,
-                    run.facts["created"],
-                    "",
-                    quiet_text(status.quiet) or status.reason,
-                )
-                listed.append(Listed(run.id, *told, *taken))
+                reason = quiet_text(status.quiet) or status.reason
+                created = run.facts["created"]
+                listed.append(Listed(run.id, status.state, status.step, run.description, created, "", reason, *taken))
             finally:
                 run.close()
         except ValueError as error:
@@ -57,7 +52,7 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
 
 
 def quiet_text(seconds: int) -> str:
-    """What is said of a trainer that does not answer; "" of one that does."""
+    """The message about a trainer that does not answer; "" for one that does."""
     return f"its trainer has not answered for {seconds} s; `stop` ends it" if seconds else ""
 
 
@@ -68,7 +63,7 @@ def _folders(folder: Path) -> list[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    """Whether there is a run.db, of whatever kind; a folder that may not be looked into may be one."""
+    """Whether there is a run.db, of whatever kind; a folder that may not be read is taken for one too."""
     try:
         os.lstat(folder / "run.db")
         return True

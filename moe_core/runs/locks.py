@@ -1,11 +1,12 @@
-"""Other processes: whether one holds a file's lock, by the kernel's account, which one, and whether one was started by us."""
+"""Other processes: whether one holds a file's lock, which one, and whether it is one of MoEscope's. The kernel keeps the
+locks."""
 
 import contextlib
 import fcntl
 import os
 from pathlib import Path
 
-OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and a pipe keeps who opens it waiting
+OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and opening a pipe would block
 
 
 def is_locked(path: Path) -> bool:
@@ -30,7 +31,7 @@ def sign(handle: int, pid: int) -> None:
 
 
 def holder(path: Path) -> int | None:
-    """The process that a lock's file names as its holder, 0 if that one runs no more; None if it names none."""
+    """The process that a lock's file names as its holder, 0 if that process has ended; None if the file names none."""
     try:
         handle = os.open(path, os.O_RDONLY | OURS)
         with open(handle, "rb") as file:
@@ -41,7 +42,7 @@ def holder(path: Path) -> int | None:
 
 
 def started(pid: int) -> str:
-    """When a process started, in the system's own count; "" on a system that does not say, or if it runs no more."""
+    """When a process started, in clock ticks since boot; "" on a system without /proc, or if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):
@@ -58,6 +59,6 @@ def is_ours(pid: int, *commands: str) -> bool:
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except OSError:
-        return not Path("/proc/self").exists()  # a system without /proc: the held lock has to do
-    called = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
-    return called and any(command.encode() in words for command in commands)
+        return not Path("/proc/self").exists()  # without /proc the held lock is the only evidence
+    ours = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
+    return ours and any(command.encode() in words for command in commands)

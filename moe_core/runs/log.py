@@ -1,4 +1,5 @@
-"""trainer.log beside a run's record: what its trainer printed, and where a reason goes that the record cannot take."""
+"""trainer.log beside a run's record: what its trainer printed, and the reason for an end that could not be written into the
+record."""
 
 import contextlib
 import os
@@ -13,15 +14,15 @@ MARK = "moe: "  # begins each line that says what went wrong
 
 
 def last_words(folder: Path, log: str = LOG) -> str:
-    """The end of what a trainer printed, one line."""
+    """The last line that a trainer printed, at most 300 characters."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         lines = read_tail(folder / log).decode(errors="replace").strip().splitlines()
     return lines[-1][-300:] if lines else NO_WORDS
 
 
-def leave_word(folder: Path, problem: str) -> None:
-    """Add what went wrong to the log, if the disk takes it."""
+def log_problem(folder: Path, problem: str) -> None:
+    """Append what went wrong to the log, unless the disk fails."""
     with contextlib.suppress(OSError):
         handle = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | OURS, 0o644)
         try:
@@ -31,7 +32,7 @@ def leave_word(folder: Path, problem: str) -> None:
 
 
 def last_problem(folder: Path, since: float) -> str:
-    """What the log's last line says went wrong, if it was written later than `since`, in seconds since 1970; else ""."""
+    """The problem in the log's last line, if it was written later than `since`, in seconds since 1970; else ""."""
     try:
         words = last_words(folder) if os.lstat(folder / LOG).st_mtime >= since else ""
     except OSError:

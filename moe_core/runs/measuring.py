@@ -1,7 +1,8 @@
-"""Throughput by batch size: a small benchmark in a process of its own, whose output file is record, progress and lock in one.
+"""Throughput by batch size: a small benchmark in a process of its own, whose output file holds the results, shows the
+progress and is the lock.
 
 The file holds the JSON lines of `bench batch`. The process inherits it, locked, as its standard output, so the lock
-lives as long as the process does, whoever started it and whatever became of them.
+lives as long as the process does, even if the process that started it has ended.
 """
 
 import contextlib
@@ -41,13 +42,13 @@ NOTHING_MEASURED = Measured(np.empty(0, np.int64), np.empty(0), 0, False, "", 0,
 
 
 def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) -> Path:
-    """Where the measurement of these sizes lies: runs of one shape share it."""
+    """The file of the measurement for these sizes, which runs of the same shape share."""
     name = f"batch-d{config.d_model}-h{config.d_hidden}-E{config.num_experts}-k{k}-{device.replace(':', '')}-t{threads}"
     return runs / "bench" / f"{name}.jsonl"
 
 
 def measured(path: Path) -> Measured:
-    """What a measurement has found so far; nothing if there was none."""
+    """The measurement so far; NOTHING_MEASURED's values if there is no file."""
     text, sizes, begun, ended, words = "", dict[int, float](), dict[str, Any](), False, ""
     with contextlib.suppress(FileNotFoundError):
         try:
@@ -77,7 +78,7 @@ def measured(path: Path) -> Measured:
 
 
 def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:
-    """Start the measurement; False if it is under way already. What was measured before gives way to it."""
+    """Start the measurement; False if it is under way already. An earlier measurement is overwritten."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
@@ -87,11 +88,11 @@ def start_measuring(path: Path, config: Config, k: int, device: str, threads: in
         return False
     try:
         os.ftruncate(handle, 0)
-        given: dict[str, Any] = {
+        options: dict[str, Any] = {
             "d-model": config.d_model, "d-hidden": config.d_hidden, "num-experts": config.num_experts, "k": k,
             "device": device, "threads": threads, "seconds": seconds,
         }  # fmt: skip
-        words = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+        words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         process = subprocess.Popen(
             [sys.executable, "-m", "moe_core", "bench", "batch", "--json", *words],
             stdin=subprocess.DEVNULL,
@@ -112,7 +113,7 @@ _started: list[subprocess.Popen[bytes]] = []
 
 def stop_measuring(path: Path) -> None:
     """Stop a measurement that is under way; what it measured so far is kept."""
-    found = measured(path)
-    if found.running and is_ours(found.pid, "bench"):
+    measurement = measured(path)
+    if measurement.running and is_ours(measurement.pid, "bench"):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(found.pid, signal.SIGTERM)
+            os.kill(measurement.pid, signal.SIGTERM)

@@ -16,10 +16,10 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     """
     _, last = run.steps()
     first = max(1, last - BALANCE_STEPS + 1)
-    told: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
-    told |= dict.fromkeys(name for name, *_ in HELD_OUT_BALANCE)
+    numbers: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
+    numbers |= dict.fromkeys(name for name, *_ in HELD_OUT_BALANCE)
     if last:
-        told["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
+        numbers["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
         for stat in BALANCE:
             if not measured_by(run.description, stat):
                 continue
@@ -27,9 +27,9 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
                 run.history(stat, layer, first=first, last=last)[1].mean()
                 for layer in range(len(run.description.layers))
             ]
-            told[stat] = float(sum(layers) / len(layers))
+            numbers[stat] = float(sum(layers) / len(layers))
     if evals := run.evals():
-        told["eval"] = evals[-1].metrics
-        told |= mean_balance(evals[-1].counts)
-        told["comparable"] = not looks_ahead(run.description, run.knobs_at(evals[-1].step))
-    return told
+        numbers["eval"] = evals[-1].metrics
+        numbers |= mean_balance(evals[-1].counts)
+        numbers["comparable"] = not looks_ahead(run.description, run.knobs_at(evals[-1].step))
+    return numbers

@@ -1,7 +1,8 @@
-"""Room on the disk: what a full one looks like, the ballast that is given up to write the reason, and what a run takes.
+"""Room on the disk: how a full disk is recognised, the ballast that is removed to make room for the last writes, and a
+run's size.
 
-A file of random bytes lies beside the record of a run that trains. On a full disk it is removed, so that what was measured
-and the reason for the pause still fit; that it can be made again says that there is room again.
+The ballast is a file of random bytes beside the record of a run that trains. On a full disk it is removed, so that the last
+measurements and the reason for the pause still fit; when it can be written again, there is room again.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import shutil
 from pathlib import Path
 
-BALLAST = 1 << 20  # bytes: what waits to be committed is well below, and it is made in milliseconds
+BALLAST = 1 << 20  # bytes: more than ever waits to be committed, and written in milliseconds
 NAME = "ballast"
 FULL = "the disk is full; the run goes on by itself when there is room"
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -19,7 +20,7 @@ OF_THE_DISK = ("SQLITE_IOERR", "SQLITE_CANTOPEN", "SQLITE_FULL")
 
 
 def no_room(error: BaseException | None, folder: Path) -> bool:
-    """Whether something failed for want of room on folder's disk, by what it says or by what it follows from."""
+    """Whether an error, or one that caused it, means that folder's disk is full."""
     if (cause := disk_error(error)) is None:
         return False
     if isinstance(cause, OSError) or cause.sqlite_errorname == "SQLITE_FULL":  # type: ignore[attr-defined]
@@ -28,7 +29,7 @@ def no_room(error: BaseException | None, folder: Path) -> bool:
 
 
 def disk_error(error: BaseException | None) -> BaseException | None:
-    """The error of the disk, or SQLite's about it: the given one, or one that it follows from. None if there is none."""
+    """The error of the disk, or SQLite's about it: the given one, or one that caused it. None if there is none."""
     while error is not None:
         if isinstance(error, OSError) or getattr(error, "sqlite_errorname", "").startswith(OF_THE_DISK):
             return error
@@ -37,7 +38,7 @@ def disk_error(error: BaseException | None) -> BaseException | None:
 
 
 def has_room(folder: Path) -> bool:
-    """Whether the disk would take a ballast more."""
+    """Whether the disk has room for a ballast."""
     return _try_to_fill(folder) == 0
 
 
@@ -51,12 +52,12 @@ def _try_to_fill(folder: Path) -> int:
 
 
 def make_ballast(folder: Path) -> bool:
-    """The ballast, unless it is there. False if the disk has no room for it; nothing is left then."""
+    """Write the ballast, unless it is there already. False, and no file is left, if the disk has no room for it."""
     return (folder / NAME).exists() or _fill(folder / NAME) == 0
 
 
 def drop_ballast(folder: Path) -> bool:
-    """Give its room back. False if there was none to give."""
+    """Remove the ballast to free its room. False if there was none."""
     try:
         (folder / NAME).unlink()
     except OSError:
@@ -80,14 +81,14 @@ def _fill(path: Path, sync: bool = False) -> int:
         return error.errno or errno.EIO
 
 
-# What a run takes
+# The size of a run
 
 
 def size_of(folder: Path) -> int:
     """Bytes of the files in a run's folder: its record, its checkpoints and whatever lies beside them."""
     total = 0
-    with contextlib.suppress(OSError), os.scandir(folder) as there:
-        for entry in there:
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False):
                     total += entry.stat(follow_symlinks=False).st_size
@@ -103,7 +104,7 @@ def hours_left(folder: Path, growth: float) -> float | None:
 
 
 def room_text(size: int, growth: float = 0.0, hours: float | None = None) -> str:
-    """What is taken and for how long it goes on: "1.2 GB, 0.1 GB an hour, disk full in 9 h"."""
+    """A run's size, its growth, and the time until the disk is full: "1.2 GB, 0.1 GB an hour, disk full in 9 h"."""
     parts = [bytes_text(size)]
     if growth > 0:
         parts.append(f"{bytes_text(growth)} an hour")

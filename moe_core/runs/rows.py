@@ -1,4 +1,4 @@
-"""What the rows of a run's record are, as the rest of the program takes them."""
+"""The rows of a run's record as named tuples, for the rest of the program."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,14 +10,15 @@ from moe_core.runs.room import FULL
 from moe_core.schema import SELECTIONS, Description
 
 COMMANDS = ("pause", "resume", "step", "stop", "checkpoint")
-RESUMED = "resumed"  # the name of the row among the commands that says that a trainer went on with the run
-QUIET = 4.0  # seconds without a sign of a trainer after which people are told
+RESUMED = "resumed"  # the name of the commands row that records a resume
+QUIET = 4.0  # seconds without a heartbeat after which pages and lists show that the trainer does not answer
+SNAPSHOT_KINDS = ("probe", "choices", "full")
 ENDED = ("finished", "stopped", "failed")
 STATES = ("starting", "training", "paused", *ENDED)
 
 
 class KnobChange(NamedTuple):
-    """One turn of one knob, whose values are numbers or words. step is the first that it acted in, None until it has."""
+    """One turn of one knob, whose values are numbers or words. step is its step of effect, None before that."""
 
     id: int
     name: str
@@ -121,7 +122,7 @@ class Parent(NamedTuple):
 
 
 class Listed(NamedTuple):
-    """A run in the list. A damaged one has a problem in its place and hides no other.
+    """A run in the list. For a damaged run, problem says what is wrong; it hides no other run.
 
     reason as in Status; size in bytes and growth in bytes an hour, of a run that trains, where they were asked for.
     """

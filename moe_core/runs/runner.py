@@ -24,10 +24,10 @@ from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs
 
-LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that looks like another
-RUN_ID = r"\w[\w.-]{0,99}"  # of a folder, a link, and a socket's path
+LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is easily mistaken for another
+RUN_ID = r"\w[\w.-]{0,99}"  # it is part of a folder's name, a link, and a socket's path
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
-ENDING = 60.0  # and for one that answers
+ENDING = 60.0  # the same for a trainer that still answers
 
 
 def new_id(runs: str | Path | None, config: Config) -> str:
@@ -49,7 +49,7 @@ def checked_id(run_id: str) -> str:
 
 
 def flags(config: Config, knobs: Knobs) -> list[str]:
-    """The command line that says the same: every field, by name. `train` reads it back."""
+    """The command line of these settings: every field, by name. `train` reads it back."""
     words: list[str] = []
     for settings in (config, knobs):
         for f in fields(settings):
@@ -70,9 +70,9 @@ def cores() -> int:
 
 
 def environment() -> dict[str, str]:
-    """The trainer's: memory is kept instead of returned to the system, which took a third of a small model's step."""
-    kept = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
-    return {**kept, **os.environ}
+    """The trainer's environment: malloc keeps memory instead of returning it, which took a third of a small model's step."""
+    malloc = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
+    return {**malloc, **os.environ}
 
 
 def start(
@@ -82,7 +82,8 @@ def start(
     who: str = "dashboard",
     run_id: str | None = None,
 ) -> str:
-    """Start a trainer in a session of its own and return its run's id at once. Its words go to trainer.log beside run.db."""
+    """Start a trainer in a session of its own and return its run's id at once. What it prints goes to trainer.log beside
+    run.db."""
     folder = runs_folder(runs).absolute()
     run_id = run_id or new_id(folder, config)
     (folder / run_id).mkdir(parents=True)
@@ -92,7 +93,7 @@ def start(
 
 
 def whole_paths(config: Config) -> Config:
-    """The same data wherever a trainer works: one that resumes a run may be started from another folder."""
+    """The config with absolute paths of its data: a trainer that resumes the run may be started from another folder."""
     text = tuple(os.path.abspath(path) for path in config.text)
     return replace(config, text=text, data=config.data and os.path.abspath(config.data))
 
@@ -109,21 +110,23 @@ def fork(
 ) -> str:
     """Start a trainer that goes on from step `at` of a run with some knobs turned; its run's id at once.
 
-    The new run lies beside its parent, unless `runs` says where; moved: where the run's data lie now. ValueError, and nothing is written, as branch_off says.
+    The new run lies beside its parent, unless `runs` says where; moved: the present paths of the run's data. ValueError,
+    and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
     run_id = run_id or new_id(folder, run.config)
-    _go_on(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
+    _spawn_resume(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
     return run_id
 
 
 def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
     """Start a trainer that resumes a run that has ended or was interrupted. StoreError if one trains it already."""
-    _go_on(run.path.absolute(), hold_lock(run.path), steps, who)
+    _spawn_resume(run.path.absolute(), hold_lock(run.path), steps, who)
 
 
-def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}) -> None:
-    """The lock is handed to the trainer, so that the run never looks as if nobody cared for it."""
+def _spawn_resume(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}) -> None:
+    """Start the trainer, which inherits the lock: there is no moment in which nobody holds it and the run looks
+    interrupted."""
     try:
         words = ["train", "--resume", str(folder), "--lock", str(lock), "--who", who]
         words += [] if steps is None else ["--steps", str(steps)]
@@ -136,7 +139,8 @@ def _go_on(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[
 
 
 def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ()) -> None:
-    """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process; known here by its name."""
+    """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process. It is kept in _children
+    under its name."""
     try:
         out = open(log, "ab", opener=lambda path, flags: os.open(path, flags | OURS, 0o644))  # noqa: SIM115
     except OSError as error:
@@ -154,7 +158,7 @@ def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ())
         )
 
 
-# What this process started, so that a process which ended is not left as a zombie.
+# The processes that this one started, so that none is left as a zombie when it ends.
 _children: dict[str, subprocess.Popen[bytes]] = {}
 
 
@@ -165,7 +169,7 @@ def is_running(name: str, runs: str | Path | None = None) -> bool:
 
 
 def end_child(name: str, patience: float = PATIENCE) -> None:
-    """End a child that has no record yet by which it could be asked: SIGTERM, and after patience seconds SIGKILL."""
+    """End a child that has no record yet, and so cannot be sent a stop: SIGTERM, and after patience seconds SIGKILL."""
     process = _children.get(name)
     if process is None or process.poll() is not None:
         return
@@ -184,7 +188,7 @@ def reap() -> None:
 
 
 def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = None) -> Run:
-    """The run once its trainer has made it. StoreError with the trainer's last words if it ends before, or takes too long."""
+    """The run, once its trainer has created it. StoreError with the trainer's last words if it ends before, or takes too long."""
     folder = runs_folder(runs) / run_id
     until = time.monotonic() + timeout
     while not (folder / "run.db").exists():
@@ -197,64 +201,64 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has; to one that does not answer for patience seconds SIGTERM, and after as
-    many again SIGKILL, to its own process only. Returns "" if it obeyed, else the signal that ended it."""
+    many again SIGKILL, to its own process only. Returns "" if it obeyed, else the name of the signal that ended it."""
     if not is_alive(run.path):
         return ""
-    asked = 0
-    with contextlib.suppress(StoreError):  # a frozen one may keep everybody from writing
-        asked = run.command("stop", who)
-    return _see_it_end(run, asked, PATIENCE if patience is None else patience)
+    command = 0
+    with contextlib.suppress(StoreError):  # a frozen trainer may keep everybody from writing
+        command = run.command("stop", who)
+    return _wait_for_end(run, command, PATIENCE if patience is None else patience)
 
 
 def stop_later(run: Run, who: str = "dashboard") -> None:
-    """As stop(), but a thread does the waiting."""
-    asked = run.command("stop", who)
+    """As stop(), but returns at once: a thread waits."""
+    command = run.command("stop", who)
 
-    def see() -> None:
+    def wait() -> None:
         with contextlib.suppress(StoreError):  # the page then shows that it does not answer
-            own = Run(run.path)
+            reader = Run(run.path)
             try:
-                _see_it_end(own, asked, PATIENCE)
+                _wait_for_end(reader, command, PATIENCE)
             finally:
-                own.close()
+                reader.close()
 
-    threading.Thread(target=see, name=f"stop {run.id}", daemon=True).start()
+    threading.Thread(target=wait, name=f"stop {run.id}", daemon=True).start()
 
 
-def _see_it_end(run: Run, asked: int, patience: float) -> str:
-    if _ended_within(run, asked, patience):
+def _wait_for_end(run: Run, command: int, patience: float) -> str:
+    if _ended_within(run, command, patience):
         return ""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not (pid := trainer_of(run)):
             break
         os.kill(pid, number)
-        if _ended_within(run, asked, patience):
+        if _ended_within(run, command, patience):
             return number.name
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
 
 
 def trainer_of(run: Run) -> int:
-    """The process that trains a run, if it is one of ours; else 0. Its lock says which; where it does not, its record does."""
+    """The process that trains a run, if it is one of ours; else 0. The lock's file names it, else the record does."""
     named = holder(run.path / "lock")
     pid = run.status().pid if named is None else named
     return pid if is_alive(run.path) and is_ours(pid, "train", "fork") else 0
 
 
-def _ended_within(run: Run, asked: int, patience: float) -> bool:
-    """Whether the trainer ends within patience seconds. One that gives signs of life, or has obeyed, has ENDING seconds: a
-    step, or a checkpoint on a slow disk, may take its time."""
+def _ended_within(run: Run, command: int, patience: float) -> bool:
+    """Whether the trainer ends within patience seconds. One whose heartbeat goes on, or that has obeyed, is given ENDING
+    seconds: a step, or a checkpoint on a slow disk, may take long."""
     began = time.monotonic()
     while is_alive(run.path):
         status = run.status()
         if status.state in ENDED:
             run.close()  # or it could not seal its file
         waited = time.monotonic() - began
-        if waited > patience and (waited > ENDING or not _answers(run, asked, status, patience)):
+        if waited > patience and (waited > ENDING or not _answers(run, command, status, patience)):
             return False
         time.sleep(0.02)
     return True
 
 
-def _answers(run: Run, asked: int, status: Status, patience: float) -> bool:
-    obeyed = any(command.id == asked and command.step is not None for command in run.commands())
+def _answers(run: Run, command: int, status: Status, patience: float) -> bool:
+    obeyed = any(row.id == command and row.step is not None for row in run.commands())
     return obeyed or status.heartbeat_age < patience

@@ -1,4 +1,4 @@
-"""A script: which knob is turned at which step. What a person writes by hand, and what a run's record amounts to.
+"""A script: which knob is turned at which step. A person writes one by hand, or it is exported from a run's record.
 
 One line a step, `STEP knob=value knob=value`, in rising order; `#` begins a comment.
 """
@@ -10,7 +10,7 @@ from typing import Any
 from moe_core.runs.limits import LINE
 from moe_core.runs.runner import flags
 from moe_core.runs.source import Record
-from moe_core.runs.turns import checked, own
+from moe_core.runs.turns import as_knobs, check_changes
 from moe_core.schema import Config, Knobs, shortened, whole
 
 Script = list[tuple[int, str, float | str]]
@@ -20,7 +20,7 @@ def script_of(run: Record) -> str:
     """The changes that took effect in a run, as a script. Trained with the command in its heading, it gives the same losses."""
     run.check_turns()
     config = replace(run.config, threads=int(run.facts.get("threads", run.config.threads)), steps=run.steps()[1])
-    command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, own(run.started_knobs))])
+    command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, as_knobs(run.started_knobs))])
     lines = [
         f"# The knob changes of {run.id}, up to step {config.steps}. To train it again:",
         f"# {command} --script FILE",
@@ -29,21 +29,23 @@ def script_of(run: Record) -> str:
     for change in run.knob_changes():
         if change.step is not None and change.step <= config.steps:  # a live run goes on meanwhile
             values = by_step.setdefault(change.step, {})
-            values.pop(change.name, None)  # of several turns of a knob the last acted, and stands where it was made
+            # Of several turns of a knob only the last took effect; its place in the order is kept.
+            values.pop(change.name, None)
             values[change.name] = change.value
     for step, values in sorted(by_step.items()):
-        words = (f"{name}={shlex.quote(written(value))}" for name, value in values.items())
+        words = (f"{name}={shlex.quote(exact_word(value))}" for name, value in values.items())
         lines.append(f"{step} {' '.join(words)}")
     return "\n".join(lines) + "\n"
 
 
-def written(value: float | str) -> str:
-    """A value so that it reads back the same, to the last bit."""
+def exact_word(value: float | str) -> str:
+    """A value as a word that reads back as the same value, to the last bit."""
     return value if isinstance(value, str) else str(int(value)) if value == int(value) else repr(float(value))
 
 
 def read_script(text: str, config: Config, knobs: Knobs) -> Script:
-    """(step, knob, value) in order. ValueError, with the line, for what a run that starts so could not take."""
+    """(step, knob, value) in order. ValueError, with the line's number, for a change that a run with this start could not
+    take."""
     script: Script = []
     for number, line in enumerate(text.splitlines(), 1):
         try:
@@ -69,11 +71,11 @@ def _changes(words: list[str], config: Config, knobs: Knobs, after: int) -> Scri
         raise ValueError(f"wanted a step and changes, such as 120 noise=0.5 k=1, got {given!r}") from None
     if step <= after:
         raise ValueError(
-            f"the step must be above {after}, got {step}; put a step's changes on one line, in rising order"
+            f"the step must be above {after}, got {step}; write each step's changes on one line, and the steps in rising order"
         )
     if config.steps and step > config.steps:
         raise ValueError(f"step {step} is beyond the last, {config.steps}; raise --steps or leave the line out")
-    return [(step, name, value) for name, value in checked(config, changes_of(words[1:]), knobs).items()]
+    return [(step, name, value) for name, value in check_changes(config, changes_of(words[1:]), knobs).items()]
 
 
 def changes_of(words: list[str]) -> dict[str, str]:

@@ -14,9 +14,10 @@ def thin(steps: Steps, values: Values, bins: int) -> tuple[Steps, Values]:
     """At most about 2 x bins rows, each column's minimum and maximum of every bin in their order of occurrence.
 
     steps (N,), ascending; values (N,) or (N, C). Rows are halved in groups of four until few enough are left; the
-    groups lie on multiples of absolute steps, so that a bin, once full, stays as it is while a run grows. Halving what
-    was halved before gives the same as halving once more at once. NaN is a gap: it is kept only where a group has
-    nothing else. What does not fill a group at either end stays as recorded, the last row always: a chart ends at now.
+    groups lie on multiples of absolute steps, so that a bin, once full, stays as it is while a run grows. Thinning a
+    thinned history again gives the same as thinning the original to that size. NaN is a gap: it is kept only where a group
+    has nothing else. Rows at either end that do not fill a group stay as recorded, the last row always: a chart ends at the
+    present step.
     """
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
@@ -39,7 +40,7 @@ def _halve(steps: Steps, values: Values, spacing: int) -> tuple[Steps, Values]:
     aligned = np.flatnonzero((steps[:-4] % span == 0) & (steps[3:-1] - steps[:-4] == 3 * spacing))
     if len(aligned) == 0:
         return steps, values
-    # The groups follow one another: what is not full yet, or was never whole, lies before the first or after the last.
+    # The full groups follow one another: rows of incomplete groups lie before the first or after the last of them.
     start = int(aligned[0])
     count = int(np.argmin(np.append(aligned == start + 4 * np.arange(len(aligned)), False)))
     end = start + 4 * count

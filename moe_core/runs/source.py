@@ -1,5 +1,5 @@
 """What figures, pages, exports and the diagnosis read: a run on the disk, one in memory, one that starts, or several laid
-over each other. They know nothing else of where the numbers come from.
+over each other. They do not know which of these it is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,8 +19,8 @@ Snapshot = tuple[int, dict[str, NDArray[Any]]]
 
 
 class At(NamedTuple):
-    """What is asked of a source. layer: from 0; step: the one looked at, None being the last; span: the first and last step of
-    the visible range, None being all; bins: about how many points a line may have, None being every step."""
+    """Which numbers a source is asked for. layer: from 0; step: the chosen step, None being the last; span: the first and
+    last step of the visible range, None being all; bins: about how many points a line may have, None being every step."""
 
     layer: int = 0
     step: int | None = None
@@ -58,10 +58,10 @@ class Source(Protocol):
 
     @property
     def knobs(self) -> KnobValues:
-        """Where every knob stands: the start, and all turns since, taken effect or not."""
+        """Every knob's latest value: of its last turn, whether it took effect yet or not, or of the start."""
 
     def knobs_at(self, step: int) -> KnobValues:
-        """The knobs that acted in a step; for 0, those that the run started with."""
+        """The knobs in force in a step; for 0, those that the run started with."""
 
     def knob_changes(self) -> Sequence[KnobChange]:
         """Every turn, in order."""
@@ -79,7 +79,7 @@ class Source(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """(steps (n,), values (n,) or (n, E)) of a statistic, from step `first` to `last`, both included.
 
-        bins: thin to about that many bins of minimum and maximum. StoreError for a statistic that this run has not.
+        bins: thin to about that many bins of minimum and maximum. StoreError for a statistic that this run does not have.
         """
 
     def evals(self, after: int = 0) -> Sequence[Eval]:
@@ -98,18 +98,19 @@ class Source(Protocol):
         """The probe's experts (L, N, K) of the snapshot taken at exactly this step; None if it is damaged or not there."""
 
     def ablation(self) -> Ablation | None:
-        """What `ablate` measured last; None if it has not."""
+        """The last result of `ablate`; None if there is none."""
 
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""
 
 
 class Record(Source, Protocol):
-    """A source that is read from the disk, with what its file says beside the numbers."""
+    """A source that is read from the disk, with the other contents of its file."""
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """What the numbers depend on beside the settings: device, threads, versions, when it was made, how data were read."""
+        """What the numbers depend on beside the settings: device, threads, versions, the time of creation, how data were
+        read."""
 
     @property
     def config(self) -> Config:
@@ -124,17 +125,17 @@ class Record(Source, Protocol):
 
     @property
     def damage(self) -> list[str]:
-        """What was found damaged in all that was read so far, a line each."""
+        """The damage in all that was read so far, a line each."""
 
     def look_over(self) -> list[str]:
-        """Read whatever is small, so that `damage` knows of it."""
+        """Read everything that is small, so that `damage` lists what is wrong with it."""
 
     def check_turns(self) -> None:
         """StoreError if the knob changes are not all what was written."""
 
 
 class Beside:
-    """A source with what was chosen in it and the runs laid over it; all else is the source's own."""
+    """A source with the choices of a page and the runs laid over it; all else is the source's own."""
 
     def __init__(self, run: Source, options: Mapping[str, Any], others: Sequence[Source] = ()) -> None:
         self.run, self.options, self.others = run, options, others

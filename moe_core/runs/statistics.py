@@ -1,8 +1,9 @@
 """The statistics that follow from importance, load and counts: computed when read, in this one place.
 
-An expert that a person switched off is no failure of the gate: each statistic is over the experts that are on at its step.
+An expert that a person switched off is not a failure of the gate: each statistic is over the experts that are on at its
+step.
 
-Shapes: N steps, E experts. `load_NE` is (N, E). All are finite: E = 1 and an expert that has it all included.
+Shapes: N steps, E experts. `load_NE` is (N, E). All are finite, also for E = 1 and where one expert has everything.
 """
 
 import math
@@ -152,7 +153,8 @@ Counts = Callable[[int, int, int], NDArray[Any]]
 def off_spans(experts_L: Sequence[int], started: KnobValues, changes: Sequence[Any], counts: Counts) -> tuple[Off, ...]:
     """Which experts were switched off, and when, by the knob `off`; nothing of a run without that knob.
 
-    experts_L: how many experts each layer has; changes: as they took effect; counts: how the run was before each.
+    experts_L: how many experts each layer has; changes: as they took effect; counts: reads a layer's selections of a span
+    of steps.
     """
     off = str(getattr(started, "off", ""))
     if not off and not any(change.name == "off" for change in changes):
@@ -160,14 +162,14 @@ def off_spans(experts_L: Sequence[int], started: KnobValues, changes: Sequence[A
     turned = {0: off}
     for change in sorted((c for c in changes if c.name == "off" and c.step is not None), key=lambda c: (c.step, c.id)):
         turned[change.step] = str(change.value)
-    found, since = list[Off](), dict[tuple[int, int], int]()
+    spans, since = list[Off](), dict[tuple[int, int], int]()
     for step, text in (turned | {FOR_EVER: ""}).items():
         now = {(layer, expert) for layer, named in enumerate(switched_off(experts_L, text)) for expert in named}
         for layer, expert in sorted(since.keys() - now):
             first = since.pop((layer, expert))
-            found.append(Off(layer, expert, first, step, dead_from(expert, first, counts, layer)))
+            spans.append(Off(layer, expert, first, step, dead_from(expert, first, counts, layer)))
         since |= dict.fromkeys(now - since.keys(), step)
-    return tuple(found)
+    return tuple(spans)
 
 
 def dead_from(expert: int, first: int, counts: Counts, layer: int) -> int:
@@ -180,8 +182,8 @@ def dead_from(expert: int, first: int, counts: Counts, layer: int) -> int:
 
 
 def on_mask(spans: Sequence[Off], layer: int, steps_N: NDArray[np.integer], num_experts: int) -> Flags | None:
-    """(N, E) which experts of a layer take part in these steps; None where all do. Where none
-    would, all do, since a gate needs one."""
+    """(N, E) which experts of a layer are on in these steps; None if all always are. In a step with all
+    off, all count as on, since a gate needs one."""
     own = [off for off in spans if off.layer == layer]
     if not own:
         return None

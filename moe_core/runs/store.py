@@ -20,13 +20,9 @@ from moe_core.runs.blocks import Blocks
 from moe_core.runs.checked import CheckedRows, State
 from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.columns import pick, read_layout
-from moe_core.runs.database import (
-    StoreError,
-    is_alive,
-    seal_left,
-)
+from moe_core.runs.database import StoreError, is_alive, seal_unsealed
 from moe_core.runs.file import File
-from moe_core.runs.identity import changed_by, finite, identity_of
+from moe_core.runs.identity import changed_by, identity_of, read_time
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
@@ -49,11 +45,11 @@ from moe_core.runs.source import Source
 from moe_core.runs.statistics import Off, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
-from moe_core.runs.turns import checked, checked_by, insert_turns, knobs_after, own
+from moe_core.runs.turns import as_knobs, check_changes, check_declared, insert_turns, knobs_after
 from moe_core.schema import STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
 
 COMMAND = ("id", "name", "who", "at", "step", "result")
-LATELY = 200  # steps by which it is said how fast a record grows
+GROWTH_STEPS = 200  # the last steps, by which growth() measures
 
 
 class Run:
@@ -62,12 +58,12 @@ class Run:
     Every read is one query, fetched whole: a reader that stayed in a transaction would make the log grow.
     """
 
-    options: Mapping[str, Any] = MappingProxyType({})  # nothing is chosen in it,
-    others: Sequence[Source] = ()  # and nothing laid over it
+    options: Mapping[str, Any] = MappingProxyType({})  # as a Source: a run by itself has no choices of a page,
+    others: Sequence[Source] = ()  # and no runs laid over it
 
     def __init__(self, folder: Path, limit: float | None = None) -> None:
         self.path = folder
-        self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and what they left off
+        self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and their spans
         self.file = File(folder, limit)
         self.query, self.write = self.file.query, self.file.write
         try:
@@ -84,9 +80,9 @@ class Run:
                 self.about, self.layout, unpack_arrays(probe)
             )
             for session in self.sessions():
-                self._go_on(changed_by(session))
+                self._apply_session(changed_by(session))
             self.labels = {str(name): [str(value) for value in values] for name, values in self.about["labels"].items()}
-            self.facts: dict[str, Any] = {**self.about["facts"], "created": finite(self.about["created"])}
+            self.facts: dict[str, Any] = {**self.about["facts"], "created": read_time(self.about["created"])}
         except StoreError:
             self.close()
             raise
@@ -109,15 +105,19 @@ class Run:
 
     @property
     def config(self) -> Config:
-        """What our trainer trains this run with. StoreError for a run that it cannot train."""
+        """The settings that our trainer trains this run with. StoreError for a run that it cannot train."""
         if self._config is None:
-            version = self.facts.get("versions", {}).get("moescope", "another")
             why = "with knobs or settings that this version does not know" if self.trained else "by another program"
             raise StoreError(
-                f"run {self.id} was recorded {why} (version {version}): it can be looked at and exported, but only what "
-                f"recorded it can train it"
+                f"run {self.id} was recorded {why} (version {self._version}): it can be viewed and exported, but only the "
+                f"program that recorded it can train it"
             )
         return self._config
+
+    @property
+    def _version(self) -> str:
+        """The version of MoEscope that recorded this run."""
+        return str(self.facts.get("versions", {}).get("moescope", "another"))
 
     @property
     def trainable(self) -> bool:
@@ -129,7 +129,7 @@ class Run:
         """Whether our trainer, of whatever version, recorded this run."""
         return self.description.origin == "trained"
 
-    def _go_on(self, changed: dict[str, Any]) -> None:
+    def _apply_session(self, changed: dict[str, Any]) -> None:
         """Take in what a session changed of the run's settings."""
         self._config = self._config and replace(self._config, **changed)
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
@@ -139,7 +139,7 @@ class Run:
         state = self.checked.check_end()
         if state and state.state in ENDED and not self.damage:
             self.close()
-            seal_left(self.path)
+            seal_unsealed(self.path)
 
     def check_layout(self) -> None:
         """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
@@ -148,9 +148,8 @@ class Run:
         """
         names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
         if self.layout != columns_of(self.description.experts, names):
-            version = self.facts.get("versions", {}).get("moescope", "another")
             raise StoreError(
-                f"run {self.id} was recorded with other statistics, by version {version}, and cannot be resumed; "
+                f"run {self.id} was recorded with other statistics, by version {self._version}, and cannot be resumed; "
                 f"replay it, or train anew from its exported script"
             )
 
@@ -158,15 +157,16 @@ class Run:
         """Let go of the file, so that it can be sealed. A later read opens it again."""
         self.file.close()
 
-    # How it stands
+    # State and damage
 
     @property
     def damage(self) -> list[str]:
-        """What was found damaged in all that was read so far, a line each. The rest can be read."""
+        """The damage in all that was read so far, a line each. The rest can be read."""
         return [f"run {self.id} is damaged: {line}" for line in list(self.checked.damage.values())]
 
     def look_over(self) -> list[str]:
-        """Read whatever is small, so that `damage` knows of it: all but blocks, snapshots and checkpoints."""
+        """Read everything that is small, so that `damage` lists what is wrong with it: all but blocks, snapshots and
+        checkpoints."""
         self.status()
         self.evals()
         self.knob_changes()
@@ -182,27 +182,28 @@ class Run:
 
     @property
     def state(self) -> str:
-        """starting, training, paused, finished, stopped, failed; interrupted if the trainer died without a word."""
+        """starting, training, paused, finished, stopped, failed; interrupted if the trainer ended without writing its
+        state."""
         return self.status().state
 
     def status(self) -> Status:
-        stands = self._stands()
-        if stands.state not in ENDED and not is_alive(self.path):
-            stands = self._stands()  # it may have ended between the two looks
-            if stands.state not in ENDED:
-                reason = stands.reason if self.damage else last_problem(self.path, stands.heartbeat)
-                stands = stands._replace(state="interrupted", reason=reason)
-        reason = shortened(stands.reason, REASON)
-        return Status(stands.state, stands.step, reason, time.time() - stands.heartbeat, stands.pid)
+        row = self._read_state()
+        if row.state not in ENDED and not is_alive(self.path):
+            row = self._read_state()  # the trainer may have ended between the two reads
+            if row.state not in ENDED:
+                reason = row.reason if self.damage else last_problem(self.path, row.heartbeat)
+                row = row._replace(state="interrupted", reason=reason)
+        reason = shortened(row.reason, REASON)
+        return Status(row.state, row.step, reason, time.time() - row.heartbeat, row.pid)
 
-    def _stands(self) -> State:
-        """The state as its trainer wrote it; if that is damaged, what can be said without it."""
-        found = self.checked.check_end()
-        if found is None and self.checked.version() >= SUMMED:
+    def _read_state(self) -> State:
+        """The state's row as the trainer wrote it; if that is damaged, one derived from the blocks."""
+        row = self.checked.check_end()
+        if row is None and self.checked.version() >= SUMMED:
             return State("training", self._blocks.ends()[1], self.checked.damage["state"], 0, time.time(), {})
-        if found is None or found.state not in STATES or not math.isfinite(found.heartbeat):
+        if row is None or row.state not in STATES or not math.isfinite(row.heartbeat):
             raise StoreError(f"run {self.path.name} is damaged: its state is not one that a trainer writes")
-        return found
+        return row
 
     def steps(self) -> tuple[int, int]:
         """The first and last committed step; (0, 0) when there is none."""
@@ -213,11 +214,11 @@ class Run:
 
     @property
     def knobs(self) -> KnobValues:
-        """Where every knob stands: the start, and all turns since, taken effect or not."""
+        """Every knob's latest value: of its last turn, whether it took effect yet or not, or of the start."""
         return knobs_after(self.started_knobs, self.knob_changes())
 
     def knobs_at(self, step: int) -> KnobValues:
-        """The knobs that acted in a step; for 0, those that the run started with."""
+        """The knobs in force in a step; for 0, those that the run started with."""
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
@@ -234,16 +235,10 @@ class Run:
 
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
-        rows = self.checked.rows("evals", after)
+        experts, rows = self.description.experts, self.checked.rows("evals", after)
         try:
             return [
-                evaluation(
-                    self.description.experts,
-                    row["id"],
-                    row["step"],
-                    read_json(row["metrics"], finite=False),
-                    row["text"],
-                )
+                evaluation(experts, row["id"], row["step"], read_json(row["metrics"], finite=False), row["text"])
                 for row in rows
             ]
         except (ValueError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
@@ -270,7 +265,7 @@ class Run:
     def blocks(self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1) -> list[Block]:
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
-        most: how many at once, -1 being all. StoreError if one is not what was written, is missing, or is out of its place.
+        most: how many at once, -1 being all. StoreError if one is not what was written, is missing, or out of place.
         """
         return self._blocks.read(after, first, last, most)
 
@@ -339,7 +334,7 @@ class Run:
         return np.asarray(snapshot[1]["experts"]) if snapshot and snapshot[0] == step else None
 
     def throughput_file(self) -> Path:
-        """Where the throughput of a layer of this run's shape is measured to. StoreError for a layer that is not ours."""
+        """The file of the throughput measurement for a layer of this run's shape. StoreError for a layer that is not our trainer's."""
         device, threads = str(self.facts.get("device", "cpu")), int(self.facts.get("threads", 1) or 1)
         return bench_file(self.path.parent, self.config, int(self.knobs.k), device, threads)
 
@@ -359,29 +354,29 @@ class Run:
         last, inherited = self.steps()[1], self.parent.step if self.parent else 0
         if last <= inherited or self.state != "training":
             return 0.0
-        _, seconds = self.history("seconds", first=max(inherited + 1, last - LATELY))
-        blocks = self.blocks(first=max(1, last - LATELY))
+        _, seconds = self.history("seconds", first=max(inherited + 1, last - GROWTH_STEPS))
+        blocks = self.blocks(first=max(1, last - GROWTH_STEPS))
         taken, steps = sum(block.size + 64 for block in blocks), sum(len(block.rows) for block in blocks)
         return 3600 * taken / (steps * max(float(seconds.mean()), 1e-9)) if taken else 0.0
 
-    # What anyone may ask of it
+    # Writing: knob changes and commands, by anyone
 
     def turn(
         self, who: str = "script", changes: Mapping[str, float | str] = MappingProxyType({}), **more: float | str
     ) -> int:
         """Turn one or more knobs: each takes effect at the top of the trainer's next step. The last row's id.
 
-        changes: knobs by name, as a person wrote them; a mapping, so that one called "who" is refused like any other that
-        is not a knob. A knob that has the value already is left as it is. ValueError, and nothing is turned, if one of
-        them is unknown or out of range.
+        changes: knobs by name, as a person wrote them; a mapping, so that a knob called "who" is refused like any other
+        unknown one. A knob that has the value already is left as it is. ValueError, and nothing is turned, if one of them
+        is unknown or out of range.
         """
         knobs = {**changes, **more}
         if not knobs:
             raise StoreError("turn needs a knob, for example turn(noise=0.5)")
         if self._config is None:
-            values = checked_by(self.description, knobs)
-        else:  # where the others stand is read only where it matters: a drag turns 20 times a second
-            values = checked(self._config, knobs, own(self.knobs) if TOGETHER & knobs.keys() else None)
+            values = check_declared(self.description, knobs)
+        else:  # the other knobs' values are read only where they matter: a drag turns 20 times a second
+            values = check_changes(self._config, knobs, as_knobs(self.knobs) if TOGETHER & knobs.keys() else None)
         id = self.write(lambda db: insert_turns(db, self.started_knobs, values, who))
         raise_asked(self.path, self.chain, turns=id)
         return id
@@ -390,9 +385,9 @@ class Run:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
         if name not in COMMANDS:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
-        if (deed := "pause" if name == "resume" else name) not in self.description.obeys:
+        if (needed := "pause" if name == "resume" else name) not in self.description.obeys:
             able = ", ".join(self.description.obeys) or "nothing"
-            raise StoreError(f"what records run {self.id} does not obey {deed}; it obeys {able}")
+            raise StoreError(f"the program that records run {self.id} does not obey {needed}; it obeys {able}")
         id = self.write(lambda db: insert(db, "commands", {"name": name, "who": who, "at": time.time()}))
         raise_asked(self.path, self.chain, commands=id)
         return id

@@ -1,5 +1,5 @@
-"""What each row of a run's record is checked against, beside the chains of steps and of turns: a sum of its own, and the
-state's account of how many rows there must be. Written here, checked in runs/checked.py.
+"""What each row of a run's record is checked against, beside the chains of blocks and of turns: a checksum of its own, and
+the numbers of rows in the state. Written here, checked in runs/checked.py.
 """
 
 import json
@@ -17,18 +17,19 @@ NOTHING_HELD = {"commits": 0, "blocks": 0, "evals": 0, "applied": 0, "knobs": 0,
 
 
 def row_sum(table: str, row: Mapping[str, Any]) -> bytes:
-    """The sum of a row, over its names and values where there is a value: a column that comes later changes none."""
+    """The checksum of a row, over the names and values that are not None, so that a column added later changes no
+    checksum."""
     return link(START, table, *(part for name in sorted(row) if row[name] is not None for part in (name, row[name])))
 
 
 def snapshot_mark(id: int, step: int, kind: str) -> int:
-    """The mark of one snapshot. The exclusive or of all marks tells whether the list of snapshots is whole."""
+    """The mark of one snapshot. The exclusive or of all marks shows whether the list of snapshots is complete."""
     return int.from_bytes(link(START, "snapshot", id, step, kind)[:8])
 
 
 @cache
 def columns_of(table: str, version: int) -> tuple[str, ...]:
-    """What a row of a table holds in a file of a version, without its sum."""
+    """The columns of a table in a file of a version, without the checksum."""
     db = sqlite3.connect(":memory:")
     db.executescript("".join(MIGRATIONS[:version]))
     names = [row[1] for row in db.execute(f"PRAGMA table_info({table})")]
@@ -40,7 +41,7 @@ def insert(db: sqlite3.Connection, table: str, row: Mapping[str, Any]) -> int:
     """Add a row with its sum, in a transaction of the caller's; its id. The id follows the last unless it is given."""
     key = KEYS[table]
     full = {key: next_id(db, table), **row}
-    if version_of(db) >= SUMMED:  # a trainer of an earlier version may still be at work
+    if version_of(db) >= SUMMED:  # a trainer of an earlier version may still be running
         full["sum"] = row_sum(table, full)
     names, marks = ", ".join(full), ", ".join("?" * len(full))
     db.execute(f"INSERT OR REPLACE INTO {table} ({names}) VALUES ({marks})", list(full.values()))  # noqa: S608
@@ -52,7 +53,7 @@ def next_id(db: sqlite3.Connection, table: str) -> int:
 
 
 def answer(db: sqlite3.Connection, command: int, step: int, result: str) -> None:
-    """Write into a command's row what came of it."""
+    """Write the result into a command's row."""
     row = db.execute("SELECT name, who, at FROM commands WHERE id = ?", (command,)).fetchone()
     if row:
         name, who, at = row
@@ -60,14 +61,14 @@ def answer(db: sqlite3.Connection, command: int, step: int, result: str) -> None
 
 
 def put_state(db: sqlite3.Connection, row: Mapping[str, Any]) -> None:
-    """How the run stands, with what the record holds, in the place of what was there."""
+    """Replace the row of the run's state, with the numbers of rows that the record holds."""
     full = {**row, "held": json.dumps(row["held"])}
     full["sum"] = row_sum("state", full)
     db.execute(f"UPDATE state SET {', '.join(f'{name} = ?' for name in full)}", list(full.values()))  # noqa: S608
 
 
 def count(db: sqlite3.Connection) -> dict[str, int]:
-    """What a file holds, by its own tables: for one that is just made, or has no such account yet."""
+    """The numbers of rows in a file, counted in its tables: for a file that is new, or that has none in its state yet."""
     held = dict(NOTHING_HELD)
     for name in ("blocks", "evals", "knobs", "commands"):
         held[name] = db.execute(f"SELECT coalesce(max(id), 0) FROM {name}").fetchone()[0]  # noqa: S608
@@ -78,7 +79,7 @@ def count(db: sqlite3.Connection) -> dict[str, int]:
 
 
 def upgrade(db: sqlite3.Connection) -> None:
-    """Bring a file of an earlier version to this one, all or nothing. What it holds gets its sums as it is."""
+    """Bring a file of an earlier version to this one, all or nothing. Its rows get checksums as they are."""
     version = version_of(db)
     if version == len(MIGRATIONS):
         return
@@ -102,7 +103,7 @@ def statements(script: str) -> Iterator[str]:
 
 
 def add_sums(db: sqlite3.Connection) -> None:
-    """The sums of rows that were written without."""
+    """Add checksums to rows that were written without."""
     for table, key in KEYS.items():
         names = columns_of(table, len(MIGRATIONS))
         for (id,) in db.execute(f"SELECT {key} FROM {table}").fetchall():  # noqa: S608

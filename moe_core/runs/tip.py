@@ -1,8 +1,8 @@
-"""How far a run's log has gone, in a small file beside it: a flipped bit in a log silently ends it there, and nothing in
-the database would say so.
+"""How far a run's log goes, in a small file beside it: a flipped bit in a log silently ends it there, and nothing in the
+database would show it.
 
-It has two halves, each with a sum. One is the trainer's, written after each of its commits. The other belongs to those who
-turn knobs and give commands, and only rises.
+It has two halves, each with a checksum. The trainer writes one after each of its commits. Whoever turns knobs or gives
+commands writes the other, whose numbers only rise.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from moe_core.runs.locks import OURS
 
 NAME = "run.tip"
 HALF = struct.Struct("<qq16s")
-AGAIN = 3  # looks at a file that may just be being written
+READS = 3  # attempts, since the file may be in the middle of a write
 
 
 class Tip(NamedTuple):
@@ -47,21 +47,23 @@ def begin_tip(folder: Path, chain: bytes, step: int, turns: int) -> None:
 
 def write_trained(tip: int, chain: bytes, commits: int, step: int) -> None:
     """The trainer's half. chain: the run's, so that another run's tip is not taken for this one's."""
-    os.pwrite(tip, packed(chain, "trained", commits, step), 0)
+    os.pwrite(tip, pack(chain, "trained", commits, step), 0)
 
 
 def write_asked(tip: int, chain: bytes, turns: int, commands: int) -> None:
-    """The other half, whatever it was before."""
-    os.pwrite(tip, packed(chain, "asked", turns, commands), HALF.size)
+    """The half of those who turn knobs and give commands, whatever it was before."""
+    os.pwrite(tip, pack(chain, "asked", turns, commands), HALF.size)
 
 
 def raise_asked(folder: Path, chain: bytes, turns: int = 0, commands: int = 0) -> None:
-    """Note how many knob changes or commands are in the record. They are in it already, so a failure here does no harm."""
+    """Note how many knob changes or commands are in the record. The rows themselves are written already, so a failure here
+    does no harm."""
     with contextlib.suppress(OSError):
         tip = os.open(folder / NAME, os.O_RDWR | OURS)
         try:
-            fcntl.flock(tip, fcntl.LOCK_EX | fcntl.LOCK_NB)  # one who stopped while holding it must not stop the others
-            known = unpacked(chain, "asked", os.pread(tip, HALF.size, HALF.size))
+            # Without waiting: a frozen process that holds it must not stop the others.
+            fcntl.flock(tip, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            known = unpack(chain, "asked", os.pread(tip, HALF.size, HALF.size))
             if known:  # an earlier version's tip has no such half
                 write_asked(tip, chain, max(turns, known[0]), max(commands, known[1]))
         finally:
@@ -70,27 +72,27 @@ def raise_asked(folder: Path, chain: bytes, turns: int = 0, commands: int = 0) -
 
 def read_tip(folder: Path, chain: bytes) -> Tip | None:
     """The tip; None if it is missing or not what was written."""
-    for _ in range(AGAIN):
+    for _ in range(READS):
         try:
             data = read_side(folder / NAME, NOTE)
         except (OSError, ValueError):
             return None
-        trained = unpacked(chain, "trained", data[: HALF.size])
-        asked = unpacked(chain, "asked", data[HALF.size :])
+        trained = unpack(chain, "trained", data[: HALF.size])
+        asked = unpack(chain, "asked", data[HALF.size :])
         if trained and asked:
             return Tip(*trained, *asked)
     return None
 
 
-def packed(chain: bytes, half: str, first: int, second: int) -> bytes:
+def pack(chain: bytes, half: str, first: int, second: int) -> bytes:
     return HALF.pack(first, second, link(START, chain, half, first, second))
 
 
-def unpacked(chain: bytes, half: str, data: bytes) -> tuple[int, int] | None:
+def unpack(chain: bytes, half: str, data: bytes) -> tuple[int, int] | None:
     if len(data) != HALF.size:
         return None
     first, second, _ = HALF.unpack(data)
-    return (first, second) if data == packed(chain, half, first, second) else None
+    return (first, second) if data == pack(chain, half, first, second) else None
 
 
 def read_old_tip(folder: Path) -> tuple[int, int, bytes] | None:

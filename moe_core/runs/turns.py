@@ -1,4 +1,4 @@
-"""Turns of knobs: checked one by one, written as links of their own chain, and added up to where the knobs stand."""
+"""Turns of knobs: checked one by one, written as links of their own chain, and added up to the knobs' values at a step."""
 
 import sqlite3
 import time
@@ -11,31 +11,32 @@ from moe_core.runs.rows import KnobChange
 from moe_core.schema import Config, Description, Knobs, KnobValues, Values, as_dict, check_knob, from_dict
 
 Row = tuple[Any, ...]
-TURN = ("id", "name", "value", "previous", "who", "when")  # and behind it the row's link
+TURN = ("id", "name", "value", "previous", "who", "when")  # the fields of TURNS, which ends with the row's link
 TURNS = "SELECT id, name, value, previous, who, at, chain FROM knobs"
 
 
-def checked(config: Config, changes: Mapping[str, Any], stand: Knobs | None) -> dict[str, Any]:
-    """Knob changes of the knobs' own types, in the order given, each against what stands by then; ValueError for a bad one."""
+def check_changes(config: Config, changes: Mapping[str, Any], knobs: Knobs | None) -> dict[str, Any]:
+    """Knob changes of the knobs' own types, in the order given, each checked against the values after those before it;
+    ValueError for an invalid one. knobs: the values before, None to check each by itself."""
     values: dict[str, Any] = {}
     for name, value in changes.items():
-        values[name] = check_knob(config, name, value, stand)
-        stand = stand and replace(stand, **{name: values[name]})
+        values[name] = check_knob(config, name, value, knobs)
+        knobs = knobs and replace(knobs, **{name: values[name]})
     return values
 
 
-def own(knobs: KnobValues) -> Knobs:
-    """The knobs of a run that has our trainer's."""
+def as_knobs(knobs: KnobValues) -> Knobs:
+    """The values as Knobs, of a run that our trainer trains."""
     assert isinstance(knobs, Knobs)
     return knobs
 
 
-def checked_by(description: Description, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Knob changes of the types that a run declares for its own knobs; ValueError for a bad one."""
+def check_declared(description: Description, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Knob changes of the types that a run declares for its own knobs; ValueError for an invalid one."""
     for name in changes:
         if name not in description.knobs:
-            there = ", ".join(description.knobs) or "none"
-            raise ValueError(f"unknown knob {name!r}; there are: {there}")
+            names = ", ".join(description.knobs) or "none"
+            raise ValueError(f"unknown knob {name!r}; there are: {names}")
     return {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
 
 
@@ -70,21 +71,21 @@ def insert_turns(db: sqlite3.Connection, started: KnobValues, values: Mapping[st
 def whole_turns(
     rows: Sequence[Row], known: Mapping[int, Row], before: Row | None = None
 ) -> tuple[list[Row], list[int]]:
-    """Of rows (id, name, value, previous, who, at, chain) in order: those that are what was written, and the ids of others.
+    """Of rows (id, name, value, previous, who, at, chain) in order: those that are undamaged, and the ids of the others.
 
-    known: rows that were found whole before; before: the row that stands before the first, which is not looked at itself.
-    A row whose link was changed is named, and the next is linked to what its link must have been.
+    known: rows that were checked before; before: the row before the first, which is not checked itself. A row whose link was
+    changed is reported, and the next one is checked against the link that it must have had.
     """
     whole, bad = [], []
     last, links = (before[0], [before[-1]]) if before else (0, [START])
     for row in rows:
         id, kept = row[0], row[-1]
-        made = [kept] if known.get(id) == row else _links(row, links if id == last + 1 else [])
-        if kept in made:
+        valid = [kept] if known.get(id) == row else _links(row, links if id == last + 1 else [])
+        if kept in valid:
             whole.append(row)
         else:
             bad.append(id)
-        last, links = id, [kept] if kept in made else [kept, *made]
+        last, links = id, [kept] if kept in valid else [kept, *valid]
     return whole, bad
 
 

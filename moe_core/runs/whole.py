@@ -1,15 +1,16 @@
-"""Whether a run is whole: what it holds against the chains, sums and the tip that were written with it."""
+"""Whether a run is undamaged: its rows against the chains, the checksums and the tip that were written with them."""
 
 import hashlib
 from pathlib import Path
 
 from moe_core.runs.database import StoreError
 from moe_core.runs.limits import first_word, open_plain
+from moe_core.runs.rows import SNAPSHOT_KINDS
 from moe_core.runs.store import Run
 from moe_core.runs.sums import SUMMED
 from moe_core.runs.tip import read_old_tip
 
-NO_TIP = "run.tip is missing or damaged, so what was lost from the end would not be noticed"
+NO_TIP = "run.tip is missing or damaged, so steps lost at the end would not be noticed"
 
 
 def verify(run: Run) -> list[str]:
@@ -23,43 +24,44 @@ def record_findings(run: Run) -> list[str]:
 
     A run may train meanwhile. So how far it goes is read before what there must then be: the tip, the state, the rows.
     """
-    found = []
+    findings = []
     tip = run.checked.tip() if run.checked.version() >= SUMMED else read_old_tip(run.path)
     try:
         run.look_over()
-        for kind in ("probe", "choices", "full"):
+        for kind in SNAPSHOT_KINDS:
             for _, id in run.checked.snapshots(kind):
                 run.checked.snapshot(id)
     except StoreError as error:
-        found.append(str(error))
+        findings.append(str(error))
     try:
         blocks = run.blocks()
         if blocks and blocks[0].first != 1:
-            found.append(f"the first recorded step is {blocks[0].first}, not 1")
+            findings.append(f"the first recorded step is {blocks[0].first}, not 1")
         if blocks and tip is None:
-            found.append(NO_TIP)
+            findings.append(NO_TIP)
         if run.checked.version() < SUMMED and tip:
-            found += old_tip_findings(run, *tip)
+            findings += old_tip_findings(run, *tip)
         structure = [row[0] for row in run.query("PRAGMA integrity_check(1)")]
         if structure != ["ok"]:
-            found.append(f"the structure of run.db is damaged: {' '.join(structure[0].split())}")
+            findings.append(f"the structure of run.db is damaged: {' '.join(structure[0].split())}")
     except StoreError as error:
-        found.append(str(error))
-    return [*run.checked.damage.values(), *found]
+        findings.append(str(error))
+    return [*run.checked.damage.values(), *findings]
 
 
 def old_tip_findings(run: Run, step: int, blocks: int, chain: bytes) -> list[str]:
-    """What an earlier version's tip, read before, says of the record: its last step then, and that step's chain."""
+    """What is wrong by the tip of an earlier version, which was read before: its last step, number of blocks, and last
+    link."""
     last = run.steps()[1]
     if step > last:
-        return []  # steps are lost, as the state's reading says
-    there = run.query("SELECT first + n - 1, chain FROM blocks WHERE id = ?", (blocks,))
-    return [] if there == [(step, chain)] or not blocks else [NO_TIP]
+        return []  # lost steps are noted already, when the state is read
+    stored = run.query("SELECT first + n - 1, chain FROM blocks WHERE id = ?", (blocks,))
+    return [] if stored == [(step, chain)] or not blocks else [NO_TIP]
 
 
 def checkpoint_finding(path: Path) -> str:
-    """What is wrong with a checkpoint, or "". One that is replaced meanwhile is looked at again; one that is
-    thinned out meanwhile is left out."""
+    """What is wrong with a checkpoint, or "". One that is replaced meanwhile is read again; one that is
+    removed meanwhile is left out."""
     beside = path.with_name(path.name + ".sha256")
     for _ in range(3):
         try:

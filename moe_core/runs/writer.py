@@ -23,7 +23,7 @@ from moe_core.runs.database import (
     writing,
 )
 from moe_core.runs.locks import OURS, sign
-from moe_core.runs.log import leave_word
+from moe_core.runs.log import log_problem
 from moe_core.runs.room import disk_error, drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import Batch, Command, KnobChange, Pending
 from moe_core.runs.store import COMMAND, Run
@@ -34,26 +34,27 @@ from moe_core.runs.turns import TURN, TURNS, insert_turns, whole_turns
 
 WAL_PAGES = 1000  # the trainer moves the log into the database when it has grown to this
 STARTING = {"state": "starting", "step": 0, "reason": ""}
-SEAL_FOR = 5.0  # seconds to try for while readers let go
-ENDS = 4  # tries to write how a run ended
-READ_FOR = 5.0  # seconds for which what people ask for may be unreadable
-PACE = 1.0  # seconds of training that a commit counts for at most: a pause makes no snapshot older
+SEAL_FOR = 5.0  # seconds to try to seal the file, while readers close it
+END_TRIES = 4  # tries to write how a run ended
+READ_FOR = 5.0  # seconds for which knob changes and commands may be unreadable
+PACE = 1.0  # the most seconds of training that a commit counts for, so that a pause makes no snapshot older
 
 
 class RunWriter:
-    """The trainer's hold on its run. commit, beat and finish belong to one thread, pending to the training thread.
+    """Writes the record of the run that a trainer trains. commit, beat and finish belong to one thread, pending to the
+    training thread.
 
-    knob_seen and command_seen are the last row ids that the trainer took; pending() returns what lies beyond. A folder that
-    is renamed is followed: `folder` is where it lies now.
+    knob_seen and command_seen are the last row ids that the trainer took; pending() returns the later ones. If the
+    folder is renamed, `folder` follows it.
     """
 
     def __init__(self, folder: Path, lock: int) -> None:
         self.folder, self.lock = folder, lock
         self.knob_seen = self.command_seen = 0
-        self.resumed = 0  # the row that says that this trainer went on with the run, and how: to how many steps
+        self.resumed = 0  # the id of the commands row that records this trainer's resume; how: the settings in it
         self.how: Mapping[str, Any] = {}
-        self.put_off = ""  # why what follows a commit waits for the next one
-        self.unread = 0.0  # since when nothing could be read
+        self.put_off = ""  # why the work after a commit (tip and log) waits for the next one
+        self.unread = 0.0  # the time since which nothing could be read; 0: it can
         try:
             self._open(folder)
             self._read_progress()
@@ -62,7 +63,7 @@ class RunWriter:
             raise StoreError(f"run {folder.name} cannot be written: {error}") from error
 
     def _open(self, folder: Path) -> None:
-        sign(self.lock, os.getpid())  # whoever started this process may have held it before
+        sign(self.lock, os.getpid())  # it may still name the process that started this one
         self.place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self.files = {"lock": os.fstat(self.lock), "run.db": os.stat(folder / "run.db")}
         self.db = connect(folder / "run.db", write=True)
@@ -96,10 +97,10 @@ class RunWriter:
         (trained,) = self.db.execute("SELECT max(at) FROM snapshots WHERE typeof(at) = 'real'").fetchone()
         self.trained = self.thinned = trained if trained and math.isfinite(trained) else 0.0
         self.committed = time.monotonic()
-        self.moved = b"", 0  # which log was moved into the database last, and how many of its pages were there
+        self.moved = b"", 0  # the log that was moved into the database last, and its number of pages then
 
     def transact(self, act: Callable[[sqlite3.Connection], object] = lambda db: None, **state: Any) -> None:
-        """One transaction that changes the record and says what state the run is in. act() counts its rows in
+        """One transaction that changes the record and writes the run's state. act() counts the rows that it adds in
         self.held."""
         before, self.held = self.held, dict(self.held)
         try:
@@ -152,12 +153,13 @@ class RunWriter:
                 self.held["snapshots"] ^= thin_snapshots(db, self.trained)
 
         self.transact(act, step=step, **({"state": batch.state, "reason": batch.reason} if batch.state else {}))
-        # From here on the batch is in the record. What a full or broken disk prevents now is done later, and fails no commit.
+        # From here on the batch is in the record. What a full or broken disk prevents now is done later, and the commit
+        # does not fail.
         self.chain, self.blocks, self.step = chain, blocks, step
         self.after_commit()
 
     def after_commit(self) -> None:
-        """The tip and the log. What fails is put off to the next commit, and put_off says why."""
+        """The tip and the log. What fails waits for the next commit, and put_off says why."""
         try:
             self.write_tip()
             self._move_log()
@@ -170,12 +172,12 @@ class RunWriter:
         write_trained(self.tip, self.chain_of_run, self.held["commits"], self.step)
 
     def beat(self) -> None:
-        """Say that the trainer lives."""
+        """Write a heartbeat: the trainer is alive."""
         self.follow()
         self.transact()
 
     def follow(self) -> Path:
-        """The run's folder, where it lies now. FolderGone if there is none any more."""
+        """The run's folder at its present path. FolderGone if it is gone."""
         if not self._is_in(self.folder):
             folder = path_of(self.place)
             if folder is None or not self._is_in(folder):
@@ -190,7 +192,7 @@ class RunWriter:
 
     def _open_in(self, folder: Path) -> None:
         """The same file by its new path: SQLite makes and removes the files beside it by name. The new connections open it
-        before the old ones let go, since the last one to do so would end the log."""
+        before the old ones are closed, since closing the last connection would end the log."""
         opened = [connect(folder / "run.db", write=True) for _ in range(2)]
         try:
             for connection in opened:
@@ -213,7 +215,7 @@ class RunWriter:
 
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order. A damaged one is
-        not obeyed, and readers of the record say that it is damaged. What cannot be read for a moment is read later."""
+        not obeyed, and readers of the record note the damage. If they cannot be read now, they are read later."""
         if self.read_from != (folder := self.folder):
             self.reader.close()
             self.reader, self.read_from = connect(folder / "run.db"), folder
@@ -251,9 +253,9 @@ class RunWriter:
             run.close()
 
     def decide(self, who: str, seen: int, given: Collection[str], values: Mapping[str, float]) -> None:
-        """Turn knobs as was decided from how the given ones stood when the last turn that was seen had this row id.
+        """Turn knobs to values that were decided from the `given` knobs, as they were after the turn with row id `seen`.
 
-        If one of those has been turned since, nothing is turned: the later turn counts.
+        If one of the given knobs has been turned since, nothing is turned: the later turn counts.
         """
         run = Run(self.follow())
 
@@ -268,7 +270,7 @@ class RunWriter:
             run.close()
 
     def note(self, notes: Sequence[str]) -> None:
-        """What there is to say about how this trainer went on with the run."""
+        """Write the notes of this trainer's resume into the record."""
         result = json.dumps({**self.how, "notes": list(notes)})
         self.transact(lambda db: answer(db, self.resumed, self.step, result))
 
@@ -289,14 +291,14 @@ class RunWriter:
             if seal(self.db, SEAL_FOR):
                 (self.folder / "run.db-shm").unlink(missing_ok=True)  # of a folder that was renamed, SQLite leaves it
         except FolderGone:
-            problem = ""  # it was said, and there is no record that could say it
+            problem = ""  # it was reported, and there is no record left to write it into
         self.let_go()
         os.close(self.lock)
         return problem
 
     def _write_end(self, state: str, error: str) -> str:
         problem = ""
-        for at in range(ENDS):
+        for at in range(END_TRIES):
             time.sleep(0.1 * at)
             try:
                 self.transact(state=state, reason=error)
@@ -306,11 +308,11 @@ class RunWriter:
                 why = "the disk is full" if no_room(failure, self.folder) else str(failure)
                 problem = f"the record does not say how the run ended: {why}"
                 self.reopen(failure)
-        leave_word(self.folder, f"{state}: {error}" if error else state)
+        log_problem(self.folder, f"{state}: {error}" if error else state)
         return problem
 
     def let_go(self) -> None:
-        """Close what is open, but for the lock."""
+        """Close everything but the lock."""
         for name in ("reader", "guard", "db"):
             if hasattr(self, name):
                 getattr(self, name).close()
@@ -319,9 +321,11 @@ class RunWriter:
                 os.close(getattr(self, name))
 
     def _move_log(self) -> None:
-        """The log into the database once it has grown by WAL_PAGES; nobody else does, and nobody commits meanwhile.
+        """Move the log into the database once it has grown by WAL_PAGES. Nobody else does that, and nobody commits
+        meanwhile.
 
-        A reader may keep it from moving in full. It is then tried again when as much has come to it, not at each commit.
+        A reader may keep part of it from moving. It is then tried again when the log has grown by as much again, not at
+        each commit.
         """
         log, pages = log_pages(self.folder / "run.db-wal")
         before = self.moved[1] if self.moved[0] == log else 0
@@ -334,8 +338,8 @@ class RunWriter:
 def log_pages(wal: Path) -> tuple[bytes, int]:
     """Which log a -wal file holds, by its salt, and how many pages are in it.
 
-    Not by the file's size: a log that was moved begins again at the front, and what is left of the last one stays behind
-    it. Pages of this one bear its salt (sqlite.org/walformat.html), and all stand before those that do not.
+    Not by the file's size: a log that was moved begins again at the front, and pages of the last one stay behind
+    it. Pages of the present one have its salt (sqlite.org/walformat.html), and all come before those that have not.
     """
     try:
         file = os.open(wal, os.O_RDONLY | OURS)

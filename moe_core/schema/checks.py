@@ -42,7 +42,7 @@ def parsed_value(name: str, kind: Any, low: float, high: float, choices: tuple[s
 
 
 def path_word(word: str) -> str:
-    """A path that a record can hold. An empty one would be the folder that the command was given in."""
+    """A path that a record can hold. An empty one is refused: Path would take it for the current folder."""
     try:
         str(word).encode()
     except UnicodeEncodeError:
@@ -55,7 +55,8 @@ def path_word(word: str) -> str:
 
 
 def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
-    """Both with every value of its own type and in range, or a ValueError that says what was wanted, given, and what to do."""
+    """Both with every value of its own type and in range, or a ValueError that says what was wanted, what was given, and
+    what to do."""
     config = Config(**{f.name: parse_setting(Config, f.name, getattr(config, f.name)) for f in fields(Config)})
     knobs = Knobs(**{f.name: parse_setting(Knobs, f.name, getattr(knobs, f.name)) for f in fields(Knobs)})
     if config.text and config.task != "text":
@@ -83,7 +84,7 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
 def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None) -> Any:
     """One knob's new value for a run of this config, or a ValueError.
 
-    knobs: the values of the others, which the new one must go with. Without them, it is checked by itself only.
+    knobs: the other knobs' values, with which the new one must be compatible. Without them, it is checked by itself only.
     """
     value = parse_setting(Knobs, name, value)
     if name in ("k", "k_primary") and value > highest(config, name):
@@ -91,7 +92,7 @@ def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None
         raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
     if name == "off":
         switched_off([config.num_experts] * config.layers, value)
-        # The record's column would take a word like "4" for a number: say it by layer.
+        # The record's column would store a word like "4" as a number, so it is written out by layer.
         if value.isascii() and value.strip().isdecimal():
             value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
     if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
@@ -114,7 +115,8 @@ def highest(config: Config, name: str) -> float:
 
 
 def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], ...]:
-    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for what is not in this run.
+    """The experts that the knob `off` names, counted from 0, for each layer. ValueError for a layer or an expert that this
+    run does not have.
 
     experts_L: how many experts each layer has.
     """
@@ -134,11 +136,11 @@ def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], 
     return tuple(tuple(sorted(one)) for one in off)
 
 
-TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs that must go with each other
+TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs whose values must be compatible with each other
 
 
 def _check_together(config: Config, knobs: Knobs) -> None:
-    """ValueError if knobs that are each in range cannot go together."""
+    """ValueError if knobs, each in its range, are not compatible."""
     E, k, groups = config.num_experts, knobs.k, max(1, config.groups)
     if STRATEGIES[knobs.strategy].whole and k * config.tokens % E:
         raise ValueError(
@@ -159,7 +161,7 @@ def _check_together(config: Config, knobs: Knobs) -> None:
 
 
 def as_dict(settings: Config | Knobs) -> dict[str, Any]:
-    """Plain JSON types; from_dict reads it back."""
+    """The settings in plain JSON types, which from_dict reads back."""
     return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
 
 

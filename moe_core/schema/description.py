@@ -1,5 +1,6 @@
-"""What a run says of itself: its layers, knobs, metrics and probe. Figures, pages, exports and the diagnosis ask this, never
-which task it is, so that whoever writes such a record is shown in full: our trainer, a hook on another model, an importer.
+"""A run's description of itself: its layers, knobs, metrics and probe. Figures, pages, exports and the diagnosis read this,
+never the task's name, so that every writer of such a record is shown in full: our trainer, a hook on another model, an
+importer.
 """
 
 import math
@@ -14,13 +15,13 @@ from moe_core.schema.stats import METRICS, Metric
 ORIGINS = ("trained", "watched", "opened")
 OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
 PROBES = ("bytes", "tokens", "images", "rows", "points", "none")
-MOST_KNOBS, MOST_METRICS, MOST_SETTINGS = 64, 32, 256  # of a record that somebody else wrote
-LONGEST = 400  # characters of a word in it
+MOST_KNOBS, MOST_METRICS, MOST_SETTINGS = 64, 32, 256  # the most in a record, which somebody else may have written
+LONGEST = 400  # the most characters of a text in it
 SCALES = ("linear", "log", "log0")
 
 # Of each of our own tasks: what its tokens are, and how its loss is read.
 PROBE_OF_TASK = {"text": "bytes", "digits": "images", "plane": "points"}
-# The array that shows the probe to a person -> what its tokens are.
+# The name of the array that shows the probe to a person -> what the probe's tokens are.
 SHOWN = {"tokens": "bytes", "images": "images", "features": "rows", "points": "points"}
 
 
@@ -37,10 +38,11 @@ class Layer(NamedTuple):
 
 
 class Knob(NamedTuple):
-    """A knob as its run declares it, and where it starts. A whole number, a number, one of `choices`, or a word: by the start.
+    """A knob as its run declares it. Its type, a whole number, a number or a word (one of `choices`, if there are any), is
+    that of `start`, its value at the start.
 
     scale: "linear", "log", or "log0", which is logarithmic with a 0 at the left end; step: the distance of two positions of a
-    linear slider; under: the strategies under which it acts, None being all and () none in a run like this.
+    linear slider; under: the strategies under which it has an effect, None being all and () none in this run.
     """
 
     start: float | str
@@ -71,7 +73,8 @@ def is_number(text: str) -> bool:
 
 
 class Loss(NamedTuple):
-    """How the loss, which is recorded in nats, is read: the unit, how many nats it has, and the metric that is the held-out loss."""
+    """How the loss, which is recorded in nats, is shown: its unit, the nats in one unit, and the metric that is the
+    held-out loss."""
 
     unit: str = "nats"
     nats: float = 1.0
@@ -82,7 +85,7 @@ BITS_PER_BYTE = Loss("bits per byte", math.log(2), "bits_per_byte")
 
 
 class Values(Mapping[str, float | str]):
-    """Where the knobs of a run stand, by name, where they are not the ones of our own trainer: `values.noise`, `values["noise"]`."""
+    """Knob values by name, of a run whose knobs are not our own trainer's: `values.noise`, `values["noise"]`."""
 
     def __init__(self, values: Mapping[str, float | str]) -> None:
         self._values = dict(values)
@@ -107,12 +110,12 @@ KnobValues = Knobs | Values
 
 @dataclass(frozen=True)
 class Description:
-    """A run in its own words.
+    """What a run declares about itself.
 
-    task: what is learnt, in a word for people; runs of one task are compared. metrics: of the held-out split, the headline
-    first. obeys: the commands that its writer obeys. settings: the rest, for people. tokens: in a batch, 0 where that is
-    not fixed. churn_every: the steps over which churn is measured, 0 where that is not known. measures: the stored
-    statistics that the run has.
+    task: what is learnt, in a word for people; only runs of the same task are compared. metrics: of the held-out split, the
+    headline first. obeys: the commands that the program that records it obeys. settings: the rest, for people. tokens: in a
+    batch, 0 where that is not fixed. churn_every: the steps over which churn is measured, 0 where that is not known.
+    measures: the stored statistics that the run has.
     """
 
     origin: str
@@ -130,7 +133,7 @@ class Description:
 
     @property
     def sequence(self) -> bool:
-        """Whether tokens stand in a sequence, of which a model must not see later ones."""
+        """Whether tokens form sequences, in which a model must not see later ones."""
         return self.probe in ("bytes", "tokens")
 
     @property
@@ -146,7 +149,7 @@ class Description:
 
     @property
     def starts(self) -> Values:
-        """Where the knobs start."""
+        """The knobs' values at the start."""
         return Values({name: knob.start for name, knob in self.knobs.items()})
 
     def layer(self, name: int | str) -> int:
@@ -166,12 +169,12 @@ class Description:
 
 
 def some_of(names: list[str], most: int = 8) -> str:
-    """Names in a row, of many the first ones."""
+    """Names with commas between them; of many the first ones, and how many more."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def describe(config: Config, started: Knobs, probe: str = "", measures: tuple[str, ...] = ()) -> Description:
-    """The description of a run of our own trainer. probe: what its tokens are, where that is not what its task usually has."""
+    """The description of a run of our own trainer. probe: what its tokens are, where that differs from its task's usual."""
     layer = Layer("", config.num_experts, started.k, max(1, config.groups))
     return Description(
         origin="trained",
@@ -190,7 +193,7 @@ def describe(config: Config, started: Knobs, probe: str = "", measures: tuple[st
 
 
 def own_knob(config: Config, started: Knobs, name: str) -> Knob:
-    """A knob of our own trainer, as a run of this config has it."""
+    """The declaration of a knob of our own trainer in a run of this config."""
     meta = meta_of(Knobs, name)
     idle = config.task not in meta.tasks or (meta.hierarchical and config.groups < 2)
     return Knob(
@@ -200,7 +203,7 @@ def own_knob(config: Config, started: Knobs, name: str) -> Knob:
 
 
 def probe_kind(arrays: Mapping[str, Any]) -> str:
-    """What a probe's tokens are, by the arrays that show them; "" if none does."""
+    """What a probe's tokens are, by the names of its arrays; "" if none is known."""
     return next((kind for name, kind in SHOWN.items() if name in arrays), "")
 
 
@@ -208,11 +211,12 @@ def probe_kind(arrays: Mapping[str, Any]) -> str:
 
 
 def to_json(description: Description) -> dict[str, Any]:
-    """Plain JSON types; from_json reads it back. What the run's columns say (`measures`) is left out; so are infinities."""
-    told = {f.name: getattr(description, f.name) for f in fields(Description) if f.name not in ("measures", "knobs")}
-    told |= {name: [one._asdict() for one in told[name]] for name in ("layers", "metrics")}
+    """The description in plain JSON types, which from_json reads back. `measures`, which follows from the columns, and
+    infinities are left out."""
+    record = {f.name: getattr(description, f.name) for f in fields(Description) if f.name not in ("measures", "knobs")}
+    record |= {name: [one._asdict() for one in record[name]] for name in ("layers", "metrics")}
     knobs = {name: knob._asdict() for name, knob in description.knobs.items()}
-    return told | {
+    return record | {
         "loss": description.loss._asdict(),
         "obeys": list(description.obeys),
         "settings": dict(description.settings),
@@ -224,7 +228,7 @@ def to_json(description: Description) -> dict[str, Any]:
 
 
 def from_json(record: Any, measures: tuple[str, ...] = ()) -> Description:
-    """The description in a record that anybody may have written; ValueError, in a line, for one that cannot be."""
+    """The description in a record that anybody may have written; ValueError, one line, if it is not valid."""
     try:
         knobs = {word(name): read_knob(word(name), dict(knob)) for name, knob in dict(record["knobs"]).items()}
         description = Description(
@@ -249,17 +253,16 @@ def from_json(record: Any, measures: tuple[str, ...] = ()) -> Description:
         ("metrics", len(description.metrics), MOST_METRICS),
         ("settings", len(description.settings), MOST_SETTINGS),
     ):
-        if count > most or (what == "layers" and not count):
-            raise ValueError(
-                f"its description has {count} {what}; at most {most} can be read, and of layers one at least"
-            )
+        low = 1 if what == "layers" else 0
+        if not low <= count <= most:
+            raise ValueError(f"its description must have from {low} to {most} {what}, got {count}")
     if len({layer.name for layer in description.layers}) < len(description.layers):
-        raise ValueError("its description gives two layers one name")
+        raise ValueError("its description gives two layers the same name")
     return description
 
 
 def read_layer(given: dict[str, Any]) -> Layer:
-    """A layer of a record; ValueError for numbers that cannot be."""
+    """A layer of a record; ValueError for numbers that are not valid."""
     layer = Layer(
         word(given["name"]),
         whole_of(given["experts"], 1, MOST_EXPERTS, "experts"),
@@ -269,12 +272,14 @@ def read_layer(given: dict[str, Any]) -> Layer:
         bool(given.get("learns", True)),
     )
     if layer.k > layer.experts or layer.experts % layer.groups:
-        raise ValueError(f"{layer.experts} experts in {layer.groups} groups with k={layer.k} cannot be")
+        raise ValueError(
+            f"a layer must have at least k experts, in equal groups, got {layer.experts} in {layer.groups} groups with k={layer.k}"
+        )
     return layer
 
 
 def read_knob(name: str, given: dict[str, Any]) -> Knob:
-    """A knob of a record; ValueError for a declaration that cannot be, or a start that it does not allow."""
+    """A knob of a record; ValueError for a declaration that is not valid, or a start that it does not allow."""
     if not name.isidentifier():
         raise ValueError(f"a knob's name must be a word, got {name!r}")
     start = given.pop("start")
@@ -301,13 +306,13 @@ def read_metric(given: dict[str, Any]) -> Metric:
 def read_loss(given: dict[str, Any]) -> Loss:
     loss = Loss(word(given["unit"]), float(given["nats"]), word(given["metric"]))
     if not (math.isfinite(loss.nats) and loss.nats > 0):
-        raise ValueError(f"a unit of the loss must have some nats, got {loss.nats}")
+        raise ValueError(f"nats of the loss's unit must be a finite number above 0, got {loss.nats}")
     return loss
 
 
 def word(value: Any) -> str:
     if not isinstance(value, str) or len(value) > LONGEST:
-        raise ValueError(f"its description wants text of at most {LONGEST} characters, got {str(value)[:40]!r}")
+        raise ValueError(f"texts in a description must have at most {LONGEST} characters, got {str(value)[:40]!r}")
     return value
 
 

@@ -8,29 +8,29 @@ WHOLE = re.compile(r" *[+-]?\d{1,18} *", re.ASCII)  # what fits in 64 bits
 
 
 def real(value: Any) -> float:
-    """A number, or the number that a text says. ValueError for all else; too large a one is infinite."""
+    """A number, or the number in a text. ValueError for anything else; a number too large for a float becomes infinite."""
     if isinstance(value, bool) or (isinstance(value, str) and not REAL.fullmatch(value)):
-        raise ValueError(f"no number: {value!r}")
+        raise ValueError(f"must be a number, got {value!r}")
     try:
         return float(value)
     except (TypeError, OverflowError):
-        raise ValueError(f"no number: {value!r}") from None
+        raise ValueError(f"must be a number, got {value!r}") from None
 
 
 def whole(text: str) -> int:
-    """The whole number that a text says. ValueError for all else."""
+    """The whole number in a text. ValueError for anything else."""
     if not WHOLE.fullmatch(text):
         raise ValueError(f"must be a whole number, got {shortened(text, 80)!r}")
     return int(text)
 
 
 def first_line(error: object) -> str:
-    """The first line of what an error says; "" of one that says nothing."""
+    """The first line of an error's message; "" if it has none."""
     return next(iter(str(error).splitlines()), "")
 
 
 def shortened(text: str, most: int) -> str:
-    """At most so many characters: of a longer text its start, where the reason is, and its end, where the advice is."""
+    """The text, cut to `most` characters: its start, where the reason is, and its end, where the advice is."""
     if len(text) <= most:
         return text
     return f"{text[: most - most // 3 - 3]} … {text[len(text) - most // 3 :]}"

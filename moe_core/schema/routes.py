@@ -1,20 +1,20 @@
-"""How a run routes with its knobs where they stand: how many experts a token gets, whether noise is drawn, what looks ahead."""
+"""How a run routes under given knob values: how many experts a token gets, whether noise is drawn, what looks ahead."""
 
 from moe_core.schema.description import Description, KnobValues
 from moe_core.schema.settings import OWN, STRATEGIES, Strategy
 
 UNKNOWN = Strategy("a strategy that this version does not know, or none")
-# The knobs that looks_ahead() goes by.
+# The knobs that looks_ahead() depends on.
 LOOKING = ("strategy", "k", "k_primary", "capacity_factor")
 
 
 def strategy_of(knobs: KnobValues) -> Strategy:
-    """What is known of the strategy in force."""
+    """The flags of the strategy in force; UNKNOWN for one that this version does not know."""
     return STRATEGIES.get(name_of(knobs), UNKNOWN)
 
 
 def name_of(knobs: KnobValues) -> str:
-    """The name of the strategy in force; "" where a run has none to turn."""
+    """The name of the strategy in force; "" for a run without such a knob."""
     return str(getattr(knobs, "strategy", ""))
 
 
@@ -37,12 +37,12 @@ def draws_noise(description: Description, knobs: KnobValues) -> bool:
 
 
 def looks_ahead(description: Description, knobs: KnobValues, training: bool = False) -> bool:
-    """Whether a held-out number was made with later tokens in sight, which only a model of sequences should not see.
+    """Whether a held-out number was computed with later tokens in sight, which matters for a model of sequences only.
 
     knobs: those in force at the evaluation, whatever the run trained with before: they alone route the held-out split. An
     expert that chooses among all tokens looks ahead, and so does a bounded capacity where a token has several choices, since
-    all first choices come before any second one. training: ask it of the loss of a training batch, which strict balance too
-    routes with the whole batch in sight.
+    all first choices come before any second one. training: whether it is the loss of a training batch instead, which strict
+    balance too routes with the whole batch in sight.
     """
     if not description.sequence:
         return False

@@ -11,14 +11,15 @@ PLANES = ("spirals", "rings", "checkerboard", "gaussians")
 MOST_LAYERS, MOST_EXPERTS = 256, 1024
 WINDOW = 100  # steps over which co-activation and specialisation are counted
 PROBE_TOKENS = 256
-AUTOBALANCE = "autobalance"  # who made a knob change that the knob of this name made
+AUTOBALANCE = "autobalance"  # the `who` of knob changes by autobalance, and the name of its knob
 BALANCED, COLLAPSED = 0.4, 1.0  # CV(load) below the first is Balanced, above the second Collapsed
-LOOKS_AHEAD = "not comparable: looks ahead"  # said beside each held-out number for which looks_ahead() is true
-AHEAD = "†"  # marks one where there is no room to say it
+LOOKS_AHEAD = "not comparable: looks ahead"  # shown beside each held-out number for which looks_ahead() is true
+AHEAD = "†"  # the short mark for the same, where there is no room for the words
 
 
 class Strategy(NamedTuple):
-    """A way of balancing, as a person must know it; moe_core/nn/strategies.py has what it computes."""
+    """A way of balancing: its help and what the rest of the program must know of it; moe_core/nn/strategies.py has its
+    equations."""
 
     help: str
     noisy: bool = False  # its gate draws noise while training
@@ -73,7 +74,7 @@ STRATEGIES = {
         "tokens dealt to the experts in turn: the control, from which the gate learns nothing", learns=False
     ),
 }
-OWN = "own"  # a weighing is left to the strategy
+OWN = "own"  # the value of `weigh` that leaves the weighing to the strategy
 WEIGHINGS = (OWN, "kept", "all")
 
 
@@ -83,7 +84,7 @@ def strategies_with(flag: str) -> tuple[str, ...]:
 
 
 class Meta(NamedTuple):
-    """What a field knows about itself beside its type and default."""
+    """The declaration of a field, beside its type and default."""
 
     help: str
     label: str = ""
@@ -96,7 +97,7 @@ class Meta(NamedTuple):
     tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
     strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
     hierarchical: bool = False  # only a run with groups of experts reads this knob
-    before: Any = None  # the value in runs that were recorded before there was this field; None: its default
+    before: Any = None  # the value for runs that were recorded before this field existed; None: its default
 
 
 def setting(default: Any, help: str, **meta: Any) -> Any:
@@ -291,7 +292,8 @@ class Knobs:
 
 
 def reads(config: Config, strategy: str, name: str) -> bool:
-    """Whether a knob acts in a run of this config while it is balanced so: it trains the same whatever the others are."""
+    """Whether a knob has an effect in a run of this config under a strategy. The values of the other knobs do not change
+    that."""
     meta = meta_of(Knobs, name)
     flat = config.groups < 2
     return (

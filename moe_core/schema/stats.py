@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
 TASK_GRADIENT_EVERY = 25  # steps between two measurements of the task's gradient: each costs a backward pass
-NO_GRADIENT = 1e-6  # a gate whose task gradient is no larger than this share of the whole gradient's norm gets none
+NO_GRADIENT = 1e-6  # share of the whole gradient's norm up to which a gate's task gradient counts as none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
-# Balance where no noise is drawn, of the selections of an evaluation: name, label, unit.
+# Balance without noise, from the selections of an evaluation: name, label, unit.
 HELD_OUT_BALANCE = (
     ("cv_held_out", "CV(selections), held-out", ""),
     ("max_over_mean_held_out", "max / mean selections, held-out", "x"),
@@ -73,15 +73,17 @@ STAT = {stat.name: stat for stat in STATS}
 
 
 def untaught(task_gradient: Any, grad_norm: Any) -> Any:
-    """Whether a gate gets no gradient from the task, judged by the norm of the whole gradient. Numbers or arrays; NaN is no.
+    """Whether a gate gets no gradient from the task, judged by the norm of the whole gradient. Numbers or arrays; False for
+    NaN.
 
-    A gate that learns has 1e-3 of it and more; where all but rounding cancels out, 4e-10 was the most (docs/decisions.md).
+    A gate that learns has 1e-3 of it or more; where the gradient cancels but for rounding, the most was 4e-10
+    (docs/decisions.md).
     """
     return task_gradient <= NO_GRADIENT * grad_norm
 
 
 class Column(NamedTuple):
-    """Where one stored statistic of one layer lies in a row of a block."""
+    """The place of one stored statistic of one layer in a row of a block."""
 
     stat: str
     layer: int  # -1 for a statistic of the whole step
@@ -90,7 +92,7 @@ class Column(NamedTuple):
 
 
 def layout(layers: int, num_experts: int, names: Sequence[str] | None = None) -> list[Column]:
-    """columns_of() layers that are all alike."""
+    """columns_of() for layers with the same number of experts each."""
     return columns_of([num_experts] * layers, names)
 
 

@@ -1,4 +1,4 @@
-"""Training again what is recorded: to go on after a kill, to go on as a fork, or to check that a record is what it says.
+"""Training again what is recorded: to go on after a kill, to go on as a fork, or to check that a record is true.
 
 A resume restores the newest checkpoint that the record reaches, trains the recorded steps after it with the recorded knob
 changes, compares, and goes on from the last. A replay does so from step 1 and writes nothing.
@@ -49,10 +49,10 @@ def resume(
     lock: int | None = None,
     moved: Mapping[str, Any] = {},
 ) -> tuple[Path, str]:
-    """Go on with a run whose trainer has ended or died; returns as train() does.
+    """Go on with a run whose trainer has ended or died; returns what train() does.
 
-    steps: how many it shall have in all (None: as before; 0: until stopped). lock: the run's, if the caller holds it.
-    moved: where the run's data lie now, if not where they were.
+    steps: how many it is to have in all (None: as before; 0: until stopped). lock: the run's, if the caller holds it.
+    moved: the present paths of the run's data, if they were moved.
     ValueError, before anything is written, for a run that is being trained, is done, or cannot be resumed here.
     """
     lock = hold_lock(run.path) if lock is None else lock
@@ -66,7 +66,7 @@ def resume(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
         data, device, notes = prepare(run, moved)
-        notes += run.look_over()  # a resumed trainer writes over the tip, which tells of steps that are lost
+        notes += run.look_over()  # before the resumed trainer overwrites the tip, which shows whether steps are lost
         config = replace(config_now(run, moved), steps=goal)
         script = [change for change in run.script if change[0] > last]
 
@@ -92,24 +92,25 @@ def resume(
 
 
 def restored_or_new(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
-    """A fresh trainer, restored from the newest checkpoint that fits; at the run's beginning if none does."""
+    """A fresh trainer, restored from the newest checkpoint that fits; at step 0 if none does."""
 
     def restore(state: dict[str, Any]) -> Trainer:
         trainer = make()
         try:
             checkpoint.restore(trainer, state)
-            if not is_of(run, state):
-                raise ValueError("it is of another run: its loss is not the one recorded at its step")
+            if not belongs_to(run, state):
+                raise ValueError("it belongs to another run: its loss is not the one recorded at its step")
         except BaseException:
             trainer.committer.close()
             raise
         return trainer
 
-    return checkpoint.restored(run.path, last, restore, notes.append) or make()
+    return checkpoint.restore_newest(run.path, last, restore, notes.append) or make()
 
 
-def is_of(run: Run, state: dict[str, Any]) -> bool:
-    """Whether the loss of a checkpoint's last step is the recorded one. Checkpoints of earlier versions do not have it."""
+def belongs_to(run: Run, state: dict[str, Any]) -> bool:
+    """Whether a checkpoint has the loss that the run recorded at its step. True for those of earlier versions, which have
+    none."""
     if not (measured := state.get("measured")):
         return True
     row_C = run.rows(state["step"], state["step"])[0]
@@ -118,7 +119,7 @@ def is_of(run: Run, state: dict[str, Any]) -> bool:
 
 
 def check_record(run: Run, first: int, last: int) -> None:
-    """StoreError if steps that are to be trained again cannot be read. Called while nothing is written yet."""
+    """StoreError if steps that are to be trained again cannot be read. Called before anything is written."""
     for at in range(first, last + 1, READ_AT_ONCE):
         run.rows(at, min(last, at + READ_AT_ONCE - 1))
 
@@ -130,25 +131,25 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
         trainer.autobalance.recall(run, trainer.step)
     if difference := catch_up(trainer, run, last):
         notes.append(
-            f"steps up to {last} do not come out as recorded, so what follows is not as it would have been: {difference}"
+            f"trained again, the steps up to {last} differ from the record, so the steps after them differ from an uninterrupted run: {difference}"
         )
     trainer.committer.watch.recall(run, trainer.knobs)
     for note in notes[before:]:
         trainer.notify({"event": "note", "note": note})
     trainer.evaluated = max((eval.step for eval in run.evals()), default=-1)
-    run.close()  # a reader that stays would keep the file from being sealed
+    run.close()  # an open reader would keep the file from being sealed
     if len(notes) > before:
         trainer.committer.put(lambda: writer.note(notes))
     if trainer.replaying:
         return "stopped"
-    trainer.steer()  # a kill, or the fork's step, may lie between the last step and what is decided after it
+    trainer.steer()  # the last step's decision may be missing: a kill, or the fork's step, can lie between the two
     return trainer.run()
 
 
 def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device, list[str]]:
-    """The run's data, its device, and what is not as it was when the run began. Torch gets the run's thread count.
+    """The run's data, its device, and notes on what differs from when the run began. Sets torch's threads to the run's.
 
-    ValueError for data or a device that is not there, and for data other than those that the run was trained on.
+    ValueError for data or a device that is missing, and for data other than those that the run was trained on.
     """
     run.check_turns()
     data, notes = load_recorded(run, moved)
@@ -160,11 +161,11 @@ def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device
             f"{run.id} was trained on {recorded!r}, which is not on this machine; go on with it there"
         ) from None
     torch.set_num_threads(int(run.facts.get("threads", 0)) or run.config.threads or 1)
-    return data, device, notes + unlike(run.facts, facts_of(device, torch.get_num_threads()))
+    return data, device, notes + changed_facts(run.facts, facts_of(device, torch.get_num_threads()))
 
 
-def unlike(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """What sums depend on and is another now than in the record, a sentence each."""
+def changed_facts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """A sentence for each fact that floating-point sums depend on and that differs from the record now."""
     flat_before, flat_now = before | before.get("versions", {}), now | now["versions"]
     names = {"torch": "torch", "python": "Python", "threads": "the thread count", "device_name": "the processor", "instructions": "the instruction set"}  # fmt: skip
     return [
@@ -179,8 +180,8 @@ def catch_up(
 ) -> Difference | None:
     """Train the recorded steps up to `last`, with the recorded knob changes at their steps, and compare.
 
-    Writes nothing into the record. Returns where the two first part. Ends early, with trainer.replaying still set, when
-    the trainer is told to stop. digest: gets the losses and counts as they came out now.
+    Writes nothing into the record. Returns the first difference. Ends early, with trainer.replaying still set, when the
+    trainer gets a stop. digest: a hash to which the losses and counts of this training are added.
     """
     changes, now = defaultdict(list), trainer.telemetry.columns
     for change in run.knob_changes():
@@ -195,21 +196,22 @@ def catch_up(
         if (at := trainer.step) % COMPARE_EVERY == 0 or at == last or trainer.stopping:
             _, rows_nC = trainer.telemetry.take()
             difference = difference or first_difference(run.rows(first, at), compared(run), rows_nC, now, first)
-            run.close()  # a reader that stays would keep a live run from being sealed
+            run.close()  # an open reader would keep a live run from being sealed
             first = at + 1
             if digest:
                 fold(digest, rows_nC, now)
         if time.monotonic() - reported >= REPORT_EVERY or at == last:
             reported = time.monotonic()
             trainer.notify({"event": "replay", "step": at, "of": last})
-            trainer.flush()  # what was answered meanwhile
+            trainer.flush()  # the answers to commands
             trainer.beat()
     trainer.replaying = trainer.step < last
     return difference
 
 
 class Replayed(NamedTuple):
-    """What a replay found. step: how far it went; hashes are over losses and counts, `again` None unless it went to the end."""
+    """The result of a replay. step: the last one that was trained; hashes are over losses and counts, `again` is None
+    unless it reached the end."""
 
     step: int
     difference: Difference | None
@@ -219,7 +221,7 @@ class Replayed(NamedTuple):
 
 
 class Nowhere:
-    """The writer of a training that is not recorded."""
+    """Stands in for the writer of a training that is not recorded."""
 
     knob_seen = command_seen = 0
     put_off = ""

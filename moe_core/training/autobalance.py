@@ -1,9 +1,9 @@
 """Holds a chosen CV(load) by steering the loss weights: a damped controller in log space, by step and not by the clock.
 
-It keeps nothing but the last loads, which the record has too: a weight is its own memory, so there is nothing that could
-wind up, and what it decides is a function of recorded history. Its changes are rows in the record like a person's. A
-decision is void if a knob that it follows from has a turn for the coming step already, by a person or a script: so nobody's
-turn is overwritten unseen, and a script that holds the changes of a run it steered trains that run again, bit for bit.
+It keeps nothing but the last loads, which the record has too: a weight is its own memory, so there is no integral that
+could wind up, and its decisions are a function of recorded history. Its changes are rows in the record like a person's. A
+decision is dropped if a knob that it follows from has a turn for the coming step already, by a person or a script: so
+nobody's turn is overwritten, and a script that holds the changes of a run it steered trains that run again, bit for bit.
 
 Shapes: L layers, E experts, n steps. `load_LE` is (L, E).
 """
@@ -23,23 +23,23 @@ from moe_core.schema import AUTOBALANCE, Config, Knobs, switched_off
 
 EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
 GAIN = 1.0  # twice as uneven as wanted doubles the weights
-FORESIGHT = 2.0  # windows for which the last window's drift is expected to go on: this damps
+FORESIGHT = 2.0  # windows for which the last window's drift is expected to continue, which damps the control
 LARGEST = 4.0  # a weight changes at most by this factor at once
-LEAST = 1.25  # and a smaller factor than this is not worth an entry in the record: windows differ by a tenth
+LEAST = 1.25  # smaller factors are not worth a row in the record: windows differ by a tenth anyway
 LOW, HIGH = 1e-4, 1.0  # the bounds of a steered weight
 STEERED = {"paper": ("w_importance", "w_load"), "switch": ("w_switch",)}  # by strategy; the others have no weight
 
 
 def factor(cv_now: float, cv_before: float, target: float) -> float:
-    """What the weights are to be multiplied by. Above 1 where the load is less even than wanted, or soon will be."""
+    """The factor for the weights: above 1 where the load is less even than wanted, or soon will be."""
     now, before = max(cv_now, 1e-6), max(cv_before, 1e-6)
     missing = math.log(now / target) + FORESIGHT * math.log(now / before)
     return math.exp(max(-math.log(LARGEST), min(math.log(LARGEST), GAIN * missing)))
 
 
-def steered(weights: dict[str, float], by: float) -> dict[str, float]:
-    """The weights that change, and to what: within bounds, three digits. What is 0 stays so, unless all are 0: then
-    all start, if more is needed."""
+def steer(weights: dict[str, float], by: float) -> dict[str, float]:
+    """The weights that change, with their new values: within bounds, three digits. A weight of 0 stays 0, unless all
+    are 0 and more balance is needed: then all start."""
     if not any(weights.values()):
         weights = dict.fromkeys(weights, LOW)
     changed = {}
@@ -62,19 +62,19 @@ class Autobalance:
         self.config = config
         self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
 
-    def see(self, step: int, routings: list[Routing]) -> None:
-        """The loads of a step. Copies nothing off the device."""
+    def add(self, step: int, routings: list[Routing]) -> None:
+        """Add the loads of a step. Copies nothing off the device."""
         self.loads.append((step, torch.stack([r.load_E.detach().float() for r in routings])))
 
     def recall(self, run: Any, step: int) -> None:
-        """The loads up to `step` from a run's record, so that a resumed trainer decides as if it had never stopped."""
+        """Read the loads up to `step` from a run's record, so that a resumed trainer decides as if it had never stopped."""
         first = max(1, step - 2 * EVERY + 1)
         layers = [run.history("load", layer, first, step) for layer in range(run.config.layers)]
         load_nLE = torch.from_numpy(np.stack([np.asarray(load, np.float32) for _, load in layers], axis=1))
         self.loads.extend((int(at), load_LE) for at, load_LE in zip(layers[0][0], load_nLE, strict=True))
 
-    def wanted(self, step: int, knobs: Knobs) -> dict[str, float]:
-        """The weights that are to change after `step`, and to what."""
+    def decide(self, step: int, knobs: Knobs) -> dict[str, float]:
+        """The weights that are to change after `step`, with their new values."""
         if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
             return {}
         off = switched_off([self.config.num_experts] * self.config.layers, knobs.off)
@@ -84,7 +84,7 @@ class Autobalance:
         now, before = cv_n[-EVERY:], cv_n[:-EVERY]
         names = STEERED.get(knobs.strategy, ())
         by = factor(float(now.mean()), float((before if len(before) else now).mean()), knobs.autobalance)
-        return steered({name: getattr(knobs, name) for name in names}, by)
+        return steer({name: getattr(knobs, name) for name in names}, by)
 
 
 def mean_cv(loads: list[Tensor], off: Sequence[Sequence[int]]) -> np.ndarray:
@@ -93,4 +93,4 @@ def mean_cv(loads: list[Tensor], off: Sequence[Sequence[int]]) -> np.ndarray:
     off: for each layer, the experts that are switched off.
     """
     load_nLE = torch.stack([load_LE.cpu() for load_LE in loads]).double().numpy()
-    return np.mean([cv(np.delete(load_nLE[:, layer], out, axis=1)) for layer, out in enumerate(off)], axis=0)
+    return np.mean([cv(np.delete(load_nLE[:, layer], off_here, axis=1)) for layer, off_here in enumerate(off)], axis=0)

@@ -16,13 +16,14 @@ from moe_core.runs.limits import first_word, open_plain, zip_parts
 from moe_core.schema import Knobs, first_line, from_dict
 
 T = TypeVar("T")
-NEWEST = 2  # kept whatever they weigh: if one is damaged there is another
-OLDER = 10  # kept beside them, ever further apart
+NEWEST = 2  # kept whatever their size: if one is damaged there is another
+OLDER = 10  # kept beside them, further apart the older they are
 BUDGET = 1 << 30  # bytes that the older ones may take
 
 
 def state_of(trainer: Any) -> dict[str, Any]:
-    """Everything that the coming steps depend on: tensors and plain values. The tensors are the trainer's own."""
+    """Everything that the coming steps depend on: tensors and plain values. The tensors are the trainer's own, not
+    copies."""
     random = {"cuda": torch.cuda, "mps": torch.mps}.get(trainer.device.type)
     return {
         "model": trainer.model.state_dict(),
@@ -41,7 +42,7 @@ def state_of(trainer: Any) -> dict[str, Any]:
 
 
 def restore(trainer: Any, state: dict[str, Any]) -> None:
-    """Bring a fresh trainer to where state_of() was taken."""
+    """Set a fresh trainer to a state that state_of() gave."""
     trainer.model.load_state_dict(state["model"])
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.step = trainer.checkpointed = trainer.compared = state["step"]
@@ -60,8 +61,8 @@ def name_of(step: int) -> str:
 
 
 def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """state (tensors and plain values only) as folder/checkpoint-STEP.pt with its SHA-256 beside it; older ones are
-    thinned. Killed at any moment, each file that bears its name is whole."""
+    """Write a state (tensors and plain values only) as folder/checkpoint-STEP.pt with its SHA-256 beside it, and thin older
+    ones. If the process is killed at any moment, each file with such a name is whole."""
     clean(folder)
     path = folder / name_of(step)
     temporary = path.with_name(path.name + ".tmp")
@@ -74,21 +75,21 @@ def write(folder: Path, step: int, state: dict[str, Any]) -> Path:
         _write_text(path.with_name(path.name + ".sha256"), f"{_sha256(temporary)}  {path.name}\n")
         os.replace(temporary, path)
     except BaseException:
-        clean(folder)  # on a full disk the half of one would keep the record from its room
+        clean(folder)  # on a full disk half a checkpoint would take the room that the record needs
         raise
     _sync(folder)
-    sizes = {at: file.stat().st_size for at, file in there(folder).items()}
-    for old in sorted(set(sizes) - kept(sizes)):
+    sizes = {at: file.stat().st_size for at, file in list_checkpoints(folder).items()}
+    for old in sorted(set(sizes) - steps_to_keep(sizes)):
         (folder / name_of(old)).unlink()
         (folder / (name_of(old) + ".sha256")).unlink(missing_ok=True)
     return path
 
 
-def kept(sizes: dict[int, int]) -> set[int]:
-    """Which of the checkpoints (step -> bytes) to keep: the newest two, and older ones ever further apart.
+def steps_to_keep(sizes: dict[int, int]) -> set[int]:
+    """Which of the checkpoints (step -> bytes) to keep: the newest two, and of the older ones fewer with age.
 
-    While there are too many, the one goes whose neighbours are closest for its age. So a fork trains again a share of
-    the steps since its own at most, and one near the start begins from scratch.
+    While there are too many, the one whose neighbours are closest for its age is removed. So what a fork must train again is
+    at most a share of the steps since then, and a fork near the start trains from step 1.
     """
     steps = sorted(sizes)
     while (older := steps[:-NEWEST]) and (len(older) > OLDER or sum(sizes[step] for step in older) > BUDGET):
@@ -98,18 +99,20 @@ def kept(sizes: dict[int, int]) -> set[int]:
     return set(steps)
 
 
-def there(folder: Path) -> dict[int, Path]:
-    """The checkpoints of a run by their step, the newest first; whether they are whole is seen when one is read."""
+def list_checkpoints(folder: Path) -> dict[int, Path]:
+    """The checkpoints of a run by their step, the newest first. read() checks whether one is whole."""
     named = ((checkpoint_step(path), path) for path in folder.glob("checkpoint-*.pt"))
     return dict(sorted(((step, path) for step, path in named if step is not None), reverse=True))
 
 
-def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], tell: Callable[[str], None]) -> T | None:
-    """What restore() makes of the newest checkpoint, at or before a step, that it accepts; None if it accepts none.
+def restore_newest(
+    folder: Path, step: int, restore: Callable[[dict[str, Any]], T], tell: Callable[[str], None]
+) -> T | None:
+    """What restore() returns for the newest checkpoint at or before a step that it accepts; None if it accepts none.
 
-    Damaged ones, and those that restore() refuses, are passed over, and tell() is given the reason.
+    Damaged ones, and those that restore() refuses, are skipped, and tell() gets the reason.
     """
-    for at, path in there(folder).items():
+    for at, path in list_checkpoints(folder).items():
         if at > step:
             continue
         try:
@@ -117,12 +120,13 @@ def restored(folder: Path, step: int, restore: Callable[[dict[str, Any]], T], te
         except Exception as error:  # a file of another run or version may hold anything, and torch raises anything
             own = isinstance(error, ValueError) and path.name in str(error)
             problem = str(error) if own else f"{path.name} does not fit this run ({type(error).__name__}: {error})"
-            tell(f"{first_line(problem)[:300]}; it is passed over")
+            tell(f"{first_line(problem)[:300]}; it is skipped")
     return None
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What write() was given. ValueError if the file is not the one that was written: torch would load wrong numbers."""
+    """The state that write() was given. ValueError if the file has changed since, from which torch would load wrong
+    numbers."""
     beside = path.with_name(path.name + ".sha256")
     try:
         wanted, file = first_word(beside), open_plain(path)
@@ -135,15 +139,16 @@ def read(path: Path) -> dict[str, Any]:
             raise ValueError(
                 f"{path.name} is damaged: its SHA-256 is not the one written beside it; use an older checkpoint"
             )
-        if swells(file):  # whoever made it could compute the sum too
-            raise ValueError(f"{path.name} unpacks to more than it holds; do not trust this file")
+        if may_unpack_larger(file):  # a hostile file may have the right SHA-256
+            raise ValueError(f"{path.name} unpacks to more bytes than it has; do not trust this file")
         file.seek(0)
         state: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
         return state
 
 
-def swells(file: BufferedReader) -> bool:
-    """Whether a file may unpack to more than it holds. torch.save's cannot: each part is in the archive once, not compressed."""
+def may_unpack_larger(file: BufferedReader) -> bool:
+    """Whether a file may unpack to more bytes than it has. Those of torch.save cannot: each part is in the archive once, not
+    compressed."""
     try:
         parts = zip_parts(file)
     except ValueError:
@@ -152,7 +157,7 @@ def swells(file: BufferedReader) -> bool:
 
 
 def clean(folder: Path) -> None:
-    """Remove what a killed writer left half-written."""
+    """Remove the unfinished files of a killed writer."""
     for leftover in folder.glob("checkpoint-*.tmp"):
         leftover.unlink(missing_ok=True)
 

@@ -21,17 +21,18 @@ AGAIN = 2.0  # seconds between two checks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
 TRIES = 3  # how often a write that the disk failed is tried again
 RETRY = 0.1  # seconds of waiting before that, times the tries before
-GLANCE = 0.02  # seconds between two readings of the commands while the training waits for the disk
+POLL = 0.02  # seconds between two readings of the commands while the training waits for the disk
 Item = Batch | Callable[[], None] | threading.Event | None
 
 
 class Committer:
-    """Commits what it is handed, in order, and then tells of it. Nothing is dropped: a full queue makes put() wait.
+    """Commits what it is handed, in order, and then reports it to notify(). Nothing is dropped: a full queue makes put()
+    wait.
 
-    On a full disk it gives up the ballast, says so in the record, and tries again what did not fit until it does; `full`
-    is then the reason, and the trainer trains no further step until it is "" again.
-    stopping: whether the training is told to stop, so that nothing waits for room any more. meanwhile: what the training
-    thread does while it waits for the disk.
+    On a full disk it removes the ballast, writes the reason into the record, and retries what did not fit until it does;
+    `full` is then the reason, and the trainer trains no further step until it is "" again.
+    stopping: whether the training is to stop, so that nothing waits for room any more. meanwhile: called by the training
+    thread again and again while it waits for the disk.
     """
 
     def __init__(
@@ -47,22 +48,23 @@ class Committer:
         self.stopping, self.meanwhile = stopping, meanwhile
         self.queue: queue.Queue[Item] = queue.Queue(WAITING)
         self.error = self.full = ""
-        self.waited_for = False  # the training thread waits for the disk
-        # State and reason as the trainer has them; on a full disk the record says another.
+        self.waiting = False  # whether the training thread waits for the disk
+        # The trainer's own state and reason; on a full disk those in the record differ.
         self.state = "training", ""
-        self.said = False  # the record says that the disk is full
-        self.step, self.reported = 0, 0.0  # the last step that is committed; when an event last said so
+        self.full_recorded = False  # whether the record says that the disk is full
+        self.step, self.reported = 0, 0.0  # the last committed step; the time of the last event about one
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
     def put(self, item: Batch | Callable[[], None]) -> None:
-        """Hand over a batch, or what is to be done after the ones before it. RuntimeError if an earlier one could not be committed."""
+        """Hand over a batch, or a function to be called after the batches before it. RuntimeError if an earlier one could
+        not be committed."""
         self._hand_over(item)
         if self.error:
             raise RuntimeError(self.error)
 
     def beat(self) -> None:
-        """Say that the trainer lives. Left out when commits wait: they say it too."""
+        """Write a heartbeat. Not needed while commits wait, which write one too."""
         if self.error:
             raise RuntimeError(self.error)
         if self.queue.empty():
@@ -72,10 +74,10 @@ class Committer:
         """Wait until what was handed over is committed."""
         done = threading.Event()
         self._hand_over(done)
-        self.waited_for = True
-        while not done.wait(GLANCE):
+        self.waiting = True
+        while not done.wait(POLL):
             self.meanwhile()
-        self.waited_for = False
+        self.waiting = False
 
     def close(self) -> str:
         """Commit what waits and end the thread. Returns what went wrong, or ""."""
@@ -90,14 +92,14 @@ class Committer:
             return
         except queue.Full:
             self.notify({"event": "waiting", "reason": self.full or "the disk is slower than the training"})
-        self.waited_for = True
+        self.waiting = True
         while True:
             try:
-                self.queue.put(item, timeout=GLANCE)
+                self.queue.put(item, timeout=POLL)
                 break
             except queue.Full:
                 self.meanwhile()
-        self.waited_for = False
+        self.waiting = False
 
     def _work(self) -> None:
         while (item := self._next()) is not None:
@@ -105,7 +107,7 @@ class Committer:
                 item.set()
                 continue
             if self.error:
-                continue  # drained, so that nobody waits for a thread that cannot write
+                continue  # the queue is drained, so that nobody waits for a thread that cannot write
             folder = self.writer.folder
             try:
                 self._carry_out(item)
@@ -114,8 +116,8 @@ class Committer:
                         {"event": "note", "note": f"the run's folder was renamed; it is {self.writer.folder} now"}
                     )
                 if isinstance(item, Batch):
-                    self._tell(item)
-                    self._alert(self.watch.see(item))
+                    self._report(item)
+                    self._alert(self.watch.add(item))
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
@@ -123,7 +125,7 @@ class Committer:
         self._alert(self.watch.new_findings())
 
     def _next(self) -> Item:
-        """What was handed over next; while the disk is full, room is checked for now and then."""
+        """The next item; while the disk is full, checks for room every AGAIN seconds."""
         while True:
             try:
                 return self.queue.get(timeout=AGAIN if self.full and not self.error else None)
@@ -131,8 +133,8 @@ class Committer:
                 self._go_on_if_there_is_room()
 
     def _carry_out(self, item: Batch | Callable[[], None]) -> None:
-        """Do what is asked; on a full disk again and again, until there is room or the training is told to stop. After another
-        failure of the disk it is tried again a few times: nothing of a failed try is in the record, so nothing gets there
+        """Write an item; on a full disk again and again, until there is room or the training is to stop. After another
+        failure of the disk it is tried again a few times: a failed try leaves nothing in the record, so nothing is written
         twice."""
         tries = 0
         while True:
@@ -167,20 +169,25 @@ class Committer:
             before = self.writer.put_off
             self.writer.commit(item)
             if (put_off := self.writer.put_off) and not before:
-                self.notify({"event": "note", "note": f"what follows a commit is put off: {put_off}"})
+                self.notify(
+                    {
+                        "event": "note",
+                        "note": f"the tip and the log are left to a later commit: {put_off}",
+                    }
+                )
             if len(item.rows):
                 self.step = item.first_step + len(item.rows) - 1
 
     def _say_full(self) -> bool:
-        """Give up the ballast and say why the run is paused, in the record if that fits. False without a ballast."""
+        """Remove the ballast and report why the run is paused, in the record too if that fits. False without a ballast."""
         if not self.full:
             self.full = FULL
             self.notify({"event": "paused", "step": self.step, "reason": FULL})
         given_up = self.writer.drop_ballast()
-        if not self.said:
+        if not self.full_recorded:
             try:
                 self.writer.commit(Batch(0, NO_ROWS, state="paused", reason=FULL))
-                self.said = True
+                self.full_recorded = True
             except Exception as failure:
                 self.writer.reopen(failure)
                 if not disk_error(failure):
@@ -190,13 +197,14 @@ class Committer:
     def _wait(self) -> None:
         until = time.monotonic() + AGAIN
         while time.monotonic() < until and not self.stopping():
-            time.sleep(GLANCE)
+            time.sleep(POLL)
 
     def _go_on_if_there_is_room(self) -> None:
-        """Room for the ballast is room again; the record then gets the trainer's own state. If not even that fits, wait on."""
+        """If the ballast fits again, there is room: write the trainer's own state into the record. If not even that fits,
+        go on waiting."""
         if not (has_room(self.writer.folder) and self.writer.make_ballast()):
             return
-        self.full, self.said = "", False
+        self.full, self.full_recorded = "", False
         try:
             self._carry_out(Batch(0, NO_ROWS, state=self.state[0], reason=self.state[1]))
         except Exception as failure:
@@ -208,7 +216,7 @@ class Committer:
         for finding in findings:
             self.notify({"event": "alert", "step": self.watch.last, **finding._asdict()})
 
-    def _tell(self, batch: Batch) -> None:
+    def _report(self, batch: Batch) -> None:
         for one in (evaluation(self.watch.experts, 0, *row) for row in batch.evals):
             event = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
             event |= {"text": one.text} if one.text else {}

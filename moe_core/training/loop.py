@@ -1,6 +1,6 @@
 """The loop: it reads knobs and commands, trains a step, and hands what it measured to a thread that commits.
 
-Steps are counted from 1. A knob that is read at the top of step s takes effect in step s. What the clock decides
+Steps are counted from 1. A knob that is read at the top of step s takes effect in step s. Whatever happens by the clock
 (flushes, snapshots) draws no random number, so that the same Config, Knobs and thread count give the same losses.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from moe_core.nn.models import asked_by, build
+from moe_core.nn.models import build, routing_options
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
@@ -46,9 +46,9 @@ Notify = Callable[[dict[str, Any]], None]
 
 
 class Trainer:
-    """What the loop holds: model and optimizer, the knobs in force, and what waits to be committed.
+    """The state of a training: model and optimizer, the knobs in force, and what waits to be committed.
 
-    columns: those of a resumed run's record, which an earlier version may have begun.
+    columns: those of a resumed run's record, which an earlier version may have chosen.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class Trainer:
         self.probe = Probe(config, data, device)
         self.autobalance = Autobalance(config)
         self.held_out = [batch.to(device) for batch in data.held_out()]
-        self.script: dict[int, dict[str, float | str]] = {}  # knobs that are turned by themselves, by step of effect
+        self.script: dict[int, dict[str, float | str]] = {}  # the script's knob changes, by step of effect
         for step, name, value in script:
             self.script.setdefault(step, {})[name] = value
         self.step = 0
-        self.replaying = False  # training again what is recorded: no snapshot, no write, and no pause of its own
+        self.replaying = False  # recorded steps are trained again: no snapshot, no write, and no pause of its own
         self.paused = self.stopping = False
         watch = Watch(config, knobs, self.telemetry.columns)
         self.committer = Committer(writer, config, notify, watch, lambda: self.stopping, self.read)
@@ -88,16 +88,16 @@ class Trainer:
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
-        self.collected = _nothing()
+        self.collected = _empty_batch()
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 
     def record_to(self, writer: RunWriter) -> None:
-        """Write there from now on. A trainer that resumes a run is made and restored before it may write."""
+        """Write to this writer from now on. A trainer that resumes a run is built and restored before it may write."""
         self.writer = self.committer.writer = writer
 
     @property
     def folder(self) -> Path:
-        """The run's folder, where it lies now."""
+        """The run's folder, at its present path."""
         return self.writer.folder
 
     def run(self) -> str:
@@ -114,7 +114,7 @@ class Trainer:
                 continue
             if due := self.script.pop(self.step + 1, None):
                 self.write_turn(lambda due=due: self.writer.turn("script", **due))
-                continue  # they are read as a person's are
+                continue  # the turns are then read like a person's
             began = time.perf_counter()
             if self.knobs.speed_limit and not self.steps_asked:
                 self.wait_for_speed_limit()
@@ -134,10 +134,10 @@ class Trainer:
     # Knobs and commands
 
     def read(self) -> bool:
-        """Obey new commands and keep new knob changes until a step is trained. True if there was anything.
+        """Obey new commands and keep new knob changes until a step is trained. True if there was any.
 
-        What is read is marked as seen at once: the commit that answers it in the record lags behind, and while a checkpoint
-        waits for the disk this is called again.
+        They are marked as seen at once: the commit that answers them in the record comes later, and this is called again
+        while a checkpoint waits for the disk.
         """
         pending = self.writer.pending()
         for change in pending.knobs:
@@ -155,14 +155,14 @@ class Trainer:
             self.take(change)
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
-        self.committer.watch.turned(self.step + 1, self.knobs)
+        self.committer.watch.note_turns(self.step + 1, self.knobs)
         if changes:
             self.next_flush = self.next_snapshot = 0.0  # the person waits to see the effect
 
     def write_turn(self, write: Callable[[], object]) -> None:
-        """Let write() turn knobs as a person does; the next read() finds them. ValueError if it is refused.
+        """Let write() turn knobs as a person does; the next read() reads them. ValueError if it is refused.
 
-        Not before all steps so far are on the disk, or a killed run would hold the turn too early.
+        All steps so far are put on the disk first, or a killed run would have the turn too early.
         """
         refused: list[ValueError] = []
 
@@ -183,12 +183,13 @@ class Trainer:
             raise refused[0]
 
     def take(self, change: Any) -> None:
-        with contextlib.suppress(ValueError):  # the store checked it; a foreign writer may not have
+        """Set a knob to a change's value, if this run can take it."""
+        with contextlib.suppress(ValueError):  # Run.turn() checked it; another program that writes turns may not have
             value = check_knob(self.config, change.name, change.value, self.knobs)
             self.knobs = replace(self.knobs, **{change.name: value})
 
     def obey(self, command: Any) -> None:
-        """Carry out one command and note what came of it."""
+        """Carry out one command and note its result."""
         self.writer.command_seen = command.id
         result = "done"
         if command.name == "pause":
@@ -215,13 +216,13 @@ class Trainer:
 
     def no_checkpoint_now(self) -> str:
         """Why a checkpoint that is asked for cannot be written; "" if it can."""
-        if self.committer.full or self.committer.waited_for:
+        if self.committer.full or self.committer.waiting:
             return self.committer.full or "the disk is behind the training; ask again"
         return "the run is still being brought back to its last step" if self.replaying else ""
 
     def pause(self, reason: str) -> None:
         if reason and self.replaying:
-            return  # the record goes on, so a person has resumed it since
+            return  # the record has later steps, so a person resumed it
         self.paused, self.reason = True, reason
         self.collected["state"], self.collected["reason"] = "paused", reason
         if reason:
@@ -239,7 +240,7 @@ class Trainer:
         time.sleep(IDLE)
 
     def wait_for_speed_limit(self) -> None:
-        """Sleep until the next step is due, waking for knobs: one turn from slow to fast must not wait for the old pace."""
+        """Sleep until the next step is due, waking for knobs: a turn from slow to fast must not wait for the slow step."""
         due = self.last_began + 1 / self.knobs.speed_limit
         while (left := due - time.perf_counter()) > 0 and not self.stopping:
             if self.read():
@@ -251,8 +252,9 @@ class Trainer:
     # One step
 
     def train_step(self, began: float) -> None:
-        """Train one step and take down what it did. One that is not finite is recorded, changes no weight, and pauses."""
-        self.compare_if_due()  # before the first step: from where the first churn counts
+        """Train one step and record it. A step whose loss or gradient is not finite is recorded, changes no weight, and
+        pauses."""
+        self.compare_if_due()  # at step 0 too: the first churn is measured against it
         self.step += 1
         batch = self.data.batch(self.step).to(self.device)
         measure = self.step % TASK_GRADIENT_EVERY == 1
@@ -264,7 +266,7 @@ class Trainer:
             )
         self.measured = [done.loss.detach(), done.grad_norm]
         self.window.add(done.routings, batch.labels)
-        self.autobalance.see(self.step, done.routings)
+        self.autobalance.add(self.step, done.routings)
         self.compare_if_due()
         self.snapshot_if_due()
         seconds = time.perf_counter() - began
@@ -281,29 +283,29 @@ class Trainer:
         self.maybe_checkpoint()
 
     def steer(self) -> None:
-        """What autobalance decides after a step: rows like a person's, read at the top of the next step.
+        """Write what autobalance decides after a step: turns like a person's, read at the top of the next step.
 
         Dropped if one of the knobs that it was decided from has been turned meanwhile, by a person or by the script in the coming
         step: that turn counts, and autobalance decides again 25 steps later.
         """
         given = follows_from(self.knobs)
         coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
-        if given & coming or not (wanted := self.autobalance.wanted(self.step, self.knobs)):
+        if given & coming or not (wanted := self.autobalance.decide(self.step, self.knobs)):
             return
-        seen = self.writer.knob_seen  # while the disk is waited for, more may come
-        with contextlib.suppress(StoreError):  # one that cannot be written has no effect either
+        seen = self.writer.knob_seen  # more turns may come while this waits for the disk
+        with contextlib.suppress(StoreError):  # a turn that cannot be written has no effect either
             self.write_turn(lambda: self.writer.decide(AUTOBALANCE, seen, given, wanted))
 
     def evaluate(self, text: bool) -> None:
-        """Measure the held-out split without noise; for text, let the model write a little too."""
-        asked = asked_by(self.config, self.knobs)
-        metrics = evaluation_of(self.model, self.held_out, self.config, asked)
-        written = write_sample(self.model, self.held_out, self.config, asked, self.step) if text else None
-        self.collected["evals"].append((self.step, metrics, written))
+        """Measure the held-out split without noise; text: let the model write a short text too."""
+        options = routing_options(self.config, self.knobs)
+        metrics = evaluation_of(self.model, self.held_out, self.config, options)
+        sample = write_sample(self.model, self.held_out, self.config, options, self.step) if text else None
+        self.collected["evals"].append((self.step, metrics, sample))
         self.evaluated = self.step
         self.model.train()
 
-    # What others see of it
+    # Snapshots and commits
 
     def compare_if_due(self) -> None:
         """Router churn and saturation at every multiple of churn_every, from 0 on, also in steps that are
@@ -311,7 +313,7 @@ class Trainer:
         every = self.config.churn_every
         if not every or self.step % every or self.compared == self.step:
             return
-        choices = self.probe.compare(self.model, asked_by(self.config, self.knobs), self.telemetry)
+        choices = self.probe.compare(self.model, routing_options(self.config, self.knobs), self.telemetry)
         self.compared = self.step
         if not self.replaying:
             self.collected["snapshots"].append((self.step, "choices", choices))
@@ -326,7 +328,7 @@ class Trainer:
     def snapshot(self, full: bool) -> None:
         if self.snapped == self.step and not full:
             return
-        kinds = self.probe.snapshot(self.model, asked_by(self.config, self.knobs), full, self.window)
+        kinds = self.probe.snapshot(self.model, routing_options(self.config, self.knobs), full, self.window)
         self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
         self.snapped = self.step
         if full:
@@ -344,7 +346,7 @@ class Trainer:
         first, rows_nC = (0, NO_ROWS) if self.replaying else self.telemetry.take()
         if not len(rows_nC) and not any(self.collected.values()):
             return
-        collected, self.collected = self.collected, _nothing()
+        collected, self.collected = self.collected, _empty_batch()
         self.committer.put(Commit(first, rows_nC, **collected))
 
     def beat(self) -> None:
@@ -356,7 +358,7 @@ class Trainer:
     # Checkpoints
 
     def maybe_checkpoint(self) -> None:
-        """By the clock, which changes nothing: writing one draws no random number."""
+        """Write one every checkpoint_every seconds. That does not change the training: writing draws no random number."""
         every, now = self.config.checkpoint_every, time.perf_counter()
         if every and now >= self.next_checkpoint and self.checkpointed != self.step:
             self.next_checkpoint = now + every
@@ -365,7 +367,7 @@ class Trainer:
     def write_checkpoint(self, command: int | None = None) -> None:
         """The state of the training, written by the committing thread once all steps before are in the record.
 
-        command: the row that asked for it, which is then answered.
+        command: the id of the command that asked for it, which is then answered.
         """
         step = self.step
         if command is None and self.checkpointed == step:
@@ -376,7 +378,7 @@ class Trainer:
         def write() -> None:
             try:
                 result = checkpoint.write(self.writer.follow(), step, state).name
-            except (OSError, RuntimeError) as error:  # torch wraps what the disk says
+            except (OSError, RuntimeError) as error:  # torch raises the disk's error as a RuntimeError
                 if no_room(error, self.folder) and not self.stopping:
                     raise
                 result = f"not written: {first_line(getattr(error, 'strerror', None) or error)}"
@@ -388,5 +390,5 @@ class Trainer:
         self.committer.put(write)
 
 
-def _nothing() -> dict[str, Any]:
+def _empty_batch() -> dict[str, Any]:
     return {"evals": [], "snapshots": [], "applied": [], "acks": [], "state": None, "reason": ""}

@@ -1,4 +1,4 @@
-"""The machine that a run trains on: which device, how many threads, and what of it the numbers depend on."""
+"""The machine that a run trains on: which device, how many threads, and the facts that a run's numbers depend on."""
 
 import platform
 import statistics
@@ -10,22 +10,22 @@ import numpy as np
 import torch
 
 from moe_core import __version__
-from moe_core.nn.models import asked_by, build
+from moe_core.nn.models import build, routing_options
 from moe_core.runs import cores
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import Data
 
 
 def choose_device(wanted: str) -> torch.device:
-    """auto is cuda, else mps, else cpu. ValueError if the wanted one is not there."""
+    """auto is cuda, else mps, else cpu. ValueError if this machine does not have the wanted one."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(wanted)
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {wanted!r}") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type):
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type):
         raise ValueError(f"device {wanted!r} is not on this machine; use --device auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ValueError(
@@ -49,7 +49,7 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
         times = []
         for _ in range(4):
             began = time.perf_counter()
-            logits, _ = model(batch.inputs, **asked_by(config, knobs))
+            logits, _ = model(batch.inputs, **routing_options(config, knobs))
             logits.float().mean().backward()
             times.append(time.perf_counter() - began)
         return statistics.median(times[1:])
@@ -58,7 +58,7 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
 
 
 def facts_of(device: torch.device, threads: int) -> dict[str, Any]:
-    """What sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
+    """What floating-point sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": str(device),

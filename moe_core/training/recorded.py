@@ -1,4 +1,4 @@
-"""The data of a run that is recorded: loaded again, perhaps from where they lie now, and compared with the record's."""
+"""The data of a recorded run: loaded again, from their present paths, and compared with the record's fingerprint."""
 
 import sys
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from moe_core.training.data.identity import identity
 
 
 def config_now(run: Run, moved: Mapping[str, Any]) -> Config:
-    """The run's config with its data where they lie now. StoreError if the run has none of that kind."""
+    """The run's config with the present paths of its data. StoreError if the run has no data of that kind."""
     for name in moved:
         if not getattr(run.config, name):
             raise StoreError(f"{run.id} was not trained on files given by --{name}; leave --{name} out")
@@ -22,36 +22,37 @@ def config_now(run: Run, moved: Mapping[str, Any]) -> Config:
 
 
 def load_recorded(run: Run, moved: Mapping[str, Any]) -> tuple[Data, list[str]]:
-    """The data that the run was trained on, and notes about them. ValueError if these are not the same."""
+    """The data that the run was trained on, and notes about them. ValueError if they have changed."""
     config = config_now(run, moved)
-    data = under_recorded_names(load(config), run)
+    data = with_recorded_names(load(config), run)
     recorded, now = run.facts.get("data"), identity(data)
     if not isinstance(recorded, dict):
         if len(data.names) != len(next(iter(run.labels.values()), data.names)):
-            raise StoreError(f"{run.id} was trained on other data: now there are {now['what']}; {way_out(run)}")
+            raise StoreError(f"{run.id} was trained on other data: now there are {now['what']}; {advice(run)}")
         return data, [
-            "the run was recorded by a version that kept no fingerprint of its data; that they are the same is not checked"
+            "the run was recorded by a version that kept no fingerprint of its data, so whether they are the same is not checked"
         ]
     if recorded.get("sha256") != now["sha256"]:
         before = f"{recorded.get('what')} (SHA-256 {str(recorded.get('sha256'))[:12]})"
         raise StoreError(
-            f"{run.id} was trained on other data: {before}, and now there are {now['what']} ({now['sha256'][:12]}); {way_out(run)}"
+            f"{run.id} was trained on other data: {before}, and now there are {now['what']} ({now['sha256'][:12]}); {advice(run)}"
         )
     return data, []
 
 
-def under_recorded_names(data: Data, run: Run) -> Data:
-    """A domain of a person's own is called after its file, which may have another name where it lies now."""
+def with_recorded_names(data: Data, run: Run) -> Data:
+    """The data, their domains named as in the record: a person's own domain is called after its file, which may be renamed
+    since."""
     names = run.labels.get("domain", [])
     return replace(data, names=names) if isinstance(data, Text) and run.config.text and len(names) == len(data.names) else data  # fmt: skip
 
 
-def way_out(run: Run) -> str:
+def advice(run: Run) -> str:
     """What to do about data that are not those of the record."""
     versions = run.facts.get("versions", {})
     if run.config.text or run.config.data:
         name = "text" if run.config.text else "data"
-        return f"say with --{name} where the same data lie now"
+        return f"give the present path of the same data with --{name}"
     if run.config.task == "text":
         return (
             f"the built-in text is of Python's standard library and scikit-learn, and differs between their versions "

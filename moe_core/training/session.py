@@ -1,4 +1,4 @@
-"""A trainer's life in a run: made, put to work, and ended with its state in the record, whatever happens.
+"""A trainer's session in a run: it is built, trains, and ends with its state in the record, whatever happens.
 
 `train` begins a run; training/again.py resumes one.
 """
@@ -32,7 +32,7 @@ def train(
 
     ValueError, before anything is written, for settings or data that cannot be used.
     script: knobs to turn, as (step of effect, knob, value), beside whatever people turn.
-    notify is called with the events that `--json` prints, each after what it tells of is committed.
+    notify is called with the events that `--json` prints, each after what it reports is committed.
     """
     config, knobs = check(whole_paths(config), knobs)
     device = choose_device(config.device)
@@ -60,20 +60,20 @@ def train(
 def conduct(
     make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify
 ) -> tuple[Path, str]:
-    """Make a trainer, let it work, and leave its run with the state in which that ended, whatever happens."""
+    """Build a trainer, let it work, and write the state in which that ended into the record, whatever happens."""
     trainer, state, error = None, "failed", ""
     try:
         trainer = make()
         with _stopping_at_signals(trainer):
             ended = work(trainer)
             trainer.write_checkpoint()
-            trainer.committer.settle()  # a stop that comes while it waits for room is obeyed
+            trainer.committer.settle()  # while it waits for room, a stop is obeyed
             trainer.flush()
         state = ended
     except Exception as failure:
         error = f"{type(failure).__name__}: {first_line(failure)}"
     if trainer is not None:
-        error = trainer.committer.close() or error  # the disk's own words, and not what followed from them
+        error = trainer.committer.close() or error  # the disk's error, and not a later one that it caused
     if error:
         notify({"event": "error", "error": error})
     if problem := writer.finish("failed" if error else state, error=error):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_core.nn.gating import Routing
-from moe_core.nn.models import asked_by
+from moe_core.nn.models import routing_options
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import Batch
@@ -15,8 +15,8 @@ from moe_core.training.data import Batch
 
 class Update(NamedTuple):
     """What a step did: its losses (task_loss without the balancing), the Euclidean norm of all gradients, a Routing a
-    layer, whether loss and gradients were finite, without which no weight was changed, and the task's gradient on each
-    layer's gate (L,), None where it was not asked for. Tensors are on the device."""
+    layer, whether loss and gradients were finite (if not, no weight was changed), and the task's gradient on each
+    layer's gate (L,), None where it was not measured. Tensors are on the device."""
 
     loss: Tensor
     task_loss: Tensor
@@ -36,11 +36,11 @@ def update(
 ) -> Update:
     """Train one batch, in config's precision and balanced as the knobs say.
 
-    measure: the task's gradient on the gates too, for one more backward pass, which changes nothing.
+    measure: measure the task's gradient on the gates too, by one more backward pass, which changes nothing.
     """
     model.train()
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits, routings = model(batch.inputs, **asked_by(config, knobs))
+        logits, routings = model(batch.inputs, **routing_options(config, knobs))
     task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
     sequence = batch.targets.shape[-1]
     steps = [Step(layer.gate, r, knobs, sequence) for layer, r in zip(model.moe_layers, routings, strict=True)]

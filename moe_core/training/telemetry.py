@@ -1,6 +1,6 @@
-"""What a step leaves behind: its statistics, kept on the device until a flush, and snapshots of a fixed probe batch.
+"""What is measured of a step: its statistics, kept on the device until a flush, and snapshots of a fixed probe batch.
 
-Nothing here draws a random number, so that a snapshot, whenever the clock asks for one, does not change the run.
+Nothing here draws a random number, so that snapshots, which are taken by the clock, do not change the run.
 
 Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
 """
@@ -124,7 +124,7 @@ class Window:
         return [chosen for chosen, _ in self.steps]
 
     def restore(self, state: list[list[Tensor]], step: int, data: Data, device: torch.device) -> None:
-        """The window as it stood after a step."""
+        """Set the window to its state after a step."""
         self.steps.clear()
         for at, chosen in enumerate(state, step - len(state) + 1):
             labels = {name: x.to(device, torch.uint8) for name, x in data.batch(at).labels.items()}
@@ -139,7 +139,7 @@ class Window:
         return torch.stack(layers)
 
     def specialisation(self, label: str) -> Tensor:
-        """(L, C, E): of the selections made for value c of the label, the share that went to each expert."""
+        """(L, C, E): of the selections for tokens with value c of the label, the share that went to each expert."""
         E, C = self.num_experts, self.sizes[label]
         layers = []
         for layer in range(len(self.steps[0][0])):
@@ -153,24 +153,24 @@ class Window:
 
 
 class Probe:
-    """The same tokens all along: what the gate does with them now, and how that differs from churn_every steps before."""
+    """A fixed batch of tokens: how the gate routes it now, and how that differs from churn_every steps before."""
 
     def __init__(self, config: Config, data: Data, device: torch.device):
         self.config = config
         batch, shown = data.probe()
         self.inputs = batch.inputs.to(device)
         self.grid = _grid(shown["extent"]).to(device) if config.task == "plane" else None
-        self.last: list[Tensor] | None = None  # each token's experts when they were compared last
+        self.last: list[Tensor] | None = None  # each token's experts at the last comparison
 
     @torch.no_grad()
-    def compare(self, model: nn.Module, asked: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
+    def compare(self, model: nn.Module, options: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
         """A snapshot of kind "choices": each token's experts. Sets the telemetry's churn and saturation since the last.
 
-        To be called at fixed steps, so that both are of the training and not of the clock. asked: as in snapshot().
+        To be called at fixed steps, so that both depend on the training and not on the clock. options: as in snapshot().
         """
         E, was_training = self.config.num_experts, model.training
         model.eval()
-        chosen = [r.experts_TK for r in model(self.inputs, **asked)[1]]
+        chosen = [r.experts_TK for r in model(self.inputs, **options)[1]]
         model.train(was_training)
         if self.last is not None:
             pairs = list(zip(chosen, self.last, strict=True))
@@ -181,22 +181,23 @@ class Probe:
 
     @torch.no_grad()
     def snapshot(
-        self, model: nn.Module, asked: Mapping[str, Any], full: bool, window: Window
+        self, model: nn.Module, options: Mapping[str, Any], full: bool, window: Window
     ) -> dict[str, dict[str, np.ndarray]]:
-        """Snapshots by kind: "probe" always, "full" when asked for; for whoever watches, so whenever the clock says so.
+        """Snapshots by kind: "probe" always, "full" when asked for. They are for people who watch, and so taken by the
+        clock.
 
-        asked: how to route, as models.asked_by() says. Where tokens have different numbers of experts, places are
-        empty: experts holds E there and gates 0.
+        options: how to route, as models.routing_options() gives it. Where tokens have different numbers of experts, places
+        are empty: experts holds E there and gates 0.
         """
         E = self.config.num_experts
         was_training = model.training
         model.eval()
-        _, routings = model(self.inputs, **asked)
+        _, routings = model(self.inputs, **options)
         chosen = [r.experts_TK for r in routings]
         gates = _same_width([r.weights_TK for r in routings], 0)
         kinds = {"probe": {"experts": _small(_same_width(chosen, E), E), "gates": _halves(gates)}}
         if self.grid is not None:
-            _, regions = model(self.grid, **asked)
+            _, regions = model(self.grid, **options)
             kinds["probe"]["regions"] = _small([r.experts_TK[:, 0].view(GRID, GRID) for r in regions], E)
         if full:
             kinds["full"] = self._full(model, routings, window)
@@ -229,7 +230,8 @@ def together(experts_TK: Tensor, num_experts: int) -> Tensor:
 
 
 def spread(logits_TE: Tensor) -> Tensor:
-    """Mean over tokens of the logits' standard deviation over the experts; one that is off (minus infinity) has no part."""
+    """Mean over tokens of the logits' standard deviation over the experts; experts that are off (minus infinity) are left
+    out."""
     on_TE = logits_TE.isfinite()
     count_T1 = on_TE.sum(1, keepdim=True).clamp(min=1)
     logits_TE = logits_TE.where(on_TE, 0.0)
@@ -308,7 +310,7 @@ def saturation(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
 
 
 def dropped(routing: Routing) -> Tensor:
-    """Share of the selections that found no room."""
+    """Share of the selections that were dropped since their expert was full."""
     if routing.kept_E is None:
         return torch.zeros((), device=routing.counts_E.device)
     selected = routing.counts_E.sum()
@@ -329,7 +331,7 @@ def _grid(extent: np.ndarray) -> Tensor:
 
 
 def _same_width(layers: list[Tensor], empty: int) -> list[Tensor]:
-    """(N, K) each, K the largest of theirs: filled up with `empty`, what an empty place holds."""
+    """Each as (N, K), K the largest width among them, padded with `empty`, the value of an empty place."""
     width = max(x.shape[1] for x in layers)
     return [F.pad(x, (0, width - x.shape[1]), value=empty) for x in layers]
 

@@ -1,4 +1,4 @@
-"""Looks at a run while it trains, and says once what its diagnosis newly finds."""
+"""Diagnoses a run while it trains, and reports each new finding once."""
 
 import time
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from moe_core.schema import Column, Config, Knobs, describe, layout
 KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
 EVALS = 100  # evaluations in memory
 EVERY = 1.0  # seconds between two diagnoses
-REST = 9  # at least so many times as long as one took, which for many layers is long
+REST = 9  # and at least so many times as long as the last one took, which is long for many layers
 
 
 class Watch:
@@ -33,17 +33,17 @@ class Watch:
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
-        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it knows, and which experts they switched off
-        self.standing: set[tuple[str, int]] = set()
+        self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it follows from, and the spans
+        self.current: set[tuple[str, int]] = set()
         self.next_diagnosis = 0.0
 
     def recall(self, run: Run, knobs: Knobs) -> None:
-        """The knob changes of a run that is resumed, up to now."""
+        """Read the knob changes and evaluations so far of a run that is resumed."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
         self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 
-    def turned(self, step: int, knobs: Knobs) -> None:
-        """The knobs in force in the coming step. Called by the training thread, which only adds and replaces."""
+    def note_turns(self, step: int, knobs: Knobs) -> None:
+        """Note the knobs in force in the coming step. Called by the training thread, which only adds and replaces."""
         for f in fields(Knobs):
             value, previous = getattr(knobs, f.name), getattr(self.knobs, f.name)
             if value != previous:
@@ -55,8 +55,8 @@ class Watch:
         knobs = self.knobs  # read before the changes: one that comes in between is then undone below
         return replace(knobs, **{c.name: c.previous for c in reversed(list(self.changes)) if c.step > step})
 
-    def see(self, batch: Batch) -> list[Finding]:
-        """Take what was committed; about once a second, what is newly found."""
+    def add(self, batch: Batch) -> list[Finding]:
+        """Add a committed batch; returns, about once a second, the new findings."""
         self.evaluated += [evaluation(self.experts, 0, *row) for row in batch.evals]
         del self.evaluated[:-EVALS]
         if len(batch.rows):
@@ -68,8 +68,8 @@ class Watch:
         """The findings that were not there at the last diagnosis. One that ended and comes again is new again."""
         began = time.monotonic()
         findings = [finding for layer in range(len(self.experts)) for finding in diagnose(self, layer)]
-        new = [finding for finding in findings if (finding.rule, finding.layer) not in self.standing]
-        self.standing = {(finding.rule, finding.layer) for finding in findings}
+        new = [finding for finding in findings if (finding.rule, finding.layer) not in self.current]
+        self.current = {(finding.rule, finding.layer) for finding in findings}
         now = time.monotonic()
         self.next_diagnosis = now + max(EVERY, REST * (now - began))
         return new
@@ -82,7 +82,7 @@ class Watch:
         return self.first + len(self.rows_nC) - 1
 
     def history(self, stat: str, layer: int = 0, bins: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        """The steps in memory, each as it was: there are not more than a diagnosis takes."""
+        """The steps in memory, none thinned: they are no more than a diagnosis reads."""
         steps = np.arange(self.first, self.first + len(self.rows_nC))
         return steps, pick(self.layout, self.rows_nC, stat, layer, steps, self.off_spans())
 
@@ -91,7 +91,7 @@ class Watch:
         return self.evaluated
 
     def off_spans(self) -> tuple[Off, ...]:
-        """Which experts were switched off, and when, as far as the steps in memory tell."""
+        """Which experts were switched off, and when, as far as the steps in memory show."""
         changes = list(self.changes)
         if self.off[0] != len(changes):
             self.off = len(changes), off_spans(self.experts, self.knobs_at(0), changes, self.counts)

@@ -85,15 +85,18 @@ def redefined(table: str, old: str, new: str) -> Callable[[Path], None]:
 
 SLOW = "(WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c)"
 HOSTILE = {
-    "view-for-a-table": (sql("DROP TABLE state", f"CREATE VIEW state AS SELECT {SLOW} AS state"), "not ours"),
-    "view": (sql("CREATE VIEW steps AS SELECT * FROM blocks"), "not ours"),
-    "trigger": (sql("CREATE TRIGGER t AFTER INSERT ON knobs BEGIN DELETE FROM blocks; END"), "not ours"),
-    "extra-table": (sql("CREATE TABLE t (x)"), "not ours"),
-    "extra-index": (sql("CREATE INDEX i ON knobs (hex(zeroblob(value)))"), "not ours"),
-    "virtual-table": (sql("CREATE VIRTUAL TABLE t USING fts5(x)"), "not ours"),
+    "view-for-a-table": (
+        sql("DROP TABLE state", f"CREATE VIEW state AS SELECT {SLOW} AS state"),
+        "MoEscope does not make",
+    ),
+    "view": (sql("CREATE VIEW steps AS SELECT * FROM blocks"), "MoEscope does not make"),
+    "trigger": (sql("CREATE TRIGGER t AFTER INSERT ON knobs BEGIN DELETE FROM blocks; END"), "MoEscope does not make"),
+    "extra-table": (sql("CREATE TABLE t (x)"), "MoEscope does not make"),
+    "extra-index": (sql("CREATE INDEX i ON knobs (hex(zeroblob(value)))"), "MoEscope does not make"),
+    "virtual-table": (sql("CREATE VIRTUAL TABLE t USING fts5(x)"), "MoEscope does not make"),
     "computing-column": (
         redefined("state", "reason TEXT NOT NULL", "reason TEXT AS (hex(zeroblob(100000000)))"),
-        "not ours",
+        "MoEscope does not make",
     ),
     "no-table": (sql("DROP TABLE evals"), "lacks tables"),
     "no-settings": (sql("DELETE FROM run"), "settings"),

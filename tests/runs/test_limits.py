@@ -227,7 +227,7 @@ def test_a_checkpoint_that_swells_is_refused_whatever_its_sum(tmp_path: Path) ->
             archive.writestr(name, content)
         archive.writestr("archive/data/0", bytes(1 << 20))
     path.with_name(path.name + ".sha256").write_text(checkpoint._sha256(path))
-    with pytest.raises(ValueError, match="unpacks to more than it holds"):
+    with pytest.raises(ValueError, match="unpacks to more bytes than it has"):
         checkpoint.read(path)
 
 
@@ -240,7 +240,7 @@ def test_a_checkpoint_is_known_by_a_name_of_ours_only(tmp_path: Path) -> None:
         (source / name).write_bytes(whole.read_bytes())
     (source / "checkpoint-000000020.pt").symlink_to(whole)
     os.mkfifo(source / "checkpoint-000000010.pt")
-    assert list(checkpoint.there(source)) == [30, 20, 10]
+    assert list(checkpoint.list_checkpoints(source)) == [30, 20, 10]
     link_checkpoints(source, fork, 40)
     assert sorted(path.name for path in fork.iterdir()) == [whole.name, whole.name + ".sha256"]
 

@@ -93,8 +93,8 @@ def source_of(recorded: Run, kind: str):
         watch = Watch(CONFIG, Knobs())
         watch.next_diagnosis = float("inf")
         for step, value in TURNS:
-            watch.turned(step, Knobs(off=value))
-        watch.see(Batch(1, made_rows()))
+            watch.note_turns(step, Knobs(off=value))
+        watch.add(Batch(1, made_rows()))
         return watch.history
     feed = Feed(recorded)
     feed.refresh()

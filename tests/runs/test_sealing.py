@@ -101,7 +101,7 @@ def test_an_unsealed_run_on_a_read_only_medium_opens_or_says_what_to_do(
         run = open_run(public / name)
         assert (run.state, run.steps(), len(run.history("loss")[0])) == ("finished", (1, 10), 10), name
         run.close()
-    with pytest.raises(StoreError, match=r"run log cannot be read: it was left with a log, .* copy the folder"):
+    with pytest.raises(StoreError, match=r"run log cannot be read: it was left with a log, .* copy the run"):
         open_run(public / "log")
 
 

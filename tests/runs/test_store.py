@@ -368,13 +368,13 @@ def test_a_file_with_what_is_not_ours_is_refused_and_hides_no_other(tmp_path: Pa
     record(tmp_path / "good")
     folder = record(tmp_path / "bad")
     edit(folder, foreign)
-    with pytest.raises(StoreError, match="not ours"):
+    with pytest.raises(StoreError, match="MoEscope does not make"):
         open_run(folder)
     (tmp_path / "junk").mkdir()
     (tmp_path / "junk" / "run.db").write_bytes(b"no database")
     listed = {one.id: one for one in list_runs(tmp_path)}
     assert listed["good"].problem == ""
-    assert "not ours" in listed["bad"].problem
+    assert "MoEscope does not make" in listed["bad"].problem
     assert listed["junk"].problem
 
 

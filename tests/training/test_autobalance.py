@@ -11,7 +11,7 @@ from moe_core.runs import RunWriter, open_run, verify
 from moe_core.runs.statistics import cv
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training import autobalance
-from moe_core.training.autobalance import EVERY, HIGH, LARGEST, LEAST, LOW, Autobalance, factor, steered
+from moe_core.training.autobalance import EVERY, HIGH, LARGEST, LEAST, LOW, Autobalance, factor, steer
 from moe_core.training.loop import Trainer
 from moe_core.training.session import train
 
@@ -31,27 +31,27 @@ def test_the_factor_is_bounded_and_finite() -> None:
 
 
 def test_weights_stay_in_bounds_keep_their_ratio_and_small_changes_are_left_out() -> None:
-    assert steered({"a": 0.1, "b": 0.01}, 2.0) == {"a": 0.2, "b": 0.02}
-    assert steered({"a": 0.9, "b": 0.0}, 4.0) == {}  # the bound is nearer than LEAST, and 0 is what a person chose
-    assert steered({"a": 0.5, "b": 0.0}, 4.0) == {"a": HIGH}
-    assert steered({"a": LOW * 2}, 0.25) == {"a": LOW}
-    assert steered({"a": 0.1}, LEAST - 0.01) == {}
-    assert steered({"a": 0.1}, LEAST + 0.01) == {"a": 0.126}
-    assert steered({"a": 0.123456}, 2.0) == {"a": 0.247}
+    assert steer({"a": 0.1, "b": 0.01}, 2.0) == {"a": 0.2, "b": 0.02}
+    assert steer({"a": 0.9, "b": 0.0}, 4.0) == {}  # the bound is nearer than LEAST, and 0 is what a person chose
+    assert steer({"a": 0.5, "b": 0.0}, 4.0) == {"a": HIGH}
+    assert steer({"a": LOW * 2}, 0.25) == {"a": LOW}
+    assert steer({"a": 0.1}, LEAST - 0.01) == {}
+    assert steer({"a": 0.1}, LEAST + 0.01) == {"a": 0.126}
+    assert steer({"a": 0.123456}, 2.0) == {"a": 0.247}
 
 
 def test_from_nothing_it_starts_only_where_more_is_needed() -> None:
-    assert steered({"a": 0.0, "b": 0.0}, 4.0) == {"a": 4 * LOW, "b": 4 * LOW}
-    assert steered({"a": 0.0, "b": 0.0}, 0.5) == {}
+    assert steer({"a": 0.0, "b": 0.0}, 4.0) == {"a": 4 * LOW, "b": 4 * LOW}
+    assert steer({"a": 0.0, "b": 0.0}, 0.5) == {}
 
 
 def test_nothing_winds_up() -> None:
     """However long the target was out of reach, one window below it turns the weight down."""
     weight = {"a": HIGH}
     for _ in range(100):
-        weight |= steered(weight, factor(2.0, 2.0, 0.1))
+        weight |= steer(weight, factor(2.0, 2.0, 0.1))
     assert weight == {"a": HIGH}
-    assert steered(weight, factor(0.05, 0.05, 0.1)) == {"a": HIGH / 2}
+    assert steer(weight, factor(0.05, 0.05, 0.1)) == {"a": HIGH / 2}
 
 
 ONE, TWO = (Config(num_experts=2, layers=layers) for layers in (1, 2))
@@ -67,16 +67,16 @@ def test_it_decides_by_step_and_from_whole_windows() -> None:
     one = Autobalance(TWO)
     decided = {}
     for step in range(1, 4 * EVERY + 1):
-        one.see(step, [routing(0.3), routing(0.1)])  # a mean of 0.2
-        if wanted := one.wanted(step, knobs):
+        one.add(step, [routing(0.3), routing(0.1)])  # a mean of 0.2
+        if wanted := one.decide(step, knobs):
             decided[step] = wanted
     assert list(decided) == [EVERY, 2 * EVERY, 3 * EVERY, 4 * EVERY]
     assert decided[EVERY] == {"w_importance": 0.2, "w_load": 0.2}
-    assert one.wanted(4 * EVERY, Knobs()) == {}
+    assert one.decide(4 * EVERY, Knobs()) == {}
     late = Autobalance(TWO)
     for step in range(EVERY + 2, 2 * EVERY + 1):  # one short of a window
-        late.see(step, [routing(0.2)])
-    assert late.wanted(2 * EVERY, knobs) == {}
+        late.add(step, [routing(0.2)])
+    assert late.decide(2 * EVERY, knobs) == {}
 
 
 def test_an_expert_that_is_off_asks_for_nothing() -> None:
@@ -85,18 +85,18 @@ def test_an_expert_that_is_off_asks_for_nothing() -> None:
     load_E = even.clone()
     load_E[3] = 0
     for step in range(1, EVERY + 1):
-        one.see(step, [SimpleNamespace(load_E=load_E), SimpleNamespace(load_E=even)])
+        one.add(step, [SimpleNamespace(load_E=load_E), SimpleNamespace(load_E=even)])
     knobs = Knobs(autobalance=0.1, w_importance=0.0, w_load=0.0)
-    assert one.wanted(EVERY, knobs)
-    assert one.wanted(EVERY, replace(knobs, off="1:4")) == {}
-    assert one.wanted(EVERY, replace(knobs, off="2:4"))
+    assert one.decide(EVERY, knobs)
+    assert one.decide(EVERY, replace(knobs, off="1:4")) == {}
+    assert one.decide(EVERY, replace(knobs, off="2:4"))
 
 
 def test_a_loss_that_is_not_finite_decides_nothing() -> None:
     one = Autobalance(ONE)
     for step in range(1, EVERY + 1):
-        one.see(step, [routing(float("nan"))])
-    assert one.wanted(EVERY, Knobs(autobalance=0.1)) == {}
+        one.add(step, [routing(float("nan"))])
+    assert one.decide(EVERY, Knobs(autobalance=0.1)) == {}
 
 
 # On a real gate
@@ -200,7 +200,7 @@ def test_what_it_decided_follows_from_the_record_alone(held) -> None:
     for step in range(ON + EVERY, 1000, EVERY):
         fresh = Autobalance(CONFIG)
         fresh.recall(held, step)
-        if wanted := fresh.wanted(step, knobs):
+        if wanted := fresh.decide(step, knobs):
             again[step + 1] = wanted
             knobs = replace(knobs, **wanted)
     assert again == by_step

@@ -155,7 +155,7 @@ def write(kind: str, path: Path) -> Path:
         ("nan", "lacks values in 1 columns (2 1; first in row 4); fill them with --missing mean"),
         ("few", "at least 10"),
         ("lengths", "x must be (n, features)"),
-        ("no y", "arrays x and y, it has x"),
+        ("no y", "arrays x and y, got x"),
         ("damaged", "not a readable .npz"),
         ("empty", "0 bytes"),
         ("missing", "is not a file"),

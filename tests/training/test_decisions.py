@@ -192,7 +192,7 @@ def test_a_fork_that_changes_nothing_stays_its_parent(alone: Run, tmp_path: Path
 
 
 def test_replay_and_the_way_back_decide_nothing(alone: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Autobalance, "wanted", lambda *_: pytest.fail("decided"))
+    monkeypatch.setattr(Autobalance, "decide", lambda *_: pytest.fail("decided"))
     assert replay(alone).difference is None
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from moe_core.nn.models import asked_by, build
+from moe_core.nn.models import build, routing_options
 from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training.data import load
 from moe_core.training.evaluation import held_out_loss
@@ -65,14 +65,14 @@ def test_every_task_learns_and_is_measured(task: str, device: str, precision: st
     telemetry, probe = Telemetry(config, there), Probe(config, data, there)
     window = Window(config, {name: len(values) for name, values in data.labels.items()})
     held_out = [batch.to(there) for batch in data.held_out()]
-    before = held_out_loss(model, held_out, asked_by(config, knobs))["loss"]
+    before = held_out_loss(model, held_out, routing_options(config, knobs))["loss"]
     for step in range(1, 21):
         batch = data.batch(step).to(there)
         done = update(model, optimizer, batch, config, knobs)
         window.add(done.routings, batch.labels)
         telemetry.record(step, done.loss, done.task_loss, done.grad_norm, 0.1, done.routings)
-    assert held_out_loss(model, held_out, asked_by(config, knobs))["loss"] < before
-    snapshots = probe.snapshot(model, asked_by(config, knobs), full=True, window=window)
+    assert held_out_loss(model, held_out, routing_options(config, knobs))["loss"] < before
+    snapshots = probe.snapshot(model, routing_options(config, knobs), full=True, window=window)
     first, rows_nC = telemetry.take()
     columns = {(c.stat, c.layer): c for c in layout(config.layers, config.num_experts)}
     counts = columns["counts", 1]

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_core.nn.models import asked_by, build
+from moe_core.nn.models import build, routing_options
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
 from moe_core.training.evaluation import ablation, evaluate, held_out_loss
@@ -31,7 +31,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_all_batches(model) -> None:
         batches[0]._replace(inputs=batches[0].inputs[a:b], targets=batches[0].targets[a:b])
         for a, b in ((0, 10), (10, 300))
     ]
-    measured = held_out_loss(model, parts, asked_by(CONFIG, KNOBS))
+    measured = held_out_loss(model, parts, routing_options(CONFIG, KNOBS))
     model.eval()
     logits = model(batches[0].inputs[:300], 2, 0.0)[0]
     loss = -logits.log_softmax(1).gather(1, batches[0].targets[:300, None]).mean().item()
@@ -44,7 +44,7 @@ def test_the_loss_is_the_mean_over_all_tokens_of_all_batches(model) -> None:
 def test_selections_are_counted_over_all_batches_and_without_noise(model) -> None:
     batches = load(CONFIG).held_out()
     random = torch.get_rng_state()
-    counts = evaluate(model, batches, asked_by(CONFIG, replace(KNOBS, off="2:3"))).counts_LE
+    counts = evaluate(model, batches, routing_options(CONFIG, replace(KNOBS, off="2:3"))).counts_LE
     assert torch.equal(random, torch.get_rng_state())
     model.eval()
     _, routings = model(torch.cat([b.inputs for b in batches]), 2, 0.0, off=((), (2,)))
@@ -63,10 +63,12 @@ def test_an_ablation_says_how_the_loss_rises_and_changes_nothing(model) -> None:
     assert model.training
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert whole == held_out_loss(model, batches, asked_by(CONFIG, KNOBS))["loss"]
+    assert whole == held_out_loss(model, batches, routing_options(CONFIG, KNOBS))["loss"]
     for layer in range(2):
         for expert in range(4):
-            without = held_out_loss(model, batches, asked_by(CONFIG, replace(KNOBS, off=f"{layer + 1}:{expert + 1}")))
+            without = held_out_loss(
+                model, batches, routing_options(CONFIG, replace(KNOBS, off=f"{layer + 1}:{expert + 1}"))
+            )
             assert rise_LE[layer, expert].item() == pytest.approx(without["loss"] - whole, abs=1e-6)
     assert (rise_LE != 0).sum() >= 4  # an expert that no held-out point goes to costs nothing
 

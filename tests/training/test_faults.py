@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from moe_core.runs import Batch, Run, RunWriter, StoreError, create_run, list_runs, verify
-from moe_core.runs.log import leave_word
+from moe_core.runs.log import log_problem
 from moe_core.runs.room import FULL
 from moe_core.schema import Config, Knobs
 from moe_core.training import committer
@@ -119,9 +119,9 @@ def test_a_reason_that_the_record_cannot_take_is_in_the_log_and_in_the_list(
 
 
 def test_the_log_of_an_earlier_trainer_is_no_reason(tmp_path: Path) -> None:
-    leave_word(tmp_path, "nobody")
+    log_problem(tmp_path, "nobody")
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
-    leave_word(writer.folder, "failed: long ago")
+    log_problem(writer.folder, "failed: long ago")
     os.utime(writer.folder / "trainer.log", (time.time() - 60,) * 2)
     writer.beat()
     writer.let_go()
@@ -145,7 +145,7 @@ def test_what_follows_a_commit_is_put_off_and_done_later(tmp_path: Path, monkeyp
     folder, state = train(CONFIG, Knobs(), tmp_path, "a", events.append)
     assert (state, len(failed), Run(folder).steps(), verify(Run(folder))) == ("finished", 3, (1, 30), [])
     notes = [event["note"] for event in events if event["event"] == "note"]
-    assert notes == ["what follows a commit is put off: [Errno 5] Input/output error"]
+    assert notes == ["the tip and the log are left to a later commit: [Errno 5] Input/output error"]
 
 
 @pytest.mark.parametrize("name", ["db", "lock", "tip"])

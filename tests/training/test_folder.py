@@ -73,7 +73,7 @@ def test_a_renamed_folder_is_followed(tmp_path: Path, parent: bool) -> None:
     assert told(events, "note", "note") == [f"the run's folder was renamed; it is {new} now"]
     assert {change.name for change in run.knob_changes() if change.step} == {"noise", "lr"}
     assert "checkpoint-0" in str(run.commands()[0].result)
-    assert max(checkpoint.there(new)) == 60
+    assert max(checkpoint.list_checkpoints(new)) == 60
     assert {path.name for path in new.iterdir() if ".pt" not in path.name} == {"lock", "run.db", "run.tip"}
     assert [(one.id, one.state) for one in list_runs(new.parent)] == [(new.name, "finished")]
 
@@ -94,7 +94,7 @@ def test_a_trainer_whose_folder_was_renamed_is_found_and_stopped(tmp_path: Path)
         stop(run)
         runner.end_child(started)
     assert (run.state, is_alive(run.path)) == ("stopped", False)
-    assert list(checkpoint.there(run.path)) == [run.steps()[1]]
+    assert list(checkpoint.list_checkpoints(run.path)) == [run.steps()[1]]
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
 
 

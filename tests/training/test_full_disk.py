@@ -381,7 +381,7 @@ def test_what_is_for_want_of_room(tmp_path: Path) -> None:
 def test_no_run_begins_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr("moe_core.runs.room.os.urandom", lambda n: (_ for _ in ()).throw(OSError(errno.ENOSPC, "")))
-        with pytest.raises(StoreError, match="no room for a run on the disk"):
+        with pytest.raises(StoreError, match="has no room for a run"):
             create_run(tmp_path / "a", CONFIG, Knobs())
     assert list(tmp_path.iterdir()) == []
 

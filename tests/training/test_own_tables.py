@@ -11,7 +11,7 @@ import pytest
 from moe_core.schema import Config, Knobs, check
 from moe_core.training.data import load
 from moe_core.training.data.images import square_of_pixels
-from moe_core.training.data.text import told_apart
+from moe_core.training.data.text import distinct_names
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.normal(size=(40, 2)).round(3)
@@ -168,7 +168,7 @@ def test_images_of_any_size_are_kept_as_images(x: Any, shape: tuple, features: i
         (npz(x=np.zeros((40, 2, 3, 4, 5)), y=LABELS), "x.npz", "neither rows nor images"),
         (npz(x=NOISE, y=np.where(LABELS, 1.0, np.nan)), "x.npz", "20 of 40 rows without a class"),
         (npz(x=NOISE, y=NOISE[:, 0]), "x.npz", "give classes, not measurements"),
-        (npz(images=NOISE, labels=LABELS), "x.npz", "must hold arrays x and y, it has images, labels"),
+        (npz(images=NOISE, labels=LABELS), "x.npz", "must hold arrays x and y, got images, labels"),
         (b"p,q,y\n" * 20, "x.npz", "is not a readable .npz"),
         (gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], "x.csv.gz", "is damaged gzip"),
         (b"PAR1" + bytes(90), "x.parquet", "is a Parquet file; export it as a CSV"),
@@ -217,10 +217,18 @@ def test_flags_for_columns_belong_to_a_table(tmp_path: Path) -> None:
 
 
 def test_two_texts_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    assert told_apart([Path("/p/a/notes"), Path("/p/b/notes"), Path("/p/code.py")]) == ["a/notes", "b/notes", "code.py"]
-    assert told_apart([Path("/a/x/notes"), Path("/b/x/notes"), Path("/notes")]) == ["a/x/notes", "b/x/notes", "/notes"]
+    assert distinct_names([Path("/p/a/notes"), Path("/p/b/notes"), Path("/p/code.py")]) == [
+        "a/notes",
+        "b/notes",
+        "code.py",
+    ]
+    assert distinct_names([Path("/a/x/notes"), Path("/b/x/notes"), Path("/notes")]) == [
+        "a/x/notes",
+        "b/x/notes",
+        "/notes",
+    ]
     with pytest.raises(ValueError, match="given twice"):
-        told_apart([Path("/a/notes"), Path("/a/b/../notes")])
+        distinct_names([Path("/a/notes"), Path("/a/b/../notes")])
     for folder in "ab":
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "notes").write_bytes(b"hello " * 500)

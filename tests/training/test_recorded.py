@@ -106,14 +106,14 @@ def test_another_table_is_refused(table: Run, tmp_path: Path, change: str, capsy
     for asked in ASKED:
         line = refused_and_as_it_was(table, asked, capsys)
         assert "was trained on other data: 60 rows of 4 features in 3 classes (setosa, versicolor, virginica)" in line
-        assert "say with --data where the same data lie now" in line
+        assert "give the present path of the same data with --data" in line
 
 
 @pytest.mark.parametrize("change", OTHER_TEXTS)
 def test_another_text_is_refused(text: Run, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]) -> None:
     OTHER_TEXTS[change](tmp_path / "own")
     for asked in ASKED:
-        assert "say with --text where the same data lie now" in refused_and_as_it_was(text, asked, capsys)
+        assert "give the present path of the same data with --text" in refused_and_as_it_was(text, asked, capsys)
 
 
 def test_data_that_lie_elsewhere_now_are_named_once(
@@ -226,7 +226,7 @@ def test_a_fingerprint_is_of_all_that_is_read() -> None:
 
 def other_run(tmp_path: Path, **changes: Any) -> Path:
     config = replace(Config.for_task("plane", **SMALL), **changes)
-    return checkpoint.there(train(config, Knobs(), tmp_path / "others")[0])[20]
+    return checkpoint.list_checkpoints(train(config, Knobs(), tmp_path / "others")[0])[20]
 
 
 def of_another_seed(path: Path, tmp_path: Path) -> None:
@@ -264,13 +264,13 @@ def test_a_bad_checkpoint_is_passed_over_and_the_run_comes_out_the_same(
     config = Config.for_task("plane", **SMALL)
     straight = train(replace(config, steps=30), Knobs(), tmp_path, "straight")[0]
     run = open_run(train(config, Knobs(), tmp_path, "a")[0])
-    spoil(checkpoint.there(run.path)[20], tmp_path)
+    spoil(checkpoint.list_checkpoints(run.path)[20], tmp_path)
     assert resume(run, 30)[1] == "finished"
     found = replay(open_run(run.path))
     assert (found.difference, found.recorded) == (None, replay(open_run(straight)).recorded)
     (note,) = open_run(run.path).sessions()[0]["notes"]
     assert note.startswith("checkpoint-000000020.pt ")
-    assert note.endswith("; it is passed over")
+    assert note.endswith("; it is skipped")
     assert "\n" not in note
 
 

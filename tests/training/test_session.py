@@ -40,7 +40,7 @@ def test_a_signal_stops_a_run_after_its_step(number: int, tmp_path: Path) -> Non
     run = open_run(folder)
     assert state == run.state == "stopped"
     assert 5 <= run.steps()[1] < 3000
-    assert list(checkpoint.there(folder)) == [run.steps()[1]]
+    assert list(checkpoint.list_checkpoints(folder)) == [run.steps()[1]]
     assert verify(run) == []
     assert after == before
 
@@ -80,6 +80,6 @@ def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path: Path) -
         os.close(master)
     run = open_run("a", tmp_path)
     assert run.state == "stopped"
-    assert list(checkpoint.there(run.path)) == [run.steps()[1]]
+    assert list(checkpoint.list_checkpoints(run.path)) == [run.steps()[1]]
     assert run.steps()[1] > 0
     assert trainer.returncode == 0

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moe_core.nn.models import asked_by, build
+from moe_core.nn.models import build, routing_options
 from moe_core.nn.strategies import Step, losses
 from moe_core.schema import Config, Knobs, strategies_with, untaught
 from moe_core.training.data import load
@@ -78,7 +78,7 @@ def test_the_tasks_gradient_is_without_the_balancing_losses(made) -> None:
     alone, random = copy.deepcopy(model), torch.get_rng_state()
     done = update(model, optimizer, batch, CONFIG, KNOBS, measure=True)
     torch.set_rng_state(random)
-    logits, _ = alone(batch.inputs, **asked_by(CONFIG, KNOBS))
+    logits, _ = alone(batch.inputs, **routing_options(CONFIG, KNOBS))
     torch.nn.functional.cross_entropy(logits, batch.targets).backward()
     wanted = torch.stack([layer.gate.w_gate.grad.norm() for layer in alone.moe_layers])
     torch.testing.assert_close(done.task_gradient_L, wanted)

@@ -32,20 +32,20 @@ def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> Non
     monkeypatch.setattr(watch, "EVERY", 0.0)
     monkeypatch.setattr(watch, "REST", 0)
     seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
-    assert seen.see(Batch(1, rows(30, True))) == []
-    told = seen.see(Batch(31, rows(30, False)))
+    assert seen.add(Batch(1, rows(30, True))) == []
+    told = seen.add(Batch(31, rows(30, False)))
     assert [(f.rule, f.since) for f in told] == [("collapse", 31)]
-    assert seen.see(Batch(61, rows(30, False))) == []
-    assert seen.see(Batch(91, rows(30, True))) == []
-    assert [f.since for f in seen.see(Batch(121, rows(30, False)))] == [121]
+    assert seen.add(Batch(61, rows(30, False))) == []
+    assert seen.add(Batch(91, rows(30, True))) == []
+    assert [f.since for f in seen.add(Batch(121, rows(30, False)))] == [121]
     assert seen.last == 150
 
 
 def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
     seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
-    seen.see(Batch(1, rows(1, True)))
+    seen.add(Batch(1, rows(1, True)))
     monkeypatch.setattr(seen, "next_diagnosis", float("inf"))
-    assert seen.see(Batch(2, rows(40, False))) == []
+    assert seen.add(Batch(2, rows(40, False))) == []
     assert [f.since for f in seen.new_findings()] == [2]
 
 
@@ -59,25 +59,25 @@ def test_each_layer_is_looked_at() -> None:
             both[:, column.start : column.start + column.width] = np.eye(8)[0] * 80 + 1e-3
     seen = Watch(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0))
     seen.next_diagnosis = float("inf")
-    seen.see(Batch(1, both))
+    seen.add(Batch(1, both))
     assert [(f.rule, f.layer) for f in seen.new_findings()] == [("collapse", 1)]
 
 
 def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
     seen = Watch(CONFIG, Knobs())
     for first in range(1, KEPT + 101, 50):
-        seen.see(Batch(first, rows(50, True)))
+        seen.add(Batch(first, rows(50, True)))
     steps, load = seen.history("load")
     assert (steps[0], steps[-1], load.shape) == (101, KEPT + 100, (KEPT, 8))
-    seen.see(Batch(0, rows(0, True)))
+    seen.add(Batch(0, rows(0, True)))
     assert seen.last == KEPT + 100
 
 
 def test_knobs_are_known_by_what_changed() -> None:
     seen = Watch(CONFIG, Knobs())
-    seen.turned(5, Knobs())
-    seen.turned(9, Knobs(noise=0, k=1))
-    seen.turned(12, Knobs(noise=0.5, k=1))
+    seen.note_turns(5, Knobs())
+    seen.note_turns(9, Knobs(noise=0, k=1))
+    seen.note_turns(12, Knobs(noise=0.5, k=1))
     told = [(c.id, c.step, c.name, c.previous, c.value) for c in seen.knob_changes()]
     assert told == [(1, 9, "noise", 1.0, 0), (2, 9, "k", 2, 1), (3, 12, "noise", 0, 0.5)]
     assert seen.knobs.noise == 0.5
@@ -128,5 +128,5 @@ def test_after_a_diagnosis_that_took_long_the_next_one_waits(monkeypatch) -> Non
         clock = iter([99.0, 100.0, 100.0 + took])  # asked, begun, done
         monkeypatch.setattr(watch.time, "monotonic", lambda clock=clock: next(clock))
         seen.next_diagnosis = 0.0
-        seen.see(Batch(1, rows(1, True)))
+        seen.add(Batch(1, rows(1, True)))
         assert seen.next_diagnosis == pytest.approx(next_one)

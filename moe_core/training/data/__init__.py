@@ -1,8 +1,8 @@
 """Three real tasks that need no download, or the person's own files in their place.
 
-A batch is a function of seed and step alone, so where the data stands is the step itself. Every token knows its labels
-(its domain and byte, or its class), which is what specialisation is counted over. Whatever is wrong with a person's
-file is a ValueError of one line, raised before a run is made.
+A batch is a function of seed and step alone, so the step is all that must be kept to go on with the data. Every token knows
+its labels (its domain and byte, or its class), which is what specialisation is counted over. Whatever is wrong with a
+person's file is a ValueError of one line, raised before a run is created.
 """
 
 from moe_core.schema import Config

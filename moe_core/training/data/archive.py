@@ -1,4 +1,4 @@
-"""What an .npz or .npy says of itself, read before a byte of it is unpacked: 3.8 MB of zip may hold 2.5 GB of zeros."""
+"""The headers of an .npz or .npy, checked before a byte of it is unpacked: 3.8 MB of zip may hold 2.5 GB of zeros."""
 
 import math
 import zipfile
@@ -24,7 +24,7 @@ def check_arrays(file: IO[bytes]) -> None:
 
 
 def check_npy(file: IO[bytes]) -> None:
-    """ValueError if it is no readable .npy, or says that it holds more values than fit in memory."""
+    """ValueError if it is not a readable .npy, or has more values than fit in memory, by its header."""
     try:
         count = count_of(file)
     except Exception as error:  # numpy raises its own for a damaged header
@@ -34,7 +34,8 @@ def check_npy(file: IO[bytes]) -> None:
 
 
 def check_npz(file: IO[bytes]) -> None:
-    """ValueError, before anything is unpacked, if it is no readable .npz, or its x or y has more numbers than fit in memory."""
+    """ValueError, before anything is unpacked, if it is not a readable .npz, or its x or y has more numbers than fit in
+    memory."""
     try:
         sizes = [(part, values(file, part)) for part in limits.zip_parts(file) if part.filename.lower() in NAMES]
     except Exception as error:  # zipfile, zlib and numpy each raise their own for a damaged file
@@ -57,6 +58,6 @@ def values(file: IO[bytes], part: zipfile.ZipInfo) -> int:
 
 
 def count_of(array: IO[bytes]) -> int:
-    """How many values an .npy says that it holds. Only its header is read."""
+    """How many values an .npy has, by its header. Only that is read."""
     shape, _, _ = HEADERS[np.lib.format.read_magic(array)](array)
     return math.prod(shape)

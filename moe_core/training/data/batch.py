@@ -1,4 +1,4 @@
-"""What every task hands to the training: batches, drawn from a stream of their own for each step.
+"""What every task gives to the training: batches, drawn from a stream of their own for each step.
 
 Shapes: B sequences, S bytes each, N points or images, F features.
 """
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def moved(x: Tensor, device: torch.device) -> Tensor:
-    """x on the device. From pinned memory, or the host would wait for the GPU to have taken it."""
+    """x on the device. From pinned memory, or the host would wait until the GPU has copied it."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
@@ -39,7 +39,7 @@ def generator_for(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 
 def sklearn_data() -> Path:
-    """Where scikit-learn keeps its data. Found, not imported: importing it costs a second."""
+    """Where scikit-learn keeps its data. Located without importing scikit-learn, which costs a second."""
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise ValueError("the built-in text and digits are scikit-learn's data: pip install 'moescope[train]'")

@@ -1,4 +1,5 @@
-"""Which data a run learns from: a SHA-256 of what the training reads of them, so that others under the same name are noticed.
+"""Which data a run learns from: a SHA-256 of what the training reads of them, so that other data under the same name are
+noticed.
 
 Shapes: N rows, F features.
 """
@@ -27,7 +28,7 @@ def identity(data: Text | Points) -> dict[str, str]:
         values = array.numpy()
         add(f"{values.dtype.str}{values.shape}".encode())
         digest.update(memoryview(values).cast("B") if values.size else b"")
-    return {"sha256": digest.hexdigest(), "what": described(data)}
+    return {"sha256": digest.hexdigest(), "what": describe_data(data)}
 
 
 def arrays_of(data: Text | Points) -> list[Tensor]:
@@ -37,8 +38,8 @@ def arrays_of(data: Text | Points) -> list[Tensor]:
     return [data.train_NF, data.train_N, data.held_NF, data.held_N]
 
 
-def described(data: Text | Points) -> str:
-    """How much there is of it, and what it is called."""
+def describe_data(data: Text | Points) -> str:
+    """The size of the data and the names of their domains or classes."""
     names = ", ".join(data.names[:NAMED]) + (", …" if len(data.names) > NAMED else "")
     if isinstance(data, Text):
         size = sum(len(part) for part in arrays_of(data))

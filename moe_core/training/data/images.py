@@ -1,4 +1,4 @@
-"""Which rows are images, and how they are shown: small, in 16 greys.
+"""Which rows are images, and how they are reduced to be shown: small, in 16 greys.
 
 Shapes: N images, H rows, W columns of pixels, F = H * W features.
 """
@@ -30,8 +30,8 @@ def image_shape(given: str, shape: tuple[int, ...]) -> tuple[int, int, int, bool
 def square_of_pixels(x_NF: np.ndarray, names_F: list[str]) -> int | None:
     """The side of the square images that rows of features are, or None.
 
-    They are known by their names (pixel1, pixel2, …), else by their values: the least is 0, the most at most 255, and
-    pixels above each other are more alike than any two places, which is so only for the right side.
+    They are recognised by their names (pixel1, pixel2, …), else by their values: the least is 0, the most at most 255, and
+    pixels above each other are more alike than any two pixels, which holds only for the right side.
     """
     side = math.isqrt(x_NF.shape[1])
     if side * side != x_NF.shape[1] or side < 8:

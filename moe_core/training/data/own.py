@@ -39,18 +39,18 @@ def own(config: Config) -> Points:
 
 
 def _read(given: str, path: Path, config: Config) -> tuple[Rows, Shape | None, str]:
-    """What the file holds, the shape of its images if it holds any, and why they were taken for images or are shown so."""
-    found = read(path)
-    if isinstance(found, Table):
-        rows = rows_of(given, found, config.label, config.drop, config.missing)
+    """What the file holds, the shape of its images if it holds any, and a sentence on how they are shown."""
+    content = read(path)
+    if isinstance(content, Table):
+        rows = rows_of(given, content, config.label, config.drop, config.missing)
         shape = None
     else:
         if config.label or config.drop:
             raise ValueError(
                 f"--label and --drop name columns of a CSV or .npy; {given} has its classes in y, leave them out"
             )
-        shape = image_shape(given, found.x.shape[1:])
-        rows = rows_of_arrays(given, found, config.missing)
+        shape = image_shape(given, content.x.shape[1:])
+        rows = rows_of_arrays(given, content, config.missing)
     if shape:
         height, width, channels, _ = shape
         return rows, shape, f"shown as images of {height} x {width}" + (", in grey" if channels > 1 else "")
@@ -60,10 +60,11 @@ def _read(given: str, path: Path, config: Config) -> tuple[Rows, Shape | None, s
 
 
 def scaled(x_NF: np.ndarray, train_n: np.ndarray, together: bool) -> np.ndarray:
-    """(N, F) float32: mean 0 and spread 1 over the rows that are trained on; what is missing stands at the mean.
+    """(N, F) float32: mean 0 and spread 1 over the rows that are trained on; a missing value becomes the mean.
 
-    together: one spread for all features, as pixels have one unit. By itself a pixel at the edge, dark but for one image,
-    would be the loudest of all. A feature that never changes in training says nothing and is 0 everywhere.
+    together: one spread for all features, as pixels have one unit. Scaled by itself, a pixel at the edge that is dark
+    in all images but one would get the largest values of all. A feature that never changes in training says nothing and is
+    0 everywhere.
     """
     known_NF = np.isfinite(x_NF[train_n])
     count_F = known_NF.sum(axis=0)

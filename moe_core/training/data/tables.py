@@ -1,4 +1,4 @@
-"""A person's own file of rows, a CSV, .npz or .npy, told apart by its content and read into a Table.
+"""A person's own file of rows, a CSV, .npz or .npy, recognised by its content and read into a Table.
 
 Shapes: N rows, C columns.
 """
@@ -23,7 +23,7 @@ LONGEST = 80  # letters of a column's name
 class Table(NamedTuple):
     """Columns by name. values_NC: NaN where a cell is no number; texts: column -> row -> the words there, if it is not empty.
 
-    named: whether a line of names stood above the rows, else the names are the columns' numbers from 1.
+    named: whether the first line names the columns, else the names are the columns' numbers from 1.
     """
 
     names: list[str]
@@ -40,7 +40,7 @@ class Arrays(NamedTuple):
 
 
 def read(path: Path) -> Table | Arrays:
-    """What a file holds. ValueError, one line, for what cannot be read as one of them."""
+    """What a file holds. ValueError, one line, for a file that cannot be read as one of them."""
     most = NPZ if path.suffix.lower() in (".npz", ".npy") else CSV
     content, given = content_of(path, "--data", most), f"--data {str(path)!r}"
     if not content:
@@ -60,7 +60,7 @@ def _npz(given: str, content: bytes) -> Arrays:
     arrays = _loaded(given, content)
     words = {name.lower(): name for name in arrays}
     if not {"x", "y"} <= words.keys():
-        raise ValueError(f"{given} must hold arrays x and y, it has {', '.join(arrays)[:200] or 'none'}")
+        raise ValueError(f"{given} must hold arrays x and y, got {', '.join(arrays)[:200] or 'none'}")
     x, y = arrays[words["x"]], arrays[words["y"]]
     if x.dtype.kind not in "fiub" or y.dtype.kind not in "fiubUS":
         raise ValueError(f"{given}: x must be numbers and y numbers or text, got {x.dtype} and {y.dtype}")
@@ -78,13 +78,13 @@ def _loaded(given: str, content: bytes) -> dict[str, np.ndarray]:
     except ValueError as error:
         raise ValueError(f"{given}: {error}") from None
     try:
-        found = np.load(io.BytesIO(content), allow_pickle=False)
-        if isinstance(found, np.ndarray):
-            return {"": found}
-        with found:
-            wanted = [name for name in found.files if name.lower() in ("x", "y")]
+        arrays = np.load(io.BytesIO(content), allow_pickle=False)
+        if isinstance(arrays, np.ndarray):
+            return {"": arrays}
+        with arrays:
+            wanted = [name for name in arrays.files if name.lower() in ("x", "y")]
             some = wanted if len(wanted) > 1 else []
-            return dict.fromkeys(found.files, np.empty(0)) | {name: found[name] for name in some}
+            return dict.fromkeys(arrays.files, np.empty(0)) | {name: arrays[name] for name in some}
     except ValueError:
         # numpy says "Object arrays cannot be loaded when allow_pickle=False", and of a bad file that it may be a pickle.
         raise ValueError(
@@ -160,7 +160,7 @@ def _names_columns(above: list[str], values_NC: np.ndarray, texts: dict[int, dic
 
 def _unique(names: list[str]) -> list[str]:
     """The names, each once: a later one of the same name gets its column's number."""
-    found: list[str] = []
+    unique: list[str] = []
     for i, name in enumerate(names):
-        found.append(f"{name}_{i + 1}" if name in found else name)
-    return found
+        unique.append(f"{name}_{i + 1}" if name in unique else name)
+    return unique

@@ -46,7 +46,7 @@ class Text:
         return {"domain": self.names, "byte": [repr(chr(i)) if 32 <= i < 127 else f"\\x{i:02x}" for i in range(256)]}
 
     def batch(self, step: int) -> Batch:
-        """Sequences of the step, dealt to the domains as evenly as they go, each from a random place in its domain.
+        """Sequences of the step, dealt to the domains as evenly as possible, each from a random place in its domain.
 
         Which domains get one more is drawn each time. Were each sequence's domain drawn by itself, a batch of few
         sequences would shake the load of experts that know a domain."""
@@ -136,8 +136,8 @@ def _tables() -> tuple[str, bytes]:
     return "table", b"\n".join(pieces[i] for i in order)
 
 
-def told_apart(paths: Sequence[Path]) -> list[str]:
-    """A name for each: its last part, and of those with the same, as many folders before it as tell them apart."""
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """A name for each path: its last part, with as many folders before it as it takes for the names to differ."""
     parts = [Path(os.path.abspath(path)).parts for path in paths]
     if twice := next((paths[i] for i, part in enumerate(parts) if part in parts[:i]), None):
         raise ValueError(f"--text {str(twice)!r} is given twice; give each file or folder once")
@@ -151,9 +151,9 @@ def told_apart(paths: Sequence[Path]) -> list[str]:
 
 
 def _own_domains(paths: Sequence[Path]) -> list[tuple[str, bytes]]:
-    """Name and bytes for each path. ValueError if they are too much for the memory together."""
+    """Name and bytes for each path. ValueError if together they are too large for the memory."""
     domains, size = [], 0
-    for name, path in zip(told_apart(paths), paths, strict=True):
+    for name, path in zip(distinct_names(paths), paths, strict=True):
         domains.append((name, _own_bytes(path)))
         size += len(domains[-1][1])
         if size > limits.TEXT:
@@ -179,22 +179,22 @@ def _own_bytes(path: Path) -> bytes:
 
 
 def _files(folder: Path) -> list[Path]:
-    """A folder's files in order of name, hidden ones left out. ValueError, before it has seen them all, if they are too many."""
-    found, size = [], 0
+    """A folder's files in order of name, hidden ones left out. ValueError, before all are listed, if they are too many."""
+    files, size = [], 0
     for path in folder.rglob("*"):
         if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
-            found.append(path)
+            files.append(path)
             size += path.stat().st_size
-            if size > limits.DOMAIN or len(found) > limits.FILES:
+            if size > limits.DOMAIN or len(files) > limits.FILES:
                 much = bytes_text(limits.DOMAIN) if size > limits.DOMAIN else f"{limits.FILES:,} files"
                 raise ValueError(
                     f"--text {str(folder)!r} has more than {much}; give a part of it, or several as domains"
                 )
-    return sorted(found)
+    return sorted(files)
 
 
 def _read_files(files: Sequence[Path]) -> list[bytes]:
-    """Their bytes, without the mark that some editors put before the first. ValueError for more than a domain may have."""
+    """The bytes of each file, without a byte order mark. ValueError for more than a domain may have."""
     parts, size = [], 0
     for path in files:
         parts.append(content_of(path, "--text", limits.DOMAIN).removeprefix(codecs.BOM_UTF8))
