@@ -19,6 +19,7 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import Found
 from moe_core.runs import script_of
 from moe_core.runs.source import At, Record, Source
+from moe_core.schema import RENAMED
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -100,7 +101,7 @@ def numbers_of(run: Source | Found, name: str, look: Look) -> Table:
 def chosen(run: Source | Found, figures: Iterable[str] | None) -> list[str]:
     """The names asked for, or all that the run, comparison or sweep can show; ValueError for one that it cannot."""
     there_are = [name for name in FIGURES if shows(run, name)]
-    names = there_are if figures is None else list(dict.fromkeys(figures))
+    names = there_are if figures is None else list(dict.fromkeys(RENAMED.get(name, name) for name in figures))
     for name in names:
         if name not in there_are:
             compares = name in FIGURES and FIGURES[name].page == "compare"

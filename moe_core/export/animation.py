@@ -36,7 +36,7 @@ def animate(
     from moe_core.export import chosen
 
     path = Path(out)
-    chosen(run, [name])
+    (name,) = chosen(run, [name])
     check(run, look)
     if path.suffix.lower() not in (".gif", ".mp4"):
         raise ValueError(f"an animation's name ends in .gif or .mp4, got {path.name!r}")

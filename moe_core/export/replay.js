@@ -5,7 +5,7 @@ const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buff
 const R = REPLAY, E = R.experts;
 const steps = new Float64Array(bytes(R.steps));
 const rows = R.rows.map((one) => Object.fromEntries(Object.entries(one).map(([name, text]) =>
-  [name, ["load_share", "load", "importance"].includes(name) ? new Uint16Array(bytes(text)) : new Float32Array(bytes(text))])));
+  [name, ["selection_share", "load", "importance"].includes(name) ? new Uint16Array(bytes(text)) : new Float32Array(bytes(text))])));
 const loss = { x: new Float64Array(bytes(R.loss.x)), y: new Float32Array(bytes(R.loss.y)) };
 const last = steps.length - 1;
 const state = { at: last, layer: R.layer, playing: false, speed: 1, theme: "light" };
@@ -25,7 +25,7 @@ const knobs = make("section", main, "knobs");
 make("h2", knobs, "", "Knobs");
 const table = make("table", knobs);
 const charts = {};
-for (const name of ["load_share", "balance_now", "balance", "loss"]) {
+for (const name of ["selection_share", "balance_now", "balance", "loss"]) {
   charts[name] = make("div", main, "chart");
   charts[name].dataset.figure = name;
 }
@@ -115,7 +115,7 @@ function drawKnobs(step) {
 }
 
 const SPEC = {
-  load_share(spec, step, count) {
+  selection_share(spec, step, count) {
     if (spec.data[0].type === "heatmap") {
       for (const map of spec.data) {
         const shown = upTo(map.x, step);
@@ -123,7 +123,7 @@ const SPEC = {
       }
       return;
     }
-    const all = rows[state.layer].load_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
+    const all = rows[state.layer].selection_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
     spec.data.forEach((trace, e) => {
       if (e >= E) { // who was off, and the ideal where it changed
         const held = upTo(trace.x, step);

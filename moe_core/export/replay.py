@@ -38,9 +38,9 @@ from moe_core.schema import (
 BUDGET = 3_300_000  # bytes of rows in the file
 SHOTS = 200  # snapshots of the probe at most
 IMAGE = 32  # pixels along the longer side of an image
-CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
+CHARTS = {"selection_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
-SHARES = ("load_share", "load", "importance")
+SHARES = ("selection_share", "load", "importance")
 KEPT = ("held-out", "off", "ideal")  # how the names of those lines begin that the page does not fill in from the rows
 HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]

@@ -70,8 +70,8 @@ class Entry(NamedTuple):
     filled: tuple[Need, ...] = ()
 
 
-def read_load_share(source: Source, at: At) -> dict[str, Any]:
-    steps, share_nE = over_time(source, "load_share", at)
+def read_selection_share(source: Source, at: At) -> dict[str, Any]:
+    steps, share_nE = over_time(source, "selection_share", at)
     found = {"steps": steps, "share_nE": of_those_on(source, at.layer, steps, share_nE)}
     return found | {"now_E": share_at_end(source, at.layer, at.span).tolist()} | common(source, at)
 
@@ -187,13 +187,19 @@ NON_TEXT = probe("images", "rows", "points")
 
 # In the order in which a page shows them.
 FIGURES: dict[str, Entry] = {
-    "load_share": Entry("Load share by expert", "live", timeline.load_share, read_load_share, (stats("load_share"),)),
+    "selection_share": Entry(
+        "Share of selections by expert",
+        "live",
+        timeline.selection_share,
+        read_selection_share,
+        (stats("selection_share"),),
+    ),
     "balance_now": Entry("Balance now", "live", bars.balance_now, read_balance_now, (stats("load", "importance"),)),
     "balance": Entry("Balance over time", "live", timeline.balance, read_balance, (stats("cv_load", "cv_importance"),)),
     "loss": Entry("Loss", "live", timeline.loss, read_loss, (stats("task_loss"),)),
     "knobs": Entry("Knobs over time", "live", turns.knobs, read_knobs, (knobs,)),
     "group_treemap": Entry(
-        "Groups and experts", "live", treemap.group_treemap, read_groups, (groups, stats("load_share"))
+        "Groups and experts", "live", treemap.group_treemap, read_groups, (groups, stats("selection_share"))
     ),
     "probe_text": Entry("Who reads which byte", "routing", score.probe_text, read_probe_text, (probe("bytes"),)),
     "digit_images": Entry(
@@ -222,7 +228,7 @@ FIGURES: dict[str, Entry] = {
         (stats("bias_effect"), used("biased")),
     ),
     "expert_rank": Entry(
-        "Experts by load", "experts", experts.expert_rank, read_experts.read_rank, (stats("load_share"),)
+        "Experts by selections", "experts", experts.expert_rank, read_experts.read_rank, (stats("selection_share"),)
     ),
     "specialisation": Entry(
         "Specialisation", "experts", matrices.specialisation, read_experts.read_specialisation, (windows,)
@@ -263,7 +269,7 @@ FIGURES: dict[str, Entry] = {
         "experts",
         experts.expert_share,
         read_experts.read_share,
-        (stats("load_share", "importance_share"),),
+        (stats("selection_share", "importance_share"),),
     ),
     "saturation": Entry(
         "Router saturation over time", "experts", experts.saturation, read_experts.read_saturation, (probe(),)
@@ -298,8 +304,13 @@ FIGURES: dict[str, Entry] = {
         (stats("task_loss"),),
         (compared,),
     ),
-    "compare_load": Entry(
-        "Load by expert", "compare", compare.compare_load, read_compare.read_load, (stats("load_share"),), (compared,)
+    "compare_selections": Entry(
+        "Selections by expert",
+        "compare",
+        compare.compare_selections,
+        read_compare.read_selections,
+        (stats("selection_share"),),
+        (compared,),
     ),
     "batch_formula": Entry("Tokens per expert", "batch", batch.batch_formula, read_batch.read_formula),
     "batch_throughput": Entry("Throughput", "batch", batch.batch_throughput, read_batch.read_throughput, (), (timed,)),

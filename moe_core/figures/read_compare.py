@@ -86,8 +86,8 @@ def read_balance_difference(source: Source, at: At) -> dict[str, Any]:
     return found | differences(found["curves"])
 
 
-def read_load(source: Source, at: At) -> dict[str, Any]:
-    return {"curves": curves(source, "load_share", at)} | over(source, at)
+def read_selections(source: Source, at: At) -> dict[str, Any]:
+    return {"curves": curves(source, "selection_share", at)} | over(source, at)
 
 
 def losses(source: Source, at: At) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def read_rank(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_share(source: Source, at: At) -> dict[str, Any]:
-    steps, share_nE = over_time(source, "load_share", at)
+    steps, share_nE = over_time(source, "selection_share", at)
     _, importance_nE = over_time(source, "importance_share", at)
     chosen = chosen_expert(source, at.layer, step_of(source, at))
     share_nE, importance_nE = (of_those_on(source, at.layer, steps, of_nE) for of_nE in (share_nE, importance_nE))
@@ -193,17 +193,17 @@ def read_flow(source: Source, at: At) -> dict[str, Any]:
 
 
 def favourite_label(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
-    """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
+    """The class (or domain) that goes to an expert more than the others do, and how much more than its share of all selections."""
     label = label_name(source)
     found = source.snapshot(step=step, kind="full")
     if found is None or f"specialisation_{label}" not in found[1]:
         return NONE, math.nan
     share_CE = np.asarray(found[1][f"specialisation_{label}"][layer], np.float64)
-    at, load = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
+    at, share = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
     names = source.labels.get(label, [])
-    if not share_CE[at, expert] > 0 or not load > 0:
+    if not share_CE[at, expert] > 0 or not share > 0:
         return NONE, math.nan
-    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
+    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / share)
 
 
 def closest_partner(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:

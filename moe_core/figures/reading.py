@@ -211,16 +211,16 @@ def held_out_at(source: Source, layer: int, step: int) -> HeldOut | None:
 
 def recent_share(source: Source, layer: int, step: int) -> Array:
     """Each expert's share of the selections of the last steps (E,); NaN before the first."""
-    _, share_nE = rows_until(source, "load_share", layer, step, RECENT)
+    _, share_nE = rows_until(source, "selection_share", layer, step, RECENT)
     if not len(share_nE):
         return np.full(experts_of(source, layer), np.nan)
     return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
 
 
 def chosen_expert(source: Source, layer: int, step: int | None) -> int:
-    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded.
+    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most selected.
 
-    A page holds the most loaded as it first stood: on a balanced run it is another every few steps.
+    A page keeps the expert that was the busiest when it opened: on a balanced run it is another every few steps.
     """
     if (named := named_expert(source, layer)) is not None:
         return named
@@ -243,7 +243,7 @@ def named_expert(source: Source, layer: int) -> int | None:
 
 
 class Busiest(NamedTuple):
-    """The expert that had most load at a step, held since. Layer and expert count from 1; again: how often it was asked for."""
+    """The expert that was selected most at a step, shown since. Layer and expert count from 1; again: how often it was asked for."""
 
     layer: int
     expert: int

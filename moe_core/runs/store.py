@@ -50,7 +50,7 @@ from moe_core.runs.statistics import Off, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import checked, checked_by, insert_turns, knobs_after, own
-from moe_core.schema import STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
+from moe_core.schema import RENAMED, STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
 
 COMMAND = ("id", "name", "who", "at", "step", "result")
 LATELY = 200  # steps by which it is said how fast a record grows
@@ -294,7 +294,7 @@ class Run:
 
         layer: its number from 0, or its name. bins: thin to about that many bins of minimum and maximum. StoreError for an unknown statistic or layer.
         """
-        if stat not in STAT:
+        if (stat := RENAMED.get(stat, stat)) not in STAT:
             raise StoreError(f"unknown statistic {stat!r}; there are: {', '.join(STAT)}")
         try:
             layer = self.description.layer(layer)

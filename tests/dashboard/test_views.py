@@ -60,8 +60,8 @@ def test_a_choice_changes_the_figures_and_the_tiles_of_the_next_frame(
     first, second = look(1), look(2)
     assert "Share of expert 1" in json.dumps(first["figures"]["expert_share"])
     assert "Share of expert 2" in json.dumps(second["figures"]["expert_share"])
-    assert first["tiles"][0]["label"] == "Expert 1, load share"
-    assert second["tiles"][0]["label"] == "Expert 2, load share"
+    assert first["tiles"][0]["label"] == "Expert 1, share of selections"
+    assert second["tiles"][0]["label"] == "Expert 2, share of selections"
     assert "saturation" in first["figures"]
     assert "saturation" not in second["figures"]  # it does not depend on the choice
     leave_all(viewer)
