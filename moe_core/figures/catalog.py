@@ -34,7 +34,7 @@ from moe_core.figures import (
 from moe_core.figures.ablation import ablation
 from moe_core.figures.needs import Need, ablated, compared, groups, knobs, layers, probe, stats, timed, used, windows
 from moe_core.figures.paper import Figure
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import (
     classes_of_probe,
     common,
@@ -56,24 +56,24 @@ from moe_core.runs.source import At, Source
 
 
 class Entry(NamedTuple):
-    """A figure, where it stands, and where its numbers come from.
+    """A figure, its page, and how its numbers are read.
 
     read(source, at) gives the keyword arguments of draw, `theme` and `size` aside. needs: what a run must have for the figure
-    to be offered, on its page and in exports; filled: what it must have besides to be worth a file: a page draws empty axes.
+    to be offered, on its page and in exports; filled: what it must have besides to be exported: a page draws empty axes instead.
     """
 
     title: str
     page: str
     draw: Figure
-    read: Callable[[Any, At], dict[str, Any]]  # of a Source; a sweep's figures of a Found
+    read: Callable[[Any, At], dict[str, Any]]  # of a Source; a sweep's figures of a SweepResults
     needs: tuple[Need, ...] = ()
     filled: tuple[Need, ...] = ()
 
 
 def read_selection_share(source: Source, at: At) -> dict[str, Any]:
     steps, share_nE = over_time(source, "selection_share", at)
-    found = {"steps": steps, "share_nE": of_those_on(source, at.layer, steps, share_nE)}
-    return found | {"now_E": share_at_end(source, at.layer, at.span).tolist()} | common(source, at)
+    shares = {"steps": steps, "share_nE": of_those_on(source, at.layer, steps, share_nE)}
+    return shares | {"now_E": share_at_end(source, at.layer, at.span).tolist()} | common(source, at)
 
 
 def read_balance(source: Source, at: At) -> dict[str, Any]:
@@ -115,13 +115,15 @@ def read_loss(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_tokens(source: Source, at: At) -> dict[str, Any]:
-    found = probe_at(source, at.step)
-    experts_NK = np.zeros((0, 1), np.uint8) if found is None else found[1]["experts"][at.layer]
+    snapshot = probe_at(source, at.step)
+    experts_NK = np.zeros((0, 1), np.uint8) if snapshot is None else snapshot[1]["experts"][at.layer]
     return {
         "experts_NK": experts_NK,
         "num_experts": experts_of(source, at.layer),
-        "on_E": on_at(source, at.layer, [step_of(source, at._replace(step=None)) if found is None else found[0]])[0],
-        "step": None if found is None else found[0],
+        "on_E": on_at(source, at.layer, [step_of(source, at._replace(step=None)) if snapshot is None else snapshot[0]])[
+            0
+        ],
+        "step": None if snapshot is None else snapshot[0],
     }
 
 
@@ -149,15 +151,15 @@ def read_digit_images(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_regions(source: Source, at: At) -> dict[str, Any]:
-    inputs, probe, found = source.probe(), read_probe(source, at.layer, at.step), probe_at(source, at.step)
+    inputs, probe, snapshot = source.probe(), read_probe(source, at.layer, at.step), probe_at(source, at.step)
     del probe["gates_NK"]
-    some = found is not None
+    taken = snapshot is not None
     classes = classes_of_probe(source)
     return {
-        "regions_RR": found[1]["regions"][at.layer] if found else np.zeros((0, 0), np.uint8),
+        "regions_RR": snapshot[1]["regions"][at.layer] if snapshot else np.zeros((0, 0), np.uint8),
         "extent": inputs["extent"],
-        "points_N2": inputs["points"] if some else inputs["points"][:0],
-        **classes | ({} if some else {"labels_N": None}),
+        "points_N2": inputs["points"] if taken else inputs["points"][:0],
+        **classes | ({} if taken else {"labels_N": None}),
     } | probe
 
 
@@ -167,13 +169,13 @@ def read_churn(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_ablation(source: Source, at: At) -> dict[str, Any]:
-    """As `ablate` measured it last, at whatever step that was; NaN if it has not yet."""
-    found = source.ablation()
+    """The last measurement by `ablate`, whatever its step; NaN before the first."""
+    measured = source.ablation()
     none = np.full(experts_of(source, at.layer), np.nan)
     return {
-        "rise_E": found.rise_LE[at.layer, : len(none)] if found else none,
-        "share_E": found.share_LE[at.layer, : len(none)] if found else none,
-        "step": found.step if found else None,
+        "rise_E": measured.rise_LE[at.layer, : len(none)] if measured else none,
+        "share_E": measured.share_LE[at.layer, : len(none)] if measured else none,
+        "step": measured.step if measured else None,
     }
 
 
@@ -333,10 +335,10 @@ def on_page(source: Source, page: str) -> list[str]:
     return [name for name, entry in FIGURES.items() if entry.page == page and offered(source, name)]
 
 
-def shows(source: Source | Found, name: str) -> bool:
-    """Whether a file of the figure would show something: of a sweep its own figures, of a run those that it has and that are
-    filled."""
+def shows(source: Source | SweepResults, name: str) -> bool:
+    """Whether an export of the figure would not be empty. Of a sweep: its own figures; of a run: those that it is offered and
+    whose numbers are there."""
     entry = FIGURES[name]
-    if isinstance(source, Found):
+    if isinstance(source, SweepResults):
         return entry.page == "sweep" and (name == "sweep_pareto" or len(source.swept) == 2)
     return entry.page != "sweep" and offered(source, name) and all(need(source) for need in entry.filled)

@@ -18,7 +18,7 @@ from moe_core.export.replay import replay
 from moe_core.export.sources import Named, named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
 from tests.export.made import make_run
@@ -59,7 +59,7 @@ def found():
          "cv_load": 0.25 * (i + 1) if i < 3 else None, "cv_load_spread": None, "comparable": i != 1, "ids": [f"s-c{i}-s0"]}
         for i, cell in enumerate(swept)
     ]  # fmt: skip
-    return Found(
+    return SweepResults(
         "grid", describe(Config.for_task("plane", steps=70), Knobs()), ("w_load", "noise"), swept, rows, results
     )
 

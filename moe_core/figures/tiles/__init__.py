@@ -26,7 +26,7 @@ __all__ = [
 
 
 def beside(number: int) -> Need:
-    """So many other runs are laid over this one."""
+    """At least so many other runs are compared with this one."""
     return lambda source: len(source.others) >= number
 
 

@@ -79,7 +79,7 @@ def last_used_tile(source: Source, at: At) -> Tile:
 
 
 def favourite_tile(source: Source, at: At) -> Tile:
-    """The class that goes to the expert more than the others do."""
+    """The class of which the expert gets the largest share."""
     step = step_of(source, at)
     name, lift = favourite_label(source, at.layer, step, chosen_expert(source, at.layer, step))
     line = f"{number(lift)} × its share of all" if name != NONE else "not seen yet"
