@@ -35,7 +35,7 @@ const play = make("button", bar, "main-act", "Play");
 const slider = make("input", bar);
 Object.assign(slider, { type: "range", min: 0, max: last, value: last, step: 1 });
 slider.setAttribute("aria-label", "step");
-const told = make("output", bar);
+const output = make("output", bar);
 const speed = make("select", bar);
 speed.setAttribute("aria-label", "speed");
 for (const times of [0.25, 0.5, 1, 2, 4, 8]) {
@@ -319,8 +319,8 @@ async function draw() {
     again = false;
     const step = steps[state.at];
     slider.value = state.at;
-    told.textContent = `step ${step.toLocaleString("en")}`;
-    slider.setAttribute("aria-valuetext", told.textContent);
+    output.textContent = `step ${step.toLocaleString("en")}`;
+    slider.setAttribute("aria-valuetext", output.textContent);
     drawTiles(step);
     drawKnobs(step);
     drawRouting(step);
