@@ -60,7 +60,7 @@ export class View {
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
     this.link.say();
     // For a run started from this dashboard empty charts come at once; for others this notice is shown after a while.
-    setTimeout(() => !this.header && !this.notice && this.say("Waiting for the run's first numbers.", "starting"), 5000);
+    setTimeout(() => !this.header && !this.said && this.say("Waiting for the run's first numbers.", "starting"), 5000);
   }
 
   asks() {
@@ -219,9 +219,9 @@ export class View {
   }
 
   say(text, kind = "problem", banner = null) {
-    const notice = JSON.stringify([text, kind, banner]);
-    if (this.notice === notice) return;
-    this.notice = notice;
+    const words = JSON.stringify([text, kind, banner]);
+    if (this.said === words) return;
+    this.said = words;
     this.notice.replaceChildren();
     this.notice.dataset.state = kind;
     if (!text) return;
