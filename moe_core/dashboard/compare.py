@@ -40,7 +40,9 @@ def page() -> None:
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
     task = run.description.task
-    there = [one.id for one in list_runs() if one.description and one.description.task == task and one.id != run.id]
+    there = [
+        other.id for other in list_runs() if other.description and other.description.task == task and other.id != run.id
+    ]
     chosen = [name for name in links.word("with") or [] if name in there]
     align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
@@ -190,9 +192,9 @@ def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
         for name, texts in rows:
             cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
             body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    said = f"<p>{escape(note)}</p>" if note else ""
+    paragraph = f"<p>{escape(note)}</p>" if note else ""
     return (
         f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {END} steps '
-        f'up to that step and all layers, in brackets the difference from A</p>{said}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
+        f'up to that step and all layers, in brackets the difference from A</p>{paragraph}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

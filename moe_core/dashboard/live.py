@@ -124,8 +124,8 @@ class Viewer:
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
         if shown := part("panel", lambda: panel(feed, step), None):
             self.add("panel", shown, arrays, header)
-        damaged = (one.problem for one in (feed, *source.others) if one.problem)
-        header["problem"] = next(damaged, " ".join(undrawn))
+        problems = (run.problem for run in (feed, *source.others) if run.problem)
+        header["problem"] = next(problems, " ".join(undrawn))
         self.seq += 1
         return arrays.frame(
             arrays.plain({name: part for name, part in header.items() if name != "figures"})

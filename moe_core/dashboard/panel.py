@@ -158,9 +158,9 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
     }  # fmt: skip
 
 
-def together(one: Any, other: Any) -> bool:
-    """Whether two changes were made by one deed: a remedy turns several knobs at once."""
-    return bool((one.who, one.step) == (other.who, other.step))
+def together(change: Any, other: Any) -> bool:
+    """Whether two changes were made by change deed: a remedy turns several knobs at once."""
+    return bool((change.who, change.step) == (other.who, other.step))
 
 
 def banner(feed: Any, layer: int) -> dict[str, Any] | None:

@@ -94,12 +94,14 @@ def cells(sweep: SweepResults, measure: str = "") -> Table:
 def finished(sweep: SweepResults) -> Table:
     """The finished runs of a sweep: name, seed, knobs, and measures."""
     done = [result for result in sweep.results if result.ended]
-    table: Table = {"run": [one.job.run_id for one in done], "seed": [one.job.config.seed for one in done]}
-    table |= {name: [sweep.cells[one.job.cell].get(name, "") for one in done] for name in sweep.swept}
+    table: Table = {"run": [result.job.run_id for result in done], "seed": [result.job.config.seed for result in done]}
+    table |= {name: [sweep.cells[result.job.cell].get(name, "") for result in done] for name in sweep.swept}
     names = [name for name, *_ in sweep.description.metrics]
-    table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
+    table |= {name: [result.ended["eval"].get(name, math.nan) for result in done] for name in names}
     balance = [*BALANCE, *(name for name, *_ in HELD_OUT_BALANCE)]
-    return table | {name: [math.nan if (v := one.ended.get(name)) is None else v for one in done] for name in balance}
+    return table | {
+        name: [math.nan if (v := result.ended.get(name)) is None else v for result in done] for name in balance
+    }
 
 
 def statistics(run: Source) -> Table:

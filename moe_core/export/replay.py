@@ -79,27 +79,27 @@ def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
     of = layers * (len(SHARES) + len(NUMBERS)) + len(THEMES)
     kept: list[dict[str, str]] = []
     done = 0
-    for one in range(layers):
+    for at in range(layers):
         numbers = {}
         for name in (*SHARES, *NUMBERS):
             progress(done, of)
             done += 1
-            values = np.asarray(run.history(name, one)[1], np.float64)[rows]
+            values = np.asarray(run.history(name, at)[1], np.float64)[rows]
             numbers[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
-        numbers["untaught"] = packed(untaught_of(run, one)[rows].astype("<f4"))
+        numbers["untaught"] = packed(untaught_of(run, at)[rows].astype("<f4"))
         kept.append(numbers)
     loss = FIGURES["loss"].read(run, At(layer, bins=4000))
     specs = {}
     for theme in THEMES:
         progress(done, of)
         done += 1
-        specs[theme] = [skeletons(run, theme, one) for one in range(layers)]
+        specs[theme] = [skeletons(run, theme, at) for at in range(layers)]
     progress(of, of)
     return {
         "kind": run.description.probe, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
-        "metric": metric_of(run), "held_out": [held_out_of(run, one) for one in range(layers)],
+        "metric": metric_of(run), "held_out": [held_out_of(run, at) for at in range(layers)],
         "off": [off[:4] for off in run.off_spans()], "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
     }  # fmt: skip
 
@@ -166,15 +166,19 @@ def metric_of(run: Source) -> dict[str, Any]:
     name, label, unit, _ = run.description.metrics[0]
     done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
     comparable = comparable_at(run, [step for step, _ in done])
-    said = [""] * len(done) if comparable is None else ["" if one else LOOKS_AHEAD for one in comparable]
-    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": said}
+    words = [""] * len(done) if comparable is None else ["" if fair else LOOKS_AHEAD for fair in comparable]
+    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": words}
 
 
 def held_out_of(run: Source, layer: int) -> dict[str, list[Any]]:
     """The balance of each evaluation that recorded selections: its step, the CV, and "without noise" or "in evaluation"."""
     steps = [e.step for e in run.evals() if e.counts is not None]
-    balances = [one for step in steps if (one := held_out_at(run, layer, step)) is not None]
-    return {"steps": steps, "cv": [one.cv for one in balances], "where": [one.where for one in balances]}
+    balances = [balance for step in steps if (balance := held_out_at(run, layer, step)) is not None]
+    return {
+        "steps": steps,
+        "cv": [balance.cv for balance in balances],
+        "where": [balance.where for balance in balances],
+    }
 
 
 def skeletons(run: Source, theme: str, layer: int) -> dict[str, Any]:

@@ -153,13 +153,13 @@ def read_digit_images(source: Source, at: At) -> dict[str, Any]:
 def read_regions(source: Source, at: At) -> dict[str, Any]:
     inputs, probe, snapshot = source.probe(), read_probe(source, at.layer, at.step), probe_at(source, at.step)
     del probe["gates_NK"]
-    taken = snapshot is not None
+    any_yet = snapshot is not None
     classes = classes_of_probe(source)
     return {
         "regions_RR": snapshot[1]["regions"][at.layer] if snapshot else np.zeros((0, 0), np.uint8),
         "extent": inputs["extent"],
-        "points_N2": inputs["points"] if taken else inputs["points"][:0],
-        **classes | ({} if taken else {"labels_N": None}),
+        "points_N2": inputs["points"] if any_yet else inputs["points"][:0],
+        **classes | ({} if any_yet else {"labels_N": None}),
     } | probe
 
 

@@ -103,8 +103,8 @@ def read_loss_difference(source: Source, at: At) -> dict[str, Any]:
     difference = differences(training["curves"])
     runs = list(zip(runs_of(source), offsets_of(source), strict=True))
     for number, gap in enumerate(difference["gaps"]):
-        seen = [comparable_at(one, gap.steps + offset, training=True) for one, offset in (runs[0], runs[number + 1])]
-        marked = [one for one in seen if one is not None]
+        flags = [comparable_at(run, gap.steps + offset, training=True) for run, offset in (runs[0], runs[number + 1])]
+        marked = [flag for flag in flags if flag is not None]
         difference["gaps"][number] = gap._replace(comparable=np.logical_and.reduce(marked) if marked else None)
     return training | difference | over(source, at)
 

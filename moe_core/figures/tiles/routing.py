@@ -25,10 +25,10 @@ class Snapshot(NamedTuple):
 
 def snapshot_of(source: Source, at: At) -> Snapshot | None:
     """The last snapshot of the probe; None before the first."""
-    taken = probe_at(source, at.step)
-    if taken is None:
+    snapshot = probe_at(source, at.step)
+    if snapshot is None:
         return None
-    step, arrays = taken
+    step, arrays = snapshot
     return Snapshot(step, np.asarray(arrays["experts"])[at.layer], np.asarray(arrays["gates"])[at.layer])
 
 
