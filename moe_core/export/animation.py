@@ -39,7 +39,7 @@ def animate(
     (name,) = chosen(run, [name])
     check(run, look)
     if path.suffix.lower() not in (".gif", ".mp4"):
-        raise ValueError(f"an animation's name ends in .gif or .mp4, got {path.name!r}")
+        raise ValueError(f"an animation's name must end in .gif or .mp4, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     if not 0.5 <= seconds <= 600:

@@ -1,4 +1,4 @@
-// Plays a recorded run. REPLAY holds it: see moe_core/export/replay.py. Text goes through textContent, never into HTML.
+// Plays a recorded run, which is in REPLAY (see moe_core/export/replay.py). Text goes through textContent, never into HTML.
 "use strict";
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
@@ -50,7 +50,7 @@ if (R.layers > 1) {
   layer.onchange = () => { state.layer = Number(layer.value); draw(); };
 }
 
-// What stood at a row
+// The state at a row
 const row = (name) => rows[state.layer][name].subarray(state.at * E, (state.at + 1) * E);
 const number = (name) => rows[state.layer][name][state.at];
 const upTo = (sorted, step) => { let lo = 0, hi = sorted.length; while (lo < hi) { const m = (lo + hi) >> 1; if (sorted[m] <= step) lo = m + 1; else hi = m; } return lo; };
@@ -62,7 +62,7 @@ const offAt = (step) => new Set(R.off.filter(([layer, , first, end]) => layer ==
 const wordOf = (cv) => (cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed");
 const notLearning = (cv) => cv < R.words[0] && number("untaught");
 
-// The word of the balance and the line below it, as figures/tiles.py makes them
+// The word for the balance and the line below it, as in figures/tiles/live.py
 function balanceWords(cv, step) {
   const held = R.held_out[state.layer], n = upTo(held.steps, step), word = wordOf(cv);
   if (notLearning(cv)) return [R.words[2], n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];
@@ -125,7 +125,7 @@ const SPEC = {
     }
     const all = rows[state.layer].selection_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
     spec.data.forEach((trace, e) => {
-      if (e >= E) { // who was off, and the ideal where it changed
+      if (e >= E) { // experts that were off, and the ideal where it changed
         const held = upTo(trace.x, step);
         Object.assign(trace, { x: trace.x.slice(0, held), y: trace.y.slice(0, held) });
         return;
@@ -184,7 +184,7 @@ const SPEC = {
   },
 };
 
-// At most about 800 rows a line: of each stretch the least and the most balanced, so that no collapse is lost.
+// At most about 800 rows for a line: of each stretch of steps the least and the most balanced row, so that no collapse is lost.
 function lineSteps(count) {
   if (count <= 800) return Array.from({ length: count }, (_, i) => i);
   const cv = rows[state.layer].cv_load, width = 2 ** Math.ceil(Math.log2(count / 400)), kept = [];

@@ -52,7 +52,7 @@ def replay(
     """Write FILE.html, which opens at this layer. ValueError for another ending, a sweep, or a run without steps."""
     path = Path(out)
     if path.suffix.lower() != ".html":
-        raise ValueError(f"a replay's name ends in .html, got {path.name!r}")
+        raise ValueError(f"a replay's name must end in .html, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     if isinstance(run, SweepResults):

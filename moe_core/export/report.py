@@ -57,7 +57,7 @@ def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = 
     path = Path(out)
     kinds: dict[str, Callable[[Record, Progress], str | bytes]] = {".html": as_html, ".pdf": as_pdf}
     if path.suffix.lower() not in kinds:
-        raise ValueError(f"a report's name ends in .html or .pdf, got {path.name!r}")
+        raise ValueError(f"a report's name must end in .html or .pdf, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     return write(path, kinds[path.suffix.lower()](run, progress))

@@ -126,7 +126,7 @@ class Named(NamedTuple):
                 tasks = first.description.task, other.description.task
                 if tasks[0] != tasks[1]:
                     raise ValueError(
-                        f"runs of one task can be compared: {first.id} is {tasks[0]}, {other.id} is {tasks[1]}"
+                        f"only runs of one task can be compared: {first.id} is {tasks[0]}, {other.id} is {tasks[1]}; leave it out"
                     )
                 if other.id in [first.id, *(one.id for one in others[:i])]:
                     raise ValueError(f"{other.id} is named twice; compare different runs")

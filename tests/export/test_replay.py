@@ -73,6 +73,6 @@ def test_a_run_without_steps_or_another_ending_is_refused(run, tmp_path):
     create_run(tmp_path / "e", Config(), Knobs()).finish("failed")
     with pytest.raises(ValueError, match="no recorded step"):
         replay(open_run(tmp_path / "e"), tmp_path / "e.html")
-    with pytest.raises(ValueError, match=r"ends in \.html"):
+    with pytest.raises(ValueError, match=r"end in \.html"):
         replay(run, tmp_path / "r.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
