@@ -65,7 +65,7 @@ def write(folder: Path, config: Config, steps: int) -> int:
 
 def read(folder: Path) -> dict[str, float]:
     """Measure what a page of that run costs: seconds, and the MB that the reader holds."""
-    sizes = {"load_share": [620, 335], "balance_now": [320, 335], "balance": [620, 224], "loss": [320, 224]}
+    sizes = {"selection_share": [620, 335], "balance_now": [320, 335], "balance": [620, 224], "loss": [320, 224]}
     look = {"theme": "light", "page": "live", "layer": 0, "sizes": sizes}
 
     def frame(**more: object) -> float:

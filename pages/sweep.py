@@ -6,6 +6,6 @@ sweep = sweeps.choose()
 if sweep is None:
     sweeps.new()
 else:
-    found = sweeps.status(sweep)
-    sweeps.table(sweep, found)
-    sweeps.charts(sweep, found)
+    outcomes = sweeps.status(sweep)
+    sweeps.table(sweep, outcomes)
+    sweeps.charts(sweep, outcomes)

@@ -55,7 +55,7 @@ def ablate_command(arguments: argparse.Namespace) -> int:
         return 0
     mark = f" ({LOOKS_AHEAD})" if ahead else ""
     print(plain(f"{run.id} at step {ablation.step}: held-out loss {ablation.loss:.4f} nats{mark}"))
-    print(f"{'layer':>5} {'expert':>6} {'rise, nats':>12} {'load share':>10}")
+    print(f"{'layer':>5} {'expert':>6} {'rise, nats':>12} {'selections':>10}")
     for row in rows:
         rise = "–" if row["rise"] is None else f"{row['rise']:+.4f}"
         print(f"{row['layer']:>5} {row['expert']:>6} {rise:>12} {100 * row['share']:>8.1f} %")

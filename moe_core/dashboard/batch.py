@@ -8,7 +8,7 @@ from moe_core.dashboard import controls, links
 from moe_core.figures.reading import k_now
 from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
 
-# Positions of the sliders by the option's name in the link: label, values.
+# Each slider by its name in the link: label, and the values it can have.
 SLIDERS = {
     "tokens": ("T, tokens in a batch", [2**i for i in range(6, 17)]),
     "k": ("k, experts per token", [1, 2, 4, 8, 16, 32]),
@@ -22,7 +22,7 @@ def page() -> None:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """The sizes that the formula is asked about: the run's own until a slider is moved; all in the link."""
+    """The sizes to put into the formula: those of the link, which the sliders write; else the run's own."""
     description = run.description
     own = {"tokens": description.tokens or 1, "k": k_now(run), "experts": description.experts[0], "devices": 1}
     chosen: dict[str, Any] = {}
@@ -31,14 +31,14 @@ def options(run: Run) -> dict[str, Any]:
     for column, (name, (label, positions)) in zip(columns, SLIDERS.items(), strict=True):
         with column:
             chosen[name] = slider(run.id, name, label, positions, int(own[name]))
-    if run.trainable:  # what is timed is a layer of ours
+    if run.trainable:  # only a layer of our own model can be timed
         with last:
             measuring(run.id)
     return chosen
 
 
 def slider(run: str, name: str, label: str, positions: list[int], own: int) -> int:
-    """One slider, set from the link on every run and written to it when moved."""
+    """One slider. Its value is read from the link whenever the page is drawn, and written to the link when it is moved."""
     key, value = f"batch-{name}-{run}", links.word(name) or own
     stops = sorted({*positions, own, min(value, positions[-1])})
     value = min(value, stops[-1])
@@ -53,28 +53,28 @@ def slider(run: str, name: str, label: str, positions: list[int], own: int) -> i
 
 @st.fragment(run_every=1.0)
 def measuring(run_id: str) -> None:
-    """The button, the progress and the way to stop it. Looks again each second: another tab may have started it."""
+    """The button that measures, its progress and Cancel. Drawn again each second, since another tab may have started it."""
     try:
         run = open_run(run_id, limit=0.25)
     except StoreError as error:
         st.error(str(error))
         return
     try:
-        found, path = run.throughput(), run.throughput_file()
+        measured, path = run.throughput(), run.throughput_file()
         config, k = run.config, run.knobs.k
         device, threads = str(run.facts.get("device", "cpu")), int(run.facts.get("threads", 1) or 1)
     finally:
         run.close()
-    if found.running:
-        done = len(found.tokens)
-        st.progress(done / max(found.of, 1), f"{done} of {found.of} batch sizes" if found.of else "Starting")
+    if measured.running:
+        done = len(measured.tokens)
+        st.progress(done / max(measured.of, 1), f"{done} of {measured.of} batch sizes" if measured.of else "Starting")
         st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
         return
     what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
     st.button(
-        "Measure throughput" if not len(found.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
-        on_click=lambda: start_measuring(path, config, int(k), device, threads), type="secondary" if len(found.tokens) else "primary",
+        "Measure throughput" if not len(measured.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
+        on_click=lambda: start_measuring(path, config, int(k), device, threads), type="secondary" if len(measured.tokens) else "primary",
         help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
-    if found.problem:
-        st.caption(f"Ended early: {found.problem}. What it found is kept.")
+    if measured.problem:
+        st.caption(f"Ended early: {measured.problem}. What it measured is kept.")

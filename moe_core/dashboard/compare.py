@@ -1,4 +1,4 @@
-"""The Compare page: which runs are laid over the first, how they are aligned, and the table of what sets them apart."""
+"""The Compare page: which runs are laid over the first, how they are aligned, and the table of their differences."""
 
 import math
 from collections.abc import Sequence
@@ -40,7 +40,9 @@ def page() -> None:
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
     task = run.description.task
-    there = [one.id for one in list_runs() if one.description and one.description.task == task and one.id != run.id]
+    there = [
+        other.id for other in list_runs() if other.description and other.description.task == task and other.id != run.id
+    ]
     chosen = [name for name in links.word("with") or [] if name in there]
     align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
@@ -74,7 +76,7 @@ def options(run: Run) -> dict[str, Any]:
 
 @st.fragment(run_every=2.0)
 def table(names: Sequence[str], align: str) -> None:
-    """What differs between the runs, and how each stands. Looks again while they train."""
+    """The table of differences and end figures of the runs, read again every two seconds while they train."""
     runs = []
     try:
         for name in names:
@@ -88,7 +90,7 @@ def table(names: Sequence[str], align: str) -> None:
 
 
 def note_on(runs: Sequence[Any], align: str) -> str:
-    """Why aligning by the fork moves nothing, when it does not."""
+    """A note where aligning by the fork has no effect, since no run is a fork of another; "" otherwise."""
     if align == "fork" and not any(fork_steps(list(runs))):
         return "None of these runs is a fork of another, so they are aligned by step."
     return ""
@@ -98,8 +100,9 @@ Section = tuple[str, list[tuple[str, list[str]]]]
 
 
 def sections(runs: Sequence[Any], align: str = "step") -> list[Section]:
-    """Differences in Config, in Knobs, and the figures at the last step that all have: (heading, rows of (name, a text a run))."""
-    found: list[Section] = []
+    """The table's sections, (heading, rows of (name, one text per run)): differing settings, differing knobs, and the end figures
+    at the last step that all runs have."""
+    parts: list[Section] = []
     names = dict.fromkeys(name for run in runs for name in run.description.settings)
     settings = [(name, [value_of(run.description.settings.get(name, "")) for run in runs]) for name in names]
     knobs = dict.fromkeys(name for run in runs for name in run.description.knobs)
@@ -107,11 +110,11 @@ def sections(runs: Sequence[Any], align: str = "step") -> list[Section]:
     for heading, rows in (("Config", settings), ("Knobs", turned)):
         differ = [(name, texts) for name, texts in rows if len(set(texts)) > 1]
         if differ:
-            found.append((heading, differ))
+            parts.append((heading, differ))
     offsets = fork_steps(list(runs)) if align == "fork" else [0] * len(runs)
     shared = last_shared(list(runs), offsets)
     where = f"{shared:,} steps after the fork" if any(offsets) else f"At step {shared:,}"
-    return [*found, (f"{where}, the last that all have", end_figures(runs, [shared + offset for offset in offsets]))]
+    return [*parts, (f"{where}, the last that all have", end_figures(runs, [shared + offset for offset in offsets]))]
 
 
 def value_of(value: Any) -> str:
@@ -121,7 +124,7 @@ def value_of(value: Any) -> str:
 
 
 def history_of(run: Any, name: str) -> str:
-    """A knob's course: "0 → 0.1 (step 201)"; the last two turns of many."""
+    """A knob's values: "0 → 0.1 (step 201)"; of more than two turns only the last two."""
     turns = [change for change in gestures(run.knob_changes()) if change.name == name]
     waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
     text = value_text(getattr(run.started_knobs, name, None))
@@ -165,7 +168,7 @@ def headline(runs: Sequence[Any], ends: Sequence[int]) -> tuple[str, list[str]]:
     ]
     texts = against_first(values, 3)
     apart = [math.nan if e is None else end - e.step for e, end in zip(last, ends, strict=True)]
-    if any(ahead) or len(set(apart)) > 1:  # then a difference from A would mean nothing
+    if any(ahead) or len(set(apart)) > 1:  # the values do not compare, so no difference from A is shown
         texts = [
             number(v, 3)
             + (f", {LOOKS_AHEAD}" if one else "")
@@ -197,9 +200,9 @@ def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
         for name, texts in rows:
             cells = "".join(f"<td>{escape(text)}</td>" for text in texts)
             body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
-    said = f"<p>{escape(note)}</p>" if note else ""
+    paragraph = f"<p>{escape(note)}</p>" if note else ""
     return (
         f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {END} steps '
-        f'up to that step and all layers, in brackets the difference from A</p>{said}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
+        f'up to that step and all layers, in brackets the difference from A</p>{paragraph}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )

@@ -1,9 +1,9 @@
-"""The frame that every page shares: which run is looked at, the panel beside the charts, and the charts themselves.
+"""The frame that every page shares: the choice of the run, the panel beside the charts, and the charts themselves.
 
 A page is one call: `page("routing")`. Its figures are those of that name in figures/catalog.py that the run has, in the order
-in which they stand there, and its tiles those in figures/tiles; where they stand on the page is said in component/live.css.
-A page of another kind calls `frame()`, which draws the panel and returns the run that is looked at, and then draws
-what it likes: `frame(choose=False)` needs no run and draws no cards.
+of that table, and its tiles those in figures/tiles; component/live.css places them on the page.
+A page of another kind calls `frame()`, which draws the panel and returns the run, and then draws what it likes:
+`frame(choose=False)` needs no run and draws no cards.
 """
 
 import time
@@ -23,7 +23,7 @@ from moe_core.schema import Config, Knobs, describe
 
 
 class First(NamedTuple):
-    """What a run that is started on this page begins with, and which of its knobs the panel shows."""
+    """The settings with which this page starts a run, and the names of the knobs that its panel shows."""
 
     config: Config
     knobs: Knobs
@@ -40,7 +40,7 @@ def style() -> None:
 def page(name: str, options: Callable[[Run], dict[str, Any]] = lambda run: {}) -> None:
     """A page of live charts.
 
-    options: draws what the page lets a person choose beside run and layer, and says what was chosen.
+    options: draws the page's own widgets (an expert, runs to compare) and returns what was chosen in them.
     """
     wanted = links.word("run") or st.session_state.get("run") or NEW
     run = frame()
@@ -49,11 +49,11 @@ def page(name: str, options: Callable[[Run], dict[str, Any]] = lambda run: {}) -
         run.close()
     elif begun := starting.unstarted(wanted):
         charts(name, wanted, begun.description.probe, on_page(begun, name), {})
-        cards.wait(wanted, silent=True)  # what a page lets a person choose needs the run
+        cards.wait(wanted, silent=True)  # the page's own widgets need the run, so they come later
 
 
 def charts(name: str, run: str, probe: str, figures: list[str], options: dict[str, Any], export: bool = True) -> None:
-    """A page's tiles, charts and scrubber. export: how a run ended is said with a way to the Export page."""
+    """A page's tiles, charts and scrubber. export: the line that says how a run ended has a link to the Export page."""
     component.live(name, run, probe, figures, go_to, export=export, options=options)
 
 
@@ -67,8 +67,8 @@ def frame(
     """The panel in the sidebar, and the run that it shows; close it when it has been read.
 
     choose: without a run, draw the cards that start one. Returns None then, and while a trainer starts.
-    wanted: the run, if it is not the link's, NEW being none. first: what the panel shows without one.
-    only: the knobs that the panel is to show, if not all that matter to the run. lesson: the one that the page is at.
+    wanted: the run, if it is not the link's; NEW for none. first: the settings that the panel shows without a run.
+    only: the knobs that the panel shows, if not all that act in the run. lesson: the number of the lesson that is open.
     """
     reap()
     wanted = wanted or links.word("run") or st.session_state.get("run")
@@ -82,7 +82,7 @@ def frame(
         if not begun:
             cards.wait(wanted)
         return None
-    run = looked_at(wanted)
+    run = run_of_link(wanted)
     with st.sidebar:
         if run is None:
             none = {"run": None} if lesson else {}
@@ -107,15 +107,15 @@ def own_data(run: Run) -> None:
             )
 
 
-def looked_at(wanted: str | None) -> Run | None:
-    """The run that the link names, else the newest; None for the start cards. Says why one cannot be opened."""
+def run_of_link(wanted: str | None) -> Run | None:
+    """The run that the link names, else the newest; None for the start cards. If it cannot be opened, the page says why."""
     if wanted == NEW:
         return None
     try:
         if wanted is not None:
             return open_run(wanted)
-        listed = next((one for one in list_runs() if not one.problem), None)
-        return open_run(listed.id) if listed else None
+        newest = next((run for run in list_runs() if not run.problem), None)
+        return open_run(newest.id) if newest else None
     except StoreError as error:
         st.session_state.pop("run", None)
         st.error(str(error))
@@ -123,12 +123,12 @@ def looked_at(wanted: str | None) -> Run | None:
 
 
 def entry_of(run: Run) -> dict[str, str]:
-    """What the chooser shows of the run that is looked at."""
+    """The chooser's entry of the run that is shown."""
     return chooser_entry(run.id, run.description, run.facts["created"], "")
 
 
 def go_to(run: str) -> None:
-    """Look at another run: it was chosen in the panel, or a fork made it."""
+    """Show another run: one chosen in the panel, or a fork that was just made."""
     st.session_state["run"] = run
     for name in list(st.query_params):
         if name not in st.session_state:  # a word that is a widget's key belongs to the widget, and stays with it

@@ -1,4 +1,4 @@
-"""The Experts page: which expert is looked at."""
+"""The Experts page: the choice of an expert."""
 
 from typing import Any
 
@@ -14,8 +14,8 @@ def page() -> None:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """The expert that the link names; the chooser beside the knobs writes the link. Without one, the busiest, which stays
-    until the person chooses another or asks for the busiest again.
+    """The expert that the link names; the chooser beside the knobs writes it there. Without one the busiest expert is shown,
+    the same one until the person chooses another or asks for the busiest again.
     """
     E = max(run.description.experts)
     named = links.word("expert")

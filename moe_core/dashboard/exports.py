@@ -20,7 +20,7 @@ from moe_core.export.look import check, size_of
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.needs import many_layers
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.theme import THEMES
 from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.room import bytes_text
@@ -107,7 +107,7 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
-    sweep = isinstance(run, Found)
+    sweep = isinstance(run, SweepResults)
     layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
     bare_at, caption_at = st.columns(2)
     bare = bare_at.checkbox("No title", key="bare", **BOUND)
@@ -197,7 +197,7 @@ def draw_once(what: Named, progress: tuple[Any, ...], name: str, format: str, lo
 
 def progress_of(source: Any) -> tuple[Any, ...]:
     """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step."""
-    if isinstance(source, Found):
+    if isinstance(source, SweepResults):
         return tuple(bool(result.ended) for result in source.results)
     return tuple(run.steps()[1] for run in (source, *source.others))
 

@@ -17,6 +17,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.theme import THEMES
 from moe_core.lessons import LESSONS
 from moe_core.runs import RUN_ID
+from moe_core.schema import RENAMED
 
 MOST = 3  # runs beside the first
 SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
@@ -45,7 +46,8 @@ def run_names(text: str) -> list[str]:
 
 
 def figures(text: str) -> list[str]:
-    return [name for name in text.split(",") if name in FIGURES]
+    names = [RENAMED.get(name, name) for name in text.split(",")]
+    return [name for name in names if name in FIGURES]
 
 
 def whole(low: int = 1, high: int = LAST) -> Word:

@@ -1,8 +1,8 @@
 """The live route: a WebSocket that sends the page's numbers and charts as they change, and the files that draw them.
 
 The server decimates and calls the figures' specs; the browser only hands them to Plotly.react. What a person turns comes
-back over the same socket, behind the same guard. A frame (frames.py) leaves out the figures whose bytes did not change.
-The next frame waits until the viewer has drawn the last one.
+back over the same socket, checked by the same guard. A frame (frames.py) leaves out the figures whose bytes did not change,
+and is sent only after the viewer has drawn the one before.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
-from moe_core.dashboard.views import View, hold_busiest, look_at
+from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import tiles_of
@@ -34,11 +34,11 @@ from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
 
 TICK = 0.2  # seconds between two frames to a viewer
-SOON = 0.02  # seconds until the next look while a turn waits to take effect
-GREETING = 10.0  # seconds for a socket to say what it looks at; until then it does not count as a viewer
-STARTING = 60.0  # seconds that a trainer may take to make its run
+SOON = 0.02  # seconds until the next frame while a turn waits to take effect
+GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
+STARTING = 60.0  # seconds that a trainer may take until its record exists
 MOST = 128  # viewers at once: three tabs each of a class of thirty, and some
-DIAGNOSED = ("live", "routing")  # the pages that say what is wrong
+DIAGNOSED = ("live", "routing")  # the pages that show the diagnosis
 
 HERE = Path(__file__).parent / "component"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -46,32 +46,34 @@ FILES = {path.name: path for path in [*sorted(HERE.glob("*.js")), *sorted(HERE.g
 
 
 class Viewer:
-    """One open page: what it looks at, how large its charts are, and what it has drawn."""
+    """One open page: which page, layer and step it shows, how large its charts are, and which parts it has drawn."""
 
     def __init__(self) -> None:
-        self.feed: Any = None  # a Feed; of a run that is starting, what reads like one
+        self.feed: Any = None  # a Feed, or an Unstarted while the run is starting
         self.asked: dict[str, Any] = {}
         self.sent: dict[str, bytes] = {}
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.seq = 0
-        self.looked: Any = None  # the version and the question of the last frame
-        self.answer: dict[str, Any] = {}  # what came of the viewer's last deed
+        self.state: Any = None  # what the last frame was made from; while it is the same there is no new frame
+        self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
     def hear(self, text: str) -> Deed | None:
-        """Take a message: what is looked at, and which frame was drawn. Returns it if it asks for a deed. Refused if no page
-        sends such a message."""
-        said = parsed(text)
-        if isinstance(said, Deed):
+        """Take in a message. Returns a deed, for the caller to carry out; a view (page, layer, step, sizes, and the frame that
+        was drawn last) is kept here. Raises Refused for a message that no page sends."""
+        message = parsed(text)
+        if isinstance(message, Deed):
             if not self.asked:
-                raise Refused("wanted a first message that says what is looked at, got a deed")
-            return said
-        asked = {name: value for name, value in said._asdict().items() if name != "drawn"}
+                raise Refused(
+                    "the first message must say which page, layer and step are shown, got a deed; send a view first"
+                )
+            return message
+        asked = {name: value for name, value in message._asdict().items() if name != "drawn"}
         if any(asked[name] != self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
         if asked != self.asked:
             self.asked = asked
             self.woken.set()
-        if said.drawn == self.seq:
+        if message.drawn == self.seq:
             self.drawn.set()
         return None
 
@@ -80,26 +82,26 @@ class Viewer:
         feed, asked = self.feed, self.asked
         assert feed is not None
         feed.refresh(now=feed.waiting)
-        source = look_at(feed, asked["options"], self)
+        source = view_of(feed, asked["options"], self)
         layer = min(max(asked["layer"], 0), len(feed.description.layers) - 1)
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
         undrawn: list[str] = []
 
         def part(name: str, make: Callable[[], Any], instead: Any) -> Any:
-            """A part of the frame. If it cannot be made, the page says so and has `instead`; the other parts go on."""
+            """A part of the frame. If making it raises, the page says so and shows `instead`; the other parts are made as usual."""
             try:
                 return make()
             except Exception as error:
                 undrawn.append(undrawable(feed.id, name, error))
                 return instead
 
-        # What is wrong is said of now: at a past step a remedy would mend something else.
+        # Findings are of the last step only: a remedy offered at a past step would act on the run as it is now.
         diagnosed = asked["page"] in DIAGNOSED and step is None
-        found = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
-        looked = feed.version, asked, self.answer, source.news(asked["page"]), found
-        if looked == self.looked:
+        diagnosis = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
+        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis
+        if state == self.state:
             return None
-        self.looked = looked
+        self.state = state
         busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
         arrays = Arrays()
         header: dict[str, Any] = {
@@ -111,7 +113,7 @@ class Viewer:
             "answer": self.answer,
             "busiest": busiest,
             "banner": part("banner", lambda: banner(feed, layer), None),
-            "findings": found,
+            "findings": diagnosis,
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
                 tile._asdict() | {"help": help_of(tile.name)}
@@ -122,8 +124,8 @@ class Viewer:
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
         if shown := part("panel", lambda: panel(feed, step), None):
             self.add("panel", shown, arrays, header)
-        damaged = (one.problem for one in (feed, *source.others) if one.problem)
-        header["problem"] = next(damaged, " ".join(undrawn))
+        problems = (run.problem for run in (feed, *source.others) if run.problem)
+        header["problem"] = next(problems, " ".join(undrawn))
         self.seq += 1
         return arrays.frame(
             arrays.plain({name: part for name, part in header.items() if name != "figures"})
@@ -154,7 +156,7 @@ class Viewer:
         self.add(name, spec, arrays, figures)
 
     def add(self, name: str, part: Any, arrays: Arrays, into: dict[str, Any]) -> None:
-        """A part of a frame, if the viewer does not have it yet."""
+        """Put a part into the frame, unless the viewer has this very part already."""
         mark = fingerprint(part)
         if self.sent.get(name) != mark:
             self.sent[name] = mark
@@ -175,7 +177,7 @@ def undrawable(run: str, name: str, error: Exception) -> str:
 
 
 def help_of(stat: str) -> str:
-    """What a statistic is, for a pointer that rests on its number; nothing where the tile says it all."""
+    """The explanation shown when the pointer rests on a tile; "" for a tile that is not a statistic."""
     return STAT[stat].help if stat in STAT else ""
 
 
@@ -197,7 +199,7 @@ async def stream(websocket: WebSocket) -> None:
 
 
 async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
-    """Serve a viewer until there is a reason to close. Returns the code to close with and the reason."""
+    """Serve a viewer until the socket has to be closed. Returns the code to close it with and the reason."""
     try:
         path = (runs_folder() / run_name(websocket.path_params["run"])).absolute()
     except ValueError:
@@ -207,7 +209,7 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
     try:
         await asyncio.wait_for(take(websocket, viewer), GREETING)
     except TimeoutError:
-        return 4408, f"nothing was said for {GREETING:g} s"
+        return 4408, f"no message came for {GREETING:g} s; reload the page"
     except Refused as error:
         return refuse(error)
     if len(_viewers) >= MOST:
@@ -217,7 +219,7 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
     if asked := starting.unstarted(path.name):
         viewer.feed = asked
         await websocket.send_bytes(await asyncio.to_thread(viewer.frame))  # type: ignore[arg-type]
-    if reason := await made(path):
+    if reason := await wait_for_run(path):
         return 4404, reason
     listening: asyncio.Task[tuple[int, str]] | None = None
     try:
@@ -234,7 +236,7 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
 
 
 async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
-    """Frames as there is news, each when the last was drawn, for as long as the viewer is listened to."""
+    """Send frames while the viewer is connected: one whenever something changed, after the last one was drawn."""
     feed = viewer.feed
     while not listening.done():
         viewer.drawn.clear()
@@ -252,8 +254,8 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 
-async def made(path: Path) -> str:
-    """Wait for a trainer that was just started to make its run. Returns why it will not, or ""."""
+async def wait_for_run(path: Path) -> str:
+    """Wait until a trainer that was just started has made its record. Returns "", or why there will be none."""
     until = time.monotonic() + STARTING
     while not (path / "run.db").is_file():
         reap()
@@ -264,14 +266,15 @@ async def made(path: Path) -> str:
 
 
 async def first_of(happens: Any, listening: "asyncio.Task[Any]", timeout: float | None = None) -> None:
-    """Wait until something happens, the viewer leaves, or the time is up."""
+    """Wait until `happens` is done, the viewer leaves, or the time is up."""
     waiting = asyncio.create_task(happens)
     await asyncio.wait([waiting, listening], timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()
 
 
 async def listen(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
-    """Hear a viewer until it sends what no page sends. Returns the code to close with and why; raises when it leaves."""
+    """Take a viewer's messages until one is not valid. Returns the code to close with and why; raises WebSocketDisconnect when
+    the viewer leaves."""
     try:
         while True:
             deed = await take(websocket, viewer)
@@ -287,7 +290,7 @@ async def take(websocket: WebSocket, viewer: Viewer) -> Deed | None:
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", 1005))
     if message.get("text") is None:
-        raise Refused("wanted text, got bytes")
+        raise Refused("a message must be text, got bytes")
     return viewer.hear(message["text"])
 
 
@@ -297,7 +300,7 @@ def refuse(error: Refused) -> tuple[int, str]:
 
 
 async def do(viewer: Viewer, deed: Deed) -> None:
-    """Carry out what a viewer asks, and wake all who watch the run, so that the effect is seen at once."""
+    """Carry out a viewer's deed, and send everyone who watches the run a new frame at once."""
     feed = viewer.feed
     assert feed is not None
     answer: dict[str, Any] = {"nth": deed.nth, "error": ""}
@@ -320,8 +323,8 @@ def file(request: Request) -> Response:
     return FileResponse(path, headers={"Cache-Control": long})
 
 
-def listed(request: Request) -> Response:
-    """The runs that there are, for the chooser."""
+def list_for_chooser(request: Request) -> Response:
+    """All runs, as the panel's chooser lists them."""
     reap()
     return JSONResponse([chooser_entry(run.id, run.description, run.created, run.state) for run in list_runs()])
 
@@ -333,11 +336,11 @@ def home(request: Request) -> Response:
 
 
 def routes(base: str) -> list[BaseRoute]:
-    """Ours, below the path that the server is given (server.baseUrlPath)."""
+    """The routes of this module, below the path that the server was started with (server.baseUrlPath)."""
     base = f"/{base.strip('/')}".rstrip("/")
     return [
         Route(f"{base}/live", home),
-        Route(f"{base}/moescope/runs", listed),
+        Route(f"{base}/moescope/runs", list_for_chooser),
         Route(f"{base}/moescope/{{name}}", file),
         WebSocketRoute(f"{base}/moescope/live/{{run}}", stream),
     ]

@@ -1,7 +1,7 @@
 """What the panel beside the charts shows, and what a person does with it: state, knobs, changes, buttons.
 
-The panel is a view of the store. `panel` says how things stand at a step; `act` turns a knob, or tells the trainer
-something. Both are used by the live route, so that a turn reaches the store without a run of the page's script.
+The panel is a view of the store. `panel` gives its contents at a step; `act` turns a knob, sends the trainer a command or
+forks. Both are called by the live route, so that a turn reaches the store without a rerun of the page's script.
 """
 
 import math
@@ -58,11 +58,11 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
         word = "Catching up…"  # a fork, or a run that is resumed, trains again what came after its last checkpoint
-    turned = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
+    turns = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     if status.state not in ALIVE and step is None:
-        step = feed.last  # a turn that the trainer never took has not acted
-    stand = feed.knobs if step is None else feed.knobs_at(step)
-    changes = listed(turned)
+        step = feed.last  # so that turns which the trainer never took do not count
+    values = feed.knobs if step is None else feed.knobs_at(step)
+    changes = list_changes(turns)
     return {
         "state": status.state,
         "colour": colour,
@@ -70,7 +70,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "alive": status.state in ALIVE,
         "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
-        "knobs": [knob(name, feed.description.knobs[name], stand, turned) for name in shown(feed.description, stand)],
+        "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
@@ -87,19 +87,21 @@ def layer_names(description: Description) -> list[str]:
     ]
 
 
-def listed(turned: list[Any]) -> list[dict[str, Any]]:
-    """The list of changes, the newest first. What autobalance did between two turns by hand is one entry."""
-    told: list[dict[str, Any]] = []
+def list_changes(turned: list[Any]) -> list[dict[str, Any]]:
+    """The entries of the list of changes, the newest first. Autobalance's changes between two turns by hand are one entry."""
+    entries: list[dict[str, Any]] = []
     for own, run in groupby(turned, lambda change: change.who == AUTOBALANCE):
         changes = list(run)
         if not own:
-            told += [{"text": turn_text(c), "step": c.step} for c in changes]
+            entries += [{"text": turn_text(c), "step": c.step} for c in changes]
             continue
         reached: dict[str, Any] = {}
         for c in changes:
             reached[c.name] = c._replace(previous=reached.get(c.name, c).previous)
-        told.append({"text": f"{AUTOBALANCE}: {', '.join(map(turn_text, reached.values()))}", "step": changes[-1].step})
-    return told[::-1]
+        entries.append(
+            {"text": f"{AUTOBALANCE}: {', '.join(map(turn_text, reached.values()))}", "step": changes[-1].step}
+        )
+    return entries[::-1]
 
 
 def turn_text(change: Any) -> str:
@@ -107,7 +109,7 @@ def turn_text(change: Any) -> str:
 
 
 def findings(feed: Any, layer: int) -> list[dict[str, Any]]:
-    """What is wrong with a layer now, in plain types. An ended run is mended no more, so it offers no remedy."""
+    """What is wrong with a layer now, in plain types. For a run that has ended no remedy is offered."""
     alive = feed.status().state in ALIVE
     return [
         {
@@ -122,7 +124,7 @@ def findings(feed: Any, layer: int) -> list[dict[str, Any]]:
 
 
 def since(step: int, first: int, last: int) -> str:
-    """Since when; of what stood already at the first step in memory, for how long at least."""
+    """Since when a finding holds. If it already did at the first step in memory: for at least how long."""
     return f"For more than {last - first:,} steps." if step <= first and first > 1 else f"Since step {step:,}."
 
 
@@ -134,21 +136,21 @@ def remedy_text(remedy: dict[str, float | str]) -> str:
     return "Turn " + ", ".join(f"{' and '.join(turned)} to {value}" for value, turned in names.items())
 
 
-def shown(description: Description, stand: KnobValues) -> list[str]:
-    """The knobs that matter: for a run like this, and under the strategy in force."""
-    return [name for name, declared in description.knobs.items() if matters(declared, name_of(stand))]
+def shown(description: Description, values: KnobValues) -> list[str]:
+    """The names of the knobs that act under the current strategy and have more than one value."""
+    return [name for name, declared in description.knobs.items() if matters(declared, name_of(values))]
 
 
 def matters(declared: Knob, strategy: str) -> bool:
-    """Whether a knob acts under a strategy, and has more than one position."""
+    """Whether a knob acts under a strategy, and has more than one value."""
     acts = declared.under is None or strategy in declared.under
     return acts and (declared.low == -math.inf or declared.high > declared.low)
 
 
-def knob(name: str, declared: Knob, stand: KnobValues, turned: Sequence[Any] = ()) -> dict[str, Any]:
-    """One knob: what it is, where it stands, and what it was before its last turn if that was of the last deed of all."""
-    value = getattr(stand, name)
-    told = {
+def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = ()) -> dict[str, Any]:
+    """One knob for the panel: its declaration, its value, and in `was` its value before the last deed, if that turned it."""
+    value = getattr(values, name)
+    fields = {
         "name": name,
         "label": declared.label or name,
         "help": declared.help,
@@ -160,22 +162,22 @@ def knob(name: str, declared: Knob, stand: KnobValues, turned: Sequence[Any] = (
     }
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
-        told["was"] = own[-1].previous
+        fields["was"] = own[-1].previous
     if isinstance(value, str):
-        return told | {"kind": "choice" if declared.choices else "word", "choices": list(declared.choices)}
-    return told | {
+        return fields | {"kind": "choice" if declared.choices else "word", "choices": list(declared.choices)}
+    return fields | {
         "kind": "whole" if isinstance(value, int) else "number",
         "low": declared.low, "high": declared.high, "scale": declared.scale, "step": declared.step,
     }  # fmt: skip
 
 
-def together(one: Any, other: Any) -> bool:
-    """Whether two changes are of one deed: a remedy turns several knobs at once."""
-    return bool((one.who, one.step) == (other.who, other.step))
+def together(change: Any, other: Any) -> bool:
+    """Whether two changes were made by one deed: a remedy turns several knobs at once."""
+    return bool((change.who, change.step) == (other.who, other.step))
 
 
 def banner(feed: Any, layer: int) -> dict[str, Any] | None:
-    """What is said above the charts of a run that ended: how it ended, what is kept, from where to go on."""
+    """The line above the charts of a run that ended: how it ended, what is kept, and the step to fork from."""
     status, last = feed.status(), feed.last
     if status.state not in (*ENDED, "interrupted"):
         return None
@@ -224,22 +226,23 @@ def duration(seconds: float) -> str:
 
 
 def act(run: Run, deed: Deed) -> dict[str, Any]:
-    """Do what a viewer asks: turn knobs, tell the trainer something, fork. Returns {} or where to go; ValueError says why not."""
+    """Carry out a deed: turn knobs, send the trainer a command, or fork. Returns {} or, in "go", the id of the fork. ValueError
+    says why it cannot be done."""
     if deed.turn:
         if not is_alive(run.path):
-            raise ValueError("the run has ended, so its knobs are turned no more; fork it to go on")
+            raise ValueError("the run has ended, so its knobs can no longer be turned; fork it to go on")
         run.turn(f"dashboard/{deed.gesture}" if deed.gesture else "dashboard", deed.turn)
     elif deed.fork:
         return {"go": fork(run, deed.fork, {}, who="dashboard")}
     elif deed.command == "stop":
-        stop_later(run)  # the process of one that does not answer is ended
+        stop_later(run)  # a trainer that does not answer is killed
     else:
         run.command(deed.command, who="dashboard")
     return {}
 
 
 def chooser_entry(id: str, description: Description | None, created: float, state: str) -> dict[str, str]:
-    """A run as the chooser names it: "text · 16 experts", "24 Nov 08:46"; on its face the day, or of today's the time.
+    """The entry of a run in the chooser: "text · 16 experts", "24 Nov 08:46"; face is the day, or the time if that is today.
 
     A run on a person's own files has their names in place of the task: "iris.csv · 8 experts".
     """
@@ -267,5 +270,5 @@ def files_of(description: Description) -> list[str]:
 
 
 def did_not_start(folder: Path) -> bool:
-    """Whether a trainer has gone that never made its run: it said why, and nobody holds the lock."""
+    """Whether a trainer ended before it made its record: its log says why, and nobody holds the run's lock."""
     return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != NO_WORDS

@@ -1,7 +1,7 @@
 """A run between the click that starts it and its first step.
 
-Its trainer takes a second or two to load torch before there is a record. Until then the page shows what it was started
-with and its charts empty, so that nothing jumps when the first numbers come.
+Its trainer takes a second or two to load torch before there is a record. Until then the page shows the settings of the start
+and empty charts, so that nothing moves when the first numbers come.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,36 +18,36 @@ from moe_core.runs.source import Source
 from moe_core.runs.statistics import off_spans
 from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, layout, measured_in
 
-# What shows the probe of a run that has none yet; the plane's axes are those of its points.
+# An empty probe for each kind of figure that shows one. The points have an extent, which the plane's axes need.
 NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
     "bytes": {"tokens": np.empty(0, np.uint8)},
     "images": {"images": np.empty((0, 8, 8), np.uint8)},
     "points": {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])},
 }
 
-_asked: dict[str, tuple[Config, Knobs]] = {}
+_settings: dict[str, tuple[Config, Knobs]] = {}
 
 
 def start(config: Config, knobs: Knobs, who: str) -> str:
-    """Start a trainer and return its run's id; what it was started with is known until it has made its run."""
+    """Start a trainer and return its run's id. Its settings are remembered, so that the page can show them at once."""
     run = start_trainer(config, knobs, who=who)
-    _asked[run] = config, knobs
+    _settings[run] = config, knobs
     return run
 
 
 def is_starting(run: str) -> bool:
-    """Whether a run's folder is there and its trainer has not made the run yet."""
+    """Whether a run's folder exists and its record does not yet."""
     folder = runs_folder() / run
     return folder.is_dir() and not (folder / "run.db").exists()
 
 
 def unstarted(run: str) -> "Unstarted | None":
-    """What reads like the feed of a starting run, without a step; None if this dashboard did not start it."""
-    return Unstarted(run, *_asked[run]) if run in _asked and is_starting(run) else None
+    """A stand-in for the feed of a run that is starting; None if this dashboard did not start it."""
+    return Unstarted(run, *_settings[run]) if run in _settings and is_starting(run) else None
 
 
 class Unstarted:
-    """The read methods of a Feed, of a run that has recorded nothing yet."""
+    """The read methods of a Feed, for a run that has recorded nothing yet."""
 
     version, last, behind, problem, waiting = -1, 0, 0.0, "", False
     labels: Mapping[str, Sequence[str]] = {}

@@ -12,7 +12,7 @@ import streamlit as st
 
 from moe_core.dashboard import component, links
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.theme import THEMES
 from moe_core.folders import PAGES
 from moe_core.runs import StoreError, cores, last_words, reap
@@ -260,7 +260,9 @@ def charts(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     """The maps of a sweep of two knobs, the metric against CV(load) of any sweep, and the link that exports them. A click on a
     chart opens a run."""
     theme, plan = THEMES[st.context.theme.type or "light"], sweep.plan
-    source = Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, outcomes), outcomes)
+    source = SweepResults(
+        sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, outcomes), outcomes
+    )
     figures = [name for name in FIGURES if shows(source, name)]
     if "sweep_balance" in figures:
         for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):

@@ -1,4 +1,4 @@
-"""What a person chose on a page beside run and layer, and a source that carries it to the figures."""
+"""A run as a page shows it: the feed, the options chosen on the page, and the other runs that are compared with it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,23 +10,23 @@ from moe_core.runs.source import Beside
 
 
 class View(Beside):
-    """A feed, what was chosen, and the feeds of the other runs that are looked at with it."""
+    """A feed, the options chosen on the page, and the feeds of the runs that are compared with it."""
 
     def __init__(self, feed: Feed, options: Mapping[str, Any], others: Sequence[Feed] = ()) -> None:
         super().__init__(feed, options, others)
         self.feeds = others
 
     def news(self, page: str) -> tuple[Any, ...]:
-        """What changes when there is something to draw beside the first run's own news."""
+        """A value that changes when there is something new to draw that is not of the first run itself."""
         measured = len(self.run.throughput().tokens) if page == "batch" else 0
         return (*(other.version for other in self.feeds), measured)
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
-    """Put the layer's busiest expert, as of when the layer was first looked at, into the options if the person chose none.
+    """If the person chose no expert, put the busiest one into the options, as it was when this layer was opened.
 
-    The page says it back with its next message, so that it stays while others become the busiest, and so that all figures
-    of a frame are of one expert. None where an expert was chosen, and before the first step.
+    The page sends it back with its next message, so that it stays the same while other experts become the busiest, and so
+    that all figures of a frame show one expert. None where an expert was chosen, and before the first step.
     """
     if named_expert(source, layer) is not None or step < 1:
         return None
@@ -38,8 +38,8 @@ def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:
     return list(held)
 
 
-def look_at(feed: Feed, options: dict[str, Any], viewer: object) -> View:
-    """The feed as the viewer looks at it, with the feeds of the runs beside it; one that cannot be opened is left out."""
+def view_of(feed: Feed, options: dict[str, Any], viewer: object) -> View:
+    """The feed with a viewer's options and the runs to compare; one that cannot be opened, or has another task, is left out."""
     others = []
     for name in options.get("with", []):
         path = (runs_folder() / name).absolute()

@@ -16,32 +16,33 @@ from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, swe
 from moe_core.export.svg import to_png, to_svg
 from moe_core.export.web import page
 from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import script_of
 from moe_core.runs.source import At, Record, Source
+from moe_core.schema import RENAMED
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
 FORMATS = (*PICTURES, *NUMBERS)
 USUAL = ("csv", "html")
-Progress = Callable[[int, int], None]  # called with what is done and how much there is; may raise to stop
+Progress = Callable[[int, int], None]  # called with how many files are done, and of how many; may raise to stop
 
 __all__ = ["FORMATS", "Look", "cell", "chosen", "export", "rendered", "statistics", "table"]
 
 
 def export(
-    run: Record | Found,
+    run: Record | SweepResults,
     out: str | os.PathLike[str],
     formats: Iterable[str] = USUAL,
     figures: Iterable[str] | None = None,
     look: Look = Look(),  # noqa: B008 - frozen
     progress: Progress = lambda done, of: None,
 ) -> list[Path]:
-    """Writes the figures (None: all that it can show) into a folder, with their numbers also statistics; gives the files' paths.
+    """Write figures (None: all that the run can show) into a folder, and return the paths of the files.
 
-    run: a run, or what sources.py opens: a run with others laid over it, or a sweep. ValueError for a format, figure, layer, theme or
-    size that there is not, and for a file where the folder should be. With tables comes export.json, which says where they
-    are from, and of a run script.txt, the knob changes as `train --script` takes them.
+    run: a run, or what sources.py opens: a run with others to compare, or a sweep. Formats of numbers also write all statistics,
+    export.json, which says where each table is from, and for a run script.txt, its knob changes as `train --script` takes them.
+    ValueError for an unknown format, figure or theme, a layer or size out of range, and a file where the folder should be.
     """
     formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
     for name in formats:
@@ -60,20 +61,20 @@ def export(
             if format in NUMBERS:
                 stamps[files[-1].name] = figure_facts(run, name, look)
     if tables:
-        numbers = cells(run) if isinstance(run, Found) else statistics(run)
-        facts = sweep_facts(run, "Statistics") if isinstance(run, Found) else facts_of(run, "Statistics")
+        numbers = cells(run) if isinstance(run, SweepResults) else statistics(run)
+        facts = sweep_facts(run, "Statistics") if isinstance(run, SweepResults) else facts_of(run, "Statistics")
         for format in tables:
             content = table(numbers) if format == "csv" else parquet(numbers, facts)
             files.append(write(folder / f"statistics.{format}", content))
             stamps[files[-1].name] = facts
         files.append(write(folder / "export.json", json.dumps(stamps, indent=1, ensure_ascii=False) + "\n"))
-        if not isinstance(run, Found) and run.trainable:
+        if not isinstance(run, SweepResults) and run.trainable:
             files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
     return files
 
 
-def rendered(run: Source | Found, name: str, format: str, look: Look) -> bytes:
+def rendered(run: Source | SweepResults, name: str, format: str, look: Look) -> bytes:
     """One figure in one format."""
     facts = figure_facts(run, name, look)
     if format in NUMBERS:
@@ -88,19 +89,20 @@ def rendered(run: Source | Found, name: str, format: str, look: Look) -> bytes:
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 
-def numbers_of(run: Source | Found, name: str, look: Look) -> Table:
+def numbers_of(run: Source | SweepResults, name: str, look: Look) -> Table:
     """The numbers behind a figure."""
-    if isinstance(run, Found):
+    if isinstance(run, SweepResults):
         measure = "cv_load" if name == "sweep_balance" else run.description.metrics[0].name
         return finished(run) if name == "sweep_pareto" else cells(run, measure)
     entry = FIGURES[name]
     return columns(entry.read(run, At(look.layer, look.step)))
 
 
-def chosen(run: Source | Found, figures: Iterable[str] | None) -> list[str]:
-    """The names asked for, or all that the run, comparison or sweep can show; ValueError for one that it cannot."""
+def chosen(run: Source | SweepResults, figures: Iterable[str] | None) -> list[str]:
+    """The names of the figures asked for (earlier names replaced), or of all that the run, comparison or sweep can show. ValueError
+    for one that it cannot show."""
     there_are = [name for name in FIGURES if shows(run, name)]
-    names = there_are if figures is None else list(dict.fromkeys(figures))
+    names = there_are if figures is None else list(dict.fromkeys(RENAMED.get(name, name) for name in figures))
     for name in names:
         if name not in there_are:
             compares = name in FIGURES and FIGURES[name].page == "compare"

@@ -1,4 +1,4 @@
-"""A figure over the run as a GIF or an MP4: each frame is the figure as it stood at a recorded step."""
+"""A figure over the run as a GIF or an MP4: each frame is the figure at a recorded step."""
 
 import io
 import os
@@ -15,7 +15,7 @@ from moe_core.export.look import Look, check, laid_out, spec_of
 from moe_core.export.stamp import caption_of, figure_facts
 from moe_core.export.svg import to_png
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
 from moe_core.runs.source import Source
 
@@ -25,21 +25,21 @@ Progress = Callable[[int, int], None]
 
 
 def animate(
-    run: Source | Found,
+    run: Source | SweepResults,
     name: str,
     out: str | os.PathLike[str],
     look: Look,
     seconds: float = 10.0,
     progress: Progress = lambda done, of: None,
 ) -> Path:
-    """Write FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which requirements.txt does not ask for; without it, ValueError."""
+    """Write FILE.gif or FILE.mp4. MP4 needs imageio-ffmpeg, which is not among the requirements; without it, ValueError."""
     from moe_core.export import chosen
 
     path = Path(out)
-    chosen(run, [name])
+    (name,) = chosen(run, [name])
     check(run, look)
     if path.suffix.lower() not in (".gif", ".mp4"):
-        raise ValueError(f"an animation's name ends in .gif or .mp4, got {path.name!r}")
+        raise ValueError(f"an animation's name must end in .gif or .mp4, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     if not 0.5 <= seconds <= 600:
@@ -47,11 +47,13 @@ def animate(
     encode = gif if path.suffix.lower() == ".gif" else mp4
     if encode is mp4:
         ffmpeg()
-    if isinstance(run, Found):
+    if isinstance(run, SweepResults):
         raise ValueError(f"{name} shows how runs ended, and does not change over steps; export it as a picture")
     steps = steps_of(run, name)
     if not len(steps):
-        raise ValueError(f"{run.id} has no recorded step that {name} could show; let it train, then export again")
+        raise ValueError(
+            f"an animation needs recorded steps, and {run.id} has none yet; let it train, then export again"
+        )
     return write(
         path,
         encode(list(frames(run, name, steps, look, progress)), seconds, figure_facts(run, name, look)),
@@ -59,7 +61,7 @@ def animate(
 
 
 def steps_of(run: Source, name: str) -> np.ndarray[Any, Any]:
-    """The steps to show: of snapshots where the figure shows one, else evenly spread; all were recorded."""
+    """The steps of the frames, all recorded: those of the snapshots if the figure shows a snapshot, else evenly spread."""
     shots = np.asarray(run.snapshots(), np.int64)
     if FIGURES[name].page not in ("live", "compare") and len(shots):
         steps = shots
@@ -88,7 +90,7 @@ def frames(run: Source, name: str, steps: np.ndarray[Any, Any], look: Look, prog
 
 
 def hold_axes(layouts: Sequence[dict[str, Any]]) -> None:
-    """Give every frame the same axes, wide enough for all: a bar that grows must not look like one that shrinks."""
+    """Give every frame the same axes, wide enough for all: with axes of their own, a bar that grows could seem to shrink."""
     for name in {name for layout in layouts for name in layout if re.fullmatch(r"[xy]axis\d*", name)}:
         axes = [layout[name] for layout in layouts if "range" in layout.get(name, {})]
         if not axes:
@@ -123,7 +125,7 @@ def gif(pictures: list[Any], seconds: float, facts: dict[str, str]) -> bytes:
 
 
 def ffmpeg() -> str:
-    """The program that makes an MP4; ValueError, in one line, if there is none."""
+    """The path of ffmpeg, which makes an MP4; ValueError if it is not installed."""
     import shutil
 
     try:

@@ -1,4 +1,4 @@
-"""What a person chooses for an exported figure, and the sheet that it makes of a spec."""
+"""The choices for an exported figure (size, theme, type, step), and the sheet drawn from a spec by them."""
 
 import re
 from dataclasses import dataclass
@@ -9,12 +9,12 @@ from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
 from moe_core.runs.source import At, Source
 
-FONT = 13  # px of axis type, where nobody says
+FONT = 13  # px of axis type, unless another size is chosen
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
 SMALLEST, LARGEST = 120, 8000
 POINTS = 2000  # points of a line; tables have every step
@@ -22,10 +22,10 @@ POINTS = 2000  # points of a line; tables have every step
 
 @dataclass(frozen=True)
 class Look:
-    """size: (width, height) in CSS px of the whole figure, None being a paper's column, or what the figure needs if that
+    """size: (width, height) in CSS px of the wrapped_title figure, None being a paper's column, or what the figure needs if that
     is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
-    step looked at, None being the last."""
+    step to show, None being the last."""
 
     size: tuple[int, int] | None = None
     scale: float = 2.0
@@ -37,14 +37,14 @@ class Look:
     step: int | None = None
 
 
-def check(run: Source | Found, look: Look) -> None:
-    """ValueError for a theme, layer or step that there is not, or a size out of range."""
+def check(run: Source | SweepResults, look: Look) -> None:
+    """ValueError for an unknown theme, or a layer, step or size out of range."""
     if look.theme not in THEMES:
         raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
     layers = len(run.description.layers)
     if not 0 <= look.layer < layers:
         raise ValueError(f"layer must be between 1 and {layers}, got {look.layer + 1}")
-    if look.step is not None and not isinstance(run, Found):  # a sweep has no steps to look at
+    if look.step is not None and not isinstance(run, SweepResults):  # a sweep has no steps
         last = last_step(run)
         if not 1 <= look.step <= last:
             raise ValueError(f"step must be a recorded one, between 1 and {last} in {run.id}, got {look.step}")
@@ -57,7 +57,10 @@ def check(run: Source | Found, look: Look) -> None:
         if value is not None and not low <= value <= high:
             raise ValueError(f"{name} must be between {low} and {high}, got {value:g}")
     if look.size and look.size[0] * look.size[1] * look.scale**2 > 100e6:
-        raise ValueError("more than 100 million pixels; take a smaller size or scale")
+        width, height = (round(side * look.scale) for side in look.size)
+        raise ValueError(
+            f"a picture has at most 100 million pixels, got {width:,} x {height:,}; take a smaller size or scale"
+        )
 
 
 def size_of(name: str, look: Look) -> tuple[int, int]:
@@ -69,27 +72,27 @@ def size_of(name: str, look: Look) -> tuple[int, int]:
 
 
 def spec_of(
-    run: Source | Found, name: str, look: Look, given: dict[str, Any] | None = None
+    run: Source | SweepResults, name: str, look: Look, given: dict[str, Any] | None = None
 ) -> tuple[dict[str, Any], float]:
-    """The figure's spec as it is to be drawn, and how many px one of its px is to be.
+    """The figure's spec as it is to be drawn, and by which factor its px are enlarged.
 
-    given: what the figure is drawn from, if it was read before.
+    given: the figure's arguments, if they were read before.
     """
     entry = FIGURES[name]
     if given is None:
         given = entry.read(run, At(look.layer, look.step, bins=POINTS))
     if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
-        given = given | {"label_changes": True}  # on its page the chart above names the changes
+        given = given | {"label_changes": True}  # on the page only the chart above it names the changes
     width, height = size_of(name, look)
     zoom = look.font / FONT
-    # Room that the caption takes, and that a title left out gives back.
+    # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
     cut = COMPACT.top - 16 if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
     size = (round(width / zoom), max(60, round(height / zoom) - below + cut), False)
     spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=size)
-    text, more = whole(spec["layout"])
+    text, more = wrapped_title(spec["layout"])
     if more and look.title != "":
-        # The lines that it takes more come off the plot, which is drawn for the room that is left.
+        # The plot is drawn again, lower by the additional lines of the title.
         spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=(size[0], max(60, size[1] - more), False))
         spec["layout"]["title"]["text"] = text
         spec["layout"]["margin"]["t"] += more
@@ -105,8 +108,8 @@ def spec_of(
     return spec, zoom
 
 
-def whole(layout: dict[str, Any]) -> tuple[str, int]:
-    """The text of the title with its second line broken where it would be cut, and by how many px that makes it higher."""
+def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
+    """The title with its second line wrapped to the width of the figure, and by how many px that makes it higher."""
     text = str(layout["title"]["text"])
     parts = re.fullmatch(r"(.*?<br><span [^>]*>)(.*)(</span>)", text)
     if not parts:
@@ -123,9 +126,9 @@ def whole(layout: dict[str, Any]) -> tuple[str, int]:
 
 
 def sheet_of(
-    run: Source | Found, name: str, look: Look, caption: str, given: dict[str, Any] | None = None
+    run: Source | SweepResults, name: str, look: Look, caption: str, given: dict[str, Any] | None = None
 ) -> tuple[Sheet, float]:
-    """The figure as a sheet, and how many px one of its px is to be."""
+    """The figure as a sheet, and by which factor its px are enlarged."""
     spec, zoom = spec_of(run, name, look, given)
     return laid_out(spec, zoom, name, look, caption), zoom
 
@@ -135,7 +138,7 @@ def laid_out(spec: dict[str, Any], zoom: float, name: str, look: Look, caption: 
     sheet, theme = draw(spec), THEMES[look.theme]
     if look.caption:
         sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
-    # The spec is in whole px; the sheet is exactly what was asked for.
+    # The spec is in wrapped_title px; the sheet has exactly the size asked for.
     width, height = (side / zoom for side in size_of(name, look))
     ground = Path((box(0, 0, width, height),), fill=colour_of(theme.ground))
     return Sheet(width, height, (ground, *sheet.marks))

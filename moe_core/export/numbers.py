@@ -11,7 +11,7 @@ import numpy as np
 from moe_core.figures.compare import LETTERS
 from moe_core.figures.needs import stats
 from moe_core.figures.probe import class_name
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs.source import Source
 from moe_core.schema import BALANCE, HELD_OUT_BALANCE, STATS, exact_text
 
@@ -23,37 +23,37 @@ CURVES = {
 }  # a comparison's lines, by the letters of its runs
 
 
-# What a matrix has in its rows, by the first letter of its shape, and from where that is counted, as hovers count it.
+# What the rows of a matrix are, by the first letter of its shape, and their first number, as in the hovers.
 ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1)}
 
 
 def columns(given: dict[str, Any]) -> Table:
     """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, from 1 or by name.
 
-    Before them stand the names of the rows: the classes of a matrix by class, the numbers of experts or tokens.
+    The first column names the rows: the classes of a matrix by class, the numbers of experts or tokens.
     """
-    found: Table = {}
+    table: Table = {}
     for name, values in given.items():
         if isinstance(values, np.ndarray) and name != "on_E":  # an expert that is off is a gap in the others
-            found |= row_names(name, len(values), given)
+            table |= row_names(name, len(values), given)
             plain = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values
             word, _, shape = (name, "", "") if values.ndim == 1 else name.rpartition("_")
             word = word or name
             if plain.ndim == 1:
-                found[word] = plain
+                table[word] = plain
             else:
                 names = given.get(f"names_{shape[-1:]}") or range(1, plain.shape[1] + 1)
-                found |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
+                table |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
         elif name in CURVES:
             for at, curve in enumerate(values):
-                found |= curve_columns(CURVES[name].format(LETTERS[at + (name == "gaps")]), curve)
+                table |= curve_columns(CURVES[name].format(LETTERS[at + (name == "gaps")]), curve)
     if given.get("label_names") and given.get("labels_N") is not None:
-        found["class"] = [class_name(given["labels_N"], n, given["label_names"]) for n in range(len(given["labels_N"]))]
-    return found | change_columns("", given.get("changes", ()))
+        table["class"] = [class_name(given["labels_N"], n, given["label_names"]) for n in range(len(given["labels_N"]))]
+    return table | change_columns("", given.get("changes", ()))
 
 
 def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
-    """The column that says what the rows of an array are, if its name says what they are counted over."""
+    """The column that names the rows of an array: classes, or numbers of experts, tokens or layers, by the suffix of its name."""
     first = name.rpartition("_")[2][:1]
     if first in "CL" and len(named := given.get(f"names_{first}", ())) == count:
         return {str(given.get("label", "layer" if first == "L" else "name")): list(named)}
@@ -64,15 +64,15 @@ def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
 
 
 def curve_columns(name: str, curve: Any) -> Table:
-    """A run's line of a comparison, on the axis on which it is drawn, and what was turned in it."""
+    """A run's line of a comparison, with the steps of the axis on which it is drawn, and the run's knob changes."""
     values = np.asarray(curve.values)
     columns = {"": values} if values.ndim == 1 else {f"_{i + 1}": values[:, i] for i in range(values.shape[1])}
-    found: Table = {f"{name}_step": np.asarray(curve.steps)} | {
+    table: Table = {f"{name}_step": np.asarray(curve.steps)} | {
         f"{name}{end}": column for end, column in columns.items()
     }
     if curve.comparable is not None:
-        found[f"{name}_comparable"] = np.asarray(curve.comparable)
-    return found | (change_columns(f"{name}_", curve.turns) if len(name) == 1 else {})
+        table[f"{name}_comparable"] = np.asarray(curve.comparable)
+    return table | (change_columns(f"{name}_", curve.turns) if len(name) == 1 else {})
 
 
 def change_columns(before: str, changes: Iterable[Any]) -> Table:
@@ -83,45 +83,47 @@ def change_columns(before: str, changes: Iterable[Any]) -> Table:
     return {f"{before}change_step": [change.step for change in done], f"{before}change": words}
 
 
-def cells(found: Found, measure: str = "") -> Table:
-    """A sweep's table: each cell's knobs, how many runs count, and the mean and spread of every measure, or of one."""
-    names = [name for name in dict.fromkeys(name for row in found.rows for name in row) if name != "ids"]
+def cells(sweep: SweepResults, measure: str = "") -> Table:
+    """A sweep's table: the knobs of each cell, its number of runs, and mean and spread of every measure, or of `measure` only."""
+    names = [name for name in dict.fromkeys(name for row in sweep.rows for name in row) if name != "ids"]
     if measure:
-        names = [*found.swept, "runs", "finished", measure, f"{measure}_spread"]
-    return {name: [math.nan if row.get(name) is None else row[name] for row in found.rows] for name in names}
+        names = [*sweep.swept, "runs", "finished", measure, f"{measure}_spread"]
+    return {name: [math.nan if row.get(name) is None else row[name] for row in sweep.rows] for name in names}
 
 
-def finished(found: Found) -> Table:
-    """A sweep's runs that count: name, seed, knobs, and their own numbers."""
-    done = [result for result in found.results if result.ended]
-    table: Table = {"run": [one.job.run_id for one in done], "seed": [one.job.config.seed for one in done]}
-    table |= {name: [found.cells[one.job.cell].get(name, "") for one in done] for name in found.swept}
-    names = [name for name, *_ in found.description.metrics]
-    table |= {name: [one.ended["eval"].get(name, math.nan) for one in done] for name in names}
+def finished(sweep: SweepResults) -> Table:
+    """The finished runs of a sweep: name, seed, knobs, and measures."""
+    done = [result for result in sweep.results if result.ended]
+    table: Table = {"run": [result.job.run_id for result in done], "seed": [result.job.config.seed for result in done]}
+    table |= {name: [sweep.cells[result.job.cell].get(name, "") for result in done] for name in sweep.swept}
+    names = [name for name, *_ in sweep.description.metrics]
+    table |= {name: [result.ended["eval"].get(name, math.nan) for result in done] for name in names}
     balance = [*BALANCE, *(name for name, *_ in HELD_OUT_BALANCE)]
-    return table | {name: [math.nan if (v := one.ended.get(name)) is None else v for one in done] for name in balance}
+    return table | {
+        name: [math.nan if (v := result.ended.get(name)) is None else v for result in done] for name in balance
+    }
 
 
 def statistics(run: Source) -> Table:
     """Every statistic of every step, layer and expert."""
-    found: Table = {}
+    table: Table = {}
     last = run.steps()[1]  # a run may train meanwhile
     for stat in STATS:
         if not stats(stat.name)(run):
             continue
         for layer in range(len(run.description.layers) if "L" in stat.shape else 1):
             steps, values = run.history(stat.name, layer, last=last)
-            found.setdefault("step", np.asarray(steps))
+            table.setdefault("step", np.asarray(steps))
             name = f"{stat.name}_layer{layer + 1}" if "L" in stat.shape else stat.name
             if "E" in stat.shape:
-                found |= {f"{name}_expert{e + 1}": np.asarray(values)[:, e] for e in range(values.shape[1])}
+                table |= {f"{name}_expert{e + 1}": np.asarray(values)[:, e] for e in range(values.shape[1])}
             else:
-                found[name] = np.asarray(values)
-    return found
+                table[name] = np.asarray(values)
+    return table
 
 
 def table(numbers: Table) -> str:
-    """CSV with a heading; a shorter column ends in empty cells, and so does NaN read."""
+    """CSV with a heading. NaN is an empty cell, and a shorter column ends in empty cells."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([cell(name) for name in numbers])
@@ -131,7 +133,7 @@ def table(numbers: Table) -> str:
 
 
 def cell(value: Any) -> str:
-    """One cell. Text that a spreadsheet would take for a formula gets an apostrophe."""
+    """One cell. Text that a spreadsheet would run as a formula gets an apostrophe in front."""
     if isinstance(value, bool | np.bool_):
         return "true" if value else "false"
     if isinstance(value, int | np.integer):
@@ -160,7 +162,7 @@ def parquet(numbers: Table, facts: Mapping[str, str]) -> bytes:
         if len(array) < longest:
             array = pa.concat_arrays([array, pa.nulls(longest - len(array), array.type)])
         arrays.append(array)
-    made = pa.table(dict(zip(numbers, arrays, strict=True)))
+    whole = pa.table(dict(zip(numbers, arrays, strict=True)))
     file = io.BytesIO()
-    pq.write_table(made.replace_schema_metadata(dict(facts)), file)
+    pq.write_table(whole.replace_schema_metadata(dict(facts)), file)
     return file.getvalue()

@@ -1,11 +1,11 @@
-// Plays a recorded run. REPLAY holds it: see moe_core/export/replay.py. Text goes through textContent, never into HTML.
+// Plays a recorded run, which is in REPLAY (see moe_core/export/replay.py). Text goes through textContent, never into HTML.
 "use strict";
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
 const R = REPLAY, E = R.experts;
 const steps = new Float64Array(bytes(R.steps));
 const rows = R.rows.map((one) => Object.fromEntries(Object.entries(one).map(([name, text]) =>
-  [name, ["load_share", "load", "importance"].includes(name) ? new Uint16Array(bytes(text)) : new Float32Array(bytes(text))])));
+  [name, ["selection_share", "load", "importance"].includes(name) ? new Uint16Array(bytes(text)) : new Float32Array(bytes(text))])));
 const loss = { x: new Float64Array(bytes(R.loss.x)), y: new Float32Array(bytes(R.loss.y)) };
 const last = steps.length - 1;
 const state = { at: last, layer: R.layer, playing: false, speed: 1, theme: "light" };
@@ -25,7 +25,7 @@ const knobs = make("section", main, "knobs");
 make("h2", knobs, "", "Knobs");
 const table = make("table", knobs);
 const charts = {};
-for (const name of ["load_share", "balance_now", "balance", "loss"]) {
+for (const name of ["selection_share", "balance_now", "balance", "loss"]) {
   charts[name] = make("div", main, "chart");
   charts[name].dataset.figure = name;
 }
@@ -35,7 +35,7 @@ const play = make("button", bar, "main-act", "Play");
 const slider = make("input", bar);
 Object.assign(slider, { type: "range", min: 0, max: last, value: last, step: 1 });
 slider.setAttribute("aria-label", "step");
-const told = make("output", bar);
+const output = make("output", bar);
 const speed = make("select", bar);
 speed.setAttribute("aria-label", "speed");
 for (const times of [0.25, 0.5, 1, 2, 4, 8]) {
@@ -50,7 +50,7 @@ if (R.layers > 1) {
   layer.onchange = () => { state.layer = Number(layer.value); draw(); };
 }
 
-// What stood at a row
+// The state at a row
 const row = (name) => rows[state.layer][name].subarray(state.at * E, (state.at + 1) * E);
 const number = (name) => rows[state.layer][name][state.at];
 const upTo = (sorted, step) => { let lo = 0, hi = sorted.length; while (lo < hi) { const m = (lo + hi) >> 1; if (sorted[m] <= step) lo = m + 1; else hi = m; } return lo; };
@@ -62,7 +62,7 @@ const offAt = (step) => new Set(R.off.filter(([layer, , first, end]) => layer ==
 const wordOf = (cv) => (cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed");
 const notLearning = (cv) => cv < R.words[0] && number("untaught");
 
-// The word of the balance and the line below it, as figures/tiles.py makes them
+// The word for the balance and the line below it, as in figures/tiles/live.py
 function balanceWords(cv, step) {
   const held = R.held_out[state.layer], n = upTo(held.steps, step), word = wordOf(cv);
   if (notLearning(cv)) return [R.words[2], n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];
@@ -115,7 +115,7 @@ function drawKnobs(step) {
 }
 
 const SPEC = {
-  load_share(spec, step, count) {
+  selection_share(spec, step, count) {
     if (spec.data[0].type === "heatmap") {
       for (const map of spec.data) {
         const shown = upTo(map.x, step);
@@ -123,9 +123,9 @@ const SPEC = {
       }
       return;
     }
-    const all = rows[state.layer].load_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
+    const all = rows[state.layer].selection_share, x = lineSteps(count), off = x.map((i) => offAt(steps[i]));
     spec.data.forEach((trace, e) => {
-      if (e >= E) { // who was off, and the ideal where it changed
+      if (e >= E) { // experts that were off, and the ideal where it changed
         const held = upTo(trace.x, step);
         Object.assign(trace, { x: trace.x.slice(0, held), y: trace.y.slice(0, held) });
         return;
@@ -184,7 +184,7 @@ const SPEC = {
   },
 };
 
-// At most about 800 rows a line: of each stretch the least and the most balanced, so that no collapse is lost.
+// At most about 800 rows for a line: of each stretch of steps the least and the most balanced row, so that no collapse is lost.
 function lineSteps(count) {
   if (count <= 800) return Array.from({ length: count }, (_, i) => i);
   const cv = rows[state.layer].cv_load, width = 2 ** Math.ceil(Math.log2(count / 400)), kept = [];
@@ -319,8 +319,8 @@ async function draw() {
     again = false;
     const step = steps[state.at];
     slider.value = state.at;
-    told.textContent = `step ${step.toLocaleString("en")}`;
-    slider.setAttribute("aria-valuetext", told.textContent);
+    output.textContent = `step ${step.toLocaleString("en")}`;
+    slider.setAttribute("aria-valuetext", output.textContent);
     drawTiles(step);
     drawKnobs(step);
     drawRouting(step);

@@ -1,7 +1,7 @@
 """A run as one HTML file that plays it: the Live page's charts, the knobs as they were, the routing, and a scrubber.
 
-It opens from a disk or any website, without a server or a network. What it shows at a step was recorded at that step:
-where a run has more rows than fit, whole rows are left out, and of each stretch the most and the least balanced stay.
+It opens from a disk or any website, without a server or a network. All numbers at a step were recorded at that step: where
+a run has more rows than fit, whole rows are left out, and of each stretch of steps the most and the least balanced row stay.
 Shares are kept to 1/65535.
 """
 
@@ -20,9 +20,9 @@ from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.probe import as_images
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, rows_of_probe
-from moe_core.figures.rows import row_told, spreads
+from moe_core.figures.rows import hover_of_row, spreads
 from moe_core.figures.theme import THEMES
 from moe_core.figures.tiles import NOT_LEARNING
 from moe_core.runs.source import At, Source
@@ -39,10 +39,10 @@ from moe_core.schema import (
 BUDGET = 3_300_000  # bytes of rows in the file
 SHOTS = 200  # snapshots of the probe at most
 IMAGE = 32  # pixels along the longer side of an image
-CHARTS = {"load_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
+CHARTS = {"selection_share": (780, 335), "balance_now": (410, 335), "balance": (780, 240), "loss": (410, 240)}
 NUMBERS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "effective_experts")
-SHARES = ("load_share", "load", "importance")
-KEPT = ("held-out", "off", "ideal")  # how the names of those lines begin that the page does not fill in from the rows
+SHARES = ("selection_share", "load", "importance")
+KEPT = ("held-out", "off", "ideal")  # lines whose names begin so keep their points; the page fills in the others
 HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
@@ -50,16 +50,16 @@ Progress = Callable[[int, int], None]
 def replay(
     run: Source, out: str | os.PathLike[str], layer: int = 0, progress: Progress = lambda done, of: None
 ) -> Path:
-    """Writes FILE.html, which begins with this layer. ValueError for another ending or a run without steps."""
+    """Write FILE.html, which opens at this layer. ValueError for another ending, a sweep, or a run without steps."""
     path = Path(out)
     if path.suffix.lower() != ".html":
-        raise ValueError(f"a replay's name ends in .html, got {path.name!r}")
+        raise ValueError(f"a replay's name must end in .html, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
-    if isinstance(run, Found):
+    if isinstance(run, SweepResults):
         raise ValueError(f"a replay shows one run, and {run.id} is a sweep; name one of its runs")
     if not last_step(run):
-        raise ValueError(f"{run.id} has no recorded step to replay")
+        raise ValueError(f"{run.id} has no recorded step to replay; let it train, then export again")
     if missing := [name for name in (*SHARES, *NUMBERS) if not measured_by(run.description, name)]:
         raise ValueError(
             f"a replay shows {', '.join(missing)}, which {run.id} does not measure; export its figures instead"
@@ -77,34 +77,34 @@ def replay(
 
 
 def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
-    """All that the page needs, in JSON's types; arrays as base64 of little-endian numbers."""
+    """The page's data, in types of JSON; arrays are base64 of little-endian numbers."""
     layers, E = len(run.description.layers), max(run.description.experts)
     rows = rows_of(run)
     steps = run.history("cv_load", 0)[0][rows]
     of = layers * (len(SHARES) + len(NUMBERS)) + len(THEMES)
     kept: list[dict[str, str]] = []
     done = 0
-    for one in range(layers):
-        found = {}
+    for at in range(layers):
+        numbers = {}
         for name in (*SHARES, *NUMBERS):
             progress(done, of)
             done += 1
-            values = np.asarray(run.history(name, one)[1], np.float64)[rows]
-            found[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
-        found["untaught"] = packed(untaught_of(run, one)[rows].astype("<f4"))
-        kept.append(found)
+            values = np.asarray(run.history(name, at)[1], np.float64)[rows]
+            numbers[name] = packed(shares(values)) if name in SHARES else packed(values.astype("<f4"))
+        numbers["untaught"] = packed(untaught_of(run, at)[rows].astype("<f4"))
+        kept.append(numbers)
     loss = FIGURES["loss"].read(run, At(layer, bins=4000))
     specs = {}
     for theme in THEMES:
         progress(done, of)
         done += 1
-        specs[theme] = [skeletons(run, theme, one) for one in range(layers)]
+        specs[theme] = [skeletons(run, theme, at) for at in range(layers)]
     progress(of, of)
     return {
         "kind": run.description.probe, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
-        "metric": metric_of(run), "held_out": [held_out_of(run, one) for one in range(layers)],
+        "metric": metric_of(run), "held_out": [held_out_of(run, at) for at in range(layers)],
         "off": [off[:4] for off in run.off_spans()], "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
     }  # fmt: skip
 
@@ -166,32 +166,37 @@ def knobs_of(run: Source) -> list[dict[str, Any]]:
 
 
 def metric_of(run: Source) -> dict[str, Any]:
-    """The task's headline on the held-out split; ahead: of each evaluation, what is said if it does not compare."""
+    """The task's headline on the held-out split; ahead: for each evaluation "looks ahead" if it does not compare,
+    else ""."""
     name, label, unit, _ = run.description.metrics[0]
     done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
     comparable = comparable_at(run, [step for step, _ in done])
-    said = [""] * len(done) if comparable is None else ["" if one else LOOKS_AHEAD for one in comparable]
-    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": said}
+    words = [""] * len(done) if comparable is None else ["" if fair else LOOKS_AHEAD for fair in comparable]
+    return {"label": label, "unit": unit, "steps": [s for s, _ in done], "values": [v for _, v in done], "ahead": words}
 
 
 def held_out_of(run: Source, layer: int) -> dict[str, list[Any]]:
-    """The balance of each evaluation that recorded selections: its step, the CV, and where that is, in words."""
+    """The balance of each evaluation that recorded selections: its step, the CV, and "without noise" or "in evaluation"."""
     steps = [e.step for e in run.evals() if e.counts is not None]
-    found = [one for step in steps if (one := held_out_at(run, layer, step)) is not None]
-    return {"steps": steps, "cv": [one.cv for one in found], "where": [one.where for one in found]}
+    balances = [balance for step in steps if (balance := held_out_at(run, layer, step)) is not None]
+    return {
+        "steps": steps,
+        "cv": [balance.cv for balance in balances],
+        "where": [balance.where for balance in balances],
+    }
 
 
 def skeletons(run: Source, theme: str, layer: int) -> dict[str, Any]:
-    """The figures' own specs at the end of the run, long arrays left out: the page fills them in up to a step."""
-    found = {}
+    """The figures' specs at the end of the run without the points of their lines, which the page fills in up to a step."""
+    specs = {}
     for name, size in CHARTS.items():
         spec = FIGURES[name].draw.spec(**FIGURES[name].read(run, At(layer, bins=300)), theme=THEMES[theme], size=size)
         for trace in spec["data"]:
             if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(KEPT):
                 trace |= {"x": [], "y": []}
                 trace.pop("customdata", None)
-        found[name] = spec
-    return found
+        specs[name] = spec
+    return specs
 
 
 def probe_of(run: Source) -> dict[str, Any]:
@@ -201,31 +206,33 @@ def probe_of(run: Source) -> dict[str, Any]:
     if not len(at) or not shown:
         return {"steps": []}
     at = at[np.unique(np.round(np.linspace(0, len(at) - 1, min(len(at), SHOTS))).astype(int))]
-    found: dict[str, Any] = {"steps": [], "first": [], "regions": []}
-    whole = [shot for step in at.tolist() if (shot := run.snapshot(step)) and shot[0] == step]  # one may be damaged
+    probe: dict[str, Any] = {"steps": [], "first": [], "regions": []}
+    whole = [
+        shot for step in at.tolist() if (shot := run.snapshot(step)) and shot[0] == step
+    ]  # a damaged one is left out
     if not whole:
         return {"steps": []}
     for when, arrays in whole:
-        found["steps"].append(when)
-        found["first"].append(packed(arrays["experts"][:, :, 0].astype("<u2")))
+        probe["steps"].append(when)
+        probe["first"].append(packed(arrays["experts"][:, :, 0].astype("<u2")))
         if "regions" in arrays:
-            found["regions"].append(packed(arrays["regions"].astype("<u2")))
-            found["side"] = arrays["regions"].shape[-1]
-    found["count"] = int(arrays["experts"].shape[1])
+            probe["regions"].append(packed(arrays["regions"].astype("<u2")))
+            probe["side"] = arrays["regions"].shape[-1]
+    probe["count"] = int(arrays["experts"].shape[1])
     for name in ("tokens", "points", "extent"):
         if name in shown:
-            found[name] = np.asarray(shown[name]).tolist()
+            probe[name] = np.asarray(shown[name]).tolist()
     if "images" in shown:
         images = as_images(shown["images"], IMAGE)
-        found |= {"images": packed(images.astype("u1")), "height": images.shape[1], "width": images.shape[2]}
+        probe |= {"images": packed(images.astype("u1")), "height": images.shape[1], "width": images.shape[2]}
     if "features" in shown:
-        found["rows"] = rows_told(run, shown)
-    return found
+        probe["rows"] = hovers_of_rows(run, shown)
+    return probe
 
 
-def rows_told(run: Source, shown: dict[str, Any]) -> list[str]:
-    """What a hover says of each row of a table."""
+def hovers_of_rows(run: Source, shown: dict[str, Any]) -> list[str]:
+    """The hover text of each row of a table."""
     rows, classes = rows_of_probe(run, shown), classes_of_probe(run)
     z_NF = spreads(rows["values_NF"])
-    told = (row_told(n, z_NF=z_NF, **rows, **classes) for n in range(len(z_NF)))
-    return [unescape(f"{who} {what}") for who, what in told]
+    hovers = (hover_of_row(n, z_NF=z_NF, **rows, **classes) for n in range(len(z_NF)))
+    return [unescape(f"{who} {what}") for who, what in hovers]

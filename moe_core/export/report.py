@@ -1,7 +1,7 @@
-"""A run as one document: its settings, what was turned, how it ended, every figure, and samples of its text.
+"""A run as one document: its settings, its knob changes, how it ended, every figure, and samples of its text.
 
-One list of parts is written as HTML, which prints, follows the reader's light or dark, and needs no network; and as PDF,
-A4, drawn by the same marks as the figures.
+One list of parts is written as HTML, which can be printed, is light or dark as the reader's system, and needs no network; or
+as PDF, A4, drawn by the same marks as the figures.
 """
 
 import os
@@ -53,18 +53,18 @@ class Part(NamedTuple):
 
 
 def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = lambda done, of: None) -> Path:
-    """Writes FILE.html or FILE.pdf. ValueError for another ending, and for a folder that is not there."""
+    """Write FILE.html or FILE.pdf. ValueError for another ending, and for a folder that does not exist."""
     path = Path(out)
     kinds: dict[str, Callable[[Record, Progress], str | bytes]] = {".html": as_html, ".pdf": as_pdf}
     if path.suffix.lower() not in kinds:
-        raise ValueError(f"a report's name ends in .html or .pdf, got {path.name!r}")
+        raise ValueError(f"a report's name must end in .html or .pdf, got {path.name!r}")
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} in; make it first")
     return write(path, kinds[path.suffix.lower()](run, progress))
 
 
 def parts_of(run: Record) -> list[Part]:
-    """All that there is to say about a run, in the order of reading."""
+    """The sections of the report, in their order."""
     state = run.status()
     started = {name: getattr(run.started_knobs, name) for name in run.description.knobs}
     ended = run.knobs_at(last_step(run))
@@ -74,7 +74,7 @@ def parts_of(run: Record) -> list[Part]:
         if shows(run, name)
         for layer in range(len(run.description.layers) if name != "loss" else 1)
     ]
-    found = [
+    parts = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
         Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(*one) for one in run.description.settings.items() if one[1] not in ((), [], "")])]),
         Part(
@@ -87,17 +87,17 @@ def parts_of(run: Record) -> list[Part]:
     ]  # fmt: skip
     texts = [(e.step, e.text) for e in run.evals() if e.text]
     if texts:
-        found.append(
+        parts.append(
             Part(
                 f"Samples{of_all(SAMPLES, len(texts), 'the last ')}",
                 [f"step {step:,}\n{text}" for step, text in texts[-SAMPLES:]],
             )
         )
-    return found
+    return parts
 
 
 def of_all(most: int, there: int, which: str = "") -> str:
-    """What a heading adds where only some are shown: ": 25 of 60"."""
+    """The end of a heading above a list that is shortened: ": 25 of 60"; else ""."""
     return f": {which}{most} of {there:,}" if there > most else ""
 
 
@@ -110,7 +110,7 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
         f"{last:,}" + (f", {run.parent.step:,} of them inherited from {run.parent.run}" if run.parent else ""),
     )
     for name, value in run.facts.items():
-        if name != "created":  # the clock must not reach an export
+        if name != "created":  # an export has no time of day, so that its bytes repeat
             yield name, words_of(value)
     if not last:
         return
@@ -121,9 +121,9 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
             mean = float(np.mean(values)) if len(values) else float("nan")
             yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
-        if (found := held_out_at(run, layer, last)) is not None:
-            for (_, label, _), value in zip(HELD_OUT_BALANCE, (found.cv, found.max_over_mean), strict=True):
-                yield f"{label}, layer {layer + 1}", f"{value:.3g} ({found.where}, step {found.step:,})"
+        if (held_out := held_out_at(run, layer, last)) is not None:
+            for (_, label, _), value in zip(HELD_OUT_BALANCE, (held_out.cv, held_out.max_over_mean), strict=True):
+                yield f"{label}, layer {layer + 1}", f"{value:.3g} ({held_out.where}, step {held_out.step:,})"
 
 
 def words_of(fact: Any) -> str:
@@ -145,7 +145,7 @@ def setting(name: str, value: Any) -> tuple[str, str, str]:
 
 
 def changes(run: Record) -> Rows:
-    """What was turned, a drag in one line; script.txt beside an export has each of its values."""
+    """The knob changes, a drag in one row; script.txt beside an export has every value of a drag."""
     waiting = "not acted" if run.state in (*ENDED, "interrupted") else "waiting"
     rows: list[tuple[str, ...]] = [
         (
@@ -174,7 +174,7 @@ def evaluations(run: Record) -> Rows:
 
 
 def figure_title(run: Record, name: str, layer: int) -> str | None:
-    """None where a run has one layer and the figure's own title says it all."""
+    """The figure's title with the layer; None for its own title, where a run has one layer."""
     many = len(run.description.layers) > 1 and name != "loss"
     return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
 
@@ -254,7 +254,7 @@ def html_of(run: Record, piece: Any) -> str:
 
 
 def picture(sheet: Sheet, theme: str, words: str) -> str:
-    """An SVG as an image of its own: its letters and clips keep apart from those of the others."""
+    """An SVG as an image of its own, so that its ids (glyphs, clip paths) cannot clash with those of other figures."""
     import base64
 
     data = base64.b64encode(to_svg(sheet).encode()).decode()

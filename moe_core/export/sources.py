@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import Eval, KnobChange, Run, StoreError, knobs_after, open_run, runs_folder
 from moe_core.runs.source import Beside, Snapshot
 from moe_core.schema import Config, Knobs, KnobValues, describe
@@ -22,14 +22,14 @@ WHOLE = (
     "k",
     "experts",
     "devices",
-)  # what is chosen as whole numbers from 1 on: see figures/reading.py
+)  # the options that are whole numbers from 1 on; figures/reading.py reads them
 ALIGNED = ("step", "fork")
 
 
 class Still(Beside):
-    """A run as of when it was opened. It may train meanwhile; all that is read of it here ends at the same step.
+    """A run as it was when it was opened: it may go on training, but everything read here ends at the same step.
 
-    options and others: what is chosen in it, and the runs laid over it.
+    options: what was chosen on a page or by --choose, by name; others: the runs to compare it with.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Still(Beside):
 
 
 class Named(NamedTuple):
-    """Names what is exported, by plain values. run: an id, a unique beginning, or a path; others: the runs laid over it;
-    options: what is chosen, by name; sweep: the id of a sweep, instead of all that."""
+    """What is to be exported, in plain values. run: an id, a unique beginning, or a path; others: the runs to compare it with;
+    options: what is chosen, by name; sweep: the id of a sweep, in which case the other fields are empty."""
 
     run: str = ""
     others: tuple[str, ...] = ()
@@ -103,13 +103,16 @@ class Named(NamedTuple):
     sweep: str = ""
 
     @contextlib.contextmanager
-    def open(self, runs: str | Path | None = None) -> Iterator[Still | Found]:
-        """What the figures are read from. ValueError (a StoreError is one) for what there is not or does not fit."""
+    def open(self, runs: str | Path | None = None) -> Iterator[Still | SweepResults]:
+        """Open the source of the figures. ValueError (StoreError is one) for a run or sweep that is not there, or that cannot be
+        compared or opened, and for an option that is not valid."""
         if self.sweep:
             sweep = open_sweep(self.sweep, runs)
-            found = results(sweep)
+            outcomes = results(sweep)
             plan = sweep.plan
-            yield Found(sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, found), found)
+            yield SweepResults(
+                sweep.id, describe(plan.config, Knobs()), plan.swept, plan.cells, rows(sweep, outcomes), outcomes
+            )
             return
         with contextlib.ExitStack() as stack:
             first, *rest = (
@@ -123,7 +126,7 @@ class Named(NamedTuple):
                 tasks = first.description.task, other.description.task
                 if tasks[0] != tasks[1]:
                     raise ValueError(
-                        f"runs of one task can be compared: {first.id} is {tasks[0]}, {other.id} is {tasks[1]}"
+                        f"only runs of one task can be compared: {first.id} is {tasks[0]}, {other.id} is {tasks[1]}; leave it out"
                     )
                 if other.id in [first.id, *(one.id for one in others[:i])]:
                     raise ValueError(f"{other.id} is named twice; compare different runs")
@@ -132,30 +135,30 @@ class Named(NamedTuple):
 
 def checked(given: Mapping[str, str], experts: int) -> dict[str, Any]:
     """The options in their types. ValueError for an unknown name or a value out of range."""
-    found: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     for name, value in given.items():
         if name == "align":
             if value not in ALIGNED:
-                raise ValueError(f"align is step or fork, got {value!r}")
-            found[name] = value
+                raise ValueError(f"align must be step or fork, got {value!r}")
+            options[name] = value
         elif name not in WHOLE:
-            raise ValueError(f"{name!r} cannot be chosen; there are: {', '.join(WHOLE)}")
+            raise ValueError(f"{name!r} cannot be chosen; these can: {', '.join(('align', *WHOLE))}")
         elif not (value.isascii() and value.isdigit() and 1 <= int(value) <= (experts if name == "expert" else 2**40)):
             raise ValueError(
-                f"{name} is a whole number from 1{f' to {experts}' if name == 'expert' else ' on'}, got {value!r}"
+                f"{name} must be a whole number from 1{f' to {experts}' if name == 'expert' else ' on'}, got {value!r}"
             )
         else:
-            found[name] = int(value)
-    return found
+            options[name] = int(value)
+    return options
 
 
 def is_sweep(name: str, runs: str | Path | None = None) -> bool:
-    """Whether there is a sweep of this very name."""
+    """Whether there is a sweep with exactly this name."""
     return "/" not in name and (runs_folder(runs) / name / "sweep.json").is_file()
 
 
 def named(name: str, runs: str | Path | None = None, **given: Any) -> Named:
-    """The source that a person's RUN means: a sweep of that name, a run, or a sweep whose name begins so."""
+    """The source that the argument RUN of a command names: a sweep of that name, else a run, else a sweep whose name begins so."""
     if is_sweep(name, runs):
         return Named(sweep=name)
     try:

@@ -1,11 +1,11 @@
-"""What each export says of itself: run, step, version, and what was turned. No clock, so that the bytes repeat."""
+"""The facts stamped into each export: run, step, version and knob changes. No time of day, so that the bytes repeat."""
 
 from typing import Any
 
 from moe_core import __version__
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
 from moe_core.runs.source import Source
 from moe_core.schema import exact_text
@@ -38,11 +38,11 @@ def changes_until(run: Source, step: int) -> list[str]:
     ]
 
 
-def figure_facts(source: Source | Found, name: str, look: Any) -> Facts:
-    """The stamp of one figure: of a comparison with all its runs, of a sweep with how far it is."""
+def figure_facts(source: Source | SweepResults, name: str, look: Any) -> Facts:
+    """The stamp of one figure: of a comparison with all its runs, of a sweep with its number of finished runs."""
     entry = FIGURES[name]
     title = look.title or entry.title
-    if isinstance(source, Found):
+    if isinstance(source, SweepResults):
         return sweep_facts(source, title)
     facts = facts_of(source, title, look.layer, look.step)
     options = source.options
@@ -63,21 +63,21 @@ def figure_facts(source: Source | Found, name: str, look: Any) -> Facts:
     }
 
 
-def sweep_facts(found: Found, title: str) -> Facts:
+def sweep_facts(sweep: SweepResults, title: str) -> Facts:
     """The stamp of a sweep's figures."""
-    done = sum(bool(result.ended) for result in found.results)
+    done = sum(bool(result.ended) for result in sweep.results)
     return {
         "Title": title,
-        "Description": f"MoEscope sweep {found.id}, {found.description.task} task, {found.description.settings['steps']} steps a run",
+        "Description": f"MoEscope sweep {sweep.id}, {sweep.description.task} task, {sweep.description.settings['steps']} steps a run",
         "Software": f"MoEscope {__version__}",
-        "Sweep": found.id,
-        "Knobs": ", ".join(found.swept),
-        "Runs": f"{done} of {len(found.results)}",
+        "Sweep": sweep.id,
+        "Knobs": ", ".join(sweep.swept),
+        "Runs": f"{done} of {len(sweep.results)}",
     }
 
 
 def caption_of(facts: Facts) -> str:
-    """One line for people: where the figure is from."""
+    """The caption: one line that says where the figure is from."""
     if "Sweep" in facts:
         return f"{facts['Sweep']}, {facts['Runs']} runs, {facts['Software']}"
     compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]

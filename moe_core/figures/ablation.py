@@ -29,8 +29,8 @@ NOT_YET = "not measured yet: python -m moe_core ablate"
 def ablation(
     rise_E: Array, share_E: Array, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (520, 280)
 ) -> Spec:
-    """Rise of the held-out loss without each expert, the busiest first: where bars fall to the right, the experts with the most
-    load are needed most.
+    """Rise of the held-out loss without each expert, the busiest first: where bars fall to the right, the experts that are selected most
+    are needed most.
 
     rise_E (E,): in nats, NaN where there is none; share_E (E,): each expert's share of the selections.
     """
@@ -52,7 +52,7 @@ def ablation(
     every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if inner(layout)[0] / E * n >= 26)
     ranks = list(range(1, E + 1, every))
     layout["xaxis"] |= {
-        "title": axis_title("expert, from most to least load", layout),
+        "title": axis_title("expert, from most to fewest selections", layout),
         "range": [0.5, E + 0.5],
         "tickvals": ranks,
         "ticktext": [str(order[rank - 1] + 1) for rank in ranks],
@@ -70,7 +70,7 @@ def ablation(
         "y": rise_E[order].astype(np.float32),
         "customdata": [[int(e) + 1, percent(share_E[e]) if np.isfinite(share_E[e]) else "–"] for e in order],
         "marker": marker,
-        "hovertemplate": "Without expert %{customdata[0]} the loss is %{y:+.4f} nats higher; it has %{customdata[1]} of the load<extra></extra>",
+        "hovertemplate": "Without expert %{customdata[0]} the loss is %{y:+.4f} nats higher; it has %{customdata[1]} of the selections<extra></extra>",
     }
     layout["shapes"].append(level(0, color=theme.ink2, width=1))
     if not known.any():

@@ -124,9 +124,9 @@ def measured_bar(known_E: Array, run_experts: int, lowest: float, theme: Theme) 
         "y": np.array([least, known_E.mean(), most], np.float32), "line": {"color": theme.ink, "width": 3},
         "marker": {"color": theme.ink, "size": [7, 9, 7], "symbol": ["line-ew", "circle", "line-ew"], "line": {"width": 3, "color": theme.ink}},
         "hovertext": [
-            f"The least loaded of the run's {run_experts} experts saw {known_E.min():,.4g} tokens a step",
+            f"The least selected of the run's {run_experts} experts saw {known_E.min():,.4g} tokens a step",
             f"The run's {run_experts} experts saw {known_E.mean():,.4g} tokens a step on average",
-            f"The most loaded of the run's {run_experts} experts saw {most:,.4g} tokens a step",
+            f"The most selected of the run's {run_experts} experts saw {most:,.4g} tokens a step",
         ],
         "hoverinfo": "text",
     }  # fmt: skip
@@ -196,15 +196,15 @@ def batch_measured(
     top = nice_above(1.05 * max(float(np.nanmax(most)) if whole.any() else 0.0, 2.0))
     axis = {"title": "tokens per expert", "range": [0.0, top], "nticks": 5}
     subtitle = (
-        "of each training batch, as recorded: the most and the least loaded; ink: k·T/E, what each gets when balanced"
+        "of each training batch, as recorded: the most and the least selected; ink: k·T/E, what each gets when balanced"
     )
     layout = over_steps("batch_measured", "Tokens an expert got", subtitle, steps, span, axis, theme, size)
     pen, x, (_, height) = pens(size), as_steps(steps), inner(layout)
     data, ends = [], []
     for name, y, colour, width, words in (
-        ("most", most, theme.over, pen.line, "The most loaded expert got"),
+        ("most", most, theme.over, pen.line, "The most selected expert got"),
         ("k·T/E", np.asarray(ideal_n, np.float32), theme.ink, pen.main, "Evenly spread, each expert would get"),
-        ("least", least, theme.under, pen.line, "The least loaded expert got"),
+        ("least", least, theme.under, pen.line, "The least selected expert got"),
     ):
         hover = f"{words} %{{y:,.4~g}} tokens at step %{{x:,d}}"
         data.append(line(name, x, y, hover, color=colour, width=width))

@@ -50,7 +50,7 @@ from moe_core.figures.needs import (
     windows,
 )
 from moe_core.figures.paper import Figure
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import (
     classes_of_probe,
     common,
@@ -72,24 +72,24 @@ from moe_core.runs.source import At, Source
 
 
 class Entry(NamedTuple):
-    """A figure, where it stands, and where its numbers come from.
+    """A figure, its page, and how its numbers are read.
 
     read(source, at) gives the keyword arguments of draw, `theme` and `size` aside. needs: what a run must have for the figure
-    to be offered, on its page and in exports; filled: what it must have besides to be worth a file: a page draws empty axes.
+    to be offered, on its page and in exports; filled: what it must have besides to be exported: a page draws empty axes instead.
     """
 
     title: str
     page: str
     draw: Figure
-    read: Callable[[Any, At], dict[str, Any]]  # of a Source; a sweep's figures of a Found
+    read: Callable[[Any, At], dict[str, Any]]  # of a Source; a sweep's figures of a SweepResults
     needs: tuple[Need, ...] = ()
     filled: tuple[Need, ...] = ()
 
 
-def read_load_share(source: Source, at: At) -> dict[str, Any]:
-    steps, share_nE = over_time(source, "load_share", at)
-    found = {"steps": steps, "share_nE": of_those_on(source, at.layer, steps, share_nE)}
-    return found | {"now_E": share_at_end(source, at.layer, at.span).tolist()} | common(source, at)
+def read_selection_share(source: Source, at: At) -> dict[str, Any]:
+    steps, share_nE = over_time(source, "selection_share", at)
+    shares = {"steps": steps, "share_nE": of_those_on(source, at.layer, steps, share_nE)}
+    return shares | {"now_E": share_at_end(source, at.layer, at.span).tolist()} | common(source, at)
 
 
 def read_balance(source: Source, at: At) -> dict[str, Any]:
@@ -133,13 +133,15 @@ def read_loss(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_tokens(source: Source, at: At) -> dict[str, Any]:
-    found = probe_at(source, at.step)
-    experts_NK = np.zeros((0, 1), np.uint8) if found is None else found[1]["experts"][at.layer]
+    snapshot = probe_at(source, at.step)
+    experts_NK = np.zeros((0, 1), np.uint8) if snapshot is None else snapshot[1]["experts"][at.layer]
     return {
         "experts_NK": experts_NK,
         "num_experts": experts_of(source, at.layer),
-        "on_E": on_at(source, at.layer, [step_of(source, at._replace(step=None)) if found is None else found[0]])[0],
-        "step": None if found is None else found[0],
+        "on_E": on_at(source, at.layer, [step_of(source, at._replace(step=None)) if snapshot is None else snapshot[0]])[
+            0
+        ],
+        "step": None if snapshot is None else snapshot[0],
     }
 
 
@@ -167,15 +169,15 @@ def read_digit_images(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_regions(source: Source, at: At) -> dict[str, Any]:
-    inputs, probe, found = source.probe(), read_probe(source, at.layer, at.step), probe_at(source, at.step)
+    inputs, probe, snapshot = source.probe(), read_probe(source, at.layer, at.step), probe_at(source, at.step)
     del probe["gates_NK"]
-    some = found is not None
+    any_yet = snapshot is not None
     classes = classes_of_probe(source)
     return {
-        "regions_RR": found[1]["regions"][at.layer] if found else np.zeros((0, 0), np.uint8),
+        "regions_RR": snapshot[1]["regions"][at.layer] if snapshot else np.zeros((0, 0), np.uint8),
         "extent": inputs["extent"],
-        "points_N2": inputs["points"] if some else inputs["points"][:0],
-        **classes | ({} if some else {"labels_N": None}),
+        "points_N2": inputs["points"] if any_yet else inputs["points"][:0],
+        **classes | ({} if any_yet else {"labels_N": None}),
     } | probe
 
 
@@ -185,13 +187,13 @@ def read_churn(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_ablation(source: Source, at: At) -> dict[str, Any]:
-    """As `ablate` measured it last, at whatever step that was; NaN if it has not yet."""
-    found = source.ablation()
+    """The last measurement by `ablate`, whatever its step; NaN before the first."""
+    measured = source.ablation()
     none = np.full(experts_of(source, at.layer), np.nan)
     return {
-        "rise_E": found.rise_LE[at.layer, : len(none)] if found else none,
-        "share_E": found.share_LE[at.layer, : len(none)] if found else none,
-        "step": found.step if found else None,
+        "rise_E": measured.rise_LE[at.layer, : len(none)] if measured else none,
+        "share_E": measured.share_LE[at.layer, : len(none)] if measured else none,
+        "step": measured.step if measured else None,
     }
 
 
@@ -211,7 +213,13 @@ FIGURES: dict[str, Entry] = {
     "layers_spread": Entry(
         "Balance over the layers", "live", layers_spread, read_layers.read_layers_spread, (many_layers, stats("counts"))
     ),
-    "load_share": Entry("Load share by expert", "live", timeline.load_share, read_load_share, (stats("load_share"),)),
+    "selection_share": Entry(
+        "Share of selections by expert",
+        "live",
+        timeline.selection_share,
+        read_selection_share,
+        (stats("selection_share"),),
+    ),
     "balance_now": Entry("Balance now", "live", bars.balance_now, read_balance_now, (stats("load", "importance"),)),
     "balance": Entry(
         "Balance over time", "live", timeline.balance, read_balance, (stats("cv_counts", "cv_importance"),)
@@ -219,7 +227,7 @@ FIGURES: dict[str, Entry] = {
     "loss": Entry("Loss", "live", timeline.loss, read_loss, (stats("task_loss"),)),
     "knobs": Entry("Knobs over time", "live", turns.knobs, read_knobs, (knobs,)),
     "group_treemap": Entry(
-        "Groups and experts", "live", treemap.group_treemap, read_groups, (groups, stats("load_share"))
+        "Groups and experts", "live", treemap.group_treemap, read_groups, (groups, stats("selection_share"))
     ),
     "probe_text": Entry("Who reads which byte", "routing", score.probe_text, read_probe_text, (probe("bytes"),)),
     "digit_images": Entry(
@@ -248,7 +256,7 @@ FIGURES: dict[str, Entry] = {
         (stats("bias_effect"), used("biased")),
     ),
     "expert_rank": Entry(
-        "Experts by load", "experts", experts.expert_rank, read_experts.read_rank, (stats("load_share"),)
+        "Experts by selections", "experts", experts.expert_rank, read_experts.read_rank, (stats("selection_share"),)
     ),
     "specialisation": Entry(
         "Specialisation", "experts", matrices.specialisation, read_experts.read_specialisation, (windows,)
@@ -289,7 +297,7 @@ FIGURES: dict[str, Entry] = {
         "experts",
         experts.expert_share,
         read_experts.read_share,
-        (stats("load_share", "importance_share"),),
+        (stats("selection_share", "importance_share"),),
     ),
     "saturation": Entry(
         "Router saturation over time", "experts", experts.saturation, read_experts.read_saturation, (probe(),)
@@ -324,8 +332,13 @@ FIGURES: dict[str, Entry] = {
         (stats("task_loss"),),
         (compared,),
     ),
-    "compare_load": Entry(
-        "Load by expert", "compare", compare.compare_load, read_compare.read_load, (stats("load_share"),), (compared,)
+    "compare_selections": Entry(
+        "Selections by expert",
+        "compare",
+        compare.compare_selections,
+        read_compare.read_selections,
+        (stats("selection_share"),),
+        (compared,),
     ),
     "batch_formula": Entry("Tokens per expert", "batch", batch.batch_formula, read_batch.read_formula),
     "batch_throughput": Entry("Throughput", "batch", batch.batch_throughput, read_batch.read_throughput, (), (timed,)),
@@ -348,10 +361,10 @@ def on_page(source: Source, page: str) -> list[str]:
     return [name for name, entry in FIGURES.items() if entry.page == page and offered(source, name)]
 
 
-def shows(source: Source | Found, name: str) -> bool:
-    """Whether a file of the figure would show something: of a sweep its own figures, of a run those that it has and that are
-    filled."""
+def shows(source: Source | SweepResults, name: str) -> bool:
+    """Whether an export of the figure would not be empty. Of a sweep: its own figures; of a run: those that it is offered and
+    whose numbers are there."""
     entry = FIGURES[name]
-    if isinstance(source, Found):
+    if isinstance(source, SweepResults):
         return entry.page == "sweep" and (name == "sweep_pareto" or len(source.swept) == 2)
     return entry.page != "sweep" and offered(source, name) and all(need(source) for need in entry.filled)

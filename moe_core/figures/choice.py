@@ -42,7 +42,7 @@ def router_margin(
         ),
         ("mean", margin, "The mean margin was %{y:.3g} at step %{x:,d}", theme.ink),
     )
-    data = [line(name, as_steps(steps), np.asarray(v, np.float32), told, color=colour, width=pens(size).line) for name, v, told, colour in drawn]  # fmt: skip
+    data = [line(name, as_steps(steps), np.asarray(v, np.float32), hover, color=colour, width=pens(size).line) for name, v, hover, colour in drawn]  # fmt: skip
     ends = [("10 %", margin_p10, ".2g"), ("mean", margin, ".2g")]
     layout["annotations"] += named_ends(ends, top, layout, theme)
     mark(layout, changes, cursor, theme)
@@ -66,11 +66,11 @@ def confidence(
     y = {"title": "share, %", "range": [0.0, 100.0], "nticks": 5}
     layout = over_steps("confidence", "Confidence over time", subtitle, steps, span, y, theme, size)
     percents, alike = np.asarray(confidence, np.float32) * 100, np.asarray(even, np.float32) * 100
-    told = "The chosen experts had %{y:.1f} % of the scores at step %{x:,d}"
-    data = [line("confidence", as_steps(steps), percents, told, color=theme.ink, width=pens(size).line)]
+    hover = "The chosen experts had %{y:.1f} % of the scores at step %{x:,d}"
+    data = [line("confidence", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).line)]
     if len(alike):
-        told = "Undecided scores would give %{y:.1f} % at step %{x:,d}"
-        data.append(line("all alike", as_steps(steps), alike, told, color=theme.ink2, width=1, dash="dot", shape="hv"))
+        hover = "Undecided scores would give %{y:.1f} % at step %{x:,d}"
+        data.append(line("all alike", as_steps(steps), alike, hover, color=theme.ink2, width=1, dash="dot", shape="hv"))
     layout["annotations"] += named_ends([("", percents, ".0f")], 100.0, layout, theme, " %")
     mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}
@@ -92,8 +92,8 @@ def bias_effect(
     y = {"title": "overlap", "range": [0.0, 1.0], "nticks": 5}
     layout = over_steps("bias_effect", "What the bias changes", subtitle, steps, span, y, theme, size)
     overlap = np.asarray(overlap, np.float32)
-    told = "With and without the bias the choices overlapped by %{y:.3f} at step %{x:,d}"
-    data = [line("overlap", as_steps(steps), overlap, told, color=theme.ink, width=pens(size).line)]
+    hover = "With and without the bias the choices overlapped by %{y:.3f} at step %{x:,d}"
+    data = [line("overlap", as_steps(steps), overlap, hover, color=theme.ink, width=pens(size).line)]
     layout["annotations"] += named_ends([("", overlap, ".2f")], 1.0, layout, theme)
     mark(layout, changes, cursor, theme)
     return {"data": data, "layout": layout}

@@ -39,7 +39,7 @@ from moe_core.figures.paper import (
     upright,
 )
 from moe_core.figures.theme import LIGHT, SANS, Theme, faded
-from moe_core.figures.timeline import CV_RANGE, cv_axis, load_map, loss_axis, loss_range
+from moe_core.figures.timeline import CV_RANGE, cv_axis, loss_axis, loss_range, share_map
 
 LETTERS = "ABCD"
 COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
@@ -328,7 +328,7 @@ def compare_loss_difference(
 
 
 @figure
-def compare_load(
+def compare_selections(
     curves: Sequence[Curve],
     *,
     over: Shared = BY_STEP,
@@ -336,10 +336,10 @@ def compare_load(
     theme: Theme = LIGHT,
     size: Size = (940, 320),
 ) -> Spec:
-    """Load over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
+    """Share over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
     fair = "pale" if theme.name == "light" else "dark"
-    subtitle = f"load ÷ ideal, a row an expert: {fair} is fair, blue starved, orange overloaded"
-    layout = over.layout("compare_load", "Load by expert", subtitle, curves, {}, theme, size)
+    subtitle = f"selections ÷ ideal, a row an expert: {fair} is fair, blue starved, orange overloaded"
+    layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
     rows = max(len(curves), 1)
     gap = 0.05 if rows > 1 else 0.0
@@ -359,7 +359,7 @@ def compare_load(
             break
         curve = curves[at]
         hover = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
-        trace, *off = load_map(run_name(at, curve.name), curve.steps, curve.values, width, hover, layout, theme)
+        trace, *off = share_map(run_name(at, curve.name), curve.steps, curve.values, width, hover, layout, theme)
         trace["colorbar"] |= {"xpad": 34, "ypad": 0}
         trace |= {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0}
         data += [trace, *(one | {"yaxis": trace["yaxis"]} for one in off)]

@@ -40,7 +40,7 @@ def expert_rank(
     theme: Theme = LIGHT,
     size: Size = (180, 640),
 ) -> Spec:
-    """The experts by load, the most loaded on top; a click on one chooses it. share_E (E,) sums to 1; NaN is an expert that
+    """The experts by selections, the most selected on top; a click on one chooses it. share_E (E,) sums to 1; NaN is an expert that
     is off, below the others, and all NaN draws no bar."""
     E, on_E = len(share_E), on_nE(share_E)
     ratio_E = np.asarray(share_E, np.float64) / ideal_of(share_E)
@@ -49,12 +49,16 @@ def expert_rank(
     ratio = ratio_E[order]
     layout = base(
         "expert_rank",
-        "Experts by load",
-        f"load ÷ ideal, last {recent} steps",
+        "Experts by selections",
+        f"selections ÷ ideal, last {recent} steps",
         step=step,
         theme=theme,
         size=size,
-        x={"title": "load ÷ ideal, ×", "range": [0.0, doubled(2.0, float(ratio[0])) if known else 2.0], "nticks": 4},
+        x={
+            "title": "selections ÷ ideal, ×",
+            "range": [0.0, doubled(2.0, float(ratio[0])) if known else 2.0],
+            "nticks": 4,
+        },
         y={"title": "expert, by rank", "range": [E + 0.5, 0.5], "showgrid": False},
         bargap=0.25 if E <= LINES else 0.1,
     )
@@ -72,7 +76,7 @@ def expert_rank(
         {
             "type": "bar",
             "orientation": "h",
-            "name": "load ÷ ideal",
+            "name": "selections ÷ ideal",
             "x": ratio.astype(np.float32),
             "y": np.arange(1, E + 1, dtype=np.int32),
             "customdata": order.astype(np.int32) + 1,
@@ -116,10 +120,10 @@ def expert_share(
     theme: Theme = LIGHT,
     size: Size = (460, 300),
 ) -> Spec:
-    """An expert's share of load and of importance over time, between the shares of the most and the least loaded.
+    """An expert's share of selections and of importance over time, between those of the most and the least selected.
 
     steps (n,); share_nE, importance_nE (n, E), rows sum to 1, NaN for an expert that is off, all NaN where there is none; now:
-    its share of load over the last steps, from 0 to 1, for the number at the line's end; None: as in the last row.
+    its share of selections over the last steps, from 0 to 1, for the number at the line's end; None: as in the last row.
     """
     E = share_nE.shape[1]
     share, importance = np.asarray(share_nE, np.float32) * 100, np.asarray(importance_nE, np.float32) * 100
@@ -129,9 +133,9 @@ def expert_share(
     highest = float(np.nanmax(most)) if whole.any() else 0.0
     title = f"Share of expert {chosen + 1} over time"
     on = int(on_nE(share[-1:]).sum()) if len(share) else E
-    subtitle = f"thick: load, ink: importance, thin: most and least loaded; dashed: ideal {percent(1 / on)}"
-    if on < E and np.isnan(share[-1, chosen]):
-        subtitle = f"expert {chosen + 1} is switched off; thin: most and least loaded; dashed: ideal {percent(1 / on)}"
+    off = on < E and np.isnan(share[-1, chosen])
+    drawn = f"expert {chosen + 1} is switched off" if off else "thick: selections, ink: importance"
+    subtitle = f"{drawn}; thin: most and least selected; dashed: ideal {percent(1 / on)}"
     top = min(100.0, nice_above(max(1.05 * highest, 200 / max(E, 2))))
     axis = {"title": "share, %", "range": [0.0, top], "nticks": 6}
     layout = over_steps("expert_share", title, subtitle, steps, span, axis, theme, size)
@@ -140,16 +144,16 @@ def expert_share(
     own = expert_colour(chosen, theme) if E <= LINES else theme.ink
     pen = pens(size)
     lines = (
-        ("most loaded", most, theme.edge, 1.0, "The most loaded expert took"),
-        ("least loaded", least, theme.edge, 1.0, "The least loaded expert took"),
+        ("most selected", most, theme.edge, 1.0, "The most selected expert took"),
+        ("least selected", least, theme.edge, 1.0, "The least selected expert took"),
         ("importance", importance[:, chosen], theme.ink2, pen.line, f"Expert {chosen + 1} had of the importance"),
-        ("load", share[:, chosen], own, pen.main + 0.6, f"Expert {chosen + 1} took of the selections"),
+        ("selections", share[:, chosen], own, pen.main + 0.6, f"Expert {chosen + 1} took of the selections"),
     )
     dash = "dash" if NAMED <= chosen < LINES else "solid"
     data = [
         line(
             name, x, np.ascontiguousarray(y), f"{words} %{{y:.1f}} % at step %{{x:,d}}",
-            color=colour, width=width, dash=dash if name == "load" else "solid",
+            color=colour, width=width, dash=dash if name == "selections" else "solid",
         )
         for name, y, colour, width, words in lines
     ]  # fmt: skip

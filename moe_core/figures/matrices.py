@@ -160,7 +160,7 @@ def cosines(w_DE: Array) -> Array:
 
 
 def log_ratio(ratio: Array) -> Array:
-    """log2 of load over ideal, clipped at 1/8 and 8."""
+    """log2 of a share over the ideal, clipped at 1/8 and 8."""
     with np.errstate(divide="ignore"):
         return np.asarray(np.clip(np.log2(ratio), -3, 3))
 

@@ -30,7 +30,7 @@ def read_bias_effect(source: Source, at: At) -> dict[str, Any]:
 
 
 def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
-    """(n,) the experts that each token was sent to in these steps, with the knobs' values in each."""
+    """(n,): how many experts each token was sent to in these steps, by the knobs of each step."""
     changes = [change for change in source.knob_changes() if change.name in ("k", "k_primary")]
     turns = sorted(change.step for change in changes if change.step is not None)
     knobs = [source.started_knobs, *(source.knobs_at(step) for step in turns)]

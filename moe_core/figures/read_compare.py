@@ -35,33 +35,33 @@ def fork_steps(sources: list[Source]) -> list[int]:
 
 
 def offsets_of(source: Source) -> list[int]:
-    """Each run's step that stands at 0 on the axis that was chosen."""
+    """For each run, the step that is 0 on the chosen axis."""
     sources = runs_of(source)
     return fork_steps(sources) if aligned_by(source) == "fork" else [0] * len(sources)
 
 
 def last_shared(sources: list[Source], offsets: list[int]) -> int:
     """The last step on the chosen axis that all runs have; those that have not begun there are left out."""
-    ends = [last_step(one) - offset for one, offset in zip(sources, offsets, strict=True)]
+    ends = [last_step(run) - offset for run, offset in zip(sources, offsets, strict=True)]
     return min((end for end in ends if end > 0), default=0)
 
 
 def curves(source: Source, stat: str, at: At) -> list[Curve]:
-    """A statistic of every run; by the fork, its steps count from there. A run with fewer layers shows its last."""
-    found = []
-    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
+    """A statistic of every run, its steps counted from the fork if that was chosen. A run with fewer layers shows its last one."""
+    lines = []
+    for run, offset in zip(runs_of(source), offsets_of(source), strict=True):
         first = 1 + offset if at.span is None else max(1 + offset, math.floor(at.span[0]) - 1 + offset)
         last = None if at.span is None else max(1, math.ceil(at.span[1]) + 1 + offset)
-        layer = layer_in(one, at.layer)
-        steps, values = one.history(stat, layer, first=first, last=last, bins=at.bins)
+        layer = layer_in(run, at.layer)
+        steps, values = run.history(stat, layer, first=first, last=last, bins=at.bins)
         if np.ndim(values) == 2:
-            values = of_those_on(one, layer, steps, values)
-        found.append(Curve(one.id, np.asarray(steps) - offset, np.asarray(values), turns_of(one, offset)))
-    return found
+            values = of_those_on(run, layer, steps, values)
+        lines.append(Curve(run.id, np.asarray(steps) - offset, np.asarray(values), turns_of(run, offset)))
+    return lines
 
 
 def layer_in(source: Source, layer: int) -> int:
-    """The layer of another run that is drawn beside this one: its last, if it has fewer."""
+    """The layer of another run to draw beside this one: the same, or its last if it has fewer."""
     return min(layer, len(source.description.layers) - 1)
 
 
@@ -71,7 +71,7 @@ def turns_of(source: Source, offset: int) -> tuple[Any, ...]:
 
 
 def over(source: Source, at: At) -> dict[str, Shared]:
-    """The axis of all charts; a step that is looked at is one of the first run."""
+    """The axis that all charts share. A cursor is a step of the first run."""
     offset = offsets_of(source)[0]
     cursor = None if at.step is None or at.step < offset else at.step - offset
     return {"over": Shared(aligned_by(source), offset, at.span, cursor)}
@@ -82,12 +82,12 @@ def read_balance(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_balance_difference(source: Source, at: At) -> dict[str, Any]:
-    found = read_balance(source, at._replace(bins=EXACT))
-    return found | differences(found["curves"])
+    balance = read_balance(source, at._replace(bins=EXACT))
+    return balance | differences(balance["curves"])
 
 
-def read_load(source: Source, at: At) -> dict[str, Any]:
-    return {"curves": curves(source, "load_share", at)} | over(source, at)
+def read_selections(source: Source, at: At) -> dict[str, Any]:
+    return {"curves": curves(source, "selection_share", at)} | over(source, at)
 
 
 def losses(source: Source, at: At) -> dict[str, Any]:
@@ -98,22 +98,22 @@ def losses(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_loss_difference(source: Source, at: At) -> dict[str, Any]:
-    """A difference does not compare where either run's training looked ahead."""
-    found = losses(source, at._replace(bins=EXACT))
-    taken = differences(found["curves"])
+    """The differences in training loss, marked as not comparable where either run's strategy looks ahead at later tokens."""
+    training = losses(source, at._replace(bins=EXACT))
+    difference = differences(training["curves"])
     runs = list(zip(runs_of(source), offsets_of(source), strict=True))
-    for number, gap in enumerate(taken["gaps"]):
-        seen = [comparable_at(one, gap.steps + offset, training=True) for one, offset in (runs[0], runs[number + 1])]
-        marked = [one for one in seen if one is not None]
-        taken["gaps"][number] = gap._replace(comparable=np.logical_and.reduce(marked) if marked else None)
-    return found | taken | over(source, at)
+    for number, gap in enumerate(difference["gaps"]):
+        flags = [comparable_at(run, gap.steps + offset, training=True) for run, offset in (runs[0], runs[number + 1])]
+        marked = [flag for flag in flags if flag is not None]
+        difference["gaps"][number] = gap._replace(comparable=np.logical_and.reduce(marked) if marked else None)
+    return training | difference | over(source, at)
 
 
 def read_loss(source: Source, at: At) -> dict[str, Any]:
     metric = source.description.loss.metric
     heldout = []
-    for one, offset in zip(runs_of(source), offsets_of(source), strict=True):
-        done = [(e.step - offset, e.metrics[metric]) for e in one.evals() if metric in e.metrics and e.step > offset]
+    for run, offset in zip(runs_of(source), offsets_of(source), strict=True):
+        done = [(e.step - offset, e.metrics[metric]) for e in run.evals() if metric in e.metrics and e.step > offset]
         steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
-        heldout.append(Curve(one.id, steps, values, comparable=comparable_at(one, steps + offset)))
+        heldout.append(Curve(run.id, steps, values, comparable=comparable_at(run, steps + offset)))
     return losses(source, at) | {"heldout": heldout} | over(source, at)

@@ -28,17 +28,17 @@ from moe_core.figures.reading import (
 from moe_core.runs.source import At, Source
 from moe_core.schema import value_text
 
-SNAPSHOTS = 40  # about how many past snapshots saturation looks at
+SNAPSHOTS = 40  # about how many past snapshots saturation compares with the last one
 BYTES = 20  # rows of specialisation by byte
 NONE = value_text(None)
 
 
 def full(source: Source, step: int | None, name: str, layer: int) -> tuple[int | None, Array | None]:
     """An array of the last full snapshot at or before a step, with its step; None before the first."""
-    found = source.snapshot(step=step, kind="full")
-    if found is None or name not in found[1]:
+    snapshot = source.snapshot(step=step, kind="full")
+    if snapshot is None or name not in snapshot[1]:
         return None, None
-    return int(found[0]), np.asarray(found[1][name][layer], np.float32)
+    return int(snapshot[0]), np.asarray(snapshot[1][name][layer], np.float32)
 
 
 def read_rank(source: Source, at: At) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def read_rank(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_share(source: Source, at: At) -> dict[str, Any]:
-    steps, share_nE = over_time(source, "load_share", at)
+    steps, share_nE = over_time(source, "selection_share", at)
     _, importance_nE = over_time(source, "importance_share", at)
     chosen = chosen_expert(source, at.layer, step_of(source, at))
     share_nE, importance_nE = (of_those_on(source, at.layer, steps, of_nE) for of_nE in (share_nE, importance_nE))
@@ -62,28 +62,30 @@ def read_share(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_saturation(source: Source, at: At) -> dict[str, Any]:
-    """Past choices against the last ones at or before the step looked at; the past ones are on a grid that does not move as
-    the run grows.
+    """How much of the last choices, at or before the step that is shown, each past snapshot of choices already had. The past
+    snapshots lie on a grid of steps that stays where it is while the run grows.
 
-    Both are at multiples of churn_every, so that runs and machines compare. In a record of an earlier version they are at
-    looks by the clock. A snapshot that is damaged is left out.
+    All are at multiples of churn_every, so that runs and machines compare; an earlier version took them by the clock.
+    A damaged snapshot is left out.
     """
     E, every = experts_of(source, at.layer), source.description.churn_every
     kind = "choices" if every else "probe"
     there = np.asarray(source.snapshots(kind))
     there = there if at.step is None else there[there <= at.step]
     changes = tuple(by_hand(source))
-    looks: dict[int, Array] = {}
+    choices: dict[int, Array] = {}
     if len(there):
         step = max(1, every)
         width = step * 2 ** int(np.ceil(np.log2(max(1, there[-1] / step / SNAPSHOTS))))
         _, firsts = np.unique(there // width, return_index=True)
         grid = np.unique(np.r_[there[firsts], there[-1]]).tolist()
-        looks = {one: found[at.layer] for one in grid if (found := source.experts_at(one, kind)) is not None}
-    if not looks:
+        choices = {
+            at_step: experts[at.layer] for at_step in grid if (experts := source.experts_at(at_step, kind)) is not None
+        }
+    if not choices:
         return {"steps": there[:0], "kept_n": np.zeros(0), "against": None, "chance": 0.0, "every": every, "span": at.span, "changes": changes}  # fmt: skip
-    steps, now = np.array([*looks]), [*looks.values()][-1]
-    shares = np.array([kept(now, before, E) for before in looks.values()])
+    steps, now = np.array([*choices]), [*choices.values()][-1]
+    shares = np.array([kept(now, before, E) for before in choices.values()])
     return {
         "steps": steps, "kept_n": shares, "against": int(steps[-1]), "chance": now.shape[1] / E, "every": every, "span": at.span,
         "changes": changes,
@@ -109,10 +111,10 @@ def read_bytes(source: Source, at: At) -> dict[str, Any]:
     when, share_CE = full(source, at.step, "specialisation_byte", at.layer)
     counts = np.bincount(source.probe()["tokens"], minlength=256)
     shown = np.argsort(-counts, kind="stable")[: min(BYTES, int((counts > 0).sum()))]
-    found = np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE[shown]
+    rows_CE = np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE[shown]
     names = [letter(int(byte)) for byte in shown] if share_CE is not None else []
     return {
-        "share_CE": found,
+        "share_CE": rows_CE,
         "names_C": names,
         "on_E": on_at(source, at.layer, [when or 0])[0],
         "chosen": chosen_expert(source, at.layer, at.step),
@@ -143,22 +145,22 @@ def read_similarity(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_favourites(source: Source, layer: int, step: int | None) -> dict[str, Any]:
-    """What each probe token gives to the chosen expert."""
+    """The gate weight of the chosen expert for each probe token."""
     probe, chosen = read_probe(source, layer, step), chosen_expert(source, layer, step)
     gates_NE = dense(probe["experts_NK"], probe["gates_NK"], experts_of(source, layer))
     return {"gate_N": gates_NE[:, chosen], "chosen": chosen, "step": probe["step"]}
 
 
 def read_favourite_bytes(source: Source, at: At) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
-    some = slice(len(found["gate_N"]))
+    inputs, favourites = source.probe(), read_favourites(source, at.layer, at.step)
+    some = slice(len(favourites["gate_N"]))
     sequence_N = inputs["sequence"][some] if "sequence" in inputs else None
-    return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | found
+    return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | favourites
 
 
 def read_favourite_images(source: Source, at: At) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
-    return {"images": inputs["images"][: len(found["gate_N"])]} | classes_of_probe(source) | found
+    inputs, favourites = source.probe(), read_favourites(source, at.layer, at.step)
+    return {"images": inputs["images"][: len(favourites["gate_N"])]} | classes_of_probe(source) | favourites
 
 
 def read_favourite_rows(source: Source, at: At) -> dict[str, Any]:
@@ -166,26 +168,26 @@ def read_favourite_rows(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_favourite_points(source: Source, at: At) -> dict[str, Any]:
-    inputs, found = source.probe(), read_favourites(source, at.layer, at.step)
-    some = slice(len(found["gate_N"]))
+    inputs, favourites = source.probe(), read_favourites(source, at.layer, at.step)
+    some = slice(len(favourites["gate_N"]))
     classes = classes_of_probe(source)
     labels = classes["labels_N"]
     return {
         "points_N2": inputs["points"][some],
         "extent": inputs["extent"],
         **classes | {"labels_N": None if labels is None else labels[some]},
-    } | found
+    } | favourites
 
 
 def read_flow(source: Source, at: At) -> dict[str, Any]:
-    found = source.snapshot(step=at.step, kind="probe")
+    snapshot = source.snapshot(step=at.step, kind="probe")
     none = np.zeros((len(source.description.layers), 0, 1), np.uint8)
     return {
-        "experts_LNK": none if found is None else found[1]["experts"],
+        "experts_LNK": none if snapshot is None else snapshot[1]["experts"],
         "num_experts": experts_of(source, at.layer),
         "layer": at.layer,
         "chosen": chosen_expert(source, at.layer, at.step),
-        "step": None if found is None else int(found[0]),
+        "step": None if snapshot is None else int(snapshot[0]),
     }
 
 
@@ -193,32 +195,33 @@ def read_flow(source: Source, at: At) -> dict[str, Any]:
 
 
 def favourite_label(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
-    """The class (or domain) that goes to an expert more than the others do, and how much more than its load share."""
+    """The class (or domain) of which an expert gets the largest share, and that share over its share of all selections."""
     label = label_name(source)
-    found = source.snapshot(step=step, kind="full")
-    if found is None or f"specialisation_{label}" not in found[1]:
+    snapshot = source.snapshot(step=step, kind="full")
+    if snapshot is None or f"specialisation_{label}" not in snapshot[1]:
         return NONE, math.nan
-    share_CE = np.asarray(found[1][f"specialisation_{label}"][layer], np.float64)
-    at, load = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
+    share_CE = np.asarray(snapshot[1][f"specialisation_{label}"][layer], np.float64)
+    at, share = int(share_CE[:, expert].argmax()), recent_share(source, layer, step)[expert]
     names = source.labels.get(label, [])
-    if not share_CE[at, expert] > 0 or not load > 0:
+    if not share_CE[at, expert] > 0 or not share > 0:
         return NONE, math.nan
-    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / load)
+    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / share)
 
 
 def closest_partner(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
     """The expert that shares most of an expert's tokens, and their share."""
-    found = source.snapshot(step=step, kind="full")
-    if found is None or "coactivation" not in found[1]:
+    snapshot = source.snapshot(step=step, kind="full")
+    if snapshot is None or "coactivation" not in snapshot[1]:
         return NONE, math.nan
-    share_E = np.array(found[1]["coactivation"][layer][expert], np.float64)
+    share_E = np.array(snapshot[1]["coactivation"][layer][expert], np.float64)
     share_E[expert] = 0.0
     at = int(share_E.argmax())
     return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
 
 
 def last_used(source: Source, layer: int, step: int, expert: int) -> int | None:
-    """The last step at which an expert was selected, or None. Thinning keeps each maximum, so it leads there."""
+    """The last step at which an expert was selected, or None. A thinned history keeps every maximum, so its last bin with a
+    selection is where to search."""
     steps, counts_nE = source.history("counts", layer, last=step, bins=200)
     used = np.flatnonzero(counts_nE[:, expert] > 0)
     if not len(used):

@@ -1,6 +1,6 @@
 """What the readers of figures and tiles share: histories, the probe's snapshots, knob changes, what the viewer chose.
 
-What they read is a Source (runs/source.py); what is asked of it is an At: layer, step, visible range, points of a line.
+They read from a Source (runs/source.py), at an At: layer, step, visible range, points of a line.
 """
 
 import math
@@ -27,7 +27,7 @@ def last_step(source: Source) -> int:
 
 
 def step_of(source: Source, at: At) -> int:
-    """The step that is looked at: the last one, if none is asked for; 0 before the first."""
+    """The step to show: the one asked for, else the last one; 0 before the first."""
     return last_step(source) if at.step is None else at.step
 
 
@@ -58,36 +58,36 @@ def over_time(source: Source, stat: str, at: At) -> tuple[Any, Any]:
 
 
 def common(source: Source, at: At) -> dict[str, Any]:
-    """What every chart over time takes beside its values. A line marks a hand's change."""
+    """What every chart over time takes beside its values. Changes made by hand are marked by lines."""
     return {"span": at.span, "cursor": at.step, "changes": tuple(by_hand(source))}
 
 
 def gestures(changes: Sequence[KnobChange]) -> list[KnobChange]:
-    """Knob changes with those of one drag as one: from the value before it to its last, at the step where it began.
+    """Knob changes, those of one drag merged into one: from the value before the drag to its last, at the step where it began.
 
     Each value of a drag is a change of its own in the record, so that a replay is exact. Those of one drag carry its name
-    in `who`, after a slash, and may be told from another hand's between them. One that ended where it began, before any
-    of its values acted by itself, is left out. So is a decision of autobalance until it acts.
+    in `who`, after a slash; changes by others may lie between them. A drag that ended at the value where it began, and of
+    which no other value took effect, is left out. So is a decision of autobalance until it takes effect.
     """
-    told: list[KnobChange] = []
+    merged: list[KnobChange] = []
     drags: dict[tuple[str, str], int] = {}
     acted: dict[int, set[int | None]] = {}
     for change in changes:
         drag = (change.who, change.name)
         if "/" in change.who and drag in drags:
-            began = told[drags[drag]]
+            began = merged[drags[drag]]
             step = change.step if began.step is None else began.step
-            told[drags[drag]] = began._replace(value=change.value, step=step)
+            merged[drags[drag]] = began._replace(value=change.value, step=step)
         else:
-            drags[drag] = len(told)
-            told.append(change)
+            drags[drag] = len(merged)
+            merged.append(change)
         acted.setdefault(drags[drag], set()).add(change.step)
-    moved = [c for at, c in enumerate(told) if c.value != c.previous or len(acted[at]) > 1]
+    moved = [c for at, c in enumerate(merged) if c.value != c.previous or len(acted[at]) > 1]
     return [c for c in moved if c.who != AUTOBALANCE or c.step is not None]
 
 
 def by_hand(source: Source) -> list[KnobChange]:
-    """The turns of people and scripts. Autobalance's own, each few steps, would cover every chart."""
+    """The turns by people and scripts. Autobalance turns knobs every few steps; its marks would cover every chart."""
     return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
 
 
@@ -108,18 +108,18 @@ def comparable_at(source: Source, steps: Array | Sequence[int], training: bool =
 
 
 def read_knobs(source: Source, at: At) -> dict[str, Any]:
-    """The knobs turned last, the latest first, each value with the step from which it acted; autobalance's own too."""
-    found: dict[str, dict[int, Any]] = {}
+    """The knobs turned last, by hand or by autobalance, the latest first: each value with the step from which it acted."""
+    courses: dict[str, dict[int, Any]] = {}
     own: set[str] = set()
     done = [(change.step, change.id, change) for change in source.knob_changes() if change.step is not None]
     for step, _, change in sorted(done):
-        acted = found.pop(change.name, {1: getattr(source.started_knobs, change.name)})
-        acted[step] = change.value  # of two turns in one step the last acted
-        found[change.name] = acted
+        acted = courses.pop(change.name, {1: getattr(source.started_knobs, change.name)})
+        acted[step] = change.value  # of two turns in one step only the last one acts
+        courses[change.name] = acted
         own |= {change.name} if change.who == AUTOBALANCE else set()
     turned = {
         name: Turned(list(acted), list(acted.values()), source.description.knobs[name].scale != "linear", name in own)
-        for name, acted in list(found.items())[: -ROWS - 1 : -1]
+        for name, acted in list(courses.items())[: -ROWS - 1 : -1]
     }
     return {"turned": turned, "last": last_step(source) or None, "span": at.span, "cursor": at.step}
 
@@ -127,20 +127,20 @@ def read_knobs(source: Source, at: At) -> dict[str, Any]:
 def probe_at(source: Source, step: int | None) -> tuple[int, dict[str, Array]] | None:
     """The last probe snapshot at or before a step, or None before the first."""
     try:
-        found = source.snapshot(step=step, kind="probe")
+        snapshot = source.snapshot(step=step, kind="probe")
     except (LookupError, ValueError):
         return None
-    return (int(found[0]), found[1]) if found is not None else None
+    return (int(snapshot[0]), snapshot[1]) if snapshot is not None else None
 
 
 def read_probe(source: Source, layer: int, step: int | None) -> dict[str, Any]:
-    """A layer's experts and gates of the last probe snapshot; of none, zero tokens."""
-    found = probe_at(source, step)
-    when, arrays = (None, {}) if found is None else found
+    """A layer's experts and gates of the last probe snapshot; arrays without a token before the first."""
+    snapshot = probe_at(source, step)
+    when, arrays = (None, {}) if snapshot is None else snapshot
     none = np.zeros((0, 1), np.uint8)
     return {
-        "experts_NK": arrays["experts"][layer] if found else none,
-        "gates_NK": arrays["gates"][layer] if found else none.astype(np.float16),
+        "experts_NK": arrays["experts"][layer] if snapshot else none,
+        "gates_NK": arrays["gates"][layer] if snapshot else none.astype(np.float16),
         "num_experts": experts_of(source, layer),
         "step": when,
     }
@@ -152,7 +152,7 @@ def classes_of_probe(source: Source) -> dict[str, Any]:
 
 
 def rows_of_probe(source: Source, probe: dict[str, Any]) -> dict[str, Any]:
-    """The rows of a table with their features' names; numbers, where a record of an earlier version has no names."""
+    """The rows of a table with their features' names; features are numbered if the record, of an earlier version, has no names."""
     values_NF = probe["features"]
     names = source.labels.get("feature", [])
     F = values_NF.shape[1]
@@ -160,7 +160,7 @@ def rows_of_probe(source: Source, probe: dict[str, Any]) -> dict[str, Any]:
 
 
 def label_name(source: Source) -> str:
-    """What the classes of a run's tokens are called: domains of a text, classes of all else."""
+    """What the labels of a run's tokens are called: "domain" for text, else "class"."""
     return "domain" if source.description.sequence else "class"
 
 
@@ -177,14 +177,17 @@ def on_at(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
 
 
 def of_those_on(source: Source, layer: int, steps: Array | Sequence[int], values_nE: Array) -> Array:
-    """Values by expert with NaN for one that was off: figures leave it out and say so."""
+    """Values by expert, NaN for one that was switched off: figures leave it out and say so."""
     on_nE = on_at(source, layer, steps)
     return values_nE if on_nE.all() else np.where(on_nE, values_nE, np.nan)
 
 
 class HeldOut(NamedTuple):
-    """The balance of an evaluation's selections. where: what sets it apart from training; since: whether no knob was turned
-    after it; few: whether there were too few selections to call it uneven."""
+    """The balance of an evaluation's selections.
+
+    where: "without noise" or "in evaluation", its difference from training; since: whether the evaluation came after the last
+    turn by hand; few: whether there were so few selections that chance alone could make them uneven.
+    """
 
     step: int
     cv: float
@@ -195,7 +198,7 @@ class HeldOut(NamedTuple):
 
 
 def held_out_at(source: Source, layer: int, step: int) -> HeldOut | None:
-    """The last evaluation by a step that says which experts were selected; None if there is none."""
+    """The balance in the last evaluation up to a step that counted selections; None if there is none."""
     done = [(e.step, e.counts) for e in source.evals() if e.step <= step and e.counts is not None]
     if not done:
         return None
@@ -211,16 +214,16 @@ def held_out_at(source: Source, layer: int, step: int) -> HeldOut | None:
 
 def recent_share(source: Source, layer: int, step: int) -> Array:
     """Each expert's share of the selections of the last steps (E,); NaN before the first."""
-    _, share_nE = rows_until(source, "load_share", layer, step, RECENT)
+    _, share_nE = rows_until(source, "selection_share", layer, step, RECENT)
     if not len(share_nE):
         return np.full(experts_of(source, layer), np.nan)
     return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
 
 
 def chosen_expert(source: Source, layer: int, step: int | None) -> int:
-    """The expert looked at, from 0: the one that was chosen on the page (there from 1), else the most loaded.
+    """The expert to show, from 0: the one chosen on the page (there from 1), else the most selected one.
 
-    A page holds the most loaded as it first stood: on a balanced run it is another every few steps.
+    A page keeps the expert that was the busiest when it opened: on a balanced run it is another every few steps.
     """
     if (named := named_expert(source, layer)) is not None:
         return named
@@ -237,13 +240,13 @@ def share_at_end(source: Source, layer: int, span: Span) -> Array:
 
 
 def named_expert(source: Source, layer: int) -> int | None:
-    """The expert that a person chose, from 0; None for the busiest."""
+    """The expert that a person chose, from 0; None if they left it at the busiest."""
     named = str(source.options.get("expert", ""))
     return int(named) - 1 if named.isdecimal() and 1 <= int(named) <= experts_of(source, layer) else None
 
 
 class Busiest(NamedTuple):
-    """The expert that had most load at a step, held since. Layer and expert count from 1; again: how often it was asked for."""
+    """The expert that was selected most at a step, shown since. Layer and expert count from 1; again: how often it was asked for."""
 
     layer: int
     expert: int
@@ -252,12 +255,12 @@ class Busiest(NamedTuple):
 
 
 def held_busiest(source: Source, layer: int) -> Busiest | None:
-    """What the page holds as the busiest of this layer; None if it holds none, or was asked for the busiest again since."""
+    """The busiest expert of this layer that the page keeps showing; None if there is none, or the person asked for it anew."""
     options = source.options
-    told = options.get("busiest")
-    if not isinstance(told, list) or len(told) != 4 or not all(type(one) is int for one in told):
+    numbers = options.get("busiest")
+    if not isinstance(numbers, list) or len(numbers) != 4 or not all(type(n) is int for n in numbers):
         return None
-    held = Busiest(*told)
+    held = Busiest(*numbers)
     fits = held.layer == layer + 1 and 1 <= held.expert <= experts_of(source, layer) and held.step > 0
     return held if fits and held.again == options.get("again", 0) else None
 
@@ -268,7 +271,7 @@ def tokens_per_expert(tokens: int, k: int, experts: int, devices: int = 1) -> fl
 
 
 class Sizes(NamedTuple):
-    """What the Batch page asks the formula about."""
+    """The numbers that the Batch page puts into the formula."""
 
     tokens: int
     k: int
@@ -283,5 +286,5 @@ def batch_sizes(source: Source) -> Sizes:
 
 
 def k_now(source: Source) -> int:
-    """The k of the run: where its knob stands, or, of a run without one, its first layer's."""
+    """The k of the run: the value of its knob or, without such a knob, the k of its first layer."""
     return int(source.knobs.k) if "k" in source.description.knobs else source.description.layers[0].k

@@ -57,7 +57,7 @@ def probe_rows(
     order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
     mark_experts(layout, first[order], E, theme)
     heat = feature_cells(np.asarray(values_NF), z_NF, names_F, shown, order, first, layout, theme)
-    rows = [row_told(n, values_NF, z_NF, names_F, labels_N, label_names) for n in order.tolist()]
+    rows = [hover_of_row(n, values_NF, z_NF, names_F, labels_N, label_names) for n in order.tolist()]
     goes = [sentence(e, g, E) for e, g in zip(np.asarray(experts_NK)[order].tolist(), np.asarray(gates_NK)[order].tolist(), strict=True)]  # fmt: skip
     strip = {
         "type": "heatmap", "name": "first expert", "x": heat["x"], "y": np.array([0.5 - band, 0.5 - 0.2 * band], np.float32),
@@ -167,7 +167,7 @@ def telling_features(z_NF: Array, labels_N: Array | None, most: int) -> list[int
     return sorted(np.argsort(-between, kind="stable")[:most].tolist())
 
 
-def row_told(
+def hover_of_row(
     n: int, values_NF: Array, z_NF: Array, names_F: Sequence[str], labels_N: Array | None, label_names: Sequence[str]
 ) -> tuple[str, str]:
     """What a hover calls a row, and its features that lie furthest from the mean with their values."""
@@ -216,7 +216,7 @@ def favourite_rows(
     z_NF = spreads(np.asarray(values_NF)[: len(gate_N)])
     letters = int(width * 1.9 / 2.9 / (0.45 * layout["font"]["size"]))
     words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in favourites.tolist()]
-    hovers = [row_told(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in favourites.tolist()]
+    hovers = [hover_of_row(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in favourites.tolist()]
     y = np.arange(1, len(favourites) + 1, dtype=np.int32)
     weights = np.asarray(gate_N, np.float32)[favourites]
     data: list[Spec] = [

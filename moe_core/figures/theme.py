@@ -36,7 +36,7 @@ class Theme:
 
     @property
     def over(self) -> str:
-        """More load than ideal."""
+        """More than the ideal."""
         return self.diverging[5]
 
     @property
@@ -47,7 +47,7 @@ class Theme:
 
     @property
     def under(self) -> str:
-        """Less load than ideal."""
+        """Less than the ideal."""
         return self.diverging[1]
 
     @property

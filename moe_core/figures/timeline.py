@@ -1,4 +1,4 @@
-"""What happened over the steps: load by expert, balance, loss.
+"""What happened over the steps: selections by expert, balance, loss.
 
 All take thinned histories: `steps` (n,), ascending, and values in the same rows. NaN is a gap.
 """
@@ -52,7 +52,7 @@ CV_RANGE = (0.02, 5.0)
 
 
 @figure
-def load_share(
+def selection_share(
     steps: Array,
     share_nE: Array,
     now_E: Sequence[float] | None = None,
@@ -63,7 +63,7 @@ def load_share(
     theme: Theme = LIGHT,
     size: Size = (620, 335),
 ) -> Spec:
-    """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of load over ideal.
+    """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of share over ideal.
 
     steps (n,); share_nE (n, E), each row sums to 1, NaN for an expert that is off; now_E (E,) each one's mean over the last
     steps, for the names at the ends; None: as in the last row.
@@ -71,9 +71,9 @@ def load_share(
     many = share_nE.shape[1] > LINES
     now_E = share_nE[-1].tolist() if now_E is None and len(share_nE) else now_E
     spec = (
-        load_heatmap(steps, share_nE, span, theme, size)
+        share_heatmap(steps, share_nE, span, theme, size)
         if many
-        else load_lines(steps, share_nE, now_E, span, theme, size)
+        else share_lines(steps, share_nE, now_E, span, theme, size)
     )
     mark_changes(spec["layout"], changes, theme, cased=many)
     if not many:
@@ -82,7 +82,7 @@ def load_share(
     return spec
 
 
-def load_lines(
+def share_lines(
     steps: Array,
     share_nE: Array,
     now_E: Sequence[float] | None,
@@ -97,8 +97,8 @@ def load_lines(
     top = min(top, 100.0)
     on_E = on_nE(percents[-1:])[0] if len(percents) else np.ones(E, bool)
     subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}"
-    y = {"title": "load share, %", "range": [0.0, top], "nticks": 7}
-    layout = over_steps("load_share", "Load share by expert", subtitle, steps, span, y, theme, size)
+    y = {"title": "share of selections, %", "range": [0.0, top], "nticks": 7}
+    layout = over_steps("selection_share", "Share of selections by expert", subtitle, steps, span, y, theme, size)
     ideal = draw_ideal(layout, steps, share_nE, theme)
     if now_E is not None and np.isfinite(now_E).any():
         layout["annotations"] += end_names(100 * np.where(on_E, np.asarray(now_E, np.float64), np.nan), layout, theme)
@@ -207,27 +207,27 @@ def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[
     return left, left + reach, height - 1.4 * size * len(rows)
 
 
-def load_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
-    """A row an expert, coloured by log2 of its load over the ideal, clipped at 1/8 and 8."""
+def share_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:
+    """A row an expert, coloured by log2 of its share over the ideal, clipped at 1/8 and 8."""
     E = share_nE.shape[1]
     on_E = on_nE(share_nE[-1:])[0] if len(share_nE) else np.ones(E, bool)
     off = f", {off_words(on_E)}" if not on_E.all() else ""
     subtitle = (
-        f"{E} experts{off}; load ÷ ideal ({ideal_words(on_E)}): "
+        f"{E} experts{off}; selections ÷ ideal ({ideal_words(on_E)}): "
         f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded"
     )
-    layout = over_steps("load_share", "Load by expert", subtitle, steps, span, {}, theme, size)
+    layout = over_steps("selection_share", "Selections by expert", subtitle, steps, span, {}, theme, size)
     every = 8 if E <= 64 else 16
     ticks = [1, *range(every, E + 1, every)]
     layout["yaxis"] |= {"range": [E + 0.5, 0.5], "tickvals": ticks, "ticktext": [str(e) for e in ticks]}
     layout["yaxis"] |= {"showgrid": False, "title": axis_title("expert", layout, standoff=4)}
     hover = "Expert %{y} took %{customdata:.2f} × its ideal share at step %{x:,d}"
-    traces = load_map("load ÷ ideal", steps, share_nE, inner(layout)[0], hover, layout, theme)
+    traces = share_map("selections ÷ ideal", steps, share_nE, inner(layout)[0], hover, layout, theme)
     return {"data": traces, "layout": layout}
 
 
-def load_map(name: str, steps: Array, share_nE: Array, px: int, hover: str, layout: Spec, theme: Theme) -> list[Spec]:
-    """Load over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px. Grey: off."""
+def share_map(name: str, steps: Array, share_nE: Array, px: int, hover: str, layout: Spec, theme: Theme) -> list[Spec]:
+    """Share over ideal over time, a row an expert, on the diverging scale; at most a column each 2 of px. Grey: off."""
     E = share_nE.shape[1]
     ratio_nE = np.asarray(share_nE, np.float64) / ideal_of(share_nE)[:, None]
     x, ratio_nE = in_columns(steps, ratio_nE, max(8, px // 2))

@@ -1,4 +1,4 @@
-"""A hierarchical layer at a glance: groups, and in each its experts, as areas of load.
+"""A hierarchical layer at a glance: groups, and in each its experts, as areas of selections.
 
 Drawn as rectangles, not as plotly's own treemap, so that an image of it needs no browser, and laid out so that nothing
 changes its place while the run goes on: what is where depends on the counts of groups and experts alone, only edges move.
@@ -21,7 +21,7 @@ Box = tuple[float, float, float, float]  # x0, y0, x1, y1, in px from the top le
 def group_treemap(
     share_E: Array, groups: int, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (620, 335)
 ) -> Spec:
-    """Area: share of the load; colour: load over ideal. share_E (E,) sums to 1, the experts of a group side by side; NaN is
+    """Area: share of the selections; colour: that share over the ideal. share_E (E,) sums to 1, the experts of a group side by side; NaN is
     an expert that is off and has no area."""
     E, on_E = len(share_E), on_nE(share_E)
     on = int(on_E.sum())
@@ -29,7 +29,7 @@ def group_treemap(
     layout = base(
         "group_treemap",
         "Groups and experts",
-        f"area: load share; colour: load ÷ ideal {percent(1 / on)}, blue starved, orange overloaded"
+        f"area: share of selections; colour: that ÷ ideal {percent(1 / on)}, blue starved, orange overloaded"
         + (f"; {off_words(on_E)}" if on < E else ""),
         step=step,
         theme=theme,
@@ -43,7 +43,7 @@ def group_treemap(
     }
     layout["yaxis"] |= hidden | {
         "range": [height, 0],
-        "title": axis_title("share of the load", layout, standoff=4),
+        "title": axis_title("share of selections", layout, standoff=4),
     }
     share = np.asarray(share_E, np.float64)
     if not np.nansum(share) > 0:
@@ -51,7 +51,7 @@ def group_treemap(
     share = np.nan_to_num(share) / np.nansum(share)
     x, y, names, colours, words = [], [], [], [], []
     rows = rows_for(groups, width / height)
-    # As if all groups were alike: the rows within a group must not follow its load, or cells would jump.
+    # As if all groups were alike: the rows within a group must not follow its shares, or cells would jump.
     inside = rows_for(each, (width / -(-groups // rows)) / (height / rows))
     for group, outer in enumerate(
         strips(share.reshape(groups, each).sum(axis=1), (0, 0, float(width), float(height)), rows)
@@ -67,7 +67,7 @@ def group_treemap(
             names.append(f"{e + 1}" if room else "")
             colours.append(letter_colour(fill))
             words.append(
-                f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the load, {members[j] * on:.2f} × its ideal"
+                f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the selections, {members[j] * on:.2f} × its ideal"
                 f"{at_step(step)}"
             )
         layout["shapes"].append(rectangle(outer, theme.ink, 2.0, None))
@@ -115,7 +115,7 @@ def rectangle(box: Box, colour: str, width: float, fill: str | None) -> Spec:
 
 
 def deviation_colour(ratio: float, theme: Theme) -> str:
-    """The diverging scale's colour of load over ideal, clipped at 1/8 and 8. "#RRGGBB" """
+    """The diverging scale's colour of a share over the ideal, clipped at 1/8 and 8. "#RRGGBB" """
     at = 0.5 + (max(-3.0, min(3.0, math.log2(ratio))) if ratio > 0 else -3.0) / 6
     channels = [[int(colour[i : i + 2], 16) for colour in theme.diverging] for i in (1, 3, 5)]
     return "#" + "".join(f"{round(float(np.interp(at, DIVERGING_STOPS, values))):02X}" for values in channels)

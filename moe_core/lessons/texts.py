@@ -76,7 +76,7 @@ LESSONS = (
         "computation. Here the tokens are points in the plane, and each colour is the region that an expert answers for.",
         r"y = \sum_{i=1}^{E} G(x)_i \, \mathrm{Expert}_i(x)",
         ("k",),
-        ("regions", "load_share"),
+        ("regions", "selection_share"),
         (
             Stage(
                 "Train on the plane",
@@ -160,7 +160,7 @@ LESSONS = (
         "the probe use the clean logits.",
         r"\begin{aligned} H(x)_i = {} & (x W_g)_i \\ & {} + \mathrm{StandardNormal}() \cdot \mathrm{Softplus}((x W_{noise})_i) \end{aligned}",
         ("noise", "k"),
-        ("load_share", "regions"),
+        ("selection_share", "regions"),
         (
             Stage(
                 "Train with noise 4 and no losses",
@@ -184,7 +184,7 @@ LESSONS = (
         "the same as experts and devices grow together.",
         r"\text{tokens per expert} = \frac{k \, T \, D}{E}",
         ("k",),
-        ("balance_now", "load_share"),
+        ("balance_now", "selection_share"),
         (
             Stage(
                 "Train with 64 experts",
@@ -208,7 +208,7 @@ LESSONS = (
         "expert has everything.",
         r"L_{importance}(X) = w_{importance} \cdot CV\Big(\sum_{x \in X} G(x)\Big)^2",
         ("noise", "k", "w_importance"),
-        ("load_share", "balance"),
+        ("selection_share", "balance"),
         (
             Stage("Train without losses", "A few lines climb and the others sink: CV(load) passes 1 in layer 2 within about 50 steps, in layer 1 within about 150.", collapsed, NO_LOSSES, task="text"),
             Stage("Turn w_importance to 1", "The lines come together again: CV(importance) is below 0.4 within about 20 steps.", recovered_by("cv_importance", "w_importance"), {"w_importance": 1.0}),
@@ -227,7 +227,7 @@ LESSONS = (
         r"\begin{aligned} P(x, i) &= \Phi\left(\frac{(x W_g)_i - \mathrm{kth\_excluding}(H(x), k, i)}{\mathrm{Softplus}((x W_{noise})_i)}\right)"
         r" \\ L_{load}(X) &= w_{load} \cdot CV\Big(\sum_{x \in X} P(x, i)\Big)^2 \end{aligned}",
         ("noise", "k", "w_importance", "w_load"),
-        ("load_share", "balance"),
+        ("selection_share", "balance"),
         (
             Stage("Train without losses", "The gate of layer 2 collapses within about 50 steps, as in the lesson before.", collapsed, NO_LOSSES, task="text"),
             Stage("Turn w_load to 0.1", "CV(load) falls below 0.4 within about 30 steps.", recovered_by("cv_load", "w_load"), {"w_load": 0.1}),
@@ -246,7 +246,7 @@ LESSONS = (
         "the others: no loss, so no pull away from the task. Switch a collapsed gate to it and watch.",
         r"\begin{gathered} b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big) \\ \text{top-}k \text{ of } \sigma(x W_g) + b \end{gathered}",
         ("strategy", "bias_speed", "k"),
-        ("load_share", "balance"),
+        ("selection_share", "balance"),
         (
             Stage("Train without losses", "The gate of layer 2 collapses once more, within about 50 steps.", collapsed, NO_LOSSES, task="text"),
             Stage(

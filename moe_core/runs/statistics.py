@@ -70,7 +70,7 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "effective_experts": ("counts", lambda x_NE: np.exp(entropy(x_NE))),
     "entropy": ("counts", normalised_entropy),
     "utilisation": ("counts", lambda x_NE: share(x_NE) * x_NE.shape[1]),
-    "load_share": ("counts", share),
+    "selection_share": ("counts", share),
     "importance_share": ("importance", share),
 }
 

@@ -46,7 +46,7 @@ from moe_core.runs.statistics import Off, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import as_knobs, check_changes, check_declared, insert_turns, knobs_after
-from moe_core.schema import STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
+from moe_core.schema import RENAMED, STAT, TOGETHER, Config, KnobValues, columns_of, measured_in, shortened
 
 COMMAND = ("id", "name", "who", "at", "step", "result")
 GROWTH_STEPS = 200  # the last steps, by which growth() measures
@@ -289,7 +289,7 @@ class Run:
 
         layer: its number from 0, or its name. bins: thin to about that many bins of minimum and maximum. StoreError for an unknown statistic or layer.
         """
-        if stat not in STAT:
+        if (stat := RENAMED.get(stat, stat)) not in STAT:
             raise StoreError(f"unknown statistic {stat!r}; there are: {', '.join(STAT)}")
         try:
             layer = self.description.layer(layer)

@@ -65,11 +65,14 @@ STATS = (
     Stat("effective_experts", "L", "effective experts", "experts", "exp of the entropy of the count shares", stored=False),
     Stat("entropy", "L", "normalised entropy", "", "entropy of the count shares over ln E: 1 even, 0 collapsed", stored=False),
     Stat("utilisation", "LE", "utilisation", "x ideal", "count over the ideal count: 1 fair, 0 dead", stored=False),
-    Stat("load_share", "LE", "load share", "", "each expert's share of all selections", stored=False),
+    Stat("selection_share", "LE", "share of selections", "", "each expert's share of all selections, by hard count", stored=False),
     Stat("importance_share", "LE", "importance share", "", "each expert's share of all gate weight", stored=False),
 )  # fmt: skip
 
 STAT = {stat.name: stat for stat in STATS}
+
+# Earlier names of statistics and figures. Scripts and links that have them go on working.
+RENAMED = {"load_share": "selection_share", "compare_load": "compare_selections"}
 
 
 def untaught(task_gradient: Any, grad_norm: Any) -> Any:

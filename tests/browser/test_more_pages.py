@@ -73,7 +73,7 @@ def test_the_busiest_stays_while_others_become_it_until_it_is_asked_for_again(se
                 "([figure, words]) => document.querySelector(`[data-figure=${figure}]`)?.layout?.title.text.includes(words)",
                 arg=[figure, words],
             )
-        expect(page.locator(".moescope-hero .moescope-label")).to_have_text(f"Expert {expert}, load share")
+        expect(page.locator(".moescope-hero .moescope-label")).to_have_text(f"Expert {expert}, share of selections")
 
     train(61, 2)
     page = tab(f"{server.url}/experts?run=a")
@@ -132,7 +132,12 @@ def test_compare_follows_runs_that_train_and_draws_their_difference(server: Serv
     first, second = runs
     page = tab(f"{server.url}/compare?run={first.id}&with={second.id}")
     drawn(
-        page, "compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"
+        page,
+        "compare_balance",
+        "compare_loss",
+        "compare_balance_difference",
+        "compare_loss_difference",
+        "compare_selections",
     )
     ends = "() => document.querySelector('[data-figure=compare_balance]').data.map(line => line.x.at(-1))"
     page.locator("[data-figure=compare_balance]").scroll_into_view_if_needed()
@@ -210,7 +215,7 @@ def test_the_export_of_a_page_opens_on_what_is_looked_at_there(server: Server, t
     assert asked == {"run": "a", "with": "b", "align": "fork", "layer": "2", "step": "57"}
     expect(page.get_by_text("As it stood at step 57. Beside a: b.")).to_be_visible(timeout=60_000)
     expect(page.get_by_role("button", name=f"Export {len(figures)} figures")).to_be_visible()
-    assert figures == ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load"]  # fmt: skip
+    assert figures == ["compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_selections"]  # fmt: skip
     expect(page.get_by_role("radio", name="2").first).to_be_checked()
     page.get_by_role("link", name="As it stands at the last step").click()
     expect(page.get_by_text("Beside a: b.")).to_be_visible(timeout=60_000)

@@ -43,7 +43,7 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
     knobs = open_run(run.id, server.runs).started_knobs
     assert (knobs.w_importance, knobs.w_load) == (0, 0)
     assert ("layer=2" in page.url) == (card == "Text")  # the layer that collapses first
-    for figure in ("load_share", "balance_now", "balance", "loss"):
+    for figure in ("selection_share", "balance_now", "balance", "loss"):
         assert step_of(page, figure) > 0
     for stat in ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "speed"):
         expect(page.locator(f"[data-stat={stat}]")).to_have_text(re.compile(r"\d"))
@@ -85,11 +85,11 @@ def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> Non
           window.kept = [...document.querySelectorAll('[data-figure], [data-figure] .main-svg')];
           window.draws = 0;
           document.querySelector('[data-figure=balance_now]').on('plotly_afterplot', () => window.draws++);
-          Plotly.relayout(document.querySelector('[data-figure=load_share]'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
+          Plotly.relayout(document.querySelector('[data-figure=selection_share]'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
         }"""
     )
     page.wait_for_timeout(5_000)
-    ranges = "['load_share', 'balance', 'loss'].map(n => document.querySelector(`[data-figure=${n}]`)._fullLayout.xaxis.range)"
+    ranges = "['selection_share', 'balance', 'loss'].map(n => document.querySelector(`[data-figure=${n}]`)._fullLayout.xaxis.range)"
     kept, draws = page.evaluate("[window.kept.every(node => node.isConnected), window.draws]")
     assert kept
     assert draws >= 3

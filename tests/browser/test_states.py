@@ -16,7 +16,7 @@ from tests.browser.test_pages import wait_for_step
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
-LIVE = ("load_share", "balance_now", "balance", "loss")
+LIVE = ("selection_share", "balance_now", "balance", "loss")
 
 # What a page showed, moment by moment: a state may pass faster than a test can look.
 WATCH = """
@@ -96,7 +96,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
     page.get_by_role("slider", name="step", exact=True).press("Home")
     expect(page.get_by_text("Step 1, as recorded")).to_be_visible()
     expect(page.get_by_role("button", name="Back to live")).to_have_class(re.compile("moescope-primary"))
-    for name in ("load_share", "balance", "loss"):
+    for name in ("selection_share", "balance", "loss"):
         cursor = f"document.querySelector('[data-figure={name}]').layout.shapes.some(one => one.x0 === 1 && one.line.dash === 'dot')"
         page.wait_for_function(cursor)
     assert word(page) == "Training"

@@ -39,14 +39,14 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     make_run(runs, "text").close()
     app = page(run="text")
     assert not app.exception
-    assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
+    assert "Share of selections by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Export"]
     app.number_input(key="font").set_value(18).run()
     app.selectbox(key="size").set_value("slide").run()
     app.button_group(key="format").set_value("svg").run()
     assert not app.exception
-    assert "Load share by expert: 960 × 540 px," in words(app)
+    assert "Share of selections by expert: 960 × 540 px," in words(app)
     assert "KB as svg" in words(app)
 
 
@@ -64,13 +64,13 @@ def test_the_link_holds_the_look(runs):
         run="text", size="own size", width="500", height="250", theme="dark", font="18", format="pdf", caption="true"
     )
     assert not app.exception
-    assert "Load share by expert: 500 × 250 px, " in words(app)
+    assert "Share of selections by expert: 500 × 250 px, " in words(app)
     assert "as pdf" in words(app)
     assert (app.selectbox(key="theme").value, app.number_input(key="font").value) == ("dark", 18)
     assert app.checkbox(key="caption").value is True
     app = page(run="text", size="huge", theme="pink", font="900", format="bmp")  # what there is not is left out
     assert not app.exception
-    assert "Load share by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
+    assert "Share of selections by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
 
 
 def test_another_run_keeps_the_look_and_drops_what_was_laid_over_the_first():
@@ -113,7 +113,7 @@ def test_a_report_is_made_beside_the_page_and_offered(runs):
 
 def test_work_that_is_cancelled_ends_at_once_and_leaves_nothing(runs):
     run = make_run(runs, "text")
-    words = ["export", str(run.path), "--animate", "load_share", "--size", "900x900", "--scale", "1"]
+    words = ["export", str(run.path), "--animate", "selection_share", "--size", "900x900", "--scale", "1"]
     work = Work(words, "long.gif")
     until = time.monotonic() + 60
     while not work.done:

@@ -37,7 +37,7 @@ def look(feed: Feed) -> None:
     feed.refresh()
 
 
-@pytest.mark.parametrize("stat", ["loss", "load", "cv_load", "load_share"])
+@pytest.mark.parametrize("stat", ["loss", "load", "cv_load", "selection_share"])
 @pytest.mark.parametrize(
     ("first", "last", "bins"), [(None, None, None), (None, None, 10), (20, 90, None), (2000, 2100, 30), (3000, None, 5)]
 )
@@ -117,7 +117,7 @@ def viewer_of(feed: Feed, **said: Any) -> Viewer:
     viewer.feed = feed
     viewer.hear(
         json.dumps(
-            {"theme": "light", "page": "live", "layer": 0, "sizes": {"load_share": [640, 300], "loss": [300, 200]}}
+            {"theme": "light", "page": "live", "layer": 0, "sizes": {"selection_share": [640, 300], "loss": [300, 200]}}
             | said
         )
     )
@@ -131,10 +131,10 @@ def test_a_frame_holds_the_figures_and_only_what_changed(writer: RunWriter) -> N
     assert frame
     told = unpack(frame)
     assert told["step"] == 50
-    assert set(told["figures"]) == {"load_share", "loss"}
-    assert told["figures"]["load_share"]["layout"]["meta"]["step"] == 50
-    lines = [t for t in told["figures"]["load_share"]["data"] if len(t.get("x", [])) == 50]
-    steps, share = feed.run.history("load_share", 0)
+    assert set(told["figures"]) == {"selection_share", "loss"}
+    assert told["figures"]["selection_share"]["layout"]["meta"]["step"] == 50
+    lines = [t for t in told["figures"]["selection_share"]["data"] if len(t.get("x", [])) == 50]
+    steps, share = feed.run.history("selection_share", 0)
     np.testing.assert_array_equal(lines[0]["x"], steps)
     assert len(lines) == 4
     assert any(

@@ -17,7 +17,7 @@ from tests.dashboard.test_live import unpack
 from tests.figures.many_layers import described, name_of, record_layers, rows_of, start_layers
 
 ROOT = Path(__file__).parents[2]
-SIZES = {"layers": [608, 404], "layers_spread": [328, 404], "load_share": [608, 300]}
+SIZES = {"layers": [608, 404], "layers_spread": [328, 404], "selection_share": [608, 300]}
 
 
 def viewer_of(feed: Feed, **said: Any) -> Viewer:

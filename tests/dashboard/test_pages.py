@@ -53,7 +53,7 @@ def test_a_run_has_its_panel_and_its_charts(writer: RunWriter) -> None:
     told = parts(app)
     assert (told["panel"]["run"], told["charts"]["run"], told["charts"]["page"]) == ("text-a", "text-a", "live")
     assert told["panel"]["chosen"]["name"] == "text · 4 experts"
-    assert told["charts"]["figures"] == ["load_share", "balance_now", "balance", "loss", "knobs"]
+    assert told["charts"]["figures"] == ["selection_share", "balance_now", "balance", "loss", "knobs"]
 
 
 def test_without_a_link_the_newest_run_is_shown_and_the_link_made(writer: RunWriter) -> None:

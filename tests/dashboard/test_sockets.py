@@ -71,10 +71,13 @@ def test_each_reason_to_close_has_its_words(server: Server) -> None:
             assert closing(viewer) == (4404, "there is no such run")
     with socket(server) as viewer:
         viewer.send(b"\0")
-        assert closing(viewer) == (4400, "wanted text, got bytes")
+        assert closing(viewer) == (4400, "a message must be text, got bytes")
     with socket(server) as viewer:
         viewer.send('{"command": "pause"}')
-        assert closing(viewer) == (4400, "wanted a first message that says what is looked at, got a deed")
+        assert closing(viewer) == (
+            4400,
+            "the first message must say which page, layer and step are shown, got a deed; send a view first",
+        )
     with socket(server) as viewer:
         look(viewer)
         viewer.send(json.dumps(LOOK | {"theme": "é" * 200}))
@@ -103,7 +106,7 @@ def test_too_many_viewers_and_silence_are_two_things(tmp_path: Path, monkeypatch
     monkeypatch.setattr(live, "GREETING", 0.01)
     monkeypatch.setattr(live, "_viewers", set(range(live.MOST)))
     (tmp_path / "a").mkdir()
-    for speaks, code, words in ((False, 4408, "nothing was said"), (True, 4429, "128 pages look at runs")):
+    for speaks, code, words in ((False, 4408, "no message came"), (True, 4429, "128 pages look at runs")):
         viewer: Any = Silent(path_params={"run": "a"}, speaks=speaks)
         asyncio.run(live.stream(viewer))
         assert viewer.closed[0] == code

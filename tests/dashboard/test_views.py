@@ -10,7 +10,7 @@ import pytest
 
 from moe_core.dashboard.feed import _feeds, join, leave_all
 from moe_core.dashboard.live import Viewer
-from moe_core.dashboard.views import look_at
+from moe_core.dashboard.views import view_of
 from moe_core.figures.reading import held_busiest
 from moe_core.runs import Batch
 from moe_core.runs.source import Beside
@@ -26,14 +26,14 @@ def test_runs_beside_the_first_are_joined_once_and_left_together(
         record(tmp_path / name, task)
     viewer = object()
     feed = join((tmp_path / "a").absolute(), viewer)
-    view = look_at(feed, {"with": ["b", "a", "c", "nobody"]}, viewer)
+    view = view_of(feed, {"with": ["b", "a", "c", "nobody"]}, viewer)
     assert [other.id for other in view.others] == ["b"]  # not itself, not another task, not what is no run
     assert view.others[0].last == 60
-    again = look_at(feed, {"with": ["b"]}, viewer)
+    again = view_of(feed, {"with": ["b"]}, viewer)
     assert again.others[0] is view.others[0]
     leave_all(viewer)
     assert not _feeds
-    assert look_at(feed, {}, viewer).others == ()
+    assert view_of(feed, {}, viewer).others == ()
 
 
 def frame_of(viewer: Viewer) -> dict[str, Any]:
@@ -60,8 +60,8 @@ def test_a_choice_changes_the_figures_and_the_tiles_of_the_next_frame(
     first, second = look(1), look(2)
     assert "Share of expert 1" in json.dumps(first["figures"]["expert_share"])
     assert "Share of expert 2" in json.dumps(second["figures"]["expert_share"])
-    assert first["tiles"][0]["label"] == "Expert 1, load share"
-    assert second["tiles"][0]["label"] == "Expert 2, load share"
+    assert first["tiles"][0]["label"] == "Expert 1, share of selections"
+    assert second["tiles"][0]["label"] == "Expert 2, share of selections"
     assert "saturation" in first["figures"]
     assert "saturation" not in second["figures"]  # it does not depend on the choice
     leave_all(viewer)
@@ -101,7 +101,7 @@ def test_the_busiest_is_held_until_the_person_asks_again(tmp_path: Path, monkeyp
             options["busiest"] = held
         asked = {"theme": "light", "page": "experts", "layer": layer, "step": step, "options": options}
         viewer.hear(json.dumps(asked | {"sizes": {name: [460, 300] for name in NAMES}}))
-        viewer.looked = None
+        viewer.state = None
         frame = frame_of(viewer)
         held = frame["busiest"]
         return frame

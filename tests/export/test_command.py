@@ -40,8 +40,8 @@ def test_the_flags_decide_the_picture(runs, tmp_path, capsys):
     [
         (("--size", "wide"), "WIDTHxHEIGHT"),
         (("--layer", "2"), "layer must be between 1 and 1, got 2"),
-        (("--format", "replay"), "ends in .html"),
-        (("--animate", "loss"), "ends in .gif or .mp4"),
+        (("--format", "replay"), "end in .html"),
+        (("--animate", "loss"), "end in .gif or .mp4"),
         (("--format", "png,doc"), "unknown format 'doc'"),
     ],
 )

@@ -28,8 +28,10 @@ def run(tmp_path_factory):
 def test_it_holds_every_step_its_knobs_and_its_routing(run, tmp_path):
     data = data_in(replay(run, tmp_path / "r.html").read_text())
     np.testing.assert_array_equal(numbers(data["steps"], "<f8"), np.arange(1, 301))
-    _, share = run.history("load_share", 0)
-    np.testing.assert_allclose(numbers(data["rows"][0]["load_share"], "<u2").reshape(300, 8) / 65535, share, atol=1e-5)
+    _, share = run.history("selection_share", 0)
+    np.testing.assert_allclose(
+        numbers(data["rows"][0]["selection_share"], "<u2").reshape(300, 8) / 65535, share, atol=1e-5
+    )
     np.testing.assert_allclose(numbers(data["rows"][0]["cv_load"], "<f4"), run.history("cv_load", 0)[1], rtol=1e-6)
     turned = [one for one in data["knobs"] if one["step"]]
     assert turned == [{"step": 151, "name": "noise", "label": "noise", "value": "0.5", "before": "1", "hand": True}]
@@ -71,6 +73,6 @@ def test_a_run_without_steps_or_another_ending_is_refused(run, tmp_path):
     create_run(tmp_path / "e", Config(), Knobs()).finish("failed")
     with pytest.raises(ValueError, match="no recorded step"):
         replay(open_run(tmp_path / "e"), tmp_path / "e.html")
-    with pytest.raises(ValueError, match=r"ends in \.html"):
+    with pytest.raises(ValueError, match=r"end in \.html"):
         replay(run, tmp_path / "r.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["e"]

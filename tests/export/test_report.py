@@ -71,7 +71,7 @@ def test_the_report_is_the_same_twice_and_prints_as_pdf(run, tmp_path):
 
 @pytest.mark.parametrize("name", ["report.txt", "report", "nowhere/report.html"])
 def test_a_report_by_another_name_is_refused(run, tmp_path, name):
-    with pytest.raises(ValueError, match=r"ends in \.html or \.pdf|no folder"):
+    with pytest.raises(ValueError, match=r"end in \.html or \.pdf|no folder"):
         write_report(run, tmp_path / name)
     assert not list(tmp_path.iterdir())
 

@@ -18,13 +18,13 @@ from moe_core.export.replay import replay
 from moe_core.export.sources import Named, named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
-from moe_core.figures.read_sweep import Found
+from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
 from tests.export.made import make_run
 
 COMPARED = [
-    "compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_load",
+    "compare_balance", "compare_loss", "compare_balance_difference", "compare_loss_difference", "compare_selections",
 ]  # fmt: skip
 
 
@@ -59,7 +59,7 @@ def found():
          "cv_load": 0.25 * (i + 1) if i < 3 else None, "cv_load_spread": None, "comparable": i != 1, "ids": [f"s-c{i}-s0"]}
         for i, cell in enumerate(swept)
     ]  # fmt: skip
-    return Found(
+    return SweepResults(
         "grid", describe(Config.for_task("plane", steps=70), Knobs()), ("w_load", "noise"), swept, rows, results
     )
 
@@ -84,7 +84,9 @@ def test_every_figure_of_a_comparison_in_every_format_says_whose_it_is(pair, tmp
         assert (image.text["Aligned"], image.text["Chosen"]) == ("fork", "expert 3")
         assert image.text["Changes"] == "A: step 21: noise 1 → 0.5 (script)"
     assert "A a, B b, step 40, MoEscope" in (tmp_path / "x" / "compare_balance.svg").read_text()
-    assert json.loads((tmp_path / "x" / "export.json").read_text())["compare_load.csv"]["Compared"].startswith("A a")
+    assert json.loads((tmp_path / "x" / "export.json").read_text())["compare_selections.csv"]["Compared"].startswith(
+        "A a"
+    )
 
 
 def test_the_tables_of_a_comparison_hold_each_runs_line_and_their_difference(pair):
@@ -94,8 +96,8 @@ def test_the_tables_of_a_comparison_hold_each_runs_line_and_their_difference(pai
     np.testing.assert_allclose([float(row["A"]) for row in rows], a, rtol=1e-6)
     assert (rows[0]["A_change_step"], rows[0]["A_change"]) == ("21", "noise 1 -> 0.5")
     assert "B_change" not in rows[0]
-    loads = table(rendered(pair, "compare_load", "csv", Look()))[-1]
-    np.testing.assert_allclose(float(loads["B_8"]), pair.others[0].history("load_share", 0)[1][-1, 7], rtol=1e-6)
+    loads = table(rendered(pair, "compare_selections", "csv", Look()))[-1]
+    np.testing.assert_allclose(float(loads["B_8"]), pair.others[0].history("selection_share", 0)[1][-1, 7], rtol=1e-6)
     losses = table(rendered(pair, "compare_loss", "csv", Look()))
     assert [row["B_heldout_step"] for row in losses[:2]] == ["20", "40"]
 

@@ -81,7 +81,7 @@ def test_the_difference_chart_has_zero_in_its_middle_and_says_its_sign():
 def test_every_runs_heatmap_has_the_same_scale_and_its_own_rows():
     share = np.random.default_rng(1).dirichlet(np.ones(4), 20)
     curves = [Curve("a", np.arange(1, 21), share), Curve("b", np.arange(1, 11), np.full((10, 2), 0.5))]
-    spec = compare.compare_load.spec(curves)
+    spec = compare.compare_selections.spec(curves)
     first, second = spec["data"]
     np.testing.assert_allclose(first["customdata"], share.T * 4, rtol=1e-6)
     np.testing.assert_allclose(second["z"], 0, atol=1e-6)
@@ -165,7 +165,7 @@ def test_a_turn_stands_on_its_runs_line_and_is_named_with_its_letter():
 def test_on_the_maps_of_load_a_turn_is_a_line_on_its_own_run():
     share = np.full((4, 2), 0.5)
     a, b = Curve("a", np.arange(1, 5), share), Curve("b", np.arange(1, 5), share, (turned(3),))
-    lines = compare.compare_load.spec([a, b])["layout"]["shapes"]
+    lines = compare.compare_selections.spec([a, b])["layout"]["shapes"]
     assert [(line["x0"], line["yref"], line["y0"], line["y1"]) for line in lines] == [(3, "y2", 2.5, 0.5)] * 2
     assert [line["line"]["color"] for line in lines] == [LIGHT.ground, LIGHT.hand]
 

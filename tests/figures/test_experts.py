@@ -44,12 +44,12 @@ def test_share_over_time_is_the_chosen_experts_between_least_and_most():
     share[3] = np.nan
     spec = experts.expert_share.spec(np.arange(1, 31), share, importance, 2)
     lines = {trace["name"]: trace for trace in spec["data"]}
-    np.testing.assert_allclose(lines["load"]["y"], share[:, 2] * 100, rtol=1e-5)
+    np.testing.assert_allclose(lines["selections"]["y"], share[:, 2] * 100, rtol=1e-5)
     np.testing.assert_allclose(lines["importance"]["y"], importance[:, 2] * 100, rtol=1e-5)
-    np.testing.assert_allclose(lines["most loaded"]["y"], share.max(1) * 100, rtol=1e-5)
-    np.testing.assert_allclose(lines["least loaded"]["y"], share.min(1) * 100, rtol=1e-5)
-    assert np.isnan(lines["most loaded"]["y"][3])
-    assert lines["load"]["line"]["color"] == expert_colour(2, LIGHT)
+    np.testing.assert_allclose(lines["most selected"]["y"], share.max(1) * 100, rtol=1e-5)
+    np.testing.assert_allclose(lines["least selected"]["y"], share.min(1) * 100, rtol=1e-5)
+    assert np.isnan(lines["most selected"]["y"][3])
+    assert lines["selections"]["line"]["color"] == expert_colour(2, LIGHT)
     assert spec["layout"]["yaxis"]["range"][1] >= 100 * np.nanmax(share)
 
 

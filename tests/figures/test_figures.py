@@ -41,14 +41,14 @@ def test_users_text_is_neither_tag_nor_template():
 
 @pytest.mark.parametrize("E", SIZES)
 @pytest.mark.parametrize("rows", [0, 1, 30])
-def test_load_share_draws_what_it_is_given(E, rows):
+def test_selection_share_draws_what_it_is_given(E, rows):
     share = np.random.default_rng(0).dirichlet(np.ones(E), rows)
     steps = np.arange(1, rows + 1)
     kept = copy.deepcopy((steps, share))
-    drawn = timeline.load_share(steps, share, theme=DARK)
+    drawn = timeline.selection_share(steps, share, theme=DARK)
     np.testing.assert_array_equal(steps, kept[0])
     np.testing.assert_array_equal(share, kept[1])
-    assert drawn.layout.meta == {"figure": "load_share", "step": rows or None}
+    assert drawn.layout.meta == {"figure": "selection_share", "step": rows or None}
     if E > 20:
         assert [trace.type for trace in drawn.data] == ["heatmap"]
         np.testing.assert_allclose(drawn.data[0].customdata, (share * E).T, rtol=1e-5)
@@ -174,9 +174,9 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
     writer.commit(Batch(1, rows, state="training"))
     writer.finish("stopped")
     run, last = open_run(tmp_path / "a"), 3000 if span is None else 400
-    share_E = run.history("load_share", 0, first=last - 49, last=last)[1].mean(0)
+    share_E = run.history("selection_share", 0, first=last - 49, last=last)[1].mean(0)
     for name, words in (
-        ("load_share", f"{100 * share_E.min():.1f}–{100 * share_E.max():.1f} %"),
+        ("selection_share", f"{100 * share_E.min():.1f}–{100 * share_E.max():.1f} %"),
         ("expert_share", f"{100 * share_E.max():.1f} %"),
     ):
         for bins in (40, 300, None):

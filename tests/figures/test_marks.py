@@ -27,7 +27,7 @@ def shares(peaks: dict[int, int], n: int = 200, E: int = 8) -> np.ndarray:
 
 
 def drawn(peaks: dict[int, int], changes: tuple[Change, ...]) -> dict[str, Any]:
-    return timeline.load_share.spec(np.arange(1, 201), shares(peaks), changes=changes)["layout"]
+    return timeline.selection_share.spec(np.arange(1, 201), shares(peaks), changes=changes)["layout"]
 
 
 def boxes(layout: dict[str, Any]) -> dict[str, tuple[float, float, float]]:

@@ -42,7 +42,7 @@ def test_with_all_on_nothing_is_added() -> None:
         spec = bars.balance_now.spec(share_E, share_E, step=20)
         assert len(spec["data"]) == 3
         assert levels(spec) == [100 / E]
-    spec = timeline.load_share.spec(np.arange(1, 5), np.full((4, E), 1 / E))
+    spec = timeline.selection_share.spec(np.arange(1, 5), np.full((4, E), 1 / E))
     assert len(spec["data"]) == E
     assert levels(spec) == [100 / E]
 
@@ -57,7 +57,7 @@ def test_of_many_experts_those_that_are_off_have_no_bar() -> None:
 
 def test_lines_break_where_an_expert_is_off_and_go_on_in_grey() -> None:
     steps = np.arange(1, 21)
-    spec = timeline.load_share.spec(steps, shares())
+    spec = timeline.selection_share.spec(steps, shares())
     own, off, ideal = spec["data"][3], spec["data"][E], spec["data"][-1]
     assert np.isnan(own["y"][10:]).all()
     assert not np.isnan(own["y"][:10]).any()
@@ -71,7 +71,7 @@ def test_lines_break_where_an_expert_is_off_and_go_on_in_grey() -> None:
 
 
 def test_a_heatmap_is_grey_where_an_expert_is_off() -> None:
-    spec = timeline.load_share.spec(np.arange(1, 21), shares(E=32, off=[3]))
+    spec = timeline.selection_share.spec(np.arange(1, 21), shares(E=32, off=[3]))
     load, off = spec["data"]
     assert np.isnan(load["z"][3, 10:]).all()
     np.testing.assert_allclose(load["customdata"][0], 1, rtol=1e-6)
@@ -90,7 +90,7 @@ def test_the_rank_ends_with_those_that_are_off() -> None:
 def test_an_expert_that_is_off_says_so_above_its_chart() -> None:
     spec = experts.expert_share.spec(np.arange(1, 21), shares(), shares(), 3)
     assert "expert 4 is switched off" in spec["layout"]["title"]["text"]
-    least = next(trace for trace in spec["data"] if trace["name"] == "least loaded")
+    least = next(trace for trace in spec["data"] if trace["name"] == "least selected")
     np.testing.assert_allclose(least["y"][10:], 100 / 6, rtol=1e-6)
 
 

@@ -123,7 +123,7 @@ def test_a_part_of_the_history_says_the_same_as_the_whole(recorded: Run) -> None
 
 
 def test_shares_by_expert_stay_shares_of_the_whole(recorded: Run) -> None:
-    _, share = recorded.history("load_share", 1)
+    _, share = recorded.history("selection_share", 1)
     np.testing.assert_allclose(share.sum(axis=1), 1)
     assert (share[60:180][:, [3, 7]] == 0).all()
     fair = recorded.history("utilisation", 1)[1]

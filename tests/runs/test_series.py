@@ -92,7 +92,7 @@ def by_definition(stat: str, x: np.ndarray) -> np.ndarray:
                 "effective_experts": np.exp(entropy),
                 "entropy": entropy / np.log(E) if E > 1 else 1.0,
                 "utilisation": row / mean,
-                "load_share": row / total,
+                "selection_share": row / total,
                 "importance_share": row / total,
             }[stat]
         )

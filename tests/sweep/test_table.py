@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_core.figures.read_sweep import Found, axes, read_pareto
+from moe_core.figures.read_sweep import SweepResults, axes, read_pareto
 from moe_core.figures.tiles import tiles_of
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
@@ -248,7 +248,9 @@ def test_rows_that_train_the_same_show_the_same_runs(tmp_path: Path) -> None:
     assert [(row["strategy"], row["w_importance"]) for row in table] == [("none", None), ("paper", 0.0), ("paper", 0.1)]
     said = "paper trains as none where its losses weigh 0, so both rows show the same runs."
     assert said in as_text(sweep.plan, table)
-    source = Found(sweep.id, describe(sweep.plan.config, Knobs()), sweep.plan.swept, sweep.plan.cells, table, found)
+    source = SweepResults(
+        sweep.id, describe(sweep.plan.config, Knobs()), sweep.plan.swept, sweep.plan.cells, table, found
+    )
     assert read_pareto(source, At(0, None, None, None))["names_N"] == ["none / – and paper / 0", "paper / 0.1"] * 2
     ids, (_, strategies), (_, weights) = axes(source)
     assert (strategies, weights) == (["none", "paper"], [0.0, 0.1, None])

@@ -56,8 +56,8 @@ GoTo = Callable[[str], None]
 def live(page: str, run: str, probe: str, figures: list[str], go_to: GoTo, **data: Any) -> None:
     """A page's tiles, charts and scrubber. They keep their place, zoom included, until one of the arguments changes.
 
-    options=, what was chosen on the page beside run and layer, redraws them in their place; a click on a chart that offers
-    a choice puts it into the link.
+    options=: what was chosen in the page's own widgets; a change of it redraws them in place. A click on a chart that offers a
+    choice writes it into the link.
     """
     mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, **data)
 
@@ -69,7 +69,10 @@ def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple
     another page is opened. If the script set them, each would be a step of its own in the browser's history.
     only: the knobs to show, if not all that matter; the layer that is chosen then comes to the page's script too.
     """
-    words = {"page": st.context.url, "words": link}  # a new page changes the value, so that the browser is told
+    words = {
+        "page": st.context.url,
+        "words": link,
+    }  # the page's address makes the value new on each page, so that it is sent to the browser
     mount("panel", go_to, part="panel", run=run, only=list(only), link=words, **data)
 
 
@@ -79,15 +82,15 @@ def export_link(figures: Sequence[str], **what: str) -> None:
 
 
 def mount(key: str, go_to: GoTo, **data: Any) -> None:
-    # What comes back from a page is checked as its link is: go_to remembers the run, and opens it.
+    # Values from a page are checked like the words of its link, since go_to opens a run by them.
     def chosen() -> None:
         run = st.session_state[key].run
         if isinstance(run, str) and fits("run", run):
             go_to(run)
 
     def picked() -> None:
-        found = st.session_state[key].picked
-        for name, value in found.items() if isinstance(found, dict) else ():
+        choices = st.session_state[key].picked
+        for name, value in choices.items() if isinstance(choices, dict) else ():
             if name in WORDS and fits(name, str(value)):
                 st.query_params[name] = str(value)
 

@@ -1,16 +1,16 @@
-// The way to the Export page, on what is looked at here: this page's own link names the run, the layer, the step and all
-// that was chosen, and goes with the figures that stand here.
+// The link to the Export page: it has the words of this page's own link (run, layer, step and all that was chosen) and the
+// names of the figures that are drawn here.
 
 import { element } from "./link.js";
 
-// data: the run or sweep, and the figures. The link is made anew whenever somebody is about to use it.
+// data: the run or sweep, and the figures. The address is brought up to date just before the link is used.
 export function exportLink(parent, name, words, data) {
   const link = element("a", name, parent, words);
   const aim = () => {
     const asked = new URLSearchParams(location.search);
     for (const what of ["run", "sweep"]) if (data[what]) asked.set(what, data[what]);
     if (data.busiest && !asked.has("expert")) asked.set("expert", data.busiest[1]);
-    asked.set("figures", data.figures.filter(stands).join(","));
+    asked.set("figures", data.figures.filter(isDrawn).join(","));
     link.href = `./export?${asked}`;
   };
   for (const event of ["pointerover", "pointerdown", "focus", "keydown"]) link.addEventListener(event, aim);
@@ -18,12 +18,12 @@ export function exportLink(parent, name, words, data) {
   return link;
 }
 
-// Knobs that were never turned have a place, and no chart in it.
-function stands(figure) {
+// False for a place that is hidden: the chart of knobs, while none was turned.
+function isDrawn(figure) {
   return !document.querySelector(`[data-figure="${figure}"]`)?.parentElement.hidden;
 }
 
-// The link as a part of a page that stands by itself.
+// The link as a component of its own.
 export class Export {
   constructor(parent, data) {
     this.link = exportLink(parent, "moe-export", "Export these figures", data);

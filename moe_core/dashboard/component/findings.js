@@ -1,5 +1,5 @@
-// What is wrong, in words, above the charts: one line each, why and what to try below it on demand, and a button that
-// applies the remedy. A line stays the same node while it stands, so that neither focus nor what is unfolded is lost.
+// The findings above the charts: one line each, which unfolds to why and what to try, and a button that applies the remedy.
+// A finding keeps its node while it lasts, so that neither the focus nor an unfolded text is lost.
 
 import { element } from "./link.js";
 

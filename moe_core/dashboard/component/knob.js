@@ -1,26 +1,26 @@
-// One knob: its name left, its value right, the ends of its range below. Dragging it acts while it is dragged.
+// One knob: its name left, its value right, the ends of its range below. Values take effect while it is dragged.
 
 import { element } from "./link.js";
 import { valueText } from "./numbers.js";
 
 const PACE = 50; // ms between two turns of a drag: 20 a second
-const DECADES = 1e-3; // where a logarithmic scale with a 0 begins, of its upper end
+const DECADES = 1e-3; // the least value above 0 of a logarithmic scale with a 0, as a part of its upper end
 const AGAIN = 400; // ms within which a second press belongs to the first
 
 export class Knob {
-  constructor(parent, told, turn) {
-    this.told = told;
+  constructor(parent, declared, turn) {
+    this.declared = declared;
     this.turn_ = turn;
     this.sent = 0;
     this.root = element("div", "moeknob", parent);
-    this.root.title = told.help;
+    this.root.title = declared.help;
     const head = element("div", "moeknob-head", this.root);
-    element("span", "moeknob-label", head, told.label);
-    if (told.kind === "choice") return this.choice(head);
+    element("span", "moeknob-label", head, declared.label);
+    if (declared.kind === "choice") return this.choice(head);
     this.field = element("input", "moeknob-value", head);
     Object.assign(this.field, { type: "text", spellcheck: false, autocomplete: "off" });
-    this.field.setAttribute("aria-label", told.kind === "word" ? told.label : `${told.label}, value`);
-    if (told.kind !== "word") this.field.inputMode = "decimal";
+    this.field.setAttribute("aria-label", declared.kind === "word" ? declared.label : `${declared.label}, value`);
+    if (declared.kind !== "word") this.field.inputMode = "decimal";
     this.field.onchange = () => this.typed();
     this.field.onfocus = () => this.field.select();
     this.field.onkeydown = (event) => {
@@ -30,7 +30,7 @@ export class Knob {
         this.field.blur();
       }
     };
-    if (told.kind === "word") {
+    if (declared.kind === "word") {
       this.field.placeholder = "none";
       return this.root.classList.add("moeknob-word");
     }
@@ -38,49 +38,49 @@ export class Knob {
     this.rail = element("div", "moeknob-rail", this.track);
     this.mark = element("div", "moeknob-mark", this.track);
     this.thumb = element("div", "moeknob-thumb", this.track);
-    Object.entries({ role: "slider", "aria-label": told.label, "aria-valuemin": told.low, "aria-valuemax": told.high })
+    Object.entries({ role: "slider", "aria-label": declared.label, "aria-valuemin": declared.low, "aria-valuemax": declared.high })
       .forEach(([name, value]) => this.thumb.setAttribute(name, value));
     const ends = element("div", "moeknob-ends", this.root);
-    element("span", "", ends, end(told.low, told));
+    element("span", "", ends, end(declared.low, declared));
     this.was = element("span", "moeknob-was", ends);
-    this.high = element("span", "", ends, end(told.high, told));
+    this.high = element("span", "", ends, end(declared.high, declared));
     this.track.addEventListener("pointerdown", (event) => this.drag(event));
-    this.track.addEventListener("dblclick", () => this.alive && this.turn(this.told.start, this.gesture));
+    this.track.addEventListener("dblclick", () => this.alive && this.turn(this.declared.start, this.gesture));
     this.thumb.addEventListener("keydown", (event) => this.key(event));
   }
 
   choice(head) {
     this.select = element("select", "moeknob-select", head);
-    this.select.setAttribute("aria-label", this.told.label);
-    for (const word of this.told.choices) element("option", "", this.select, word || "–").value = word;
+    this.select.setAttribute("aria-label", this.declared.label);
+    for (const word of this.declared.choices) element("option", "", this.select, word || "–").value = word;
     this.select.onchange = () => this.turn(this.select.value, "");
   }
 
-  // How the store says that the knob stands. While a hand is on it, or a turn is on its way, the hand is right.
-  take(told, alive) {
-    this.told = told;
+  // Takes the knob's value from the store. While it is dragged, or a turn was sent and not answered, the person's value is shown.
+  take(declared, alive) {
+    this.declared = declared;
     this.alive = alive;
-    this.root.classList.toggle("moeknob-turned", told.was !== null);
+    this.root.classList.toggle("moeknob-turned", declared.was !== null);
     this.root.classList.toggle("moeknob-still", !alive);
     if (this.select) this.select.disabled = !alive;
     if (this.field) this.field.readOnly = !alive;
     if (this.thumb) {
       this.thumb.tabIndex = alive ? 0 : -1;
       this.thumb.setAttribute("aria-disabled", !alive);
-      this.was.textContent = told.was === null ? "" : `was ${words(told.was, told)}`;
-      this.mark.hidden = told.was === null;
-      if (told.was !== null) this.mark.style.left = `${100 * place(told.was, told)}%`;
-      if (this.high.textContent !== end(told.high, told)) this.high.textContent = end(told.high, told);
-      this.thumb.setAttribute("aria-valuemax", told.high);
+      this.was.textContent = declared.was === null ? "" : `was ${words(declared.was, declared)}`;
+      this.mark.hidden = declared.was === null;
+      if (declared.was !== null) this.mark.style.left = `${100 * place(declared.was, declared)}%`;
+      if (this.high.textContent !== end(declared.high, declared)) this.high.textContent = end(declared.high, declared);
+      this.thumb.setAttribute("aria-valuemax", declared.high);
     }
-    if (!this.holding && !this.waiting && this.queued === undefined) this.show(told.value);
+    if (!this.holding && !this.waiting && this.queued === undefined) this.show(declared.value);
   }
 
-  // Deeds up to this number are done: from here on the store is right again.
+  // Deeds up to this number were answered; after those of this knob the store's value is shown again.
   heard(nth) {
     if (this.waiting && nth >= this.sent) {
       this.waiting = false;
-      if (!this.holding && this.queued === undefined) this.show(this.told.value);
+      if (!this.holding && this.queued === undefined) this.show(this.declared.value);
     }
   }
 
@@ -90,17 +90,17 @@ export class Knob {
       this.select.value = value;
       return;
     }
-    this.shown = words(value, this.told);
+    this.shown = words(value, this.declared);
     if (document.activeElement !== this.field) this.field.value = this.shown;
     if (!this.track) return;
-    const at = `${100 * place(value, this.told)}%`;
+    const at = `${100 * place(value, this.declared)}%`;
     this.thumb.style.left = at;
     this.rail.style.setProperty("--at", at);
     this.thumb.setAttribute("aria-valuenow", value);
-    this.thumb.setAttribute("aria-valuetext", this.shown + (this.told.unit ? ` ${this.told.unit}` : ""));
+    this.thumb.setAttribute("aria-valuetext", this.shown + (this.declared.unit ? ` ${this.declared.unit}` : ""));
   }
 
-  // Turn it: shown at once, sent at most 20 times a second, the last value always.
+  // Turns the knob: the value is shown at once and sent at most 20 times a second; the last value is always sent.
   turn(value, gesture) {
     if (!this.alive || (value === this.value && this.queued === undefined)) return;
     this.show(value);
@@ -114,7 +114,7 @@ export class Knob {
     if (this.queued === undefined) return;
     const nth = this.turn_(this.queued, this.now);
     if (nth) [this.sent, this.waiting] = [nth, true];
-    else this.show(this.told.value); // not connected: nothing was turned
+    else this.show(this.declared.value); // not connected, so the turn was not sent
     this.queued = undefined;
     this.timer = setTimeout(() => this.send(), PACE);
   }
@@ -128,9 +128,9 @@ export class Knob {
     this.pressed = event.timeStamp;
     this.holding = true;
     const box = this.track.getBoundingClientRect();
-    const grip = event.clientX - (box.left + box.width * place(this.value, this.told));
-    const offset = Math.abs(grip) < 12 ? grip : 0; // the thumb is held where it was taken
-    const to = (moved) => this.turn(valueAt((moved.clientX - offset - box.left) / box.width, this.told), this.gesture);
+    const grip = event.clientX - (box.left + box.width * place(this.value, this.declared));
+    const offset = Math.abs(grip) < 12 ? grip : 0; // so that the thumb does not jump to the pointer
+    const to = (moved) => this.turn(valueAt((moved.clientX - offset - box.left) / box.width, this.declared), this.gesture);
     if (!offset && Math.abs(grip) >= 12) to(event);
     this.track.addEventListener("pointermove", to);
     const end = () => {
@@ -143,13 +143,13 @@ export class Knob {
     this.track.addEventListener("pointercancel", end);
   }
 
-  // A key is a turn; a key that is held down is one.
+  // A press of a key is one turn, also if the key is held down.
   key(event) {
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const { low, high, start } = this.told, fine = event.shiftKey;
+    const { low, high, start } = this.declared, fine = event.shiftKey;
     const ways = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1, PageUp: 10, PageDown: -10 };
     let to;
-    if (event.key in ways) to = beside(this.value, ways[event.key], fine, this.told);
+    if (event.key in ways) to = beside(this.value, ways[event.key], fine, this.declared);
     else to = { Home: low, End: high, Delete: start, Backspace: start }[event.key];
     if (to === undefined) return;
     event.preventDefault();
@@ -159,13 +159,13 @@ export class Knob {
 
   typed() {
     const text = this.field.value.trim();
-    const value = this.told.kind === "word" ? text : Number(text.replace(",", "."));
-    if (this.told.kind !== "word" && (text === "" || !Number.isFinite(value))) this.field.value = this.shown;
+    const value = this.declared.kind === "word" ? text : Number(text.replace(",", "."));
+    if (this.declared.kind !== "word" && (text === "" || !Number.isFinite(value))) this.field.value = this.shown;
     else this.turn(value, "");
   }
 }
 
-// Where a value lies on its scale, from 0 to 1, and back.
+// The place of a value on its scale, from 0 to 1, and back.
 function place(value, { low, high, scale }) {
   if (scale === "linear") return (value - low) / (high - low || 1);
   const first = scale === "log0" ? high * DECADES : low;
@@ -184,18 +184,18 @@ function valueAt(share, { low, high, scale, step, kind }) {
   return Math.min(high, Math.max(low, Number((first * (high / first) ** at).toPrecision(2))));
 }
 
-// The next value in a direction. Small steps of a scale may round to where they came from, so it goes on until it moves.
-function beside(value, way, fine, told) {
-  if (told.scale === "linear") {
-    const grain = told.kind === "whole" ? 1 : (told.step ?? (told.high - told.low) / 80) / (fine ? 5 : 1);
-    return Math.min(told.high, Math.max(told.low, Number((value + way * grain).toPrecision(10))));
+// The next value in a direction. A small step may round back to the same value, so it steps until the value changes.
+function beside(value, way, fine, declared) {
+  if (declared.scale === "linear") {
+    const grain = declared.kind === "whole" ? 1 : (declared.step ?? (declared.high - declared.low) / 80) / (fine ? 5 : 1);
+    return Math.min(declared.high, Math.max(declared.low, Number((value + way * grain).toPrecision(10))));
   }
-  const grain = fine ? 0.004 : 0.02, first = told.scale === "log0" ? told.high * DECADES : told.low;
+  const grain = fine ? 0.004 : 0.02, first = declared.scale === "log0" ? declared.high * DECADES : declared.low;
   if (value < first) return way > 0 ? first : value;
   for (let many = 1; many < 60; many++) {
-    const at = place(value, told) + way * grain * many;
-    if (at < -1e-9) return told.low;
-    const to = Math.min(told.high, Math.max(told.low, Number((first * (told.high / first) ** at).toPrecision(fine ? 3 : 2))));
+    const at = place(value, declared) + way * grain * many;
+    if (at < -1e-9) return declared.low;
+    const to = Math.min(declared.high, Math.max(declared.low, Number((first * (declared.high / first) ** at).toPrecision(fine ? 3 : 2))));
     if (to !== value || at >= 1) return to;
   }
   return value;

@@ -1,12 +1,12 @@
-// One socket a run, shared by the page's charts and the panel beside them. It says what is looked at (page, layer, step,
-// sizes, zoom), takes frames (see moe_core/dashboard/live.py), and carries what a person turns.
+// One socket a run, shared by the page's charts and the panel beside them. It sends the view (page, layer, step, sizes, zoom),
+// receives frames (see moe_core/dashboard/live.py), and sends deeds: turns, commands and forks.
 
 export const HERE = new URL("./", import.meta.url); // where the dashboard's files are: a proxy may have put them anywhere
 const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
 const links = new Map();
-let layerBefore = 1; // that was looked at last, of any run
+let layerBefore = 1; // the layer that was shown last, of any run
 
-// The link of a run for as long as somebody uses it. Layer and step outlive the page: the next page looks at the same.
+// The link of a run, kept while anyone uses it. Layer and step are kept too, so that the next page shows the same.
 export function join(run, user) {
   if (!links.has(run)) links.set(run, new Link(run));
   const link = links.get(run);
@@ -17,14 +17,14 @@ export function join(run, user) {
 }
 
 export function element(tag, name, parent, text) {
-  const made = document.createElement(tag);
-  if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
-  parent.append(made);
-  return made;
+  const node = document.createElement(tag);
+  if (name) node.className = name;
+  if (text !== undefined) node.textContent = text;
+  parent.append(node);
+  return node;
 }
 
-// Sets words of the page's link; null removes one. It adds no step to the history: Back undoes only what a person did.
+// Sets words of the page's link; null removes one. The browser's history gets no entry, so Back goes to the page before.
 export function nameInLink(words) {
   const url = new URL(location.href);
   for (const [name, value] of Object.entries(words)) {
@@ -40,12 +40,12 @@ class Link {
     this.users = new Set();
     this.view = null; // the page's charts: gives `asks()`, draws in `draw(header)`
     this.drawn = 0;
-    this.nth = 0; // deeds sent, and which of them were answered
-    this.panels = new Set(); // those of the panel
+    this.nth = 0; // the number of deeds sent; `heard` below is the last that was answered
+    this.panels = new Set(); // numbers of the deeds that the panel sent
     this.heard = 0;
     this.retry = 250;
     const named = new URLSearchParams(location.search);
-    this.layer = whole(named.get("layer")) ?? layerBefore; // a fork is looked at as its parent was
+    this.layer = whole(named.get("layer")) ?? layerBefore; // a fork opens at its parent's layer
     this.step = whole(named.get("step"));
   }
 
@@ -80,7 +80,7 @@ class Link {
       if (this.socket !== socket) return;
       if ([4404, 4429].includes(event.code)) for (const user of this.users) user.refused?.(event.reason);
       this.socket = undefined;
-      this.heard = this.nth; // what was not answered never will be
+      this.heard = this.nth; // deeds without an answer get none over a new socket
       this.lost ??= Date.now();
       setTimeout(() => this.users.size && this.open(), this.retry);
       this.retry = Math.min(2 * this.retry, 4000);
@@ -91,7 +91,7 @@ class Link {
     return this.socket?.readyState === WebSocket.OPEN;
   }
 
-  // What is looked at: sent at the start, after each frame, and when a size, the theme, a zoom, the layer or the step changes.
+  // Sends the view: at the start, after each frame, and when a size, the theme, a zoom, the layer or the step changes.
   say() {
     if (!this.ready) return;
     const theme = themeOf(document.querySelector(".stApp"));
@@ -103,7 +103,7 @@ class Link {
     }));
   }
 
-  // Ask for a deed: {turn: {knob: value}, gesture}, {command} or {fork: step}. Its number, 0 if it could not be sent.
+  // Sends a deed: {turn: {knob: value}, gesture}, {command} or {fork: step}. Returns its number, 0 if it could not be sent.
   ask(deed) {
     if (!this.ready) return 0;
     this.nth += 1;
@@ -119,7 +119,7 @@ class Link {
     this.say();
   }
 
-  // Layer and step into the page's link, so that a copied link opens the same view.
+  // Writes layer and step into the page's link, so that a copied link opens the same view.
   mark() {
     const named = new URLSearchParams(location.search).has("layer");
     nameInLink({ layer: this.layer > 1 || named ? this.layer : null, step: this.step });
@@ -141,7 +141,7 @@ class Link {
     } catch (error) {
       console.error("a frame could not be drawn:", error);
     } finally {
-      this.drawn = header.seq; // said even then, or the server would wait for ever
+      this.drawn = header.seq; // sent even if drawing failed, or the server would wait for ever
       this.say();
     }
   }

@@ -9,7 +9,7 @@ import { Scrubber } from "./scrubber.js";
 
 let plotly;
 
-// Once, and again until it is there: the server may have been killed just now.
+// Loads plotly.js once, trying again until it is there: the server may be restarting.
 export function loadPlotly() {
   plotly ??= new Promise((resolve) => {
     const load = () => {
@@ -59,8 +59,8 @@ export class View {
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
     this.link.say();
-    // Of a run that is starting, empty charts come at once; only who knows nothing of it waits for longer.
-    setTimeout(() => !this.header && !this.told && this.say("Waiting for the run's first numbers.", "starting"), 5000);
+    // For a run started from this dashboard empty charts come at once; for others this notice is shown after a while.
+    setTimeout(() => !this.header && !this.said && this.say("Waiting for the run's first numbers.", "starting"), 5000);
   }
 
   asks() {
@@ -75,7 +75,7 @@ export class View {
   }
 
   choose(options) {
-    if (options?.align !== this.data.options?.align) this.span = null; // a zoom of another axis
+    if (options?.align !== this.data.options?.align) this.span = null; // the zoom was of the other axis
     this.data.options = options;
     this.link.say();
   }
@@ -95,7 +95,7 @@ export class View {
     this.drawTiles(header.tiles);
     this.banner(header);
     this.findings.take(header);
-    // What was turned stands below the charts once something was.
+    // The chart of knobs appears below the others once a knob was turned.
     const knobs = this.charts.get("knobs");
     if (knobs) knobs.parentElement.hidden = !header.turned;
     this.scrubber.take(header);
@@ -109,7 +109,7 @@ export class View {
     }
   }
 
-  // Draws a chart or, if that fails, says why in its place; the other charts go on.
+  // Draws a chart or, if that fails, shows the reason in its place; the other charts are drawn as usual.
   async drawOrSay(chart, spec) {
     let { problem = "" } = spec;
     try {
@@ -135,7 +135,7 @@ export class View {
       modeBarButtonsToAdd: [saveSvg],
     };
     const first = !chart._fullLayout;
-    // Our own range is Plotly's too: only what it keeps of a person's besides (hover, legend, y) is its affair.
+    // We set the x range ourselves; Plotly keeps what else a person changed (hover, legend, y).
     if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
     await window.Plotly.react(chart, spec.data, spec.layout, config);
     oneStop(chart, plainTitle(spec.layout));
@@ -153,7 +153,7 @@ export class View {
     else if (pick) this.tell("picked", { [pick]: value });
   }
 
-  // A zoom of one chart over time is a zoom of all; each is drawn again with the detail of what is seen.
+  // A zoom of one chart over time is a zoom of all; each is drawn again with as many points as the visible range needs.
   zoom(chart, change) {
     if (!overTime(chart._fullLayout)) return;
     if (change["xaxis.autorange"] || "xaxis.showspikes" in change) this.span = null;
@@ -211,21 +211,21 @@ export class View {
       put(".moescope-line", tile.lines[0] ?? "", 0);
       put(".moescope-line", tile.lines[1] ?? "", 1);
       put(".moescope-hand", tile.hand_line);
-      // What the number is, and whole what a narrow tile cuts.
+      // The explanation of the number, and the lines that a narrow tile cuts, in full.
       place.title = [tile.label, tile.help, tile.value.length > 8 ? tile.value : "", tile.more, ...tile.lines].filter(Boolean).join("\n");
     });
   }
 
-  // Above the charts: how a run ended, or what is wrong. What passes by (paused, a past step) is said beside the scrubber.
+  // The notice above the charts: how a run ended, or a problem. Passing states (paused, a past step) are shown at the scrubber.
   banner({ banner, problem, answer }) {
-    const wrong = problem || (this.link.panels.has(answer.nth) ? "" : answer.error); // what a knob refuses stands beside it
+    const wrong = problem || (this.link.panels.has(answer.nth) ? "" : answer.error); // the panel shows the errors of its own deeds
     this.say(wrong || banner?.text || "", wrong ? "problem" : banner?.kind ?? "", banner);
   }
 
   say(text, kind = "problem", banner = null) {
-    const told = JSON.stringify([text, kind, banner]);
-    if (this.told === told) return;
-    this.told = told;
+    const words = JSON.stringify([text, kind, banner]);
+    if (this.said === words) return;
+    this.said = words;
     this.notice.replaceChildren();
     this.notice.dataset.state = kind;
     if (!text) return;
@@ -267,12 +267,12 @@ function overTime(layout) {
   return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true || layout?.meta?.offset !== undefined;
 }
 
-// What the chart is called, without the line below and without tags.
+// The title of a chart without its second line and tags.
 function plainTitle(layout) {
   return (layout.title?.text ?? "").split("<br>")[0].replace(/<[^>]*>/g, "") || layout.meta.figure;
 }
 
-// The step that stands at 0: of a chart over the steps since a fork, the fork's.
+// The step that is 0 on the axis: in a chart over the steps since a fork, the step of the fork.
 function offset(layout) {
   return layout.meta.offset ?? 0;
 }

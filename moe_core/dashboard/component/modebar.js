@@ -2,7 +2,7 @@
 
 const WAYS = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
 
-// Called after each drawing: Plotly may have made the buttons anew, and then each is a stop of its own.
+// Called after each drawing: Plotly may have replaced the buttons, and each new one is a stop of the Tab key by itself.
 export function oneStop(chart, name) {
   const bar = chart.querySelector(".modebar"), buttons = buttonsOf(chart);
   if (!bar || buttons.filter((one) => one.tabIndex === 0).length === 1) return;
@@ -10,7 +10,7 @@ export function oneStop(chart, name) {
   stop(buttons, 0);
 }
 
-// Once a chart: Plotly replaces the buttons within it.
+// Called once for each chart: the element around the buttons stays, while Plotly replaces the buttons in it.
 export function listen(chart) {
   chart.addEventListener("keydown", (event) => {
     const buttons = buttonsOf(chart), at = buttons.indexOf(event.target);

@@ -9,9 +9,9 @@ const PARTS = { charts: View, panel: Panel, export: Export };
 const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
-  if (data.part !== "export") loadPlotly(); // also before there is a chart: it takes longest
+  if (data.part !== "export") loadPlotly(); // started before there is a chart, since it takes longest
   if (data.link) nameInLink(data.link.words);
-  // How the panel begins is no part of it, and a choice redraws charts, it does not replace them.
+  // The panel's starting values and the page's options do not make it another part: new options redraw the charts in place.
   const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null, link: null });
   const before = mounted.get(parentElement);
   if (before?.key === key) {

@@ -1,5 +1,5 @@
-// The panel beside the charts: which run, how it stands, its buttons, its knobs, its layers and what was turned.
-// All of it is a view of the store, told by the frames of the live route; a turn goes back over the same socket.
+// The panel beside the charts: the chooser of runs, the run's state, its buttons, knobs, layers and list of changes.
+// Its contents come with the frames of the live route; turns go back over the same socket.
 
 import { HERE, element, join } from "./link.js";
 import { Knob } from "./knob.js";
@@ -40,12 +40,12 @@ export class Panel {
     this.error.setAttribute("role", "alert");
     if (data.knobs) this.show(data.knobs, false);
     if (!data.run) return;
-    setTimeout(() => this.told || this.paint("grey", "Starting…"), 300); // nothing flickers where a run is there already
+    setTimeout(() => this.shown || this.paint("grey", "Starting…"), 300); // only if no frame came by then, so that the word does not flicker
     this.link = join(data.run, this);
     if (this.link.header) this.take(this.link.header);
   }
 
-  // Which run: a select of the system's, with our own face.
+  // The chooser of runs: a native select, drawn invisible over our own text.
   chooser({ run, chosen }) {
     const box = element("div", "moepanel-chooser", this.root);
     const name = element("span", "moepanel-name", box), when = element("span", "moepanel-when", box);
@@ -80,7 +80,7 @@ export class Panel {
     else if (link.panel) this.ask({ command: name === "pause" && this.paused ? "resume" : name });
   }
 
-  // A deed of the panel's: what is wrong with it is said here.
+  // Sends a deed. If it fails, the error is shown in the panel.
   ask(deed) {
     const nth = this.link?.ask(deed) ?? 0;
     if (nth) this.link.panels.add(nth);
@@ -93,68 +93,68 @@ export class Panel {
   }
 
   take(header) {
-    const told = this.link.panel;
+    const panel = this.link.panel;
     this.buttons.fork.disabled = !header.last;
-    const to = told.state === "starting" ? "to step" : "step"; // one that goes on first trains again what is recorded
+    const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
     put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
     put(this.error, this.link.panels.has(header.answer.nth) ? header.answer.error : "");
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
-    if (told === this.told && header.past === this.past) return;
-    this.told = told;
+    if (panel === this.shown && header.past === this.past) return;
+    this.shown = panel;
     this.past = header.past;
-    this.state.dataset.state = told.state;
-    this.paint(told.colour, told.word);
-    this.paused = told.state === "paused";
+    this.state.dataset.state = panel.state;
+    this.paint(panel.colour, panel.word);
+    this.paused = panel.state === "paused";
     const { pause, step, stop } = this.buttons;
-    put(pause, this.paused || !told.alive ? "Resume" : "Pause");
-    pause.title = told.alive ? "" : "An ended run goes on from the command line: train --resume";
+    put(pause, this.paused || !panel.alive ? "Resume" : "Pause");
+    pause.title = panel.alive ? "" : "An ended run goes on from the command line: train --resume";
     pause.classList.toggle("moescope-primary", this.paused);
-    pause.disabled = stop.disabled = !told.alive;
+    pause.disabled = stop.disabled = !panel.alive;
     step.disabled = !this.paused;
     for (const [name, button] of Object.entries(this.buttons)) {
-      if (told.obeys.includes(name)) continue;
+      if (panel.obeys.includes(name)) continue;
       button.disabled = true;
-      button.title = "What records this run does not obey this command.";
+      button.title = "The program that records this run does not obey this command.";
     }
     put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
-    put(this.advice, header.past ? "as recorded" : told.alive ? "double-click resets" : "");
+    put(this.advice, header.past ? "as recorded" : panel.alive ? "double-click resets" : "");
     this.root.classList.toggle("moepanel-past", header.past);
-    this.show(told.knobs, told.alive && !header.past);
-    this.showLayers(told.layers);
-    this.showChanges(told.changes, told.earlier);
+    this.show(panel.knobs, panel.alive && !header.past);
+    this.showLayers(panel.layers);
+    this.showChanges(panel.changes, panel.earlier);
   }
 
   silent(seconds) {
     if (seconds) this.paint("grey", `No news for ${seconds} s`);
-    else if (this.told) this.paint(this.told.colour, this.told.word);
+    else if (this.shown) this.paint(this.shown.colour, this.shown.word);
   }
 
   show(all, alive) {
     const { only } = this.data;
-    const knobs = only.length ? all.filter((told) => only.includes(told.name)) : all;
+    const knobs = only.length ? all.filter((declared) => only.includes(declared.name)) : all;
     for (const name of [...this.knobs.keys()]) {
-      if (knobs.some((told) => told.name === name)) continue;
+      if (knobs.some((declared) => declared.name === name)) continue;
       this.knobs.get(name).root.remove();
       this.knobs.delete(name);
     }
     const after = new Map([[this.list, null], [this.rest, null]]);
-    for (const told of knobs) {
-      const list = told.more ? this.rest : this.list;
-      if (!this.knobs.has(told.name)) {
-        const turn = (value, gesture) => this.ask({ turn: { [told.name]: value }, gesture });
-        this.knobs.set(told.name, new Knob(list, told, turn));
+    for (const declared of knobs) {
+      const list = declared.more ? this.rest : this.list;
+      if (!this.knobs.has(declared.name)) {
+        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture });
+        this.knobs.set(declared.name, new Knob(list, declared, turn));
       }
-      const knob = this.knobs.get(told.name), before = after.get(list);
+      const knob = this.knobs.get(declared.name), before = after.get(list);
       if (knob.root.previousElementSibling !== before) {
         if (before) before.after(knob.root);
         else list.prepend(knob.root);
       }
       after.set(list, knob.root);
-      knob.take(told, alive);
+      knob.take(declared, alive);
     }
     this.more.hidden = !this.rest.childElementCount;
-    if (!this.unfolded && knobs.some((told) => told.more && (told.was !== null || told.value !== told.start))) {
-      this.unfolded = this.more.open = true; // what was turned is not hidden; folded again, it stays folded
+    if (!this.unfolded && knobs.some((declared) => declared.more && (declared.was !== null || declared.value !== declared.start))) {
+      this.unfolded = this.more.open = true; // so that a turned knob is not hidden; if it is folded again, it stays folded
     }
   }
 
@@ -218,7 +218,7 @@ export class Panel {
     for (const { text, step } of changes) {
       const row = element("div", "moepanel-change", this.changes);
       element("span", "", row, text).title = text;
-      element("span", "moepanel-right", row, step === null ? (this.told.alive ? "waiting" : "not acted") : `step ${step.toLocaleString("en")}`);
+      element("span", "moepanel-right", row, step === null ? (this.shown.alive ? "waiting" : "not acted") : `step ${step.toLocaleString("en")}`);
     }
     if (earlier) element("div", "moepanel-change moepanel-earlier", this.changes, `and ${earlier.toLocaleString("en")} earlier`);
   }

@@ -1,4 +1,4 @@
-// The line at the foot of the charts: any recorded step, played from there, and back to live.
+// The scrubber below the charts: it goes to any recorded step, plays the run from there, and goes back to live.
 
 import { element } from "./link.js";
 
@@ -92,7 +92,7 @@ export class Scrubber {
       exact += (Number(this.speed.value) * (now - before)) / 1000;
       before = now;
       const step = Math.floor(exact);
-      // One frame at a time: the next step is asked for when the last was drawn.
+      // One frame at a time: the next step is asked for after the last one was drawn.
       if (step >= this.last) this.goTo(null);
       else if (this.shown === this.link.step) this.goTo(step);
       requestAnimationFrame(tick);

@@ -26,7 +26,7 @@ __all__ = [
 
 
 def beside(number: int) -> Need:
-    """So many other runs are laid over this one."""
+    """At least so many other runs are compared with this one."""
     return lambda source: len(source.others) >= number
 
 
@@ -43,9 +43,9 @@ TILES: dict[str, TileEntry] = {
     "in_use": TileEntry("routing", routing.in_use_tile, (probe(),)),
     "gate_entropy": TileEntry("routing", routing.entropy_tile, (probe(),)),
     "snapshot": TileEntry("routing", routing.snapshot_tile, (probe(),)),
-    "expert_share": TileEntry("experts", experts.share_tile, (stats("load_share"),)),
+    "expert_share": TileEntry("experts", experts.share_tile, (stats("selection_share"),)),
     "expert_importance": TileEntry("experts", experts.expert_importance_tile, (stats("importance_share"),)),
-    "expert_rank": TileEntry("experts", experts.rank_tile, (stats("load_share"),)),
+    "expert_rank": TileEntry("experts", experts.rank_tile, (stats("selection_share"),)),
     "last_used": TileEntry("experts", experts.last_used_tile, (stats("counts"),)),
     "favourite": TileEntry("experts", experts.favourite_tile, (probe(),)),
     "partner": TileEntry("experts", experts.partner_tile, (probe(),)),

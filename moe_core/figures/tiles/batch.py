@@ -47,12 +47,12 @@ def mean_tile(source: Source, at: At) -> Tile:
 
 def least_tile(source: Source, at: At) -> Tile:
     least = plain_count(float(mean_counts(source, at).min()))
-    return Tile("measured_least", "Least loaded", least, "tokens", lines=(f"last {RECENT} steps",))
+    return Tile("measured_least", "Fewest selections", least, "tokens", lines=(f"last {RECENT} steps",))
 
 
 def most_tile(source: Source, at: At) -> Tile:
     most = plain_count(float(mean_counts(source, at).max()))
-    return Tile("measured_most", "Most loaded", most, "tokens", lines=(f"last {RECENT} steps",))
+    return Tile("measured_most", "Most selections", most, "tokens", lines=(f"last {RECENT} steps",))
 
 
 def one_device_tile(source: Source, at: At) -> Tile:

@@ -1,7 +1,7 @@
 """The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
 
-Without a step they stand at the last that all runs have. The others are read where the charts mark them, the same step or as
-long after their own fork, and say so where that is another step.
+Without a step they show the last one that all runs have. The other runs are read where the charts mark them: at the same step,
+or as many steps after their own fork. A tile names its step where it differs from the first run's.
 """
 
 from collections.abc import Callable
@@ -18,8 +18,8 @@ from moe_core.schema import LOOKS_AHEAD
 
 
 class Place(NamedTuple):
-    """Where a run is read. here: the step; there: the step that was meant, which may be beyond its last; offset: what stands
-    at 0 on the axis; first: the first run's step; last: whether that is the last that all have."""
+    """The step at which a run is read. here: that step; there: the step asked for, which may be beyond the run's last; offset:
+    the step that is 0 on the axis; first: the first run's step; last: whether that is the last one that all runs have."""
 
     here: int
     there: int
@@ -50,7 +50,7 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     layer, letter = layer_in(run, at.layer), LETTERS[number_of_run]
     cv = number(value_at(run, run.description.balance, layer, place.here))
     heldout = heldout_tile(run, At(layer, place.here))
-    # A tile has room for the unit or for the mark.
+    # A tile has room for either the unit or "looks ahead".
     ahead = LOOKS_AHEAD in heldout.lines
     line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
     held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here)

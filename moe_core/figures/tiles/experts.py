@@ -35,7 +35,7 @@ def share_tile(source: Source, at: At) -> Tile:
     since = (f"the busiest at step {held.step:,}",) if held else ()
     ideal = f"ideal {percent(1 / on)}" + (f", last {RECENT} steps" if on == E else f" of {on} on")
     return Tile(
-        "expert_share", f"Expert {e + 1}, load share", number(100 * share, 1), "%",
+        "expert_share", f"Expert {e + 1}, share of selections", number(100 * share, 1), "%",
         word=word if math.isfinite(share) else "", lines=(ideal, *since),
     )  # fmt: skip
 
@@ -51,12 +51,12 @@ def expert_importance_tile(source: Source, at: At) -> Tile:
 
 
 def rank_tile(source: Source, at: At) -> Tile:
-    """The expert's place by its share."""
+    """The expert's place by its share of the selections."""
     step = step_of(source, at)
     e, share_E = chosen_expert(source, at.layer, step), recent_share(source, at.layer, step)
     on_E = on_at(source, at.layer, [step])[0]
     rank = f"{int((share_E > share_E[e]).sum()) + 1}" if math.isfinite(share_E[e]) and on_E[e] else NONE
-    return Tile("expert_rank", "Rank", rank, f"of {int(on_E.sum())}", lines=("by load",))
+    return Tile("expert_rank", "Rank", rank, f"of {int(on_E.sum())}", lines=("by selections",))
 
 
 def last_used_tile(source: Source, at: At) -> Tile:
@@ -79,10 +79,10 @@ def last_used_tile(source: Source, at: At) -> Tile:
 
 
 def favourite_tile(source: Source, at: At) -> Tile:
-    """The class that goes to the expert more than the others do."""
+    """The class of which the expert gets the largest share."""
     step = step_of(source, at)
     name, lift = favourite_label(source, at.layer, step, chosen_expert(source, at.layer, step))
-    line = f"{number(lift)} × its load share" if name != NONE else "not seen yet"
+    line = f"{number(lift)} × its share of all" if name != NONE else "not seen yet"
     return Tile("favourite", f"Favourite {label_name(source)}", name, lines=(line,))
 
 

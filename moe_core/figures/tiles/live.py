@@ -68,7 +68,7 @@ def importance_tile(source: Source, at: At) -> Tile:
 
 
 def max_tile(source: Source, at: At) -> Tile:
-    """The largest load over the mean, and the most that it can be."""
+    """The largest load over the mean, and its upper limit: experts that are on over experts per token."""
     step = step_of(source, at)
     knobs = source.knobs if at.step is None else source.knobs_at(at.step)
     on = int(on_at(source, at.layer, [step]).sum())
@@ -85,7 +85,7 @@ def max_tile(source: Source, at: At) -> Tile:
 
 
 def dead_tile(source: Source, at: At) -> Tile:
-    """Experts without a token, and how many the others are worth."""
+    """The number of dead experts, and the effective number of experts."""
     step = step_of(source, at)
     on = int(on_at(source, at.layer, [step]).sum())
     dead, effective = (value_at(source, name, at.layer, step) for name in ("dead_experts", "effective_experts"))
@@ -116,7 +116,7 @@ def heldout_tile(source: Source, at: At) -> Tile:
 
 
 def speed_tile(source: Source, at: At) -> Tile:
-    """Steps and tokens a second over the last steps that the run trained itself; its parent's are not its own."""
+    """Steps and tokens a second over the last steps that the run trained itself; those inherited from a parent do not count."""
     step = step_of(source, at)
     inherited = source.parent.step if source.parent else 0
     if step <= inherited or (step == last_step(source) and source.status().state == "starting"):

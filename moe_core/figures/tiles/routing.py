@@ -25,15 +25,15 @@ class Snapshot(NamedTuple):
 
 def snapshot_of(source: Source, at: At) -> Snapshot | None:
     """The last snapshot of the probe; None before the first."""
-    taken = probe_at(source, at.step)
-    if taken is None:
+    snapshot = probe_at(source, at.step)
+    if snapshot is None:
         return None
-    step, arrays = taken
+    step, arrays = snapshot
     return Snapshot(step, np.asarray(arrays["experts"])[at.layer], np.asarray(arrays["gates"])[at.layer])
 
 
 def churn_tile(source: Source, at: At) -> Tile:
-    """The share of the probe's tokens whose first expert changed, in a word where it is known over how many steps."""
+    """The share of the probe's tokens whose first expert changed, with a word where the number of steps in between is known."""
     snapshot = snapshot_of(source, at)
     if snapshot is None:
         return Tile("churn", "Router churn", NONE)
@@ -41,7 +41,7 @@ def churn_tile(source: Source, at: At) -> Tile:
     churn, over = value_at(source, "churn", at.layer, step), steps_between(source, step)
     N = len(snapshot.experts_NK)
     lines = (f"{churn * N:.0f} of {N} tokens changed expert", over) if math.isfinite(churn) else (over,)
-    # A router is settled over a known number of steps; over an unknown one there is no word.
+    # The words are for churn over churn_every steps. An earlier version measured it by the clock; then no word is shown.
     word = churn_word(churn) if source.description.churn_every else ""
     return Tile("churn", "Router churn", number(100 * churn, 1), "%", word=word, lines=lines)
 
@@ -57,7 +57,7 @@ def first_gate_tile(source: Source, at: At) -> Tile:
 
 
 def saturation_tile(source: Source, at: At) -> Tile:
-    """How many of a token's experts it had before too."""
+    """How many of a token's experts it already had churn_every steps before."""
     snapshot = snapshot_of(source, at)
     if snapshot is None:
         return Tile("saturation", "Saturation", NONE)
@@ -90,7 +90,7 @@ def entropy_tile(source: Source, at: At) -> Tile:
 
 
 def snapshot_tile(source: Source, at: At) -> Tile:
-    """The step of the snapshot, and what it is of."""
+    """The step of the snapshot, and what the probe consists of."""
     snapshot = snapshot_of(source, at)
     if snapshot is None:
         return Tile("snapshot", "Snapshot", NONE)
@@ -119,7 +119,7 @@ def gate_entropy(gates_NK: Array) -> float:
 
 
 def undecided(source: Source, step: int, layer: int, K: int) -> float:
-    """The first gate of a router that has no opinion: an even share of what the weights are taken over."""
+    """The first gate of a router that prefers no expert: one over the number of experts that the softmax is over."""
     knobs = source.knobs_at(step)
     over_all = strategy_of(knobs).by_token and weighing(name_of(knobs), getattr(knobs, "weigh", "")) == "all"
     return 1 / (experts_of(source, layer) if over_all else K)

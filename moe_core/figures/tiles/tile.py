@@ -12,7 +12,8 @@ NONE = value_text(None)
 
 
 class Tile(NamedTuple):
-    """One number. `word` and `hand_line` (in the hand's colour) belong to the large tile, `more` to who rests a pointer on it."""
+    """One number. `word` and `hand_line` (in the colour of changes by hand) are shown on the large tile only; `more` appears when
+    the pointer rests on the tile."""
 
     name: str
     label: str
@@ -25,7 +26,7 @@ class Tile(NamedTuple):
 
 
 class TileEntry(NamedTuple):
-    """Where a tile stands, how it is read, and what it needs of a run to be offered."""
+    """A tile's page, how it is read, and what it needs of a run to be offered."""
 
     page: str
     read: Callable[[Source, At], Tile]
@@ -41,7 +42,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def short(value: float) -> str:
-    """217 k, 1.3 M."""
+    """A large number in three digits: 217 k, 1.3 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return f"{value / size:.3g}{letter}" if value / size < 999.5 else f"{value / size:.0f}{letter}"

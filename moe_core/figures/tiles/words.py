@@ -14,14 +14,14 @@ WHY_NOT = "the load is even, but the task's gradient on the gate is 0: it learns
 
 
 def learns(source: Source, layer: int, step: int) -> bool:
-    """Whether the task teaches a layer's gate at a step; True for a run that did not measure it."""
+    """Whether a layer's gate gets a gradient from the task at a step; True for a run that did not measure it."""
     if not {"task_gradient", "grad_norm"} <= set(source.description.measures):
         return True
     return not untaught(value_at(source, "task_gradient", layer, step), value_at(source, "grad_norm", layer, step))
 
 
 def word_at(source: Source, layer: int, step: int) -> str:
-    """The balance of a layer at a step in a word. A gate that learns nothing is never called balanced."""
+    """The balance of a layer at a step in a word. A gate that learns nothing is called so instead of balanced."""
     word = balance_word(value_at(source, source.description.balance, layer, step))
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
@@ -34,8 +34,8 @@ def balance_word(cv_load: float) -> str:
 
 
 def balance_words(training: str, held_out: HeldOut | None) -> str:
-    """The word, and of which balance it speaks: "Balanced" of both, "Balanced in training", "Balanced in training, uneven
-    without noise". training: the word of the balance in training, "" if there is none."""
+    """The word for the balance, in training and in evaluation: "Balanced" if both are, else "Balanced in training" or
+    "Balanced in training, uneven without noise". training: the word for the balance in training, "" if there is none."""
     if training == NOT_LEARNING:
         return training
     if held_out is None or not held_out.since or held_out.few or not training:
@@ -45,10 +45,10 @@ def balance_words(training: str, held_out: HeldOut | None) -> str:
 
 
 def held_out_line(held_out: HeldOut | None, training: str) -> str:
-    """The balance of the last evaluation in a line: "without noise 0.47, uneven". One from before the last turn has its step
-    instead of a word.
+    """The balance of the last evaluation in a line: "without noise 0.47, uneven". An evaluation from before the last turn is
+    shown with its step instead of a word.
 
-    training: the word of the balance in training. A gate that learns nothing gets no other word.
+    training: the word for the balance in training. For a gate that learns nothing no second word is added.
     """
     if held_out is None:
         return ""
@@ -60,7 +60,7 @@ def held_out_line(held_out: HeldOut | None, training: str) -> str:
 
 
 def off_note(source: Source, layer: int, step: int, stat: str) -> str:
-    """Which experts a statistic leaves out since they are off, and what it would be with them; "" where all are on."""
+    """Which experts a statistic leaves out since they are off, and its value with them; "" where all are on."""
     on_E = on_at(source, layer, [step])[0]
     if on_E.all():
         return ""
