@@ -182,6 +182,17 @@ def test_the_panel_has_its_knobs_and_says_what_it_obeys(tmp_path: Path) -> None:
     assert "held-out loss 2.85 nats/token, CV(selections)" in banner(feed, 2)["text"].replace("Held-out", "held-out")
 
 
+def test_an_expert_is_switched_off_by_a_knob_of_that_name(tmp_path: Path) -> None:
+    own = from_json(to_json(OWN) | {"knobs": {"off": {"start": ""}}}, MEASURES)
+    write(tmp_path / "a", own).finish("stopped")
+    run = open_run(tmp_path / "a")
+    with pytest.raises(ValueError, match="off must name experts 1 to 16 of layers 1 to 6, got '9:1'"):
+        run.turn(off="9:1")
+    run.turn(off="2:16,2:15")
+    assert run.knobs.off == "2:16,2:15"
+    assert run.off_spans() == ()  # it has not acted
+
+
 def test_the_command_line_turns_its_knobs_and_shows_it(tmp_path: Path, capsys: Any) -> None:
     writer = write(tmp_path / "a")
     runs = ["--runs", str(tmp_path)]
@@ -298,6 +309,9 @@ def test_our_own_runs_say_it_too_and_get_the_knobs_of_today(tmp_path: Path) -> N
         ({"knobs": {"a": {"start": 5, "low": 0, "high": 1}}}, "a must be between 0 and 1"),
         ({"knobs": {"a": {"start": True}}}, "must start at a number or a word"),
         ({"knobs": {"a": {"start": 1, "colour": "red"}}}, "not valid"),
+        ({"knobs": {"k": {"start": "two"}}}, "knob k must start at a whole number, as our own"),
+        ({"knobs": {"strategy": {"start": 1.5}}}, "knob strategy must start at a word"),
+        ({"knobs": {"noise": {"start": "loud"}}}, "knob noise must start at a number"),
         ({"knobs": {"a": {"start": 1, "scale": "round"}}}, "scale must be one of"),
         ({"knobs": {f"a{i}": {"start": 1} for i in range(65)}}, "0 to 64 knobs, got 65"),
         ({"metrics": [{"name": "a"}]}, "not valid"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from moe_core.runs.codec import START, link
 from moe_core.runs.rows import KnobChange
-from moe_core.schema import Config, Description, Knobs, KnobValues, Values, as_dict, check_knob, from_dict
+from moe_core.schema import Config, Description, Knobs, KnobValues, Values, as_dict, check_knob, from_dict, switched_off
 
 Row = tuple[Any, ...]
 TURN = ("id", "name", "value", "previous", "who", "when")  # the fields of TURNS, which ends with the row's link
@@ -37,7 +37,10 @@ def check_declared(description: Description, changes: Mapping[str, Any]) -> dict
         if name not in description.knobs:
             names = ", ".join(description.knobs) or "none"
             raise ValueError(f"unknown knob {name!r}; there are: {names}")
-    return {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
+    values = {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
+    if "off" in values:
+        switched_off(description.experts, str(values["off"]))
+    return values
 
 
 def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | None = None) -> KnobValues:

@@ -285,6 +285,7 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
     start = given.pop("start")
     if isinstance(start, bool) or not isinstance(start, (int, float, str)):
         raise ValueError(f"knob {name} must start at a number or a word, got {start!r}")
+    check_meaning(name, start)
     for key in ("choices", "under"):
         if given.get(key) is not None:
             given[key] = tuple(map(word, given[key]))
@@ -297,6 +298,15 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
     one_of(SCALES, knob.scale, "scale")
     knob.parse(name, start)
     return knob
+
+
+def check_meaning(name: str, start: float | str) -> None:
+    """ValueError for a knob with the name of one of ours, which charts and rules read, that is of another type."""
+    ours = Knobs.__dataclass_fields__.get(name)
+    wanted = {int: "a whole number", float: "a number", str: "a word"}
+    kind = type(ours.default) if ours else type(start)
+    if not isinstance(start, (int, float) if kind is float else kind):
+        raise ValueError(f"knob {name} must start at {wanted[kind]}, as our own knob of that name, got {start!r}")
 
 
 def read_metric(given: dict[str, Any]) -> Metric:
