@@ -82,10 +82,12 @@ def evidence_of(source: Judged, layer: int) -> Evidence:
     def read(stat: str) -> Array:
         try:
             return np.asarray(source.history(stat, layer, bins=BINS)[1], np.float64)
-        except ValueError:  # a statistic that this run's version did not record
-            return np.full(len(steps), np.nan)
+        except ValueError:  # a statistic that this run does not record
+            none = (len(steps), source.description.layers[layer].experts) if stat == "counts" else len(steps)
+            return np.full(none, np.nan)
 
-    steps = np.asarray(source.history("task_loss", layer, bins=BINS)[0], np.int64)
+    stat = "task_loss" if "task_loss" in source.description.measures else next(iter(source.description.measures), "")
+    steps = np.asarray(source.history(stat, layer, bins=BINS)[0], np.int64) if stat else np.empty(0, np.int64)
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
     # Too few selections are uneven by chance, so their CV is left out.

@@ -334,7 +334,7 @@ def test_a_record_whose_columns_are_not_those_of_its_layers_is_refused(tmp_path:
     other = from_json(to_json(OWN) | {"layers": [{"name": "a", "experts": 4, "k": 2}]}, MEASURES)
     lying = create_record(tmp_path / "a", other, own={"description": to_json(OWN)})
     lying.finish("stopped")
-    with pytest.raises(StoreError, match="its layer 1 has 8 experts, but columns of 4"):
+    with pytest.raises(StoreError, match="are not those of layers of 8, 16"):
         open_run(tmp_path / "a")
 
 

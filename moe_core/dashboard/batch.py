@@ -62,7 +62,7 @@ def measuring(run_id: str) -> None:
     try:
         measured, path = run.throughput(), run.throughput_file()
         config, k = run.config, run.knobs.k
-        device, threads = str(run.facts.get("device", "cpu")), int(run.facts.get("threads", 1) or 1)
+        device, threads = run.machine
     finally:
         run.close()
     if measured.running:

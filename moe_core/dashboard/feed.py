@@ -109,13 +109,13 @@ class Feed:
             return
         try:
             # First: once it says that the run has ended, all that is read after it is complete.
-            status = self.run.status()
-            self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
+            status, self.error = self.run.status(), ""
+            self._read_evals()
             self._knobs = self.run.knob_changes()
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
             self._take()
-            self._status, self.error = status, ""
+            self._status = status
         except StoreError as error:
             self.error = str(error)
         self.looked = time.monotonic()
@@ -126,6 +126,13 @@ class Feed:
             self.free = (self.free and self.done) or not is_alive(self.run.path)
             self.run.close()
         self.done, self.stamp = self._status.state in ENDED, self._stamp()
+
+    def _read_evals(self) -> None:
+        """New evaluations. One that cannot be read is said, and hides none of the steps."""
+        try:
+            self._evals += self.run.evals(after=self._evals[-1].id if self._evals else 0)
+        except StoreError as error:
+            self.error = str(error)
 
     def _resumed(self) -> bool:
         """Whether a trainer has resumed the run since it ended. The file is not opened while its trainer seals it."""

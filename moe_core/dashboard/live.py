@@ -144,11 +144,13 @@ class Viewer:
     ) -> None:
         """Add a figure to the frame if it suits the run and has changed; if it cannot be drawn, add why."""
         asked, entry = self.asked, FIGURES.get(name)
-        if entry is None or not offered(source, name):
+        if entry is None:
             return
         width, height = size
         theme = THEMES[asked["theme"]]
         try:
+            if not offered(source, name):
+                return
             arguments = entry.read(source, At(layer, step, asked["span"], max(100, width // 3)))
             spec = entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"]))
         except Exception as error:

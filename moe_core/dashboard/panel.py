@@ -165,6 +165,8 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         fields["was"] = own[-1].previous
     if isinstance(value, str):
         return fields | {"kind": "choice" if declared.choices else "word", "choices": list(declared.choices)}
+    if not (math.isfinite(declared.low) and math.isfinite(declared.high)):
+        return fields | {"kind": "word", "choices": [], "value": str(value), "start": str(declared.start)}  # no slider
     return fields | {
         "kind": "whole" if isinstance(value, int) else "number",
         "low": declared.low, "high": declared.high, "scale": declared.scale, "step": declared.step,
@@ -192,7 +194,12 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
-    return {"kind": status.state, "text": text, "error": status.reason, "fork": last}
+    return {
+        "kind": status.state,
+        "text": text,
+        "error": status.reason,
+        "fork": last if "fork" in feed.description.obeys else 0,
+    }
 
 
 def held_out_text(feed: Any, last: int) -> str:

@@ -39,6 +39,7 @@ from moe_core.figures.needs import (
     Need,
     ablated,
     compared,
+    fixed_batch,
     groups,
     knobs,
     layers,
@@ -340,8 +341,10 @@ FIGURES: dict[str, Entry] = {
         (stats("selection_share"),),
         (compared,),
     ),
-    "batch_formula": Entry("Tokens per expert", "batch", batch.batch_formula, read_batch.read_formula),
-    "batch_throughput": Entry("Throughput", "batch", batch.batch_throughput, read_batch.read_throughput, (), (timed,)),
+    "batch_formula": Entry("Tokens per expert", "batch", batch.batch_formula, read_batch.read_formula, (fixed_batch,)),
+    "batch_throughput": Entry(
+        "Throughput", "batch", batch.batch_throughput, read_batch.read_throughput, (fixed_batch,), (timed,)
+    ),
     "batch_measured": Entry(
         "Tokens an expert got", "batch", batch.batch_measured, read_batch.read_measured, (stats("counts"),)
     ),

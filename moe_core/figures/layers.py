@@ -70,7 +70,7 @@ def cells(over_ideal_LE: Array, experts_L: Sequence[int], px: float, layout: Spe
         "type": "heatmap", "name": "selections over ideal", "x": x, "y": y, "hoverongaps": False,
         "z": log_ratio(sorted_LE).astype(np.float32), "ygap": 1 if px >= GAP else 0,
         "customdata": np.stack([order_LE + 1, sorted_LE], axis=2).astype(np.float32),
-        "hovertemplate": "Layer %{y},<br>expert %{customdata[0]}: %{customdata[1]:.2f} × its ideal selections"
+        "hovertemplate": "In %{y},<br>expert %{customdata[0]} had %{customdata[1]:.2f} × its ideal selections over the last steps,"
         f"{when}<extra></extra>",
         "colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -3, "zmax": 3,
         "colorbar": colour_bar(layout, theme) | {"tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS)},
@@ -103,7 +103,7 @@ def row_frame(row: int, theme: Theme) -> Spec:
 def row_notes(short: Sequence[str], chosen: int | None, height: int, layout: Spec, theme: Theme) -> list[Spec]:
     """The names of rows at the left, as many as find room; the chosen one always, in ink."""
     font, px = layout["font"]["size"], height / len(short)
-    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if px * n >= 1.2 * font)
+    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128) if px * n >= 1.2 * font), 256)
     rows = [row for row, name in enumerate(short) if (int(name) if numbered(short) else row) % every == 0]
     if chosen is not None:
         rows = [*(row for row in rows if abs(row - chosen) * px >= 1.2 * font), chosen]

@@ -31,6 +31,11 @@ def knobs(source: Source) -> bool:
     return bool(source.description.knobs)
 
 
+def fixed_batch(source: Source) -> bool:
+    """Each step trains on as many tokens as the others."""
+    return source.description.tokens > 0
+
+
 def layers(source: Source) -> bool:
     """There is a layer to go to."""
     return len(source.description.layers) > 1

@@ -17,13 +17,15 @@ from moe_core.figures.reading import (
     step_of,
 )
 from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import measured_by
 
 
 def read_formula(source: Source, at: At) -> dict[str, Any]:
     last = step_of(source, at)
-    _, counts_nE = rows_until(source, "counts", at.layer, last, RECENT)
+    counted = measured_by(source.description, "counts")
+    counts_nE = rows_until(source, "counts", at.layer, last, RECENT)[1] if counted else ()
     return batch_sizes(source)._asdict() | {
-        "measured_E": of_those_on(source, at.layer, [last], counts_nE.mean(axis=0)[None])[0]
+        "measured_E": of_those_on(source, at.layer, [last], np.mean(counts_nE, axis=0)[None])[0]
         if len(counts_nE)
         else None,
         "run_experts": int(on_at(source, at.layer, [last]).sum()),
@@ -46,7 +48,8 @@ def read_throughput(source: Source, at: At) -> dict[str, Any]:
 def read_measured(source: Source, at: At) -> dict[str, Any]:
     steps, counts_nE = over_time(source, "counts", at)
     counts_nE = of_those_on(source, at.layer, steps, counts_nE)
-    ideal_n = np.array(k_at(source, steps)) * source.description.tokens / on_at(source, at.layer, steps).sum(axis=1)
+    on_n, tokens = on_at(source, at.layer, steps).sum(axis=1), source.description.tokens
+    ideal_n = np.array(k_at(source, steps)) * tokens / on_n if tokens else np.nansum(counts_nE, axis=1) / on_n
     return {"steps": steps, "counts_nE": counts_nE, "ideal_n": ideal_n} | common(source, at)
 
 

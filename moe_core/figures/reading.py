@@ -13,7 +13,7 @@ from moe_core.figures.paper import Array
 from moe_core.figures.turns import Turned
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.source import At, Source, Span
-from moe_core.runs.statistics import held_out_balance, on_mask, too_few
+from moe_core.runs.statistics import held_out_balance, measured_by, on_mask, too_few
 from moe_core.schema import AUTOBALANCE, HELD_OUT_BALANCE, LOOKING, draws_noise, looks_ahead
 
 RECENT = 50  # steps over which an expert's share and the speed are measured
@@ -45,7 +45,9 @@ def rows_until(source: Source, stat: str, layer: int, step: int, count: int) -> 
 
 
 def value_at(source: Source, stat: str, layer: int, step: int) -> float:
-    """A scalar statistic at a step, or NaN."""
+    """A scalar statistic at a step; NaN before the first, and of a run that does not measure it."""
+    if not measured_by(source.description, stat):
+        return math.nan
     _, values = rows_until(source, stat, layer, step, 1)
     return float(values[-1]) if len(values) else math.nan
 
@@ -214,7 +216,8 @@ def held_out_at(source: Source, layer: int, step: int) -> HeldOut | None:
 
 def recent_share(source: Source, layer: int, step: int) -> Array:
     """Each expert's share of the selections of the last steps (E,); NaN before the first."""
-    _, share_nE = rows_until(source, "selection_share", layer, step, RECENT)
+    measured = measured_by(source.description, "selection_share")
+    share_nE = rows_until(source, "selection_share", layer, step, RECENT)[1] if measured else ()
     if not len(share_nE):
         return np.full(experts_of(source, layer), np.nan)
     return np.asarray(np.mean(share_nE, axis=0, dtype=np.float64))
@@ -287,4 +290,6 @@ def batch_sizes(source: Source) -> Sizes:
 
 def k_now(source: Source) -> int:
     """The k of the run: the value of its knob or, without such a knob, the k of its first layer."""
-    return int(source.knobs.k) if "k" in source.description.knobs else source.description.layers[0].k
+    layer = source.description.layers[0]
+    k = int(source.knobs.k) if "k" in source.description.knobs else layer.k
+    return max(1, min(k, layer.experts))

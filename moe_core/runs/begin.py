@@ -19,7 +19,7 @@ from moe_core.runs.rows import RESUMED
 from moe_core.runs.sums import answer, count, insert, put_state
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
-from moe_core.schema import Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
+from moe_core.schema import Config, Description, Knobs, as_dict, columns_of, describe, from_json, probe_kind, to_json
 
 
 def create_run(
@@ -56,8 +56,10 @@ def create_record(
 
     labels, probe, facts: as in create_run(); own: what only our trainer reads. StoreError if the folder is in use already.
     """
+    described = to_json(description)
+    from_json(described)  # what cannot be read must not be written
     about = {
-        "description": to_json(description),
+        "description": described,
         "layout": [list(column) for column in columns_of(description.experts, description.measures or None)],
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),

@@ -16,11 +16,27 @@ COLUMNS = 1 << 20  # the most that a file from somebody else may declare
 
 def read_layout(entries: Any) -> list[Column]:
     """The columns that a run declares, one behind the other; ValueError or TypeError if they are not valid."""
-    columns = [Column(str(stat), int(layer), int(start), int(width)) for stat, layer, start, width in entries]
+    columns = [Column(*entry) for entry in entries]
+    if any((type(c.stat), type(c.layer), type(c.start), type(c.width)) != (str, int, int, int) for c in columns):
+        raise ValueError("its columns are not a statistic, a layer, a start and a width each")
     ends = [0, *(c.start + c.width for c in columns)]
     if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
         raise ValueError("its columns do not follow one another")
     return columns
+
+
+def check_columns(columns: Sequence[Column], experts_L: Sequence[int]) -> None:
+    """ValueError unless each statistic has one column, or one for each layer, as wide as its shape says."""
+    by_stat: dict[str, list[Column]] = {}
+    for column in columns:
+        by_stat.setdefault(column.stat, []).append(column)
+    each, ones = list(range(len(experts_L))), [1] * len(experts_L)
+    shapes = {"": ([-1], [1]), "L": (each, ones), "LE": (each, list(experts_L))}
+    for stat, own in by_stat.items():
+        placed = [c.layer for c in own], [c.width for c in own]
+        if placed not in ([shapes[STAT[stat].shape]] if stat in STAT else shapes.values()):
+            experts = ", ".join(map(str, experts_L[:8]))
+            raise ValueError(f"its columns of {stat[:40]} are not those of layers of {experts} experts")
 
 
 def pick(

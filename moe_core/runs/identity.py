@@ -3,9 +3,10 @@ its Config."""
 
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
+from moe_core.runs.columns import check_columns
 from moe_core.schema import (
     STRATEGIES,
     Column,
@@ -40,14 +41,15 @@ def identity_of(about: Mapping[str, Any], columns: list[Column], probe: Mapping[
     measures = tuple(measured_in(columns))
     if "description" in about and not ours(about):
         description = from_json(about["description"], measures)
-        widths = {(c.stat, c.layer): c.width for c in columns}
-        for layer, experts in enumerate(description.experts):
-            if widths.get(("counts", layer), experts) != experts:
-                raise ValueError(
-                    f"its layer {layer + 1} has {experts} experts, but columns of {widths['counts', layer]}"
-                )
+        check_columns(columns, description.experts)
+        shown = probe_kind(probe)
+        if description.probe not in (shown, "none"):  # its arrays are not there
+            description = replace(description, probe=shown or "none")
         return Identity(None, description.starts, description)
     config, started = from_dict(Config, about["config"]), from_dict(Knobs, about["knobs"])
+    if config.groups > 1 and config.num_experts % config.groups:
+        raise ValueError(f"its {config.num_experts} experts are not in {config.groups} equal groups")
+    check_columns(columns, [config.num_experts] * config.layers)
     return Identity(config, started, describe(config, started, probe_kind(probe), measures))
 
 
@@ -78,3 +80,9 @@ def read_time(value: Any) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"a time must be a finite number of seconds, got {value}")
     return seconds
+
+
+def version_of(facts: Mapping[str, Any]) -> str:
+    """The version of MoEscope that recorded a run, "another" where its facts do not say."""
+    versions = facts.get("versions")
+    return str(versions.get("moescope", "another"))[:40] if isinstance(versions, dict) else "another"

@@ -75,6 +75,17 @@ def evaluation(experts_L: Sequence[int], id: int, step: int, measured: Mapping[s
     return Eval(id, int(step), metrics, text, counts_LE)
 
 
+def fits(kind: str, arrays: Mapping[str, NDArray[Any]], experts_L: Sequence[int]) -> bool:
+    """Whether a snapshot's arrays are those of layers with so many experts: experts (L, N, K), and of the probe their gates."""
+    if kind == "full":
+        return True
+    experts, gates = arrays.get("experts"), arrays.get("gates")
+    if experts is None or experts.ndim != 3 or len(experts) != len(experts_L) or experts.dtype.kind not in "iu":
+        return False
+    within = (experts >= 0) & (experts <= np.reshape(experts_L, (-1, 1, 1)))  # one beyond the last is none
+    return bool(within.all()) and (kind != "probe" or (gates is not None and gates.shape == experts.shape))
+
+
 class Block(NamedTuple):
     """Consecutive steps from `first`; rows (n, C) float32 in the run's layout; size in bytes, as it is stored."""
 

@@ -105,6 +105,7 @@ def held_out_balance(counts_LE: NDArray[np.floating]) -> dict[str, Array]:
     """The balance of an evaluation's selections, (L,) by name, as HELD_OUT_BALANCE has it. NaN: an expert that is off."""
     counts_LE = np.asarray(counts_LE, np.float64)
     stored, on_LE = {"counts": np.nan_to_num(counts_LE)}, ~np.isnan(counts_LE)
+    on_LE |= ~on_LE.any(axis=1, keepdims=True)  # where all were off, none got anything
     return {
         "cv_held_out": derive("cv_counts", stored, on_LE),
         "max_over_mean_held_out": derive("max_vio", stored, on_LE) + 1,

@@ -22,7 +22,7 @@ from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import StoreError, is_alive, seal_unsealed
 from moe_core.runs.file import File
-from moe_core.runs.identity import changed_by, identity_of, read_time
+from moe_core.runs.identity import changed_by, identity_of, read_time, version_of
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
@@ -39,6 +39,7 @@ from moe_core.runs.rows import (
     Parent,
     Status,
     evaluation,
+    fits,
 )
 from moe_core.runs.series import thin
 from moe_core.runs.source import Source
@@ -50,6 +51,8 @@ from moe_core.schema import RENAMED, STAT, TOGETHER, Config, KnobValues, columns
 
 COMMAND = ("id", "name", "who", "at", "step", "result")
 GROWTH_STEPS = 200  # the last steps, by which growth() measures
+# What reading a record may raise that is not as a trainer writes it.
+UNREADABLE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError)
 
 
 class Run:
@@ -86,15 +89,7 @@ class Run:
         except StoreError:
             self.close()
             raise
-        except (
-            sqlite3.Error,
-            ValueError,
-            LookupError,
-            TypeError,
-            AttributeError,
-            ArithmeticError,
-            RecursionError,
-        ) as error:
+        except UNREADABLE as error:
             self.close()
             raise StoreError(f"run {folder.name} cannot be read: {error}") from None
         self.id: str = folder.name
@@ -107,27 +102,21 @@ class Run:
     def config(self) -> Config:
         """The settings that our trainer trains this run with. StoreError for a run that it cannot train."""
         if self._config is None:
-            why = "with knobs or settings that this version does not know" if self.trained else "by another program"
+            why = (
+                "with knobs or settings that this version does not know"
+                if self.description.origin == "trained"
+                else "by another program"
+            )
             raise StoreError(
-                f"run {self.id} was recorded {why} (version {self._version}): it can be viewed and exported, but only the "
+                f"run {self.id} was recorded {why} (version {version_of(self.facts)}): it can be viewed and exported, but only the "
                 f"program that recorded it can train it"
             )
         return self._config
 
     @property
-    def _version(self) -> str:
-        """The version of MoEscope that recorded this run."""
-        return str(self.facts.get("versions", {}).get("moescope", "another"))
-
-    @property
     def trainable(self) -> bool:
         """Whether this version's trainer can train the run."""
         return self._config is not None
-
-    @property
-    def trained(self) -> bool:
-        """Whether our trainer, of whatever version, recorded this run."""
-        return self.description.origin == "trained"
 
     def _apply_session(self, changed: dict[str, Any]) -> None:
         """Take in what a session changed of the run's settings."""
@@ -149,7 +138,7 @@ class Run:
         names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
         if self.layout != columns_of(self.description.experts, names):
             raise StoreError(
-                f"run {self.id} was recorded with other statistics, by version {self._version}, and cannot be resumed; "
+                f"run {self.id} was recorded with other statistics, by version {version_of(self.facts)}, and cannot be resumed; "
                 f"replay it, or train anew from its exported script"
             )
 
@@ -222,8 +211,10 @@ class Run:
         return knobs_after(self.started_knobs, self.knob_changes(), step)
 
     def knob_changes(self) -> list[KnobChange]:
-        """Every turn, in order. Rows of earlier versions that turned a knob to the value that it had are left out."""
-        return [change for change in self.checked.turns() if change.value != change.previous]
+        """Every turn, in order. Left out are rows of earlier versions that turned a knob to the value that it had, and
+        turns of knobs that the run does not declare."""
+        turns = [change for change in self.checked.turns() if change.value != change.previous]
+        return [change for change in turns if change.name in self.description.knobs]
 
     def commands(self) -> list[Command]:
         return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands")]
@@ -255,10 +246,11 @@ class Run:
     def snapshot(self, step: int | None = None, kind: str = "probe") -> tuple[int, dict[str, NDArray[Any]]] | None:
         """The last snapshot at or before step (of all, if None), with its own step; None if there is none.
 
-        One that is damaged is passed over.
+        One that is damaged, or not of this run's layers, is passed over.
         """
         for at, id in reversed(self.checked.snapshots(kind)):
-            if (step is None or at <= step) and (arrays := self.checked.snapshot(id)) is not None:
+            arrays = self.checked.snapshot(id) if step is None or at <= step else None
+            if arrays is not None and fits(kind, arrays, self.description.experts):
                 return at, arrays
         return None
 
@@ -322,10 +314,16 @@ class Run:
         return spans
 
     def ablation(self) -> Ablation | None:
-        """What `ablate` measured last; None if it has not."""
-        measured, experts = read_ablation(self.path), self.description.experts
-        if measured and measured.rise_LE.shape != (len(experts), max(experts)):
-            raise StoreError(f"ablation.json of {self.id} is of another model; run `ablate` again")
+        """What `ablate` measured last; None if it has not, or if its file cannot be read, which `damage` then says."""
+        experts = self.description.experts
+        try:
+            measured = read_ablation(self.path)
+            if measured and measured.rise_LE.shape != (len(experts), max(experts)):
+                raise StoreError("ablation.json is of another model; run `ablate` again")
+        except StoreError as error:
+            self.checked.note("ablation", str(error))
+            return None
+        self.checked.note("ablation", "")
         return measured
 
     def experts_at(self, step: int, kind: str) -> NDArray[Any] | None:
@@ -335,8 +333,13 @@ class Run:
 
     def throughput_file(self) -> Path:
         """The file of the throughput measurement for a layer of this run's shape. StoreError for a layer that is not our trainer's."""
-        device, threads = str(self.facts.get("device", "cpu")), int(self.facts.get("threads", 1) or 1)
-        return bench_file(self.path.parent, self.config, int(self.knobs.k), device, threads)
+        return bench_file(self.path.parent, self.config, int(self.knobs.k), *self.machine)
+
+    @property
+    def machine(self) -> tuple[str, int]:
+        """The device and the CPU threads that the run was trained with."""
+        threads = self.facts.get("threads")
+        return str(self.facts.get("device", "cpu")), threads if isinstance(threads, int) and threads > 0 else 1
 
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""

@@ -50,9 +50,12 @@ def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | 
     if isinstance(started, Knobs):
         return from_dict(Knobs, as_dict(started) | values)
     # The record's column gives whole numbers back as floats.
-    return Values(
-        {**started, **{name: type(started[name])(value) for name, value in values.items() if name in started}}
-    )
+    typed: dict[str, float | str] = dict(started)
+    for name, value in values.items():
+        # A turn to a value of another type is not one that a run lets anybody make.
+        if name in started and isinstance(value, str) == isinstance(started[name], str):
+            typed[name] = type(started[name])(value)
+    return Values(typed)
 
 
 def insert_turns(db: sqlite3.Connection, started: KnobValues, values: Mapping[str, float | str], who: str) -> int:

@@ -4,11 +4,12 @@ importer.
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
-from moe_core.schema.checks import as_dict, highest, parsed_value
+from moe_core.schema.checks import as_dict, highest, parsed_value, switched_off
 from moe_core.schema.settings import MOST_EXPERTS, MOST_LAYERS, Config, Knobs, meta_of
 from moe_core.schema.stats import METRICS, Metric
 
@@ -17,6 +18,8 @@ OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
 PROBES = ("bytes", "tokens", "images", "rows", "points", "none")
 MOST_KNOBS, MOST_METRICS, MOST_SETTINGS = 64, 32, 256  # the most in a record, which somebody else may have written
 LONGEST = 400  # the most characters of a text in it
+LARGEST = 2**53  # whole numbers up to it are exact in the record and in a browser
+KNOB_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 SCALES = ("linear", "log", "log0")
 
 # Of each of our own tasks: what its tokens are, and how its loss is read.
@@ -59,8 +62,10 @@ class Knob(NamedTuple):
     def parse(self, name: str, value: Any) -> float | str:
         """A value of the knob's own type and within its range, from a number or its text. ValueError says what was wanted."""
         parsed: float | str = parsed_value(name, type(self.start), self.low, self.high, self.choices, value)
-        if isinstance(parsed, str) and is_number(parsed):
-            raise ValueError(f"{name} must be a word, and the record would keep {parsed!r} as a number; add a letter")
+        if isinstance(parsed, str):
+            check_word(name, parsed)
+        elif isinstance(parsed, int) and abs(parsed) > LARGEST:
+            raise ValueError(f"{name} must be between -2^53 and 2^53, got {value}")
         return parsed
 
 
@@ -70,6 +75,16 @@ def is_number(text: str) -> bool:
         return math.isfinite(float(text))
     except ValueError:
         return False
+
+
+def check_word(name: str, text: str) -> None:
+    """ValueError for a word that the record would not give back as it was."""
+    if is_number(text):
+        raise ValueError(f"{name} must be a word, and the record would keep {text!r} as a number; add a letter")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{name} must be text in UTF-8, got {text!r}") from None
 
 
 class Loss(NamedTuple):
@@ -256,6 +271,8 @@ def from_json(record: Any, measures: tuple[str, ...] = ()) -> Description:
         low = 1 if what == "layers" else 0
         if not low <= count <= most:
             raise ValueError(f"its description must have from {low} to {most} {what}, got {count}")
+    if isinstance(off := description.starts.get("off", ""), str):
+        switched_off(description.experts, off)
     if len({layer.name for layer in description.layers}) < len(description.layers):
         raise ValueError("its description gives two layers the same name")
     return description
@@ -280,8 +297,11 @@ def read_layer(given: dict[str, Any]) -> Layer:
 
 def read_knob(name: str, given: dict[str, Any]) -> Knob:
     """A knob of a record; ValueError for a declaration that is not valid, or a start that it does not allow."""
-    if not name.isidentifier():
-        raise ValueError(f"a knob's name must be a word, got {name!r}")
+    if not re.fullmatch(KNOB_NAME, name) or hasattr(Values, name):
+        raise ValueError(
+            f"a knob's name must be a word of at most 64 letters, digits and underscores, and none of "
+            f"{', '.join(word for word in dir(Values) if word[0] != '_')}; got {name[:80]!r}"
+        )
     start = given.pop("start")
     if isinstance(start, bool) or not isinstance(start, (int, float, str)):
         raise ValueError(f"knob {name} must start at a number or a word, got {start!r}")
@@ -297,7 +317,24 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
     knob = Knob(start, **given)
     one_of(SCALES, knob.scale, "scale")
     knob.parse(name, start)
+    check_range(name, knob)
     return knob
+
+
+def check_range(name: str, knob: Knob) -> None:
+    """ValueError for a range, a grain or choices that no slider and no list can have."""
+    if knob.choices and not isinstance(knob.start, str):
+        raise ValueError(f"knob {name} has choices, which are words, and starts at {knob.start}")
+    for choice in knob.choices:
+        check_word(name, choice)
+    if math.isnan(knob.low) or math.isnan(knob.high):
+        raise ValueError(f"knob {name} must have a range of numbers")
+    if knob.step is not None and not 0 < knob.step < math.inf:
+        raise ValueError(f"knob {name} must have a step above 0, got {knob.step}")
+    ends = math.isfinite(knob.low) and math.isfinite(knob.high)
+    if knob.scale != "linear" and not (ends and (knob.low > 0 if knob.scale == "log" else knob.low == 0)):
+        begin = "above" if knob.scale == "log" else "at"
+        raise ValueError(f"knob {name} of scale {knob.scale} must have a range that begins {begin} 0 and ends")
 
 
 def check_meaning(name: str, start: float | str) -> None:

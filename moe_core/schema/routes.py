@@ -27,13 +27,16 @@ def experts_per_token(description: Description, knobs: KnobValues, layer: int = 
     """Experts that each token is sent to: k, or k in each of k_primary groups."""
     own = description.layers[layer]
     k = int(knobs.k) if "k" in description.knobs else own.k
-    return k * (int(knobs.k_primary) if own.groups > 1 and "k_primary" in description.knobs else 1)
+    groups = int(knobs.k_primary) if own.groups > 1 and "k_primary" in description.knobs else 1
+    return max(1, min(k * groups, own.experts))
 
 
 def draws_noise(description: Description, knobs: KnobValues) -> bool:
     """Whether training draws noise, which an evaluation never does: then the two route differently."""
     grouped = any(layer.groups > 1 for layer in description.layers)
-    return strategy_of(knobs).noisy and (knobs.noise > 0 or (grouped and knobs.noise_primary > 0))
+    return strategy_of(knobs).noisy and (
+        getattr(knobs, "noise", 0) > 0 or (grouped and getattr(knobs, "noise_primary", 0) > 0)
+    )
 
 
 def looks_ahead(description: Description, knobs: KnobValues, training: bool = False) -> bool:
@@ -53,4 +56,4 @@ def looks_ahead(description: Description, knobs: KnobValues, training: bool = Fa
         return False
     several = experts_per_token(description, knobs)
     # Experts that could take every token drop none.
-    return several > 1 and 0 < knobs.capacity_factor * several < max(description.experts)
+    return several > 1 and 0 < getattr(knobs, "capacity_factor", 0.0) * several < max(description.experts)

@@ -15,6 +15,8 @@ from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Config, Knobs, describe, layout
 
 KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
+ROOM = 64 << 20  # bytes that they may take: of very many experts fewer steps are kept, but never fewer than
+FEWEST = 200  # this many
 EVALS = 100  # evaluations in memory
 EVERY = 1.0  # seconds between two diagnoses
 REST = 9  # and at least so many times as long as the last one took, which is long for many layers
@@ -31,6 +33,7 @@ class Watch:
         self.experts = self.description.experts
         self.layout = list(columns or layout(config.layers, config.num_experts))
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
+        self.kept = min(KEPT, max(FEWEST, ROOM // self.rows_nC.itemsize // self.rows_nC.shape[1]))
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
         self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it follows from, and the spans
@@ -60,7 +63,7 @@ class Watch:
         self.evaluated += [evaluation(self.experts, 0, *row) for row in batch.evals]
         del self.evaluated[:-EVALS]
         if len(batch.rows):
-            self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-KEPT:]
+            self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-self.kept :]
             self.first = batch.first_step + len(batch.rows) - len(self.rows_nC)
         return self.new_findings() if time.monotonic() >= self.next_diagnosis else []
 

@@ -94,7 +94,7 @@ export class Panel {
 
   take(header) {
     const panel = this.link.panel;
-    this.buttons.fork.disabled = !header.last;
+    this.buttons.fork.disabled = !header.last || !panel.obeys.includes("fork");
     const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
     put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
     put(this.error, this.link.panels.has(header.answer.nth) ? header.answer.error : "");

@@ -3,7 +3,7 @@
 Adding a tile: write how it is read in the module of its page, and add an entry to TILES.
 """
 
-from moe_core.figures.needs import Need, compared, metrics, probe, stats
+from moe_core.figures.needs import Need, compared, fixed_batch, metrics, probe, stats
 from moe_core.figures.tiles import batch, compare, experts, live, routing
 from moe_core.figures.tiles.live import heldout_tile
 from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number, short
@@ -53,12 +53,12 @@ TILES: dict[str, TileEntry] = {
     "run_B": TileEntry("compare", compare.run_tile(1), (compared, stats("counts"), metrics)),
     "run_C": TileEntry("compare", compare.run_tile(2), (beside(2), stats("counts"), metrics)),
     "run_D": TileEntry("compare", compare.run_tile(3), (beside(3), stats("counts"), metrics)),
-    "tokens_per_expert": TileEntry("batch", batch.tokens_tile),
-    "measured_mean": TileEntry("batch", batch.mean_tile, (stats("counts"),)),
+    "tokens_per_expert": TileEntry("batch", batch.tokens_tile, (fixed_batch,)),
+    "measured_mean": TileEntry("batch", batch.mean_tile, (fixed_batch, stats("counts"))),
     "measured_least": TileEntry("batch", batch.least_tile, (stats("counts"),)),
     "measured_most": TileEntry("batch", batch.most_tile, (stats("counts"),)),
-    "one_device": TileEntry("batch", batch.one_device_tile),
-    "throughput": TileEntry("batch", batch.throughput_tile),
+    "one_device": TileEntry("batch", batch.one_device_tile, (fixed_batch,)),
+    "throughput": TileEntry("batch", batch.throughput_tile, (fixed_batch,)),
 }
 
 
