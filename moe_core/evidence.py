@@ -86,8 +86,9 @@ def evidence_of(source: Judged, layer: int) -> Evidence:
             none = (len(steps), source.description.layers[layer].experts) if stat == "counts" else len(steps)
             return np.full(none, np.nan)
 
-    stat = "task_loss" if "task_loss" in source.description.measures else next(iter(source.description.measures), "")
-    steps = np.asarray(source.history(stat, layer, bins=BINS)[0], np.int64) if stat else np.empty(0, np.int64)
+    measures = source.description.measures
+    stat = measures[0] if measures and "task_loss" not in measures else "task_loss"
+    steps = np.asarray(source.history(stat, layer, bins=BINS)[0], np.int64)
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
     # Too few selections are uneven by chance, so their CV is left out.

@@ -135,7 +135,7 @@ def test_its_tiles_speak_of_what_it_measures(run: Run) -> None:
     assert live["cv_counts"].word.startswith("Collapsed")
     assert live["heldout"].value == "2.85"
     assert live["speed"].lines == ("– tokens/s",)  # how many tokens a step has is not known
-    for page in {entry.page for entry in TILES.values()}:
+    for page in TILES:
         assert all(isinstance(tile.value, str) for tile in tiles_of(page, run, At(1)))
     assert tiles_of("routing", run) == []  # it has no probe
 

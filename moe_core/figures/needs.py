@@ -21,6 +21,11 @@ def probe(*kinds: str) -> Need:
     return lambda source: source.description.probe in kinds if kinds else source.description.probe != "none"
 
 
+def balance(source: Source) -> bool:
+    """The statistic by which a layer is called balanced is in the record."""
+    return measured_by(source.description, source.description.balance)
+
+
 def metrics(source: Source) -> bool:
     """Something is reported on a held-out split."""
     return bool(source.description.metrics)

@@ -12,7 +12,7 @@ from moe_core.diagnosis import Finding, diagnose
 from moe_core.evidence import BINS
 from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
-from moe_core.schema import Column, Config, Knobs, describe, layout
+from moe_core.schema import Column, Config, Knobs, describe, layout, measured_in
 
 KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
 ROOM = 64 << 20  # bytes that they may take: of very many experts fewer steps are kept, but never fewer than
@@ -29,9 +29,9 @@ class Watch:
     """
 
     def __init__(self, config: Config, knobs: Knobs, columns: Sequence[Column] | None = None):
-        self.description, self.knobs = describe(config, knobs), knobs
-        self.experts = self.description.experts
         self.layout = list(columns or layout(config.layers, config.num_experts))
+        self.description = describe(config, knobs, measures=tuple(measured_in(self.layout)))
+        self.experts, self.knobs = self.description.experts, knobs
         self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
         self.kept = min(KEPT, max(FEWEST, ROOM // self.rows_nC.itemsize // self.rows_nC.shape[1]))
         self.changes: list[KnobChange] = []

@@ -27,7 +27,7 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
     monkeypatch.setattr(starting, "start_trainer", start)
-    monkeypatch.setattr(starting, "_asked", {})
+    monkeypatch.setattr(starting, "_settings", {})
     return tmp_path
 
 

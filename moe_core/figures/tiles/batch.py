@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from moe_core.figures.needs import fixed_batch, stats
 from moe_core.figures.paper import Array
 from moe_core.figures.reading import (
     RECENT,
@@ -15,7 +16,7 @@ from moe_core.figures.reading import (
     step_of,
     tokens_per_expert,
 )
-from moe_core.figures.tiles.tile import NONE, Tile, plain_count, short
+from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, plain_count, short
 from moe_core.runs.source import At, Source
 
 
@@ -67,3 +68,13 @@ def throughput_tile(source: Source, at: At) -> Tile:
     within = len(measured.tokens) and measured.tokens[0] <= own <= measured.tokens[-1]
     rate = short(float(np.interp(own, measured.tokens, measured.per_second))) if within else NONE
     return Tile("throughput", "Throughput", rate, "tokens/s", lines=(f"one layer, T = {own:,}",))
+
+
+TILES: dict[str, TileEntry] = {
+    "tokens_per_expert": TileEntry(tokens_tile, (fixed_batch,)),
+    "measured_mean": TileEntry(mean_tile, (fixed_batch, stats("counts"))),
+    "measured_least": TileEntry(least_tile, (stats("counts"),)),
+    "measured_most": TileEntry(most_tile, (stats("counts"),)),
+    "one_device": TileEntry(one_device_tile, (fixed_batch,)),
+    "throughput": TileEntry(throughput_tile, (fixed_batch,)),
+}

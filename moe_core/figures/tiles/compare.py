@@ -8,13 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moe_core.figures.compare import LETTERS
+from moe_core.figures.needs import Need, balance, compared, metrics
 from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
 from moe_core.figures.reading import held_out_at, last_step, value_at
 from moe_core.figures.tiles.live import heldout_tile
-from moe_core.figures.tiles.tile import Tile, number
+from moe_core.figures.tiles.tile import Tile, TileEntry, number
 from moe_core.figures.tiles.words import balance_words, held_out_line, word_at
 from moe_core.runs.source import At, Source
-from moe_core.schema import LOOKS_AHEAD
+from moe_core.schema import LOOKS_AHEAD, STAT
 
 
 class Place(NamedTuple):
@@ -59,7 +60,7 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
         lines: tuple[str, ...] = (f"held-out {line}", when + ", the last of all" * place.last)
-        return Tile("run_A", f"A {run.id[:20]}, CV(load)", cv, word=word, lines=lines, more=more)
+        return Tile("run_A", f"A {run.id[:20]}, {STAT[run.description.balance].label}", cv, word=word, lines=lines, more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, f"held-out {line}") if word else (line,)
@@ -69,3 +70,16 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
 def after_fork(steps: int) -> str:
     """How far from its fork a run is."""
     return f", {abs(steps):,} {'after' if steps >= 0 else 'before'} the fork"
+
+
+def beside(number: int) -> Need:
+    """At least so many other runs are compared with this one."""
+    return lambda source: len(source.others) >= number
+
+
+TILES: dict[str, TileEntry] = {
+    "run_A": TileEntry(run_tile(0), (balance, metrics)),
+    "run_B": TileEntry(run_tile(1), (compared, balance, metrics)),
+    "run_C": TileEntry(run_tile(2), (beside(2), balance, metrics)),
+    "run_D": TileEntry(run_tile(3), (beside(3), balance, metrics)),
+}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from moe_core.figures.needs import probe, stats
 from moe_core.figures.paper import percent
 from moe_core.figures.read_experts import closest_partner, favourite_label, last_used
 from moe_core.figures.reading import (
@@ -18,7 +19,7 @@ from moe_core.figures.reading import (
     rows_until,
     step_of,
 )
-from moe_core.figures.tiles.tile import NONE, Tile, number
+from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number
 from moe_core.runs.source import At, Source
 from moe_core.schema import DEAD_AFTER
 
@@ -92,3 +93,13 @@ def partner_tile(source: Source, at: At) -> Tile:
     partner, together = closest_partner(source, at.layer, step, chosen_expert(source, at.layer, step))
     line = f"{number(100 * together, 0)} % of its tokens" if partner != NONE else "shares no token"
     return Tile("partner", "Closest partner", partner, lines=(line,))
+
+
+TILES: dict[str, TileEntry] = {
+    "expert_share": TileEntry(share_tile, (stats("selection_share"),)),
+    "expert_importance": TileEntry(expert_importance_tile, (stats("importance_share"),)),
+    "expert_rank": TileEntry(rank_tile, (stats("selection_share"),)),
+    "last_used": TileEntry(last_used_tile, (stats("counts"),)),
+    "favourite": TileEntry(favourite_tile, (probe(),)),
+    "partner": TileEntry(partner_tile, (probe(),)),
+}

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from moe_core.figures.needs import balance, metrics, stats
 from moe_core.figures.off import out_of
 from moe_core.figures.reading import (
     RECENT,
@@ -16,7 +17,7 @@ from moe_core.figures.reading import (
     step_of,
     value_at,
 )
-from moe_core.figures.tiles.tile import NONE, Tile, number, short
+from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number, short
 from moe_core.figures.tiles.words import (
     NOT_LEARNING,
     WHY_NOT,
@@ -129,3 +130,13 @@ def speed_tile(source: Source, at: At) -> Tile:
     rate = 1 / mean
     tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
     return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=(f"{tokens} tokens/s",))
+
+
+TILES: dict[str, TileEntry] = {
+    "balance": TileEntry(balance_tile, (balance,)),
+    "cv_importance": TileEntry(importance_tile, (stats("cv_importance"),)),
+    "max_over_mean_load": TileEntry(max_tile, (stats("max_over_mean_load"),)),
+    "dead_experts": TileEntry(dead_tile, (stats("dead_experts", "effective_experts"),)),
+    "heldout": TileEntry(heldout_tile, (metrics,)),
+    "speed": TileEntry(speed_tile, (stats("seconds"),)),
+}

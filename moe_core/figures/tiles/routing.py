@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_core.figures.needs import probe, stats
 from moe_core.figures.off import out_of
 from moe_core.figures.paper import Array, percent
 from moe_core.figures.reading import experts_of, on_at, probe_at, step_of, value_at
-from moe_core.figures.tiles.tile import NONE, Tile, number
+from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number
 from moe_core.runs.source import At, Source
 from moe_core.schema import name_of, strategy_of, weighing
 
@@ -132,3 +133,13 @@ def steps_between(source: Source, step: int) -> str:
         return "between two looks by the clock"
     last = step - step % every
     return f"steps {last - every:,} to {last:,}" if last else f"first at step {every:,}"
+
+
+TILES: dict[str, TileEntry] = {
+    "churn": TileEntry(churn_tile, (probe(), stats("churn"))),
+    "top1_gate": TileEntry(first_gate_tile, (probe(),)),
+    "saturation": TileEntry(saturation_tile, (probe(), stats("saturation"))),
+    "in_use": TileEntry(in_use_tile, (probe(),)),
+    "gate_entropy": TileEntry(entropy_tile, (probe(),)),
+    "snapshot": TileEntry(snapshot_tile, (probe(),)),
+}

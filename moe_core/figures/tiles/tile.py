@@ -26,9 +26,8 @@ class Tile(NamedTuple):
 
 
 class TileEntry(NamedTuple):
-    """A tile's page, how it is read, and what it needs of a run to be offered."""
+    """How a tile is read, and what it needs of a run to be offered."""
 
-    page: str
     read: Callable[[Source, At], Tile]
     needs: tuple[Need, ...] = ()
 
