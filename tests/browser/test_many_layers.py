@@ -30,7 +30,7 @@ def test_a_layer_is_chosen_by_its_row_by_its_name_and_by_keys(server: Server, ta
     page.mouse.move(*row(page, 40, 61))
     hover = page.locator("[data-figure=layers] .hoverlayer")
     expect(hover).to_contain_text(name_of(39))
-    expect(hover).to_contain_text("× its ideal selections at step 60")
+    expect(hover).to_contain_text("× its ideal selections over the last steps, at step 60")
     page.mouse.click(*row(page, 40, 61))
     page.wait_for_url("**layer=40**")
     expect(chooser).to_have_value("40")

@@ -97,7 +97,7 @@ def test_the_route_sends_the_empty_page_before_the_run_is_made(runs: Path, monke
         assert sent, "nothing was sent before the wait"
         return "gone"
 
-    monkeypatch.setattr(live, "made", never)
+    monkeypatch.setattr(live, "wait_for_run", never)
     socket: Any = Socket(path_params={"run": run})
     asyncio.run(live.stream(socket))
     assert unpack(sent[0])["panel"]["state"] == "starting"
