@@ -57,7 +57,8 @@ def create_record(
     labels, probe, facts: as in create_run(); own: what only our trainer reads. StoreError if the folder is in use already.
     """
     described = to_json(description)
-    from_json(described)  # what cannot be read must not be written
+    if not own:
+        from_json(described)  # what cannot be read must not be written; what is our own is checked as it is turned
     about = {
         "description": described,
         "layout": [list(column) for column in columns_of(description.experts, description.measures or None)],

@@ -43,7 +43,7 @@ def test_a_frame_has_every_layer_and_sends_them_again_only_when_they_changed(tmp
     viewer.hear(json.dumps(said | {"wide": True}))  # something else is asked, and the layers are as they were
     viewer.hear(json.dumps(said))
     frame = viewer.frame()
-    assert frame is not None or viewer.looked
+    assert frame is not None or viewer.state
     assert frame is None or not unpack(frame)["figures"]
     viewer.hear(json.dumps(said | {"layer": 40}))
     again = unpack(viewer.frame() or b"")["figures"]["layers"]

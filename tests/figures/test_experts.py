@@ -124,7 +124,7 @@ def test_a_damaged_snapshot_is_left_out_of_saturation_and_of_the_replay(tmp_path
     def kept(*damaged: int):
         folder = tmp_path / f"r{len(damaged)}"
         writer = create_run(folder, Config(num_experts=4, layers=1, churn_every=10), Knobs(), probe={"x": np.zeros(2)})
-        shot = {"experts": np.array([[[0, 1], [2, 3]]], np.uint8)}
+        shot = {"experts": np.array([[[0, 1], [2, 3]]], np.uint8), "gates": np.full((1, 2, 2), 0.5, np.float16)}
         shots = [(step, kind, shot) for step in (10, 20, 30) for kind in ("choices", "probe")]
         writer.commit(Batch(1, np.ones((30, sum(c.width for c in layout(1, 4))), np.float32), snapshots=shots))
         writer.finish("finished")

@@ -394,6 +394,10 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
     monkeypatch.setattr("moe_core.runs.writer.time", stand_in)
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
     writer.db.execute("PRAGMA synchronous = OFF")  # 4,500 commits that need not outlive a power cut
+    of_probe = {
+        "experts": np.zeros((CONFIG.layers, 1, 1), np.uint8),
+        "gates": np.ones((CONFIG.layers, 1, 1), np.float16),
+    }
     step = 0
     for _ in range(900 * 5):  # 15 minutes at five a second
         clock.seconds += 0.2
@@ -402,7 +406,7 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
             clock.wall += 365 * 86400
             clock.seconds += 3600
             writer.commit(Batch(step, rows(step, 0)))
-        writer.commit(Batch(step, rows(step, 1), snapshots=[(step, "probe", {"e": np.array([step])})]))
+        writer.commit(Batch(step, rows(step, 1), snapshots=[(step, "probe", of_probe | {"e": np.array([step])})]))
     writer.thinned = 0.0
     writer.commit(Batch(step, rows(step, 0)))
     monkeypatch.undo()

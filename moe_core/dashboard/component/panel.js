@@ -203,13 +203,13 @@ export class Panel {
   }
 
   goToLayer(layer) {
-    this.link.goTo({ layer: Math.min(Math.max(layer, 1), this.told.layers.length) });
+    this.link.goTo({ layer: Math.min(Math.max(layer, 1), this.shown.layers.length) });
     if (this.data.only.length) this.tell("picked", { layer: this.link.layer });
   }
 
   // Somebody went to another layer: here, or by a click on a chart.
   went() {
-    if (this.told) this.showLayers(this.told.layers);
+    if (this.shown) this.showLayers(this.shown.layers);
   }
 
   showChanges(changes, earlier) {
