@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from moe_core.figures.paper import Array
-from moe_core.figures.reading import common, on_at, over_time
+from moe_core.figures.reading import by_knobs, common, on_at, over_time
 from moe_core.runs.source import At, Source
 from moe_core.schema import experts_per_token
 
@@ -31,8 +29,6 @@ def read_bias_effect(source: Source, at: At) -> dict[str, Any]:
 
 def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
     """(n,): how many experts each token was sent to in these steps, by the knobs of each step."""
-    changes = [change for change in source.knob_changes() if change.name in ("k", "k_primary")]
-    turns = sorted(change.step for change in changes if change.step is not None)
-    knobs = [source.started_knobs, *(source.knobs_at(step) for step in turns)]
-    counts = [experts_per_token(source.description, one, layer) for one in knobs]
-    return np.array(counts, np.float64)[np.searchsorted(turns, steps, side="right")]
+    return by_knobs(
+        source, steps, ("k", "k_primary"), lambda knobs: float(experts_per_token(source.description, knobs, layer))
+    )

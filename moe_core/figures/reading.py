@@ -14,7 +14,7 @@ from moe_core.figures.turns import Turned
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.source import At, Source, Span
 from moe_core.runs.statistics import held_out_balance, measured_by, on_mask, too_few
-from moe_core.schema import AUTOBALANCE, HELD_OUT_BALANCE, LOOKING, draws_noise, looks_ahead
+from moe_core.schema import AUTOBALANCE, HELD_OUT_BALANCE, LOOKING, KnobValues, draws_noise, looks_ahead
 
 RECENT = 50  # steps over which an expert's share and the speed are measured
 ROWS = 4  # knobs drawn over time, those turned last
@@ -102,11 +102,17 @@ def last_change(source: Source, step: int) -> KnobChange | None:
 def comparable_at(source: Source, steps: Array | Sequence[int], training: bool = False) -> Array | None:
     """(m,) bool: whether the held-out numbers of these steps, or those of training, compare with those of other strategies;
     None if all do."""
-    turns = [change.step for change in source.knob_changes() if change.step is not None and change.name in LOOKING]
-    knobs = [source.started_knobs, *(source.knobs_at(step) for step in turns)]
-    flags = [looks_ahead(source.description, one, training) for one in knobs]
-    ahead = np.array(flags)[np.searchsorted(turns, steps, side="right")]
+    ahead = by_knobs(source, steps, LOOKING, lambda knobs: looks_ahead(source.description, knobs, training))
     return ~ahead if ahead.any() else None
+
+
+def by_knobs(
+    source: Source, steps: Array | Sequence[int], names: Sequence[str], value_of: Callable[[KnobValues], Any]
+) -> Array:
+    """(n,) for each of these steps what follows from the knobs that acted in it. names: the knobs that it depends on."""
+    turns = sorted(c.step for c in source.knob_changes() if c.step is not None and c.name in names)
+    values = [value_of(knobs) for knobs in (source.started_knobs, *map(source.knobs_at, turns))]
+    return np.array(values)[np.searchsorted(turns, steps, side="right")]
 
 
 def read_knobs(source: Source, at: At) -> dict[str, Any]:

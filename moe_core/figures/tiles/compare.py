@@ -60,7 +60,9 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
         lines: tuple[str, ...] = (f"held-out {line}", when + ", the last of all" * place.last)
-        return Tile("run_A", f"A {run.id[:20]}, {STAT[run.description.balance].label}", cv, word=word, lines=lines, more=more)
+        return Tile(
+            "run_A", f"A {run.id[:20]}, {STAT[run.description.balance].label}", cv, word=word, lines=lines, more=more
+        )
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, f"held-out {line}") if word else (line,)
