@@ -20,8 +20,8 @@ from moe_core.dashboard.panel import banner
 from moe_core.export.numbers import columns, table
 from moe_core.export.replay import data_of
 from moe_core.export.report import evaluations
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.tiles import heldout_tile, tiles_of
+from moe_core.figures.catalog import FIGURES, tiles_of
+from moe_core.figures.pages.live import heldout_tile
 from moe_core.runs import Batch, Run, create_run, ending, open_run
 from moe_core.runs.ablation import Ablation
 from moe_core.runs.source import At, Beside

@@ -18,8 +18,7 @@ from moe_core.export import export
 from moe_core.export.replay import replay
 from moe_core.export.report import write_report
 from moe_core.export.sources import Named, Still
-from moe_core.figures.catalog import FIGURES, offered, on_page, shows
-from moe_core.figures.tiles import TILES, tiles_of
+from moe_core.figures.catalog import FIGURES, TILES, offered, on_page, shows, tiles_of
 from moe_core.runs import Batch, Run, RunWriter, StoreError, list_runs, open_run, verify
 from moe_core.runs.begin import create_record
 from moe_core.runs.source import At, Source

@@ -12,9 +12,9 @@ from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.links import MOST
 from moe_core.figures.catalog import on_page
 from moe_core.figures.compare import LETTERS
+from moe_core.figures.pages.tile import NONE, number
 from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import gestures, rows_until
-from moe_core.figures.tiles import NONE, number
 from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
 from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (

@@ -1,7 +1,7 @@
 """The frame that every page shares: the choice of the run, the panel beside the charts, and the charts themselves.
 
-A page is one call: `page("routing")`. Its figures are those of that name in figures/catalog.py that the run has, in the order
-of that table, and its tiles those in figures/tiles; component/live.css places them on the page.
+A page is one call: `page("routing")`. Its figures and tiles are those of figures/pages/routing.py that the run has what they
+need for, in their order; component/live.css places them on the page.
 A page of another kind calls `frame()`, which draws the panel and returns the run, and then draws what it likes:
 `frame(choose=False)` needs no run and draws no cards.
 """

@@ -26,9 +26,8 @@ from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, view_of
-from moe_core.figures.catalog import FIGURES, offered
+from moe_core.figures.catalog import FIGURES, offered, tiles_of
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs import last_words, list_runs, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line

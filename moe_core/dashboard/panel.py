@@ -13,8 +13,10 @@ from typing import Any
 
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
+from moe_core.figures.pages.live import heldout_tile
+from moe_core.figures.pages.tile import number
+from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
-from moe_core.figures.tiles import balance_words, heldout_tile, number, word_at
 from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
 from moe_core.runs.source import At
 from moe_core.schema import (

@@ -62,7 +62,7 @@ const offAt = (step) => new Set(R.off.filter(([layer, , first, end]) => layer ==
 const wordOf = (cv) => (cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed");
 const notLearning = (cv) => cv < R.words[0] && number("untaught");
 
-// The word for the balance and the line below it, as in figures/tiles/live.py
+// The word for the balance and the line below it, as in figures/pages/live.py
 function balanceWords(cv, step) {
   const held = R.held_out[state.layer], n = upTo(held.steps, step), word = wordOf(cv);
   if (notLearning(cv)) return [R.words[2], n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];

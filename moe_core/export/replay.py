@@ -19,12 +19,12 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.pages.words import NOT_LEARNING
 from moe_core.figures.probe import as_images
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, rows_of_probe
 from moe_core.figures.rows import hover_of_row, spreads
 from moe_core.figures.theme import THEMES
-from moe_core.figures.tiles import NOT_LEARNING
 from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import measured_by
 from moe_core.schema import (

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.lines import as_steps, end_labels, line, mark, over_steps
+from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
     DASHED,
     Array,
@@ -26,7 +27,6 @@ from moe_core.figures.paper import (
 )
 from moe_core.figures.reading import tokens_per_expert
 from moe_core.figures.theme import LIGHT, Theme
-from moe_core.figures.tiles.tile import short
 
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 

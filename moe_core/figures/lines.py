@@ -196,3 +196,16 @@ def end_label(
         xshift=6,
         font={"color": theme.ink if strong or ink else theme.ink2, "size": size, "family": SANS},
     )
+
+
+def named_ends(
+    lines: Sequence[tuple[str, Array, str]], top: float, layout: Spec, theme: Theme, unit: str = ""
+) -> list[Spec]:
+    """The last value of each line (name, values, format) at its end, where it was measured. top: the axis' upper end."""
+    _, height = inner(layout)
+    ends = [
+        (height * float(values[-1]) / top, f"{name} {float(values[-1]):{form}}{unit}".strip())
+        for name, values, form in lines
+        if len(values) and np.isfinite(values[-1])
+    ]
+    return end_labels(sorted(ends, reverse=True), layout, theme, ink=True)

@@ -6,25 +6,23 @@ from typing import Any
 from moe_core.figures.paper import Array
 from moe_core.figures.reading import by_knobs, common, on_at, over_time
 from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import measured_by
 from moe_core.schema import experts_per_token
 
 
 def read_margin(source: Source, at: At) -> dict[str, Any]:
     steps, margin = over_time(source, "router_margin", at)
+    shown = {"steps": steps, "margin": margin} | common(source, at)
+    if not measured_by(source.description, "router_margin_p10"):
+        return shown
     # Thinning picks rows by their steps alone, so both have the same x.
-    _, margin_p10 = over_time(source, "router_margin_p10", at)
-    return {"steps": steps, "margin": margin, "margin_p10": margin_p10} | common(source, at)
+    return shown | {"margin_p10": over_time(source, "router_margin_p10", at)[1]}
 
 
 def read_confidence(source: Source, at: At) -> dict[str, Any]:
     steps, confidence = over_time(source, "confidence", at)
     even = chosen_in(source, at.layer, steps) / on_at(source, at.layer, steps).sum(axis=1)
     return {"steps": steps, "confidence": confidence, "even": even} | common(source, at)
-
-
-def read_bias_effect(source: Source, at: At) -> dict[str, Any]:
-    steps, overlap = over_time(source, "bias_effect", at)
-    return {"steps": steps, "overlap": overlap} | common(source, at)
 
 
 def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:

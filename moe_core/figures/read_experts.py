@@ -229,3 +229,14 @@ def last_used(source: Source, layer: int, step: int, expert: int) -> int | None:
     near = steps[max(used[-1] - 2, 0)], steps[min(used[-1] + 4, len(steps) - 1)]
     exact, counts_nE = source.history("counts", layer, first=int(near[0]), last=int(near[1]))
     return int(exact[np.flatnonzero(counts_nE[:, expert] > 0)[-1]])
+
+
+def read_ablation(source: Source, at: At) -> dict[str, Any]:
+    """The last measurement by `ablate`, whatever its step; NaN before the first."""
+    measured = source.ablation()
+    none = np.full(experts_of(source, at.layer), np.nan)
+    return {
+        "rise_E": measured.rise_LE[at.layer, : len(none)] if measured else none,
+        "share_E": measured.share_LE[at.layer, : len(none)] if measured else none,
+        "step": measured.step if measured else None,
+    }

@@ -12,9 +12,8 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.messages import parse_deed
 from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
+from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
-from moe_core.figures.tiles import heldout_tile
-from moe_core.figures.tiles.live import speed_tile
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
 from moe_core.runs.source import At

@@ -10,7 +10,7 @@ import pytest
 
 from moe_core.dashboard import live, starting
 from moe_core.figures.catalog import on_page
-from moe_core.figures.tiles import NONE
+from moe_core.figures.pages.tile import NONE
 from moe_core.runs import create_run
 from moe_core.schema import TASKS, Config, Knobs
 from tests.dashboard.test_live import unpack

@@ -8,10 +8,10 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import batch, read_batch, treemap
+from moe_core.figures.catalog import tiles_of
+from moe_core.figures.pages.tile import plain_count
 from moe_core.figures.reading import batch_sizes, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import tiles_of
-from moe_core.figures.tiles.tile import plain_count
 from moe_core.schema import Config, Knobs, describe
 from tests.figures.record import record
 

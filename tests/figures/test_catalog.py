@@ -10,9 +10,8 @@ import plotly.graph_objects as go
 import pytest
 
 from moe_core.dashboard.views import View
-from moe_core.figures.catalog import FIGURES, offered
+from moe_core.figures.catalog import FIGURES, offered, tiles_of
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs.ablation import Ablation, write_ablation
 from moe_core.runs.source import At
 from moe_core.schema import TASKS, Knobs

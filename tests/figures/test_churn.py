@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import join, leave_all
-from moe_core.figures.catalog import FIGURES
-from moe_core.figures.tiles import tiles_of
+from moe_core.figures.catalog import FIGURES, tiles_of
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.codec import START, link
 from moe_core.runs.compare import compared, left_out

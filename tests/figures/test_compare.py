@@ -9,9 +9,9 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import compare, read_compare
+from moe_core.figures.catalog import tiles_of
 from moe_core.figures.compare import Curve
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs import KnobChange, open_run
 from moe_core.runs.source import At
 from tests.export.made import make_run

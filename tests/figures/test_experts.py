@@ -10,9 +10,9 @@ from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.views import View
 from moe_core.export.replay import probe_of
 from moe_core.figures import experts, favourites, flow, matrices, read_experts
+from moe_core.figures.catalog import tiles_of
 from moe_core.figures.reading import chosen_expert, recent_share
 from moe_core.figures.theme import DARK, LIGHT, expert_colour
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe, layout

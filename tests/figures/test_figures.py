@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from moe_core.figures import bars, score, timeline
-from moe_core.figures.catalog import FIGURES
+from moe_core.figures.catalog import FIGURES, tiles_of
 from moe_core.figures.paper import escape, percent
 from moe_core.figures.theme import DARK, LIGHT, expert_colour, letter_colour, luminance
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.runs.source import At, Beside
 from moe_core.schema import Config, Knobs, layout

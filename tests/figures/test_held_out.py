@@ -10,9 +10,9 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.export.report import parts_of
+from moe_core.figures.catalog import tiles_of
+from moe_core.figures.pages.words import balance_words, held_out_line
 from moe_core.figures.reading import HeldOut, held_out_at
-from moe_core.figures.tiles import balance_words, tiles_of
-from moe_core.figures.tiles.words import held_out_line
 from moe_core.runs import Run, StoreError, ending, open_run
 from moe_core.runs.source import At
 from moe_core.runs.statistics import chance_cv, held_out_balance

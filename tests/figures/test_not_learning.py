@@ -10,8 +10,8 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner
 from moe_core.export.replay import data_of
-from moe_core.figures.tiles import tiles_of
-from moe_core.figures.tiles.routing import gate_entropy
+from moe_core.figures.catalog import tiles_of
+from moe_core.figures.pages.routing import gate_entropy
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout

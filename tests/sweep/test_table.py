@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_core.figures.catalog import tiles_of
 from moe_core.figures.read_sweep import SweepResults, axes, read_pareto
-from moe_core.figures.tiles import tiles_of
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
 from moe_core.sweep import (

@@ -18,8 +18,7 @@ import pytest
 from moe_core import schema
 from moe_core.diagnosis import diagnose
 from moe_core.export.numbers import statistics
-from moe_core.figures.catalog import shows
-from moe_core.figures.tiles import tiles_of
+from moe_core.figures.catalog import shows, tiles_of
 from moe_core.runs import StoreError, open_run, script_of, verify
 from moe_core.runs.branch import branch_off
 from moe_core.runs.codec import START, link

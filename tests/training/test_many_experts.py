@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from moe_core.__main__ import main
-from moe_core.figures.catalog import FIGURES, shows
-from moe_core.figures.tiles import tiles_of
+from moe_core.figures.catalog import FIGURES, shows, tiles_of
 from moe_core.runs import Run, open_run, verify
 from moe_core.runs.codec import LARGEST
 from moe_core.runs.columns import COLUMNS, read_layout

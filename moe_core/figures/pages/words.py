@@ -3,8 +3,8 @@
 import math
 
 from moe_core.figures.off import off_words
+from moe_core.figures.pages.tile import number
 from moe_core.figures.reading import HeldOut, on_at, rows_until, value_at
-from moe_core.figures.tiles.tile import number
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import DERIVED, derive
 from moe_core.schema import BALANCED, COLLAPSED, untaught

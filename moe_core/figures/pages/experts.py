@@ -1,10 +1,14 @@
-"""The Experts page's tiles: the chosen expert's share against the ideal first."""
+"""The Experts page: its charts and its tiles, the chosen expert's share against the ideal first."""
 
 import math
 
 import numpy as np
 
-from moe_core.figures.needs import probe, stats
+from moe_core.figures import experts, favourites, flow, matrices, read_experts, rows
+from moe_core.figures.ablation import ablation
+from moe_core.figures.needs import ablated, layers, probe, stats, windows
+from moe_core.figures.pages.entry import Entry, TileEntry
+from moe_core.figures.pages.tile import NONE, Tile, number
 from moe_core.figures.paper import percent
 from moe_core.figures.read_experts import closest_partner, favourite_label, last_used
 from moe_core.figures.reading import (
@@ -19,7 +23,6 @@ from moe_core.figures.reading import (
     rows_until,
     step_of,
 )
-from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number
 from moe_core.runs.source import At, Source
 from moe_core.schema import DEAD_AFTER
 
@@ -94,6 +97,52 @@ def partner_tile(source: Source, at: At) -> Tile:
     line = f"{number(100 * together, 0)} % of its tokens" if partner != NONE else "shares no token"
     return Tile("partner", "Closest partner", partner, lines=(line,))
 
+
+# In the order in which the page shows them.
+FIGURES: dict[str, Entry] = {
+    "expert_rank": Entry(
+        "Experts by selections", experts.expert_rank, read_experts.read_rank, (stats("selection_share"),)
+    ),
+    "specialisation": Entry("Specialisation", matrices.specialisation, read_experts.read_specialisation, (windows,)),
+    "coactivation": Entry("Co-activation", matrices.coactivation, read_experts.read_coactivation, (windows,)),
+    "favourite_bytes": Entry(
+        "Favourite bytes", favourites.favourite_bytes, read_experts.read_favourite_bytes, (probe("bytes"),)
+    ),
+    "favourite_images": Entry(
+        "Favourite images",
+        favourites.favourite_images,
+        read_experts.read_favourite_images,
+        (probe("images"),),
+    ),
+    "favourite_rows": Entry("Favourite rows", rows.favourite_rows, read_experts.read_favourite_rows, (probe("rows"),)),
+    "favourite_points": Entry(
+        "Favourite points",
+        favourites.favourite_points,
+        read_experts.read_favourite_points,
+        (probe("points"),),
+    ),
+    "similarity": Entry("Similarity of W_g", matrices.similarity, read_experts.read_similarity, (windows,)),
+    "specialisation_byte": Entry(
+        "Specialisation by byte",
+        matrices.specialisation_byte,
+        read_experts.read_bytes,
+        (windows, probe("bytes")),
+    ),
+    "expert_share": Entry(
+        "Share over time",
+        experts.expert_share,
+        read_experts.read_share,
+        (stats("selection_share", "importance_share"),),
+    ),
+    "saturation": Entry("Router saturation over time", experts.saturation, read_experts.read_saturation, (probe(),)),
+    "expert_flow": Entry(
+        "From layer to layer",
+        flow.expert_flow,
+        read_experts.read_flow,
+        (layers, probe(), lambda source: flow.fits(source.description.experts)),
+    ),
+    "ablation": Entry("Loss without each expert", ablation, read_experts.read_ablation, (ablated,)),
+}
 
 TILES: dict[str, TileEntry] = {
     "expert_share": TileEntry(share_tile, (stats("selection_share"),)),

@@ -1,11 +1,24 @@
-"""The Live page's tiles: balance first."""
+"""The Live page: its charts and its tiles, balance first."""
 
 import math
 
 import numpy as np
 
-from moe_core.figures.needs import balance, metrics, stats
+from moe_core.figures import bars, read_layers, read_live, timeline, treemap, turns
+from moe_core.figures.layers import layers as layers_by_experts
+from moe_core.figures.layers import layers_spread
+from moe_core.figures.needs import balance, groups, knobs, many_layers, metrics, stats
 from moe_core.figures.off import out_of
+from moe_core.figures.pages.entry import Entry, TileEntry
+from moe_core.figures.pages.tile import NONE, Tile, number, short
+from moe_core.figures.pages.words import (
+    NOT_LEARNING,
+    WHY_NOT,
+    balance_words,
+    held_out_line,
+    off_note,
+    word_at,
+)
 from moe_core.figures.reading import (
     RECENT,
     experts_of,
@@ -13,18 +26,10 @@ from moe_core.figures.reading import (
     last_change,
     last_step,
     on_at,
+    read_knobs,
     rows_until,
     step_of,
     value_at,
-)
-from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number, short
-from moe_core.figures.tiles.words import (
-    NOT_LEARNING,
-    WHY_NOT,
-    balance_words,
-    held_out_line,
-    off_note,
-    word_at,
 )
 from moe_core.runs.source import At, Source
 from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
@@ -131,6 +136,29 @@ def speed_tile(source: Source, at: At) -> Tile:
     tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
     return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=(f"{tokens} tokens/s",))
 
+
+# In the order in which the page shows them.
+FIGURES: dict[str, Entry] = {
+    "layers": Entry("Layers by experts", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts"))),
+    "layers_spread": Entry(
+        "Balance over the layers", layers_spread, read_layers.read_layers_spread, (many_layers, stats("counts"))
+    ),
+    "selection_share": Entry(
+        "Share of selections by expert",
+        timeline.selection_share,
+        read_live.read_selection_share,
+        (stats("selection_share"),),
+    ),
+    "balance_now": Entry("Balance now", bars.balance_now, read_live.read_balance_now, (stats("load", "importance"),)),
+    "balance": Entry(
+        "Balance over time", timeline.balance, read_live.read_balance, (stats("cv_counts", "cv_importance"),)
+    ),
+    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),)),
+    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,)),
+    "group_treemap": Entry(
+        "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
+    ),
+}
 
 TILES: dict[str, TileEntry] = {
     "balance": TileEntry(balance_tile, (balance,)),

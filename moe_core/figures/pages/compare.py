@@ -1,4 +1,4 @@
-"""The Compare page's tiles: CV(load) of each run, the first large, with its held-out figure.
+"""The Compare page: its charts and its tiles, CV(load) of each run, the first large, with its held-out figure.
 
 Without a step they show the last one that all runs have. The other runs are read where the charts mark them: at the same step,
 or as many steps after their own fork. A tile names its step where it differs from the first run's.
@@ -7,13 +7,15 @@ or as many steps after their own fork. A tile names its step where it differs fr
 from collections.abc import Callable
 from typing import NamedTuple
 
+from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.needs import Need, balance, compared, metrics
+from moe_core.figures.needs import Need, balance, compared, metrics, stats
+from moe_core.figures.pages.entry import Entry, TileEntry
+from moe_core.figures.pages.live import heldout_tile
+from moe_core.figures.pages.tile import Tile, number
+from moe_core.figures.pages.words import balance_words, held_out_line, word_at
 from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
 from moe_core.figures.reading import held_out_at, last_step, value_at
-from moe_core.figures.tiles.live import heldout_tile
-from moe_core.figures.tiles.tile import Tile, TileEntry, number
-from moe_core.figures.tiles.words import balance_words, held_out_line, word_at
 from moe_core.runs.source import At, Source
 from moe_core.schema import LOOKS_AHEAD, STAT
 
@@ -78,6 +80,35 @@ def beside(number: int) -> Need:
     """At least so many other runs are compared with this one."""
     return lambda source: len(source.others) >= number
 
+
+# In the order in which the page shows them.
+FIGURES: dict[str, Entry] = {
+    "compare_balance": Entry(
+        "Balance", compare.compare_balance, read_compare.read_balance, (stats("cv_load"),), (compared,)
+    ),
+    "compare_loss": Entry("Loss", compare.compare_loss, read_compare.read_loss, (stats("task_loss"),), (compared,)),
+    "compare_balance_difference": Entry(
+        "Difference in balance",
+        compare.compare_balance_difference,
+        read_compare.read_balance_difference,
+        (stats("cv_load"),),
+        (compared,),
+    ),
+    "compare_loss_difference": Entry(
+        "Difference in loss",
+        compare.compare_loss_difference,
+        read_compare.read_loss_difference,
+        (stats("task_loss"),),
+        (compared,),
+    ),
+    "compare_selections": Entry(
+        "Selections by expert",
+        compare.compare_selections,
+        read_compare.read_selections,
+        (stats("selection_share"),),
+        (compared,),
+    ),
+}
 
 TILES: dict[str, TileEntry] = {
     "run_A": TileEntry(run_tile(0), (balance, metrics)),

@@ -1,11 +1,8 @@
 """A tile: one number above the charts, with its yardstick, in plain text that the dashboard only has to place."""
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
-from moe_core.figures.needs import Need
-from moe_core.runs.source import At, Source
 from moe_core.schema import value_text
 
 NONE = value_text(None)
@@ -23,13 +20,6 @@ class Tile(NamedTuple):
     lines: tuple[str, ...] = ()
     hand_line: str = ""
     more: str = ""
-
-
-class TileEntry(NamedTuple):
-    """How a tile is read, and what it needs of a run to be offered."""
-
-    read: Callable[[Source, At], Tile]
-    needs: tuple[Need, ...] = ()
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -1,10 +1,13 @@
-"""The Batch page's tiles: what the formula says, then what the run's experts got."""
+"""The Batch page: its charts and its tiles, what the formula says, then what the run's experts got."""
 
 import math
 
 import numpy as np
 
-from moe_core.figures.needs import fixed_batch, stats
+from moe_core.figures import batch, read_batch
+from moe_core.figures.needs import fixed_batch, stats, timed
+from moe_core.figures.pages.entry import Entry, TileEntry
+from moe_core.figures.pages.tile import NONE, Tile, plain_count, short
 from moe_core.figures.paper import Array
 from moe_core.figures.reading import (
     RECENT,
@@ -16,7 +19,6 @@ from moe_core.figures.reading import (
     step_of,
     tokens_per_expert,
 )
-from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, plain_count, short
 from moe_core.runs.source import At, Source
 
 
@@ -69,6 +71,15 @@ def throughput_tile(source: Source, at: At) -> Tile:
     rate = short(float(np.interp(own, measured.tokens, measured.per_second))) if within else NONE
     return Tile("throughput", "Throughput", rate, "tokens/s", lines=(f"one layer, T = {own:,}",))
 
+
+# In the order in which the page shows them.
+FIGURES: dict[str, Entry] = {
+    "batch_formula": Entry("Tokens per expert", batch.batch_formula, read_batch.read_formula, (fixed_batch,)),
+    "batch_throughput": Entry(
+        "Throughput", batch.batch_throughput, read_batch.read_throughput, (fixed_batch,), (timed,)
+    ),
+    "batch_measured": Entry("Tokens an expert got", batch.batch_measured, read_batch.read_measured, (stats("counts"),)),
+}
 
 TILES: dict[str, TileEntry] = {
     "tokens_per_expert": TileEntry(tokens_tile, (fixed_batch,)),

@@ -1,15 +1,18 @@
-"""The Routing page's tiles: churn first. All but churn and saturation are of the last snapshot of the probe."""
+"""The Routing page: its charts and its tiles, churn first. All but churn and saturation are of the last snapshot of the probe."""
 
 import math
 from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures.needs import probe, stats
+from moe_core.figures import bars, choice, read_choice, read_routing, routing, rows, score
+from moe_core.figures.needs import probe, stats, used
 from moe_core.figures.off import out_of
+from moe_core.figures.pages.entry import Entry, TileEntry
+from moe_core.figures.pages.tile import NONE, Tile, number
 from moe_core.figures.paper import Array, percent
+from moe_core.figures.plain import plain_chart
 from moe_core.figures.reading import experts_of, on_at, probe_at, step_of, value_at
-from moe_core.figures.tiles.tile import NONE, Tile, TileEntry, number
 from moe_core.runs.source import At, Source
 from moe_core.schema import name_of, strategy_of, weighing
 
@@ -134,6 +137,37 @@ def steps_between(source: Source, step: int) -> str:
     last = step - step % every
     return f"steps {last - every:,} to {last:,}" if last else f"first at step {every:,}"
 
+
+NON_TEXT = probe("images", "rows", "points")
+
+# In the order in which the page shows them.
+FIGURES: dict[str, Entry] = {
+    "probe_text": Entry("Who reads which byte", score.probe_text, read_routing.read_probe_text, (probe("bytes"),)),
+    "digit_images": Entry(
+        "Images by first expert", routing.digit_images, read_routing.read_digit_images, (probe("images"),)
+    ),
+    "probe_rows": Entry("Who reads which row", rows.probe_rows, read_routing.read_probe_rows, (probe("rows"),)),
+    "regions": Entry("Who owns which region", routing.regions, read_routing.read_regions, (probe("points"),)),
+    "probe_gates": Entry("Gates of the probe", routing.probe_gates, read_routing.read_probe_gates, (NON_TEXT,)),
+    "tokens_by_expert": Entry("Tokens by first expert", bars.tokens_by_expert, read_routing.read_tokens, (probe(),)),
+    "churn": Entry("Router churn over time", routing.churn, read_routing.read_churn, (probe(), stats("churn"))),
+    "router_margin": Entry(
+        "Router margin over time",
+        choice.router_margin,
+        read_choice.read_margin,
+        (stats("router_margin"), used("by_token")),
+    ),
+    "confidence": Entry("Confidence over time", choice.confidence, read_choice.read_confidence, (stats("confidence"),)),
+    "bias_effect": plain_chart(
+        "bias_effect",
+        "What the bias changes",
+        "experts chosen both with and without it, of those chosen either way; 1: it changes nothing",
+        axis="overlap",
+        hover="With and without the bias the choices overlapped by %{y:.3f} at step %{x:,d}",
+        top=1.0,
+        needs=(used("biased"),),
+    ),
+}
 
 TILES: dict[str, TileEntry] = {
     "churn": TileEntry(churn_tile, (probe(), stats("churn"))),
