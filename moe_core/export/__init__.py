@@ -19,7 +19,7 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import script_of
 from moe_core.runs.source import At, Record, Source
-from moe_core.schema import RENAMED
+from moe_core.schema import RENAMED, first_line
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -42,7 +42,8 @@ def export(
 
     run: a run, or what sources.py opens: a run with others to compare, or a sweep. Formats of numbers also write all statistics,
     export.json, which says where each table is from, and for a run script.txt, its knob changes as `train --script` takes them.
-    ValueError for an unknown format, figure or theme, a layer or size out of range, and a file where the folder should be.
+    ValueError for an unknown format, figure or theme, a layer or size out of range, a file where the folder should be, and,
+    after all else was written, a figure that cannot be drawn.
     """
     formats, names = tuple(dict.fromkeys(formats)), chosen(run, figures)
     for name in formats:
@@ -54,10 +55,16 @@ def export(
     of = len(names) * len(formats) + len(tables)
     files: list[Path] = []
     stamps: dict[str, Facts] = {}
+    undrawn: dict[str, str] = {}
     for name in names:
         for format in formats:
             progress(len(files), of)
-            files.append(write(folder / f"{name}.{format}", rendered(run, name, format, look)))
+            try:
+                drawn = rendered(run, name, format, look)
+            except Exception as error:  # whatever a record may hold, the other figures are written
+                undrawn.setdefault(name, f"{name} cannot be drawn: {type(error).__name__} {first_line(error)}")
+                continue
+            files.append(write(folder / f"{name}.{format}", drawn))
             if format in NUMBERS:
                 stamps[files[-1].name] = figure_facts(run, name, look)
     if tables:
@@ -71,6 +78,8 @@ def export(
         if not isinstance(run, SweepResults) and run.trainable:
             files.append(write(folder / "script.txt", script_of(run)))
     progress(of, of)
+    if undrawn:
+        raise ValueError(f"{'; '.join(undrawn.values())}. All else was written to {folder}")
     return files
 
 

@@ -31,6 +31,7 @@ from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     Config,
+    first_line,
     looks_ahead,
     meta_of,
     value_text,
@@ -179,9 +180,13 @@ def figure_title(run: Record, name: str, layer: int) -> str | None:
     return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
 
 
-def drawn(run: Record, name: str, layer: int, theme: str) -> Sheet:
+def drawn(run: Record, name: str, layer: int, theme: str) -> Sheet | str:
+    """A figure, or, whatever the record may hold that it cannot be drawn of, why not."""
     look = Look(size=FIGURE, theme=theme, layer=layer, title=figure_title(run, name, layer))
-    return sheet_of(run, name, look, "")[0]
+    try:
+        return sheet_of(run, name, look, "")[0]
+    except Exception as error:
+        return f"{name} of layer {layer + 1} cannot be drawn: {type(error).__name__} {first_line(error)}"
 
 
 # HTML
@@ -246,11 +251,13 @@ def html_of(run: Record, piece: Any) -> str:
         return f"<pre>{safe(piece)}</pre>"
     name, layer = piece
     words = safe(figure_title(run, name, layer) or FIGURES[name].title)
-    return (
-        "<figure>"
-        + "".join(picture(drawn(run, name, layer, theme), theme, words) for theme in ("light", "dark"))
-        + "</figure>"
-    )
+    pictures = []
+    for theme in ("light", "dark"):
+        sheet = drawn(run, name, layer, theme)
+        if isinstance(sheet, str):
+            return f"<pre>{safe(sheet)}</pre>"
+        pictures.append(picture(sheet, theme, words))
+    return f"<figure>{''.join(pictures)}</figure>"
 
 
 def picture(sheet: Sheet, theme: str, words: str) -> str:
@@ -282,6 +289,7 @@ def as_pdf(run: Record, progress: Progress) -> bytes:
             elif isinstance(piece, str):
                 paper.quote(piece)
             else:
-                paper.figure(drawn(run, *piece, "light"))
+                sheet = drawn(run, *piece, "light")
+                paper.quote(sheet) if isinstance(sheet, str) else paper.figure(sheet)
     progress(of, of)
     return to_pdf(paper.pages(), facts)

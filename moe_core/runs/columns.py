@@ -55,7 +55,7 @@ def pick(
     layer = -1 if STAT[wanted].shape == "" else layer
     column = next((c for c in columns if c.stat == wanted and c.layer == layer), None)
     if column is None:
-        raise StoreError(f"this run has no statistic {wanted!r}: it was recorded by an earlier version")
+        raise StoreError(f"this run has no statistic {wanted!r}: an earlier version or another program recorded it")
     values = rows[:, column.start : column.start + column.width]
     if stat in DERIVED:
         on_nE = None if steps is None else on_mask(off, layer, steps, column.width)

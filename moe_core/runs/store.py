@@ -91,7 +91,8 @@ class Run:
             raise
         except UNREADABLE as error:
             self.close()
-            raise StoreError(f"run {folder.name} cannot be read: {error}") from None
+            why = f"its settings have no {error}" if isinstance(error, KeyError) else error
+            raise StoreError(f"run {folder.name} cannot be read: {why}") from None
         self.id: str = folder.name
         self.columns = max((c.start + c.width for c in self.layout), default=0)
         self._blocks = Blocks(self.query, self.checked, self.columns)

@@ -3,6 +3,7 @@ never the task's name, so that every writer of such a record is shown in full: o
 importer.
 """
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,9 @@ from moe_core.schema.stats import METRICS, Metric
 ORIGINS = ("trained", "watched", "opened")
 OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
 PROBES = ("bytes", "tokens", "images", "rows", "points", "none")
-MOST_KNOBS, MOST_METRICS, MOST_SETTINGS = 64, 32, 256  # the most in a record, which somebody else may have written
+# The most in a record, which somebody else may have written.
+MOST_KNOBS, MOST_CHOICES, MOST_METRICS, MOST_SETTINGS = 64, 256, 32, 256
+MOST_TEXT = 64 << 10  # characters of all settings together, as JSON
 LONGEST = 400  # the most characters of a text in it
 LARGEST = 2**53  # whole numbers up to it are exact in the record and in a browser
 KNOB_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
@@ -271,6 +274,8 @@ def from_json(record: Any, measures: tuple[str, ...] = ()) -> Description:
         low = 1 if what == "layers" else 0
         if not low <= count <= most:
             raise ValueError(f"its description must have from {low} to {most} {what}, got {count}")
+    if len(json.dumps(description.settings)) > MOST_TEXT:
+        raise ValueError(f"its description must have settings of at most {MOST_TEXT:,} characters together")
     if isinstance(off := description.starts.get("off", ""), str):
         switched_off(description.experts, off)
     if len({layer.name for layer in description.layers}) < len(description.layers):
@@ -323,6 +328,8 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
 
 def check_range(name: str, knob: Knob) -> None:
     """ValueError for a range, a grain or choices that no slider and no list can have."""
+    if len(knob.choices) > MOST_CHOICES:
+        raise ValueError(f"knob {name} must have at most {MOST_CHOICES} choices, got {len(knob.choices)}")
     if knob.choices and not isinstance(knob.start, str):
         raise ValueError(f"knob {name} has choices, which are words, and starts at {knob.start}")
     for choice in knob.choices:
@@ -352,8 +359,8 @@ def read_metric(given: dict[str, Any]) -> Metric:
 
 def read_loss(given: dict[str, Any]) -> Loss:
     loss = Loss(word(given["unit"]), float(given["nats"]), word(given["metric"]))
-    if not (math.isfinite(loss.nats) and loss.nats > 0):
-        raise ValueError(f"nats of the loss's unit must be a finite number above 0, got {loss.nats}")
+    if not 1e-6 <= loss.nats <= 1e6:
+        raise ValueError(f"nats in one unit of the loss must be a number between 1e-6 and 1e6, got {loss.nats}")
     return loss
 
 

@@ -113,6 +113,7 @@ HOSTILE = {
     "a-million-experts": (settings(lambda about: about["config"].update(num_experts=10**6)), "cannot be read"),
     "wide-layout": (settings(lambda about: about.update(layout=[["loss", -1, 0, 10**12]])), "cannot be read"),
     "layout-of-words": (settings(lambda about: about.update(layout="abc")), "cannot be read"),
+    "no-labels": (settings(lambda about: about.pop("labels")), "its settings have no 'labels'"),
     "labels-of-numbers": (settings(lambda about: about.update(labels=7)), "cannot be read"),
     "link": (another("run.db", lambda path: path.symlink_to("../good/run.db")), "not a plain file"),
     "link-to-nothing": (another("run.db", lambda path: path.symlink_to("nowhere")), "not a plain file"),

@@ -50,7 +50,9 @@ def test_it_was_weighed_over_the_kept_and_so_it_trains_again(earlier, tmp_path: 
 
 
 def test_what_it_did_not_measure_is_nowhere_and_hides_nothing_else(earlier) -> None:
-    with pytest.raises(StoreError, match="no statistic 'task_gradient': it was recorded by an earlier version"):
+    with pytest.raises(
+        StoreError, match="no statistic 'task_gradient': an earlier version or another program recorded it"
+    ):
         earlier.history("task_gradient")
     assert tiles_of("live", earlier)[0].word == "Balanced in training"
     assert [finding.rule for finding in diagnose(earlier)] == []
