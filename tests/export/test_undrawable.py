@@ -24,7 +24,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Still:
 
 
 def test_an_export_writes_the_other_figures_and_names_the_one(run: Still, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="^loss cannot be drawn: KeyError 'images'. All else was written to "):
+    with pytest.raises(ValueError, match=r"^loss cannot be drawn: KeyError 'images'\. All else was written to "):
         export(run, tmp_path / "out", ("svg", "csv"), ["balance", "loss", "balance_now"])
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
         "balance.svg", "balance.csv", "balance_now.svg", "balance_now.csv", "statistics.csv", "export.json", "script.txt",
