@@ -278,6 +278,19 @@ def test_a_strategy_and_a_knob_that_this_version_does_not_know_are_shown_by_name
     writer.finish("stopped")
 
 
+@pytest.mark.parametrize("unknown", ["strategy", "warmth"])
+def test_one_of_them_alone_is_enough(tmp_path: Path, unknown: str) -> None:
+    own = to_json(describe(Config(num_experts=4), Knobs()))
+    tomorrow = later({"description": json.loads(json.dumps(own))})
+    own["knobs"][unknown] = tomorrow["knobs"][unknown]
+    described = from_json(own, ("loss",))
+    about = {"config": {"task": "text", "num_experts": 4}, "knobs": {unknown: tomorrow["knobs"][unknown]["start"]}}
+    create_record(tmp_path / "a", described, own=about).finish("stopped")
+    run = open_run(tmp_path / "a")
+    assert run.knobs[unknown] == tomorrow["knobs"][unknown]["start"]
+    assert not run.trainable
+
+
 def test_our_own_runs_say_it_too_and_get_the_knobs_of_today(tmp_path: Path) -> None:
     from moe_core.runs import create_run
 
