@@ -126,8 +126,8 @@ def whole(lines: list[str]) -> None:
     assert lines == []
 
 
-READERS: dict[str, tuple[int, Callable[[Run], Any]]] = {  # at which of all reads there is a commit: each, or each 20th
-    "verify": (1, lambda run: whole(verify(run))),
+READERS: dict[str, tuple[int, Callable[[Run], Any]]] = {  # at which of all reads there is a commit: each, each third …
+    "verify": (3, lambda run: whole(verify(run))),
     "look over": (1, lambda run: whole(run.look_over())),
     "read": (3, read),
     "list": (1, lambda run: whole([one.problem for one in list_runs(run.path.parent, room=True) if one.problem])),
