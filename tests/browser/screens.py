@@ -121,11 +121,12 @@ def shoot(browser: Browser, at: str, pages: dict[str, str], out: Path, looks: An
 
 
 def record() -> None:
-    """What the pages show: a run a task, one with 64 experts, a fork with another weight, a lesson's, a tiny sweep."""
+    """What the pages show: a run a task, one with 64 experts, one with 12 layers, a fork with another weight, a lesson's, a tiny sweep."""
     record_run("text-demo", 320, 800, "--task", "text")
     for task in ("plane", "digits"):
         record_run(f"{task}-demo", 160, 400, "--task", task)
     record_run("text-64-experts", 120, 300, "--task", "text", "--num-experts", "64")
+    record_run("text-12-layers", 60, 120, "--task", "text", "--layers", "12")
     record_run("text-lesson", 120, 200, "--task", "text", who="lesson 6", w_importance=1.0)
     command("fork", "text-demo", "--at", "320", "w_load=0.02", "--run-id", "text-fork")
     words = ["--task", "plane", "--w-importance", "0,0.01,0.1", "--w-load", "0,0.01,0.1", "--steps", "150"]
@@ -136,6 +137,7 @@ PAGES = {
     "live": "/?run=text-demo&layer=2",
     "live-past": "/?run=text-demo&layer=2&step=300",
     "live-64-experts": "/?run=text-64-experts",
+    "live-layers": "/?run=text-12-layers&layer=4",
     "routing-text": "/routing?run=text-demo",
     "routing-digits": "/routing?run=digits-demo",
     "routing-plane": "/routing?run=plane-demo",
