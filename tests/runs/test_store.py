@@ -135,7 +135,18 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     writer.finish("stopped")
 
 
-def test_a_turn_to_where_a_knob_stands_is_accepted_and_is_none(tmp_path: Path) -> None:
+def test_a_run_that_starts_with_one_expert_off_is_undamaged_by_a_turn_of_off(tmp_path: Path) -> None:
+    """The column of values turns the word "4", the value before, into a number."""
+    writer = create_run(tmp_path / "a", CONFIG, Knobs(off="4"))
+    run = open_run(tmp_path / "a")
+    run.turn(off="2:3")
+    assert [change.value for change in writer.pending().knobs] == ["2:3"]
+    assert (run.knobs.off, run.damage) == ("2:3", [])
+    writer.finish("stopped")
+    assert verify(run) == []
+
+
+def test_a_turn_to_the_value_that_a_knob_has_is_accepted_and_not_recorded(tmp_path: Path) -> None:
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
     run = open_run(tmp_path / "a")
     for knobs in ({"noise": 1.0}, {"noise": 0.5, "k": 2}, {"noise": 0.5}, {"off": ""}, {"strategy": "paper"}):
