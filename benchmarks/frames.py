@@ -79,11 +79,11 @@ def main(arguments: list[str] | None = None) -> int:
     quick = parser.parse_args(arguments).quick
     shapes = {"2x16": SHAPES["2x16"], "6x16": [16] * 6} if quick else SHAPES
     with tempfile.TemporaryDirectory() as runs:
-        told = {
+        results = {
             name: measure(Path(runs) / name, experts_L, 60 if quick else 400, 3 if quick else 30)
             for name, experts_L in shapes.items()
         }
-    print(json.dumps(told))
+    print(json.dumps(results))
     return 0
 
 

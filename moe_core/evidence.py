@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from moe_core.runs.rows import Eval, KnobChange
 from moe_core.runs.statistics import held_out_balance, too_few
-from moe_core.schema import Description, KnobValues
+from moe_core.schema import STAT, Description, KnobValues
 
 Array = NDArray[np.floating[Any]]
 Flags = NDArray[np.bool_]
@@ -87,12 +87,14 @@ def evidence_of(source: Judged, layer: int) -> Evidence:
             return np.full(none, np.nan)
 
     measures = source.description.measures
-    stat = measures[0] if measures and "task_loss" not in measures else "task_loss"
+    # Any statistic has the steps; a record may lack each, and have some that this version does not know.
+    stat = next((name for name in measures if name in STAT), "task_loss")
     steps = np.asarray(source.history(stat, layer, bins=BINS)[0], np.int64)
     done = sorted((c for c in source.knob_changes() if c.step is not None), key=lambda c: (c.step, c.id))
     evals = [(e.step, e.counts) for e in source.evals() if e.counts is not None]
     # Too few selections are uneven by chance, so their CV is left out.
-    cv = [math.nan if too_few(of[layer]) else held_out_balance(of)["cv_held_out"][layer] for _, of in evals]
+    own = [counts_LE[layer : layer + 1] for _, counts_LE in evals]
+    cv = [math.nan if too_few(counts_1E) else held_out_balance(counts_1E)["cv_held_out"][0] for counts_1E in own]
     held_out = np.array(cv, np.float64)
     at = np.array([step for step, _ in evals], np.int64)
     return Evidence(

@@ -13,7 +13,7 @@ from moe_core.schema import RENAMED, STAT
 from tests.figures.record import record
 
 
-def test_an_earlier_name_stands_for_one_that_there_is_now_and_is_none_itself() -> None:
+def test_an_earlier_name_leads_to_a_present_one_and_is_not_used_again() -> None:
     assert set(RENAMED.values()) <= {*STAT, *FIGURES}
     assert not set(RENAMED) & {*STAT, *FIGURES}
 

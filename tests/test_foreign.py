@@ -1,6 +1,7 @@
 """A run that our trainer did not record: its layers, knobs, metrics and statistics are its own, and all of it is shown."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from moe_core.schema import (
     columns_of,
     describe,
     from_json,
+    looks_ahead,
     to_json,
 )
 from moe_core.schema.stats import Metric
@@ -150,15 +152,15 @@ def test_the_panel_has_its_knobs_and_says_what_it_obeys(tmp_path: Path) -> None:
     run = open_run(tmp_path / "a")
     feed = Feed(run)
     feed.refresh()
-    told = panel(feed)
-    assert [(knob["name"], knob["kind"], knob["value"]) for knob in told["knobs"]] == [
+    shown = panel(feed)
+    assert [(knob["name"], knob["kind"], knob["value"]) for knob in shown["knobs"]] == [
         ("router_aux_loss_coef", "number", 0.01),
         ("top_k", "whole", 2),
         ("schedule", "choice", "cosine"),
         ("note", "word", ""),
     ]
-    assert told["obeys"] == ["pause", "stop"]
-    assert told["layers"][3].endswith("model.layers.3.mlp.experts")
+    assert shown["obeys"] == ["pause", "stop"]
+    assert shown["layers"][3].endswith("model.layers.3.mlp.experts")
     act(run, Deed(1, turn={"top_k": 4.0, "schedule": "constant"}))
     assert (run.knobs.top_k, run.knobs.schedule) == (4, "constant")
     assert isinstance(run.knobs.top_k, int)
@@ -181,12 +183,24 @@ def test_the_panel_has_its_knobs_and_says_what_it_obeys(tmp_path: Path) -> None:
     assert "held-out loss 2.85 nats/token, CV(selections)" in banner(feed, 2)["text"].replace("Held-out", "held-out")
 
 
+def test_any_layer_may_look_ahead() -> None:
+    """A bounded capacity lets later tokens decide only where a token has several choices, here in the second layer."""
+    knobs = {"strategy": Knob("paper"), "capacity_factor": Knob(1.0)}
+    own = replace(OWN, layers=(Layer("a", 8, 1), Layer("b", 8, 2)), knobs=knobs, probe="tokens")
+    assert looks_ahead(own, own.starts)
+    assert not looks_ahead(replace(own, layers=own.layers[:1]), own.starts)
+
+
 def test_an_expert_is_switched_off_by_a_knob_of_that_name(tmp_path: Path) -> None:
     own = from_json(to_json(OWN) | {"knobs": {"off": {"start": ""}}}, MEASURES)
     write(tmp_path / "a", own).finish("stopped")
     run = open_run(tmp_path / "a")
     with pytest.raises(ValueError, match="off must name experts 1 to 16 of layers 1 to 6, got '9:1'"):
         run.turn(off="9:1")
+    with pytest.raises(ValueError, match="off must name experts 1 to 8 of layer 1, got '1:9'"):
+        run.turn(off="1:9")
+    run.turn(off="12")
+    assert run.knobs.off == "2:12"  # the record would keep "12" as a number; the other layers have no expert 12
     run.turn(off="2:16,2:15")
     assert run.knobs.off == "2:16,2:15"
     assert run.off_spans() == ()  # it has not acted
@@ -314,19 +328,21 @@ def test_our_own_runs_say_it_too_and_get_the_knobs_of_today(tmp_path: Path) -> N
         ({"layers": [{"name": "a", "experts": 4, "k": 2}] * 2}, "two layers the same name"),
         ({"layers": [{"name": str(i), "experts": 4, "k": 2} for i in range(257)]}, "1 to 256 layers, got 257"),
         ({"layers": [{"name": "a", "experts": 1025, "k": 2}]}, "experts must be a whole number from 1 to 1024"),
-        ({"layers": [{"name": "a", "experts": 4, "k": 5}]}, "at least k experts.* got 4 in 1 groups with k=5"),
+        ({"layers": [{"name": "a", "experts": 4, "k": 5}]}, "at least k experts, got 4 experts in 1 groups with k=5"),
+        ({"layers": [{"name": "a", "experts": 8, "k": 3, "groups": 4}]}, "got 8 experts in 4 groups with k=3"),
         ({"layers": [{"name": "a", "experts": True, "k": 1}]}, "experts must be a whole number"),
         ({"layers": [{"name": 3, "experts": 4, "k": 1}]}, "texts in a description must have"),
         ({"knobs": {"a b": {"start": 1}}}, "must be a word"),
         ({"knobs": {"a": {"start": 5, "low": 0, "high": 1}}}, "a must be between 0 and 1"),
         ({"knobs": {"a": {"start": True}}}, "must start at a number or a word"),
-        ({"knobs": {"a": {"start": 1, "colour": "red"}}}, "not valid"),
         ({"knobs": {"k": {"start": "two"}}}, "knob k must start at a whole number, as our own"),
         ({"knobs": {"strategy": {"start": 1.5}}}, "knob strategy must start at a word"),
         ({"knobs": {"noise": {"start": "loud"}}}, "knob noise must start at a number"),
         ({"knobs": {"a": {"start": 1, "scale": "round"}}}, "scale must be one of"),
         ({"knobs": {f"a{i}": {"start": 1} for i in range(65)}}, "0 to 64 knobs, got 65"),
         ({"metrics": [{"name": "a"}]}, "not valid"),
+        ({"metrics": [Metric("a", "", "", True)._asdict()] * 2}, "two metrics the same name"),
+        ({"metrics": [Metric("selections", "", "", True)._asdict()]}, "must not be called selections"),
         ({"loss": {"unit": "x", "nats": 1e-9, "metric": "a"}}, "nats in one unit .* between 1e-6 and 1e6, got 1e-09"),
         ({"loss": {"unit": "x", "nats": float("inf"), "metric": "a"}}, "nats in one unit"),
         ({"knobs": {"a": {"start": "b", "choices": ["b"] * 257}}}, "a must have at most 256 choices, got 257"),
@@ -344,12 +360,21 @@ def test_a_description_that_cannot_be_is_refused_in_one_line(change: dict[str, A
     assert "\n" not in str(refused.value)
 
 
+def test_what_a_later_version_says_of_a_layer_a_knob_or_a_metric_is_left_out() -> None:
+    record = to_json(OWN)
+    more = record | {
+        "layers": [layer | {"colour": "red"} for layer in record["layers"]],
+        "knobs": {name: knob | {"colour": "red"} for name, knob in record["knobs"].items()},
+        "metrics": [metric | {"colour": "red"} for metric in record["metrics"]],
+        "colour": "red",
+    }
+    assert from_json(more, MEASURES) == OWN
+
+
 def test_a_record_whose_columns_are_not_those_of_its_layers_is_refused(tmp_path: Path) -> None:
     other = from_json(to_json(OWN) | {"layers": [{"name": "a", "experts": 4, "k": 2}]}, MEASURES)
-    lying = create_record(tmp_path / "a", other, own={"description": to_json(OWN)})
-    lying.finish("stopped")
-    with pytest.raises(StoreError, match="are not those of layers of 8, 16"):
-        open_run(tmp_path / "a")
+    with pytest.raises(ValueError, match="are not those of layers of 8, 16"):
+        create_record(tmp_path / "a", other, own={"description": to_json(OWN)})
 
 
 def test_a_description_survives_its_json() -> None:

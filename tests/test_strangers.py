@@ -1,8 +1,9 @@
-"""Records that a stranger made: what cannot be is refused in words, and what is odd hides nothing else of the run."""
+"""Records that a stranger wrote: an invalid one is refused in a sentence, and an odd value hides nothing else of the run."""
 
 import json
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ from moe_core.export import export
 from moe_core.export.report import parts_of
 from moe_core.export.sources import Still
 from moe_core.figures.catalog import FIGURES, on_page
-from moe_core.runs import Batch, Run, RunWriter, StoreError, open_run
+from moe_core.runs import Batch, Run, RunWriter, StoreError, ending, list_runs, open_run
 from moe_core.runs.ablation import Ablation, write_ablation
-from moe_core.runs.begin import create_record
+from moe_core.runs.begin import create_record, make_file
 from moe_core.runs.turns import insert_turns
 from moe_core.schema import Config, Description, Knob, Knobs, Layer, Loss, as_dict, columns_of, describe, to_json
 from moe_core.schema.stats import STATS, Metric
@@ -34,30 +35,31 @@ E = (8, 8)
 
 
 def base(experts: tuple[int, ...] = E, measures: tuple[str, ...] = MEASURES, **more: Any) -> Description:
-    told: dict[str, Any] = {
+    declared: dict[str, Any] = {
         "knobs": {"lr": Knob(0.1, 0.0, 1.0)}, "metrics": (Metric("eval_loss", "held", "nats", True),),
         "loss": Loss("nats", 1.0, "eval_loss"), "probe": "none", "obeys": ("pause",), "settings": {},
     }  # fmt: skip
     layers = tuple(Layer(f"l.{i}", many, min(2, many)) for i, many in enumerate(experts))
-    return Description(origin="watched", task="T", layers=layers, measures=measures, **{**told, **more})
+    return Description(origin="watched", task="T", layers=layers, measures=measures, **{**declared, **more})
 
 
 def begin(
     folder: Path,
     description: Description | None = None,
-    change: Callable[[dict[str, Any]], Any] = lambda told: None,
+    change: Callable[[dict[str, Any]], Any] = lambda described: None,
     layout: list[list[Any]] | None = None,
     **more: Any,
 ) -> RunWriter:
-    """A record of 60 steps. change: of its description's JSON, as a stranger may write it."""
+    """A record of 60 steps, written without the checks of create_record(). change: of its description's JSON."""
     description = description or base()
-    told = to_json(description)
-    change(told)
+    described = to_json(description)
+    change(described)
     columns = [list(c) for c in columns_of(description.experts, description.measures)] if layout is None else layout
-    own = {"description": told, "layout": columns, **more.pop("own", {})}
     facts = more.pop("facts", {"versions": {"moescope": "9"}})
+    about = {"description": described, "layout": columns, "labels": {}, "facts": facts, **more.pop("own", {})}
     evals, snapshots = more.pop("evals", []), more.pop("snapshots", [])
-    writer = create_record(folder, description, own=own, facts=facts, **more)
+    writer = RunWriter(folder, make_file(folder, about, more.pop("probe", {})))
+    assert not more
     rows = np.random.default_rng(0).uniform(0.5, 1.5, (60, sum(c[3] for c in columns))).astype(np.float32)
     writer.commit(Batch(1, rows, evals=evals, snapshots=snapshots, state="training"))
     return writer
@@ -85,10 +87,10 @@ def whole(header: dict[str, Any]) -> None:
 
 
 def knob(name: str, **declared: Any) -> Callable[[dict[str, Any]], Any]:
-    return lambda told: told["knobs"].update({name: declared})
+    return lambda described: described["knobs"].update({name: declared})
 
 
-# A: names of knobs that are attributes in Python. The whole page goes, on every page of the run
+# Names of knobs that are attributes in Python
 
 
 @pytest.mark.parametrize("name", ["items", "keys", "get", "values", "__class__", "_values", "__dict__"])
@@ -97,7 +99,7 @@ def test_a_knob_named_like_an_attribute_is_refused_by_name(tmp_path: Path, name:
         ended(tmp_path / "a", change=knob(name, **ENTRY))
 
 
-# B: a knob that happens to be called as one of ours, of a run that is not ours
+# A knob of another program's run with the name of one of ours
 
 
 @pytest.mark.parametrize(("name", "start"), [("off", 3), ("off", 0.5), ("off", "never"), ("k", "two"), ("noise", "loud"), ("strategy", 2)])  # fmt: skip
@@ -108,21 +110,21 @@ def test_a_knob_with_a_name_of_ours_that_is_something_else_is_refused(tmp_path: 
 
 
 @pytest.mark.parametrize("start", [0, -3, 10**15])
-def test_a_foreign_k_is_no_number_of_experts_beyond_the_layers_own(tmp_path: Path, start: int) -> None:
+def test_a_foreign_k_is_never_shown_as_more_experts_than_a_layer_has(tmp_path: Path, start: int) -> None:
     run = ended(tmp_path / "a", change=knob("k", start=start))
     for page in ("live", "routing", "batch"):
         whole(frame(run, page))
     assert all(str(10**15) not in str(tile) for tile in frame(run, "batch")["tiles"])
 
 
-def test_a_foreign_strategy_of_our_name_needs_no_noise(tmp_path: Path) -> None:
+def test_a_foreign_strategy_with_a_name_of_ours_needs_no_knob_noise(tmp_path: Path) -> None:
     evals = [(20, {"eval_loss": 1.0, "selections": [[5.0] * 8] * 2}, None)]
     run = ended(tmp_path / "a", change=knob("strategy", start="paper"), evals=evals)
     whole(frame(run, "live"))
     parts_of(Still(run))
 
 
-# C: knobs without a range, which is what Knob(0.01) says
+# Knobs without a range, such as Knob(0.01), and values that the record cannot hold
 
 
 def test_a_whole_number_that_the_record_cannot_hold_is_refused(tmp_path: Path) -> None:
@@ -136,9 +138,8 @@ def test_a_whole_number_that_the_record_cannot_hold_is_refused(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("declared", [Knob(0.01), Knob(5), Knob(0.5, 0, 1)])
-def test_a_slider_has_ends_and_a_grain(tmp_path: Path, declared: Knob) -> None:
-    """In Chromium: ends "null", the thumb at 500 %, a click sends null and the socket closes; with scale log
-    `null.toExponential()` throws in knob.js and no frame of the run is ever drawn."""
+def test_a_slider_has_ends_and_a_step(tmp_path: Path, declared: Knob) -> None:
+    """A knob without them is shown as a field to type in: the page cannot draw a slider with an end of null."""
     run = ended(tmp_path / "a", base(knobs={"n": declared}))
     (shown,) = (one for one in frame(run, "live")["panel"]["knobs"] if one["name"] == "n")
     slider = shown["kind"] in ("number", "whole")
@@ -162,7 +163,7 @@ def test_a_choice_that_the_record_would_keep_as_a_number_is_refused_where_it_is_
         ended(tmp_path / "a", change=knob("n", start="a", choices=["a", "1e5"]))
 
 
-def test_a_knob_that_opens_can_be_turned_by_its_name(tmp_path: Path) -> None:
+def test_the_longest_name_of_a_knob_is_one_that_a_message_takes(tmp_path: Path) -> None:
     name = "z" * 64  # as long as a message takes
     ended(tmp_path / "a", change=knob(name, **ENTRY))
     parsed(json.dumps({"turn": {name: 0.25}}))
@@ -181,14 +182,42 @@ def test_half_a_character_is_refused_in_words(tmp_path: Path) -> None:
         writer.finish("stopped")
 
 
-# D: statistics that are absent, of one layer or of all
+@pytest.mark.parametrize("text", ["4", " 4", "1e999", "-.5e3", "5."])
+def test_a_word_that_sqlite_would_store_as_a_number_is_refused(tmp_path: Path, text: str) -> None:
+    ended(tmp_path / "a", base(knobs={"s": Knob("a")}))
+    with pytest.raises(ValueError, match="s must be a word"):
+        open_run(tmp_path / "a").turn(s=text)
+
+
+@pytest.mark.parametrize("text", ["inf", "nan", "1_0", "0x10", "4a", ". 5"])
+def test_a_word_that_only_resembles_a_number_comes_back_as_it_was(tmp_path: Path, text: str) -> None:
+    run = ended(tmp_path / "a", base(knobs={"s": Knob("a")}))
+    run.turn(s=text)
+    assert (run.knobs.s, run.damage) == (text, [])
+
+
+@pytest.mark.parametrize("name", ["register", "mro"])
+def test_a_knob_may_have_the_name_of_an_attribute_that_its_values_do_not_have(tmp_path: Path, name: str) -> None:
+    run = ended(tmp_path / "a", change=knob(name, **ENTRY))
+    run.turn(changes={name: 0.25})
+    assert getattr(run.knobs, name) == 0.25
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf")])
+def test_a_turn_of_a_whole_number_to_infinity_is_left_out(tmp_path: Path, value: float) -> None:
+    run = ended(tmp_path / "a", base(knobs={"n": Knob(5)}))
+    run.write(lambda db: insert_turns(db, run.started_knobs, {"n": value}, "x"))
+    assert run.knobs.n == 5
+
+
+# Statistics that are absent, of one layer or of all
 
 
 @pytest.mark.parametrize("measures", [SMALL, (*SMALL, "importance", "load")])
 @pytest.mark.parametrize("page", ["live", "experts", "batch"])
 def test_a_run_without_selections_has_every_page(tmp_path: Path, measures: tuple[str, ...], page: str) -> None:
     run = ended(tmp_path / "a", base(measures=measures))
-    whole(frame(run, page))  # experts: StoreError out of hold_busiest: socket closed for good
+    whole(frame(run, page))
 
 
 def test_a_run_without_selections_is_exported(tmp_path: Path) -> None:
@@ -198,6 +227,30 @@ def test_a_run_without_selections_is_exported(tmp_path: Path) -> None:
 def test_a_run_without_task_loss_is_diagnosed(tmp_path: Path) -> None:
     run = ended(tmp_path / "a", base(measures=("seconds", "importance", "load", "counts")))
     diagnose(run, 0)
+
+
+@pytest.mark.parametrize("measures", [("counts",), ("later", "counts")])
+def test_the_first_column_may_be_any_statistic(tmp_path: Path, measures: tuple[str, ...]) -> None:
+    layout, start = [], 0
+    for stat, layer, width in [("later", -1, 1)] * ("later" in measures) + [("counts", 0, 8), ("counts", 1, 8)]:
+        layout.append([stat, layer, start, width])
+        start += width
+    run = ended(tmp_path / "a", base(measures=("counts",)), layout=layout)
+    assert diagnose(run, 0) == []
+    assert ending(run)["loss"] is None
+    whole(frame(run, "live"))
+
+
+def test_a_run_that_trains_and_does_not_measure_its_seconds_is_listed(tmp_path: Path) -> None:
+    writer = begin(tmp_path / "a", base(measures=("loss", "counts")))
+    (listed,) = list_runs(tmp_path, room=True)
+    writer.finish("stopped")
+    assert (listed.state, listed.problem, listed.growth) == ("training", "", 0.0)
+
+
+def test_a_record_without_a_column_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="it has no columns"):
+        ended(tmp_path / "a", layout=[])
 
 
 def relaid(change: Callable[[str, int, int], list[tuple[str, int, int]]]) -> list[list[Any]]:
@@ -234,15 +287,15 @@ def test_a_layout_that_is_not_of_these_layers_is_refused_or_shown(tmp_path: Path
     export(run, tmp_path / "out", ("csv",))
 
 
-# E: a record that says it is ours, and is not
+# A record that claims to be our trainer's, and is not
 
 
 CONFIG = as_dict(Config.for_task("plane", num_experts=4, steps=60))
 
 
 def claimed(folder: Path, experts: tuple[int, ...] = (4,), config: Any = (), **more: Any) -> Run:
-    told = to_json(describe(Config.for_task("plane", num_experts=4), Knobs(), "points"))
-    own = {"config": CONFIG | dict(config), "knobs": as_dict(Knobs()), "description": told}
+    described = to_json(describe(Config.for_task("plane", num_experts=4), Knobs(), "points"))
+    own = {"config": CONFIG | dict(config), "knobs": as_dict(Knobs()), "description": described}
     return ended(folder, base(experts, EVERY), own=own, **more)
 
 
@@ -252,16 +305,23 @@ def test_columns_that_are_not_those_of_its_config_are_refused(tmp_path: Path, ex
         claimed(tmp_path / "a", experts)
 
 
-def test_a_config_that_cannot_be_is_refused(tmp_path: Path) -> None:
+def test_an_invalid_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         claimed(tmp_path / "a", config={"groups": 3})
 
 
 @pytest.mark.parametrize("threads", ["x", {"a": 1}])
-def test_facts_of_any_kind_leave_batch_and_exports(tmp_path: Path, threads: Any) -> None:
+def test_batch_and_exports_work_with_facts_of_any_kind(tmp_path: Path, threads: Any) -> None:
     run = claimed(tmp_path / "a", facts={"threads": threads})
     frame(run, "batch")
     parts_of(Still(run))
+
+
+@pytest.mark.parametrize("facts", [{"threads": {"a": 1}}, {"threads": "x"}, {"threads": -3}, {"versions": "x"}])
+def test_a_replay_takes_facts_of_any_kind(tmp_path: Path, facts: dict[str, Any]) -> None:
+    """It trains, and finds that these steps are not what its config gives."""
+    claimed(tmp_path / "a", facts=facts)
+    assert main(["replay", "a", "--runs", str(tmp_path)]) == 1
 
 
 @pytest.mark.parametrize("command", [["fork", "a", "--at", "10"], ["train", "--resume", "a"], ["replay", "a"], ["ablate", "a"]])  # fmt: skip
@@ -271,7 +331,33 @@ def test_versions_of_any_kind_are_refused_in_a_line(tmp_path: Path, command: lis
     assert main([*command, "--runs", str(tmp_path)]) == 2
 
 
-# F: files and rows beside the description
+# What create_record() does not write, since nobody could read it
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"measures": ("loss", "mood")}, "measures must be of loss, .*, got mood"),
+        ({"measures": ("loss", "cv_load")}, "got cv_load"),
+        ({"measures": ("loss", "loss")}, "its columns of loss"),
+        ({"settings": {"seed": 2**70}}, "beyond 64 bits"),
+        ({"task": "half a character: \ud800"}, "surrogates not allowed"),
+        ({"layers": ()}, "from 1 to 256 layers, got 0"),
+    ],
+)
+def test_what_cannot_be_read_is_not_written(tmp_path: Path, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        create_record(tmp_path / "a", replace(base(), **more))
+    assert not (tmp_path / "a").exists()
+
+
+def test_another_program_may_say_that_it_trained_its_run(tmp_path: Path) -> None:
+    create_record(tmp_path / "a", replace(base(), origin="trained", knobs={})).finish("stopped")
+    run = open_run(tmp_path / "a")
+    assert (run.trainable, run.description.origin) == (False, "trained")
+
+
+# Files and rows beside the description
 
 
 @pytest.mark.parametrize("bad", ["shape", "text"])
@@ -326,7 +412,7 @@ def test_an_evaluation_in_which_all_experts_were_off(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("probe", ["bytes", "images", "rows", "points"])
-def test_a_probe_that_is_told_of_and_not_there(tmp_path: Path, probe: str) -> None:
+def test_a_probe_that_is_declared_and_not_there(tmp_path: Path, probe: str) -> None:
     run = ended(tmp_path / "a", base(probe=probe))
     for page in ("routing", "experts"):
         whole(frame(run, page))
@@ -346,7 +432,7 @@ def test_snapshots_that_are_not_of_these_layers_do_not_stop_an_export(tmp_path: 
     assert main(["export", "a", "--out", str(tmp_path / "out"), "--format", "csv", "--runs", str(tmp_path)]) in (0, 2)
 
 
-# G: 256 layers
+# 256 layers
 
 
 @pytest.mark.parametrize("size", [(600, 300), (300, 60), (40, 40)])

@@ -80,14 +80,14 @@ def main(options: argparse.Namespace) -> int:
     for tokens in tokens_of:
         took, rounds = measure(layer, tokens, options.d_model, device, seconds)
         if options.json:
-            found = {
+            event = {
                 "event": "size",
                 "tokens": tokens,
                 "ms": 1000 * took,
                 "tokens_per_second": tokens / took,
                 "rounds": rounds,
             }
-            print(json.dumps(found), flush=True)
+            print(json.dumps(event), flush=True)
         else:
             each = options.k * tokens / options.num_experts
             print(f"{tokens:>8}{each:>12.4g}{1000 * took:>10.2f}{tokens / took:>12,.0f}{rounds:>8}", flush=True)

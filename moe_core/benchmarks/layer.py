@@ -84,10 +84,10 @@ def measure(size: tuple[int, ...], seconds: float) -> dict[str, float]:
             begin = time.process_time()
             step()
             taken[name].append(1000 * (time.process_time() - begin))
-    found = {name: statistics.median(times) for name, times in taken.items()}
-    found["speedup"] = statistics.median(b / a for a, b in zip(taken["ours"], taken["grouped_mm"], strict=True))
-    found["rounds"] = len(taken["ours"])
-    return found
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    medians["speedup"] = statistics.median(b / a for a, b in zip(taken["ours"], taken["grouped_mm"], strict=True))
+    medians["rounds"] = len(taken["ours"])
+    return medians
 
 
 def keep_memory() -> bool:
@@ -118,14 +118,16 @@ def main(argv: list[str] | None = None) -> int:
                 f"{'tokens':>7}{'d':>6}{'h':>6}{'E':>5}{'k':>3}{'ours':>9}{'grouped':>9}{'dense':>9}{'grouped/ours':>14}{'dense/ours':>12}"
             )
         for size in SIZES[:1] if options.quick else SIZES:
-            found = measure(size, 0.0 if options.quick else options.seconds)
+            medians = measure(size, 0.0 if options.quick else options.seconds)
             if options.json:
                 names = dict(zip(("tokens", "d_model", "d_hidden", "num_experts", "k"), size, strict=True))
-                print(json.dumps(names | found | {"allocator": "kept" if kept else "default"}), flush=True)
+                print(json.dumps(names | medians | {"allocator": "kept" if kept else "default"}), flush=True)
             else:
-                cells = "".join(f"{found[name]:9.2f}" for name in ("ours", "grouped_mm", "dense"))
+                cells = "".join(f"{medians[name]:9.2f}" for name in ("ours", "grouped_mm", "dense"))
                 numbers = "".join(f"{value:{width}}" for value, width in zip(size, (7, 6, 6, 5, 3), strict=True))
-                print(f"{numbers}{cells}{found['speedup']:14.2f}{found['dense'] / found['ours']:12.2f}", flush=True)
+                print(
+                    f"{numbers}{cells}{medians['speedup']:14.2f}{medians['dense'] / medians['ours']:12.2f}", flush=True
+                )
     finally:
         gc.enable()
         torch.set_num_threads(threads)

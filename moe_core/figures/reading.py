@@ -14,7 +14,15 @@ from moe_core.figures.turns import Turned
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.source import At, Source, Span
 from moe_core.runs.statistics import held_out_balance, measured_by, on_mask, too_few
-from moe_core.schema import AUTOBALANCE, HELD_OUT_BALANCE, LOOKING, KnobValues, draws_noise, looks_ahead
+from moe_core.schema import (
+    AUTOBALANCE,
+    HELD_OUT_BALANCE,
+    LOOKING,
+    KnobValues,
+    draws_noise,
+    experts_per_token,
+    looks_ahead,
+)
 
 RECENT = 50  # steps over which an expert's share and the speed are measured
 ROWS = 4  # knobs drawn over time, those turned last
@@ -113,6 +121,13 @@ def by_knobs(
     turns = sorted(c.step for c in source.knob_changes() if c.step is not None and c.name in names)
     values = [value_of(knobs) for knobs in (source.started_knobs, *map(source.knobs_at, turns))]
     return np.array(values)[np.searchsorted(turns, steps, side="right")]
+
+
+def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
+    """(n,): how many experts each token was sent to in these steps, by the knobs of each step."""
+    return by_knobs(
+        source, steps, ("k", "k_primary"), lambda knobs: float(experts_per_token(source.description, knobs, layer))
+    )
 
 
 def read_knobs(source: Source, at: At) -> dict[str, Any]:

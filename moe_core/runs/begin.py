@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from moe_core.runs.codec import START, link, pack_arrays
 from moe_core.runs.database import MIGRATIONS, StoreError, hold_lock, writing
+from moe_core.runs.identity import identity_of
+from moe_core.runs.limits import read_json
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED
 from moe_core.runs.sums import answer, count, insert, put_state
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
-from moe_core.schema import Config, Description, Knobs, as_dict, columns_of, describe, from_json, probe_kind, to_json
+from moe_core.schema import STAT, STATS, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
 
 
 def create_run(
@@ -54,18 +56,22 @@ def create_record(
     """A new record of whatever is described, whoever writes it. Its rows have a column for each statistic of
     description.measures, or, where it names none, for every one that is stored, in the order of schema.columns_of().
 
-    labels, probe, facts: as in create_run(); own: what only our trainer reads. StoreError if the folder is in use already.
+    labels, probe, facts: as in create_run(); own: what only our trainer reads. ValueError, and nothing is written, for a
+    description that no reader would take; StoreError if the folder is in use already.
     """
-    described = to_json(description)
-    if not own:
-        from_json(described)  # what cannot be read must not be written; what is our own is checked as it is turned
+    if unknown := [name for name in description.measures if name not in STAT or not STAT[name].stored]:
+        stored = ", ".join(stat.name for stat in STATS if stat.stored)
+        raise ValueError(f"measures must be of {stored}, got {', '.join(unknown)}")
+    columns = columns_of(description.experts, description.measures or None)
     about = {
-        "description": described,
-        "layout": [list(column) for column in columns_of(description.experts, description.measures or None)],
+        "description": to_json(description),
+        "layout": [list(column) for column in columns],
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),
         **own,
     }
+    # What cannot be read must not be written.
+    identity_of(read_json(json.dumps(about), finite=False), columns, probe or {})
     is_new = not folder.exists()
     lock = make_file(folder, about, probe or {})
     try:

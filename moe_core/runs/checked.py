@@ -14,7 +14,7 @@ from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.database import DamagedError, StoreError
 from moe_core.runs.limits import read_json
 from moe_core.runs.rows import SNAPSHOT_KINDS, KnobChange
-from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, columns_of, row_sum, snapshot_mark
+from moe_core.runs.sums import KEYS, NOTHING_HELD, SUMMED, fields_of, row_sum, snapshot_mark
 from moe_core.runs.tip import Tip, read_old_tip, read_tip
 from moe_core.runs.turns import TURN, TURNS, whole_turns
 
@@ -102,7 +102,7 @@ class CheckedRows:
         """The undamaged rows of a table beyond an id, in order."""
         version = self.version()
         expected = self._expected(table) if version >= SUMMED else 0
-        key, names = KEYS[table], columns_of(table, version)
+        key, names = KEYS[table], fields_of(table, version)
         columns = [*names, "sum"] if version >= SUMMED else names
         try:
             stored = self.query(f"SELECT {', '.join(columns)} FROM {table} WHERE {key} > ? ORDER BY {key}", (after,))  # noqa: S608
@@ -201,7 +201,7 @@ class CheckedRows:
     def snapshot_row(self, id: int) -> dict[str, Any] | None:
         """A snapshot as it is stored; None, and noted, if it is not what was written."""
         version = self.version()
-        names = columns_of("snapshots", version)
+        names = fields_of("snapshots", version)
         columns = [*names, "sum"] if version >= SUMMED else names
         rows = self.query(f"SELECT {', '.join(columns)} FROM snapshots WHERE id = ?", (id,))  # noqa: S608
         row = dict(zip(columns, rows[0], strict=True)) if rows else {}

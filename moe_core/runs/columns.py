@@ -22,6 +22,8 @@ def read_layout(entries: Any) -> list[Column]:
     ends = [0, *(c.start + c.width for c in columns)]
     if any(c.start != end or c.width < 1 for c, end in zip(columns, ends, strict=False)) or ends[-1] > COLUMNS:
         raise ValueError("its columns do not follow one another")
+    if not columns:
+        raise ValueError("it has no columns")
     return columns
 
 

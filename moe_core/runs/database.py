@@ -18,7 +18,8 @@ from moe_core.runs.locks import OURS, is_locked
 # Append only: migration i brings a file from user_version i to i + 1.
 MIGRATIONS = (
     """
-    -- One row: what fixes the run. JSON: id, created, config, knobs (at the start), layout, labels, facts.
+    -- One row: what fixes the run. JSON: id, created, description, layout, labels, facts; of our own trainer's runs config,
+    -- knobs (at the start), script and parent too.
     CREATE TABLE run (id INTEGER PRIMARY KEY CHECK (id = 1), about TEXT NOT NULL, probe BLOB NOT NULL, chain BLOB NOT NULL);
     -- One row: how it stands. heartbeat is seconds since 1970, for people; whether a trainer lives is told by its lock.
     CREATE TABLE state (id INTEGER PRIMARY KEY CHECK (id = 1), state TEXT NOT NULL, step INTEGER NOT NULL,

@@ -59,6 +59,7 @@ def ours(about: Mapping[str, Any]) -> bool:
     knobs = described["knobs"]
     return (
         described["origin"] == "trained"
+        and "config" in about
         and knobs.keys() <= KNOBS
         and set(knobs["strategy"]["choices"]) <= STRATEGIES.keys()
     )
@@ -82,7 +83,22 @@ def read_time(value: Any) -> float:
     return seconds
 
 
+# What the facts of a record say, which another program may have written
+
+
+def versions_of(facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The versions of the programs that recorded a run, by name; none where its facts do not say."""
+    versions = facts.get("versions")
+    return versions if isinstance(versions, dict) else {}
+
+
 def version_of(facts: Mapping[str, Any]) -> str:
     """The version of MoEscope that recorded a run, "another" where its facts do not say."""
-    versions = facts.get("versions")
-    return str(versions.get("moescope", "another"))[:40] if isinstance(versions, dict) else "another"
+    return str(versions_of(facts).get("moescope", "another"))[:40]
+
+
+def threads_of(facts: Mapping[str, Any], config: Config) -> int:
+    """The CPU threads that a run was trained with; its setting, 0 where that leaves them to the machine, if its facts do
+    not say."""
+    threads = facts.get("threads")
+    return threads if type(threads) is int and threads > 0 else config.threads

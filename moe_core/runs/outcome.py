@@ -12,17 +12,16 @@ def ending(run: Run, state: str | None = None) -> dict[str, Any]:
     all layers) and, in HELD_OUT_BALANCE's names, of the evaluation, None where it did not record selections.
 
     comparable: whether the evaluation compares with those of other strategies; None where there was none. A run without
-    a step has neither loss nor balance.
+    a step has neither loss nor balance, nor has one that does not measure them.
     """
     _, last = run.steps()
     first = max(1, last - BALANCE_STEPS + 1)
     numbers: dict[str, Any] = {"state": state or run.state, "step": last, "loss": None, "eval": {}, "comparable": None}
     numbers |= dict.fromkeys(name for name, *_ in HELD_OUT_BALANCE)
     if last:
-        numbers["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
-        for stat in BALANCE:
-            if not measured_by(run.description, stat):
-                continue
+        if measured_by(run.description, "loss"):
+            numbers["loss"] = float(run.history("loss", first=last, last=last)[1][-1])
+        for stat in [stat for stat in BALANCE if measured_by(run.description, stat)]:
             layers = [
                 run.history(stat, layer, first=first, last=last)[1].mean()
                 for layer in range(len(run.description.layers))

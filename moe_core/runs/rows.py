@@ -59,7 +59,7 @@ class Eval(NamedTuple):
 def evaluation(experts_L: Sequence[int], id: int, step: int, measured: Mapping[str, Any], text: str | None) -> Eval:
     """What was measured, metrics and selections, as an Eval; ValueError or the like if it is not valid.
 
-    experts_L: how many experts each layer has; a layer with fewer than the most has NaN behind its own.
+    experts_L: how many experts each layer has; the row of a layer with fewer than the most is filled up with NaN.
     """
     metrics = {str(name): float(value) for name, value in measured.items() if name != SELECTIONS}
     if measured.get(SELECTIONS) is None:

@@ -7,6 +7,7 @@ import shlex
 from dataclasses import replace
 from typing import Any
 
+from moe_core.runs.identity import threads_of
 from moe_core.runs.limits import LINE
 from moe_core.runs.runner import flags
 from moe_core.runs.source import Record
@@ -19,7 +20,7 @@ Script = list[tuple[int, str, float | str]]
 def script_of(run: Record) -> str:
     """The changes that took effect in a run, as a script. Trained with the command in its heading, it gives the same losses."""
     run.check_turns()
-    config = replace(run.config, threads=threads_of(run), steps=run.steps()[1])
+    config = replace(run.config, threads=threads_of(run.facts, run.config), steps=run.steps()[1])
     command = shlex.join(["python", "-m", "moe_core", "train", *flags(config, as_knobs(run.started_knobs))])
     lines = [
         f"# The knob changes of {run.id}, up to step {config.steps}. To train it again:",
@@ -36,12 +37,6 @@ def script_of(run: Record) -> str:
         words = (f"{name}={shlex.quote(exact_word(value))}" for name, value in values.items())
         lines.append(f"{step} {' '.join(words)}")
     return "\n".join(lines) + "\n"
-
-
-def threads_of(run: Record) -> int:
-    """The CPU threads that a run was trained with; its setting, if the record does not say a number."""
-    threads = run.facts.get("threads")
-    return threads if isinstance(threads, int) else run.config.threads
 
 
 def exact_word(value: float | str) -> str:

@@ -89,16 +89,16 @@ def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags |
     x_NE = np.asarray(stored[source], np.float64)
     if on_NE is None or on_NE.all():
         return formula(x_NE)
-    found_N = formula(x_NE)  # for its shape
+    result = formula(x_NE)  # for its shape
     for on_E in np.unique(on_NE, axis=0):  # few: each turn of `off` makes one
         rows_N = (on_NE == on_E).all(axis=1)
         values = formula(x_NE[rows_N][:, on_E])
-        if found_N.ndim == 1:
-            found_N[rows_N] = values
+        if result.ndim == 1:
+            result[rows_N] = values
         else:
-            found_N[rows_N] = 0.0
-            found_N[np.ix_(rows_N, on_E)] = values
-    return found_N
+            result[rows_N] = 0.0
+            result[np.ix_(rows_N, on_E)] = values
+    return result
 
 
 def held_out_balance(counts_LE: NDArray[np.floating]) -> dict[str, Array]:

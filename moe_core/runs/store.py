@@ -22,7 +22,7 @@ from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import StoreError, is_alive, seal_unsealed
 from moe_core.runs.file import File
-from moe_core.runs.identity import changed_by, identity_of, read_time, version_of
+from moe_core.runs.identity import changed_by, identity_of, read_time, threads_of, version_of
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
@@ -43,7 +43,7 @@ from moe_core.runs.rows import (
 )
 from moe_core.runs.series import thin
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import Off, off_spans
+from moe_core.runs.statistics import Off, measured_by, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import as_knobs, check_changes, check_declared, insert_turns, knobs_after
@@ -56,10 +56,7 @@ UNREADABLE = (sqlite3.Error, ValueError, LookupError, TypeError, AttributeError,
 
 
 class Run:
-    """A run as everyone but its trainer sees it. Safe to share between threads: each has a connection of its own.
-
-    Every read is one query, fetched whole: a reader that stayed in a transaction would make the log grow.
-    """
+    """A run as everyone but its trainer sees it. Safe to share between threads: each has a connection of its own."""
 
     options: Mapping[str, Any] = MappingProxyType({})  # as a Source: a run by itself has no choices of a page,
     others: Sequence[Source] = ()  # and no runs laid over it
@@ -338,9 +335,8 @@ class Run:
 
     @property
     def machine(self) -> tuple[str, int]:
-        """The device and the CPU threads that the run was trained with."""
-        threads = self.facts.get("threads")
-        return str(self.facts.get("device", "cpu")), threads if isinstance(threads, int) and threads > 0 else 1
+        """The device and the CPU threads that our trainer trained the run with."""
+        return str(self.facts.get("device", "cpu")), threads_of(self.facts, self.config) or 1
 
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""
@@ -351,12 +347,13 @@ class Run:
         return size_of(self.path)
 
     def growth(self) -> float:
-        """Bytes an hour by which the record of a run that trains grows, by its last steps; else 0.
+        """Bytes an hour by which the record of a run that trains grows, by its last steps; 0 of one that does not train, or
+        does not measure how long its steps take.
 
         Snapshots are thinned and the log is moved into the file again and again, so what stays is mostly the blocks.
         """
         last, inherited = self.steps()[1], self.parent.step if self.parent else 0
-        if last <= inherited or self.state != "training":
+        if last <= inherited or self.state != "training" or not measured_by(self.description, "seconds"):
             return 0.0
         _, seconds = self.history("seconds", first=max(inherited + 1, last - GROWTH_STEPS))
         blocks = self.blocks(first=max(1, last - GROWTH_STEPS))
@@ -389,6 +386,7 @@ class Run:
         """Ask the trainer to pause, resume, step, stop or checkpoint. The row's id."""
         if name not in COMMANDS:
             raise StoreError(f"unknown command {name!r}; there are: {', '.join(COMMANDS)}")
+        # The command resume ends a pause; `resume` in obeys is to train a run on after its end.
         if (needed := "pause" if name == "resume" else name) not in self.description.obeys:
             able = ", ".join(self.description.obeys) or "nothing"
             raise StoreError(f"the program that records run {self.id} does not obey {needed}; it obeys {able}")

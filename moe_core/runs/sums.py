@@ -28,7 +28,7 @@ def snapshot_mark(id: int, step: int, kind: str) -> int:
 
 
 @cache
-def columns_of(table: str, version: int) -> tuple[str, ...]:
+def fields_of(table: str, version: int) -> tuple[str, ...]:
     """The columns of a table in a file of a version, without the checksum."""
     db = sqlite3.connect(":memory:")
     db.executescript("".join(MIGRATIONS[:version]))
@@ -105,7 +105,7 @@ def statements(script: str) -> Iterator[str]:
 def add_sums(db: sqlite3.Connection) -> None:
     """Add checksums to rows that were written without."""
     for table, key in KEYS.items():
-        names = columns_of(table, len(MIGRATIONS))
+        names = fields_of(table, len(MIGRATIONS))
         for (id,) in db.execute(f"SELECT {key} FROM {table}").fetchall():  # noqa: S608
             row = db.execute(f"SELECT {', '.join(names)} FROM {table} WHERE {key} = ?", (id,)).fetchone()  # noqa: S608
             total = row_sum(table, dict(zip(names, row, strict=True)))

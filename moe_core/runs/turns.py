@@ -1,5 +1,6 @@
 """Turns of knobs: checked one by one, written as links of their own chain, and added up to the knobs' values at a step."""
 
+import math
 import sqlite3
 import time
 from collections.abc import Mapping, Sequence
@@ -8,10 +9,22 @@ from typing import Any
 
 from moe_core.runs.codec import START, link
 from moe_core.runs.rows import KnobChange
-from moe_core.schema import Config, Description, Knobs, KnobValues, Values, as_dict, check_knob, from_dict, switched_off
+from moe_core.schema import (
+    Config,
+    Description,
+    Knobs,
+    KnobValues,
+    Values,
+    as_dict,
+    check_knob,
+    from_dict,
+    is_number,
+    off_by_layer,
+)
 
 Row = tuple[Any, ...]
 TURN = ("id", "name", "value", "previous", "who", "when")  # the fields of TURNS, which ends with the row's link
+INFINITE = (math.inf, -math.inf)
 TURNS = "SELECT id, name, value, previous, who, at, chain FROM knobs"
 
 
@@ -37,10 +50,9 @@ def check_declared(description: Description, changes: Mapping[str, Any]) -> dict
         if name not in description.knobs:
             names = ", ".join(description.knobs) or "none"
             raise ValueError(f"unknown knob {name!r}; there are: {names}")
-    values = {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
-    if "off" in values:
-        switched_off(description.experts, str(values["off"]))
-    return values
+    if isinstance(off := changes.get("off"), str):
+        changes = {**changes, "off": off_by_layer(description.experts, off)}
+    return {name: description.knobs[name].parse(name, value) for name, value in changes.items()}
 
 
 def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | None = None) -> KnobValues:
@@ -52,8 +64,8 @@ def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | 
     # The record's column gives whole numbers back as floats.
     typed: dict[str, float | str] = dict(started)
     for name, value in values.items():
-        # A turn to a value of another type is not one that a run lets anybody make.
-        if name in started and isinstance(value, str) == isinstance(started[name], str):
+        # No run accepts a turn to a value of another type, or to infinity: another program wrote it, and it is left out.
+        if name in started and isinstance(value, str) == isinstance(started[name], str) and value not in INFINITE:
             typed[name] = type(started[name])(value)
     return Values(typed)
 
@@ -104,5 +116,6 @@ def _links(row: Row, befores: Sequence[bytes]) -> list[bytes]:
 
 
 def linked(value: float | str) -> float | str:
-    """A knob's value as the chain takes it: a column of REAL gives whole numbers back as floats, and words as they are."""
-    return value if isinstance(value, str) else float(value)
+    """A knob's value as the chain takes it, which is as the column of REAL gives it back: every number as a float, also one
+    that was a word, such as the `off` that a run starts with ("4"); other words as they are."""
+    return value if isinstance(value, str) and not is_number(value) else float(value)

@@ -91,10 +91,7 @@ def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None
         most = {"k": "num_experts / groups" if config.groups > 1 else "num_experts", "k_primary": "groups"}[name]
         raise ValueError(f"{name} must be between 1 and {most}={highest(config, name):g}, got {value}")
     if name == "off":
-        switched_off([config.num_experts] * config.layers, value)
-        # The record's column would store a word like "4" as a number, so it is written out by layer.
-        if value.isascii() and value.strip().isdecimal():
-            value = ",".join(f"{layer + 1}:{int(value)}" for layer in range(config.layers))
+        value = off_by_layer([config.num_experts] * config.layers, value)
     if name == "strategy" and config.groups > 1 and not STRATEGIES[value].hierarchical:
         able = ", ".join(n for n, strategy in STRATEGIES.items() if strategy.hierarchical)
         raise ValueError(
@@ -128,12 +125,24 @@ def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], 
             raise ValueError(
                 f"off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got {word!r}"
             )
-        there = not colon or (1 <= int(layer) <= layers and int(expert) <= experts_L[int(layer) - 1])
-        if not 1 <= int(expert) <= most or not there:
+        if colon and 1 <= int(layer) <= layers:
+            own = experts_L[int(layer) - 1]
+            if not 1 <= int(expert) <= own:
+                raise ValueError(f"off must name experts 1 to {own} of layer {int(layer)}, got {word!r}")
+        elif colon or not 1 <= int(expert) <= most:
             raise ValueError(f"off must name experts 1 to {most} of layers 1 to {layers}, got {word!r}")
         for one in [int(layer) - 1] if colon else range(layers):
             off[one] |= {int(expert) - 1} if int(expert) <= experts_L[one] else set()
     return tuple(tuple(sorted(one)) for one in off)
+
+
+def off_by_layer(experts_L: Sequence[int], text: str) -> str:
+    """The knob `off` as the record can hold it: a single number, which would be stored as a number and not as a word, is
+    written out by layer. ValueError as switched_off()."""
+    off = switched_off(experts_L, text)
+    if not text.strip().isdecimal():
+        return text
+    return ",".join(f"{layer}:{int(text)}" for layer, experts in enumerate(off, 1) if experts)
 
 
 TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs whose values must be compatible with each other

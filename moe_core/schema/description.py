@@ -11,8 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from moe_core.schema.checks import as_dict, highest, parsed_value, switched_off
+from moe_core.schema.numbers import REAL
 from moe_core.schema.settings import MOST_EXPERTS, MOST_LAYERS, Config, Knobs, meta_of
-from moe_core.schema.stats import METRICS, Metric
+from moe_core.schema.stats import METRICS, SELECTIONS, Metric
 
 ORIGINS = ("trained", "watched", "opened")
 OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
@@ -32,8 +33,9 @@ SHOWN = {"tokens": "bytes", "images": "images", "features": "rows", "points": "p
 
 
 class Layer(NamedTuple):
-    """One MoE layer. name: for a watched model its module's path; k: experts of each token as the run began, in each chosen
-    group; shared: experts that every token goes to, which no count includes; learns: whether its gate is trained."""
+    """One MoE layer. name: for a watched model its module's path; k: how many experts each token goes to at the start, or,
+    with groups, how many in each chosen group; shared: experts that every token goes to, which no count includes; learns:
+    whether its gate is trained."""
 
     name: str
     experts: int
@@ -73,11 +75,9 @@ class Knob(NamedTuple):
 
 
 def is_number(text: str) -> bool:
-    """Whether the record's column of values, which is one of numbers, would turn this text into one."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    """Whether the record would store this text as a number: its column of values is a REAL, and SQLite converts text that
+    reads as a number, even one that is too large."""
+    return bool(REAL.fullmatch(text.strip()))
 
 
 def check_word(name: str, text: str) -> None:
@@ -278,8 +278,9 @@ def from_json(record: Any, measures: tuple[str, ...] = ()) -> Description:
         raise ValueError(f"its description must have settings of at most {MOST_TEXT:,} characters together")
     if isinstance(off := description.starts.get("off", ""), str):
         switched_off(description.experts, off)
-    if len({layer.name for layer in description.layers}) < len(description.layers):
-        raise ValueError("its description gives two layers the same name")
+    for what, named in (("layers", description.layers), ("metrics", description.metrics)):
+        if len({one.name for one in named}) < len(named):
+            raise ValueError(f"its description gives two {what} the same name")
     return description
 
 
@@ -293,16 +294,17 @@ def read_layer(given: dict[str, Any]) -> Layer:
         whole_of(given.get("shared", 0), 0, MOST_EXPERTS, "shared"),
         bool(given.get("learns", True)),
     )
-    if layer.k > layer.experts or layer.experts % layer.groups:
+    if layer.experts % layer.groups or layer.k > layer.experts // layer.groups:
         raise ValueError(
-            f"a layer must have at least k experts, in equal groups, got {layer.experts} in {layer.groups} groups with k={layer.k}"
+            f"a layer must have equal groups of at least k experts, got {layer.experts} experts in {layer.groups} groups with "
+            f"k={layer.k}"
         )
     return layer
 
 
 def read_knob(name: str, given: dict[str, Any]) -> Knob:
     """A knob of a record; ValueError for a declaration that is not valid, or a start that it does not allow."""
-    if not re.fullmatch(KNOB_NAME, name) or hasattr(Values, name):
+    if not re.fullmatch(KNOB_NAME, name) or name in dir(Values):
         raise ValueError(
             f"a knob's name must be a word of at most 64 letters, digits and underscores, and none of "
             f"{', '.join(word for word in dir(Values) if word[0] != '_')}; got {name[:80]!r}"
@@ -319,7 +321,9 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
             given[key] = float(given[key])
     for key in ("help", "label", "unit"):
         given[key] = word(given.get(key, ""))
-    knob = Knob(start, **given)
+    knob = Knob(
+        start, **{key: value for key, value in given.items() if key in Knob._fields}
+    )  # others: a later version's
     one_of(SCALES, knob.scale, "scale")
     knob.parse(name, start)
     check_range(name, knob)
@@ -327,7 +331,7 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
 
 
 def check_range(name: str, knob: Knob) -> None:
-    """ValueError for a range, a grain or choices that no slider and no list can have."""
+    """ValueError for a range, a step or choices that no slider and no list can have."""
     if len(knob.choices) > MOST_CHOICES:
         raise ValueError(f"knob {name} must have at most {MOST_CHOICES} choices, got {len(knob.choices)}")
     if knob.choices and not isinstance(knob.start, str):
@@ -354,6 +358,10 @@ def check_meaning(name: str, start: float | str) -> None:
 
 
 def read_metric(given: dict[str, Any]) -> Metric:
+    if given["name"] == SELECTIONS:
+        raise ValueError(
+            f"a metric must not be called {SELECTIONS}: an evaluation's counts have that name in the record"
+        )
     return Metric(word(given["name"]), word(given["label"]), word(given["unit"]), bool(given["lower"]))
 
 

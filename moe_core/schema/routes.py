@@ -54,6 +54,7 @@ def looks_ahead(description: Description, knobs: KnobValues, training: bool = Fa
         return True
     if not strategy.by_token:
         return False
-    several = experts_per_token(description, knobs)
+    factor = getattr(knobs, "capacity_factor", 0.0)
+    chosen_L = [experts_per_token(description, knobs, layer) for layer in range(len(description.layers))]
     # Experts that could take every token drop none.
-    return several > 1 and 0 < getattr(knobs, "capacity_factor", 0.0) * several < max(description.experts)
+    return any(k > 1 and 0 < factor * k < experts for k, experts in zip(chosen_L, description.experts, strict=True))

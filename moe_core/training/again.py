@@ -28,6 +28,7 @@ from moe_core.runs import (
     resume_run,
 )
 from moe_core.runs.compare import compared, fold
+from moe_core.runs.identity import threads_of, versions_of
 from moe_core.schema import Config, parse_setting
 from moe_core.training import checkpoint
 from moe_core.training.data import Data
@@ -160,13 +161,13 @@ def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device
         raise StoreError(
             f"{run.id} was trained on {recorded!r}, which is not on this machine; go on with it there"
         ) from None
-    torch.set_num_threads(int(run.facts.get("threads", 0)) or run.config.threads or 1)
+    torch.set_num_threads(threads_of(run.facts, run.config) or 1)
     return data, device, notes + changed_facts(run.facts, facts_of(device, torch.get_num_threads()))
 
 
 def changed_facts(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """A sentence for each fact that floating-point sums depend on and that differs from the record now."""
-    flat_before, flat_now = before | before.get("versions", {}), now | now["versions"]
+    flat_before, flat_now = {**before, **versions_of(before)}, now | now["versions"]
     names = {"torch": "torch", "python": "Python", "threads": "the thread count", "device_name": "the processor", "instructions": "the instruction set"}  # fmt: skip
     return [
         f"{called} was {flat_before[name]} and is {flat_now[name]}, so the last bits may differ"

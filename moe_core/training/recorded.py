@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.runs import Run, StoreError
+from moe_core.runs.identity import versions_of
 from moe_core.schema import Config
 from moe_core.training.data import Data, Text, load
 from moe_core.training.data.identity import identity
@@ -49,7 +50,7 @@ def with_recorded_names(data: Data, run: Run) -> Data:
 
 def advice(run: Run) -> str:
     """What to do about data that are not those of the record."""
-    versions = run.facts.get("versions", {})
+    versions = versions_of(run.facts)
     if run.config.text or run.config.data:
         name = "text" if run.config.text else "data"
         return f"give the present path of the same data with --{name}"

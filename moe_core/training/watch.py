@@ -15,11 +15,11 @@ from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Config, Knobs, describe, layout, measured_in
 
 KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
-ROOM = 64 << 20  # bytes that they may take: of very many experts fewer steps are kept, but never fewer than
-FEWEST = 200  # this many
+ROOM = 64 << 20  # bytes that they may take: of very many experts fewer steps are kept,
+FEWEST = 200  # but never fewer than this, whatever they take
 EVALS = 100  # evaluations in memory
 EVERY = 1.0  # seconds between two diagnoses
-REST = 9  # and at least so many times as long as the last one took, which is long for many layers
+REST = 9  # or this many times as long as the last one took, if that is more: for many layers a diagnosis is slow
 
 
 class Watch:

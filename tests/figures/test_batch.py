@@ -1,7 +1,6 @@
 """The numbers inside the Batch page's figures, and the treemap's rectangles."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,8 @@ from moe_core.figures.catalog import tiles_of
 from moe_core.figures.pages.tile import plain_count
 from moe_core.figures.reading import batch_sizes, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
+from moe_core.runs import KnobChange
+from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
 from tests.figures.record import record
 
@@ -72,13 +73,26 @@ def test_most_and_least_are_of_each_step_and_the_middle_is_the_formula():
     np.testing.assert_array_equal(trace(spec, "k·T/E")["y"], [4, 4, 4])
 
 
-def test_the_formulas_line_follows_the_turns_of_k():
+def test_the_formulas_line_follows_the_turns_of_k_and_counts_the_groups(tmp_path: Path):
+    run = record(tmp_path / "a", E=8, tokens=128, steps=20)
+    before, after = (Knobs(k=k, k_primary=2) for k in (1, 2))
     turns = [
-        SimpleNamespace(name="k", previous=2, value=4, step=3),
-        SimpleNamespace(name="k", previous=4, value=1, step=None),
+        KnobChange(1, "k", 2, 1, "page", 0.0, step=11),
+        KnobChange(2, "k", 1, 2, "page", 0.0, step=None),
     ]
-    source = SimpleNamespace(knob_changes=lambda: turns, knobs=Knobs(k=1), description=describe(Config(), Knobs()))
-    assert read_batch.k_at(source, np.arange(1, 6)) == [2, 2, 4, 4, 4]
+
+    class Turned(View):
+        description = describe(Config(num_experts=8, groups=4, layers=1, tokens=128), before, measures=("counts",))
+        started_knobs = before
+
+        def knob_changes(self):
+            return turns
+
+        def knobs_at(self, step):
+            return after if step >= 11 else before
+
+    ideal_n = read_batch.read_measured(Turned(run, {}), At())["ideal_n"]
+    assert ideal_n.tolist() == [2 * 128 / 8] * 10 + [4 * 128 / 8] * 10
 
 
 def test_the_sizes_are_the_links_else_the_runs_own(tmp_path: Path):

@@ -70,9 +70,9 @@ def busy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Busy]:
 
     def then_commit(act: Callable[..., Any]) -> Callable[..., Any]:
         def both(*arguments: Any) -> Any:
-            found = act(*arguments)
+            result = act(*arguments)
             trainer()
-            return found
+            return result
 
         return both
 
@@ -91,8 +91,8 @@ def even(run: Run) -> None:
 
 
 def of_one_step(run: Run) -> None:
-    told = ending(run)
-    assert told["loss"] == told["step"] - 2  # the rows of a block hold its first step
+    numbers = ending(run)
+    assert numbers["loss"] == numbers["step"] - 2  # the rows of a block hold its first step
 
 
 def watch(run: Run) -> None:
@@ -112,8 +112,8 @@ def export_all(run: Run) -> None:
         export(source, out, ("csv",))
         parts_of(source)
         last = source.steps()[1]
-    told = json.loads((out / "export.json").read_text())
-    assert {figure["Step"] for figure in told.values() if "Step" in figure} == {str(last)}
+    stamps = json.loads((out / "export.json").read_text())
+    assert {figure["Step"] for figure in stamps.values() if "Step" in figure} == {str(last)}
     for path in out.glob("*.csv"):
         heading, *lines = (line.split(",") for line in path.read_text().splitlines())
         if "steps" in heading:

@@ -38,8 +38,8 @@ def test_a_file_is_named_by_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_nothing_measured_is_nothing_wrong(path: Path) -> None:
-    found = measured(path)
-    assert (len(found.tokens), found.running, found.problem) == (0, False, "")
+    measurement = measured(path)
+    assert (len(measurement.tokens), measurement.running, measurement.problem) == (0, False, "")
 
 
 def test_a_measurement_runs_to_its_end_in_the_file(path: Path) -> None:
@@ -48,11 +48,11 @@ def test_a_measurement_runs_to_its_end_in_the_file(path: Path) -> None:
     assert measured(path).running
     assert not start_measuring(path, SMALL, 1, "cpu", 1)  # one at a time
     wait(lambda: not is_locked(path), 120)
-    found = measured(path)
-    assert (found.of, len(found.tokens), found.problem) == (9, 9, "")
-    assert found.tokens.tolist() == [64 * 2**i for i in range(9)]
-    assert (found.per_second > 0).all()
-    assert "1 thread" in found.machine
+    measurement = measured(path)
+    assert (measurement.of, len(measurement.tokens), measurement.problem) == (9, 9, "")
+    assert measurement.tokens.tolist() == [64 * 2**i for i in range(9)]
+    assert (measurement.per_second > 0).all()
+    assert "1 thread" in measurement.machine
 
 
 def test_one_that_is_stopped_keeps_what_it_found_and_says_so(path: Path) -> None:
@@ -60,9 +60,9 @@ def test_one_that_is_stopped_keeps_what_it_found_and_says_so(path: Path) -> None
     wait(lambda: len(measured(path).tokens) > 0)
     stop_measuring(path)
     wait(lambda: not is_locked(path))
-    found = measured(path)
-    assert 0 < len(found.tokens) < 9
-    assert "stopped" in found.problem
+    measurement = measured(path)
+    assert 0 < len(measurement.tokens) < 9
+    assert "stopped" in measurement.problem
     stop_measuring(path)  # and again, to no effect
     assert start_measuring(path, SMALL, 1, "cpu", 1, seconds=0.0)  # the next begins anew
     assert len(measured(path).tokens) == 0
@@ -84,5 +84,5 @@ def test_what_went_wrong_is_its_last_line(path: Path) -> None:
 def test_half_a_line_is_not_read(path: Path) -> None:
     path.parent.mkdir()
     path.write_text('{"event": "start", "pid": 1, "sizes": [64]}\n[1]\n{"event": "size", "tokens": 64, "tok')
-    found = measured(path)
-    assert (found.of, len(found.tokens)) == (1, 0)
+    measurement = measured(path)
+    assert (measurement.of, len(measurement.tokens)) == (1, 0)

@@ -135,7 +135,18 @@ def test_turns_are_kept_with_who_when_and_the_step_of_effect(tmp_path: Path) -> 
     writer.finish("stopped")
 
 
-def test_a_turn_to_where_a_knob_stands_is_accepted_and_is_none(tmp_path: Path) -> None:
+def test_a_run_that_starts_with_one_expert_off_is_undamaged_by_a_turn_of_off(tmp_path: Path) -> None:
+    """The column of values turns the word "4", the value before, into a number."""
+    writer = create_run(tmp_path / "a", CONFIG, Knobs(off="4"))
+    run = open_run(tmp_path / "a")
+    run.turn(off="2:3")
+    assert [change.value for change in writer.pending().knobs] == ["2:3"]
+    assert (run.knobs.off, run.damage) == ("2:3", [])
+    writer.finish("stopped")
+    assert verify(run) == []
+
+
+def test_a_turn_to_the_value_that_a_knob_has_is_accepted_and_not_recorded(tmp_path: Path) -> None:
     writer = create_run(tmp_path / "a", CONFIG, Knobs())
     run = open_run(tmp_path / "a")
     for knobs in ({"noise": 1.0}, {"noise": 0.5, "k": 2}, {"noise": 0.5}, {"off": ""}, {"strategy": "paper"}):
@@ -240,12 +251,12 @@ def test_after_kill_9_no_acknowledged_step_is_missing(tmp_path: Path, lines: int
     folder = tmp_path / "a"
     with start_writer(folder) as writer:
         assert writer.stdout
-        told = [int(writer.stdout.readline()) for _ in range(lines)]
+        acknowledged = [int(writer.stdout.readline()) for _ in range(lines)]
         writer.send_signal(signal.SIGKILL)
-        told += [int(line) for line in writer.stdout.read().split("\n")[:-1] if line]
+        acknowledged += [int(line) for line in writer.stdout.read().split("\n")[:-1] if line]
     run = open_run(folder)
     assert run.state == "interrupted"
-    assert run.steps()[1] >= told[-1]
+    assert run.steps()[1] >= acknowledged[-1]
     last = run.steps()[1]
     np.testing.assert_array_equal(np.concatenate([b.rows for b in run.blocks()]), rows(1, last))
     assert verify(run) == []
@@ -416,10 +427,10 @@ def test_snapshots_old_ones_are_thinned_and_the_first_and_last_stay(
     assert 530 <= ((ages >= 60) & (ages < 600)).sum() <= 600  # one a second; a few more where spans meet
     assert 30 <= (ages >= 600).sum() <= 45
     assert {1, step} <= set(run.snapshots().tolist())
-    found = run.snapshot(step=2)
-    assert found is not None
-    assert found[0] == 1
-    np.testing.assert_array_equal(found[1]["e"], [1])
+    snapshot = run.snapshot(step=2)
+    assert snapshot is not None
+    assert snapshot[0] == 1
+    np.testing.assert_array_equal(snapshot[1]["e"], [1])
     run.close()
     writer.finish("stopped")
 
@@ -478,11 +489,11 @@ def test_size_and_growth_are_looked_up_where_they_are_asked_for(tmp_path: Path) 
     rows_nC[:, seconds] = 0.1
     writer.commit(Batch(1, rows_nC, state="training"))
     assert {(one.size, one.growth) for one in list_runs(tmp_path)} == {(0, 0.0)}
-    found = {one.id: one for one in list_runs(tmp_path, room=True)}
+    listed = {one.id: one for one in list_runs(tmp_path, room=True)}
     writer.finish("stopped")
-    assert found["ended"].growth == 0
-    assert found["ended"].size > (tmp_path / "ended" / "run.db").stat().st_size > 0
-    assert found["trains"].growth == pytest.approx(36_000 * (len(pack_rows(rows_nC)) + 64) / 50, rel=1e-3)
+    assert listed["ended"].growth == 0
+    assert listed["ended"].size > (tmp_path / "ended" / "run.db").stat().st_size > 0
+    assert listed["trains"].growth == pytest.approx(36_000 * (len(pack_rows(rows_nC)) + 64) / 50, rel=1e-3)
 
 
 def moves_of(writer: RunWriter, commits: int) -> tuple[int, int]:
