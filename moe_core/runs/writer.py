@@ -22,6 +22,7 @@ from moe_core.runs.database import (
     seal,
     writing,
 )
+from moe_core.runs.limits import read_json
 from moe_core.runs.locks import OURS, sign
 from moe_core.runs.log import log_problem
 from moe_core.runs.room import disk_error, drop_ballast, make_ballast, no_room
@@ -80,7 +81,8 @@ class RunWriter:
     def _read_progress(self) -> None:
         """How far the record has gone."""
         upgrade(self.db)
-        self.chain_of_run: bytes = self.db.execute("SELECT chain FROM run").fetchone()[0]
+        about, self.chain_of_run = self.db.execute("SELECT about, chain FROM run").fetchone()
+        self.columns = sum(width for *_, width in read_json(about, finite=False)["layout"])  # numbers in a row
         self.rows = CheckedRows(
             self.folder, lambda sql, values=(): self.reader.execute(sql, values).fetchall(), self.chain_of_run
         )
@@ -117,7 +119,13 @@ class RunWriter:
         self.state |= state
 
     def commit(self, batch: Batch) -> None:
-        """Everything in the batch, or nothing, on the disk when this returns."""
+        """Everything in the batch, or nothing, on the disk when this returns. ValueError for rows that do not go on where the
+        record ends, or do not have its columns."""
+        if len(batch.rows) and (batch.first_step, batch.rows.shape[1]) != (self.step + 1, self.columns):
+            raise ValueError(
+                f"rows must begin at step {self.step + 1} with {self.columns} columns, "
+                f"got step {batch.first_step} with {batch.rows.shape[1]}"
+            )
         self.follow()
         rows, began, self.committed = batch.rows, self.committed, time.monotonic()
         if len(rows):

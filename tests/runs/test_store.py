@@ -340,8 +340,24 @@ def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -
     assert any(says in finding for finding in verify(open_run(folder)))
 
 
+@pytest.mark.parametrize(("first", "width"), [(1, 126), (3, 126), (7, 126), (6, 125), (6, 0)])
+def test_rows_that_do_not_follow_the_record_are_refused_and_nothing_is_written(
+    tmp_path: Path, first: int, width: int
+) -> None:
+    writer = create_run(tmp_path / "a", Config(), Knobs())
+    writer.commit(Batch(1, np.ones((5, 126), np.float32)))
+    with pytest.raises(
+        ValueError, match=f"^rows must begin at step 6 with 126 columns, got step {first} with {width}$"
+    ):
+        writer.commit(Batch(first, np.ones((5, width), np.float32)))
+    writer.commit(Batch(6, np.ones((5, 126), np.float32)))
+    writer.finish("stopped")
+    assert verify(open_run(tmp_path / "a")) == []
+
+
 def test_a_block_of_another_width_is_refused_though_its_chain_is_right(tmp_path: Path) -> None:
     writer = create_run(tmp_path / "a", Config(), Knobs())
+    writer.columns = 3  # as another writer would
     writer.commit(Batch(1, np.ones((5, 3), np.float32)))
     writer.finish("finished")
     with pytest.raises(StoreError, match=r"block 1 .* is not what was written"):
