@@ -3,6 +3,7 @@
 Shapes: L layers, E the most experts that a layer has. `chosen` is the layer that the page shows, counted from 0.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -42,7 +43,6 @@ def layers(
     layout = base("layers", "Layers by experts", subtitle, step=step, theme=theme, size=size, labels=True)
     layout["meta"] |= {"pick": "layer", "from": "y"}
     layout["margin"] |= {"r": 76, "l": layout["margin"]["l"] + 7 * max(0, min(max(map(len, short)), LONGEST) - 3)}
-    layout["plot_bgcolor"] = theme.side  # where a layer has no more experts
     width, height = inner(layout)
     across = expert_ticks(E, width, 2.4 * layout["font"]["size"])
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
@@ -53,6 +53,7 @@ def layers(
     layout["yaxis"]["ticktext"] = [escape(name) for name in names_L]
     layout["yaxis"]["title"] = axis_title("layer", layout, standoff=10 + 7 * min(max(map(len, short)), LONGEST))
     layout["annotations"] += row_notes(short, chosen, height, layout, theme)
+    layout["shapes"] += outlines(experts_L, theme)
     if chosen is not None:
         layout["shapes"].append(row_frame(chosen, theme))
     known = np.isfinite(over_ideal_LE).any()
@@ -92,6 +93,19 @@ def cells(over_ideal_LE: Array, experts_L: Sequence[int], px: float, layout: Spe
 def ideal_words(experts_L: Sequence[int]) -> str:
     """ " 1/128", where all layers have as many experts."""
     return f" 1/{experts_L[0]}" if len(set(experts_L)) == 1 else ""
+
+
+def outlines(experts_L: Sequence[int], theme: Theme) -> list[Spec]:
+    """Where layers have different numbers of experts, a frame around the cells of each stretch of equal ones: a fair cell is as
+    pale as the ground beside it, where a layer has no more experts."""
+    ends = [0, *(row for row in range(1, len(experts_L)) if experts_L[row] != experts_L[row - 1]), len(experts_L)]
+    if len(ends) == 2:
+        return []
+    look = {"type": "rect", "xref": "x", "yref": "y", "line": {"color": theme.ink2, "width": 1}}
+    return [
+        look | {"x0": 0.5, "x1": experts_L[first] + 0.5, "y0": first + 0.5, "y1": end + 0.5}
+        for first, end in itertools.pairwise(ends)
+    ]
 
 
 def row_frame(row: int, theme: Theme) -> Spec:

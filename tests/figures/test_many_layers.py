@@ -12,7 +12,7 @@ from moe_core.dashboard import feed as feeds
 from moe_core.dashboard.feed import Feed
 from moe_core.export import FORMATS, Look, rendered
 from moe_core.figures.catalog import FIGURES, offered, on_page
-from moe_core.figures.layers import cut, short_names
+from moe_core.figures.layers import cut, layers, short_names
 from moe_core.figures.theme import DARK, LIGHT, Theme
 from moe_core.runs import Batch, Run, open_run
 from moe_core.runs.source import At
@@ -60,8 +60,19 @@ def test_each_row_is_a_layer_sorted_from_its_most_selected_expert(runs: dict[str
             np.testing.assert_allclose(z[layer, :E], np.clip(np.log2(np.sort(ratio)[::-1]), -3, 3), atol=1e-5)
         assert np.isnan(z[layer, E:]).all()
     assert (told[3, :12, 1] == 0).sum() == 8  # dead
-    frame = fig.layout.shapes[0]
+    frame = fig.layout.shapes[-1]
     assert (frame.y0, frame.y1) == (2.5, 3.5)
+
+
+def test_a_frame_says_where_a_layer_has_no_more_experts(runs: dict[str, Run]) -> None:
+    """A fair cell is nearly as pale as the ground. Where all layers have as many experts, none is needed."""
+    frames = spec_of(runs["mixed"], "layers")["layout"]["shapes"][:-1]
+    assert [(one["x1"] - 0.5, one["y0"] + 0.5, one["y1"] + 0.5) for one in frames] == [
+        (E, layer + 1, layer + 2) for layer, E in enumerate(MIXED)
+    ]
+    layout = layers.spec(np.ones((4, 8)), list("abcd"), [4, 4, 8, 8])["layout"]
+    assert [(one["x1"], one["y0"], one["y1"]) for one in layout["shapes"]] == [(4.5, 0.5, 2.5), (8.5, 2.5, 4.5)]
+    assert layers.spec(np.ones((4, 8)), list("abcd"), [8] * 4)["layout"]["shapes"] == []
 
 
 def test_an_expert_that_is_off_is_grey_and_counts_neither_as_dead_nor_in_the_ideal(runs: dict[str, Run]) -> None:

@@ -191,6 +191,7 @@ export class View {
   }
 
   drawTiles(tiles) {
+    this.tiles.hidden = !tiles.length;
     tiles.forEach((tile, at) => {
       let place = this.tiles.children[at];
       if (!place) {

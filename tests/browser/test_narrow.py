@@ -1,0 +1,82 @@
+"""Pages where there is little room, and of a run that measures little: nothing overlaps, is cut or lies empty."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from playwright.sync_api import Page, expect
+
+from moe_core.runs import Batch
+from moe_core.runs.begin import create_record
+from tests.browser.conftest import Server
+from tests.browser.test_more_pages import drawn
+from tests.browser.test_pages import Tab
+from tests.figures.many_layers import described
+from tests.figures.record import record
+from tests.test_foreign import write
+
+pytestmark = pytest.mark.browser
+# Pairs of texts in the tiles that lie over each other, and numbers or units that leave the window.
+CLASHES = """() => {
+  const seen = [...document.querySelectorAll('.moescope-tile :is(.moescope-label, .moescope-number, .moescope-word, .moescope-line)')]
+    .filter(one => one.textContent.trim()).map(one => {
+      const text = document.createRange();
+      text.selectNodeContents(one);
+      return [one.textContent, text.getBoundingClientRect(), one.getBoundingClientRect().right];
+    });
+  const lower = (a, b) => Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 9;
+  const beside = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 2;
+  return seen.flatMap(([name, box], at) => [
+    ...(box.right > innerWidth ? [`${name} leaves the window`] : []),
+    ...seen.slice(at + 1).filter(([, other]) => lower(box, other) && beside(box, other)).map(([other]) => `${name} over ${other}`),
+  ]);
+}"""
+
+
+def box_of(page: Page, selector: str) -> dict[str, float]:
+    box = page.locator(selector).bounding_box()
+    assert box, selector
+    return dict(box)
+
+
+@pytest.mark.parametrize("width", [390, 820])
+def test_no_number_lies_over_another_on_a_narrow_page(server: Server, tab: Tab, width: int) -> None:
+    record(server.runs / "a")
+    record(server.runs / "b")
+    page = tab(f"{server.url}/?run=a", width)
+    for path, figure in (
+        ("/", "balance"),
+        ("/routing", "churn"),
+        ("/experts", "expert_rank"),
+        ("/batch", "batch_formula"),
+    ):
+        page.goto(f"{server.url}{path}?run=a")
+        drawn(page, figure)
+        assert page.evaluate(CLASHES) == [], path
+    page.goto(f"{server.url}/compare?run=a&with=b")
+    drawn(page, "compare_loss")
+    assert page.evaluate(CLASHES) == []
+
+
+def test_a_page_of_one_chart_is_filled_by_it(server: Server, tab: Tab) -> None:
+    write(server.runs / "other").finish("finished")
+    page = tab(f"{server.url}/routing?run=other")
+    drawn(page, "confidence")
+    expect(page.locator(".moescope-tiles")).to_be_hidden()
+    expect(page.locator("[data-figure]")).to_have_count(1)
+    grid, chart = box_of(page, ".moescope-grid"), box_of(page, "[data-figure=confidence]")
+    assert chart["width"] == pytest.approx(grid["width"], abs=1)
+    assert chart["height"] > grid["height"] - 30
+
+
+def test_a_run_that_measures_selections_alone_leaves_no_row_of_live_empty(server: Server, tab: Tab) -> None:
+    measures = ("loss", "task_loss", "counts")
+    writer = create_record(server.runs / "counts", replace(described([8] * 6), measures=measures))
+    writer.commit(Batch(1, np.ones((60, 2 + 6 * 8), np.float32), state="training"))
+    writer.finish("finished")
+    page = tab(f"{server.url}/?run=counts")
+    drawn(page, "layers", "selection_share", "loss")
+    grid = box_of(page, ".moescope-grid")
+    for figure in ("selection_share", "loss"):
+        chart = box_of(page, f"[data-figure={figure}]")
+        assert chart["y"] + chart["height"] > grid["y"] + grid["height"] - 30, figure
