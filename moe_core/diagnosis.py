@@ -19,6 +19,7 @@ from moe_core.schema import (
     BALANCED,
     COLLAPSED,
     DEAD_AFTER,
+    STAT,
     STRATEGIES,
     TASK_GRADIENT_EVERY,
     Knobs,
@@ -190,8 +191,13 @@ def collapse(evidence: Evidence) -> Finding | None:
     else:
         why = "The balancing losses are weaker than the pull of the experts that learnt first."
     try_this, remedy = mend(evidence)
-    what = f"The gate has collapsed onto a few experts: CV(load) is {now:.2f} (ceiling {ceiling:.2f})."
+    what = f"The gate has collapsed onto a few experts: {balance_label(evidence)} is {now:.2f} (ceiling {ceiling:.2f})."
     return Finding("collapse", evidence.layer, since, what, why, try_this, remedy)
+
+
+def balance_label(evidence: Evidence) -> str:
+    """The name of the statistic by which the layer is called balanced or collapsed."""
+    return STAT[evidence.description.balance].label
 
 
 def noise_of(evidence: Evidence) -> float:
@@ -264,8 +270,8 @@ def even_by_noise(evidence: Evidence) -> Finding | None:
     if since is None:
         return None
     what = (
-        f"The load is even only by the noise: CV(load) is {training_m[-1]:.2f} in training, and {held_m[-1]:.2f} without "
-        f"noise, on the held-out split."
+        f"The load is even only by the noise: {balance_label(evidence)} is {training_m[-1]:.2f} in training, and {held_m[-1]:.2f} "
+        f"without noise, on the held-out split."
     )
     why = "The balancing losses see the load that the noise spreads; nothing asks the gate to spread it by itself."
     changed = unchanged_since(evidence, "noise", "w_importance", "w_load", "strategy")
