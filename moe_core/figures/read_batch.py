@@ -7,6 +7,7 @@ import numpy as np
 from moe_core.figures.reading import (
     RECENT,
     batch_sizes,
+    chosen_in,
     common,
     experts_of,
     k_now,
@@ -49,14 +50,5 @@ def read_measured(source: Source, at: At) -> dict[str, Any]:
     steps, counts_nE = over_time(source, "counts", at)
     counts_nE = of_those_on(source, at.layer, steps, counts_nE)
     on_n, tokens = on_at(source, at.layer, steps).sum(axis=1), source.description.tokens
-    ideal_n = np.array(k_at(source, steps)) * tokens / on_n if tokens else np.nansum(counts_nE, axis=1) / on_n
+    ideal_n = chosen_in(source, at.layer, steps) * tokens / on_n if tokens else np.nansum(counts_nE, axis=1) / on_n
     return {"steps": steps, "counts_nE": counts_nE, "ideal_n": ideal_n} | common(source, at)
-
-
-def k_at(source: Source, steps: Any) -> list[int]:
-    """The k that each step ran with, from the recorded turns."""
-    turns = [change for change in source.knob_changes() if change.name == "k" and change.step is not None]
-    start = int(turns[0].previous) if turns else k_now(source)
-    return [
-        int(next((t.value for t in reversed(turns) if t.step <= step), start)) for step in np.asarray(steps).tolist()
-    ]

@@ -1,13 +1,10 @@
 """How the charts of the gate's choices read their numbers. Shapes: n steps."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from moe_core.figures.paper import Array
-from moe_core.figures.reading import by_knobs, common, on_at, over_time
+from moe_core.figures.reading import chosen_in, common, on_at, over_time
 from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import measured_by
-from moe_core.schema import experts_per_token
 
 
 def read_margin(source: Source, at: At) -> dict[str, Any]:
@@ -23,10 +20,3 @@ def read_confidence(source: Source, at: At) -> dict[str, Any]:
     steps, confidence = over_time(source, "confidence", at)
     even = chosen_in(source, at.layer, steps) / on_at(source, at.layer, steps).sum(axis=1)
     return {"steps": steps, "confidence": confidence, "even": even} | common(source, at)
-
-
-def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
-    """(n,): how many experts each token was sent to in these steps, by the knobs of each step."""
-    return by_knobs(
-        source, steps, ("k", "k_primary"), lambda knobs: float(experts_per_token(source.description, knobs, layer))
-    )

@@ -14,7 +14,15 @@ from moe_core.figures.turns import Turned
 from moe_core.runs.rows import KnobChange
 from moe_core.runs.source import At, Source, Span
 from moe_core.runs.statistics import held_out_balance, measured_by, on_mask, too_few
-from moe_core.schema import AUTOBALANCE, HELD_OUT_BALANCE, LOOKING, KnobValues, draws_noise, looks_ahead
+from moe_core.schema import (
+    AUTOBALANCE,
+    HELD_OUT_BALANCE,
+    LOOKING,
+    KnobValues,
+    draws_noise,
+    experts_per_token,
+    looks_ahead,
+)
 
 RECENT = 50  # steps over which an expert's share and the speed are measured
 ROWS = 4  # knobs drawn over time, those turned last
@@ -109,10 +117,17 @@ def comparable_at(source: Source, steps: Array | Sequence[int], training: bool =
 def by_knobs(
     source: Source, steps: Array | Sequence[int], names: Sequence[str], value_of: Callable[[KnobValues], Any]
 ) -> Array:
-    """(n,) for each of these steps what follows from the knobs that acted in it. names: the knobs that it depends on."""
+    """(n,): what follows from the knobs in force, for each of these steps. names: the knobs that it depends on."""
     turns = sorted(c.step for c in source.knob_changes() if c.step is not None and c.name in names)
     values = [value_of(knobs) for knobs in (source.started_knobs, *map(source.knobs_at, turns))]
     return np.array(values)[np.searchsorted(turns, steps, side="right")]
+
+
+def chosen_in(source: Source, layer: int, steps: Array | Sequence[int]) -> Array:
+    """(n,): how many experts each token was sent to in these steps, by the knobs of each step."""
+    return by_knobs(
+        source, steps, ("k", "k_primary"), lambda knobs: float(experts_per_token(source.description, knobs, layer))
+    )
 
 
 def read_knobs(source: Source, at: At) -> dict[str, Any]:

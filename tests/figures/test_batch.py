@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.views import View
-from moe_core.figures import batch, read_batch, treemap
+from moe_core.figures import batch, treemap
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.pages.tile import plain_count
-from moe_core.figures.reading import batch_sizes, tokens_per_expert
+from moe_core.figures.reading import batch_sizes, chosen_in, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.schema import Config, Knobs, describe
 from tests.figures.record import record
@@ -77,8 +77,14 @@ def test_the_formulas_line_follows_the_turns_of_k():
         SimpleNamespace(name="k", previous=2, value=4, step=3),
         SimpleNamespace(name="k", previous=4, value=1, step=None),
     ]
-    source = SimpleNamespace(knob_changes=lambda: turns, knobs=Knobs(k=1), description=describe(Config(), Knobs()))
-    assert read_batch.k_at(source, np.arange(1, 6)) == [2, 2, 4, 4, 4]
+    for groups, each in ((0, [2, 2, 4, 4, 4]), (4, [4, 4, 8, 8, 8])):  # of 4 groups a token goes to two
+        source = SimpleNamespace(
+            knob_changes=lambda: turns,
+            started_knobs=Knobs(),
+            knobs_at=lambda step: Knobs(k=2 if step < 3 else 4),
+            description=describe(Config(groups=groups), Knobs()),
+        )
+        assert chosen_in(source, 0, np.arange(1, 6)).tolist() == each
 
 
 def test_the_sizes_are_the_links_else_the_runs_own(tmp_path: Path):
