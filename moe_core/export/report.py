@@ -73,7 +73,7 @@ def parts_of(run: Record) -> list[Part]:
         (name, layer)
         for name in FIGURES
         if shows(run, name)
-        for layer in range(len(run.description.layers) if name != "loss" else 1)
+        for layer in range(len(run.description.layers) if FIGURES[name].layered else 1)
     ]
     parts = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
@@ -175,8 +175,8 @@ def evaluations(run: Record) -> Rows:
 
 
 def figure_title(run: Record, name: str, layer: int) -> str | None:
-    """The figure's title with the layer; None for its own title, where a run has one layer."""
-    many = len(run.description.layers) > 1 and name != "loss"
+    """The figure's title with the layer; None for its own title, where that says enough."""
+    many = len(run.description.layers) > 1 and FIGURES[name].layered
     return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
 
 

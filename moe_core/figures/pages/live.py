@@ -139,9 +139,15 @@ def speed_tile(source: Source, at: At) -> Tile:
 
 # In the order in which the page shows them.
 FIGURES: dict[str, Entry] = {
-    "layers": Entry("Layers by experts", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts"))),
+    "layers": Entry(
+        "Layers by experts", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts")), layered=False
+    ),
     "layers_spread": Entry(
-        "Balance over the layers", layers_spread, read_layers.read_layers_spread, (many_layers, stats("counts"))
+        "Balance over the layers",
+        layers_spread,
+        read_layers.read_layers_spread,
+        (many_layers, stats("counts")),
+        layered=False,
     ),
     "selection_share": Entry(
         "Share of selections by expert",
@@ -153,8 +159,8 @@ FIGURES: dict[str, Entry] = {
     "balance": Entry(
         "Balance over time", timeline.balance, read_live.read_balance, (stats("cv_counts", "cv_importance"),)
     ),
-    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),)),
-    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,)),
+    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),), layered=False),
+    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), layered=False),
     "group_treemap": Entry(
         "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
     ),
