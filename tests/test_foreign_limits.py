@@ -10,9 +10,10 @@ from streamlit.testing.v1 import AppTest
 from moe_core.dashboard import compare
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner
+from moe_core.export import replay
 from moe_core.export.report import parts_of
 from moe_core.export.sources import Still
-from moe_core.figures.catalog import FIGURES, tiles_of
+from moe_core.figures.catalog import FIGURES, on_page, tiles_of
 from moe_core.runs import Batch, Run, open_run
 from moe_core.runs.begin import create_record
 from moe_core.runs.source import At, Beside
@@ -29,8 +30,7 @@ def described(experts: tuple[int, ...], measures: tuple[str, ...] = COUNTED, k: 
     return Description("watched", "own", layers, **given | more, measures=measures)
 
 
-def recorded(folder: Path, about: Description, steps: int = 60, **batch: Any) -> Run:
-    probe = {"tokens": np.zeros(4, np.uint8)} if about.probe == "bytes" else None
+def recorded(folder: Path, about: Description, steps: int = 60, probe: Any = None, **batch: Any) -> Run:
     writer = create_record(folder, about, probe=probe)
     width = sum(column.width for column in columns_of(about.experts, about.measures))
     rows = np.random.default_rng(len(folder.name)).uniform(1, 2, (steps, width)).astype(np.float32)
@@ -44,7 +44,8 @@ def test_tokens_flow_between_layers_of_different_sizes(tmp_path: Path) -> None:
     # Layers of 2 and of 6 experts: 2 and 6 are empty places.
     experts = np.array([[[0], [1], [2], [2]], [[5], [4], [6], [0]]], np.uint8)
     snapshot = {"experts": experts, "gates": np.ones(experts.shape, np.float16)}
-    run = recorded(tmp_path / "a", described((2, 6), probe="bytes"), snapshots=[(20, "probe", snapshot)])
+    probe = {"tokens": np.zeros(4, np.uint8)}
+    run = recorded(tmp_path / "a", described((2, 6), probe="bytes"), probe=probe, snapshots=[(20, "probe", snapshot)])
     for layer in (0, 1):
         spec = FIGURES["expert_flow"].draw.spec(**FIGURES["expert_flow"].read(run, At(layer)))
         words = next(trace for trace in spec["data"] if trace["name"] == "tokens")["hovertext"]
@@ -60,6 +61,17 @@ def test_tokens_flow_between_layers_of_different_sizes(tmp_path: Path) -> None:
         "expert_rank",
         "last_used",
     ]  # no window was recorded, so nothing is said of partners
+
+
+def test_tokens_of_a_vocabulary_are_not_shown_as_bytes(tmp_path: Path) -> None:
+    snapshot = {"experts": np.zeros((1, 4, 1), np.uint8), "gates": np.ones((1, 4, 1), np.float16)}
+    about = described((4,), probe="tokens")
+    probe = {"tokens": np.array([7, 300, 50_000, 7], np.int32)}
+    run = recorded(tmp_path / "a", about, probe=probe, snapshots=[(20, "probe", snapshot)])
+    assert run.description.probe == "tokens"
+    assert on_page(run, "routing") == ["tokens_by_expert"]
+    assert {tile.name: tile.lines for tile in tiles_of("routing", run)}["snapshot"] == ("probe of 4 tokens",)
+    assert replay.probe_of(run) == {"steps": []}
 
 
 def test_the_formula_takes_the_k_of_the_layer_that_is_shown(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def probe_of(run: Source) -> dict[str, Any]:
     """The probe and, snapshot by snapshot, the first expert of each token; of points, also the regions."""
     shown = run.probe()
     at = run.snapshots()
-    if not len(at) or not shown:
+    if not len(at) or run.description.probe in ("tokens", "none"):  # which the page cannot draw
         return {"steps": []}
     at = at[np.unique(np.round(np.linspace(0, len(at) - 1, min(len(at), SHOTS))).astype(int))]
     probe: dict[str, Any] = {"steps": [], "first": [], "regions": []}
