@@ -50,7 +50,7 @@ class Face:
         """By how much the second letter stands further from the first than its width, in em; of most pairs 0."""
         if (left, right) not in self.kerns:
             names = self.cmap[ord(left)], self.cmap[ord(right)]
-            value = next((found for table in self.pairs if (found := pair_in(table, *names)) is not False), None)
+            value = next((pair for table in self.pairs if (pair := pair_in(table, *names)) is not False), None)
             device = getattr(value, "XAdvDevice", None)
             moved = self.moves[(device.StartSize << 16) + device.EndSize] if device else 0
             self.kerns[left, right] = (getattr(value, "XAdvance", 0) + moved) / self.em
@@ -131,7 +131,7 @@ def width_of(runs: tuple[Run, ...]) -> float:
 
 def contours(commands: list[Any], em: int) -> list[Line]:
     """A pen's record as closed curves; straight lines and quadratic curves become cubic ones."""
-    found: list[Line] = []
+    lines: list[Line] = []
     points: list[tuple[float, float]] = []
 
     def cubic(a: Any, b: Any, c: Any) -> None:
@@ -155,9 +155,9 @@ def contours(commands: list[Any], em: int) -> list[Line]:
             if len(given) == 1:
                 cubic(points[-1], given[0], given[0])
         elif points:
-            found.append(Line(np.array(points, np.float64) * (1 / em, -1 / em), closed=True, curve=True))
+            lines.append(Line(np.array(points, np.float64) * (1 / em, -1 / em), closed=True, curve=True))
             points = []
-    return found
+    return lines
 
 
 def mid(a: Any, b: Any) -> tuple[float, float]:

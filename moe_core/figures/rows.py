@@ -24,7 +24,7 @@ from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, LINES, SANS, Theme, e
 from moe_core.figures.timeline import square
 
 LONGEST = 16  # letters of a feature's name beside its line
-TOLD = 6  # features in a hover of a row
+HOVERED = 6  # features in a hover of a row
 STRIP = 18  # px above the features, where each row has the colour of its first expert
 
 
@@ -171,9 +171,9 @@ def hover_of_row(
     n: int, values_NF: Array, z_NF: Array, names_F: Sequence[str], labels_N: Array | None, label_names: Sequence[str]
 ) -> tuple[str, str]:
     """What a hover calls a row, and its features that lie furthest from the mean with their values."""
-    furthest = np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable")[:TOLD].tolist()
+    furthest = np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable")[:HOVERED].tolist()
     values = [f"{escape(names_F[f])} {value_word(values_NF[n][f])}" for f in furthest]
-    return token_name("Row", n, labels_N, label_names), ", ".join(values) + ", …" * (len(names_F) > TOLD)
+    return token_name("Row", n, labels_N, label_names), ", ".join(values) + ", …" * (len(names_F) > HOVERED)
 
 
 def value_word(value: float) -> str:

@@ -21,7 +21,9 @@ def test_a_sweep_goes_on_when_nobody_reads_it(stream, as_json, tmp_path):
     os.close(read)
     try:
         words = [sys.executable, "-c", WORK.format(as_json=as_json)]
-        subprocess.run(words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, check=True, **{stream: written})
+        subprocess.run(
+            words, cwd=tmp_path, env=os.environ | {"PYTHONPATH": os.getcwd()}, check=True, **{stream: written}
+        )
     finally:
         os.close(written)
     assert (tmp_path / "done").exists()
