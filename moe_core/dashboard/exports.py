@@ -258,7 +258,7 @@ def documents(what: Named, source: Any, look: Look) -> None:
         st.caption("A figure over the run, with the size and theme chosen above.")
         names = chosen(source, None)
         if not names:
-            return  # a run that measures nothing which a figure shows
+            return
         name = st.selectbox(
             "Figure", names, key="animate-figure", index=min(1, len(names) - 1), format_func=title_of,
             label_visibility="collapsed",

@@ -36,7 +36,7 @@ from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
 
 
 def balance_tile(source: Source, at: At) -> Tile:
-    """CV(load), its word, the same without noise, and how it was before the last turn."""
+    """The CV of the load, or of the selections; its word, the same without noise, and how it was before the last turn."""
     step, E, stat = step_of(source, at), experts_of(source, at.layer), source.description.balance
     on = int(on_at(source, at.layer, [step]).sum())
     held_out = held_out_at(source, at.layer, step)
