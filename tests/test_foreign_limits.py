@@ -115,6 +115,13 @@ def test_the_table_of_a_comparison_has_the_balance_as_it_was_at_its_step(tmp_pat
     assert held_out == ["0.00", "0.00 (0.00)"]
 
 
+def test_without_a_smooth_load_report_and_comparison_have_the_balance_of_the_selections(tmp_path: Path) -> None:
+    runs = [recorded(tmp_path / name, described((4,), ("counts",))) for name in "ab"]
+    (first, *_) = parts_of(Still(runs[0]))
+    assert [row[0] for row in first.content[0].rows if row[0].startswith("CV")] == ["CV(selections), layer 1"]
+    assert "CV(selections)" in dict(compare.sections(runs)[-1][1])
+
+
 def test_the_banner_says_nothing_of_what_was_not_measured(tmp_path: Path) -> None:
     feed = Feed(recorded(tmp_path / "a", described((4,), ("loss", "task_loss"))))
     feed.refresh()

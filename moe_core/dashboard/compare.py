@@ -27,7 +27,7 @@ from moe_core.schema import (
 )
 
 END = 50  # steps over which end figures are means
-ENDS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts")
+ENDS = ("cv_importance", "max_over_mean_load", "dead_experts")  # after that by which a layer is called balanced
 
 
 def page() -> None:
@@ -141,7 +141,7 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
     if runs[0].description.metrics:
         rows.append(headline(runs, ends))
-    for stat in ENDS:
+    for stat in (runs[0].description.balance, *ENDS):
         if not all(measured_by(run.description, stat) for run in runs):
             continue
         means = []

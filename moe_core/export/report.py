@@ -30,6 +30,7 @@ from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
+    STAT,
     Config,
     first_line,
     looks_ahead,
@@ -116,7 +117,7 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
     if not last:
         return
     for layer in range(len(run.description.layers)):
-        for stat, words in (("cv_load", "CV(load)"), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
+        for stat, words in ((run.description.balance, STAT[run.description.balance].label), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
             if not measured_by(run.description, stat):
                 continue
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)

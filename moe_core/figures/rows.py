@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_core.figures.favourites import best
+from moe_core.figures.matrices import colour_bar
 from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner
 from moe_core.figures.probe import (
     by_expert,
@@ -124,11 +125,7 @@ def feature_cells(
         "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS), "hoverongaps": False,
         "text": [[escape(names_F[f])] * len(order) for f in shown], "customdata": hovered.astype(np.float32),
         "hovertemplate": "Row %{customdata[0]:.0f} has %{text} at %{customdata[1]:.4g}, %{z:+.1f} spreads from the mean<extra></extra>",
-        "colorbar": {
-            "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
-            "tickvals": [-2, 0, 2], "ticktext": ["−2 σ", "mean", "+2 σ"],
-            "tickfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink2},
-        },
+        "colorbar": colour_bar(layout, theme) | {"tickvals": [-2, 0, 2], "ticktext": ["−2 σ", "mean", "+2 σ"]},
     }  # fmt: skip
 
 
