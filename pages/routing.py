@@ -2,6 +2,4 @@
 
 from moe_core.dashboard import controls
 
-CHOICE = ["router_margin", "confidence", "bias_effect"]  # those that this run measures
-
 controls.page("routing")

@@ -156,6 +156,9 @@ def test_torch_trains_and_measures_without_the_dashboard(trains: Environment, tm
     # The branch's trainer is a process that the first one starts: it finds the package too.
     assert trains.run("moescope", "fork", "a", "--at", "20", "--steps", "30", "--run-id", "b", *places).returncode == 0
     assert open_run("b", tmp_path).steps()[1] == 30
+    swept = trains.run("moescope", "sweep", *SMALL, "--steps", "2", "--csv", str(tmp_path / "table.csv"), *places)
+    assert swept.returncode == 0, swept.stderr
+    assert (tmp_path / "table.csv").read_text().startswith("runs,finished,accuracy,")
     measured = trains.run("moescope", "bench", "batch", "--quick", "--json")
     assert [json.loads(line)["event"] for line in measured.stdout.splitlines()] == ["start", "size", "size", "end"]
     refused = trains.run("moescope", "export", "a", "--out", "out", *places)

@@ -1,10 +1,7 @@
 """sweep: a grid of knobs as ordinary runs, side by side, ending in one table with the paper's beside it."""
 
 import argparse
-import json
-import os
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, plain, without_nan
+from moe_core.commands.common import add, plain
 from moe_core.commands.sweep_table import as_text, write_csv
+from moe_core.commands.tell import Printer
 from moe_core.commands.train import add_settings
 from moe_core.schema import TASKS, Config, Knobs, parse_setting, whole
 
@@ -142,31 +140,12 @@ def stopped_by_signals() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-class Teller:
-    """Prints a sweep's events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines."""
+class Teller(Printer):
+    """Prints the events of a sweep."""
 
     def __init__(self, as_json: bool):
-        self.as_json, self.open = as_json, True
-        self.live = terminal.live(as_json)
+        super().__init__(as_json)
         self.began, self.first = time.monotonic(), None
-
-    def tell(self, event: dict[str, Any]) -> None:
-        """Print an event. A closed pipe must not end the sweep."""
-        if self.as_json and self.open:
-            try:
-                print(json.dumps(without_nan(event), allow_nan=False), flush=True)
-            except BrokenPipeError:
-                self.open = False
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        elif not self.as_json:
-            getattr(self, "on_" + event["event"])(event)
-
-    def line(self, text: str) -> None:
-        terminal.line(text, self.live)
-
-    def on_data(self, event: dict[str, Any]) -> None:
-        for words in event["taken"]:
-            self.line(words)
 
     def on_start(self, event: dict[str, Any]) -> None:
         from moe_core.sweep import unread_text

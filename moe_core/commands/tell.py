@@ -1,4 +1,4 @@
-"""What a training prints: its events as JSON lines, as a line that keeps itself up to date, or as plain lines."""
+"""What a training and a sweep print: events as JSON lines, as a line that keeps itself up to date, or as plain lines."""
 
 import argparse
 import contextlib
@@ -40,21 +40,14 @@ def telling(arguments: argparse.Namespace, config: Config) -> Iterator["Teller"]
             teller.alarm.close()
 
 
-class Teller:
-    """Prints events: as JSON lines, as a line that keeps itself up to date on a terminal, or as plain lines elsewhere."""
+class Printer:
+    """Prints events: as JSON lines, or each by the method on_… of its name. live: whether a line may keep itself up to date."""
 
-    def __init__(self, as_json: bool, config: Config):
-        self.as_json, self.config = as_json, config
-        self.live = terminal.live(as_json)
-        self.headline = METRICS[config.task][0]
-        self.measured = self.text = ""
-        self.comparable = True  # the last evaluation, with those of other strategies
-        self.alarm: Alarm | None = None
+    def __init__(self, as_json: bool):
+        self.as_json, self.live = as_json, terminal.live(as_json)
 
     def tell(self, event: dict[str, Any]) -> None:
         """Print an event. A closed pipe, a closed terminal or a full disk behind stdout must not end the training."""
-        if self.alarm and event["event"] == "alert":
-            self.alarm.call(without_nan(event))
         try:
             if self.as_json:
                 print(json.dumps(without_nan(event), allow_nan=False), flush=True)
@@ -63,10 +56,6 @@ class Teller:
         except OSError as error:
             if error.errno != errno.ENOSPC:  # a full disk may have room again later
                 let_go()
-        if self.as_json and event["event"] in ("error", "paused", "alarm"):
-            problem = event.get("error") or event.get("reason") or event.get("problem") or ""
-            with contextlib.suppress(OSError):
-                print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def line(self, text: str) -> None:
         terminal.line(text, self.live)
@@ -74,6 +63,27 @@ class Teller:
     def on_data(self, event: dict[str, Any]) -> None:
         for words in event["taken"]:
             self.line(words)
+
+
+class Teller(Printer):
+    """Prints the events of a training, and calls the user's command with each finding."""
+
+    def __init__(self, as_json: bool, config: Config):
+        super().__init__(as_json)
+        self.config = config
+        self.headline = METRICS[config.task][0]
+        self.measured = self.text = ""
+        self.comparable = True  # the last evaluation, with those of other strategies
+        self.alarm: Alarm | None = None
+
+    def tell(self, event: dict[str, Any]) -> None:
+        if self.alarm and event["event"] == "alert":
+            self.alarm.call(without_nan(event))
+        super().tell(event)
+        if self.as_json and event["event"] in ("error", "paused", "alarm"):
+            problem = event.get("error") or event.get("reason") or event.get("problem") or ""
+            with contextlib.suppress(OSError):
+                print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def on_start(self, event: dict[str, Any]) -> None:
         self.line(f"{event['run']} trains on {event['device']}; its record is {event['path']}")

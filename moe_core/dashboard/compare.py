@@ -27,7 +27,7 @@ from moe_core.schema import (
 )
 
 END = 50  # steps over which end figures are means
-ENDS = ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts")
+ENDS = ("cv_importance", "max_over_mean_load", "dead_experts")  # after that by which a layer is called balanced
 
 
 def page() -> None:
@@ -136,12 +136,12 @@ def history_of(run: Any, name: str) -> str:
 
 def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, list[str]]]:
     """Each run's figures at its step in `ends`, and how they differ from the first run's. Balance is a mean over the END
-    steps up to it and all MoE layers.
+    steps up to it and all MoE layers; on the held-out split it is that of the last evaluation until then.
     """
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
     if runs[0].description.metrics:
         rows.append(headline(runs, ends))
-    for stat in ENDS:
+    for stat in (runs[0].description.balance, *ENDS):
         if not all(measured_by(run.description, stat) for run in runs):
             continue
         means = []
@@ -149,7 +149,11 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
             values = [rows_until(run, stat, layer, end, END)[1] for layer in range(len(run.description.layers))]
             means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
         rows.append((STAT[stat].label, against_first(means, 2)))
-    done = [mean_balance(evals[-1].counts) if (evals := run.evals()) else {} for run in runs]
+    counts = [
+        next((e.counts for e in reversed(run.evals()) if e.step <= end), None)
+        for run, end in zip(runs, ends, strict=True)
+    ]
+    done = [mean_balance(counts_LE) for counts_LE in counts]
     for name, label, unit in HELD_OUT_BALANCE:
         rows.append((with_unit(label, unit), against_first([one.get(name, math.nan) for one in done], 2)))
     return rows

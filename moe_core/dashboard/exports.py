@@ -256,8 +256,12 @@ def documents(what: Named, source: Any, look: Look) -> None:
     with moving:
         st.markdown("**Animation**")
         st.caption("A figure over the run, with the size and theme chosen above.")
+        names = chosen(source, None)
+        if not names:
+            return
         name = st.selectbox(
-            "Figure", chosen(source, None), key="animate-figure", index=1, format_func=title_of, label_visibility="collapsed"
+            "Figure", names, key="animate-figure", index=min(1, len(names) - 1), format_func=title_of,
+            label_visibility="collapsed",
         )  # fmt: skip
         kind = st.segmented_control(
             "Animation as", ("gif", "mp4"), default="gif", required=True, key="animate-kind", label_visibility="collapsed"

@@ -67,7 +67,7 @@ class Feed:
         self._knobs: list[KnobChange] = []
         self.sessions: list[dict[str, Any]] = []  # each time that the run was resumed; read once it has ended
         self._off: Sequence[Off] = ()
-        self._found: dict[int, tuple[int, float, list[Finding]]] = {}
+        self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
         self._probe = run.probe()
@@ -290,11 +290,11 @@ class Feed:
     def findings(self, layer: int) -> list[Finding]:
         """What is wrong with a layer now, by the rows in memory: judged anew when there is news, once in JUDGED seconds."""
         with self.lock:
-            version, when, found = self._found.get(layer, (-1, -JUDGED, []))
+            version, when, findings = self._findings.get(layer, (-1, -JUDGED, []))
             if version != self.version and time.monotonic() - when >= JUDGED:
-                found = diagnose(Recent(self), layer)
-                self._found[layer] = self.version, time.monotonic(), found
-            return found
+                findings = diagnose(Recent(self), layer)
+                self._findings[layer] = self.version, time.monotonic(), findings
+            return findings
 
     @property
     def first_recent(self) -> int:
@@ -317,9 +317,9 @@ class Feed:
 
     def throughput(self) -> Measured:
         with self.lock:
-            found = self.run.throughput()
+            measured = self.run.throughput()
             self._let_go()
-            return found
+            return measured
 
     def snapshots(self, kind: str = "probe") -> np.ndarray:
         with self.lock:

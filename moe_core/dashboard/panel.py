@@ -185,14 +185,11 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
     status, last = feed.status(), feed.last
     if status.state not in (*ENDED, "interrupted"):
         return None
-    stat = feed.description.balance
-    cv = value_at(feed, stat, layer, last)
-    words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
-    done = work_of(feed)
-    good = f"{held_out_text(feed, last)}{STAT[stat].label} {number(cv)}, {words}"
+    result = ", ".join(filter(None, (held_out_text(feed, last), balance_text(feed, layer, last))))
+    done = ". ".join(filter(None, (work_of(feed), result)))
     text = {
-        "finished": f"Finished: {done}. {good}.",
-        "stopped": f"Stopped: {done}. {good}.",
+        "finished": f"Finished: {done}.",
+        "stopped": f"Stopped: {done}.",
         "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
@@ -205,12 +202,22 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
 
 
 def held_out_text(feed: Any, last: int) -> str:
-    """The headline on the held-out split, with a comma behind it; nothing of a run that reports none."""
+    """The headline on the held-out split; "" for a run that reports none."""
     if not feed.description.metrics:
         return ""
     loss = heldout_tile(feed, At(step=last))
     mark = f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
-    return f"{loss.label} {loss.value} {loss.unit}".strip() + f"{mark}, "
+    return f"{loss.label} {loss.value} {loss.unit}".strip() + mark
+
+
+def balance_text(feed: Any, layer: int, last: int) -> str:
+    """The balance of a layer, as a number and in words; "" if it was not measured."""
+    stat = feed.description.balance
+    cv = value_at(feed, stat, layer, last)
+    if math.isnan(cv):
+        return ""
+    words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
+    return f"{STAT[stat].label} {number(cv)}, {words}"
 
 
 def work_of(feed: Any) -> str:

@@ -207,7 +207,7 @@ def side_by_side() -> int:
     return max(1, cores() - 1)
 
 
-# What it found
+# What came of it
 
 
 def table(sweep: Sweep, outcomes: Sequence[Result]) -> None:

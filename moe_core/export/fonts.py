@@ -2,6 +2,7 @@
 
 They are the very files that streamlit serves to the page. Words in PNG are drawn as these fonts' outlines, and PDF and SVG
 carry the letters that they use, so a figure looks the same on a machine that has neither font, and has the same bytes.
+fontTools is imported where it is used: a sweep writes its table as CSV by this package, and needs none of it.
 """
 
 import io
@@ -11,12 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from fontTools import subset
-from fontTools.pens.recordingPen import DecomposingRecordingPen
-from fontTools.ttLib import TTFont
-from fontTools.varLib import instancer
-from fontTools.varLib.models import normalizeLocation, piecewiseLinearMap
-from fontTools.varLib.varStore import VarStoreInstancer
 
 from moe_core.export.marks import Line, Run
 
@@ -50,7 +45,7 @@ class Face:
         """By how much the second letter stands further from the first than its width, in em; of most pairs 0."""
         if (left, right) not in self.kerns:
             names = self.cmap[ord(left)], self.cmap[ord(right)]
-            value = next((found for table in self.pairs if (found := pair_in(table, *names)) is not False), None)
+            value = next((pair for table in self.pairs if (pair := pair_in(table, *names)) is not False), None)
             device = getattr(value, "XAdvDevice", None)
             moved = self.moves[(device.StartSize << 16) + device.EndSize] if device else 0
             self.kerns[left, right] = (getattr(value, "XAdvance", 0) + moved) / self.em
@@ -59,6 +54,8 @@ class Face:
     def outline(self, letter: str) -> tuple[Line, ...]:
         """The letter's contours, y downward, its baseline's start at (0, 0)."""
         if letter not in self.outlines:
+            from fontTools.pens.recordingPen import DecomposingRecordingPen
+
             pen = DecomposingRecordingPen(self.glyphs)
             self.glyphs[self.cmap[ord(letter)]].draw(pen)
             self.outlines[letter] = tuple(contours(pen.value, self.em))
@@ -88,6 +85,9 @@ def pair_in(table: Any, left: str, right: str) -> Any:
 
 def moves_of(mono: bool, weight: int) -> Any:
     """By how much the kerning of the variable font changes at a weight, by the index of a change."""
+    from fontTools.varLib.models import normalizeLocation, piecewiseLinearMap
+    from fontTools.varLib.varStore import VarStoreInstancer
+
     font = load(mono)
     axes = font["fvar"].axes
     at = normalizeLocation(
@@ -99,10 +99,17 @@ def moves_of(mono: bool, weight: int) -> Any:
 
 
 @lru_cache(None)
-def load(mono: bool) -> TTFont:
+def load(mono: bool) -> Any:
     """The variable font."""
-    # What the file says, not when it was read: the clock must not reach an export.
-    return TTFont(FILES[mono], recalcTimestamp=False)
+    return opened(FILES[mono])
+
+
+def opened(file: Any) -> Any:
+    """A font of fontTools, from a path or a file."""
+    from fontTools.ttLib import TTFont
+
+    # With the time in the file, not that of reading it: the clock must not reach an export.
+    return TTFont(file, recalcTimestamp=False)
 
 
 @lru_cache(None)
@@ -131,7 +138,7 @@ def width_of(runs: tuple[Run, ...]) -> float:
 
 def contours(commands: list[Any], em: int) -> list[Line]:
     """A pen's record as closed curves; straight lines and quadratic curves become cubic ones."""
-    found: list[Line] = []
+    lines: list[Line] = []
     points: list[tuple[float, float]] = []
 
     def cubic(a: Any, b: Any, c: Any) -> None:
@@ -155,9 +162,9 @@ def contours(commands: list[Any], em: int) -> list[Line]:
             if len(given) == 1:
                 cubic(points[-1], given[0], given[0])
         elif points:
-            found.append(Line(np.array(points, np.float64) * (1 / em, -1 / em), closed=True, curve=True))
+            lines.append(Line(np.array(points, np.float64) * (1 / em, -1 / em), closed=True, curve=True))
             points = []
-    return found
+    return lines
 
 
 def mid(a: Any, b: Any) -> tuple[float, float]:
@@ -173,7 +180,7 @@ def toward(a: Any, b: Any) -> tuple[float, float]:
 def subset_of(mono: bool, weight: int, letters: str, flavor: str | None = None) -> bytes:
     """A font file with these letters only, at one weight: TrueType, or woff2, which knows how its letters are kerned."""
     usual = set(letters) <= USUAL
-    font = TTFont(io.BytesIO(still(mono, weight, "".join(sorted(USUAL)) if usual else letters)), recalcTimestamp=False)
+    font = opened(io.BytesIO(still(mono, weight, "".join(sorted(USUAL)) if usual else letters)))
     if usual:
         cut_down(font, letters)
     if flavor is None:  # a reader of PDF does not kern: its letters are set out by us
@@ -191,7 +198,9 @@ USUAL = {*map(chr, range(32, 127)), *"–—…·“”‘’×÷→−■□▾
 @lru_cache(16)
 def still(mono: bool, weight: int, letters: str) -> bytes:
     """The font at one weight, with no more than these letters, as a file."""
-    font = TTFont(FILES[mono], recalcTimestamp=False)
+    from fontTools.varLib import instancer
+
+    font = opened(FILES[mono])
     for unused in ("GSUB", "STAT", "DSIG", "meta", "MVAR"):
         if unused in font:
             del font[unused]
@@ -202,7 +211,10 @@ def still(mono: bool, weight: int, letters: str) -> bytes:
     return file.getvalue()
 
 
-def cut_down(font: TTFont, letters: str) -> None:
+def cut_down(font: Any, letters: str) -> None:
+    """Leave only these letters in a font, with their kerning."""
+    from fontTools import subset
+
     options = subset.Options()
     options.layout_features = ["kern"]
     options.name_IDs = [1, 2, 6]

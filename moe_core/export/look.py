@@ -22,7 +22,7 @@ POINTS = 2000  # points of a line; tables have every step
 
 @dataclass(frozen=True)
 class Look:
-    """size: (width, height) in CSS px of the wrapped_title figure, None being a paper's column, or what the figure needs if that
+    """size: (width, height) in CSS px of the whole figure, None being a paper's column, or what the figure needs if that
     is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
     step to show, None being the last."""
@@ -138,7 +138,7 @@ def laid_out(spec: dict[str, Any], zoom: float, name: str, look: Look, caption: 
     sheet, theme = draw(spec), THEMES[look.theme]
     if look.caption:
         sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
-    # The spec is in wrapped_title px; the sheet has exactly the size asked for.
+    # The spec's sides are whole px; the sheet has exactly the size asked for.
     width, height = (side / zoom for side in size_of(name, look))
     ground = Path((box(0, 0, width, height),), fill=colour_of(theme.ground))
     return Sheet(width, height, (ground, *sheet.marks))

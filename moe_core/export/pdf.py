@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from fontTools.ttLib import TTFont
-
-from moe_core.export.fonts import face, plain, spaced, subset_of, width_of
+from moe_core.export.fonts import face, opened, plain, spaced, subset_of, width_of
 from moe_core.export.marks import Colour, Line, Mark, Path, Picture, Sheet, Text
 
 POINT = 0.75  # a CSS pixel in points
@@ -102,13 +100,13 @@ class Document:
         for i, ((mono, weight), letters) in enumerate(sorted(used.items())):
             name = f"F{i}"
             data = subset_of(mono, weight, "".join(sorted(letters)))
-            font = TTFont(BytesIO(data))
+            font = opened(BytesIO(data))
             cmap = font.getBestCmap()
             glyphs = {c: font.getGlyphID(cmap[ord(c)]) for c in sorted(letters)}
             self.fonts[mono, weight] = (name, glyphs)
             self.font_objects[name] = self.font(data, font, glyphs, mono, weight, i)
 
-    def font(self, data: bytes, font: TTFont, glyphs: dict[str, int], mono: bool, weight: int, index: int) -> int:
+    def font(self, data: bytes, font: Any, glyphs: dict[str, int], mono: bool, weight: int, index: int) -> int:
         em = font["head"].unitsPerEm
         base = f"{chr(65 + index)}OESCP+Source{'Code' if mono else 'Sans'}-{weight}"
         file = self.stream(f"/Length1 {len(data)}".encode(), zlib.compress(data, 9), flate=True)

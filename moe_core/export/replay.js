@@ -2,7 +2,8 @@
 "use strict";
 
 const bytes = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
-const R = REPLAY, E = R.experts;
+const R = REPLAY;
+let E = R.experts[R.layer]; // of the layer that is shown
 const steps = new Float64Array(bytes(R.steps));
 const rows = R.rows.map((one) => Object.fromEntries(Object.entries(one).map(([name, text]) =>
   [name, ["selection_share", "load", "importance"].includes(name) ? new Uint16Array(bytes(text)) : new Float32Array(bytes(text))])));
@@ -47,7 +48,7 @@ if (R.layers > 1) {
   const layer = make("select", bar);
   layer.setAttribute("aria-label", "layer");
   for (let i = 0; i < R.layers; i++) Object.assign(make("option", layer, "", `layer ${i + 1}`), { value: i, selected: i === state.layer });
-  layer.onchange = () => { state.layer = Number(layer.value); draw(); };
+  layer.onchange = () => { state.layer = Number(layer.value); E = R.experts[state.layer]; draw(); };
 }
 
 // The state at a row
@@ -76,14 +77,16 @@ function balanceWords(cv, step) {
 function drawTiles(step) {
   const cv = number("cv_load"), [word, line] = balanceWords(cv, step), on = E - offAt(step).size;
   const of = on < E ? `of ${on} on` : `of ${E}`;
-  const seen = upTo(R.metric.steps, step);
   const list = [
     ["cv_load", on < E ? `CV(load), ${on} of ${E} on` : "CV(load)", fixed(cv, 2), word, line],
     ["cv_importance", "CV(importance)", fixed(number("cv_importance"), 2), "", "even is 0"],
     ["max_over_mean_load", "Max / mean load", fixed(number("max_over_mean_load"), 2), "×", ""],
     ["dead_experts", "Dead experts", fixed(number("dead_experts"), 0), of, `${fixed(number("effective_experts"), 1)} effective`],
-    ["heldout", R.metric.label, seen ? fixed(R.metric.values[seen - 1], 3) : "–", R.metric.unit, seen ? R.metric.ahead[seen - 1] || `at step ${R.metric.steps[seen - 1].toLocaleString("en")}` : "not measured yet"],
   ];
+  if (R.metric) {
+    const { label, unit, steps, values, ahead } = R.metric, seen = upTo(steps, step);
+    list.push(["heldout", label, seen ? fixed(values[seen - 1], 3) : "–", unit, seen ? ahead[seen - 1] || `at step ${steps[seen - 1].toLocaleString("en")}` : "not measured yet"]);
+  }
   list.forEach(([name, label, value, unit, line], i) => {
     let tile = tiles.children[i];
     if (!tile) {

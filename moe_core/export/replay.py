@@ -60,7 +60,7 @@ def replay(
         raise ValueError(f"a replay shows one run, and {run.id} is a sweep; name one of its runs")
     if not last_step(run):
         raise ValueError(f"{run.id} has no recorded step to replay; let it train, then export again")
-    if missing := [name for name in (*SHARES, *NUMBERS) if not measured_by(run.description, name)]:
+    if missing := [name for name in (*SHARES, *NUMBERS, "task_loss") if not measured_by(run.description, name)]:
         raise ValueError(
             f"a replay shows {', '.join(missing)}, which {run.id} does not measure; export its figures instead"
         )
@@ -78,7 +78,7 @@ def replay(
 
 def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
     """The page's data, in types of JSON; arrays are base64 of little-endian numbers."""
-    layers, E = len(run.description.layers), max(run.description.experts)
+    layers = len(run.description.layers)
     rows = rows_of(run)
     steps = run.history("cv_load", 0)[0][rows]
     of = layers * (len(SHARES) + len(NUMBERS)) + len(THEMES)
@@ -101,7 +101,7 @@ def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
         specs[theme] = [skeletons(run, theme, at) for at in range(layers)]
     progress(of, of)
     return {
-        "kind": run.description.probe, "experts": E, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
+        "kind": run.description.probe, "experts": run.description.experts, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
         "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
         "metric": metric_of(run), "held_out": [held_out_of(run, at) for at in range(layers)],
@@ -165,9 +165,11 @@ def knobs_of(run: Source) -> list[dict[str, Any]]:
     ]
 
 
-def metric_of(run: Source) -> dict[str, Any]:
-    """The task's headline on the held-out split; ahead: for each evaluation "looks ahead" if it does not compare,
-    else ""."""
+def metric_of(run: Source) -> dict[str, Any] | None:
+    """The headline on the held-out split; ahead: for each evaluation "looks ahead" if it does not compare, else "". None for a run
+    that reports nothing there."""
+    if not run.description.metrics:
+        return None
     name, label, unit, _ = run.description.metrics[0]
     done = [(e.step, e.metrics[name]) for e in run.evals() if name in e.metrics]
     comparable = comparable_at(run, [step for step, _ in done])
@@ -203,7 +205,7 @@ def probe_of(run: Source) -> dict[str, Any]:
     """The probe and, snapshot by snapshot, the first expert of each token; of points, also the regions."""
     shown = run.probe()
     at = run.snapshots()
-    if not len(at) or not shown:
+    if not len(at) or run.description.probe in ("tokens", "none"):  # which the page cannot draw
         return {"steps": []}
     at = at[np.unique(np.round(np.linspace(0, len(at) - 1, min(len(at), SHOTS))).astype(int))]
     probe: dict[str, Any] = {"steps": [], "first": [], "regions": []}

@@ -30,6 +30,7 @@ from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
+    STAT,
     Config,
     first_line,
     looks_ahead,
@@ -73,7 +74,7 @@ def parts_of(run: Record) -> list[Part]:
         (name, layer)
         for name in FIGURES
         if shows(run, name)
-        for layer in range(len(run.description.layers) if name != "loss" else 1)
+        for layer in range(len(run.description.layers) if FIGURES[name].layered else 1)
     ]
     parts = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
@@ -116,7 +117,7 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
     if not last:
         return
     for layer in range(len(run.description.layers)):
-        for stat, words in (("cv_load", "CV(load)"), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
+        for stat, words in ((run.description.balance, STAT[run.description.balance].label), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
             if not measured_by(run.description, stat):
                 continue
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
@@ -175,8 +176,8 @@ def evaluations(run: Record) -> Rows:
 
 
 def figure_title(run: Record, name: str, layer: int) -> str | None:
-    """The figure's title with the layer; None for its own title, where a run has one layer."""
-    many = len(run.description.layers) > 1 and name != "loss"
+    """The figure's title with the layer; None for its own title, where that says enough."""
+    many = len(run.description.layers) > 1 and FIGURES[name].layered
     return f"{FIGURES[name].title}, layer {layer + 1}" if many else None
 
 

@@ -16,13 +16,8 @@ from moe_core.runs.source import Beside, Snapshot
 from moe_core.schema import Config, Knobs, KnobValues, describe
 from moe_core.sweep import open_sweep, results, rows
 
-WHOLE = (
-    "expert",
-    "tokens",
-    "k",
-    "experts",
-    "devices",
-)  # the options that are whole numbers from 1 on; figures/reading.py reads them
+# The options that are whole numbers from 1 on; figures/reading.py reads them.
+WHOLE = ("expert", "tokens", "k", "experts", "devices")
 ALIGNED = ("step", "fork")
 
 

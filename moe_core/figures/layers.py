@@ -15,7 +15,7 @@ from moe_core.figures.paper import Array, Size, Spec, at_step, axis_title, base,
 from moe_core.figures.theme import DIVERGING_STOPS, FRACTIONS, LIGHT, Theme, scale
 
 LONGEST = 14  # letters of a row's name
-GAP = 7  # px: of rows that are lower than this no line of ground parts one from the next
+GAP = 7  # px: lower rows have no gap between them
 PERCENTILES = (95, 90, 75, 50)
 ROWS = ("worst", *(f"p{p}" for p in PERCENTILES), "best", "each")
 
@@ -157,7 +157,7 @@ def cut(name: str, most: int) -> str:
 
 
 class Measure(NamedTuple):
-    """A column of the figure. low, high: the axis until a value leaves it; lines: values with a dashed line."""
+    """A column of the figure. low, high: the ends of its axis unless a value is higher; lines: values with a dashed line."""
 
     name: str
     low: float
@@ -215,7 +215,7 @@ def layers_spread(
 
 
 def log_axis(measure: Measure, values_L: Array) -> Spec:
-    """A logarithmic axis that ends at a decade beyond its own end if a value leaves it."""
+    """A logarithmic axis, longer by whole decades where a value lies beyond it."""
     high = measure.high
     while high < np.nanmax(values_L, initial=0.0):
         high *= 10
@@ -242,7 +242,7 @@ def dots(
     worst, best = int(np.nanargmax(values_L)), int(np.nanargmin(values_L))
     levels = [values_L[worst], *np.nanpercentile(values_L, PERCENTILES), values_L[best]]
     name = measure.name
-    told = [
+    hovers = [
         f"The worst layer is {escape(names_L[worst])}: its {name} is {levels[0]:.2f}",
         *(f"In {p} % of the layers {name} is at most {level:.2f}" for p, level in zip(PERCENTILES, levels[1:-1], strict=True)),
         f"The best layer is {escape(names_L[best])}: its {name} is {levels[-1]:.2f}",
@@ -251,7 +251,7 @@ def dots(
         axes | {
             "name": name, "x": np.maximum(levels, measure.low).astype(np.float32), "y": np.arange(1, 7, dtype=np.int32),
             "marker": {"size": 8, "color": [theme.ink, *[theme.ink2] * len(PERCENTILES), theme.ink]},
-            "customdata": [worst + 1, *[0] * len(PERCENTILES), best + 1], "hoverinfo": "text", "hovertext": told,
+            "customdata": [worst + 1, *[0] * len(PERCENTILES), best + 1], "hoverinfo": "text", "hovertext": hovers,
         }
     ]  # fmt: skip
     layout["annotations"] += value_notes(levels, end, layout, theme)

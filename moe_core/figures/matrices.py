@@ -213,9 +213,8 @@ def heatmap(
     layout["yaxis"] |= {"range": [max(C, 1) + 0.5, 0.5], "tickvals": down, "showgrid": False}
     layout["yaxis"]["ticktext"] = [str(row) if rows is None else rows[row - 1] for row in down]
     layout["yaxis"]["title"] = axis_title(row_title, layout, standoff=4)
-    layout["plot_bgcolor"] = (
-        theme.side
-    )  # so that a missing value does not look like 0, which may have the colour of the ground
+    # So that a missing value does not look like 0, which may have the colour of the ground.
+    layout["plot_bgcolor"] = theme.side
     data = {
         "type": "heatmap", "name": title, "x": np.arange(1, E + 1, dtype=np.int32), "y": np.arange(1, C + 1, dtype=np.int32),
         "z": np.asarray(z, np.float32), "customdata": np.asarray(hovered, np.float32), "hoverongaps": False,

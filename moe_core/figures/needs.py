@@ -57,8 +57,7 @@ def groups(source: Source) -> bool:
 
 
 def used(flag: str) -> Need:
-    """Some strategy that the run was trained with has this flag of schema.Strategy; a run without a strategy that this version
-    knows may have it too."""
+    """A strategy under which the run trained has this flag of schema.Strategy. So may one that this version does not know."""
 
     def need(source: Source) -> bool:
         turned = [c.value for c in source.knob_changes() if c.name == "strategy" and c.step is not None]

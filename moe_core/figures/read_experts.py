@@ -181,10 +181,15 @@ def read_favourite_points(source: Source, at: At) -> dict[str, Any]:
 
 def read_flow(source: Source, at: At) -> dict[str, Any]:
     snapshot = source.snapshot(step=at.step, kind="probe")
-    none = np.zeros((len(source.description.layers), 0, 1), np.uint8)
+    experts_L = source.description.experts
+    none = np.zeros((len(experts_L), 0, 1), np.uint8)
+    experts_LNK = none if snapshot is None else np.asarray(snapshot[1]["experts"])
+    if len(set(experts_L)) > 1:  # an empty place is a number beyond the experts of its own layer
+        beyond = np.reshape(experts_L, (-1, 1, 1))
+        experts_LNK = np.where(experts_LNK < beyond, experts_LNK, max(experts_L))
     return {
-        "experts_LNK": none if snapshot is None else snapshot[1]["experts"],
-        "num_experts": experts_of(source, at.layer),
+        "experts_LNK": experts_LNK,
+        "num_experts": max(experts_L),
         "layer": at.layer,
         "chosen": chosen_expert(source, at.layer, at.step),
         "step": None if snapshot is None else int(snapshot[0]),
@@ -209,14 +214,14 @@ def favourite_label(source: Source, layer: int, step: int, expert: int) -> tuple
 
 
 def closest_partner(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:
-    """The expert that shares most of an expert's tokens, and their share."""
+    """The expert that shares most of an expert's tokens, and their share: 0 if none shares any, NaN if that was not counted yet."""
     snapshot = source.snapshot(step=step, kind="full")
     if snapshot is None or "coactivation" not in snapshot[1]:
         return NONE, math.nan
     share_E = np.array(snapshot[1]["coactivation"][layer][expert], np.float64)
     share_E[expert] = 0.0
     at = int(share_E.argmax())
-    return (f"{at + 1}", float(share_E[at])) if share_E[at] > 0 else (NONE, math.nan)
+    return f"{at + 1}" if share_E[at] > 0 else NONE, float(share_E[at])
 
 
 def last_used(source: Source, layer: int, step: int, expert: int) -> int | None:

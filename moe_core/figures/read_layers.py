@@ -16,13 +16,13 @@ def read_over_ideal(source: Source, step: int) -> Array:
     NaN for an expert that is off at the step, beyond a layer's experts, and for a layer without a selection.
     """
     experts_L = source.description.experts
-    found_LE = np.full((len(experts_L), max(experts_L)), np.nan)
+    over_ideal_LE = np.full((len(experts_L), max(experts_L)), np.nan)
     off = source.off_spans()
     for layer, E in enumerate(experts_L):
         steps, counts_nE = rows_until(source, "counts", layer, step, RECENT)
         if len(steps) and counts_nE.any():
-            found_LE[layer, :E] = over_ideal(counts_nE, on_mask(off, layer, steps, E))
-    return found_LE
+            over_ideal_LE[layer, :E] = over_ideal(counts_nE, on_mask(off, layer, steps, E))
+    return over_ideal_LE
 
 
 def over_ideal(counts_nE: Array, on_nE: Array | None) -> Array:
@@ -44,15 +44,15 @@ def shared(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_layers(source: Source, at: At) -> dict[str, Any]:
-    found_LE = read_over_ideal(source, step_of(source, at))
-    return {"over_ideal_LE": found_LE, "experts_L": source.description.experts} | shared(source, at)
+    over_ideal_LE = read_over_ideal(source, step_of(source, at))
+    return {"over_ideal_LE": over_ideal_LE, "experts_L": source.description.experts} | shared(source, at)
 
 
 def read_layers_spread(source: Source, at: At) -> dict[str, Any]:
     """CV and MaxVio of the steps together: in one step a large layer's experts get few tokens each, and chance sets them apart."""
-    found_LE = read_over_ideal(source, step_of(source, at))
-    known_LE = np.isfinite(found_LE)
+    over_ideal_LE = read_over_ideal(source, step_of(source, at))
+    known_LE = np.isfinite(over_ideal_LE)
     known_L = np.asarray(known_LE.any(axis=1))
-    stored, on_LE = {"counts": np.nan_to_num(found_LE)}, known_LE | ~known_L[:, None]
+    stored, on_LE = {"counts": np.nan_to_num(over_ideal_LE)}, known_LE | ~known_L[:, None]
     cv_L, max_vio_L = (np.where(known_L, derive(name, stored, on_LE), np.nan) for name in ("cv_counts", "max_vio"))
     return {"cv_L": cv_L, "max_vio_L": max_vio_L} | shared(source, at)

@@ -117,7 +117,7 @@ def comparable_at(source: Source, steps: Array | Sequence[int], training: bool =
 def by_knobs(
     source: Source, steps: Array | Sequence[int], names: Sequence[str], value_of: Callable[[KnobValues], Any]
 ) -> Array:
-    """(n,) for each of these steps what follows from the knobs that acted in it. names: the knobs that it depends on."""
+    """(n,): what follows from the knobs in force, for each of these steps. names: the knobs that it depends on."""
     turns = sorted(c.step for c in source.knob_changes() if c.step is not None and c.name in names)
     values = [value_of(knobs) for knobs in (source.started_knobs, *map(source.knobs_at, turns))]
     return np.array(values)[np.searchsorted(turns, steps, side="right")]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_core.figures.favourites import best
+from moe_core.figures.matrices import colour_bar
 from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner
 from moe_core.figures.probe import (
     by_expert,
@@ -24,7 +25,7 @@ from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, LINES, SANS, Theme, e
 from moe_core.figures.timeline import square
 
 LONGEST = 16  # letters of a feature's name beside its line
-TOLD = 6  # features in a hover of a row
+HOVERED = 6  # features in a hover of a row
 STRIP = 18  # px above the features, where each row has the colour of its first expert
 
 
@@ -124,11 +125,7 @@ def feature_cells(
         "zmin": -3, "zmax": 3, "colorscale": scale(theme.diverging, DIVERGING_STOPS), "hoverongaps": False,
         "text": [[escape(names_F[f])] * len(order) for f in shown], "customdata": hovered.astype(np.float32),
         "hovertemplate": "Row %{customdata[0]:.0f} has %{text} at %{customdata[1]:.4g}, %{z:+.1f} spreads from the mean<extra></extra>",
-        "colorbar": {
-            "thickness": 10, "outlinewidth": 0, "len": 1, "x": 1.0, "xpad": 10, "ypad": 0, "ticks": "",
-            "tickvals": [-2, 0, 2], "ticktext": ["−2 σ", "mean", "+2 σ"],
-            "tickfont": {"family": SANS, "size": layout["font"]["size"], "color": theme.ink2},
-        },
+        "colorbar": colour_bar(layout, theme) | {"tickvals": [-2, 0, 2], "ticktext": ["−2 σ", "mean", "+2 σ"]},
     }  # fmt: skip
 
 
@@ -171,9 +168,9 @@ def hover_of_row(
     n: int, values_NF: Array, z_NF: Array, names_F: Sequence[str], labels_N: Array | None, label_names: Sequence[str]
 ) -> tuple[str, str]:
     """What a hover calls a row, and its features that lie furthest from the mean with their values."""
-    furthest = np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable")[:TOLD].tolist()
+    furthest = np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable")[:HOVERED].tolist()
     values = [f"{escape(names_F[f])} {value_word(values_NF[n][f])}" for f in furthest]
-    return token_name("Row", n, labels_N, label_names), ", ".join(values) + ", …" * (len(names_F) > TOLD)
+    return token_name("Row", n, labels_N, label_names), ", ".join(values) + ", …" * (len(names_F) > HOVERED)
 
 
 def value_word(value: float) -> str:

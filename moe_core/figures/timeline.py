@@ -274,7 +274,8 @@ def balance(
 ) -> Spec:
     """CV of load and of importance over time, on a log axis that ends at 0.02; what lies below is drawn there.
 
-    steps (n,), cv_load (n,), cv_importance (n,); counted: what stands in place of load, where that is not measured. Changes are named on the chart above it, so here only in exports.
+    steps (n,), cv_load (n,), cv_importance (n,); counted: "selections" if cv_load is of those, in a run without a smooth load.
+    Changes are named on the chart above it, so here only in exports.
     """
     top = doubled(CV_RANGE[1], float(np.nanmax(cv_load)) if np.isfinite(cv_load).any() else 0.0)
     subtitle = "coefficient of variation, log scale; below 0.4 balanced, above 1 collapsed"

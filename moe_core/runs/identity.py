@@ -43,7 +43,10 @@ def identity_of(about: Mapping[str, Any], columns: list[Column], probe: Mapping[
         description = from_json(about["description"], measures)
         check_columns(columns, description.experts)
         shown = probe_kind(probe)
-        if description.probe not in (shown, "none"):  # its arrays are not there
+        named = (
+            description.probe == "tokens" and shown == "bytes"
+        )  # tokens of a vocabulary lie in the array that bytes lie in
+        if description.probe not in (shown, "none") and not named:  # its arrays are not there
             description = replace(description, probe=shown or "none")
         return Identity(None, description.starts, description)
     config, started = from_dict(Config, about["config"]), from_dict(Knobs, about["knobs"])

@@ -36,9 +36,9 @@ def test_a_frame_has_every_layer_and_sends_them_again_only_when_they_changed(tmp
     frame = viewer.frame()
     assert frame
     assert len(frame) < 400_000  # 61 x 256 x 4 bytes, for the colour, the expert and its ratio
-    found = unpack(frame)["figures"]["layers"]
-    assert np.shape(found["data"][0]["z"]) == (61, 256)
-    assert found["layout"]["meta"] == {"figure": "layers", "step": 20, "pick": "layer", "from": "y"}
+    spec = unpack(frame)["figures"]["layers"]
+    assert np.shape(spec["data"][0]["z"]) == (61, 256)
+    assert spec["layout"]["meta"] == {"figure": "layers", "step": 20, "pick": "layer", "from": "y"}
     said = {"theme": "light", "page": "live", "layer": 0, "sizes": SIZES}
     viewer.hear(json.dumps(said | {"wide": True}))  # something else is asked, and the layers are as they were
     viewer.hear(json.dumps(said))

@@ -28,8 +28,8 @@ def page(name: str, **link: str) -> AppTest:
 
 def mounted(app: AppTest) -> dict[str, Any]:
     """What the live component was given."""
-    found = [json.loads(component.proto.json) for component in app.get("bidi_component")]
-    return next(data for data in found if data["part"] == "charts")
+    mounted_data = [json.loads(component.proto.json) for component in app.get("bidi_component")]
+    return next(data for data in mounted_data if data["part"] == "charts")
 
 
 def text_of(app: AppTest) -> str:

@@ -1,5 +1,7 @@
 """The typefaces of exports: files of ours, the same as the page's, with their licence."""
 
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -26,3 +28,9 @@ def test_their_licence_lies_beside_them_with_each_ones_copyright() -> None:
         copyright = TTFont(path)["name"].getDebugName(0)
         assert f"{path.name} (" in licence
         assert licence.count(copyright) == len(FILES)
+
+
+def test_tables_are_written_without_the_packages_of_pictures() -> None:
+    """Whoever only trains has none of them, and `sweep --csv` writes its table by the same function."""
+    code = "import sys, moe_core.export\nassert not {'fontTools', 'plotly', 'PIL', 'resvg_py', 'pyarrow'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,6 +9,9 @@ import pytest
 
 from moe_core.export import replay as module
 from moe_core.export.replay import replay
+from moe_core.runs import Batch, open_run
+from moe_core.runs.begin import create_record
+from moe_core.schema import Description, Layer, Loss, columns_of
 from tests.export.made import make_run
 
 
@@ -76,3 +79,24 @@ def test_a_run_without_steps_or_another_ending_is_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"end in \.html"):
         replay(run, tmp_path / "r.gif")
     assert [p.name for p in tmp_path.iterdir()] == ["e"]
+
+
+def test_layers_of_different_sizes_without_an_evaluation(tmp_path):
+    """Each layer's rows are as wide as it has experts, and the page reads them so."""
+    experts, rng = (4, 2, 6), np.random.default_rng(0)
+    measures = ("importance", "load", "counts", "dead_experts", "task_loss")
+    layers = tuple(Layer(f"layer {i}", E, 2) for i, E in enumerate(experts))
+    own = Description("watched", "own", layers, {}, (), Loss(), "none", (), {}, measures=measures)
+    writer = create_record(tmp_path / "own", own)
+    width = sum(column.width for column in columns_of(experts, measures))
+    writer.commit(Batch(1, rng.uniform(1, 2, (9, width)).astype(np.float32), state="training"))
+    writer.finish("finished")
+    run = open_run(tmp_path / "own")
+    page = replay(run, tmp_path / "r.html", layer=2).read_text()
+    data = data_in(page)
+    assert (data["experts"], data["metric"]) == ([4, 2, 6], None)
+    for layer, E in enumerate(experts):
+        share = numbers(data["rows"][layer]["load"], "<u2").reshape(9, E) / 65535
+        load = run.history("load", layer)[1]
+        np.testing.assert_allclose(share, load / load.sum(axis=1, keepdims=True), atol=1e-5)
+    assert "E = R.experts[state.layer]" in page

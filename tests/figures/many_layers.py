@@ -41,13 +41,13 @@ def described(experts_L: Sequence[int], k: int = 8, names: Sequence[str] | None 
 
 def counts_of(experts_L: Sequence[int], steps: int, k: int, seed: int) -> list[np.ndarray]:
     """(steps, E) selections of each layer: uneven in the first, two in three of the fourth's experts dead, the others fair."""
-    rng, found = np.random.default_rng(seed), []
+    rng, counts = np.random.default_rng(seed), []
     for layer, E in enumerate(experts_L):
         weight = rng.gamma(0.8 if layer == 0 else 12.0 / (1 + layer % 5), size=E) + 1e-3
         if layer == 3:
             weight[rng.permutation(E)[: 2 * E // 3]] = 0
-        found.append(rng.multinomial(TOKENS * min(k, E), weight / weight.sum(), size=steps))
-    return found
+        counts.append(rng.multinomial(TOKENS * min(k, E), weight / weight.sum(), size=steps))
+    return counts
 
 
 def rows_of(experts_L: Sequence[int], steps: int, k: int = 8, seed: int = 0) -> np.ndarray:

@@ -85,11 +85,11 @@ def test_plotly_takes_it_and_what_is_hovered_reads_as_a_sentence(runs: dict[Any,
     for _key, _, spec in all_specs(runs, name):
         go.Figure(data=spec["data"], layout=spec["layout"])
         for trace in spec["data"]:
-            told = trace.get("hovertemplate") or trace.get("hovertext")
+            hover = trace.get("hovertemplate") or trace.get("hovertext")
             if trace.get("hoverinfo") == "skip":
                 continue
-            told = trace["text"][0] if told is None else told  # of a heatmap's first row
-            sentences = [told] if isinstance(told, str) else list(told)
+            hover = trace["text"][0] if hover is None else hover  # of a heatmap's first row
+            sentences = [hover] if isinstance(hover, str) else list(hover)
             for sentence in sentences[:5]:
                 assert re.match(r"[A-Z0-9]", sentence), sentence
                 assert len(sentence.replace("<extra></extra>", "").split()) >= 5, sentence

@@ -225,9 +225,9 @@ def test_the_flow_carries_every_token_from_layer_to_layer(E):
             assert np.all(top[order][1:] >= bottom[order][:-1] - 1e-3)  # side by side, none over another
             assert np.sum(bottom - top) == pytest.approx(50, abs=1e-2)
             assert top.min() >= nodes["base"][nodes["x"] == at].min() - 1e-3
-    told = next(t for t in spec["data"] if t["name"] == "tokens")["hovertext"]
-    assert sum(int(text.split()[0]) for text in told) == 100
-    assert any("no expert" in text for text in told)
+    words = next(t for t in spec["data"] if t["name"] == "tokens")["hovertext"]
+    assert sum(int(text.split()[0]) for text in words) == 100
+    assert any("no expert" in text for text in words)
 
 
 def bands_of(trace):

@@ -179,8 +179,8 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
         ("expert_share", f"{100 * share_E.max():.1f} %"),
     ):
         for bins in (40, 300, None):
-            entry, found = FIGURES[name], Beside(run, {"expert": int(share_E.argmax()) + 1})
-            notes = entry.draw.spec(**entry.read(found, At(0, None, span, bins)))["layout"]["annotations"]
+            entry, view = FIGURES[name], Beside(run, {"expert": int(share_E.argmax()) + 1})
+            notes = entry.draw.spec(**entry.read(view, At(0, None, span, bins)))["layout"]["annotations"]
             assert any(words in note["text"] for note in notes), (name, bins)
     if span is None:
-        assert tiles_of("experts", found)[0].value == f"{100 * share_E.max():.1f}"
+        assert tiles_of("experts", view)[0].value == f"{100 * share_E.max():.1f}"

@@ -30,9 +30,9 @@ def cv(x: list[float]) -> float:
     [([5, 5, 5, 5], [5, 5, 5, 5]), ([0, 8, 4, 8], [0, 8, 4, 8]), ([math.nan, 8, 4, 8], [8, 4, 8]), ([20, 0, 0, 0], [20, 0, 0, 0])],
 )  # fmt: skip
 def test_balance_is_over_the_experts_that_are_on(counts: list[float], on: list[float]) -> None:
-    found = held_out_balance(np.array([counts, [1, 1, 1, 1]]))
-    assert found["cv_held_out"].tolist() == pytest.approx([cv(on), 0])
-    assert found["max_over_mean_held_out"].tolist() == pytest.approx([max(on) / np.mean(on), 1])
+    balance = held_out_balance(np.array([counts, [1, 1, 1, 1]]))
+    assert balance["cv_held_out"].tolist() == pytest.approx([cv(on), 0])
+    assert balance["max_over_mean_held_out"].tolist() == pytest.approx([max(on) / np.mean(on), 1])
 
 
 def balance(value: float, since: bool = True, where: str = "without noise") -> HeldOut:
@@ -101,9 +101,9 @@ def test_live_has_both_balances(new: Run) -> None:
 
 
 def test_the_end_and_the_report_have_it(new: Run) -> None:
-    told = ending(new)
-    assert told["cv_held_out"] == pytest.approx(cv([40, 0, 20]) / 2)
-    assert told["max_over_mean_held_out"] == pytest.approx(1.5)
+    end = ending(new)
+    assert end["cv_held_out"] == pytest.approx(cv([40, 0, 20]) / 2)
+    assert end["max_over_mean_held_out"] == pytest.approx(1.5)
     summary, evals = parts_of(new)[0].content[0].rows, parts_of(new)[4].content[0]
     assert ("CV(selections), held-out, layer 2", "0.816 (without noise, step 60)") in summary
     assert evals.heading[:5] == ("step", "held-out accuracy", "held-out loss, nats", "CV(selections), held-out", "max / mean selections, held-out, x")  # fmt: skip
@@ -111,12 +111,12 @@ def test_the_end_and_the_report_have_it(new: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    "told",
+    "selections",
     [[[1, 2], [3, 4]], [[1, 2, 3, -1]] * 2, [[1, 2, 3, 1e999]] * 2, "many", {"a": 1}, [[1, 2, 3, "x"]] * 2, [[[1]] * 4] * 2, 7],
     ids=str,
 )  # fmt: skip
-def test_selections_that_are_none_are_said_in_a_line(told: Any, tmp_path: Path) -> None:
-    record(tmp_path / "a", "plane", E=E, L=2, selections=told).close()
+def test_selections_that_are_none_are_said_in_a_line(selections: Any, tmp_path: Path) -> None:
+    record(tmp_path / "a", "plane", E=E, L=2, selections=selections).close()
     with pytest.raises(StoreError, match="an evaluation is not valid"):
         open_run(tmp_path / "a").evals()
 

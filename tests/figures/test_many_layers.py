@@ -50,16 +50,16 @@ def expected(experts_L: list[int], last: int, k: int) -> list[np.ndarray]:
 def test_each_row_is_a_layer_sorted_from_its_most_selected_expert(runs: dict[str, Run], step: int | None) -> None:
     fig = FIGURES["layers"].draw(**FIGURES["layers"].read(runs["mixed"], At(2, step)), theme=LIGHT)
     (heatmap,) = fig.data
-    z, told = np.asarray(heatmap.z, float), np.asarray(heatmap.customdata)
+    z, hovered = np.asarray(heatmap.z, float), np.asarray(heatmap.customdata)
     assert z.shape == (len(MIXED), max(MIXED))
     for layer, ratio in enumerate(expected(MIXED, step or 60, 4)):
         E = len(ratio)
-        np.testing.assert_allclose(told[layer, :E, 1], np.sort(ratio)[::-1], rtol=1e-5)
-        np.testing.assert_allclose(ratio[told[layer, :E, 0].astype(int) - 1], told[layer, :E, 1], rtol=1e-5)
+        np.testing.assert_allclose(hovered[layer, :E, 1], np.sort(ratio)[::-1], rtol=1e-5)
+        np.testing.assert_allclose(ratio[hovered[layer, :E, 0].astype(int) - 1], hovered[layer, :E, 1], rtol=1e-5)
         with np.errstate(divide="ignore"):
             np.testing.assert_allclose(z[layer, :E], np.clip(np.log2(np.sort(ratio)[::-1]), -3, 3), atol=1e-5)
         assert np.isnan(z[layer, E:]).all()
-    assert (told[3, :12, 1] == 0).sum() == 8  # dead
+    assert (hovered[3, :12, 1] == 0).sum() == 8  # dead
     frame = fig.layout.shapes[-1]
     assert (frame.y0, frame.y1) == (2.5, 3.5)
 
@@ -85,8 +85,8 @@ def test_an_expert_that_is_off_is_grey_and_counts_neither_as_dead_nor_in_the_ide
     on[20:, [2, 4]] = False
     ideal = (counts * on).sum(1) / on.sum(1)
     ratio = (counts * on).sum(0) / (on * ideal[:, None]).sum(0)
-    told = heatmap["customdata"][0]
-    np.testing.assert_allclose(told[:14, 1], np.sort(np.delete(ratio, [2, 4]))[::-1], rtol=1e-5)
+    hovered = heatmap["customdata"][0]
+    np.testing.assert_allclose(hovered[:14, 1], np.sort(np.delete(ratio, [2, 4]))[::-1], rtol=1e-5)
     assert np.isnan(heatmap["z"][0, 14:]).all()
     cv_L = FIGURES["layers_spread"].read(runs["off"], At())["cv_L"]
     rest = np.delete(ratio, [2, 4])

@@ -49,9 +49,8 @@ def test_the_name_of_a_peak_crosses_no_line_of_a_change(offset: int) -> None:
 
 def test_names_of_peaks_are_on_ground_and_do_not_cover_each_other() -> None:
     layout = drawn({1: 100, 4: 120, 6: 190}, ())
-    found = boxes(layout)
-    assert len(found) == 3
-    places = sorted(found.values())
+    places = sorted(boxes(layout).values())
+    assert len(places) == 3
     assert all(b[0] >= a[1] or abs(a[2] - b[2]) > 16 for a, b in pairwise(places))
     assert all(note["bgcolor"] for note in layout["annotations"] if "■" in note["text"] and note["x"] < 1)
 

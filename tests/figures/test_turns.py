@@ -27,9 +27,9 @@ def source(*changes):
 
 
 def test_a_line_steps_where_the_value_acted_and_ends_at_the_last_step():
-    found = read_knobs(source(change(1, "noise", 2.0, 10), change(2, "noise", 0.5, 40)), At(0, None, None, None))
-    assert found["turned"] == {"noise": Turned([1, 10, 40], [1.0, 2.0, 0.5], False, False)}
-    spec = knobs.spec(**found)
+    arguments = read_knobs(source(change(1, "noise", 2.0, 10), change(2, "noise", 0.5, 40)), At(0, None, None, None))
+    assert arguments["turned"] == {"noise": Turned([1, 10, 40], [1.0, 2.0, 0.5], False, False)}
+    spec = knobs.spec(**arguments)
     (line,) = spec["data"]
     assert line["x"].tolist() == [1, 10, 40, 90]
     assert line["customdata"] == ["1", "2", "0.5", "0.5"]
@@ -44,11 +44,11 @@ def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
     names = ("noise", "k", "lr", "w_importance", "w_load")
     changes = [change(i, name, 1, 10 * i) for i, name in enumerate(names, 1)]
     changes += [change(9, "k", 3, 80), change(10, "w_load", 0.2, 80, "autobalance"), change(11, "noise", 3, None)]
-    found = read_knobs(source(*changes), At(0, 30, (5, 60), None))
-    assert list(found["turned"]) == ["w_load", "k", "w_importance", "lr"]
-    assert [one.own for one in found["turned"].values()] == [True, False, False, False]
-    assert [one.log for one in found["turned"].values()] == [True, False, True, True]
-    spec = knobs.spec(**found)
+    arguments = read_knobs(source(*changes), At(0, 30, (5, 60), None))
+    assert list(arguments["turned"]) == ["w_load", "k", "w_importance", "lr"]
+    assert [one.own for one in arguments["turned"].values()] == [True, False, False, False]
+    assert [one.log for one in arguments["turned"].values()] == [True, False, True, True]
+    spec = knobs.spec(**arguments)
     assert [line["line"]["color"] for line in spec["data"]] == [LIGHT.ink2, *[LIGHT.hand] * 3]
     tops = [float(line["y"].max()) for line in spec["data"]]
     assert tops == sorted(tops, reverse=True)
@@ -68,8 +68,8 @@ def test_beside_low_rows_a_long_name_is_shortened_and_a_long_word_stands_alone()
 
 
 def test_of_two_turns_in_one_step_the_last_is_drawn():
-    found = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), At(0, None, None, None))
-    assert found["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])
+    arguments = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), At(0, None, None, None))
+    assert arguments["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])
 
 
 @pytest.mark.parametrize(

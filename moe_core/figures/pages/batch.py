@@ -13,13 +13,13 @@ from moe_core.figures.reading import (
     RECENT,
     batch_sizes,
     experts_of,
-    k_now,
     on_at,
     rows_until,
     step_of,
     tokens_per_expert,
 )
 from moe_core.runs.source import At, Source
+from moe_core.schema import experts_per_token
 
 
 def tokens_tile(source: Source, at: At) -> Tile:
@@ -43,7 +43,9 @@ def mean_counts(source: Source, at: At) -> Array:
 
 
 def mean_tile(source: Source, at: At) -> Tile:
-    own = tokens_per_expert(source.description.tokens, k_now(source), experts_of(source, at.layer))
+    """The mean selections of an expert, and what the formula gives for the layer that is shown."""
+    k = experts_per_token(source.description, source.knobs_at(step_of(source, at)), at.layer)
+    own = tokens_per_expert(source.description.tokens, k, experts_of(source, at.layer))
     mean = plain_count(float(mean_counts(source, at).mean()))
     return Tile("measured_mean", "This run, mean", mean, "tokens", lines=(f"formula {plain_count(own)}",))
 

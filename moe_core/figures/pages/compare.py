@@ -1,4 +1,4 @@
-"""The Compare page: its charts and its tiles, CV(load) of each run, the first large, with its held-out figure.
+"""The Compare page: its charts and its tiles, the balance of each run, the first large, with its held-out figure.
 
 Without a step they show the last one that all runs have. The other runs are read where the charts mark them: at the same step,
 or as many steps after their own fork. A tile names its step where it differs from the first run's.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.needs import Need, balance, compared, metrics, stats
+from moe_core.figures.needs import Need, balance, compared, stats
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.live import heldout_tile
 from moe_core.figures.pages.tile import Tile, number
@@ -48,27 +48,34 @@ def run_tile(number_of_run: int) -> Callable[[Source, At], Tile]:
 
 
 def read_run(source: Source, at: At, number_of_run: int) -> Tile:
-    """A run's CV(load) with its word, and its held-out figure."""
+    """A run's balance with its word, and its held-out figure."""
     run, place, forked = place_of(source, number_of_run, at.step)
     layer, letter = layer_in(run, at.layer), LETTERS[number_of_run]
     cv = number(value_at(run, run.description.balance, layer, place.here))
-    heldout = heldout_tile(run, At(layer, place.here))
-    # A tile has room for either the unit or "looks ahead".
-    ahead = LOOKS_AHEAD in heldout.lines
-    line = f"{heldout.value}, looks ahead" if ahead else f"{heldout.value} {heldout.unit}".strip()
+    line = held_out_value(run, At(layer, place.here))
+    prefixed = line and f"held-out {line}"
     held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here)
     more = held_out_line(held_out, training)
     word = balance_words(training, held_out).partition(",")[0]
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
-        lines: tuple[str, ...] = (f"held-out {line}", when + ", the last of all" * place.last)
-        return Tile(
-            "run_A", f"A {run.id[:20]}, {STAT[run.description.balance].label}", cv, word=word, lines=lines, more=more
-        )
+        lines = (prefixed, when + ", the last of all" * place.last)
+        label = f"A {run.id[:20]}, {STAT[run.description.balance].label}"
+        return Tile("run_A", label, cv, word=word, lines=tuple(filter(None, lines)), more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
-    lines = (word, f"held-out {line}") if word else (line,)
-    return Tile(f"run_{letter}", f"{letter} {run.id[:20]}", cv, unit, lines=lines, more=more)
+    lines = (word, prefixed if word else line)
+    return Tile(f"run_{letter}", f"{letter} {run.id[:20]}", cv, unit, lines=tuple(filter(None, lines)), more=more)
+
+
+def held_out_value(run: Source, at: At) -> str:
+    """The headline on the held-out split; "" for a run that reports nothing there."""
+    if not run.description.metrics:
+        return ""
+    heldout = heldout_tile(run, at)
+    # A tile has room for either the unit or "looks ahead".
+    end = ", looks ahead" if LOOKS_AHEAD in heldout.lines else f" {heldout.unit}"
+    return f"{heldout.value}{end}".strip()
 
 
 def after_fork(steps: int) -> str:
@@ -111,8 +118,8 @@ FIGURES: dict[str, Entry] = {
 }
 
 TILES: dict[str, TileEntry] = {
-    "run_A": TileEntry(run_tile(0), (balance, metrics)),
-    "run_B": TileEntry(run_tile(1), (compared, balance, metrics)),
-    "run_C": TileEntry(run_tile(2), (beside(2), balance, metrics)),
-    "run_D": TileEntry(run_tile(3), (beside(3), balance, metrics)),
+    "run_A": TileEntry(run_tile(0), (balance,)),
+    "run_B": TileEntry(run_tile(1), (compared, balance)),
+    "run_C": TileEntry(run_tile(2), (beside(2), balance)),
+    "run_D": TileEntry(run_tile(3), (beside(3), balance)),
 }

@@ -14,7 +14,7 @@ class Entry(NamedTuple):
 
     read(source, at) gives the keyword arguments of draw, `theme` and `size` aside. needs: what a run must have for the figure
     to be offered, on its page and in exports; filled: what it must have besides to be exported: a page draws empty axes instead.
-    page: filled in by the catalog.
+    layered: whether it shows one layer, so that a report has one for each; page: filled in by the catalog.
     """
 
     title: str
@@ -22,6 +22,7 @@ class Entry(NamedTuple):
     read: Callable[[Any, At], dict[str, Any]]  # of a Source; a sweep's figures of a SweepResults
     needs: tuple[Need, ...] = ()
     filled: tuple[Need, ...] = ()
+    layered: bool = True
     page: str = ""
 
 

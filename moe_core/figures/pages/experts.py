@@ -94,7 +94,8 @@ def partner_tile(source: Source, at: At) -> Tile:
     """The expert that shares most of its tokens."""
     step = step_of(source, at)
     partner, together = closest_partner(source, at.layer, step, chosen_expert(source, at.layer, step))
-    line = f"{number(100 * together, 0)} % of its tokens" if partner != NONE else "shares no token"
+    words = "not seen yet" if math.isnan(together) else "shares no token"
+    line = f"{number(100 * together, 0)} % of its tokens" if partner != NONE else words
     return Tile("partner", "Closest partner", partner, lines=(line,))
 
 
@@ -149,6 +150,6 @@ TILES: dict[str, TileEntry] = {
     "expert_importance": TileEntry(expert_importance_tile, (stats("importance_share"),)),
     "expert_rank": TileEntry(rank_tile, (stats("selection_share"),)),
     "last_used": TileEntry(last_used_tile, (stats("counts"),)),
-    "favourite": TileEntry(favourite_tile, (probe(),)),
-    "partner": TileEntry(partner_tile, (probe(),)),
+    "favourite": TileEntry(favourite_tile, (probe(), windows)),
+    "partner": TileEntry(partner_tile, (probe(), windows)),
 }

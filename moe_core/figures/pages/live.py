@@ -36,7 +36,7 @@ from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
 
 
 def balance_tile(source: Source, at: At) -> Tile:
-    """CV(load), its word, the same without noise, and how it was before the last turn."""
+    """The CV of the load, or of the selections; its word, the same without noise, and how it was before the last turn."""
     step, E, stat = step_of(source, at), experts_of(source, at.layer), source.description.balance
     on = int(on_at(source, at.layer, [step]).sum())
     held_out = held_out_at(source, at.layer, step)
@@ -100,7 +100,7 @@ def dead_tile(source: Source, at: At) -> Tile:
 
 
 def heldout_tile(source: Source, at: At) -> Tile:
-    """The headline on the held-out split, and how it moved over the last 200 steps."""
+    """The headline on the held-out split, and how it moved over the last 200 steps. A share, which has no unit, is shown in %."""
     step = step_of(source, at)
     metric = source.description.metrics[0]
     done = [(e.step, e.metrics[metric.name]) for e in source.evals() if e.step <= step and metric.name in e.metrics]
@@ -109,8 +109,8 @@ def heldout_tile(source: Source, at: At) -> Tile:
         return Tile("heldout", heading, NONE, unit, lines=("not measured yet",))
     if looks_ahead(source.description, source.knobs_at(done[-1][0])):
         return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
-    share = unit == ""
     last, value = done[-1]
+    share = unit == "" and all(0 <= v <= 1 for _, v in done)
     before = [(s, v) for s, v in done if s <= last - 200] or done[:1]
     past, old = before[-1]
     moved = (value - old) * (100 if share else 1)
@@ -139,9 +139,15 @@ def speed_tile(source: Source, at: At) -> Tile:
 
 # In the order in which the page shows them.
 FIGURES: dict[str, Entry] = {
-    "layers": Entry("Layers by experts", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts"))),
+    "layers": Entry(
+        "Layers by experts", layers_by_experts, read_layers.read_layers, (many_layers, stats("counts")), layered=False
+    ),
     "layers_spread": Entry(
-        "Balance over the layers", layers_spread, read_layers.read_layers_spread, (many_layers, stats("counts"))
+        "Balance over the layers",
+        layers_spread,
+        read_layers.read_layers_spread,
+        (many_layers, stats("counts")),
+        layered=False,
     ),
     "selection_share": Entry(
         "Share of selections by expert",
@@ -153,8 +159,8 @@ FIGURES: dict[str, Entry] = {
     "balance": Entry(
         "Balance over time", timeline.balance, read_live.read_balance, (stats("cv_counts", "cv_importance"),)
     ),
-    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),)),
-    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,)),
+    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),), layered=False),
+    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), layered=False),
     "group_treemap": Entry(
         "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
     ),

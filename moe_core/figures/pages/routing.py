@@ -1,4 +1,4 @@
-"""The Routing page: its charts and its tiles, churn first. All but churn and saturation are of the last snapshot of the probe."""
+"""The Routing page: its charts and its tiles, churn first. The other tiles, but for saturation, are of the probe's last snapshot."""
 
 import math
 from typing import NamedTuple

@@ -26,11 +26,11 @@ def word_at(source: Source, layer: int, step: int) -> str:
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
 
-def balance_word(cv_load: float) -> str:
-    """Balanced, Uneven or Collapsed, by the coefficient of variation of the load; nothing for NaN."""
-    if math.isnan(cv_load):
+def balance_word(cv: float) -> str:
+    """Balanced, Uneven or Collapsed, by the coefficient of variation of the load or the selections; "" for NaN."""
+    if math.isnan(cv):
         return ""
-    return "Balanced" if cv_load < BALANCED else "Uneven" if cv_load <= COLLAPSED else "Collapsed"
+    return "Balanced" if cv < BALANCED else "Uneven" if cv <= COLLAPSED else "Collapsed"
 
 
 def balance_words(training: str, held_out: HeldOut | None) -> str:
