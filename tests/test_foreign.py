@@ -95,13 +95,14 @@ def test_it_opens_as_it_describes_itself(run: Run) -> None:
             run.history("counts", layer)
     (listed,) = list_runs(run.path.parent)
     assert (listed.problem, listed.description) == ("", OWN)
-    assert chooser_entry("olmoe", listed.description, 0.0, "")["name"] == "OlmoeForCausalLM · 16 experts"
+    assert chooser_entry("olmoe", listed.description, 0.0, "")["name"] == "olmoe · 8 to 16 experts"
     assert verify(run) == []
 
 
 def test_every_figure_that_it_has_is_drawn_and_no_other_is_offered(run: Run) -> None:
     names = [name for name in FIGURES if shows(run, name)]
-    assert {"balance", "loss", "knobs", "confidence", "batch_measured"} <= set(names)
+    assert {"balance", "loss", "confidence", "batch_measured"} <= set(names)
+    assert offered(run, "knobs")
     missing = {
         "probe_text",
         "regions",
@@ -111,6 +112,7 @@ def test_every_figure_that_it_has_is_drawn_and_no_other_is_offered(run: Run) -> 
         "router_margin",
         "specialisation",
         "compare_balance",
+        "knobs",  # none was turned
     }
     assert not missing & set(names)
     feed = Feed(run)
@@ -389,3 +391,30 @@ def test_every_source_is_one() -> None:
     for kind in (Run, Feed, View, Still, Unstarted):
         lacking = {name for name in names if not hasattr(kind, name)}
         assert lacking <= {"id", "description", "labels", "parent", "options", "others", "started_knobs", "knobs"}, kind
+
+
+def test_a_figure_is_exported_of_a_layer_by_its_name_and_says_so(run: Run, capsys: Any) -> None:
+    words = [
+        "export",
+        run.id,
+        "--runs",
+        str(run.path.parent),
+        "--figure",
+        "balance",
+        "--format",
+        "svg,csv",
+        "--caption",
+    ]
+    name, out = "model.layers.1.mlp.experts", run.path.parent.parent / "out"
+    assert main([*words, "--out", str(out), "--layer", name]) == 0
+    assert main([*words, "--out", str(out / "2"), "--layer", "2"]) == 0
+    assert (out / "balance.svg").read_bytes() == (out / "2" / "balance.svg").read_bytes()
+    assert f"{run.id}, layer 2 {name}, step 150, MoEscope" in (out / "balance.svg").read_text()
+    facts = json.loads((out / "export.json").read_text())["balance.csv"]
+    assert (facts["Layer"], facts["Layer name"]) == ("2", name)
+    capsys.readouterr()
+    assert main([*words, "--out", str(out), "--layer", "model.layers.9"]) != 0
+    assert (
+        "a layer is named by a whole number from 1 to 6, or by its name, got 'model.layers.9'"
+        in capsys.readouterr().err
+    )

@@ -135,7 +135,7 @@ def test_a_report_has_what_is_of_all_layers_once(tmp_path: Path) -> None:
     knobs = {"lr": Knob(0.1, 0.0, 1.0)}
     run = recorded(tmp_path / "a", described((4,) * 6, knobs=knobs))
     (figures,) = (part.content for part in parts_of(Still(run)) if part.title == "Figures")
-    for name, many in (("layers", 1), ("layers_spread", 1), ("knobs", 1), ("loss", 1), ("balance", 6)):
+    for name, many in (("layers", 1), ("layers_spread", 1), ("loss", 1), ("balance", 6)):
         assert [layer for one, layer in figures if one == name] == list(range(many)), name
 
 

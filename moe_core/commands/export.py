@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, real_flag, report, tell_damage, whole_flag
-from moe_core.schema import whole
+from moe_core.schema import Description, whole
 
 
 def declare(commands: Any) -> None:
@@ -37,7 +37,7 @@ def declare(commands: Any) -> None:
     files.add_argument(
         "--font", type=real_flag, default=13.0, metavar="PX", help="size of the axes' type; all else follows"
     )
-    files.add_argument("--layer", type=whole_flag, default=1, help="counted from 1")
+    files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
     files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
     files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
     files.add_argument(
@@ -83,7 +83,7 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
     from moe_core.export import export
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
-    look = look_of(arguments)
+    look = look_of(arguments, run.description)
     out = Path(arguments.out)
     if arguments.animate:
         from moe_core.export.animation import animate
@@ -127,8 +127,21 @@ def tell(arguments: argparse.Namespace, path: Path) -> None:
     report(arguments, {"event": "file", "path": str(path), "bytes": path.stat().st_size}, str(path))
 
 
-def look_of(arguments: argparse.Namespace) -> Any:
-    """The flags as a Look. ValueError for text that is not a size."""
+def layer_of(word: str, description: Description) -> int:
+    """A layer, counted from 0, that is named by its number from 1 or by its name."""
+    if word in (layer.name for layer in description.layers):
+        return description.layer(word)
+    try:
+        return whole(word) - 1
+    except ValueError:
+        last = len(description.layers)
+        raise ValueError(
+            f"a layer is named by a whole number from 1 to {last}, or by its name, got {word[:80]!r}"
+        ) from None
+
+
+def look_of(arguments: argparse.Namespace, description: Description) -> Any:
+    """The flags as a Look. ValueError for text that is not a size, and for a name that no layer has."""
     from moe_core.export import Look
 
     size = None
@@ -147,6 +160,6 @@ def look_of(arguments: argparse.Namespace) -> Any:
         title=arguments.title,
         font=arguments.font,
         caption=arguments.caption,
-        layer=arguments.layer - 1,
+        layer=layer_of(arguments.layer, description),
         step=arguments.at,
     )

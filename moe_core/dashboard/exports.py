@@ -17,6 +17,7 @@ from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.look import check, size_of
+from moe_core.export.replay import not_measured
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.needs import many_layers
@@ -233,7 +234,7 @@ def documents(what: Named, source: Any, look: Look) -> None:
     report, again, moving = st.columns(3, gap="large")
     with report:
         st.markdown("**Report**")
-        st.caption("Settings, changes, every figure and table, samples of text.")
+        st.caption("Settings, changes, every figure and table.")
         kind = st.segmented_control(
             "Report as", ("html", "pdf"), default="html", required=True, key="report-kind", label_visibility="collapsed"
         )
@@ -252,7 +253,10 @@ def documents(what: Named, source: Any, look: Look) -> None:
             "--layer",
             str(look.layer + 1),
         ]
-        task("Make replay", words, f"{source.id}-replay.html")
+        if missing := not_measured(source):
+            st.caption(f"Not for this run: it does not measure {', '.join(missing)}.")
+        else:
+            task("Make replay", words, f"{source.id}-replay.html")
     with moving:
         st.markdown("**Animation**")
         st.caption("A figure over the run, with the size and theme chosen above.")

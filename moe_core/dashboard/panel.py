@@ -260,13 +260,18 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
 def chooser_entry(id: str, description: Description | None, created: float, state: str) -> dict[str, str]:
     """The entry of a run in the chooser: "text · 16 experts", "24 Nov 08:46"; face is the day, or the time if that is today.
 
-    A run on a person's own files has their names in place of the task: "iris.csv · 8 experts".
+    A run on a person's own files has their names in place of the task: "iris.csv · 8 experts"; a run of another program has
+    its own, which somebody chose.
     """
     own = files_of(description) if description else []
     names = [Path(file).name or file for file in own]
     alike = len(set(names)) < len(names)
     learnt = ", ".join("/".join(Path(file).parts[-2:]) for file in own) if alike else ", ".join(names)
-    name = f"{learnt or description.task} · {max(description.experts)} experts" if description else id
+    name = id
+    if description:
+        least, most = min(description.experts), max(description.experts)
+        what = learnt or (description.task if description.origin == "trained" else id)
+        name = f"{what} · {most if least == most else f'{least} to {most}'} experts"
     began = time.localtime(created)
     day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
     face = hour if began[:3] == time.localtime()[:3] else day

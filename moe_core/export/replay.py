@@ -47,6 +47,11 @@ HERE = Path(__file__).parent
 Progress = Callable[[int, int], None]
 
 
+def not_measured(run: Source) -> list[str]:
+    """The statistics that a replay shows and this run lacks."""
+    return [name for name in (*SHARES, *NUMBERS, "task_loss") if not measured_by(run.description, name)]
+
+
 def replay(
     run: Source, out: str | os.PathLike[str], layer: int = 0, progress: Progress = lambda done, of: None
 ) -> Path:
@@ -60,7 +65,7 @@ def replay(
         raise ValueError(f"a replay shows one run, and {run.id} is a sweep; name one of its runs")
     if not last_step(run):
         raise ValueError(f"{run.id} has no recorded step to replay; let it train, then export again")
-    if missing := [name for name in (*SHARES, *NUMBERS, "task_loss") if not measured_by(run.description, name)]:
+    if missing := not_measured(run):
         raise ValueError(
             f"a replay shows {', '.join(missing)}, which {run.id} does not measure; export its figures instead"
         )

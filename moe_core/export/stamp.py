@@ -16,16 +16,20 @@ Facts = dict[str, str]
 def facts_of(run: Source, title: str, layer: int | None = None, step: int | None = None) -> Facts:
     """The stamp of one export, by the names that PNG and PDF use for the first three."""
     step = last_step(run) if step is None else step
-    where = "" if layer is None else f", layer {layer + 1} of {len(run.description.layers)}"
+    layers = run.description.layers
+    layer = None if len(layers) == 1 else layer  # where there is one, a figure is of that
+    where = "" if layer is None else f", layer {layer + 1} of {len(layers)}"
     facts = {
         "Title": title,
-        "Description": f"MoEscope run {run.id}, {run.description.task} task, step {step}{where}",
+        "Description": f"MoEscope run {run.id} of {run.description.task}, step {step}{where}",
         "Software": f"MoEscope {__version__}",
         "Run": str(run.id),
         "Step": str(step),
     }
     if layer is not None:
         facts["Layer"] = str(layer + 1)
+        if layers[layer].name != f"layer {layer + 1}":
+            facts["Layer name"] = layers[layer].name
     return facts | {"Changes": "; ".join(changes_until(run, step)) or "none"}
 
 
@@ -44,7 +48,7 @@ def figure_facts(source: Source | SweepResults, name: str, look: Any) -> Facts:
     title = look.title or entry.title
     if isinstance(source, SweepResults):
         return sweep_facts(source, title)
-    facts = facts_of(source, title, look.layer, look.step)
+    facts = facts_of(source, title, look.layer if entry.layered else None, look.step)
     options = source.options
     if chosen := [f"{word} {value}" for word, value in options.items() if word != "align"]:
         facts["Chosen"] = ", ".join(chosen)
@@ -68,7 +72,7 @@ def sweep_facts(sweep: SweepResults, title: str) -> Facts:
     done = sum(bool(result.ended) for result in sweep.results)
     return {
         "Title": title,
-        "Description": f"MoEscope sweep {sweep.id}, {sweep.description.task} task, {sweep.description.settings['steps']} steps a run",
+        "Description": f"MoEscope sweep {sweep.id} of {sweep.description.task}, {sweep.description.settings['steps']} steps a run",
         "Software": f"MoEscope {__version__}",
         "Sweep": sweep.id,
         "Knobs": ", ".join(sweep.swept),
@@ -81,4 +85,6 @@ def caption_of(facts: Facts) -> str:
     if "Sweep" in facts:
         return f"{facts['Sweep']}, {facts['Runs']} runs, {facts['Software']}"
     compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]
-    return f"{', '.join(compared) if compared[0] else facts['Run']}, step {int(facts['Step']):,}, {facts['Software']}"
+    of = ", ".join(compared) if compared[0] else facts["Run"]
+    layer = f", layer {facts['Layer']} {facts.get('Layer name', '')}".rstrip() if "Layer" in facts else ""
+    return f"{of}{layer}, step {int(facts['Step']):,}, {facts['Software']}"

@@ -36,6 +36,16 @@ def knobs(source: Source) -> bool:
     return bool(source.description.knobs)
 
 
+def turned(source: Source) -> bool:
+    """A turn of a knob has taken effect."""
+    return any(change.step is not None for change in source.knob_changes())
+
+
+def measurable(source: Source) -> bool:
+    """The throughput of its layer has been measured, or can be, as it is our own layer."""
+    return source.description.origin == "trained" or timed(source)
+
+
 def fixed_batch(source: Source) -> bool:
     """Each step trains on as many tokens as the others."""
     return source.description.tokens > 0

@@ -228,11 +228,16 @@ def held_out_at(source: Source, layer: int, step: int) -> HeldOut | None:
     last, counts = done[-1]
     balance = held_out_balance(counts)
     change = last_change(source, step)
-    where = "without noise" if draws_noise(source.description, source.knobs_at(last)) else "in evaluation"
+    where = evaluated(source, last)
     cv, most = (float(balance[name][layer]) for name, *_ in HELD_OUT_BALANCE)
     few = too_few(counts[layer])
     since = change is None or change.step is None or change.step <= last
     return HeldOut(last, cv, most, where, since, few)
+
+
+def evaluated(source: Source, step: int) -> str:
+    """How an evaluation differs from training at a step: "without noise" or just "in evaluation"."""
+    return "without noise" if draws_noise(source.description, source.knobs_at(step)) else "in evaluation"
 
 
 def recent_share(source: Source, layer: int, step: int) -> Array:

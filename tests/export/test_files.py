@@ -187,7 +187,7 @@ def test_an_export_can_be_stopped_between_two_files(runs, tmp_path):
 
 def test_a_past_step_shows_no_later_change(runs):
     early = rendered(runs["text"], "balance", "svg", Look(step=50)).decode()
-    assert "<desc>Step: 50</desc><desc>Layer: 1</desc><desc>Changes: none</desc>" in early
+    assert "<desc>Step: 50</desc><desc>Changes: none</desc>" in early
 
 
 def test_a_second_line_that_would_be_cut_is_broken_and_nothing_runs_over_the_edges(runs):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from moe_core.figures import batch, read_batch
-from moe_core.figures.needs import fixed_batch, stats, timed
+from moe_core.figures.needs import fixed_batch, measurable, stats, timed
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.tile import NONE, Tile, plain_count, short
 from moe_core.figures.paper import Array
@@ -78,7 +78,7 @@ def throughput_tile(source: Source, at: At) -> Tile:
 FIGURES: dict[str, Entry] = {
     "batch_formula": Entry("Tokens per expert", batch.batch_formula, read_batch.read_formula, (fixed_batch,)),
     "batch_throughput": Entry(
-        "Throughput", batch.batch_throughput, read_batch.read_throughput, (fixed_batch,), (timed,)
+        "Throughput", batch.batch_throughput, read_batch.read_throughput, (fixed_batch, measurable), (timed,)
     ),
     "batch_measured": Entry("Tokens an expert got", batch.batch_measured, read_batch.read_measured, (stats("counts"),)),
 }
@@ -89,5 +89,5 @@ TILES: dict[str, TileEntry] = {
     "measured_least": TileEntry(least_tile, (stats("counts"),)),
     "measured_most": TileEntry(most_tile, (stats("counts"),)),
     "one_device": TileEntry(one_device_tile, (fixed_batch,)),
-    "throughput": TileEntry(throughput_tile, (fixed_batch,)),
+    "throughput": TileEntry(throughput_tile, (fixed_batch, measurable)),
 }

@@ -7,7 +7,7 @@ import numpy as np
 from moe_core.figures import bars, read_layers, read_live, timeline, treemap, turns
 from moe_core.figures.layers import layers as layers_by_experts
 from moe_core.figures.layers import layers_spread
-from moe_core.figures.needs import balance, groups, knobs, many_layers, metrics, stats
+from moe_core.figures.needs import balance, groups, knobs, many_layers, metrics, stats, turned
 from moe_core.figures.off import out_of
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.tile import NONE, Tile, number, short
@@ -21,6 +21,7 @@ from moe_core.figures.pages.words import (
 )
 from moe_core.figures.reading import (
     RECENT,
+    evaluated,
     experts_of,
     held_out_at,
     last_change,
@@ -51,7 +52,7 @@ def balance_tile(source: Source, at: At) -> Tile:
         STAT[stat].label if on == E else f"{STAT[stat].label}, {on} of {E} on",
         number(value_at(source, stat, at.layer, step)),
         word=balance_words(word, held_out).partition(",")[0],
-        lines=(held_out_line(held_out, word) or (word and "not measured without noise"),),
+        lines=(held_out_line(held_out, word) or (word and f"not measured {evaluated(source, step)}"),),
         hand_line=hand_line,
         more=WHY_NOT if word == NOT_LEARNING else off_note(source, at.layer, step, stat),
     )
@@ -160,7 +161,7 @@ FIGURES: dict[str, Entry] = {
         "Balance over time", timeline.balance, read_live.read_balance, (stats("cv_counts", "cv_importance"),)
     ),
     "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),), layered=False),
-    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), layered=False),
+    "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), (turned,), layered=False),
     "group_treemap": Entry(
         "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
     ),
