@@ -82,9 +82,11 @@ def test_the_formula_takes_the_k_of_the_layer_that_is_shown(tmp_path: Path) -> N
         assert set(FIGURES["batch_measured"].read(run, At(layer))["ideal_n"]) == {float(each)}
 
 
-def test_a_number_without_a_unit_is_a_share_only_from_0_to_1(tmp_path: Path) -> None:
-    for name, value, shown, unit in (("a", 0.25, "25.0", "%"), ("b", 27.5, "27.50", "")):
-        about = described((4,), metrics=(Metric("score", "score", "", False),))
+def test_a_number_without_a_unit_is_a_share_only_from_0_to_1_where_more_is_better(tmp_path: Path) -> None:
+    for name, value, lower, shown, unit in (
+        ("a", 0.25, False, "25.0", "%"), ("b", 27.5, False, "27.50", ""), ("c", 0.25, True, "0.25", ""),
+    ):  # fmt: skip
+        about = described((4,), metrics=(Metric("score", "score", "", lower),))
         run = recorded(tmp_path / name, about, evals=[(50, {"score": value}, None)])
         tile = {tile.name: tile for tile in tiles_of("live", run)}["heldout"]
         assert (tile.value, tile.unit) == (shown, unit)

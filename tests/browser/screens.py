@@ -137,7 +137,7 @@ PAGES = {
     "live": "/?run=text-demo&layer=2",
     "live-past": "/?run=text-demo&layer=2&step=300",
     "live-64-experts": "/?run=text-64-experts",
-    "live-layers": "/?run=text-12-layers&layer=4",
+    "live-layers": "/?run=text-12-layers&layer=4&step=60",
     "routing-text": "/routing?run=text-demo",
     "routing-digits": "/routing?run=digits-demo",
     "routing-plane": "/routing?run=plane-demo",

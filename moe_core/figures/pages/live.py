@@ -101,7 +101,8 @@ def dead_tile(source: Source, at: At) -> Tile:
 
 
 def heldout_tile(source: Source, at: At) -> Tile:
-    """The headline on the held-out split, and how it moved over the last 200 steps. A share, which has no unit, is shown in %."""
+    """The headline on the held-out split, and how it moved over the last 200 steps. A share is shown in
+    %: a number without a unit, of which more is better and which never leaves 0 to 1."""
     step = step_of(source, at)
     metric = source.description.metrics[0]
     done = [(e.step, e.metrics[metric.name]) for e in source.evals() if e.step <= step and metric.name in e.metrics]
@@ -111,7 +112,7 @@ def heldout_tile(source: Source, at: At) -> Tile:
     if looks_ahead(source.description, source.knobs_at(done[-1][0])):
         return Tile("heldout", heading, number(done[-1][1]), unit, lines=(LOOKS_AHEAD,))
     last, value = done[-1]
-    share = unit == "" and all(0 <= v <= 1 for _, v in done)
+    share = unit == "" and not metric.lower and all(0 <= v <= 1 for _, v in done)
     before = [(s, v) for s, v in done if s <= last - 200] or done[:1]
     past, old = before[-1]
     moved = (value - old) * (100 if share else 1)
