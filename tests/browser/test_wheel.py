@@ -36,6 +36,7 @@ def test_the_command_opens_the_dashboard_from_any_folder(tab: Tab, tmp_path: Pat
         (run,) = server.runs.iterdir()
         page.goto(f"{server.url}/export?run={run.name}&figures=loss")
         expect(page.locator("img[alt=Loss]")).to_be_visible()
+        page.close()  # before its server ends: a download button may be asking it for its file
     finally:
         server.kill()
         end_trainers(server.runs)
