@@ -69,6 +69,8 @@ CASES = [
     (7, 2, Source(cv_load=0.2, knobs=Knobs(w_importance=0.0, w_load=0.1)), Source(cv_load=0.5, knobs=Knobs(w_importance=0.0, w_load=0.1)), "with w_load 0.1"),
     (7, 3, Source(noise_scale=0.0, load=EVEN, counts=EVEN), Source(noise_scale=0.7, load=EVEN, counts=EVEN), "hard count"),
     (8, 2, Source(cv_counts=0.2, effective_experts=7.8, loss=2.0, task_loss=2.0), Source(cv_counts=0.2, effective_experts=7.8, loss=2.1, task_loss=2.0), "7.8 of 8"),
+    (8, 3, Source(cv_counts=1.2, knobs=Knobs(strategy="none")), Source(cv_counts=0.3), "over 20 steps, it is 1.20"),
+    (8, 4, Source(cv_counts=0.3, knobs=Knobs(strategy="quantile")), Source(cv_counts=1.2), "over 20 steps, it is 0.30"),
 ]  # fmt: skip
 
 

@@ -214,6 +214,23 @@ def even_without_a_loss(source: Source, layer: int) -> Verdict:
     )
 
 
+def at_once(even: bool) -> Callable[[Source, int], Verdict]:
+    """The check that a turn made the selections even, or uneven, within a step: it reads the LAST steps from the second on."""
+
+    def check(source: Source, layer: int) -> Verdict:
+        turn = last_turn(source)
+        spans = (max(1, turn - LAST), max(1, turn - 1)), (turn + 1, turn + LAST)
+        if early := too_early(source, LAST + 1):
+            return early
+        before, after = (float(np.mean(source.history("cv_counts", layer, first, last)[1])) for first, last in spans)
+        return Verdict(
+            (after < BALANCED) == even,
+            f"CV of the selections was {before:.2f} before the switch; from its second step on, over {LAST} steps, it is {after:.2f}.",
+        )
+
+    return check
+
+
 # The answers on the reader's own run
 
 

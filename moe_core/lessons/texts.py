@@ -19,6 +19,7 @@ from moe_core.lessons.checks import (
     answer_noise,
     answer_softmax,
     answer_top_k,
+    at_once,
     collapsed,
     decided,
     even_without_a_loss,
@@ -241,10 +242,11 @@ LESSONS = (
     Lesson(
         "What came after",
         "Later work balances in other ways. The Switch loss multiplies each expert's share of the tokens by its mean gate. Expert "
-        "choice lets experts pick tokens: perfect load, but in a language model it looks at later tokens. Loss-free balancing adds to "
-        "each logit a bias that is used for the choice only, and after each step moves it up for experts that got too little and down for "
-        "the others: no loss, so no pull away from the task. Switch a collapsed gate to it and watch.",
-        r"\begin{gathered} b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big) \\ \text{top-}k \text{ of } \sigma(x W_g) + b \end{gathered}",
+        "choice lets experts pick tokens, but in a language model it looks at later ones. Loss-free balancing adds to each score a bias "
+        "that is used for the choice only. After each step it moves up for experts that got too little and down for the others: no loss, "
+        "so no pull away from the task. Quantile balancing sets it at once to what would have evened the batch.",
+        r"\begin{gathered} \text{top-}k \text{ of } s + b, \quad s = \sigma(x W_g) \\ b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big)"
+        r" \quad \text{or} \quad b_i \leftarrow Q_{k/E}\big(\tau_t - s_{ti}\big) \end{gathered}",
         ("strategy", "bias_speed", "k"),
         ("selection_share", "balance"),
         (
@@ -254,6 +256,18 @@ LESSONS = (
                 "Within about 100 steps the load is even, while the loss is the task's alone.",
                 even_without_a_loss,
                 {"strategy": "loss-free", "bias_speed": 0.01},
+            ),
+            Stage(
+                "Switch to none",
+                "Without the biases the selections are uneven again from the first step on: the gate itself has not changed.",
+                at_once(even=False),
+                {"strategy": "none"},
+            ),
+            Stage(
+                "Switch to quantile",
+                "One update later the selections are even: one batch says how large each bias must be.",
+                at_once(even=True),
+                {"strategy": "quantile"},
             ),
         ),
         "Loss-free balancing moves a bias instead of adding a loss. What does that leave untouched?",

@@ -231,6 +231,28 @@ def step_bias(step: Step) -> None:
     bias_E += move_E if on is None else torch.zeros_like(move_E).index_copy_(0, on, move_E[on])
 
 
+def set_bias(step: Step) -> None:
+    """b_i: the k / E quantile over the batch's tokens of the bias with which a token would just have chosen i, minus the mean over
+    the experts that are on. With it each expert would have got its share of this batch, all else equal. (Su 2026)
+
+    A token t chooses i if s_ti + b_i is above its cutoff, the (k+1)-th largest of s_t + b.
+    """
+    routing, bias_E = step.routing, step.gate.bias_E
+    (tokens, k), on = routing.experts_TK.shape, routing.on
+    affinity_TE, old_E = routing.affinity_TE.float(), bias_E.float()
+    if on is not None:
+        affinity_TE, old_E = affinity_TE[:, on], old_E[on]
+    if k == len(old_E):
+        return  # every expert is chosen, whatever its bias
+    cutoff_T1 = (affinity_TE + old_E).topk(k + 1, dim=1).values[:, -1:]
+    required_TE = (cutoff_T1 - affinity_TE).sort(dim=0).values
+    place = k / len(old_E) * (tokens - 1)  # of the quantile, between two tokens; torch.quantile takes no large batch
+    low = math.floor(place)
+    new_E = required_TE[low].lerp(required_TE[min(low + 1, tokens - 1)], place - low)
+    new_E = (new_E - new_E.mean()).to(bias_E.dtype)
+    bias_E.copy_(new_E if on is None else bias_E.index_copy(0, on, new_E))
+
+
 # The losses, each under its knob
 
 IMPORTANCE = {"w_importance": lambda step: importance_loss(step.routing.importance_E, step.routing.on)}
@@ -256,6 +278,7 @@ BALANCING = {
     "paper": Balancing(noisy_top_k, LOAD_AND_IMPORTANCE | PRIMARY | Z),
     "switch": Balancing(noisy_top_k, SWITCH | Z),
     "loss-free": Balancing(by_biased_affinity, SEQUENCE | Z, step_bias),
+    "quantile": Balancing(by_biased_affinity, SEQUENCE | Z, set_bias),
     "expert-choice": Balancing(by_expert, Z),
     "strictly-balanced": Balancing(strictly_balanced, IMPORTANCE | THRESHOLD | Z),
     "even": Balancing(in_turn),

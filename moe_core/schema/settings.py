@@ -61,6 +61,11 @@ STRATEGIES = {
     "loss-free": Strategy(
         "a bias for each expert, stepped after each update, chooses (Wang et al. 2024)", by_token=True, biased=True
     ),
+    "quantile": Strategy(
+        "a bias for each expert, set after each update to what would have evened it, chooses (Su 2026)",
+        by_token=True,
+        biased=True,
+    ),
     "expert-choice": Strategy(
         "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
         causal=False,
@@ -216,7 +221,12 @@ class Knobs:
         1e-3, "how far an expert's bias moves at each step", low=0.0, high=0.1, scale="log0", strategies=("loss-free",)
     )
     w_sequence: float = setting(
-        0.0, "weight of the balance within each sequence", low=0.0, high=1.0, scale="log0", strategies=("loss-free",)
+        0.0,
+        "weight of the balance within each sequence",
+        low=0.0,
+        high=1.0,
+        scale="log0",
+        strategies=strategies_with("biased"),
     )
     w_threshold: float = setting(
         1e-3,

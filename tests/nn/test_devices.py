@@ -126,7 +126,7 @@ def test_off_and_a_capacity_hold_on_a_device(device: str) -> None:
     assert max(routing.kept_E.tolist()) <= -(-T * 2 // (2 * E))
 
 
-STATIC = [*((name, 0) for name in ("none", "paper", "switch", "loss-free", "even")), ("paper", 4)]
+STATIC = [*((name, 0) for name in ("none", "paper", "switch", "loss-free", "quantile", "even")), ("paper", 4)]
 
 
 @pytest.mark.cuda

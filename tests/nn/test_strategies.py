@@ -116,7 +116,7 @@ def test_the_chosen_are_weighed_as_the_knob_says_and_the_gate_is_taught_accordin
     std = 0.7 * (torch.nn.functional.softplus(x.double() @ gate.w_noise.detach().double()) + 1e-2)
     noisy = clean + torch.randn(T, E).double() * std if STRATEGIES[strategy].noisy and training else clean
     over_all = weigh == "all" or (weigh == "own" and strategy == "switch")
-    if strategy == "loss-free":
+    if STRATEGIES[strategy].biased:
         scores = 1 / (1 + (-clean).exp())
     else:
         scores = noisy.exp() / noisy.exp().sum(1, keepdim=True)

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.strategies import route
-from moe_core.schema import STRATEGIES, Config, layout
+from moe_core.schema import STRATEGIES, Config, layout, strategies_with
 from moe_core.training.telemetry import Telemetry, bias_effect, confidence, margins
 
 T, D = 48, 8
@@ -50,7 +50,7 @@ def margin_by_hand(scores: np.ndarray, experts: list[int]) -> float:
 
 
 def scores_of(routing: Routing, gate: Any, strategy: str) -> np.ndarray:
-    if strategy == "loss-free":
+    if STRATEGIES[strategy].biased:
         c = routing.clean_logits_TE.detach().double()
         return (c.sigmoid() + gate.bias_E.double()).masked_fill(c.isneginf(), -math.inf).numpy()
     return routing.noisy_logits_TE.detach().double().numpy()
@@ -58,7 +58,7 @@ def scores_of(routing: Routing, gate: Any, strategy: str) -> np.ndarray:
 
 @pytest.mark.parametrize("asked", [{}, {"noise": 0.0}, {"off": (1, 3)}, {"capacity_factor": 0.5}], ids=str)
 @pytest.mark.parametrize("k", [1, 2, 5])
-@pytest.mark.parametrize("strategy", ["none", "paper", "switch", "loss-free"])
+@pytest.mark.parametrize("strategy", strategies_with("by_token"))
 def test_margin_confidence_and_overlap_are_their_definitions(strategy: str, k: int, asked: dict[str, Any]) -> None:
     routing, gate = routed(strategy, 8, k, **asked)
     scores, picked = scores_of(routing, gate, strategy), chosen(routing)
@@ -69,12 +69,12 @@ def test_margin_confidence_and_overlap_are_their_definitions(strategy: str, k: i
     assert (by_hand >= 0).all()
 
     clean = routing.clean_logits_TE.detach().double()
-    mass = (clean.sigmoid() if strategy == "loss-free" else clean.exp()).numpy()
+    mass = (clean.sigmoid() if STRATEGIES[strategy].biased else clean.exp()).numpy()
     share = [mass[t, picked[t]].sum() / mass[t].sum() for t in range(T)]
     assert confidence(routing) == pytest.approx(np.mean(share), rel=1e-5)
 
     overlap = bias_effect(routing)
-    if strategy != "loss-free":
+    if not STRATEGIES[strategy].biased:
         assert overlap.isnan()
         return
     without = [set(np.argsort(-clean[t].numpy())[:k].tolist()) for t in range(T)]

@@ -232,7 +232,7 @@ def test_a_record_that_cannot_be_written_ends_the_training() -> None:
         run(Config(**{**CONFIG.__dict__, "steps": 5000}), prepare=break_it)
 
 
-WALK = ("loss-free", "expert-choice", "strictly-balanced", "even", "switch", "none", "paper", "loss-free")
+WALK = ("loss-free", "expert-choice", "strictly-balanced", "even", "switch", "none", "paper", "quantile", "loss-free")
 
 
 @pytest.mark.parametrize("task", ["plane", "text"])
