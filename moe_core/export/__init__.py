@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moe_core.export.files import folder_for, write
-from moe_core.export.look import Look, check, sheet_of, spec_of
+from moe_core.export.look import Look, check, sheet_of, spec_of, undrawable
 from moe_core.export.numbers import Table, cell, cells, columns, finished, parquet, statistics, table
 from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, sweep_facts
@@ -19,7 +19,7 @@ from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import script_of
 from moe_core.runs.source import At, Record, Source
-from moe_core.schema import RENAMED, first_line
+from moe_core.schema import RENAMED
 
 PICTURES = ("png", "svg", "pdf", "html")
 NUMBERS = ("csv", "parquet")
@@ -62,7 +62,7 @@ def export(
             try:
                 drawn = rendered(run, name, format, look)
             except Exception as error:  # whatever a record may hold, the other figures are written
-                undrawn.setdefault(name, f"{name} cannot be drawn: {type(error).__name__} {first_line(error)}")
+                undrawn.setdefault(name, undrawable(name, error))
                 continue
             files.append(write(folder / f"{name}.{format}", drawn))
             if format in NUMBERS:

@@ -13,6 +13,7 @@ from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
 from moe_core.figures.theme import THEMES
 from moe_core.runs.source import At, Source
+from moe_core.schema import first_line
 
 FONT = 13  # px of axis type, unless another size is chosen
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
@@ -69,6 +70,11 @@ def size_of(name: str, look: Look) -> tuple[int, int]:
         return look.size
     own = (FIGURES[name].draw.spec.__kwdefaults__ or {}).get("size", COLUMN)
     return (own[0], own[1]) if own[0] > 700 else COLUMN
+
+
+def undrawable(what: str, error: Exception) -> str:
+    """That a figure could not be drawn, and why, in a line."""
+    return f"{what} cannot be drawn: {type(error).__name__} {first_line(error)}"
 
 
 def spec_of(

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.export.files import write
-from moe_core.export.look import Look, sheet_of
+from moe_core.export.look import Look, sheet_of, undrawable
 from moe_core.export.marks import Sheet
 from moe_core.export.pages import WIDE, Paper, Rows
 from moe_core.export.pdf import to_pdf
@@ -32,7 +32,6 @@ from moe_core.schema import (
     LOOKS_AHEAD,
     STAT,
     Config,
-    first_line,
     looks_ahead,
     meta_of,
     value_text,
@@ -187,7 +186,7 @@ def drawn(run: Record, name: str, layer: int, theme: str) -> Sheet | str:
     try:
         return sheet_of(run, name, look, "")[0]
     except Exception as error:
-        return f"{name} of layer {layer + 1} cannot be drawn: {type(error).__name__} {first_line(error)}"
+        return undrawable(f"{name} of layer {layer + 1}", error)
 
 
 # HTML

@@ -9,27 +9,17 @@ from moe_core.figures.pages.tile import Tile
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs.source import At, Source
 
-# In the order in which exports have them, and pages show them.
-FIGURES: dict[str, Entry] = {
-    name: entry._replace(page=page)
-    for page, entries in (
-        ("live", live.FIGURES),
-        ("routing", routing.FIGURES),
-        ("experts", experts.FIGURES),
-        ("compare", compare.FIGURES),
-        ("batch", batch.FIGURES),
-        ("sweep", sweep.FIGURES),
-    )
-    for name, entry in entries.items()
+# Each page's charts and tiles, in the order in which the page shows them, and exports have them.
+PAGES: dict[str, tuple[dict[str, Entry], dict[str, TileEntry]]] = {
+    "live": (live.FIGURES, live.TILES),
+    "routing": (routing.FIGURES, routing.TILES),
+    "experts": (experts.FIGURES, experts.TILES),
+    "compare": (compare.FIGURES, compare.TILES),
+    "batch": (batch.FIGURES, batch.TILES),
+    "sweep": (sweep.FIGURES, {}),
 }
-
-TILES: dict[str, dict[str, TileEntry]] = {
-    "live": live.TILES,
-    "routing": routing.TILES,
-    "experts": experts.TILES,
-    "compare": compare.TILES,
-    "batch": batch.TILES,
-}
+FIGURES = {name: entry._replace(page=page) for page, (entries, _) in PAGES.items() for name, entry in entries.items()}
+TILES = {page: tiles for page, (_, tiles) in PAGES.items()}
 
 
 def tiles_of(page: str, source: Source, at: At = At()) -> list[Tile]:  # noqa: B008 - frozen

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
+from moe_core.figures.lines import as_steps, line, mark, named_ends, over_steps
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -267,10 +267,7 @@ def churn(
     over = f"in {every:,} steps" if every else "between two looks by the clock: not comparable, so no line"
     subtitle = f"share of probe tokens whose first expert changed {over}"
     layout = over_steps("churn", "Router churn over time", subtitle, steps, span, y, theme, size)
-    if len(percents) and np.isfinite(percents[-1]):
-        _, height = inner(layout)
-        px, type_px = height * float(percents[-1]) / top, layout["font"]["size"]
-        layout["annotations"].append(end_label(f"{percents[-1]:.1f} %", px, height, theme, type_px, ink=True))
+    layout["annotations"] += named_ends([("", percents, ".1f")], top, layout, theme, " %")
     hover = f"%{{y:.1f}} % of the probe changed its first expert {over.partition(':')[0]}, seen from step %{{x:,d}}"
     data = line("churn", as_steps(steps), percents, hover, color=theme.ink, width=pens(size).line, shape="hv")
     if not every:

@@ -218,10 +218,10 @@ def at_once(even: bool) -> Callable[[Source, int], Verdict]:
     """The check that a turn made the selections even, or uneven, within a step: it reads the LAST steps from the second on."""
 
     def check(source: Source, layer: int) -> Verdict:
-        turn = last_turn(source)
-        spans = (max(1, turn - LAST), max(1, turn - 1)), (turn + 1, turn + LAST)
         if early := too_early(source, LAST + 1):
             return early
+        turn = last_turn(source)
+        spans = (max(1, turn - LAST), max(1, turn - 1)), (turn + 1, turn + LAST)
         before, after = (float(np.mean(source.history("cv_counts", layer, first, last)[1])) for first, last in spans)
         return Verdict(
             (after < BALANCED) == even,

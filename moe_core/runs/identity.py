@@ -43,9 +43,8 @@ def identity_of(about: Mapping[str, Any], columns: list[Column], probe: Mapping[
         description = from_json(about["description"], measures)
         check_columns(columns, description.experts)
         shown = probe_kind(probe)
-        named = (
-            description.probe == "tokens" and shown == "bytes"
-        )  # tokens of a vocabulary lie in the array that bytes lie in
+        # Tokens of a vocabulary lie in the array that bytes lie in.
+        named = description.probe == "tokens" and shown == "bytes"
         if description.probe not in (shown, "none") and not named:  # its arrays are not there
             description = replace(description, probe=shown or "none")
         return Identity(None, description.starts, description)

@@ -321,9 +321,8 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
             given[key] = float(given[key])
     for key in ("help", "label", "unit"):
         given[key] = word(given.get(key, ""))
-    knob = Knob(
-        start, **{key: value for key, value in given.items() if key in Knob._fields}
-    )  # others: a later version's
+    known = {key: value for key, value in given.items() if key in Knob._fields}  # others: a later version's
+    knob = Knob(start, **known)
     one_of(SCALES, knob.scale, "scale")
     knob.parse(name, start)
     check_range(name, knob)
