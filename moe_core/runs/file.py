@@ -106,3 +106,9 @@ class File:
                 db.close()
             self._open.clear()
             self._local = threading.local()
+
+    def __del__(self) -> None:
+        """A run that is dropped without close() lets go too: SQLite's connections are cycles, and until those are collected
+        the trainer could not seal the run's file."""
+        for db in getattr(self, "_open", ()):
+            db.close()

@@ -7,7 +7,7 @@ from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Page
 
 from tests.browser.conftest import Server
-from tests.browser.pages import LINKS, wait_until_shown
+from tests.browser.pages import LINKS, SETTLED, wait_until_shown
 
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
@@ -31,6 +31,16 @@ def complaints(page: Page) -> list[str]:
     ]
 
 
+def wait_until_still(page: Page) -> None:
+    """Until nothing is between two colours: while a script runs, what is stale is pale, and a change of colour is faded in."""
+    for _ in range(3):  # a part of a page may run once more when the rest has
+        page.wait_for_timeout(200)
+        page.wait_for_function(
+            f"{SETTLED} && !document.querySelector('[data-stale=true]')"
+            " && document.getAnimations().every(one => one.playState !== 'running' || one.effect.getTiming().iterations === Infinity)"
+        )
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", [*LINKS, *FIRST])
 def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, theme: str) -> None:
@@ -40,7 +50,6 @@ def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, theme: s
         wait_until_shown(page, name)
     else:
         page.get_by_role("button", name=FIRST[name][1], exact=True).wait_for()
-    page.locator('.stApp[data-test-script-state="notRunning"]').wait_for()  # while it runs, what is stale is pale
-    page.wait_for_timeout(500)  # fades have ended
+    wait_until_still(page)
     found = complaints(page)
     assert not found, "\n".join(found)

@@ -1,5 +1,6 @@
 """A run that its trainer could not seal, on disks and in folders as they are."""
 
+import gc
 import os
 import shutil
 import sqlite3
@@ -36,6 +37,18 @@ def test_a_run_that_ended_beside_a_reader_is_sealed_by_whoever_opens_it_next(
     assert (reader.state, reader.steps()) == ("finished", (1, 10))
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["lock", "run.db", "run.tip"]
     assert verify(reader) == []
+
+
+def test_a_reader_that_was_dropped_keeps_no_run_from_being_sealed(tmp_path: Path) -> None:
+    trainer = create_run(tmp_path / "a", CONFIG, Knobs())
+    trainer.commit(Batch(1, rows(1, 10)))
+    gc.disable()  # or when it is closed would hang on when garbage is collected next
+    try:
+        assert open_run(tmp_path / "a").steps() == (1, 10)
+        trainer.finish("finished")
+    finally:
+        gc.enable()
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["lock", "run.db", "run.tip"]
 
 
 def test_one_that_somebody_reads_or_trains_is_left_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
