@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema", "moe_core.evidence"},
     "moe_core/evidence.py": {"numpy", "moe_core.schema", "moe_core.runs.rows", "moe_core.runs.statistics"},
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.training"},
+    "moe_core/watching": {"torch", "numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.watching"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
     "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.folders", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},

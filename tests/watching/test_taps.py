@@ -1,0 +1,68 @@
+"""Taps count what the model's own routers chose, for every transformers family that can be built small, and change no bit."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
+
+from moe_core.watching.taps import Taps, find_taps
+from tests.watching.families import build, families
+
+# Families that cannot be built from a tiny random config, or whose experts are not called with ids, each with the reason.
+NOT_YET: dict[str, str] = {}
+FAMILIES = [family for family in families() if family not in NOT_YET]
+
+
+def batch(seed: int = 0) -> Tensor:
+    return torch.randint(3, 60, (2, 12), generator=torch.Generator().manual_seed(seed))
+
+
+def loss_of(model: nn.Module, ids: Tensor) -> Tensor:
+    torch.manual_seed(1)  # some routers sample
+    output = model(input_ids=ids)
+    shown = output.logits if hasattr(output, "logits") else output.last_hidden_state
+    return shown.float().square().mean()
+
+
+def chosen_by_routers(model: nn.Module) -> tuple[dict[str, list[Tensor]], list]:
+    """The ids that each router gives, by the path of its parent: the whole-number tensor in what it returns."""
+    said: dict[str, list[Tensor]] = {}
+
+    def hear(name: str):
+        def hook(module, args, output):
+            for part in output if isinstance(output, tuple) else (output,):
+                if torch.is_tensor(part) and part.dtype in (torch.int64, torch.int32):
+                    said.setdefault(name.rpartition(".")[0], []).append(part.detach().clone())
+
+        return hook
+
+    routers = [(n, m) for n, m in model.named_modules() if type(m).__name__.endswith(("Router", "Gate", "Gating"))]
+    return said, [module.register_forward_hook(hear(name)) for name, module in routers]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_counts_are_those_of_the_models_own_routers(family: str) -> None:
+    model = build(family)
+    plain = loss_of(model, batch())
+    plain.backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    said, hooks = chosen_by_routers(model)
+    taps = Taps(find_taps(model))
+    watched = loss_of(model, batch())
+    watched.backward()
+    assert torch.equal(watched, plain)
+    for name, p in model.named_parameters():
+        assert (p.grad is None) == (name not in gradients)
+        assert p.grad is None or torch.equal(p.grad, gradients[name]), name
+    for hook in hooks:
+        hook.remove()
+    taps.close()
+    assert taps.taps
+    for tap in taps.taps:
+        tally, (ids_NK,) = taps.tallies[tap.name], said[tap.name.rpartition(".")[0]]
+        assert torch.equal(
+            tally.counts_E1[:-1], torch.bincount(ids_NK.flatten(), minlength=tap.experts)[: tap.experts]
+        ), tap.name
+        assert tally.tokens.item() == batch().numel()
