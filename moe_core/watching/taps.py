@@ -49,7 +49,13 @@ def find_taps(
         if not (experts or {}).get(name):
             raise ValueError(f"experts must say how many experts {name!r} has, for example experts={{{name!r}: 8}}")
         own.append(Tap(name, modules[name], (experts or {})[name], read, early=False))
-    found = [tap for name, module in modules.items() if (tap := tap_of(name, module)) is not None]
+    own_names = {tap.name for tap in own}
+    found = [
+        tap for name, module in modules.items() if name not in own_names and (tap := tap_of(name, module)) is not None
+    ]
+    # The experts of a router that is read by itself are not asked: Switch's are called with masks in place of ids.
+    read = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
+    found = [tap for tap in found if not tap.early or parent_of(tap.name) not in read]
     taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
     if not taps:
         raise ValueError(
@@ -59,11 +65,18 @@ def find_taps(
     return taps
 
 
+def parent_of(name: str) -> str:
+    """The path of the module that holds this one."""
+    return name.rpartition(".")[0]
+
+
 def tap_of(name: str, module: nn.Module) -> Tap | None:
     """The tap of a module, if it is of a kind that is known."""
     kind = type(module).__name__
     if kind == "MoELayer" and hasattr(module, "gate"):
         return Tap(name, module, module.gate.num_experts, read_routing, early=False)
+    if kind in OUTPUTS:
+        return Tap(name, module, int(module.num_experts), OUTPUTS[kind], early=False)
     if kind.endswith("Experts") and takes_ids(module) and (experts := experts_of(module)):
         return Tap(name, module, experts, read_arguments, early=True)
     return None
@@ -99,6 +112,38 @@ def read_routing(
     routing = output[1]
     chosen_TK = routing.experts_TK if routing.dropped_from_TK is None else routing.dropped_from_TK
     return chosen_TK, routing.weights_TK if routing.dropped_from_TK is None else None
+
+
+def read_scores(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """Llama 4: scores (N, E), which are 0 where an expert is not chosen; its experts get rows only."""
+    weights_NK, ids_NK = output[0].topk(module.top_k, dim=-1)
+    return ids_NK, weights_NK
+
+
+def read_first(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """Switch: its logits (B, S, E); the mask that it returns leaves out what is above the capacity, which was a choice too."""
+    weights_NK, ids_NK = output[2].softmax(-1).topk(1, dim=-1)
+    return ids_NK.flatten(0, -2), weights_NK.flatten(0, -2)
+
+
+def read_logits(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """JetMoE: its logits (N, E), of which it takes the top k."""
+    logits_NK, ids_NK = output[4].topk(module.top_k, dim=-1)
+    return ids_NK, logits_NK.softmax(-1)
+
+
+# Routers that are read by what they return, by their class: their experts are not called with ids.
+OUTPUTS: dict[str, Reader] = {
+    "JetMoeTopKGating": read_logits,
+    "Llama4Router": read_scores,
+    "SwitchTransformersTop1Router": read_first,
+}
 
 
 def recomputed() -> bool:

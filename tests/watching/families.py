@@ -22,6 +22,25 @@ SMALL: dict[str, Any] = {
 # What a family wants otherwise.
 OWN: dict[str, dict[str, Any]] = {
     "beam": {"num_hidden_layers": 5},  # the first three are dense
+    "dbrx": {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_layers": 2,
+        "max_seq_len": 64,
+        "attn_config": {"kv_n_heads": 4, "rope_theta": 1e4, "clip_qkv": 8.0},
+        "ffn_config": {"ffn_hidden_size": 16, "moe_num_experts": 8, "moe_top_k": 2, "hidden_size": 32},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+    },
+    "switch_transformers": {
+        "d_model": 32,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_decoder_layers": 2,
+        "num_heads": 4,
+        "num_sparse_encoder_layers": 1,
+        "num_sparse_decoder_layers": 1,
+    },
     "ernie4_5_vl_moe": {"moe_intermediate_size": [16, 16]},
     "gemma4": {"enable_moe_block": True},
     "glm4v_moe": {
