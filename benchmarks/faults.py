@@ -55,8 +55,9 @@ def build(folder: Path) -> Path:
 def work(case: Case, runs: Path, faults: Any, steps_log: int) -> int:
     """What a forked process does: a training on a disk that fails. Each committed step is written to `steps_log`."""
     from moe_core.__main__ import main
+    from moe_core.recording import committer
     from moe_core.runs import RunWriter, writer
-    from moe_core.training import committer, loop
+    from moe_core.training import loop
 
     loop.FLUSH, committer.AGAIN, committer.RETRY, writer.SEAL_FOR = 0.0, 0.05, 0.01, 0.3
     commit = RunWriter.commit

@@ -33,14 +33,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.diagnosis import CALM, Finding, diagnose
 from moe_core.nn.models import routing_options
+from moe_core.recording.recent import Recent
 from moe_core.runs import Batch
 from moe_core.runs.statistics import held_out_balance
-from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs, value_text
+from moe_core.schema import BALANCED, COLLAPSED, TASKS, Config, Knobs, describe, value_text
 from moe_core.training.again import Nowhere
 from moe_core.training.data import Data, load
 from moe_core.training.evaluation import evaluate, held_out_loss
 from moe_core.training.loop import Trainer
-from moe_core.training.watch import Watch
 
 COLLAPSE_WITHIN, HELP_WITHIN, MEAN_OF = 700, 500, 10  # steps
 NONE = {"w_importance": 0.0, "w_load": 0.0}
@@ -114,7 +114,7 @@ class Patient:
     def __init__(self, config: Config, knobs: Knobs, data: Data):
         self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(Path()), lambda event: None)
         self.trainer.next_snapshot = math.inf
-        self.watch, self.layers = Watch(config, knobs), range(config.layers)
+        self.watch, self.layers = Recent(describe(config, knobs), knobs), range(config.layers)
         self.watch.next_diagnosis = math.inf
 
     def step(self) -> None:

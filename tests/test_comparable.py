@@ -22,13 +22,13 @@ from moe_core.export.replay import data_of
 from moe_core.export.report import evaluations
 from moe_core.figures.catalog import FIGURES, tiles_of
 from moe_core.figures.pages.live import heldout_tile
+from moe_core.recording.committer import Committer
+from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, Run, create_run, ending, open_run
 from moe_core.runs.ablation import Ablation
 from moe_core.runs.source import At, Beside
 from moe_core.schema import LOOKING, LOOKS_AHEAD, STRATEGIES, Config, Knobs, describe, layout, looks_ahead, meta_of
 from moe_core.training.again import Nowhere
-from moe_core.training.committer import Committer
-from moe_core.training.watch import Watch
 
 
 class Disk(Nowhere):
@@ -146,10 +146,10 @@ def test_train_says_it_beside_the_held_out_numbers_and_no_others(
 def test_an_evaluation_is_told_with_whether_it_compares_whatever_was_turned_since() -> None:
     """The thread that tells of it lags behind the training."""
     events: list[dict[str, Any]] = []
-    watch = Watch(CONFIG, Knobs())
+    watch = Recent(describe(CONFIG, Knobs()), Knobs())
     for step, knobs in ((41, Knobs(strategy="expert-choice")), (81, Knobs(k=1)), (82, Knobs(strategy="expert-choice"))):
         watch.note_turns(step, knobs)
-    committer = Committer(Disk(), CONFIG, events.append, watch)
+    committer = Committer(Disk(), events.append, watch)
     committer.put(
         Batch(1, ROW.repeat(90, 0), evals=[(step, {"bits_per_byte": 2.0}, None) for step in (40, 41, 80, 81, 82)])
     )

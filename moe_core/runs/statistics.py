@@ -75,9 +75,14 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
 }
 
 
+def source_of(stat: str) -> str:
+    """The stored statistic from which this one follows: itself, if it is stored."""
+    return DERIVED[stat][0] if stat in DERIVED else stat
+
+
 def measured_by(description: Description, stat: str) -> bool:
     """Whether a run's record has a statistic, or the stored one that it follows from."""
-    return (DERIVED[stat][0] if stat in DERIVED else stat) in description.measures
+    return source_of(stat) in description.measures
 
 
 def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags | None = None) -> Array:

@@ -134,7 +134,7 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
         notes.append(
             f"trained again, the steps up to {last} differ from the record, so the steps after them differ from an uninterrupted run: {difference}"
         )
-    trainer.committer.watch.recall(run, trainer.knobs)
+    trainer.committer.recent.recall(run, trainer.knobs)
     for note in notes[before:]:
         trainer.notify({"event": "note", "note": note})
     trainer.evaluated = max((eval.step for eval in run.evals()), default=-1)

@@ -16,6 +16,8 @@ from typing import Any
 import torch
 
 from moe_core.nn.models import build, routing_options
+from moe_core.recording.committer import NO_ROWS, Committer
+from moe_core.recording.recent import Recent
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
@@ -26,17 +28,16 @@ from moe_core.schema import (
     Config,
     Knobs,
     check_knob,
+    describe,
     first_line,
     value_text,
 )
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
-from moe_core.training.committer import NO_ROWS, Committer
 from moe_core.training.data import Data
 from moe_core.training.evaluation import evaluation_of, write_sample
 from moe_core.training.step import update
 from moe_core.training.telemetry import Probe, Telemetry, Window
-from moe_core.training.watch import Watch
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
 FULL = 1.0  # seconds between two snapshots of kind "full"
@@ -78,8 +79,8 @@ class Trainer:
         self.step = 0
         self.replaying = False  # recorded steps are trained again: no snapshot, no write, and no pause of its own
         self.paused = self.stopping = False
-        watch = Watch(config, knobs, self.telemetry.columns)
-        self.committer = Committer(writer, config, notify, watch, lambda: self.stopping, self.read)
+        recent = Recent(describe(config, knobs), knobs, self.telemetry.columns)
+        self.committer = Committer(writer, notify, recent, lambda: self.stopping, self.read)
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
@@ -155,7 +156,7 @@ class Trainer:
             self.take(change)
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
-        self.committer.watch.note_turns(self.step + 1, self.knobs)
+        self.committer.recent.note_turns(self.step + 1, self.knobs)
         if changes:
             self.next_flush = self.next_snapshot = 0.0  # the person waits to see the effect
 

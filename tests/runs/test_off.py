@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
+from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.statistics import FOR_EVER, derive, off_spans
-from moe_core.schema import DEAD_AFTER, Config, Knobs, layout
-from moe_core.training.watch import Watch
+from moe_core.schema import DEAD_AFTER, Config, Knobs, describe, layout
 
 E, L, STEPS = 8, 2, 400
 CONFIG = Config.for_task("plane", num_experts=E, layers=L)
@@ -90,7 +90,7 @@ def source_of(recorded: Run, kind: str):
     if kind == "run":
         return recorded.history
     if kind == "watch":
-        watch = Watch(CONFIG, Knobs())
+        watch = Recent(describe(CONFIG, Knobs()), Knobs())
         watch.next_diagnosis = float("inf")
         for step, value in TURNS:
             watch.note_turns(step, Knobs(off=value))

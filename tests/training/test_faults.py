@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
+from moe_core.recording import committer
+from moe_core.recording.committer import NO_ROWS
 from moe_core.runs import Batch, Run, RunWriter, StoreError, create_run, list_runs, verify
 from moe_core.runs.log import log_problem
 from moe_core.runs.room import FULL
 from moe_core.schema import Config, Knobs
-from moe_core.training import committer
-from moe_core.training.committer import NO_ROWS
 from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[2]

@@ -19,10 +19,11 @@ import numpy as np
 import pytest
 import torch
 
+from moe_core.recording import committer
 from moe_core.runs import Run, RunWriter, StoreError, create_run, is_alive, list_runs, open_run, verify
 from moe_core.runs.room import FULL, NAME, drop_ballast, make_ballast, no_room, room_text
 from moe_core.schema import Config, Knobs, layout
-from moe_core.training import again, checkpoint, committer
+from moe_core.training import again, checkpoint
 from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[2]
@@ -327,7 +328,8 @@ from pathlib import Path
 from moe_core.runs import RunWriter
 from moe_core.runs.room import drop_ballast
 from moe_core.schema import Knobs
-from moe_core.training import again, committer, loop, session
+from moe_core.recording import committer
+from moe_core.training import again, loop, session
 from tests.training.test_full_disk import CONFIG
 
 def tell(event):

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from moe_core.diagnosis import Finding, diagnose
 from moe_core.evidence import BINS
 from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
-from moe_core.schema import Column, Config, Knobs, describe, layout, measured_in
+from moe_core.schema import Column, Description, Knobs, KnobValues, Values, as_dict, columns_of, measured_in
 
 KEPT = 2 * BINS  # steps in memory: those that a diagnosis reads
 ROOM = 64 << 20  # bytes that they may take: of very many experts fewer steps are kept,
@@ -22,17 +22,19 @@ EVERY = 1.0  # seconds between two diagnoses
 REST = 9  # or this many times as long as the last one took, if that is more: for many layers a diagnosis is slow
 
 
-class Watch:
+class Recent:
     """The last steps as they are committed: a source for diagnose(). Used by the thread that commits.
 
-    Shapes: n steps, C columns of the layout.
+    columns: those of the record; None: of every statistic that is stored. Shapes: n steps, C columns.
     """
 
-    def __init__(self, config: Config, knobs: Knobs, columns: Sequence[Column] | None = None):
-        self.layout = list(columns or layout(config.layers, config.num_experts))
-        self.description = describe(config, knobs, measures=tuple(measured_in(self.layout)))
-        self.experts, self.knobs = self.description.experts, knobs
-        self.first, self.rows_nC = 1, np.empty((0, self.layout[-1].start + self.layout[-1].width), np.float32)
+    def __init__(self, description: Description, knobs: KnobValues, columns: Sequence[Column] | None = None) -> None:
+        self.layout = list(columns or columns_of(description.experts))
+        self.description = replace(description, measures=tuple(measured_in(self.layout)))
+        self.experts = description.experts
+        self.knobs: KnobValues = knobs
+        width = self.layout[-1].start + self.layout[-1].width
+        self.first, self.rows_nC = 1, np.empty((0, width), np.float32)
         self.kept = min(KEPT, max(FEWEST, ROOM // self.rows_nC.itemsize // self.rows_nC.shape[1]))
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
@@ -40,23 +42,26 @@ class Watch:
         self.current: set[tuple[str, int]] = set()
         self.next_diagnosis = 0.0
 
-    def recall(self, run: Run, knobs: Knobs) -> None:
+    def recall(self, run: Run, knobs: KnobValues) -> None:
         """Read the knob changes and evaluations so far of a run that is resumed."""
         self.changes, self.knobs = [change for change in run.knob_changes() if change.step is not None], knobs
         self.evaluated, self.off = run.evals()[-EVALS:], (len(self.changes), run.off_spans())
 
-    def note_turns(self, step: int, knobs: Knobs) -> None:
+    def note_turns(self, step: int, knobs: KnobValues) -> None:
         """Note the knobs in force in the coming step. Called by the training thread, which only adds and replaces."""
-        for f in fields(Knobs):
-            value, previous = getattr(knobs, f.name), getattr(self.knobs, f.name)
-            if value != previous:
-                self.changes.append(KnobChange(len(self.changes) + 1, f.name, value, previous, "", 0.0, step))
+        before = values_of(self.knobs)
+        for name, value in values_of(knobs).items():
+            if value != before[name]:
+                self.changes.append(KnobChange(len(self.changes) + 1, name, value, before[name], "", 0.0, step))
         self.knobs = knobs
 
-    def knobs_at(self, step: int) -> Knobs:
+    def knobs_at(self, step: int) -> KnobValues:
         """The knobs in force at a step; the training thread may have turned them since."""
         knobs = self.knobs  # read before the changes: one that comes in between is then undone below
-        return replace(knobs, **{c.name: c.previous for c in reversed(list(self.changes)) if c.step > step})
+        before: dict[str, Any] = {
+            c.name: c.previous for c in reversed(list(self.changes)) if c.step is not None and c.step > step
+        }
+        return replace(knobs, **before) if isinstance(knobs, Knobs) else Values({**knobs, **before})
 
     def add(self, batch: Batch) -> list[Finding]:
         """Add a committed batch; returns, about once a second, the new findings."""
@@ -108,3 +113,8 @@ class Watch:
 
     def knob_changes(self) -> list[KnobChange]:
         return list(self.changes)
+
+
+def values_of(knobs: KnobValues) -> dict[str, Any]:
+    """The knobs' values by name."""
+    return as_dict(knobs) if isinstance(knobs, Knobs) else dict(knobs)

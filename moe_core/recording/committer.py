@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_core.diagnosis import Finding
+from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, FolderGone, RunWriter, evaluation, pick
 from moe_core.runs.room import FULL, disk_error, has_room, no_room
-from moe_core.runs.statistics import Off, mean_balance
-from moe_core.schema import BALANCE, Column, Config, first_line, looks_ahead
-from moe_core.training.watch import Watch
+from moe_core.runs.statistics import Off, mean_balance, source_of
+from moe_core.schema import BALANCE, Column, first_line, looks_ahead, measured_in
 
 WAITING = 16  # commits that may wait; more than a second and a half of them
 AGAIN = 2.0  # seconds between two checks for room on a full disk
@@ -38,13 +39,12 @@ class Committer:
     def __init__(
         self,
         writer: RunWriter,
-        config: Config,
         notify: Callable[[dict[str, Any]], None],
-        watch: Watch,
+        recent: Recent,
         stopping: Callable[[], bool] = lambda: False,
         meanwhile: Callable[[], Any] = lambda: None,
-    ):
-        self.writer, self.config, self.notify, self.watch = writer, config, notify, watch
+    ) -> None:
+        self.writer, self.notify, self.recent = writer, notify, recent
         self.stopping, self.meanwhile = stopping, meanwhile
         self.queue: queue.Queue[Item] = queue.Queue(WAITING)
         self.error = self.full = ""
@@ -117,12 +117,12 @@ class Committer:
                     )
                 if isinstance(item, Batch):
                     self._report(item)
-                    self._alert(self.watch.add(item))
+                    self._alert(self.recent.add(item))
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
                 self.error = f"the run could not be written: {first_line(failure)}"
-        self._alert(self.watch.new_findings())
+        self._alert(self.recent.new_findings())
 
     def _next(self) -> Item:
         """The next item; while the disk is full, checks for room every AGAIN seconds."""
@@ -214,30 +214,35 @@ class Committer:
 
     def _alert(self, findings: list[Finding]) -> None:
         for finding in findings:
-            self.notify({"event": "alert", "step": self.watch.last, **finding._asdict()})
+            self.notify({"event": "alert", "step": self.recent.last, **finding._asdict()})
 
     def _report(self, batch: Batch) -> None:
-        for one in (evaluation(self.watch.experts, 0, *row) for row in batch.evals):
+        for one in (evaluation(self.recent.experts, 0, *row) for row in batch.evals):
             event = {"event": "eval", "step": one.step, **one.metrics, **mean_balance(one.counts)}
             event |= {"text": one.text} if one.text else {}
-            self.notify(event | {"comparable": not looks_ahead(self.watch.description, self.watch.knobs_at(one.step))})
+            self.notify(
+                event | {"comparable": not looks_ahead(self.recent.description, self.recent.knobs_at(one.step))}
+            )
         if len(batch.rows) and time.monotonic() - self.reported >= 1.0:
             self.reported = time.monotonic()
             last = batch.first_step + len(batch.rows) - 1
-            off = self.watch.off_spans()
-            measured = summary(self.config, self.watch.layout, batch.rows, last, off)
+            off = self.recent.off_spans()
+            measured = summary(self.recent.layout, batch.rows, last, off)
             self.notify({"event": "step", "step": last, **measured})
 
 
 def summary(
-    config: Config, columns: Sequence[Column], rows_nC: np.ndarray, last: int, off: Sequence[Off] = ()
+    columns: Sequence[Column], rows_nC: NDArray[np.float32], last: int, off: Sequence[Off] = ()
 ) -> dict[str, float]:
-    """Losses and balance of the last row, step `last`; speed over all of them. off: which experts were off, and when."""
-    row_1C = rows_nC[-1:]
+    """Losses and mean balance of the last row, step `last`, as far as it has them; speed over all rows. off: which experts were
+    off, and when."""
+    row_1C, measured = rows_nC[-1:], measured_in(columns)
     values = {c.stat: float(row_1C[0, c.start]) for c in columns if c.stat in ("loss", "task_loss", "grad_norm")}
+    layers = max(c.layer for c in columns) + 1
     for stat in BALANCE:
-        layers = [pick(columns, row_1C, stat, layer, np.array([last]), off) for layer in range(config.layers)]
-        values[stat] = float(np.mean(layers))
+        if source_of(stat) in measured:
+            of_layers = [pick(columns, row_1C, stat, layer, np.array([last]), off) for layer in range(layers)]
+            values[stat] = float(np.mean(of_layers))
     seconds = next(c.start for c in columns if c.stat == "seconds")
     values["steps_per_second"] = 1 / max(float(rows_nC[:, seconds].mean()), 1e-9)
     return {name: value if math.isfinite(value) else math.nan for name, value in values.items()}

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from moe_core.recording import recent
+from moe_core.recording.committer import Committer
+from moe_core.recording.recent import KEPT, Recent
 from moe_core.runs import Batch, open_run
-from moe_core.schema import Config, Knobs, layout
-from moe_core.training import watch
+from moe_core.schema import Config, Knobs, describe, layout
 from moe_core.training.again import Nowhere, resume
-from moe_core.training.committer import Committer
 from moe_core.training.session import train
-from moe_core.training.watch import KEPT, Watch
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=1)
 COLUMNS = layout(1, 8)
@@ -29,9 +29,9 @@ def rows(n: int, even: bool) -> np.ndarray:
 
 
 def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> None:
-    monkeypatch.setattr(watch, "EVERY", 0.0)
-    monkeypatch.setattr(watch, "REST", 0)
-    seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    monkeypatch.setattr(recent, "EVERY", 0.0)
+    monkeypatch.setattr(recent, "REST", 0)
+    seen = Recent(describe(CONFIG, Knobs(w_importance=0, w_load=0)), Knobs(w_importance=0, w_load=0))
     assert seen.add(Batch(1, rows(30, True))) == []
     told = seen.add(Batch(31, rows(30, False)))
     assert [(f.rule, f.since) for f in told] == [("collapse", 31)]
@@ -42,7 +42,7 @@ def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> Non
 
 
 def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
-    seen = Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    seen = Recent(describe(CONFIG, Knobs(w_importance=0, w_load=0)), Knobs(w_importance=0, w_load=0))
     seen.add(Batch(1, rows(1, True)))
     monkeypatch.setattr(seen, "next_diagnosis", float("inf"))
     assert seen.add(Batch(2, rows(40, False))) == []
@@ -57,14 +57,17 @@ def test_each_layer_is_looked_at() -> None:
         both[:, column.start : column.start + column.width] = one[:, source.start : source.start + source.width]
         if column.stat == "load" and column.layer == 1:
             both[:, column.start : column.start + column.width] = np.eye(8)[0] * 80 + 1e-3
-    seen = Watch(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0))
+    seen = Recent(
+        describe(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0)),
+        Knobs(w_importance=0, w_load=0),
+    )
     seen.next_diagnosis = float("inf")
     seen.add(Batch(1, both))
     assert [(f.rule, f.layer) for f in seen.new_findings()] == [("collapse", 1)]
 
 
 def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
-    seen = Watch(CONFIG, Knobs())
+    seen = Recent(describe(CONFIG, Knobs()), Knobs())
     for first in range(1, KEPT + 101, 50):
         seen.add(Batch(first, rows(50, True)))
     steps, load = seen.history("load")
@@ -74,7 +77,7 @@ def test_it_keeps_the_last_steps_only_with_their_numbers() -> None:
 
 
 def test_knobs_are_known_by_what_changed() -> None:
-    seen = Watch(CONFIG, Knobs())
+    seen = Recent(describe(CONFIG, Knobs()), Knobs())
     seen.note_turns(5, Knobs())
     seen.note_turns(9, Knobs(noise=0, k=1))
     seen.note_turns(12, Knobs(noise=0.5, k=1))
@@ -100,9 +103,9 @@ class Disk(Nowhere):
 
 
 def test_what_came_after_the_last_look_is_found_at_the_end() -> None:
-    told, seen = [], Watch(CONFIG, Knobs(w_importance=0, w_load=0))
+    told, seen = [], Recent(describe(CONFIG, Knobs(w_importance=0, w_load=0)), Knobs(w_importance=0, w_load=0))
     seen.next_diagnosis = float("inf")
-    committer = Committer(Disk(), CONFIG, told.append, seen)
+    committer = Committer(Disk(), told.append, seen)
     committer.put(Batch(1, rows(40, False)))
     committer.settle()
     assert [event for event in told if event["event"] == "alert"] == []
@@ -116,17 +119,17 @@ def test_settling_does_not_hang_when_nothing_can_be_written() -> None:
         def commit(self, batch: Batch) -> None:
             raise OSError("no room")
 
-    committer = Committer(Full(), CONFIG, lambda event: None, Watch(CONFIG, Knobs()))
+    committer = Committer(Full(), lambda event: None, Recent(describe(CONFIG, Knobs()), Knobs()))
     committer.put(Batch(1, rows(1, True)))
     committer.settle()
     assert "no room" in committer.close()
 
 
 def test_after_a_diagnosis_that_took_long_the_next_one_waits(monkeypatch) -> None:
-    seen = Watch(CONFIG, Knobs())
+    seen = Recent(describe(CONFIG, Knobs()), Knobs())
     for took, next_one in ((2.0, 102.0 + 9 * 2.0), (0.01, 100.01 + 1.0)):
         clock = iter([99.0, 100.0, 100.0 + took])  # asked, begun, done
-        monkeypatch.setattr(watch.time, "monotonic", lambda clock=clock: next(clock))
+        monkeypatch.setattr(recent.time, "monotonic", lambda clock=clock: next(clock))
         seen.next_diagnosis = 0.0
         seen.add(Batch(1, rows(1, True)))
         assert seen.next_diagnosis == pytest.approx(next_one)
