@@ -1,43 +1,92 @@
-"""What one layer selected since the last step, added up on the device of the model; nothing is copied to the host.
+"""What the layers of a model selected since the last step, added up on their device; nothing is copied to the host.
 
-Shapes: N tokens, K places of a token, E experts.
+Shapes: N tokens, K places of a token, E experts, C calls of layers that are alike, M sampled tokens of a call.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+SAMPLE = 1024  # the most tokens of a call, evenly spaced, whose scores are kept: the statistics of scores are of those
+
+
+class Call(NamedTuple):
+    """One forward of a tapped layer. tap: its number; kept_N: which tokens count, None being all; logits_ME: the router's, of
+    every stride-th token, and stride; None where no router was found."""
+
+    tap: int
+    ids_NK: Tensor
+    weights_NK: Tensor | None
+    kept_N: Tensor | None
+    logits_ME: Tensor | None = None
+    stride: int = 1
+
+
+class Sums(NamedTuple):
+    """Calls of layers that are alike, added up: for each its tap's number, counts_CE1 (C, E + 1) int64, the last column being
+    places without an expert, and importance_CE1 (C, E + 1) float32, sums of weights; None if the layers give none. calls: what
+    they were made of."""
+
+    taps: list[int]
+    counts_CE1: Tensor
+    importance_CE1: Tensor | None
+
+
+@torch.no_grad()
+def add_up(calls: Sequence[Call], experts: int) -> Sums:
+    """The sums of calls whose ids have one shape, and whose layers have `experts` experts. An id outside 0 to E - 1 is of no
+    expert of its layer, and so is a place of weight 0: some models write expert 0 there."""
+    ids_CNK = torch.stack([call.ids_NK for call in calls])
+    chosen_CNK = (ids_CNK >= 0) & (ids_CNK < experts)
+    weights_CNK = None
+    if calls[0].weights_NK is not None:
+        weights_CNK = torch.stack([call.weights_NK for call in calls if call.weights_NK is not None])
+        chosen_CNK &= weights_CNK != 0
+    if calls[0].kept_N is not None:
+        chosen_CNK &= torch.stack([call.kept_N for call in calls if call.kept_N is not None])[:, :, None]
+    place_CP = torch.where(chosen_CNK, ids_CNK, experts).long().flatten(1)
+    sums = torch.zeros(len(calls), experts + 1, device=place_CP.device)
+    counts_CE1 = sums.long().scatter_add_(1, place_CP, torch.ones_like(place_CP))
+    if weights_CNK is None:
+        return Sums([call.tap for call in calls], counts_CE1, None)
+    return Sums(
+        [call.tap for call in calls], counts_CE1, sums.scatter_add_(1, place_CP, weights_CNK.float().flatten(1))
+    )
+
 
 class Tally:
-    """counts_E1 (E + 1,) int64: selections, and last the places without an expert of this layer; importance_E1 (E + 1,) float32:
-    sums of weights; tokens (1,) int64."""
+    """The sums of one layer, added to in place: for a compiled model, whose graph holds no list of calls."""
 
-    def __init__(self, experts: int) -> None:
-        self.experts = experts
-        self.counts_E1 = torch.zeros(experts + 1, dtype=torch.int64)
-        self.importance_E1 = torch.zeros(experts + 1)
-        self.tokens = torch.zeros(1, dtype=torch.int64)
+    def __init__(self, tap: int, experts: int, device: torch.device) -> None:
+        self.tap, self.experts = tap, experts
+        self.counts_E1 = torch.zeros(experts + 1, dtype=torch.int64, device=device)
+        self.importance_E1 = torch.zeros(experts + 1, device=device)
+        self.weighed = True
 
     @torch.no_grad()
-    def add(self, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None = None) -> None:
-        """Add a call's selections. An id outside 0 to E - 1 is of no expert of this layer, and so is a place of weight 0: some
-        models write expert 0 there. kept_N (N,) bool: the tokens that count; None: all do.
-        """
+    def add(self, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
+        """Add a call, as add_up() does."""
         if self.counts_E1.device != ids_NK.device:
-            self.counts_E1, self.importance_E1, self.tokens = (
-                sums.to(ids_NK.device) for sums in (self.counts_E1, self.importance_E1, self.tokens)
-            )
-        N, E = len(ids_NK), self.experts
+            self.counts_E1, self.importance_E1 = (x.to(ids_NK.device) for x in (self.counts_E1, self.importance_E1))
+        E = self.experts
         chosen_NK = (ids_NK >= 0) & (ids_NK < E)
         if weights_NK is not None:
             chosen_NK &= weights_NK != 0
-        ids_NK = torch.where(chosen_NK, ids_NK, E).long()
-        one_NK = torch.ones_like(ids_NK) if kept_N is None else kept_N.to(torch.int64)[:, None].expand_as(ids_NK)
-        self.counts_E1.scatter_add_(0, ids_NK.flatten(), one_NK.flatten())
-        self.tokens += N if kept_N is None else kept_N.sum()
+        if kept_N is not None:
+            chosen_NK &= kept_N[:, None]
+        place_P = torch.where(chosen_NK, ids_NK, E).long().flatten()
+        self.counts_E1.scatter_add_(0, place_P, torch.ones_like(place_P))
+        self.weighed = weights_NK is not None
         if weights_NK is not None:
-            self.importance_E1.scatter_add_(0, ids_NK.flatten(), (weights_NK * one_NK).float().flatten())
+            self.importance_E1.scatter_add_(0, place_P, weights_NK.float().flatten())
 
-    def clear(self) -> None:
-        """Begin the next step."""
-        for sums in (self.counts_E1, self.importance_E1, self.tokens):
-            sums.zero_()
+    @torch.no_grad()
+    def take(self) -> Sums:
+        """What was added since the last take."""
+        importance_CE1 = self.importance_E1[None].clone() if self.weighed else None
+        taken = Sums([self.tap], self.counts_E1[None].clone(), importance_CE1)
+        self.counts_E1.zero_()
+        self.importance_E1.zero_()
+        return taken

@@ -5,16 +5,22 @@ not at the router's output.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.tally import Tally
+from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
+
+if TYPE_CHECKING:
+    from moe_core.watching.routers import Router
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
+MOST = 8  # calls of each layer that are kept before they are added up
 LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "MoELayer of moe_core.nn"
@@ -54,8 +60,8 @@ def find_taps(
         tap for name, module in modules.items() if name not in own_names and (tap := tap_of(name, module)) is not None
     ]
     # The experts of a router that is read by itself are not asked: Switch's are called with masks in place of ids.
-    read = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
-    found = [tap for tap in found if not tap.early or parent_of(tap.name) not in read]
+    by_output = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
+    found = [tap for tap in found if not tap.early or parent_of(tap.name) not in by_output]
     taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
     if not taps:
         raise ValueError(
@@ -74,11 +80,13 @@ def tap_of(name: str, module: nn.Module) -> Tap | None:
     """The tap of a module, if it is of a kind that is known."""
     kind = type(module).__name__
     if kind == "MoELayer" and hasattr(module, "gate"):
-        return Tap(name, module, module.gate.num_experts, read_routing, early=False)
+        gate: Any = module.gate
+        return Tap(name, module, gate.num_experts, read_routing, early=False)
     if kind in OUTPUTS:
-        return Tap(name, module, int(module.num_experts), OUTPUTS[kind], early=False)
+        return Tap(name, module, experts_of(module), OUTPUTS[kind], early=False)
     if kind.endswith("Experts") and takes_ids(module) and (experts := experts_of(module)):
-        return Tap(name, module, experts, read_arguments, early=True)
+        ids, weights = list(inspect.signature(module.forward).parameters)[1:3]
+        return Tap(name, module, experts, Arguments(ids, weights), early=True)
     return None
 
 
@@ -97,12 +105,18 @@ def experts_of(module: nn.Module) -> int:
     return sizes.pop() if len(sizes) == 1 else 0
 
 
-def read_arguments(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """Ids and weights as the experts were called with them."""
-    given = [*args, *kwargs.values()]
-    return (given[1], given[2]) if len(given) > 2 else None
+@dataclass(frozen=True)
+class Arguments:
+    """Reads ids and weights as the experts were called with them: the second and third argument, or by these names."""
+
+    ids: str
+    weights: str
+
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        ids = args[1] if len(args) > 1 else kwargs[self.ids]
+        return ids, args[2] if len(args) > 2 else kwargs.get(self.weights)
 
 
 def read_routing(
@@ -151,26 +165,68 @@ def recomputed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def raise_it(error: Exception) -> None:
+    raise error
+
+
 class Taps:
-    """The hooks on a model. Only forwards of a module in training count, each once; `kept` is the mask of the tokens that count."""
+    """The hooks on a model, which keep what its layers selected until it is taken. Nothing that the model computes is changed.
 
-    def __init__(self, taps: list[Tap]) -> None:
-        self.taps = taps
+    A forward in training counts once, however often a backward repeats it; one in evaluation counts as held-out; one of
+    generate(), which hands the model a cache, does not count.
+    routers: those whose logits are kept too, by the tap's name. failed: called with what went wrong in a hook, once.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Sequence[Tap],
+        routers: "Mapping[str, Router]" = MappingProxyType({}),
+        failed: Callable[[Exception], None] = raise_it,
+    ) -> None:
+        self.taps, self.failed = list(taps), failed
         self.kept_N: Tensor | None = None
-        self.tallies = {tap.name: Tally(tap.experts) for tap in taps}
-        self.handles = [self._hook(tap) for tap in taps]
+        self.silent = self.generating = self.compiled = False
+        self.calls: list[Call] = []
+        self.held_out: list[Call] = []
+        self.sums: list[Sums] = []
+        self.held_out_sums: list[Sums] = []
+        self.logits: dict[int, Tensor] = {}  # of the forward that goes on, by the tap's number
+        self.tallies = [Tally(number, tap.experts, device_of(tap.module)) for number, tap in enumerate(self.taps)]
+        self.handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        for number, tap in enumerate(self.taps):
+            if (router := routers.get(tap.name)) is not None:
+                self.handles.append(router.module.register_forward_hook(self._hear(number, router), with_kwargs=True))
+            self.handles.append(self._hook(number, tap))
 
-    def _hook(self, tap: Tap) -> Any:
-        tally = self.tallies[tap.name]
+    def _begin(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        """The model's forward begins. Only generate() hands it a cache of what came before."""
+        if not torch.compiler.is_compiling():
+            self.generating = kwargs.get("past_key_values") is not None
+            self.logits.clear()
 
-        def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any = None) -> None:
-            if not module.training or recomputed():
-                return
-            if (selection := tap.read(module, args, kwargs, output)) is not None:
-                ids_NK, weights_NK = (None if one is None else one.detach() for one in selection)
-                assert ids_NK is not None
-                kept_N = self.kept_N if self.kept_N is not None and len(self.kept_N) == len(ids_NK) else None
-                tally.add(ids_NK.flatten(0, -2), None if weights_NK is None else weights_NK.flatten(0, -2), kept_N)
+    def _hear(self, number: int, router: "Router") -> Callable[..., None]:
+        def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+            if not torch.compiler.is_compiling() and not self.silent and not recomputed():
+                self.logits[number] = router.read(module, args, kwargs, output)
+
+        return hear
+
+    def _hook(self, number: int, tap: Tap) -> Any:
+        tally = self.tallies[number]
+
+        def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any = None) -> None:
+            if torch.compiler.is_compiling():
+                if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
+                    self.compiled = True
+                    tally.add(*flat(*selection, self.kept_N))
+            elif not (self.silent or self.generating or recomputed()):
+                try:
+                    if (selection := tap.read(module, args, kwargs, output)) is not None:
+                        self._keep(number, module.training, *flat(*selection, self.kept_N))
+                except Exception as error:
+                    self.silent = True
+                    self.failed(error)
 
         if tap.early:
             return tap.module.register_forward_pre_hook(
@@ -178,11 +234,58 @@ class Taps:
             )
         return tap.module.register_forward_hook(count, with_kwargs=True)
 
+    def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
+        logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)
+        if logits_NE is not None:
+            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) else None
+        calls = self.calls if training else self.held_out
+        calls.append(Call(tap, ids_NK, weights_NK, kept_N, logits_NE, stride))
+        if len(calls) >= MOST * len(self.taps):  # of many forwards a step, the memory is let go
+            self._fold(training)
+
+    def _fold(self, training: bool) -> None:
+        calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
+        alike: dict[Any, list[Call]] = {}
+        for call in calls:
+            weighed, masked = call.weights_NK is not None, call.kept_N is not None
+            key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, masked
+            alike.setdefault(key, []).append(call)
+        sums += [add_up(group, key[0]) for key, group in alike.items()]
+        calls.clear()
+
     def mask(self, mask: Tensor | None) -> None:
         """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""
         self.kept_N = None if mask is None else mask.detach().bool().flatten()
+
+    def last(self) -> list[Call]:
+        """The calls in training that are not added up yet."""
+        return list(self.calls)
+
+    def take(self) -> list[Sums]:
+        """What was selected in training since the last take."""
+        self._fold(training=True)
+        taken, self.sums = self.sums, []
+        return taken + ([tally.take() for tally in self.tallies] if self.compiled else [])
+
+    def take_held_out(self) -> list[Sums]:
+        """What was selected in evaluations since the last take_held_out."""
+        self._fold(training=False)
+        taken, self.held_out_sums = self.held_out_sums, []
+        return taken
 
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self.handles:
             handle.remove()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's first parameter is."""
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+
+
+def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Ids and weights as (N, K), detached; the mask, if it is of as many tokens."""
+    ids_NK = ids.detach().flatten(0, -2)
+    weights_NK = None if weights is None else weights.detach().flatten(0, -2)
+    return ids_NK, weights_NK, kept_N if kept_N is not None and len(kept_N) == len(ids_NK) else None

@@ -7,6 +7,7 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_core.nn import MoELayer
 from moe_core.watching.taps import Taps, find_taps
+from tests.watching.sums import counts_of
 
 E, K, D = 6, 2, 8
 
@@ -61,13 +62,14 @@ def reference(model: Model, x: Tensor) -> list[list[int]]:
 
 
 def counted(taps: Taps) -> list[list[int]]:
-    return [tally.counts_E1[:-1].tolist() for tally in taps.tallies.values()]
+    """The counts of each block since the last take."""
+    return [row[:-1] for row in counts_of(taps).values()]
 
 
 @pytest.mark.parametrize("repeat", [None, False, True])
 def test_a_forward_that_the_backward_repeats_counts_once(repeat: bool | None) -> None:
     model = Model(repeat)
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     model(batch()).sum().backward()
     taps.close()
     assert counted(taps) == reference(model, batch())
@@ -75,21 +77,19 @@ def test_a_forward_that_the_backward_repeats_counts_once(repeat: bool | None) ->
 
 def test_several_forwards_add_up_and_a_step_begins_anew() -> None:
     model = Model()
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     for _ in range(3):
         model(batch()).sum().backward()
     taps.close()
     assert counted(taps) == [[3 * n for n in counts] for counts in reference(model, batch())]
-    for tally in taps.tallies.values():
-        tally.clear()
-    assert counted(taps) == [[0] * E] * 2
+    assert counted(taps) == []
 
 
 def test_an_evaluation_does_not_count_and_a_frozen_router_does() -> None:
     model = Model()
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     model.eval()(batch())
-    assert counted(taps) == [[0] * E] * 2
+    assert counted(taps) == []
     with torch.no_grad():  # training without gradients is training
         model.train().requires_grad_(False)(batch())
     taps.close()
@@ -100,18 +100,17 @@ def test_an_evaluation_does_not_count_and_a_frozen_router_does() -> None:
 def test_padding_does_not_count(left: bool) -> None:
     model, kept = Model(), torch.ones(20, dtype=torch.bool)
     kept[: 7 if left else None][0 if left else 13 :] = False
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     taps.mask(kept.view(4, 5).long())
     model(batch())
     taps.close()
     assert counted(taps) == reference(model, batch()[kept])
-    assert [tally.tokens.item() for tally in taps.tallies.values()] == [13, 13]
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
 def test_a_compiled_model_counts_the_same(backend: str) -> None:
     model = Model()
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     compiled = torch.compile(model, backend=backend, fullgraph=True)
     for _ in range(2):
         compiled(batch()).sum().backward()
@@ -121,35 +120,33 @@ def test_a_compiled_model_counts_the_same(backend: str) -> None:
 
 def test_places_of_no_expert_and_of_weight_0_are_of_none() -> None:
     experts = nn.ModuleDict({"experts": Experts()})
-    taps = Taps(find_taps(experts))
+    taps = Taps(experts, find_taps(experts))
     ids = torch.tensor([[0, 1], [E, 2], [-1, 3], [0, 4]])
     weights = torch.tensor([[0.5, 0.5], [0.5, 0.5], [0.5, 0.5], [0.0, 1.0]])
     for hook in taps.taps[0].module._forward_pre_hooks.values():
         hook(taps.taps[0].module, (torch.ones(4, D), ids, weights), {})
-    (tally,) = taps.tallies.values()
-    assert tally.counts_E1.tolist() == [1, 1, 1, 1, 1, 0, 3]
-    assert tally.importance_E1[:E].tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.0]
+    (sums,) = taps.take()
+    assert sums.counts_CE1.tolist() == [[1, 1, 1, 1, 1, 0, 3]]
+    assert sums.importance_CE1[0, :E].tolist() == [0.5, 0.5, 0.5, 0.5, 1.0, 0.0]
 
 
 def test_our_own_layer_is_tapped_with_what_it_decided_before_a_drop() -> None:
     torch.manual_seed(0)
     layer = nn.Sequential(MoELayer(D, 16, E, k=K))
-    taps = Taps(find_taps(layer))
+    taps = Taps(layer, find_taps(layer))
     _, routing = layer[0](torch.randn(32, D), noise=1.0, capacity_factor=0.5)
     taps.close()
-    (tally,) = taps.tallies.values()
-    assert tally.counts_E1[:-1].tolist() == routing.counts_E.tolist()
+    assert counted(taps) == [routing.counts_E.tolist()]
 
 
 def test_any_other_layer_is_watched_by_a_reader() -> None:
     model = nn.Sequential(nn.Linear(D, E), nn.Identity())
-    taps = Taps(find_taps(model, {"0": lambda module, args, kwargs, out: (out.topk(K, dim=1).indices, None)}, {"0": E}))
+    taps = Taps(
+        model, find_taps(model, {"0": lambda module, args, kwargs, out: (out.topk(K, dim=1).indices, None)}, {"0": E})
+    )
     logits = model(batch())
     taps.close()
-    assert (
-        taps.tallies["0"].counts_E1[:-1].tolist()
-        == torch.bincount(logits.topk(K, dim=1).indices.flatten(), minlength=E).tolist()
-    )
+    assert counted(taps) == [torch.bincount(logits.topk(K, dim=1).indices.flatten(), minlength=E).tolist()]
 
 
 @pytest.mark.parametrize(

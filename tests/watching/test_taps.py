@@ -8,6 +8,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 from moe_core.watching.taps import Taps, find_taps
 from tests.watching.families import build, families
+from tests.watching.sums import counts_of
 
 # Families that cannot be built from a tiny random config, or whose experts are not called with ids, each with the reason.
 NOT_YET = {
@@ -69,7 +70,7 @@ def test_counts_are_those_of_the_models_own_routers(family: str) -> None:
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     said, hooks = chosen_by_routers(model)
-    taps = Taps(find_taps(model))
+    taps = Taps(model, find_taps(model))
     watched = loss_of(model, batch())
     watched.backward()
     assert torch.equal(watched, plain)
@@ -80,9 +81,9 @@ def test_counts_are_those_of_the_models_own_routers(family: str) -> None:
         hook.remove()
     taps.close()
     assert taps.taps
-    for tap in taps.taps:
-        tally, (ids_NK,) = taps.tallies[tap.name], said[tap.name if tap.name in said else tap.name.rpartition(".")[0]]
-        assert torch.equal(
-            tally.counts_E1[:-1], torch.bincount(ids_NK.flatten(), minlength=tap.experts)[: tap.experts]
-        ), tap.name
-        assert tally.tokens.item() == batch().numel()
+    counts = counts_of(taps)
+    for number, tap in enumerate(taps.taps):
+        (ids_NK,) = said[tap.name if tap.name in said else tap.name.rpartition(".")[0]]
+        reference = torch.bincount(ids_NK.flatten(), minlength=tap.experts)[: tap.experts]
+        assert counts[number][:-1] == reference.tolist(), tap.name
+        assert sum(counts[number]) == ids_NK.numel()
