@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+# The statistics of a router's scores, in the order of Sums.scores_SC.
+SCORES = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect")
 SAMPLE = 1024  # the most tokens of a call, evenly spaced, whose scores are kept: the statistics of scores are of those
 
 
@@ -26,12 +28,13 @@ class Call(NamedTuple):
 
 class Sums(NamedTuple):
     """Calls of layers that are alike, added up: for each its tap's number, counts_CE1 (C, E + 1) int64, the last column being
-    places without an expert, and importance_CE1 (C, E + 1) float32, sums of weights; None if the layers give none. calls: what
-    they were made of."""
+    places without an expert, and importance_CE1 (C, E + 1) float32, sums of weights; None if the layers give none. scores_SC:
+    the statistics of SCORES, means over the calls' tokens; None if no router was heard."""
 
     taps: list[int]
     counts_CE1: Tensor
     importance_CE1: Tensor | None
+    scores_SC: Tensor | None = None
 
 
 @torch.no_grad()

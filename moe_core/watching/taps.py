@@ -187,6 +187,7 @@ class Taps:
         self.taps, self.failed = list(taps), failed
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
+        self.off: dict[int, Tensor] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
         self.calls: list[Call] = []
         self.held_out: list[Call] = []
         self.sums: list[Sums] = []
@@ -215,6 +216,11 @@ class Taps:
     def _hook(self, number: int, tap: Tap) -> Any:
         tally = self.tallies[number]
 
+        def choose(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> Any:
+            given = self._without(number, tap, args, kwargs) if number in self.off else None
+            count(module, *(given or (args, kwargs)))
+            return given
+
         def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any = None) -> None:
             if torch.compiler.is_compiling():
                 if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
@@ -229,10 +235,27 @@ class Taps:
                     self.failed(error)
 
         if tap.early:
-            return tap.module.register_forward_pre_hook(
-                lambda module, args, kwargs: count(module, args, kwargs), with_kwargs=True
-            )
+            return tap.module.register_forward_pre_hook(choose, with_kwargs=True)
         return tap.module.register_forward_hook(count, with_kwargs=True)
+
+    def _without(self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+        """The arguments of experts, with weight 0 for those that are off."""
+        assert isinstance(tap.read, Arguments)
+        ids, weights = tap.read(tap.module, args, kwargs, None)
+        assert weights is not None
+        on_E1 = self.off[number].to(weights)
+        weights = weights * on_E1[ids.clamp(-1, tap.experts)]  # -1, for none, is the last place, which is E's
+        if len(args) > 2:
+            return (*args[:2], weights, *args[3:]), kwargs
+        return args, {**kwargs, tap.read.weights: weights}
+
+    def switch_off(self, off: Mapping[int, Sequence[int]]) -> None:
+        """From now on these experts, by the tap's number, add nothing to what their layer gives."""
+        self.off = {
+            number: torch.tensor([float(e not in experts) for e in range(self.taps[number].experts + 1)])
+            for number, experts in off.items()
+            if experts
+        }
 
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
         logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)

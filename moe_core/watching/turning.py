@@ -1,0 +1,141 @@
+"""The knobs of a watched model: those of its optimizer, its balancing loss and its routers, and any that its user declares.
+
+Nothing is changed until a knob is turned: until then the model computes the same bits as without.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from moe_core.schema import Knob
+
+COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef")  # as transformers' configs call the weights of these losses
+WIDE = 100.0  # how many times its start a rate may be
+
+
+class Turn(NamedTuple):
+    """A knob, and what makes the model follow it, called with each new value before the step in which it takes effect."""
+
+    knob: Knob
+    follow: Callable[[Any], None]
+
+
+def turns_of(
+    model: nn.Module,
+    optimizer: Any,
+    routers: Sequence[nn.Module],
+    own: Mapping[str, Knob],
+    switch_off: Callable[[str], None] | None,
+) -> dict[str, Turn]:
+    """What can be turned, by name. own: the user's knobs, which the user's own code follows; one of ours' name is refused.
+
+    routers: the modules whose parameters the knob freeze_router holds still; switch_off: follows the knob `off`, None where no
+    expert can be switched off.
+    """
+    turns = coefficients(model)
+    if optimizer is not None:
+        turns |= Rates(optimizer, routers).turns()
+    if switch_off is not None:
+        help = "experts that take no part, such as 4 or 2:4 for layer 2's expert 4; what they would add is left out"
+        turns["off"] = Turn(Knob("", help=help), switch_off)
+    if taken := sorted(turns.keys() & own.keys()):
+        raise ValueError(f"knobs must have names of their own, and {', '.join(taken)} is a knob of the model already")
+    return turns | {name: Turn(knob, lambda value: None) for name, knob in own.items()}
+
+
+def coefficients(model: nn.Module) -> dict[str, Turn]:
+    """The weights of the model's own router losses: every module and config that holds one, since some models copy it from their
+    config when they are made and others read it there at each forward."""
+    turns = {}
+    for name in COEFFICIENTS:
+        owners = [
+            owner
+            for module in model.modules()
+            for owner in (module, getattr(module, "config", None))
+            if isinstance(getattr(owner, name, None), float)
+        ]
+        if owners:
+            turns[name] = Turn(
+                rate(
+                    float(getattr(owners[0], name)),
+                    "weight of the model's own router loss; it acts where the model is called with output_router_logits=True",
+                ),
+                lambda value, name=name, owners=owners: [setattr(owner, name, value) for owner in owners] and None,
+            )
+    return turns
+
+
+class Rates:
+    """Learning rate and weight decay of an optimizer, and which parameters stay as they are.
+
+    The rates are set for the time of optimizer.step() alone, so that a scheduler, which sets them too, goes on as it was: a turn
+    of the learning rate multiplies what the schedule makes of it. Groups keep their ratio.
+    """
+
+    def __init__(self, optimizer: Any, routers: Sequence[nn.Module]) -> None:
+        self.optimizer = base_of(optimizer)
+        groups = self.optimizer.param_groups
+        self.starts = {
+            "lr": max(float(group.get("initial_lr", group.get("lr", 0.0))) for group in groups),
+            "weight_decay": max(float(group.get("weight_decay", 0.0)) for group in groups),
+        }
+        self.values = dict(self.starts)
+        self.held = {id(parameter) for router in routers for parameter in router.parameters()}
+        self.frozen = False
+        self.before: list[tuple[dict[str, Any], str, Any]] = []
+        self.optimizer.register_step_pre_hook(self._set)
+        self.optimizer.register_step_post_hook(self._restore)
+
+    def turns(self) -> dict[str, Turn]:
+        """lr, weight_decay and freeze_router, those that this optimizer has."""
+        helps = {
+            "lr": "learning rate of the fastest group of parameters; the others, and what a schedule makes of it, follow in ratio",
+            "weight_decay": "weight decay of the group with the most; the others follow in ratio",
+        }
+        turns = {
+            name: Turn(
+                rate(self.starts[name], helps[name]),
+                lambda value, name=name: self.values.update({name: value}),
+            )
+            for name in self.starts
+            if any(name in group for group in self.optimizer.param_groups)
+            and (name == "weight_decay" or self.starts[name] > 0)
+        }
+        if self.held:
+            help = "1: the routers' parameters stay as they are"
+            turns["freeze_router"] = Turn(Knob(0, 0, 1, help=help), lambda value: setattr(self, "frozen", bool(value)))
+        return turns
+
+    def _set(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for group in optimizer.param_groups:
+            for name, start in self.starts.items():
+                if self.values[name] != start:
+                    self.before.append((group, name, group[name]))
+                    group[name] = group[name] * (self.values[name] / start) if start else self.values[name]
+            if self.frozen:
+                for parameter in group["params"]:
+                    if id(parameter) in self.held:
+                        parameter.grad = None
+
+    def _restore(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        for group, name, value in self.before:
+            group[name] = value
+        self.before.clear()
+
+
+def rate(start: float, help: str) -> Knob:
+    """A knob whose slider is logarithmic, and which can be turned to 0."""
+    return Knob(start, 0.0, WIDE * start or 1.0, help=help, scale="log0")
+
+
+def base_of(optimizer: Any) -> torch.optim.Optimizer:
+    """The optimizer within what accelerate and others wrap around it. ValueError if there is none."""
+    given = optimizer
+    while not isinstance(optimizer, torch.optim.Optimizer):
+        optimizer = getattr(optimizer, "optimizer", None)
+        if optimizer is None:
+            raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(given).__name__}")
+    return optimizer
+
