@@ -1,0 +1,321 @@
+"""The routers of other people's models: where their logits are, and how a choice is made of them, so that it can be repeated.
+
+Taps say what was chosen; the logits say how near another choice was. transformers says in each model's `_can_record_outputs`
+which modules give router logits, and at which place of what they return.
+
+Shapes: L layers, N tokens, E experts, K experts of a token.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from moe_core.watching.taps import Tap, parent_of
+
+# How logits become the scores by which a router chooses.
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda logits: logits.softmax(-1),
+    "sigmoid": torch.sigmoid,
+    "logits": lambda logits: logits,
+    "sqrtsoftplus": lambda logits: F.softplus(logits).sqrt(),  # DeepSeek-V4
+}
+# Routers whose scores are not those that default_scores() takes for granted, by their class.
+SCORES_OF = {
+    "Ernie4_5_MoeTopKRouter": "softmax",
+    "FlintTopKRouter": "sigmoid",
+    "Kolibri1TopKRouter": "logits",
+    "Lfm2MoeTopKRouter": "sigmoid",
+    "Llama4Router": "sigmoid",
+    "LongcatFlashTopkRouter": "softmax",
+    "ZayaRouter": "softmax",
+}
+# A tensor that is added to the scores for selection only: of the router, of a module in it, or of the block that calls it.
+BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
+
+
+class Groups(NamedTuple):
+    """Selection that is limited to some groups of experts: of `many` groups the `kept` ones with the largest sum of their
+    `best` (1 or 2) largest scores. The scores of all others count as `masked`."""
+
+    many: int
+    kept: int
+    best: int
+    masked: float
+
+
+class Logits:
+    """Reads a router's logits (N, E) from what it returned: (module, args, kwargs, output) -> Tensor, detached.
+
+    Some routers return probabilities in their place (Gemma 4; several before transformers 5.6). Of these the logarithm is
+    taken, which is the logits less a number for each token. Margin, confidence and spread do not depend on that number, but a
+    z-loss of it would be 0. Which of both it is, is seen at the first call; only then does the host wait for the device.
+    """
+
+    def __init__(self, place: int) -> None:
+        self.place = place
+        self.probabilities: bool | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
+        given = cast(Tensor, output if torch.is_tensor(output) else output[self.place])
+        logits_NE = given.detach().flatten(0, -2)
+        if self.probabilities is None:
+            if torch.compiler.is_compiling():  # a graph cannot ask for a value
+                return torch.where(are_probabilities(logits_NE), logits_NE.log(), logits_NE)
+            self.probabilities = bool(are_probabilities(logits_NE))
+        return logits_NE.log() if self.probabilities else logits_NE
+
+
+def are_probabilities(values_NE: Tensor) -> Tensor:
+    """() bool: whether rows sum to 1 and none is negative. The tolerance is that of bfloat16."""
+    return (values_NE >= 0).all() & ((values_NE.float().sum(-1) - 1).abs() < 0.02).all()
+
+
+@dataclass(frozen=True)
+class Router:
+    """What chooses for one tap. name: the path of its module; read: its logits, given to a forward hook (with_kwargs) of module;
+    scores: a name of SCORES; bias_place: the module that holds the selection bias, and the bias's name in it, or None."""
+
+    name: str
+    module: nn.Module
+    read: Logits
+    scores: str
+    groups: Groups | None
+    bias_place: tuple[nn.Module, str] | None
+
+    @property
+    def bias(self) -> Tensor | None:
+        """(E,) the tensor that is added to the scores for selection only, as a view of what the model holds now: a model that
+        is moved to another device holds another tensor."""
+        if self.bias_place is None:
+            return None
+        owner, name = self.bias_place
+        return cast(Tensor, getattr(owner, name)).detach().view(-1)
+
+
+def find_routers(model: nn.Module, taps: Sequence[Tap]) -> dict[str, Router]:
+    """The router of each tap by the tap's name. A tap whose router cannot be told is not in it: the model does not say which
+    modules give router logits, or several do beside the tap, or this layer's ids come from a table."""
+    places = logit_places(model)
+    modules = dict(model.named_modules())
+    is_router = {name: modules[name] for name in modules if isinstance(modules[name], tuple(places))}
+    routers = {}
+    for tap in taps:
+        others = [other.name for other in taps if other.name != tap.name]
+        near = nearest(tap.name, list(is_router), others)
+        if near is not None:
+            place = next(place for kind, place in places.items() if isinstance(is_router[near], kind))
+            routers[tap.name] = router_of(near, is_router[near], place, modules)
+    return routers
+
+
+def logit_places(model: nn.Module) -> dict[type[nn.Module], int]:
+    """Which place of what a module returns holds router logits, by the module's class, as transformers' models say it."""
+    places: dict[type[nn.Module], int] = {}
+    for module in model.modules():
+        said = (getattr(type(module), "_can_record_outputs", None) or {}).get("router_logits", ())
+        for one in said if isinstance(said, list | tuple) else [said]:
+            kind = getattr(one, "target_class", one)
+            if isinstance(kind, type) and issubclass(kind, nn.Module):
+                places[kind] = int(getattr(one, "index", 0))
+    return places
+
+
+def nearest(tap: str, routers: Sequence[str], others: Sequence[str]) -> str | None:
+    """The router at a tap, else the only one in the smallest module that holds both and no other tap; None if there is none."""
+    within = tap
+    while True:
+        inside = [name for name in routers if is_in(name, within)]
+        if len(inside) == 1:
+            return inside[0]
+        if inside or not within:
+            return None
+        within = parent_of(within)
+        if any(is_in(other, within) for other in others):
+            return None
+
+
+def is_in(name: str, path: str) -> bool:
+    """Whether a module is another, given by its path, or stands in it."""
+    return not path or name == path or name.startswith(f"{path}.")
+
+
+def router_of(name: str, module: nn.Module, place: int, modules: Mapping[str, nn.Module]) -> Router:
+    """What is known of a router."""
+    bias_place = bias_place_of(module, modules[parent_of(name)])
+    return Router(name, module, Logits(place), scores_of(module, bias_place), groups_of(module), bias_place)
+
+
+def bias_place_of(router: nn.Module, block: nn.Module) -> tuple[nn.Module, str] | None:
+    """The module that holds a router's selection bias, and the bias's name in it: the router or a part of it, else its block."""
+    for owner in (*router.modules(), block):
+        for bias in BIASES:
+            if torch.is_tensor(getattr(owner, bias, None)):
+                return owner, bias
+    return None
+
+
+def scores_of(router: nn.Module, bias_place: tuple[nn.Module, str] | None) -> str:
+    """The name of a router's scores: from its class, or from the function or the name that it holds; else by what is usual:
+    routers with a selection bias take the sigmoid (DeepSeek-V3), others the softmax."""
+    for kind in type(router).__mro__:
+        if kind.__name__ in SCORES_OF:
+            return SCORES_OF[kind.__name__]
+    if (said := getattr(router, "expert_selection_fn", None)) in SCORES:
+        return cast(str, said)
+    for word in ("score_fn", "scoring_function"):
+        if callable(function := getattr(router, word, None)):
+            values = torch.linspace(-3, 3, 7)
+            for name, score in SCORES.items():
+                if torch.allclose(function(values), score(values)):
+                    return name
+    return "softmax" if bias_place is None else "sigmoid"
+
+
+def groups_of(router: nn.Module) -> Groups | None:
+    """A router's limit to groups, None without one."""
+    many = getattr(router, "num_group", None) or getattr(router, "n_group", None)
+    kept = getattr(router, "topk_group", None)
+    method = getattr(
+        router, "topk_method", None
+    )  # DeepSeek-V2 says whether it limits, and takes a group's largest score
+    if not isinstance(many, int) or not isinstance(kept, int) or many == 1 or method == "greedy":
+        return None
+    # A.X-K2 masks by 0, so that a score that its bias makes negative loses to an expert of another group.
+    masked = 0.0 if hasattr(router, "apply_group_scoring") else -math.inf
+    return Groups(many, kept, best=2 if method is None else 1, masked=masked)
+
+
+# A choice, repeated
+
+
+def choose(router: Router, logits_NE: Tensor, k: int) -> Tensor:
+    """(N, K) the experts that a router chooses by these logits, in no order. Not those of a router that samples (PhiMoE)."""
+    bias_E = router.bias
+    scores_NE = SCORES[router.scores](logits_NE.float())
+    return best_of(scores_NE if bias_E is None else scores_NE + bias_E, k, router.groups)
+
+
+def best_of(scores_NE: Tensor, k: int, groups: Groups | None) -> Tensor:
+    """(..., N, K) the k largest scores, of the groups that are kept."""
+    return (scores_NE if groups is None else limited(scores_NE, groups)[0]).topk(k, dim=-1, sorted=False).indices
+
+
+def limited(scores_NE: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+    """Scores (..., N, E), those of groups that are not kept masked; each group's score (..., N, G); the kept groups (..., N, G')."""
+    in_groups_NGB = scores_NE.reshape(*scores_NE.shape[:-1], groups.many, -1)
+    first_NG1, at_NG1 = in_groups_NGB.max(-1, keepdim=True)
+    group_scores_NG = first_NG1[..., 0]
+    if groups.best == 2:  # a top-k of two takes five times as long on a CPU
+        group_scores_NG = group_scores_NG + in_groups_NGB.scatter(-1, at_NG1, -math.inf).amax(-1)
+    kept_NG = group_scores_NG.topk(groups.kept, dim=-1).indices
+    is_kept_NG = torch.zeros_like(group_scores_NG, dtype=torch.bool).scatter(-1, kept_NG, True)
+    return in_groups_NGB.masked_fill(~is_kept_NG[..., None], groups.masked).flatten(-2), group_scores_NG, kept_NG
+
+
+# What the logits say of a choice
+
+
+class ScoreStatistics(NamedTuple):
+    """Of each layer, (L,), as schema.STATS defines them; NaN where there is none."""
+
+    router_margin_L: Tensor
+    router_margin_p10_L: Tensor
+    confidence_L: Tensor
+    logit_spread_L: Tensor
+    bias_effect_L: Tensor
+
+
+@torch.no_grad()
+def score_statistics(
+    logits_LNE: Tensor,
+    ids_LNK: Tensor,
+    scores: str = "softmax",
+    bias_LE: Tensor | None = None,
+    groups: Groups | None = None,
+    kept_N: Tensor | None = None,
+) -> ScoreStatistics:
+    """Statistics of layers whose routers are alike. Nothing is copied to the host.
+
+    ids_LNK: what was chosen, each from 0 to E - 1. kept_N (N,) bool: the tokens that count; None: all do.
+    Margins are of what was chosen by: the logits, or where a bias or groups select, the scores + bias.
+    """
+    logits_LNE = logits_LNE.float()
+    plain = bias_LE is None and groups is None
+    scores_LNE = logits_LNE if plain else SCORES[scores](logits_LNE)
+    by_LNE = scores_LNE if bias_LE is None else scores_LNE + bias_LE[:, None]
+    chosen_LNK = logits_LNE.gather(-1, ids_LNK)
+    margin_LN = margins(by_LNE, ids_LNK, groups, chosen_LNK if plain else None)
+    values = [margin_LN, chosen_share(logits_LNE, chosen_LNK, scores), spread(logits_LNE)]
+    if bias_LE is not None:
+        values.append(overlap(ids_LNK, best_of(scores_LNE, ids_LNK.shape[-1], groups)))
+    means = mean_over(torch.stack(values), kept_N)
+    none_L = torch.full_like(means[0], math.nan)
+    # Where nothing is unchosen, the margin is infinite.
+    tenth_L = low_tenth(margin_LN) if kept_N is None else low_tenth_of_kept(margin_LN, kept_N)
+    mean_L, tenth_L = (none_L, none_L) if ids_LNK.shape[-1] == logits_LNE.shape[-1] else (means[0], tenth_L)
+    return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3])
+
+
+def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chosen_LNK: Tensor | None = None) -> Tensor:
+    """(L, N) the weakest chosen score minus the strongest unchosen one; infinite where nothing is unchosen. (gating.router_margin)
+
+    With groups the smaller of that within the kept groups, and of the weakest kept group's score minus the strongest other's,
+    divided by how many scores it sums: an error of less than half of it in each score changes no choice.
+    """
+    if groups is not None:
+        by_LNE, group_scores_LNG, kept_LNG = limited(by_LNE, groups)
+    chosen_LNK = by_LNE.gather(-1, ids_LNK) if chosen_LNK is None else chosen_LNK
+    margin_LN = chosen_LNK.amin(-1) - by_LNE.scatter(-1, ids_LNK, -math.inf).amax(-1)
+    if groups is None:
+        return margin_LN
+    return torch.minimum(margin_LN, margins(group_scores_LNG, kept_LNG) / groups.best)
+
+
+def chosen_share(logits_LNE: Tensor, chosen_LNK: Tensor, scores: str) -> Tensor:
+    """(L, N) the chosen experts' share of the scores over all experts, without a bias. Where the logits themselves are compared,
+    of their sigmoids, which such a router weighs by (Kolibri)."""
+    if scores == "softmax":
+        return (chosen_LNK - logits_LNE.logsumexp(-1, keepdim=True)).exp_().sum(-1)
+    score = torch.sigmoid if scores == "logits" else SCORES[scores]
+    return score(chosen_LNK).sum(-1) / score(logits_LNE).sum(-1)
+
+
+def overlap(one_LNK: Tensor, other_LNK: Tensor) -> Tensor:
+    """(L, N) |A and B| / |A or B| of two choices."""
+    both_LN = (one_LNK[..., None] == other_LNK[..., None, :]).sum((-1, -2))
+    return both_LN / (2 * one_LNK.shape[-1] - both_LN)
+
+
+def spread(logits_LNE: Tensor) -> Tensor:
+    """(L, N) the standard deviation over the experts. By itself, since torch.std takes six times as long."""
+    away_LNE = logits_LNE - logits_LNE.mean(-1, keepdim=True)
+    length_LN: Tensor = torch.linalg.vector_norm(away_LNE, dim=-1)
+    return length_LN * logits_LNE.shape[-1] ** -0.5
+
+
+def mean_over(values_N: Tensor, kept_N: Tensor | None) -> Tensor:
+    """(...) the mean of (..., N) over the tokens that count; NaN if there is none."""
+    return values_N.mean(-1) if kept_N is None else values_N.where(kept_N, 0).sum(-1) / kept_N.sum()
+
+
+def low_tenth(margin_LN: Tensor) -> Tensor:
+    """(L,) the 10th percentile over tokens, between two tokens as numpy's."""
+    place = 0.1 * (margin_LN.shape[1] - 1)
+    low_Ln = margin_LN.topk(math.ceil(place) + 1, dim=1, largest=False).values
+    return low_Ln[:, math.floor(place)].lerp(low_Ln[:, -1], place % 1)
+
+
+def low_tenth_of_kept(margin_LN: Tensor, kept_N: Tensor) -> Tensor:
+    """(L,) low_tenth() over the tokens that count, whose number the host does not know."""
+    place = 0.1 * (kept_N.sum() - 1)
+    enough = math.ceil(0.1 * (margin_LN.shape[1] - 1)) + 1  # were all to count
+    low_LN = margin_LN.masked_fill(~kept_N, math.inf).topk(enough, dim=1, largest=False).values
+    low_L, high_L = (
+        low_LN.index_select(1, at.long().clamp(min=0).view(1))[:, 0] for at in (place.floor(), place.ceil())
+    )
+    return torch.where(place < 0, math.nan, low_L.lerp(high_L, place.frac()))
