@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,15 @@ NO_ROWS = np.empty((0, 0), np.float32)
 TRIES = 3  # how often a write that the disk failed is tried again
 RETRY = 0.1  # seconds of waiting before that, times the tries before
 POLL = 0.02  # seconds between two readings of the commands while the training waits for the disk
-Item = Batch | Callable[[], None] | threading.Event | None
+
+
+class Later(NamedTuple):
+    """A batch that the committing thread makes, so that the training waits for no copy from its device."""
+
+    make: Callable[[], Batch]
+
+
+Item = Batch | Later | Callable[[], None] | threading.Event | None
 
 
 class Committer:
@@ -56,7 +64,7 @@ class Committer:
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
-    def put(self, item: Batch | Callable[[], None]) -> None:
+    def put(self, item: Batch | Later | Callable[[], None]) -> None:
         """Hand over a batch, or a function to be called after the batches before it. RuntimeError if an earlier one could
         not be committed."""
         self._hand_over(item)
@@ -110,6 +118,8 @@ class Committer:
                 continue  # the queue is drained, so that nobody waits for a thread that cannot write
             folder = self.writer.folder
             try:
+                if isinstance(item, Later):
+                    item = item.make()
                 self._carry_out(item)
                 if self.writer.folder != folder:
                     self.notify(

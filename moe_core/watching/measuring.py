@@ -48,8 +48,8 @@ class Rows:
     def _fill(self, row_C: NDArray[np.float32], step: Step) -> None:
         self._set(row_C, "seconds", -1, step.seconds)
         for name in OF_STEP:
-            if (value := step.said.get(name)) is not None:
-                self._set(row_C, name, -1, float(value))
+            if (said := step.said.get(name)) is not None:
+                self._set(row_C, name, -1, float(said))
         added: dict[tuple[str, int], NDArray[np.float64]] = {}
         calls: dict[int, int] = {}
         for sums in step.sums:
@@ -90,4 +90,3 @@ def counts_by_layer(sums: Sequence[Sums], layers: dict[int, int], experts: Seque
             if tap in layers:
                 counts[layers[tap]] += counts_E
     return [[float(n) for n in counts_E] for counts_E in counts]
-

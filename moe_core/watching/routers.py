@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_core.watching.taps import Tap, parent_of
+from moe_core.watching.places import Tap, parent_of
 
 # How logits become the scores by which a router chooses.
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -86,6 +86,11 @@ class Router:
     scores: str
     groups: Groups | None
     bias_place: tuple[nn.Module, str] | None
+
+    @property
+    def kind(self) -> tuple[str, Groups | None, bool]:
+        """Routers of one kind choose in the same way."""
+        return self.scores, self.groups, self.bias_place is not None
 
     @property
     def bias(self) -> Tensor | None:

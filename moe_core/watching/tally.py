@@ -34,12 +34,13 @@ class Sums(NamedTuple):
     taps: list[int]
     counts_CE1: Tensor
     importance_CE1: Tensor | None
+    places: int  # K
     scores_SC: Tensor | None = None
 
 
 @torch.no_grad()
 def add_up(calls: Sequence[Call], experts: int) -> Sums:
-    """The sums of calls whose ids have one shape, and whose layers have `experts` experts. An id outside 0 to E - 1 is of no
+    """The sums of calls whose ids have one shape and one mask, and whose layers have `experts` experts. An id outside 0 to E - 1 is of no
     expert of its layer, and so is a place of weight 0: some models write expert 0 there."""
     ids_CNK = torch.stack([call.ids_NK for call in calls])
     chosen_CNK = (ids_CNK >= 0) & (ids_CNK < experts)
@@ -48,15 +49,14 @@ def add_up(calls: Sequence[Call], experts: int) -> Sums:
         weights_CNK = torch.stack([call.weights_NK for call in calls if call.weights_NK is not None])
         chosen_CNK &= weights_CNK != 0
     if calls[0].kept_N is not None:
-        chosen_CNK &= torch.stack([call.kept_N for call in calls if call.kept_N is not None])[:, :, None]
+        chosen_CNK &= calls[0].kept_N[:, None]
     place_CP = torch.where(chosen_CNK, ids_CNK, experts).long().flatten(1)
     sums = torch.zeros(len(calls), experts + 1, device=place_CP.device)
     counts_CE1 = sums.long().scatter_add_(1, place_CP, torch.ones_like(place_CP))
     if weights_CNK is None:
-        return Sums([call.tap for call in calls], counts_CE1, None)
-    return Sums(
-        [call.tap for call in calls], counts_CE1, sums.scatter_add_(1, place_CP, weights_CNK.float().flatten(1))
-    )
+        return Sums([call.tap for call in calls], counts_CE1, None, ids_CNK.shape[2])
+    importance_CE1 = sums.scatter_add_(1, place_CP, weights_CNK.float().flatten(1))
+    return Sums([call.tap for call in calls], counts_CE1, importance_CE1, ids_CNK.shape[2])
 
 
 class Tally:
@@ -66,7 +66,7 @@ class Tally:
         self.tap, self.experts = tap, experts
         self.counts_E1 = torch.zeros(experts + 1, dtype=torch.int64, device=device)
         self.importance_E1 = torch.zeros(experts + 1, device=device)
-        self.weighed = True
+        self.weighed, self.places = True, 1
 
     @torch.no_grad()
     def add(self, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
@@ -81,7 +81,7 @@ class Tally:
             chosen_NK &= kept_N[:, None]
         place_P = torch.where(chosen_NK, ids_NK, E).long().flatten()
         self.counts_E1.scatter_add_(0, place_P, torch.ones_like(place_P))
-        self.weighed = weights_NK is not None
+        self.weighed, self.places = weights_NK is not None, ids_NK.shape[1]
         if weights_NK is not None:
             self.importance_E1.scatter_add_(0, place_P, weights_NK.float().flatten())
 
@@ -89,7 +89,7 @@ class Tally:
     def take(self) -> Sums:
         """What was added since the last take."""
         importance_CE1 = self.importance_E1[None].clone() if self.weighed else None
-        taken = Sums([self.tap], self.counts_E1[None].clone(), importance_CE1)
+        taken = Sums([self.tap], self.counts_E1[None].clone(), importance_CE1, self.places)
         self.counts_E1.zero_()
         self.importance_E1.zero_()
         return taken

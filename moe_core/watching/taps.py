@@ -8,15 +8,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from moe_core.watching.places import Reader, Tap, parent_of
+from moe_core.watching.routers import Router, score_statistics
 from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
-
-if TYPE_CHECKING:
-    from moe_core.watching.routers import Router
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
@@ -25,19 +24,6 @@ LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "MoELayer of moe_core.nn"
 )
-
-# (module, args, kwargs, output) of a call, to ids (N, K) and weights (N, K) or None; None where there is nothing to count.
-Reader = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], tuple[Tensor, Tensor | None] | None]
-
-
-class Tap(NamedTuple):
-    """One router's place. name: the path of its module in the model; early: read before the module's forward, not after it."""
-
-    name: str
-    module: nn.Module
-    experts: int
-    read: Reader
-    early: bool
 
 
 def find_taps(
@@ -69,11 +55,6 @@ def find_taps(
             f"Name its routers by routers={{path: reader}}"
         )
     return taps
-
-
-def parent_of(name: str) -> str:
-    """The path of the module that holds this one."""
-    return name.rpartition(".")[0]
 
 
 def tap_of(name: str, module: nn.Module) -> Tap | None:
@@ -181,13 +162,16 @@ class Taps:
         self,
         model: nn.Module,
         taps: Sequence[Tap],
-        routers: "Mapping[str, Router]" = MappingProxyType({}),
+        routers: Mapping[str, Router] = MappingProxyType({}),
         failed: Callable[[Exception], None] = raise_it,
     ) -> None:
         self.taps, self.failed = list(taps), failed
+        self.routers = {number: routers[tap.name] for number, tap in enumerate(self.taps) if tap.name in routers}
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
-        self.off: dict[int, Tensor] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
+        self.off: dict[
+            int, Tensor
+        ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
         self.calls: list[Call] = []
         self.held_out: list[Call] = []
         self.sums: list[Sums] = []
@@ -196,7 +180,7 @@ class Taps:
         self.tallies = [Tally(number, tap.experts, device_of(tap.module)) for number, tap in enumerate(self.taps)]
         self.handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for number, tap in enumerate(self.taps):
-            if (router := routers.get(tap.name)) is not None:
+            if (router := self.routers.get(number)) is not None:
                 self.handles.append(router.module.register_forward_hook(self._hear(number, router), with_kwargs=True))
             self.handles.append(self._hook(number, tap))
 
@@ -206,7 +190,7 @@ class Taps:
             self.generating = kwargs.get("past_key_values") is not None
             self.logits.clear()
 
-    def _hear(self, number: int, router: "Router") -> Callable[..., None]:
+    def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             if not torch.compiler.is_compiling() and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
@@ -270,11 +254,31 @@ class Taps:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
         alike: dict[Any, list[Call]] = {}
         for call in calls:
-            weighed, masked = call.weights_NK is not None, call.kept_N is not None
-            key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, masked
+            weighed, heard = (
+                call.weights_NK is not None,
+                self.routers[call.tap].kind if call.logits_ME is not None else None,
+            )
+            key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, id(call.kept_N), heard
             alike.setdefault(key, []).append(call)
-        sums += [add_up(group, key[0]) for key, group in alike.items()]
+        for (experts, *_, heard), group in alike.items():
+            scores_SC = self._scores(group) if training and heard is not None else None
+            sums.append(add_up(group, experts)._replace(scores_SC=scores_SC))
         calls.clear()
+
+    def _scores(self, calls: Sequence[Call]) -> Tensor:
+        """(S, C) the statistics of the scores of calls that are alike, of their sampled tokens."""
+        routers = [self.routers[call.tap] for call in calls]
+        biases = [router.bias for router in routers]
+        first, stride = calls[0], calls[0].stride
+        statistics = score_statistics(
+            torch.stack([call.logits_ME for call in calls if call.logits_ME is not None]),
+            torch.stack([call.ids_NK[::stride] for call in calls]).clamp(0, self.taps[first.tap].experts - 1).long(),
+            routers[0].scores,
+            None if biases[0] is None else torch.stack([bias for bias in biases if bias is not None]),
+            routers[0].groups,
+            None if first.kept_N is None else first.kept_N[::stride],
+        )
+        return torch.stack(statistics)
 
     def mask(self, mask: Tensor | None) -> None:
         """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""

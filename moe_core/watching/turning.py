@@ -4,6 +4,8 @@ Nothing is changed until a knob is turned: until then the model computes the sam
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +13,10 @@ from torch import nn
 
 from moe_core.schema import Knob
 
-COEFFICIENTS = ("router_aux_loss_coef", "router_z_loss_coef")  # as transformers' configs call the weights of these losses
+COEFFICIENTS = (
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+)  # as transformers' configs call the weights of these losses
 WIDE = 100.0  # how many times its start a rate may be
 
 
@@ -62,9 +67,21 @@ def coefficients(model: nn.Module) -> dict[str, Turn]:
                     float(getattr(owners[0], name)),
                     "weight of the model's own router loss; it acts where the model is called with output_router_logits=True",
                 ),
-                lambda value, name=name, owners=owners: [setattr(owner, name, value) for owner in owners] and None,
+                Setting(name, owners),
             )
     return turns
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An attribute of one name, of all that have it."""
+
+    name: str
+    owners: Sequence[Any]
+
+    def __call__(self, value: float) -> None:
+        for owner in self.owners:
+            setattr(owner, self.name, value)
 
 
 class Rates:
@@ -97,7 +114,7 @@ class Rates:
         turns = {
             name: Turn(
                 rate(self.starts[name], helps[name]),
-                lambda value, name=name: self.values.update({name: value}),
+                partial(self._follow, name),
             )
             for name in self.starts
             if any(name in group for group in self.optimizer.param_groups)
@@ -107,6 +124,9 @@ class Rates:
             help = "1: the routers' parameters stay as they are"
             turns["freeze_router"] = Turn(Knob(0, 0, 1, help=help), lambda value: setattr(self, "frozen", bool(value)))
         return turns
+
+    def _follow(self, name: str, value: float) -> None:
+        self.values[name] = value
 
     def _set(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         for group in optimizer.param_groups:
@@ -138,4 +158,3 @@ def base_of(optimizer: Any) -> torch.optim.Optimizer:
         if optimizer is None:
             raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(given).__name__}")
     return optimizer
-

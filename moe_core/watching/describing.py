@@ -1,0 +1,95 @@
+"""What a watched run says of itself: its layers, what it measures, and of which model it is."""
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from moe_core import __version__
+from moe_core.schema import Description, Knob, Layer
+from moe_core.schema.description import Loss
+from moe_core.schema.stats import Metric
+from moe_core.watching.measuring import OF_STEP, Step
+from moe_core.watching.places import parent_of
+from moe_core.watching.tally import SCORES
+from moe_core.watching.taps import Taps, device_of
+from moe_core.watching.turning import base_of
+
+CONFIG = ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")  # of the model's config, for people
+
+
+def description_of(
+    model: nn.Module,
+    optimizer: Any,
+    taps: Taps,
+    places: Mapping[int, int],
+    step: Step,
+    knobs: Mapping[str, Knob],
+    metrics: Sequence[Metric],
+    checkpoint: bool,
+) -> Description:
+    """places: how many experts each token went to in the first step, by the tap's number, in the order of the layers."""
+    sums = step.sums
+    measures = [name for name in OF_STEP if name in step.said] + ["seconds"]
+    measures += ["importance"] if any(one.importance_CE1 is not None for one in sums) else []
+    measures += ["counts"]
+    if heard := [one.scores_SC for one in sums if one.scores_SC is not None]:
+        some_S = torch.stack([~scores_SC.isnan().all(1) for scores_SC in heard]).any(0)
+        measures += [name for name, some in zip(SCORES, some_S.tolist(), strict=True) if some]
+    return Description(
+        origin="watched",
+        task=type(model).__name__,
+        layers=tuple(layer_of(model, taps, tap, k) for tap, k in places.items()),
+        knobs=knobs,
+        metrics=tuple(metrics),
+        loss=Loss("nats", 1.0, "loss"),
+        probe="none",
+        obeys=("pause", "step", "stop", *(["checkpoint"] if checkpoint else [])),
+        settings=settings_of(model, optimizer),
+        measures=(*measures, "dead_experts"),
+    )
+
+
+def layer_of(model: nn.Module, taps: Taps, number: int, k: int) -> Layer:
+    """A layer as its run declares it. It learns if its router has a parameter that is trained; one that is not known is taken to."""
+    tap, router = taps.taps[number], taps.routers.get(number)
+    learns = router is None or any(parameter.requires_grad for parameter in router.module.parameters())
+    block = model.get_submodule(parent_of(tap.name))
+    shared = int(any(hasattr(block, name) for name in ("shared_expert", "shared_experts", "shared_mlp")))
+    return Layer(tap.name, tap.experts, min(k, tap.experts), 1, shared, learns)
+
+
+def settings_of(model: nn.Module, optimizer: Any) -> dict[str, Any]:
+    """For people: what the model is."""
+    parameters = list(model.parameters())
+    config = getattr(model, "config", None)
+    said = {name: value for name in CONFIG if isinstance(value := getattr(config, name, None), (int, str))}
+    return said | {
+        "parameters": sum(parameter.numel() for parameter in parameters),
+        "dtype": str(parameters[0].dtype).removeprefix("torch.") if parameters else "",
+        "optimizer": "" if optimizer is None else type(base_of(optimizer)).__name__,
+    }
+
+
+def facts_of(model: nn.Module) -> dict[str, Any]:
+    """Where it is trained, and with what."""
+    device = device_of(model)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    versions = {
+        "moescope": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": sys.version.split()[0],
+    }
+    if (transformers := sys.modules.get("transformers")) is not None:
+        versions["transformers"] = str(transformers.__version__)
+    return {
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+        "versions": versions,
+    }

@@ -1,0 +1,283 @@
+"""The live handle: what it records of a model that is trained in somebody's own loop, and what can be turned meanwhile."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moe_core.runs import Run, StoreError, list_runs, open_run, verify
+from moe_core.watching import Knob, Live, StopTraining, watch
+from tests.watching.test_counting import D, E, K, Model, batch, reference
+
+
+def train(live: Live, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 5) -> list[Tensor]:
+    """A plain loop on fresh tokens; the losses."""
+    losses = []
+    for step in range(steps):
+        x = torch.randn(20, D, generator=torch.Generator().manual_seed(step))
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        live.step(loss=loss)
+        losses.append(loss.detach())
+    return losses
+
+
+@pytest.fixture
+def model() -> Model:
+    return Model()
+
+
+def sgd(model: nn.Module, lr: float = 0.1) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=lr, weight_decay=0.01)
+
+
+def ended(live: Live) -> Run:
+    live.close()
+    return open_run(live.path)
+
+
+def test_a_loop_of_ones_own_is_recorded_exactly(model: Model, tmp_path: Path) -> None:
+    optimizer, expected, losses = sgd(model), [], []
+    live = watch(model, "mine", optimizer=optimizer, runs=tmp_path)
+    for step in range(30):
+        x = torch.randn(20, D, generator=torch.Generator().manual_seed(step))
+        expected.append(reference(model.eval(), x))
+        model.train()
+        loss = model(x).square().mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        live.step(loss=loss, grad_norm=2.5)
+        losses.append(loss.item())
+    run = ended(live)
+    assert (run.state, run.steps(), verify(run)) == ("finished", (1, 30), [])
+    for layer in range(2):
+        steps, counts = run.history("counts", f"blocks.{layer}.experts")
+        assert steps.tolist() == list(range(1, 31))
+        assert counts.tolist() == [row[layer] for row in expected]
+        assert (run.history("importance", layer)[1].sum(1) < 20).all()  # of weights that sum to less than 1
+    assert run.history("loss")[1].tolist() == pytest.approx(losses)
+    assert set(run.history("grad_norm")[1]) == {2.5}
+    description = run.description
+    assert (description.origin, description.task) == ("watched", "Model")
+    assert [(layer.name, layer.experts, layer.k) for layer in description.layers] == [
+        ("blocks.0.experts", E, K),
+        ("blocks.1.experts", E, K),
+    ]
+    assert description.settings["optimizer"] == "SGD"
+    (listed,) = list_runs(tmp_path)
+    assert (listed.id, listed.problem) == ("mine", "")
+
+
+def test_training_computes_the_same_bits_watched_or_not(tmp_path: Path) -> None:
+    def run(watched: bool) -> tuple[list[Tensor], list[Tensor]]:
+        model = Model()
+        optimizer = sgd(model)
+        if watched:
+            live = watch(model, "a", optimizer=optimizer, runs=tmp_path)
+        else:
+            live = type("Nobody", (), {"step": lambda self, **said: None})()
+        return train(live, model, optimizer, 20), [p.detach().clone() for p in model.parameters()]
+
+    for plain, watched in zip(run(False), run(True), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(plain, watched, strict=True))
+
+
+def test_what_is_turned_acts_in_the_recorded_step(model: Model, tmp_path: Path) -> None:
+    optimizer = sgd(model)
+    live = watch(model, "a", optimizer=optimizer, knobs={"noise": Knob(1.0, 0, 4, help="mine")}, runs=tmp_path)
+    train(live, model, optimizer, 3)
+    assert live.knobs.noise == 1.0
+    Run(live.path).turn("me", noise=0.5, lr=0.0)
+    train(live, model, optimizer, 1)  # read when the fourth step is done
+    assert (live.knobs.noise, live.knobs.lr) == (0.5, 0.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    train(live, model, optimizer, 2)
+    assert all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    live.turn(lr=0.1)
+    train(live, model, optimizer, 1)
+    assert not all(torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    run = ended(live)
+    assert [(c.name, c.value, c.who, c.step) for c in run.knob_changes()] == [
+        ("noise", 0.5, "me", 5),
+        ("lr", 0.0, "me", 5),
+        ("lr", 0.1, "script", 7),
+    ]
+    with pytest.raises(ValueError, match="noise must be between 0 and 4"):
+        Run(live.path).turn("me", noise=9)
+
+
+def test_groups_keep_their_ratio_and_a_schedule_goes_on(model: Model, tmp_path: Path) -> None:
+    first, *others = model.parameters()
+    optimizer = torch.optim.SGD([{"params": [first], "lr": 0.1}, {"params": others, "lr": 0.02}])
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    live = watch(model, "a", optimizer=optimizer, runs=tmp_path)
+    seen: list[list[float]] = []
+    live.turn(lr=0.2)
+
+    def note(optimizer, args, kwargs) -> None:
+        seen.append([group["lr"] for group in optimizer.param_groups])
+
+    optimizer.register_step_pre_hook(note)
+    for _ in range(2):
+        train(live, model, optimizer, 1)
+        schedule.step()
+    live.close()
+    assert seen == [pytest.approx([0.2, 0.04]), pytest.approx([0.1, 0.02])]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.025, 0.005])
+
+
+def test_an_expert_that_is_off_adds_nothing_and_is_not_counted(model: Model, tmp_path: Path) -> None:
+    live = watch(model, "a", runs=tmp_path)
+    optimizer = sgd(model, 0.0)
+    train(live, model, optimizer, 1)
+    x = batch()
+    with torch.no_grad():
+        weights, ids = model.blocks[1].gate(model.blocks[0](x)).softmax(1).topk(K, dim=1)
+        wanted = model.blocks[0](x) * (1 + (weights * (ids != 1)).sum(1, keepdim=True))
+        live.turn(off="2:2")
+        assert torch.allclose(model(x), wanted)
+    train(live, model, optimizer, 2)
+    live.turn(off="")
+    train(live, model, optimizer, 1)
+    run = ended(live)
+    counts = run.history("counts", 1)[1]
+    assert [row[1] == 0 for row in counts] == [False, True, True, False]
+    assert [c.value for c in run.knob_changes()] == ["2:2", ""]
+
+
+def test_pause_waits_single_steps_are_taken_and_stop_ends(model: Model, tmp_path: Path) -> None:
+    asked: list[str] = []
+    optimizer = sgd(model)
+    live = watch(model, "a", checkpoint=lambda: asked.append("saved") or "saved to here", runs=tmp_path)
+    train(live, model, optimizer, 2)
+    Run(live.path).command("checkpoint")
+    Run(live.path).command("pause")
+    Run(live.path).command("step")
+    train(live, model, optimizer, 1)  # pause is read, and one more step asked for
+    Run(live.path).command("stop")
+    with pytest.raises(StopTraining, match="stopped after step 4"):
+        train(live, model, optimizer, 1)
+    run = open_run(live.path)
+    assert (run.state, run.steps(), asked) == ("stopped", (1, 4), ["saved"])
+    assert [(c.name, c.result) for c in run.commands()] == [
+        ("checkpoint", "saved to here"),
+        ("pause", "done"),
+        ("step", "done"),
+        ("stop", "done"),
+    ]
+
+
+def test_with_an_error_is_recorded_and_goes_on_its_way(model: Model, tmp_path: Path) -> None:
+    optimizer = sgd(model)
+
+    def fail() -> None:
+        with watch(model, "a", runs=tmp_path) as live:
+            train(live, model, optimizer, 3)
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        fail()
+    run = open_run("a", tmp_path)
+    assert (run.state, run.status().reason) == ("failed", "KeyError: 'mine'")
+    assert not model.blocks[0].experts._forward_pre_hooks
+    with watch(model, "b", runs=tmp_path) as live:
+        train(live, model, optimizer, 1)
+        Run(live.path).command("stop")
+        train(live, model, optimizer, 1)
+        raise AssertionError("it went on")
+    assert open_run("b", tmp_path).state == "stopped"
+
+
+def test_evaluations_are_recorded_with_their_selections(model: Model, tmp_path: Path) -> None:
+    live = watch(model, "a", metrics=["loss", "accuracy"], runs=tmp_path)
+    train(live, model, sgd(model), 2)
+    model.eval()(batch())
+    model.train()
+    live.eval(loss=1.5, accuracy=0.5)
+    run = ended(live)
+    (evaluation,) = run.evals()
+    assert (evaluation.step, evaluation.metrics) == (2, {"loss": 1.5, "accuracy": 0.5})
+    assert [row.tolist() for row in evaluation.counts] == reference(model, batch())
+    assert run.history("counts", 0)[1].sum() == 2 * 20 * K
+
+
+def test_what_goes_wrong_in_watching_never_ends_the_training(
+    model: Model,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: Callable | None,
+) -> None:
+    optimizer = sgd(model)
+    live = watch(model, "a", runs=tmp_path)
+    train(live, model, optimizer, 2)
+
+    def fail(*_: object) -> None:
+        raise OSError("a hook of ours is broken")
+
+    monkeypatch.setattr(live.taps, "_keep", fail)
+    with caplog.at_level(logging.ERROR):
+        train(live, model, optimizer, 3)
+    live.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "MoEscope stopped watching a after step 2: a hook of ours is broken. The training goes on."
+    ]
+
+
+def test_mistakes_are_one_line(model: Model, tmp_path: Path) -> None:
+    live = watch(model, "a", runs=tmp_path)
+    with pytest.raises(
+        ValueError, match=r"live.step takes loss, task_loss, grad_norm, got accuracy; of a held-out split"
+    ):
+        live.step(accuracy=1.0)
+    with pytest.raises(ValueError, match="no knob 'nois'"):
+        live.turn(nois=1)
+    live.step(loss=1.0)
+    live.step(loss=1.0)
+    with pytest.raises(RuntimeError, match="no expert of Model was called in 3 steps; looked for modules"):
+        live.step(loss=1.0)
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(StoreError, match="run taken exists already"):
+        watch(model, "taken", runs=tmp_path)
+    with pytest.raises(ValueError, match="knobs must have names of their own, and off is a knob of the model already"):
+        watch(model, "b", knobs={"off": Knob(0.0)}, runs=tmp_path)
+    with pytest.raises(ValueError, match=r"optimizer must be a torch.optim.Optimizer, got int"):
+        watch(model, "b", optimizer=3, runs=tmp_path)
+
+
+def test_a_router_holds_still_while_it_is_frozen(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from tests.watching.families import build
+    from tests.watching.test_taps import batch as tokens
+
+    model = build("mixtral")
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=0.1)
+    live = watch(model, "a", optimizer=optimizer, runs=tmp_path)
+    assert {"lr", "weight_decay", "freeze_router", "off", "router_aux_loss_coef"} <= set(live.knobs)
+
+    def step() -> tuple[bool, bool]:
+        router, head = model.model.layers[0].mlp.gate.weight, model.lm_head.weight
+        before = router.detach().clone(), head.detach().clone()
+        loss = model(input_ids=tokens(), labels=tokens()).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        live.step(loss=loss)
+        return torch.equal(router, before[0]), torch.equal(head, before[1])
+
+    assert step() == (False, False)
+    live.turn(freeze_router=1)
+    assert step() == (True, False)
+    live.turn(freeze_router=0)
+    assert step() == (False, False)
+    run = ended(live)
+    margin = run.history("router_margin", 0)[1]
+    assert np.isfinite(margin).all()
+    assert (margin > 0).all()
