@@ -213,7 +213,6 @@ def test_what_goes_wrong_in_watching_never_ends_the_training(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
-    stop: Callable | None,
 ) -> None:
     optimizer = sgd(model)
     live = watch(model, "a", runs=tmp_path)
