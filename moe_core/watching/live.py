@@ -6,6 +6,7 @@ called.
 """
 
 import atexit
+import contextlib
 import logging
 import os
 import re
@@ -39,6 +40,9 @@ FLUSH = 0.1  # seconds between two commits
 BEAT = 1.0  # seconds between two signs of life
 IDLE = 0.02  # seconds between two readings of the commands while paused
 PATIENCE = 3  # steps in which some expert must have been called
+LISTEN_EVERY = (
+    5  # steps between two measurements of the routers' scores, which cost as much as all else; held in between
+)
 KEPT = 1000  # steps that wait in memory for a slow or full disk; of older ones only the number is kept
 HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
 
@@ -169,8 +173,9 @@ class Live:
         self.closed = True
         self.taps.close()
         if self.writer is not None:
-            if not self.problem:
-                self._flush()
+            with contextlib.suppress(RuntimeError):  # of the committing thread, which says it below
+                if not self.problem:
+                    self._flush()
             self.stopping = True  # so that the committing thread waits for no room
             problem = self.committer.close()
             problem = self.writer.finish("failed" if error or problem else state, error=error or problem) or problem
@@ -195,6 +200,7 @@ class Live:
     def _record(self, said: dict[str, Scalar]) -> None:
         now, sums = time.monotonic(), self.taps.take()
         self.taps.mask(None)
+        self.taps.listening = self.number % LISTEN_EVERY == 0
         kept: dict[str, Scalar] = {
             name: value.detach() if isinstance(value, Tensor) else value
             for name, value in said.items()

@@ -36,6 +36,7 @@ class Rows:
         self.last_selected = {
             c.layer: np.zeros(c.width) for c in columns if c.stat == "counts"
         }  # the step in which each expert was selected last; 0: none yet
+        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}  # the last statistics of the scores
 
     def make(self, steps: Sequence[Step | int]) -> NDArray[np.float32]:
         """(n, C). A number in place of a step is that of one that was not kept: all is NaN, not measured."""
@@ -57,10 +58,11 @@ class Rows:
                 for tap, value in zip(sums.taps, values, strict=True):
                     key = stat, self.layers.get(tap, -1)
                     added[key] = added[key] + value if key in added else value
-            for tap in sums.taps:
+            for tap in sums.taps if sums.scores_SC is not None else ():
                 calls[self.layers.get(tap, -1)] = calls.get(self.layers.get(tap, -1), 0) + 1
-        for (stat, layer), value in added.items():
-            self._set(row_C, stat, layer, value / calls[layer] if stat in SCORES else value)
+        self.held |= {key: value / calls[key[1]] for key, value in added.items() if key[0] in SCORES}
+        for (stat, layer), value in (added | self.held).items():
+            self._set(row_C, stat, layer, value)
         for layer, last_E in self.last_selected.items():
             counts_E = added.get(("counts", layer))
             if counts_E is not None:

@@ -169,6 +169,7 @@ class Taps:
         self.routers = {number: routers[tap.name] for number, tap in enumerate(self.taps) if tap.name in routers}
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
+        self.listening = True  # to the routers' logits
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
@@ -192,7 +193,7 @@ class Taps:
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if not torch.compiler.is_compiling() and not self.silent and not recomputed():
+            if self.listening and not torch.compiler.is_compiling() and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -244,7 +245,7 @@ class Taps:
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
         logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
-            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) else None
+            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
         calls = self.calls if training else self.held_out
         calls.append(Call(tap, ids_NK, weights_NK, kept_N, logits_NE, stride))
         if len(calls) >= MOST * len(self.taps):  # of many forwards a step, the memory is let go
@@ -254,14 +255,12 @@ class Taps:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
         alike: dict[Any, list[Call]] = {}
         for call in calls:
-            weighed, heard = (
-                call.weights_NK is not None,
-                self.routers[call.tap].kind if call.logits_ME is not None else None,
-            )
+            weighed = call.weights_NK is not None
+            heard = None if call.logits_ME is None else self.routers[call.tap].kind
             key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, id(call.kept_N), heard
             alike.setdefault(key, []).append(call)
         for (experts, *_, heard), group in alike.items():
-            scores_SC = self._scores(group) if training and heard is not None else None
+            scores_SC = self._scores(group) if heard is not None else None
             sums.append(add_up(group, experts)._replace(scores_SC=scores_SC))
         calls.clear()
 
@@ -313,6 +312,8 @@ def device_of(module: nn.Module) -> torch.device:
 
 def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Ids and weights as (N, K), detached; the mask, if it is of as many tokens."""
-    ids_NK = ids.detach().flatten(0, -2)
-    weights_NK = None if weights is None else weights.detach().flatten(0, -2)
+    ids_NK = ids if ids.dim() == 2 else ids.flatten(0, -2)
+    weights_NK = None if weights is None else weights.detach()
+    if weights_NK is not None and weights_NK.dim() != 2:
+        weights_NK = weights_NK.flatten(0, -2)
     return ids_NK, weights_NK, kept_N if kept_N is not None and len(kept_N) == len(ids_NK) else None
