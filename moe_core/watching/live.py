@@ -68,9 +68,8 @@ class Live:
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
-        routers = [router.module for router in taps.routers.values()]
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
-        self.turns = turns_of(model, optimizer, routers, knobs, can_switch)
+        self.turns = turns_of(model, taps, optimizer, knobs, can_switch)
         self.knobs = Values({name: turn.knob.start for name, turn in self.turns.items()})
         self.number = 0  # of the last step
         self.writer: RunWriter | None = None

@@ -12,11 +12,16 @@ import torch
 from torch import nn
 
 from moe_core.schema import Knob
+from moe_core.watching.taps import Taps
 
 COEFFICIENTS = (
     "router_aux_loss_coef",
     "router_z_loss_coef",
 )  # as transformers' configs call the weights of these losses
+# How many experts a token goes to, as modules and configs call it.
+PLACES = ("top_k", "num_experts_per_tok", "top_k_experts")
+# By their classes' beginnings, models in which that cannot be changed so: their code is for one number, or keeps its own.
+FIXED = ("DeepseekV4", "LongcatFlash", "Phimoe", "SwitchTransformers")
 WIDE = 100.0  # how many times its start a rate may be
 
 
@@ -28,20 +33,15 @@ class Turn(NamedTuple):
 
 
 def turns_of(
-    model: nn.Module,
-    optimizer: Any,
-    routers: Sequence[nn.Module],
-    own: Mapping[str, Knob],
-    switch_off: Callable[[str], None] | None,
+    model: nn.Module, taps: Taps, optimizer: Any, own: Mapping[str, Knob], switch_off: Callable[[str], None] | None
 ) -> dict[str, Turn]:
     """What can be turned, by name. own: the user's knobs, which the user's own code follows; one of ours' name is refused.
 
-    routers: the modules whose parameters the knob freeze_router holds still; switch_off: follows the knob `off`, None where no
-    expert can be switched off.
+    switch_off: follows the knob `off`, None where no expert can be switched off.
     """
-    turns = coefficients(model)
+    turns = coefficients(model) | places(model, taps)
     if optimizer is not None:
-        turns |= Rates(optimizer, routers).turns()
+        turns |= Rates(optimizer, [router.module for router in taps.routers.values()]).turns()
     if switch_off is not None:
         help = "experts that take no part, such as 4 or 2:4 for layer 2's expert 4; what they would add is left out"
         turns["off"] = Turn(Knob("", help=help), switch_off)
@@ -53,35 +53,51 @@ def turns_of(
 def coefficients(model: nn.Module) -> dict[str, Turn]:
     """The weights of the model's own router losses: every module and config that holds one, since some models copy it from their
     config when they are made and others read it there at each forward."""
+    help = "weight of the model's own router loss; it acts where the model is called with output_router_logits=True"
     turns = {}
     for name in COEFFICIENTS:
-        owners = [
-            owner
-            for module in model.modules()
-            for owner in (module, getattr(module, "config", None))
-            if isinstance(getattr(owner, name, None), float)
-        ]
-        if owners:
-            turns[name] = Turn(
-                rate(
-                    float(getattr(owners[0], name)),
-                    "weight of the model's own router loss; it acts where the model is called with output_router_logits=True",
-                ),
-                Setting(name, owners),
-            )
+        held = Settings([(owner, name) for owner in owners(model) if isinstance(getattr(owner, name, None), float)])
+        if held.places:
+            turns[name] = Turn(rate(float(held.value), help), held)
     return turns
 
 
-@dataclass(frozen=True)
-class Setting:
-    """An attribute of one name, of all that have it."""
+def places(model: nn.Module, taps: Taps) -> dict[str, Turn]:
+    """The knob k: in how many experts a token's places are, where the model reads that at each forward and all its layers agree."""
+    kinds = [type(module).__name__ for module in model.modules()]
+    if any(kind.startswith(FIXED) for kind in kinds):
+        return {}
+    held = Settings([(o, name) for o in owners(model) for name in PLACES if type(getattr(o, name, None)) is int])
+    if not held.places or any(getattr(owner, name) != held.value for owner, name in held.places):
+        return {}
+    most = [tap.experts for tap in taps.taps]
+    for number, router in taps.routers.items():
+        if router.groups is not None:
+            most[number] = taps.taps[number].experts // router.groups.many * router.groups.kept
+    help = "experts that each token goes to, in every layer; a saved config holds the number that it was turned to"
+    return {"k": Turn(Knob(held.value, 1, min(most), help=help, label="experts per token"), held)}
 
-    name: str
-    owners: Sequence[Any]
+
+def owners(model: nn.Module) -> list[Any]:
+    """The modules of a model and their configs, each once."""
+    all = [one for module in model.modules() for one in (module, getattr(module, "config", None)) if one is not None]
+    return list({id(one): one for one in all}.values())
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Attributes that hold one value: (whose, name) of each."""
+
+    places: Sequence[tuple[Any, str]]
+
+    @property
+    def value(self) -> Any:
+        owner, name = self.places[0]
+        return getattr(owner, name)
 
     def __call__(self, value: float) -> None:
-        for owner in self.owners:
-            setattr(owner, self.name, value)
+        for owner, name in self.places:
+            setattr(owner, name, value)
 
 
 class Rates:

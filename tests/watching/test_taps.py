@@ -7,6 +7,7 @@ from torch import Tensor, nn
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
 
 from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.turning import places
 from tests.watching.families import build, families
 from tests.watching.sums import counts_of
 
@@ -18,6 +19,13 @@ NOT_YET = {
     "glm5_next": "a tiny config of it has dense layers only",
     "mimo_v2_flash": "a tiny config of it has no rotary frequencies",
     "nllb_moe": "its router returns masks, and weights in place of logits",
+}
+# Families without the knob k, each with the reason.
+K_FIXED = {
+    "deepseek_v4": "its routers keep a number of their own",
+    "longcat_flash": "its code does not take k = 1",
+    "phimoe": "its routing is written for two experts",
+    "switch_transformers": "its routing is written for one expert",
 }
 FAMILIES = [family for family in families() if family not in NOT_YET]
 
@@ -87,3 +95,12 @@ def test_counts_are_those_of_the_models_own_routers(family: str) -> None:
         reference = torch.bincount(ids_NK.flatten(), minlength=tap.experts)[: tap.experts]
         assert counts[number][:-1] == reference.tolist(), tap.name
         assert sum(counts[number]) == ids_NK.numel()
+    turns = places(model, taps)
+    assert ("k" in turns) == (family not in K_FIXED)
+    if turns:
+        for k in (1, 3):
+            turns["k"].follow(k)
+            taps = Taps(model, find_taps(model))
+            loss_of(model, batch()).backward()
+            assert {call.ids_NK.shape[1] for call in taps.calls} == {k}
+            taps.close()
