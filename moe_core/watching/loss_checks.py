@@ -55,11 +55,12 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
         'gradient_checkpointing_kwargs={"use_reentrant": False}' if repeats and len(seen) == len(change)
         else "router_logits.append(logits)  # no .detach(), .item() or no_grad() before the loss",
     ))  # fmt: skip
-    values = {value for _, _, value in s.coefficients}
-    if len(values) > 1:
+    of_modules = {value for attributes, _, value in s.coefficients if "_parameters" in attributes}
+    of_configs = {value for attributes, _, value in s.coefficients if "_parameters" not in attributes}
+    if of_configs and not of_modules <= of_configs:
         yield Finding(
             "aux-not-applied", "", "compared every place that holds the coefficient",
-            f"they differ: {', '.join(f'{value:g}' for value in sorted(values))}",
+            f"the model computes with {min(of_modules - of_configs):g}, its config says {max(of_configs):g}",
             "transformers copies it from the config when the model is built, so a later change of the config alone does nothing",
             f"model.{name} = model.config.{name}",
         )  # fmt: skip
@@ -210,7 +211,9 @@ def padding(s: Subject, mask: Tensor | None) -> Iterator[Finding]:
         task = s.gradient(batch, 0.0)
         auxiliary = s.gradient(batch, s.TURNED) - task
         off, task_off = apart(auxiliary, one), apart(task, s.zero)
-        if off <= s.tolerance:
+        if (
+            off <= 3 * s.tolerance
+        ):  # rounding may send a token elsewhere, and shares of few tokens then jump: 0.1 was measured
             continue
         reaches_tokens = task_off > s.tolerance
         yield Finding(

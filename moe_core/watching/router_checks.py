@@ -100,7 +100,9 @@ def precision(s: Subject) -> Iterator[Finding]:
         k = chosen_per_token(s, name)
         if not 0 < k < logits_NE.shape[-1]:
             continue
-        near = (path for path in biases if path.startswith(name) or path.rpartition(".")[0] == name.rpartition(".")[0])
+        near = (
+            path for path in biases if path.startswith(f"{name}.") or path.rpartition(".")[0] == name.rpartition(".")[0]
+        )
         flips_N = below_rounding(logits_NE, k, biases.get(next(near, "")))
         if (share := float(flips_N.float().mean())) >= 0.01:
             seen[name] = (

@@ -64,6 +64,17 @@ def test_nothing_is_found_in_a_healthy_model(family: str, checkpointing: bool, r
     assert "its scale is right" in note.saw
 
 
+def test_rounding_is_not_taken_for_a_difference() -> None:
+    def in_autocast(model: nn.Module, rows: dict[str, Tensor]) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return model(**rows).loss
+
+    for findings in (check(healthy(), batch(8, 48), loss=in_autocast), check(healthy().bfloat16(), batch())):
+        assert found(findings) == []
+        assert {finding.rule for finding in findings} <= {"micro-batches", "precision"}
+        assert "its scale is right" in findings[0].saw
+
+
 def test_the_only_note_on_a_selection_bias_is_that_it_is_never_moved() -> None:
     (note,) = check(build("deepseek_v3"), batch())
     assert (note.rule, note.level) == ("bias-moves", "note")
@@ -110,7 +121,7 @@ def test_a_coefficient_that_was_changed_too_late_is_found() -> None:
     model.config.router_aux_loss_coef = 0.05
     findings = check(model, batch())
     assert found(findings) == [("aux-not-applied", "")]
-    assert findings[0].saw == "they differ: 0.001, 0.05"
+    assert findings[0].saw == "the model computes with 0.001, its config says 0.05"
     model.router_aux_loss_coef = 0.05
     assert found(check(model, batch())) == []
 
