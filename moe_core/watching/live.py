@@ -246,10 +246,12 @@ class Live:
         self.collected["state"] = "training"
 
     def _flush(self) -> None:
-        """Hand what was kept to the committing thread, unless it is far behind."""
+        """Hand what was kept to the committing thread, unless it is far behind or the disk is full."""
         assert self.writer is not None
         self.next_flush = time.monotonic() + FLUSH
         while (self.steps or any(self.collected.values())) and self.committer.queue.qsize() < WAITING - 1:
+            if self.committer.full and not self.closed:
+                return
             steps, self.steps = self.steps[:KEPT], self.steps[KEPT:]
             collected, self.collected = self.collected, empty()
             first = number_of(steps[0]) if steps else 0
