@@ -27,14 +27,18 @@ from moe_core.recording.committer import WAITING, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, RunWriter, StoreError, checked_id, runs_folder
 from moe_core.runs.begin import create_record
-from moe_core.schema import SELECTIONS, Knob, Values, columns_of, first_line, switched_off
+from moe_core.schema import AUTOBALANCE, SELECTIONS, Knob, Values, columns_of, first_line, switched_off
 from moe_core.schema.stats import Metric
+from moe_core.watching.balancing import COEFFICIENT, OFF, Balance
 from moe_core.watching.describing import description_of, facts_of
+from moe_core.watching.doctor import check
+from moe_core.watching.findings import Finding as CheckFinding
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
 from moe_core.watching.places import Reader
 from moe_core.watching.routers import find_routers
+from moe_core.watching.tally import Sums
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
-from moe_core.watching.turning import turns_of
+from moe_core.watching.turning import turns_of, with_own
 
 FLUSH = 0.1  # seconds between two commits
 BEAT = 1.0  # seconds between two signs of life
@@ -65,11 +69,15 @@ class Live:
         knobs: Mapping[str, Knob],
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
+        balance: str | None,
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
-        self.turns = turns_of(model, taps, optimizer, knobs, can_switch)
+        turns = turns_of(model, taps, optimizer, can_switch)
+        coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
+        self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient)
+        self.turns = with_own(turns | self.balance.turns(), knobs)
         self.knobs = Values({name: turn.knob.start for name, turn in self.turns.items()})
         self.number = 0  # of the last step
         self.writer: RunWriter | None = None
@@ -104,11 +112,14 @@ class Live:
         if self.closed or os.getpid() != self.pid:
             return
         self.number += 1
-        if not self.problem:
-            try:
-                self._record({"loss": loss, **said})
-            except Exception as error:
-                self._fail(error)
+        try:
+            calls = self.taps.last() if self.taps.hear_all else []
+            sums = self.taps.take()
+            self.balance.update(self.number, sums, calls)  # also where nothing can be recorded any more
+            if not self.problem:
+                self._record({"loss": loss, **said}, sums)
+        except Exception as error:
+            self._fail(error)
         if not self.layers and self.number >= PATIENCE and not self.problem:
             problem = no_calls(self.model, self.number)
             self.close("failed", problem)
@@ -156,6 +167,24 @@ class Live:
             self.writer.turn("script", **values)
             self._read()
 
+    def _turn_coefficient(self, value: float) -> None:
+        """A decision of autobalance, in effect from the coming step on."""
+        value = min(value, self.turns[COEFFICIENT].knob.high)
+        if self.writer is not None and not self.problem:
+            self.writer.turn(AUTOBALANCE, **{COEFFICIENT: value})
+            self._read()
+        else:
+            self._take({COEFFICIENT: value})
+
+    def check(self, batch: Any, **options: Any) -> list[CheckFinding]:
+        """What is wrong with how this model would train on one batch of yours; see doctor.check. The model is left as it was,
+        bit for bit, and what the check does is not counted."""
+        silent, self.taps.silent = self.taps.silent, True
+        try:
+            return check(self.model, batch, optimizer=options.pop("optimizer", self.optimizer), **options)
+        finally:
+            self.taps.silent = silent
+
     def on_alert(self, listener: Callable[[Finding], object]) -> None:
         """Call listener(finding) in live.step() for each thing that the diagnosis finds wrong, once."""
         self.listeners.append(listener)
@@ -196,8 +225,8 @@ class Live:
 
     # A step
 
-    def _record(self, said: dict[str, Scalar]) -> None:
-        now, sums = time.monotonic(), self.taps.take()
+    def _record(self, said: dict[str, Scalar], sums: list[Sums]) -> None:
+        now = time.monotonic()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
         kept: dict[str, Scalar] = {
@@ -307,6 +336,8 @@ class Live:
     def _take(self, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
             self.turns[name].follow(value)
+            if name == COEFFICIENT:
+                self.balance.coefficient = float(value)
             self.knobs = Values({**self.knobs, name: value})
 
     def _obey(self, command: str) -> str:
@@ -348,7 +379,8 @@ class Live:
     def _say(self, problem: str) -> None:
         """Stop watching, and say why, once. The hooks do nothing from now on."""
         if not self.problem:
-            self.problem, self.taps.silent = problem, True
+            self.problem = problem
+            self.taps.silent = self.taps.silent or self.balance.kind == OFF  # what it steers, it goes on to steer
             log.error(
                 "MoEscope stopped watching %s after step %d: %s. The training goes on.",
                 self.path.name,
@@ -372,6 +404,7 @@ def watch(
     routers: Mapping[str, Reader] | None = None,
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
+    balance: str | None = None,
     runs: str | Path | None = None,
 ) -> Live:
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
@@ -381,7 +414,8 @@ def watch(
     knobs. knobs: your own, which live.knobs.NAME gives you. metrics: what you will report by live.eval(), names or Metrics.
     routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
     None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
-    command checkpoint calls. runs: the folder of the runs; None: that of the dashboard.
+    command checkpoint calls. balance: "loss-free" or "quantile" steers the selection bias of a model whose routers carry one,
+    after each step; a knob turns it. runs: the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
     taps = find_taps(model, routers, experts)
@@ -390,7 +424,14 @@ def watch(
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     return Live(
-        model, folder, Taps(model, taps, find_routers(model, taps)), optimizer, knobs or {}, declared, checkpoint
+        model,
+        folder,
+        Taps(model, taps, find_routers(model, taps)),
+        optimizer,
+        knobs or {},
+        declared,
+        checkpoint,
+        balance,
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moe_core.watching.findings import Finding, by_layer, not_checked
 from moe_core.watching.subject import BIASES, Subject
+from moe_core.watching.tally import counts_by_tap
 from moe_core.watching.taps import Taps, find_taps
 
 # What counts
@@ -53,7 +54,7 @@ def recomputed_forwards(s: Subject) -> Iterator[Finding]:
 def counted(s: Subject, backward: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """What the model's counters hold, and what our taps counted, after one training forward, with or without its backward."""
     s.prepare()
-    taps = Taps(find_taps(s.model)) if has_taps(s.model) else None
+    taps = Taps(s.model, find_taps(s.model)) if has_taps(s.model) else None
     try:
         loss = s.loss(s.model, s.batch)
         if backward:
@@ -61,7 +62,8 @@ def counted(s: Subject, backward: bool) -> tuple[dict[str, Tensor], dict[str, Te
     finally:
         if taps is not None:
             taps.close()
-    return counters(s.model), {name: tally.counts_E1 for name, tally in taps.tallies.items()} if taps else {}
+    counts = {} if taps is None else {taps.taps[tap].name: row for tap, row in counts_by_tap(taps.take()).items()}
+    return counters(s.model), counts
 
 
 def has_taps(model: nn.Module) -> bool:

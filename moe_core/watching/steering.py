@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_core.watching.places import Tap
 from moe_core.watching.routers import SCORES, Groups, Router, limited
-from moe_core.watching.taps import Tap
 
 KINDS = ("loss-free", "quantile")
 

@@ -170,6 +170,7 @@ class Taps:
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
         self.listening = True  # to the routers' logits
+        self.hear_all = False  # in every step, and those of every token
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
@@ -193,7 +194,12 @@ class Taps:
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if self.listening and not torch.compiler.is_compiling() and not self.silent and not recomputed():
+            if (
+                (self.listening or self.hear_all)
+                and not torch.compiler.is_compiling()
+                and not self.silent
+                and not recomputed()
+            ):
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -243,7 +249,7 @@ class Taps:
         }
 
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
-        logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)
+        logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
             logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
         calls = self.calls if training else self.held_out
