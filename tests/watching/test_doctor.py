@@ -222,6 +222,7 @@ def test_an_auxiliary_loss_that_sums_over_tokens_is_found() -> None:
     )
     assert found(findings) == [("micro-batches", "")]
     assert "that of the whole batch: 2: 0.5" in findings[0].saw
+    assert findings[0].write.startswith("aux_loss = aux_loss_sum / tokens")
 
 
 def test_a_wrapped_tensor_that_is_dropped_is_an_auxiliary_loss_without_effect() -> None:
@@ -259,6 +260,17 @@ def test_a_mean_of_means_is_found_as_the_tasks() -> None:
     assert found(findings) == [("micro-batches", "")]
     assert findings[0].saw.startswith("the task's gradient differs")
     assert found(check(healthy(), batch(), micro=mean_of_means)) == []
+
+
+def test_losses_that_are_added_and_not_averaged_are_found() -> None:
+    def micro(model: nn.Module, batches: list[Tensor]) -> None:
+        for rows in batches:
+            task_loss(model, rows).backward()
+
+    findings = check(Small(), batch()["input_ids"], loss=task_loss, micro=micro)
+    assert found(findings) == [("micro-batches", "")] * 2  # of the task and of the auxiliary loss
+    assert "2: by 100%, 2.00 times as large; 4: by 300%, 4.00 times as large" in findings[0].saw
+    assert findings[0].write == "(loss / number_of_micro_batches).backward()"
 
 
 def test_one_row_cannot_be_cut() -> None:
