@@ -317,6 +317,14 @@ def test_a_bias_that_moves_in_evaluation_is_found() -> None:
     assert "moved by up to 0.001" in findings[-2].saw
 
 
+def test_a_bias_that_moves_in_training_only_is_healthy() -> None:
+    model = build("deepseek_v3")
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.register_forward_hook(lambda gate, args, out: steer(gate, args, out) if gate.training else None)
+    assert [finding for finding in check(model, batch()) if finding.rule == "bias-moves"] == []
+
+
 def test_a_bias_that_the_step_moves_is_healthy() -> None:
     model = build("deepseek_v3")
     optimizer = torch.optim.AdamW(model.parameters())
@@ -369,6 +377,15 @@ def test_probabilities_for_logits_are_found() -> None:
     model.get_submodule(GATE).register_forward_hook(lambda module, args, out: (out[0].softmax(-1), *out[1:]))
     findings = check(model, batch())
     assert found(findings) == [("probabilities-for-logits", GATE)]
+
+
+def test_weights_of_the_chosen_experts_are_not_taken_for_probabilities() -> None:
+    def weights(module: Any, args: Any, out: Any) -> Any:
+        return torch.zeros_like(out[0]).scatter(1, out[2], out[1]), *out[1:]
+
+    model = healthy()
+    model.get_submodule(GATE).register_forward_hook(weights)
+    assert "probabilities-for-logits" not in [finding.rule for finding in check(model, batch())]
 
 
 def test_a_margin_below_the_rounding_of_bfloat16_is_noted() -> None:
