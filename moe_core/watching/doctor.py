@@ -27,7 +27,7 @@ def check(
     micro: Micro | None = None,
     step: Callable[[], object] | None = None,
 ) -> list[Finding]:
-    """What is wrong with how this model would train on this batch; an empty list if nothing is. It takes some 20 steps' time.
+    """What is wrong with how this model would train on this batch; an empty list if nothing is. It takes some 25 steps' time.
 
     batch: a mapping, given as model(**batch), or a tensor. loss: (model, batch) -> loss; by default the `.loss` of the output.
     mask: True for the tokens of a batch that holds no attention_mask. micro: (model, batches) -> None, the backwards of a step as

@@ -149,13 +149,15 @@ def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
     one = s.zero if s.applied else s.plain
     did = "took the gradient of the batch whole, and in " + " and ".join(str(c.parts) for c in cuts) + " micro-batches"
     if any(apart(c.task, one) > s.tolerance for c in cuts):
+        added = all(abs(along(c.task, one) / c.parts - 1) < 0.1 for c in cuts)
         yield Finding(
             "micro-batches", "", did,
             ("the task's gradient differs: " if s.applied else "the gradient differs: ")
             + "; ".join(f"{c.parts}: by {apart(c.task, one):.0%}, {along(c.task, one):.2f} times as large" for c in cuts),
-            "the step depends on how the batch is cut: a mean of means where rows differ in length, a missing division, "
-            "or a capacity that drops tokens of each micro-batch",
-            "loss = loss_sum / targets_in_all_micro_batches",
+            "the losses of the micro-batches are added up and not averaged, so the step is too large by their number" if added
+            else "the step depends on how the batch is cut: a mean of means where rows differ in length, or a capacity that drops "
+            "tokens of each micro-batch",
+            "(loss / number_of_micro_batches).backward()" if added else "loss = loss_sum / targets_in_all_micro_batches",
             "note" if micro is None else "bug",
         )  # fmt: skip
     if s.applied:
@@ -182,7 +184,8 @@ def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float)
             f"the auxiliary gradient against {against}: "
             + "; ".join(f"{c.parts}: {scale:.2f} times as large" for c, scale in zip(cuts, scales, strict=True)),
             "how strongly the load is balanced depends on how many micro-batches a step has",
-            "(task_loss + coefficient * aux_loss / number_of_micro_batches).backward()",
+            "(task_loss + coefficient * aux_loss / number_of_micro_batches).backward()" if against.startswith("the mean")
+            else "aux_loss = aux_loss_sum / tokens  # a mean over tokens, as the task's loss is",
         )  # fmt: skip
     elif (off := apart(cuts[-1].each[0], one)) > tolerance:
         yield Finding(

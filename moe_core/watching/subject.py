@@ -23,7 +23,7 @@ ROUTERS = ("Router", "Gate", "Gating", "GatingNetwork")
 # At most so many numbers of a gradient are compared: the routers', then others' in order.
 COMPARED = 2**24
 # How far apart two gradients that ought to be equal may be, as a share of their length. Measured on tiny models: rounding takes
-# them 3e-7 apart in float32 and up to 9e-3 in bfloat16; the bugs that are looked for, 0.2 and more.
+# them 3e-7 apart in float32 and up to 9e-3 in bfloat16; the bugs that the tests plant, 0.5 and more.
 TOLERANCE = 0.01
 TOLERANCE_IN_HALF = 0.1
 

@@ -222,6 +222,7 @@ def test_an_auxiliary_loss_that_sums_over_tokens_is_found() -> None:
     )
     assert found(findings) == [("micro-batches", "")]
     assert "that of the whole batch: 2: 0.5" in findings[0].saw
+    assert findings[0].write.startswith("aux_loss = aux_loss_sum / tokens")
 
 
 def test_a_wrapped_tensor_that_is_dropped_is_an_auxiliary_loss_without_effect() -> None:
@@ -259,6 +260,17 @@ def test_a_mean_of_means_is_found_as_the_tasks() -> None:
     assert found(findings) == [("micro-batches", "")]
     assert findings[0].saw.startswith("the task's gradient differs")
     assert found(check(healthy(), batch(), micro=mean_of_means)) == []
+
+
+def test_losses_that_are_added_and_not_averaged_are_found() -> None:
+    def micro(model: nn.Module, batches: list[Tensor]) -> None:
+        for rows in batches:
+            task_loss(model, rows).backward()
+
+    findings = check(Small(), batch()["input_ids"], loss=task_loss, micro=micro)
+    assert found(findings) == [("micro-batches", "")] * 2  # of the task and of the auxiliary loss
+    assert "2: by 100%, 2.00 times as large; 4: by 300%, 4.00 times as large" in findings[0].saw
+    assert findings[0].write == "(loss / number_of_micro_batches).backward()"
 
 
 def test_one_row_cannot_be_cut() -> None:
@@ -303,6 +315,14 @@ def test_a_bias_that_moves_in_evaluation_is_found() -> None:
     findings = check(model, batch())
     assert found(findings) == [("bias-moves", GATE)]
     assert "moved by up to 0.001" in findings[-2].saw
+
+
+def test_a_bias_that_moves_in_training_only_is_healthy() -> None:
+    model = build("deepseek_v3")
+    for module in model.modules():
+        if hasattr(module, "e_score_correction_bias"):
+            module.register_forward_hook(lambda gate, args, out: steer(gate, args, out) if gate.training else None)
+    assert [finding for finding in check(model, batch()) if finding.rule == "bias-moves"] == []
 
 
 def test_a_bias_that_the_step_moves_is_healthy() -> None:
@@ -357,6 +377,15 @@ def test_probabilities_for_logits_are_found() -> None:
     model.get_submodule(GATE).register_forward_hook(lambda module, args, out: (out[0].softmax(-1), *out[1:]))
     findings = check(model, batch())
     assert found(findings) == [("probabilities-for-logits", GATE)]
+
+
+def test_weights_of_the_chosen_experts_are_not_taken_for_probabilities() -> None:
+    def weights(module: Any, args: Any, out: Any) -> Any:
+        return torch.zeros_like(out[0]).scatter(1, out[2], out[1]), *out[1:]
+
+    model = healthy()
+    model.get_submodule(GATE).register_forward_hook(weights)
+    assert "probabilities-for-logits" not in [finding.rule for finding in check(model, batch())]
 
 
 def test_a_margin_below_the_rounding_of_bfloat16_is_noted() -> None:
