@@ -68,6 +68,11 @@ class Balance:
         """Whether every token's logits of every step are needed."""
         self.taps.hear_all = self.kind == "quantile"
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing follows from a step."""
+        return self.kind == OFF and not self.target
+
     @torch.no_grad()
     def update(self, step: int, sums: Sequence[Sums], calls: Sequence[Call]) -> None:
         """Follow a step: move the biases, or turn the coefficient. calls: those of the step, as far as they are kept."""

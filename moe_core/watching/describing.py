@@ -15,7 +15,7 @@ from moe_core.schema.description import Loss
 from moe_core.schema.stats import Metric
 from moe_core.watching.measuring import OF_STEP, Step
 from moe_core.watching.places import parent_of
-from moe_core.watching.tally import SCORES
+from moe_core.watching.tally import SCORES, Sums
 from moe_core.watching.taps import Taps, device_of
 from moe_core.watching.turning import base_of
 
@@ -28,12 +28,12 @@ def description_of(
     taps: Taps,
     places: Mapping[int, int],
     step: Step,
+    sums: Sequence[Sums],
     knobs: Mapping[str, Knob],
     metrics: Sequence[Metric],
     checkpoint: bool,
 ) -> Description:
     """places: how many experts each token went to in the first step, by the tap's number, in the order of the layers."""
-    sums = step.sums
     measures = [name for name in OF_STEP if name in step.said] + ["seconds"]
     measures += ["importance"] if any(one.importance_CE1 is not None for one in sums) else []
     measures += ["counts"]

@@ -16,6 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,6 +43,7 @@ from moe_core.watching.turning import turns_of, with_own
 
 FLUSH = 0.1  # seconds between two commits
 BEAT = 1.0  # seconds between two signs of life
+LOOK = 0.25  # at least so often all knobs and commands are read, whatever the tip says
 IDLE = 0.02  # seconds between two readings of the commands while paused
 PATIENCE = 3  # steps in which some expert must have been called
 LISTEN_EVERY = (
@@ -85,13 +87,14 @@ class Live:
         self.paused = self.closed = self.stopping = False
         self.singles = 0  # single steps that were asked for while paused
         self.layers: dict[int, int] = {}  # the layer of each tap's number
-        self.steps: list[Step | int] = []  # that wait to be committed
+        self.steps: list[Step | int] = []  # that wait to be committed,
+        self.sums: list[Sums] = []  # and what was selected in them
         self.collected: dict[str, Any] = empty()
         self.alerts: deque[Finding] = deque()
         self.listeners: list[Callable[[Finding], object]] = []
         self.pid = os.getpid()
         self.began = time.monotonic()
-        self.next_flush = self.next_beat = 0.0
+        self.next_flush = self.next_beat = self.next_look = 0.0
         taps.failed = self._fail
         end = weakref.WeakMethod(self._at_exit)
         atexit.register(lambda: (at_exit := end()) and at_exit())
@@ -113,11 +116,14 @@ class Live:
             return
         self.number += 1
         try:
-            calls = self.taps.last() if self.taps.hear_all else []
-            sums = self.taps.take()
-            self.balance.update(self.number, sums, calls)  # also where nothing can be recorded any more
+            if not self.balance.idle:  # it goes on where nothing can be recorded any more
+                calls = self.taps.last()
+                sums = self.taps.take()
+                self.balance.update(self.number, sums, calls)
+                self.sums += sums
             if not self.problem:
-                self._record({"loss": loss, **said}, sums)
+                self._record({"loss": loss, **said})
+            self.taps.step = self.number + 1
         except Exception as error:
             self._fail(error)
         if not self.layers and self.number >= PATIENCE and not self.problem:
@@ -225,7 +231,7 @@ class Live:
 
     # A step
 
-    def _record(self, said: dict[str, Scalar], sums: list[Sums]) -> None:
+    def _record(self, said: dict[str, Scalar]) -> None:
         now = time.monotonic()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
@@ -234,27 +240,31 @@ class Live:
             for name, value in said.items()
             if value is not None
         }
-        step = Step(self.number, now - self.began, kept, sums)
+        self.steps.append(Step(self.number, now - self.began, kept))
         self.began = now
-        if self.writer is None and sums:
-            self._open(step)
-        self.steps.append(step)
         if self.writer is None:
-            return
+            self.sums += self.taps.take()
+            if not self.sums:
+                return
+            self._open()
         if len(self.steps) > KEPT:
-            self.steps[: len(self.steps) - KEPT] = [
-                one.number if isinstance(one, Step) else one for one in self.steps[: len(self.steps) - KEPT]
-            ]
+            self._forget(len(self.steps) - KEPT)
         if now >= self.next_flush:
             self._flush()
         if now >= self.next_beat and not self.committer.full:
             self.next_beat = now + BEAT
             self.committer.beat()
 
-    def _open(self, step: Step) -> None:
+    def _forget(self, many: int) -> None:
+        """Of the oldest steps that wait for the disk, keep the number alone."""
+        self.steps[:many] = [number_of(step) for step in self.steps[:many]]
+        self.sums = [sums for sums in self.sums if max(sums.steps) > number_of(self.steps[many - 1])]
+
+    def _open(self) -> None:
         """Begin the record, now that it is known which layers are called, with how many experts a token."""
-        places: dict[int, int] = {}
-        for sums in step.sums:
+        step, places = self.steps[-1], dict[int, int]()
+        assert isinstance(step, Step)
+        for sums in self.sums:
             places |= dict.fromkeys(sums.taps, sums.places)
         self.layers = {tap: layer for layer, tap in enumerate(sorted(places))}
         if silent := [tap.name for number, tap in enumerate(self.taps.taps) if number not in places]:
@@ -263,7 +273,7 @@ class Live:
             )
         knobs = {name: turn.knob._replace(start=self.knobs[name]) for name, turn in self.turns.items()}
         description = description_of(
-            self.model, self.optimizer, self.taps, {tap: places[tap] for tap in self.layers}, step, knobs, self.metrics,
+            self.model, self.optimizer, self.taps, {tap: places[tap] for tap in self.layers}, step, self.sums, knobs, self.metrics,
             self.checkpoint is not None,
         )  # fmt: skip
         self.experts = description.experts
@@ -278,19 +288,20 @@ class Live:
         """Hand what was kept to the committing thread, unless it is far behind or the disk is full."""
         assert self.writer is not None
         self.next_flush = time.monotonic() + FLUSH
+        self.sums += self.taps.take()
+        given = self.sums
         while (self.steps or any(self.collected.values())) and self.committer.queue.qsize() < WAITING - 1:
             if self.committer.full and not self.closed:
                 return
             steps, self.steps = self.steps[:KEPT], self.steps[KEPT:]
             collected, self.collected = self.collected, empty()
             first = number_of(steps[0]) if steps else 0
+            self.committer.put(Later(partial(self._batch, steps, first, given, collected)))
+            if not self.steps:
+                self.sums = []
 
-            def make(
-                steps: list[Step | int] = steps, first: int = first, collected: dict[str, Any] = collected
-            ) -> Batch:
-                return Batch(first, self.rows.make(steps), **collected)
-
-            self.committer.put(Later(make))
+    def _batch(self, steps: list[Step | int], first: int, sums: list[Sums], collected: dict[str, Any]) -> Batch:
+        return Batch(first, self.rows.make(steps, sums), **collected)
 
     # Knobs and commands
 
@@ -298,7 +309,10 @@ class Live:
         """Do what people asked for; wait while the run is paused."""
         while self.writer is not None and not self.problem:
             try:
-                self._read()
+                now = time.monotonic()
+                if now >= self.next_look or self.writer.asked():
+                    self.next_look = now + LOOK
+                    self._read()
                 if not self.paused or self.stopping:
                     return
                 if self.singles:

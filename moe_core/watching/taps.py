@@ -19,7 +19,7 @@ from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
-MOST = 8  # calls of each layer that are kept before they are added up
+MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
 LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "MoELayer of moe_core.nn"
@@ -174,6 +174,8 @@ class Taps:
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
+        self.step = 1  # that is trained
+        self.places = 0  # that are kept
         self.calls: list[Call] = []
         self.held_out: list[Call] = []
         self.sums: list[Sums] = []
@@ -253,9 +255,12 @@ class Taps:
         if logits_NE is not None:
             logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
         calls = self.calls if training else self.held_out
-        calls.append(Call(tap, ids_NK, weights_NK, kept_N, logits_NE, stride))
-        if len(calls) >= MOST * len(self.taps):  # of many forwards a step, the memory is let go
-            self._fold(training)
+        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
+        self.places += ids_NK.numel()
+        if self.places > MOST:
+            self._fold(training=True)
+            self._fold(training=False)
+            self.places = 0
 
     def _fold(self, training: bool) -> None:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
@@ -297,7 +302,7 @@ class Taps:
         """What was selected in training since the last take."""
         self._fold(training=True)
         taken, self.sums = self.sums, []
-        return taken + ([tally.take() for tally in self.tallies] if self.compiled else [])
+        return taken + ([tally.take(self.step) for tally in self.tallies] if self.compiled else [])
 
     def take_held_out(self) -> list[Sums]:
         """What was selected in evaluations since the last take_held_out."""
