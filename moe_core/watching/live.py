@@ -43,7 +43,8 @@ from moe_core.watching.turning import turns_of, with_own
 
 FLUSH = 0.1  # seconds between two commits
 BEAT = 1.0  # seconds between two signs of life
-LOOK = 0.25  # at least so often all knobs and commands are read, whatever the tip says
+LOOK = 0.02  # seconds between two looks at the tip, which tells whether somebody turned a knob or gave a command
+READ = 0.25  # seconds between two readings of them, whatever the tip says
 IDLE = 0.02  # seconds between two readings of the commands while paused
 PATIENCE = 3  # steps in which some expert must have been called
 LISTEN_EVERY = (
@@ -94,7 +95,7 @@ class Live:
         self.listeners: list[Callable[[Finding], object]] = []
         self.pid = os.getpid()
         self.began = time.monotonic()
-        self.next_flush = self.next_beat = self.next_look = 0.0
+        self.next_flush = self.next_beat = self.next_look = self.next_read = 0.0
         taps.failed = self._fail
         end = weakref.WeakMethod(self._at_exit)
         atexit.register(lambda: (at_exit := end()) and at_exit())
@@ -310,9 +311,11 @@ class Live:
         while self.writer is not None and not self.problem:
             try:
                 now = time.monotonic()
-                if now >= self.next_look or self.writer.asked():
+                if now >= self.next_look:
                     self.next_look = now + LOOK
-                    self._read()
+                    if now >= self.next_read or self.writer.asked():
+                        self.next_read = now + READ
+                        self._read()
                 if not self.paused or self.stopping:
                     return
                 if self.singles:
