@@ -32,6 +32,7 @@ from moe_core.schema.stats import Metric
 from moe_core.watching.describing import description_of, facts_of
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
 from moe_core.watching.places import Reader
+from moe_core.watching.probe import EVERY, Look, Probe, snapshots_of
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
 from moe_core.watching.turning import turns_of
@@ -44,6 +45,7 @@ LISTEN_EVERY = (
     5  # steps between two measurements of the routers' scores, which cost as much as all else; held in between
 )
 KEPT = 1000  # steps that wait in memory for a slow or full disk; of older ones only the number is kept
+LOOKS = 8  # looks at the probe that wait so
 HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
 
 log = logging.getLogger("moescope")
@@ -65,8 +67,10 @@ class Live:
         knobs: Mapping[str, Knob],
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
+        probe: Probe | None = None,
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
+        self.probe = probe
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
         self.turns = turns_of(model, taps, optimizer, knobs, can_switch)
@@ -104,9 +108,10 @@ class Live:
         if self.closed or os.getpid() != self.pid:
             return
         self.number += 1
+        look = self._look()
         if not self.problem:
             try:
-                self._record({"loss": loss, **said})
+                self._record({"loss": loss, **said}, look)
             except Exception as error:
                 self._fail(error)
         if not self.layers and self.number >= PATIENCE and not self.problem:
@@ -196,7 +201,14 @@ class Live:
 
     # A step
 
-    def _record(self, said: dict[str, Scalar]) -> None:
+    def _look(self) -> Look | None:
+        """Show the model its probe, if this is a step for it. Not only where watching goes on: all ranks must call the model."""
+        began = time.monotonic()
+        look = self.probe.look(self.number) if self.probe is not None else None
+        self.began += time.monotonic() - began  # it is no part of the user's step
+        return look
+
+    def _record(self, said: dict[str, Scalar], look: Look | None) -> None:
         now, sums = time.monotonic(), self.taps.take()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
@@ -205,13 +217,15 @@ class Live:
             for name, value in said.items()
             if value is not None
         }
-        step = Step(self.number, now - self.began, kept, sums)
+        step = Step(self.number, now - self.began, kept, sums, look.moved if look else {})
         self.began = now
         if self.writer is None and sums:
             self._open(step)
         self.steps.append(step)
         if self.writer is None:
             return
+        if look is not None:
+            self.collected["snapshots"] = [*self.collected["snapshots"], (self.number, look)][-LOOKS:]
         if len(self.steps) > KEPT:
             self.steps[: len(self.steps) - KEPT] = [
                 one.number if isinstance(one, Step) else one for one in self.steps[: len(self.steps) - KEPT]
@@ -232,13 +246,15 @@ class Live:
             log.warning(
                 "these experts were not called in step %d, and are not recorded: %s", step.number, ", ".join(silent)
             )
+        probe = self.probe if self.probe and not self.probe.failed else None
         knobs = {name: turn.knob._replace(start=self.knobs[name]) for name, turn in self.turns.items()}
         description = description_of(
             self.model, self.optimizer, self.taps, {tap: places[tap] for tap in self.layers}, step, knobs, self.metrics,
-            self.checkpoint is not None,
+            self.checkpoint is not None, probe.every if probe else 0,
         )  # fmt: skip
         self.experts = description.experts
-        self.writer = create_record(self.path, description, facts=facts_of(self.model))
+        labels, tokens = ({"token": probe.strings}, probe.tokens) if probe else (None, None)
+        self.writer = create_record(self.path, description, labels=labels, probe=tokens, facts=facts_of(self.model))
         columns = columns_of(description.experts, description.measures)
         self.rows = Rows(columns, self.layers)
         recent = Recent(description, self.knobs, columns)
@@ -257,7 +273,8 @@ class Live:
             def make(
                 steps: list[Step | int] = steps, first: int = first, collected: dict[str, Any] = collected
             ) -> Batch:
-                return Batch(first, self.rows.make(steps), **collected)
+                snapshots = snapshots_of(collected["snapshots"], self.layers, self.experts)
+                return Batch(first, self.rows.make(steps), **collected | {"snapshots": snapshots})
 
             self.committer.put(Later(make))
 
@@ -370,6 +387,9 @@ def watch(
     routers: Mapping[str, Reader] | None = None,
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
+    probe: Any = None,
+    tokenizer: Any = None,
+    probe_every: int = EVERY,
     runs: str | Path | None = None,
 ) -> Live:
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
@@ -379,17 +399,19 @@ def watch(
     knobs. knobs: your own, which live.knobs.NAME gives you. metrics: what you will report by live.eval(), names or Metrics.
     routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
     None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
-    command checkpoint calls. runs: the folder of the runs; None: that of the dashboard.
+    command checkpoint calls. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown every
+    probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that tokens are
+    shown as text. runs: the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
-    taps = find_taps(model, routers, experts)
+    found = find_taps(model, routers, experts)
     folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
     if folder.exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
-    return Live(
-        model, folder, Taps(model, taps, find_routers(model, taps)), optimizer, knobs or {}, declared, checkpoint
-    )
+    taps = Taps(model, found, find_routers(model, found))
+    shown = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
+    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, shown)
 
 
 def new_name(model: nn.Module, runs: Path) -> str:
