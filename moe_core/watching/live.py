@@ -27,15 +27,19 @@ from moe_core.recording.committer import WAITING, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, RunWriter, StoreError, checked_id, runs_folder
 from moe_core.runs.begin import create_record
-from moe_core.schema import SELECTIONS, Knob, Values, columns_of, first_line, switched_off
+from moe_core.schema import AUTOBALANCE, SELECTIONS, Knob, Values, columns_of, first_line, switched_off
 from moe_core.schema.stats import Metric
+from moe_core.watching.balancing import COEFFICIENT, OFF, Balance
 from moe_core.watching.describing import description_of, facts_of
+from moe_core.watching.doctor import check
+from moe_core.watching.findings import Finding as CheckFinding
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
 from moe_core.watching.places import Reader
 from moe_core.watching.probe import EVERY, Look, Probe, snapshots_of
 from moe_core.watching.routers import find_routers
+from moe_core.watching.tally import Sums
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
-from moe_core.watching.turning import turns_of
+from moe_core.watching.turning import turns_of, with_own
 
 FLUSH = 0.1  # seconds between two commits
 BEAT = 1.0  # seconds between two signs of life
@@ -67,13 +71,17 @@ class Live:
         knobs: Mapping[str, Knob],
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
+        balance: str | None,
         probe: Probe | None = None,
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
         self.probe = probe
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
-        self.turns = turns_of(model, taps, optimizer, knobs, can_switch)
+        turns = turns_of(model, taps, optimizer, can_switch)
+        coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
+        self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient)
+        self.turns = with_own(turns | self.balance.turns(), knobs)
         self.knobs = Values({name: turn.knob.start for name, turn in self.turns.items()})
         self.number = 0  # of the last step
         self.writer: RunWriter | None = None
@@ -109,11 +117,14 @@ class Live:
             return
         self.number += 1
         look = self._look()
-        if not self.problem:
-            try:
-                self._record({"loss": loss, **said}, look)
-            except Exception as error:
-                self._fail(error)
+        try:
+            calls = self.taps.last() if self.taps.hear_all else []
+            sums = self.taps.take()
+            self.balance.update(self.number, sums, calls)  # also where nothing can be recorded any more
+            if not self.problem:
+                self._record({"loss": loss, **said}, sums, look)
+        except Exception as error:
+            self._fail(error)
         if not self.layers and self.number >= PATIENCE and not self.problem:
             problem = no_calls(self.model, self.number)
             self.close("failed", problem)
@@ -160,6 +171,24 @@ class Live:
         elif not self.problem:
             self.writer.turn("script", **values)
             self._read()
+
+    def _turn_coefficient(self, value: float) -> None:
+        """A decision of autobalance, in effect from the coming step on."""
+        value = min(value, self.turns[COEFFICIENT].knob.high)
+        if self.writer is not None and not self.problem:
+            self.writer.turn(AUTOBALANCE, **{COEFFICIENT: value})
+            self._read()
+        else:
+            self._take({COEFFICIENT: value})
+
+    def check(self, batch: Any, **options: Any) -> list[CheckFinding]:
+        """What is wrong with how this model would train on one batch of yours; see doctor.check. The model is left as it was,
+        bit for bit, and what the check does is not counted."""
+        silent, self.taps.silent = self.taps.silent, True
+        try:
+            return check(self.model, batch, optimizer=options.pop("optimizer", self.optimizer), **options)
+        finally:
+            self.taps.silent = silent
 
     def on_alert(self, listener: Callable[[Finding], object]) -> None:
         """Call listener(finding) in live.step() for each thing that the diagnosis finds wrong, once."""
@@ -208,8 +237,8 @@ class Live:
         self.began += time.monotonic() - began  # it is no part of the user's step
         return look
 
-    def _record(self, said: dict[str, Scalar], look: Look | None) -> None:
-        now, sums = time.monotonic(), self.taps.take()
+    def _record(self, said: dict[str, Scalar], sums: list[Sums], look: Look | None) -> None:
+        now = time.monotonic()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
         kept: dict[str, Scalar] = {
@@ -262,10 +291,12 @@ class Live:
         self.collected["state"] = "training"
 
     def _flush(self) -> None:
-        """Hand what was kept to the committing thread, unless it is far behind."""
+        """Hand what was kept to the committing thread, unless it is far behind or the disk is full."""
         assert self.writer is not None
         self.next_flush = time.monotonic() + FLUSH
         while (self.steps or any(self.collected.values())) and self.committer.queue.qsize() < WAITING - 1:
+            if self.committer.full and not self.closed:
+                return
             steps, self.steps = self.steps[:KEPT], self.steps[KEPT:]
             collected, self.collected = self.collected, empty()
             first = number_of(steps[0]) if steps else 0
@@ -322,6 +353,8 @@ class Live:
     def _take(self, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
             self.turns[name].follow(value)
+            if name == COEFFICIENT:
+                self.balance.coefficient = float(value)
             self.knobs = Values({**self.knobs, name: value})
 
     def _obey(self, command: str) -> str:
@@ -363,7 +396,8 @@ class Live:
     def _say(self, problem: str) -> None:
         """Stop watching, and say why, once. The hooks do nothing from now on."""
         if not self.problem:
-            self.problem, self.taps.silent = problem, True
+            self.problem = problem
+            self.taps.silent = self.taps.silent or self.balance.kind == OFF  # what it steers, it goes on to steer
             log.error(
                 "MoEscope stopped watching %s after step %d: %s. The training goes on.",
                 self.path.name,
@@ -387,6 +421,7 @@ def watch(
     routers: Mapping[str, Reader] | None = None,
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
+    balance: str | None = None,
     probe: Any = None,
     tokenizer: Any = None,
     probe_every: int = EVERY,
@@ -399,9 +434,10 @@ def watch(
     knobs. knobs: your own, which live.knobs.NAME gives you. metrics: what you will report by live.eval(), names or Metrics.
     routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
     None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
-    command checkpoint calls. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown every
-    probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that tokens are
-    shown as text. runs: the folder of the runs; None: that of the dashboard.
+    command checkpoint calls. balance: "loss-free" or "quantile" steers the selection bias of a model whose routers carry one,
+    after each step; a knob turns it. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown
+    every probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that
+    tokens are shown as text. runs: the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
     found = find_taps(model, routers, experts)
@@ -411,7 +447,7 @@ def watch(
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))
     shown = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
-    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, shown)
+    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, balance, shown)
 
 
 def new_name(model: nn.Module, runs: Path) -> str:

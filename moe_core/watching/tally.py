@@ -59,6 +59,15 @@ def add_up(calls: Sequence[Call], experts: int) -> Sums:
     return Sums([call.tap for call in calls], counts_CE1, importance_CE1, ids_CNK.shape[2])
 
 
+def counts_by_tap(sums: Sequence[Sums]) -> dict[int, Tensor]:
+    """The counts (E + 1,) of each tap, by its number."""
+    counts: dict[int, Tensor] = {}
+    for one in sums:
+        for tap, counts_E1 in zip(one.taps, one.counts_CE1, strict=True):
+            counts[tap] = counts[tap] + counts_E1 if tap in counts else counts_E1
+    return counts
+
+
 class Tally:
     """The sums of one layer, added to in place: for a compiled model, whose graph holds no list of calls."""
 

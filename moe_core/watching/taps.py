@@ -171,6 +171,7 @@ class Taps:
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
         self.listening = True  # to the routers' logits
+        self.hear_all = False  # in every step, and those of every token
         self.shown: dict[int, list[tuple[Tensor, Tensor | None]]] | None = None  # of show(), while it goes on
         self.off: dict[
             int, Tensor
@@ -197,7 +198,7 @@ class Taps:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
             if torch.compiler.is_compiling() or self.shown is not None:
                 return
-            if self.listening and not self.silent and not recomputed():
+            if (self.listening or self.hear_all) and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -250,7 +251,7 @@ class Taps:
         }
 
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
-        logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)
+        logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
             logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
         calls = self.calls if training else self.held_out
