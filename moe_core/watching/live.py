@@ -36,6 +36,7 @@ from moe_core.watching.doctor import check
 from moe_core.watching.findings import Finding as CheckFinding
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
 from moe_core.watching.places import Reader
+from moe_core.watching.probe import EVERY, Look, Probe, snapshots_of
 from moe_core.watching.routers import find_routers
 from moe_core.watching.tally import Sums
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
@@ -51,6 +52,7 @@ LISTEN_EVERY = (
     5  # steps between two measurements of the routers' scores, which cost as much as all else; held in between
 )
 KEPT = 1000  # steps that wait in memory for a slow or full disk; of older ones only the number is kept
+LOOKS = 8  # looks at the probe that wait so
 HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
 
 log = logging.getLogger("moescope")
@@ -73,8 +75,10 @@ class Live:
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
         balance: str | None,
+        probe: Probe | None = None,
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
+        self.probe = probe
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
         turns = turns_of(model, taps, optimizer, can_switch)
@@ -116,14 +120,15 @@ class Live:
         if self.closed or os.getpid() != self.pid:
             return
         self.number += 1
+        look = self._look()
         try:
-            if not self.balance.idle:  # it goes on where nothing can be recorded any more
+            if self.taps.compiled or not self.balance.idle:  # it goes on where nothing can be recorded any more
                 calls = self.taps.last()
                 sums = self.taps.take()
                 self.balance.update(self.number, sums, calls)
-                self.sums += sums
+                self.sums += sums if not self.problem else []
             if not self.problem:
-                self._record({"loss": loss, **said})
+                self._record({"loss": loss, **said}, look)
             self.taps.step = self.number + 1
         except Exception as error:
             self._fail(error)
@@ -232,7 +237,14 @@ class Live:
 
     # A step
 
-    def _record(self, said: dict[str, Scalar]) -> None:
+    def _look(self) -> Look | None:
+        """Show the model its probe, if this is a step for it. Not only where watching goes on: all ranks must call the model."""
+        began = time.monotonic()
+        look = self.probe.look(self.number) if self.probe is not None else None
+        self.began += time.monotonic() - began  # it is no part of the user's step
+        return look
+
+    def _record(self, said: dict[str, Scalar], look: Look | None) -> None:
         now = time.monotonic()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
@@ -241,13 +253,15 @@ class Live:
             for name, value in said.items()
             if value is not None
         }
-        self.steps.append(Step(self.number, now - self.began, kept))
+        self.steps.append(Step(self.number, now - self.began, kept, look.moved if look else {}))
         self.began = now
         if self.writer is None:
             self.sums += self.taps.take()
             if not self.sums:
                 return
             self._open()
+        if look is not None:
+            self.collected["snapshots"] = [*self.collected["snapshots"], (self.number, look)][-LOOKS:]
         if len(self.steps) > KEPT:
             self._forget(len(self.steps) - KEPT)
         if now >= self.next_flush:
@@ -272,13 +286,15 @@ class Live:
             log.warning(
                 "these experts were not called in step %d, and are not recorded: %s", step.number, ", ".join(silent)
             )
+        probe = self.probe if self.probe and not self.probe.failed else None
         knobs = {name: turn.knob._replace(start=self.knobs[name]) for name, turn in self.turns.items()}
         description = description_of(
             self.model, self.optimizer, self.taps, {tap: places[tap] for tap in self.layers}, step, self.sums, knobs, self.metrics,
-            self.checkpoint is not None,
+            self.checkpoint is not None, probe.every if probe else 0,
         )  # fmt: skip
         self.experts = description.experts
-        self.writer = create_record(self.path, description, facts=facts_of(self.model))
+        labels, tokens = ({"token": probe.strings}, probe.tokens) if probe else (None, None)
+        self.writer = create_record(self.path, description, labels=labels, probe=tokens, facts=facts_of(self.model))
         columns = columns_of(description.experts, description.measures)
         self.rows = Rows(columns, self.layers)
         recent = Recent(description, self.knobs, columns)
@@ -302,7 +318,8 @@ class Live:
                 self.sums = []
 
     def _batch(self, steps: list[Step | int], first: int, sums: list[Sums], collected: dict[str, Any]) -> Batch:
-        return Batch(first, self.rows.make(steps, sums), **collected)
+        snapshots = snapshots_of(collected["snapshots"], self.layers, self.experts)
+        return Batch(first, self.rows.make(steps, sums), **collected | {"snapshots": snapshots})
 
     # Knobs and commands
 
@@ -422,6 +439,9 @@ def watch(
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
     balance: str | None = None,
+    probe: Any = None,
+    tokenizer: Any = None,
+    probe_every: int = EVERY,
     runs: str | Path | None = None,
 ) -> Live:
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
@@ -432,24 +452,19 @@ def watch(
     routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
     None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
     command checkpoint calls. balance: "loss-free" or "quantile" steers the selection bias of a model whose routers carry one,
-    after each step; a knob turns it. runs: the folder of the runs; None: that of the dashboard.
+    after each step; a knob turns it. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown
+    every probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that
+    tokens are shown as text. runs: the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
-    taps = find_taps(model, routers, experts)
+    found = find_taps(model, routers, experts)
     folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
     if folder.exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
-    return Live(
-        model,
-        folder,
-        Taps(model, taps, find_routers(model, taps)),
-        optimizer,
-        knobs or {},
-        declared,
-        checkpoint,
-        balance,
-    )
+    taps = Taps(model, found, find_routers(model, found))
+    shown = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
+    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, balance, shown)
 
 
 def new_name(model: nn.Module, runs: Path) -> str:

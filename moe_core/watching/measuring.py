@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.schema import DEAD_AFTER, Column
+from moe_core.watching.probe import MOVEMENT
 from moe_core.watching.tally import SCORES, Sums
 
 Scalar = float | Tensor | None
@@ -19,11 +20,12 @@ OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
 
 
 class Step(NamedTuple):
-    """What was kept of one step. said: of OF_STEP, what the user gave."""
+    """What was kept of one step. said: of OF_STEP, what the user gave; moved: of Look."""
 
     number: int
     seconds: float
     said: dict[str, Scalar]
+    moved: dict[int, tuple[Tensor, Tensor]] = {}
 
 
 class Rows:
@@ -35,7 +37,8 @@ class Rows:
         self.last_selected = {
             c.layer: np.zeros(c.width) for c in columns if c.stat == "counts"
         }  # the step in which each expert was selected last; 0: none yet
-        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}  # the last statistics of the scores
+        # The last statistics of the scores and of the probe, which not every step measures.
+        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}
 
     def make(self, steps: Sequence[Step | int], sums: Sequence[Sums]) -> NDArray[np.float32]:
         """(n, C). A number in place of a step is that of one that was not kept: all is NaN, not measured. sums: what the layers
@@ -53,6 +56,9 @@ class Rows:
             if (said := step.said.get(name)) is not None:
                 self._set(row_C, name, -1, float(said))
         self.held |= {key: value for key, value in added.items() if key[0] in SCORES}
+        for tap, moved in step.moved.items():
+            for stat, share in zip(MOVEMENT, moved, strict=True):
+                self.held[stat, self.layers.get(tap, -1)] = np.array(float(share))
         for (stat, layer), value in (added | self.held).items():
             self._set(row_C, stat, layer, value)
         for layer, last_E in self.last_selected.items():

@@ -4,8 +4,9 @@ What the experts receive is what happened, whatever biases, groups or samples ch
 not at the router's output.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -171,6 +172,7 @@ class Taps:
         self.silent = self.generating = self.compiled = False
         self.listening = True  # to the routers' logits
         self.hear_all = False  # in every step, and those of every token
+        self.shown: dict[int, list[tuple[Tensor, Tensor | None]]] | None = None  # of show(), while it goes on
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
@@ -196,12 +198,9 @@ class Taps:
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if (
-                (self.listening or self.hear_all)
-                and not torch.compiler.is_compiling()
-                and not self.silent
-                and not recomputed()
-            ):
+            if torch.compiler.is_compiling() or self.shown is not None:
+                return
+            if (self.listening or self.hear_all) and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -219,6 +218,9 @@ class Taps:
                 if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
                     self.compiled = True
                     tally.add(*flat(*selection, self.kept_N))
+            elif self.shown is not None:
+                if (selection := tap.read(module, args, kwargs, output)) is not None:
+                    self.shown.setdefault(number, []).append(selection)
             elif not (self.silent or self.generating or recomputed()):
                 try:
                     if (selection := tap.read(module, args, kwargs, output)) is not None:
@@ -289,6 +291,16 @@ class Taps:
             None if first.kept_N is None else first.kept_N[::stride],
         )
         return torch.stack(statistics)
+
+    @contextlib.contextmanager
+    def show(self) -> Iterator[dict[int, list[tuple[Tensor, Tensor | None]]]]:
+        """Forwards in here are not counted: what each layer was called with is in the dict, by the tap's number."""
+        heard: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
+        self.shown = heard
+        try:
+            yield heard
+        finally:
+            self.shown = None
 
     def mask(self, mask: Tensor | None) -> None:
         """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""
