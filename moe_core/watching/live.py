@@ -27,11 +27,13 @@ from moe_core.recording.committer import WAITING, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, RunWriter, StoreError, checked_id, runs_folder
 from moe_core.runs.begin import create_record
+from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, Knob, Values, columns_of, first_line, switched_off
 from moe_core.schema.stats import Metric
 from moe_core.watching.describing import description_of, facts_of
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
 from moe_core.watching.places import Reader
+from moe_core.watching.ranks import bare, ranks_of
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
 from moe_core.watching.turning import turns_of
@@ -81,6 +83,7 @@ class Live:
         self.collected: dict[str, Any] = empty()
         self.alerts: deque[Finding] = deque()
         self.listeners: list[Callable[[Finding], object]] = []
+        self.ranks = ranks_of(taps)
         self.pid = os.getpid()
         self.began = time.monotonic()
         self.next_flush = self.next_beat = 0.0
@@ -109,11 +112,14 @@ class Live:
                 self._record({"loss": loss, **said})
             except Exception as error:
                 self._fail(error)
+        if self.ranks is not None:
+            self.ranks.meet(self)
         if not self.layers and self.number >= PATIENCE and not self.problem:
             problem = no_calls(self.model, self.number)
             self.close("failed", problem)
             raise RuntimeError(problem)
-        self._follow()
+        if self.ranks is None:
+            self._follow()
         while self.alerts:
             alert = self.alerts.popleft()
             for listener in self.listeners:
@@ -130,7 +136,7 @@ class Live:
     def eval(self, **metrics: float) -> None:
         """Numbers of the held-out split, after the last step: those named in watch(metrics=...), else loss. Selections of the
         forwards in evaluation since the last eval are recorded with them."""
-        if self.problem or self.closed or self.writer is None:
+        if self.problem or self.closed or (self.writer is None and self.ranks is None):
             return
         names = [metric.name for metric in self.metrics]
         if unknown := sorted(metrics.keys() - set(names)):
@@ -139,8 +145,11 @@ class Live:
                 ", ".join(names),
                 ", ".join(unknown),
             )
-        counts = counts_by_layer(self.taps.take_held_out(), self.layers, self.experts)
         row: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name in names}
+        if self.ranks is not None:
+            self.ranks.evaluate(self, row)
+            return
+        counts = counts_by_layer(self.taps.take_held_out(), self.layers, self.experts)
         self.collected["evals"].append(
             (self.number, row | ({SELECTIONS: counts} if any(map(any, counts)) else {}), None)
         )
@@ -150,7 +159,9 @@ class Live:
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
         values = {name: self.turns[name].knob.parse(name, value) for name, value in knobs.items()}
-        if self.writer is None:
+        if self.ranks is not None:
+            self.ranks.turn(self, values)
+        elif self.writer is None:
             self._take(values)
         elif not self.problem:
             self.writer.turn("script", **values)
@@ -171,6 +182,8 @@ class Live:
             return
         self.closed = True
         self.taps.close()
+        if self.ranks is not None and state != "failed":
+            self.ranks.meet(self, last=True)
         if self.writer is not None:
             with contextlib.suppress(RuntimeError):  # of the committing thread, which says it below
                 if not self.problem:
@@ -207,7 +220,14 @@ class Live:
         }
         step = Step(self.number, now - self.began, kept, sums)
         self.began = now
-        if self.writer is None and sums:
+        if self.ranks is not None:
+            self.ranks.steps.append(step)
+        else:
+            self._store(step)
+
+    def _store(self, step: Step) -> None:
+        now = time.monotonic()
+        if self.writer is None and step.sums:
             self._open(step)
         self.steps.append(step)
         if self.writer is None:
@@ -285,7 +305,10 @@ class Live:
 
     def _read(self) -> None:
         assert self.writer is not None
-        pending = self.writer.pending()
+        self._act(self.writer.pending())
+
+    def _act(self, pending: Pending) -> None:
+        assert self.writer is not None
         for change in pending.knobs:
             self.writer.knob_seen = change.id
             if change.name in self.turns:
@@ -382,6 +405,7 @@ def watch(
     command checkpoint calls. runs: the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
+    model = bare(model)
     taps = find_taps(model, routers, experts)
     folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
     if folder.exists():
