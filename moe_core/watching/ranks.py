@@ -80,16 +80,13 @@ class Ranks:
             self._share(live)
             self._wait(live)
         except Exception as error:
-            self.over = True
             if last:
+                self.over = True
                 log.warning(
                     "of the steps since the last meeting of the ranks nothing is recorded: %s", first_line(error)
                 )
-                return
-            with contextlib.suppress(Exception):
-                if live.writer is not None:
-                    live._flush()
-            live._fail(RuntimeError(f"the ranks did not meet after step {live.number}: {first_line(error)}"))
+            else:
+                self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
     def turn(self, live: "Live", values: Mapping[str, float | str]) -> None:
         """Turn knobs on all ranks, after the next meeting. What is turned on another rank than the first is left to that one."""
@@ -120,14 +117,21 @@ class Ranks:
         distributed.all_reduce(whole, group=self.group)
         failed, some, *_ = whole.tolist()[:2]
         if failed:
-            self.over = True
-            live._say(f"watching failed on {failed:.0f} of {distributed.get_world_size()} ranks")
+            self._stop(live, f"watching failed on {failed:.0f} of {distributed.get_world_size()} ranks")
             return
         _, held_out, *rows = torch.split(whole, [len(part) for part in parts])
         self._compare(rows)
         self._store(live, [self._unpacked(row, n) for n, row in enumerate(rows[: len(self.steps)])], held_out)
         if some:
             self._act(live, asked)
+
+    def _stop(self, live: "Live", problem: str) -> None:
+        """Stop watching, with what was shared so far in the record."""
+        self.over = True
+        with contextlib.suppress(Exception):
+            if live.writer is not None and not live.problem:
+                live._flush()
+        live._say(problem)
 
     def _compare(self, rows: Sequence[Tensor]) -> None:
         """RuntimeError unless all ranks took the same steps."""
