@@ -32,6 +32,7 @@ from moe_core.schema import SELECTIONS, Knob, Values, columns_of, first_line, sw
 from moe_core.schema.stats import Metric
 from moe_core.watching.describing import description_of, facts_of
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
+from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.places import Reader
 from moe_core.watching.ranks import bare, ranks_of
 from moe_core.watching.routers import find_routers
@@ -67,6 +68,7 @@ class Live:
         knobs: Mapping[str, Knob],
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
+        mirrors: Mirrors,
     ) -> None:
         self.model, self.path, self.taps, self.optimizer = model, folder, taps, optimizer
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
@@ -83,7 +85,7 @@ class Live:
         self.collected: dict[str, Any] = empty()
         self.alerts: deque[Finding] = deque()
         self.listeners: list[Callable[[Finding], object]] = []
-        self.ranks = ranks_of(taps)
+        self.ranks, self.mirrors = ranks_of(taps), mirrors
         self.pid = os.getpid()
         self.began = time.monotonic()
         self.next_flush = self.next_beat = 0.0
@@ -190,6 +192,7 @@ class Live:
                     self._flush()
             self.stopping = True  # so that the committing thread waits for no room
             problem = self.committer.close()
+            self.mirrors.close()
             problem = self.writer.finish("failed" if error or problem else state, error=error or problem) or problem
             if problem and not self.problem:
                 self._say(problem)
@@ -264,6 +267,7 @@ class Live:
         recent = Recent(description, self.knobs, columns)
         self.committer = Committer(self.writer, self._hear, recent, lambda: self.stopping)
         self.collected["state"] = "training"
+        self.mirrors.begin(self.path, description, columns)
 
     def _flush(self) -> None:
         """Hand what was kept to the committing thread, unless it is far behind."""
@@ -277,7 +281,9 @@ class Live:
             def make(
                 steps: list[Step | int] = steps, first: int = first, collected: dict[str, Any] = collected
             ) -> Batch:
-                return Batch(first, self.rows.make(steps), **collected)
+                rows = self.rows.make(steps)
+                self.mirrors.send(first, rows, self.committer.recent.off_spans())
+                return Batch(first, rows, **collected)
 
             self.committer.put(Later(make))
 
@@ -393,6 +399,7 @@ def watch(
     routers: Mapping[str, Reader] | None = None,
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
+    also: str | Sequence[str] = (),
     runs: str | Path | None = None,
 ) -> Live:
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
@@ -402,7 +409,8 @@ def watch(
     knobs. knobs: your own, which live.knobs.NAME gives you. metrics: what you will report by live.eval(), names or Metrics.
     routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
     None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
-    command checkpoint calls. runs: the folder of the runs; None: that of the dashboard.
+    command checkpoint calls. also: "tensorboard", "wandb" or "trackio", or a list of them, which get the main scalars too. runs:
+    the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
     model = bare(model)
@@ -411,8 +419,16 @@ def watch(
     if folder.exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
+    mirrors = Mirrors(also)
     return Live(
-        model, folder, Taps(model, taps, find_routers(model, taps)), optimizer, knobs or {}, declared, checkpoint
+        model,
+        folder,
+        Taps(model, taps, find_routers(model, taps)),
+        optimizer,
+        knobs or {},
+        declared,
+        checkpoint,
+        mirrors,
     )
 
 
