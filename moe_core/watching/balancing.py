@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from moe_core.recording.holding import EVERY, factor, steer
 from moe_core.schema import Knob
+from moe_core.watching.ranks import Ranks
 from moe_core.watching.steering import KINDS, Steering
 from moe_core.watching.tally import Call, Sums, counts_by_tap
 from moe_core.watching.taps import Taps
@@ -35,9 +36,10 @@ class Balance:
         balance: str | None,
         coefficient: float | None,
         turn: Callable[[float], None],
+        ranks: Ranks | None = None,
     ) -> None:
         self.taps, self.turn, self.kind, self.target = taps, turn, balance or OFF, 0.0
-        self.coefficient = coefficient
+        self.coefficient, self.ranks = coefficient, ranks
         self.steering = {kind: made for kind in KINDS if (made := steering_of(model, taps, kind, kind == balance))}
         self.speed = 1e-3
         self.evenness: list[Tensor] = []  # the mean CV of each of the last steps, on the device
@@ -75,7 +77,14 @@ class Balance:
 
     @torch.no_grad()
     def update(self, step: int, sums: Sequence[Sums], calls: Sequence[Call]) -> None:
-        """Follow a step: move the biases, or turn the coefficient. calls: those of the step, as far as they are kept."""
+        """Follow a step: move the biases, or turn the coefficient. calls: those of the step, as far as they are kept.
+
+        Of several ranks the counts are added up first, and the biases that follow from logits are averaged: all keep the same.
+        """
+        if self.idle:
+            return
+        if self.ranks is not None:
+            sums = [one._replace(counts_CE1=self.ranks.add_up(one.counts_CE1)) for one in sums]
         if self.kind != OFF and sums:
             steering = self.steering[self.kind]
             if self.kind == "loss-free":
@@ -87,6 +96,11 @@ class Balance:
                     )
             else:
                 steering.update({}, self._logits(calls))
+                for router in steering.routers.values() if self.ranks is not None else ():
+                    bias_E = router.bias
+                    assert bias_E is not None
+                    assert self.ranks is not None
+                    bias_E.copy_(self.ranks.add_up(bias_E) / self.ranks.size)
         elif self.target and sums and self.coefficient is not None:
             self.evenness.append(
                 torch.stack([cv(one.counts_CE1[:, :-1]).mean().to(sums[0].counts_CE1.device) for one in sums]).mean()

@@ -28,6 +28,7 @@ from moe_core.recording.committer import WAITING, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, RunWriter, StoreError, checked_id, runs_folder
 from moe_core.runs.begin import create_record
+from moe_core.runs.rows import Pending
 from moe_core.schema import AUTOBALANCE, SELECTIONS, Knob, Values, columns_of, first_line, switched_off
 from moe_core.schema.stats import Metric
 from moe_core.watching.balancing import COEFFICIENT, OFF, Balance
@@ -35,8 +36,10 @@ from moe_core.watching.describing import description_of, facts_of
 from moe_core.watching.doctor import check
 from moe_core.watching.findings import Finding as CheckFinding
 from moe_core.watching.measuring import OF_STEP, Rows, Scalar, Step, counts_by_layer
+from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.places import Reader
 from moe_core.watching.probe import EVERY, Look, Probe, snapshots_of
+from moe_core.watching.ranks import bare, ranks_of
 from moe_core.watching.routers import find_routers
 from moe_core.watching.tally import Sums
 from moe_core.watching.taps import LOOKED_FOR, Taps, find_taps
@@ -74,6 +77,7 @@ class Live:
         knobs: Mapping[str, Knob],
         metrics: Sequence[Metric],
         checkpoint: Callable[[], object] | None,
+        mirrors: Mirrors,
         balance: str | None,
         probe: Probe | None = None,
     ) -> None:
@@ -83,7 +87,8 @@ class Live:
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
         turns = turns_of(model, taps, optimizer, can_switch)
         coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
-        self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient)
+        self.ranks, self.mirrors = ranks_of(taps), mirrors
+        self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient, self.ranks)
         self.turns = with_own(turns | self.balance.turns(), knobs)
         self.knobs = Values({name: turn.knob.start for name, turn in self.turns.items()})
         self.number = 0  # of the last step
@@ -126,17 +131,21 @@ class Live:
                 calls = self.taps.last()
                 sums = self.taps.take()
                 self.balance.update(self.number, sums, calls)
-                self.sums += sums if not self.problem else []
+                if not self.problem:
+                    (self.sums if self.ranks is None else self.ranks.sums).extend(sums)
             if not self.problem:
                 self._record({"loss": loss, **said}, look)
             self.taps.step = self.number + 1
         except Exception as error:
             self._fail(error)
+        if self.ranks is not None:
+            self.ranks.meet(self)
         if not self.layers and self.number >= PATIENCE and not self.problem:
             problem = no_calls(self.model, self.number)
             self.close("failed", problem)
             raise RuntimeError(problem)
-        self._follow()
+        if self.ranks is None:
+            self._follow()
         while self.alerts:
             alert = self.alerts.popleft()
             for listener in self.listeners:
@@ -153,7 +162,7 @@ class Live:
     def eval(self, **metrics: float) -> None:
         """Numbers of the held-out split, after the last step: those named in watch(metrics=...), else loss. Selections of the
         forwards in evaluation since the last eval are recorded with them."""
-        if self.problem or self.closed or self.writer is None:
+        if self.problem or self.closed or (self.writer is None and self.ranks is None):
             return
         names = [metric.name for metric in self.metrics]
         if unknown := sorted(metrics.keys() - set(names)):
@@ -162,8 +171,11 @@ class Live:
                 ", ".join(names),
                 ", ".join(unknown),
             )
-        counts = counts_by_layer(self.taps.take_held_out(), self.layers, self.experts)
         row: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name in names}
+        if self.ranks is not None:
+            self.ranks.evaluate(self, row)
+            return
+        counts = counts_by_layer(self.taps.take_held_out(), self.layers, self.experts)
         self.collected["evals"].append(
             (self.number, row | ({SELECTIONS: counts} if any(map(any, counts)) else {}), None)
         )
@@ -173,7 +185,9 @@ class Live:
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
         values = {name: self.turns[name].knob.parse(name, value) for name, value in knobs.items()}
-        if self.writer is None:
+        if self.ranks is not None:
+            self.ranks.turn(self, values)
+        elif self.writer is None:
             self._take(values)
         elif not self.problem:
             self.writer.turn("script", **values)
@@ -182,7 +196,9 @@ class Live:
     def _turn_coefficient(self, value: float) -> None:
         """A decision of autobalance, in effect from the coming step on."""
         value = min(value, self.turns[COEFFICIENT].knob.high)
-        if self.writer is not None and not self.problem:
+        if self.ranks is not None:
+            self.ranks.turn(self, {COEFFICIENT: value}, AUTOBALANCE)
+        elif self.writer is not None and not self.problem:
             self.writer.turn(AUTOBALANCE, **{COEFFICIENT: value})
             self._read()
         else:
@@ -212,12 +228,15 @@ class Live:
             return
         self.closed = True
         self.taps.close()
+        if self.ranks is not None and state != "failed":
+            self.ranks.meet(self, last=True)
         if self.writer is not None:
             with contextlib.suppress(RuntimeError):  # of the committing thread, which says it below
                 if not self.problem:
                     self._flush()
             self.stopping = True  # so that the committing thread waits for no room
             problem = self.committer.close()
+            self.mirrors.close()
             problem = self.writer.finish("failed" if error or problem else state, error=error or problem) or problem
             if problem and not self.problem:
                 self._say(problem)
@@ -253,15 +272,23 @@ class Live:
             for name, value in said.items()
             if value is not None
         }
-        self.steps.append(Step(self.number, now - self.began, kept, look.moved if look else {}))
+        step = Step(self.number, now - self.began, kept, look)
         self.began = now
+        if self.ranks is not None:
+            self.ranks.steps.append(step)
+        else:
+            self._store(step)
+
+    def _store(self, step: Step) -> None:
+        now = time.monotonic()
+        self.steps.append(step)
         if self.writer is None:
-            self.sums += self.taps.take()
+            self._take_sums()
             if not self.sums:
                 return
             self._open()
-        if look is not None:
-            self.collected["snapshots"] = [*self.collected["snapshots"], (self.number, look)][-LOOKS:]
+        if step.look is not None:
+            self.collected["snapshots"] = [*self.collected["snapshots"], (step.number, step.look)][-LOOKS:]
         if len(self.steps) > KEPT:
             self._forget(len(self.steps) - KEPT)
         if now >= self.next_flush:
@@ -269,6 +296,11 @@ class Live:
         if now >= self.next_beat and not self.committer.full:
             self.next_beat = now + BEAT
             self.committer.beat()
+
+    def _take_sums(self) -> None:
+        """What this process counted; of several it comes from their meeting."""
+        if self.ranks is None:
+            self.sums += self.taps.take()
 
     def _forget(self, many: int) -> None:
         """Of the oldest steps that wait for the disk, keep the number alone."""
@@ -300,12 +332,13 @@ class Live:
         recent = Recent(description, self.knobs, columns)
         self.committer = Committer(self.writer, self._hear, recent, lambda: self.stopping)
         self.collected["state"] = "training"
+        self.mirrors.begin(self.path, description, columns)
 
     def _flush(self) -> None:
         """Hand what was kept to the committing thread, unless it is far behind or the disk is full."""
         assert self.writer is not None
         self.next_flush = time.monotonic() + FLUSH
-        self.sums += self.taps.take()
+        self._take_sums()
         given = self.sums
         while (self.steps or any(self.collected.values())) and self.committer.queue.qsize() < WAITING - 1:
             if self.committer.full and not self.closed:
@@ -318,8 +351,10 @@ class Live:
                 self.sums = []
 
     def _batch(self, steps: list[Step | int], first: int, sums: list[Sums], collected: dict[str, Any]) -> Batch:
+        rows = self.rows.make(steps, sums)
+        self.mirrors.send(first, rows, self.committer.recent.off_spans())
         snapshots = snapshots_of(collected["snapshots"], self.layers, self.experts)
-        return Batch(first, self.rows.make(steps, sums), **collected | {"snapshots": snapshots})
+        return Batch(first, rows, **collected | {"snapshots": snapshots})
 
     # Knobs and commands
 
@@ -350,7 +385,10 @@ class Live:
 
     def _read(self) -> None:
         assert self.writer is not None
-        pending = self.writer.pending()
+        self._act(self.writer.pending())
+
+    def _act(self, pending: Pending) -> None:
+        assert self.writer is not None
         for change in pending.knobs:
             self.writer.knob_seen = change.id
             if change.name in self.turns:
@@ -442,6 +480,7 @@ def watch(
     probe: Any = None,
     tokenizer: Any = None,
     probe_every: int = EVERY,
+    also: str | Sequence[str] = (),
     runs: str | Path | None = None,
 ) -> Live:
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
@@ -454,9 +493,11 @@ def watch(
     command checkpoint calls. balance: "loss-free" or "quantile" steers the selection bias of a model whose routers carry one,
     after each step; a knob turns it. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown
     every probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that
-    tokens are shown as text. runs: the folder of the runs; None: that of the dashboard.
+    tokens are shown as text. also: "tensorboard", "wandb" or "trackio", or a list of them, which get the main scalars too. runs:
+    the folder of the runs; None: that of the dashboard.
     ValueError for a model without experts that can be watched; StoreError for a name that is taken.
     """
+    model = bare(model)
     found = find_taps(model, routers, experts)
     folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
     if folder.exists():
@@ -464,7 +505,7 @@ def watch(
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))
     shown = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
-    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, balance, shown)
+    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, shown)
 
 
 def new_name(model: nn.Module, runs: Path) -> str:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.schema import DEAD_AFTER, Column
-from moe_core.watching.probe import MOVEMENT
+from moe_core.watching.probe import MOVEMENT, Look
 from moe_core.watching.tally import SCORES, Sums
 
 Scalar = float | Tensor | None
@@ -20,12 +20,12 @@ OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
 
 
 class Step(NamedTuple):
-    """What was kept of one step. said: of OF_STEP, what the user gave; moved: of Look."""
+    """What was kept of one step. said: of OF_STEP, what the user gave; look: at the probe, if there was one."""
 
     number: int
     seconds: float
     said: dict[str, Scalar]
-    moved: dict[int, tuple[Tensor, Tensor]] = {}
+    look: Look | None = None
 
 
 class Rows:
@@ -56,7 +56,7 @@ class Rows:
             if (said := step.said.get(name)) is not None:
                 self._set(row_C, name, -1, float(said))
         self.held |= {key: value for key, value in added.items() if key[0] in SCORES}
-        for tap, moved in step.moved.items():
+        for tap, moved in step.look.moved.items() if step.look is not None else ():
             for stat, share in zip(MOVEMENT, moved, strict=True):
                 self.held[stat, self.layers.get(tap, -1)] = np.array(float(share))
         for (stat, layer), value in (added | self.held).items():

@@ -167,10 +167,11 @@ def rate(start: float, help: str) -> Knob:
 
 
 def base_of(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer within what accelerate and others wrap around it. ValueError if there is none."""
-    given = optimizer
-    while not isinstance(optimizer, torch.optim.Optimizer):
-        optimizer = getattr(optimizer, "optimizer", None)
-        if optimizer is None:
-            raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(given).__name__}")
-    return optimizer
+    """The optimizer within what accelerate and others wrap around it, which may call itself an Optimizer too. ValueError if there
+    is none."""
+    inner = optimizer
+    while (deeper := getattr(inner, "optimizer", None)) is not None:
+        inner = deeper
+    if not isinstance(inner, torch.optim.Optimizer):
+        raise ValueError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__name__}")
+    return inner
