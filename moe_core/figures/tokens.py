@@ -14,6 +14,7 @@ from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, fad
 from moe_core.figures.words import Word, broken, word_of
 
 SIZES = (14, 13, 12, 11, 10, 9)  # px of the type: the largest in which the text finds room
+GAP = 0.4  # between two lines, in the size of the type: the marks of change stand there
 COLUMN = 0.6  # width of a letter of the monospaced font, in its size
 BEFORE = 0.4  # of the room for a favourite in its text, what stands before it takes
 
@@ -103,15 +104,15 @@ def set_text(words: list[Word], rows: list[int], digits: int, room: tuple[int, i
         return Set(SIZES[0], 0.0, *[np.zeros(0, np.float32)] * 3)
     for size in SIZES:
         px = COLUMN * size
-        least = 0 if not digits else -(-digits * 7 // 10)  # columns that a number takes in its smaller type
+        least = 0 if not digits else -(-digits * 9 // 10)  # columns that a number takes in its smaller type
         columns = [max(word.columns, least) for word in words]
         line, start = broken(columns, rows, max(1, int(width / px)))
         cell = size * (2.1 if digits else 1.3)
-        pitch = cell + 0.35 * size
+        pitch = cell + GAP * size
         if (line[-1] + 1) * pitch <= height:
             break
     some = line < max(1, int(height / pitch))
-    top = (line[some] * pitch + 0.35 * size).astype(np.float32)
+    top = (line[some] * pitch + GAP * size).astype(np.float32)
     left, wide = start[some] * px, np.array(columns)[some] * px
     return Set(size, cell, left.astype(np.float32), wide.astype(np.float32), top)
 
@@ -165,7 +166,7 @@ def letters(words: list[Word], first: Array, text: Set, E: int, theme: Theme) ->
     if E > LINES:
         middle, low = text.left + text.width / 2, text.top + np.float32(text.size * 1.6)
         numbers = [str(e + 1) if e < E else "–" for e in first.tolist()]
-        data.append(label_of("experts", middle, low, numbers, round(0.7 * text.size), theme.ink2))
+        data.append(label_of("experts", middle, low, numbers, max(8, round(0.75 * text.size)), theme.ink2))
     return data
 
 
@@ -180,8 +181,8 @@ def changed(moved: Array, words: list[Word], text: Set, theme: Theme) -> Spec:
     """A triangle over each token whose first expert changed."""
     return {
         "type": "scatter", "mode": "markers", "name": "changed", "cliponaxis": False,
-        "x": text.left[moved] + text.width[moved] / 2, "y": text.top[moved] - np.float32(0.1 * text.size),
-        "marker": {"symbol": "triangle-down", "size": 6, "color": theme.ink},
+        "x": text.left[moved] + text.width[moved] / 2, "y": text.top[moved] - np.float32(0.5 * GAP * text.size),
+        "marker": {"symbol": "triangle-down", "size": max(4, round(GAP * text.size)), "color": theme.ink},
         "hovertext": [f"Token {n} {words[n].quoted} went to another first expert" for n in moved.tolist()], "hoverinfo": "text",
     }  # fmt: skip
 
@@ -231,7 +232,7 @@ def favourite_tokens(
     layout["yaxis"] |= {"range": [most + 0.5, 0.5], "dtick": 1, "nticks": 0}
     ranked = favourites(strings_N[:N], gate_N, most)
     top = nice_above(max((one.weight for one in ranked), default=1.0))
-    layout["xaxis"] |= {"range": [-1.25 * top, top], "tickvals": [0, 0.5 * top, top], "ticktext": [f"{v:g}" for v in (0, 0.5 * top, top)]}  # fmt: skip
+    layout["xaxis"] |= {"range": [-1.25 * top, top], "tickvals": [0, 0.5 * top], "ticktext": ["0", f"{0.5 * top:g}"]}  # fmt: skip
     if not ranked:
         return {"data": [], "layout": layout}
     y = np.arange(1, len(ranked) + 1, dtype=np.int32)

@@ -116,6 +116,7 @@ class Probe:
             finally:
                 for module, mode in modes:
                     module.training = mode
+                reshard([module for module, _ in modes])
         return {tap: self._choice(tap, calls) for tap, calls in heard.items()}
 
     def _arguments(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -213,6 +214,17 @@ def counted(inputs: Mapping[str, Any], tokenizer: Any) -> Tensor:
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.cpu().bool()
     special = getattr(tokenizer, "all_special_ids", None)
     return (kept & ~torch.isin(ids, torch.tensor(list(special), dtype=ids.dtype)) if special else kept).flatten()
+
+
+def reshard(modules: Sequence[nn.Module]) -> None:
+    """Let go of whole parameters that FSDP2 keeps after a forward: the next one would take them as they are now, even if the
+    optimizer's step comes in between."""
+    if "torch.distributed.fsdp" in sys.modules:
+        from torch.distributed.fsdp import FSDPModule
+
+        for module in modules:
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
