@@ -14,7 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, distributed, nn
@@ -22,11 +22,10 @@ from torch import Tensor, distributed, nn
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
 from moe_core.watching.measuring import OF_STEP, Step, counts_by_layer
+from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import SCORES, Sums
 from moe_core.watching.taps import Taps
-
-if TYPE_CHECKING:
-    from moe_core.watching.live import Live
+from moe_core.watching.turning import Turn
 
 EVERY = 5  # steps between two meetings
 EAGER = 3  # steps after each of which they meet, so that the record begins at once
@@ -54,6 +53,28 @@ def ranks_of(taps: Taps) -> "Ranks | None":
     return Ranks([tap.experts for tap in taps.taps])
 
 
+class Trained(Protocol):
+    """What the meetings know of the live handle of this process."""
+
+    number: int
+    began: float
+    singles: int
+    paused: bool
+    stopping: bool
+    problem: str
+    taps: Taps
+    recorder: Recorder
+    turns: dict[str, Turn]
+
+    def act(self, pending: Pending) -> None: ...
+
+    def take(self, values: Mapping[str, float | str]) -> None: ...
+
+    def obey(self, command: str) -> str: ...
+
+    def say(self, problem: str) -> None: ...
+
+
 class Ranks:
     """This process's part in the meetings. experts: how many each tap has."""
 
@@ -70,7 +91,7 @@ class Ranks:
 
     # What the live handle calls
 
-    def meet(self, live: "Live", last: bool = False) -> None:
+    def meet(self, live: Trained, last: bool = False) -> None:
         """After each step: if it is one after which the ranks meet, share what was counted and what was asked."""
         if self.over:
             return
@@ -96,27 +117,27 @@ class Ranks:
         distributed.all_reduce(whole, group=self.group)
         return whole.to(values.device)
 
-    def turn(self, live: "Live", values: Mapping[str, float | str], who: str = "script") -> None:
+    def turn(self, live: Trained, values: Mapping[str, float | str], who: str = "script") -> None:
         """Turn knobs on all ranks, after the next meeting. What is turned on another rank than the first is left to that one."""
-        if self.first and live.writer is None:
+        if self.first and live.recorder.writer is None:
             self.early |= values
-        elif self.first and live.writer is not None and not live.problem:
-            live.writer.turn(who, **values)
+        elif self.first and live.recorder.writer is not None and not live.problem:
+            live.recorder.writer.turn(who, **values)
 
-    def evaluate(self, live: "Live", row: Mapping[str, Any]) -> None:
+    def evaluate(self, live: Trained, row: Mapping[str, Any]) -> None:
         """An evaluation: its selections are added up over the ranks at the next meeting, its numbers are the first rank's."""
         self.held_out += live.taps.take_held_out()
         self.evaluated.append((live.number, dict(row)))
 
     # A meeting
 
-    def _share(self, live: "Live") -> None:
+    def _share(self, live: Trained) -> None:
         asked = Pending([], [])
-        if self.first and live.writer is not None and not live.problem:
+        if self.first and live.recorder.writer is not None and not live.problem:
             if self.early:
                 early, self.early = self.early, {}
-                live.writer.turn("script", **early)
-            asked = live.writer.pending()
+                live.recorder.writer.turn("script", **early)
+            asked = live.recorder.writer.pending()
         self.sums += live.taps.take()
         head = torch.tensor(
             [float(bool(live.problem)), float(bool(asked.knobs or asked.commands))], dtype=torch.float64
@@ -134,13 +155,13 @@ class Ranks:
         if some:
             self._act(live, asked)
 
-    def _stop(self, live: "Live", problem: str) -> None:
+    def _stop(self, live: Trained, problem: str) -> None:
         """Stop watching, with what was shared so far in the record."""
         self.over = True
         with contextlib.suppress(Exception):
-            if live.writer is not None and not live.problem:
-                live._flush()
-        live._say(problem)
+            if live.recorder.writer is not None and not live.problem:
+                live.recorder.flush()
+        live.say(problem)
 
     def _compare(self, rows: Sequence[Tensor]) -> None:
         """RuntimeError unless all ranks took the same steps."""
@@ -150,63 +171,63 @@ class Ranks:
         if taken != own + [[0.0, 0.0]] * (EVERY - len(own)):
             raise RuntimeError(f"live.step must be called on each of the {ranks} ranks, once for each step")
 
-    def _store(self, live: "Live", steps: Sequence[tuple[Step, list[Sums]]], held_out: Tensor) -> None:
+    def _store(self, live: Trained, steps: Sequence[tuple[Step, list[Sums]]], held_out: Tensor) -> None:
         self.steps, self.sums = [], []
-        if not live.layers:
+        if not live.recorder.layers:
             called = sorted({tap for _, sums in steps for one in sums for tap in one.taps})
             if not self.first:
-                live.layers = {tap: layer for layer, tap in enumerate(called)}
+                live.recorder.layers = {tap: layer for layer, tap in enumerate(called)}
         if not self.first:
             self.held_out, self.evaluated = [], []
             return
         for step, sums in steps:
-            live.sums += sums
-            live._store(step)
-        if live.writer is not None and self.evaluated:
+            live.recorder.sums += sums
+            live.recorder.store(step)
+        if live.recorder.writer is not None and self.evaluated:
             parts = torch.split(held_out, self.experts)
             own = [Sums([tap], [0], torch.cat([one, one[:1]])[None].long(), None, 1) for tap, one in enumerate(parts)]
-            counts = counts_by_layer(own, live.layers, live.experts)
+            counts = counts_by_layer(own, live.recorder.layers, live.recorder.experts)
             *others, (number, row) = self.evaluated
             some = {SELECTIONS: counts} if any(map(any, counts)) else {}
-            live.collected["evals"] += [(*one, None) for one in others] + [(number, row | some, None)]
+            live.recorder.collected["evals"] += [(*one, None) for one in others] + [(number, row | some, None)]
         self.held_out, self.evaluated = [], []
 
-    def _act(self, live: "Live", asked: Pending) -> None:
+    def _act(self, live: Trained, asked: Pending) -> None:
         """Hand on what was asked of the first rank, and do it."""
         message: list[Any] = [([(c.name, c.value) for c in asked.knobs], [c.name for c in asked.commands])]
         distributed.broadcast_object_list(message, src=0, group=self.group)
         if self.first:
-            live._act(asked)
+            live.act(asked)
             return
         knobs, commands = message[0]
         for name, value in knobs:
             try:
-                live._take({name: live.turns[name].knob.parse(name, value)})
+                live.take({name: live.turns[name].knob.parse(name, value)})
             except Exception as error:
                 log.warning("%s was not turned to %s: %s", name, value, first_line(error))
         for command in commands:
-            live._obey(command)
+            live.obey(command)
 
-    def _wait(self, live: "Live") -> None:
+    def _wait(self, live: Trained) -> None:
         """While the run is paused, the first rank tells the others every moment whether it still is."""
         while live.paused and not (live.stopping or self.over):
             if live.singles:
                 live.singles -= 1
                 return
             asked = Pending([], [])
-            if self.first and live.writer is not None:
+            if self.first and live.recorder.writer is not None:
                 time.sleep(IDLE)
-                live._flush()
+                live.recorder.flush()
                 self._beat(live)
-                asked = live.writer.pending()
+                asked = live.recorder.writer.pending()
             self._act(live, asked)
             live.began = time.monotonic()  # a pause is no part of a step
 
-    def _beat(self, live: "Live") -> None:
-        if live.writer is not None and not live.problem and time.monotonic() >= live.next_beat:
-            live.next_beat = time.monotonic() + 1.0
+    def _beat(self, live: Trained) -> None:
+        if live.recorder.writer is not None and not live.problem and time.monotonic() >= live.recorder.next_beat:
+            live.recorder.next_beat = time.monotonic() + 1.0
             with contextlib.suppress(RuntimeError):  # which the next flush says
-                live.committer.beat()
+                live.recorder.committer.beat()
 
     # Numbers in a row, for all ranks alike: of a step its number, (sum, how many) of each of OF_STEP, then of each tap how often it
     # was called, its places, how often it gave weights, counts (E + 1), importance (E + 1), sums of scores (S), how many (S).

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from moe_core.runs import is_alive, open_run, verify
-from moe_core.watching import live as live_module
-from moe_core.watching import watch
+from moe_core.watching import recorder, watch
 from tests.training.test_full_disk import Disk
 from tests.watching.test_counting import Model
 from tests.watching.test_live import sgd, train
@@ -38,8 +37,8 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 def test_a_full_disk_lets_the_training_go_on_and_is_caught_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(live_module, "FLUSH", 0.0)
-    monkeypatch.setattr(live_module, "KEPT", 50)
+    monkeypatch.setattr(recorder, "FLUSH", 0.0)
+    monkeypatch.setattr(recorder, "KEPT", 50)
     disk = Disk(monkeypatch, pages=104)
     model = Model()
     live = watch(model, "a", runs=tmp_path)
@@ -49,10 +48,10 @@ def test_a_full_disk_lets_the_training_go_on_and_is_caught_up(
         steps += 1
         assert steps < 5000, "the disk was never full"
     train(live, model, optimizer, 200)  # none of them waits
-    full = live.committer.step
+    full = live.recorder.committer.step
     assert full < steps + 200 - 50
     disk.grow(100_000)
-    wait_until(lambda: not live.committer.full)
+    wait_until(lambda: not live.recorder.committer.full)
     train(live, model, optimizer, 5)
     live.close()
     run = open_run(live.path)
@@ -69,10 +68,10 @@ def test_a_folder_that_is_deleted_is_said_once(tmp_path: Path, caplog: pytest.Lo
     live = watch(model, "a", runs=tmp_path)
     train(live, model, sgd(model), 2)
     shutil.rmtree(live.path)
-    live.next_flush = 0.0
+    live.recorder.next_flush = 0.0
     train(live, model, sgd(model), 1)
-    wait_until(lambda: bool(live.committer.error))
-    live.next_flush = 0.0
+    wait_until(lambda: bool(live.recorder.committer.error))
+    live.recorder.next_flush = 0.0
     train(live, model, sgd(model), 3)
     live.close()
     assert len(said(caplog)) == 1
@@ -214,12 +213,12 @@ def test_memory_is_flat(tmp_path: Path) -> None:
         return sum(torch.is_tensor(one) for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter))
 
     train(live, model, optimizer, 50)
-    live._flush()
-    live.committer.settle()
+    live.recorder.flush()
+    live.recorder.committer.settle()
     before = objects()
     train(live, model, optimizer, 500)
-    live._flush()
-    live.committer.settle()
+    live.recorder.flush()
+    live.recorder.committer.settle()
     assert objects() <= before + 20
     logging.getLogger("moescope").debug("tensors: %d", before)
     live.close()

@@ -128,7 +128,7 @@ def test_a_mirror_that_fails_is_said_once_and_dropped(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Service("wandb", ServiceRun(broken=True)))
     monkeypatch.setitem(sys.modules, "trackio", service := Service("trackio"))
-    monkeypatch.setattr("moe_core.watching.live.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.watching.recorder.FLUSH", 0.0)
     with caplog.at_level(logging.WARNING):
         live = watched(tmp_path, ["wandb", "trackio"])
     messages = [record.getMessage() for record in caplog.records]
@@ -145,7 +145,7 @@ def test_a_mirror_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
             free.wait(20)
 
     monkeypatch.setitem(sys.modules, "wandb", Service("wandb", Hung()))
-    monkeypatch.setattr("moe_core.watching.live.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.watching.recorder.FLUSH", 0.0)
     monkeypatch.setattr("moe_core.watching.mirrors.WAITING", 3)
     monkeypatch.setattr("moe_core.watching.mirrors.LAST", 0.2)
     live = watched(tmp_path, "wandb", steps=30)
