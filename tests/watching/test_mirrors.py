@@ -151,9 +151,9 @@ def test_a_mirror_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
     live = watched(tmp_path, "wandb", steps=30)
     assert (live.problem, open_run("a", tmp_path).steps()) == ("", (1, 30))
     free.set()
-    live.mirrors.queue.put(None)
-    assert live.mirrors.thread is not None
-    live.mirrors.thread.join(5)
+    live.recorder.mirrors.queue.put(None)
+    assert live.recorder.mirrors.thread is not None
+    live.recorder.mirrors.thread.join(5)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
