@@ -85,7 +85,7 @@ class Live:
         self.began = time.monotonic()
         self.next_look = self.next_read = 0.0
         self.recorder = Recorder(folder, model, taps, probe, mirrors, self._describe, self.ranks is None)
-        taps.failed = self._fail
+        taps.failed = self.fail
         end = weakref.WeakMethod(self._at_exit)
         atexit.register(lambda: (at_exit := end()) and at_exit())
 
@@ -117,7 +117,7 @@ class Live:
                 self._record({"loss": loss, **said}, look)
             self.taps.step = self.number + 1
         except Exception as error:
-            self._fail(error)
+            self.fail(error)
         if self.ranks is not None:
             self.ranks.meet(self)
         if not self.recorder.layers and self.number >= PATIENCE and not self.problem:
@@ -281,7 +281,7 @@ class Live:
                 self.recorder.keep_up()
                 self.began = time.monotonic()  # a pause is no part of a step
             except Exception as error:
-                self._fail(error)
+                self.fail(error)
             time.sleep(IDLE)
 
     def _read(self) -> None:
@@ -339,7 +339,7 @@ class Live:
 
     # What goes wrong
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
         self.say(first_line(error))
 
     def say(self, problem: str) -> None:

@@ -5,23 +5,24 @@ and what people asked of rank 0 is handed to all, so that it acts in the same st
 same steps, so it goes by the number of the step and not by the time. A rank whose watching failed still comes to the next
 meeting, to say so: then all stop watching, and none waits for another.
 
-Shapes: E experts of a tap, S statistics of the scores.
+Shapes: P places for steps, T taps, E experts of the tap with the most, S statistics of the scores, C calls.
 """
 
 import contextlib
 import datetime
 import logging
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
-from moe_core.watching.measuring import OF_STEP, Step, counts_by_layer
+from moe_core.watching.measuring import OF_STEP, Step, arrays_of
 from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import SCORES, Sums
 from moe_core.watching.taps import Taps
@@ -53,6 +54,101 @@ def ranks_of(taps: Taps) -> "Ranks | None":
     return Ranks([tap.experts for tap in taps.taps])
 
 
+# The numbers of a tap in a step: how often it was called, its places, how often it gave weights; then counts and importance of
+# each expert; then of each statistic of the scores the sum, and of how many calls.
+CALLS, PLACES, WEIGHED, FIXED = 0, 1, 2, 3
+S = len(SCORES)
+Array = NDArray[np.float64]
+
+
+class Shared:
+    """What the ranks add up: one array, and views into it. experts: how many each tap has."""
+
+    def __init__(self, experts: Sequence[int]) -> None:
+        T, E = len(experts), max(experts)
+        self.shapes = {
+            "head": (2,),  # ranks whose watching failed; whether anything was asked
+            "steps": (EVERY, 2),  # number, 1
+            "said": (EVERY, len(OF_STEP), 2),  # sum, how many
+            "taps": (EVERY, T, FIXED + 2 * E + 2 * S),
+            "held_out": (T, E),
+        }
+        self.whole: Array = np.zeros(sum(int(np.prod(shape)) for shape in self.shapes.values()))
+        self.views: dict[str, Array] = {}
+        end = 0
+        for name, shape in self.shapes.items():
+            begin, end = end, end + int(np.prod(shape))
+            self.views[name] = self.whole[begin:end].reshape(shape)
+        self.experts = np.array(experts)
+
+    def __getitem__(self, name: str) -> Array:
+        return self.views[name]
+
+    def put(self, place: int, step: Step, all_sums: Sequence[Sums]) -> None:
+        """Add a step of this rank, and what it selected in it, all_sums being of several steps."""
+        self["steps"][place] = step.number, 1
+        for n, name in enumerate(OF_STEP):
+            if (said := step.said.get(name)) is not None:
+                self["said"][place, n] = float(said), 1
+        E = self["held_out"].shape[1]
+        for sums in all_sums:
+            here = np.array(sums.steps) == step.number
+            if not here.any():
+                continue
+            arrays = {name: values[here] for name, values in arrays_of(sums).items()}
+            taps = np.array(sums.taps)[here]
+            counts_CE = arrays["counts"]
+            row_CW = np.zeros((len(taps), FIXED + 2 * E + 2 * S))
+            row_CW[:, :FIXED] = 1, sums.places, "importance" in arrays
+            row_CW[:, FIXED : FIXED + counts_CE.shape[1]] = counts_CE
+            if "importance" in arrays:
+                row_CW[:, FIXED + E : FIXED + E + counts_CE.shape[1]] = arrays["importance"]
+            if sums.scores_SC is not None:
+                scores_CS = np.stack([arrays[name] for name in SCORES], 1)
+                row_CW[:, -2 * S : -S], row_CW[:, -S:] = np.nan_to_num(scores_CS), ~np.isnan(scores_CS)
+            np.add.at(self["taps"][place], taps, row_CW)
+
+    def put_held_out(self, sums: Sequence[Sums]) -> None:
+        for one in sums:
+            counts_CE = arrays_of(one)["counts"]
+            np.add.at(self["held_out"][:, : counts_CE.shape[1]], one.taps, counts_CE)
+
+    def step(self, place: int, own: Step) -> tuple[Step, list[Sums]]:
+        """A step as all ranks took it, and what they selected in it."""
+        said = {name: a / n for name, (a, n) in zip(OF_STEP, self["said"][place].tolist(), strict=True) if n}
+        taps_TW = self["taps"][place]
+        alike: dict[Any, list[int]] = {}
+        for tap in np.flatnonzero(taps_TW[:, CALLS]).tolist():
+            row_W = taps_TW[tap]
+            key = (
+                int(self.experts[tap]),
+                round(row_W[PLACES] / row_W[CALLS]),
+                row_W[WEIGHED] > 0,
+                bool(row_W[-S:].any()),
+            )
+            alike.setdefault(key, []).append(tap)
+        sums = [sums_of(taps, own.number, taps_TW[taps], *key) for key, taps in alike.items()]
+        return own._replace(said=dict(said)), sums
+
+
+def sums_of(taps: list[int], step: int, rows_CW: Array, experts: int, places: int, weighed: bool, heard: bool) -> Sums:
+    """Of taps that are alike, what all ranks selected."""
+    E = (rows_CW.shape[1] - FIXED - 2 * S) // 2
+    nowhere_C1 = np.zeros((len(taps), 1))  # places without an expert, which no record has
+    counts_CE1 = np.concatenate([rows_CW[:, FIXED : FIXED + experts], nowhere_C1], 1)
+    importance_CE1 = np.concatenate([rows_CW[:, FIXED + E : FIXED + E + experts], nowhere_C1], 1)
+    sum_CS, many_CS = rows_CW[:, -2 * S : -S], rows_CW[:, -S:]
+    mean_CS = np.where(many_CS > 0, sum_CS / np.maximum(many_CS, 1), np.nan)
+    return Sums(
+        taps,
+        [step] * len(taps),
+        torch.from_numpy(counts_CE1).long(),
+        torch.from_numpy(importance_CE1) if weighed else None,
+        places,
+        torch.from_numpy(mean_CS.T.copy()) if heard else None,
+    )
+
+
 class Trained(Protocol):
     """What the meetings know of the live handle of this process."""
 
@@ -72,6 +168,8 @@ class Trained(Protocol):
 
     def obey(self, command: str) -> str: ...
 
+    def fail(self, error: Exception) -> None: ...
+
     def say(self, problem: str) -> None: ...
 
 
@@ -86,7 +184,7 @@ class Ranks:
         self.steps: list[Step] = []  # of this rank, since the last meeting
         self.sums: list[Sums] = []  # of these steps
         self.held_out: list[Sums] = []  # of this rank's evaluations since then
-        self.evaluated: list[tuple[int, dict[str, Any]]] = []  # step and metrics of each, on rank 0
+        self.evaluated: list[tuple[int, dict[str, Any]]] = []  # step and metrics of each
         self.early: dict[str, float | str] = {}  # what was turned before there was a record
 
     # What the live handle calls
@@ -112,13 +210,12 @@ class Ranks:
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over the ranks, which all must ask for; waits for the device."""
-        whole = values.cpu()
-        whole = whole.clone() if whole.data_ptr() == values.data_ptr() else whole
+        whole = values.detach().cpu().clone()
         distributed.all_reduce(whole, group=self.group)
         return whole.to(values.device)
 
     def turn(self, live: Trained, values: Mapping[str, float | str], who: str = "script") -> None:
-        """Turn knobs on all ranks, after the next meeting. What is turned on another rank than the first is left to that one."""
+        """Turn knobs on all ranks, after the next meeting. The first rank's word counts; the others say the same, or nothing."""
         if self.first and live.recorder.writer is None:
             self.early |= values
         elif self.first and live.recorder.writer is not None and not live.problem:
@@ -129,31 +226,39 @@ class Ranks:
         self.held_out += live.taps.take_held_out()
         self.evaluated.append((live.number, dict(row)))
 
-    # A meeting
+    # A meeting. What is sent goes before what can fail, so that no rank waits for one that failed.
 
     def _share(self, live: Trained) -> None:
-        asked = Pending([], [])
-        if self.first and live.recorder.writer is not None and not live.problem:
-            if self.early:
-                early, self.early = self.early, {}
-                live.recorder.writer.turn("script", **early)
-            asked = live.recorder.writer.pending()
+        asked = self._asked(live)
+        shared = Shared(self.experts)
+        shared["head"][:] = bool(live.problem), bool(asked.knobs or asked.commands)
         self.sums += live.taps.take()
-        head = torch.tensor(
-            [float(bool(live.problem)), float(bool(asked.knobs or asked.commands))], dtype=torch.float64
-        )
-        parts = [head, self._packed_held_out(), *(self._packed(n) for n in range(EVERY))]
-        whole = torch.cat(parts)
-        distributed.all_reduce(whole, group=self.group)
-        failed, some, *_ = whole.tolist()[:2]
+        for place, step in enumerate(self.steps):
+            shared.put(place, step, self.sums)
+        shared.put_held_out(self.held_out)
+        distributed.all_reduce(torch.from_numpy(shared.whole), group=self.group)
+        failed, some = shared["head"].tolist()
         if failed:
             self._stop(live, f"watching failed on {failed:.0f} of {distributed.get_world_size()} ranks")
             return
-        _, held_out, *rows = torch.split(whole, [len(part) for part in parts])
-        self._compare(rows)
-        self._store(live, [self._unpacked(row, n) for n, row in enumerate(rows[: len(self.steps)])], held_out)
-        if some:
-            self._act(live, asked)
+        told = self._tell(asked) if some else None
+        self._compare(shared)
+        self._store(live, shared)
+        if told is not None:
+            self._do(live, asked, told)
+
+    def _asked(self, live: Trained) -> Pending:
+        """What people asked of the first rank."""
+        if not self.first or live.recorder.writer is None or live.problem:
+            return Pending([], [])
+        try:
+            early, self.early = self.early, {}
+            if early:
+                live.recorder.writer.turn("script", **early)
+            return live.recorder.writer.pending()
+        except Exception as error:
+            live.fail(error)
+            return Pending([], [])
 
     def _stop(self, live: Trained, problem: str) -> None:
         """Stop watching, with what was shared so far in the record."""
@@ -163,43 +268,45 @@ class Ranks:
                 live.recorder.flush()
         live.say(problem)
 
-    def _compare(self, rows: Sequence[Tensor]) -> None:
+    def _compare(self, shared: Shared) -> None:
         """RuntimeError unless all ranks took the same steps."""
         ranks = distributed.get_world_size()
-        taken = [row[:2].tolist() for row in rows]
-        own = [[float(step.number * ranks), float(ranks)] for step in self.steps]
-        if taken != own + [[0.0, 0.0]] * (EVERY - len(own)):
+        own = np.zeros((EVERY, 2))
+        own[: len(self.steps)] = [(step.number, 1) for step in self.steps] or np.zeros((0, 2))
+        if not np.array_equal(shared["steps"], own * ranks):
             raise RuntimeError(f"live.step must be called on each of the {ranks} ranks, once for each step")
 
-    def _store(self, live: Trained, steps: Sequence[tuple[Step, list[Sums]]], held_out: Tensor) -> None:
-        self.steps, self.sums = [], []
-        if not live.recorder.layers:
-            called = sorted({tap for _, sums in steps for one in sums for tap in one.taps})
-            if not self.first:
-                live.recorder.layers = {tap: layer for layer, tap in enumerate(called)}
+    def _store(self, live: Trained, shared: Shared) -> None:
+        steps, self.steps = self.steps, []
+        evaluated, self.evaluated, self.held_out, self.sums = self.evaluated, [], [], []
         if not self.first:
-            self.held_out, self.evaluated = [], []
+            if not live.recorder.layers:
+                called = np.flatnonzero(shared["taps"][:, :, CALLS].any(0)).tolist()
+                live.recorder.layers = {tap: layer for layer, tap in enumerate(called)}
             return
-        for step, sums in steps:
+        for place, step in enumerate(steps):
+            whole, sums = shared.step(place, step)
             live.recorder.sums += sums
-            live.recorder.store(step)
-        if live.recorder.writer is not None and self.evaluated:
-            parts = torch.split(held_out, self.experts)
-            own = [Sums([tap], [0], torch.cat([one, one[:1]])[None].long(), None, 1) for tap, one in enumerate(parts)]
-            counts = counts_by_layer(own, live.recorder.layers, live.recorder.experts)
-            *others, (number, row) = self.evaluated
+            live.recorder.store(whole)
+        if live.recorder.writer is not None and evaluated:
+            rows = shared["held_out"]
+            counts = [rows[tap, : self.experts[tap]].tolist() for tap in live.recorder.layers]
+            *others, (number, row) = evaluated
             some = {SELECTIONS: counts} if any(map(any, counts)) else {}
             live.recorder.collected["evals"] += [(*one, None) for one in others] + [(number, row | some, None)]
-        self.held_out, self.evaluated = [], []
 
-    def _act(self, live: Trained, asked: Pending) -> None:
-        """Hand on what was asked of the first rank, and do it."""
-        message: list[Any] = [([(c.name, c.value) for c in asked.knobs], [c.name for c in asked.commands])]
+    def _tell(self, asked: Pending, over: bool = False) -> tuple[list[tuple[str, Any]], list[str], bool]:
+        """Hand on what was asked of the first rank; returns it: turns, commands, and whether watching is over."""
+        message: list[Any] = [([(c.name, c.value) for c in asked.knobs], [c.name for c in asked.commands], over)]
         distributed.broadcast_object_list(message, src=0, group=self.group)
+        told: tuple[list[tuple[str, Any]], list[str], bool] = message[0]
+        return told
+
+    def _do(self, live: Trained, asked: Pending, told: tuple[list[tuple[str, Any]], list[str], bool]) -> None:
         if self.first:
             live.act(asked)
             return
-        knobs, commands = message[0]
+        knobs, commands, _ = told
         for name, value in knobs:
             try:
                 live.take({name: live.turns[name].knob.parse(name, value)})
@@ -214,13 +321,19 @@ class Ranks:
             if live.singles:
                 live.singles -= 1
                 return
-            asked = Pending([], [])
-            if self.first and live.recorder.writer is not None:
+            if self.first:
                 time.sleep(IDLE)
-                live.recorder.flush()
-                self._beat(live)
-                asked = live.recorder.writer.pending()
-            self._act(live, asked)
+                try:
+                    live.recorder.flush()
+                    self._beat(live)
+                except Exception as error:
+                    live.fail(error)
+            asked = self._asked(live)
+            told = self._tell(asked, over=bool(live.problem))
+            if told[2]:
+                self._stop(live, "watching failed on the first rank")
+                return
+            self._do(live, asked, told)
             live.began = time.monotonic()  # a pause is no part of a step
 
     def _beat(self, live: Trained) -> None:
@@ -228,72 +341,3 @@ class Ranks:
             live.recorder.next_beat = time.monotonic() + 1.0
             with contextlib.suppress(RuntimeError):  # which the next flush says
                 live.recorder.committer.beat()
-
-    # Numbers in a row, for all ranks alike: of a step its number, (sum, how many) of each of OF_STEP, then of each tap how often it
-    # was called, its places, how often it gave weights, counts (E + 1), importance (E + 1), sums of scores (S), how many (S).
-
-    def _packed_held_out(self) -> Tensor:
-        counts = [torch.zeros(E, dtype=torch.float64) for E in self.experts]
-        for sums in self.held_out:
-            for tap, counts_E1 in zip(sums.taps, sums.counts_CE1.cpu().double(), strict=True):
-                counts[tap] += counts_E1[:-1]
-        return torch.cat(counts)
-
-    def _packed(self, place: int) -> Tensor:
-        taps = [torch.zeros(3 + 2 * (E + 1) + 2 * len(SCORES), dtype=torch.float64) for E in self.experts]
-        head = torch.zeros(2 + 2 * len(OF_STEP), dtype=torch.float64)
-        if place < len(self.steps):
-            step = self.steps[place]
-            head[:2] = torch.tensor([float(step.number), 1.0])
-            for n, name in enumerate(OF_STEP):
-                if (said := step.said.get(name)) is not None:
-                    head[2 + 2 * n : 4 + 2 * n] = torch.tensor([float(said), 1.0], dtype=torch.float64)
-            for sums in self.sums:
-                self._add(sums, step.number, taps)
-        return torch.cat([head, *taps])
-
-    def _add(self, sums: Sums, number: int, taps: Sequence[Tensor]) -> None:
-        if number not in sums.steps:
-            return
-        counts_CE1 = sums.counts_CE1.cpu().double()
-        importance_CE1 = None if sums.importance_CE1 is None else sums.importance_CE1.cpu().double()
-        scores_SC = None if sums.scores_SC is None else sums.scores_SC.cpu().double()
-        for c, tap in enumerate(sums.taps):
-            if sums.steps[c] != number:
-                continue
-            wide = self.experts[tap] + 1
-            row = taps[tap]
-            row[:3] += torch.tensor([1.0, sums.places, float(importance_CE1 is not None)], dtype=torch.float64)
-            row[3 : 3 + wide] += counts_CE1[c]
-            if importance_CE1 is not None:
-                row[3 + wide : 3 + 2 * wide] += importance_CE1[c]
-            if scores_SC is not None:
-                row[3 + 2 * wide :] += torch.cat([scores_SC[:, c].nan_to_num(), (~scores_SC[:, c].isnan()).double()])
-
-    def _unpacked(self, row: Tensor, place: int) -> tuple[Step, list[Sums]]:
-        """The step that all ranks took, and what they selected in it."""
-        lengths = [2 + 2 * len(OF_STEP), *(3 + 2 * (E + 1) + 2 * len(SCORES) for E in self.experts)]
-        head, *taps = torch.split(row, lengths)
-        own, said = self.steps[place], head.tolist()[2:]
-        means = {name: said[2 * n] / said[2 * n + 1] for n, name in enumerate(OF_STEP) if said[2 * n + 1]}
-        sums = [s for tap, one in enumerate(taps) if (s := sums_of(tap, own.number, one))]
-        return own._replace(said=dict(means)), sums
-
-
-def sums_of(tap: int, step: int, row: Tensor) -> Sums | None:
-    """What all ranks selected in one layer; None if none called it."""
-    calls, places, weighed = row[:3].tolist()
-    if not calls:
-        return None
-    wide = (len(row) - 3 - 2 * len(SCORES)) // 2
-    counts_E1, importance_E1, scores_2S = torch.split(row[3:], [wide, wide, 2 * len(SCORES)])
-    sum_S, many_S = scores_2S.view(2, -1)
-    mean_S = torch.where(many_S > 0, sum_S / many_S, math.nan)
-    return Sums(
-        [tap],
-        [step],
-        counts_E1[None].long(),
-        importance_E1[None] if weighed else None,
-        round(places / calls),
-        mean_S[:, None] if bool(many_S.any()) else None,
-    )

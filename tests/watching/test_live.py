@@ -12,7 +12,6 @@ from moe_core.diagnosis import Finding
 from moe_core.recording import recent
 from moe_core.runs import Run, StoreError, list_runs, open_run, verify
 from moe_core.watching import Knob, Live, StopTraining, recorder, watch
-from moe_core.watching import live as live_module
 from tests.watching.test_counting import D, E, K, Model, batch, reference
 
 
@@ -28,12 +27,6 @@ def train(live: Live, model: nn.Module, optimizer: torch.optim.Optimizer, steps:
         live.step(loss=loss)
         losses.append(loss.detach())
     return losses
-
-
-@pytest.fixture(autouse=True)
-def looks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or steps of half a millisecond would be over before a turn is read."""
-    monkeypatch.setattr(live_module, "LOOK", 0.0)
 
 
 @pytest.fixture

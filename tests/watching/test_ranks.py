@@ -28,7 +28,11 @@ def started(cases: str, folder: Path) -> tuple[Path, list[Seen], list[str]]:
         subprocess.Popen([*command, rank], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         for rank in "01"
     ]
-    told = [rank.communicate(timeout=120) for rank in ranks]
+    try:
+        told = [rank.communicate(timeout=120) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()  # one that waits for the other
     assert [rank.returncode for rank in ranks] == [0, 0], told
     return folder, [json.loads(out) for out, _ in told], [err for _, err in told]
 
