@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_core.figures.flow import who
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner, nice_above
 from moe_core.figures.probe import first_experts, moved_tokens, sentence, without_expert
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, faded, letter_colour
@@ -68,12 +69,18 @@ def probe_tokens(
     words, rows, experts_NK, gates_NK = words[:shown], rows[:shown], experts_NK[:shown], gates_NK[:shown]
     first = first_experts(experts_NK, E)
     layout["yaxis"] |= row_ticks(rows, text, layout)
+    before_NK = None if before_NK is None else np.asarray(before_NK)[:shown]
+    moved = moved_tokens(experts_NK, before_NK, E)
+    hover = hovers(words, rows, experts_NK, gates_NK, E)
+    for n, e in zip(
+        moved.tolist(), [] if before_NK is None else first_experts(before_NK[moved], E).tolist(), strict=True
+    ):
+        hover[n] += f"; {'before' if before is None else f'at step {before:,}'} to {who(e, E)}"
     data = [
-        cells(words, rows, first, experts_NK, gates_NK, text, chosen, E, theme),
+        cells(first, hover, text, chosen, E, theme),
         *letters(words, first, text, E, theme),
+        changed(moved, text, theme),
     ]
-    moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:shown], E)
-    data.append(changed(moved, words, text, theme))
     return {"data": data, "layout": layout}
 
 
@@ -117,23 +124,20 @@ def set_text(words: list[Word], rows: list[int], digits: int, room: tuple[int, i
     return Set(size, cell, left.astype(np.float32), wide.astype(np.float32), top)
 
 
-def cells(
-    words: list[Word],
-    rows: list[int],
-    first: Array,
-    experts_NK: Array,
-    gates_NK: Array,
-    text: Set,
-    chosen: int,
-    E: int,
-    theme: Theme,
-) -> Spec:
+def hovers(words: list[Word], rows: list[int], experts_NK: Array, gates_NK: Array, E: int) -> list[str]:
+    """What hovering each token says."""
+    went = zip(words, rows, experts_NK.tolist(), gates_NK.tolist(), strict=True)
+    return [
+        f"Token {n} {word.quoted} of text {row + 1} {sentence(e, g, E)}" for n, (word, row, e, g) in enumerate(went)
+    ]
+
+
+def cells(first: Array, hover: list[str], text: Set, chosen: int, E: int, theme: Theme) -> Spec:
     """A bar behind each word in the colour of its first expert, a pixel apart; hollow where no expert took it."""
     if E <= LINES:
         colours = [expert_colour(e, theme) for e in range(E)]
     else:
         colours = [faded(theme.ink2, 0.5 if e == chosen else 0.14) for e in range(E)]
-    went = zip(words, rows, experts_NK.tolist(), gates_NK.tolist(), strict=True)
     return {
         "type": "bar", "orientation": "h", "name": "first expert", "base": text.left, "x": text.width - np.float32(1),
         "y": text.top + np.float32(text.cell / 2), "width": text.cell,
@@ -141,8 +145,7 @@ def cells(
             "color": [[*colours, theme.ground][e] for e in first.tolist()],
             "line": {"width": [0 if e < E else 1 for e in first.tolist()], "color": theme.edge},
         },
-        "hovertext": [f"Token {n} {word.quoted} of text {row + 1} {sentence(e, g, E)}" for n, (word, row, e, g) in enumerate(went)],
-        "hoverinfo": "text",
+        "hovertext": hover, "hoverinfo": "text",
     }  # fmt: skip
 
 
@@ -177,13 +180,13 @@ def label_of(name: str, x: Array, y: Array, words: list[str], size: int, colour:
     }  # fmt: skip
 
 
-def changed(moved: Array, words: list[Word], text: Set, theme: Theme) -> Spec:
-    """A triangle over each token whose first expert changed."""
+def changed(moved: Array, text: Set, theme: Theme) -> Spec:
+    """A triangle over each token whose first expert changed; what it was, the token's own hover says."""
     return {
         "type": "scatter", "mode": "markers", "name": "changed", "cliponaxis": False,
         "x": text.left[moved] + text.width[moved] / 2, "y": text.top[moved] - np.float32(0.5 * GAP * text.size),
         "marker": {"symbol": "triangle-down", "size": max(4, round(GAP * text.size)), "color": theme.ink},
-        "hovertext": [f"Token {n} {words[n].quoted} went to another first expert" for n in moved.tolist()], "hoverinfo": "text",
+        "hoverinfo": "skip",
     }  # fmt: skip
 
 

@@ -55,7 +55,11 @@ def test_a_mark_stands_over_each_token_whose_first_expert_changed() -> None:
     given, before = probe_of_tokens(6), probe_of_tokens(6)["experts_NK"].copy()
     before[[1, 4], 0] = (before[[1, 4], 0] + 1) % 8
     spec = probe_tokens.spec(list("abcdef"), **given, before_NK=before, before=50)
-    assert [text.split()[1] for text in trace(spec, "changed")["hovertext"]] == ["1", "4"]
+    cells, marks = trace(spec, "first expert"), trace(spec, "changed")
+    px = tokens.COLUMN * tokens.SIZES[0]
+    assert marks["x"].tolist() == pytest.approx([1.5 * px, 4.5 * px])
+    said = [text.partition("; ")[2] for text in cells["hovertext"]]
+    assert said == ["" if n not in (1, 4) else f"at step 50 to expert {before[n, 0] + 1}" for n in range(6)]
     assert "▾ changed since step 50" in spec["layout"]["title"]["text"]
 
 

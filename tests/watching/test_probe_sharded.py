@@ -24,8 +24,7 @@ for probed in (False, True):
     for module in (*model.blocks, model):
         fully_shard(module)
     optimizer = sgd(model)
-    name = f"{rank}{probed}"
-    live = watch(model, name, optimizer=optimizer, runs=folder, **({"probe": ROWS, "probe_every": 2} if probed else {}))
+    live = watch(model, f"{probed}", optimizer=optimizer, runs=folder, **({"probe": ROWS, "probe_every": 2} if probed else {}))
     torch.manual_seed(rank)
     losses[probed] = []
     for step in range(6):
@@ -41,8 +40,11 @@ for probed in (False, True):
         losses[probed].append(loss.item())
     live.close()
 assert losses[True] == losses[False], losses
-run = open_run(folder / name)
-print(run.snapshot(kind="choices")[1]["experts"].tolist())
+if rank == 0:  # which alone writes the record
+    run = open_run(folder / "True")
+    assert run.snapshots("choices").tolist() == [2, 4, 6]
+    assert run.snapshot(kind="choices")[1]["experts"].tolist() == [one.experts_NK.tolist() for one in live.probe.last.values()]
+print([one.experts_NK.tolist() for one in live.probe.last.values()])
 dist.destroy_process_group()
 """
 
