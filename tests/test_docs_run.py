@@ -90,6 +90,8 @@ def short(words: list[str]) -> list[str]:
     words = [names.get(word, word) for word in words]
     if "--resume" in words:
         return [*words, "--steps", str(STEPS + 4)]
+    if words[0] == "watch-demo":
+        return [*words, "--steps", "4"]
     if words[0] == "train":
         return [*words, *SHORT]
     if words[0] == "sweep":  # one cell

@@ -30,11 +30,11 @@ PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 ENDING = 60.0  # the same for a trainer that still answers
 
 
-def new_id(runs: str | Path | None, config: Config) -> str:
-    """An id that no run has: task, date, time and four random letters, such as text-1124-0931-k7f2."""
+def new_id(runs: str | Path | None, what: str) -> str:
+    """An id that no run has: what it trains, date, time and four random letters, such as text-1124-0931-k7f2."""
     while True:
         tail = "".join(secrets.choice(LETTERS) for _ in range(4))
-        name = f"{config.task}-{time.strftime('%m%d-%H%M')}-{tail}"
+        name = f"{what}-{time.strftime('%m%d-%H%M')}-{tail}"
         if not (runs_folder(runs) / name).exists():
             return name
 
@@ -85,7 +85,7 @@ def start(
     """Start a trainer in a session of its own and return its run's id at once. What it prints goes to trainer.log beside
     run.db."""
     folder = runs_folder(runs).absolute()
-    run_id = run_id or new_id(folder, config)
+    run_id = run_id or new_id(folder, config.task)
     (folder / run_id).mkdir(parents=True)
     words = ["train", "--runs", str(folder), "--run-id", run_id, "--who", who, *flags(whole_paths(config), knobs)]
     spawn(run_id, words, folder / run_id / LOG)
@@ -114,7 +114,7 @@ def fork(
     and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
-    run_id = run_id or new_id(folder, run.config)
+    run_id = run_id or new_id(folder, run.config.task)
     _spawn_resume(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
     return run_id
 
@@ -241,7 +241,7 @@ def trainer_of(run: Run) -> int:
     """The process that trains a run, if it is one of ours; else 0. The lock's file names it, else the record does."""
     named = holder(run.path / "lock")
     pid = run.status().pid if named is None else named
-    return pid if is_alive(run.path) and is_ours(pid, "train", "fork") else 0
+    return pid if is_alive(run.path) and is_ours(pid, "train", "fork", "watch-demo") else 0
 
 
 def _ended_within(run: Run, command: int, patience: float) -> bool:
