@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
 from moe_core.dashboard.feed import Feed
@@ -37,6 +38,7 @@ from moe_core.schema import (
     to_json,
 )
 from moe_core.schema.stats import Metric
+from tests.server import ROOT
 
 EXPERTS = (8, 16, 8, 8, 8, 8)
 MEASURES = ("loss", "task_loss", "seconds", "importance", "counts", "dead_experts", "confidence")
@@ -454,3 +456,19 @@ def test_a_figure_is_exported_of_a_layer_by_its_name_and_says_so(run: Run, capsy
         "a layer is named by a whole number from 1 to 6, or by its name, got 'model.layers.9'"
         in capsys.readouterr().err
     )
+
+
+def test_the_lessons_and_the_formula_of_the_batch_are_not_offered(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(run.path.parent))
+    for page, pages_own in (("learn", "info"), ("batch", "select_slider")):
+        app = AppTest.from_file(str(ROOT / "moe_core" / "dashboard" / "main.py"), default_timeout=30)
+        app.query_params["run"] = "olmoe"
+        app.run().switch_page(str(ROOT / "pages" / f"{page}.py")).run()
+        assert not app.exception
+        assert len(app.get(pages_own)) == (page == "learn")
+        if page == "learn":
+            assert app.info[0].value == "Lessons train a small model of their own. olmoe is on the other pages."
+    assert main(["set", "olmoe", "top_k=1"]) == 2
+    assert capfd.readouterr().err.endswith("moe: olmoe is finished, and no program follows it any more\n")

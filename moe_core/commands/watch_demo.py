@@ -21,7 +21,7 @@ def declare(commands: Any) -> None:
         commands,
         "watch-demo",
         demo_command,
-        "fine-tune a tiny Qwen3-MoE that is watched: see its gate collapse, and turn its balancing loss up",
+        "fine-tune a tiny Qwen3-MoE that is watched: see its gates collapse, and turn router_aux_loss_coef up",
         run=False,
         extra="watch-demo",
     )

@@ -17,7 +17,7 @@ CARDS = {
 }
 WATCH = """from moe_core import watch
 live = watch(model, run="my-finetune", optimizer=optimizer)
-live.step(loss=loss)  # after each step of the optimizer"""
+live.step(loss=loss)  # after each optimizer.step()"""
 STARTING = Knobs(w_importance=0.0, w_load=0.0)  # so that a person first sees the gate collapse
 
 
@@ -60,7 +60,7 @@ def your_model() -> None:
         missing = next((name for name in ("torch", "transformers") if find_spec(name) is None), "")
         st.button(
             "Watch an example", key="start-demo", on_click=begin_demo, disabled=bool(missing), width="stretch",
-            help="A tiny Qwen3-MoE of random weights is fine-tuned on text; its balancing loss starts at 0.",
+            help="A tiny Qwen3-MoE of random weights is fine-tuned on text; its gates collapse. Turn router_aux_loss_coef up.",
         )  # fmt: skip
         if missing:
             st.caption(f"The example needs {missing}: `pip install 'moescope[watch-demo]'`")
