@@ -42,6 +42,7 @@ AT_STAKE = 0.05  # nats: below this task loss there is nothing left to learn
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
 CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
 CALM = 0.25  # noise at which, as measured, a load that is even is even without noise too
+COEFFICIENT = "router_aux_loss_coef"  # as the models of transformers call the weight of their balancing loss
 BY_CHANCE = "Which experts a token gets hardly depends on the token, so they have little to specialise in."
 
 
@@ -108,7 +109,7 @@ def turns(remedy: dict[str, float | str] | None) -> str:
 def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
     """(what to try, the remedy) for an uneven load."""
     if not isinstance(evidence.knobs, Knobs):
-        return "Turn up what balances this model's experts.", None
+        return of_other_models(evidence), None
     remedy = even_again(evidence.knobs) if evidence.groups <= 1 else {}
     if remedy:
         return f"Turn {turns(remedy)}: within {SOON} steps the load should be even.", remedy
@@ -124,6 +125,14 @@ def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
     if evidence.groups > 1:
         return "Turn the loss weights of both levels up, with noise and noise_primary at 1.", None
     return "The losses are on and do not help: turn the learning rate down, or w_importance up to 1.", None
+
+
+def of_other_models(evidence: Evidence) -> str:
+    """What to try in a model that is not ours, by the knob that weighs its own balancing loss. Nothing was measured there."""
+    if COEFFICIENT not in evidence.description.knobs:
+        return "Turn up what balances this model's experts."
+    now = float(getattr(evidence.knobs, COEFFICIENT))
+    return f"Turn {COEFFICIENT} up, which is {value_text(now)}: it weighs the model's own balancing loss."
 
 
 def off_in(evidence: Evidence) -> tuple[int, ...]:

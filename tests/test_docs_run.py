@@ -20,6 +20,7 @@ from moe_core.commands.sweep import plan_of
 from moe_core.diagnosis import Finding
 from moe_core.runs import open_run, read_script
 from moe_core.schema import Config, Knobs
+from tests.watching.test_counting import Model
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--d-model", "8", "--d-hidden", "8", "--layers", "1", "--tokens", "128", "--threads", "1"]
@@ -90,6 +91,8 @@ def short(words: list[str]) -> list[str]:
     words = [names.get(word, word) for word in words]
     if "--resume" in words:
         return [*words, "--steps", str(STEPS + 4)]
+    if words[0] == "watch-demo":
+        return [*words, "--steps", "4"]
     if words[0] == "train":
         return [*words, *SHORT]
     if words[0] == "sweep":  # one cell
@@ -105,7 +108,9 @@ def short(words: list[str]) -> list[str]:
 @pytest.mark.parametrize("name", ["README.md", "docs/guide.md"])
 def test_every_block_of_python_runs(name: str, trainer: str) -> None:
     """In order, as a reader would type them; the run that they turn trains."""
-    names: dict[str, Any] = {"x": torch.randn(64, 64)}
+    model, loss = Model(), torch.ones(())
+    optimizer = torch.optim.SGD(model.parameters())
+    names: dict[str, Any] = {"x": torch.randn(64, 64), "model": model, "optimizer": optimizer, "loss": loss}
     code = [text for language, text in blocks(name) if language == "python"]
     assert code
     for text in code:
@@ -166,10 +171,17 @@ def test_the_finding_shown_has_the_parts_of_one() -> None:
 
 def test_every_other_block_is_a_target_of_make() -> None:
     """No block is left that no test runs. docs/remote.md is about other programs, docs/install.md about pip, which the tests of
-    the wheel run, and docs/architecture.md has a drawing."""
+    the wheel run, docs/architecture.md has a drawing, and tests/watching/test_documented.py runs docs/watch.md."""
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         name = document.relative_to(ROOT).as_posix()
-        if name not in ("docs/cli.md", "docs/guide.md", "docs/remote.md", "docs/architecture.md", "docs/install.md"):
+        if name not in (
+            "docs/cli.md",
+            "docs/guide.md",
+            "docs/remote.md",
+            "docs/architecture.md",
+            "docs/install.md",
+            "docs/watch.md",
+        ):
             for language, text in blocks(name):
                 assert name == "README.md", f"{name} has a block of code that no test runs: {text}"
                 if language != "python":

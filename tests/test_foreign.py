@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
 from moe_core.dashboard.feed import Feed
@@ -22,7 +23,7 @@ from moe_core.export.sources import Named, Still
 from moe_core.figures.catalog import FIGURES, TILES, offered, on_page, shows, tiles_of
 from moe_core.runs import Batch, Run, RunWriter, StoreError, list_runs, open_run, verify
 from moe_core.runs.begin import create_record
-from moe_core.runs.source import At, Source
+from moe_core.runs.source import At, Beside, Source
 from moe_core.schema import (
     Config,
     Description,
@@ -37,6 +38,7 @@ from moe_core.schema import (
     to_json,
 )
 from moe_core.schema.stats import Metric
+from tests.server import ROOT
 
 EXPERTS = (8, 16, 8, 8, 8, 8)
 MEASURES = ("loss", "task_loss", "seconds", "importance", "counts", "dead_experts", "confidence")
@@ -108,10 +110,9 @@ def test_every_figure_that_it_has_is_drawn_and_no_other_is_offered(run: Run) -> 
         "regions",
         "tokens_by_expert",
         "churn",
-        "balance_now",
         "router_margin",
         "specialisation",
-        "compare_balance",
+        "similarity",
         "knobs",  # none was turned
     }
     assert not missing & set(names)
@@ -129,6 +130,43 @@ def test_every_figure_that_it_has_is_drawn_and_no_other_is_offered(run: Run) -> 
     np.testing.assert_allclose(balance["data"][1]["customdata"], cv, rtol=1e-6)
     loss = FIGURES["loss"].read(run, At())
     assert (loss["unit"], loss["heldout"].tolist()) == ("nats per token", [2.95, 2.9, 2.85])
+
+
+def test_the_loss_of_the_task_is_charted_where_it_is_recorded_and_else_the_whole(tmp_path: Path) -> None:
+    with_task = replace(OWN, measures=("loss", "task_loss", "counts"))
+    assert (with_task.training_loss, replace(OWN, measures=("loss", "counts")).training_loss) == ("task_loss", "loss")
+    write(tmp_path / "a").finish("finished")
+    whole = replace(OWN, measures=tuple(name for name in MEASURES if name != "task_loss"))
+    writer = create_record(tmp_path / "b", whole)
+    rows = np.ones((3, sum(column.width for column in columns_of(EXPERTS, whole.measures))), np.float32)
+    rows[:, 0] = [3.0, 2.0, 1.0]
+    writer.commit(Batch(1, rows))
+    writer.finish("finished")
+    a, b = open_run("a", tmp_path), open_run("b", tmp_path)
+    assert shows(b, "loss")
+    assert FIGURES["loss"].read(b, At())["train"].tolist() == [3.0, 2.0, 1.0]
+    pair = Beside(a, {}, (b,))
+    curves = FIGURES["compare_loss"].read(pair, At())["curves"]
+    assert curves[0].values.tolist() == a.history("loss")[1].tolist()  # what both have
+    assert curves[1].values.tolist() == [3.0, 2.0, 1.0]
+
+
+def test_runs_without_a_smooth_load_are_compared_by_their_selections(run: Run) -> None:
+    pair = Beside(run, {}, (run,))
+    assert shows(pair, "compare_balance")
+    read = FIGURES["compare_balance"].read(pair, At(2))
+    assert [curve.values.tolist() for curve in read["curves"]] == [run.history("cv_counts", 2)[1].tolist()] * 2
+    spec = FIGURES["compare_balance"].draw.spec(**read)
+    assert spec["layout"]["yaxis"]["title"]["text"] == "CV(selections)"
+    difference = FIGURES["compare_balance_difference"]
+    spec = difference.draw.spec(**difference.read(pair, At(2)))
+    assert "CV(selections) minus A's" in json.dumps(spec["layout"])
+
+
+def test_a_collapse_names_the_knob_of_the_models_own_balancing_loss(run: Run) -> None:
+    (collapse, *_) = diagnose(run, 2)
+    assert (collapse.rule, collapse.remedy) == ("collapse", None)
+    assert collapse.try_this == "Turn router_aux_loss_coef up, which is 0.01: it weighs the model's own balancing loss."
 
 
 def test_its_tiles_speak_of_what_it_measures(run: Run) -> None:
@@ -418,3 +456,19 @@ def test_a_figure_is_exported_of_a_layer_by_its_name_and_says_so(run: Run, capsy
         "a layer is named by a whole number from 1 to 6, or by its name, got 'model.layers.9'"
         in capsys.readouterr().err
     )
+
+
+def test_the_lessons_and_the_formula_of_the_batch_are_not_offered(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(run.path.parent))
+    for page, pages_own in (("learn", "info"), ("batch", "select_slider")):
+        app = AppTest.from_file(str(ROOT / "moe_core" / "dashboard" / "main.py"), default_timeout=30)
+        app.query_params["run"] = "olmoe"
+        app.run().switch_page(str(ROOT / "pages" / f"{page}.py")).run()
+        assert not app.exception
+        assert len(app.get(pages_own)) == (page == "learn")
+        if page == "learn":
+            assert app.info[0].value == "Lessons train a small model of their own. olmoe is on the other pages."
+    assert main(["set", "olmoe", "top_k=1"]) == 2
+    assert capfd.readouterr().err.endswith("moe: olmoe is finished, and no program follows it any more\n")

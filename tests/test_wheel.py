@@ -83,7 +83,7 @@ def test_what_the_commands_look_for_is_what_their_extra_brings() -> None:
     assert EXTRAS.keys() == PROJECT["optional-dependencies"].keys() - {"all"}
     for extra, modules in EXTRAS.items():
         assert set(modules.values()) == names_of(extra), extra
-    assert names_of("all") == set().union(*map(names_of, EXTRAS))
+    assert names_of("all") == set().union(*map(names_of, EXTRAS.keys() - {"watch-demo"}))
 
 
 def test_requirements_pin_what_the_extras_ask_for() -> None:
@@ -125,6 +125,7 @@ def test_numpy_alone_lists_and_verifies_runs(bare: Environment, runs: Path) -> N
         (["replay", "text"], "replay needs torch: pip install 'moescope[train]'"),
         (["sweep", "--steps", "5"], "sweep needs torch: pip install 'moescope[train]'"),
         (["ablate", "text"], "ablate needs torch: pip install 'moescope[train]'"),
+        (["watch-demo"], "watch-demo needs torch: pip install 'moescope[watch-demo]'"),
         (["bench", "layer"], "bench needs torch: pip install 'moescope[train]'"),
         (["export", "text", "--out", "out"], "export needs plotly: pip install 'moescope[export]'"),
         (["report", "text", "--out", "a.html"], "report needs plotly: pip install 'moescope[export]'"),

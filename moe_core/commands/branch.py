@@ -60,7 +60,7 @@ def fork_command(arguments: argparse.Namespace) -> int:
     parent = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
     beside = runs_folder(arguments.runs) if arguments.runs else parent.path.parent
-    run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config)
+    run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config.task)
     check_branch(parent, arguments.at, changes, arguments.steps)
     from moe_core.training.recorded import load_recorded
 

@@ -18,10 +18,12 @@ EXPORT = {
     "plotly": "plotly", "resvg_py": "resvg-py", "fontTools": "fonttools", "brotli": "brotli", "PIL": "pillow",
     "pyarrow": "pyarrow",
 }  # fmt: skip
+TRAIN = {"torch": "torch", "sklearn": "scikit-learn"}
 EXTRAS = {
-    "train": {"torch": "torch", "sklearn": "scikit-learn"},
+    "train": TRAIN,
     "export": EXPORT,
     "dashboard": {name: name for name in ("streamlit", "starlette", "uvicorn", "websockets")} | EXPORT,
+    "watch-demo": TRAIN | {"transformers": "transformers"},
 }
 
 

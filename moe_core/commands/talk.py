@@ -112,6 +112,8 @@ def stop_command(arguments: argparse.Namespace) -> int:
 
 def must_train(run: Any) -> None:
     if run.state not in ("starting", "training", "paused"):
+        if "resume" not in run.description.obeys:
+            raise ValueError(f"{run.id} is {run.state}, and no program follows it any more")
         more = f" --steps N, above {run.steps()[1]}" if run.state == "finished" else ""
         raise ValueError(
             f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}{more}`"

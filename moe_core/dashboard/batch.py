@@ -22,8 +22,11 @@ def page() -> None:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """The sizes to put into the formula: those of the link, which the sliders write; else the run's own."""
+    """The sizes to put into the formula: those of the link, which the sliders write; else the run's own. None for a run whose
+    batches differ in size, which has no chart of the formula."""
     description = run.description
+    if not description.tokens:
+        return {}
     own = {"tokens": description.tokens or 1, "k": k_now(run), "experts": description.experts[0], "devices": 1}
     chosen: dict[str, Any] = {}
     with st.container(key="batch-row"):

@@ -1,11 +1,13 @@
-"""The three ways to begin, each one click, and the wait until a trainer that was started has made its run."""
+"""The four ways to begin, each one click, and the wait until a trainer that was started has made its run."""
+
+from importlib.util import find_spec
 
 import streamlit as st
 
 from moe_core.dashboard import starting
 from moe_core.dashboard.panel import did_not_start
 from moe_core.folders import PAGES
-from moe_core.runs import last_words, reap, runs_folder
+from moe_core.runs import last_words, reap, runs_folder, start_demo
 from moe_core.schema import Config, Knobs
 
 CARDS = {
@@ -13,6 +15,9 @@ CARDS = {
     "digits": "A classifier learns 1,797 handwritten digits; see which expert takes which digit.",
     "plane": "Points of two spirals; see which region of the plane each expert owns.",
 }
+WATCH = """from moe_core import watch
+live = watch(model, run="my-finetune", optimizer=optimizer)
+live.step(loss=loss)  # after each optimizer.step()"""
 STARTING = Knobs(w_importance=0.0, w_load=0.0)  # so that a person first sees the gate collapse
 
 
@@ -35,6 +40,8 @@ def cards() -> None:
                 type="primary" if task == "text" else "secondary",
                 width="stretch",
             )
+    with st.container(border=True, key="your-model"):
+        your_model()
     st.page_link(
         PAGES / "learn.py",
         label="New to this? Eight lessons, each with an experiment of your own",
@@ -42,6 +49,27 @@ def cards() -> None:
     )
     st.caption("The same from a terminal:")
     st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash")
+
+
+def your_model() -> None:
+    """What it takes to watch a model of one's own, and an example that trains at once."""
+    left, right = st.columns([1, 1.6], gap="medium", vertical_alignment="center")
+    with left:
+        st.subheader("Your model", anchor=False)
+        st.markdown("Watch and tune any MoE that you train in PyTorch, in your own loop, by three lines.")
+        missing = next((name for name in ("torch", "transformers") if find_spec(name) is None), "")
+        st.button(
+            "Watch an example", key="start-demo", on_click=begin_demo, disabled=bool(missing), width="stretch",
+            help="A tiny Qwen3-MoE of random weights is fine-tuned on text; its gates collapse. Turn router_aux_loss_coef up.",
+        )  # fmt: skip
+        if missing:
+            st.caption(f"The example needs {missing}: `pip install 'moescope[watch-demo]'`")
+    right.code(WATCH, language="python", wrap_lines=True)
+
+
+def begin_demo() -> None:
+    """Start the example, and look at its last layer, which collapses furthest."""
+    st.query_params.from_dict({"run": start_demo(), "layer": "4"})
 
 
 def begin(task: str) -> None:

@@ -78,7 +78,14 @@ def frame(
         begun = starting.unstarted(wanted)
         chosen = chooser_entry(wanted, begun.description if begun else None, time.time(), "")
         with st.sidebar:
-            component.panel(wanted, go_to, here | {"run": wanted}, only, knobs=starting_values(first), chosen=chosen)
+            component.panel(
+                wanted,
+                go_to,
+                here | {"run": wanted},
+                only,
+                knobs=starting_values(first) if begun else [],
+                chosen=chosen,
+            )
         if not begun:
             cards.wait(wanted)
         return None

@@ -122,7 +122,9 @@ def run_of(number: int) -> str | None:
             return wanted
     finally:
         run.close()
-    if named:
+    if named and run.description.origin != "trained":
+        st.info(f"Lessons train a small model of their own. {wanted} is on the other pages.")
+    elif named:
         st.info(f"{wanted} did not begin as this lesson does. Start one here, or open it on the Live page.")
     return None
 

@@ -17,7 +17,7 @@ from moe_core.figures.pages.live import heldout_tile
 from moe_core.figures.pages.tile import number
 from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
-from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, last_words, stop_later
+from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, is_running, last_words, stop_later
 from moe_core.runs.source import At
 from moe_core.schema import (
     AUTOBALANCE,
@@ -291,5 +291,6 @@ def files_of(description: Description) -> list[str]:
 
 
 def did_not_start(folder: Path) -> bool:
-    """Whether a trainer ended before it made its record: its log says why, and nobody holds the run's lock."""
-    return not (folder / "run.db").exists() and not is_alive(folder) and last_words(folder) != NO_WORDS
+    """Whether a trainer ended before it made its record: its log says why, and its process runs no more."""
+    running = is_running(folder.name, folder.parent)
+    return not (folder / "run.db").exists() and not running and last_words(folder) != NO_WORDS

@@ -51,6 +51,8 @@ CSS = f"""
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
 .st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
+@media (max-width: 900px) {{ .st-key-your-model [data-testid="stHorizontalBlock"] {{ flex-direction: column; align-items: stretch; }}
+  .st-key-your-model [data-testid="stColumn"] {{ width: 100%; }} }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-taken {{ margin: 0; padding-left: 16px; font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); overflow-wrap: anywhere; }}
 /* Once something else is chosen, the last file is no longer what the page shows. */

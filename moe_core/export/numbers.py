@@ -34,8 +34,8 @@ def columns(given: dict[str, Any]) -> Table:
     """
     table: Table = {}
     for name, values in given.items():
-        if name == "cv_load" and given.get("counted") == "selections":
-            name = "cv_counts"  # of a run that has no smooth load
+        if given.get("counted") == "selections":  # of a run that has no smooth load
+            name = {"cv_load": "cv_counts", "load_E": "selections_E"}.get(name, name)
         if isinstance(values, np.ndarray) and name != "on_E":  # an expert that is off is a gap in the others
             table |= row_names(name, len(values), given)
             plain = values.reshape(len(values), -1) if values.ndim > 1 and values.size else values

@@ -27,16 +27,22 @@ from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
 
 @figure
 def balance_now(
-    load_E: Array, importance_E: Array, *, step: int | None = None, theme: Theme = LIGHT, size: Size = (320, 335)
+    load_E: Array,
+    importance_E: Array,
+    *,
+    counted: str = "load",
+    step: int | None = None,
+    theme: Theme = LIGHT,
+    size: Size = (320, 335),
 ) -> Spec:
-    """Each expert's share of load as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
+    """Each expert's share of load (of selections, with counted="selections") as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
 
     load_E, importance_E (E,): shares of the whole, each sums to 1. NaN is an expert that is off; all NaN: nothing is known.
     """
     load_E, importance_E = np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32)
     if len(load_E) > LINES:
-        return sorted_bars(load_E, step, theme, size)
-    return expert_bars(load_E, importance_E, step, theme, size)
+        return sorted_bars(load_E, counted, step, theme, size)
+    return expert_bars(load_E, importance_E, counted, step, theme, size)
 
 
 def expert_axis(E: int, layout: Spec) -> Spec:
@@ -61,7 +67,7 @@ def coloured(E: int, theme: Theme) -> Spec:
     }
 
 
-def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+def expert_bars(load_E: Array, importance_E: Array, counted: str, step: int | None, theme: Theme, size: Size) -> Spec:
     """A bar an expert, of its colour, with its importance as a tick of ink cased in ground."""
     E, on_E = len(load_E), on_nE(load_E)
     on = int(on_E.sum())
@@ -72,7 +78,7 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
     layout = base(
         "balance_now",
         "Balance now",
-        f"bar: load; tick: importance; dashed: ideal {ideal}",
+        f"bar: {counted}; tick: importance; dashed: ideal {ideal}",
         step=step,
         theme=theme,
         size=size,
@@ -84,11 +90,11 @@ def expert_bars(load_E: Array, importance_E: Array, step: int | None, theme: The
     x = np.arange(1, E + 1, dtype=np.int32)
     bars = {
         "type": "bar",
-        "name": "load",
+        "name": counted,
         "x": x,
         "y": load_E * 100,
         "marker": coloured(E, theme),
-        "hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the load{at_step(step)}<extra></extra>",
+        "hovertemplate": f"Expert %{{x}} had %{{y:.1f}} % of the {counted}{at_step(step)}<extra></extra>",
     }
     wide = max(4.0, 0.52 * inner(layout)[0] / E)
     ticks = [
@@ -123,7 +129,7 @@ def highest(share_E: Array) -> float:
     return float(np.nanmax(share_E)) if np.isfinite(share_E).any() else 0.0
 
 
-def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Spec:
+def sorted_bars(load_E: Array, counted: str, step: int | None, theme: Theme, size: Size) -> Spec:
     """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named."""
     on_E = on_nE(load_E)
     E = int(on_E.sum())
@@ -134,12 +140,12 @@ def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Sp
     layout = base(
         "balance_now",
         "Balance now",
-        "load ÷ ideal, most loaded first; " + (off_words(on_E) or "dashed: ideal"),
+        f"{counted} ÷ ideal, most loaded first; " + (off_words(on_E) or "dashed: ideal"),
         step=step,
         theme=theme,
         size=size,
         x={"title": "rank of expert", "range": [0.5, E + 0.5], "tickvals": ticks, "ticktext": [str(t) for t in ticks]},
-        y={"title": "load ÷ ideal, ×", "nticks": 6},
+        y={"title": f"{counted} ÷ ideal, ×", "nticks": 6},
         bargap=0.15,
     )
     top = doubled(2.0, float(ratio[0]))
@@ -148,13 +154,13 @@ def sorted_bars(load_E: Array, step: int | None, theme: Theme, size: Size) -> Sp
     layout["yaxis"]["range"] = [0.0, top]
     bars = {
         "type": "bar",
-        "name": "load ÷ ideal",
+        "name": f"{counted} ÷ ideal",
         "x": np.arange(1, E + 1, dtype=np.int32),
         "y": ratio - 1,
         "base": 1.0,
         "customdata": np.stack([order + 1, ratio], axis=1).astype(np.float32),
         "marker": {"color": [theme.over if r >= 1 else theme.under for r in ratio.tolist()], "line": {"width": 0}},
-        "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal load{at_step(step)}<extra></extra>",
+        "hovertemplate": f"Expert %{{customdata[0]}} had %{{customdata[1]:.2f}} × its ideal {counted}{at_step(step)}<extra></extra>",
     }
     font = label_font(layout, theme.ink)
     if np.isfinite(load_E).any() and ratio[0] > ratio[-1]:

@@ -163,21 +163,22 @@ def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme
 def compare_balance(
     curves: Sequence[Curve],
     *,
+    counted: str = "load",
     over: Shared = BY_STEP,
     theme: Theme = LIGHT,
     size: Size = (620, 300),
 ) -> Spec:
-    """CV(load) of each run over time, on the log axis of the Live page. values (n,)."""
+    """CV(load), or, with counted="selections", CV(selections), of each run over time, on the log axis of the Live page. values (n,)."""
     highest = max((float(np.nanmax(c.values)) for c in curves if np.isfinite(c.values).any()), default=0.0)
     top = doubled(CV_RANGE[1], highest)
     lo, hi = math.log10(CV_RANGE[0]), math.log10(top)
-    subtitle = "CV(load), log scale; below 0.4 balanced, above 1 collapsed"
-    axis = cv_axis("CV(load)", top)
+    subtitle = f"CV({counted}), log scale; below 0.4 balanced, above 1 collapsed"
+    axis = cv_axis(f"CV({counted})", top)
     layout = over.layout("compare_balance", "Balance", subtitle, curves, axis, theme, size)
     data, ends, drawn = [], [], []
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
-        hover = f" had a CV(load) of %{{customdata:.3f}} {over.at}"
+        hover = f" had a CV({counted}) of %{{customdata:.3f}} {over.at}"
         y = np.maximum(true, np.float32(CV_RANGE[0]))
         data.append(of_run(at, curve, y, hover, theme, width=pens(size).main) | {"customdata": true})
         drawn.append(curve._replace(values=y))
@@ -293,14 +294,15 @@ def compare_balance_difference(
     gaps: Sequence[Curve] = (),
     width: int = 1,
     *,
+    counted: str = "load",
     over: Shared = BY_STEP,
     label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (620, 240),
 ) -> Spec:
-    """CV(load) of each run minus the first's. gaps, width: the `differences` of the curves, values (n,)."""
+    """CV(load), or CV(selections), of each run minus the first's. gaps, width: the `differences` of the curves, values (n,)."""
     return difference_chart(
-        "compare_balance_difference", "Difference in balance", "CV(load)", "", curves, gaps, width, over,
+        "compare_balance_difference", "Difference in balance", f"CV({counted})", "", curves, gaps, width, over,
         label_changes, theme, size,
     )  # fmt: skip
 

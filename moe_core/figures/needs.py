@@ -26,6 +26,11 @@ def balance(source: Source) -> bool:
     return measured_by(source.description, source.description.balance)
 
 
+def loss(source: Source) -> bool:
+    """The loss of the training batch is in the record."""
+    return measured_by(source.description, source.description.training_loss)
+
+
 def metrics(source: Source) -> bool:
     """Something is reported on a held-out split."""
     return bool(source.description.metrics)

@@ -8,6 +8,7 @@ import numpy as np
 from moe_core.figures.compare import Curve, Shared, differences
 from moe_core.figures.reading import by_hand, comparable_at, last_step, of_those_on
 from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import measured_by
 
 EXACT = 2048  # bins of a history whose differences are taken: up to twice as many steps are compared one by one
 
@@ -77,8 +78,16 @@ def over(source: Source, at: At) -> dict[str, Shared]:
     return {"over": Shared(aligned_by(source), offset, at.span, cursor)}
 
 
+def shared_stat(source: Source, wanted: str, other: str) -> str:
+    """The statistic by which the runs are compared: the wanted one if all have it, else the other, which is less exact."""
+    return wanted if all(measured_by(run.description, wanted) for run in runs_of(source)) else other
+
+
 def read_balance(source: Source, at: At) -> dict[str, Any]:
-    return {"curves": curves(source, "cv_load", at)} | over(source, at)
+    """By the smooth load, or, if one of the runs has none, by the selections of all."""
+    stat = shared_stat(source, "cv_load", "cv_counts")
+    counted = {} if stat == "cv_load" else {"counted": "selections"}
+    return {"curves": curves(source, stat, at)} | counted | over(source, at)
 
 
 def read_balance_difference(source: Source, at: At) -> dict[str, Any]:
@@ -91,9 +100,10 @@ def read_selections(source: Source, at: At) -> dict[str, Any]:
 
 
 def losses(source: Source, at: At) -> dict[str, Any]:
-    """Every run's training loss, in the first one's unit."""
+    """Every run's training loss, in the first one's unit: the task's, or, if one of the runs has it only with its balancing
+    losses, the whole of all."""
     loss = source.description.loss
-    lines = curves(source, "task_loss", at)
+    lines = curves(source, shared_stat(source, "task_loss", "loss"), at)
     return {"curves": [line._replace(values=line.values / loss.nats) for line in lines], "unit": loss.unit}
 
 

@@ -35,8 +35,8 @@ def read_balance(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_balance_now(source: Source, at: At) -> dict[str, Any]:
-    last = step_of(source, at)
-    steps, load = rows_until(source, "load", at.layer, last, 1)
+    last, counts_only = step_of(source, at), source.description.balance == "cv_counts"
+    steps, load = rows_until(source, "counts" if counts_only else "load", at.layer, last, 1)
     _, importance = rows_until(source, "importance", at.layer, last, 1)
     none = np.full((1, experts_of(source, at.layer)), np.nan)
     load, importance = (
@@ -47,13 +47,13 @@ def read_balance_now(source: Source, at: At) -> dict[str, Any]:
         "load_E": load[0],
         "importance_E": importance[0],
         "step": int(steps[-1]) if len(steps) else None,
-    }
+    } | ({"counted": "selections"} if counts_only else {})
 
 
 def read_loss(source: Source, at: At) -> dict[str, Any]:
     """Training and held-out in the run's own unit, such as bits per byte."""
     loss = source.description.loss
-    steps, train = over_time(source, "task_loss", at)
+    steps, train = over_time(source, source.description.training_loss, at)
     evals = [(e.step, e.metrics[loss.metric]) for e in source.evals() if loss.metric in e.metrics]
     return {
         "steps": steps,

@@ -26,15 +26,16 @@ from moe_core.schema import Config, Knobs
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is easily mistaken for another
 RUN_ID = r"\w[\w.-]{0,99}"  # it is part of a folder's name, a link, and a socket's path
+DEMO = "watch-demo"  # the command, and the beginning of its runs' names
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 ENDING = 60.0  # the same for a trainer that still answers
 
 
-def new_id(runs: str | Path | None, config: Config) -> str:
-    """An id that no run has: task, date, time and four random letters, such as text-1124-0931-k7f2."""
+def new_id(runs: str | Path | None, what: str) -> str:
+    """An id that no run has: what it trains, date, time and four random letters, such as text-1124-0931-k7f2."""
     while True:
         tail = "".join(secrets.choice(LETTERS) for _ in range(4))
-        name = f"{config.task}-{time.strftime('%m%d-%H%M')}-{tail}"
+        name = f"{what}-{time.strftime('%m%d-%H%M')}-{tail}"
         if not (runs_folder(runs) / name).exists():
             return name
 
@@ -84,11 +85,19 @@ def start(
 ) -> str:
     """Start a trainer in a session of its own and return its run's id at once. What it prints goes to trainer.log beside
     run.db."""
+    words = ["train", "--who", who, *flags(whole_paths(config), knobs)]
+    return _spawn_new(words, runs, run_id or new_id(runs, config.task))
+
+
+def start_demo(runs: str | Path | None = None) -> str:
+    """Start the example of a model that is watched, as start() does a trainer of ours."""
+    return _spawn_new([DEMO], runs, new_id(runs, DEMO))
+
+
+def _spawn_new(words: list[str], runs: str | Path | None, run_id: str) -> str:
     folder = runs_folder(runs).absolute()
-    run_id = run_id or new_id(folder, config)
     (folder / run_id).mkdir(parents=True)
-    words = ["train", "--runs", str(folder), "--run-id", run_id, "--who", who, *flags(whole_paths(config), knobs)]
-    spawn(run_id, words, folder / run_id / LOG)
+    spawn(run_id, [*words, "--runs", str(folder), "--run-id", run_id], folder / run_id / LOG)
     return run_id
 
 
@@ -114,7 +123,7 @@ def fork(
     and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
-    run_id = run_id or new_id(folder, run.config)
+    run_id = run_id or new_id(folder, run.config.task)
     _spawn_resume(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
     return run_id
 
@@ -241,7 +250,7 @@ def trainer_of(run: Run) -> int:
     """The process that trains a run, if it is one of ours; else 0. The lock's file names it, else the record does."""
     named = holder(run.path / "lock")
     pid = run.status().pid if named is None else named
-    return pid if is_alive(run.path) and is_ours(pid, "train", "fork") else 0
+    return pid if is_alive(run.path) and is_ours(pid, "train", "fork", DEMO) else 0
 
 
 def _ended_within(run: Run, command: int, patience: float) -> bool:

@@ -161,6 +161,12 @@ class Description:
         return "cv_load" if "load" in self.measures or not self.measures else "cv_counts"
 
     @property
+    def training_loss(self) -> str:
+        """The statistic that charts show as the loss of the training batch: the task's own, or, where that is not recorded, the
+        whole, with what balancing losses add."""
+        return "task_loss" if "task_loss" in self.measures or not self.measures else "loss"
+
+    @property
     def experts(self) -> tuple[int, ...]:
         """The number of experts of each layer."""
         return tuple(layer.experts for layer in self.layers)

@@ -41,7 +41,7 @@ def train(
         notify({"event": "data", "taken": list(data.taken)})
     threads = choose_threads(config, data, knobs, device)
     torch.set_num_threads(threads)
-    folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config))
+    folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config.task))
     named = {"feature": list(data.features_named)} if data.features_named else {}
     taken = {"taken": list(data.taken)} if data.taken else {}
     writer = create_run(

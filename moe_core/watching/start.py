@@ -57,7 +57,7 @@ def watch(
     model = bare(model)
     found = find_taps(model, routers, experts)
     folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
-    if folder.exists():
+    if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))

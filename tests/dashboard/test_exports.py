@@ -91,7 +91,7 @@ def test_another_run_keeps_the_look_and_drops_what_was_laid_over_the_first():
 
 
 def test_without_steps_there_is_nothing_to_export_and_without_a_run_the_cards(runs):
-    assert [b.label for b in page().button][-3:] == ["Text", "Digits", "Plane"]
+    assert [b.label for b in page().button][-4:] == ["Text", "Digits", "Plane", "Watch an example"]
     create_run(runs / "r", Config(), Knobs()).finish("failed")
     app = page(run="r")
     assert not app.exception

@@ -40,7 +40,7 @@ def text_of(app: AppTest) -> str:
 def test_without_a_run_the_cards_invite(runs: Path, name: str) -> None:
     app = page(name)
     assert not app.exception
-    assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+    assert [b.label for b in app.button] == ["Text", "Digits", "Plane", "Watch an example"]
 
 
 @pytest.mark.parametrize("state", ["training", "finished"])

@@ -33,12 +33,37 @@ def page(run: str | None = None) -> AppTest:
     return app.run()
 
 
-def test_without_a_run_three_cards_invite(runs: Path) -> None:
+def test_without_a_run_four_cards_invite(runs: Path) -> None:
     app = page()
     assert not app.exception
-    assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+    assert [b.label for b in app.button] == ["Text", "Digits", "Plane", "Watch an example"]
     (way,) = [one.proto for one in app.get("page_link")]
     assert (way.page, way.label.startswith("New to this?")) == ("learn", True)
+
+
+def test_the_fourth_card_starts_the_example_of_a_watched_model(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned: list[list[str]] = []
+    monkeypatch.setattr("moe_core.runs.runner.spawn", lambda name, words, log: spawned.append([name, *words]))
+    monkeypatch.setattr("moe_core.dashboard.cards.find_spec", lambda name: name)
+    app = page()
+    assert app.code[0].value.startswith("from moe_core import watch\nlive = watch(model, ")
+    app.button(key="start-demo").click().run()
+    assert not app.exception
+    ((name, *words),) = spawned
+    assert words == ["watch-demo", "--runs", str(runs), "--run-id", name]
+    assert (runs / name).is_dir()
+    assert parts(app)["panel"]["run"] == name
+    assert parts(app)["panel"]["knobs"] == []  # which it will have is not known yet
+    assert (app.query_params["run"], app.query_params["layer"]) == (name, "4")
+
+
+def test_without_transformers_the_example_is_off_and_says_what_to_install(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.dashboard.cards.find_spec", lambda name: None if name == "transformers" else name)
+    app = page()
+    assert app.button(key="start-demo").disabled
+    assert app.caption[0].value == "The example needs transformers: `pip install 'moescope[watch-demo]'`"
 
 
 def parts(app: AppTest) -> dict[str, dict[str, Any]]:
@@ -65,7 +90,7 @@ def test_without_a_link_the_newest_run_is_shown_and_the_link_made(writer: RunWri
 
 def test_a_link_to_a_new_run_shows_the_cards_beside_others(writer: RunWriter) -> None:
     app = page("new")
-    assert [b.label for b in app.button] == ["Text", "Digits", "Plane"]
+    assert [b.label for b in app.button] == ["Text", "Digits", "Plane", "Watch an example"]
     panel = parts(app)["panel"]
     assert panel["run"] is None
     assert {knob["name"]: knob["value"] for knob in panel["knobs"]}["w_load"] == 0
@@ -104,4 +129,4 @@ def test_a_card_shows_the_empty_page_of_its_run_at_once_and_says_nothing(
 def test_a_run_that_is_not_there_is_said_and_others_stay(writer: RunWriter) -> None:
     app = page("nobody")
     assert "is no run" in app.error[0].value
-    assert [b.label for b in app.button][-3:] == ["Text", "Digits", "Plane"]
+    assert [b.label for b in app.button][-4:] == ["Text", "Digits", "Plane", "Watch an example"]

@@ -44,7 +44,7 @@ def test_the_flags_say_the_same_as_the_settings(config: Config) -> None:
 
 
 def test_ids_are_new(tmp_path: Path) -> None:
-    ids = {new_id(tmp_path, Config()) for _ in range(200)}
+    ids = {new_id(tmp_path, Config().task) for _ in range(200)}
     assert len(ids) == 200
     assert all(name.startswith("text-") for name in ids)
 

@@ -244,7 +244,7 @@ def test_mistakes_are_one_line(model: Model, tmp_path: Path) -> None:
     live.step(loss=1.0)
     with pytest.raises(RuntimeError, match="no expert of Model was called in 3 steps; looked for modules"):
         live.step(loss=1.0)
-    (tmp_path / "taken").mkdir()
+    train(watch(model, "taken", runs=tmp_path), model, sgd(model), 1)
     with pytest.raises(StoreError, match="run taken exists already"):
         watch(model, "taken", runs=tmp_path)
     with pytest.raises(ValueError, match="knobs must have names of their own, and off is a knob of the model already"):

@@ -107,7 +107,7 @@ export class Panel {
     this.paused = panel.state === "paused";
     const { pause, step, stop } = this.buttons;
     put(pause, this.paused || !panel.alive ? "Resume" : "Pause");
-    pause.title = panel.alive ? "" : "An ended run goes on from the command line: train --resume";
+    pause.title = panel.alive || !panel.obeys.includes("resume") ? "" : "An ended run goes on from the command line: train --resume";
     pause.classList.toggle("moescope-primary", this.paused);
     pause.disabled = stop.disabled = !panel.alive;
     step.disabled = !this.paused;

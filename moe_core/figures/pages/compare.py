@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moe_core.figures import compare, read_compare
 from moe_core.figures.compare import LETTERS
-from moe_core.figures.needs import Need, balance, compared, stats
+from moe_core.figures.needs import Need, balance, compared, loss, stats
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.live import heldout_tile
 from moe_core.figures.pages.tile import Tile, number
@@ -90,22 +90,20 @@ def beside(number: int) -> Need:
 
 # In the order in which the page shows them.
 FIGURES: dict[str, Entry] = {
-    "compare_balance": Entry(
-        "Balance", compare.compare_balance, read_compare.read_balance, (stats("cv_load"),), (compared,)
-    ),
-    "compare_loss": Entry("Loss", compare.compare_loss, read_compare.read_loss, (stats("task_loss"),), (compared,)),
+    "compare_balance": Entry("Balance", compare.compare_balance, read_compare.read_balance, (balance,), (compared,)),
+    "compare_loss": Entry("Loss", compare.compare_loss, read_compare.read_loss, (loss,), (compared,)),
     "compare_balance_difference": Entry(
         "Difference in balance",
         compare.compare_balance_difference,
         read_compare.read_balance_difference,
-        (stats("cv_load"),),
+        (balance,),
         (compared,),
     ),
     "compare_loss_difference": Entry(
         "Difference in loss",
         compare.compare_loss_difference,
         read_compare.read_loss_difference,
-        (stats("task_loss"),),
+        (loss,),
         (compared,),
     ),
     "compare_selections": Entry(

@@ -7,7 +7,7 @@ import numpy as np
 from moe_core.figures import bars, read_layers, read_live, timeline, treemap, turns
 from moe_core.figures.layers import layers as layers_by_experts
 from moe_core.figures.layers import layers_spread
-from moe_core.figures.needs import balance, groups, knobs, many_layers, metrics, stats, turned
+from moe_core.figures.needs import balance, groups, knobs, loss, many_layers, metrics, stats, turned
 from moe_core.figures.off import out_of
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.tile import NONE, Tile, number, short
@@ -157,11 +157,11 @@ FIGURES: dict[str, Entry] = {
         read_live.read_selection_share,
         (stats("selection_share"),),
     ),
-    "balance_now": Entry("Balance now", bars.balance_now, read_live.read_balance_now, (stats("load", "importance"),)),
+    "balance_now": Entry("Balance now", bars.balance_now, read_live.read_balance_now, (balance, stats("importance"))),
     "balance": Entry(
         "Balance over time", timeline.balance, read_live.read_balance, (stats("cv_counts", "cv_importance"),)
     ),
-    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (stats("task_loss"),), layered=False),
+    "loss": Entry("Loss", timeline.loss, read_live.read_loss, (loss,), layered=False),
     "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), (turned,), layered=False),
     "group_treemap": Entry(
         "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
