@@ -24,6 +24,7 @@ COMMANDS = {
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+    "watching": ["benchmarks/watching.py", "--quick"],
 }
 
 
@@ -92,3 +93,11 @@ def test_remedies_has_a_row_of_each_table() -> None:
     assert others
     assert all(isinstance(row["better"], bool) and len(row["outcome"]) == 5 for row in others)
     assert all(row["rule"] for row in rows if "state" not in row)  # what is said of a healthy run, if anything
+
+
+def test_watching_is_measured_beside_the_same_training_unwatched() -> None:
+    (row,) = short("watching")
+    assert row["step_ms"] > 0
+    assert row["low"] <= row["cost_percent"] <= row["high"]
+    assert [*row["memory"]] == ["10", "20", "30", "40"]
+    assert all(held["tensors"] > 100 and held["peak_mb"] > 100 for held in row["memory"].values())

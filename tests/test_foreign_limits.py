@@ -69,7 +69,13 @@ def test_tokens_of_a_vocabulary_are_not_shown_as_bytes(tmp_path: Path) -> None:
     probe = {"tokens": np.array([7, 300, 50_000, 7], np.int32)}
     run = recorded(tmp_path / "a", about, probe=probe, snapshots=[(20, "probe", snapshot)])
     assert run.description.probe == "tokens"
-    assert on_page(run, "routing") == ["tokens_by_expert"]
+    assert on_page(run, "routing") == ["probe_tokens", "tokens_by_expert"]
+    assert FIGURES["probe_tokens"].read(run, At())["strings_N"] == [
+        "7",
+        "300",
+        "50000",
+        "7",
+    ]  # it says no text for them
     assert {tile.name: tile.lines for tile in tiles_of("routing", run)}["snapshot"] == ("probe of 4 tokens",)
     assert replay.probe_of(run) == {"steps": []}
 

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema", "moe_core.evidence"},
     "moe_core/evidence.py": {"numpy", "moe_core.schema", "moe_core.runs.rows", "moe_core.runs.statistics"},
     "moe_core/recording": {"numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.runs", "moe_core.evidence", "moe_core.recording"},
+    "moe_core/watching/callback.py": {"torch", "transformers", "moe_core.runs", "moe_core.schema", "moe_core.watching"},
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.recording", "moe_core.training"},
     "moe_core/watching": {"torch", "numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.recording", "moe_core.watching"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
@@ -29,7 +30,7 @@ MAY_IMPORT = {
     "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.export", "moe_core.commands"},
     "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.runs.source", "moe_core.lessons"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
-    "moe_core/__init__.py": set(),
+    "moe_core/__init__.py": {"moe_core.watching"},  # when it is asked for
     "moe_core/folders.py": set(),
     "pages": {"streamlit", "moe_core.dashboard", "moe_core.runs", "moe_core.figures"},
     "app.py": {"streamlit", "moe_core.folders", "moe_core.dashboard"},

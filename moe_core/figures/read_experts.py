@@ -24,6 +24,7 @@ from moe_core.figures.reading import (
     rows_of_probe,
     share_at_end,
     step_of,
+    tokens_of_probe,
 )
 from moe_core.runs.source import At, Source
 from moe_core.schema import value_text
@@ -156,6 +157,10 @@ def read_favourite_bytes(source: Source, at: At) -> dict[str, Any]:
     some = slice(len(favourites["gate_N"]))
     sequence_N = inputs["sequence"][some] if "sequence" in inputs else None
     return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | favourites
+
+
+def read_favourite_tokens(source: Source, at: At) -> dict[str, Any]:
+    return tokens_of_probe(source) | read_favourites(source, at.layer, at.step)
 
 
 def read_favourite_images(source: Source, at: At) -> dict[str, Any]:

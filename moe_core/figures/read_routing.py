@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.reading import (
+    chosen_expert,
     classes_of_probe,
     common,
     experts_of,
@@ -15,6 +16,7 @@ from moe_core.figures.reading import (
     read_probe,
     rows_of_probe,
     step_of,
+    tokens_of_probe,
 )
 from moe_core.runs.source import At, Source
 
@@ -32,12 +34,21 @@ def read_tokens(source: Source, at: At) -> dict[str, Any]:
     }
 
 
-def read_probe_text(source: Source, at: At) -> dict[str, Any]:
+def read_moved(source: Source, at: At) -> dict[str, Any]:
+    """The probe's choices, and those of the snapshot before."""
     probe = read_probe(source, at.layer, at.step)
     before = probe_at(source, probe["step"] - 1) if probe["step"] else None
     before_NK = None if before is None else before[1]["experts"][at.layer]
-    when = None if before is None else before[0]
-    return {"tokens_N": source.probe()["tokens"], "before_NK": before_NK, "before": when} | probe
+    return {"before_NK": before_NK, "before": None if before is None else before[0]} | probe
+
+
+def read_probe_text(source: Source, at: At) -> dict[str, Any]:
+    return {"tokens_N": source.probe()["tokens"]} | read_moved(source, at)
+
+
+def read_probe_tokens(source: Source, at: At) -> dict[str, Any]:
+    chosen = chosen_expert(source, at.layer, at.step)
+    return tokens_of_probe(source) | {"chosen": chosen} | read_moved(source, at)
 
 
 def read_probe_gates(source: Source, at: At) -> dict[str, Any]:

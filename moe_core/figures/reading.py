@@ -182,6 +182,17 @@ def rows_of_probe(source: Source, probe: dict[str, Any]) -> dict[str, Any]:
     return {"values_NF": values_NF, "names_F": names if len(names) == F else [str(f + 1) for f in range(F)]}
 
 
+def tokens_of_probe(source: Source) -> dict[str, Any]:
+    """The text of each token of the probe, its number where the record has no text for it, and the row that it is of."""
+    probe, names = source.probe(), source.labels.get("token", [])
+    ids = np.asarray(probe.get("tokens", ())).ravel().tolist()
+    row_N = np.asarray(probe["sequence"]).ravel() if "sequence" in probe else None
+    return {
+        "strings_N": [names[n] if 0 <= n < len(names) else str(n) for n in ids],
+        "row_N": row_N if row_N is not None and len(row_N) == len(ids) else None,
+    }
+
+
 def label_name(source: Source) -> str:
     """What the labels of a run's tokens are called: "domain" for text, else "class"."""
     return "domain" if source.description.sequence else "class"

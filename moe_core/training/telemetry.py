@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_core.nn.choices import churn, in_common, same_width, saturation
 from moe_core.nn.gating import Routing
 from moe_core.schema import DEAD_AFTER, WINDOW, Column, Config, layout, measured_in
 from moe_core.training.data import Data
@@ -177,7 +178,7 @@ class Probe:
             telemetry.churn_L = torch.stack([churn(now, before, E) for now, before in pairs])
             telemetry.saturation_L = torch.stack([saturation(now, before, E) for now, before in pairs])
         self.last = chosen
-        return {"experts": _small(_same_width(chosen, E), E)}
+        return {"experts": _small(same_width(chosen, [E] * len(chosen)), E)}
 
     @torch.no_grad()
     def snapshot(
@@ -194,8 +195,8 @@ class Probe:
         model.eval()
         _, routings = model(self.inputs, **options)
         chosen = [r.experts_TK for r in routings]
-        gates = _same_width([r.weights_TK for r in routings], 0)
-        kinds = {"probe": {"experts": _small(_same_width(chosen, E), E), "gates": _halves(gates)}}
+        gates = same_width([r.weights_TK for r in routings], [0] * len(routings))
+        kinds = {"probe": {"experts": _small(same_width(chosen, [E] * len(chosen)), E), "gates": _halves(gates)}}
         if self.grid is not None:
             _, regions = model(self.grid, **options)
             kinds["probe"]["regions"] = _small([r.experts_TK[:, 0].view(GRID, GRID) for r in regions], E)
@@ -281,34 +282,6 @@ def bias_effect(routing: Routing) -> Tensor:
     return (both_T / (2 * chosen_TK.shape[1] - both_T)).mean()
 
 
-def in_common(one_TK: Tensor, other_TK: Tensor, num_experts: int) -> Tensor:
-    """(T, K) bool: which experts of each token in the first are in the second too; an empty place is in neither."""
-    mask_TE = torch.zeros(len(other_TK), num_experts + 1, dtype=torch.bool, device=other_TK.device)
-    return mask_TE.scatter_(1, other_TK, True).gather(1, one_TK) & (one_TK < num_experts)
-
-
-def churn(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
-    """Share of tokens whose first expert differs. Experts in order of gate."""
-    return (_first(now_NK, num_experts) != _first(before_NK, num_experts)).float().mean()
-
-
-def _first(experts_NK: Tensor, num_experts: int) -> Tensor:
-    """Each token's first expert (N,): that of its first place which is not empty; num_experts where all are."""
-    place_N1 = (experts_NK < num_experts).int().argmax(1, keepdim=True)
-    return experts_NK.gather(1, place_N1)[:, 0]
-
-
-def saturation(now_NK: Tensor, before_NK: Tensor, num_experts: int) -> Tensor:
-    """Mean share of a token's experts now that were among its experts before (OLMoE, arXiv 2409.02060).
-
-    A token without an expert now has no share and is left out; NaN if there is no other.
-    """
-    real_NK = now_NK < num_experts
-    same_NK = in_common(now_NK, before_NK, num_experts)
-    share_N, some_N = same_NK.sum(1) / real_NK.sum(1).clamp(min=1), real_NK.any(1)
-    return share_N.sum() / some_N.sum()
-
-
 def dropped(routing: Routing) -> Tensor:
     """Share of the selections that were dropped since their expert was full."""
     if routing.kept_E is None:
@@ -328,12 +301,6 @@ def _grid(extent: np.ndarray) -> Tensor:
     middle = (torch.arange(GRID) + 0.5) / GRID
     y_GG, x_GG = torch.meshgrid(y0 + (y1 - y0) * middle, x0 + (x1 - x0) * middle, indexing="ij")
     return torch.stack([x_GG.flatten(), y_GG.flatten()], 1)
-
-
-def _same_width(layers: list[Tensor], empty: int) -> list[Tensor]:
-    """Each as (N, K), K the largest width among them, padded with `empty`, the value of an empty place."""
-    width = max(x.shape[1] for x in layers)
-    return [F.pad(x, (0, width - x.shape[1]), value=empty) for x in layers]
 
 
 def _small(layers: list[Tensor], num_experts: int) -> np.ndarray:

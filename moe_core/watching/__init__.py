@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any
 
 from moe_core.schema import Knob
-from moe_core.watching.live import Live, StopTraining, watch
+from moe_core.watching.live import Live, StopTraining
+from moe_core.watching.start import watch
 
 if TYPE_CHECKING:
     from moe_core.watching.callback import MoECallback

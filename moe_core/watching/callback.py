@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.schema import first_line
-from moe_core.watching.live import Live, StopTraining, watch
+from moe_core.watching.live import Live, StopTraining
 from moe_core.watching.ranks import bare
+from moe_core.watching.start import watch
 
 try:
     from transformers import TrainerCallback

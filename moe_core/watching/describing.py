@@ -15,7 +15,8 @@ from moe_core.schema.description import Loss
 from moe_core.schema.stats import Metric
 from moe_core.watching.measuring import OF_STEP, Step
 from moe_core.watching.places import parent_of
-from moe_core.watching.tally import SCORES
+from moe_core.watching.probe import MOVEMENT
+from moe_core.watching.tally import SCORES, Sums
 from moe_core.watching.taps import Taps, device_of
 from moe_core.watching.turning import base_of
 
@@ -28,12 +29,14 @@ def description_of(
     taps: Taps,
     places: Mapping[int, int],
     step: Step,
+    sums: Sequence[Sums],
     knobs: Mapping[str, Knob],
     metrics: Sequence[Metric],
     checkpoint: bool,
+    probe_every: int = 0,
 ) -> Description:
-    """places: how many experts each token went to in the first step, by the tap's number, in the order of the layers."""
-    sums = step.sums
+    """places: how many experts each token went to in the first step, by the tap's number, in the order of the layers.
+    probe_every: steps between two looks at the probe, 0 without one."""
     measures = [name for name in OF_STEP if name in step.said] + ["seconds"]
     measures += ["importance"] if any(one.importance_CE1 is not None for one in sums) else []
     measures += ["counts"]
@@ -47,10 +50,11 @@ def description_of(
         knobs=knobs,
         metrics=tuple(metrics),
         loss=Loss("nats", 1.0, "loss"),
-        probe="none",
+        probe="tokens" if probe_every else "none",
         obeys=("pause", "step", "stop", *(["checkpoint"] if checkpoint else [])),
         settings=settings_of(model, optimizer),
-        measures=(*measures, "dead_experts"),
+        churn_every=probe_every,
+        measures=(*measures, "dead_experts", *(MOVEMENT if probe_every else ())),
     )
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from moe_core.schema import DEAD_AFTER, Column
+from moe_core.watching.probe import MOVEMENT, Look
 from moe_core.watching.tally import SCORES, Sums
 
 Scalar = float | Tensor | None
@@ -19,12 +20,12 @@ OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
 
 
 class Step(NamedTuple):
-    """What was kept of one step. said: of OF_STEP, what the user gave; sums: what the layers selected."""
+    """What was kept of one step. said: of OF_STEP, what the user gave; look: at the probe, if there was one."""
 
     number: int
     seconds: float
     said: dict[str, Scalar]
-    sums: list[Sums]
+    look: Look | None = None
 
 
 class Rows:
@@ -36,31 +37,28 @@ class Rows:
         self.last_selected = {
             c.layer: np.zeros(c.width) for c in columns if c.stat == "counts"
         }  # the step in which each expert was selected last; 0: none yet
-        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}  # the last statistics of the scores
+        # The last statistics of the scores and of the probe, which not every step measures.
+        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}
 
-    def make(self, steps: Sequence[Step | int]) -> NDArray[np.float32]:
-        """(n, C). A number in place of a step is that of one that was not kept: all is NaN, not measured."""
+    def make(self, steps: Sequence[Step | int], sums: Sequence[Sums]) -> NDArray[np.float32]:
+        """(n, C). A number in place of a step is that of one that was not kept: all is NaN, not measured. sums: what the layers
+        selected, of these steps and maybe of others."""
         rows_nC = np.full((len(steps), self.width), np.nan, np.float32)
+        added = add_by_step(sums, self.layers)
         for row_C, step in zip(rows_nC, steps, strict=True):
             if isinstance(step, Step):
-                self._fill(row_C, step)
+                self._fill(row_C, step, added.get(step.number, {}))
         return rows_nC
 
-    def _fill(self, row_C: NDArray[np.float32], step: Step) -> None:
+    def _fill(self, row_C: NDArray[np.float32], step: Step, added: dict[tuple[str, int], NDArray[np.float64]]) -> None:
         self._set(row_C, "seconds", -1, step.seconds)
         for name in OF_STEP:
             if (said := step.said.get(name)) is not None:
                 self._set(row_C, name, -1, float(said))
-        added: dict[tuple[str, int], NDArray[np.float64]] = {}
-        calls: dict[int, int] = {}
-        for sums in step.sums:
-            for stat, values in arrays_of(sums).items():
-                for tap, value in zip(sums.taps, values, strict=True):
-                    key = stat, self.layers.get(tap, -1)
-                    added[key] = added[key] + value if key in added else value
-            for tap in sums.taps if sums.scores_SC is not None else ():
-                calls[self.layers.get(tap, -1)] = calls.get(self.layers.get(tap, -1), 0) + 1
-        self.held |= {key: value / calls[key[1]] for key, value in added.items() if key[0] in SCORES}
+        self.held |= {key: value for key, value in added.items() if key[0] in SCORES}
+        for tap, moved in step.look.moved.items() if step.look is not None else ():
+            for stat, share in zip(MOVEMENT, moved, strict=True):
+                self.held[stat, self.layers.get(tap, -1)] = np.array(float(share))
         for (stat, layer), value in (added | self.held).items():
             self._set(row_C, stat, layer, value)
         for layer, last_E in self.last_selected.items():
@@ -72,6 +70,23 @@ class Rows:
     def _set(self, row_C: NDArray[np.float32], stat: str, layer: int, value: float | NDArray[np.float64]) -> None:
         if (place := self.places.get((stat, layer))) is not None:
             row_C[place] = value
+
+
+def add_by_step(sums: Sequence[Sums], layers: dict[int, int]) -> dict[int, dict[tuple[str, int], NDArray[np.float64]]]:
+    """Of each step, each statistic of each layer: of several forwards the sum, of the statistics of scores the mean."""
+    added: dict[int, dict[tuple[str, int], NDArray[np.float64]]] = {}
+    forwards: dict[tuple[int, str, int], int] = {}
+    for one in sums:
+        for stat, values in arrays_of(one).items():
+            for tap, step, value in zip(one.taps, one.steps, values, strict=True):
+                if tap in layers:
+                    of_step, key = added.setdefault(step, {}), (stat, layers[tap])
+                    of_step[key] = of_step[key] + value if key in of_step else value
+                    forwards[step, *key] = forwards.get((step, *key), 0) + 1
+    return {
+        step: {key: value / forwards[step, *key] if key[0] in SCORES else value for key, value in of_step.items()}
+        for step, of_step in added.items()
+    }
 
 
 def arrays_of(sums: Sums) -> dict[str, NDArray[np.float64]]:

@@ -13,21 +13,20 @@ import datetime
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
 from moe_core.watching.measuring import OF_STEP, Step, arrays_of
+from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import SCORES, Sums
 from moe_core.watching.taps import Taps
-
-if TYPE_CHECKING:
-    from moe_core.watching.live import Live
+from moe_core.watching.turning import Turn
 
 EVERY = 5  # steps between two meetings
 EAGER = 3  # steps after each of which they meet, so that the record begins at once
@@ -85,17 +84,21 @@ class Shared:
     def __getitem__(self, name: str) -> Array:
         return self.views[name]
 
-    def put(self, place: int, step: Step) -> None:
-        """Add a step of this rank."""
+    def put(self, place: int, step: Step, all_sums: Sequence[Sums]) -> None:
+        """Add a step of this rank, and what it selected in it, all_sums being of several steps."""
         self["steps"][place] = step.number, 1
         for n, name in enumerate(OF_STEP):
             if (said := step.said.get(name)) is not None:
                 self["said"][place, n] = float(said), 1
         E = self["held_out"].shape[1]
-        for sums in step.sums:
-            arrays = arrays_of(sums)
+        for sums in all_sums:
+            here = np.array(sums.steps) == step.number
+            if not here.any():
+                continue
+            arrays = {name: values[here] for name, values in arrays_of(sums).items()}
+            taps = np.array(sums.taps)[here]
             counts_CE = arrays["counts"]
-            row_CW = np.zeros((len(sums.taps), FIXED + 2 * E + 2 * S))
+            row_CW = np.zeros((len(taps), FIXED + 2 * E + 2 * S))
             row_CW[:, :FIXED] = 1, sums.places, "importance" in arrays
             row_CW[:, FIXED : FIXED + counts_CE.shape[1]] = counts_CE
             if "importance" in arrays:
@@ -103,15 +106,15 @@ class Shared:
             if sums.scores_SC is not None:
                 scores_CS = np.stack([arrays[name] for name in SCORES], 1)
                 row_CW[:, -2 * S : -S], row_CW[:, -S:] = np.nan_to_num(scores_CS), ~np.isnan(scores_CS)
-            np.add.at(self["taps"][place], sums.taps, row_CW)
+            np.add.at(self["taps"][place], taps, row_CW)
 
     def put_held_out(self, sums: Sequence[Sums]) -> None:
         for one in sums:
             counts_CE = arrays_of(one)["counts"]
             np.add.at(self["held_out"][:, : counts_CE.shape[1]], one.taps, counts_CE)
 
-    def step(self, place: int, own: Step) -> Step:
-        """A step as all ranks took it."""
+    def step(self, place: int, own: Step) -> tuple[Step, list[Sums]]:
+        """A step as all ranks took it, and what they selected in it."""
         said = {name: a / n for name, (a, n) in zip(OF_STEP, self["said"][place].tolist(), strict=True) if n}
         taps_TW = self["taps"][place]
         alike: dict[Any, list[int]] = {}
@@ -124,12 +127,11 @@ class Shared:
                 bool(row_W[-S:].any()),
             )
             alike.setdefault(key, []).append(tap)
-        return Step(
-            own.number, own.seconds, dict(said), [sums_of(taps, taps_TW[taps], *key) for key, taps in alike.items()]
-        )
+        sums = [sums_of(taps, own.number, taps_TW[taps], *key) for key, taps in alike.items()]
+        return own._replace(said=dict(said)), sums
 
 
-def sums_of(taps: list[int], rows_CW: Array, experts: int, places: int, weighed: bool, heard: bool) -> Sums:
+def sums_of(taps: list[int], step: int, rows_CW: Array, experts: int, places: int, weighed: bool, heard: bool) -> Sums:
     """Of taps that are alike, what all ranks selected."""
     E = (rows_CW.shape[1] - FIXED - 2 * S) // 2
     nowhere_C1 = np.zeros((len(taps), 1))  # places without an expert, which no record has
@@ -139,11 +141,36 @@ def sums_of(taps: list[int], rows_CW: Array, experts: int, places: int, weighed:
     mean_CS = np.where(many_CS > 0, sum_CS / np.maximum(many_CS, 1), np.nan)
     return Sums(
         taps,
+        [step] * len(taps),
         torch.from_numpy(counts_CE1).long(),
         torch.from_numpy(importance_CE1) if weighed else None,
         places,
         torch.from_numpy(mean_CS.T.copy()) if heard else None,
     )
+
+
+class Trained(Protocol):
+    """What the meetings know of the live handle of this process."""
+
+    number: int
+    began: float
+    singles: int
+    paused: bool
+    stopping: bool
+    problem: str
+    taps: Taps
+    recorder: Recorder
+    turns: dict[str, Turn]
+
+    def act(self, pending: Pending) -> None: ...
+
+    def take(self, values: Mapping[str, float | str]) -> None: ...
+
+    def obey(self, command: str) -> str: ...
+
+    def fail(self, error: Exception) -> None: ...
+
+    def say(self, problem: str) -> None: ...
 
 
 class Ranks:
@@ -152,16 +179,17 @@ class Ranks:
     def __init__(self, experts: Sequence[int]) -> None:
         self.experts = list(experts)
         self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        self.first = distributed.get_rank() == 0
+        self.first, self.size = distributed.get_rank() == 0, distributed.get_world_size()
         self.over = False  # whether there is no meeting any more
         self.steps: list[Step] = []  # of this rank, since the last meeting
+        self.sums: list[Sums] = []  # of these steps
         self.held_out: list[Sums] = []  # of this rank's evaluations since then
         self.evaluated: list[tuple[int, dict[str, Any]]] = []  # step and metrics of each
         self.early: dict[str, float | str] = {}  # what was turned before there was a record
 
     # What the live handle calls
 
-    def meet(self, live: "Live", last: bool = False) -> None:
+    def meet(self, live: Trained, last: bool = False) -> None:
         """After each step: if it is one after which the ranks meet, share what was counted and what was asked."""
         if self.over:
             return
@@ -180,26 +208,33 @@ class Ranks:
             else:
                 self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
-    def turn(self, live: "Live", values: Mapping[str, float | str]) -> None:
-        """Turn knobs on all ranks, after the next meeting. The first rank's word counts; the others say the same, or nothing."""
-        if self.first and live.writer is None:
-            self.early |= values
-        elif self.first and live.writer is not None and not live.problem:
-            live.writer.turn("script", **values)
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over the ranks, which all must ask for; waits for the device."""
+        whole = values.detach().cpu().clone()
+        distributed.all_reduce(whole, group=self.group)
+        return whole.to(values.device)
 
-    def evaluate(self, live: "Live", row: Mapping[str, Any]) -> None:
+    def turn(self, live: Trained, values: Mapping[str, float | str], who: str = "script") -> None:
+        """Turn knobs on all ranks, after the next meeting. The first rank's word counts; the others say the same, or nothing."""
+        if self.first and live.recorder.writer is None:
+            self.early |= values
+        elif self.first and live.recorder.writer is not None and not live.problem:
+            live.recorder.writer.turn(who, **values)
+
+    def evaluate(self, live: Trained, row: Mapping[str, Any]) -> None:
         """An evaluation: its selections are added up over the ranks at the next meeting, its numbers are the first rank's."""
         self.held_out += live.taps.take_held_out()
         self.evaluated.append((live.number, dict(row)))
 
     # A meeting. What is sent goes before what can fail, so that no rank waits for one that failed.
 
-    def _share(self, live: "Live") -> None:
+    def _share(self, live: Trained) -> None:
         asked = self._asked(live)
         shared = Shared(self.experts)
         shared["head"][:] = bool(live.problem), bool(asked.knobs or asked.commands)
+        self.sums += live.taps.take()
         for place, step in enumerate(self.steps):
-            shared.put(place, step)
+            shared.put(place, step, self.sums)
         shared.put_held_out(self.held_out)
         distributed.all_reduce(torch.from_numpy(shared.whole), group=self.group)
         failed, some = shared["head"].tolist()
@@ -212,26 +247,26 @@ class Ranks:
         if told is not None:
             self._do(live, asked, told)
 
-    def _asked(self, live: "Live") -> Pending:
+    def _asked(self, live: Trained) -> Pending:
         """What people asked of the first rank."""
-        if not self.first or live.writer is None or live.problem:
+        if not self.first or live.recorder.writer is None or live.problem:
             return Pending([], [])
         try:
             early, self.early = self.early, {}
             if early:
-                live.writer.turn("script", **early)
-            return live.writer.pending()
+                live.recorder.writer.turn("script", **early)
+            return live.recorder.writer.pending()
         except Exception as error:
-            live._fail(error)
+            live.fail(error)
             return Pending([], [])
 
-    def _stop(self, live: "Live", problem: str) -> None:
+    def _stop(self, live: Trained, problem: str) -> None:
         """Stop watching, with what was shared so far in the record."""
         self.over = True
         with contextlib.suppress(Exception):
-            if live.writer is not None and not live.problem:
-                live._flush()
-        live._say(problem)
+            if live.recorder.writer is not None and not live.problem:
+                live.recorder.flush()
+        live.say(problem)
 
     def _compare(self, shared: Shared) -> None:
         """RuntimeError unless all ranks took the same steps."""
@@ -241,22 +276,24 @@ class Ranks:
         if not np.array_equal(shared["steps"], own * ranks):
             raise RuntimeError(f"live.step must be called on each of the {ranks} ranks, once for each step")
 
-    def _store(self, live: "Live", shared: Shared) -> None:
+    def _store(self, live: Trained, shared: Shared) -> None:
         steps, self.steps = self.steps, []
-        evaluated, self.evaluated, self.held_out = self.evaluated, [], []
+        evaluated, self.evaluated, self.held_out, self.sums = self.evaluated, [], [], []
         if not self.first:
-            if not live.layers:
+            if not live.recorder.layers:
                 called = np.flatnonzero(shared["taps"][:, :, CALLS].any(0)).tolist()
-                live.layers = {tap: layer for layer, tap in enumerate(called)}
+                live.recorder.layers = {tap: layer for layer, tap in enumerate(called)}
             return
         for place, step in enumerate(steps):
-            live._store(shared.step(place, step))
-        if live.writer is not None and evaluated:
+            whole, sums = shared.step(place, step)
+            live.recorder.sums += sums
+            live.recorder.store(whole)
+        if live.recorder.writer is not None and evaluated:
             rows = shared["held_out"]
-            counts = [rows[tap, : self.experts[tap]].tolist() for tap in live.layers]
+            counts = [rows[tap, : self.experts[tap]].tolist() for tap in live.recorder.layers]
             *others, (number, row) = evaluated
             some = {SELECTIONS: counts} if any(map(any, counts)) else {}
-            live.collected["evals"] += [(*one, None) for one in others] + [(number, row | some, None)]
+            live.recorder.collected["evals"] += [(*one, None) for one in others] + [(number, row | some, None)]
 
     def _tell(self, asked: Pending, over: bool = False) -> tuple[list[tuple[str, Any]], list[str], bool]:
         """Hand on what was asked of the first rank; returns it: turns, commands, and whether watching is over."""
@@ -265,20 +302,20 @@ class Ranks:
         told: tuple[list[tuple[str, Any]], list[str], bool] = message[0]
         return told
 
-    def _do(self, live: "Live", asked: Pending, told: tuple[list[tuple[str, Any]], list[str], bool]) -> None:
+    def _do(self, live: Trained, asked: Pending, told: tuple[list[tuple[str, Any]], list[str], bool]) -> None:
         if self.first:
-            live._act(asked)
+            live.act(asked)
             return
         knobs, commands, _ = told
         for name, value in knobs:
             try:
-                live._take({name: live.turns[name].knob.parse(name, value)})
+                live.take({name: live.turns[name].knob.parse(name, value)})
             except Exception as error:
                 log.warning("%s was not turned to %s: %s", name, value, first_line(error))
         for command in commands:
-            live._obey(command)
+            live.obey(command)
 
-    def _wait(self, live: "Live") -> None:
+    def _wait(self, live: Trained) -> None:
         """While the run is paused, the first rank tells the others every moment whether it still is."""
         while live.paused and not (live.stopping or self.over):
             if live.singles:
@@ -287,10 +324,10 @@ class Ranks:
             if self.first:
                 time.sleep(IDLE)
                 try:
-                    live._flush()
+                    live.recorder.flush()
                     self._beat(live)
                 except Exception as error:
-                    live._fail(error)
+                    live.fail(error)
             asked = self._asked(live)
             told = self._tell(asked, over=bool(live.problem))
             if told[2]:
@@ -299,8 +336,8 @@ class Ranks:
             self._do(live, asked, told)
             live.began = time.monotonic()  # a pause is no part of a step
 
-    def _beat(self, live: "Live") -> None:
-        if live.writer is not None and not live.problem and time.monotonic() >= live.next_beat:
-            live.next_beat = time.monotonic() + 1.0
+    def _beat(self, live: Trained) -> None:
+        if live.recorder.writer is not None and not live.problem and time.monotonic() >= live.recorder.next_beat:
+            live.recorder.next_beat = time.monotonic() + 1.0
             with contextlib.suppress(RuntimeError):  # which the next flush says
-                live.committer.beat()
+                live.recorder.committer.beat()

@@ -300,7 +300,7 @@ def spread(logits_LNE: Tensor) -> Tensor:
     """(L, N) the standard deviation over the experts. By itself, since torch.std takes six times as long."""
     away_LNE = logits_LNE - logits_LNE.mean(-1, keepdim=True)
     length_LN: Tensor = torch.linalg.vector_norm(away_LNE, dim=-1)
-    return length_LN * float(logits_LNE.shape[-1] ** -0.5)
+    return length_LN / math.sqrt(logits_LNE.shape[-1])
 
 
 def mean_over(values_N: Tensor, kept_N: Tensor | None) -> Tensor:

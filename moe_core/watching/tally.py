@@ -15,10 +15,11 @@ SAMPLE = 1024  # the most tokens of a call, evenly spaced, whose scores are kept
 
 
 class Call(NamedTuple):
-    """One forward of a tapped layer. tap: its number; kept_N: which tokens count, None being all; logits_ME: the router's, of
+    """One forward of a tapped layer. tap: its number; step: in which it was; kept_N: which tokens count, None being all; logits_ME: the router's, of
     every stride-th token, and stride; None where no router was found."""
 
     tap: int
+    step: int
     ids_NK: Tensor
     weights_NK: Tensor | None
     kept_N: Tensor | None
@@ -27,11 +28,12 @@ class Call(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Calls of layers that are alike, added up: for each its tap's number, counts_CE1 (C, E + 1) int64, the last column being
+    """Calls of layers that are alike, added up: for each its tap's number and its step, counts_CE1 (C, E + 1) int64, the last column being
     places without an expert, and importance_CE1 (C, E + 1) float32, sums of weights; None if the layers give none. scores_SC:
     the statistics of SCORES, means over the calls' tokens; None if no router was heard."""
 
     taps: list[int]
+    steps: list[int]
     counts_CE1: Tensor
     importance_CE1: Tensor | None
     places: int  # K
@@ -53,10 +55,20 @@ def add_up(calls: Sequence[Call], experts: int) -> Sums:
     place_CP = torch.where(chosen_CNK, ids_CNK, experts).long().flatten(1)
     sums = torch.zeros(len(calls), experts + 1, device=place_CP.device)
     counts_CE1 = sums.long().scatter_add_(1, place_CP, torch.ones_like(place_CP))
+    taps, steps = [call.tap for call in calls], [call.step for call in calls]
     if weights_CNK is None:
-        return Sums([call.tap for call in calls], counts_CE1, None, ids_CNK.shape[2])
+        return Sums(taps, steps, counts_CE1, None, ids_CNK.shape[2])
     importance_CE1 = sums.scatter_add_(1, place_CP, weights_CNK.float().flatten(1))
-    return Sums([call.tap for call in calls], counts_CE1, importance_CE1, ids_CNK.shape[2])
+    return Sums(taps, steps, counts_CE1, importance_CE1, ids_CNK.shape[2])
+
+
+def counts_by_tap(sums: Sequence[Sums]) -> dict[int, Tensor]:
+    """The counts (E + 1,) of each tap, by its number."""
+    counts: dict[int, Tensor] = {}
+    for one in sums:
+        for tap, counts_E1 in zip(one.taps, one.counts_CE1, strict=True):
+            counts[tap] = counts[tap] + counts_E1 if tap in counts else counts_E1
+    return counts
 
 
 class Tally:
@@ -86,10 +98,10 @@ class Tally:
             self.importance_E1.scatter_add_(0, place_P, weights_NK.float().flatten())
 
     @torch.no_grad()
-    def take(self) -> Sums:
-        """What was added since the last take."""
+    def take(self, step: int) -> Sums:
+        """What was added since the last take, in this step."""
         importance_CE1 = self.importance_E1[None].clone() if self.weighed else None
-        taken = Sums([self.tap], self.counts_E1[None].clone(), importance_CE1, self.places)
+        taken = Sums([self.tap], [step], self.counts_E1[None].clone(), importance_CE1, self.places)
         self.counts_E1.zero_()
         self.importance_E1.zero_()
         return taken

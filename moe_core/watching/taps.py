@@ -4,8 +4,9 @@ What the experts receive is what happened, whatever biases, groups or samples ch
 not at the router's output.
 """
 
+import contextlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -19,7 +20,7 @@ from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
-MOST = 8  # calls of each layer that are kept before they are added up
+MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
 LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "MoELayer of moe_core.nn"
@@ -170,9 +171,13 @@ class Taps:
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
         self.listening = True  # to the routers' logits
+        self.hear_all = False  # in every step, and those of every token
+        self.shown: dict[int, list[tuple[Tensor, Tensor | None]]] | None = None  # of show(), while it goes on
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
+        self.step = 1  # that is trained
+        self.places = 0  # that are kept
         self.calls: list[Call] = []
         self.held_out: list[Call] = []
         self.sums: list[Sums] = []
@@ -193,7 +198,9 @@ class Taps:
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if self.listening and not torch.compiler.is_compiling() and not self.silent and not recomputed():
+            if torch.compiler.is_compiling() or self.shown is not None:
+                return
+            if (self.listening or self.hear_all) and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -211,6 +218,9 @@ class Taps:
                 if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
                     self.compiled = True
                     tally.add(*flat(*selection, self.kept_N))
+            elif self.shown is not None:
+                if (selection := tap.read(module, args, kwargs, output)) is not None:
+                    self.shown.setdefault(number, []).append(selection)
             elif not (self.silent or self.generating or recomputed()):
                 try:
                     if (selection := tap.read(module, args, kwargs, output)) is not None:
@@ -243,13 +253,16 @@ class Taps:
         }
 
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
-        logits_NE, stride = self.logits.pop(tap, None), -(-len(ids_NK) // SAMPLE)
+        logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
             logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
         calls = self.calls if training else self.held_out
-        calls.append(Call(tap, ids_NK, weights_NK, kept_N, logits_NE, stride))
-        if len(calls) >= MOST * len(self.taps):  # of many forwards a step, the memory is let go
-            self._fold(training)
+        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
+        self.places += ids_NK.numel()
+        if self.places > MOST:
+            self._fold(training=True)
+            self._fold(training=False)
+            self.places = 0
 
     def _fold(self, training: bool) -> None:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
@@ -279,6 +292,16 @@ class Taps:
         )
         return torch.stack(statistics)
 
+    @contextlib.contextmanager
+    def show(self) -> Iterator[dict[int, list[tuple[Tensor, Tensor | None]]]]:
+        """Forwards in here are not counted: what each layer was called with is in the dict, by the tap's number."""
+        heard: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
+        self.shown = heard
+        try:
+            yield heard
+        finally:
+            self.shown = None
+
     def mask(self, mask: Tensor | None) -> None:
         """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""
         self.kept_N = None if mask is None else mask.detach().bool().flatten()
@@ -291,7 +314,7 @@ class Taps:
         """What was selected in training since the last take."""
         self._fold(training=True)
         taken, self.sums = self.sums, []
-        return taken + ([tally.take() for tally in self.tallies] if self.compiled else [])
+        return taken + ([tally.take(self.step) for tally in self.tallies] if self.compiled else [])
 
     def take_held_out(self) -> list[Sums]:
         """What was selected in evaluations since the last take_held_out."""

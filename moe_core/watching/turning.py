@@ -32,19 +32,19 @@ class Turn(NamedTuple):
     follow: Callable[[Any], None]
 
 
-def turns_of(
-    model: nn.Module, taps: Taps, optimizer: Any, own: Mapping[str, Knob], switch_off: Callable[[str], None] | None
-) -> dict[str, Turn]:
-    """What can be turned, by name. own: the user's knobs, which the user's own code follows; one of ours' name is refused.
-
-    switch_off: follows the knob `off`, None where no expert can be switched off.
-    """
+def turns_of(model: nn.Module, taps: Taps, optimizer: Any, switch_off: Callable[[str], None] | None) -> dict[str, Turn]:
+    """What can be turned, by name. switch_off: follows the knob `off`, None where no expert can be switched off."""
     turns = coefficients(model) | places(model, taps)
     if optimizer is not None:
         turns |= Rates(optimizer, [router.module for router in taps.routers.values()]).turns()
     if switch_off is not None:
         help = "experts that take no part, such as 4 or 2:4 for layer 2's expert 4; what they would add is left out"
         turns["off"] = Turn(Knob("", help=help), switch_off)
+    return turns
+
+
+def with_own(turns: dict[str, Turn], own: Mapping[str, Knob]) -> dict[str, Turn]:
+    """Ours and the user's knobs, which the user's own code follows. ValueError for one that has a name of ours."""
     if taken := sorted(turns.keys() & own.keys()):
         raise ValueError(f"knobs must have names of their own, and {', '.join(taken)} is a knob of the model already")
     return turns | {name: Turn(knob, lambda value: None) for name, knob in own.items()}
@@ -58,7 +58,7 @@ def coefficients(model: nn.Module) -> dict[str, Turn]:
     for name in COEFFICIENTS:
         held = Settings([(owner, name) for owner in owners(model) if isinstance(getattr(owner, name, None), float)])
         if held.places:
-            turns[name] = Turn(rate(float(held.value), help), held)
+            turns[name] = Turn(Knob(float(held.value), 0.0, max(1.0, 10 * held.value), help=help, scale="log0"), held)
     return turns
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Server
 from tests.browser.pages import LINKS, SETTLED, wait_until_shown
@@ -18,6 +18,7 @@ FIRST = {
     "new sweep": ("/sweep?sweep=new", "Start"),
     "new lesson": ("/learn?lesson=7", "Train without losses"),
 }
+GROUNDS = {"light": "rgb(255, 255, 255)", "dark": "rgb(17, 21, 26)"}  # of .streamlit/config.toml
 
 
 def complaints(page: Page) -> list[str]:
@@ -41,15 +42,26 @@ def wait_until_still(page: Page) -> None:
         )
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", [*LINKS, *FIRST])
-def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, theme: str) -> None:
-    path = FIRST[name][0] if name in FIRST else LINKS[name].path
-    page = tab(shared.url + path, theme=theme)
+def wait_until_shown_whole(page: Page, name: str, theme: str) -> None:
+    """Until it shows what its link names, in this theme, and nothing on it changes any more."""
+    expect(page.get_by_test_id("stApp")).to_have_css("background-color", GROUNDS[theme])
     if name in LINKS:
         wait_until_shown(page, name)
     else:
         page.get_by_role("button", name=FIRST[name][1], exact=True).wait_for()
     wait_until_still(page)
-    found = complaints(page)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "then"),
+    [(name, *(("light", "dark") if at % 2 else ("dark", "light"))) for at, name in enumerate([*LINKS, *FIRST])],
+)
+def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, first: str, then: str) -> None:
+    """A page opens in one theme and follows the machine into the other: every other page opens in the dark."""
+    page = tab(shared.url + (FIRST[name][0] if name in FIRST else LINKS[name].path), theme=first)
+    wait_until_shown_whole(page, name, first)
+    found = [f"{first}: {line}" for line in complaints(page)]
+    page.emulate_media(color_scheme=then)
+    wait_until_shown_whole(page, name, then)
+    found += [f"{then}: {line}" for line in complaints(page)]
     assert not found, "\n".join(found)

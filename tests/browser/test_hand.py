@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from moe_core.runs import Run, list_runs, open_run
+from moe_core.schema import Knobs
 from tests.browser.conftest import Server, until
 from tests.browser.test_pages import SMALL, Tab, step_of, training, wait_for_step
 from tests.values import VALUES
@@ -177,7 +178,7 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
 
 
 def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab) -> None:
-    run = training(server, replace(SMALL, layers=2))
+    run = training(server, replace(SMALL, layers=2), Knobs())
     page = tab(f"{server.url}/?run={run.id}&layer=2")
     wait_for_step(page, 2)
     run.command("checkpoint")

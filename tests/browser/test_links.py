@@ -16,18 +16,37 @@ pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
 
 
-@pytest.mark.parametrize("name", LINKS)
+def wait_until_opened(tab: Tab, server: Server, name: str) -> Page:
+    """Open a page by its link, which keeps all that it names."""
+    page = tab(server.url + LINKS[name].path)
+    wait_until_shown(page, name)
+    asked = dict(part.split("=") for part in LINKS[name].path.split("?")[1].split("&"))
+    for word, value in asked.items():  # the page took nothing out of its link
+        assert f"{word}={value}" in page.url.replace("%2C", ",")
+    return page
+
+
+def copy(tab: Tab, first: Page, name: str) -> None:
+    """Open a page's link in another browser, while the first stays open."""
+    second = tab(first.url)
+    wait_until_shown(second, name)
+    expect(second).to_have_url(first.url)  # the panel adds its run to a link that names none, in both
+
+
+# One link of each page: what is cold is the server, and the page's code that it has not run yet.
+COLD = [name for name in LINKS if not name.startswith("export-")]
+
+
+@pytest.mark.parametrize("name", COLD)
 def test_a_page_opens_on_a_cold_server_and_its_link_copied(shared: Server, tab: Tab, name: str) -> None:
     shared.kill()
     shared.start()
-    first = tab(shared.url + LINKS[name].path)
-    wait_until_shown(first, name)
-    asked = dict(part.split("=") for part in LINKS[name].path.split("?")[1].split("&"))
-    for word, value in asked.items():  # the page took nothing out of its link
-        assert f"{word}={value}" in first.url.replace("%2C", ",")
-    second = tab(first.url)  # copied, while the first stays open
-    wait_until_shown(second, name)
-    expect(second).to_have_url(first.url)  # the panel adds its run to a link that names none, in both
+    copy(tab, wait_until_opened(tab, shared, name), name)
+
+
+@pytest.mark.parametrize("name", [name for name in LINKS if name not in COLD])
+def test_another_link_of_a_page_opens_and_copied(shared: Server, tab: Tab, name: str) -> None:
+    copy(tab, wait_until_opened(tab, shared, name), name)
 
 
 CHARTS = "[...document.querySelectorAll('[data-figure]')].filter(one => one.querySelector('.main-svg'))"

@@ -16,6 +16,7 @@ from tests.browser.conftest import Server, until
 pytestmark = pytest.mark.browser
 Tab = Callable[..., Page]
 SMALL = Config.for_task("plane", num_experts=4, tokens=128, threads=1)
+SLOW = Knobs(speed_limit=50)  # at full speed a trainer takes a core from the browser that looks at it
 STEP = "name => document.querySelector(`[data-figure=${name}]`)?.layout?.meta?.step ?? 0"
 
 
@@ -27,8 +28,8 @@ def wait_for_step(page: Page, step: int, figure: str = "balance", timeout: float
     page.wait_for_function(f"step => (({STEP})('{figure}')) >= step", arg=step, timeout=timeout)
 
 
-def training(server: Server, config: Config = SMALL, knobs: Knobs | None = None) -> Run:
-    return wait_ready(start(config, knobs or Knobs(), server.runs), 60, server.runs)
+def training(server: Server, config: Config = SMALL, knobs: Knobs = SLOW) -> Run:
+    return wait_ready(start(config, knobs, server.runs), 60, server.runs)
 
 
 @pytest.mark.usefixtures("cold")
@@ -77,7 +78,7 @@ def test_a_slider_turned_by_keyboard_reaches_the_trainer_and_shows_on_the_chart(
 
 
 def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> None:
-    run = training(server)
+    run = training(server, knobs=Knobs())
     page = tab(f"{server.url}/?run={run.id}")
     wait_for_step(page, 30)
     page.evaluate(
@@ -132,7 +133,7 @@ def test_a_trainer_that_is_killed_is_said_and_its_charts_stay(server: Server, ta
 
 
 def test_pause_step_resume_stop(server: Server, tab: Tab) -> None:
-    run = training(server)
+    run = training(server, knobs=Knobs())
     page = tab(f"{server.url}/?run={run.id}")
     wait_for_step(page, 400)  # its charts are thinned by now
     page.get_by_role("button", name="Pause").click()

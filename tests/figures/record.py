@@ -8,7 +8,8 @@ from zlib import crc32
 import numpy as np
 
 from moe_core.runs import Batch, Run, create_run, open_run
-from moe_core.schema import Config, Knobs, layout
+from moe_core.runs.begin import create_record
+from moe_core.schema import Config, Description, Knobs, Layer, Loss, columns_of, layout
 
 N, D = 64, 6  # probe tokens, model width
 CLASSES = {
@@ -116,3 +117,31 @@ def record(
 
 
 _open: list[Any] = []
+
+
+def probe_of_tokens(N: int, E: int = 8, K: int = 2, seed: int = 0) -> dict[str, Any]:
+    """How a layer routes N tokens, as the figures take it."""
+    rng = np.random.default_rng(seed)
+    experts = np.argsort(rng.random((N, E)), axis=1)[:, :K].astype(np.uint8)
+    return {"experts_NK": experts, "gates_NK": np.full((N, K), 1 / K, np.float16), "num_experts": E}
+
+
+def record_tokens(folder: Path, names: list[str] | None, ids: np.ndarray, E: int = 8, steps: int = 20) -> Run:
+    """A watched run of two layers whose probe is tokens of a vocabulary, with snapshots at every tenth step."""
+    layers = (Layer("a", E, 2), Layer("b", E, 2))
+    measures = ("loss", "seconds", "counts", "churn", "saturation")
+    about = Description("watched", "own", layers, {}, (), Loss(), "tokens", (), {}, churn_every=10, measures=measures)
+    arrays: dict[str, np.ndarray] = {
+        "tokens": ids.astype(np.int32),
+        "sequence": (np.arange(len(ids)) // 128).astype(np.uint16),
+    }
+    writer = create_record(folder, about, labels=None if names is None else {"token": names}, probe=arrays)
+    taken: list[Any] = []
+    for step in range(10, steps + 1, 10):
+        both = [probe_of_tokens(len(ids), E, seed=step + layer) for layer in range(2)]
+        one = {name: np.stack([layer[f"{name}_NK"] for layer in both]) for name in ("experts", "gates")}
+        taken += [(step, "probe", one), (step, "choices", {"experts": one["experts"]})]
+    rows = np.ones((steps, sum(column.width for column in columns_of(about.experts, measures))), np.float32)
+    writer.commit(Batch(1, rows, snapshots=taken, state="training"))
+    writer.finish("finished")
+    return open_run(folder)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from moe_core.recording.holding import EVERY, HIGH, LARGEST, LEAST, LOW, factor, steer
 from moe_core.runs import RunWriter, open_run, verify
 from moe_core.runs.statistics import cv
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training import autobalance
-from moe_core.training.autobalance import EVERY, HIGH, LARGEST, LEAST, LOW, Autobalance, factor, steer
+from moe_core.training.autobalance import Autobalance
 from moe_core.training.loop import Trainer
 from moe_core.training.session import train
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 
 from moe_core.__main__ import main
+from moe_core.recording.holding import EVERY
 from moe_core.runs import Run, RunWriter, StoreError, first_difference, flags, open_run, read_script, script_of
 from moe_core.runs.branch import branch_off
 from moe_core.schema import AUTOBALANCE, Config, Knobs
 from moe_core.training.again import replay, resume
-from moe_core.training.autobalance import EVERY, Autobalance, follows_from
+from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.session import train
 
 CONFIG = Config.for_task(

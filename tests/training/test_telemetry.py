@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from moe_core.nn.choices import churn, saturation
 from moe_core.nn.models import build
 from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config, layout
 from moe_core.training.data import load
-from moe_core.training.telemetry import Probe, Telemetry, Window, churn, dropped, saturation, spread, unrouted
+from moe_core.training.telemetry import Probe, Telemetry, Window, dropped, spread, unrouted
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=32, d_model=8, d_hidden=8)
 

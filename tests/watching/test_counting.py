@@ -1,11 +1,14 @@
 """When a call counts: once a forward in training, whatever repeats, compiles or masks it. A layer of our own stands in."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from moe_core.nn import MoELayer
+from moe_core.watching import taps as taps_module
 from moe_core.watching.taps import Taps, find_taps
 from tests.watching.sums import counts_of
 
@@ -160,3 +163,53 @@ def test_any_other_layer_is_watched_by_a_reader() -> None:
 def test_a_model_without_experts_is_an_error_that_says_what_was_looked_for(routers, experts, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         find_taps(nn.Sequential(nn.Linear(D, D)), routers, experts)
+
+
+def test_what_generates_does_not_count(tmp_path: Path) -> None:
+    """generate() leaves the model in training if that is what it was."""
+    pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
+    from tests.watching.families import build
+
+    model = build("mixtral")
+    taps = Taps(model, find_taps(model))
+    ids = torch.randint(3, 60, (2, 12))
+    model.generate(ids, max_new_tokens=3, min_new_tokens=3, do_sample=False, use_cache=True)
+    assert counted(taps) == []
+    assert not taps.take_held_out()
+    model(input_ids=ids)
+    taps.close()
+    assert [sum(row) for row in counted(taps)] == [2 * 12 * 2] * 3
+
+
+def test_under_autocast_weights_add_up_in_float32() -> None:
+    model = Model()
+    taps = Taps(model, find_taps(model))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(batch(512))
+        expected = model.blocks[0].gate(batch(512)).softmax(1).topk(K, dim=1).values.double().sum()
+    taps.close()
+    (sums,) = taps.take()
+    assert sums.importance_CE1.dtype == torch.float32
+    assert sums.importance_CE1[0].double().sum().item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_a_frozen_part_that_stays_in_evaluation_is_held_out() -> None:
+    """What counts is whether the layer trains, not whether gradients are recorded."""
+    model = Model()
+    model.blocks[0].eval()
+    taps = Taps(model, find_taps(model))
+    model(batch())
+    taps.close()
+    (training,), (held_out,) = taps.take(), taps.take_held_out()
+    assert (training.taps, held_out.taps) == ([1], [0])
+
+
+def test_many_forwards_of_a_step_hold_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = Model()
+    taps = Taps(model, find_taps(model))
+    monkeypatch.setattr(taps_module, "MOST", 500)
+    for _ in range(100):
+        model(batch())
+        assert sum(call.ids_NK.numel() for call in taps.calls) <= 500
+    assert counted(taps) == [[100 * n for n in counts] for counts in reference(model.eval(), batch())]
+    taps.close()

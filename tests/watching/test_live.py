@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moe_core.diagnosis import Finding
+from moe_core.recording import recent
 from moe_core.runs import Run, StoreError, list_runs, open_run, verify
-from moe_core.watching import Knob, Live, StopTraining, watch
+from moe_core.watching import Knob, Live, StopTraining, recorder, watch
 from tests.watching.test_counting import D, E, K, Model, batch, reference
 
 
@@ -280,3 +282,20 @@ def test_a_router_holds_still_while_it_is_frozen(tmp_path: Path) -> None:
     margin = run.history("router_margin", 0)[1]
     assert np.isfinite(margin).all()
     assert (margin > 0).all()
+
+
+def test_the_diagnosis_tells_listeners_once(model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recent, "EVERY", 0.0)
+    monkeypatch.setattr(recent, "REST", 0)
+    monkeypatch.setattr(recorder, "FLUSH", 0.0)
+    with torch.no_grad():
+        model.blocks[1].gate.weight.zero_()  # every token goes to the same two
+    live = watch(model, "a", runs=tmp_path)
+    heard: list[Finding] = []
+    live.on_alert(heard.append)
+    for _ in range(130):
+        train(live, model, sgd(model, 0.0), 1)
+        live.recorder.committer.settle()
+    live.close()
+    assert [(finding.rule, finding.layer) for finding in heard] == [("collapse", 1), ("dead_experts", 1)]
+    assert heard[0].since == 1

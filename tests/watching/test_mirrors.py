@@ -128,7 +128,7 @@ def test_a_mirror_that_fails_is_said_once_and_dropped(
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", Service("wandb", ServiceRun(broken=True)))
     monkeypatch.setitem(sys.modules, "trackio", service := Service("trackio"))
-    monkeypatch.setattr("moe_core.watching.live.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.watching.recorder.FLUSH", 0.0)
     with caplog.at_level(logging.WARNING):
         live = watched(tmp_path, ["wandb", "trackio"])
     messages = [record.getMessage() for record in caplog.records]
@@ -145,15 +145,15 @@ def test_a_mirror_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
             free.wait(20)
 
     monkeypatch.setitem(sys.modules, "wandb", Service("wandb", Hung()))
-    monkeypatch.setattr("moe_core.watching.live.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.watching.recorder.FLUSH", 0.0)
     monkeypatch.setattr("moe_core.watching.mirrors.WAITING", 3)
     monkeypatch.setattr("moe_core.watching.mirrors.LAST", 0.2)
     live = watched(tmp_path, "wandb", steps=30)
     assert (live.problem, open_run("a", tmp_path).steps()) == ("", (1, 30))
     free.set()
-    live.mirrors.queue.put(None)
-    assert live.mirrors.thread is not None
-    live.mirrors.thread.join(5)
+    live.recorder.mirrors.queue.put(None)
+    assert live.recorder.mirrors.thread is not None
+    live.recorder.mirrors.thread.join(5)
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

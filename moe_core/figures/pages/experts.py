@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from moe_core.figures import experts, favourites, flow, matrices, read_experts, rows
+from moe_core.figures import experts, favourites, flow, matrices, read_experts, rows, tokens
 from moe_core.figures.ablation import ablation
 from moe_core.figures.needs import ablated, layers, probe, stats, windows
 from moe_core.figures.pages.entry import Entry, TileEntry
@@ -108,6 +108,9 @@ FIGURES: dict[str, Entry] = {
     "coactivation": Entry("Co-activation", matrices.coactivation, read_experts.read_coactivation, (windows,)),
     "favourite_bytes": Entry(
         "Favourite bytes", favourites.favourite_bytes, read_experts.read_favourite_bytes, (probe("bytes"),)
+    ),
+    "favourite_tokens": Entry(
+        "Favourite tokens", tokens.favourite_tokens, read_experts.read_favourite_tokens, (probe("tokens"),)
     ),
     "favourite_images": Entry(
         "Favourite images",

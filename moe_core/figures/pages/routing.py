@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures import bars, choice, read_choice, read_routing, routing, rows, score
+from moe_core.figures import bars, choice, read_choice, read_routing, routing, rows, score, tokens
 from moe_core.figures.needs import probe, stats, used
 from moe_core.figures.off import out_of
 from moe_core.figures.pages.entry import Entry, TileEntry
@@ -143,6 +143,9 @@ NON_TEXT = probe("images", "rows", "points")
 # In the order in which the page shows them.
 FIGURES: dict[str, Entry] = {
     "probe_text": Entry("Who reads which byte", score.probe_text, read_routing.read_probe_text, (probe("bytes"),)),
+    "probe_tokens": Entry(
+        "Who reads which token", tokens.probe_tokens, read_routing.read_probe_tokens, (probe("tokens"),)
+    ),
     "digit_images": Entry(
         "Images by first expert", routing.digit_images, read_routing.read_digit_images, (probe("images"),)
     ),

@@ -1,0 +1,150 @@
+"""What keeps a watched model in balance from outside of it: the selection bias that its routers carry, and the weight of its own
+balancing loss.
+
+Shapes: E experts, C calls of layers that are alike.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from moe_core.recording.holding import EVERY, factor, steer
+from moe_core.schema import Knob
+from moe_core.watching.ranks import Ranks
+from moe_core.watching.steering import KINDS, Steering
+from moe_core.watching.tally import Call, Sums, counts_by_tap
+from moe_core.watching.taps import Taps
+from moe_core.watching.turning import COEFFICIENTS, Turn
+
+COEFFICIENT = COEFFICIENTS[0]
+OFF = "off"
+
+
+class Balance:
+    """The knobs balance, bias_speed and autobalance, and what follows from them after each step.
+
+    balance: how the bias starts to be steered; None: not at all. ValueError for a model that carries no bias, if one is asked
+    for. turn: writes a turn of the coefficient by autobalance.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        taps: Taps,
+        balance: str | None,
+        coefficient: float | None,
+        turn: Callable[[float], None],
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.taps, self.turn, self.kind, self.target = taps, turn, balance or OFF, 0.0
+        self.coefficient, self.ranks = coefficient, ranks
+        self.steering = {kind: made for kind in KINDS if (made := steering_of(model, taps, kind, kind == balance))}
+        self.speed = 1e-3
+        self.evenness: list[Tensor] = []  # the mean CV of each of the last steps, on the device
+        self.listen()
+
+    def turns(self) -> dict[str, Turn]:
+        """The knobs, those that can act on this model."""
+        turns: dict[str, Turn] = {}
+        if self.steering:
+            help = "what moves the selection bias of the routers after each step"
+            turns["balance"] = Turn(Knob(self.kind, choices=(OFF, *self.steering), help=help), self._follow)
+            turns["bias_speed"] = Turn(
+                Knob(self.speed, 0.0, 0.1, scale="log0", help="how far loss-free moves an expert's bias at each step"),
+                lambda value: setattr(self, "speed", value),
+            )
+        if self.steering or self.coefficient is not None:
+            help = f"CV(selections) to hold: by {COEFFICIENT}, or by loss-free, which then rests below it; 0 leaves it to you"
+            turns["autobalance"] = Turn(
+                Knob(0.0, 0.0, 1.0, scale="log0", help=help), lambda value: setattr(self, "target", value)
+            )
+        return turns
+
+    def _follow(self, kind: str) -> None:
+        self.kind = kind
+        self.listen()
+
+    def listen(self) -> None:
+        """Whether every token's logits of every step are needed."""
+        self.taps.hear_all = self.kind == "quantile"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing follows from a step."""
+        return self.kind == OFF and not self.target
+
+    @torch.no_grad()
+    def update(self, step: int, sums: Sequence[Sums], calls: Sequence[Call]) -> None:
+        """Follow a step: move the biases, or turn the coefficient. calls: those of the step, as far as they are kept.
+
+        Of several ranks the counts are added up first, and the biases that follow from logits are averaged: all keep the same.
+        """
+        if self.idle:
+            return
+        if self.ranks is not None:
+            sums = [one._replace(counts_CE1=self.ranks.add_up(one.counts_CE1)) for one in sums]
+        if self.kind != OFF and sums:
+            steering = self.steering[self.kind]
+            if self.kind == "loss-free":
+                if self.speed:
+                    steering.speed = self.speed
+                    counts = counts_by_tap(sums)
+                    steering.update(
+                        {self.taps.taps[tap].name: self._held(counts_E) for tap, counts_E in counts.items()}
+                    )
+            else:
+                steering.update({}, self._logits(calls))
+                for router in steering.routers.values() if self.ranks is not None else ():
+                    bias_E = router.bias
+                    assert bias_E is not None
+                    assert self.ranks is not None
+                    bias_E.copy_(self.ranks.add_up(bias_E) / self.ranks.size)
+        elif self.target and sums and self.coefficient is not None:
+            self.evenness.append(
+                torch.stack([cv(one.counts_CE1[:, :-1]).mean().to(sums[0].counts_CE1.device) for one in sums]).mean()
+            )
+            if step % EVERY == 0 and len(self.evenness) >= EVERY:
+                self._decide()
+
+    def _held(self, counts_E1: Tensor) -> Tensor:
+        """The counts, or, where they are even enough already, even ones."""
+        if not self.target:
+            return counts_E1
+        counts_E = counts_E1[:-1].float()
+        return torch.where(cv(counts_E) > self.target, counts_E, counts_E.mean())
+
+    def _logits(self, calls: Sequence[Call]) -> dict[str, Tensor]:
+        logits: dict[str, list[Tensor]] = {}
+        for call in calls:
+            if call.logits_ME is not None and call.stride == 1:
+                kept_ME = call.logits_ME if call.kept_N is None else call.logits_ME[call.kept_N]
+                logits.setdefault(self.taps.taps[call.tap].name, []).append(kept_ME)
+        return {name: torch.cat(parts) for name, parts in logits.items()}
+
+    def _decide(self) -> None:
+        cv_n = torch.stack(self.evenness).tolist()
+        self.evenness = self.evenness[-EVERY:]
+        now, before = cv_n[-EVERY:], cv_n[:-EVERY] or cv_n[-EVERY:]
+        by = factor(sum(now) / len(now), sum(before) / len(before), self.target)
+        assert self.coefficient is not None
+        for value in steer({COEFFICIENT: self.coefficient}, by).values():
+            self.turn(value)
+
+
+def steering_of(model: nn.Module, taps: Taps, kind: str, asked: bool) -> Steering | None:
+    """The steering of one kind, None where it cannot be had and nobody asked for it."""
+    try:
+        return Steering(model, taps.taps, {taps.taps[n].name: router for n, router in taps.routers.items()}, kind)
+    except ValueError:
+        if asked:
+            raise
+        return None
+
+
+def cv(counts_E: Tensor) -> Tensor:
+    """The coefficient of variation over the last axis; 0 of nothing."""
+    counts_E = counts_E.float()
+    mean = counts_E.mean(-1)
+    return (counts_E - mean[..., None]).square().mean(-1).sqrt() / mean.clamp(min=math.ulp(1.0))
