@@ -39,7 +39,7 @@ class Mirror(Protocol):
 
 
 class TensorBoard:
-    """Writes event files in the run's own folder: tensorboard --logdir runs."""
+    """Writes event files in the run's own folder, so TensorBoard shows all runs of the folder that they are in."""
 
     def __init__(self, module: Any, folder: Path, description: Description) -> None:
         self.writer = module.SummaryWriter(str(folder / "tensorboard"))

@@ -1,5 +1,6 @@
 """MoECallback in a real Trainer on a tiny random Mixtral, whose counts are repeated in plain torch on the batches it was given."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -131,6 +132,38 @@ class Page(TrainerCallback):
         for command, step in self.asked.items():
             if step == state.global_step:
                 Run(self.folder).command(command)
+
+
+def test_what_is_turned_acts_through_what_accelerate_wraps_around_the_optimizer(tmp_path: Path) -> None:
+    weights: list[Tensor] = []
+
+    class Turn(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
+            weights.append(model.lm_head.weight.detach().clone())
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
+            if state.global_step == 2:
+                Run(tmp_path / "a").turn("me", lr=0.0)
+
+    callback = MoECallback("a", runs=tmp_path)
+    trainer_of(tmp_path, callback, callbacks=[Turn()], learning_rate=1e-2, lr_scheduler_type="constant").train()
+    assert [(c.name, c.step) for c in open_run("a", tmp_path).knob_changes()] == [("lr", 4)]
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights)]
+    assert moved == [True, True, False, False, False]
+
+
+@pytest.mark.parametrize(("every", "known"), [(1, 6), (3, 0)])
+def test_where_the_trainer_is_not_found_a_logged_loss_counts_only_if_it_is_of_one_step(
+    every: int, known: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.watching.callback.trainer_of", lambda state: None)
+    trainer = trainer_of(tmp_path, MoECallback("a", runs=tmp_path), logging_steps=every)
+    trainer.train()
+    losses = open_run("a", tmp_path).history("loss")[1]
+    assert (~np.isnan(losses)).sum() == known
+    if known:
+        logged = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+        assert losses.tolist() == pytest.approx(logged)
 
 
 def test_stop_and_checkpoint_are_the_trainers_own(tmp_path: Path) -> None:

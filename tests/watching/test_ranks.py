@@ -29,7 +29,7 @@ def started(cases: str, folder: Path) -> tuple[Path, list[Seen], list[str]]:
         for rank in "01"
     ]
     try:
-        told = [rank.communicate(timeout=120) for rank in ranks]
+        told = [rank.communicate(timeout=60) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()  # one that waits for the other
