@@ -47,6 +47,7 @@ class MoECallback(TrainerCallback):  # type: ignore[misc]
         self.waiting = False  # whether a step is done whose log is still to come
         self.logged = 0  # the last step whose loss was in a log
         self.saving = False  # whether a checkpoint was asked for
+        self.said = False  # whether it was said what of the evaluations is left out
 
     # What the Trainer calls
 
@@ -93,7 +94,7 @@ class MoECallback(TrainerCallback):  # type: ignore[misc]
             if name.startswith("eval_") and isinstance(value, float | int) and not name.endswith(ASIDE)
         }
         declared = {metric.name for metric in self.live.metrics}
-        if (others := sorted(found.keys() - declared)) and not getattr(self, "said", False):
+        if (others := sorted(found.keys() - declared)) and not self.said:
             self.said = True
             names = ", ".join(repr(name) for name in [*sorted(declared), *others])
             log.warning(
