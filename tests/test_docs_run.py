@@ -171,7 +171,7 @@ def test_the_finding_shown_has_the_parts_of_one() -> None:
 
 def test_every_other_block_is_a_target_of_make() -> None:
     """No block is left that no test runs. docs/remote.md is about other programs, docs/install.md about pip, which the tests of
-    the wheel run, docs/architecture.md has a drawing, and tests/watching/test_documented.py runs docs/watch.md."""
+    the wheel run, docs/architecture.md has a drawing, and tests/watching/test_documented.py runs those about watching."""
     for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         name = document.relative_to(ROOT).as_posix()
         if name not in (
@@ -181,6 +181,9 @@ def test_every_other_block_is_a_target_of_make() -> None:
             "docs/architecture.md",
             "docs/install.md",
             "docs/watch.md",
+            "docs/watch_check.md",
+            "docs/watch_probe.md",
+            "docs/watch_trainer.md",
         ):
             for language, text in blocks(name):
                 assert name == "README.md", f"{name} has a block of code that no test runs: {text}"

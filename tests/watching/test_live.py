@@ -230,6 +230,9 @@ def test_what_goes_wrong_in_watching_never_ends_the_training(
     assert [record.getMessage() for record in caplog.records] == [
         "MoEscope stopped watching a after step 2: a hook of ours is broken. The training goes on."
     ]
+    run = open_run(live.path)
+    reason = "watching stopped, and the training went on: a hook of ours is broken"
+    assert (run.state, run.status().reason, run.steps()) == ("failed", reason, (1, 2))
 
 
 def test_mistakes_are_one_line(model: Model, tmp_path: Path) -> None:
