@@ -212,7 +212,7 @@ class Live:
             self.ranks.meet(self, last=True)
         if self.problem and not error:  # so that nobody takes the last step that was recorded for the end
             error = f"watching stopped, and the training went on: {self.problem}"
-        problem = self.recorder.finish(state, error, flush=not self.problem)
+        problem = self.recorder.finish(state, error)
         if problem and not self.problem:
             self.say(problem)
 

@@ -158,14 +158,13 @@ class Recorder:
         """The last step that is on the disk."""
         return self.committer.step if self.writer is not None else 0
 
-    def finish(self, state: str, error: str, flush: bool) -> str:
-        """Write how the run ended, after all that waits if it is to be flushed. Returns what went wrong, or ""."""
+    def finish(self, state: str, error: str) -> str:
+        """Write all that waits, and how the run ended. Returns what went wrong, or ""."""
         self.ending = True  # so that the committing thread waits for no room
         if self.writer is None:
             return ""
-        with contextlib.suppress(RuntimeError):  # of the committing thread, which says it below
-            if flush:
-                self.flush()
+        with contextlib.suppress(Exception):  # what the committing thread says below, or what was said already
+            self.flush()
         problem = self.committer.close()
         self.mirrors.close()
         return self.writer.finish("failed" if error or problem else state, error=error or problem) or problem
