@@ -20,10 +20,11 @@ from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
+GATING = "noisy_top_k_gating"  # a gate within the forward of its layer, which is read by what this method returns
 MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
 LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
-    "MoELayer of moe_core.nn"
+    "TokenChoiceTopKRouter, as in torchtitan; modules with a method noisy_top_k_gating; MoELayer of moe_core.nn"
 )
 
 
@@ -64,6 +65,8 @@ def tap_of(name: str, module: nn.Module) -> Tap | None:
     if kind == "MoELayer" and hasattr(module, "gate"):
         gate: Any = module.gate
         return Tap(name, module, gate.num_experts, read_routing, early=False)
+    if callable(getattr(module, GATING, None)) and (experts := experts_of(module)):
+        return Tap(name, module, experts, read_gates, early=False)
     if kind in OUTPUTS:
         return Tap(name, module, experts_of(module), OUTPUTS[kind], early=False)
     if kind.endswith("Experts") and takes_ids(module) and (experts := experts_of(module)):
@@ -110,6 +113,24 @@ def read_routing(
     return chosen_TK, routing.weights_TK if routing.dropped_from_TK is None else None
 
 
+def read_gates(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """What noisy_top_k_gating returned: gates (N, E), 0 where an expert is not chosen, alone or first of several (davidmrau's
+    mixture-of-experts, and what is made after it)."""
+    gates_NE = output[0] if isinstance(output, tuple) else output
+    weights_NK, ids_NK = gates_NE.topk(min(int(getattr(module, "k", gates_NE.shape[1])), gates_NE.shape[1]), dim=-1)
+    return ids_NK, weights_NK
+
+
+def read_choice(
+    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+) -> tuple[Tensor, Tensor | None] | None:
+    """torchtitan: scores and ids, (N, K) each, and counts (E,); which comes first differs from version to version."""
+    (ids_NK,) = (part for part in output if not part.is_floating_point() and part.dim() > 1)
+    return ids_NK, next((part for part in output if part.is_floating_point() and part.shape == ids_NK.shape), None)
+
+
 def read_scores(
     module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
 ) -> tuple[Tensor, Tensor | None] | None:
@@ -139,12 +160,45 @@ OUTPUTS: dict[str, Reader] = {
     "JetMoeTopKGating": read_logits,
     "Llama4Router": read_scores,
     "SwitchTransformersTop1Router": read_first,
+    "TokenChoiceTopKRouter": read_choice,
 }
 
 
 def recomputed() -> bool:
     """Whether this call is a forward that a backward repeats, as gradient checkpointing does. A compiled graph is not asked."""
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+class Gating:
+    """Hears what a module's gating method returns. The method is replaced for the time of a forward only, so that the module can be
+    copied and saved as ever."""
+
+    def __init__(self, module: nn.Module, hear: Callable[[nn.Module, Any], None]) -> None:
+        self.hear = hear
+        self.handles = [
+            module.register_forward_pre_hook(self._begin),
+            module.register_forward_hook(self._end, always_call=True),
+        ]
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
+        if torch.compiler.is_compiling() or GATING in vars(module):
+            return
+        plain = getattr(module, GATING)
+
+        def gating(*args: Any, **kwargs: Any) -> Any:
+            gates = plain(*args, **kwargs)
+            self.hear(module, gates)
+            return gates
+
+        vars(module)[GATING] = gating
+
+    def _end(self, module: nn.Module, args: Any, output: Any) -> None:
+        vars(module).pop(GATING, None)
+
+    def remove(self) -> None:
+        """Take the hooks off."""
+        for handle in self.handles:
+            handle.remove()
 
 
 def raise_it(error: Exception) -> None:
@@ -231,6 +285,8 @@ class Taps:
 
         if tap.early:
             return tap.module.register_forward_pre_hook(choose, with_kwargs=True)
+        if tap.read is read_gates:
+            return Gating(tap.module, lambda module, gates: count(module, (), {}, gates))
         return tap.module.register_forward_hook(count, with_kwargs=True)
 
     def _without(self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
