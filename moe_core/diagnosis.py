@@ -128,7 +128,10 @@ def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
 
 
 def of_other_models(evidence: Evidence) -> str:
-    """What to try in a model that is not ours, by the knob that weighs its own balancing loss. Nothing was measured there."""
+    """What to try in a model that is not ours: what moves its selection bias, else the knob that weighs its own balancing loss.
+    Nothing was measured there."""
+    if getattr(evidence.knobs, "balance", None) == "off":  # watch() gives this knob to models that choose by a bias
+        return "Turn balance to loss-free: the routers choose by a bias that nothing moves."
     if COEFFICIENT not in evidence.description.knobs:
         return "Turn up what balances this model's experts."
     now = float(getattr(evidence.knobs, COEFFICIENT))

@@ -10,6 +10,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 from transformers import MixtralForCausalLM
 
+from moe_core.diagnosis import diagnose
 from moe_core.runs import open_run
 from moe_core.watching import Live, watch
 from tests.watching.families import build
@@ -116,3 +117,15 @@ def test_autobalance_turns_the_coefficient_until_the_cv_is_held(tmp_path: Path) 
     assert model.router_aux_loss_coef == live.knobs.router_aux_loss_coef == own[-1].value > 0
     cv = run.history("cv_counts", 0)[1]
     assert cv[-25:].mean() < 0.85 * cv[75:125].mean()
+
+
+def test_a_collapse_beside_a_bias_that_nothing_moves_names_the_knob(tmp_path: Path) -> None:
+    model = skewed()
+    for layer in model.model.layers[1:]:
+        layer.mlp.gate.e_score_correction_bias.copy_(torch.linspace(-3, 3, 8))  # all tokens go to the last two
+    live = watch(model, "a", runs=tmp_path)
+    forward(model, live, 40)
+    live.close()
+    (collapse,) = [finding for finding in diagnose(open_run(live.path), 1) if finding.rule == "collapse"]
+    assert collapse.try_this == "Turn balance to loss-free: the routers choose by a bias that nothing moves."
+    assert collapse.remedy is None
