@@ -128,7 +128,7 @@ def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
 
 
 def of_other_models(evidence: Evidence) -> str:
-    """What to try in a model that is not ours. No value is named, since none was measured there."""
+    """What to try in a model that is not ours, by the knob that weighs its own balancing loss. Nothing was measured there."""
     if COEFFICIENT not in evidence.description.knobs:
         return "Turn up what balances this model's experts."
     now = float(getattr(evidence.knobs, COEFFICIENT))
