@@ -1,9 +1,9 @@
 """What watching costs a training: `python benchmarks/watching.py`.
 
-Two tiny Mixtrals of the same seed are trained in turn, a block of steps each, one of them watched with its optimizer: the middle of
-the ratios of neighbouring blocks, and the quartiles, in per cent. One thread, since a step of some milliseconds is of small
-tensors. Then the memory that is held after more and more steps. Prints one JSON line. --layers, --tokens: of the models; --quick:
-the short form.
+Two tiny Mixtrals of the same seed are trained in turn, a block of steps each; one of them is watched, with its optimizer. Printed, as
+one JSON line, are the median and the quartiles of the ratios of neighbouring blocks, in per cent, and then the memory that is held
+after more and more steps. One thread, since so small tensors are slower with more. --layers, --tokens: of the models; --quick: the
+short form.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from moe_core import watch
 
 
 class Training:
-    """One of the two: a model, its optimizer, and who watches, if anybody."""
+    """A model and its optimizer; with `runs`, it is watched."""
 
     def __init__(self, layers: int, tokens: int, runs: str | None) -> None:
         torch.manual_seed(0)
@@ -56,7 +56,7 @@ class Training:
 
 
 def measure_cost(plain: Training, watched: Training, blocks: int, steps: int) -> dict[str, float]:
-    """Both are trained in turn; which of them comes first changes with each pair."""
+    """Train both in turn; which of them comes first alternates."""
     ratios, took = [], []
     for pair in range(blocks):
         first, second = (plain, watched) if pair % 2 else (watched, plain)
@@ -74,7 +74,7 @@ def measure_cost(plain: Training, watched: Training, blocks: int, steps: int) ->
 
 
 def held() -> dict[str, float]:
-    """Tensors that are alive, and the most memory that the process has had."""
+    """How many tensors exist, and the most memory that the process has had."""
     gc.collect()
     tensors = sum(type(one) in (torch.Tensor, torch.nn.Parameter) for one in gc.get_objects())
     return {"tensors": tensors, "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}

@@ -23,7 +23,7 @@ config = MixtralConfig(
     num_local_experts=8,
     num_experts_per_tok=2,
     max_position_embeddings=32,
-    output_router_logits=True,  # or router_aux_loss_coef has no effect
+    output_router_logits=True,  # without it, router_aux_loss_coef has no effect
     router_aux_loss_coef=0.0,  # turn it up on the Live page
 )
 model = MixtralForCausalLM(config).train()
@@ -31,12 +31,12 @@ optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
 
 
 def sequences(rows: int) -> torch.Tensor:
-    """Each counts up from a random number by 1, 2 or 3."""
+    """Rows of numbers modulo 64, each of which counts up by 1, 2 or 3 from a random start."""
     starts, steps = torch.randint(0, 64, (rows, 1)), torch.randint(1, 4, (rows, 1))
     return (starts + steps * torch.arange(24)) % 64
 
 
-# %% The loop: watch, and a step of it after each of the optimizer's
+# %% The loop: watch(), and live.step() after each step of the optimizer
 with watch(model, run=os.environ.get("RUN"), optimizer=optimizer) as live:
     print(f"run {live.path.name}")
     for step in range(1, STEPS + 1):

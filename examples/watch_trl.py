@@ -41,8 +41,8 @@ model = Qwen3MoeForCausalLM(
 )  # fmt: skip
 
 # %% [markdown]
-# Train. TRL switches the model's balancing loss on by itself, with gradient checkpointing too: each token counts once all the
-# same.
+# Train. TRL switches the model's balancing loss on by itself. It switches gradient checkpointing on as well: each token still
+# counts once.
 
 # %%
 trainer = SFTTrainer(

@@ -471,4 +471,6 @@ def test_the_lessons_and_the_formula_of_the_batch_are_not_offered(
         if page == "learn":
             assert app.info[0].value == "Lessons train a small model of their own. olmoe is on the other pages."
     assert main(["set", "olmoe", "top_k=1"]) == 2
-    assert capfd.readouterr().err.endswith("moe: olmoe is finished, and no program follows it any more\n")
+    assert capfd.readouterr().err.endswith(
+        "moe: olmoe is finished: the program that trained it has ended, and nothing would act on this\n"
+    )

@@ -113,7 +113,9 @@ def stop_command(arguments: argparse.Namespace) -> int:
 def must_train(run: Any) -> None:
     if run.state not in ("starting", "training", "paused"):
         if "resume" not in run.description.obeys:
-            raise ValueError(f"{run.id} is {run.state}, and no program follows it any more")
+            raise ValueError(
+                f"{run.id} is {run.state}: the program that trained it has ended, and nothing would act on this"
+            )
         more = f" --steps N, above {run.steps()[1]}" if run.state == "finished" else ""
         raise ValueError(
             f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}{more}`"

@@ -1,4 +1,4 @@
-"""watch-demo: a small example of a model that is watched and tuned while somebody's own loop trains it."""
+"""watch-demo: trains a small model that is watched, as an example of somebody's own loop."""
 
 import argparse
 import contextlib
@@ -35,9 +35,8 @@ def declare(commands: Any) -> None:
 def demo_command(arguments: argparse.Namespace) -> int:
     runs = runs_folder(arguments.runs)
     name = checked_id(arguments.run_id) if arguments.run_id else new_id(runs, "watch-demo")
-    if (runs / name).exists() and {path.name for path in (runs / name).iterdir()} != {
-        LOG
-    }:  # the log: a page started this
+    # A page that starts this command has made the folder, with a log in it.
+    if (runs / name).exists() and {path.name for path in (runs / name).iterdir()} != {LOG}:
         raise StoreError(f"run {name} exists already in {runs}; choose another --run-id")
     config = Config.for_task("text", tokens=TOKENS, context=CONTEXT, steps=arguments.steps, seed=arguments.seed)
     from moe_core.training.data.text import text

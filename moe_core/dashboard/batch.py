@@ -22,8 +22,8 @@ def page() -> None:
 
 
 def options(run: Run) -> dict[str, Any]:
-    """The sizes to put into the formula: those of the link, which the sliders write; else the run's own. None for a run whose
-    batches differ in size, which has no chart of the formula."""
+    """The sizes to put into the formula: those of the link, which the sliders write; else the run's own. Empty for a run
+    whose batches differ in size: it has no chart of the formula."""
     description = run.description
     if not description.tokens:
         return {}

@@ -52,11 +52,11 @@ def cards() -> None:
 
 
 def your_model() -> None:
-    """What it takes to watch a model of one's own, and an example that trains at once."""
+    """The lines that watch a model of one's own, and a button that starts an example."""
     left, right = st.columns([1, 1.6], gap="medium", vertical_alignment="center")
     with left:
         st.subheader("Your model", anchor=False)
-        st.markdown("Watch and tune any MoE that you train in PyTorch, in your own loop, by three lines.")
+        st.markdown("Watch and tune any MoE that you train in PyTorch, in your own loop, with three lines.")
         missing = next((name for name in ("torch", "transformers") if find_spec(name) is None), "")
         st.button(
             "Watch an example", key="start-demo", on_click=begin_demo, disabled=bool(missing), width="stretch",

@@ -35,7 +35,9 @@ def balance_now(
     theme: Theme = LIGHT,
     size: Size = (320, 335),
 ) -> Spec:
-    """Each expert's share of load (of selections, with counted="selections") as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
+    """Each expert's share of load as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
+
+    counted: what the bars show, "load" or "selections".
 
     load_E, importance_E (E,): shares of the whole, each sums to 1. NaN is an expert that is off; all NaN: nothing is known.
     """

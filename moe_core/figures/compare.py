@@ -168,7 +168,7 @@ def compare_balance(
     theme: Theme = LIGHT,
     size: Size = (620, 300),
 ) -> Spec:
-    """CV(load), or, with counted="selections", CV(selections), of each run over time, on the log axis of the Live page. values (n,)."""
+    """CV(load) of each run over time, on the log axis of the Live page; CV(selections) with counted="selections". values (n,)."""
     highest = max((float(np.nanmax(c.values)) for c in curves if np.isfinite(c.values).any()), default=0.0)
     top = doubled(CV_RANGE[1], highest)
     lo, hi = math.log10(CV_RANGE[0]), math.log10(top)

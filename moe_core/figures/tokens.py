@@ -14,15 +14,15 @@ from moe_core.figures.probe import first_experts, moved_tokens, sentence, withou
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, faded, letter_colour
 from moe_core.figures.words import Word, broken, word_of
 
-SIZES = (14, 13, 12, 11, 10, 9)  # px of the type: the largest in which the text finds room
+SIZES = (14, 13, 12, 11, 10, 9)  # px of the font; the largest in which the text fits is taken
 GAP = 0.4  # between two lines, in the size of the type: the marks of change stand there
 COLUMN = 0.6  # width of a letter of the monospaced font, in its size
-BEFORE = 0.4  # of the room for a favourite in its text, what stands before it takes
+BEFORE = 0.4  # share of the room beside a favourite's bar that the text before the favourite takes
 
 
 class Set(NamedTuple):
-    """The text as it is set, in px from the top left of the plot: where the cell of each token begins, how wide it is, and the top
-    of its line. Only the tokens that found room."""
+    """Where the text is set, in px from the top left of the plot: left edge and width of each token's cell, and the top of its line.
+    Only of the tokens that found room."""
 
     size: int  # of the type
     cell: float  # height of a cell
@@ -125,7 +125,7 @@ def set_text(words: list[Word], rows: list[int], digits: int, room: tuple[int, i
 
 
 def hovers(words: list[Word], rows: list[int], experts_NK: Array, gates_NK: Array, E: int) -> list[str]:
-    """What hovering each token says."""
+    """The hover text of each token."""
     went = zip(words, rows, experts_NK.tolist(), gates_NK.tolist(), strict=True)
     return [
         f"Token {n} {word.quoted} of text {row + 1} {sentence(e, g, E)}" for n, (word, row, e, g) in enumerate(went)
@@ -181,7 +181,7 @@ def label_of(name: str, x: Array, y: Array, words: list[str], size: int, colour:
 
 
 def changed(moved: Array, text: Set, theme: Theme) -> Spec:
-    """A triangle over each token whose first expert changed; what it was, the token's own hover says."""
+    """A triangle over each token whose first expert changed. The token's own hover names the expert before."""
     return {
         "type": "scatter", "mode": "markers", "name": "changed", "cliponaxis": False,
         "x": text.left[moved] + text.width[moved] / 2, "y": text.top[moved] - np.float32(0.5 * GAP * text.size),
@@ -277,7 +277,7 @@ def favourites(strings_N: Sequence[str], gate_N: Array, most: int) -> list[Favou
 def contexts(
     ranked: list[Favourite], strings_N: Sequence[str], rows: Array, y: Array, layout: Spec, theme: Theme
 ) -> list[Spec]:
-    """Each favourite in bold between what stands before and after it in the same text, as labels of their own."""
+    """Each favourite in bold, with the text before and after it in labels of their own."""
     low, top = layout["xaxis"]["range"]
     size = layout["font"]["size"]
     column = COLUMN * size * (top - low) / inner(layout)[0]  # in gate weight

@@ -1,7 +1,7 @@
 """Strings of tokens, of any tokenizer, as words that can be drawn: how each is shown, and how wide it is.
 
-They come from records that anybody may have written, so nothing in them is trusted: what is not printed is shown as □, which also
-takes the signs that turn the direction of text, and a long one is cut.
+They come from records that anybody may have written, so nothing in them is trusted: letters that cannot be
+printed are shown as □, also those that turn the direction of text, and a long word is cut.
 """
 
 import unicodedata
@@ -16,8 +16,8 @@ from moe_core.figures.paper import Array, escape
 LONGEST = 24  # columns of a word; a longer one is cut
 MARKS = 2  # accents that one letter may carry
 SHOWN = {"Ġ": " ", "▁": " ", "Ċ": "⏎", "\n": "⏎", "\t": "⇥", "\r": "␍"}
-SPACE = "\u00a0"  # which no label swallows
-# Around a word within a sentence: its direction, right to left, does not turn the sentence around.
+SPACE = "\u00a0"  # a plain space at the edge of a label is not drawn
+# Put around a word, so that one written from right to left does not turn the sentence around.
 ISOLATED = "\u2068", "\u2069"
 
 
@@ -30,17 +30,17 @@ class Word(NamedTuple):
 
     @property
     def label(self) -> str:
-        """As a label takes it, without the spaces before it."""
+        """The word as a label, without the spaces before it."""
         return escape(self.text).replace(" ", SPACE)
 
     @property
     def spaced(self) -> str:
-        """As a label takes it, with them."""
+        """The word as a label, with the spaces before it."""
         return SPACE * self.blank + self.label
 
     @property
     def quoted(self) -> str:
-        """As a sentence takes it, with the spaces before it, which may be all that there is."""
+        """The word in a sentence, quoted, with the spaces before it; a token may be nothing but spaces."""
         return f"“{ISOLATED[0]}{self.spaced}{ISOLATED[1]}”"
 
 

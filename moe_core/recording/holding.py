@@ -2,7 +2,7 @@
 
 import math
 
-EVERY = 25  # steps between two decisions, and over which CV(load) is averaged
+EVERY = 25  # steps between two decisions, over which the CV is averaged
 GAIN = 1.0  # twice as uneven as wanted doubles the weights
 FORESIGHT = 2.0  # windows for which the last window's drift is expected to continue, which damps the control
 LARGEST = 4.0  # a weight changes at most by this factor at once

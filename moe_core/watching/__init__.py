@@ -1,4 +1,4 @@
-"""A hook on anybody's PyTorch model: what its routers choose, read without changing a bit of what it computes."""
+"""watch() for any PyTorch model: what its routers choose, read without changing a bit of what the model computes."""
 
 from typing import TYPE_CHECKING, Any
 

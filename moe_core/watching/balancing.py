@@ -1,5 +1,4 @@
-"""What keeps a watched model in balance from outside of it: the selection bias that its routers carry, and the weight of its own
-balancing loss.
+"""Balances a watched model from outside: by the selection bias that its routers carry, or by the weight of its own balancing loss.
 
 Shapes: E experts, C calls of layers that are alike.
 """
@@ -25,8 +24,8 @@ OFF = "off"
 class Balance:
     """The knobs balance, bias_speed and autobalance, and what follows from them after each step.
 
-    balance: how the bias starts to be steered; None: not at all. ValueError for a model that carries no bias, if one is asked
-    for. turn: writes a turn of the coefficient by autobalance.
+    balance: how the bias is steered at first; None: not at all. ValueError if it is given for a model that carries no bias.
+    turn: records a turn of the coefficient by autobalance.
     """
 
     def __init__(
@@ -56,7 +55,7 @@ class Balance:
                 lambda value: setattr(self, "speed", value),
             )
         if self.steering or self.coefficient is not None:
-            help = f"CV(selections) to hold: by {COEFFICIENT}, or by loss-free, which then rests below it; 0 leaves it to you"
+            help = f"CV(selections) to hold: by {COEFFICIENT}, or by loss-free, which rests in layers below it; 0: none is held"
             turns["autobalance"] = Turn(
                 Knob(0.0, 0.0, 1.0, scale="log0", help=help), lambda value: setattr(self, "target", value)
             )
@@ -67,19 +66,19 @@ class Balance:
         self.listen()
 
     def listen(self) -> None:
-        """Whether every token's logits of every step are needed."""
+        """Tell the taps whether the logits of every token are needed in every step."""
         self.taps.hear_all = self.kind == "quantile"
 
     @property
     def idle(self) -> bool:
-        """Whether nothing follows from a step."""
+        """Whether there is nothing to do after a step."""
         return self.kind == OFF and not self.target
 
     @torch.no_grad()
     def update(self, step: int, sums: Sequence[Sums], calls: Sequence[Call]) -> None:
-        """Follow a step: move the biases, or turn the coefficient. calls: those of the step, as far as they are kept.
+        """After a step, move the biases or turn the coefficient. calls: those calls of the step that were not folded into sums.
 
-        Of several ranks the counts are added up first, and the biases that follow from logits are averaged: all keep the same.
+        With several ranks the counts are added up first, and biases set from logits are averaged, so that all ranks hold the same.
         """
         if self.idle:
             return
@@ -109,7 +108,7 @@ class Balance:
                 self._decide()
 
     def _held(self, counts_E1: Tensor) -> Tensor:
-        """The counts, or, where they are even enough already, even ones."""
+        """The counts; equal ones, which move no bias, where they are even enough already."""
         if not self.target:
             return counts_E1
         counts_E = counts_E1[:-1].float()
@@ -134,7 +133,7 @@ class Balance:
 
 
 def steering_of(model: nn.Module, taps: Taps, kind: str, asked: bool) -> Steering | None:
-    """The steering of one kind, None where it cannot be had and nobody asked for it."""
+    """The steering of one kind. Where the model does not allow it: ValueError if the user asked for it, else None."""
     try:
         return Steering(model, taps.taps, {taps.taps[n].name: router for n, router in taps.routers.items()}, kind)
     except ValueError:

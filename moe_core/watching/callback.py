@@ -20,7 +20,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(f"MoECallback needs {error.name}: pip install transformers accelerate", name=error.name) from None
 
-# Of what the Trainer reports with an evaluation, what is not measured on the model.
+# The endings of those numbers in a Trainer's evaluation that are not measured on the model.
 ASIDE = ("runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 log = logging.getLogger("moescope")
@@ -29,8 +29,8 @@ log = logging.getLogger("moescope")
 class MoECallback(TrainerCallback):  # type: ignore[misc]
     """Watches the model that a Trainer trains: Trainer(..., callbacks=[MoECallback("my-finetune")]).
 
-    run: the run's name; a second train() with the same callback is recorded as NAME-2. options: those of watch(), but model and
-    optimizer, which the Trainer gives. metrics=["loss", "accuracy"] takes eval_loss and eval_accuracy of each evaluation.
+    run: the run's name; a second train() with the same callback is recorded as NAME-2. options: those of watch(), except model
+    and optimizer, which the Trainer gives. metrics=["loss", "accuracy"] takes eval_loss and eval_accuracy of each evaluation.
     The page's stop ends the training as the Trainer's own early stopping does, and its checkpoint has the Trainer save.
     """
 
@@ -41,18 +41,18 @@ class MoECallback(TrainerCallback):  # type: ignore[misc]
         self.run, self.options = run, options
         self.live: Live | None = None
         self.trained = 0  # how often train() was called
-        self.undo: list[Callable[[], object]] = []  # what takes off what was put on the model and the Trainer
-        self.loss: Tensor | None = None  # of the step that goes on, so far
-        self.follows = False  # whether the losses are heard where the Trainer makes them
-        self.waiting = False  # whether a step is done whose log is still to come
+        self.undo: list[Callable[[], object]] = []  # take our hooks off the model and the Trainer
+        self.loss: Tensor | None = None  # of the current step, summed over the micro-batches so far
+        self.follows = False  # whether each loss is read in training_step, or only in the Trainer's log
+        self.waiting = False  # whether a step is done and not yet recorded, since its log may follow
         self.logged = 0  # the last step whose loss was in a log
         self.saving = False  # whether a checkpoint was asked for
-        self.said = False  # whether it was said what of the evaluations is left out
+        self.said = False  # whether the log has named the metrics that are left out
 
     # What the Trainer calls
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **given: Any) -> None:
-        self._end("failed", "the training before this one ended without a word")
+        self._end("failed", "train() was called again, and the training before had not said that it ended")
         self.trained += 1
         run = f"{self.run}-{self.trained}" if self.run and self.trained > 1 else self.run
         options = {"checkpoint": self._save, **self.options}
@@ -128,13 +128,13 @@ class MoECallback(TrainerCallback):  # type: ignore[misc]
         return "asked of the Trainer, which saves now"
 
     def _mask(self, module: nn.Module, args: Any, kwargs: Any) -> None:
-        """The model is called: padding is what its attention_mask says. A mask of another shape says something else."""
+        """Before each forward: take padding from attention_mask. Only a mask of two dimensions says which tokens are padding."""
         mask = kwargs.get("attention_mask")
         if self.live is not None:
             self.live.mask(mask if torch.is_tensor(mask) and mask.dim() == 2 else None)
 
     def _hear(self, trainer: Any) -> None:
-        """Hear the loss of each forward where the Trainer makes it: it logs a mean over many steps only."""
+        """Read the loss that training_step returns for each micro-batch: the Trainer logs only a mean over many steps."""
         inner, own = trainer.training_step, "training_step" in vars(trainer)
 
         def training_step(*args: Any, **kwargs: Any) -> Any:
@@ -159,8 +159,8 @@ class MoECallback(TrainerCallback):  # type: ignore[misc]
 
 
 def trainer_of(state: Any) -> Any:
-    """The Trainer whose state this is, which is among the callers; None if there is none. It hands its callbacks everything but
-    itself, and the loss of a single step is nowhere else."""
+    """The Trainer whose state this is; None if it is not among the callers. A callback is not given its Trainer, and the loss of a
+    single step cannot be read elsewhere."""
     frame = sys._getframe()
     while (frame := frame.f_back) is not None:  # type: ignore[assignment]
         caller = frame.f_locals.get("self")

@@ -44,10 +44,10 @@ def fine_tune(
 ) -> Live:
     """Train a tiny model to `steps`, 0 being until it is stopped, by the page, by `moescope stop` or by Ctrl-C.
 
-    batch: the ids of a step's bytes, (B, S); held_out: those of each batch of an evaluation. begun: called once the record is
-    there.
+    batch: gives the ids (B, S) of a step's bytes; held_out: the ids of each batch of an evaluation. begun: called once the record
+    has begun.
     """
-    torch.set_num_threads(1)  # more of them make so small a model slower
+    torch.set_num_threads(1)  # more threads make so small a model slower
     model = tiny_qwen(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
     with watch(model, name, optimizer=optimizer, runs=runs) as live:

@@ -1,4 +1,4 @@
-"""What a watched run says of itself: its layers, what it measures, and of which model it is."""
+"""The description of a watched run: its layers, its statistics, its knobs, and the model and machine that it is of."""
 
 import platform
 import sys
@@ -16,7 +16,7 @@ from moe_core.schema.stats import Metric
 from moe_core.watching.measuring import OF_STEP, Step
 from moe_core.watching.places import parent_of
 from moe_core.watching.probe import MOVEMENT
-from moe_core.watching.tally import SCORES, Sums
+from moe_core.watching.tally import SCORE_STATS, Sums
 from moe_core.watching.taps import Taps, device_of
 from moe_core.watching.turning import base_of
 
@@ -35,14 +35,17 @@ def description_of(
     checkpoint: bool,
     probe_every: int = 0,
 ) -> Description:
-    """places: how many experts each token went to in the first step, by the tap's number, in the order of the layers.
-    probe_every: steps between two looks at the probe, 0 without one."""
+    """The description of a run whose first step is `step`, with `sums` as what was selected in it.
+
+    places: how many experts each token went to, by the tap's number, in the order of the layers. probe_every: steps between two
+    looks at the probe, 0 without a probe.
+    """
     measures = [name for name in OF_STEP if name in step.said] + ["seconds"]
     measures += ["importance"] if any(one.importance_CE1 is not None for one in sums) else []
     measures += ["counts"]
     if heard := [one.scores_SC for one in sums if one.scores_SC is not None]:
         some_S = torch.stack([~scores_SC.isnan().all(1) for scores_SC in heard]).any(0)
-        measures += [name for name, some in zip(SCORES, some_S.tolist(), strict=True) if some]
+        measures += [name for name, some in zip(SCORE_STATS, some_S.tolist(), strict=True) if some]
     return Description(
         origin="watched",
         task=type(model).__name__,
@@ -59,7 +62,7 @@ def description_of(
 
 
 def layer_of(model: nn.Module, taps: Taps, number: int, k: int) -> Layer:
-    """A layer as its run declares it. It learns if its router has a parameter that is trained; one that is not known is taken to."""
+    """A layer as its run declares it. It learns if its router has a parameter that is trained, or if its router was not found."""
     tap, router = taps.taps[number], taps.routers.get(number)
     learns = router is None or any(parameter.requires_grad for parameter in router.module.parameters())
     block = model.get_submodule(parent_of(tap.name))
@@ -68,7 +71,7 @@ def layer_of(model: nn.Module, taps: Taps, number: int, k: int) -> Layer:
 
 
 def settings_of(model: nn.Module, optimizer: Any) -> dict[str, Any]:
-    """For people: what the model is."""
+    """What people are shown of the model."""
     parameters = list(model.parameters())
     config = getattr(model, "config", None)
     said = {name: value for name in CONFIG if isinstance(value := getattr(config, name, None), (int, str))}
@@ -80,7 +83,7 @@ def settings_of(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
-    """Where it is trained, and with what."""
+    """The device that the model is trained on, and the versions of the software."""
     device = device_of(model)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     versions = {

@@ -1,7 +1,7 @@
 """A doctor for the training of a mixture of experts: on one batch of the user's, does its balancing work?
 
 Each check does something to the model and looks at what that changed, and leaves the model as it was, bit for bit. Every bug that
-is looked for shipped in at least one known trainer; docs/watch.md names them.
+is looked for shipped in at least one known trainer; docs/watch_check.md names them.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from moe_core.schema import first_line
 from moe_core.watching.findings import Finding, not_checked
 from moe_core.watching.loss_checks import Micro, auxiliary, micro_batches, padding
 from moe_core.watching.router_checks import biases, precision, probabilities, recomputed_forwards
@@ -55,8 +56,8 @@ def check(
 
 
 def carried_out(rule: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of a check; where it failed, one that says so. The model ran on the batch itself, so the change is to blame."""
+    """The findings of a check; if the check fails, one that says so. The model ran on the batch as it is, so it is not at fault."""
     try:
         return list(look())
     except Exception as error:
-        return [not_checked(rule, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")]
+        return [not_checked(rule, f"{type(error).__name__}: {first_line(error)}")]

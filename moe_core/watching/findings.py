@@ -1,12 +1,12 @@
-"""What the doctor says of a model."""
+"""The findings of the doctor's checks."""
 
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """layer: the path of a router's module, "" for the whole model. level: "bug"; "note" for what is so by its nature or may be
-    meant; "not checked" where a check could not be carried out. A check that does not apply to the model gives no finding."""
+    """layer: the path of a router's module, "" for the whole model. level: "bug"; "note" for what cannot be otherwise or
+    may be meant; "not checked" where a check could not be carried out. A check that does not apply to the model gives no finding."""
 
     rule: str
     layer: str
@@ -19,7 +19,9 @@ class Finding(NamedTuple):
 
 def not_checked(rule: str, why: str) -> Finding:
     """Says that a check could not be carried out."""
-    return Finding(rule, "", "tried this check", why, "this is not known of your model", "", "not checked")
+    return Finding(
+        rule, "", "tried this check", why, "whether your model has this fault is not known", "", "not checked"
+    )
 
 
 def by_layer(seen: Mapping[str, str], routers: int, finding: Finding) -> Iterator[Finding]:

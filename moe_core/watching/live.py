@@ -1,8 +1,7 @@
 """The live handle on somebody's model: it counts while they train, writes the record, and lets people turn what can be turned.
 
-It must never be what ends a training. What goes wrong in it is said once, in the log "moescope", and watching stops. The
-exceptions are mistakes that are worth stopping for: a call that cannot be right, and a model none of whose experts are ever
-called.
+It must never end a training. If something in it fails, watching stops, and the log "moescope" says why, once. Two mistakes are worth
+an error all the same: a call that cannot be right, and a model of which no expert is ever called.
 """
 
 import atexit
@@ -35,10 +34,10 @@ from moe_core.watching.tally import Sums
 from moe_core.watching.taps import LOOKED_FOR, Taps
 from moe_core.watching.turning import turns_of, with_own
 
-LOOK = 0.02  # seconds between two looks at the tip, which tells whether somebody turned a knob or gave a command
-READ = 0.25  # seconds between two readings of them, whatever the tip says
+LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody turned a knob or gave a command
+READ = 0.25  # seconds after which turns and commands are read even if the tip names none
 IDLE = 0.02  # seconds between two readings of the commands while paused
-PATIENCE = 3  # steps in which some expert must have been called
+PATIENCE = 3  # steps within which some expert must be called
 LISTEN_EVERY = (
     5  # steps between two measurements of the routers' scores, which cost as much as all else; held in between
 )
@@ -47,7 +46,7 @@ log = logging.getLogger("moescope")
 
 
 class StopTraining(Exception):
-    """Somebody asked the run to stop: raised by live.step(), after the step was recorded. `with live:` takes it as the end."""
+    """Somebody asked the run to stop: raised by live.step(), after the step was recorded. `with live:` then ends quietly."""
 
 
 class Live:
@@ -107,7 +106,7 @@ class Live:
         self.number += 1
         look = self._look()
         try:
-            if self.taps.compiled or not self.balance.idle:  # it goes on where nothing can be recorded any more
+            if self.taps.compiled or not self.balance.idle:  # balancing goes on after watching stopped
                 calls = self.taps.last()
                 sums = self.taps.take()
                 self.balance.update(self.number, sums, calls)
@@ -185,8 +184,8 @@ class Live:
             self.take({COEFFICIENT: value})
 
     def check(self, batch: Any, **options: Any) -> list[CheckFinding]:
-        """What is wrong with how this model would train on one batch of yours; see doctor.check. The model is left as it was,
-        bit for bit, and what the check does is not counted."""
+        """What is wrong in how this model trains, as one batch of yours shows it; see doctor.check. The model is left as it was, bit
+        for bit, and the forwards of the check are not counted."""
         silent, self.taps.silent = self.taps.silent, True
         try:
             return check(self.model, batch, optimizer=options.pop("optimizer", self.optimizer), **options)
@@ -232,7 +231,7 @@ class Live:
     # A step
 
     def _look(self) -> Look | None:
-        """Show the model its probe, if this is a step for it. Not only where watching goes on: all ranks must call the model."""
+        """Show the model its probe, if this is a step for it; also after watching stopped, since all ranks must call the model."""
         began = time.monotonic()
         look = self.probe.look(self.number) if self.probe is not None else None
         self.began += time.monotonic() - began  # it is no part of the user's step
@@ -348,7 +347,7 @@ class Live:
         """Stop watching, and say why, once. The hooks do nothing from now on."""
         if not self.problem:
             self.problem = problem
-            self.taps.silent = self.taps.silent or self.balance.kind == OFF  # what it steers, it goes on to steer
+            self.taps.silent = self.taps.silent or self.balance.kind == OFF  # a bias that is steered is steered further
             log.error(
                 "MoEscope stopped watching %s after step %d: %s. The training goes on.",
                 self.path.name,

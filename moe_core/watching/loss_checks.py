@@ -1,4 +1,4 @@
-"""The doctor's checks of the auxiliary loss: is it applied, whom does it reach, how is it scaled, which tokens count in it."""
+"""The doctor's checks of the auxiliary loss: is it applied, does it reach the routers, is its scale right, which tokens count?"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.watching.findings import Finding, by_layer, not_checked
-from moe_core.watching.subject import Batch, Subject, along, apart, mixed
+from moe_core.watching.subject import Batch, Subject, projection, relative_difference, weighted_sum
 
 # Does the backward of each micro-batch as the user's trainer does: (model, batches).
 Micro = Callable[[nn.Module, Sequence[Any]], object]
@@ -23,7 +23,7 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
     set_to = max(value for _, _, value in s.coefficients)
     s.zero, before = s.gradient(coefficient=0.0), s.value
     s.turned, after = s.gradient(coefficient=s.TURNED), s.value
-    s.applied = apart(s.turned, s.zero) > 1e-3
+    s.applied = relative_difference(s.turned, s.zero) > 1e-3
     if set_to <= 0:
         return
     name = s.coefficients[0][1]
@@ -41,7 +41,9 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
         return
     zero, turned = s.gradient(coefficient=0.0, direct=True), s.gradient(coefficient=s.TURNED, direct=True)
     change = {
-        router: apart(s.of_router(turned, router), s.of_router(zero, router)) for router in s.slices if s.slices[router]
+        router: relative_difference(s.of_router(turned, router), s.of_router(zero, router))
+        for router in s.slices
+        if s.slices[router]
     }
     # With the reentrant kind of gradient checkpointing, transformers reads the logits in a forward without gradients.
     repeats = any(getattr(module, "gradient_checkpointing", False) for module in s.model.modules())
@@ -101,7 +103,8 @@ def ways_to_weigh(batches: Sequence[Any]) -> list[list[float]]:
 
 
 class Cut(NamedTuple):
-    """Gradients of a batch cut in `parts` micro-batches. task, auxiliary: as accumulated; each: the mean of what each micro-batch gives alone."""
+    """Gradients of a batch cut in `parts` micro-batches. task, auxiliary: as accumulated; each: the auxiliary gradients of the
+    micro-batches by themselves, averaged in each of the ways to weigh them."""
 
     parts: int
     task: Tensor
@@ -110,13 +113,13 @@ class Cut(NamedTuple):
 
 
 def cut(s: Subject, count: int, micro: Micro | None) -> Cut:
-    """Measure it. The task's gradient is that with the coefficient at 0, the auxiliary one is what turning it up adds."""
+    """Measure a Cut. The task's gradient is the one with the coefficient at 0; the auxiliary gradient is what turning it up adds."""
     batches = split(s.batch, count)
     low, high = (0.0, s.TURNED) if s.applied else (None, None)
     one = s.zero if s.applied else s.plain
     task = [s.gradient(batch, low) for batch in batches]
     ways = ways_to_weigh(batches)
-    weights = min(ways, key=lambda way: apart(mixed(task, way), one))
+    weights = min(ways, key=lambda way: relative_difference(weighted_sum(task, way), one))
 
     def accumulate() -> None:
         if micro is not None:
@@ -129,7 +132,7 @@ def cut(s: Subject, count: int, micro: Micro | None) -> Cut:
     if not s.applied:
         return Cut(count, ran, torch.zeros(0), [])
     alone = [s.gradient(batch, high) - zero for batch, zero in zip(batches, task, strict=True)]
-    means = [mixed(alone, way) for way in ways if abs(sum(way) - 1) < 1e-6]
+    means = [weighted_sum(alone, way) for way in ways if abs(sum(way) - 1) < 1e-6]
     return Cut(count, ran, s.gradient(coefficient=high, run=accumulate) - ran, means)
 
 
@@ -148,12 +151,14 @@ def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
     cuts = [cut(s, count, micro) for count in (2, 4) if count <= rows_of(s.batch)]
     one = s.zero if s.applied else s.plain
     did = "took the gradient of the batch whole, and in " + " and ".join(str(c.parts) for c in cuts) + " micro-batches"
-    if any(apart(c.task, one) > s.tolerance for c in cuts):
-        added = all(abs(along(c.task, one) / c.parts - 1) < 0.1 for c in cuts)
+    if any(relative_difference(c.task, one) > s.tolerance for c in cuts):
+        added = all(abs(projection(c.task, one) / c.parts - 1) < 0.1 for c in cuts)
         yield Finding(
             "micro-batches", "", did,
             ("the task's gradient differs: " if s.applied else "the gradient differs: ")
-            + "; ".join(f"{c.parts}: by {apart(c.task, one):.0%}, {along(c.task, one):.2f} times as large" for c in cuts),
+            + "; ".join(
+                f"{c.parts}: by {relative_difference(c.task, one):.0%}, {projection(c.task, one):.2f} times as large" for c in cuts
+            ),
             "the losses of the micro-batches are added up and not averaged, so the step is too large by their number" if added
             else "the step depends on how the batch is cut: a mean of means where rows differ in length, or a capacity that drops "
             "tokens of each micro-batch",
@@ -167,17 +172,15 @@ def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
 def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float) -> Iterator[Finding]:
     """Is the auxiliary gradient that of the mean of the micro-batches' losses? And how far is that mean from the whole batch's?"""
     # The nearer of the means: by rows and by targets are both right; a wrong scale is far from both.
-    scales = [min((along(c.auxiliary, mean) for mean in c.each), key=lambda scale: abs(scale - 1)) for c in cuts]
+    scales = [min((projection(c.auxiliary, mean) for mean in c.each), key=lambda scale: abs(scale - 1)) for c in cuts]
     against = "the mean of the micro-batches alone"
     if all(abs(scale - 1) < 0.25 for scale in scales) and len(cuts) > 1:
-        sizes = [along(c.each[0], one) for c in cuts]
+        sizes = [projection(c.each[0], one) for c in cuts]
         if any(
             all(abs(size * c.parts**power - 1) < 0.25 for size, c in zip(sizes, cuts, strict=True)) for power in (1, -1)
         ):
-            scales, against = (
-                sizes,
-                "that of the whole batch",
-            )  # a loss that is a sum over tokens where a mean is wanted
+            # A loss that is a sum over tokens where a mean is wanted.
+            scales, against = sizes, "that of the whole batch"
     if any(abs(scale - 1) >= 0.25 for scale in scales):
         yield Finding(
             "micro-batches", "", did,
@@ -187,12 +190,12 @@ def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float)
             "(task_loss + coefficient * aux_loss / number_of_micro_batches).backward()" if against.startswith("the mean")
             else "aux_loss = aux_loss_sum / tokens  # a mean over tokens, as the task's loss is",
         )  # fmt: skip
-    elif (off := apart(cuts[-1].each[0], one)) > tolerance:
+    elif (off := relative_difference(cuts[-1].each[0], one)) > tolerance:
         yield Finding(
             "micro-batches", "", did,
             f"the auxiliary gradient of {cuts[-1].parts} micro-batches differs by {off:.0%} from that of the whole batch; its scale is right",
-            "this is so by its nature: it multiplies each expert's share of the tokens by its probability, and shares of few tokens "
-            "are rougher. Small micro-batches balance each sequence rather than the batch",
+            "this cannot be otherwise: the loss multiplies each expert's share of the tokens by its probability, and "
+            "shares of few tokens are rougher. Small micro-batches balance each sequence rather than the batch",
             "use larger micro-batches, or take the shares over all micro-batches (and ranks) before the product",
             "note",
         )  # fmt: skip
@@ -213,17 +216,16 @@ def padding(s: Subject, mask: Tensor | None) -> Iterator[Finding]:
     for did, batch in variants.items():
         task = s.gradient(batch, 0.0)
         auxiliary = s.gradient(batch, s.TURNED) - task
-        off, task_off = apart(auxiliary, one), apart(task, s.zero)
-        if (
-            off <= 3 * s.tolerance
-        ):  # rounding may send a token elsewhere, and shares of few tokens then jump: 0.1 was measured
+        off, task_off = relative_difference(auxiliary, one), relative_difference(task, s.zero)
+        # Rounding may send a token to another expert, and shares of few tokens then jump: 0.1 was measured.
+        if off <= 3 * s.tolerance:
             continue
         reaches_tokens = task_off > s.tolerance
         yield Finding(
             "padding", "", did,
             f"the auxiliary gradient changed by {off:.0%}, the task's by {task_off:.1%}",
             "padding changes what the tokens themselves compute, so its part in the auxiliary loss cannot be told"
-            if reaches_tokens else "padding tokens count in the auxiliary loss: experts that they choose seem to be busy",
+            if reaches_tokens else "padding tokens count in the auxiliary loss: the experts that they choose seem busier than they are",
             "model(**batch, position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0))"
             if reaches_tokens else "load_balancing_loss_func(router_logits, num_experts, top_k, attention_mask)",
             "note" if reaches_tokens else "bug",
@@ -249,7 +251,7 @@ def padded(s: Subject, mask: Tensor | None) -> dict[str, Batch]:
 
 
 def pad(model: nn.Module, batch: Mapping[str, Any], left: bool) -> dict[str, Any]:
-    """The batch with half its length of padding more."""
+    """The batch with padding of half its length added."""
     config = getattr(model, "config", None)
     shape, long = batch["input_ids"].shape, max(1, batch["input_ids"].shape[-1] // 2)
     fills = {"input_ids": getattr(config, "pad_token_id", None) or 0, "labels": -100}

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from moe_core.schema import DEAD_AFTER, Column
 from moe_core.watching.probe import MOVEMENT, Look
-from moe_core.watching.tally import SCORES, Sums
+from moe_core.watching.tally import SCORE_STATS, Sums
 
 Scalar = float | Tensor | None
 OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
 
 
 class Step(NamedTuple):
-    """What was kept of one step. said: of OF_STEP, what the user gave; look: at the probe, if there was one."""
+    """What was kept of one step. said: the numbers of OF_STEP that the user gave; look: the look at the probe, if there was one."""
 
     number: int
     seconds: float
@@ -41,8 +41,8 @@ class Rows:
         self.held: dict[tuple[str, int], NDArray[np.float64]] = {}
 
     def make(self, steps: Sequence[Step | int], sums: Sequence[Sums]) -> NDArray[np.float32]:
-        """(n, C). A number in place of a step is that of one that was not kept: all is NaN, not measured. sums: what the layers
-        selected, of these steps and maybe of others."""
+        """(n, C). A step that was not kept is given as its number alone; its row is NaN, not measured. sums: what the layers
+        selected in these steps, and maybe in others."""
         rows_nC = np.full((len(steps), self.width), np.nan, np.float32)
         added = add_by_step(sums, self.layers)
         for row_C, step in zip(rows_nC, steps, strict=True):
@@ -55,7 +55,7 @@ class Rows:
         for name in OF_STEP:
             if (said := step.said.get(name)) is not None:
                 self._set(row_C, name, -1, float(said))
-        self.held |= {key: value for key, value in added.items() if key[0] in SCORES}
+        self.held |= {key: value for key, value in added.items() if key[0] in SCORE_STATS}
         for tap, moved in step.look.moved.items() if step.look is not None else ():
             for stat, share in zip(MOVEMENT, moved, strict=True):
                 self.held[stat, self.layers.get(tap, -1)] = np.array(float(share))
@@ -73,7 +73,7 @@ class Rows:
 
 
 def add_by_step(sums: Sequence[Sums], layers: dict[int, int]) -> dict[int, dict[tuple[str, int], NDArray[np.float64]]]:
-    """Of each step, each statistic of each layer: of several forwards the sum, of the statistics of scores the mean."""
+    """Each statistic of each layer, by step. Several forwards of a step are added up; the statistics of scores are averaged."""
     added: dict[int, dict[tuple[str, int], NDArray[np.float64]]] = {}
     forwards: dict[tuple[int, str, int], int] = {}
     for one in sums:
@@ -84,7 +84,7 @@ def add_by_step(sums: Sequence[Sums], layers: dict[int, int]) -> dict[int, dict[
                     of_step[key] = of_step[key] + value if key in of_step else value
                     forwards[step, *key] = forwards.get((step, *key), 0) + 1
     return {
-        step: {key: value / forwards[step, *key] if key[0] in SCORES else value for key, value in of_step.items()}
+        step: {key: value / forwards[step, *key] if key[0] in SCORE_STATS else value for key, value in of_step.items()}
         for step, of_step in added.items()
     }
 
@@ -95,7 +95,7 @@ def arrays_of(sums: Sums) -> dict[str, NDArray[np.float64]]:
     if sums.importance_CE1 is not None:
         arrays["importance"] = sums.importance_CE1[:, :-1].cpu().numpy().astype(np.float64)
     if sums.scores_SC is not None:
-        arrays |= dict(zip(SCORES, sums.scores_SC.cpu().numpy().astype(np.float64), strict=True))
+        arrays |= dict(zip(SCORE_STATS, sums.scores_SC.cpu().numpy().astype(np.float64), strict=True))
     return arrays
 
 

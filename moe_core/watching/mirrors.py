@@ -1,7 +1,7 @@
 """The main scalars of a watched run, shown in TensorBoard, Weights & Biases or Trackio too.
 
-They are sent by a thread of their own, which neither the training nor the record waits for: a service that is slow gets fewer
-points, and one that fails is told of once and left alone.
+A thread of its own sends them, which neither the training nor the record waits for: a service that is slow gets fewer points, and
+one that fails is logged once and dropped.
 """
 
 import contextlib
@@ -9,6 +9,7 @@ import importlib
 import logging
 import queue
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -53,8 +54,8 @@ class TensorBoard:
 
 
 class Wandb:
-    """Logs into the run that the training has begun, else into one of its own. The former counts its steps itself: values are
-    put into the row that the training logs next, so that its steps stay as they are."""
+    """Logs into the run that the training has begun, else into one of its own. A run of the training counts its steps itself: our
+    values wait for the row that the training logs next, so that we add no step to it."""
 
     def __init__(self, module: Any, folder: Path, description: Description) -> None:
         self.own = module.run is None
@@ -116,15 +117,15 @@ class Mirrors:
         self.thread.start()
 
     def send(self, first: int, rows_nC: NDArray[np.float32], off: Sequence[Off]) -> None:
-        """The last of these rows, the first of which is of step `first`. Called by the thread that writes the record, which nothing
-        here may stop."""
+        """Send the last of these rows, of which the first is step `first`. Nothing in here may stop the thread that calls it, which
+        writes the record."""
         if self.thread is None or not len(rows_nC):
             return
         step = first + len(rows_nC) - 1
         try:
             self.queue.put_nowait((step, scalars_of(self.description, self.columns, rows_nC[-1:], step, off)))
         except queue.Full:
-            pass  # a point less
+            pass  # this point is left out
         except Exception as error:
             self.thread = None
             log.warning("%s get nothing more of this run: %s", ", ".join(self.modules), first_line(error))
@@ -132,26 +133,27 @@ class Mirrors:
     def close(self) -> None:
         """Send what waits, for LAST seconds at most."""
         if self.thread is not None:
+            until = time.monotonic() + LAST
             with contextlib.suppress(queue.Full):
                 self.queue.put(None, timeout=LAST)
-            self.thread.join(LAST)
+            self.thread.join(max(0.0, until - time.monotonic()))
 
     def _work(self, folder: Path) -> None:
         mirrors: dict[str, Mirror] = {}
         for name, module in self.modules.items():
-            with self._told(name, mirrors):
+            with self._dropped_if_it_fails(name, mirrors):
                 mirrors[name] = MIRRORS[name][1](module, folder, self.description)
         while (point := self.queue.get()) is not None:
             for name, mirror in list(mirrors.items()):
-                with self._told(name, mirrors):
+                with self._dropped_if_it_fails(name, mirrors):
                     mirror.log(*point)
         for name, mirror in list(mirrors.items()):
-            with self._told(name, mirrors):
+            with self._dropped_if_it_fails(name, mirrors):
                 mirror.close()
 
     @contextlib.contextmanager
-    def _told(self, name: str, mirrors: dict[str, Mirror]) -> Any:
-        """What goes wrong is said, and the mirror is dropped."""
+    def _dropped_if_it_fails(self, name: str, mirrors: dict[str, Mirror]) -> Any:
+        """If what is done in here fails, log it and drop the mirror."""
         try:
             yield
         except Exception as error:
@@ -162,7 +164,7 @@ class Mirrors:
 def scalars_of(
     description: Description, columns: Sequence[Column], row_1C: NDArray[np.float32], step: int, off: Sequence[Off]
 ) -> dict[str, float]:
-    """The scalars of one step by name, those that were measured: the loss, and STATS of each layer and their means."""
+    """The measured scalars of one step, by name: the loss, and of each of STATS the value of each layer and the mean over them."""
     values = {f"{OURS}/loss": float(pick(columns, row_1C, "loss", 0)[0])} if "loss" in description.measures else {}
     for stat in STATS:
         if not measured_by(description, stat):

@@ -29,7 +29,7 @@ def strings_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         return [kept(tokenizer.decode([one])) for one in ids]
     pieces = [as_text(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
-    # Which kind of tokenizer it is, its pieces tell: a space or a line's end is in nearly every text.
+    # The pieces show which kind of tokenizer it is, since nearly every text has a space or a line's end.
     by_bytes = any("Ġ" in piece or "Ċ" in piece for piece in pieces) and not any("▁" in piece for piece in pieces)
     return [kept(from_bytes(piece) if by_bytes else from_signs(piece)) for piece in pieces]
 
@@ -42,7 +42,7 @@ def as_text(piece: Any) -> str:
 
 
 def from_bytes(piece: str) -> str:
-    """The text that a byte-level piece stands for; bytes that are part of a letter only, as \\xe4. An added token is text already."""
+    """The text of a byte-level piece; bytes that are only a part of a letter are written as \\xe4. Added tokens are text already."""
     if not all(letter in BYTES for letter in piece):
         return piece
     return bytes(BYTES[letter] for letter in piece).decode("utf-8", "backslashreplace")

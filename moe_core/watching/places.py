@@ -10,7 +10,8 @@ Reader = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], tuple[Te
 
 
 class Tap(NamedTuple):
-    """One router's place. name: the path of its module in the model; early: read before the module's forward, not after it."""
+    """Where one layer's choice is read. name: the path of the module in the model; experts: how many it has; early: whether it is
+    read before the module's forward, from its arguments, and not after it."""
 
     name: str
     module: nn.Module

@@ -39,8 +39,8 @@ class Choice(NamedTuple):
 
 
 class Look(NamedTuple):
-    """The model at one step. choices: by the tap's number; compared: whether the next look is compared with this one; moved: by
-    the tap's number churn and saturation since the look `every` steps before, empty where there was none."""
+    """What the model does with the probe at one step. choices: by the tap's number; compared: whether the next look is compared
+    with this one; moved: churn and saturation since the look `every` steps before, by the tap's number, empty without one."""
 
     choices: dict[int, Choice]
     compared: bool
@@ -48,9 +48,9 @@ class Look(NamedTuple):
 
 
 class Probe:
-    """Shows a model its probe. given, tokenizer: as watch() takes them. ValueError for what is no batch.
+    """Shows a model its probe. given, tokenizer: as watch() takes them. ValueError for what is not a batch.
 
-    tokens: as the record keeps them, each an index into `strings`, and the row that it is of.
+    tokens: as the record keeps them: of each token its index into `strings`, and its row.
     """
 
     def __init__(self, model: nn.Module, taps: Taps, given: Any, tokenizer: Any = None, every: int = EVERY) -> None:
@@ -153,7 +153,7 @@ class Probe:
 def snapshots_of(
     looks: Sequence[tuple[int, Look]], layers: Mapping[int, int], experts: Sequence[int]
 ) -> list[tuple[int, str, dict[str, NDArray[Any]]]]:
-    """Looks, by their steps, as the record keeps them: all of them as "probe", those that others are compared with as "choices" too.
+    """Looks as the record keeps them, by step: each as "probe", and those with which the next is compared also as "choices".
 
     layers: the layer of each tap's number; experts: how many each layer has. To be called where the record is written: it waits
     for the device.
@@ -170,7 +170,7 @@ def snapshots_of(
 def arrays_of(
     choices: Mapping[int, Choice], layers: Mapping[int, int], experts: Sequence[int]
 ) -> dict[str, NDArray[Any]]:
-    """experts and gates (L, N, K) of a look; a layer that was not called has empty places only."""
+    """experts and gates (L, N, K) of a look. In a layer that was not called, all places are empty."""
     by_layer = {layers[tap]: choice for tap, choice in choices.items() if tap in layers}
     N = len(next(iter(choices.values())).experts_NK)
     none = [Choice(torch.full((N, 1), E), torch.zeros(N, 1, dtype=torch.half)) for E in experts]
@@ -182,7 +182,7 @@ def arrays_of(
 
 
 def inputs_of(given: Any, tokenizer: Any) -> dict[str, Any]:
-    """What the model is called with: input_ids (rows, places), and what else the batch holds. ValueError for another thing."""
+    """What the model is called with: input_ids (rows, tokens), and what else the batch holds. ValueError for anything else."""
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Sequence) and given and all(isinstance(text, str) for text in given):
@@ -208,7 +208,7 @@ def inputs_of(given: Any, tokenizer: Any) -> dict[str, Any]:
 
 
 def counted(inputs: Mapping[str, Any], tokenizer: Any) -> Tensor:
-    """(rows * places,) which tokens count: neither padding nor special tokens."""
+    """(rows * tokens,) bool, which tokens count: neither padding nor special tokens."""
     ids = inputs["input_ids"].cpu()
     mask = inputs.get("attention_mask")
     kept = torch.ones_like(ids, dtype=torch.bool) if mask is None or mask.shape != ids.shape else mask.cpu().bool()
@@ -228,13 +228,13 @@ def reshard(modules: Sequence[nn.Module]) -> None:
 
 
 def uncompiled() -> contextlib.AbstractContextManager[Any]:
-    """In here a compiled model is run as it is written: in its graph nothing can be heard."""
-    used = "torch._dynamo" in sys.modules  # to ask it brings it, which takes a second
+    """In here a compiled model runs uncompiled: the probe cannot be read in its graph."""
+    used = "torch._dynamo" in sys.modules  # torch.compiler would import it, which takes a second
     return torch.compiler.set_stance("force_eager") if used else contextlib.nullcontext()
 
 
 def names_of(model: nn.Module) -> set[str]:
-    """What the forward of a model takes by name, within what DDP and torch.compile wrap around it."""
+    """The names of the arguments of a model's forward, and of the model inside the wrappers of DDP and torch.compile."""
     names = set(inspect.signature(model.forward).parameters)
     inner = getattr(model, "module", getattr(model, "_orig_mod", None))
     return names | names_of(inner) if isinstance(inner, nn.Module) else names

@@ -23,14 +23,14 @@ from torch import Tensor, distributed, nn
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
 from moe_core.watching.measuring import OF_STEP, Step, arrays_of
-from moe_core.watching.recorder import Recorder
-from moe_core.watching.tally import SCORES, Sums
+from moe_core.watching.recorder import BEAT, Recorder
+from moe_core.watching.tally import SCORE_STATS, Sums
 from moe_core.watching.taps import Taps
 from moe_core.watching.turning import Turn
 
 EVERY = 5  # steps between two meetings
-EAGER = 3  # steps after each of which they meet, so that the record begins at once
-PATIENCE = datetime.timedelta(minutes=10)  # for which a rank waits for the others, who may be saving a model
+EAGER = 3  # after each of the first so many steps they meet, so that the record begins at once
+PATIENCE = datetime.timedelta(minutes=10)  # how long a rank waits for the others, which may be saving a model
 IDLE = 0.1  # seconds between two readings of the commands while paused
 WRAPPERS = ("DataParallel", "DistributedDataParallel", "OptimizedModule")
 
@@ -38,7 +38,7 @@ log = logging.getLogger("moescope")
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The model within what torch and others wrap around it to train it on several devices or compiled."""
+    """The model inside the wrappers of DDP, DataParallel and torch.compile."""
     while type(model).__name__ in WRAPPERS:
         inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
         if not isinstance(inner, nn.Module):
@@ -54,10 +54,10 @@ def ranks_of(taps: Taps) -> "Ranks | None":
     return Ranks([tap.experts for tap in taps.taps])
 
 
-# The numbers of a tap in a step: how often it was called, its places, how often it gave weights; then counts and importance of
-# each expert; then of each statistic of the scores the sum, and of how many calls.
+# The numbers of a tap in a step: how often it was called, experts per token, how often it gave weights; then counts and importance
+# of each expert; then for each statistic of the scores the sum, and over how many calls.
 CALLS, PLACES, WEIGHED, FIXED = 0, 1, 2, 3
-S = len(SCORES)
+S = len(SCORE_STATS)
 Array = NDArray[np.float64]
 
 
@@ -85,7 +85,7 @@ class Shared:
         return self.views[name]
 
     def put(self, place: int, step: Step, all_sums: Sequence[Sums]) -> None:
-        """Add a step of this rank, and what it selected in it, all_sums being of several steps."""
+        """Write a step of this rank into the array, with what it selected in that step. all_sums may hold other steps too."""
         self["steps"][place] = step.number, 1
         for n, name in enumerate(OF_STEP):
             if (said := step.said.get(name)) is not None:
@@ -104,7 +104,7 @@ class Shared:
             if "importance" in arrays:
                 row_CW[:, FIXED + E : FIXED + E + counts_CE.shape[1]] = arrays["importance"]
             if sums.scores_SC is not None:
-                scores_CS = np.stack([arrays[name] for name in SCORES], 1)
+                scores_CS = np.stack([arrays[name] for name in SCORE_STATS], 1)
                 row_CW[:, -2 * S : -S], row_CW[:, -S:] = np.nan_to_num(scores_CS), ~np.isnan(scores_CS)
             np.add.at(self["taps"][place], taps, row_CW)
 
@@ -132,7 +132,7 @@ class Shared:
 
 
 def sums_of(taps: list[int], step: int, rows_CW: Array, experts: int, places: int, weighed: bool, heard: bool) -> Sums:
-    """Of taps that are alike, what all ranks selected."""
+    """What all ranks selected in one step, in taps that are alike."""
     E = (rows_CW.shape[1] - FIXED - 2 * S) // 2
     nowhere_C1 = np.zeros((len(taps), 1))  # places without an expert, which no record has
     counts_CE1 = np.concatenate([rows_CW[:, FIXED : FIXED + experts], nowhere_C1], 1)
@@ -150,7 +150,7 @@ def sums_of(taps: list[int], step: int, rows_CW: Array, experts: int, places: in
 
 
 class Trained(Protocol):
-    """What the meetings know of the live handle of this process."""
+    """What the meetings use of this process's live handle."""
 
     number: int
     began: float
@@ -180,7 +180,7 @@ class Ranks:
         self.experts = list(experts)
         self.group = distributed.new_group(backend="gloo", timeout=PATIENCE)
         self.first, self.size = distributed.get_rank() == 0, distributed.get_world_size()
-        self.over = False  # whether there is no meeting any more
+        self.over = False  # True once the ranks meet no more
         self.steps: list[Step] = []  # of this rank, since the last meeting
         self.sums: list[Sums] = []  # of these steps
         self.held_out: list[Sums] = []  # of this rank's evaluations since then
@@ -202,9 +202,7 @@ class Ranks:
         except Exception as error:
             if last:
                 self.over = True
-                log.warning(
-                    "of the steps since the last meeting of the ranks nothing is recorded: %s", first_line(error)
-                )
+                log.warning("the steps since the last meeting of the ranks are not recorded: %s", first_line(error))
             else:
                 self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
@@ -215,7 +213,7 @@ class Ranks:
         return whole.to(values.device)
 
     def turn(self, live: Trained, values: Mapping[str, float | str], who: str = "script") -> None:
-        """Turn knobs on all ranks, after the next meeting. The first rank's word counts; the others say the same, or nothing."""
+        """Turn knobs on all ranks, after the next meeting. On ranks other than the first this does nothing."""
         if self.first and live.recorder.writer is None:
             self.early |= values
         elif self.first and live.recorder.writer is not None and not live.problem:
@@ -261,7 +259,7 @@ class Ranks:
             return Pending([], [])
 
     def _stop(self, live: Trained, problem: str) -> None:
-        """Stop watching, with what was shared so far in the record."""
+        """Stop watching. What was shared so far is still recorded."""
         self.over = True
         with contextlib.suppress(Exception):
             if live.recorder.writer is not None and not live.problem:
@@ -316,7 +314,7 @@ class Ranks:
             live.obey(command)
 
     def _wait(self, live: Trained) -> None:
-        """While the run is paused, the first rank tells the others every moment whether it still is."""
+        """While the run is paused, the first rank tells the others every IDLE seconds whether it still is."""
         while live.paused and not (live.stopping or self.over):
             if live.singles:
                 live.singles -= 1
@@ -338,6 +336,6 @@ class Ranks:
 
     def _beat(self, live: Trained) -> None:
         if live.recorder.writer is not None and not live.problem and time.monotonic() >= live.recorder.next_beat:
-            live.recorder.next_beat = time.monotonic() + 1.0
-            with contextlib.suppress(RuntimeError):  # which the next flush says
+            live.recorder.next_beat = time.monotonic() + BEAT
+            with contextlib.suppress(RuntimeError):  # the next flush raises it again
                 live.recorder.committer.beat()

@@ -29,8 +29,8 @@ from moe_core.watching.taps import Taps
 
 FLUSH = 0.25  # seconds between two commits: each costs about two thousandths of a second of a core
 BEAT = 1.0  # seconds between two signs of life
-KEPT = 1000  # steps that wait in memory for a slow or full disk; of older ones only the number is kept
-LOOKS = 8  # looks at the probe that wait likewise
+KEPT = 1000  # steps that may wait in memory for a slow or full disk; of older ones only the number is kept
+LOOKS = 8  # looks at the probe that may wait there
 
 log = logging.getLogger("moescope")
 
@@ -40,8 +40,8 @@ Describe = Callable[[Mapping[int, int], Step, Sequence[Sums]], Description]
 class Recorder:
     """Used by the thread that trains.
 
-    describe: the run's description, from how many experts a token goes to in each layer, by the tap's number, and the first step
-    with what was selected in it. taking: whether to take what the taps counted; of several processes it is handed in instead.
+    describe: makes the run's description of (how many experts a token goes to, by the tap's number; the first step; what was
+    selected in it). taking: whether to take what the taps counted; with several ranks, `ranks` hands in what all of them counted.
     """
 
     def __init__(
@@ -60,8 +60,8 @@ class Recorder:
         self.ending = False
         self.layers: dict[int, int] = {}  # the layer of each tap's number
         self.experts: tuple[int, ...] = ()  # of each layer
-        self.steps: list[Step | int] = []  # that wait to be committed,
-        self.sums: list[Sums] = []  # and what was selected in them
+        self.steps: list[Step | int] = []  # not committed yet
+        self.sums: list[Sums] = []  # what was selected in these steps
         self.collected: dict[str, Any] = empty()
         self.alerts: deque[Finding] = deque()  # of the committing thread
         self.next_flush = self.next_beat = 0.0
@@ -85,7 +85,7 @@ class Recorder:
             self.sums += self.taps.take()
 
     def _forget(self, many: int) -> None:
-        """Of the oldest steps that wait for the disk, keep the number alone."""
+        """Keep only the numbers of the `many` oldest steps that wait."""
         self.steps[:many] = [number_of(step) for step in self.steps[:many]]
         self.sums = [sums for sums in self.sums if max(sums.steps) > number_of(self.steps[many - 1])]
 
@@ -160,10 +160,10 @@ class Recorder:
 
     def finish(self, state: str, error: str) -> str:
         """Write all that waits, and how the run ended. Returns what went wrong, or ""."""
-        self.ending = True  # so that the committing thread waits for no room
+        self.ending = True  # so that the committing thread does not wait for room on the disk
         if self.writer is None:
             return ""
-        with contextlib.suppress(Exception):  # what the committing thread says below, or what was said already
+        with contextlib.suppress(Exception):  # the committing thread gives the reason below, or it was logged before
             self.flush()
         problem = self.committer.close()
         self.mirrors.close()

@@ -47,7 +47,8 @@ def recomputed_forwards(s: Subject) -> Iterator[Finding]:
     wrong = [name for name, counts in taps_of_forward.items() if not torch.equal(counts, taps_of_both[name])]
     if wrong:
         yield not_checked(
-            "recomputed", f"watch itself counts the experts of {wrong[0]} twice in this model; please report it"
+            "recomputed",
+            f"watch itself counts the experts of {wrong[0]} twice in this model, which is our fault: please report it",
         )
 
 
@@ -67,7 +68,7 @@ def counted(s: Subject, backward: bool) -> tuple[dict[str, Tensor], dict[str, Te
 
 
 def has_taps(model: nn.Module) -> bool:
-    """Whether watch finds experts in a model; a router that it cannot tap may be checked all the same."""
+    """Whether watch finds experts in a model. Routers are checked also where it finds none."""
     try:
         return bool(find_taps(model))
     except ValueError:
@@ -83,7 +84,7 @@ def probabilities(s: Subject) -> Iterator[Finding]:
     logits = s.logits()
     for name, logits_NE in logits.items():
         sums_N = logits_NE.float().sum(-1)
-        # Above 0 and not only at least 0: weights that are 0 where an expert is not chosen also sum to 1, and are not meant here.
+        # Above 0: weights that are 0 for the experts that were not chosen also sum to 1, and they are right.
         if logits_NE.shape[-1] > 1 and (logits_NE > 0).all() and ((sums_N - 1).abs() < 0.02).all():
             seen[name] = f"every row is above 0 and sums to 1 (from {sums_N.min():.3f} to {sums_N.max():.3f})"
     yield from by_layer(seen, len(logits), Finding(
@@ -119,7 +120,7 @@ def precision(s: Subject) -> Iterator[Finding]:
 
 
 def below_rounding(logits_NE: Tensor, k: int, bias_E: Tensor | None) -> Tensor:
-    """(N,) bool: the weakest chosen score is above the strongest that was not chosen by less than both may be off by rounding.
+    """(N,) bool: whether the weakest chosen score is within the rounding of both from the strongest that was not chosen.
     Scores are the logits; with a selection bias their sigmoid plus that bias."""
     error_NE = torch.finfo(logits_NE.dtype).eps / 2 * logits_NE.float().abs()
     scores_NE = logits_NE.float()
@@ -131,7 +132,7 @@ def below_rounding(logits_NE: Tensor, k: int, bias_E: Tensor | None) -> Tensor:
 
 
 def chosen_per_token(s: Subject, name: str) -> int:
-    """k of a router: said by it, by the block that holds it, or by the config. 0 if none says it."""
+    """k of a router, as it says itself, else the block that holds it, else the config; 0 if none does."""
     modules = dict(s.model.named_modules())
     for holder in (modules[name], modules[name.rpartition(".")[0]], getattr(s.model, "config", None)):
         for word in ("top_k", "topk", "k", "num_experts_per_tok", "num_experts_per_token"):

@@ -1,6 +1,6 @@
-"""The routers of other people's models: where their logits are, and how a choice is made of them, so that it can be repeated.
+"""The routers of other people's models: where their logits are, and how they choose by them, so that the choice can be repeated.
 
-Taps say what was chosen; the logits say how near another choice was. transformers says in each model's `_can_record_outputs`
+Taps say what was chosen; the logits say how close another choice was. transformers says in each model's `_can_record_outputs`
 which modules give router logits, and at which place of what they return.
 
 Shapes: L layers, N tokens, E experts, K experts of a token.
@@ -24,7 +24,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda logits: logits,
     "sqrtsoftplus": lambda logits: F.softplus(logits).sqrt(),  # DeepSeek-V4
 }
-# Routers whose scores are not those that default_scores() takes for granted, by their class.
+# The scores of routers for which scores_of() would guess wrong, by their class.
 SCORES_OF = {
     "Ernie4_5_MoeTopKRouter": "softmax",
     "FlintTopKRouter": "sigmoid",
@@ -53,7 +53,7 @@ class Logits:
 
     Some routers return probabilities in their place (Gemma 4; several before transformers 5.6). Of these the logarithm is
     taken, which is the logits less a number for each token. Margin, confidence and spread do not depend on that number, but a
-    z-loss of it would be 0. Which of both it is, is seen at the first call; only then does the host wait for the device.
+    z-loss of it would be 0. The first call decides which of both a router returns; only then does the host wait for the device.
     """
 
     def __init__(self, place: int) -> None:
@@ -103,8 +103,8 @@ class Router:
 
 
 def find_routers(model: nn.Module, taps: Sequence[Tap]) -> dict[str, Router]:
-    """The router of each tap by the tap's name. A tap whose router cannot be told is not in it: the model does not say which
-    modules give router logits, or several do beside the tap, or this layer's ids come from a table."""
+    """The router of each tap, by the tap's name. A tap is left out if the model does not say which modules give router logits, if
+    several do beside the tap, or if the layer's ids come from a table."""
     places = logit_places(model)
     modules = dict(model.named_modules())
     is_router = {name: modules[name] for name in modules if isinstance(modules[name], tuple(places))}
@@ -145,7 +145,7 @@ def nearest(tap: str, routers: Sequence[str], others: Sequence[str]) -> str | No
 
 
 def is_in(name: str, path: str) -> bool:
-    """Whether a module is another, given by its path, or stands in it."""
+    """Whether the module `name` is the one at `path`, or inside it."""
     return not path or name == path or name.startswith(f"{path}.")
 
 
@@ -165,8 +165,8 @@ def bias_place_of(router: nn.Module, block: nn.Module) -> tuple[nn.Module, str] 
 
 
 def scores_of(router: nn.Module, bias_place: tuple[nn.Module, str] | None) -> str:
-    """The name of a router's scores: from its class, or from the function or the name that it holds; else by what is usual:
-    routers with a selection bias take the sigmoid (DeepSeek-V3), others the softmax."""
+    """The name of a router's scores: by its class, else by the function or the name that it holds, else by what is usual: the
+    sigmoid with a selection bias (DeepSeek-V3), the softmax without."""
     for kind in type(router).__mro__:
         if kind.__name__ in SCORES_OF:
             return SCORES_OF[kind.__name__]
@@ -185,9 +185,8 @@ def groups_of(router: nn.Module) -> Groups | None:
     """A router's limit to groups, None without one."""
     many = getattr(router, "num_group", None) or getattr(router, "n_group", None)
     kept = getattr(router, "topk_group", None)
-    method = getattr(
-        router, "topk_method", None
-    )  # DeepSeek-V2 says whether it limits, and takes a group's largest score
+    # Only DeepSeek-V2 has a method: "greedy" does not limit, the other one ranks groups by their largest score.
+    method = getattr(router, "topk_method", None)
     if not isinstance(many, int) or not isinstance(kept, int) or many == 1 or method == "greedy":
         return None
     # A.X-K2 masks by 0, so that a score that its bias makes negative loses to an expert of another group.
@@ -247,7 +246,7 @@ def score_statistics(
     """Statistics of layers whose routers are alike. Nothing is copied to the host.
 
     ids_LNK: what was chosen, each from 0 to E - 1. kept_N (N,) bool: the tokens that count; None: all do.
-    Margins are of what was chosen by: the logits, or where a bias or groups select, the scores + bias.
+    The margin is measured on the numbers that select: the logits, or, with a bias or groups, the scores + bias.
     """
     logits_LNE = logits_LNE.float()
     plain = bias_LE is None and groups is None
@@ -282,8 +281,8 @@ def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chose
 
 
 def chosen_share(logits_LNE: Tensor, chosen_LNK: Tensor, scores: str) -> Tensor:
-    """(L, N) the chosen experts' share of the scores over all experts, without a bias. Where the logits themselves are compared,
-    of their sigmoids, which such a router weighs by (Kolibri)."""
+    """(L, N) the chosen experts' share of the scores over all experts, without a bias. A router that chooses by its logits
+    (Kolibri) weighs by their sigmoids, so there it is the share of the sigmoids."""
     if scores == "softmax":
         return (chosen_LNK - logits_LNE.logsumexp(-1, keepdim=True)).exp_().sum(-1)
     score = torch.sigmoid if scores == "logits" else SCORES[scores]
@@ -297,7 +296,7 @@ def overlap(one_LNK: Tensor, other_LNK: Tensor) -> Tensor:
 
 
 def spread(logits_LNE: Tensor) -> Tensor:
-    """(L, N) the standard deviation over the experts. By itself, since torch.std takes six times as long."""
+    """(L, N) the standard deviation over the experts. torch.std takes six times as long."""
     away_LNE = logits_LNE - logits_LNE.mean(-1, keepdim=True)
     length_LN: Tensor = torch.linalg.vector_norm(away_LNE, dim=-1)
     return length_LN / math.sqrt(logits_LNE.shape[-1])
@@ -318,7 +317,7 @@ def low_tenth(margin_LN: Tensor) -> Tensor:
 def low_tenth_of_kept(margin_LN: Tensor, kept_N: Tensor) -> Tensor:
     """(L,) low_tenth() over the tokens that count, whose number the host does not know."""
     place = 0.1 * (kept_N.sum() - 1)
-    enough = math.ceil(0.1 * (margin_LN.shape[1] - 1)) + 1  # were all to count
+    enough = math.ceil(0.1 * (margin_LN.shape[1] - 1)) + 1  # as many as are needed if all tokens count
     low_LN = margin_LN.masked_fill(~kept_N, math.inf).topk(enough, dim=1, largest=False).values
     low_L, high_L = (
         low_LN.index_select(1, at.long().clamp(min=0).view(1))[:, 0] for at in (place.floor(), place.ceil())

@@ -1,15 +1,13 @@
-"""watch(): the way in."""
+"""watch() itself: finds what can be watched in a model, and returns the live handle."""
 
 import re
-import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from moe_core.runs import StoreError, checked_id, runs_folder
+from moe_core.runs import StoreError, checked_id, new_id, runs_folder
 from moe_core.schema import Knob
 from moe_core.schema.stats import Metric
 from moe_core.watching.live import Live
@@ -43,32 +41,32 @@ def watch(
     """Watch a model's routers while you train it: call live.step(loss=...) after each step of the optimizer.
 
     The record begins with the first step; the dashboard shows it beside all other runs.
-    run: its name; None: one is made of the model's class and the time. optimizer: its learning rate and weight decay become
-    knobs. knobs: your own, which live.knobs.NAME gives you. metrics: what you will report by live.eval(), names or Metrics.
-    routers: for layers that are not found by themselves, by the path of a module what reads ids (N, K), and weights (N, K) or
-    None, from (module, args, kwargs, output) of its forward; experts: how many experts each of these has. checkpoint: what the
-    command checkpoint calls. balance: "loss-free" or "quantile" steers the selection bias of a model whose routers carry one,
-    after each step; a knob turns it. probe: texts, or a batch with input_ids and perhaps attention_mask, which the model is shown
-    every probe_every steps, so that the pages show where each of its tokens goes; tokenizer: the model's, for texts, and so that
-    tokens are shown as text. also: "tensorboard", "wandb" or "trackio", or a list of them, which get the main scalars too. runs:
-    the folder of the runs; None: that of the dashboard.
-    ValueError for a model without experts that can be watched; StoreError for a name that is taken.
+    run: the run's name; None: one made of the model's class and the time.
+    optimizer: its learning rate and weight decay become knobs.
+    knobs: your own; live.knobs.NAME is the value of each.
+    metrics: names or Metrics of the numbers that you will give to live.eval().
+    routers: for layers that are not found by themselves: a reader by the path of a module. From (module, args, kwargs, output) of
+    the module's forward it returns ids (N, K), and weights (N, K) or None.
+    experts: how many experts each of these modules has, by its path.
+    checkpoint: a function that the command `checkpoint` calls.
+    balance: "loss-free" or "quantile" moves the selection bias of the routers after each step, if they have one. Also a knob.
+    probe: texts, or a batch with input_ids, that the model is shown every probe_every steps: the pages show where its tokens go.
+    tokenizer: the model's own. Texts need it; with a batch it makes the pages show text instead of ids.
+    also: "tensorboard", "wandb", "trackio", or a list of these, to which the main scalars are sent as well.
+    runs: the folder of the runs; None: the one that the dashboard shows.
+    ValueError for a model without experts that can be watched; StoreError for a name that another run has.
     """
     model = bare(model)
-    found = find_taps(model, routers, experts)
-    folder = runs_folder(runs) / (checked_id(run) if run else new_name(model, runs_folder(runs)))
+    places = find_taps(model, routers, experts)
+    folder = runs_folder(runs) / (checked_id(run) if run else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
-    taps = Taps(model, found, find_routers(model, found))
-    shown = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
-    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, shown)
+    taps = Taps(model, places, find_routers(model, places))
+    to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
+    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
 
 
-def new_name(model: nn.Module, runs: Path) -> str:
-    """A name that no run has: class, date, time and four random letters."""
-    while True:
-        word = re.sub(r"[^A-Za-z0-9]", "", type(model).__name__) or "model"
-        name = f"{word}-{time.strftime('%m%d-%H%M')}-{secrets.token_hex(2)}"
-        if not (runs / name).exists():
-            return name
+def class_of(model: nn.Module) -> str:
+    """The name of a model's class, in letters that a run's name may have."""
+    return re.sub(r"[^A-Za-z0-9]", "", type(model).__name__)[:80] or "model"

@@ -1,4 +1,4 @@
-"""Everything that a model holds, kept so that it can be put back bit for bit: a check may then do with the model what it needs."""
+"""Keeps everything that a model holds, to put it back bit for bit, so that a check may do with the model what it needs."""
 
 import random
 from collections.abc import Iterable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-# Objects that hold settings, by how their class is called; any other object of the user's is left alone.
+# Objects whose class ends in one of these hold settings; any other object of the user's is left alone.
 SETTINGS = ("Config", "Args", "Namespace")
 
 
@@ -74,14 +74,14 @@ def is_settings(value: Any) -> bool:
 
 @torch.no_grad()
 def put_back(tensors: list[tuple[Tensor, Tensor]]) -> None:
-    """Copy what was kept into each tensor that differs from it. NaN differs from itself, so it is copied too."""
+    """Copy what was kept into each tensor that differs from it. A tensor with NaN differs from itself, so it is copied too."""
     for tensor, kept in tensors:
         if not torch.equal(tensor.to(kept.device), kept):
             tensor.copy_(kept)
 
 
 def random_state() -> tuple[Any, ...]:
-    """Where the random numbers of torch, of each GPU, of Python and of NumPy stand."""
+    """The states of the random number generators of torch, of each GPU, of Python and of NumPy."""
     started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
     of_gpus = torch.cuda.get_rng_state_all() if started else None
     return torch.get_rng_state(), of_gpus, random.getstate(), np.random.get_state()

@@ -1,4 +1,4 @@
-"""Balance for a model that carries a selection bias and nothing that moves it: a fine-tune leaves such a bias as it was.
+"""Balances a model by the selection bias that its routers carry, which nothing else moves: a fine-tune leaves it as it was.
 
 A bias changes which experts are chosen and no weight, so it needs no loss and disturbs no gradient.
 Shapes: N tokens, E experts, K experts of a token, G groups.
@@ -21,7 +21,7 @@ class Steering:
 
     kind: "loss-free" moves each bias by `speed` towards an even count (Wang et al. 2024, arXiv 2408.15664); "quantile" sets the
     bias that would have evened the last tokens (Su 2026), has no speed, and needs their logits.
-    ValueError for a model without such a bias, and for a kind that does not exist or cannot be had.
+    ValueError for a model without such a bias, for a kind that does not exist, and where "quantile" cannot be computed.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Steering:
 
     @torch.no_grad()
     def update(self, counts: Mapping[str, Tensor], logits: Mapping[str, Tensor] | None = None) -> None:
-        """Move the biases, between two optimizer steps. Both by the tap's name; a tap that is not in them keeps its bias.
+        """Move the biases, between two optimizer steps. counts, logits: by the tap's name; a tap that is missing keeps its bias.
 
         counts: selections (E,) since the last update, of training only, summed over ranks; a Tally's counts_E1 will do.
         logits: for "quantile", those (N, E) of the tokens that count, from all ranks if ranks are to keep the same bias.
@@ -88,7 +88,7 @@ class Steering:
 
 
 def check_quantile(tap: Tap, router: Router) -> None:
-    """ValueError where no quantile can be told."""
+    """ValueError for a router whose bias cannot be set by quantiles."""
     bias_E = router.bias
     if bias_E is None or len(bias_E) != tap.experts or not k_of(router):
         raise ValueError(
@@ -134,7 +134,7 @@ def evening_bias(scores_NE: Tensor, bias_E: Tensor, k: int, groups: Groups | Non
 def required_with_groups(scores_NE: Tensor, bias_E: Tensor, k: int, groups: Groups) -> Tensor:
     """(N, E) the bias with which each token would just have chosen each expert, all other biases being equal."""
     limited_NE, group_scores_NG, kept_NG = limited(scores_NE + bias_E, groups._replace(masked=-math.inf))
-    # Where all of the kept groups are chosen, nothing of them stands in the way.
+    # Where every expert of the kept groups is chosen, the smallest of their scores is the cutoff.
     choosable = groups.kept * scores_NE.shape[1] // groups.many
     cutoff_N1 = limited_NE.topk(min(k + 1, choosable), dim=1).values[:, -1:]
     weakest_N1 = group_scores_NG.gather(1, kept_NG).amin(1, keepdim=True)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from moe_core.watching.routers import BIASES as ROUTERS_BIASES
+from moe_core.watching.routers import logit_places
 from moe_core.watching.state import State
 from moe_core.watching.taps import find_taps
 
@@ -16,11 +18,11 @@ Loss = Callable[[nn.Module, Any], Tensor]
 
 # What the coefficient of an auxiliary loss is called, in transformers, Megatron and others.
 COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_coeff", "moe_aux_loss_coeff", "moe_loss_weight")
-BIASES = ("e_score_correction_bias", "expert_bias", "correction_bias", "balancing_biases")
+BIASES = (*ROUTERS_BIASES, "correction_bias")
 # Settings that make a forward in training random; 0 while a check runs, so that two runs can be compared.
 NOISE = ("dropout", "jitter", "layerdrop", "drop_prob", "drop_path")
 ROUTERS = ("Router", "Gate", "Gating", "GatingNetwork")
-# At most so many numbers of a gradient are compared: the routers', then others' in order.
+# So many numbers of a gradient are compared: all of the routers', then others' up to this many in all.
 COMPARED = 2**24
 # How far apart two gradients that ought to be equal may be, as a share of their length. Measured on tiny models: rounding takes
 # them 3e-7 apart in float32 and up to 9e-3 in bfloat16; the bugs that the tests plant, 0.5 and more.
@@ -29,7 +31,7 @@ TOLERANCE_IN_HALF = 0.1
 
 
 class RouterPlace(NamedTuple):
-    """A module that routes. place: which of what it returns is the logits; None if nothing says so."""
+    """A module that routes. place: the index of the logits in what it returns; None if it is not known."""
 
     module: nn.Module
     place: int | None
@@ -47,14 +49,9 @@ class RouterPlace(NamedTuple):
 
 
 def find_places(model: nn.Module) -> dict[str, RouterPlace]:
-    """The routers of a model by their paths: those of which a transformers model says that they give router logits, else those
-    whose class, or whose place beside experts, says router or gate."""
-    kinds: dict[type, int] = {}
-    for module in model.modules():
-        said = (getattr(type(module), "_can_record_outputs", None) or {}).get("router_logits", ())
-        for one in said if isinstance(said, list | tuple) else [said]:
-            if isinstance(kind := getattr(one, "target_class", one), type):
-                kinds[kind] = int(getattr(one, "index", 0))
+    """The routers of a model by their paths: the modules that a transformers model names as giving router logits; in other models
+    those whose class is called a router or gate, or which are called so and stand beside experts."""
+    kinds = logit_places(model)
     places = {}
     for name, module in model.named_modules():
         kind = next((kind for kind in kinds if isinstance(module, kind)), None)
@@ -79,7 +76,7 @@ def loss_of_output(model: nn.Module, batch: Any) -> Tensor:
 
 
 class Subject:
-    """What the checks share. zero, turned: the gradients with the coefficient at 0 and turned up, where there is one."""
+    """What the checks share. zero, turned: the gradients with the coefficient at 0 and at TURNED, if the model has one."""
 
     TURNED = 100.0  # a coefficient at which the auxiliary gradient is seen in any precision
 
@@ -87,7 +84,7 @@ class Subject:
         self.model, self.batch, self.loss, self.state = model, batch, loss or loss_of_output, state
         self.routers = find_places(model)
         if not self.routers:
-            find_taps(model)  # which says what was looked for
+            find_taps(model)  # raises an error that says what was looked for
         held = [container for container, _ in state.containers if isinstance(container, dict)]
         self.coefficients = [
             (attributes, name, float(value)) for attributes in held for name in COEFFICIENTS
@@ -104,7 +101,7 @@ class Subject:
         self.zero = self.turned = torch.zeros(0)
         self.plain = self.gradient()
         self.tolerance = TOLERANCE_IN_HALF if self._computes_in_half() else TOLERANCE
-        self.is_random = apart(self.gradient(seed=1), self.plain) > self.tolerance
+        self.is_random = relative_difference(self.gradient(seed=1), self.plain) > self.tolerance
 
     def _computes_in_half(self) -> bool:
         """Whether any module gives 16-bit numbers: by its parameters or by autocast, which may be within the user's loss."""
@@ -213,17 +210,17 @@ def detach(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     return tuple(cut(one) for one in args), {name: cut(one) for name, one in kwargs.items()}
 
 
-def apart(a_P: Tensor, b_P: Tensor) -> float:
+def relative_difference(a_P: Tensor, b_P: Tensor) -> float:
     """How far a is from b, as a share of b's length. 0 if both are 0."""
     length = float(b_P.norm())
     return float((a_P - b_P).norm()) / length if length else (0.0 if not a_P.any() else float("inf"))
 
 
-def along(a_P: Tensor, b_P: Tensor) -> float:
-    """How many times b is in a: 1 if both are the same, 2 if a is twice b."""
+def projection(a_P: Tensor, b_P: Tensor) -> float:
+    """The length of a in the direction of b, over that of b: 1 if both are the same, 2 if a is twice b."""
     return float(a_P @ b_P) / (float(b_P @ b_P) or 1.0)
 
 
-def mixed(gradients: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def weighted_sum(gradients: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """The weighted sum of gradients."""
     return torch.stack([weight * one for weight, one in zip(weights, gradients, strict=True)]).sum(0)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 # The statistics of a router's scores, in the order of Sums.scores_SC.
-SCORES = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect")
-SAMPLE = 1024  # the most tokens of a call, evenly spaced, whose scores are kept: the statistics of scores are of those
+SCORE_STATS = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect")
+SAMPLE = 1024  # at most so many tokens of a call, evenly spaced, have their scores kept and measured
 
 
 class Call(NamedTuple):
-    """One forward of a tapped layer. tap: its number; step: in which it was; kept_N: which tokens count, None being all; logits_ME: the router's, of
-    every stride-th token, and stride; None where no router was found."""
+    """One forward of a tapped layer. tap: the tap's number; step: the step that it belongs to; kept_N: which tokens count, None for
+    all; logits_ME: the router's logits of every stride-th token, None if they were not kept."""
 
     tap: int
     step: int
@@ -28,9 +28,9 @@ class Call(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Calls of layers that are alike, added up: for each its tap's number and its step, counts_CE1 (C, E + 1) int64, the last column being
-    places without an expert, and importance_CE1 (C, E + 1) float32, sums of weights; None if the layers give none. scores_SC:
-    the statistics of SCORES, means over the calls' tokens; None if no router was heard."""
+    """Calls of layers that are alike, added up. taps, steps: the tap's number and the step of each call. counts_CE1 (C, E + 1)
+    int64: selections, the last column for places without an expert. importance_CE1 (C, E + 1) float32: sums of weights, None if the
+    layers give no weights. scores_SC: SCORE_STATS, means over each call's tokens, None if no logits were kept."""
 
     taps: list[int]
     steps: list[int]
@@ -42,8 +42,8 @@ class Sums(NamedTuple):
 
 @torch.no_grad()
 def add_up(calls: Sequence[Call], experts: int) -> Sums:
-    """The sums of calls whose ids have one shape and one mask, and whose layers have `experts` experts. An id outside 0 to E - 1 is of no
-    expert of its layer, and so is a place of weight 0: some models write expert 0 there."""
+    """Add up calls whose ids have the same shape and mask, and whose layers have `experts` experts. An id outside 0 to E - 1 is no
+    expert of the layer. Nor is an id of weight 0: some models write expert 0 in a place that they leave empty."""
     ids_CNK = torch.stack([call.ids_NK for call in calls])
     chosen_CNK = (ids_CNK >= 0) & (ids_CNK < experts)
     weights_CNK = None

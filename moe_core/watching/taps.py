@@ -1,7 +1,7 @@
-"""Where the routers of a model are tapped: hooks that read which experts each token was sent to, with which weights.
+"""Hooks on a model that read which experts each token was sent to, with which weights.
 
-What the experts receive is what happened, whatever biases, groups or samples chose it, so the tap is at the experts' input and
-not at the router's output.
+They read the experts' input and not the router's output: what the experts receive is what happened, whatever biases, groups or
+sampling chose it.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ LOOKED_FOR = (
 def find_taps(
     model: nn.Module, routers: Mapping[str, Reader] | None = None, experts: Mapping[str, int] | None = None
 ) -> list[Tap]:
-    """The taps of a model, in the order of its modules. ValueError for a model without any, and for a name that it has not.
+    """The taps of a model, in the order of its modules. ValueError for a model without any, and for a path that it does not have.
 
     routers: for layers of another kind, a reader by the path of a module; experts: how many experts each of these has.
     """
@@ -47,7 +47,7 @@ def find_taps(
     found = [
         tap for name, module in modules.items() if name not in own_names and (tap := tap_of(name, module)) is not None
     ]
-    # The experts of a router that is read by itself are not asked: Switch's are called with masks in place of ids.
+    # Where a router's output is read, its experts are not tapped too: Switch's are called with masks in place of ids.
     by_output = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
     found = [tap for tap in found if not tap.early or parent_of(tap.name) not in by_output]
     taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
@@ -82,7 +82,7 @@ def takes_ids(module: nn.Module) -> bool:
 
 
 def experts_of(module: nn.Module) -> int:
-    """How many experts a module says that it has, else the first size of its weights; 0 if neither is known."""
+    """How many experts a module has: as it says itself, else the first size of its weights; 0 if neither is known."""
     for word in ("total_experts", "num_experts"):  # the first also counts experts that hand a token on as it is
         if isinstance(said := getattr(module, word, None), int):
             return said
@@ -224,19 +224,19 @@ class Taps:
         self.routers = {number: routers[tap.name] for number, tap in enumerate(self.taps) if tap.name in routers}
         self.kept_N: Tensor | None = None
         self.silent = self.generating = self.compiled = False
-        self.listening = True  # to the routers' logits
-        self.hear_all = False  # in every step, and those of every token
+        self.listening = True  # whether the routers' logits of this step are kept
+        self.hear_all = False  # whether to keep the logits of every token in every step
         self.shown: dict[int, list[tuple[Tensor, Tensor | None]]] | None = None  # of show(), while it goes on
         self.off: dict[
             int, Tensor
         ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
-        self.step = 1  # that is trained
-        self.places = 0  # that are kept
+        self.step = 1  # the one that is being trained
+        self.places = 0  # in the ids of the calls below
         self.calls: list[Call] = []
         self.held_out: list[Call] = []
         self.sums: list[Sums] = []
         self.held_out_sums: list[Sums] = []
-        self.logits: dict[int, Tensor] = {}  # of the forward that goes on, by the tap's number
+        self.logits: dict[int, Tensor] = {}  # of the current forward, by the tap's number
         self.tallies = [Tally(number, tap.experts, device_of(tap.module)) for number, tap in enumerate(self.taps)]
         self.handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
         for number, tap in enumerate(self.taps):
@@ -350,7 +350,7 @@ class Taps:
 
     @contextlib.contextmanager
     def show(self) -> Iterator[dict[int, list[tuple[Tensor, Tensor | None]]]]:
-        """Forwards in here are not counted: what each layer was called with is in the dict, by the tap's number."""
+        """Forwards in here are not counted. Gives a dict of what each layer was called with, by the tap's number."""
         heard: dict[int, list[tuple[Tensor, Tensor | None]]] = {}
         self.shown = heard
         try:
@@ -363,7 +363,7 @@ class Taps:
         self.kept_N = None if mask is None else mask.detach().bool().flatten()
 
     def last(self) -> list[Call]:
-        """The calls in training that are not added up yet."""
+        """The calls in training that were not added up yet."""
         return list(self.calls)
 
     def take(self) -> list[Sums]:
@@ -390,7 +390,7 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Ids and weights as (N, K), detached; the mask, if it is of as many tokens."""
+    """Ids and weights as (N, K), detached; the mask, or None if it is for another number of tokens."""
     ids_NK = ids if ids.dim() == 2 else ids.flatten(0, -2)
     weights_NK = None if weights is None else weights.detach()
     if weights_NK is not None and weights_NK.dim() != 2:

@@ -11,18 +11,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from moe_core.diagnosis import COEFFICIENT
 from moe_core.schema import Knob
 from moe_core.watching.taps import Taps
 
-COEFFICIENTS = (
-    "router_aux_loss_coef",
-    "router_z_loss_coef",
-)  # as transformers' configs call the weights of these losses
+# The weights of the routers' own losses, as transformers' configs call them.
+COEFFICIENTS = (COEFFICIENT, "router_z_loss_coef")
 # How many experts a token goes to, as modules and configs call it.
 PLACES = ("top_k", "num_experts_per_tok", "top_k_experts")
-# By their classes' beginnings, models in which that cannot be changed so: their code is for one number, or keeps its own.
+# The beginnings of the classes of models whose k cannot be turned: their code works for one k only, or keeps a copy of it.
 FIXED = ("DeepseekV4", "LongcatFlash", "Phimoe", "SwitchTransformers")
-WIDE = 100.0  # how many times its start a rate may be
+WIDE = 100.0  # a rate may be turned up to so many times its start
 
 
 class Turn(NamedTuple):
@@ -63,7 +62,7 @@ def coefficients(model: nn.Module) -> dict[str, Turn]:
 
 
 def places(model: nn.Module, taps: Taps) -> dict[str, Turn]:
-    """The knob k: in how many experts a token's places are, where the model reads that at each forward and all its layers agree."""
+    """The knob k, experts per token, where the model reads it at each forward and all its layers have the same."""
     kinds = [type(module).__name__ for module in model.modules()]
     if any(kind.startswith(FIXED) for kind in kinds):
         return {}
@@ -101,10 +100,10 @@ class Settings:
 
 
 class Rates:
-    """Learning rate and weight decay of an optimizer, and which parameters stay as they are.
+    """Learning rate and weight decay of an optimizer, and whether its routers are frozen.
 
-    The rates are set for the time of optimizer.step() alone, so that a scheduler, which sets them too, goes on as it was: a turn
-    of the learning rate multiplies what the schedule makes of it. Groups keep their ratio.
+    The rates are changed only while optimizer.step() runs, so that a scheduler, which sets them too, is not disturbed: a turn of
+    the learning rate multiplies what the schedule gives. Groups keep their ratio.
     """
 
     def __init__(self, optimizer: Any, routers: Sequence[nn.Module]) -> None:
@@ -167,8 +166,7 @@ def rate(start: float, help: str) -> Knob:
 
 
 def base_of(optimizer: Any) -> torch.optim.Optimizer:
-    """The optimizer within what accelerate and others wrap around it, which may call itself an Optimizer too. ValueError if there
-    is none."""
+    """The optimizer inside the wrappers of accelerate and others, which may be Optimizers too. ValueError if there is none."""
     inner = optimizer
     while (deeper := getattr(inner, "optimizer", None)) is not None:
         inner = deeper

@@ -1,8 +1,10 @@
 """also=: TensorBoard's event file is read back; wandb and trackio are stand-ins with the calls that theirs have."""
 
 import logging
+import queue
 import sys
 import threading
+import time
 import types
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 
 from moe_core.runs import open_run
 from moe_core.watching import Live, watch
+from moe_core.watching.mirrors import Mirrors
 from tests.watching.test_counting import Model
 from tests.watching.test_live import sgd, train
 
@@ -154,6 +157,20 @@ def test_a_mirror_that_hangs_holds_nothing_up(tmp_path: Path, monkeypatch: pytes
     live.recorder.mirrors.queue.put(None)
     assert live.recorder.mirrors.thread is not None
     live.recorder.mirrors.thread.join(5)
+
+
+def test_the_end_waits_once_for_a_service_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_core.watching.mirrors.LAST", 0.5)
+    mirrors, free = Mirrors(()), threading.Event()
+    mirrors.queue = queue.Queue(1)
+    mirrors.queue.put((1, {}))  # so that the end finds no room either
+    mirrors.thread = threading.Thread(target=free.wait, args=(20,), daemon=True)
+    mirrors.thread.start()
+    began = time.monotonic()
+    mirrors.close()
+    took = time.monotonic() - began
+    free.set()
+    assert 0.5 <= took < 0.9
 
 
 def test_mistakes_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
