@@ -392,6 +392,29 @@ def test_what_a_strategy_has_learnt_is_in_the_checkpoint(tmp_path: Path, at: int
     assert same_end(open_run("b", tmp_path), straight)
 
 
+@pytest.mark.parametrize("over", ["sequence", "global"])
+def test_the_batches_that_balance_over_remembers_are_in_the_checkpoint(tmp_path: Path, over: str) -> None:
+    """Gone on with, forked and replayed soon after the knob was turned, when some of the 8 batches are there."""
+    config, knobs, script = replace(CONFIG, steps=40), Knobs(strategy="switch", w_switch=0.5), [(20, "balance_over", over)]  # fmt: skip
+    straight = open_run(train(config, knobs, tmp_path, "straight", script=script)[0])
+    unturned = open_run(train(config, knobs, tmp_path, "unturned")[0])
+    assert same_training(unturned, straight, 20)
+    if over == "global":  # points form no sequences: there sequence is the batch, but for rounding
+        assert not same_training(unturned, straight)
+        assert all(
+            counts.any() for name, counts in newest(straight)["model"].items() if name.endswith("gate.recent_WE")
+        )
+    halted = open_run(train(replace(config, steps=24), knobs, tmp_path, "halted", script=script)[0])
+    os.close(branch_off(halted, 24, {}, tmp_path / "fork", 40))
+    halted.close()
+    for run in (open_run("halted", tmp_path), open_run("fork", tmp_path)):
+        resume(run, 40)
+        gone_on = open_run(run.path)
+        assert same_training(gone_on, straight)
+        assert same_end(gone_on, straight)
+        assert replay(gone_on).difference is None
+
+
 # Fork
 
 

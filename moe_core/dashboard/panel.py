@@ -36,6 +36,7 @@ SHORT = 16  # letters of a layer's name that is shown as it is
 LISTED = 8  # changes in the list
 LATER = (
     "weigh",
+    "balance_over",
     "w_z",
     "capacity_factor",
     "w_sequence",

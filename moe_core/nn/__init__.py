@@ -6,6 +6,7 @@ from moe_core.nn.balance import (
     load_loss,
     sequence_loss,
     switch_loss,
+    switch_sequence_loss,
     threshold_loss,
     z_loss,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "sequence_loss",
     "smooth_load",
     "switch_loss",
+    "switch_sequence_loss",
     "threshold_loss",
     "z_loss",
 ]

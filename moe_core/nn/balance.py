@@ -41,6 +41,20 @@ def switch_loss(clean_logits_TE: Tensor, counts_E: Tensor, on: Tensor | None = N
     return num_experts * (share_E * clean_logits_TE.softmax(1).mean(0)).sum()
 
 
+def switch_sequence_loss(
+    clean_logits_TE: Tensor, experts_TK: Tensor, sequence: int, on: Tensor | None = None
+) -> Tensor:
+    """switch_loss of each sequence of so many tokens by itself, f and P both, mean over sequences.
+
+    experts_TK are the selections before any drop, each of a token's another expert.
+    """
+    num_experts = clean_logits_TE.shape[1] if on is None else len(on)
+    gates_TE = clean_logits_TE.softmax(1)
+    chosen_TE = torch.zeros_like(gates_TE).scatter_(1, experts_TK, 1.0)
+    share_BE = chosen_TE.unflatten(0, (-1, sequence)).mean(1) / experts_TK.shape[1]
+    return num_experts * (share_BE * gates_TE.unflatten(0, (-1, sequence)).mean(1)).sum(1).mean()
+
+
 def z_loss(clean_logits_TE: Tensor) -> Tensor:
     """Mean over tokens of (log sum_i exp c_i)^2, which keeps logits small. (ST-MoE, Zoph et al. 2022, eq. 5)"""
     return clean_logits_TE.logsumexp(1).square().mean()

@@ -6,11 +6,13 @@ Everything here is float32 or wider, whatever the model's precision: balance is 
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from moe_core.schema import GLOBAL_BATCHES
 
 NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob multiplies it like the rest
 SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float32 logit, and its slope would overflow
@@ -159,6 +161,19 @@ def start_weights(d_model: int, num_experts: int, zero_init: bool) -> tuple[nn.P
     return w_gate, w_noise
 
 
+def add_recent_counts(gate: nn.Module, num_experts: int) -> None:
+    """Give a gate recent_WE: the selections (int64) of the batches before, the latest last, for balance_over="global".
+
+    Checkpoints from before there was one have no such counts: they are loaded as zeros.
+    """
+    gate.register_buffer("recent_WE", torch.zeros(GLOBAL_BATCHES - 1, num_experts, dtype=torch.int64))
+    gate.register_load_state_dict_pre_hook(fill_in_recent_counts)
+
+
+def fill_in_recent_counts(gate: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    state.setdefault(prefix + "recent_WE", torch.zeros_like(gate.recent_WE))
+
+
 class NoisyTopKGate(nn.Module):
     """Chooses k of the experts for each token, with learnt noise while training. (Shazeer 2017, section 2.1)
 
@@ -166,8 +181,8 @@ class NoisyTopKGate(nn.Module):
     zero_init=False starts w_gate from normal(0, 0.02), for a gate that starts without noise: there all zeros would tie,
     and every token would go to the same experts.
 
-    bias_E and threshold_E are the state of the strategies loss-free and strictly-balanced (strategies.py). Every gate
-    has them, so that a strategy can be switched to at any step and checkpoints have one shape.
+    bias_E and threshold_E are the state of the strategies loss-free and strictly-balanced, recent_WE that of switch
+    (strategies.py). Every gate has them, so that a strategy can be switched to at any step and checkpoints have one shape.
     """
 
     groups = 0  # a hierarchical gate has some
@@ -179,6 +194,7 @@ class NoisyTopKGate(nn.Module):
         self.register_buffer("bias_E", torch.zeros(num_experts))
         # An even gate gives 1 / E: near enough to any quantile for a threshold to reach it in a few dozen steps.
         self.threshold_E = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
+        add_recent_counts(self, num_experts)
 
     @staticmethod
     def check_k(k: int, num_experts: int) -> int:

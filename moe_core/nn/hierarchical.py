@@ -13,6 +13,7 @@ from moe_core.nn.gating import (
     NoisyTopKGate,
     Routing,
     add_noise,
+    add_recent_counts,
     count_selections,
     dense_gates,
     experts_on,
@@ -43,6 +44,7 @@ class HierarchicalGate(nn.Module):
         self.k, self.k_primary = NoisyTopKGate.check_k(k, self.size), k_primary
         self.primary = NoisyTopKGate(d_model, groups, k_primary, zero_init)
         self.w_gate, self.w_noise = start_weights(d_model, num_experts, zero_init)
+        add_recent_counts(self, num_experts)
 
     def forward(
         self,

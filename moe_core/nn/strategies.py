@@ -13,7 +13,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_core.nn.balance import importance_loss, load_loss, sequence_loss, switch_loss, threshold_loss, z_loss
+from moe_core.nn.balance import (
+    importance_loss,
+    load_loss,
+    sequence_loss,
+    switch_loss,
+    switch_sequence_loss,
+    threshold_loss,
+    z_loss,
+)
 from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on, router_margin
 from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
@@ -74,6 +82,7 @@ def losses(step: Step) -> dict[str, Tensor]:
 def after_update(step: Step) -> None:
     """Update the strategy's state after each optimizer step, from the whole batch's routing."""
     BALANCING[step.knobs.strategy].after_update(step)
+    remember_counts(step)
 
 
 # How each routes
@@ -253,6 +262,35 @@ def set_bias(step: Step) -> None:
     bias_E.copy_(new_E if on is None else bias_E.index_copy(0, on, new_E))
 
 
+def remember_counts(step: Step) -> None:
+    """Put this batch's selections behind those of the batches before it, whose oldest goes. Only under "global"."""
+    recent_WE = step.gate.recent_WE
+    if step.knobs.strategy == "switch" and step.knobs.balance_over == "global":
+        recent_WE.copy_(torch.cat([recent_WE[1:], step.routing.counts_E[None]]))
+    else:
+        recent_WE.zero_()  # once it is turned to again, the batches that were remembered are long past
+
+
+def recent_counts(step: Step) -> Tensor:
+    """(E,) the selections of this batch and of those remembered, of the experts that are on now."""
+    counts_E, on = step.gate.recent_WE.sum(0) + step.routing.counts_E, step.routing.on
+    return counts_E if on is None else torch.zeros_like(counts_E).index_copy_(0, on, counts_E[on])
+
+
+def switch(step: Step) -> Tensor:
+    """Switch's loss over the scope of the knob balance_over. (Qiu et al. 2025, arXiv 2501.11873)
+
+    Under "global" f is of the last GLOBAL_BATCHES batches together, P of this one. The paper adds up f over all ranks,
+    and where these are few over the batches of one update, too, in a buffer. Here there is one process and one batch an
+    update, so the buffer goes back over updates.
+    """
+    routing = step.routing
+    if step.knobs.balance_over == "sequence":
+        return switch_sequence_loss(routing.clean_logits_TE, routing.chosen_TK, step.sequence, routing.on)
+    counts_E = recent_counts(step) if step.knobs.balance_over == "global" else routing.counts_E
+    return switch_loss(routing.clean_logits_TE, counts_E, routing.on)
+
+
 # The losses, each under its knob
 
 IMPORTANCE = {"w_importance": lambda step: importance_loss(step.routing.importance_E, step.routing.on)}
@@ -262,7 +300,7 @@ PRIMARY = {
     "w_importance_primary": lambda step: importance_loss(step.routing.primary.importance_E, step.routing.primary.on),
     "w_load_primary": lambda step: load_loss(step.routing.primary.load_E, step.routing.primary.on),
 }
-SWITCH = {"w_switch": lambda step: switch_loss(step.routing.clean_logits_TE, step.routing.counts_E, step.routing.on)}
+SWITCH = {"w_switch": switch}
 SEQUENCE = {
     "w_sequence": lambda step: sequence_loss(step.routing.clean_logits_TE, step.knobs.k, step.sequence, step.routing.on)
 }

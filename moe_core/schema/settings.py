@@ -81,6 +81,8 @@ STRATEGIES = {
 }
 OWN = "own"  # the value of `weigh` that leaves the weighing to the strategy
 WEIGHINGS = (OWN, "kept", "all")
+SCOPES = ("sequence", "batch", "global")  # of balance_over
+GLOBAL_BATCHES = 8  # that "global" takes together, the present one included
 
 
 def strategies_with(flag: str) -> tuple[str, ...]:
@@ -216,6 +218,12 @@ class Knobs:
     )
     w_switch: float = setting(
         0.01, "weight of Switch's auxiliary loss", low=0.0, high=1.0, scale="log0", strategies=("switch",)
+    )
+    balance_over: str = setting(
+        "batch",
+        "over which tokens Switch's loss counts each expert's share: each sequence by itself, the batch, or global: this batch and up to 7 before it; digits and points form no sequences: there sequence is the batch",
+        choices=SCOPES,
+        strategies=("switch",),
     )
     bias_speed: float = setting(
         1e-3, "how far an expert's bias moves at each step", low=0.0, high=0.1, scale="log0", strategies=("loss-free",)

@@ -5,7 +5,15 @@ import math
 import pytest
 import torch
 
-from moe_core.nn.balance import importance_loss, load_loss, sequence_loss, switch_loss, threshold_loss, z_loss
+from moe_core.nn.balance import (
+    importance_loss,
+    load_loss,
+    sequence_loss,
+    switch_loss,
+    switch_sequence_loss,
+    threshold_loss,
+    z_loss,
+)
 
 T, E, K = 24, 6, 2
 
@@ -64,16 +72,40 @@ def test_switch_loss_is_1_when_even_whatever_k_and_may_be_below():
     assert switch_loss(logits, torch.tensor([0, 5])).item() < 1
 
 
+@pytest.mark.parametrize(("num_experts", "k"), [(6, 1), (6, 2), (6, 6), (1, 1)])
+@pytest.mark.parametrize("length", [1, 8, T])
+def test_switch_loss_of_each_sequence_and_its_gradient_agree_with_the_definition(num_experts, k, length):
+    logits, wide = pair(T, num_experts)
+    experts = torch.randn(T, num_experts).topk(k).indices
+    parts = [slice(start, start + length) for start in range(0, T, length)]
+    reference = sum(defined_switch(wide[part], experts[part], num_experts, k) for part in parts) / len(parts)
+    ours = switch_sequence_loss(logits, experts, length)
+    same_with_gradient(ours, reference, logits, wide, k == num_experts)
+    if length == T:
+        torch.testing.assert_close(ours, switch_loss(logits, experts.flatten().bincount(minlength=num_experts)))
+
+
+def test_switch_loss_of_sequences_sees_an_imbalance_that_the_batch_hides():
+    """Each sequence uses one expert only, and each expert has one sequence."""
+    logits = 4 * torch.eye(4).repeat_interleave(4, 0)
+    experts = logits.topk(1).indices
+    assert switch_loss(logits, torch.full((4,), 4)).item() == pytest.approx(1)
+    assert switch_sequence_loss(logits, experts, 16).item() == pytest.approx(1)
+    assert switch_sequence_loss(logits, experts, 4).item() > 3
+
+
 def test_losses_leave_out_the_experts_that_are_off():
     on = torch.tensor([0, 2, 3])
     logits = torch.randn(T, 4)
     logits[:, 1] = -math.inf
     counts = torch.tensor([10, 0, 8, 6])
     less = logits[:, on]
+    ranks = torch.randn(T, 3).topk(2).indices
     for ours, theirs in (
         (importance_loss(counts.float(), on), importance_loss(counts[on].float())),
         (load_loss(counts.float(), on), load_loss(counts[on].float())),
         (switch_loss(logits, counts, on), switch_loss(less, counts[on])),
+        (switch_sequence_loss(logits, on[ranks], 8, on), switch_sequence_loss(less, ranks, 8)),
         (sequence_loss(logits, 2, 8, on), sequence_loss(less, 2, 8)),
         (z_loss(logits), z_loss(less)),
         (

@@ -234,7 +234,13 @@ def test_cells_that_two_strategies_train_the_same_share_their_runs() -> None:
 
 def other(name: str) -> float | str:
     """A value that is not the default."""
-    others: dict[str, float | str] = {"k_primary": 1, "noise": 0.25, "noise_primary": 0.25, "weigh": "all"}
+    others: dict[str, float | str] = {
+        "k_primary": 1,
+        "noise": 0.25,
+        "noise_primary": 0.25,
+        "weigh": "all",
+        "balance_over": "global",
+    }
     return others.get(name, 0.5 * meta_of(Knobs, name).high)
 
 
