@@ -99,5 +99,6 @@ def test_watching_is_measured_beside_the_same_training_unwatched() -> None:
     (row,) = short("watching")
     assert row["step_ms"] > 0
     assert row["low"] <= row["cost_percent"] <= row["high"]
+    assert row["fastest_percent"] > -100
     assert [*row["memory"]] == ["10", "20", "30", "40"]
     assert all(held["tensors"] > 100 and held["peak_mb"] > 100 for held in row["memory"].values())
