@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from moe_core.watching.places import Reader, Tap, parent_of
 from moe_core.watching.routers import Router, score_statistics
-from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
+from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
 MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
+CALLS = 1 << 13  # calls in evaluation likewise, which may be of few tokens each
 LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "MoELayer of moe_core.nn"
@@ -147,8 +148,25 @@ def recomputed() -> bool:
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
+def nothing(*given: Any) -> None:
+    pass
+
+
 def raise_it(error: Exception) -> None:
     raise error
+
+
+class Hook:
+    """A hook of this model alone: a copy of the model, or what is read from a file of it, has one that does nothing."""
+
+    def __init__(self, call: Callable[..., Any] = nothing) -> None:
+        self.call = call
+
+    def __call__(self, *given: Any) -> Any:
+        return self.call(*given)
+
+    def __reduce__(self) -> Any:
+        return Hook, ()
 
 
 class Taps:
@@ -184,16 +202,20 @@ class Taps:
         self.held_out_sums: list[Sums] = []
         self.logits: dict[int, Tensor] = {}  # of the forward that goes on, by the tap's number
         self.tallies = [Tally(number, tap.experts, device_of(tap.module)) for number, tap in enumerate(self.taps)]
-        self.handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        # generate() of a model within another, such as one that PEFT wraps, calls the inner one by itself.
+        models = [m for m in model.modules() if m is model or callable(getattr(type(m), "generate", None))]
+        self.handles = [m.register_forward_pre_hook(Hook(self._begin), with_kwargs=True) for m in models]
         for number, tap in enumerate(self.taps):
             if (router := self.routers.get(number)) is not None:
-                self.handles.append(router.module.register_forward_hook(self._hear(number, router), with_kwargs=True))
+                hear = Hook(self._hear(number, router))
+                self.handles.append(router.module.register_forward_hook(hear, with_kwargs=True))
             self.handles.append(self._hook(number, tap))
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """The model's forward begins. Only generate() hands it a cache of what came before."""
+        """The model's forward begins. A cache of what came before is handed to it by generate(), and where a prefix is trained:
+        then gradients are taken."""
         if not torch.compiler.is_compiling():
-            self.generating = kwargs.get("past_key_values") is not None
+            self.generating = kwargs.get("past_key_values") is not None and not torch.is_grad_enabled()
             self.logits.clear()
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
@@ -230,8 +252,8 @@ class Taps:
                     self.failed(error)
 
         if tap.early:
-            return tap.module.register_forward_pre_hook(choose, with_kwargs=True)
-        return tap.module.register_forward_hook(count, with_kwargs=True)
+            return tap.module.register_forward_pre_hook(Hook(choose), with_kwargs=True)
+        return tap.module.register_forward_hook(Hook(count), with_kwargs=True)
 
     def _without(self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """The arguments of experts, with weight 0 for those that are off."""
@@ -255,11 +277,11 @@ class Taps:
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
         logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
-            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
+            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) > 0 and training else None
         calls = self.calls if training else self.held_out
         calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
         self.places += ids_NK.numel()
-        if self.places > MOST:
+        if self.places > MOST or len(self.held_out) > CALLS:
             self._fold(training=True)
             self._fold(training=False)
             self.places = 0
@@ -276,6 +298,10 @@ class Taps:
             scores_SC = self._scores(group) if heard is not None else None
             sums.append(add_up(group, experts)._replace(scores_SC=scores_SC))
         calls.clear()
+        if not training:  # they may be many between two live.eval(), or never be asked for
+            self.held_out_sums = [
+                Sums([tap], [self.step], counts_E1[None], None, 1) for tap, counts_E1 in counts_by_tap(sums).items()
+            ]
 
     def _scores(self, calls: Sequence[Call]) -> Tensor:
         """(S, C) the statistics of the scores of calls that are alike, of their sampled tokens."""
@@ -303,8 +329,11 @@ class Taps:
             self.shown = None
 
     def mask(self, mask: Tensor | None) -> None:
-        """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""
-        self.kept_N = None if mask is None else mask.detach().bool().flatten()
+        """Of the next forwards, the tokens (any shape, flattened) that count; None: all. A copy is kept, where the experts are."""
+        where = device_of(self.taps[0].module)
+        self.kept_N = (
+            None if mask is None else torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
+        )
 
     def last(self) -> list[Call]:
         """The calls in training that are not added up yet."""
@@ -339,4 +368,4 @@ def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Te
     weights_NK = None if weights is None else weights.detach()
     if weights_NK is not None and weights_NK.dim() != 2:
         weights_NK = weights_NK.flatten(0, -2)
-    return ids_NK, weights_NK, kept_N if kept_N is not None and len(kept_N) == len(ids_NK) else None
+    return ids_NK, weights_NK, kept_N.to(ids.device) if kept_N is not None and len(kept_N) == len(ids_NK) else None
