@@ -19,20 +19,21 @@ from torch import Tensor, nn
 
 from moe_core.diagnosis import Finding
 from moe_core.runs.rows import Pending
-from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, switched_off
+from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer, switched_off
 from moe_core.schema.stats import Metric
 from moe_core.watching.balancing import COEFFICIENT, OFF, Balance
 from moe_core.watching.describing import description_of
 from moe_core.watching.doctor import check
 from moe_core.watching.findings import Finding as CheckFinding
-from moe_core.watching.measuring import OF_STEP, Scalar, Step, counts_by_layer
+from moe_core.watching.measuring import OF_STEP, Scalar, Step, counts_by_layer, number_of
 from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.probe import Look, Probe
 from moe_core.watching.ranks import ranks_of
+from moe_core.watching.readers import LOOKED_FOR
 from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import Sums
-from moe_core.watching.taps import LOOKED_FOR, Taps
-from moe_core.watching.turning import turns_of, with_own
+from moe_core.watching.taps import Taps
+from moe_core.watching.turning import Rates, turns_of, with_own
 
 LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody turned a knob or gave a command
 READ = 0.25  # seconds after which turns and commands are read even if the tip names none
@@ -69,7 +70,9 @@ class Live:
         self.probe = probe
         self.metrics, self.checkpoint = tuple(metrics), checkpoint
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
-        turns = turns_of(model, taps, optimizer, can_switch)
+        routers = [router.module for router in taps.routers.values()]
+        self.rates = Rates(optimizer, routers) if optimizer is not None else None
+        turns = turns_of(model, taps, self.rates, can_switch)
         coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
         self.ranks = ranks_of(taps)
         self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient, self.ranks)
@@ -78,6 +81,7 @@ class Live:
         self.number = 0  # of the last step
         self.problem = ""  # why watching stopped, "" while it goes on
         self.paused = self.closed = self.stopping = False
+        self.told: set[str] = set()  # numbers of which it was said that they come too late
         self.singles = 0  # single steps that were asked for while paused
         self.listeners: list[Callable[[Finding], object]] = []
         self.pid = os.getpid()
@@ -90,19 +94,21 @@ class Live:
 
     # What the user calls
 
-    def step(self, loss: Scalar = None, **said: Scalar) -> None:
+    def step(self, loss: Scalar = None, **others: Scalar) -> None:
         """A step of the optimizer is done: record it, and follow what people turned meanwhile. Waits while the run is paused.
 
         loss: of the step, in nats, a number or a tensor, which is not waited for. task_loss, grad_norm: if you have them.
-        ValueError for a number of another name; RuntimeError in the third step if no expert was called; StopTraining if
+        ValueError for a number of another name, or what is no number; RuntimeError in the third step if no expert was called; StopTraining if
         somebody asked the run to stop.
         """
+        said = {"loss": loss, **others}
         if unknown := sorted(said.keys() - set(OF_STEP)):
             raise ValueError(
                 f"live.step takes {', '.join(OF_STEP)}, got {', '.join(unknown)}; of a held-out split say live.eval(name=number)"
             )
         if self.closed or os.getpid() != self.pid:
             return
+        kept = {name: number_of(name, value) for name, value in said.items() if value is not None}
         self.number += 1
         look = self._look()
         try:
@@ -113,14 +119,14 @@ class Live:
                 if not self.problem:
                     (self.recorder.sums if self.ranks is None else self.ranks.sums).extend(sums)
             if not self.problem:
-                self._record({"loss": loss, **said}, look)
+                self._record(kept, look)
             self.taps.step = self.number + 1
         except Exception as error:
             self.fail(error)
         if self.ranks is not None:
             self.ranks.meet(self)
         if not self.recorder.layers and self.number >= PATIENCE and not self.problem:
-            problem = no_calls(self.model, self.number)
+            problem = no_calls(self.model, self.number, bool(self.taps.held_out or self.taps.held_out_sums))
             self.close("failed", problem)
             raise RuntimeError(problem)
         if self.ranks is None:
@@ -141,7 +147,13 @@ class Live:
     def eval(self, **metrics: float) -> None:
         """Numbers of the held-out split, after the last step: those named in watch(metrics=...), else loss. Selections of the
         forwards in evaluation since the last eval are recorded with them."""
-        if self.problem or self.closed or (self.recorder.writer is None and self.ranks is None):
+        if self.problem or self.closed:
+            return
+        if self.number == 0:  # there is no record yet
+            log.warning("live.eval before the first live.step is not recorded")
+            self.taps.take_held_out()
+            return
+        if self.recorder.writer is None and self.ranks is None:
             return
         names = [metric.name for metric in self.metrics]
         if unknown := sorted(metrics.keys() - set(names)):
@@ -150,7 +162,7 @@ class Live:
                 ", ".join(names),
                 ", ".join(unknown),
             )
-        row: dict[str, Any] = {name: float(value) for name, value in metrics.items() if name in names}
+        row: dict[str, Any] = {name: float(number_of(name, value)) for name, value in metrics.items() if name in names}
         if self.ranks is not None:
             self.ranks.evaluate(self, row)
             return
@@ -163,6 +175,8 @@ class Live:
         """Turn knobs: in effect from the coming step on. ValueError, and nothing is turned, for a value that one cannot take."""
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
+        if isinstance(off := knobs.get("off"), str):  # the record holds no word that is a number, such as 4
+            knobs["off"] = off_by_layer([self.taps.taps[tap].experts for tap in self._in_order()], off)
         values = {name: self.turns[name].knob.parse(name, value) for name, value in knobs.items()}
         if self.ranks is not None:
             self.ranks.turn(self, values)
@@ -207,6 +221,8 @@ class Live:
             return
         self.closed = True
         self.taps.close()
+        if self.rates is not None:
+            self.rates.close()
         if self.ranks is not None and state != "failed":
             self.ranks.meet(self, last=True)
         if self.problem and not error:  # so that nobody takes the last step that was recorded for the end
@@ -222,9 +238,9 @@ class Live:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """An error of the user's is noted in the record and goes on its way; StopTraining is an end like any other."""
-        if error is None or isinstance(error, StopTraining):
+        if error is None or isinstance(error, StopTraining) or (isinstance(error, SystemExit) and not error.code):
             self.close()
-            return error is not None
+            return isinstance(error, StopTraining)
         self.close("failed", f"{type(error).__name__}: {first_line(error)}")
         return False
 
@@ -237,16 +253,14 @@ class Live:
         self.began += time.monotonic() - began  # it is no part of the user's step
         return look
 
-    def _record(self, said: dict[str, Scalar], look: Look | None) -> None:
+    def _record(self, said: dict[str, float | Tensor], look: Look | None) -> None:
         now = time.monotonic()
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0
-        kept: dict[str, Scalar] = {
-            name: value.detach() if isinstance(value, Tensor) else value
-            for name, value in said.items()
-            if value is not None
-        }
-        step = Step(self.number, now - self.began, kept, look)
+        if self.recorder.writer is not None and (late := said.keys() - self.recorder.said - self.told):
+            self.told |= late
+            log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(sorted(late)))
+        step = Step(self.number, now - self.began, dict[str, Scalar](said), look)
         self.began = now
         if self.ranks is not None:
             self.ranks.steps.append(step)
@@ -333,8 +347,12 @@ class Live:
             return f"this run takes no {command}"
         return "done"
 
+    def _in_order(self) -> Sequence[int]:
+        """The taps' numbers in the order of the record's layers; of all, before it begins."""
+        return sorted(self.recorder.layers, key=self.recorder.layers.__getitem__) or range(len(self.taps.taps))
+
     def _switch_off(self, text: str) -> None:
-        taps = sorted(self.recorder.layers, key=self.recorder.layers.__getitem__) or range(len(self.taps.taps))
+        taps = self._in_order()
         off = switched_off([self.taps.taps[tap].experts for tap in taps], text)
         self.taps.switch_off(dict(zip(taps, off, strict=True)))
 
@@ -361,8 +379,13 @@ class Live:
         self.close("failed" if error else "finished", f"{type(error).__name__}: {first_line(error)}" if error else "")
 
 
-def no_calls(model: nn.Module, steps: int) -> str:
-    """Why nothing was counted."""
+def no_calls(model: nn.Module, steps: int, held_out: bool) -> str:
+    """Why nothing was counted. held_out: whether there were calls in evaluation."""
+    if held_out:
+        return (
+            f"{type(model).__name__} was in evaluation mode in all {steps} steps, as from_pretrained leaves it, and its selections "
+            f"would count as held-out; call model.train() before the first step"
+        )
     return (
         f"no expert of {type(model).__name__} was called in {steps} steps; looked for {LOOKED_FOR}. If the model was compiled and "
         f"called before watch(), watch it first; if its experts run in a kernel of their own, name its routers by routers={{path: reader}}"

@@ -5,7 +5,7 @@ Shapes: n steps, C columns of the record, E experts, S statistics of the scores.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,17 @@ from moe_core.watching.tally import SCORE_STATS, Sums
 
 Scalar = float | Tensor | None
 OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
+
+
+def number_of(name: str, value: Any) -> float | Tensor:
+    """What the user says, as it is kept: of a tensor a copy, which is not waited for. ValueError for what is no number."""
+    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
+        return value.detach().clone()  # their loop may go on to change it
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]
+        raise ValueError(f"{name} must be a number or a tensor of one number, got {got}") from None
 
 
 class Step(NamedTuple):

@@ -60,6 +60,7 @@ class Recorder:
         self.ending = False
         self.layers: dict[int, int] = {}  # the layer of each tap's number
         self.experts: tuple[int, ...] = ()  # of each layer
+        self.said: set[str] = set()  # of OF_STEP, what the first step had: the record has columns for these
         self.steps: list[Step | int] = []  # not committed yet
         self.sums: list[Sums] = []  # what was selected in these steps
         self.collected: dict[str, Any] = empty()
@@ -102,7 +103,7 @@ class Recorder:
             )
         probe = self.probe if self.probe and not self.probe.failed else None
         description = self.describe({tap: places[tap] for tap in self.layers}, step, self.sums)
-        self.experts = description.experts
+        self.experts, self.said = description.experts, set(step.said)
         labels, tokens = ({"token": probe.strings}, probe.tokens) if probe else (None, None)
         self.writer = create_record(self.path, description, labels=labels, probe=tokens, facts=facts_of(self.model))
         columns = columns_of(description.experts, description.measures)

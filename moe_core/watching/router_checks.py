@@ -6,9 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.watching.findings import Finding, by_layer, not_checked
+from moe_core.watching.readers import find_taps
 from moe_core.watching.subject import BIASES, Subject
 from moe_core.watching.tally import counts_by_tap
-from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.taps import Taps
 
 # What counts
 

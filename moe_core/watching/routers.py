@@ -66,6 +66,8 @@ class Logits:
         if self.probabilities is None:
             if torch.compiler.is_compiling():  # a graph cannot ask for a value
                 return torch.where(are_probabilities(logits_NE), logits_NE.log(), logits_NE)
+            if not len(logits_NE):  # no token tells which
+                return logits_NE
             self.probabilities = bool(are_probabilities(logits_NE))
         return logits_NE.log() if self.probabilities else logits_NE
 

@@ -15,8 +15,9 @@ from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.places import Reader
 from moe_core.watching.probe import EVERY, Probe
 from moe_core.watching.ranks import bare
+from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import find_routers
-from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.taps import Taps
 
 HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
 

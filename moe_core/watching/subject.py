@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import BIASES as ROUTERS_BIASES
 from moe_core.watching.routers import logit_places
 from moe_core.watching.state import State
-from moe_core.watching.taps import find_taps
 
 Batch = Tensor | Mapping[str, Any]
 Loss = Callable[[nn.Module, Any], Tensor]

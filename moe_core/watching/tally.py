@@ -76,6 +76,9 @@ class Tally:
 
     def __init__(self, tap: int, experts: int, device: torch.device) -> None:
         self.tap, self.experts = tap, experts
+        device = (
+            torch.device("cpu") if device.type == "meta" else device
+        )  # a model that is still to be made has no device yet
         self.counts_E1 = torch.zeros(experts + 1, dtype=torch.int64, device=device)
         self.importance_E1 = torch.zeros(experts + 1, device=device)
         self.weighed, self.places = True, 1

@@ -1,167 +1,20 @@
-"""Hooks on a model that read which experts each token was sent to, with which weights.
-
-They read the experts' input and not the router's output: what the experts receive is what happened, whatever biases, groups or
-sampling chose it.
-"""
+"""The hooks on a model, which keep what its layers select."""
 
 import contextlib
-import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.places import Reader, Tap, parent_of
+from moe_core.watching.places import Tap
+from moe_core.watching.readers import GATING, Arguments, read_gates
 from moe_core.watching.routers import Router, score_statistics
-from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up
+from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap
 
-# The second argument of experts, after the hidden states, as transformers and others call it.
-IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
-GATING = "noisy_top_k_gating"  # a gate within the forward of its layer, which is read by what this method returns
 MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
-LOOKED_FOR = (
-    "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
-    "TokenChoiceTopKRouter, as in torchtitan; modules with a method noisy_top_k_gating; MoELayer of moe_core.nn"
-)
-
-
-def find_taps(
-    model: nn.Module, routers: Mapping[str, Reader] | None = None, experts: Mapping[str, int] | None = None
-) -> list[Tap]:
-    """The taps of a model, in the order of its modules. ValueError for a model without any, and for a path that it does not have.
-
-    routers: for layers of another kind, a reader by the path of a module; experts: how many experts each of these has.
-    """
-    modules = dict(model.named_modules())
-    own = []
-    for name, read in (routers or {}).items():
-        if name not in modules:
-            raise ValueError(f"routers must name modules of the model, got {name!r}; see model.named_modules()")
-        if not (experts or {}).get(name):
-            raise ValueError(f"experts must say how many experts {name!r} has, for example experts={{{name!r}: 8}}")
-        own.append(Tap(name, modules[name], (experts or {})[name], read, early=False))
-    own_names = {tap.name for tap in own}
-    found = [
-        tap for name, module in modules.items() if name not in own_names and (tap := tap_of(name, module)) is not None
-    ]
-    # Where a router's output is read, its experts are not tapped too: Switch's are called with masks in place of ids.
-    by_output = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
-    found = [tap for tap in found if not tap.early or parent_of(tap.name) not in by_output]
-    taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
-    if not taps:
-        raise ValueError(
-            f"{type(model).__name__} has no experts that can be watched; looked for {LOOKED_FOR}. "
-            f"Name its routers by routers={{path: reader}}"
-        )
-    return taps
-
-
-def tap_of(name: str, module: nn.Module) -> Tap | None:
-    """The tap of a module, if it is of a kind that is known."""
-    kind = type(module).__name__
-    if kind == "MoELayer" and hasattr(module, "gate"):
-        gate: Any = module.gate
-        return Tap(name, module, gate.num_experts, read_routing, early=False)
-    if callable(getattr(module, GATING, None)) and (experts := experts_of(module)):
-        return Tap(name, module, experts, read_gates, early=False)
-    if kind in OUTPUTS:
-        return Tap(name, module, experts_of(module), OUTPUTS[kind], early=False)
-    if kind.endswith("Experts") and takes_ids(module) and (experts := experts_of(module)):
-        ids, weights = list(inspect.signature(module.forward).parameters)[1:3]
-        return Tap(name, module, experts, Arguments(ids, weights), early=True)
-    return None
-
-
-def takes_ids(module: nn.Module) -> bool:
-    """Whether a module's forward takes the hidden states, then ids, then weights."""
-    names = list(inspect.signature(module.forward).parameters)
-    return len(names) > 2 and names[1] in IDS
-
-
-def experts_of(module: nn.Module) -> int:
-    """How many experts a module has: as it says itself, else the first size of its weights; 0 if neither is known."""
-    for word in ("total_experts", "num_experts"):  # the first also counts experts that hand a token on as it is
-        if isinstance(said := getattr(module, word, None), int):
-            return said
-    sizes = {parameter.shape[0] for parameter in module.parameters(recurse=False) if parameter.dim() == 3}
-    return sizes.pop() if len(sizes) == 1 else 0
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """Reads ids and weights as the experts were called with them: the second and third argument, or by these names."""
-
-    ids: str
-    weights: str
-
-    def __call__(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        ids = args[1] if len(args) > 1 else kwargs[self.ids]
-        return ids, args[2] if len(args) > 2 else kwargs.get(self.weights)
-
-
-def read_routing(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """Ids and weights of our own layer's Routing. A choice that its capacity dropped was a choice all the same."""
-    routing = output[1]
-    chosen_TK = routing.experts_TK if routing.dropped_from_TK is None else routing.dropped_from_TK
-    return chosen_TK, routing.weights_TK if routing.dropped_from_TK is None else None
-
-
-def read_gates(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """What noisy_top_k_gating returned: gates (N, E), 0 where an expert is not chosen, alone or first of several (davidmrau's
-    mixture-of-experts, and what is made after it)."""
-    gates_NE = output[0] if isinstance(output, tuple) else output
-    weights_NK, ids_NK = gates_NE.topk(min(int(getattr(module, "k", gates_NE.shape[1])), gates_NE.shape[1]), dim=-1)
-    return ids_NK, weights_NK
-
-
-def read_choice(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """torchtitan: scores and ids, (N, K) each, and counts (E,); which comes first differs from version to version."""
-    (ids_NK,) = (part for part in output if not part.is_floating_point() and part.dim() > 1)
-    return ids_NK, next((part for part in output if part.is_floating_point() and part.shape == ids_NK.shape), None)
-
-
-def read_scores(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """Llama 4: scores (N, E), which are 0 where an expert is not chosen; its experts get rows only."""
-    weights_NK, ids_NK = output[0].topk(module.top_k, dim=-1)
-    return ids_NK, weights_NK
-
-
-def read_first(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """Switch: its logits (B, S, E); the mask that it returns leaves out what is above the capacity, which was a choice too."""
-    weights_NK, ids_NK = output[2].softmax(-1).topk(1, dim=-1)
-    return ids_NK.flatten(0, -2), weights_NK.flatten(0, -2)
-
-
-def read_logits(
-    module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
-) -> tuple[Tensor, Tensor | None] | None:
-    """JetMoE: its logits (N, E), of which it takes the top k."""
-    logits_NK, ids_NK = output[4].topk(module.top_k, dim=-1)
-    return ids_NK, logits_NK.softmax(-1)
-
-
-# Routers that are read by what they return, by their class: their experts are not called with ids.
-OUTPUTS: dict[str, Reader] = {
-    "JetMoeTopKGating": read_logits,
-    "Llama4Router": read_scores,
-    "SwitchTransformersTop1Router": read_first,
-    "TokenChoiceTopKRouter": read_choice,
-}
+CALLS = 1 << 13  # calls in evaluation likewise, which may be of few tokens each
 
 
 def recomputed() -> bool:
@@ -176,8 +29,8 @@ class Gating:
     def __init__(self, module: nn.Module, hear: Callable[[nn.Module, Any], None]) -> None:
         self.hear = hear
         self.handles = [
-            module.register_forward_pre_hook(self._begin),
-            module.register_forward_hook(self._end, always_call=True),
+            module.register_forward_pre_hook(Hook(self._begin)),
+            module.register_forward_hook(Hook(self._end), always_call=True),
         ]
 
     def _begin(self, module: nn.Module, args: Any) -> None:
@@ -201,8 +54,25 @@ class Gating:
             handle.remove()
 
 
+def nothing(*given: Any) -> None:
+    pass
+
+
 def raise_it(error: Exception) -> None:
     raise error
+
+
+class Hook:
+    """A hook of this model alone: a copy of the model, or what is read from a file of it, has one that does nothing."""
+
+    def __init__(self, call: Callable[..., Any] = nothing) -> None:
+        self.call = call
+
+    def __call__(self, *given: Any) -> Any:
+        return self.call(*given)
+
+    def __reduce__(self) -> Any:
+        return Hook, ()
 
 
 class Taps:
@@ -238,16 +108,20 @@ class Taps:
         self.held_out_sums: list[Sums] = []
         self.logits: dict[int, Tensor] = {}  # of the current forward, by the tap's number
         self.tallies = [Tally(number, tap.experts, device_of(tap.module)) for number, tap in enumerate(self.taps)]
-        self.handles = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        # generate() of a model within another, such as one that PEFT wraps, calls the inner one by itself.
+        models = [m for m in model.modules() if m is model or callable(getattr(type(m), "generate", None))]
+        self.handles = [m.register_forward_pre_hook(Hook(self._begin), with_kwargs=True) for m in models]
         for number, tap in enumerate(self.taps):
             if (router := self.routers.get(number)) is not None:
-                self.handles.append(router.module.register_forward_hook(self._hear(number, router), with_kwargs=True))
+                hear = Hook(self._hear(number, router))
+                self.handles.append(router.module.register_forward_hook(hear, with_kwargs=True))
             self.handles.append(self._hook(number, tap))
 
     def _begin(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        """The model's forward begins. Only generate() hands it a cache of what came before."""
+        """The model's forward begins. A cache of what came before is handed to it by generate(), and where a prefix is trained:
+        then gradients are taken."""
         if not torch.compiler.is_compiling():
-            self.generating = kwargs.get("past_key_values") is not None
+            self.generating = kwargs.get("past_key_values") is not None and not torch.is_grad_enabled()
             self.logits.clear()
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
@@ -284,10 +158,10 @@ class Taps:
                     self.failed(error)
 
         if tap.early:
-            return tap.module.register_forward_pre_hook(choose, with_kwargs=True)
+            return tap.module.register_forward_pre_hook(Hook(choose), with_kwargs=True)
         if tap.read is read_gates:
             return Gating(tap.module, lambda module, gates: count(module, (), {}, gates))
-        return tap.module.register_forward_hook(count, with_kwargs=True)
+        return tap.module.register_forward_hook(Hook(count), with_kwargs=True)
 
     def _without(self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
         """The arguments of experts, with weight 0 for those that are off."""
@@ -311,11 +185,11 @@ class Taps:
     def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
         logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
-            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) and training else None
+            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) > 0 and training else None
         calls = self.calls if training else self.held_out
         calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
         self.places += ids_NK.numel()
-        if self.places > MOST:
+        if self.places > MOST or len(self.held_out) > CALLS:
             self._fold(training=True)
             self._fold(training=False)
             self.places = 0
@@ -332,6 +206,10 @@ class Taps:
             scores_SC = self._scores(group) if heard is not None else None
             sums.append(add_up(group, experts)._replace(scores_SC=scores_SC))
         calls.clear()
+        if not training:  # they may be many between two live.eval(), or never be asked for
+            self.held_out_sums = [
+                Sums([tap], [self.step], counts_E1[None], None, 1) for tap, counts_E1 in counts_by_tap(sums).items()
+            ]
 
     def _scores(self, calls: Sequence[Call]) -> Tensor:
         """(S, C) the statistics of the scores of calls that are alike, of their sampled tokens."""
@@ -359,8 +237,11 @@ class Taps:
             self.shown = None
 
     def mask(self, mask: Tensor | None) -> None:
-        """Of the next forwards, the tokens (any shape, flattened) that count; None: all."""
-        self.kept_N = None if mask is None else mask.detach().bool().flatten()
+        """Of the next forwards, the tokens (any shape, flattened) that count; None: all. A copy is kept, where the experts are."""
+        where = device_of(self.taps[0].module)
+        self.kept_N = (
+            None if mask is None else torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
+        )
 
     def last(self) -> list[Call]:
         """The calls in training that were not added up yet."""
@@ -395,4 +276,4 @@ def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Te
     weights_NK = None if weights is None else weights.detach()
     if weights_NK is not None and weights_NK.dim() != 2:
         weights_NK = weights_NK.flatten(0, -2)
-    return ids_NK, weights_NK, kept_N if kept_N is not None and len(kept_N) == len(ids_NK) else None
+    return ids_NK, weights_NK, kept_N.to(ids.device) if kept_N is not None and len(kept_N) == len(ids_NK) else None

@@ -13,6 +13,7 @@ from torch import nn
 
 from moe_core.diagnosis import COEFFICIENT
 from moe_core.schema import Knob
+from moe_core.schema.description import read_knob
 from moe_core.watching.taps import Taps
 
 # The weights of the routers' own losses, as transformers' configs call them.
@@ -31,11 +32,14 @@ class Turn(NamedTuple):
     follow: Callable[[Any], None]
 
 
-def turns_of(model: nn.Module, taps: Taps, optimizer: Any, switch_off: Callable[[str], None] | None) -> dict[str, Turn]:
-    """What can be turned, by name. switch_off: follows the knob `off`, None where no expert can be switched off."""
+def turns_of(
+    model: nn.Module, taps: Taps, rates: "Rates | None", switch_off: Callable[[str], None] | None
+) -> dict[str, Turn]:
+    """What can be turned, by name. rates: None without an optimizer; switch_off: follows the knob `off`, None where no expert
+    can be switched off."""
     turns = coefficients(model) | places(model, taps)
-    if optimizer is not None:
-        turns |= Rates(optimizer, [router.module for router in taps.routers.values()]).turns()
+    if rates is not None:
+        turns |= rates.turns()
     if switch_off is not None:
         help = "experts that take no part, such as 4 or 2:4 for layer 2's expert 4; what they would add is left out"
         turns["off"] = Turn(Knob("", help=help), switch_off)
@@ -43,9 +47,14 @@ def turns_of(model: nn.Module, taps: Taps, optimizer: Any, switch_off: Callable[
 
 
 def with_own(turns: dict[str, Turn], own: Mapping[str, Knob]) -> dict[str, Turn]:
-    """Ours and the user's knobs, which the user's own code follows. ValueError for one that has a name of ours."""
+    """Ours and the user's knobs, which the user's own code follows. ValueError for one that has a name of ours, or that no record
+    could hold."""
     if taken := sorted(turns.keys() & own.keys()):
         raise ValueError(f"knobs must have names of their own, and {', '.join(taken)} is a knob of the model already")
+    for name, knob in own.items():
+        if not isinstance(knob, Knob):
+            raise ValueError(f"knobs must be Knobs, such as knobs={{{name!r}: Knob(0.1, 0, 1)}}, got {knob!r}")
+        read_knob(name, knob._asdict())
     return turns | {name: Turn(knob, lambda value: None) for name, knob in own.items()}
 
 
@@ -117,8 +126,10 @@ class Rates:
         self.held = {id(parameter) for router in routers for parameter in router.parameters()}
         self.frozen = False
         self.before: list[tuple[dict[str, Any], str, Any]] = []
-        self.optimizer.register_step_pre_hook(self._set)
-        self.optimizer.register_step_post_hook(self._restore)
+        self.handles = [
+            self.optimizer.register_step_pre_hook(self._set),
+            self.optimizer.register_step_post_hook(self._restore),
+        ]
 
     def turns(self) -> dict[str, Turn]:
         """lr, weight_decay and freeze_router, those that this optimizer has."""
@@ -140,10 +151,17 @@ class Rates:
             turns["freeze_router"] = Turn(Knob(0, 0, 1, help=help), lambda value: setattr(self, "frozen", bool(value)))
         return turns
 
+    def close(self) -> None:
+        """Leave the optimizer as it was."""
+        self._restore()
+        for handle in self.handles:
+            handle.remove()
+
     def _follow(self, name: str, value: float) -> None:
         self.values[name] = value
 
     def _set(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+        self._restore()  # of a step that an error ended
         for group in optimizer.param_groups:
             for name, start in self.starts.items():
                 if self.values[name] != start:
@@ -154,7 +172,7 @@ class Rates:
                     if id(parameter) in self.held:
                         parameter.grad = None
 
-    def _restore(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _restore(self, *given: Any) -> None:
         for group, name, value in self.before:
             group[name] = value
         self.before.clear()

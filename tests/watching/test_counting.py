@@ -9,7 +9,8 @@ from torch.utils.checkpoint import checkpoint
 
 from moe_core.nn import MoELayer
 from moe_core.watching import taps as taps_module
-from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.readers import find_taps
+from moe_core.watching.taps import Taps
 from tests.watching.sums import counts_of
 
 E, K, D = 6, 2, 8

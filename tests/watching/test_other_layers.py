@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.readers import find_taps
+from moe_core.watching.taps import Taps
 from tests.watching.sums import counts_of, importance_of
 
 D, E, K = 8, 6, 2

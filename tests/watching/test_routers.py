@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
 
+from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import SCORES, Groups, Logits, Router, best_of, choose, find_routers, score_statistics
-from moe_core.watching.taps import Tap, find_taps
+from moe_core.watching.taps import Tap
 from tests.watching import families
 from tests.watching.test_taps import FAMILIES, batch, loss_of
 

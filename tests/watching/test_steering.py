@@ -15,9 +15,9 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 from moe_core.nn.gating import NoisyTopKGate
 from moe_core.nn.strategies import Step, after_update, route
 from moe_core.schema import Knobs
+from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import Groups, Router, best_of, choose, find_routers
 from moe_core.watching.steering import Steering, evening_bias, towards_even
-from moe_core.watching.taps import find_taps
 from tests.watching import families
 from tests.watching.test_routers import build as build_skewed
 from tests.watching.test_routers import read

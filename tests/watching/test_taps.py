@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
 
-from moe_core.watching.taps import Taps, find_taps
+from moe_core.watching.readers import find_taps
+from moe_core.watching.taps import Taps
 from moe_core.watching.turning import places
 from tests.watching.families import build, families
 from tests.watching.sums import counts_of
