@@ -1,5 +1,6 @@
 """A model and a batch of the user's, run as often as a check wants, each time from the same state."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -75,6 +76,16 @@ def loss_of_output(model: nn.Module, batch: Any) -> Tensor:
     return loss
 
 
+def check_loss(loss: Any) -> None:
+    """ValueError for what no gradient can be taken of."""
+    if torch.is_tensor(loss) and loss.numel() == 1 and loss.requires_grad:
+        return
+    got = f"one of shape {tuple(loss.shape)}" if torch.is_tensor(loss) else type(loss).__name__
+    if torch.is_tensor(loss) and loss.numel() == 1:
+        got = "one that depends on no parameter with requires_grad"
+    raise ValueError(f"check needs a loss that is a tensor of one number and has a gradient, got {got}")
+
+
 class Subject:
     """What the checks share. zero, turned: the gradients with the coefficient at 0 and at TURNED, if the model has one."""
 
@@ -100,6 +111,11 @@ class Subject:
         self.applied = False  # whether turning the coefficient changes the loss or a gradient
         self.zero = self.turned = torch.zeros(0)
         self.plain = self.gradient()
+        if not (math.isfinite(self.value) and self.plain.isfinite().all()):
+            raise ValueError(
+                f"check compares losses and gradients, and of this batch the loss is {self.value} and the gradient not finite "
+                f"throughout; give a batch on which the model can be trained"
+            )
         self.tolerance = TOLERANCE_IN_HALF if self._computes_in_half() else TOLERANCE
         self.is_random = relative_difference(self.gradient(seed=1), self.plain) > self.tolerance
 
@@ -162,6 +178,7 @@ class Subject:
         with hooked(place.module.register_forward_pre_hook(detach, with_kwargs=True) for place in routers):
             if run is None:
                 loss = self.loss(self.model, self.batch if batch is None else batch)
+                check_loss(loss)
                 self.value = float(loss.detach())
                 loss.backward()  # type: ignore[no-untyped-call]
             else:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from moe_core.runs import open_run
 from moe_core.watching import Knob, watch
 from moe_core.watching import taps as taps_module
+from moe_core.watching.doctor import check
 from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import Logits
 from moe_core.watching.taps import Taps
@@ -271,6 +272,23 @@ def test_a_closed_run_turns_no_rate_any_more(tmp_path: Path) -> None:
     live.turn(lr=0.02)
     assert rate_of(optimizer, model) == 0.02
     live.close()
+
+
+# The doctor
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda model, x: 1.0, "a tensor of one number and has a gradient, got float"),
+        (lambda model, x: model(x), r"a tensor of one number and has a gradient, got one of shape \(20, 8\)"),
+        (lambda model, x: model(x).sum().detach(), "depends on no parameter with requires_grad"),
+        (lambda model, x: model(x).sum() * float("nan"), "the loss is nan"),
+    ],
+)
+def test_the_doctor_refuses_a_loss_of_which_it_could_tell_nothing(loss: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        check(Model(), batch().detach(), loss=loss)
 
 
 # Ends
