@@ -38,7 +38,7 @@ def earlier(tmp_path: Path):
 def test_it_was_weighed_over_the_kept_and_so_it_trains_again(earlier, tmp_path: Path) -> None:
     """Losses to 1e-3: another processor adds up in another order. Weighed as switch is now, it is another training."""
     knobs = earlier.started_knobs
-    assert (knobs.strategy, knobs.weigh) == ("switch", "kept")
+    assert (knobs.strategy, knobs.weigh, knobs.balance_over) == ("switch", "kept", "batch")
     recorded = earlier.history("loss")[1]
     again, _ = train(earlier.config, knobs, tmp_path, "again")
     other, _ = train(earlier.config, replace(knobs, weigh="own"), tmp_path, "other")
