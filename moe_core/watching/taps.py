@@ -1,6 +1,7 @@
 """The hooks on a model, which keep what its layers select."""
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -12,6 +13,8 @@ from moe_core.watching.places import Tap
 from moe_core.watching.readers import GATING, Arguments, read_gates
 from moe_core.watching.routers import Router, score_statistics
 from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap
+
+log = logging.getLogger("moescope")
 
 MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
 CALLS = 1 << 13  # calls in evaluation likewise, which may be of few tokens each
@@ -93,6 +96,7 @@ class Taps:
         self.taps, self.failed = list(taps), failed
         self.routers = {number: routers[tap.name] for number, tap in enumerate(self.taps) if tap.name in routers}
         self.kept_N: Tensor | None = None
+        self.misfit = False  # whether it was said that a mask does not fit
         self.silent = self.generating = self.compiled = False
         self.listening = True  # whether the routers' logits of this step are kept
         self.hear_all = False  # whether to keep the logits of every token in every step
@@ -186,6 +190,12 @@ class Taps:
         logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
         if logits_NE is not None:
             logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) > 0 and training else None
+        if kept_N is None and self.kept_N is not None and not self.misfit:
+            self.misfit = True
+            log.warning(
+                "the mask is of %d tokens and %s was called with %d: there all of them count, padding too",
+                len(self.kept_N), self.taps[tap].name, len(ids_NK),
+            )  # fmt: skip
         calls = self.calls if training else self.held_out
         calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
         self.places += ids_NK.numel()

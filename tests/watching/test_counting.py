@@ -214,3 +214,16 @@ def test_many_forwards_of_a_step_hold_no_memory(monkeypatch: pytest.MonkeyPatch)
         assert sum(call.ids_NK.numel() for call in taps.calls) <= 500
     assert counted(taps) == [[100 * n for n in counts] for counts in reference(model.eval(), batch())]
     taps.close()
+
+
+def test_a_mask_of_another_length_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    model = Model()
+    taps = Taps(model, find_taps(model))
+    taps.mask(torch.ones(7))
+    for _ in range(2):
+        model(batch())
+    taps.close()
+    assert [sum(row) for row in counted(taps)] == [2 * 20 * K] * 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "the mask is of 7 tokens and blocks.0.experts was called with 20: there all of them count, padding too"
+    ]

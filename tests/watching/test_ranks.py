@@ -117,7 +117,8 @@ def test_a_step_that_not_all_ranks_call_is_said(others: tuple[Path, list[Seen], 
 
 def test_without_a_group_there_are_no_ranks() -> None:
     from moe_core.watching.ranks import ranks_of
-    from moe_core.watching.taps import Taps, find_taps
+    from moe_core.watching.readers import find_taps
+    from moe_core.watching.taps import Taps
     from tests.watching.test_counting import Model
 
     model = Model()
