@@ -10,7 +10,7 @@ run: $(VENV)/.run  ## open the dashboard on 127.0.0.1
 
 test: $(VENV)/.dev  ## every test, the browser's too
 	$(BIN)/python tests/chromium.py
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a file stays with one worker; tests/conftest.py says how many there are, and which file comes first
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # a file stays with one of as many workers as there are cores; tests/conftest.py says which file comes first
 
 check: $(VENV)/.dev  ## formatting, lint and types
 	$(BIN)/ruff format --check .

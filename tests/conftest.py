@@ -1,7 +1,5 @@
 """How the whole run is spread over the cores of a machine: `make test`."""
 
-import os
-
 import pytest
 
 # Files of few tests that take long each: begun last, one of them would keep a worker busy when the others have ended.
@@ -21,12 +19,6 @@ LONG = (
     "training/test_faults.py",
     "runs/test_beside.py",
 )
-
-
-def pytest_xdist_auto_num_workers() -> int:
-    """What `-n auto` means: half as many again as there are cores, since a test of a page waits for much of its time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return cores + (cores + 1) // 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
