@@ -12,6 +12,8 @@ from moe_core.diagnosis import Finding
 from moe_core.recording import recent
 from moe_core.runs import Run, StoreError, list_runs, open_run, verify
 from moe_core.watching import Knob, Live, StopTraining, recorder, watch
+from moe_core.watching.measuring import add_by_step
+from moe_core.watching.tally import SCORE_STATS, Sums
 from tests.watching.test_counting import D, E, K, Model, batch, reference
 
 
@@ -302,3 +304,19 @@ def test_the_diagnosis_tells_listeners_once(model: Model, tmp_path: Path, monkey
     live.close()
     assert [(finding.rule, finding.layer) for finding in heard] == [("collapse", 1), ("dead_experts", 1)]
     assert heard[0].since == 1
+
+
+def test_a_mask_holds_until_the_step_is_done(model: Model, tmp_path: Path) -> None:
+    live = watch(model, "a", runs=tmp_path)
+    live.mask(torch.arange(20) < 13)
+    train(live, model, sgd(model), 2)
+    assert ended(live).history("counts", 0)[1].sum(1).tolist() == [13 * K, 20 * K]
+
+
+def test_of_several_forwards_counts_are_added_and_scores_averaged() -> None:
+    """Of layer 0, two forwards in step 1 and one in step 2."""
+    scores_SC = torch.tensor([[1.0, 3.0, 5.0]] * len(SCORE_STATS))
+    counts_CE1 = torch.tensor([[1, 2, 0], [3, 4, 0], [5, 6, 0]])
+    added = add_by_step([Sums([7, 7, 7], [1, 1, 2], counts_CE1, None, 1, scores_SC)], {7: 0})
+    assert [added[step]["counts", 0].tolist() for step in (1, 2)] == [[4, 6], [5, 6]]
+    assert [added[step][SCORE_STATS[0], 0] for step in (1, 2)] == [2.0, 5.0]

@@ -60,6 +60,7 @@ def test_a_full_disk_lets_the_training_go_on_and_is_caught_up(
     lost = np.isnan(loss)
     assert lost.any()  # of those that waited only the last 50 are kept
     assert not lost[-54:].any()
+    assert np.array_equal(np.isnan(run.history("counts", 0)[1]).any(1), lost)  # what is kept of a step is kept whole
     assert sum("the disk is full" in line for line in said(caplog)) == 1
 
 
