@@ -12,7 +12,7 @@ from moe_core.diagnosis import Finding
 from moe_core.recording import recent
 from moe_core.runs import Run, StoreError, list_runs, open_run, verify
 from moe_core.watching import Knob, Live, StopTraining, recorder, watch
-from moe_core.watching.measuring import add_by_step
+from moe_core.watching.measuring import Step, add_by_step
 from moe_core.watching.tally import SCORE_STATS, Sums
 from tests.watching.test_counting import D, E, K, Model, batch, reference
 
@@ -320,3 +320,14 @@ def test_of_several_forwards_counts_are_added_and_scores_averaged() -> None:
     added = add_by_step([Sums([7, 7, 7], [1, 1, 2], counts_CE1, None, 1, scores_SC)], {7: 0})
     assert [added[step]["counts", 0].tolist() for step in (1, 2)] == [[4, 6], [5, 6]]
     assert [added[step][SCORE_STATS[0], 0] for step in (1, 2)] == [2.0, 5.0]
+
+
+def test_sums_of_kept_and_forgotten_steps_are_kept(model: Model, tmp_path: Path) -> None:
+    kept = watch(model, "a", runs=tmp_path).recorder
+    kept.steps = [Step(number, 0.1, {}) for number in (1, 2, 3)]
+    both, old = (Sums([0, 0], steps, torch.ones(2, E + 1), None, K) for steps in ([2, 3], [1, 2]))
+    kept.sums = [both, old]
+    kept._forget(2)
+    assert kept.steps[:2] == [1, 2]
+    assert kept.steps[2].number == 3
+    assert kept.sums == [both]
