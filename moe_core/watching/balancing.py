@@ -9,15 +9,15 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_core.diagnosis import COEFFICIENT
 from moe_core.recording.holding import EVERY, factor, steer
 from moe_core.schema import Knob
 from moe_core.watching.ranks import Ranks
 from moe_core.watching.steering import KINDS, Steering
 from moe_core.watching.tally import Call, Sums, counts_by_tap
 from moe_core.watching.taps import Taps
-from moe_core.watching.turning import COEFFICIENTS, Turn
+from moe_core.watching.turning import Turn
 
-COEFFICIENT = COEFFICIENTS[0]
 OFF = "off"
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_core.diagnosis import Finding
+from moe_core.diagnosis import COEFFICIENT, Finding
 from moe_core.runs.rows import Pending
 from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer, switched_off
 from moe_core.schema.stats import Metric
-from moe_core.watching.balancing import COEFFICIENT, OFF, Balance
+from moe_core.watching.balancing import OFF, Balance
 from moe_core.watching.describing import description_of
 from moe_core.watching.doctor import check
 from moe_core.watching.findings import Finding as CheckFinding
@@ -39,9 +39,7 @@ LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody
 READ = 0.25  # seconds after which turns and commands are read even if the tip names none
 IDLE = 0.02  # seconds between two readings of the commands while paused
 PATIENCE = 3  # steps within which some expert must be called
-LISTEN_EVERY = (
-    5  # steps between two measurements of the routers' scores, which cost as much as all else; held in between
-)
+LISTEN_EVERY = 5  # steps between two measurements of the routers' scores, which cost as much as all else
 
 log = logging.getLogger("moescope")
 
@@ -98,8 +96,8 @@ class Live:
         """A step of the optimizer is done: record it, and follow what people turned meanwhile. Waits while the run is paused.
 
         loss: of the step, in nats, a number or a tensor, which is not waited for. task_loss, grad_norm: if you have them.
-        ValueError for a number of another name, or what is no number; RuntimeError in the third step if no expert was called; StopTraining if
-        somebody asked the run to stop.
+        ValueError for a number of another name, or what is no number; RuntimeError in the third step if no expert was called;
+        StopTraining if somebody asked the run to stop.
         """
         said = {"loss": loss, **others}
         if unknown := sorted(said.keys() - set(OF_STEP)):
@@ -308,10 +306,7 @@ class Live:
         for change in pending.knobs:
             self.recorder.writer.knob_seen = change.id
             if change.name in self.turns:
-                try:
-                    self.take({change.name: self.turns[change.name].knob.parse(change.name, change.value)})
-                except Exception as error:
-                    log.warning("%s was not turned to %s: %s", change.name, change.value, first_line(error))
+                self.turn_to(change.name, change.value)
             self.recorder.collected["applied"].append((change.id, self.number + 1))
         for command in pending.commands:
             if command.id > self.recorder.writer.command_seen:
@@ -320,6 +315,13 @@ class Live:
         if pending.knobs or pending.commands:
             self.recorder.committer.recent.note_turns(self.number + 1, self.knobs)
             self.recorder.flush()
+
+    def turn_to(self, name: str, value: float | str) -> None:
+        """Turn a knob as somebody asked for it; where it cannot be, say so."""
+        try:
+            self.take({name: self.turns[name].knob.parse(name, value)})
+        except Exception as error:
+            log.warning("%s was not turned to %s: %s", name, value, first_line(error))
 
     def take(self, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():

@@ -26,7 +26,6 @@ from moe_core.watching.measuring import OF_STEP, Step, arrays_of
 from moe_core.watching.recorder import BEAT, Recorder
 from moe_core.watching.tally import SCORE_STATS, Sums
 from moe_core.watching.taps import Taps
-from moe_core.watching.turning import Turn
 
 EVERY = 5  # steps between two meetings
 EAGER = 3  # after each of the first so many steps they meet, so that the record begins at once
@@ -160,11 +159,10 @@ class Trained(Protocol):
     problem: str
     taps: Taps
     recorder: Recorder
-    turns: dict[str, Turn]
 
     def act(self, pending: Pending) -> None: ...
 
-    def take(self, values: Mapping[str, float | str]) -> None: ...
+    def turn_to(self, name: str, value: float | str) -> None: ...
 
     def obey(self, command: str) -> str: ...
 
@@ -306,10 +304,7 @@ class Ranks:
             return
         knobs, commands, _ = told
         for name, value in knobs:
-            try:
-                live.take({name: live.turns[name].knob.parse(name, value)})
-            except Exception as error:
-                log.warning("%s was not turned to %s: %s", name, value, first_line(error))
+            live.turn_to(name, value)
         for command in commands:
             live.obey(command)
 

@@ -101,9 +101,8 @@ class Taps:
         self.listening = True  # whether the routers' logits of this step are kept
         self.hear_all = False  # whether to keep the logits of every token in every step
         self.shown: dict[int, list[tuple[Tensor, Tensor | None]]] | None = None  # of show(), while it goes on
-        self.off: dict[
-            int, Tensor
-        ] = {}  # by the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off
+        # By the tap's number, (E + 1,) 1 for the experts that are on, 0 for those that are off.
+        self.off: dict[int, Tensor] = {}
         self.step = 1  # the one that is being trained
         self.places = 0  # in the ids of the calls below
         self.calls: list[Call] = []
@@ -202,12 +201,12 @@ class Taps:
         if self.places > MOST or len(self.held_out) > CALLS:
             self._fold(training=True)
             self._fold(training=False)
-            self.places = 0
 
     def _fold(self, training: bool) -> None:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
         alike: dict[Any, list[Call]] = {}
         for call in calls:
+            self.places -= call.ids_NK.numel()
             weighed = call.weights_NK is not None
             heard = None if call.logits_ME is None else self.routers[call.tap].kind
             key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, id(call.kept_N), heard
