@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema", "moe_core.evidence"},
     "moe_core/evidence.py": {"numpy", "moe_core.schema", "moe_core.runs.rows", "moe_core.runs.statistics"},
     "moe_core/recording": {"numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.runs", "moe_core.evidence", "moe_core.recording"},
+    "moe_core/recording/facts.py": {"numpy", "torch", "moe_core"},
     "moe_core/watching/callback.py": {"torch", "transformers", "moe_core.runs", "moe_core.schema", "moe_core.watching"},
     "moe_core/training": {"numpy", "torch", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.recording", "moe_core.training"},
     "moe_core/watching": {"torch", "numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.nn", "moe_core.runs", "moe_core.recording", "moe_core.watching"},

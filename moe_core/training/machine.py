@@ -1,16 +1,13 @@
 """The machine that a run trains on: which device, how many threads, and the facts that a run's numbers depend on."""
 
-import platform
 import statistics
-import sys
 import time
 from typing import Any
 
-import numpy as np
 import torch
 
-from moe_core import __version__
 from moe_core.nn.models import build, routing_options
+from moe_core.recording.facts import device_name, versions
 from moe_core.runs import cores
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import Data
@@ -59,16 +56,10 @@ def choose_threads(config: Config, data: Data, knobs: Knobs, device: torch.devic
 
 def facts_of(device: torch.device, threads: int) -> dict[str, Any]:
     """What floating-point sums depend on beside Config and Knobs, for whoever reads or resumes the run."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": threads,
         "instructions": torch.backends.cpu.get_cpu_capability(),
-        "versions": {
-            "moescope": __version__,
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": sys.version.split()[0],
-        },
+        "versions": versions(),
     }

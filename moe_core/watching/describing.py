@@ -1,15 +1,13 @@
 """The description of a watched run: its layers, its statistics, its knobs, and the model and machine that it is of."""
 
-import platform
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from moe_core import __version__
+from moe_core.recording.facts import device_name, versions
 from moe_core.schema import Description, Knob, Layer
 from moe_core.schema.description import Loss
 from moe_core.schema.stats import Metric
@@ -84,19 +82,12 @@ def settings_of(model: nn.Module, optimizer: Any) -> dict[str, Any]:
 
 def facts_of(model: nn.Module) -> dict[str, Any]:
     """The device that the model is trained on, and the versions of the software."""
-    device = device_of(model)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {
-        "moescope": __version__,
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "python": sys.version.split()[0],
-    }
+    device, used = device_of(model), versions()
     if (transformers := sys.modules.get("transformers")) is not None:
-        versions["transformers"] = str(transformers.__version__)
+        used["transformers"] = str(transformers.__version__)
     return {
         "device": str(device),
-        "device_name": name,
+        "device_name": device_name(device),
         "threads": torch.get_num_threads(),
-        "versions": versions,
+        "versions": used,
     }
