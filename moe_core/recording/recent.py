@@ -34,8 +34,8 @@ class Recent:
         self.experts = description.experts
         self.knobs: KnobValues = knobs
         width = self.layout[-1].start + self.layout[-1].width
-        self.first, self.rows_nC = 1, np.empty((0, width), np.float32)
-        self.kept = min(KEPT, max(FEWEST, ROOM // self.rows_nC.itemsize // self.rows_nC.shape[1]))
+        self.last, self.parts = 0, [np.empty((0, width), np.float32)]  # the last step that was committed; rows up to it
+        self.kept = min(KEPT, max(FEWEST, ROOM // (np.dtype(np.float32).itemsize * width)))
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
         self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it follows from, and the spans
@@ -68,8 +68,8 @@ class Recent:
         self.evaluated += [evaluation(self.experts, 0, *row) for row in batch.evals]
         del self.evaluated[:-EVALS]
         if len(batch.rows):
-            self.rows_nC = np.concatenate([self.rows_nC, batch.rows])[-self.kept :]
-            self.first = batch.first_step + len(batch.rows) - len(self.rows_nC)
+            self.parts.append(batch.rows)
+            self.last = batch.first_step + len(batch.rows) - 1
         return self.new_findings() if time.monotonic() >= self.next_diagnosis else []
 
     def new_findings(self) -> list[Finding]:
@@ -85,9 +85,16 @@ class Recent:
     # What a diagnosis reads
 
     @property
-    def last(self) -> int:
-        """The last step that was committed."""
-        return self.first + len(self.rows_nC) - 1
+    def rows_nC(self) -> NDArray[np.float32]:
+        """The rows in memory, put together when somebody reads them."""
+        if len(self.parts) > 1:
+            self.parts = [np.concatenate(self.parts)[-self.kept :]]
+        return self.parts[0]
+
+    @property
+    def first(self) -> int:
+        """The first step in memory."""
+        return self.last - len(self.rows_nC) + 1
 
     def history(self, stat: str, layer: int = 0, bins: int | None = None) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """The steps in memory, none thinned: they are no more than a diagnosis reads."""

@@ -55,6 +55,7 @@ class RunWriter:
         self.resumed = 0  # the id of the commands row that records this trainer's resume; how: the settings in it
         self.how: Mapping[str, Any] = {}
         self.put_off = ""  # why the work after a commit (tip and log) waits for the next one
+        self.old = b""  # the part of the tip that asks, when it last asked for nothing new
         self.unread = 0.0  # the time since which nothing could be read; 0: it can
         try:
             self._open(folder)
@@ -225,10 +226,15 @@ class RunWriter:
         """Whether somebody has turned a knob or given a command that was not taken yet, by the tip alone, which costs a tenth of
         pending(). It may be wrong where the tip could not be written, so pending() is to be asked now and then too."""
         try:
-            turns, commands = unpack(self.chain_of_run, "asked", os.pread(self.tip, HALF.size, HALF.size)) or (0, 0)
+            data = os.pread(self.tip, HALF.size, HALF.size)
         except OSError:
             return True
-        return turns > self.knob_seen or commands > self.command_seen
+        if data == self.old:
+            return False
+        turns, commands = unpack(self.chain_of_run, "asked", data) or (0, 0)
+        asked = turns > self.knob_seen or commands > self.command_seen
+        self.old = self.old if asked else data
+        return asked
 
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order. A damaged one is

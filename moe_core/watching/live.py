@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -36,10 +36,11 @@ from moe_core.watching.taps import Taps
 from moe_core.watching.turning import Rates, turns_of, with_own
 
 LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody turned a knob or gave a command
-READ = 0.25  # seconds after which turns and commands are read even if the tip names none
+READ = 1.0  # seconds after which turns and commands are read even if the tip names none
 IDLE = 0.02  # seconds between two readings of the commands while paused
 PATIENCE = 3  # steps within which some expert must be called
-LISTEN_EVERY = 5  # steps between two measurements of the routers' scores, which cost as much as all else
+LISTEN_EVERY = 10  # steps between two measurements of the routers' scores, which cost as much as all else;
+SLOW = 0.1  # after a step of more seconds they are measured in the next in any case
 
 log = logging.getLogger("moescope")
 
@@ -100,7 +101,7 @@ class Live:
         StopTraining if somebody asked the run to stop.
         """
         said = {"loss": loss, **others}
-        if unknown := sorted(said.keys() - set(OF_STEP)):
+        if unknown := [name for name in said if name not in OF_STEP]:
             raise ValueError(
                 f"live.step takes {', '.join(OF_STEP)}, got {', '.join(unknown)}; of a held-out split say live.eval(name=number)"
             )
@@ -108,7 +109,7 @@ class Live:
             return
         kept = {name: number_of(name, value) for name, value in said.items() if value is not None}
         self.number += 1
-        look = self._look()
+        look = self._look() if self.probe is not None else None
         try:
             if self.taps.compiled or not self.balance.idle:  # balancing goes on after watching stopped
                 calls = self.taps.last()
@@ -246,24 +247,29 @@ class Live:
 
     def _look(self) -> Look | None:
         """Show the model its probe, if this is a step for it; also after watching stopped, since all ranks must call the model."""
+        assert self.probe is not None
         began = time.monotonic()
-        look = self.probe.look(self.number) if self.probe is not None else None
+        look = self.probe.look(self.number)
         self.began += time.monotonic() - began  # it is no part of the user's step
         return look
 
-    def _record(self, said: dict[str, float | Tensor], look: Look | None) -> None:
+    def _record(self, said: Mapping[str, float | Tensor], look: Look | None) -> None:
         now = time.monotonic()
+        seconds, self.began = now - self.began, now
         self.taps.mask(None)
-        self.taps.listening = self.number % LISTEN_EVERY == 0
-        if self.recorder.writer is not None and (late := said.keys() - self.recorder.said - self.told):
-            self.told |= late
-            log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(sorted(late)))
-        step = Step(self.number, now - self.began, dict[str, Scalar](said), look)
-        self.began = now
+        self.taps.listening = self.number % LISTEN_EVERY == 0 or seconds > SLOW
+        if self.recorder.writer is not None and not said.keys() <= self.recorder.said:
+            self._say_late(said.keys() - self.recorder.said)
+        step = Step(self.number, seconds, said, look)
         if self.ranks is not None:
             self.ranks.steps.append(step)
         else:
             self.recorder.store(step)
+
+    def _say_late(self, names: Set[str]) -> None:
+        if late := sorted(names - self.told):
+            self.told |= names
+            log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(late))
 
     def _describe(self, places: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
         """What the run says of itself, when its record begins."""

@@ -1,10 +1,10 @@
 """The rows of a watched run's record, from what was kept of each step. They are made where the record is written, so that the
 training waits for no copy from its device.
 
-Shapes: n steps, C columns of the record, E experts, S statistics of the scores.
+Shapes: n steps, C columns of the record (of Sums: calls), E experts, L layers, H columns that are held.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,9 +20,12 @@ OF_STEP = ("loss", "task_loss", "grad_norm")  # what the user says of a step
 
 
 def number_of(name: str, value: Any) -> float | Tensor:
-    """What the user says, as it is kept: of a tensor a copy, which is not waited for. ValueError for what is no number."""
-    if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
-        return value.detach().clone()  # their loop may go on to change it
+    """What the user says, as it is kept: of a tensor on a device a copy, which is not waited for. ValueError for what is no number."""
+    if isinstance(value, Tensor):
+        plain: Tensor = value.detach()
+        if plain.device.type != "cpu" and plain.numel() == 1 and not plain.is_complex():
+            return plain.clone()  # their loop may go on to change it
+        value = plain
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -35,69 +38,102 @@ class Step(NamedTuple):
 
     number: int
     seconds: float
-    said: dict[str, Scalar]
+    said: Mapping[str, Scalar]
     look: Look | None = None
 
 
 class Rows:
-    """Makes rows in the columns of a record. layers: the layer of each tap's number."""
+    """Makes rows in the columns of a record. layers: the layer of each tap's number. X: the experts of all layers."""
 
     def __init__(self, columns: Sequence[Column], layers: dict[int, int]) -> None:
         self.layers, self.width = layers, columns[-1].start + columns[-1].width
-        self.places = {(c.stat, c.layer): slice(c.start, c.start + c.width) for c in columns}
-        self.last_selected = {
-            c.layer: np.zeros(c.width) for c in columns if c.stat == "counts"
-        }  # the step in which each expert was selected last; 0: none yet
-        # The last statistics of the scores and of the probe, which not every step measures.
-        self.held: dict[tuple[str, int], NDArray[np.float64]] = {}
+        self.starts = {(c.stat, c.layer): c.start for c in columns}
+        self.averaged_C = np.isin(np.arange(self.width), [c.start for c in columns if c.stat in SCORE_STATS])
+        # Steps that did not measure these have what was measured last.
+        self.held_H = [c.start for c in columns if c.stat in (*SCORE_STATS, *MOVEMENT)]
+        self.last_H = np.full(len(self.held_H), np.nan)
+        counts = [c for c in columns if c.stat == "counts"]
+        self.counts_X = np.concatenate([np.arange(c.start, c.start + c.width) for c in counts])
+        self.first_L = np.cumsum([0, *(c.width for c in counts)])[:-1]  # the place of each layer's first expert in X
+        self.dead_L = [self.starts["dead_experts", c.layer] for c in counts]
+        self.selected_X = np.zeros(len(self.counts_X))  # the step in which each expert was selected last; 0: none yet
 
     def make(self, steps: Sequence[Step | int], sums: Sequence[Sums]) -> NDArray[np.float32]:
         """(n, C). A step that was not kept is given as its number alone; its row is NaN, not measured. sums: what the layers
         selected in these steps, and maybe in others."""
         rows_nC = np.full((len(steps), self.width), np.nan, np.float32)
-        added = add_by_step(sums, self.layers)
-        for row_C, step in zip(rows_nC, steps, strict=True):
-            if isinstance(step, Step):
-                self._fill(row_C, step, added.get(step.number, {}))
+        kept_n = [isinstance(step, Step) for step in steps]
+        if any(kept_n):
+            rows_nC[kept_n] = self._measure([step for step in steps if isinstance(step, Step)], sums)
         return rows_nC
 
-    def _fill(self, row_C: NDArray[np.float32], step: Step, added: dict[tuple[str, int], NDArray[np.float64]]) -> None:
-        self._set(row_C, "seconds", -1, step.seconds)
-        for name in OF_STEP:
-            if (said := step.said.get(name)) is not None:
-                self._set(row_C, name, -1, float(said))
-        self.held |= {key: value for key, value in added.items() if key[0] in SCORE_STATS}
+    def _measure(self, steps: Sequence[Step], sums: Sequence[Sums]) -> NDArray[np.float64]:
+        added = Added(len(steps), self.width)
+        number_n = np.array([step.number for step in steps])
+        row_of = {step.number: n for n, step in enumerate(steps)}
+        for one in sums:
+            self._add_sums(added, row_of, one)
+        for n, step in enumerate(steps):
+            self._add_said(added, n, step)
+        values_nC = added.values(self.averaged_C)
+        values_nC[:, self.held_H] = self._hold(values_nC[:, self.held_H], added.times_nC[:, self.held_H] > 0)
+        values_nC[:, self.dead_L] = self._count_dead(number_n, values_nC[:, self.counts_X] > 0)
+        return values_nC
+
+    def _add_sums(self, added: "Added", row_of: Mapping[int, int], sums: Sums) -> None:
+        row_C = np.array([row_of.get(step, -1) for step in sums.steps])
+        layer_C = [self.layers.get(tap, -1) for tap in sums.taps]
+        for stat, values in arrays_of(sums).items():
+            start_C = np.array([self.starts.get((stat, layer), -1) if layer >= 0 else -1 for layer in layer_C])
+            here = (row_C >= 0) & (start_C >= 0)
+            added.add(row_C[here], start_C[here], values[here])
+
+    def _add_said(self, added: "Added", row: int, step: Step) -> None:
+        said = {(name, -1): value for name, value in step.said.items() if value is not None}
         for tap, moved in step.look.moved.items() if step.look is not None else ():
-            for stat, share in zip(MOVEMENT, moved, strict=True):
-                self.held[stat, self.layers.get(tap, -1)] = np.array(float(share))
-        for (stat, layer), value in (added | self.held).items():
-            self._set(row_C, stat, layer, value)
-        for layer, last_E in self.last_selected.items():
-            counts_E = added.get(("counts", layer))
-            if counts_E is not None:
-                last_E[counts_E > 0] = step.number
-            self._set(row_C, "dead_experts", layer, float((step.number - last_E >= DEAD_AFTER).sum()))
+            said |= {(stat, self.layers.get(tap, -1)): share for stat, share in zip(MOVEMENT, moved, strict=True)}
+        for key, value in {("seconds", -1): step.seconds, **said}.items():
+            if key in self.starts:
+                added.put(row, self.starts[key], float(value))
 
-    def _set(self, row_C: NDArray[np.float32], stat: str, layer: int, value: float | NDArray[np.float64]) -> None:
-        if (place := self.places.get((stat, layer))) is not None:
-            row_C[place] = value
+    def _hold(self, values_nH: NDArray[np.float64], measured_nH: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """The values, and where nothing was measured the last one before."""
+        known_nH = np.concatenate([self.last_H[None], values_nH])
+        last_nH = np.maximum.accumulate(np.where(measured_nH, np.arange(1, len(known_nH))[:, None], 0))
+        held_nH = np.take_along_axis(known_nH, last_nH, 0)
+        self.last_H = held_nH[-1]
+        return held_nH
+
+    def _count_dead(self, number_n: NDArray[np.int64], selected_nX: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """(n, L) how many experts of each layer were not selected for DEAD_AFTER steps."""
+        last_nX = np.where(selected_nX, number_n[:, None], self.selected_X)
+        last_nX = np.maximum.accumulate(last_nX)
+        self.selected_X = last_nX[-1]
+        dead_nX = number_n[:, None] - last_nX >= DEAD_AFTER
+        return np.add.reduceat(dead_nX, self.first_L, axis=1, dtype=np.int64)
 
 
-def add_by_step(sums: Sequence[Sums], layers: dict[int, int]) -> dict[int, dict[tuple[str, int], NDArray[np.float64]]]:
-    """Each statistic of each layer, by step. Several forwards of a step are added up; the statistics of scores are averaged."""
-    added: dict[int, dict[tuple[str, int], NDArray[np.float64]]] = {}
-    forwards: dict[tuple[int, str, int], int] = {}
-    for one in sums:
-        for stat, values in arrays_of(one).items():
-            for tap, step, value in zip(one.taps, one.steps, values, strict=True):
-                if tap in layers:
-                    of_step, key = added.setdefault(step, {}), (stat, layers[tap])
-                    of_step[key] = of_step[key] + value if key in of_step else value
-                    forwards[step, *key] = forwards.get((step, *key), 0) + 1
-    return {
-        step: {key: value / forwards[step, *key] if key[0] in SCORE_STATS else value for key, value in of_step.items()}
-        for step, of_step in added.items()
-    }
+class Added:
+    """Numbers in the rows and columns of a record that were added up, and how many each is the sum of."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.total_nC, self.times_nC = np.zeros((2, rows, width))
+
+    def add(self, rows_A: NDArray[np.int64], starts_A: NDArray[np.int64], values: NDArray[np.float64]) -> None:
+        """Add values (A) or (A, E), each to its row, from its first column on."""
+        values_AE = values[:, None] if values.ndim == 1 else values
+        places_AE = (rows_A * self.total_nC.shape[1] + starts_A)[:, None] + np.arange(values_AE.shape[1])
+        np.add.at(self.total_nC.reshape(-1), places_AE, values_AE)
+        np.add.at(self.times_nC.reshape(-1), places_AE, 1)
+
+    def put(self, row: int, column: int, value: float) -> None:
+        """Set one number."""
+        self.total_nC[row, column], self.times_nC[row, column] = value, 1
+
+    def values(self, averaged_C: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """(n, C) the sums, in the averaged columns the means; NaN where nothing was added."""
+        with np.errstate(invalid="ignore"):
+            return self.total_nC / np.where(averaged_C, self.times_nC, self.times_nC > 0)
 
 
 def arrays_of(sums: Sums) -> dict[str, NDArray[np.float64]]:

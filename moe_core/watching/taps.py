@@ -129,9 +129,9 @@ class Taps:
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
         def hear(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-            if torch.compiler.is_compiling() or self.shown is not None:
+            if not (self.listening or self.hear_all) or torch.compiler.is_compiling():
                 return
-            if (self.listening or self.hear_all) and not self.silent and not recomputed():
+            if self.shown is None and not self.silent and not recomputed():
                 self.logits[number] = router.read(module, args, kwargs, output)
 
         return hear
@@ -247,10 +247,11 @@ class Taps:
 
     def mask(self, mask: Tensor | None) -> None:
         """Of the next forwards, the tokens (any shape, flattened) that count; None: all. A copy is kept, where the experts are."""
-        where = device_of(self.taps[0].module)
-        self.kept_N = (
-            None if mask is None else torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
-        )
+        if mask is None:
+            self.kept_N = None
+        else:
+            where = device_of(self.taps[0].module)
+            self.kept_N = torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
 
     def last(self) -> list[Call]:
         """The calls in training that were not added up yet."""

@@ -18,6 +18,8 @@ SMALL: dict[str, Any] = {
     "v_head_dim": 8, "first_k_dense_replace": 1, "shared_expert_intermediate_size": 16, "moe_shared_expert_intermediate_size": 16,
     "num_shared_experts": 1, "n_shared_experts": 1, "shared_intermediate_size": 16, "expert_ffn_hidden_size": 16,
     "index_n_heads": 2, "index_head_dim": 8, "index_topk": 8, "sliding_window": 16,
+    "linear_head_dim": 8, "linear_num_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 4,
+    "linear_num_value_heads": 4,
 }  # fmt: skip
 # What a family wants otherwise.
 OWN: dict[str, dict[str, Any]] = {

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from moe_core.diagnosis import Finding
 from moe_core.recording import recent
 from moe_core.runs import Run, StoreError, list_runs, open_run, verify
+from moe_core.schema import columns_of
 from moe_core.watching import Knob, Live, StopTraining, recorder, watch
-from moe_core.watching.measuring import Step, add_by_step
+from moe_core.watching.measuring import Rows, Step
 from moe_core.watching.tally import SCORE_STATS, Sums
 from tests.watching.test_counting import D, E, K, Model, batch, reference
 
@@ -317,9 +318,71 @@ def test_of_several_forwards_counts_are_added_and_scores_averaged() -> None:
     """Of layer 0, two forwards in step 1 and one in step 2."""
     scores_SC = torch.tensor([[1.0, 3.0, 5.0]] * len(SCORE_STATS))
     counts_CE1 = torch.tensor([[1, 2, 0], [3, 4, 0], [5, 6, 0]])
-    added = add_by_step([Sums([7, 7, 7], [1, 1, 2], counts_CE1, None, 1, scores_SC)], {7: 0})
-    assert [added[step]["counts", 0].tolist() for step in (1, 2)] == [[4, 6], [5, 6]]
-    assert [added[step][SCORE_STATS[0], 0] for step in (1, 2)] == [2.0, 5.0]
+    columns = columns_of((2,), ("seconds", "counts", "dead_experts", *SCORE_STATS))
+    steps = [Step(1, 0.5, {}), Step(2, 0.5, {}), Step(3, 0.5, {})]
+    rows_nC = Rows(columns, {7: 0}).make(steps, [Sums([7, 7, 7], [1, 1, 2], counts_CE1, None, 1, scores_SC)])
+    of = {c.stat: rows_nC[:, c.start : c.start + c.width].tolist() for c in columns}
+    assert of["counts"][:2] == [[4, 6], [5, 6]]
+    assert np.isnan(of["counts"][2]).all(), "nothing was counted"
+    assert of[SCORE_STATS[0]] == [[2], [5], [5]], "the third step has what was measured last"
+
+
+def test_what_was_measured_last_and_selected_last_goes_on_over_flushes() -> None:
+    columns = columns_of((2,), ("seconds", "counts", "dead_experts", *SCORE_STATS))
+    rows = Rows(columns, {0: 0})
+    of = {c.stat: slice(c.start, c.start + c.width) for c in columns}
+    first = Sums([0], [2], torch.tensor([[1, 0, 0]]), None, 1, torch.full((len(SCORE_STATS), 1), 7.0))
+    rows.make([Step(2, 0.5, {})], [first])
+    later = Sums([0, 0], [99, 100], torch.tensor([[5, 5, 0], [0, 1, 0]]), None, 1)
+    rows_nC = rows.make([99, Step(100, 0.5, {}), Step(101, 0.5, {}), Step(102, 0.5, {})], [later])
+    assert np.isnan(rows_nC[0]).all(), "a step that was not kept has no row"
+    assert rows_nC[1:, of[SCORE_STATS[0]]].tolist() == [[7], [7], [7]]
+    assert rows_nC[1, of["counts"]].tolist() == [0, 1]
+    assert np.isnan(rows_nC[2:, of["counts"]]).all(), "what was selected in step 99 is in no other row"
+    assert rows_nC[1:, of["dead_experts"]].tolist() == [[0], [0], [1]], "expert 0 was selected last in step 2"
+
+
+def test_scores_are_measured_in_every_tenth_step_and_after_a_slow_one(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.watching.live.SLOW", 1e9)
+    live = watch(model, "a", runs=tmp_path)
+    heard = []
+    for step in range(1, 14):
+        heard += [step] if live.taps.listening else []
+        if step == 12:
+            monkeypatch.setattr("moe_core.watching.live.SLOW", 0.0)
+        train(live, model, sgd(model), 1)
+    assert heard == [1, 11, 13]
+
+
+def test_a_commit_is_a_sign_of_life_and_between_commits_there_are_others(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live = watch(model, "a", runs=tmp_path)
+    train(live, model, sgd(model), 1)
+    beats: list[int] = []
+    monkeypatch.setattr(live.recorder.committer, "beat", lambda: beats.append(live.number))
+    live.recorder.next_flush = live.recorder.next_beat = 0.0
+    train(live, model, sgd(model), 1)
+    assert not beats
+    live.recorder.next_flush, live.recorder.next_beat = float("inf"), 0.0
+    train(live, model, sgd(model), 1)
+    assert beats == [3]
+
+
+def test_a_turn_is_asked_for_until_it_is_taken(model: Model, tmp_path: Path) -> None:
+    live = watch(model, "a", runs=tmp_path, optimizer=sgd(model))
+    train(live, model, sgd(model), 1)
+    writer = live.recorder.writer
+    assert writer is not None
+    assert not writer.asked()
+    open_run(live.path).turn("page", lr=0.5)
+    assert writer.asked()
+    assert writer.asked(), "asking takes nothing"
+    train(live, model, sgd(model), 1)
+    assert live.knobs.lr == 0.5
+    assert not writer.asked()
 
 
 def test_sums_of_kept_and_forgotten_steps_are_kept(model: Model, tmp_path: Path) -> None:
