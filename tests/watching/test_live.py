@@ -1,6 +1,7 @@
 """The live handle: what it records of a model that is trained in somebody's own loop, and what can be turned meanwhile."""
 
 import logging
+import time
 from pathlib import Path
 
 import numpy as np
@@ -366,6 +367,7 @@ def test_a_commit_is_a_sign_of_life_and_between_commits_there_are_others(
     live.recorder.next_flush = live.recorder.next_beat = 0.0
     train(live, model, sgd(model), 1)
     assert not beats
+    assert live.recorder.next_beat < time.monotonic() + 2 * recorder.BEAT
     live.recorder.next_flush, live.recorder.next_beat = float("inf"), 0.0
     train(live, model, sgd(model), 1)
     assert beats == [3]
