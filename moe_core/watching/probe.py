@@ -130,7 +130,7 @@ class Probe:
     def _choice(self, tap: int, calls: Sequence[tuple[Tensor, Tensor | None]]) -> Choice:
         """Of what a layer was called with, the tokens that count."""
         E, N = self.taps.taps[tap].experts, int(self.kept_N.sum())
-        pairs = [flat(*call, None)[:2] for call in calls]
+        pairs = [flat(*call) for call in calls]
         ids_NK = torch.cat([ids for ids, _ in pairs]).long()
         given = [weights for _, weights in pairs if weights is not None]
         weights_NK = (

@@ -21,8 +21,8 @@ CALLS = 1 << 13  # calls in evaluation likewise, which may be of few tokens each
 
 
 def recomputed() -> bool:
-    """Whether this call is a forward that a backward repeats, as gradient checkpointing does. A compiled graph is not asked."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+    """Whether this call is a forward that a backward repeats, as gradient checkpointing does. Not to be asked while compiling."""
+    return torch._C._current_graph_task_id() != -1
 
 
 class Gating:
@@ -148,14 +148,15 @@ class Taps:
             if torch.compiler.is_compiling():
                 if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
                     self.compiled = True
-                    tally.add(*flat(*selection, self.kept_N))
+                    ids_NK, weights_NK = flat(*selection)
+                    tally.add(ids_NK, weights_NK, mask_for(ids_NK, self.kept_N))
             elif self.shown is not None:
                 if (selection := tap.read(module, args, kwargs, output)) is not None:
                     self.shown.setdefault(number, []).append(selection)
             elif not (self.silent or self.generating or recomputed()):
                 try:
                     if (selection := tap.read(module, args, kwargs, output)) is not None:
-                        self._keep(number, module.training, *flat(*selection, self.kept_N))
+                        self._keep(number, module.training, *selection)
                 except Exception as error:
                     self.silent = True
                     self.failed(error)
@@ -185,22 +186,32 @@ class Taps:
             if experts
         }
 
-    def _keep(self, tap: int, training: bool, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:
-        logits_NE, stride = self.logits.pop(tap, None), 1 if self.hear_all else -(-len(ids_NK) // SAMPLE)
-        if logits_NE is not None:
-            logits_NE = logits_NE[::stride] if len(logits_NE) == len(ids_NK) > 0 and training else None
+    def _keep(self, tap: int, training: bool, ids: Tensor, weights: Tensor | None) -> None:
+        ids_NK, weights_NK = flat(ids, weights)
+        kept_N = self._mask_of(tap, ids_NK) if self.kept_N is not None else None
+        logits_ME, stride = self._sample(tap, training, len(ids_NK)) if tap in self.logits else (None, 1)
+        calls = self.calls if training else self.held_out
+        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_ME, stride))
+        self.places += ids_NK.numel()
+        if self.places > MOST or len(self.held_out) > CALLS:
+            self._fold(training=True)
+            self._fold(training=False)
+
+    def _mask_of(self, tap: int, ids_NK: Tensor) -> Tensor | None:
+        """The mask for these tokens; None if it is for another number of them, which is said once."""
+        kept_N = mask_for(ids_NK, self.kept_N)
         if kept_N is None and self.kept_N is not None and not self.misfit:
             self.misfit = True
             log.warning(
                 "the mask is of %d tokens and %s was called with %d: there all of them count, padding too",
                 len(self.kept_N), self.taps[tap].name, len(ids_NK),
             )  # fmt: skip
-        calls = self.calls if training else self.held_out
-        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_NE, stride))
-        self.places += ids_NK.numel()
-        if self.places > MOST or len(self.held_out) > CALLS:
-            self._fold(training=True)
-            self._fold(training=False)
+        return kept_N
+
+    def _sample(self, tap: int, training: bool, tokens: int) -> tuple[Tensor | None, int]:
+        """The logits of every stride-th token of this call, and the stride."""
+        logits_NE, stride = self.logits.pop(tap), 1 if self.hear_all else -(-tokens // SAMPLE)
+        return logits_NE[::stride] if training and len(logits_NE) == tokens > 0 else None, stride
 
     def _fold(self, training: bool) -> None:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
@@ -280,10 +291,15 @@ def device_of(module: nn.Module) -> torch.device:
     return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
-def flat(ids: Tensor, weights: Tensor | None, kept_N: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Ids and weights as (N, K), detached; the mask, or None if it is for another number of tokens."""
+def flat(ids: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Ids and weights as (N, K), detached."""
     ids_NK = ids if ids.dim() == 2 else ids.flatten(0, -2)
     weights_NK = None if weights is None else weights.detach()
     if weights_NK is not None and weights_NK.dim() != 2:
         weights_NK = weights_NK.flatten(0, -2)
-    return ids_NK, weights_NK, kept_N.to(ids.device) if kept_N is not None and len(kept_N) == len(ids_NK) else None
+    return ids_NK, weights_NK
+
+
+def mask_for(ids_NK: Tensor, kept_N: Tensor | None) -> Tensor | None:
+    """The mask, where the ids are; None if it is for another number of tokens."""
+    return kept_N.to(ids_NK.device) if kept_N is not None and len(kept_N) == len(ids_NK) else None
