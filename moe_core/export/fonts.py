@@ -6,8 +6,10 @@ fontTools is imported where it is used: a sweep writes its table as CSV by this 
 """
 
 import io
+import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ FOLDER = Path(__file__).parent / "fonts"
 FILES = {False: FOLDER / "SourceSans3VF-Upright.woff2", True: FOLDER / "SourceCodeVF-Upright.woff2"}
 # Characters that neither font has, and what stands for them in both.
 INSTEAD = {"⏎": "¶", "␍": "¶", "⇥": "→"}
-UNKNOWN = "□"
+UNKNOWN = 0.4  # size of the number, such as 732B, that stands for a letter of another script: with a space it takes two columns
 ASCENT, DESCENT = 1.0, 0.326  # of both fonts' line, in em, as a browser takes it from Source Sans
 
 
@@ -117,23 +119,52 @@ def face(mono: bool, weight: int) -> Face:
     return Face(mono, weight)
 
 
-def plain(text: str, mono: bool = False) -> str:
-    """The text in characters that the font has."""
-    known = load(mono).getBestCmap()
-    words = (INSTEAD.get(c, c) if c.isprintable() else " " for c in text)
-    return "".join(c if ord(c) in known else UNKNOWN for c in words)
+def shown(run: Run) -> list[tuple[str, bool]]:
+    """How each letter of a run is drawn, and whether the font has it. A letter of another script is its number in Unicode, as 732B
+    for 猫; a character that only directs a text is nothing."""
+    known = load(run.mono).getBestCmap()
+    parts = []
+    for letter in run.text:
+        letter = INSTEAD.get(letter, letter if letter.isprintable() else " " * (unicodedata.category(letter) != "Cf"))
+        there = not letter or ord(letter) in known
+        parts.append((letter, True) if there else (f"{ord(letter):04X} ", False))
+    return parts
+
+
+def named(runs: Iterable[Run]) -> tuple[Run, ...]:
+    """The runs in characters that the fonts have, as shown() says; numbers in small type."""
+    parts: list[Run] = []
+    for run in runs:
+        for there, group in groupby(shown(run), lambda part: part[1]):
+            words = [text for text, _ in group]
+            if there:
+                parts.append(run._replace(text="".join(words)))
+            else:
+                parts += [run._replace(text=text, size=UNKNOWN * run.size) for text in words]
+    return tuple(parts)
+
+
+def measured(run: Run) -> list[tuple[float, float]]:
+    """Of each letter of a run, in px: its own width, and the distance to the next, which the kerning of the two changes."""
+    look, parts = face(run.mono, run.weight), shown(run)
+    wide = [run.size * (1.0 if there else UNKNOWN) * sum(map(look.advance, text)) for text, there in parts]
+    kerns = [
+        run.size * look.kern(a, b) if not run.mono and a and b and there and also else 0.0
+        for (a, there), (b, also) in pairwise(parts)
+    ]
+    return [(own, own + kern) for own, kern in zip(wide, [*kerns, 0.0], strict=False)]
 
 
 def spaced(run: Run) -> list[tuple[str, float]]:
-    """The letters of a run, each with the distance to the next in px: its width, and the kerning of the two."""
-    look, letters = face(run.mono, run.weight), plain(run.text, run.mono)
-    kerns = [0.0 if run.mono else look.kern(a, b) for a, b in pairwise(letters)]
-    return [(c, run.size * (look.advance(c) + kern)) for c, kern in zip(letters, [*kerns, 0.0], strict=False)]
+    """The letters of a run out of named(), each with the distance to the next in px: its width, and the kerning of the two."""
+    look = face(run.mono, run.weight)
+    kerns = [0.0 if run.mono else look.kern(a, b) for a, b in pairwise(run.text)]
+    return [(c, run.size * (look.advance(c) + kern)) for c, kern in zip(run.text, [*kerns, 0.0], strict=False)]
 
 
-def width_of(runs: tuple[Run, ...]) -> float:
+def width_of(runs: Iterable[Run]) -> float:
     """Width of a line of text in px."""
-    return sum(width for run in runs for _, width in spaced(run))
+    return sum(width for run in named(runs) for _, width in spaced(run))
 
 
 def contours(commands: list[Any], em: int) -> list[Line]:

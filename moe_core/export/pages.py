@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.export.fonts import face, spaced, width_of
+from moe_core.export.fonts import measured, width_of
 from moe_core.export.marks import Line, Mark, Run, Sheet, Text, colour_of, moved
 from moe_core.export.marks import Path as Stroke
 from moe_core.export.svg import printable
@@ -131,9 +131,8 @@ def wrapped(text: str, size: float, width: float, weight: int = 400, mono: bool 
 def broken(word: Run, width: float) -> list[str]:
     """A word in pieces no wider than `width`, each a letter or more. Every letter is measured once: a word may be long."""
     pieces, start, used = list[str](), 0, 0.0
-    look = face(word.mono, word.weight)
-    for i, (letter, distance) in enumerate(spaced(word)):
-        if i > start and used + word.size * look.advance(letter) > width:
+    for i, (own, distance) in enumerate(measured(word)):
+        if i > start and used + own > width:
             pieces.append(word.text[start:i])
             start, used = i, 0.0
         used += distance

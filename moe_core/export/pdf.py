@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Any
 
-from moe_core.export.fonts import face, opened, plain, spaced, subset_of, width_of
+from moe_core.export.fonts import face, named, opened, spaced, subset_of, width_of
 from moe_core.export.marks import Colour, Line, Mark, Path, Picture, Sheet, Text
 
 POINT = 0.75  # a CSS pixel in points
@@ -94,8 +94,8 @@ class Document:
         for sheet in pages:
             for mark in sheet.marks:
                 if isinstance(mark, Text):
-                    for run in mark.runs:
-                        used.setdefault((run.mono, run.weight), set()).update(plain(run.text, run.mono))
+                    for run in named(mark.runs):
+                        used.setdefault((run.mono, run.weight), set()).update(run.text)
         self.font_objects: dict[str, int] = {}
         for i, ((mono, weight), letters) in enumerate(sorted(used.items())):
             name = f"F{i}"
@@ -186,7 +186,7 @@ class Document:
             move += "0 1 -1 0 0 0 cm\n"
         at = -mark.anchor * width_of(mark.runs)
         operators = [move]
-        for run in mark.runs:
+        for run in named(mark.runs):
             name, glyphs = self.fonts[run.mono, run.weight]
             look, code = face(run.mono, run.weight), ""
             for letter, width in spaced(run):

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.export.fonts import face, plain, spaced, subset_of, width_of
+from moe_core.export.fonts import face, named, spaced, subset_of, width_of
 from moe_core.export.marks import Box, Colour, Line, Mark, Path, Picture, Sheet, Text
 
 FAMILIES = {False: ("Source Sans", "sans-serif"), True: ("Source Code", "monospace")}
@@ -119,7 +119,7 @@ class Writer:
         return f' clip-path="url(#{name})"'
 
     def text(self, mark: Text) -> str:
-        runs = [run._replace(text=plain(run.text, run.mono)) for run in mark.runs]
+        runs = named(mark.runs)
         turn = f' transform="rotate({n(mark.angle)} {n(mark.x)} {n(mark.y)})"' if mark.angle else ""
         if self.outlined:
             return self.letters_of(mark, turn)
@@ -141,7 +141,7 @@ class Writer:
         """The words as outlines, one path a run."""
         x = mark.x - mark.anchor * width_of(mark.runs)
         paths = []
-        for run in mark.runs:
+        for run in named(mark.runs):
             look = face(run.mono, run.weight)
             parts = []
             for letter, width in spaced(run):

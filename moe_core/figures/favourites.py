@@ -7,11 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Size, Spec, base, figure, inner
-from moe_core.figures.probe import SYMBOLS, as_images, class_word, hovers, letter, mosaic, plane_axes, token_name
+from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner
+from moe_core.figures.probe import (
+    SYMBOLS,
+    Character,
+    as_images,
+    byte_names,
+    characters,
+    class_word,
+    hovers,
+    mosaic,
+    plane_axes,
+    token_name,
+)
 from moe_core.figures.theme import LIGHT, MONO, SEQUENTIAL_STOPS, Theme, expert_colour, scale
+from moe_core.figures.words import SPACE, columns_of
 
-BEFORE, AFTER = 12, 6  # bytes of context about a favourite
+BEFORE, AFTER = 12, 6  # columns of context about a favourite
 
 
 def best(gate_N: Array, most: int) -> Array:
@@ -32,10 +44,13 @@ def favourite_bytes(
     theme: Theme = LIGHT,
     size: Size = (460, 300),
 ) -> Spec:
-    """The bytes with most weight, each in bold within its text, with the weight as a bar.
+    """The bytes with most weight, each within its text, the character that it is of in bold, with the weight as a bar.
 
     tokens_N (N,) bytes; gate_N (N,); sequence_N (N,) the text that each byte belongs to.
     """
+    N = min(len(tokens_N), len(gate_N))
+    gate_N, text = gate_N[:N], characters(tokens_N[:N], None if sequence_N is None else sequence_N[:N])
+    names = [escape(name) for name in byte_names(text)]
     taken = int((np.asarray(gate_N) > 0).sum())
     layout = base(
         "favourite_bytes",
@@ -51,14 +66,15 @@ def favourite_bytes(
     rows = min(20, max(1, inner(layout)[1] // 20))
     favourites = best(gate_N, rows)
     layout["yaxis"] |= {"range": [rows + 0.5, 0.5], "dtick": 1, "nticks": 0}
-    texts = [in_context(int(n), tokens_N, sequence_N) for n in favourites.tolist()]
+    texts = in_context(favourites.tolist(), text, np.zeros(N) if sequence_N is None else np.asarray(sequence_N))
     y = np.arange(1, len(favourites) + 1, dtype=np.int32)
     weights = np.asarray(gate_N, np.float32)[favourites]
     data: list[Spec] = [
         {
             "type": "bar", "orientation": "h", "name": "gate", "x": weights, "y": y,
             "marker": {"color": expert_colour(chosen, theme), "line": {"width": 0}}, "customdata": favourites.astype(np.int32),
-            "hovertemplate": f"Byte %{{customdata}} gives expert {chosen + 1} a gate of %{{x:.2f}}<extra></extra>",
+            "hovertext": [names[n] for n in favourites.tolist()],
+            "hovertemplate": f"Byte %{{customdata}} %{{hovertext}} gives expert {chosen + 1} a gate of %{{x:.2f}}<extra></extra>",
         },
         {
             "type": "scatter", "mode": "text", "name": "context", "x": np.full(len(favourites), -0.03, np.float32), "y": y,
@@ -69,15 +85,36 @@ def favourite_bytes(
     return {"data": data if len(favourites) else [], "layout": layout}
 
 
-def in_context(n: int, tokens_N: Array, sequence_N: Array | None) -> str:
-    """The byte n in bold between its neighbours of the same text; a shorter context is padded, so that the columns line up."""
-    same = np.ones(len(tokens_N), bool) if sequence_N is None else np.asarray(sequence_N) == sequence_N[n]
+def in_context(favourites: Sequence[int], text: Sequence[Character], sequence_N: Array) -> list[str]:
+    """The character of each of these bytes in bold between its neighbours of the same text; a shorter context is padded, so that the
+    columns line up."""
+    owner = [c for c, one in enumerate(text) for _ in range(one.bytes)]  # of each byte
+    parts = []
+    for n in favourites:
+        c = owner[n]
+        same = [
+            i
+            for i in range(max(0, c - BEFORE), c + AFTER + 1)
+            if i < len(text) and sequence_N[text[i].first] == sequence_N[n]
+        ]
+        before = fitting([text[i].text for i in same if i < c][::-1], BEFORE)
+        after = fitting([text[i].text for i in same if i > c], AFTER)
+        lead, rest = (SPACE * (most - sum(map(width_of, words))) for words, most in ((before, BEFORE), (after, AFTER)))
+        parts.append(
+            f"{lead}{escape(''.join(before[::-1]))}<b>{escape(text[c].text)}</b>{escape(''.join(after))}{rest}"
+        )
+    return parts
 
-    def part(first: int, last: int) -> str:
-        inside = range(first, last)
-        return "".join(letter(int(tokens_N[i])) if 0 <= i < len(tokens_N) and same[i] else "\u00a0" for i in inside)
 
-    return f"{part(n - BEFORE, n)}<b>{part(n, n + 1)}</b>{part(n + 1, n + 1 + AFTER)}"
+def fitting(words: Sequence[str], most: int) -> list[str]:
+    """As many of the words as have at most so many columns."""
+    ends = np.cumsum([width_of(word) for word in words])
+    return list(words[: int((ends <= most).sum())])
+
+
+def width_of(text: str) -> int:
+    """Columns of a text in a monospaced font."""
+    return sum(map(columns_of, text))
 
 
 @figure

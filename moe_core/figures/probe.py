@@ -6,19 +6,64 @@ Shapes: N probe tokens, K experts per token, E experts. `experts_NK` holds each 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from moe_core.figures.paper import Array, Spec, escape, inner, percent, upright
 from moe_core.figures.theme import LINES, SEQUENTIAL_STOPS, Theme, expert_colour, faded, scale
 
-NAMES = {9: "⇥", 10: "⏎", 13: "␍", 32: "·"}  # bytes without a letter of their own
+NAMES = {"\t": "⇥", "\n": "⏎", "\r": "␍", " ": "·"}  # characters without a letter of their own
+LONGEST = 4  # bytes of a character of UTF-8
 
 
-def letter(byte: int) -> str:
-    """How a byte is shown in a cell."""
-    return NAMES.get(byte) or (escape(chr(byte)) if 33 <= byte < 127 else "□")
+class Character(NamedTuple):
+    """A character of the probe's text: as it is shown, not escaped; its first byte, and how many it has."""
+
+    text: str
+    first: int
+    bytes: int
+
+
+def characters(tokens_N: Array, sequence_N: Array | None = None) -> list[Character]:
+    """The bytes of UTF-8 text as characters, in order. A byte that belongs to none, and a character that cannot be printed, is
+    shown by its number, as 0xE4. sequence_N: the text that each byte is of; no character goes on into the next."""
+    data = np.asarray(tokens_N, np.uint8).tobytes()
+    ends = [] if sequence_N is None else (np.flatnonzero(np.diff(np.asarray(sequence_N))) + 1).tolist()
+    found: list[Character] = []
+    for first, end in pairwise([0, *ends, len(data)]):
+        at = first
+        while at < end:
+            text, many = character_at(data[at : min(end, at + LONGEST)])
+            found.append(Character(text, at, many))
+            at += many
+    return found
+
+
+def character_at(data: bytes) -> tuple[str, int]:
+    """How the first character of these bytes is shown, and how many bytes it has."""
+    for many in range(1, len(data) + 1):
+        try:
+            letter = data[:many].decode()
+        except UnicodeDecodeError:
+            continue
+        return NAMES.get(letter) or (letter if letter.isprintable() else f"0x{ord(letter):02X}"), many
+    return f"0x{data[0]:02X}", 1
+
+
+def name_of_byte(byte: int) -> str:
+    """A byte as it is shown by itself: the character that it is, or its number."""
+    return character_at(bytes([byte]))[0]
+
+
+def byte_names(found: Sequence[Character]) -> list[str]:
+    """Each byte in a sentence: “a”, or (2 of 3 of “猫”) of a character of several bytes."""
+    return [
+        f"“{one.text}”" if one.bytes == 1 else f"({n + 1} of {one.bytes} of “{one.text}”)"
+        for one in found
+        for n in range(one.bytes)
+    ]
 
 
 def cell_colours(E: int, theme: Theme) -> list[str]:

@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.matrices import cosines
-from moe_core.figures.paper import Array
-from moe_core.figures.probe import dense, kept, letter
+from moe_core.figures.paper import Array, escape
+from moe_core.figures.probe import dense, kept, name_of_byte
 from moe_core.figures.reading import (
     by_hand,
+    bytes_of_probe,
     chosen_expert,
     classes_of_probe,
     common,
@@ -113,7 +114,7 @@ def read_bytes(source: Source, at: At) -> dict[str, Any]:
     counts = np.bincount(source.probe()["tokens"], minlength=256)
     shown = np.argsort(-counts, kind="stable")[: min(BYTES, int((counts > 0).sum()))]
     rows_CE = np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE[shown]
-    names = [letter(int(byte)) for byte in shown] if share_CE is not None else []
+    names = [escape(name_of_byte(int(byte))) for byte in shown] if share_CE is not None else []
     return {
         "share_CE": rows_CE,
         "names_C": names,
@@ -153,10 +154,7 @@ def read_favourites(source: Source, layer: int, step: int | None) -> dict[str, A
 
 
 def read_favourite_bytes(source: Source, at: At) -> dict[str, Any]:
-    inputs, favourites = source.probe(), read_favourites(source, at.layer, at.step)
-    some = slice(len(favourites["gate_N"]))
-    sequence_N = inputs["sequence"][some] if "sequence" in inputs else None
-    return {"tokens_N": inputs["tokens"][some], "sequence_N": sequence_N} | favourites
+    return bytes_of_probe(source) | read_favourites(source, at.layer, at.step)
 
 
 def read_favourite_tokens(source: Source, at: At) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.reading import (
+    bytes_of_probe,
     chosen_expert,
     classes_of_probe,
     common,
@@ -43,7 +44,7 @@ def read_moved(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_probe_text(source: Source, at: At) -> dict[str, Any]:
-    return {"tokens_N": source.probe()["tokens"]} | read_moved(source, at)
+    return bytes_of_probe(source) | read_moved(source, at)
 
 
 def read_probe_tokens(source: Source, at: At) -> dict[str, Any]:

@@ -182,6 +182,14 @@ def rows_of_probe(source: Source, probe: dict[str, Any]) -> dict[str, Any]:
     return {"values_NF": values_NF, "names_F": names if len(names) == F else [str(f + 1) for f in range(F)]}
 
 
+def bytes_of_probe(source: Source) -> dict[str, Any]:
+    """The probe's bytes, and the text that each is of; None where the record does not fit."""
+    probe = source.probe()
+    sequence_N = probe.get("sequence")
+    fits = sequence_N is not None and np.shape(sequence_N) == np.shape(probe["tokens"])
+    return {"tokens_N": probe["tokens"], "sequence_N": sequence_N if fits else None}
+
+
 def tokens_of_probe(source: Source) -> dict[str, Any]:
     """The text of each token of the probe, its number where the record has no text for it, and the row that it is of."""
     probe, names = source.probe(), source.labels.get("token", [])

@@ -4,23 +4,27 @@ Shapes: N bytes, K experts per byte, E experts, as in probe.py.
 """
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner
+from moe_core.figures.paper import Array, Size, Spec, axis_title, base, escape, figure, inner
 from moe_core.figures.probe import (
+    Character,
     by_expert,
     by_gate,
+    byte_names,
+    characters,
     dense,
     first_experts,
-    letter,
     moved_tokens,
     nobodys,
     sentence,
     without_expert,
 )
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, letter_colour
+from moe_core.figures.words import COLUMN
 
 ROW = 64  # bytes in a line of the probe's text
 
@@ -32,6 +36,7 @@ def probe_text(
     gates_NK: Array,
     num_experts: int,
     *,
+    sequence_N: Array | None = None,
     before_NK: Array | None = None,
     before: int | None = None,
     step: int | None = None,
@@ -40,8 +45,9 @@ def probe_text(
 ) -> Spec:
     """The probe's text as a score: 64 bytes a line, each cell its first expert, all gates in the rows below it.
 
-    tokens_N (N,) bytes; experts_NK, gates_NK (N, K); before_NK (N, K) the experts at the snapshot before, of step
-    `before`, for the marks over the bytes that changed.
+    tokens_N (N,) bytes; sequence_N (N,) the text that each is of; experts_NK, gates_NK (N, K); before_NK (N, K) the experts at the
+    snapshot before, of step `before`, for the marks over the bytes that changed. A character of several bytes stands in the middle
+    one's cell, with a line below all of its cells.
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
     experts_NK, gates_NK = np.asarray(experts_NK), np.asarray(gates_NK, np.float32)
@@ -50,16 +56,17 @@ def probe_text(
         return {"data": [], "layout": layout}
     tokens_N, experts_NK, gates_NK = np.asarray(tokens_N)[:N], experts_NK[:N], gates_NK[:N]
     first = first_experts(experts_NK, E)
+    text = characters(tokens_N, None if sequence_N is None else np.asarray(sequence_N)[:N])
     hover = [
-        f"Byte {n} “{letter(b)}” {sentence(e, g, E)}"
-        for n, (b, e, g) in enumerate(zip(tokens_N.tolist(), experts_NK.tolist(), gates_NK.tolist(), strict=True))
+        f"Byte {n} {escape(name)} {sentence(e, g, E)}"
+        for n, (name, e, g) in enumerate(zip(byte_names(text), experts_NK.tolist(), gates_NK.tolist(), strict=True))
     ]
     data = gate_rows(first, dense(experts_NK, gates_NK, E), hover, lines, theme)
     x, y = lines.middles(N)
     if (none := np.flatnonzero(first >= E)).size:
         words = [hover[n] for n in none.tolist()]
         data.append(nobodys(x[none], y[none], min(lines.cell, lines.width / ROW) - 2, theme, hovertext=words))
-    data.append(letters(tokens_N, first, x, y, lines.cell, E, theme))
+    data += [letters(text, first, x, y, lines, E, theme), *joins(text, lines, theme)]
     moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
     data.append(change_marks(moved, x[moved], y[moved] - np.float32(lines.cell / 2 + lines.mark / 2), theme))
     return {"data": data, "layout": layout}
@@ -135,23 +142,48 @@ def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, the
     return data
 
 
-def letters(tokens_N: Array, first: Array, x: Array, y: Array, cell: float, E: int, theme: Theme) -> Spec:
-    """The bytes as letters, each in a colour that reads on its cell."""
+def letters(text: Sequence[Character], first: Array, x: Array, y: Array, lines: Lines, E: int, theme: Theme) -> Spec:
+    """The characters, each in the middle one of its cells and in a colour that reads there."""
     colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
+    # A character that a line's end parts stands where it begins.
+    at = [min(one.first + (one.bytes - 1) // 2, one.first // ROW * ROW + ROW - 1) for one in text]
+    size = max(8, min(17, round(lines.cell * 0.95)))
+    room = lines.width / ROW / COLUMN  # the size in which one letter fills a cell
     return {
         "type": "scatter",
         "mode": "text",
         "name": "bytes",
-        "x": x,
-        "y": y,
-        "text": [letter(b) for b in tokens_N.tolist()],
+        "x": x[at],
+        "y": y[at],
+        "text": [escape(one.text) for one in text],
         "textfont": {
             "family": MONO,
-            "size": max(8, min(17, round(cell * 0.95))),
-            "color": [colours[e] for e in first.tolist()],
+            # The number of a byte has four digits.
+            "size": [size if len(one.text) == 1 else max(5, min(size, round(room / len(one.text)))) for one in text],
+            "color": [colours[e] for e in first[at].tolist()],
         },
         "hoverinfo": "skip",
     }
+
+
+def joins(text: Sequence[Character], lines: Lines, theme: Theme) -> list[Spec]:
+    """A line below the cells of each character of several bytes; none in plain ASCII."""
+    parts = [
+        (start, min(one.first + one.bytes, (start // ROW + 1) * ROW))
+        for one in text
+        if one.bytes > 1
+        for start in {one.first, max(one.first, (one.first + one.bytes - 1) // ROW * ROW)}
+    ]
+    if not parts:
+        return []
+    x = [place for start, end in sorted(parts) for place in (start % ROW + 0.1, (end - 1) % ROW + 0.9, None)]
+    y = [place for start, _ in sorted(parts) for place in (*[lines.tops[start // ROW] + lines.cell - 1] * 2, None)]
+    return [
+        {
+            "type": "scatter", "mode": "lines", "name": "characters", "x": np.array(x, np.float32), "y": np.array(y, np.float32),
+            "line": {"color": theme.ink, "width": 1.5}, "hoverinfo": "skip",
+        }
+    ]  # fmt: skip
 
 
 def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:

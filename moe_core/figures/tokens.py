@@ -12,11 +12,10 @@ from moe_core.figures.flow import who
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner, nice_above
 from moe_core.figures.probe import first_experts, moved_tokens, sentence, without_expert
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, faded, letter_colour
-from moe_core.figures.words import Word, broken, word_of
+from moe_core.figures.words import COLUMN, Word, broken, word_of
 
 SIZES = (14, 13, 12, 11, 10, 9)  # px of the font; the largest in which the text fits is taken
 GAP = 0.4  # between two lines, in the size of the type: the marks of change stand there
-COLUMN = 0.6  # width of a letter of the monospaced font, in its size
 BEFORE = 0.4  # share of the room beside a favourite's bar that the text before the favourite takes
 
 

@@ -13,7 +13,9 @@ import numpy as np
 
 from moe_core.figures.paper import Array, escape
 
+COLUMN = 0.6  # width of a letter of the monospaced font, in its size
 LONGEST = 24  # columns of a word; a longer one is cut
+LACKED = "\u0530"  # behind Latin, Greek and Cyrillic, which the fonts have
 MARKS = 2  # accents that one letter may carry
 SHOWN = {"Ġ": " ", "▁": " ", "Ċ": "⏎", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 SPACE = "\u00a0"  # a plain space at the edge of a label is not drawn
@@ -65,10 +67,11 @@ def word_of(string: str, most: int = LONGEST) -> Word:
 
 
 def columns_of(letter: str) -> int:
-    """The columns that a letter takes: two of the wide ones of East Asia and of most emoji, none of an accent."""
+    """The columns that a letter takes: two of the wide ones of East Asia and of most emoji, none of an accent. Two too of a letter
+    of a script that the export's fonts lack: there its number stands for it, which takes two."""
     if unicodedata.category(letter) in ("Mn", "Me"):
         return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+    return 2 if unicodedata.east_asian_width(letter) in "WF" or LACKED <= letter < "\u1e00" else 1
 
 
 def broken(columns_N: Sequence[int], row_N: Sequence[int], most: int) -> tuple[Array, Array]:

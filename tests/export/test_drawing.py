@@ -7,11 +7,11 @@ import pytest
 
 from moe_core.export.axes import Axis, number, spacing, ticks
 from moe_core.export.drawing import draw
-from moe_core.export.fonts import face, plain, spaced, width_of
+from moe_core.export.fonts import face, named, spaced, width_of
 from moe_core.export.marks import Path, Picture, Run, Sheet, Text, colour_of, lines_of
 from moe_core.export.pdf import Document
 from moe_core.figures.paper import base
-from moe_core.figures.theme import LIGHT
+from moe_core.figures.theme import LIGHT, MONO
 
 
 def sheet(data, **layout):
@@ -134,10 +134,11 @@ def test_a_label_reads_its_tags_and_shows_what_was_escaped():
     assert (small.text, small.size, small.colour) == ("c", 7.0, (255, 0, 0, 1.0))
 
 
-def test_a_letter_that_no_font_has_is_a_box_and_control_characters_are_blanks():
-    assert plain("a⏎日\x1b") == "a¶□ "
-    (line,) = lines_of("日", {"family": "x", "size": 10, "color": "#000000"})
-    assert width_of(line) == pytest.approx(10 * face(False, 400).advance("□"))
+def test_a_letter_that_no_font_has_is_its_number_in_small_and_control_characters_are_blanks():
+    (line,) = lines_of("a⏎日\x1b\u2068b", {"family": "x", "size": 10, "color": "#000000"})
+    assert [(run.text, run.size) for run in named(line)] == [("a¶", 10), ("65E5 ", 4), (" b", 10)]
+    (line,) = lines_of("日", {"family": MONO, "size": 10, "color": "#000000"})
+    assert width_of(line) == pytest.approx(2 * 10 * face(True, 400).advance("a")), "two columns"
 
 
 def test_markers_take_their_colour_from_a_scale():

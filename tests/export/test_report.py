@@ -12,7 +12,7 @@ from PIL import Image
 
 from moe_core.export import Look
 from moe_core.export.animation import animate, hold_axes, steps_of
-from moe_core.export.fonts import spaced, width_of
+from moe_core.export.fonts import shown, width_of
 from moe_core.export.look import spec_of
 from moe_core.export.marks import Run
 from moe_core.export.pages import WIDE, Rows, column_widths, wrapped
@@ -196,19 +196,18 @@ def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
 
 
 def test_a_word_of_any_length_is_broken_with_each_letter_measured_once(monkeypatch):
-    measured = []
+    letters = []
 
     def counting(run):
-        measured.append(len(run.text))
-        return spaced(run)
+        letters.append(len(run.text))
+        return shown(run)
 
-    monkeypatch.setattr("moe_core.export.pages.spaced", counting)
-    monkeypatch.setattr("moe_core.export.fonts.spaced", counting)
+    monkeypatch.setattr("moe_core.export.fonts.shown", counting)
     word = "AVo" * 20_000
     lines = wrapped(f"a {word} b", 12, 200)
     assert "".join(lines).replace(" ", "") == f"a{word}b"
     assert max(map(len, lines)) < 50
-    assert sum(measured) < 3 * len(word)
+    assert sum(letters) < 3 * len(word)
 
 
 @pytest.mark.parametrize("width", [3, 20, 60, 150, 400])
