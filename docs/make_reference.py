@@ -1,4 +1,5 @@
-"""Writes docs/reference.md from the declarations in moe_core/schema/: `python docs/make_reference.py`."""
+"""Writes docs/reference.md from the declarations in moe_core/schema/, and docs/lessons.md from moe_core/lessons/:
+`python docs/make_reference.py`."""
 
 import sys
 from dataclasses import fields
@@ -6,6 +7,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from moe_core.lessons import LESSONS
 from moe_core.schema import STATS, Config, Knobs, meta_of
 
 
@@ -40,5 +42,21 @@ def reference() -> str:
     return "\n".join(lines)
 
 
+def lessons() -> str:
+    """All lessons to read; a test compares it with the file."""
+    lines = ["# Lessons", ""]
+    lines += [
+        "The lessons of the Learn page, to read or to print. There each step trains a model while you look on.",
+        "",
+    ]
+    lines += ["Made from moe_core/lessons/ by docs/make_reference.py; edit there.", ""]
+    for number, lesson in enumerate(LESSONS, 1):
+        lines += [f"## {number}. {lesson.title}", "", lesson.idea, "", f"$${lesson.formula}$$", ""]
+        lines += [f"{at}. **{stage.button}.** {stage.watch}" for at, stage in enumerate(lesson.stages, 1)]
+        lines += ["", f"**Question.** {lesson.question}", "", f"**Answer.** {lesson.answer}", ""]
+    return "\n".join(lines)
+
+
 if __name__ == "__main__":
-    (Path(__file__).parent / "reference.md").write_text(reference())
+    for name, text in (("reference", reference()), ("lessons", lessons())):
+        (Path(__file__).parent / f"{name}.md").write_text(text)

@@ -118,14 +118,15 @@ def test_every_variable_of_the_environment_is_documented() -> None:
     assert read == set(re.findall(r"MOE_[A-Z]+", ALL))
 
 
-def test_the_reference_says_what_the_schema_declares() -> None:
+def test_the_reference_says_what_the_schema_declares_and_the_lessons_what_the_page_teaches() -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        from make_reference import reference
+        from make_reference import lessons, reference
     finally:
         sys.path.pop(0)
-    written = (ROOT / "docs" / "reference.md").read_text()
-    assert written == reference(), "docs/reference.md is old: run python docs/make_reference.py"
+    for name, text in (("reference", reference()), ("lessons", lessons())):
+        written = (ROOT / "docs" / f"{name}.md").read_text()
+        assert written == text, f"docs/{name}.md is old: run python docs/make_reference.py"
 
 
 def test_every_page_is_named_where_a_person_looks_for_it() -> None:

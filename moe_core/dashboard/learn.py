@@ -42,7 +42,16 @@ CSS = """
   .moe-watch { font-size: 15px; line-height: 20px; }
   [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 1.1em; }
 }
+.stApp:has(.moe-read) .katex-display { max-width: 80ch; }
 @media (max-width: 900px) { .moe-invite { height: auto; } }
+/* All lessons, on paper: the page as long as it is, without the bars beside it. */
+@media print {
+  .stApp:has(.moe-read) :is([data-testid="stSidebar"], [data-testid="stHeader"], .stButton) { display: none !important; }
+  .stApp:has(.moe-read), .stApp:has(.moe-read) :is(.stAppViewContainer, .stMain, [data-testid="stMainBlockContainer"]) {
+    position: static !important; display: block !important; overflow: visible !important; height: auto !important; padding: 0 !important; }
+  .moe-read { break-inside: avoid; }
+  .stApp:has(.moe-read) [data-testid="stHeading"] { break-after: avoid; }
+}
 """
 
 
@@ -65,6 +74,10 @@ def page() -> None:
     number = numbered()
     lesson = LESSONS[number - 1]
     first = first_of(lesson)
+    if links.word("read") == "true":
+        controls.frame(False, controls.NEW, first, lesson.shown, number)
+        read_all(number)
+        return
     with st.container():  # drawn always: a fragment keeps the place where it was first drawn
         wanted = run_of(number)
         run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number)
@@ -226,6 +239,18 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
         )  # fmt: skip
 
 
+def read_all(number: int) -> None:
+    """All lessons as text, to read without starting anything, or to print. number: the lesson to go back to."""
+    st.button(f"Back to lesson {number}", key="read-back", on_click=turn_to, args=(number,))
+    for at, lesson in enumerate(LESSONS, 1):
+        st.header(f"{at}. {lesson.title}", anchor=False)
+        st.html(f'<p class="moe-lesson moe-read">{escape(lesson.idea)}</p>')
+        st.latex(lesson.formula)
+        for stage in lesson.stages:
+            st.html(f'<p class="moe-lesson moe-read"><b>{escape(stage.button)}.</b> {escape(stage.watch)}</p>')
+        st.markdown(f"**Question.** {lesson.question}\n\n**Answer.** {lesson.answer}")
+
+
 def turn_to(number: int) -> None:
     """Open a lesson, with the run that this tab started for it."""
     st.query_params.clear()
@@ -319,7 +344,7 @@ def say(verdict: Verdict) -> None:
 def question(number: int, own: str) -> None:
     """The question; the answer stays folded until it is opened. own: the answer with the numbers of the reader's run."""
     lesson = LESSONS[number - 1]
-    words, file = st.columns([4, 1], vertical_alignment="top")
+    words, file = st.columns([4, 1.2], vertical_alignment="top")
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
         st.markdown(own)
@@ -328,3 +353,14 @@ def question(number: int, own: str) -> None:
         "Flashcards", flashcards(), "moescope-flashcards.csv", "text/csv", on_click="ignore", width="stretch",
         help="The questions of all lessons as CSV for Anki: front, back, tags.",
     )  # fmt: skip
+    file.button(
+        "All as text",
+        key=f"read-{number}",
+        on_click=read_on,
+        width="stretch",
+        help="All lessons to read or to print, without a run.",
+    )
+
+
+def read_on() -> None:
+    st.query_params["read"] = "true"

@@ -87,7 +87,7 @@ WORDS: dict[str, Word] = {
     "format": one_of(*FORMATS), "size": one_of(*SIZES, OWN), "theme": one_of(*THEMES), "width": whole(120, 8000),
     "height": whole(120, 8000), "font": number(6, 48), "scale": number(0.5, 8),
     "title": Word("at most 200 letters", lambda text: matching(r"[^\x00-\x1f]{0,200}", text)),
-    "bare": one_of("true", "false"), "caption": one_of("true", "false"), **OPTIONS,
+    "bare": one_of("true", "false"), "caption": one_of("true", "false"), "read": one_of("true", "false"), **OPTIONS,
 }  # fmt: skip
 
 

@@ -246,3 +246,17 @@ def test_a_trainer_that_does_not_start_is_said_with_its_words(
     (runs / "started-1" / "trainer.log").write_text("moe: error: no memory\n")
     assert "no memory" in app.run().error[0].value
     assert stages(app)[0][1]
+
+
+def test_all_lessons_are_read_without_a_run(runs: Path, started: list[Any]) -> None:
+    app = page(lesson="6")
+    app.button(key="read-6").click().run()
+    assert not app.exception
+    assert app.query_params["read"] == "true"
+    assert [one.value for one in app.header] == [f"{at}. {lesson.title}" for at, lesson in enumerate(LESSONS, 1)]
+    assert len(app.latex) == len(LESSONS)
+    text = " ".join(one.value for one in app.markdown)
+    assert all(lesson.question in text and lesson.answer in text for lesson in LESSONS)
+    app.button(key="read-back").click().run()
+    assert (app.query_params["lesson"], "read" in app.query_params) == ("6", False)
+    assert not started
