@@ -17,7 +17,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_core.diagnosis import COEFFICIENT, Finding
+from moe_core.diagnosis import Finding
+from moe_core.remedies import COEFFICIENT
 from moe_core.runs.rows import Pending
 from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer, switched_off
 from moe_core.schema.stats import Metric

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_core.nn.gating import FEW, out_of_reach
 from moe_core.watching.places import Tap, parent_of
 
 # How logits become the scores by which a router chooses.
@@ -234,6 +235,7 @@ class ScoreStatistics(NamedTuple):
     confidence_L: Tensor
     logit_spread_L: Tensor
     bias_effect_L: Tensor
+    unreachable_L: Tensor
 
 
 @torch.no_grad()
@@ -256,6 +258,7 @@ def score_statistics(
     by_LNE = scores_LNE if bias_LE is None else scores_LNE + bias_LE[:, None]
     chosen_LNK = logits_LNE.gather(-1, ids_LNK)
     margin_LN = margins(by_LNE, ids_LNK, groups, chosen_LNK if plain else None)
+    unreachable_L = out_of_reach_of_kept(lacking(by_LNE, ids_LNK, groups), kept_N)
     values = [margin_LN, chosen_share(logits_LNE, chosen_LNK, scores), spread(logits_LNE)]
     if bias_LE is not None:
         values.append(overlap(ids_LNK, best_of(scores_LNE, ids_LNK.shape[-1], groups)))
@@ -264,7 +267,7 @@ def score_statistics(
     # Where nothing is unchosen, the margin is infinite.
     tenth_L = low_tenth(margin_LN) if kept_N is None else low_tenth_of_kept(margin_LN, kept_N)
     mean_L, tenth_L = (none_L, none_L) if ids_LNK.shape[-1] == logits_LNE.shape[-1] else (means[0], tenth_L)
-    return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3])
+    return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3], unreachable_L)
 
 
 def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chosen_LNK: Tensor | None = None) -> Tensor:
@@ -280,6 +283,35 @@ def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chose
     if groups is None:
         return margin_LN
     return torch.minimum(margin_LN, margins(group_scores_LNG, kept_LNG) / groups.best)
+
+
+def lacking(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None) -> Tensor:
+    """(L, N, E) how much each expert's score would have to rise, alone, for each token to choose it: to the weakest chosen score, or,
+    where its group is not kept, at least so far that the group is. Not above 0 for an expert that was chosen."""
+    within_LNE = by_LNE.gather(-1, ids_LNK).amin(-1, keepdim=True) - by_LNE
+    if groups is None:
+        return within_LNE
+    _, group_scores_LNG, kept_LNG = limited(by_LNE, groups)
+    weakest_LN1 = group_scores_LNG.gather(-1, kept_LNG).amin(-1, keepdim=True)
+    needed_LNG1 = weakest_LN1[..., None].expand_as(group_scores_LNG[..., None])
+    in_groups_LNGB = by_LNE.reshape(*by_LNE.shape[:-1], groups.many, -1)
+    if groups.best == 2:  # a group's score is the expert's and the best other one's
+        first_LNG1, at_LNG1 = in_groups_LNGB.max(-1, keepdim=True)
+        second_LNG1 = in_groups_LNGB.scatter(-1, at_LNG1, -math.inf).amax(-1, keepdim=True)
+        is_first_LNGB = torch.zeros_like(in_groups_LNGB, dtype=torch.bool).scatter(-1, at_LNG1, True)
+        needed_LNG1 = needed_LNG1 - torch.where(is_first_LNGB, second_LNG1, first_LNG1)
+    is_kept_LNG = torch.zeros_like(group_scores_LNG, dtype=torch.bool).scatter(-1, kept_LNG, True)
+    is_kept_LNE = is_kept_LNG.repeat_interleave(in_groups_LNGB.shape[-1], dim=-1)
+    return torch.where(is_kept_LNE, within_LNE, (needed_LNG1 - in_groups_LNGB).flatten(-2))
+
+
+def out_of_reach_of_kept(lack_LNE: Tensor, kept_N: Tensor | None) -> Tensor:
+    """(L,) out_of_reach() of the tokens that count. The others are counted as the first that does, so as to change nothing."""
+    if kept_N is None:
+        return out_of_reach(lack_LNE)
+    first = kept_N.int().argmax().view(1)
+    unreachable_L = out_of_reach(torch.where(kept_N[:, None], lack_LNE, lack_LNE.index_select(1, first)))
+    return torch.where(kept_N.sum() < FEW, math.nan, unreachable_L)
 
 
 def chosen_share(logits_LNE: Tensor, chosen_LNK: Tensor, scores: str) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # The statistics of a router's scores, in the order of Sums.scores_SC.
-SCORE_STATS = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect")
+SCORE_STATS = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect", "unreachable")
 SAMPLE = 1024  # at most so many tokens of a call, evenly spaced, have their scores kept and measured
 
 

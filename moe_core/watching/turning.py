@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from moe_core.diagnosis import COEFFICIENT
+from moe_core.remedies import COEFFICIENT
 from moe_core.schema import Knob
 from moe_core.schema.description import read_knob
 from moe_core.watching.taps import Taps
