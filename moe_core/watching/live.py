@@ -30,7 +30,7 @@ from moe_core.watching.measuring import OF_STEP, Scalar, Step, counts_by_layer, 
 from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.probe import Look, Probe
 from moe_core.watching.ranks import ranks_of
-from moe_core.watching.readers import LOOKED_FOR
+from moe_core.watching.readers import no_calls
 from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import Sums
 from moe_core.watching.taps import Taps
@@ -110,6 +110,8 @@ class Live:
             return
         kept = {name: number_of(name, value) for name, value in said.items() if value is not None}
         self.number += 1
+        if self.rates is not None:
+            self.rates.count_step()
         look = self._look() if self.probe is not None else None
         try:
             if self.taps.compiled or not self.balance.idle:  # balancing goes on after watching stopped
@@ -176,6 +178,7 @@ class Live:
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
         if isinstance(off := knobs.get("off"), str):  # the record holds no word that is a number, such as 4
+            self._off_by_tap(off)
             knobs["off"] = off_by_layer([self.taps.taps[tap].experts for tap in self._in_order()], off)
         values = {name: self.turns[name].knob.parse(name, value) for name, value in knobs.items()}
         if self.ranks is not None:
@@ -312,9 +315,8 @@ class Live:
         assert self.recorder.writer is not None
         for change in pending.knobs:
             self.recorder.writer.knob_seen = change.id
-            if change.name in self.turns:
-                self.turn_to(change.name, change.value)
-            self.recorder.collected["applied"].append((change.id, self.number + 1))
+            if change.name not in self.turns or self.turn_to(change.name, change.value):
+                self.recorder.collected["applied"].append((change.id, self.number + 1))
         for command in pending.commands:
             if command.id > self.recorder.writer.command_seen:
                 self.recorder.writer.command_seen = command.id
@@ -323,12 +325,14 @@ class Live:
             self.recorder.committer.recent.note_turns(self.number + 1, self.knobs)
             self.recorder.flush()
 
-    def turn_to(self, name: str, value: float | str) -> None:
-        """Turn a knob as somebody asked for it; where it cannot be, say so."""
+    def turn_to(self, name: str, value: float | str) -> bool:
+        """Turn a knob as somebody asked for it; where it cannot be, say so. Whether it was."""
         try:
             self.take({name: self.turns[name].knob.parse(name, value)})
         except Exception as error:
             log.warning("%s was not turned to %s: %s", name, value, first_line(error))
+            return False
+        return True
 
     def take(self, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
@@ -360,10 +364,23 @@ class Live:
         """The taps' numbers in the order of the record's layers; of all, before it begins."""
         return sorted(self.recorder.layers, key=self.recorder.layers.__getitem__) or range(len(self.taps.taps))
 
+    def _off_by_tap(self, text: str) -> dict[int, tuple[int, ...]]:
+        """The experts that are to be off, by the tap's number. ValueError if a layer can switch none off."""
+        order = self._in_order()
+        off = switched_off([self.taps.taps[tap].experts for tap in order], text)
+        if fixed := [
+            self.taps.taps[tap].name
+            for tap, experts in zip(order, off, strict=True)
+            if experts and not self.taps.taps[tap].early
+        ]:
+            raise ValueError(
+                f"no expert of {', '.join(fixed)} can be switched off, since it is not called with ids and weights; "
+                f"name the other layers, as in 2:4 for layer 2's expert 4"
+            )
+        return dict(zip(order, off, strict=True))
+
     def _switch_off(self, text: str) -> None:
-        taps = self._in_order()
-        off = switched_off([self.taps.taps[tap].experts for tap in taps], text)
-        self.taps.switch_off(dict(zip(taps, off, strict=True)))
+        self.taps.switch_off(self._off_by_tap(text))
 
     # What goes wrong
 
@@ -383,19 +400,6 @@ class Live:
             )
 
     def _at_exit(self) -> None:
-        """The program ends without a close()."""
+        """The program ends without a close(). Of sys.exit("...") outside of `with` nothing is left to be seen here."""
         error = getattr(sys, "last_value", None)
         self.close("failed" if error else "finished", f"{type(error).__name__}: {first_line(error)}" if error else "")
-
-
-def no_calls(model: nn.Module, steps: int, held_out: bool) -> str:
-    """Why nothing was counted. held_out: whether there were calls in evaluation."""
-    if held_out:
-        return (
-            f"{type(model).__name__} was in evaluation mode in all {steps} steps, as from_pretrained leaves it, and its selections "
-            f"would count as held-out; call model.train() before the first step"
-        )
-    return (
-        f"no expert of {type(model).__name__} was called in {steps} steps; looked for {LOOKED_FOR}. If the model was compiled and "
-        f"called before watch(), watch it first; if its experts run in a kernel of their own, name its routers by routers={{path: reader}}"
-    )

@@ -44,6 +44,9 @@ def find_taps(
     # Where a router's output is read, its experts are not tapped too: Switch's are called with masks in place of ids.
     by_output = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
     found = [tap for tap in found if not tap.early or parent_of(tap.name) not in by_output]
+    # Experts that hand on to others within them are one layer.
+    by_input = {tap.name for tap in found if tap.early}
+    found = [tap for tap in found if parent_of(tap.name) not in by_input]
     taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
     if not taps:
         raise ValueError(
@@ -51,6 +54,19 @@ def find_taps(
             f"Name its routers by routers={{path: reader}}"
         )
     return taps
+
+
+def no_calls(model: nn.Module, steps: int, held_out: bool) -> str:
+    """Why nothing was counted. held_out: whether there were calls in evaluation."""
+    if held_out:
+        return (
+            f"{type(model).__name__} was in evaluation mode in all {steps} steps, as from_pretrained leaves it, and its selections "
+            f"would count as held-out; call model.train() before the first step"
+        )
+    return (
+        f"no expert of {type(model).__name__} was called in {steps} steps; looked for {LOOKED_FOR}. If the model was compiled and "
+        f"called before watch(), watch it first; if its experts run in a kernel of their own, name its routers by routers={{path: reader}}"
+    )
 
 
 def tap_of(name: str, module: nn.Module) -> Tap | None:

@@ -55,17 +55,26 @@ def watch(
     tokenizer: the model's own. Texts need it; with a batch it makes the pages show text instead of ids.
     also: "tensorboard", "wandb", "trackio", or a list of these, to which the main scalars are sent as well.
     runs: the folder of the runs; None: the one that the dashboard shows.
-    ValueError for a model without experts that can be watched; StoreError for a name that another run has.
+    ValueError for a model without experts that can be watched; StoreError for a name that another run has, and for runs= that
+    is no folder.
     """
     model = bare(model)
     places = find_taps(model, routers, experts)
-    folder = runs_folder(runs) / (checked_id(run) if run else new_id(runs, class_of(model)))
+    folder = folder_in(runs_folder(runs)) / (checked_id(run) if run is not None else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, places, find_routers(model, places))
     to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
     return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
+
+
+def folder_in(runs: Path) -> Path:
+    """The runs' folder as it is, if runs can be made in it. StoreError for a file."""
+    there = next(path for path in (runs, *runs.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise StoreError(f"runs must name a folder, and {there} is a file")
+    return runs
 
 
 def class_of(model: nn.Module) -> str:

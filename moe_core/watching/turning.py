@@ -3,6 +3,7 @@
 Nothing is changed until a knob is turned: until then the model computes the same bits as without.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,12 +17,15 @@ from moe_core.schema import Knob
 from moe_core.schema.description import read_knob
 from moe_core.watching.taps import Taps
 
+log = logging.getLogger("moescope")
+
 # The weights of the routers' own losses, as transformers' configs call them.
 COEFFICIENTS = (COEFFICIENT, "router_z_loss_coef")
 # How many experts a token goes to, as modules and configs call it.
 PLACES = ("top_k", "num_experts_per_tok", "top_k_experts")
 # The beginnings of the classes of models whose k cannot be turned: their code works for one k only, or keeps a copy of it.
 FIXED = ("DeepseekV4", "LongcatFlash", "Phimoe", "SwitchTransformers")
+UNSTEPPED = 10  # steps of the training without one of the optimizer, until it is said; a loss scaler leaves out a few
 WIDE = 100.0  # a rate may be turned up to so many times its start
 
 
@@ -126,6 +130,12 @@ class Rates:
         self.held = {id(parameter) for router in routers for parameter in router.parameters()}
         self.frozen = False
         self.before: list[tuple[dict[str, Any], str, Any]] = []
+        self.unstepped = 0  # calls of count_step() since the optimizer's last step
+        if self.starts["lr"] == 0:
+            log.warning(
+                "there is no knob lr: the optimizer's learning rate is 0, and no scheduler has said which it starts from. "
+                "Make the scheduler before you call watch()"
+            )
         self.handles = [
             self.optimizer.register_step_pre_hook(self._set),
             self.optimizer.register_step_post_hook(self._restore),
@@ -146,10 +156,20 @@ class Rates:
             if any(name in group for group in self.optimizer.param_groups)
             and (name == "weight_decay" or self.starts[name] > 0)
         }
-        if self.held:
+        if self.held and not isinstance(self.optimizer, torch.optim.LBFGS):  # it moves what has no gradient, too
             help = "1: the routers' parameters stay as they are"
             turns["freeze_router"] = Turn(Knob(0, 0, 1, help=help), lambda value: setattr(self, "frozen", bool(value)))
         return turns
+
+    def count_step(self) -> None:
+        """A step of the training is done. Says once if the optimizer took no part in several: perhaps another has its place."""
+        if self.unstepped == UNSTEPPED:
+            log.warning(
+                "the %s that watch() was given did not step in the last %d steps, so its knobs turn nothing. If another took its "
+                "place, close this run and watch with that one",
+                type(self.optimizer).__name__, UNSTEPPED,
+            )  # fmt: skip
+        self.unstepped += 1
 
     def close(self) -> None:
         """Leave the optimizer as it was."""
@@ -160,17 +180,39 @@ class Rates:
     def _follow(self, name: str, value: float) -> None:
         self.values[name] = value
 
-    def _set(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _set(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """Before optimizer.step(): its arguments anew, or None if they stay."""
+        self.unstepped = 0
         self._restore()  # of a step that an error ended
         for group in optimizer.param_groups:
             for name, start in self.starts.items():
                 if self.values[name] != start:
                     self.before.append((group, name, group[name]))
                     group[name] = group[name] * (self.values[name] / start) if start else self.values[name]
-            if self.frozen:
-                for parameter in group["params"]:
-                    if id(parameter) in self.held:
-                        parameter.grad = None
+        if not self.frozen:
+            return None
+        self._hold()
+        closures = [one for one in (*args[1:], *kwargs.values()) if callable(one)]
+        held = {id(one): self._holding(one) for one in closures}
+        anew: Callable[[Any], Any] = lambda one: held.get(id(one), one)
+        return tuple(map(anew, args)), {name: anew(one) for name, one in kwargs.items()}
+
+    def _hold(self) -> None:
+        """Take the routers' gradients away, so that the step leaves them as they are."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in self.held:
+                    parameter.grad = None
+
+    def _holding(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure as step() takes it, which computes the gradients itself, and after it _hold()."""
+
+        def computed() -> Any:
+            loss = closure()
+            self._hold()
+            return loss
+
+        return computed
 
     def _restore(self, *given: Any) -> None:
         for group, name, value in self.before:
