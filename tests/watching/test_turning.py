@@ -1,18 +1,23 @@
 """What a turned knob reaches: optimizers that are stepped by a closure, made late or replaced, layers that cannot switch off."""
 
+import itertools
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
+from moe_core.diagnosis import diagnose
 from moe_core.nn import MoELayer
 from moe_core.runs import Run, StoreError
+from moe_core.watching import Knob, turning, watch
 from moe_core.watching import taps as taps_module
-from moe_core.watching import turning, watch
 from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import Taps
+from tests.server import ROOT
 from tests.watching.sums import counts_of, importance_of
 from tests.watching.test_counting import Block, D, E, Experts, K, Model, batch, reference
 from tests.watching.test_live import ended, sgd, train
@@ -84,6 +89,35 @@ def test_an_optimizer_that_takes_no_part_any_more_is_named_once(
     assert line.startswith("the SGD that watch() was given did not step in the last 10 steps")
 
 
+TURN = """
+import sys
+from pathlib import Path
+from moe_core.runs import Run
+
+run = Run(Path(sys.argv[1]))
+for turn in range(20):
+    run.turn(sys.argv[2], noise=float(sys.argv[3]) + turn)
+"""
+
+
+def test_two_processes_turn_the_same_knob_beside_each_other(tmp_path: Path) -> None:
+    model = Model()
+    live = watch(model, "a", knobs={"noise": Knob(0.0, 0, 1000)}, runs=tmp_path)
+    optimizer = sgd(model)
+    train(live, model, optimizer, 1)
+    run = [sys.executable, "-c", TURN, str(live.path)]
+    writers = [subprocess.Popen([*run, name, first], cwd=ROOT) for name, first in (("one", "100"), ("two", "200"))]
+    while any(writer.poll() is None for writer in writers):
+        train(live, model, optimizer, 1)
+    live.next_read = 0.0
+    train(live, model, optimizer, 2)
+    changes = ended(live).knob_changes()
+    assert sorted(change.value for change in changes) == [*range(100, 120), *range(200, 220)]
+    assert all(after.previous == before.value for before, after in itertools.pairwise(changes))
+    assert [change.step for change in changes] == sorted(change.step for change in changes)
+    assert live.knobs.noise == changes[-1].value
+
+
 # Where it is recorded
 
 
@@ -131,7 +165,43 @@ def test_a_layer_that_can_switch_no_expert_off_is_named(tmp_path: Path, caplog: 
     assert [(change.value, change.step) for change in run.knob_changes()] == [("2:3", None), ("1:3", 5)]
 
 
-# Layers within layers
+# Layers that differ, and layers within layers
+
+
+class Small(nn.Module):
+    """A router of k among so many experts."""
+
+    def __init__(self, many: int, k: int) -> None:
+        super().__init__()
+        self.gate, self.experts, self.top_k = nn.Linear(D, many, bias=False), Experts(), k
+        self.experts.num_experts = many
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weights, ids = self.gate(x).softmax(1).topk(self.top_k, dim=1)
+        return x + self.experts(x, ids, weights)
+
+
+@pytest.mark.parametrize(
+    ("layers", "k"),
+    [([(6, 1)], 1), ([(1, 1)], 1), ([(1, 1), (6, 2)], None), ([(6, 1), (6, 3)], None), ([(4, 2), (6, 2)], 2)],
+)
+def test_layers_of_one_choice_of_one_expert_and_of_different_k(
+    tmp_path: Path, layers: list[tuple[int, int]], k: int | None
+) -> None:
+    """k is a knob only where all layers have the same, and no larger than what the smallest of them has."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(Small(*layer) for layer in layers))
+    live = watch(model, "a", optimizer=sgd(model, 0.0), runs=tmp_path)
+    assert live.knobs.get("k") == k
+    assert k is None or live.turns["k"].knob.high == min(many for many, _ in layers)
+    train(live, model, live.optimizer, 30)
+    run = ended(live)
+    assert [(one.experts, one.k) for one in run.description.layers] == layers
+    for layer, (many, k_of_layer) in enumerate(layers):
+        counts_nE = run.history("counts", layer)[1]
+        assert counts_nE.shape == (30, many)
+        assert (counts_nE.sum(1) == 20 * k_of_layer).all()
+        assert diagnose(run, layer) == []
 
 
 class WithinExperts(Experts):
