@@ -25,7 +25,7 @@ from moe_core.schema.stats import Metric
 from moe_core.watching.balancing import OFF, Balance
 from moe_core.watching.describing import description_of
 from moe_core.watching.doctor import check
-from moe_core.watching.findings import Finding as CheckFinding
+from moe_core.watching.findings import CheckFinding
 from moe_core.watching.measuring import OF_STEP, Scalar, Step, counts_by_layer, number_of
 from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.probe import Look, Probe
@@ -275,12 +275,12 @@ class Live:
             self.told |= names
             log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(late))
 
-    def _describe(self, places: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
+    def _describe(self, k_of_tap: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
         """What the run says of itself, when its record begins."""
         probe = self.probe if self.probe and not self.probe.failed else None
         knobs = {name: turn.knob._replace(start=self.knobs[name]) for name, turn in self.turns.items()}
         return description_of(
-            self.model, self.optimizer, self.taps, places, step, sums, knobs, self.metrics, self.checkpoint is not None,
+            self.model, self.optimizer, self.taps, k_of_tap, step, sums, knobs, self.metrics, self.checkpoint is not None,
             probe.every if probe else 0,
         )  # fmt: skip
 

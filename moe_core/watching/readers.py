@@ -5,13 +5,11 @@ not at the router's output.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-
-from moe_core.watching.places import Reader, Tap, parent_of
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
@@ -20,6 +18,25 @@ LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "TokenChoiceTopKRouter, as in torchtitan; modules with a method noisy_top_k_gating; MoELayer of moe_core.nn"
 )
+
+# (module, args, kwargs, output) of a call, to ids (N, K) and weights (N, K) or None; None where there is nothing to count.
+Reader = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], tuple[Tensor, Tensor | None] | None]
+
+
+class Tap(NamedTuple):
+    """Where one layer's choice is read. name: the path of the module in the model; experts: how many it has; early: whether it is
+    read before the module's forward, from its arguments, and not after it."""
+
+    name: str
+    module: nn.Module
+    experts: int
+    read: Reader
+    early: bool
+
+
+def parent_of(name: str) -> str:
+    """The path of the module that holds this one."""
+    return name.rpartition(".")[0]
 
 
 def find_taps(

@@ -12,10 +12,9 @@ from moe_core.schema import Knob
 from moe_core.schema.stats import Metric
 from moe_core.watching.live import Live
 from moe_core.watching.mirrors import Mirrors
-from moe_core.watching.places import Reader
 from moe_core.watching.probe import EVERY, Probe
 from moe_core.watching.ranks import bare
-from moe_core.watching.readers import find_taps
+from moe_core.watching.readers import Reader, find_taps
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import Taps
 
@@ -59,12 +58,12 @@ def watch(
     is no folder.
     """
     model = bare(model)
-    places = find_taps(model, routers, experts)
+    found = find_taps(model, routers, experts)
     folder = folder_in(runs_folder(runs)) / (checked_id(run) if run is not None else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
-    taps = Taps(model, places, find_routers(model, places))
+    taps = Taps(model, found, find_routers(model, found))
     to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
     return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
 

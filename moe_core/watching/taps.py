@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.places import Tap
-from moe_core.watching.readers import GATING, Arguments, read_gates
+from moe_core.watching.readers import GATING, Arguments, Tap, read_gates
 from moe_core.watching.routers import Router, score_statistics
 from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap, merged
 

@@ -15,14 +15,13 @@ from torch import nn
 from moe_core.remedies import COEFFICIENT
 from moe_core.schema import Knob
 from moe_core.schema.description import read_knob
+from moe_core.watching.routers import K_NAMES
 from moe_core.watching.taps import Taps
 
 log = logging.getLogger("moescope")
 
 # The weights of the routers' own losses, as transformers' configs call them.
-COEFFICIENTS = (COEFFICIENT, "router_z_loss_coef")
-# How many experts a token goes to, as modules and configs call it.
-PLACES = ("top_k", "num_experts_per_tok", "top_k_experts")
+ROUTER_LOSSES = (COEFFICIENT, "router_z_loss_coef")
 # The beginnings of the classes of models whose k cannot be turned: their code works for one k only, or keeps a copy of it.
 FIXED = ("DeepseekV4", "LongcatFlash", "Phimoe", "SwitchTransformers")
 UNSTEPPED = 10  # steps of the training without one of the optimizer, until it is said; a loss scaler leaves out a few
@@ -41,7 +40,7 @@ def turns_of(
 ) -> dict[str, Turn]:
     """What can be turned, by name. rates: None without an optimizer; switch_off: follows the knob `off`, None where no expert
     can be switched off."""
-    turns = coefficients(model) | places(model, taps)
+    turns = coefficients(model) | experts_per_token(model, taps)
     if rates is not None:
         turns |= rates.turns()
     if switch_off is not None:
@@ -67,20 +66,20 @@ def coefficients(model: nn.Module) -> dict[str, Turn]:
     config when they are made and others read it there at each forward."""
     help = "weight of the model's own router loss; it acts where the model is called with output_router_logits=True"
     turns = {}
-    for name in COEFFICIENTS:
+    for name in ROUTER_LOSSES:
         held = Settings([(owner, name) for owner in owners(model) if isinstance(getattr(owner, name, None), float)])
-        if held.places:
+        if held.attributes:
             turns[name] = Turn(Knob(float(held.value), 0.0, max(1.0, 10 * held.value), help=help, scale="log0"), held)
     return turns
 
 
-def places(model: nn.Module, taps: Taps) -> dict[str, Turn]:
+def experts_per_token(model: nn.Module, taps: Taps) -> dict[str, Turn]:
     """The knob k, experts per token, where the model reads it at each forward and all its layers have the same."""
     kinds = [type(module).__name__ for module in model.modules()]
     if any(kind.startswith(FIXED) for kind in kinds):
         return {}
-    held = Settings([(o, name) for o in owners(model) for name in PLACES if type(getattr(o, name, None)) is int])
-    if not held.places or any(getattr(owner, name) != held.value for owner, name in held.places):
+    held = Settings([(o, name) for o in owners(model) for name in K_NAMES if type(getattr(o, name, None)) is int])
+    if not held.attributes or any(getattr(owner, name) != held.value for owner, name in held.attributes):
         return {}
     most = [tap.experts for tap in taps.taps]
     for number, router in taps.routers.items():
@@ -98,17 +97,17 @@ def owners(model: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Attributes that hold one value: (whose, name) of each."""
+    """Attributes that hold the same value: (whose, name) of each."""
 
-    places: Sequence[tuple[Any, str]]
+    attributes: Sequence[tuple[Any, str]]
 
     @property
     def value(self) -> Any:
-        owner, name = self.places[0]
+        owner, name = self.attributes[0]
         return getattr(owner, name)
 
     def __call__(self, value: float) -> None:
-        for owner, name in self.places:
+        for owner, name in self.attributes:
             setattr(owner, name, value)
 
 
