@@ -16,6 +16,7 @@ from moe_core.schema import GLOBAL_BATCHES
 
 NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob multiplies it like the rest
 SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float32 logit, and its slope would overflow
+LOOKED_AT = 256  # tokens, evenly spaced, of which it is measured in each step what no token can reach
 FEW = 16  # tokens, below which it is not judged what no token can reach
 CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certain and its gradient is nothing
 
@@ -102,7 +103,9 @@ def router_margin(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
 
 @torch.no_grad()
 def unreachable(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
-    """() how many experts no token comes near by the scores that chose. (out_of_reach)"""
+    """() how many experts no token comes near by the scores that chose, of at most LOOKED_AT tokens. (out_of_reach)"""
+    stride = max(1, -(-len(scores_TE) // LOOKED_AT))
+    scores_TE, experts_TK = scores_TE[::stride], experts_TK[::stride]
     return out_of_reach(scores_TE.gather(-1, experts_TK).amin(-1, keepdim=True) - scores_TE)
 
 
