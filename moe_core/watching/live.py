@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from moe_core.diagnosis import Finding
 from moe_core.remedies import COEFFICIENT
 from moe_core.runs.rows import Pending
-from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer, switched_off
+from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer
 from moe_core.schema.stats import Metric
 from moe_core.watching.balancing import OFF, Balance
 from moe_core.watching.describing import description_of
@@ -34,7 +34,7 @@ from moe_core.watching.readers import no_calls
 from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import Sums
 from moe_core.watching.taps import Taps
-from moe_core.watching.turning import Rates, turns_of, with_own
+from moe_core.watching.turning import Rates, off_of, turns_of, with_own
 
 LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody turned a knob or gave a command
 READ = 1.0  # seconds after which turns and commands are read even if the tip names none
@@ -364,20 +364,10 @@ class Live:
         """The taps' numbers in the order of the record's layers; of all, before it begins."""
         return sorted(self.recorder.layers, key=self.recorder.layers.__getitem__) or range(len(self.taps.taps))
 
-    def _off_by_tap(self, text: str) -> dict[int, tuple[int, ...]]:
+    def _off_by_tap(self, text: str) -> dict[int, Sequence[int]]:
         """The experts that are to be off, by the tap's number. ValueError if a layer can switch none off."""
         order = self._in_order()
-        off = switched_off([self.taps.taps[tap].experts for tap in order], text)
-        if fixed := [
-            self.taps.taps[tap].name
-            for tap, experts in zip(order, off, strict=True)
-            if experts and not self.taps.taps[tap].early
-        ]:
-            raise ValueError(
-                f"no expert of {', '.join(fixed)} can be switched off, since it is not called with ids and weights; "
-                f"name the other layers, as in 2:4 for layer 2's expert 4"
-            )
-        return dict(zip(order, off, strict=True))
+        return dict(zip(order, off_of([self.taps.taps[tap] for tap in order], text), strict=True))
 
     def _switch_off(self, text: str) -> None:
         self.taps.switch_off(self._off_by_tap(text))

@@ -193,7 +193,9 @@ class Taps:
         logits_ME, stride = self._sample(tap, training, len(ids_NK)) if tap in self.logits else (None, 1)
         calls = self.calls if training else self.held_out
         size = ids_NK.numel()
-        if logits_ME is not None and not self.hear_all:  # quantile balancing needs them until the step is done, however many
+        if (
+            logits_ME is not None and not self.hear_all
+        ):  # quantile balancing needs them until the step is done, however many
             size += logits_ME.numel()
         calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_ME, stride, size))
         self.places += size

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from moe_core.remedies import COEFFICIENT
-from moe_core.schema import Knob
+from moe_core.schema import Knob, switched_off
 from moe_core.schema.description import read_knob
+from moe_core.watching.readers import Tap
 from moe_core.watching.routers import K_NAMES
 from moe_core.watching.taps import Taps
 
@@ -87,6 +88,17 @@ def experts_per_token(model: nn.Module, taps: Taps) -> dict[str, Turn]:
             most[number] = taps.taps[number].experts // router.groups.many * router.groups.kept
     help = "experts that each token goes to, in every layer; a saved config holds the number that it was turned to"
     return {"k": Turn(Knob(held.value, 1, min(most), help=help, label="experts per token"), held)}
+
+
+def off_of(taps: Sequence[Tap], text: str) -> Sequence[Sequence[int]]:
+    """The experts that the knob `off` names, by layer. ValueError if a layer can switch none off."""
+    off = switched_off([tap.experts for tap in taps], text)
+    if fixed := [tap.name for tap, experts in zip(taps, off, strict=True) if experts and not tap.early]:
+        raise ValueError(
+            f"no expert of {', '.join(fixed)} can be switched off, since it is not called with ids and weights; "
+            f"name the other layers, as in 2:4 for layer 2's expert 4"
+        )
+    return off
 
 
 def owners(model: nn.Module) -> list[Any]:
