@@ -2,19 +2,19 @@
 
 Each rule is a pure function of one layer's statistics and the knobs (`Evidence`) and gives a Finding or None. A finding does
 not flicker: it begins when its condition has held for HOLD steps and ends when a stricter opposite has held as long. A
-remedy is offered only where benchmarks/remedies.py measured that it works; docs/decisions.md has the table.
+remedy is offered only where it was measured that it works (remedies.py).
 
 Shapes: n steps, E experts. `counts_nE` is (n, E).
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from moe_core.evidence import HOLD, Evidence, Judged, evidence_of, holding_since, mean_of_last, unchanged_since
+from moe_core.remedies import SOON, evens, heavy, mend, named, off_in, turns
 from moe_core.schema import (
     BALANCED,
     COLLAPSED,
@@ -25,14 +25,11 @@ from moe_core.schema import (
     Knobs,
     draws_noise,
     experts_per_token,
-    meta_of,
-    switched_off,
     untaught,
     value_text,
     weighing,
 )
 
-SOON = 100  # steps that a remedy is given to work; the measured ones took a tenth to a half of that
 SETTLED = 500  # steps until a fresh gate, which starts at zero logits, can be judged against its noise
 # Noise over the spread of the clean logits: above the first drowned, below the second not. Of 16 experts, a token then gets
 # a fifth, and a third, of the two that its clean logits name; an eighth would be chance (independent normal draws).
@@ -40,9 +37,12 @@ DROWNED = (4.0, 2.0)
 LEARNING = 0.9  # while a gate still grows out of the noise, the ratio falls to this share or less within SOON steps
 AT_STAKE = 0.05  # nats: below this task loss there is nothing left to learn
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
-CURE = 0.1  # both weights: evens a collapsed gate (Shazeer 2017, Table 6, and measured here)
+FAVOURED = (
+    0.98,
+    0.9,
+)  # share of the tokens that choose one expert: above the first a constant bias, below the second not
+SAME = 0.999  # overlap of the choices with and without the selection bias from which on it changes nothing
 CALM = 0.25  # noise at which, as measured, a load that is even is even without noise too
-COEFFICIENT = "router_aux_loss_coef"  # as the models of transformers call the weight of their balancing loss
 BY_CHANCE = "Which experts a token gets hardly depends on the token, so they have little to specialise in."
 
 
@@ -67,88 +67,12 @@ def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
         return []
     rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
     findings = [finding for rule in rules if (finding := rule(evidence))]
-    if any(finding.rule == "collapse" for finding in findings):
+    if isinstance(source.knobs, Knobs) and any(finding.rule == "collapse" for finding in findings):
         # A remedy that leaves the gate collapsed is not offered: it would help nothing.
         findings = [
             f if f.remedy is None or evens(evidence.knobs, f.remedy) else f._replace(remedy=None) for f in findings
         ]
     return findings
-
-
-# What to do
-
-
-def even_again(knobs: Knobs) -> dict[str, float | str]:
-    """The knobs that even a collapsed gate: both losses at 0.1 or more, and noise, without which the load loss does nothing.
-
-    Knobs that have such values already are left out, so nothing is offered while a gate recovers, nor under the strategies
-    that balance by other means, where it was not measured.
-    """
-    if not STRATEGIES[knobs.strategy].losses_even:
-        return {}
-    wanted: dict[str, float | str] = {} if knobs.strategy == "paper" else {"strategy": "paper"}
-    if knobs.noise < 1:
-        wanted["noise"] = 1.0
-    for name in ("w_importance", "w_load"):
-        if getattr(knobs, name) < CURE:
-            wanted[name] = CURE
-    return wanted
-
-
-def evens(knobs: Knobs, remedy: dict[str, float | str]) -> bool:
-    """Whether a remedy turns everything that even_again() would."""
-    return all(remedy.get(name, getattr(knobs, name)) == value for name, value in even_again(knobs).items())
-
-
-def turns(remedy: dict[str, float | str] | None) -> str:
-    """A remedy in words: "noise to 1 and w_load to 0.1"."""
-    parts = [f"{name} to {value_text(value)}" for name, value in (remedy or {}).items()]
-    return " and ".join(part for part in (", ".join(parts[:-1]), parts[-1]) if part) if parts else ""
-
-
-def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
-    """(what to try, the remedy) for an uneven load."""
-    if not isinstance(evidence.knobs, Knobs):
-        return of_other_models(evidence), None
-    remedy = even_again(evidence.knobs) if evidence.groups <= 1 else {}
-    if remedy:
-        return f"Turn {turns(remedy)}: within {SOON} steps the load should be even.", remedy
-    read = [f.name for f in fields(Knobs) if evidence.knobs.strategy in meta_of(Knobs, f.name).strategies]
-    changed = unchanged_since(evidence, "strategy", *read)
-    if changed > 1 and evidence.steps_n[-1] < changed + SOON:
-        return f"The knobs were turned at step {changed}; give them until step {changed + SOON}.", None
-    if evidence.knobs.strategy != "paper":
-        return (
-            f"{evidence.knobs.strategy} does not keep the load even; turn its own weight or speed up, or strategy to paper.",
-            None,
-        )
-    if evidence.groups > 1:
-        return "Turn the loss weights of both levels up, with noise and noise_primary at 1.", None
-    return "The losses are on and do not help: turn the learning rate down, or w_importance up to 1.", None
-
-
-def of_other_models(evidence: Evidence) -> str:
-    """What to try in a model that is not ours: what moves its selection bias, else the knob that weighs its own balancing loss.
-    Nothing was measured there."""
-    if getattr(evidence.knobs, "balance", None) == "off":  # watch() gives this knob to models that choose by a bias
-        return "Turn balance to loss-free: the routers choose by a bias that nothing moves."
-    if COEFFICIENT not in evidence.description.knobs:
-        return "Turn up what balances this model's experts."
-    now = float(getattr(evidence.knobs, COEFFICIENT))
-    return f"Turn {COEFFICIENT} up, which is {value_text(now)}: it weighs the model's own balancing loss."
-
-
-def off_in(evidence: Evidence) -> tuple[int, ...]:
-    """The experts of the layer that are switched off."""
-    return switched_off(evidence.description.experts, str(getattr(evidence.knobs, "off", "")))[evidence.layer]
-
-
-def named(experts: Sequence[int]) -> str:
-    """Expert numbers, counted from 1: "4, 9 and 11"; of many the first few."""
-    numbers = [str(e + 1) for e in experts[:8]]
-    more = [f"{len(experts) - 8} more"] if len(experts) > 8 else []
-    *first, last = numbers + more
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 # The rules
@@ -184,9 +108,7 @@ def no_gradient(evidence: Evidence) -> Finding | None:
 
 def collapse(evidence: Evidence) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
-    on = evidence.experts - len(off_in(evidence))
-    ceiling = math.sqrt(max(on / experts_per_token(evidence.description, evidence.knobs, evidence.layer) - 1, 0.0))
-    high = min(COLLAPSED, 0.75 * ceiling)
+    high, ceiling = marks(evidence)
     cv_n = evidence.cv_load_n
     since = holding_since(evidence.steps_n, cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
@@ -207,9 +129,61 @@ def collapse(evidence: Evidence) -> Finding | None:
     return Finding("collapse", evidence.layer, since, what, why, try_this, remedy)
 
 
+def marks(evidence: Evidence) -> tuple[float, float]:
+    """The CV above which the layer is called collapsed, and the largest that it can have."""
+    on = evidence.experts - len(off_in(evidence))
+    ceiling = math.sqrt(max(on / experts_per_token(evidence.description, evidence.knobs, evidence.layer) - 1, 0.0))
+    return min(COLLAPSED, 0.75 * ceiling), ceiling
+
+
 def balance_label(evidence: Evidence) -> str:
     """The name of the statistic by which the layer is called balanced or collapsed."""
     return STAT[evidence.description.balance].label
+
+
+def constant_bias(evidence: Evidence) -> Finding | None:
+    """One expert is chosen by every token, while the load is uneven: what prefers it does not depend on the token."""
+    if isinstance(evidence.knobs, Knobs) and not STRATEGIES[evidence.knobs.strategy].by_token:
+        return None
+    k = experts_per_token(evidence.description, evidence.knobs, evidence.layer)
+    share_nE = k * evidence.counts_nE / np.maximum(evidence.counts_nE.sum(1, keepdims=True), 1)
+    expert = int(share_nE[evidence.steps_n > evidence.steps_n[-1] - HOLD].mean(0).argmax())
+    share_n, uneven_n = share_nE[:, expert], evidence.cv_load_n > BALANCED
+    since = holding_since(
+        evidence.steps_n,
+        (share_n > FAVOURED[0]) & uneven_n,
+        (share_n < FAVOURED[1]) | (evidence.cv_load_n < 0.8 * BALANCED),
+    )
+    if since is None:
+        return None
+    share = min(1.0, mean_of_last(evidence.steps_n, share_n, HOLD))
+    cv = mean_of_last(evidence.steps_n, evidence.cv_load_n, HOLD)
+    what = (
+        f"A constant bias outweighs the tokens: {100 * share:.0f} % of them choose expert {expert + 1}, "
+        f"and {balance_label(evidence)} is {cv:.2f}."
+    )
+    overlap = mean_of_last(evidence.steps_n, evidence.bias_effect_n, HOLD)
+    # From k / (k + 1) down, more than half of the tokens have an expert by the selection bias alone.
+    if overlap < k / (k + 1):
+        why = f"The selection bias is the same for every token: the choices without it overlap with these by {overlap:.2f} only."
+    else:
+        why = "A part of the router's own scores is the same for every token, and larger than what differs from token to token."
+    return Finding("constant_bias", evidence.layer, since, what, why, *mend(evidence))
+
+
+def idle_bias(evidence: Evidence) -> Finding | None:
+    """A selection bias that changes no choice, beside a collapsed load: it is there to even it."""
+    high, ceiling = marks(evidence)
+    idle_n, cv_n = evidence.bias_effect_n >= SAME, evidence.cv_load_n
+    since = holding_since(
+        evidence.steps_n, idle_n & (cv_n > high), (evidence.bias_effect_n < SAME) | (cv_n < 0.8 * high)
+    )
+    if since is None or ceiling == 0:
+        return None
+    now = mean_of_last(evidence.steps_n, cv_n, HOLD)
+    what = f"The selection bias changes no choice, while {balance_label(evidence)} is {now:.2f}."
+    why = "It is 0, the same for every expert, or too small beside the router's scores; either nothing moves it or it moves too slowly."
+    return Finding("idle_bias", evidence.layer, since, what, why, *mend(evidence))
 
 
 def noise_of(evidence: Evidence) -> float:
@@ -217,19 +191,44 @@ def noise_of(evidence: Evidence) -> float:
     return float(max(evidence.knobs.noise, evidence.knobs.noise_primary if evidence.groups > 1 else 0.0))
 
 
+def dead_in(evidence: Evidence) -> list[int]:
+    """The experts that nothing selected in the last DEAD_AFTER steps, without those that are off."""
+    recent_nE = evidence.counts_nE[evidence.steps_n > evidence.steps_n[-1] - DEAD_AFTER]
+    return [e for e in np.flatnonzero(recent_nE.sum(0) == 0).tolist() if e not in off_in(evidence)]
+
+
 def dead_experts(evidence: Evidence) -> Finding | None:
     """Experts that nothing selected for DEAD_AFTER steps, for HOLD steps more."""
-    off = off_in(evidence)
-    since = holding_since(evidence.steps_n, evidence.dead_n > 0, evidence.dead_n <= 0)
-    recent_nE = evidence.counts_nE[evidence.steps_n > evidence.steps_n[-1] - DEAD_AFTER]
-    dead = [e for e in np.flatnonzero(recent_nE.sum(0) == 0).tolist() if e not in off]
-    if since is None or not dead:
+    since, dead = holding_since(evidence.steps_n, evidence.dead_n > 0, evidence.dead_n <= 0), dead_in(evidence)
+    if since is None or not dead or out_of_reach(evidence) >= len(dead):
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
-    what = f"No token went to {experts} of {evidence.experts - len(off)} in the last {DEAD_AFTER} steps."
+    what = f"No token went to {experts} of {evidence.experts - len(off_in(evidence))} in the last {DEAD_AFTER} steps."
     why = "An expert that is not chosen gets no gradient, so it does not become worth choosing."
     # An expert is called dead only after DEAD_AFTER steps without a token, so it began that much earlier.
     return Finding("dead_experts", evidence.layer, max(1, since - DEAD_AFTER), what, why, *mend(evidence))
+
+
+def out_of_reach(evidence: Evidence) -> int:
+    """How many experts no token came near in any of the last HOLD steps; 0 if it was not measured."""
+    recent_n = evidence.unreachable_n[evidence.steps_n > evidence.steps_n[-1] - HOLD]
+    return int(recent_n.min()) if np.isfinite(recent_n).all() else 0
+
+
+def unreachable(evidence: Evidence) -> Finding | None:
+    """Dead experts whose score no token brings near the chosen ones, in any step for HOLD steps."""
+    near_n = (evidence.unreachable_n < 1) | (evidence.dead_n <= 0)
+    since = holding_since(evidence.steps_n, (evidence.unreachable_n >= 1) & (evidence.dead_n > 0), near_n)
+    dead, many = dead_in(evidence), out_of_reach(evidence)
+    if since is None or not dead or not many:
+        return None
+    experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
+    which = f"{many} of the {experts}" if many < len(dead) else experts
+    what = (
+        f"No token can reach {which}: none came near in the last {HOLD} steps, and none was sent there in {DEAD_AFTER}."
+    )
+    why = "Even the token that lacks least of the score to be sent there lacks more than the tokens differ in what they lack."
+    return Finding("unreachable", evidence.layer, since, what, why, *mend(evidence))
 
 
 def drowned(evidence: Evidence) -> tuple[int, float] | None:
@@ -245,15 +244,6 @@ def drowned(evidence: Evidence) -> tuple[int, float] | None:
     drowned_n = (evidence.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
     since = holding_since(evidence.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
     return None if since is None else (since, mean_of_last(evidence.steps_n, ratio_n, HOLD))
-
-
-def heavy(knobs: Knobs) -> dict[str, float | str]:
-    """The loss weights above CURE, which is enough for a collapsed gate, each to be turned down to it.
-
-    They pull the logits together until any noise drowns them. Where noise is above 1, noise is turned down first.
-    """
-    weights = ("w_importance", "w_load") if knobs.strategy == "paper" and knobs.noise <= 1 else ()
-    return {name: CURE for name in weights if getattr(knobs, name) > CURE}
 
 
 def noise_drowns(evidence: Evidence) -> Finding | None:
@@ -351,7 +341,10 @@ def dropped_tokens(evidence: Evidence) -> Finding | None:
 RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     no_gradient,
     collapse,
+    constant_bias,
+    unreachable,
     dead_experts,
+    idle_bias,
     idle_load_loss,
     noise_drowns,
     large_coefficient,
@@ -359,4 +352,4 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
     dropped_tokens,
 )
 # The rules that need no knowledge of a run's knobs.
-ANYWHERE = (collapse, dead_experts)
+ANYWHERE = (collapse, constant_bias, unreachable, dead_experts, idle_bias)

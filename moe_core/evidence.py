@@ -43,6 +43,8 @@ class Evidence(NamedTuple):
     dropped_n: Array
     grad_norm_n: Array
     task_gradient_n: Array
+    bias_effect_n: Array
+    unreachable_n: Array
     # Of evaluations, where no noise is drawn: their steps, and the CV of the selections.
     held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
     held_out_cv_m: Array = np.empty(0)
@@ -100,7 +102,8 @@ def evidence_of(source: Judged, layer: int) -> Evidence:
     return Evidence(
         source.description, source.knobs, done, layer, steps,
         read("task_loss"), read(source.description.balance), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
-        read("dropped"), read("grad_norm"), read("task_gradient"), at, held_out,
+        read("dropped"), read("grad_norm"), read("task_gradient"),
+        read("bias_effect"), read("unreachable"), at, held_out,
     )  # fmt: skip
 
 

@@ -14,13 +14,13 @@ from moe_core.diagnosis import (
     Evidence,
     Finding,
     diagnose,
-    even_again,
     evens,
     holding_since,
     named,
     turns,
 )
-from moe_core.schema import DEAD_AFTER, Config, Knobs, describe
+from moe_core.remedies import even_again
+from moe_core.schema import DEAD_AFTER, Config, Knob, Knobs, Values, describe
 
 E = 16
 CONFIG = Config(num_experts=E)
@@ -48,6 +48,8 @@ def evidence(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int =
         "dropped": 0.0,
         "grad_norm": 2.0,
         "task_gradient": 0.05,
+        "bias_effect": np.nan,
+        "unreachable": 0.0,
     }
     values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
     counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
@@ -242,6 +244,65 @@ def test_of_many_experts_a_few_are_named() -> None:
 
 
 # Noise
+
+
+# A constant bias, an idle one, and experts that no token can reach
+
+FAVOURITE = np.array([20.0, *[20 / 15] * 15])  # of k = 2 choices of 20 tokens: all choose expert 1
+
+
+def watched(**stats) -> Evidence:
+    """Of a watched model, whose routers choose by a bias that its knob balance moves."""
+    balance = Knob("off", choices=("off", "loss-free", "quantile"))
+    found = evidence(**stats)
+    description = replace(found.description, origin="watched", knobs={"balance": balance})
+    return found._replace(description=description, knobs=Values({"balance": "off"}))
+
+
+def test_an_expert_that_every_token_chooses_is_a_constant_bias() -> None:
+    finding = diagnosis.constant_bias(evidence(counts=FAVOURITE, cv_load=from_step(101, 1.4)))
+    assert (finding.rule, finding.since) == ("constant_bias", 101)
+    assert "100 % of them choose expert 1" in finding.what
+    assert "router's own scores" in finding.why
+    assert diagnosis.constant_bias(evidence(counts=FAVOURITE, cv_load=0.4)) is None  # nothing to mend
+    assert diagnosis.constant_bias(evidence(counts=FAVOURITE * 0.9 + 2 / 3, cv_load=1.2)) is None
+    by_expert = knobs_with(strategy="expert-choice")
+    assert diagnosis.constant_bias(evidence(by_expert, counts=FAVOURITE, cv_load=1.4)) is None
+
+
+@pytest.mark.parametrize(("overlap", "to_blame"), [(0.66, True), (0.68, False), (np.nan, False)])
+def test_the_selection_bias_is_to_blame_where_the_choice_without_it_is_another(overlap: float, to_blame: bool) -> None:
+    finding = diagnosis.constant_bias(watched(counts=FAVOURITE, cv_load=1.4, bias_effect=overlap))
+    assert ("selection bias is the same" in finding.why) == to_blame
+    assert finding.remedy == {"balance": "quantile"}
+
+
+def test_a_bias_that_changes_no_choice_is_idle_beside_a_collapse() -> None:
+    assert diagnosis.idle_bias(watched(cv_load=1.4, bias_effect=1.0)).rule == "idle_bias"
+    assert diagnosis.idle_bias(watched(cv_load=0.9, bias_effect=1.0)) is None
+    assert diagnosis.idle_bias(watched(cv_load=1.4, bias_effect=0.99)) is None
+    assert diagnosis.idle_bias(watched(cv_load=1.4)) is None  # there is no bias
+
+
+@pytest.mark.parametrize(
+    ("unreachable", "told", "named"),
+    [(2.0, {"unreachable"}, "reach experts 4 and 9:"), (1.0, {"unreachable", "dead_experts"}, "reach 1 of the experts 4 and 9:"), (0.0, {"dead_experts"}, ""), (np.nan, {"dead_experts"}, "")],
+)  # fmt: skip
+def test_dead_experts_that_no_token_comes_near_are_told_apart(unreachable: float, told: set[str], named: str) -> None:
+    counts_E = np.full(E, 10.0)
+    counts_E[[3, 8]] = 0
+    found = evidence(counts=counts_E, dead=from_step(101, 2.0), unreachable=from_step(121, unreachable))
+    findings = {rule.__name__: rule(found) for rule in (diagnosis.unreachable, diagnosis.dead_experts)}
+    assert {name for name, finding in findings.items() if finding} == told
+    if named:
+        assert named in findings["unreachable"].what
+        assert findings["unreachable"].since == 121
+
+
+def test_an_expert_that_is_off_is_not_called_unreachable() -> None:
+    counts_E = np.full(E, 10.0)
+    counts_E[3] = 0
+    assert diagnosis.unreachable(evidence(knobs_with(off="4"), counts=counts_E, dead=1.0, unreachable=1.0)) is None
 
 
 def test_a_gate_that_the_task_teaches_nothing_is_told_with_what_helps() -> None:
@@ -470,7 +531,7 @@ class Source:
 
 def test_findings_come_gravest_first_and_nothing_is_said_of_no_steps() -> None:
     finding = diagnose(Source(knobs_with(w_load=0), cv_load=1.9, dead=3.0, dropped=0.5, counts=np.eye(E)[0]))
-    assert [f.rule for f in finding] == ["collapse", "dead_experts", "dropped_tokens"]
+    assert [f.rule for f in finding] == ["collapse", "constant_bias", "dead_experts", "dropped_tokens"]
     assert diagnose(Source(knobs_with(w_load=0), n=0)) == []
 
 

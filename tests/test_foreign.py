@@ -183,7 +183,7 @@ def test_its_tiles_speak_of_what_it_measures(run: Run) -> None:
 
 def test_what_is_wrong_is_said_without_our_knobs(run: Run) -> None:
     said = {finding.rule: finding.what for finding in diagnose(run, 2)}
-    assert said.keys() == {"collapse", "dead_experts"}
+    assert said.keys() == {"collapse", "constant_bias", "dead_experts"}
     assert "CV(selections) is" in said["collapse"]  # it measures no smooth load
     assert all(finding.remedy is None for finding in diagnose(run, 2))
     assert diagnose(run, 1) == []

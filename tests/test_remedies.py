@@ -1,15 +1,20 @@
 """The remedies that the diagnosis offers even a collapsed gate: the small form of benchmarks/remedies.py."""
 
 import math
+import re
 
 import pytest
 import torch
 
 from benchmarks.remedies import NONE, Patient, alarms, collapse, findings, offers, try_remedy
-from moe_core.diagnosis import SETTLED, SOON
+from moe_core import diagnosis
+from moe_core.diagnosis import SETTLED
+from moe_core.remedies import SOON
 from moe_core.schema import Config, Knobs
+from moe_core.training import telemetry
 from moe_core.training.data import load
 
+NEW = {"constant_bias", "idle_bias", "unreachable"}
 CONFIG = Config.for_task("text", layers=1, tokens=256, context=64, d_model=32, d_hidden=32, eval_every=10**9, threads=1)
 
 
@@ -67,3 +72,16 @@ def test_without_a_remedy_it_stays_collapsed(data) -> None:
     assert after is None
     assert math.isfinite(end)
     assert end > 0.8
+
+
+@pytest.mark.parametrize(("bias", "rule"), [(5.0, "constant_bias"), (-5.0, "unreachable")])
+def test_a_bias_that_was_planted_in_our_own_gate_is_told(bias: float, rule: str, data, monkeypatch) -> None:
+    for module in (diagnosis, telemetry):  # an expert is called dead sooner, to save time
+        monkeypatch.setattr(module, "DEAD_AFTER", 20)
+    patient = Patient(CONFIG, Knobs(strategy="loss-free", bias_speed=0.0), data)
+    patient.trainer.model.moe_layers[0].gate.bias_E[3] = bias
+    for _ in range(45):
+        patient.step()
+    said = {finding.rule: finding for finding in findings(patient)}
+    assert re.search(r"experts? [^:]*\b4\b", said[rule].what)
+    assert NEW & said.keys() == {rule}

@@ -16,6 +16,8 @@ from moe_core.schema import GLOBAL_BATCHES
 
 NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob multiplies it like the rest
 SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float32 logit, and its slope would overflow
+LOOKED_AT = 256  # tokens, evenly spaced, of which it is measured in each step what no token can reach
+FEW = 16  # tokens, below which it is not judged what no token can reach
 CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certain and its gradient is nothing
 
 
@@ -34,7 +36,7 @@ class Routing(NamedTuple):
     are on, None if all are. primary: the choice of groups above, in a hierarchical gate.
 
     For the telemetry, without a gradient: margin_T is router_margin() of the scores that each token chose by, noise and
-    bias included; None where tokens do not choose. affinity_TE are the sigmoid affinities of a strategy that chooses by
+    bias included, unreachable those experts that no token comes near by them; None where tokens do not choose. affinity_TE are the sigmoid affinities of a strategy that chooses by
     affinity + bias, else None. dropped_from_TK: experts_TK before choices were dropped from it, None if none were.
     """
 
@@ -50,6 +52,7 @@ class Routing(NamedTuple):
     on: Tensor | None = None
     primary: "Routing | None" = None
     margin_T: Tensor | None = None
+    unreachable: Tensor | None = None
     affinity_TE: Tensor | None = None
     dropped_from_TK: Tensor | None = None
 
@@ -96,6 +99,26 @@ def router_margin(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
     """
     unchosen_TE = scores_TE.scatter(-1, experts_TK, -math.inf)
     return scores_TE.gather(-1, experts_TK).amin(-1) - unchosen_TE.amax(-1)
+
+
+@torch.no_grad()
+def unreachable(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
+    """() how many experts no token comes near by the scores that chose, of at most LOOKED_AT tokens. (out_of_reach)"""
+    stride = max(1, -(-len(scores_TE) // LOOKED_AT))
+    scores_TE, experts_TK = scores_TE[::stride], experts_TK[::stride]
+    return out_of_reach(scores_TE.gather(-1, experts_TK).amin(-1, keepdim=True) - scores_TE)
+
+
+def out_of_reach(lack_NE: Tensor) -> Tensor:
+    """(...) of (..., N, E), what each expert's score lacks to be among a token's chosen: the number of experts of which even the
+    token that lacks least lacks more than the tokens differ. Another token like these does not choose such an expert.
+
+    NaN of fewer than FEW tokens, which differ too little by chance. Experts that are off lack an infinite score: they do not count.
+    """
+    if lack_NE.shape[-2] < FEW:
+        return lack_NE.new_full(lack_NE.shape[:-2], math.nan)
+    nearest_E, farthest_E = lack_NE.amin(-2), lack_NE.amax(-2)
+    return ((2 * nearest_E > farthest_E) & farthest_E.isfinite()).sum(-1).float()
 
 
 def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
@@ -242,6 +265,7 @@ class NoisyTopKGate(nn.Module):
             *(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E),
             on=experts_on(off, clean_TE),
             margin_T=router_margin(noisy_TE, experts_TK),
+            unreachable=unreachable(noisy_TE, experts_TK),
         )
 
     def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:

@@ -42,7 +42,7 @@ def new_id(runs: str | Path | None, what: str) -> str:
 
 def checked_id(run_id: str) -> str:
     """The name as it is, if a run may have it: one folder in the runs' folder, and a word in a link. StoreError if not."""
-    if not re.fullmatch(RUN_ID, run_id):
+    if not isinstance(run_id, str) or not re.fullmatch(RUN_ID, run_id):
         raise StoreError(
             f"a run's name is letters, digits, dots, dashes and underscores, at most 100, none of - and . first, got {run_id!r}"
         )

@@ -57,6 +57,7 @@ class Telemetry:
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
         margin_L, margin_p10_L = margins(routings)
+        none = torch.full((), math.nan, device=loss.device)
         values = {
             "loss": loss,
             "task_loss": task_loss,
@@ -72,6 +73,7 @@ class Telemetry:
             "router_margin_p10": margin_p10_L,
             "confidence": torch.stack([confidence(r) for r in routings]),
             "bias_effect": torch.stack([bias_effect(r) for r in routings]),
+            "unreachable": torch.stack([none if r.unreachable is None else r.unreachable for r in routings]),
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
             "dropped": torch.stack([dropped(r) for r in routings]),
             "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),

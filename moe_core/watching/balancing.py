@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_core.diagnosis import COEFFICIENT
 from moe_core.recording.holding import EVERY, factor, steer
+from moe_core.remedies import COEFFICIENT
 from moe_core.schema import Knob
 from moe_core.watching.ranks import Ranks
 from moe_core.watching.steering import KINDS, Steering

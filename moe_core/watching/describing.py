@@ -12,8 +12,8 @@ from moe_core.schema import Description, Knob, Layer
 from moe_core.schema.description import Loss
 from moe_core.schema.stats import Metric
 from moe_core.watching.measuring import OF_STEP, Step
-from moe_core.watching.places import parent_of
 from moe_core.watching.probe import MOVEMENT
+from moe_core.watching.readers import parent_of
 from moe_core.watching.tally import SCORE_STATS, Sums
 from moe_core.watching.taps import Taps, device_of
 from moe_core.watching.turning import base_of
@@ -25,7 +25,7 @@ def description_of(
     model: nn.Module,
     optimizer: Any,
     taps: Taps,
-    places: Mapping[int, int],
+    k_of_tap: Mapping[int, int],
     step: Step,
     sums: Sequence[Sums],
     knobs: Mapping[str, Knob],
@@ -35,7 +35,7 @@ def description_of(
 ) -> Description:
     """The description of a run whose first step is `step`, with `sums` as what was selected in it.
 
-    places: how many experts each token went to, by the tap's number, in the order of the layers. probe_every: steps between two
+    k_of_tap: how many experts each token went to, by the tap's number, in the order of the layers. probe_every: steps between two
     looks at the probe, 0 without a probe.
     """
     measures = [name for name in OF_STEP if name in step.said] + ["seconds"]
@@ -47,7 +47,7 @@ def description_of(
     return Description(
         origin="watched",
         task=type(model).__name__,
-        layers=tuple(layer_of(model, taps, tap, k) for tap, k in places.items()),
+        layers=tuple(layer_of(model, taps, tap, k) for tap, k in k_of_tap.items()),
         knobs=knobs,
         metrics=tuple(metrics),
         loss=Loss("nats", 1.0, "loss"),

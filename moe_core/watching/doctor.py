@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from moe_core.schema import first_line
-from moe_core.watching.findings import Finding, not_checked
+from moe_core.watching.findings import CheckFinding, not_checked
 from moe_core.watching.loss_checks import Micro, auxiliary, micro_batches, padding
 from moe_core.watching.router_checks import biases, precision, probabilities, recomputed_forwards
 from moe_core.watching.state import State
@@ -27,7 +27,7 @@ def check(
     mask: Tensor | None = None,
     micro: Micro | None = None,
     step: Callable[[], object] | None = None,
-) -> list[Finding]:
+) -> list[CheckFinding]:
     """What is wrong with how this model would train on this batch; an empty list if nothing is. It takes some 25 steps' time.
 
     batch: a mapping, given as model(**batch), or a tensor. loss: (model, batch) -> loss; by default the `.loss` of the output.
@@ -39,7 +39,7 @@ def check(
     try:
         with torch.enable_grad():
             subject = Subject(model, batch, loss, state)
-            findings: list[Finding] = []
+            findings: list[CheckFinding] = []
             for rule, look in (
                 ("aux-not-applied", lambda: auxiliary(subject)),
                 ("micro-batches", lambda: micro_batches(subject, micro)),
@@ -55,7 +55,7 @@ def check(
         state.restore()
 
 
-def carried_out(rule: str, look: Callable[[], Iterator[Finding]]) -> list[Finding]:
+def carried_out(rule: str, look: Callable[[], Iterator[CheckFinding]]) -> list[CheckFinding]:
     """The findings of a check; if the check fails, one that says so. The model ran on the batch as it is, so it is not at fault."""
     try:
         return list(look())

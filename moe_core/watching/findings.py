@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 
-class Finding(NamedTuple):
+class CheckFinding(NamedTuple):
     """layer: the path of a router's module, "" for the whole model. level: "bug"; "note" for what cannot be otherwise or
     may be meant; "not checked" where a check could not be carried out. A check that does not apply to the model gives no finding."""
 
@@ -17,14 +17,14 @@ class Finding(NamedTuple):
     level: str = "bug"
 
 
-def not_checked(rule: str, why: str) -> Finding:
+def not_checked(rule: str, why: str) -> CheckFinding:
     """Says that a check could not be carried out."""
-    return Finding(
+    return CheckFinding(
         rule, "", "tried this check", why, "whether your model has this fault is not known", "", "not checked"
     )
 
 
-def by_layer(seen: Mapping[str, str], routers: int, finding: Finding) -> Iterator[Finding]:
+def by_layer(seen: Mapping[str, str], routers: int, finding: CheckFinding) -> Iterator[CheckFinding]:
     """A finding for each layer with what was seen there; only one if all routers show it, or more than three."""
     if len(seen) == routers > 1 or len(seen) > 3:
         layer, saw = next(iter(seen.items()))

@@ -17,23 +17,24 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from moe_core.diagnosis import COEFFICIENT, Finding
+from moe_core.diagnosis import Finding
+from moe_core.remedies import COEFFICIENT
 from moe_core.runs.rows import Pending
-from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer, switched_off
+from moe_core.schema import AUTOBALANCE, SELECTIONS, Description, Knob, Values, first_line, off_by_layer
 from moe_core.schema.stats import Metric
 from moe_core.watching.balancing import OFF, Balance
 from moe_core.watching.describing import description_of
 from moe_core.watching.doctor import check
-from moe_core.watching.findings import Finding as CheckFinding
+from moe_core.watching.findings import CheckFinding
 from moe_core.watching.measuring import OF_STEP, Scalar, Step, counts_by_layer, number_of
 from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.probe import Look, Probe
 from moe_core.watching.ranks import ranks_of
-from moe_core.watching.readers import LOOKED_FOR
+from moe_core.watching.readers import no_calls
 from moe_core.watching.recorder import Recorder
 from moe_core.watching.tally import Sums
 from moe_core.watching.taps import Taps
-from moe_core.watching.turning import Rates, turns_of, with_own
+from moe_core.watching.turning import Rates, off_of, turns_of, with_own
 
 LOOK = 0.02  # seconds between two looks at the tip, which says whether somebody turned a knob or gave a command
 READ = 1.0  # seconds after which turns and commands are read even if the tip names none
@@ -109,6 +110,8 @@ class Live:
             return
         kept = {name: number_of(name, value) for name, value in said.items() if value is not None}
         self.number += 1
+        if self.rates is not None:
+            self.rates.count_step()
         look = self._look() if self.probe is not None else None
         try:
             if self.taps.compiled or not self.balance.idle:  # balancing goes on after watching stopped
@@ -175,6 +178,7 @@ class Live:
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
         if isinstance(off := knobs.get("off"), str):  # the record holds no word that is a number, such as 4
+            self._off_by_tap(off)
             knobs["off"] = off_by_layer([self.taps.taps[tap].experts for tap in self._in_order()], off)
         values = {name: self.turns[name].knob.parse(name, value) for name, value in knobs.items()}
         if self.ranks is not None:
@@ -271,12 +275,12 @@ class Live:
             self.told |= names
             log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(late))
 
-    def _describe(self, places: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
+    def _describe(self, k_of_tap: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
         """What the run says of itself, when its record begins."""
         probe = self.probe if self.probe and not self.probe.failed else None
         knobs = {name: turn.knob._replace(start=self.knobs[name]) for name, turn in self.turns.items()}
         return description_of(
-            self.model, self.optimizer, self.taps, places, step, sums, knobs, self.metrics, self.checkpoint is not None,
+            self.model, self.optimizer, self.taps, k_of_tap, step, sums, knobs, self.metrics, self.checkpoint is not None,
             probe.every if probe else 0,
         )  # fmt: skip
 
@@ -311,9 +315,8 @@ class Live:
         assert self.recorder.writer is not None
         for change in pending.knobs:
             self.recorder.writer.knob_seen = change.id
-            if change.name in self.turns:
-                self.turn_to(change.name, change.value)
-            self.recorder.collected["applied"].append((change.id, self.number + 1))
+            if change.name not in self.turns or self.turn_to(change.name, change.value):
+                self.recorder.collected["applied"].append((change.id, self.number + 1))
         for command in pending.commands:
             if command.id > self.recorder.writer.command_seen:
                 self.recorder.writer.command_seen = command.id
@@ -322,12 +325,14 @@ class Live:
             self.recorder.committer.recent.note_turns(self.number + 1, self.knobs)
             self.recorder.flush()
 
-    def turn_to(self, name: str, value: float | str) -> None:
-        """Turn a knob as somebody asked for it; where it cannot be, say so."""
+    def turn_to(self, name: str, value: float | str) -> bool:
+        """Turn a knob as somebody asked for it; where it cannot be, say so. Whether it was."""
         try:
             self.take({name: self.turns[name].knob.parse(name, value)})
         except Exception as error:
             log.warning("%s was not turned to %s: %s", name, value, first_line(error))
+            return False
+        return True
 
     def take(self, values: Mapping[str, float | str]) -> None:
         for name, value in values.items():
@@ -359,10 +364,13 @@ class Live:
         """The taps' numbers in the order of the record's layers; of all, before it begins."""
         return sorted(self.recorder.layers, key=self.recorder.layers.__getitem__) or range(len(self.taps.taps))
 
+    def _off_by_tap(self, text: str) -> dict[int, Sequence[int]]:
+        """The experts that are to be off, by the tap's number. ValueError if a layer can switch none off."""
+        order = self._in_order()
+        return dict(zip(order, off_of([self.taps.taps[tap] for tap in order], text), strict=True))
+
     def _switch_off(self, text: str) -> None:
-        taps = self._in_order()
-        off = switched_off([self.taps.taps[tap].experts for tap in taps], text)
-        self.taps.switch_off(dict(zip(taps, off, strict=True)))
+        self.taps.switch_off(self._off_by_tap(text))
 
     # What goes wrong
 
@@ -382,19 +390,6 @@ class Live:
             )
 
     def _at_exit(self) -> None:
-        """The program ends without a close()."""
+        """The program ends without a close(). Of sys.exit("...") outside of `with` nothing is left to be seen here."""
         error = getattr(sys, "last_value", None)
         self.close("failed" if error else "finished", f"{type(error).__name__}: {first_line(error)}" if error else "")
-
-
-def no_calls(model: nn.Module, steps: int, held_out: bool) -> str:
-    """Why nothing was counted. held_out: whether there were calls in evaluation."""
-    if held_out:
-        return (
-            f"{type(model).__name__} was in evaluation mode in all {steps} steps, as from_pretrained leaves it, and its selections "
-            f"would count as held-out; call model.train() before the first step"
-        )
-    return (
-        f"no expert of {type(model).__name__} was called in {steps} steps; looked for {LOOKED_FOR}. If the model was compiled and "
-        f"called before watch(), watch it first; if its experts run in a kernel of their own, name its routers by routers={{path: reader}}"
-    )

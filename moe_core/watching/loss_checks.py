@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.findings import Finding, by_layer, not_checked
+from moe_core.watching.findings import CheckFinding, by_layer, not_checked
 from moe_core.watching.subject import Batch, Subject, projection, relative_difference, weighted_sum
 
 # Does the backward of each micro-batch as the user's trainer does: (model, batches).
@@ -16,7 +16,7 @@ Micro = Callable[[nn.Module, Sequence[Any]], object]
 # The auxiliary loss
 
 
-def auxiliary(s: Subject) -> Iterator[Finding]:
+def auxiliary(s: Subject) -> Iterator[CheckFinding]:
     """Is the auxiliary loss applied, and does its gradient reach each router?"""
     if not s.coefficients:
         return
@@ -31,7 +31,7 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
     if not s.applied and abs(after - before) <= 1e-6 * abs(before):
         config = getattr(s.model, "config", None)
         off = getattr(config, "output_router_logits", None) is False
-        yield Finding(
+        yield CheckFinding(
             "aux-not-applied", "", did,
             f"the loss stayed {after:.6g} and no gradient changed, though the coefficient is set to {set_to:g}"
             + (" (output_router_logits is off)" if off else ""),
@@ -51,7 +51,7 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
         router: f"the router's own gradient changed by {share:.1e} of its length, the loss from {before:.6g} to {after:.6g}"
         for router, share in change.items() if share <= 1e-3
     }  # fmt: skip
-    yield from by_layer(seen, len(change), Finding(
+    yield from by_layer(seen, len(change), CheckFinding(
         "aux-gradient", "", did + ", with nothing flowing back through the routers' inputs", "",
         "the auxiliary loss does not train this router: somewhere its logits are detached, or what carries the gradient is dropped",
         'gradient_checkpointing_kwargs={"use_reentrant": False}' if repeats and len(seen) == len(change)
@@ -60,7 +60,7 @@ def auxiliary(s: Subject) -> Iterator[Finding]:
     of_modules = {value for attributes, _, value in s.coefficients if "_parameters" in attributes}
     of_configs = {value for attributes, _, value in s.coefficients if "_parameters" not in attributes}
     if of_configs and not of_modules <= of_configs:
-        yield Finding(
+        yield CheckFinding(
             "aux-not-applied", "", "compared every place that holds the coefficient",
             f"the model computes with {min(of_modules - of_configs):g}, its config says {max(of_configs):g}",
             "transformers copies it from the config when the model is built, so a later change of the config alone does nothing",
@@ -136,7 +136,7 @@ def cut(s: Subject, count: int, micro: Micro | None) -> Cut:
     return Cut(count, ran, s.gradient(coefficient=high, run=accumulate) - ran, means)
 
 
-def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
+def micro_batches(s: Subject, micro: Micro | None) -> Iterator[CheckFinding]:
     """Is the gradient the same for 1, 2 and 4 micro-batches of the same tokens?"""
     if rows_of(s.batch) < 2:
         yield not_checked(
@@ -153,7 +153,7 @@ def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
     did = "took the gradient of the batch whole, and in " + " and ".join(str(c.parts) for c in cuts) + " micro-batches"
     if any(relative_difference(c.task, one) > s.tolerance for c in cuts):
         added = all(abs(projection(c.task, one) / c.parts - 1) < 0.1 for c in cuts)
-        yield Finding(
+        yield CheckFinding(
             "micro-batches", "", did,
             ("the task's gradient differs: " if s.applied else "the gradient differs: ")
             + "; ".join(
@@ -169,7 +169,7 @@ def micro_batches(s: Subject, micro: Micro | None) -> Iterator[Finding]:
         yield from auxiliary_part(cuts, s.turned - s.zero, did, s.tolerance)
 
 
-def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float) -> Iterator[Finding]:
+def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float) -> Iterator[CheckFinding]:
     """Is the auxiliary gradient that of the mean of the micro-batches' losses? And how far is that mean from the whole batch's?"""
     # The nearer of the means: by rows and by targets are both right; a wrong scale is far from both.
     scales = [min((projection(c.auxiliary, mean) for mean in c.each), key=lambda scale: abs(scale - 1)) for c in cuts]
@@ -182,7 +182,7 @@ def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float)
             # A loss that is a sum over tokens where a mean is wanted.
             scales, against = sizes, "that of the whole batch"
     if any(abs(scale - 1) >= 0.25 for scale in scales):
-        yield Finding(
+        yield CheckFinding(
             "micro-batches", "", did,
             f"the auxiliary gradient against {against}: "
             + "; ".join(f"{c.parts}: {scale:.2f} times as large" for c, scale in zip(cuts, scales, strict=True)),
@@ -191,7 +191,7 @@ def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float)
             else "aux_loss = aux_loss_sum / tokens  # a mean over tokens, as the task's loss is",
         )  # fmt: skip
     elif (off := relative_difference(cuts[-1].each[0], one)) > tolerance:
-        yield Finding(
+        yield CheckFinding(
             "micro-batches", "", did,
             f"the auxiliary gradient of {cuts[-1].parts} micro-batches differs by {off:.0%} from that of the whole batch; its scale is right",
             "this cannot be otherwise: the loss multiplies each expert's share of the tokens by its probability, and "
@@ -204,7 +204,7 @@ def auxiliary_part(cuts: Sequence[Cut], one: Tensor, did: str, tolerance: float)
 # Padding
 
 
-def padding(s: Subject, mask: Tensor | None) -> Iterator[Finding]:
+def padding(s: Subject, mask: Tensor | None) -> Iterator[CheckFinding]:
     """Do padding tokens count in the auxiliary loss?"""
     if not s.applied:
         return
@@ -221,7 +221,7 @@ def padding(s: Subject, mask: Tensor | None) -> Iterator[Finding]:
         if off <= 3 * s.tolerance:
             continue
         reaches_tokens = task_off > s.tolerance
-        yield Finding(
+        yield CheckFinding(
             "padding", "", did,
             f"the auxiliary gradient changed by {off:.0%}, the task's by {task_off:.1%}",
             "padding changes what the tokens themselves compute, so its part in the auxiliary loss cannot be told"

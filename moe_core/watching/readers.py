@@ -5,13 +5,11 @@ not at the router's output.
 """
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-
-from moe_core.watching.places import Reader, Tap, parent_of
 
 # The second argument of experts, after the hidden states, as transformers and others call it.
 IDS = ("top_k_index", "router_indices", "selected_experts", "topk_indices", "topk_ids", "expert_indices", "indices")
@@ -20,6 +18,25 @@ LOOKED_FOR = (
     "modules whose class ends in Experts and whose forward takes (hidden, ids, weights), as in transformers 5; "
     "TokenChoiceTopKRouter, as in torchtitan; modules with a method noisy_top_k_gating; MoELayer of moe_core.nn"
 )
+
+# (module, args, kwargs, output) of a call, to ids (N, K) and weights (N, K) or None; None where there is nothing to count.
+Reader = Callable[[nn.Module, tuple[Any, ...], Mapping[str, Any], Any], tuple[Tensor, Tensor | None] | None]
+
+
+class Tap(NamedTuple):
+    """Where one layer's choice is read. name: the path of the module in the model; experts: how many it has; early: whether it is
+    read before the module's forward, from its arguments, and not after it."""
+
+    name: str
+    module: nn.Module
+    experts: int
+    read: Reader
+    early: bool
+
+
+def parent_of(name: str) -> str:
+    """The path of the module that holds this one."""
+    return name.rpartition(".")[0]
 
 
 def find_taps(
@@ -44,6 +61,9 @@ def find_taps(
     # Where a router's output is read, its experts are not tapped too: Switch's are called with masks in place of ids.
     by_output = {parent_of(tap.name) for tap in found if type(tap.module).__name__ in OUTPUTS}
     found = [tap for tap in found if not tap.early or parent_of(tap.name) not in by_output]
+    # Experts that hand on to others within them are one layer.
+    by_input = {tap.name for tap in found if tap.early}
+    found = [tap for tap in found if parent_of(tap.name) not in by_input]
     taps = sorted([*own, *found], key=lambda tap: list(modules).index(tap.name))
     if not taps:
         raise ValueError(
@@ -51,6 +71,19 @@ def find_taps(
             f"Name its routers by routers={{path: reader}}"
         )
     return taps
+
+
+def no_calls(model: nn.Module, steps: int, held_out: bool) -> str:
+    """Why nothing was counted. held_out: whether there were calls in evaluation."""
+    if held_out:
+        return (
+            f"{type(model).__name__} was in evaluation mode in all {steps} steps, as from_pretrained leaves it, and its selections "
+            f"would count as held-out; call model.train() before the first step"
+        )
+    return (
+        f"no expert of {type(model).__name__} was called in {steps} steps; looked for {LOOKED_FOR}. If the model was compiled and "
+        f"called before watch(), watch it first; if its experts run in a kernel of their own, name its routers by routers={{path: reader}}"
+    )
 
 
 def tap_of(name: str, module: nn.Module) -> Tap | None:

@@ -92,17 +92,17 @@ class Recorder:
 
     def _open(self) -> None:
         """Begin the record, now that it is known which layers are called, with how many experts a token."""
-        step, places = self.steps[-1], dict[int, int]()
+        step, k_of_tap = self.steps[-1], dict[int, int]()
         assert isinstance(step, Step)
         for sums in self.sums:
-            places |= dict.fromkeys(sums.taps, sums.places)
-        self.layers = {tap: layer for layer, tap in enumerate(sorted(places))}
-        if silent := [tap.name for number, tap in enumerate(self.taps.taps) if number not in places]:
+            k_of_tap |= dict.fromkeys(sums.taps, sums.places)
+        self.layers = {tap: layer for layer, tap in enumerate(sorted(k_of_tap))}
+        if silent := [tap.name for number, tap in enumerate(self.taps.taps) if number not in k_of_tap]:
             log.warning(
                 "these experts were not called in step %d, and are not recorded: %s", step.number, ", ".join(silent)
             )
         probe = self.probe if self.probe and not self.probe.failed else None
-        description = self.describe({tap: places[tap] for tap in self.layers}, step, self.sums)
+        description = self.describe({tap: k_of_tap[tap] for tap in self.layers}, step, self.sums)
         self.experts, self.said = description.experts, set(step.said)
         labels, tokens = ({"token": probe.strings}, probe.tokens) if probe else (None, None)
         self.writer = create_record(self.path, description, labels=labels, probe=tokens, facts=facts_of(self.model))

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.findings import Finding, by_layer, not_checked
-from moe_core.watching.readers import find_taps
+from moe_core.watching.findings import CheckFinding, by_layer, not_checked
+from moe_core.watching.readers import find_taps, parent_of
+from moe_core.watching.routers import Router, choose, k_of, router_of
 from moe_core.watching.subject import BIASES, Subject
 from moe_core.watching.tally import counts_by_tap
 from moe_core.watching.taps import Taps
@@ -26,7 +27,7 @@ def counters(model: nn.Module) -> dict[str, Tensor]:
     return held
 
 
-def recomputed_forwards(s: Subject) -> Iterator[Finding]:
+def recomputed_forwards(s: Subject) -> Iterator[CheckFinding]:
     """Is a forward that the backward repeats, as gradient checkpointing does, counted a second time?"""
     s.prepare()
     start = counters(s.model)
@@ -38,7 +39,7 @@ def recomputed_forwards(s: Subject) -> Iterator[Finding]:
             continue
         if torch.equal(before, first) or torch.allclose(first, after, rtol=1e-3, equal_nan=True):
             continue
-        yield Finding(
+        yield CheckFinding(
             "recomputed", path.rpartition(".")[0], "a forward, then the same forward and its backward",
             f"{path.rpartition('.')[2]} moved by {(first - before).abs().sum():.4g} in the forward, by "
             f"{(after - before).abs().sum():.4g} with the backward",
@@ -79,7 +80,7 @@ def has_taps(model: nn.Module) -> bool:
 # What the routers give
 
 
-def probabilities(s: Subject) -> Iterator[Finding]:
+def probabilities(s: Subject) -> Iterator[CheckFinding]:
     """Do routers give probabilities where logits are expected?"""
     seen = {}
     logits = s.logits()
@@ -88,31 +89,28 @@ def probabilities(s: Subject) -> Iterator[Finding]:
         # Above 0: weights that are 0 for the experts that were not chosen also sum to 1, and they are right.
         if logits_NE.shape[-1] > 1 and (logits_NE > 0).all() and ((sums_N - 1).abs() < 0.02).all():
             seen[name] = f"every row is above 0 and sums to 1 (from {sums_N.min():.3f} to {sums_N.max():.3f})"
-    yield from by_layer(seen, len(logits), Finding(
+    yield from by_layer(seen, len(logits), CheckFinding(
         "probabilities-for-logits", "", "read what the router gives as its logits", "",
         "a loss that takes the softmax of it takes it twice: nearly uniform, so it hardly balances",
         "return router_logits, not router_logits.softmax(-1); or update transformers to 5.6 or later",
     ))  # fmt: skip
 
 
-def precision(s: Subject) -> Iterator[Finding]:
+def precision(s: Subject) -> Iterator[CheckFinding]:
     """Is the margin by which experts are chosen below the rounding of the router's logits?"""
     seen = {}
-    biases = selection_biases(s.model)
+    modules = dict(s.model.named_modules())
     logits = {name: one for name, one in s.logits().items() if one.dtype in (torch.bfloat16, torch.float16)}
     for name, logits_NE in logits.items():
-        k = chosen_per_token(s, name)
+        k = k_of(modules[name], modules[parent_of(name)], getattr(s.model, "config", None))
         if not 0 < k < logits_NE.shape[-1]:
             continue
-        near = (
-            path for path in biases if path.startswith(f"{name}.") or path.rpartition(".")[0] == name.rpartition(".")[0]
-        )
-        flips_N = below_rounding(logits_NE, k, biases.get(next(near, "")))
+        flips_N = below_rounding(router_of(name, modules[name], 0, modules), logits_NE, k)
         if (share := float(flips_N.float().mean())) >= 0.01:
             seen[name] = (
                 f"{share:.1%} of {len(flips_N)} tokens: their margin is below the rounding of {str(logits_NE.dtype)[6:]}"
             )
-    yield from by_layer(seen, len(logits), Finding(
+    yield from by_layer(seen, len(logits), CheckFinding(
         "precision", "", "compared the weakest chosen logit with the strongest that was not chosen", "",
         "for these tokens rounding decides on the expert: another kernel, batch or machine chooses otherwise",
         "compute the router in float32: F.linear(hidden.float(), self.weight.float())",
@@ -120,26 +118,14 @@ def precision(s: Subject) -> Iterator[Finding]:
     ))  # fmt: skip
 
 
-def below_rounding(logits_NE: Tensor, k: int, bias_E: Tensor | None) -> Tensor:
-    """(N,) bool: whether the weakest chosen score is within the rounding of both from the strongest that was not chosen.
-    Scores are the logits; with a selection bias their sigmoid plus that bias."""
-    error_NE = torch.finfo(logits_NE.dtype).eps / 2 * logits_NE.float().abs()
-    scores_NE = logits_NE.float()
-    if bias_E is not None:
-        sigmoid_NE = scores_NE.sigmoid()
-        scores_NE, error_NE = sigmoid_NE + bias_E.float().flatten(), error_NE * sigmoid_NE * (1 - sigmoid_NE)
-    top_NK, ids_NK = scores_NE.topk(k + 1, dim=-1)
-    return top_NK[:, -2] - top_NK[:, -1] <= error_NE.gather(1, ids_NK)[:, -2:].sum(1)
-
-
-def chosen_per_token(s: Subject, name: str) -> int:
-    """k of a router, as it says itself, else the block that holds it, else the config; 0 if none does."""
-    modules = dict(s.model.named_modules())
-    for holder in (modules[name], modules[name.rpartition(".")[0]], getattr(s.model, "config", None)):
-        for word in ("top_k", "topk", "k", "num_experts_per_tok", "num_experts_per_token"):
-            if isinstance(k := getattr(holder, word, None), int):
-                return k
-    return 0
+def below_rounding(router: Router, logits_NE: Tensor, k: int) -> Tensor:
+    """(N,) bool: whether the router would choose otherwise if the logits of the chosen experts were smaller by half of their last
+    place and those of the others larger, which rounding cannot tell from what they are."""
+    half_NE = torch.finfo(logits_NE.dtype).eps / 2 * logits_NE.float().abs()
+    ids_NK = choose(router, logits_NE, k)
+    chosen_NE = torch.zeros_like(logits_NE, dtype=torch.bool).scatter(1, ids_NK, True)
+    others_NK = choose(router, logits_NE.float() + torch.where(chosen_NE, -half_NE, half_NE), k)
+    return (ids_NK.sort().values != others_NK.sort().values).any(1)
 
 
 # The selection bias
@@ -151,7 +137,7 @@ def selection_biases(model: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().clone() for name, value in held if name.rpartition(".")[2] in BIASES}
 
 
-def biases(s: Subject, step: Callable[[], object] | None) -> Iterator[Finding]:
+def biases(s: Subject, step: Callable[[], object] | None) -> Iterator[CheckFinding]:
     """Does the selection bias move in training, and only there?"""
     s.prepare(training=False)
     before = selection_biases(s.model)
@@ -164,7 +150,7 @@ def biases(s: Subject, step: Callable[[], object] | None) -> Iterator[Finding]:
         path.rpartition(".")[0]: f"{path.rpartition('.')[2]} moved by up to {(after[path] - bias).abs().max():.3g}"
         for path, bias in before.items() if not torch.equal(after[path], bias)
     }  # fmt: skip
-    yield from by_layer(seen, len(before), Finding(
+    yield from by_layer(seen, len(before), CheckFinding(
         "bias-moves", "", "a forward in evaluation mode", "",
         "validation and generation change the router, and its load is not that of training",
         "if self.training: ...  # around the update of the bias",
@@ -174,7 +160,7 @@ def biases(s: Subject, step: Callable[[], object] | None) -> Iterator[Finding]:
     still = {path: bias for path, bias in before.items() if torch.equal(after[path], bias) and bias.min() == bias.max()}
     if still:
         path, bias = next(iter(still.items()))
-        yield Finding(
+        yield CheckFinding(
             "bias-moves", "" if len(still) == len(before) else path.rpartition(".")[0],
             "a forward and backward in training" + (", and a step" if step else "; give optimizer= or step= to include your step"),
             f"{len(still)} of {len(before)} selection biases stayed {bias.flatten()[0]:g} for every expert (first: {path})",

@@ -1,7 +1,7 @@
 """The routers of other people's models: where their logits are, and how they choose by them, so that the choice can be repeated.
 
 Taps say what was chosen; the logits say how close another choice was. transformers says in each model's `_can_record_outputs`
-which modules give router logits, and at which place of what they return.
+which modules give router logits, and at which index of what they return.
 
 Shapes: L layers, N tokens, E experts, K experts of a token.
 """
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moe_core.watching.places import Tap, parent_of
+from moe_core.nn.gating import FEW, out_of_reach
+from moe_core.watching.readers import Tap, parent_of
 
 # How logits become the scores by which a router chooses.
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -34,6 +35,9 @@ SCORES_OF = {
     "LongcatFlashTopkRouter": "softmax",
     "ZayaRouter": "softmax",
 }
+# How many experts a token goes to, as modules and configs of models call it, and as routers and their blocks do too.
+K_NAMES = ("top_k", "num_experts_per_tok", "top_k_experts")
+K_NAMES_OF_ROUTERS = (*K_NAMES, "topk", "k", "num_experts_per_token")
 # A tensor that is added to the scores for selection only: of the router, of a module in it, or of the block that calls it.
 BIASES = ("e_score_correction_bias", "expert_bias", "balancing_biases")
 
@@ -56,12 +60,12 @@ class Logits:
     z-loss of it would be 0. The first call decides which of both a router returns; only then does the host wait for the device.
     """
 
-    def __init__(self, place: int) -> None:
-        self.place = place
+    def __init__(self, index: int) -> None:
+        self.index = index
         self.probabilities: bool | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> Tensor:
-        given = cast(Tensor, output if torch.is_tensor(output) else output[self.place])
+        given = cast(Tensor, output if torch.is_tensor(output) else output[self.index])
         logits_NE = given.detach().flatten(0, -2)
         if self.probabilities is None:
             if torch.compiler.is_compiling():  # a graph cannot ask for a value
@@ -80,56 +84,56 @@ def are_probabilities(values_NE: Tensor) -> Tensor:
 @dataclass(frozen=True)
 class Router:
     """What chooses for one tap. name: the path of its module; read: its logits, given to a forward hook (with_kwargs) of module;
-    scores: a name of SCORES; bias_place: the module that holds the selection bias, and the bias's name in it, or None."""
+    scores: a name of SCORES; bias_attribute: the module that holds the selection bias, and the bias's name in it, or None."""
 
     name: str
     module: nn.Module
     read: Logits
     scores: str
     groups: Groups | None
-    bias_place: tuple[nn.Module, str] | None
+    bias_attribute: tuple[nn.Module, str] | None
 
     @property
     def kind(self) -> tuple[str, Groups | None, bool]:
         """Routers of one kind choose in the same way."""
-        return self.scores, self.groups, self.bias_place is not None
+        return self.scores, self.groups, self.bias_attribute is not None
 
     @property
     def bias(self) -> Tensor | None:
         """(E,) the tensor that is added to the scores for selection only, as a view of what the model holds now: a model that
         is moved to another device holds another tensor."""
-        if self.bias_place is None:
+        if self.bias_attribute is None:
             return None
-        owner, name = self.bias_place
+        owner, name = self.bias_attribute
         return cast(Tensor, getattr(owner, name)).detach().view(-1)
 
 
 def find_routers(model: nn.Module, taps: Sequence[Tap]) -> dict[str, Router]:
     """The router of each tap, by the tap's name. A tap is left out if the model does not say which modules give router logits, if
     several do beside the tap, or if the layer's ids come from a table."""
-    places = logit_places(model)
+    indices = logit_indices(model)
     modules = dict(model.named_modules())
-    is_router = {name: modules[name] for name in modules if isinstance(modules[name], tuple(places))}
+    is_router = {name: modules[name] for name in modules if isinstance(modules[name], tuple(indices))}
     routers = {}
     for tap in taps:
         others = [other.name for other in taps if other.name != tap.name]
         near = nearest(tap.name, list(is_router), others)
         if near is not None:
-            place = next(place for kind, place in places.items() if isinstance(is_router[near], kind))
-            routers[tap.name] = router_of(near, is_router[near], place, modules)
+            index = next(index for kind, index in indices.items() if isinstance(is_router[near], kind))
+            routers[tap.name] = router_of(near, is_router[near], index, modules)
     return routers
 
 
-def logit_places(model: nn.Module) -> dict[type[nn.Module], int]:
-    """Which place of what a module returns holds router logits, by the module's class, as transformers' models say it."""
-    places: dict[type[nn.Module], int] = {}
+def logit_indices(model: nn.Module) -> dict[type[nn.Module], int]:
+    """Which item of what a module returns holds router logits, by the module's class, as transformers' models say it."""
+    indices: dict[type[nn.Module], int] = {}
     for module in model.modules():
         said = (getattr(type(module), "_can_record_outputs", None) or {}).get("router_logits", ())
         for one in said if isinstance(said, list | tuple) else [said]:
             kind = getattr(one, "target_class", one)
             if isinstance(kind, type) and issubclass(kind, nn.Module):
-                places[kind] = int(getattr(one, "index", 0))
-    return places
+                indices[kind] = int(getattr(one, "index", 0))
+    return indices
 
 
 def nearest(tap: str, routers: Sequence[str], others: Sequence[str]) -> str | None:
@@ -151,13 +155,13 @@ def is_in(name: str, path: str) -> bool:
     return not path or name == path or name.startswith(f"{path}.")
 
 
-def router_of(name: str, module: nn.Module, place: int, modules: Mapping[str, nn.Module]) -> Router:
+def router_of(name: str, module: nn.Module, index: int, modules: Mapping[str, nn.Module]) -> Router:
     """What is known of a router."""
-    bias_place = bias_place_of(module, modules[parent_of(name)])
-    return Router(name, module, Logits(place), scores_of(module, bias_place), groups_of(module), bias_place)
+    bias_attribute = bias_attribute_of(module, modules[parent_of(name)])
+    return Router(name, module, Logits(index), scores_of(module, bias_attribute), groups_of(module), bias_attribute)
 
 
-def bias_place_of(router: nn.Module, block: nn.Module) -> tuple[nn.Module, str] | None:
+def bias_attribute_of(router: nn.Module, block: nn.Module) -> tuple[nn.Module, str] | None:
     """The module that holds a router's selection bias, and the bias's name in it: the router or a part of it, else its block."""
     for owner in (*router.modules(), block):
         for bias in BIASES:
@@ -166,7 +170,7 @@ def bias_place_of(router: nn.Module, block: nn.Module) -> tuple[nn.Module, str] 
     return None
 
 
-def scores_of(router: nn.Module, bias_place: tuple[nn.Module, str] | None) -> str:
+def scores_of(router: nn.Module, bias_attribute: tuple[nn.Module, str] | None) -> str:
     """The name of a router's scores: by its class, else by the function or the name that it holds, else by what is usual: the
     sigmoid with a selection bias (DeepSeek-V3), the softmax without."""
     for kind in type(router).__mro__:
@@ -180,7 +184,16 @@ def scores_of(router: nn.Module, bias_place: tuple[nn.Module, str] | None) -> st
             for name, score in SCORES.items():
                 if torch.allclose(function(values), score(values)):
                     return name
-    return "softmax" if bias_place is None else "sigmoid"
+    return "softmax" if bias_attribute is None else "sigmoid"
+
+
+def k_of(*holders: Any) -> int:
+    """How many experts a router chooses, as the first of these says: the router, its block, the model's config. 0 if none does."""
+    for holder in holders:
+        for name in K_NAMES_OF_ROUTERS:
+            if isinstance(k := getattr(holder, name, None), int):
+                return k
+    return 0
 
 
 def groups_of(router: nn.Module) -> Groups | None:
@@ -234,6 +247,7 @@ class ScoreStatistics(NamedTuple):
     confidence_L: Tensor
     logit_spread_L: Tensor
     bias_effect_L: Tensor
+    unreachable_L: Tensor
 
 
 @torch.no_grad()
@@ -256,6 +270,7 @@ def score_statistics(
     by_LNE = scores_LNE if bias_LE is None else scores_LNE + bias_LE[:, None]
     chosen_LNK = logits_LNE.gather(-1, ids_LNK)
     margin_LN = margins(by_LNE, ids_LNK, groups, chosen_LNK if plain else None)
+    unreachable_L = out_of_reach_of_kept(lacking(by_LNE, ids_LNK, groups), kept_N)
     values = [margin_LN, chosen_share(logits_LNE, chosen_LNK, scores), spread(logits_LNE)]
     if bias_LE is not None:
         values.append(overlap(ids_LNK, best_of(scores_LNE, ids_LNK.shape[-1], groups)))
@@ -264,7 +279,7 @@ def score_statistics(
     # Where nothing is unchosen, the margin is infinite.
     tenth_L = low_tenth(margin_LN) if kept_N is None else low_tenth_of_kept(margin_LN, kept_N)
     mean_L, tenth_L = (none_L, none_L) if ids_LNK.shape[-1] == logits_LNE.shape[-1] else (means[0], tenth_L)
-    return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3])
+    return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3], unreachable_L)
 
 
 def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chosen_LNK: Tensor | None = None) -> Tensor:
@@ -280,6 +295,35 @@ def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chose
     if groups is None:
         return margin_LN
     return torch.minimum(margin_LN, margins(group_scores_LNG, kept_LNG) / groups.best)
+
+
+def lacking(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None) -> Tensor:
+    """(L, N, E) how much each expert's score would have to rise, alone, for each token to choose it: to the weakest chosen score, or,
+    where its group is not kept, at least so far that the group is. Not above 0 for an expert that was chosen."""
+    within_LNE = by_LNE.gather(-1, ids_LNK).amin(-1, keepdim=True) - by_LNE
+    if groups is None:
+        return within_LNE
+    _, group_scores_LNG, kept_LNG = limited(by_LNE, groups)
+    weakest_LN1 = group_scores_LNG.gather(-1, kept_LNG).amin(-1, keepdim=True)
+    needed_LNG1 = weakest_LN1[..., None].expand_as(group_scores_LNG[..., None])
+    in_groups_LNGB = by_LNE.reshape(*by_LNE.shape[:-1], groups.many, -1)
+    if groups.best == 2:  # a group's score is the expert's and the best other one's
+        first_LNG1, at_LNG1 = in_groups_LNGB.max(-1, keepdim=True)
+        second_LNG1 = in_groups_LNGB.scatter(-1, at_LNG1, -math.inf).amax(-1, keepdim=True)
+        is_first_LNGB = torch.zeros_like(in_groups_LNGB, dtype=torch.bool).scatter(-1, at_LNG1, True)
+        needed_LNG1 = needed_LNG1 - torch.where(is_first_LNGB, second_LNG1, first_LNG1)
+    is_kept_LNG = torch.zeros_like(group_scores_LNG, dtype=torch.bool).scatter(-1, kept_LNG, True)
+    is_kept_LNE = is_kept_LNG.repeat_interleave(in_groups_LNGB.shape[-1], dim=-1)
+    return torch.where(is_kept_LNE, within_LNE, (needed_LNG1 - in_groups_LNGB).flatten(-2))
+
+
+def out_of_reach_of_kept(lack_LNE: Tensor, kept_N: Tensor | None) -> Tensor:
+    """(L,) out_of_reach() of the tokens that count. The others are counted as the first that does, so as to change nothing."""
+    if kept_N is None:
+        return out_of_reach(lack_LNE)
+    first = kept_N.int().argmax().view(1)
+    unreachable_L = out_of_reach(torch.where(kept_N[:, None], lack_LNE, lack_LNE.index_select(1, first)))
+    return torch.where(kept_N.sum() < FEW, math.nan, unreachable_L)
 
 
 def chosen_share(logits_LNE: Tensor, chosen_LNK: Tensor, scores: str) -> Tensor:
@@ -311,17 +355,17 @@ def mean_over(values_N: Tensor, kept_N: Tensor | None) -> Tensor:
 
 def low_tenth(margin_LN: Tensor) -> Tensor:
     """(L,) the 10th percentile over tokens, between two tokens as numpy's."""
-    place = 0.1 * (margin_LN.shape[1] - 1)
-    low_Ln = margin_LN.topk(math.ceil(place) + 1, dim=1, largest=False).values
-    return low_Ln[:, math.floor(place)].lerp(low_Ln[:, -1], place % 1)
+    position = 0.1 * (margin_LN.shape[1] - 1)
+    low_Ln = margin_LN.topk(math.ceil(position) + 1, dim=1, largest=False).values
+    return low_Ln[:, math.floor(position)].lerp(low_Ln[:, -1], position % 1)
 
 
 def low_tenth_of_kept(margin_LN: Tensor, kept_N: Tensor) -> Tensor:
     """(L,) low_tenth() over the tokens that count, whose number the host does not know."""
-    place = 0.1 * (kept_N.sum() - 1)
+    position = 0.1 * (kept_N.sum() - 1)
     enough = math.ceil(0.1 * (margin_LN.shape[1] - 1)) + 1  # as many as are needed if all tokens count
     low_LN = margin_LN.masked_fill(~kept_N, math.inf).topk(enough, dim=1, largest=False).values
     low_L, high_L = (
-        low_LN.index_select(1, at.long().clamp(min=0).view(1))[:, 0] for at in (place.floor(), place.ceil())
+        low_LN.index_select(1, at.long().clamp(min=0).view(1))[:, 0] for at in (position.floor(), position.ceil())
     )
-    return torch.where(place < 0, math.nan, low_L.lerp(high_L, place.frac()))
+    return torch.where(position < 0, math.nan, low_L.lerp(high_L, position.frac()))

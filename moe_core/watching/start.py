@@ -12,10 +12,9 @@ from moe_core.schema import Knob
 from moe_core.schema.stats import Metric
 from moe_core.watching.live import Live
 from moe_core.watching.mirrors import Mirrors
-from moe_core.watching.places import Reader
 from moe_core.watching.probe import EVERY, Probe
 from moe_core.watching.ranks import bare
-from moe_core.watching.readers import find_taps
+from moe_core.watching.readers import Reader, find_taps
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import Taps
 
@@ -55,17 +54,26 @@ def watch(
     tokenizer: the model's own. Texts need it; with a batch it makes the pages show text instead of ids.
     also: "tensorboard", "wandb", "trackio", or a list of these, to which the main scalars are sent as well.
     runs: the folder of the runs; None: the one that the dashboard shows.
-    ValueError for a model without experts that can be watched; StoreError for a name that another run has.
+    ValueError for a model without experts that can be watched; StoreError for a name that another run has, and for runs= that
+    is no folder.
     """
     model = bare(model)
-    places = find_taps(model, routers, experts)
-    folder = runs_folder(runs) / (checked_id(run) if run else new_id(runs, class_of(model)))
+    found = find_taps(model, routers, experts)
+    folder = folder_in(runs_folder(runs)) / (checked_id(run) if run is not None else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
-    taps = Taps(model, places, find_routers(model, places))
+    taps = Taps(model, found, find_routers(model, found))
     to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
     return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
+
+
+def folder_in(runs: Path) -> Path:
+    """The runs' folder as it is, if runs can be made in it. StoreError for a file."""
+    there = next(path for path in (runs, *runs.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise StoreError(f"runs must name a folder, and {there} is a file")
+    return runs
 
 
 def class_of(model: nn.Module) -> str:

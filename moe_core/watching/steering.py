@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.places import Tap
-from moe_core.watching.routers import SCORES, Groups, Router, limited
+from moe_core.watching.readers import Tap
+from moe_core.watching.routers import SCORES, Groups, Router, k_of, limited
 
 KINDS = ("loss-free", "quantile")
 
@@ -31,7 +31,7 @@ class Steering:
             raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
         if not 0 < speed < math.inf:
             raise ValueError(f"speed must be above 0, got {speed}")
-        self.taps = [tap for tap in taps if tap.name in routers and routers[tap.name].bias_place is not None]
+        self.taps = [tap for tap in taps if tap.name in routers and routers[tap.name].bias_attribute is not None]
         if not self.taps:
             raise ValueError(
                 f"steering wants a model whose routers add a bias to the scores for selection only, such as DeepSeek-V3's "
@@ -65,7 +65,7 @@ class Steering:
                 if logits is None or tap.name not in logits or not len(logits[tap.name]):
                     continue
                 scores_NE = SCORES[router.scores](logits[tap.name].float())
-                moved_E = evening_bias(scores_NE, exact_E, k_of(router), router.groups)
+                moved_E = evening_bias(scores_NE, exact_E, k_of(router.module), router.groups)
             bias_E.copy_(moved_E)
             if self.exact.get(tap.name) is not None:
                 self.exact[tap.name] = moved_E
@@ -90,16 +90,11 @@ class Steering:
 def check_quantile(tap: Tap, router: Router) -> None:
     """ValueError for a router whose bias cannot be set by quantiles."""
     bias_E = router.bias
-    if bias_E is None or len(bias_E) != tap.experts or not k_of(router):
+    if bias_E is None or len(bias_E) != tap.experts or not k_of(router.module):
         raise ValueError(
             f"quantile wants as many biases as experts, each with the same share, and a router that says its top_k; "
             f"{router.name} has {0 if bias_E is None else len(bias_E)} biases for {tap.experts} experts: take 'loss-free'"
         )
-
-
-def k_of(router: Router) -> int:
-    """How many experts a router chooses, as it says itself; 0 if it does not."""
-    return int(getattr(router.module, "top_k", 0) or 0)
 
 
 def towards_even(counts_E: Tensor, speed: float) -> Tensor:
@@ -125,9 +120,9 @@ def evening_bias(scores_NE: Tensor, bias_E: Tensor, k: int, groups: Groups | Non
         required_NE = by_NE.topk(k + 1, dim=1).values[:, -1:] - scores_NE
     else:
         required_NE = required_with_groups(scores_NE, bias_E, k, groups)
-    place = k / E * (N - 1)  # of the quantile, between two tokens; torch.quantile takes no large batch
+    position = k / E * (N - 1)  # of the quantile, between two tokens; torch.quantile takes no large batch
     sorted_NE = required_NE.sort(dim=0).values
-    new_E = sorted_NE[math.floor(place)].lerp(sorted_NE[math.ceil(place)], place % 1)
+    new_E = sorted_NE[math.floor(position)].lerp(sorted_NE[math.ceil(position)], position % 1)
     return new_E - new_E.mean()
 
 

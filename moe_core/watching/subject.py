@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from moe_core.remedies import COEFFICIENT
 from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import BIASES as ROUTERS_BIASES
-from moe_core.watching.routers import logit_places
+from moe_core.watching.routers import logit_indices
 from moe_core.watching.state import State
 
 Batch = Tensor | Mapping[str, Any]
 Loss = Callable[[nn.Module, Any], Tensor]
 
 # What the coefficient of an auxiliary loss is called, in transformers, Megatron and others.
-COEFFICIENTS = ("router_aux_loss_coef", "aux_loss_coef", "aux_loss_coeff", "moe_aux_loss_coeff", "moe_loss_weight")
+COEFFICIENTS = (COEFFICIENT, "aux_loss_coef", "aux_loss_coeff", "moe_aux_loss_coeff", "moe_loss_weight")
 BIASES = (*ROUTERS_BIASES, "correction_bias")
 # Settings that make a forward in training random; 0 while a check runs, so that two runs can be compared.
 NOISE = ("dropout", "jitter", "layerdrop", "drop_prob", "drop_path")
@@ -31,29 +32,29 @@ TOLERANCE = 0.01
 TOLERANCE_IN_HALF = 0.1
 
 
-class RouterPlace(NamedTuple):
-    """A module that routes. place: the index of the logits in what it returns; None if it is not known."""
+class RoutingModule(NamedTuple):
+    """A module that routes. at: the index of the logits in what it returns; None if it is not known."""
 
     module: nn.Module
-    place: int | None
+    at: int | None
 
     def logits(self, output: Any) -> Tensor | None:
         """(N, E) the logits in what the module returned, None if they are not to be found."""
-        if self.place is not None and not torch.is_tensor(output):
-            output = output[self.place]
+        if self.at is not None and not torch.is_tensor(output):
+            output = output[self.at]
         outputs = [output] if torch.is_tensor(output) else output if isinstance(output, tuple) else []
         sizes = {parameter.shape[0] for parameter in self.module.parameters() if parameter.dim() == 2}
         found = [one for one in outputs if torch.is_tensor(one) and one.is_floating_point() and one.dim() >= 2]
-        if self.place is None:
+        if self.at is None:
             found = [one for one in found if one.shape[-1] in sizes]
         return found[0].detach().flatten(0, -2) if found else None
 
 
-def find_places(model: nn.Module) -> dict[str, RouterPlace]:
+def find_routing_modules(model: nn.Module) -> dict[str, RoutingModule]:
     """The routers of a model by their paths: the modules that a transformers model names as giving router logits; in other models
     those whose class is called a router or gate, or which are called so and stand beside experts."""
-    kinds = logit_places(model)
-    places = {}
+    kinds = logit_indices(model)
+    found = {}
     for name, module in model.named_modules():
         kind = next((kind for kind in kinds if isinstance(module, kind)), None)
         beside = [child for child, _ in model.get_submodule(name.rpartition(".")[0]).named_children()]
@@ -61,8 +62,8 @@ def find_places(model: nn.Module) -> dict[str, RouterPlace]:
             name.rpartition(".")[2] in ("gate", "router") and any("expert" in child for child in beside)
         )
         if kind is not None or (not kinds and called and any(True for _ in module.parameters())):
-            places[name] = RouterPlace(module, None if kind is None else kinds[kind])
-    return places
+            found[name] = RoutingModule(module, None if kind is None else kinds[kind])
+    return found
 
 
 def loss_of_output(model: nn.Module, batch: Any) -> Tensor:
@@ -93,7 +94,7 @@ class Subject:
 
     def __init__(self, model: nn.Module, batch: Batch, loss: Loss | None, state: State) -> None:
         self.model, self.batch, self.loss, self.state = model, batch, loss or loss_of_output, state
-        self.routers = find_places(model)
+        self.routers = find_routing_modules(model)
         if not self.routers:
             find_taps(model)  # raises an error that says what was looked for
         held = [container for container, _ in state.containers if isinstance(container, dict)]
@@ -134,7 +135,7 @@ class Subject:
 
     def _choose_compared(self) -> tuple[list[nn.Parameter], dict[str, list[slice]]]:
         """The parameters whose gradients are compared, and where each router's stand in the vector of them."""
-        of_routers = [p for place in self.routers.values() for p in place.module.parameters()]
+        of_routers = [p for router in self.routers.values() for p in router.module.parameters()]
         chosen: dict[nn.Parameter, slice] = {}
         end = 0
         for number, parameter in enumerate([*of_routers, *self.model.parameters()]):
@@ -143,7 +144,8 @@ class Subject:
                 chosen[parameter] = slice(end, end + parameter.numel())
                 end += parameter.numel()
         slices = {
-            name: [chosen[p] for p in place.module.parameters() if p in chosen] for name, place in self.routers.items()
+            name: [chosen[p] for p in router.module.parameters() if p in chosen]
+            for name, router in self.routers.items()
         }
         return list(chosen), slices
 
@@ -175,7 +177,7 @@ class Subject:
         """
         self.prepare(coefficient, seed)
         routers = self.routers.values() if direct else ()
-        with hooked(place.module.register_forward_pre_hook(detach, with_kwargs=True) for place in routers):
+        with hooked(router.module.register_forward_pre_hook(detach, with_kwargs=True) for router in routers):
             if run is None:
                 loss = self.loss(self.model, self.batch if batch is None else batch)
                 check_loss(loss)
@@ -190,21 +192,21 @@ class Subject:
 
     def of_router(self, gradient_P: Tensor, name: str) -> Tensor:
         """The part of a gradient that is a router's."""
-        return torch.cat([gradient_P[place] for place in self.slices[name]])
+        return torch.cat([gradient_P[part] for part in self.slices[name]])
 
     def logits(self) -> dict[str, Tensor]:
         """The logits (N, E) of each router in one forward."""
         found: dict[str, Tensor] = {}
 
-        def hear(name: str, place: RouterPlace) -> Callable[[nn.Module, Any, Any], None]:
+        def hear(name: str, router: RoutingModule) -> Callable[[nn.Module, Any, Any], None]:
             def hook(module: nn.Module, args: Any, output: Any) -> None:
-                if (logits := place.logits(output)) is not None:
+                if (logits := router.logits(output)) is not None:
                     found[name] = logits
 
             return hook
 
         self.prepare()
-        hooks = (place.module.register_forward_hook(hear(name, place)) for name, place in self.routers.items())
+        hooks = (router.module.register_forward_hook(hear(name, router)) for name, router in self.routers.items())
         with hooked(hooks):
             self.loss(self.model, self.batch)
         return found

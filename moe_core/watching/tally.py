@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 # The statistics of a router's scores, in the order of Sums.scores_SC.
-SCORE_STATS = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect")
+SCORE_STATS = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect", "unreachable")
 SAMPLE = 1024  # at most so many tokens of a call, evenly spaced, have their scores kept and measured
 
 
 class Call(NamedTuple):
     """One forward of a tapped layer. tap: the tap's number; step: the step that it belongs to; kept_N: which tokens count, None for
-    all; logits_ME: the router's logits of every stride-th token, None if they were not kept."""
+    all; logits_ME: the router's logits of every stride-th token, None if they were not kept; size: how many numbers it keeps."""
 
     tap: int
     step: int
@@ -25,6 +25,7 @@ class Call(NamedTuple):
     kept_N: Tensor | None
     logits_ME: Tensor | None = None
     stride: int = 1
+    size: int = 0
 
 
 class Sums(NamedTuple):
@@ -60,6 +61,28 @@ def add_up(calls: Sequence[Call], experts: int) -> Sums:
         return Sums(taps, steps, counts_CE1, None, ids_CNK.shape[2])
     importance_CE1 = sums.scatter_add_(1, place_CP, weights_CNK.float().flatten(1))
     return Sums(taps, steps, counts_CE1, importance_CE1, ids_CNK.shape[2])
+
+
+def merged(sums: Sequence[Sums]) -> list[Sums]:
+    """The same sums with one row for each step of each tap: so many calls, as of a step that nobody ends, do not pile up."""
+    rows: dict[tuple[int, int], list[tuple[Sums, int]]] = {}
+    for one in sums:
+        for row, key in enumerate(zip(one.taps, one.steps, strict=True)):
+            rows.setdefault(key, []).append((one, row))
+    return [together(tap, step, of_tap) for (tap, step), of_tap in rows.items()]
+
+
+def together(tap: int, step: int, rows: Sequence[tuple[Sums, int]]) -> Sums:
+    """One row of rows of the same step and tap: their sum, and the mean of the statistics of their scores."""
+    first = rows[0][0]
+    weighed = all(one.importance_CE1 is not None for one, _ in rows)
+    weights = [one.importance_CE1[row] for one, row in rows if one.importance_CE1 is not None]
+    scores = [one.scores_SC[:, row] for one, row in rows if one.scores_SC is not None]
+    counts_E1 = torch.stack([one.counts_CE1[row] for one, row in rows]).sum(0)
+    return Sums(
+        [tap], [step], counts_E1[None], torch.stack(weights).sum(0)[None] if weighed else None, first.places,
+        torch.stack(scores).mean(0)[:, None] if scores else None,
+    )  # fmt: skip
 
 
 def counts_by_tap(sums: Sequence[Sums]) -> dict[int, Tensor]:

@@ -9,15 +9,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.watching.places import Tap
-from moe_core.watching.readers import GATING, Arguments, read_gates
+from moe_core.watching.readers import GATING, Arguments, Tap, read_gates
 from moe_core.watching.routers import Router, score_statistics
-from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap
+from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap, merged
 
 log = logging.getLogger("moescope")
 
-MOST = 1 << 22  # places of tokens that are kept before they are added up: some 50 MB
-CALLS = 1 << 13  # calls in evaluation likewise, which may be of few tokens each
+MOST = (
+    1 << 22
+)  # places of tokens that are kept before they are added up: some 50 MB, with their logits half of that or more
+CALLS = 1 << 13  # calls likewise, which may be of few tokens each
 
 
 def recomputed() -> bool:
@@ -191,11 +192,17 @@ class Taps:
         kept_N = self._mask_of(tap, ids_NK) if self.kept_N is not None else None
         logits_ME, stride = self._sample(tap, training, len(ids_NK)) if tap in self.logits else (None, 1)
         calls = self.calls if training else self.held_out
-        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_ME, stride))
-        self.places += ids_NK.numel()
-        if self.places > MOST or len(self.held_out) > CALLS:
+        size = ids_NK.numel()
+        if (
+            logits_ME is not None and not self.hear_all
+        ):  # quantile balancing needs them until the step is done, however many
+            size += logits_ME.numel()
+        calls.append(Call(tap, self.step, ids_NK, weights_NK, kept_N, logits_ME, stride, size))
+        self.places += size
+        if self.places > MOST or len(calls) > CALLS:
             self._fold(training=True)
             self._fold(training=False)
+            self.sums = merged(self.sums)
 
     def _mask_of(self, tap: int, ids_NK: Tensor) -> Tensor | None:
         """The mask for these tokens; None if it is for another number of them, which is said once."""
@@ -217,7 +224,7 @@ class Taps:
         calls, sums = (self.calls, self.sums) if training else (self.held_out, self.held_out_sums)
         alike: dict[Any, list[Call]] = {}
         for call in calls:
-            self.places -= call.ids_NK.numel()
+            self.places -= call.size
             weighed = call.weights_NK is not None
             heard = None if call.logits_ME is None else self.routers[call.tap].kind
             key = self.taps[call.tap].experts, call.ids_NK.shape, call.ids_NK.device, weighed, id(call.kept_N), heard

@@ -3,6 +3,7 @@
 Nothing is changed until a knob is turned: until then the model computes the same bits as without.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,17 +12,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from moe_core.diagnosis import COEFFICIENT
-from moe_core.schema import Knob
+from moe_core.remedies import COEFFICIENT
+from moe_core.schema import Knob, switched_off
 from moe_core.schema.description import read_knob
+from moe_core.watching.readers import Tap
+from moe_core.watching.routers import K_NAMES
 from moe_core.watching.taps import Taps
 
+log = logging.getLogger("moescope")
+
 # The weights of the routers' own losses, as transformers' configs call them.
-COEFFICIENTS = (COEFFICIENT, "router_z_loss_coef")
-# How many experts a token goes to, as modules and configs call it.
-PLACES = ("top_k", "num_experts_per_tok", "top_k_experts")
+ROUTER_LOSSES = (COEFFICIENT, "router_z_loss_coef")
 # The beginnings of the classes of models whose k cannot be turned: their code works for one k only, or keeps a copy of it.
 FIXED = ("DeepseekV4", "LongcatFlash", "Phimoe", "SwitchTransformers")
+UNSTEPPED = 10  # steps of the training without one of the optimizer, until it is said; a loss scaler leaves out a few
 WIDE = 100.0  # a rate may be turned up to so many times its start
 
 
@@ -37,7 +41,7 @@ def turns_of(
 ) -> dict[str, Turn]:
     """What can be turned, by name. rates: None without an optimizer; switch_off: follows the knob `off`, None where no expert
     can be switched off."""
-    turns = coefficients(model) | places(model, taps)
+    turns = coefficients(model) | experts_per_token(model, taps)
     if rates is not None:
         turns |= rates.turns()
     if switch_off is not None:
@@ -63,20 +67,20 @@ def coefficients(model: nn.Module) -> dict[str, Turn]:
     config when they are made and others read it there at each forward."""
     help = "weight of the model's own router loss; it acts where the model is called with output_router_logits=True"
     turns = {}
-    for name in COEFFICIENTS:
+    for name in ROUTER_LOSSES:
         held = Settings([(owner, name) for owner in owners(model) if isinstance(getattr(owner, name, None), float)])
-        if held.places:
+        if held.attributes:
             turns[name] = Turn(Knob(float(held.value), 0.0, max(1.0, 10 * held.value), help=help, scale="log0"), held)
     return turns
 
 
-def places(model: nn.Module, taps: Taps) -> dict[str, Turn]:
+def experts_per_token(model: nn.Module, taps: Taps) -> dict[str, Turn]:
     """The knob k, experts per token, where the model reads it at each forward and all its layers have the same."""
     kinds = [type(module).__name__ for module in model.modules()]
     if any(kind.startswith(FIXED) for kind in kinds):
         return {}
-    held = Settings([(o, name) for o in owners(model) for name in PLACES if type(getattr(o, name, None)) is int])
-    if not held.places or any(getattr(owner, name) != held.value for owner, name in held.places):
+    held = Settings([(o, name) for o in owners(model) for name in K_NAMES if type(getattr(o, name, None)) is int])
+    if not held.attributes or any(getattr(owner, name) != held.value for owner, name in held.attributes):
         return {}
     most = [tap.experts for tap in taps.taps]
     for number, router in taps.routers.items():
@@ -84,6 +88,17 @@ def places(model: nn.Module, taps: Taps) -> dict[str, Turn]:
             most[number] = taps.taps[number].experts // router.groups.many * router.groups.kept
     help = "experts that each token goes to, in every layer; a saved config holds the number that it was turned to"
     return {"k": Turn(Knob(held.value, 1, min(most), help=help, label="experts per token"), held)}
+
+
+def off_of(taps: Sequence[Tap], text: str) -> Sequence[Sequence[int]]:
+    """The experts that the knob `off` names, by layer. ValueError if a layer can switch none off."""
+    off = switched_off([tap.experts for tap in taps], text)
+    if fixed := [tap.name for tap, experts in zip(taps, off, strict=True) if experts and not tap.early]:
+        raise ValueError(
+            f"no expert of {', '.join(fixed)} can be switched off, since it is not called with ids and weights; "
+            f"name the other layers, as in 2:4 for layer 2's expert 4"
+        )
+    return off
 
 
 def owners(model: nn.Module) -> list[Any]:
@@ -94,17 +109,17 @@ def owners(model: nn.Module) -> list[Any]:
 
 @dataclass(frozen=True)
 class Settings:
-    """Attributes that hold one value: (whose, name) of each."""
+    """Attributes that hold the same value: (whose, name) of each."""
 
-    places: Sequence[tuple[Any, str]]
+    attributes: Sequence[tuple[Any, str]]
 
     @property
     def value(self) -> Any:
-        owner, name = self.places[0]
+        owner, name = self.attributes[0]
         return getattr(owner, name)
 
     def __call__(self, value: float) -> None:
-        for owner, name in self.places:
+        for owner, name in self.attributes:
             setattr(owner, name, value)
 
 
@@ -126,6 +141,12 @@ class Rates:
         self.held = {id(parameter) for router in routers for parameter in router.parameters()}
         self.frozen = False
         self.before: list[tuple[dict[str, Any], str, Any]] = []
+        self.unstepped = 0  # calls of count_step() since the optimizer's last step
+        if self.starts["lr"] == 0:
+            log.warning(
+                "there is no knob lr: the optimizer's learning rate is 0, and no scheduler has said which it starts from. "
+                "Make the scheduler before you call watch()"
+            )
         self.handles = [
             self.optimizer.register_step_pre_hook(self._set),
             self.optimizer.register_step_post_hook(self._restore),
@@ -146,10 +167,20 @@ class Rates:
             if any(name in group for group in self.optimizer.param_groups)
             and (name == "weight_decay" or self.starts[name] > 0)
         }
-        if self.held:
+        if self.held and not isinstance(self.optimizer, torch.optim.LBFGS):  # it moves what has no gradient, too
             help = "1: the routers' parameters stay as they are"
             turns["freeze_router"] = Turn(Knob(0, 0, 1, help=help), lambda value: setattr(self, "frozen", bool(value)))
         return turns
+
+    def count_step(self) -> None:
+        """A step of the training is done. Says once if the optimizer took no part in several: perhaps another has its place."""
+        if self.unstepped == UNSTEPPED:
+            log.warning(
+                "the %s that watch() was given did not step in the last %d steps, so its knobs turn nothing. If another took its "
+                "place, close this run and watch with that one",
+                type(self.optimizer).__name__, UNSTEPPED,
+            )  # fmt: skip
+        self.unstepped += 1
 
     def close(self) -> None:
         """Leave the optimizer as it was."""
@@ -160,17 +191,39 @@ class Rates:
     def _follow(self, name: str, value: float) -> None:
         self.values[name] = value
 
-    def _set(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _set(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
+        """Before optimizer.step(): its arguments anew, or None if they stay."""
+        self.unstepped = 0
         self._restore()  # of a step that an error ended
         for group in optimizer.param_groups:
             for name, start in self.starts.items():
                 if self.values[name] != start:
                     self.before.append((group, name, group[name]))
                     group[name] = group[name] * (self.values[name] / start) if start else self.values[name]
-            if self.frozen:
-                for parameter in group["params"]:
-                    if id(parameter) in self.held:
-                        parameter.grad = None
+        if not self.frozen:
+            return None
+        self._hold()
+        closures = [one for one in (*args[1:], *kwargs.values()) if callable(one)]
+        held = {id(one): self._holding(one) for one in closures}
+        anew: Callable[[Any], Any] = lambda one: held.get(id(one), one)
+        return tuple(map(anew, args)), {name: anew(one) for name, one in kwargs.items()}
+
+    def _hold(self) -> None:
+        """Take the routers' gradients away, so that the step leaves them as they are."""
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if id(parameter) in self.held:
+                    parameter.grad = None
+
+    def _holding(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure as step() takes it, which computes the gradients itself, and after it _hold()."""
+
+        def computed() -> Any:
+            loss = closure()
+            self._hold()
+            return loss
+
+        return computed
 
     def _restore(self, *given: Any) -> None:
         for group, name, value in self.before:

@@ -94,7 +94,7 @@ def test_one_that_measured_what_this_version_does_not_is_read_and_not_gone_on_wi
         resume(run, 60)
 
 
-NEW = {"router_margin", "router_margin_p10", "confidence", "bias_effect"}
+NEW = {"router_margin", "router_margin_p10", "confidence", "bias_effect", "unreachable"}
 FIRST = Path(__file__).parents[1] / "fixtures" / "v0.1"
 
 

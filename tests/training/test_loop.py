@@ -249,12 +249,17 @@ def test_a_run_walks_through_all_strategies_and_keeps_training(task: str) -> Non
     _, again, _ = run(config, knobs, {step: dict(found) for step, found in script.items()})
     rows = record.rows
     # What has no meaning under a strategy is NaN under it, and nothing else ever is.
-    meaning = {"router_margin": "by_token", "router_margin_p10": "by_token", "bias_effect": "biased"}
+    meaning = {
+        "router_margin": "by_token",
+        "router_margin_p10": "by_token",
+        "bias_effect": "biased",
+        "unreachable": "by_token",
+    }
     ran = [name for name in (knobs.strategy, *WALK) for _ in range(8)]
     for column_of in layout(2, 4):
         flag = meaning.get(column_of.stat)
         known = np.array([not flag or getattr(STRATEGIES[name], flag) for name in ran])
-        if flag == "by_token" and column_of.layer == 1:
+        if column_of.stat.startswith("router_margin") and column_of.layer == 1:
             known[20:68] = False  # with two of four off, k = 2 is no choice
         values = rows[:, column_of.start : column_of.start + column_of.width]
         from_then_on = slice(config.churn_every - 1, None)
@@ -307,9 +312,10 @@ def test_a_hierarchical_run_trains_and_its_own_knobs_act() -> None:
     assert (counts[:10].sum(1) == 2 * 64).all()
     assert (counts[10:].sum(1) == 64).all()
     assert not counts[20:, :2].any()
-    biased = np.array([c.stat == "bias_effect" for c in layout(1, 4) for _ in range(c.width)])
-    assert np.isfinite(record.rows[config.churn_every - 1 :, ~biased]).all()
-    assert np.isnan(record.rows[:, biased]).all()
+    missing = ("bias_effect", "unreachable")  # with two levels
+    none = np.array([c.stat in missing for c in layout(1, 4) for _ in range(c.width)])
+    assert np.isfinite(record.rows[config.churn_every - 1 :, ~none]).all()
+    assert np.isnan(record.rows[:, none]).all()
     assert trainer.knobs.strategy == "paper"
 
 

@@ -127,5 +127,5 @@ def test_a_collapse_beside_a_bias_that_nothing_moves_names_the_knob(tmp_path: Pa
     forward(model, live, 40)
     live.close()
     (collapse,) = [finding for finding in diagnose(open_run(live.path), 1) if finding.rule == "collapse"]
-    assert collapse.try_this == "Turn balance to loss-free: the routers choose by a bias that nothing moves."
-    assert collapse.remedy is None
+    assert collapse.try_this.startswith("Turn balance to quantile: ")
+    assert collapse.remedy == {"balance": "quantile"}

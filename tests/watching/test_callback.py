@@ -122,6 +122,26 @@ def test_training_computes_the_same_losses_watched_or_not(tmp_path: Path) -> Non
     assert losses() == losses(MoECallback("a", runs=tmp_path))
 
 
+def test_evaluations_the_best_model_and_going_on_from_a_checkpoint(tmp_path: Path) -> None:
+    saving = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    best = {
+        "load_best_model_at_end": True,
+        "gradient_accumulation_steps": 2,
+        "torch_compile": False,
+        "eval_on_start": True,
+    }
+    trainer = trainer_of(tmp_path, MoECallback("a", runs=tmp_path), eval_dataset=sequences(4), **saving, **best)
+    trainer.train()
+    run = open_run("a", tmp_path)
+    assert (run.state, run.steps(), [one.step for one in run.evals()]) == ("finished", (1, 6), [2, 4, 6])
+    going_on = trainer_of(tmp_path, MoECallback("b", runs=tmp_path), max_steps=8)
+    going_on.train(resume_from_checkpoint=str(tmp_path / "trained" / "checkpoint-6"))
+    assert open_run("b", tmp_path).steps() == (1, 2)  # a run of its own, whose steps begin anew
+    none = trainer_of(tmp_path, MoECallback("c", runs=tmp_path), max_steps=0, num_train_epochs=1)
+    none.train()  # it takes a step all the same
+    assert open_run("c", tmp_path).steps() == (1, none.state.global_step)
+
+
 class Page(TrainerCallback):
     """Somebody at the page: asks a run for something when a step begins."""
 

@@ -13,7 +13,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 from transformers.models.mixtral import modeling_mixtral
 
 from moe_core.watching.doctor import check
-from moe_core.watching.findings import Finding
+from moe_core.watching.findings import CheckFinding
 from tests.watching.families import build
 
 
@@ -37,7 +37,7 @@ def uneven() -> dict[str, Tensor]:
     return rows
 
 
-def found(findings: list[Finding], level: str = "bug") -> list[tuple[str, str]]:
+def found(findings: list[CheckFinding], level: str = "bug") -> list[tuple[str, str]]:
     return [(finding.rule, finding.layer) for finding in findings if finding.level == level]
 
 

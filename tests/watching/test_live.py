@@ -304,7 +304,9 @@ def test_the_diagnosis_tells_listeners_once(model: Model, tmp_path: Path, monkey
         train(live, model, sgd(model, 0.0), 1)
         live.recorder.committer.settle()
     live.close()
-    assert [(finding.rule, finding.layer) for finding in heard] == [("collapse", 1), ("dead_experts", 1)]
+    assert [(finding.rule, finding.layer) for finding in heard] == [
+        ("collapse", 1), ("constant_bias", 1), ("dead_experts", 1),
+    ]  # fmt: skip
     assert heard[0].since == 1
 
 

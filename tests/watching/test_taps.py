@@ -8,7 +8,7 @@ pytest.importorskip("transformers", reason="transformers is not installed: pip i
 
 from moe_core.watching.readers import find_taps
 from moe_core.watching.taps import Taps
-from moe_core.watching.turning import places
+from moe_core.watching.turning import experts_per_token
 from tests.watching.families import build, families
 from tests.watching.sums import counts_of
 
@@ -96,7 +96,7 @@ def test_counts_are_those_of_the_models_own_routers(family: str) -> None:
         reference = torch.bincount(ids_NK.flatten(), minlength=tap.experts)[: tap.experts]
         assert counts[number][:-1] == reference.tolist(), tap.name
         assert sum(counts[number]) == ids_NK.numel()
-    turns = places(model, taps)
+    turns = experts_per_token(model, taps)
     assert ("k" in turns) == (family not in K_FIXED)
     if turns:
         for k in (1, 3):
