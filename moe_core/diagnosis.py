@@ -37,10 +37,8 @@ DROWNED = (4.0, 2.0)
 LEARNING = 0.9  # while a gate still grows out of the noise, the ratio falls to this share or less within SOON steps
 AT_STAKE = 0.05  # nats: below this task loss there is nothing left to learn
 DROPPING = (0.05, 0.02)  # share of the selections that are dropped
-FAVOURED = (
-    0.98,
-    0.9,
-)  # share of the tokens that choose one expert: above the first a constant bias, below the second not
+# Share of the tokens that choose one expert: above the first a constant bias, below the second not.
+FAVOURED = (0.98, 0.9)
 SAME = 0.999  # overlap of the choices with and without the selection bias from which on it changes nothing
 CALM = 0.25  # noise at which, as measured, a load that is even is even without noise too
 BY_CHANCE = "Which experts a token gets hardly depends on the token, so they have little to specialise in."
@@ -125,7 +123,12 @@ def collapse(evidence: Evidence) -> Finding | None:
     else:
         why = "The balancing losses are weaker than the pull of the experts that learnt first."
     try_this, remedy = mend(evidence)
-    what = f"The gate has collapsed onto a few experts: {balance_label(evidence)} is {now:.2f} (ceiling {ceiling:.2f})."
+    number = f"{balance_label(evidence)} is {now:.2f} (ceiling {ceiling:.2f}"
+    what = f"The gate has collapsed onto a few experts: {number})."
+    if now <= high:  # it ends at a stricter mark than it begins at
+        what = (
+            f"The gate collapsed onto a few experts and has not recovered: {number}, recovered below {0.8 * high:.2f})."
+        )
     return Finding("collapse", evidence.layer, since, what, why, try_this, remedy)
 
 

@@ -163,6 +163,17 @@ def test_a_gate_that_is_being_mended_is_offered_time_not_the_same_again() -> Non
     assert "learning rate" in late.try_this
 
 
+def test_a_collapse_that_goes_back_but_is_not_over_is_not_said_to_be_one_now() -> None:
+    steps = np.arange(1, N + 1)
+    now, back = (diagnosis.collapse(evidence(cv_load=np.where(steps < 200, 1.6, after))) for after in (1.6, 0.9))
+    assert now is not None
+    assert back is not None
+    assert now.what == "The gate has collapsed onto a few experts: CV(load) is 1.60 (ceiling 2.65)."
+    assert back.what == (
+        "The gate collapsed onto a few experts and has not recovered: CV(load) is 0.90 (ceiling 2.65, recovered below 0.80)."
+    )
+
+
 def test_a_collapse_without_noise_says_that_the_load_loss_cannot_help() -> None:
     finding = diagnosis.collapse(evidence(knobs_with(noise=0), cv_load=1.9))
     assert "Without noise" in finding.why
