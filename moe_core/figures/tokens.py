@@ -14,7 +14,8 @@ from moe_core.figures.probe import first_experts, moved_tokens, sentence, withou
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, faded, letter_colour
 from moe_core.figures.words import COLUMN, Word, broken, word_of
 
-SIZES = (14, 13, 12, 11, 10, 9)  # px of the font; the largest in which the text fits is taken
+SIZES = (22, 20, 18, 16, 14, 13, 12, 11, 10, 9)  # px of the font; the largest in which the text fits is taken,
+LARGE = 14  # and above this only one that breaks no line more
 GAP = 0.4  # between two lines, in the size of the type: the marks of change stand there
 BEFORE = 0.4  # share of the room beside a favourite's bar that the text before the favourite takes
 
@@ -115,6 +116,8 @@ def set_text(words: list[Word], rows: list[int], digits: int, room: tuple[int, i
         line, start = broken(columns, rows, max(1, int(width / px)))
         cell = size * (2.1 if digits else 1.3)
         pitch = cell + GAP * size
+        if size > LARGE and line[-1] + 1 > len(set(rows)):
+            continue
         if (line[-1] + 1) * pitch <= height:
             break
     some = line < max(1, int(height / pitch))

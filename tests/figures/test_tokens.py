@@ -176,3 +176,10 @@ def test_2048_tokens_are_read_and_drawn_quickly(tmp_path: Path) -> None:
             FIGURES[name].draw.spec(**FIGURES[name].read(run, At(1)), theme=LIGHT, size=(1400, 490))
             seconds.append(time.perf_counter() - began)
         assert min(seconds) < 0.3, (name, seconds)  # 30 ms on two cores
+
+
+def test_short_texts_are_set_large_where_that_breaks_no_line() -> None:
+    strings, given = ["cat", "dog"] * 4, probe_of_tokens(8)
+    wide, narrow = (probe_tokens.spec(strings, **given, size=(width, 400)) for width in (940, 240))
+    of = lambda spec: next(one for one in spec["data"] if one["name"] == "tokens")["textfont"]["size"]
+    assert (of(wide), of(narrow)) == (22, 14)
