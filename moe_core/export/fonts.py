@@ -177,7 +177,7 @@ def toward(a: Any, b: Any) -> tuple[float, float]:
     return (a[0] + 2 / 3 * (b[0] - a[0]), a[1] + 2 / 3 * (b[1] - a[1]))
 
 
-@lru_cache(64)
+@lru_cache(512)
 def subset_of(mono: bool, weight: int, letters: str, flavor: str | None = None) -> bytes:
     """A font file with these letters only, at one weight: TrueType, or woff2, which knows how its letters are kerned."""
     usual = set(letters) <= USUAL
