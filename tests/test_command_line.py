@@ -12,15 +12,15 @@ import pytest
 
 from moe_core.runs import open_run
 from moe_core.schema import STATS
+from tests import in_process
 
 ROOT = Path(__file__).parents[1]
 SMALL = ["--task", "plane", "--d-model", "8", "--d-hidden", "8", "--tokens", "64", "--threads", "1"]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def moe(*words: str, runs: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "moe_core", words[0], "--runs", str(runs), *words[1:]]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, env=ENVIRONMENT)
+def moe(*words: str, runs: Path) -> subprocess.CompletedProcess[str]:
+    return in_process.moe(words[0], "--runs", str(runs), *words[1:])
 
 
 def test_train_prints_json_lines_and_leaves_every_statistic(tmp_path: Path) -> None:
@@ -119,7 +119,10 @@ def test_a_failing_alert_command_is_one_line_and_the_training_goes_on(tmp_path: 
         (["--run-id", "../outside"], "a run's name is letters"),
         (["--run-id", "two words"], "a run's name is letters"),
         (["--script", "not-there.txt"], "No such file or directory; give a file with lines"),
-        (["--script", "docs/screens/start-light-1280x800.png"], "it is not text in UTF-8; give a file with lines"),
+        (
+            ["--script", str(ROOT / "docs/screens/start-light-1280x800.png")],
+            "it is not text in UTF-8; give a file with lines",
+        ),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_written(words: list[str], says: str, tmp_path: Path) -> None:

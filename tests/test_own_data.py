@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +14,14 @@ from moe_core.export.animation import animate
 from moe_core.export.report import write_report
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.runs import Run, open_run
+from tests.in_process import moe
 from tests.own_data import KINDS, SMALL, task_of, write
 
-ROOT = Path(__file__).parents[1]
 OF_KIND = {
     "rows": ("probe_rows", "favourite_rows"),
     "images": ("digit_images", "favourite_images"),
     "bytes": ("probe_text", "favourite_bytes"),
 }
-
-
-def moe(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "moe_core", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env=environment)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -99,7 +90,8 @@ def test_it_trains_again_to_the_same_numbers_and_as_a_sweep(own: tuple[str, Run,
     again = moe("replay", str(run.path))
     assert again.returncode == 0, again.stdout + again.stderr
     given = task_of(kind, list(run.config.text) or [run.config.data])
-    words = ["sweep", *given, *SMALL, "--steps", "4", "--noise", "0.5,1", "--runs", str(tmp_path), "--parallel", "2"]
+    noise = "0.5,1" if kind == "table" else "1"  # a trainer beside another is the same with any data
+    words = ["sweep", *given, *SMALL, "--steps", "4", "--noise", noise, "--runs", str(tmp_path), "--parallel", "2"]
     swept = moe(*words, "--sweep-id", "s")
     assert swept.returncode == 0, swept.stderr
     assert taken[0] in swept.stderr

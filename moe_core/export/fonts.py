@@ -103,15 +103,16 @@ def moves_of(mono: bool, weight: int) -> Any:
 @lru_cache(None)
 def load(mono: bool) -> Any:
     """The variable font."""
-    return opened(FILES[mono])
+    return opened(FILES[mono].read_bytes())
 
 
-def opened(file: Any) -> Any:
-    """A font of fontTools, from a path or a file."""
+def opened(data: bytes) -> Any:
+    """A font of fontTools, from the bytes of its file."""
     from fontTools.ttLib import TTFont
 
-    # With the time in the file, not that of reading it: the clock must not reach an export.
-    return TTFont(file, recalcTimestamp=False)
+    # With the time in the file, not that of reading it: the clock must not reach an export. Lazy: of the kerning only
+    # what is asked for is read.
+    return TTFont(io.BytesIO(data), recalcTimestamp=False, lazy=True)
 
 
 @lru_cache(None)
@@ -207,19 +208,17 @@ def toward(a: Any, b: Any) -> tuple[float, float]:
     return (a[0] + 2 / 3 * (b[0] - a[0]), a[1] + 2 / 3 * (b[1] - a[1]))
 
 
-@lru_cache(64)
+@lru_cache(512)
 def subset_of(mono: bool, weight: int, letters: str, flavor: str | None = None) -> bytes:
     """A font file with these letters only, at one weight: TrueType, or woff2, which knows how its letters are kerned."""
     usual = set(letters) <= USUAL
-    font = opened(io.BytesIO(still(mono, weight, "".join(sorted(USUAL)) if usual else letters)))
-    if usual:
-        cut_down(font, letters)
+    font = opened(still(mono, weight, "".join(sorted(USUAL)) if usual else letters))
     if flavor is None:  # a reader of PDF does not kern: its letters are set out by us
         del font["GPOS"]
+    if usual:
+        cut_down(font, letters)
     font.flavor = flavor
-    file = io.BytesIO()
-    font.save(file)
-    return file.getvalue()
+    return saved(font)
 
 
 # What nearly every figure is written in: cutting these down is quick, cutting the whole font down is not.
@@ -231,14 +230,26 @@ def still(mono: bool, weight: int, letters: str) -> bytes:
     """The font at one weight, with no more than these letters, as a file."""
     from fontTools.varLib import instancer
 
-    font = opened(FILES[mono])
+    font = opened(fewer(mono, letters))
+    return saved(instancer.instantiateVariableFont(font, {"wght": float(weight)}, inplace=True))
+
+
+@lru_cache(4)
+def fewer(mono: bool, letters: str) -> bytes:
+    """The variable font with no more than these letters, as a file; not packed as woff2, since it is read again and again."""
+    font = opened(FILES[mono].read_bytes())
     for unused in ("GSUB", "STAT", "DSIG", "meta", "MVAR"):
         if unused in font:
             del font[unused]
     known = font.getBestCmap()
     cut_down(font, "".join(c for c in letters if ord(c) in known))
+    font.flavor = None
+    return saved(font)
+
+
+def saved(font: Any) -> bytes:
     file = io.BytesIO()
-    instancer.instantiateVariableFont(font, {"wght": float(weight)}, inplace=True).save(file)
+    font.save(file)
     return file.getvalue()
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 from collections.abc import Iterable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -129,9 +130,18 @@ def table(numbers: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([cell(name) for name in numbers])
-    for row in range(max(map(len, numbers.values()), default=0)):
-        writer.writerow([cell(values[row]) if row < len(values) else "" for values in numbers.values()])
+    writer.writerows(zip_longest(*map(in_cells, numbers.values()), fillvalue=""))
     return text.getvalue()
+
+
+def in_cells(values: Any) -> list[str]:
+    """The cells of a column, as cell() makes them one by one; numbers in an array all at once, since there may be millions."""
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "fiu":
+        return [cell(value) for value in values]
+    if values.dtype.kind != "f":
+        return [str(value) for value in values.tolist()]
+    plain = map(float, values.astype(str).tolist()) if values.dtype == np.float32 else values.tolist()
+    return ["" if value != value else f"{value:.9g}" for value in plain]
 
 
 def cell(value: Any) -> str:

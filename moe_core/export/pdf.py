@@ -5,7 +5,6 @@ What is written is the small part of PDF 1.7 (ISO 32000-1) that our marks need. 
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from io import BytesIO
 from typing import Any
 
 from moe_core.export.fonts import face, named, opened, spaced, subset_of, width_of
@@ -100,7 +99,7 @@ class Document:
         for i, ((mono, weight), letters) in enumerate(sorted(used.items())):
             name = f"F{i}"
             data = subset_of(mono, weight, "".join(sorted(letters)))
-            font = opened(BytesIO(data))
+            font = opened(data)
             cmap = font.getBestCmap()
             glyphs = {c: font.getGlyphID(cmap[ord(c)]) for c in sorted(letters)}
             self.fonts[mono, weight] = (name, glyphs)

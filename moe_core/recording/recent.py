@@ -49,6 +49,8 @@ class Recent:
 
     def note_turns(self, step: int, knobs: KnobValues) -> None:
         """Note the knobs in force in the coming step. Called by the training thread, which only adds and replaces."""
+        if knobs is self.knobs:
+            return
         before = values_of(self.knobs)
         for name, value in values_of(knobs).items():
             if value != before[name]:

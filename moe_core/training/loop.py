@@ -36,7 +36,7 @@ from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.data import Data
 from moe_core.training.evaluation import evaluation_of, write_sample
-from moe_core.training.step import update
+from moe_core.training.step import Adam, update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
 FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
@@ -67,7 +67,7 @@ class Trainer:
         self.writer, self.notify = writer, notify
         torch.manual_seed(config.seed)
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=knobs.lr)
+        self.optimizer = Adam(self.model.parameters(), lr=knobs.lr)
         self.telemetry = Telemetry(config, device, columns)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)

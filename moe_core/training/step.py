@@ -1,5 +1,6 @@
 """One training step: a batch forward, the task's loss and the balancing losses, backward, and the update."""
 
+from inspect import unwrap
 from typing import NamedTuple
 
 import torch
@@ -11,6 +12,15 @@ from moe_core.nn.models import routing_options
 from moe_core.nn.strategies import Step, after_update, losses
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import Batch
+
+
+class Adam(torch.optim.Adam):
+    """torch's Adam without its preparations for torch.compile, which nothing here uses: its methods import torch._dynamo,
+    and that takes about as long as importing torch itself. Undressed of those wrappers they compute the same."""
+
+    add_param_group, zero_grad = unwrap(torch.optim.Adam.add_param_group), unwrap(torch.optim.Adam.zero_grad)
+    state_dict, load_state_dict = unwrap(torch.optim.Adam.state_dict), unwrap(torch.optim.Adam.load_state_dict)
+    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
 class Update(NamedTuple):

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pytest
 
 from moe_core.export import numbers
 
@@ -16,6 +17,14 @@ def test_a_float32_is_written_as_short_as_it_reads_back_the_same():
 def test_cells_are_safe_and_exact():
     assert numbers.table({"=x": [1, float("nan")], "y": [np.float32(0.1)]}) == "'=x,y\n1,0.1\n,\n"
     assert [numbers.cell(text) for text in ("+1", "-a", "@b", "\tc", "d")] == ["'+1", "'-a", "'@b", "'\tc", "d"]
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "i8", "u1", "?"])
+def test_a_column_is_written_as_its_numbers_one_by_one(kind):
+    odd = [np.nan, np.inf, -np.inf, 0.0, -0.0, 2.6, 1e-7, 123456789.0, 16777216.0] if kind[0] == "f" else [0, 1, 77]
+    with np.errstate(over="ignore"):
+        column = np.array([*odd, *np.random.default_rng(0).normal(size=50)]).astype(kind)
+    assert numbers.in_cells(column) == [numbers.cell(value) for value in column]
 
 
 def test_a_matrix_becomes_a_column_for_each_of_its_columns():

@@ -62,7 +62,7 @@ ON_A_TERMINAL = """
 import fcntl, sys, termios
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from moe_core.__main__ import main
-sys.exit(main(sys.argv[1:]))
+sys.exit(main(sys.argv[1:]) or "torch._dynamo" in sys.modules)  # its import would double the time that a start takes
 """
 
 

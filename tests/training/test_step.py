@@ -11,7 +11,7 @@ from moe_core.nn.models import build, routing_options
 from moe_core.nn.strategies import Step, losses
 from moe_core.schema import STRATEGIES, Config, Knobs, strategies_with, untaught
 from moe_core.training.data import load
-from moe_core.training.step import update
+from moe_core.training.step import Adam, update
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=64, d_model=8, d_hidden=8, threads=1)
 KNOBS = Knobs(noise=0.5, w_importance=0.3, w_load=0.2, w_z=0.1, lr=0.01)
@@ -43,6 +43,20 @@ def test_the_loss_is_the_tasks_and_each_weighed_loss_of_each_layer(made) -> None
     assert float(moved.max()) == pytest.approx(
         0.01, rel=1e-3
     )  # Adam's first step is the knob's learning rate, not its own
+
+
+def test_the_optimizer_computes_what_torchs_own_does_to_the_last_bit(made) -> None:
+    """Also after its state was kept and taken up again, as from a checkpoint."""
+    model, own, _ = made
+    twin = copy.deepcopy(model)
+    ours = Adam(twin.parameters(), lr=1.0)
+    for step in range(1, 4):
+        for one, optimizer in ((model, own), (twin, ours)):
+            torch.manual_seed(step)  # the same noise for both
+            update(one, optimizer, load(CONFIG).batch(step), CONFIG, KNOBS)
+        ours.load_state_dict(copy.deepcopy(ours.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), twin.parameters(), strict=True))
+    assert all(p.requires_grad and p.is_leaf for p in twin.parameters())
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
