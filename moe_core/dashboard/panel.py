@@ -23,10 +23,12 @@ from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
     STAT,
+    STRATEGIES,
     Description,
     Knob,
     KnobValues,
     change_text,
+    duration,
     name_of,
     value_text,
 )
@@ -162,6 +164,7 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "more": name in LATER,
         "start": declared.start,
         "was": None,
+        "about": about(name, value),
     }
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
@@ -174,6 +177,12 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "kind": "whole" if isinstance(value, int) else "number",
         "low": declared.low, "high": declared.high, "scale": declared.scale, "step": declared.step,
     }  # fmt: skip
+
+
+def about(name: str, value: Any) -> list[str]:
+    """What the strategy in force does, and its formula; [] for other knobs, and for a strategy of another version."""
+    strategy = STRATEGIES.get(value) if name == "strategy" else None
+    return [strategy.about, strategy.formula] if strategy else []
 
 
 def together(change: Any, other: Any) -> bool:
@@ -232,14 +241,6 @@ def work_of(feed: Any) -> str:
     parts += [f"{inherited:,} of them inherited"] if inherited else []
     parts += [f"{'' if begun['step'] == inherited else 'the last '}{own:,} in {took}"] if own else []
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 4 min, 2 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def act(run: Run, deed: Deed) -> dict[str, Any]:

@@ -34,3 +34,11 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - most // 3 - 3]} … {text[len(text) - most // 3 :]}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 4 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -80,11 +80,22 @@ export class Panel {
     else if (link.panel) this.ask({ command: name === "pause" && this.paused ? "resume" : name });
   }
 
-  // Sends a deed. If it fails, the error is shown in the panel.
-  ask(deed) {
+  // Sends a deed. If it fails, the error is shown at its knob, else at the panel's foot.
+  ask(deed, knob = "") {
     const nth = this.link?.ask(deed) ?? 0;
-    if (nth) this.link.panels.add(nth);
+    if (nth) {
+      this.link.panels.add(nth);
+      this.asked = { nth, knob };
+    }
     return nth;
+  }
+
+  // What came of the last deed.
+  answer({ nth, error }) {
+    const mine = this.link.panels.has(nth) ? error : "";
+    const at = this.asked?.nth === nth && this.knobs.has(this.asked.knob) ? this.asked.knob : "";
+    put(this.error, at ? "" : mine);
+    for (const [name, knob] of this.knobs) knob.fault(name === at ? mine : "");
   }
 
   paint(colour, word) {
@@ -97,7 +108,7 @@ export class Panel {
     this.buttons.fork.disabled = !header.last || !panel.obeys.includes("fork");
     const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
     put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
-    put(this.error, this.link.panels.has(header.answer.nth) ? header.answer.error : "");
+    this.answer(header.answer);
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (panel === this.shown && header.past === this.past) return;
     this.shown = panel;
@@ -141,7 +152,7 @@ export class Panel {
     for (const declared of knobs) {
       const list = declared.more ? this.rest : this.list;
       if (!this.knobs.has(declared.name)) {
-        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture });
+        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture }, declared.name);
         this.knobs.set(declared.name, new Knob(list, declared, turn));
       }
       const knob = this.knobs.get(declared.name), before = after.get(list);
