@@ -4,7 +4,6 @@ Each field follows from its declaration in Config or Knobs (moe_core/schema/sett
 tasks and strategies that read it. So a setting that is added there is here too. What is wrong with a value is said below its field.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import fields
 from html import escape
@@ -14,6 +13,7 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import own, starting
+from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import command_of, runs_folder
 from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
@@ -28,44 +28,34 @@ CSS = """
   display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px 16px; align-items: start;
 }
 .st-key-configure-settings > *, .st-key-configure-knobs > *, .st-key-configure-table > * { min-width: 0; }
-.moe-fault { color: var(--moe-red); font-size: 13px; line-height: 18px; margin: 4px 0 0; overflow-wrap: anywhere; }
 .st-key-configure-data { row-gap: 8px; }
 .moe-recognised { border-left: 3px solid var(--moe-green); padding-left: 12px; overflow-wrap: anywhere; }
 .moe-recognised p { margin: 0; }
-.moe-strategy { font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); margin: 26px 0 0; }
-.moe-strategy code { padding: 0; background: none; color: inherit; }
+.st-key-configure-strategy .moe-strategy { margin-top: 28px; }
 .moe-takes { display: flex; flex-wrap: wrap; gap: 8px 32px; font-variant-numeric: tabular-nums; }
 .moe-takes div { font-size: 13px; color: var(--moescope-ink-2); }
 .moe-takes b { display: block; font-size: 20px; line-height: 28px; font-weight: 600; }
-@media (min-width: 1600px) { .moe-fault, .moe-takes div { font-size: 15px; } .moe-takes b { font-size: 24px; } }
+@media (min-width: 1600px) { .moe-takes div { font-size: 15px; } .moe-takes b { font-size: 24px; } }
 """
 
 
 class Form:
-    """What a person has filled in: the values that are in range, and a place below each field for what is wrong with it."""
+    """What a person has filled in: the values that are in range, and what is wrong with the others."""
 
     def __init__(self, task: str) -> None:
         self.task = task
         self.values: dict[str, Any] = {}
-        self.faults: dict[str, str] = {}
-        self.places: dict[str, Any] = {}
+        self.faults = Faults()
 
     def field(self, settings: type[Config] | type[Knobs], name: str, start: Any) -> None:
         """Draw a setting's field, and take its value."""
         with st.container(gap=None):
             value = widget(settings, name, start, f"configure-{self.task}-{name}")
-            self.places[name] = st.empty()
+            self.faults.place(name)
         try:
             self.values[name] = parse_setting(settings, name, start if value is None else value)
         except ValueError as error:
-            self.fault(str(error), name)
-
-    def fault(self, problem: str, name: str = "") -> None:
-        """Say what is wrong at the field that it is about: the first one that the words name."""
-        words = (word.strip("-").replace("-", "_") for word in re.findall(r"[\w-]+", problem))
-        at = name or next((word for word in words if word in self.places), "")
-        self.faults[at] = problem
-        self.places.get(at, st).html(f'<p class="moe-fault" role="alert">{escape(problem)}</p>')
+            self.faults.say(str(error), name)
 
     def take(self, settings: type[Config] | type[Knobs]) -> dict[str, Any]:
         """The values that belong to one of both."""
@@ -118,7 +108,7 @@ def configure(started: Knobs) -> None:
         try:
             config, knobs = check(given, knobs)
         except ValueError as error:
-            form.fault(str(error))
+            form.faults.say(str(error))
     offer(form, config, knobs, recognised)
 
 
@@ -126,7 +116,8 @@ def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
     """The knobs that act under the strategy, with the values that the run starts with; the strategy first."""
     config = Config.for_task(form.task, groups=form.values.get("groups", usual.groups))
     st.markdown("**Knobs at the start.** They can be turned while it trains.")
-    chooser, words = st.columns([1, 3], gap="medium")
+    with st.container(key="configure-strategy"):
+        chooser, words = st.columns([1, 3], gap="medium")
     with chooser:
         form.field(Knobs, "strategy", started.strategy)
     strategy = form.values["strategy"]
@@ -179,11 +170,11 @@ def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
             given = st.file_uploader(what, accept_multiple_files=several, key=f"configure-upload-{form.task}")
             named = given if isinstance(given, list) else [given] * (given is not None)
             read = kept
-        form.places[name] = st.empty()
+        form.faults.place(name)
     try:
         files = tuple(str(read(one)) for one in named)
     except ValueError as error:
-        form.fault(str(error), name)
+        form.faults.say(str(error), name)
     if name == "data":
         with st.container(key="configure-table"):
             for setting in AS_READ:
@@ -207,7 +198,7 @@ def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised
     with shown, st.spinner("Reading your data"):
         recognised = own.recognise(Config.for_task(form.task, **form.take(Config)))
     if recognised.problem:
-        form.fault(recognised.problem)
+        form.faults.say(recognised.problem)
         return None
     lines = "".join(f"<p>{escape(words[:1000])}</p>" for words in recognised.taken[:80])
     shown.html(f'<div class="moe-recognised" role="group" aria-label="How your data are read">{lines}</div>')

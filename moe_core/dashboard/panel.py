@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
-from moe_core.figures.pages.live import heldout_tile
+from moe_core.figures.pages.live import heldout_tile, steps_a_second
 from moe_core.figures.pages.tile import number
 from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
@@ -73,6 +73,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "colour": colour,
         "word": word,
         "alive": status.state in ALIVE,
+        "left": time_left(feed) if status.state == "training" and step is None else "",
         "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
         "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
@@ -80,6 +81,15 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
+
+
+def time_left(feed: Any) -> str:
+    """How long a run with a goal still trains at the speed of its last steps: "4 min left"; "" where that is not known."""
+    goal = feed.description.settings.get("steps")
+    if not isinstance(goal, int) or goal <= feed.last:
+        return ""
+    rate = steps_a_second(feed, feed.last)
+    return f"{duration((goal - feed.last) / rate)} left" if rate else ""
 
 
 def layer_names(description: Description) -> list[str]:

@@ -30,7 +30,7 @@ from moe_core.schema.description import (
     probe_kind,
     to_json,
 )
-from moe_core.schema.numbers import duration, first_line, real, shortened, whole
+from moe_core.schema.numbers import duration, first_line, left_text, real, shortened, whole
 from moe_core.schema.routes import (
     LOOKING,
     draws_noise,
@@ -153,6 +153,7 @@ __all__ = [
     "is_number",
     "label_of",
     "layout",
+    "left_text",
     "looks_ahead",
     "measured_in",
     "meta_of",

@@ -42,3 +42,13 @@ def duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def left_text(seconds: float, done: float, left: float) -> str:
+    """The time left at the speed so far: "about 4 min left"; "" before it can be told.
+
+    seconds: in which `done` of the work was done; left: what is to do, in the same measure.
+    """
+    if seconds <= 0 or done <= 0.01 * (done + left):
+        return ""
+    return f"about {duration(seconds * left / done)} left"

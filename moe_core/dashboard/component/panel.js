@@ -33,6 +33,7 @@ export class Panel {
     element("summary", "moepanel-label", this.more, "More knobs");
     this.rest = element("div", "moepanel-knobs", this.more);
     this.knobs = new Map();
+    this.asked = { nth: 0, knob: "" }; // the last deed, and the knob that it turns
     this.foot = element("div", "moepanel-foot", this.root);
     this.layers = element("div", "moepanel-layers", this.foot);
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
@@ -93,7 +94,7 @@ export class Panel {
   // What came of the last deed.
   answer({ nth, error }) {
     const mine = this.link.panels.has(nth) ? error : "";
-    const at = this.asked?.nth === nth && this.knobs.has(this.asked.knob) ? this.asked.knob : "";
+    const at = nth && nth === this.asked.nth && this.knobs.has(this.asked.knob) ? this.asked.knob : "";
     put(this.error, at ? "" : mine);
     for (const [name, knob] of this.knobs) knob.fault(name === at ? mine : "");
   }
@@ -107,7 +108,7 @@ export class Panel {
     const panel = this.link.panel;
     this.buttons.fork.disabled = !header.last || !panel.obeys.includes("fork");
     const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
-    put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
+    put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}${panel.left ? `, ${panel.left}` : ""}` : "no step yet");
     this.answer(header.answer);
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (panel === this.shown && header.past === this.past) return;
