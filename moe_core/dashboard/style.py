@@ -47,7 +47,7 @@ CSS = f"""
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
 @media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} html {{ font-size: 17px; }} }}
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
-.stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
+.stApp button[kind^="primary"]:not(:disabled), .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
 .st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
