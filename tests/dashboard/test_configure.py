@@ -268,6 +268,9 @@ def test_only_what_lies_below_the_folder_and_is_not_hidden_may_be_read(runs: Pat
     (inner / "a.csv").write_text("1,2")
     (readable / ".ssh").mkdir()
     (readable / ".ssh" / "key").write_text("secret")
+    sibling = readable.with_name(f"{readable.name}-other")  # its path begins as the folder's does
+    sibling.mkdir()
+    (sibling / "x.csv").write_text("secret")
     outside = readable.parent / "outside.csv"
     outside.write_text("secret")
     (readable / "link.csv").symlink_to(outside)
@@ -276,7 +279,7 @@ def test_only_what_lies_below_the_folder_and_is_not_hidden_may_be_read(runs: Pat
     (inner / "deep" / "leads-out").symlink_to(outside)
     assert own.inside("inner/a.csv") == own.inside(f"  {inner}/a.csv ") == own.inside("fine.csv") == inner / "a.csv"
     assert own.inside("nobody.csv") == readable / "nobody.csv"  # that it is not there is said when it is read
-    for text in ("../outside.csv", str(outside), "/etc/passwd", "/etc/nobody", "link.csv", ".ssh/key", ".ssh", "~/x", "inner", "\0", "loop", "~nobody/x", "/proc/self/environ"):  # fmt: skip
+    for text in ("../outside.csv", f"{sibling}/x.csv", str(outside), "/etc/passwd", "/etc/nobody", "link.csv", ".ssh/key", ".ssh", "~/x", "inner", "\0", "loop", "~nobody/x", "/proc/self/environ"):  # fmt: skip
         with pytest.raises(ValueError, match=r"pages read only|is not a path"):
             own.inside(text)
     said = []

@@ -132,7 +132,7 @@ ODD = [
     (Config.for_task("digits", num_experts=32, layers=3, seed=7, steps=500), Knobs(w_importance=0.0, w_load=0.0, k=3)),
     (Config.for_task("plane", plane="rings", plane_noise=1e-3, groups=2), Knobs(lr=1.5e-4, k_primary=1)),
     (Config.for_task("text", text=("/a b/it's", "/$HOME"), context=64), Knobs(off="1:2", strategy="switch")),
-    (Config.for_task("digits", data="/x;y.csv", label="-1", drop=("", "--steps", "a b"), missing="mean"), Knobs()),
+    (Config.for_task("digits", data="/x;y.csv", label="-x", drop=("", "--steps", "a b"), missing="mean"), Knobs()),
     (Config.for_task("digits", num_experts=16, tokens=1024, d_hidden=32, layers=2), Knobs()),  # the text task's defaults
 ]  # fmt: skip
 

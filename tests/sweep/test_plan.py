@@ -373,3 +373,9 @@ def test_a_sweep_of_settings_is_read_back(tmp_path: Path) -> None:
     sweep = make_sweep(plan, tmp_path)
     assert open_sweep(sweep.id, tmp_path) == sweep
     assert make_sweep(plan, tmp_path) == sweep
+
+
+def test_cells_of_other_sizes_share_no_runs() -> None:
+    idle = Knobs(w_importance=0.0, w_load=0.0)
+    plan = make_plan(CONFIG, idle, {"strategy": ["none", "paper"], "num_experts": [2, 4]})
+    assert plan.trained == (0, 1, 0, 1)
