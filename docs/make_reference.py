@@ -8,15 +8,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.lessons import LESSONS
-from moe_core.schema import STATS, Config, Knobs, meta_of
+from moe_core.schema import STATS, Config, Knobs, meta_of, range_text
 
 
 def settings_table(settings: type[Config] | type[Knobs]) -> list[str]:
     lines = ["| name | default | range | what it is |", "|---|---|---|---|"]
     for f in fields(settings):
         meta = meta_of(settings, f.name)
-        number = isinstance(f.default, (int, float))
-        span = ", ".join(meta.choices) or (f"{meta.low:g} to {meta.high:g} {meta.unit}".strip() if number else "")
+        span = ", ".join(meta.choices) or range_text(meta)
         default = settings().__dict__[f.name]
         lines.append(
             f"| `{f.name}` | {default if default != '' and default != () else 'none'} | {span} | {meta.help} |"

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"dashboard", "faults", "gpu"}
 COMMANDS = {
     "batch": ["-m", "moe_core", "bench", "batch", "--quick", "--json"],
+    "estimate": ["benchmarks/estimate.py", "--quick"],
     "frames": ["benchmarks/frames.py", "--quick"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
@@ -58,6 +59,13 @@ def test_frames_are_measured_with_and_without_the_figures_over_all_layers() -> N
     (row,) = short("frames")
     assert row["2x16"]["layers_ms"] == 0 < row["6x16"]["layers_ms"]
     assert all(one["median_ms"] > 0 and one["kb"] > 0 for one in row.values())
+
+
+def test_estimates_are_measured_beside_a_run() -> None:
+    one, of_all = short("estimate")
+    assert one["task"] == "plane"
+    assert all(0.1 < one[name] < 10 for name in of_all)
+    assert [*of_all] == ["step", "memory", "disk"]
 
 
 def test_layer_measures_each_rival() -> None:

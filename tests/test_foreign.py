@@ -35,6 +35,7 @@ from moe_core.schema import (
     describe,
     from_json,
     looks_ahead,
+    switched_off,
     to_json,
 )
 from moe_core.schema.stats import Metric
@@ -242,7 +243,8 @@ def test_an_expert_is_switched_off_by_a_knob_of_that_name(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="off must name experts 1 to 8 of layer 1, got '1:9'"):
         run.turn(off="1:9")
     run.turn(off="12")
-    assert run.knobs.off == "2:12"  # the record would keep "12" as a number; the other layers have no expert 12
+    assert run.knobs.off == "12,"  # the record would keep "12" as a number
+    assert switched_off(run.description.experts, run.knobs.off)[0] == ()  # the first layer has no expert 12
     run.turn(off="2:16,2:15")
     assert run.knobs.off == "2:16,2:15"
     assert run.off_spans() == ()  # it has not acted

@@ -10,7 +10,7 @@ from moe_core.dashboard.messages import Deed
 from moe_core.dashboard.panel import act
 from moe_core.runs import changes_of, open_run
 from moe_core.runs.database import hold_lock
-from moe_core.schema import Config, Knobs, parse_setting, real, shortened, switched_off, whole
+from moe_core.schema import Config, Knobs, duration, left_text, parse_setting, real, shortened, switched_off, whole
 from tests.runs.test_store import record
 
 READ = {
@@ -76,3 +76,9 @@ def test_a_long_text_keeps_its_start_and_its_end() -> None:
     assert cut.startswith("a reason, xxx")
     assert cut.endswith("xxx; what to do")
     assert len(cut) <= 80
+
+
+def test_times_read_as_a_person_says_them() -> None:
+    assert [duration(s) for s in (0.4, 12, 89, 91, 240, 7500, 4e7)] == ["0 s", "12 s", "89 s", "2 min", "4 min", "2 h 5 min", "11,111 h 7 min"]  # fmt: skip
+    assert left_text(10, 2, 8) == "about 40 s left"
+    assert (left_text(10, 0, 8), left_text(10, 0.01, 8), left_text(0, 2, 8)) == ("", "", "")

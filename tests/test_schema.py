@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,8 @@ from moe_core.schema import (
     weighing,
 )
 from tests.values import VALUES
+
+STRATEGIES_PAGE = Path(__file__).parents[1] / "docs" / "strategies.md"
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -154,16 +157,29 @@ def test_a_knob_is_checked_against_the_others_as_they_stand() -> None:
         assert "\n" not in str(refused.value)
 
 
-def test_experts_are_switched_off_in_every_layer_or_in_one() -> None:
+def test_experts_are_switched_off_in_every_layer_or_in_one_by_the_words_that_are_shown() -> None:
     config = Config(layers=3)
     assert switched_off([config.num_experts] * config.layers, "") == ((), (), ())
     assert switched_off([config.num_experts] * config.layers, "4, 11,2:1,4") == ((3, 10), (0, 3, 10), (3, 10))
     assert switched_off([256], "256") == ((255,),)
-    assert check_knob(config, "off", " 4 , 2:16 ") == " 4 , 2:16 "
-    assert check_knob(config, "off", " 4 ") == "1:4,2:4,3:4"  # never a word that looks like a number
+    assert check_knob(config, "off", " 4 , 2:16 ") == "4 , 2:16"
+    assert check_knob(config, "off", " 4 ") == "4,"  # never a word that looks like a number
+    assert value_text(check_knob(config, "off", "4")) == "4"  # and yet as it was given
+    assert [check_knob(config, "off", word) for word in ("none", " None ", "")] == ["", "", ""]
+    assert value_text("") == "none"
+    assert switched_off([config.num_experts], "none") == ((),)
     assert switched_off([config.num_experts] * config.layers, "1:4,2:4,3:4") == switched_off(
         [config.num_experts] * config.layers, "4"
     )
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_says_what_it_does_in_two_lines_and_a_formula(name: str) -> None:
+    strategy = STRATEGIES[name]
+    assert 40 < len(strategy.about) < 130
+    assert strategy.about.endswith(".")
+    assert 10 < len(strategy.formula) < 75
+    assert f"`{strategy.formula}`" in STRATEGIES_PAGE.read_text()
 
 
 @pytest.mark.parametrize(("value", "text"), VALUES)
@@ -173,13 +189,14 @@ def test_a_value_is_rounded_and_not_cut(value: float, text: str) -> None:
 
 
 def test_words_counts_and_what_is_no_number_read_as_they_are() -> None:
-    assert [value_text(v) for v in ("", None, "paper", 2, 2**31 - 1, math.inf)] == ["–", "–", "paper", "2", "2147483647", "inf"]  # fmt: skip
+    assert [value_text(v) for v in ("", None, "paper", 2, 2**31 - 1, math.inf)] == ["none", "–", "paper", "2", "2147483647", "inf"]  # fmt: skip
 
 
 def test_a_turn_never_reads_as_none() -> None:
     assert change_text(0.000297, 0.00083249) == "3.0e-4 → 8.3e-4"
     assert change_text(0.1234, 0.1231) == "0.1234 → 0.1231"
-    assert change_text("", "1:4") == "– → 1:4"
+    assert change_text("", "1:4") == "none → 1:4"
+    assert change_text("4,", "4,11") == "4 → 4,11"
 
 
 def test_the_highest_value_of_a_knob_is_of_the_run() -> None:

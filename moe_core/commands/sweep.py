@@ -14,12 +14,17 @@ from moe_core.commands.common import add, plain
 from moe_core.commands.sweep_table import as_text, write_csv
 from moe_core.commands.tell import Printer
 from moe_core.commands.train import add_settings
-from moe_core.schema import TASKS, Config, Knobs, parse_setting, whole
+from moe_core.schema import TASKS, Config, Knobs, left_text, parse_setting, whole
 
 
 def declare(commands: Any) -> None:
     sweep = add(
-        commands, "sweep", sweep_command, "train a grid of knobs, any knob a list with commas", run=False, extra="train"
+        commands,
+        "sweep",
+        sweep_command,
+        "train a grid: any knob or setting a list with commas",
+        run=False,
+        extra="train",
     )
     sweep.add_argument(
         "--pairs", nargs="+", action="extend", metavar="W/W", help="w_importance/w_load, each; table6: the paper's six"
@@ -37,7 +42,7 @@ def declare(commands: Any) -> None:
 
 def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import cores
-    from moe_core.sweep import jobs, make_sweep, open_sweep, results, rows, run_sweep
+    from moe_core.sweep import cost_here, make_sweep, open_sweep, results, rows, run_sweep
 
     parallel, taken = how_many(arguments.parallel, "parallel", cores()), ()
     out = csv_file(arguments.csv)
@@ -51,9 +56,15 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     teller, plan = Teller(arguments.json), sweep.plan
     if taken:
         teller.tell({"event": "data", "taken": list(taken)})
-    count = {"cells": len(plan.cells), "runs": len(jobs(sweep)), "parallel": parallel}
+    found = cost_here(plan, parallel, arguments.runs)
+    count = {"cells": found.cells, "runs": found.runs, "parallel": parallel}
+    takes = {
+        "seconds": found.seconds and round(found.seconds),
+        "bytes": round(found.disk),
+        "takes": found.words(parallel),
+    }
     begun = {"event": "start", "sweep": sweep.id, "path": str(sweep.folder), **count, "not_read": plan.unread}
-    teller.tell(begun)
+    teller.tell(begun | takes)
     with stopped_by_signals() as stopping:
         state = run_sweep(sweep, parallel, stopping, teller.tell)
     outcomes = results(sweep)
@@ -69,13 +80,14 @@ def sweep_command(arguments: argparse.Namespace) -> int:
 
 def plan_of(arguments: argparse.Namespace) -> Any:
     """The plan that the flags describe. ValueError, before anything is written, if it cannot be trained."""
-    from moe_core.sweep import make_plan, pairs_of, values_of
+    from moe_core.sweep import SHARED, make_plan, pairs_of, values_of
 
-    given = {f.name: getattr(arguments, f.name) for f in fields(Config) if getattr(arguments, f.name) is not None}
-    config = {name: parse_setting(Config, name, value) for name, value in given.items()}
+    names = [f.name for settings in (Config, Knobs) for f in fields(settings)]
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    shared = {name: parse_setting(Config, name, given.pop(name)) for name in SHARED if name in given}
     # Small models run fastest on one thread each, and the cores are for the runs beside.
-    config = Config.for_task(config.pop("task", TASKS[0]), **{"threads": 1} | config)
-    lists = {f.name: values_of(f.name, text) for f in fields(Knobs) if (text := getattr(arguments, f.name)) is not None}
+    config = Config.for_task(shared.pop("task", TASKS[0]), **{"threads": 1} | shared)
+    lists = {name: values_of(name, text) for name, text in given.items()}
     return make_plan(config, Knobs(), lists, pairs_of(arguments.pairs or []), how_many(arguments.seeds, "seeds", 1))
 
 
@@ -150,8 +162,7 @@ class Teller(Printer):
     def on_start(self, event: dict[str, Any]) -> None:
         from moe_core.sweep import unread_text
 
-        many = f"{event['runs']} runs ({event['cells']} cells), {event['parallel']} at a time"
-        self.line(f"{event['sweep']}: {many}; its record is {event['path']}")
+        self.line(f"{event['sweep']}: {event['takes']}; its record is {event['path']}")
         if event["not_read"]:
             self.line(unread_text(event["not_read"]))
 
@@ -174,11 +185,7 @@ class Teller(Printer):
         """The time left at the speed so far; "" before one can be told. Steps of an earlier start do not count."""
         now = time.monotonic()
         self.first = share if self.first is None else self.first
-        done = share - self.first
-        if done <= 0.01:
-            return ""
-        seconds = (now - self.began) * (1 - share) / done
-        return f", about {seconds / 60:.0f} min left" if seconds >= 90 else f", about {seconds:.0f} s left"
+        return f", {words}" if (words := left_text(now - self.began, share - self.first, 1 - share)) else ""
 
     def on_end(self, event: dict[str, Any]) -> None:
         for run, problem in event["problems"].items():

@@ -12,7 +12,17 @@ from typing import Any
 from moe_core.commands import terminal
 from moe_core.commands.alert import Alarm
 from moe_core.commands.common import let_go, plain, without_nan
-from moe_core.schema import AHEAD, BALANCE, BALANCE_STEPS, HELD_OUT_BALANCE, LOOKS_AHEAD, METRICS, STAT, Config
+from moe_core.schema import (
+    AHEAD,
+    BALANCE,
+    BALANCE_STEPS,
+    HELD_OUT_BALANCE,
+    LOOKS_AHEAD,
+    METRICS,
+    STAT,
+    Config,
+    duration,
+)
 
 
 def tell_end(teller: "Teller", folder: Path, state: str) -> int:
@@ -92,7 +102,9 @@ class Teller(Printer):
         if not self.live:
             return
         done = f"{event['step']}/{self.config.steps}" if self.config.steps else str(event["step"])
-        bar = " " + terminal.bar(event["step"], self.config.steps) if self.config.steps else ""
+        to_do = self.config.steps - event["step"]
+        left = f" {duration(to_do / event['steps_per_second'])} left" if to_do > 0 and event["steps_per_second"] else ""
+        bar = " " + terminal.bar(event["step"], self.config.steps) + left if self.config.steps else ""
         terminal.update(
             f"step {done}{bar}  loss {event['loss']:.3f} nats  CV(load) {event['cv_load']:.2f}  "
             f"CV(importance) {event['cv_importance']:.2f}  {event['steps_per_second']:.0f} steps/s{self.measured}"

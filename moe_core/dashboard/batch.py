@@ -70,7 +70,10 @@ def measuring(run_id: str) -> None:
         run.close()
     if measured.running:
         done = len(measured.tokens)
-        st.progress(done / max(measured.of, 1), f"{done} of {measured.of} batch sizes" if measured.of else "Starting")
+        left = f", about {measured.of - done} s left"  # each takes a second
+        st.progress(
+            done / max(measured.of, 1), f"{done} of {measured.of} batch sizes{left}" if measured.of else "Starting"
+        )
         st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
         return
     what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"

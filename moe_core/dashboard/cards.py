@@ -5,6 +5,7 @@ from importlib.util import find_spec
 import streamlit as st
 
 from moe_core.dashboard import starting
+from moe_core.dashboard.configure import configure
 from moe_core.dashboard.panel import did_not_start
 from moe_core.folders import PAGES
 from moe_core.runs import last_words, reap, runs_folder, start_demo
@@ -40,6 +41,13 @@ def cards() -> None:
                 type="primary" if task == "text" else "secondary",
                 width="stretch",
             )
+    form = st.expander(
+        "**Configure**: your own data, another size, another seed, or any other start",
+        key="configure", icon=":material/tune:", on_change="rerun",
+    )  # fmt: skip
+    if form.open:
+        with form:
+            configure(STARTING)
     with st.container(border=True, key="your-model"):
         your_model()
     st.page_link(

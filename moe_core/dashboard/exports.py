@@ -290,7 +290,7 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
         if (work is not None and work.busy) != busy:
             st.rerun()  # the work began or ended, and only the page can start or stop the fragment's clock
         if work is not None and busy:
-            st.progress(min(1.0, work.done / work.of), f"{work.done} of {work.of}")
+            st.progress(min(1.0, work.done / work.of), work.progress)
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)
             return
         st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from moe_core.export.files import write
 from moe_core.folders import ABOVE
 from moe_core.runs import NO_WORDS, last_words
+from moe_core.schema import left_text
 
 
 class Work:
@@ -28,7 +30,7 @@ class Work:
     """
 
     def __init__(self, words: Sequence[str], name: str) -> None:
-        self.done, self.of, self.error = 0, 1, ""
+        self.done, self.of, self.error, self.began = 0, 1, "", time.monotonic()
         self.file: Path | None = None
         self.stopped = False
         self.folder = Path(tempfile.mkdtemp(prefix="moescope-"))
@@ -65,6 +67,12 @@ class Work:
         """Kill the process, and every process that it has started."""
         self.stopped = True
         end(self.process, self.folder)
+
+    @property
+    def progress(self) -> str:
+        """How far it is, and the time left: "12 of 60, about 8 s left"."""
+        left = left_text(time.monotonic() - self.began, self.done, self.of - self.done)
+        return f"{self.done} of {self.of}" + (f", {left}" if left else "")
 
     @property
     def busy(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
-from moe_core.figures.pages.live import heldout_tile
+from moe_core.figures.pages.live import heldout_tile, steps_a_second
 from moe_core.figures.pages.tile import number
 from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
@@ -23,10 +23,12 @@ from moe_core.schema import (
     AUTOBALANCE,
     LOOKS_AHEAD,
     STAT,
+    STRATEGIES,
     Description,
     Knob,
     KnobValues,
     change_text,
+    duration,
     name_of,
     value_text,
 )
@@ -71,6 +73,7 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "colour": colour,
         "word": word,
         "alive": status.state in ALIVE,
+        "left": time_left(feed) if status.state == "training" and step is None else "",
         "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
         "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
@@ -78,6 +81,15 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
+
+
+def time_left(feed: Any) -> str:
+    """How long a run with a goal still trains at the speed of its last steps: "4 min left"; "" where that is not known."""
+    goal = feed.description.settings.get("steps")
+    if not isinstance(goal, int) or goal <= feed.last:
+        return ""
+    rate = steps_a_second(feed, feed.last)
+    return f"{duration((goal - feed.last) / rate)} left" if rate else ""
 
 
 def layer_names(description: Description) -> list[str]:
@@ -162,6 +174,7 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "more": name in LATER,
         "start": declared.start,
         "was": None,
+        "about": about(name, value),
     }
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
@@ -174,6 +187,12 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "kind": "whole" if isinstance(value, int) else "number",
         "low": declared.low, "high": declared.high, "scale": declared.scale, "step": declared.step,
     }  # fmt: skip
+
+
+def about(name: str, value: Any) -> list[str]:
+    """What the strategy in force does, and its formula; [] for other knobs, and for a strategy of another version."""
+    strategy = STRATEGIES.get(value) if name == "strategy" else None
+    return [strategy.about, strategy.formula] if strategy else []
 
 
 def together(change: Any, other: Any) -> bool:
@@ -232,14 +251,6 @@ def work_of(feed: Any) -> str:
     parts += [f"{inherited:,} of them inherited"] if inherited else []
     parts += [f"{'' if begun['step'] == inherited else 'the last '}{own:,} in {took}"] if own else []
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """12 s, 4 min, 2 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def act(run: Run, deed: Deed) -> dict[str, Any]:

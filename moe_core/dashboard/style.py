@@ -47,7 +47,7 @@ CSS = f"""
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}
 @media (min-width: 1600px) {{ [data-testid="stMainBlockContainer"] {{ padding: 72px 32px 0; }} html {{ font-size: 17px; }} }}
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
-.stApp button[kind^="primary"], .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
+.stApp button[kind^="primary"]:not(:disabled), .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
 .st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
@@ -66,6 +66,10 @@ CSS = f"""
 .moe-differences .moe-part {{ padding-top: 12px; }}
 .moe-differences tbody th[scope=row] {{ color: var(--moescope-ink-2); }}
 @media (min-width: 1600px) {{ .moe-differences h2 {{ font-size: 18px; }} .moe-differences :is(p, table), .moe-export {{ font-size: 15px; }} }}
+.moe-fault {{ color: var(--moe-red); font-size: 13px; line-height: 18px; margin: 4px 0 0; overflow-wrap: anywhere; }}
+.moe-strategy {{ font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); margin: 0; }}
+.moe-strategy code {{ padding: 0; background: none; color: inherit; }}
+@media (min-width: 1600px) {{ .moe-fault, .moe-strategy {{ font-size: 15px; line-height: 20px; }} }}
 .moe-run {{ display: inline-block; width: 10px; height: 10px; margin-right: 6px; background: var(--moe-run-0); }}
 .moe-run-1 {{ background: var(--moe-run-1); }} .moe-run-2 {{ background: var(--moe-run-2); }} .moe-run-3 {{ background: var(--moe-run-3); }}
 """

@@ -1,6 +1,6 @@
-"""The workings of the Sweep page: choose or start a sweep, see how far it is, read its table, maps and Pareto front.
+"""The workings of the Sweep page: choose a sweep, see how far it is, read its table, maps and Pareto front.
 
-A sweep started here is a process of its own: it outlives the dashboard and is found again by its lock.
+new_sweep.py has the form that starts one. A sweep started here is a process of its own: it outlives the dashboard and is found again by its lock.
 """
 
 import re
@@ -11,13 +11,15 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import component, links
+from moe_core.dashboard.configure import recorded_speeds
+from moe_core.dashboard.new_sweep import side_by_side
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.theme import THEMES
 from moe_core.folders import PAGES
-from moe_core.runs import StoreError, cores, last_words, reap
+from moe_core.runs import StoreError, last_words, reap
 from moe_core.runs.source import At
-from moe_core.schema import AHEAD, LOOKS_AHEAD, TASKS, Config, Knobs, describe, exact_text
+from moe_core.schema import AHEAD, LOOKS_AHEAD, Knobs, describe, exact_text
 from moe_core.sweep import (
     FAILED,
     TRAINS,
@@ -28,24 +30,20 @@ from moe_core.sweep import (
     ceiling_lines,
     detach,
     figure,
-    make_plan,
-    make_sweep,
+    left_of,
     measured,
     measures,
     notes,
     open_sweep,
-    pairs_of,
     paper_columns,
     progress,
     results,
     rows,
     state_of,
     sweep_ids,
-    values_of,
 )
 
 NEW = "New sweep"
-LISTED = {"w_importance": "0, 0.1", "w_load": "0, 0.1", "noise": "", "k": ""}  # knobs with a field of their own
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
 .moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
@@ -56,6 +54,8 @@ CSS = """
 .moe-state { display: flex; align-items: baseline; gap: 12px; }
 .moe-right { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-scroll { overflow-x: auto; }
+.st-key-sweep-lists { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px 16px; align-items: start; }
+.st-key-sweep-lists > * { min-width: 0; }
 .moe-notes p { color: var(--moescope-ink-2); font-size: 13px; margin: 4px 0 0; }
 @media (min-width: 1600px) {
   .moe-table { font-size: 17px; }
@@ -87,67 +87,6 @@ def choose() -> Sweep | None:
     return sweep
 
 
-# A new one
-
-
-def new() -> None:
-    """The form, and the command that does the same."""
-    st.title("Train a grid of knobs")
-    st.markdown(
-        "Give a knob several values, with commas between them; one that is left empty keeps the value shown in grey. "
-        "Each combination is an ordinary run, once for each seed. It ends in a table with the paper's beside it."
-    )
-    with st.form("new-sweep", border=True):
-        task, steps, seeds, parallel = st.columns(4)
-        task.selectbox("Task", TASKS, key="sweep-task")
-        steps.number_input("Steps", 1, 10**9, 1000, key="sweep-steps")
-        seeds.number_input("Seeds", 1, 100, 3, key="sweep-seeds")
-        parallel.number_input("Runs at a time", 1, 256, side_by_side(), key="sweep-parallel")
-        for column, (name, default) in zip(st.columns(len(LISTED)), LISTED.items(), strict=True):
-            column.text_input(name, default, placeholder=exact_text(getattr(Knobs(), name)), key=f"sweep-list-{name}")
-        pairs, more = st.columns(2)
-        pairs.text_input(
-            "Pairs w_importance/w_load, in place of both lists", placeholder="table6, or 0/0 0.1/0.1", key="sweep-pairs"
-        )
-        more.text_input("Other knobs", placeholder="strategy=paper,switch; lr=0.001,0.003", key="sweep-more")
-        if st.form_submit_button("Start", type="primary"):
-            begin()
-    st.caption("The paper's six rows (Table 6) from a terminal:")
-    st.code("python -m moe_core sweep --task text --pairs table6 --seeds 3 --steps 1000", language="bash")
-
-
-def begin() -> None:
-    """Start the sweep of the filled form and show it; one line if it cannot be started."""
-    asked = {
-        name.removeprefix("sweep-"): value for name, value in st.session_state.items() if str(name).startswith("sweep-")
-    }
-    try:
-        sweep = make_sweep(asked_plan(asked))
-    except ValueError as error:
-        st.error(str(error))
-        return
-    detach(sweep, int(asked["parallel"]))
-    st.query_params["sweep"] = sweep.id
-    st.rerun()
-
-
-def asked_plan(asked: dict[str, Any]) -> Any:
-    """The plan of a filled form. ValueError says what is wrong with it."""
-    pairs = pairs_of([asked["pairs"]])
-    texts = {name: asked[f"list-{name}"] for name in LISTED if not (pairs and name.startswith("w_"))}
-    for word in filter(None, map(str.strip, asked["more"].split(";"))):
-        name, equals, text = word.partition("=")
-        name = name.strip().replace("-", "_")
-        if not equals:
-            raise ValueError(f"other knobs are written name=values; name=values, got {word!r}")
-        if name not in Knobs.__dataclass_fields__:
-            raise ValueError(f"unknown knob {name!r}; there are: {', '.join(Knobs.__dataclass_fields__)}")
-        texts[name] = text
-    lists = {name: values_of(name, text) for name, text in texts.items() if text.strip()}
-    config = Config.for_task(asked["task"], steps=int(asked["steps"]), threads=1)
-    return make_plan(config, Knobs(), lists, pairs, int(asked["seeds"]))
-
-
 # How far it is
 
 
@@ -174,17 +113,19 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     outcomes = results(sweep)
     state, now, plan = state_of(sweep, outcomes), progress(outcomes), sweep.plan
     knobs = " × ".join(plan.swept) or "no knob"
+    steps = "" if "steps" in plan.swept else f" · {plan.config.steps:,} steps"
     seeds = "1 seed" if len(plan.seeds) == 1 else f"{len(plan.seeds)} seeds"
     st.html(
         f'<div class="moe-state" data-sweep="{state}"><b>{escape(sweep.id)}</b><span class="moe-right">'
-        f"{escape(knobs)} · {describe(plan.config, Knobs()).task} · {plan.config.steps:,} steps · {seeds}</span></div>"
+        f"{escape(knobs)} · {describe(plan.config, Knobs()).task}{steps} · {seeds}</span></div>"
     )
     failed = f", {now['failed']} failed" if now["failed"] else ""
     at_work = sum(result.state in TRAINS for result in outcomes)
     training = f", {at_work} training" if at_work else ""
     bar, side = (st, st) if state == "finished" else st.columns([5, 1], vertical_alignment="center")
+    left = left_of(outcomes, recorded_speeds(str(sweep.runs))) if state == "running" else ""
     bar.progress(
-        min(1.0, now["step"] / max(1, now["steps"])), f"{now['finished']} of {now['runs']} runs{failed}{training}"
+        min(1.0, now["step"] / max(1, now["steps"])), f"{now['finished']} of {now['runs']} runs{failed}{training}{left}"
     )
     if state == "running":
         side.button("Cancel", key=f"cancel-{sweep.id}", on_click=cancel, args=(sweep,), width="stretch")
@@ -200,11 +141,6 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
 
 def go_on(sweep: Sweep) -> None:
     detach(sweep, side_by_side())
-
-
-def side_by_side() -> int:
-    """Runs at a time that leave a core to the dashboard."""
-    return max(1, cores() - 1)
 
 
 # What came of it

@@ -26,6 +26,7 @@ from moe_core.runs.rows import (
 from moe_core.runs.runner import (
     RUN_ID,
     checked_id,
+    command_of,
     cores,
     end_child,
     flags,
@@ -77,6 +78,7 @@ __all__ = [
     "bench_file",
     "changes_of",
     "checked_id",
+    "command_of",
     "cores",
     "create_run",
     "derive",

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from moe_core.runs.locks import OURS, holder, is_ours, sign
 from moe_core.runs.log import LOG, last_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, exact_text
 
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is easily mistaken for another
 RUN_ID = r"\w[\w.-]{0,99}"  # it is part of a folder's name, a link, and a socket's path
@@ -51,18 +52,30 @@ def checked_id(run_id: str) -> str:
 
 def flags(config: Config, knobs: Knobs) -> list[str]:
     """The command line of these settings: every field, by name. `train` reads it back."""
+    return [*words_of(config), *words_of(knobs)]
+
+
+def words_of(settings: Config | Knobs, usual: Config | Knobs | None = None) -> list[str]:
+    """The flags of one of both. usual: leave out what is as there."""
     words: list[str] = []
-    for settings in (config, knobs):
-        for f in fields(settings):
-            value = getattr(settings, f.name)
-            if value in ((), ""):
-                continue
-            flag = "--" + f.name.replace("_", "-")
-            if isinstance(value, tuple):
-                words += [f"{flag}={part}" for part in value]  # a column may be called -x, or nothing
-            else:
-                words += [flag, repr(value) if isinstance(value, float) else str(value)]
+    for f in fields(settings):
+        value = getattr(settings, f.name)
+        if value in ((), "") or (usual and value == getattr(usual, f.name)):
+            continue
+        flag = "--" + f.name.replace("_", "-")
+        if isinstance(value, tuple):
+            words += [f"{flag}={part}" for part in value]  # a column may be called -x, or nothing
+        else:
+            word = exact_text(value) if isinstance(value, float) else str(value)
+            words += [f"{flag}={word}"] if word.startswith("-") else [flag, word]
     return words
+
+
+def command_of(config: Config, knobs: Knobs) -> str:
+    """The command line that trains the same, to copy: what differs from a task's defaults. `train` reads it back."""
+    usual = Config.for_task(config.task)
+    words = ["train", "--task", config.task, *words_of(whole_paths(config), usual), *words_of(knobs, Knobs())]
+    return " ".join(["python -m moe_core", *map(shlex.quote, words)])
 
 
 def cores() -> int:

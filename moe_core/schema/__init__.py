@@ -30,7 +30,7 @@ from moe_core.schema.description import (
     probe_kind,
     to_json,
 )
-from moe_core.schema.numbers import first_line, real, shortened, whole
+from moe_core.schema.numbers import duration, first_line, left_text, real, shortened, whole
 from moe_core.schema.routes import (
     LOOKING,
     draws_noise,
@@ -65,6 +65,7 @@ from moe_core.schema.settings import (
     exact_text,
     label_of,
     meta_of,
+    range_text,
     reads,
     setting,
     strategies_with,
@@ -142,6 +143,7 @@ __all__ = [
     "columns_of",
     "describe",
     "draws_noise",
+    "duration",
     "exact_text",
     "experts_per_token",
     "first_line",
@@ -151,6 +153,7 @@ __all__ = [
     "is_number",
     "label_of",
     "layout",
+    "left_text",
     "looks_ahead",
     "measured_in",
     "meta_of",
@@ -158,6 +161,7 @@ __all__ = [
     "off_by_layer",
     "parse_setting",
     "probe_kind",
+    "range_text",
     "reads",
     "real",
     "setting",

@@ -1,6 +1,7 @@
 """Values of settings from people, files and flags: each of its own type and in range, or refused in one line."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, asdict, fields, replace
 from typing import Any, TypeVar
@@ -9,6 +10,8 @@ from moe_core.schema.numbers import real
 from moe_core.schema.settings import STRATEGIES, Config, Knobs, meta_of
 
 S = TypeVar("S", Config, Knobs)
+NOTHING = "none"  # the word for no expert
+DEVICE = r"[a-z]+(:[0-9]{1,3})?"  # whether a machine has it, is for torch to say
 
 
 def parse_setting(settings: type[Config] | type[Knobs], name: str, value: Any) -> Any:
@@ -67,6 +70,8 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
         raise ValueError(
             "--label, --drop and --missing say how --data is read; give --data FILE too, or leave them out"
         )
+    if not re.fullmatch(DEVICE, config.device):
+        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {config.device!r}")
     if config.task == "text" and config.tokens % config.context:
         raise ValueError(
             f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"
@@ -119,6 +124,7 @@ def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], 
     """
     layers, most = len(experts_L), max(experts_L)
     off: list[set[int]] = [set() for _ in range(layers)]
+    text = "" if text.strip().lower() == NOTHING else text
     for word in filter(None, (part.strip() for part in text.split(","))):
         layer, colon, expert = word.rpartition(":")
         if not (word.isascii() and len(word) < 20 and expert.isdecimal() and (layer.isdecimal() or not colon)):
@@ -137,12 +143,11 @@ def switched_off(experts_L: Sequence[int], text: str) -> tuple[tuple[int, ...], 
 
 
 def off_by_layer(experts_L: Sequence[int], text: str) -> str:
-    """The knob `off` as the record can hold it: a single number, which would be stored as a number and not as a word, is
-    written out by layer. ValueError as switched_off()."""
-    off = switched_off(experts_L, text)
-    if not text.strip().isdecimal():
-        return text
-    return ",".join(f"{layer}:{int(text)}" for layer, experts in enumerate(off, 1) if experts)
+    """The knob `off` as the record can hold it: none is empty, and a single number, which SQLite would store as a number and not as
+    a word, ends in a comma, which value_text() leaves out. ValueError as switched_off()."""
+    switched_off(experts_L, text)
+    text = text.strip()
+    return "" if text.lower() == NOTHING else f"{text}," if text.isdecimal() else text
 
 
 TOGETHER = {"strategy", "k", "k_primary", "off"}  # the knobs whose values must be compatible with each other

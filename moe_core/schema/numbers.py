@@ -34,3 +34,21 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - most // 3 - 3]} … {text[len(text) - most // 3 :]}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 4 min, 2 h 5 min."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+def left_text(seconds: float, done: float, left: float) -> str:
+    """The time left at the speed so far: "about 4 min left"; "" before it can be told.
+
+    seconds: in which `done` of the work was done; left: what is to do, in the same measure.
+    """
+    if seconds <= 0 or done <= 0.01 * (done + left):
+        return ""
+    return f"about {duration(seconds * left / done)} left"

@@ -18,10 +18,12 @@ AHEAD = "†"  # the short mark for the same, where there is no room for the wor
 
 
 class Strategy(NamedTuple):
-    """A way of balancing: its help and what the rest of the program must know of it; moe_core/nn/strategies.py has its
-    equations."""
+    """A way of balancing: what people are told of it, and what the rest of the program must know; moe_core/nn/strategies.py has
+    its equations."""
 
     help: str
+    about: str = ""  # what it does and when it does not, in two lines
+    formula: str = ""  # in the letters of docs/strategies.md
     noisy: bool = False  # its gate draws noise while training
     by_token: bool = False  # each token chooses, so that choices can be dropped and weighed over all experts
     biased: bool = False  # a bias of each expert is added to the scores that choose
@@ -37,6 +39,8 @@ class Strategy(NamedTuple):
 STRATEGIES = {
     "none": Strategy(
         "the noisy top-k gate by itself",
+        "Nothing evens the load: an expert that is ahead learns more and is chosen more, so the gate may collapse.",
+        "top-k of x W_g + noise",
         noisy=True,
         by_token=True,
         losses_even=True,
@@ -45,6 +49,8 @@ STRATEGIES = {
     ),
     "paper": Strategy(
         "importance and load loss (Shazeer et al. 2017)",
+        "Two losses make the experts' sums of gates and their expected numbers of tokens alike. The second needs noise to act.",
+        "w_importance · CV²(importance) + w_load · CV²(load)",
         noisy=True,
         by_token=True,
         losses_even=True,
@@ -53,30 +59,45 @@ STRATEGIES = {
     ),
     "switch": Strategy(
         "one auxiliary loss: share of tokens times mean gate (Fedus et al. 2021)",
+        "One loss moves gate weight away from the experts that are chosen most.",
+        "w_switch · E Σᵢ fᵢ Pᵢ (fᵢ: share of the selections, Pᵢ: mean gate)",
         noisy=True,
         by_token=True,
         hierarchical=True,
         weigh="all",
     ),
     "loss-free": Strategy(
-        "a bias for each expert, stepped after each update, chooses (Wang et al. 2024)", by_token=True, biased=True
+        "a bias for each expert, stepped after each update, chooses (Wang et al. 2024)",
+        "No loss: after each step the bias of an expert with too few tokens rises, else it falls. It chooses and weighs nothing.",
+        "top-k of sᵢ + bᵢ, then bᵢ += bias_speed · sign(mean − nᵢ)",
+        by_token=True,
+        biased=True,
     ),
     "quantile": Strategy(
         "a bias for each expert, set after each update to what would have evened it, chooses (Su 2026)",
+        "As loss-free, but the bias is computed and not stepped: what would have evened the last batch. There is no speed to choose.",
+        "top-k of sᵢ + bᵢ, then bᵢ = the k/E quantile over t of cutoffₜ − sₜᵢ",
         by_token=True,
         biased=True,
     ),
     "expert-choice": Strategy(
         "each expert takes its best tokens; it looks at later tokens, so perplexity is not comparable (Zhou et al. 2022)",
+        "Exactly even. It looks at later tokens of a sequence, so its perplexity cannot be compared with the others'.",
+        "expert i takes its k T/E tokens with the largest gates",
         causal=False,
         whole=True,
     ),
     "strictly-balanced": Strategy(
         "each expert keeps its best tokens of the batch, and learns a threshold for evaluation (Shazeer et al. 2017, appendix F)",
+        "Exactly even in training, which looks at the whole batch. In evaluation each expert goes by a threshold that it has learnt.",
+        "expert i keeps its k T/E largest gates; in evaluation those above tᵢ",
         whole=True,
     ),
     "even": Strategy(
-        "tokens dealt to the experts in turn: the control, from which the gate learns nothing", learns=False
+        "tokens dealt to the experts in turn: the control, from which the gate learns nothing",
+        "A control: the load is exactly even, every weight is 1/k, and the gate learns nothing.",
+        "token t goes to experts t k to t k + k − 1, modulo E",
+        learns=False,
     ),
 }
 OWN = "own"  # the value of `weigh` that leaves the weighing to the strategy
@@ -116,6 +137,17 @@ def meta_of(settings: "type[Config] | type[Knobs]", name: str) -> Meta:
     """The declaration of one field; KeyError if there is none of that name."""
     meta: Meta = settings.__dataclass_fields__[name].metadata["meta"]
     return meta
+
+
+def range_text(meta: Meta) -> str:
+    """The values that a number may take: "1 to 1,024", "0 to 1,000 steps/s"; "" for what is not a number."""
+    if not (math.isfinite(meta.low) and math.isfinite(meta.high)):
+        return ""
+    return f"{number_text(meta.low)} to {number_text(meta.high)} {meta.unit}".strip()
+
+
+def number_text(value: float) -> str:
+    return f"{int(value):,}" if value == int(value) else f"{value:g}"
 
 
 @dataclass(frozen=True)
@@ -260,7 +292,9 @@ class Knobs:
         step=0.05,
         strategies=strategies_with("by_token"),
     )
-    off: str = setting("", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4")
+    off: str = setting(
+        "", "experts switched off, counted from 1: 4,11 in every layer, 2:4 for layer 2's expert 4, or none"
+    )
     k_primary: int = setting(2, "groups selected for each token", low=1, high=MOST_EXPERTS, step=1, hierarchical=True)
     noise_primary: float = setting(
         1.0,
@@ -325,13 +359,15 @@ def label_of(name: str) -> str:
 
 
 def value_text(value: float | str | None) -> str:
-    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; a dash for an empty word and for a missing value.
+    """A knob's value as a person reads it: 0.1, 2, 3e-3, paper; none for an empty word, and a dash for a missing value.
 
     Rounded, never cut: to two digits below 0.01 (one where that is exact), else to three and all before the point. The
     panel's knobs do the same (dashboard/component/numbers.js).
     """
-    if value is None or isinstance(value, str):
-        return value or "–"
+    if value is None:
+        return "–"
+    if isinstance(value, str):
+        return value.rstrip(",") or "none"
     if isinstance(value, int) or not math.isfinite(value):
         return str(value)
     if value and abs(value) < 0.01:

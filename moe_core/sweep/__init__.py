@@ -1,12 +1,14 @@
-"""A sweep: one training with some knobs at several values and several seeds, as ordinary runs, and the table it ends in.
+"""A sweep: one training with some knobs or settings at several values and several seeds, as ordinary runs, and the table it ends in.
 
 A sweep is a folder in the runs folder with sweep.json, its plan, written once (plan.py). Its runs lie beside it and have
 its name; how far it got is read from their records (standing.py). running.py trains what is left, table.py sums it up.
 """
 
 from moe_core.runs import StoreError
+from moe_core.sweep.cost import Cost, cost, cost_here, left_of
 from moe_core.sweep.paper import PAPER, PAPER_EXPERTS, PAPER_K, paper_row
 from moe_core.sweep.plan import (
+    SHARED,
     Cell,
     Job,
     Plan,
@@ -16,6 +18,7 @@ from moe_core.sweep.plan import (
     make_plan,
     make_sweep,
     open_sweep,
+    owner,
     pairs_of,
     sweep_ids,
     values_of,
@@ -41,8 +44,10 @@ __all__ = [
     "PAPER",
     "PAPER_EXPERTS",
     "PAPER_K",
+    "SHARED",
     "TRAINS",
     "Cell",
+    "Cost",
     "Job",
     "Plan",
     "Result",
@@ -52,6 +57,8 @@ __all__ = [
     "cancel",
     "ceiling_lines",
     "ceilings",
+    "cost",
+    "cost_here",
     "detach",
     "end_paused",
     "figure",
@@ -59,12 +66,14 @@ __all__ = [
     "has_paper",
     "held",
     "jobs",
+    "left_of",
     "make_plan",
     "make_sweep",
     "measured",
     "measures",
     "notes",
     "open_sweep",
+    "owner",
     "pairs_of",
     "paper_columns",
     "paper_row",

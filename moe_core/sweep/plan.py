@@ -1,6 +1,6 @@
 """What a sweep trains: the grid of cells, and the plan that is written down.
 
-A cell is one choice of the swept knobs; it has a run for each seed.
+A cell is one choice of what is swept, knobs and settings of Config; it has a run for each seed.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.runs.codec import with_sum, without_sum
@@ -22,15 +22,18 @@ from moe_core.runs.limits import SIDE, read_json, read_side
 from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
 from moe_core.sweep.paper import PAPER
 
+# Settings that have one value in a sweep: its measures are the task's, and files and columns are free texts.
+SHARED = ("task", "text", "data", "label", "drop", "device")
 PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds
 MOST = 1000  # runs of one sweep: more is a slip in a list
 Value = float | str
-Cell = dict[str, Any]  # a Value by the name of its knob
+S = TypeVar("S", Config, Knobs)
+Cell = dict[str, Any]  # a Value by the name of its knob or setting
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep trains: config and knobs that all runs share, the cells' own knobs, and the seeds."""
+    """What a sweep trains: config and knobs that all runs share, what the cells set of both, and the seeds."""
 
     config: Config
     knobs: Knobs
@@ -39,13 +42,16 @@ class Plan:
 
     @property
     def swept(self) -> tuple[str, ...]:
-        """The knobs that cells set. A cell leaves out those that its strategy does not read."""
+        """What cells set. A cell leaves out the knobs that its strategy does not read."""
         return tuple(dict.fromkeys(name for cell in self.cells for name in cell))
 
     @property
     def unread(self) -> dict[str, list[str]]:
         """For each strategy that reads only some of the swept knobs: the others, which its cells leave out."""
-        missing = {self.knobs_of(cell).strategy: [n for n in self.swept if n not in cell] for cell in self.cells}
+        read: dict[str, set[str]] = {}
+        for cell in self.cells:
+            read.setdefault(self.knobs_of(cell).strategy, set()).update(cell)
+        missing = {strategy: [n for n in self.swept if n not in names] for strategy, names in read.items()}
         return {strategy: names for strategy, names in missing.items() if names}
 
     @cached_property
@@ -53,15 +59,20 @@ class Plan:
         """For each cell, the one whose runs it shows: its own, or those of an earlier cell that another strategy trains the same."""
         shown: list[int] = []
         seen: dict[Any, dict[str, int]] = {}
-        for i, knobs in enumerate(map(self.knobs_of, self.cells)):
-            alike = seen.setdefault(training_of(self.config, knobs), {})
+        for i, cell in enumerate(self.cells):
+            knobs = self.knobs_of(cell)
+            alike = seen.setdefault(training_of(self.config_of(cell), knobs), {})
             shown.append(next((at for strategy, at in alike.items() if strategy != knobs.strategy), i))
             alike.setdefault(knobs.strategy, shown[i])
         return tuple(shown)
 
     def knobs_of(self, cell: Cell) -> Knobs:
         """What the runs of a cell start with."""
-        return replace(self.knobs, **cell)
+        return with_cell(self.knobs, cell)
+
+    def config_of(self, cell: Cell) -> Config:
+        """The settings of a cell's runs, but for the seed."""
+        return with_cell(self.config, cell)
 
 
 class Sweep(NamedTuple):
@@ -85,12 +96,27 @@ class Job(NamedTuple):
     knobs: Knobs
 
 
+def with_cell(settings: S, cell: Cell) -> S:
+    """The settings with what a cell sets of them."""
+    return replace(settings, **{name: value for name, value in cell.items() if name in settings.__dataclass_fields__})
+
+
+def owner(name: str) -> type[Config] | type[Knobs]:
+    """Where a name is declared. ValueError for one that nothing has, or that has one value in a sweep."""
+    if name in Knobs.__dataclass_fields__:
+        return Knobs
+    axes = [f.name for f in fields(Config) if f.name not in SHARED]
+    if name in axes:
+        return Config
+    raise ValueError(f"a sweep cannot vary {name!r}; there are: {', '.join([*Knobs.__dataclass_fields__, *axes])}")
+
+
 def values_of(name: str, text: str) -> list[Value]:
-    """A knob's values from a list with commas; ValueError for one out of range. A free text is one value."""
-    meta = meta_of(Knobs, name)
-    free = isinstance(getattr(Knobs(), name), str) and not meta.choices
+    """The values of a knob or a setting from a list with commas; ValueError for one out of range. A free text is one value."""
+    settings = owner(name)
+    free = isinstance(getattr(settings(), name), str) and not meta_of(settings, name).choices
     words = [text] if free else [word.strip() for word in text.split(",")]
-    return [parse_setting(Knobs, name, word) for word in words]
+    return [parse_setting(settings, name, word) for word in words]
 
 
 def pairs_of(words: Sequence[str]) -> list[Cell]:
@@ -116,65 +142,80 @@ def grid(axes: Sequence[Sequence[Cell]]) -> list[Cell]:
 
 
 def folded(config: Config, knobs: Knobs, cells: Sequence[Cell]) -> tuple[Cell, ...]:
-    """Each cell with only the knobs that its strategy reads, and each of those once: the rest would train the same again."""
-    acting = [
-        {name: value for name, value in cell.items() if reads(config, replace(knobs, **cell).strategy, name)}
-        for cell in cells
-    ]
+    """Each cell with only what its task and strategy read, and each of those once: the rest would train the same again."""
     once: dict[tuple[Any, ...], Cell] = {}
-    for cell in acting:
-        named = replace(knobs, **cell)
+    for whole in cells:
+        named, own = with_cell(knobs, whole), with_cell(config, whole)
+        cell = {name: value for name, value in whole.items() if acts(own, named.strategy, name)}
         plain = {"weigh": weighing(named.strategy, named.weigh)} if "weigh" in cell else {}
         once.setdefault(tuple((cell | plain).items()), cell)
     return tuple(once.values())
 
 
+def acts(config: Config, strategy: str, name: str) -> bool:
+    """Whether a knob or a setting has an effect in a run of this config under a strategy."""
+    return reads(config, strategy, name) if owner(name) is Knobs else config.task in meta_of(Config, name).tasks
+
+
 def training_of(config: Config, knobs: Knobs) -> tuple[Any, ...]:
-    """What decides how a training goes: the strategy, and the knobs that it reads. paper without its losses trains as none, to the last bit."""
+    """What decides how a training goes: settings, strategy, and the knobs that it reads. paper without its losses trains as none, to
+    the last bit."""
     read = {by: [f.name for f in fields(Knobs) if reads(config, by, f.name)] for by in ("none", knobs.strategy)}
     own = [name for name in read[knobs.strategy] if name not in read["none"]]
     idle = knobs.strategy == "paper" and not any(getattr(knobs, name) for name in own)
     values = asdict(knobs) | {"weigh": weighing(knobs.strategy, knobs.weigh)} | ({"strategy": "none"} if idle else {})
-    return tuple((name, values[name]) for name in read["none" if idle else knobs.strategy])
+    return (config, *((name, values[name]) for name in read["none" if idle else knobs.strategy]))
 
 
 def make_plan(
     config: Config, knobs: Knobs, lists: Mapping[str, Sequence[Value]], pairs: Sequence[Cell] = (), seeds: int = 1
 ) -> Plan:
-    """The plan of a grid: pairs of the two weights, if any, with every combination of the lists. seeds counts from config.seed.
+    """The plan of a grid: pairs of the two weights, if any, with every combination of the lists, of knobs and of settings. seeds
+    counts from config.seed; a list of `seed` names them instead.
 
-    A list of one value is a knob that all cells share. What a cell's strategy does not read is left out of it, and cells
-    that are then the same are one. ValueError, with one line, if a cell cannot be trained, no cell reads a list, a run
-    would not end, or there are too many.
+    A list of one value is what all cells share. What a cell's strategy does not read is left out of it, and cells that are
+    then the same are one. ValueError, with one line, if a cell cannot be trained, no cell reads a list, a run would not
+    end, or there are too many.
     """
     if pairs and (twice := [name for name in ("w_importance", "w_load") if name in lists]):
         raise ValueError(f"pairs set both weights, and {twice[0]} is given too; leave one of them out")
     shared: Cell = {name: values[0] for name, values in lists.items() if len(values) == 1}
-    knobs = replace(knobs, **shared)
-    axes = {name: [{name: value} for value in values] for name, values in lists.items() if len(values) > 1}
+    config, knobs = with_cell(config, shared), with_cell(knobs, shared)
+    several = {name: values for name, values in lists.items() if len(values) > 1}
+    numbers = seeds_of(config, several.pop("seed", ()), seeds)
+    axes = {name: [{name: value} for value in values] for name, values in several.items()}
     # The strategy first, so that its rows stand together and each reads as a sweep of its own knobs.
     by_strategy = [axes.pop("strategy")] if "strategy" in axes else []
     combined = grid([*by_strategy, *([pairs] if pairs else []), *axes.values()])
     cells = folded(config, knobs, combined)
     if unread := [name for name in combined[0] if not any(name in cell for cell in cells)]:
-        raise ValueError(no_reader(config, unread[0], {replace(knobs, **cell).strategy: None for cell in cells}))
-    if not config.steps:
-        raise ValueError(
-            "steps must be 1 or more in a sweep, since each run has to end, got 0; give for example --steps 1000"
-        )
-    if seeds < 1:
-        raise ValueError(f"seeds must be 1 or more, got {seeds}")
-    if len(cells) * seeds > MOST:
-        raise ValueError(f"{len(cells)} cells with {seeds} seeds are more than {MOST} runs; shorten a list")
+        raise ValueError(no_reader(config, unread[0], {with_cell(knobs, cell).strategy: None for cell in cells}))
+    if len(cells) * len(numbers) > MOST:
+        raise ValueError(f"{len(cells)} cells with {len(numbers)} seeds are more than {MOST} runs; shorten a list")
     config = whole_paths(config)
     for cell in cells:
-        check(config, replace(knobs, **cell))
+        own, _ = check(with_cell(config, cell), with_cell(knobs, cell))
+        if not own.steps:
+            raise ValueError(
+                "steps must be 1 or more in a sweep, since each run has to end, got 0; give for example --steps 1000"
+            )
+    return Plan(config, knobs, cells, numbers)
+
+
+def seeds_of(config: Config, given: Sequence[Value], seeds: int) -> tuple[int, ...]:
+    """The seeds of each cell: the given ones, else so many from config.seed on."""
+    if seeds < 1:
+        raise ValueError(f"seeds must be 1 or more, got {seeds}")
+    if given and seeds > 1:
+        raise ValueError(f"seed names the seeds, and seeds={seeds} is given too; leave one of them out")
     parse_setting(Config, "seed", config.seed + seeds - 1)
-    return Plan(config, knobs, cells, tuple(range(config.seed, config.seed + seeds)))
+    return tuple(dict.fromkeys(int(seed) for seed in given)) or tuple(range(config.seed, config.seed + seeds))
 
 
 def no_reader(config: Config, name: str, strategies: Iterable[str]) -> str:
-    """Why a list of this knob's values would train the same thing again and again."""
+    """Why a list of these values would train the same thing again and again."""
+    if owner(name) is Config:
+        return f"the {config.task} task does not read {name}, so its values would train the same; leave it out"
     if meta_of(Knobs, name).hierarchical and config.groups < 2:
         return f"only a run with groups of experts reads {name}; leave it out, or give --groups"
     named = ", ".join(strategies)
@@ -220,7 +261,7 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
     try:
         record: Any = without_sum(read_json(read_side(folder / matches[0] / "sweep.json", SIDE)), PLANNED)
         cells = tuple(
-            {name: parse_setting(Knobs, name, value) for name, value in cell.items()} for cell in record["cells"]
+            {name: parse_setting(owner(name), name, value) for name, value in cell.items()} for cell in record["cells"]
         )
         plan = Plan(
             from_dict(Config, record["config"]),
@@ -252,7 +293,7 @@ def jobs(sweep: Sweep) -> list[Job]:
     plan = sweep.plan
     trained = plan.trained
     return [
-        Job(f"{sweep.id}-c{i + 1:02d}-s{seed}", i, replace(plan.config, seed=seed), plan.knobs_of(cell))
+        Job(f"{sweep.id}-c{i + 1:02d}-s{seed}", i, replace(plan.config_of(cell), seed=seed), plan.knobs_of(cell))
         for seed in plan.seeds
         for i, cell in enumerate(plan.cells)
         if trained[i] == i

@@ -61,7 +61,7 @@ def most_on(config: Config, knobs: Knobs) -> int:
 
 
 def rows(sweep: Sweep, outcomes: Sequence[Result]) -> list[Row]:
-    """One row a cell: its knobs, None where its strategy does not read one; the mean over its finished runs of each measure
+    """One row a cell: what it sets, None where its strategy does not read a knob; the mean over its finished runs of each measure
     and, under NAME_spread, their sample standard deviation (None of one run); whether its held-out metrics are comparable
     with those of other strategies; ceilings under NAME_ceiling; the paper's Table 6 under paper_NAME where the weights
     are its and the measure is the task's; how many runs there are and count; their ids.
@@ -72,18 +72,18 @@ def rows(sweep: Sweep, outcomes: Sequence[Result]) -> list[Row]:
     for i, cell in enumerate(plan.cells):
         own = [result for result in outcomes if result.job.cell == trained[i]]
         counted = [result.ended for result in own if result.ended]
-        knobs = plan.knobs_of(cell)
+        config, knobs = plan.config_of(cell), plan.knobs_of(cell)
         row: Row = {name: cell.get(name) for name in plan.swept} | {"runs": len(own), "finished": len(counted)}
         for name in names:
             recorded = [(ended["eval"] if name in METRIC_NAMES else ended).get(name) for ended in counted]
             values = [float(value) for value in recorded if value is not None]
             row[name] = statistics.fmean(values) if values else None
             row[f"{name}_spread"] = statistics.stdev(values) if len(values) > 1 else None
-        row["comparable"] = not looks_ahead(describe(plan.config, knobs), knobs)
-        highest = ceilings(most_on(plan.config, knobs), experts_per_token(describe(plan.config, knobs), knobs))
+        row["comparable"] = not looks_ahead(describe(config, knobs), knobs)
+        highest = ceilings(most_on(config, knobs), experts_per_token(describe(config, knobs), knobs))
         row |= {f"{name}_ceiling": value for name, value in highest.items()}
         shown = {*names, PER_WORD} if "perplexity" in names else set(names)
-        row |= {f"paper_{name}": value for name, value in paper_row(plan.config, knobs).items() if name in shown}
+        row |= {f"paper_{name}": value for name, value in paper_row(config, knobs).items() if name in shown}
         table.append({**row, "ids": [result.job.run_id for result in own]})
     return table
 
@@ -125,7 +125,7 @@ def ceiling_lines(plan: Plan, table: Sequence[Row]) -> list[tuple[str, dict[str,
     """The ceilings of each model that was trained, by its name in words, and last the paper's where its figures stand."""
     lines: dict[str, dict[str, float]] = {}
     for cell in plan.cells:
-        knobs, config = plan.knobs_of(cell), plan.config
+        knobs, config = plan.knobs_of(cell), plan.config_of(cell)
         levels = f" in {config.groups} groups, k_primary {knobs.k_primary}" if config.groups > 1 else ""
         words = f"ceiling, {most_on(config, knobs)} experts{levels}, k {knobs.k}"
         lines[words] = ceilings(most_on(config, knobs), experts_per_token(describe(config, knobs), knobs))
@@ -147,7 +147,7 @@ def notes(plan: Plan, table: Sequence[Row], paper: str) -> list[str]:
         sentences.append(
             f"{paper}: the paper's Table 6 (another task, {model}); compare the shape, beside the ceilings."
         )
-    if differ := [name for name in ("k_primary", "k") if name in plan.swept]:
+    if differ := [name for name in ("num_experts", "k_primary", "k") if name in plan.swept]:
         sentences.append(f"Ceilings differ with {listed(differ)}: a row's own are those of its {listed(differ)}.")
     if not all(row["comparable"] for row in table):
         sentences.append(

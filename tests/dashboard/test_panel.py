@@ -401,3 +401,35 @@ def test_the_time_that_a_run_took_does_not_grow_while_its_end_is_looked_at(
     feed.refresh(now=True)
     assert banner(feed, 0) == before
     feed.run.close()
+
+
+def test_the_strategy_says_what_it_does_and_other_knobs_say_nothing(feed: Feed) -> None:
+    knobs = knobs_of(panel(feed))
+    assert knobs["strategy"]["about"] == [STRATEGIES["paper"].about, STRATEGIES["paper"].formula]
+    assert all(knob["about"] == [] for name, knob in knobs.items() if name != "strategy")
+
+
+def test_a_run_with_a_goal_says_how_long_it_still_trains(tmp_path: Path) -> None:
+    """Its steps took a second each."""
+    writer = create_run(tmp_path / "goal", CONFIG.for_task("text", num_experts=4, steps=80), Knobs())
+    writer.commit(Batch(1, ROW.repeat(50, 0), state="training"))
+    feed = Feed(open_run(writer.folder))
+    feed.refresh(now=True)
+    assert (panel(feed)["left"], panel(feed, step=20)["left"]) == ("30 s left", "")
+    writer.commit(Batch(51, NONE, state="paused"))
+    feed.refresh(now=True)
+    assert panel(feed)["left"] == ""
+    feed.run.close()
+    writer.finish("stopped")
+
+
+def test_a_run_without_a_goal_says_no_time(feed: Feed) -> None:
+    assert panel(feed)["left"] == ""
+
+
+def test_experts_are_switched_off_in_the_words_that_the_list_of_changes_says(writer: RunWriter, feed: Feed) -> None:
+    for word in ("4", "none", "1:2"):
+        ask(feed.run, {"turn": {"off": word}})
+    writer.commit(Batch(51, NONE, applied=[(1, 20), (2, 21), (3, 22)]))
+    feed.refresh(now=True)
+    assert [c["text"] for c in panel(feed)["changes"]] == ["off none → 1:2", "off 4 → none", "off none → 4"]

@@ -1,6 +1,7 @@
 """The Sweep page by AppTest: no sweep, one that runs, one that was stopped, one that is done; text of users as text."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,8 +10,10 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import sweeps
-from moe_core.schema import Config, Knobs
+from moe_core.__main__ import parser
+from moe_core.commands.sweep import plan_of
+from moe_core.dashboard import new_sweep, sweeps
+from moe_core.schema import STRATEGIES, Config, Knobs
 from moe_core.sweep import Job, Sweep, held, jobs, make_plan, make_sweep, open_sweep, sweep_ids
 from tests.sweep.made import record
 
@@ -30,7 +33,8 @@ def sweep(runs: Path) -> Sweep:
 def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Sweep, int]]:
     """What the page would have started, in place of a process."""
     calls: list[tuple[Sweep, int]] = []
-    monkeypatch.setattr(sweeps, "detach", lambda sweep, parallel: calls.append((sweep, parallel)))
+    for module in (sweeps, new_sweep):
+        monkeypatch.setattr(module, "detach", lambda sweep, parallel: calls.append((sweep, parallel)))
     return calls
 
 
@@ -71,8 +75,9 @@ def test_without_a_sweep_there_is_the_form_and_the_command(runs: Path) -> None:
     app = page()
     assert not app.exception
     assert labels(app) == {"Start"}
-    assert [t.label for t in app.text_input][:4] == ["w_importance", "w_load", "noise", "k"]
-    assert "sweep --task text --pairs table6" in app.code[0].value
+    assert [t.label for t in app.text_input][:7] == [*new_sweep.LISTED]
+    assert {t.label: t.placeholder for t in app.text_input}["num_experts"] == "16"
+    assert "sweep --task text --pairs table6" in app.code[1].value
     assert sweep_ids(runs) == []
 
 
@@ -103,8 +108,13 @@ def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int
         ("sweep-list-w_load", "0,x", "w_load must be a number"),
         ("sweep-list-k", "99", "k must be between 1 and num_experts=16"),
         ("sweep-pairs", "0.1", "a pair is written"),
-        ("sweep-more", "sorcery=1", "unknown knob 'sorcery'"),
-        ("sweep-more", "lr", "name=values"),
+        ("sweep-list-num_experts", "0,4", "num_experts must be between 1 and 1024, got 0"),
+        ("sweep-list-layers", "1;2", "layers must be a number"),
+        ("sweep-more", "sorcery=1", "a sweep cannot vary &#x27;sorcery&#x27;"),
+        ("sweep-more", "task=text,plane", "a sweep cannot vary &#x27;task&#x27;"),
+        ("sweep-more", "plane=rings,spirals", "the text task does not read plane"),
+        ("sweep-more", "tokens=100,128", "tokens must be a multiple of context=128, got 100"),
+        ("sweep-more", "lr", "other knobs and settings are written name=values"),
     ],
 )
 def test_a_form_that_cannot_be_trained_says_why_and_writes_nothing(
@@ -114,8 +124,48 @@ def test_a_form_that_cannot_be_trained_says_why_and_writes_nothing(
     app.text_input(key=field).set_value(text)
     app.button[0].click().run()
     assert not app.exception
-    assert says in app.error[0].value
+    (fault,) = [body for body in map(str, (one.proto.body for one in app.get("html"))) if 'class="moe-fault"' in body]
+    assert f">{says}" in fault
+    order = [
+        one
+        for one in app.main
+        if hasattr(one.proto, "label") or 'class="moe-fault"' in str(getattr(one.proto, "body", ""))
+    ]
+    at = next(i for i, one in enumerate(order) if not hasattr(one.proto, "label"))
+    if "tokens" not in text and "plane" not in text:  # what several fields say together stands at the foot
+        assert order[at - 1].proto.id == app.text_input(key=field).proto.id
+    assert app.button[0].disabled
     assert (started, list(runs.iterdir())) == ([], [])
+
+
+def test_settings_are_varied_as_knobs_are_and_what_it_takes_is_said_before(
+    runs: Path, started: list[tuple[Sweep, int]]
+) -> None:
+    app = page()
+    app.selectbox(key="sweep-task").set_value("plane")
+    app.text_input(key="sweep-list-num_experts").set_value("4, 8,16")
+    app.text_input(key="sweep-list-seed").set_value("3,5")
+    app.text_input(key="sweep-list-w_importance").set_value("")
+    app.text_input(key="sweep-list-w_load").set_value("")
+    app.multiselect(key="sweep-strategy").set_value(["paper", "loss-free"])
+    app.text_input(key="sweep-more").set_value("plane=rings,spirals; d-model=8")
+    app.number_input(key="sweep-parallel").set_value(2)
+    app.run()
+    assert not app.exception
+    (said,) = [one.value for one in app.markdown if "at a time" in one.value]
+    assert said.startswith("**24 runs (12 cells), 2 at a time: about ")
+    assert " of disk.** An estimate." in said
+    told = text_of(app)
+    assert all(STRATEGIES[name].formula in told.replace("&#x27;", "'") for name in ("paper", "loss-free"))
+    command = app.code[0].value
+    app.button[0].click().run()
+    ((sweep, parallel),) = started
+    assert parallel == 2
+    assert plan_of(parser().parse_args(shlex.split(command)[3:])) == sweep.plan
+    assert (sweep.plan.seeds, sweep.plan.config.d_model) == ((3, 5), 8)
+    assert {(job.config.num_experts, job.config.plane, job.knobs.strategy) for job in jobs(sweep)} == {
+        (experts, plane, strategy) for experts in (4, 8, 16) for plane in ("rings", "spirals") for strategy in ("paper", "loss-free")
+    }  # fmt: skip
 
 
 def test_a_running_sweep_shows_how_far_it_is_and_can_be_cancelled(sweep: Sweep) -> None:
@@ -124,7 +174,8 @@ def test_a_running_sweep_shows_how_far_it_is_and_can_be_cancelled(sweep: Sweep) 
         app = page()
         assert not app.exception
         assert 'data-sweep="running"' in text_of(app)
-        assert app.get("progress")[0].proto.text == "1 of 8 runs"
+        assert app.get("progress")[0].proto.text.startswith("1 of 8 runs, about ")
+        assert app.get("progress")[0].proto.text.endswith(" left")
         assert app.get("progress")[0].proto.value == 12  # of 100: one run of eight
         assert labels(app) == {"Cancel"}
         assert 'data-measure="accuracy">0.750' in text_of(app)
@@ -183,6 +234,22 @@ def test_pairs_leave_the_rest_of_the_map_empty(runs: Path) -> None:
         (1, 0, "p-c03-s0"),
         (2, 1, "p-c02-s0"),
     ]
+
+
+def test_a_map_of_two_settings_has_their_values_and_each_row_its_own_ceiling(runs: Path) -> None:
+    plan = make_plan(CONFIG, Knobs(), {"num_experts": [4, 8], "layers": [1, 2]})
+    sweep = make_sweep(plan, runs, "sizes")
+    for job in jobs(sweep):
+        finish(sweep, job, [1] * job.config.num_experts, 0.5)
+    app = page()
+    assert not app.exception
+    drawn = charts(app)["sweep_balance"]["data"][1]
+    assert drawn["customdata"] == ["sizes-c01-s0", "sizes-c03-s0", "sizes-c02-s0", "sizes-c04-s0"]
+    told = text_of(app)
+    assert "Ceiling, 4 experts, k 2" in told
+    assert "Ceiling, 8 experts, k 2" in told
+    assert "num_experts × layers" in told
+    assert open_sweep("sizes", runs).plan == plan
 
 
 def test_one_knob_has_a_front_and_no_map(runs: Path) -> None:

@@ -338,3 +338,44 @@ def test_resume_takes_no_settings(tmp_path: Path, capsys: pytest.CaptureFixture[
 
     assert main(["sweep", "--runs", str(tmp_path), "--resume", "x", "--noise", "1"]) == 2
     assert "got --noise too" in capsys.readouterr().err
+
+
+def test_a_setting_is_an_axis_and_seeds_may_be_named() -> None:
+    plan = make_plan(CONFIG, Knobs(), {"num_experts": [2, 4], "seed": [7, 3, 7], "d_model": [16]})
+    assert plan.cells == ({"num_experts": 2}, {"num_experts": 4})
+    assert (plan.seeds, plan.config.d_model) == ((7, 3), 16)
+    assert [(job.config.num_experts, job.config.seed) for job in jobs(Sweep("s", Path(), plan))] == [(2, 7), (4, 7), (2, 3), (4, 3)]  # fmt: skip
+    assert make_plan(CONFIG, Knobs(), {"seed": [5]}, seeds=2).seeds == (5, 6)
+    with pytest.raises(ValueError, match="seed names the seeds, and seeds=2 is given too"):
+        make_plan(CONFIG, Knobs(), {"seed": [1, 2]}, seeds=2)
+    with pytest.raises(ValueError, match="k must be between 1 and num_experts=1, got 2"):
+        make_plan(CONFIG, Knobs(), {"num_experts": [4, 1]})
+    with pytest.raises(ValueError, match="steps must be 1 or more in a sweep"):
+        make_plan(CONFIG, Knobs(), {"steps": [0, 50]})
+
+
+def test_what_a_task_does_not_read_and_what_a_sweep_cannot_vary_is_refused() -> None:
+    with pytest.raises(ValueError, match="the plane task does not read context"):
+        make_plan(CONFIG, Knobs(), {"context": [64, 128]})
+    for name in ("task", "text", "data", "device", "sorcery"):
+        with pytest.raises(ValueError, match=f"a sweep cannot vary '{name}'; there are: noise, k"):
+            values_of(name, "1,2")
+
+
+def test_a_knob_that_only_some_cells_read_is_swept_in_those() -> None:
+    plan = make_plan(replace(CONFIG, num_experts=4), Knobs(k=1), {"groups": [0, 2], "k_primary": [1, 2]})
+    assert plan.cells == ({"groups": 0}, {"groups": 2, "k_primary": 1}, {"groups": 2, "k_primary": 2})
+    assert plan.unread == {}
+
+
+def test_a_sweep_of_settings_is_read_back(tmp_path: Path) -> None:
+    plan = make_plan(CONFIG, Knobs(), {"num_experts": [2, 4], "plane_noise": [0.0, 0.5], "w_load": [0.0, 0.1]})
+    sweep = make_sweep(plan, tmp_path)
+    assert open_sweep(sweep.id, tmp_path) == sweep
+    assert make_sweep(plan, tmp_path) == sweep
+
+
+def test_cells_of_other_sizes_share_no_runs() -> None:
+    idle = Knobs(w_importance=0.0, w_load=0.0)
+    plan = make_plan(CONFIG, idle, {"strategy": ["none", "paper"], "num_experts": [2, 4]})
+    assert plan.trained == (0, 1, 0, 1)

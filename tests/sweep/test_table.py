@@ -257,3 +257,12 @@ def test_rows_that_train_the_same_show_the_same_runs(tmp_path: Path) -> None:
     assert ids == [["", "s-c01-s0"], ["", "s-c03-s0"], ["s-c01-s0", ""]]
     other = make_plan(CONFIG, Knobs(), {"strategy": ["none", "paper"]})
     assert said not in as_text(other, rows(Sweep("o", tmp_path, other), results(Sweep("o", tmp_path, other))))
+
+
+def test_a_row_goes_by_the_sizes_of_its_cell(tmp_path: Path) -> None:
+    sweep = make_sweep(make_plan(CONFIG, Knobs(), {"num_experts": [4, 8]}), tmp_path, "s")
+    small, large = rows(sweep, results(sweep))
+    assert (small["max_over_mean_load_ceiling"], large["max_over_mean_load_ceiling"]) == (2, 4)
+    lines = [words for words, _ in ceiling_lines(sweep.plan, [small, large])]
+    assert lines[:2] == ["ceiling, 4 experts, k 2", "ceiling, 8 experts, k 2"]
+    assert "Ceilings differ with num_experts" in " ".join(notes(sweep.plan, [small, large], "paper"))

@@ -54,6 +54,25 @@ export class Knob {
     this.select.setAttribute("aria-label", this.declared.label);
     for (const word of this.declared.choices) element("option", "", this.select, word || "–").value = word;
     this.select.onchange = () => this.turn(this.select.value, "");
+    this.about = element("div", "moeknob-about", this.root);
+  }
+
+  // What the chosen strategy does, and its formula.
+  tell(about) {
+    if (this.told === about.join()) return;
+    this.told = about.join();
+    this.about.replaceChildren();
+    const [words, formula] = about;
+    if (words) element("span", "", this.about, words);
+    if (formula) element("code", "", this.about, formula);
+  }
+
+  // An error of this knob's last turn, or "".
+  fault(text) {
+    if (!this.failed && !text) return;
+    this.failed ??= element("div", "moeknob-fault", this.root);
+    this.failed.setAttribute("role", "alert");
+    if (this.failed.textContent !== text) this.failed.textContent = text;
   }
 
   // Takes the knob's value from the store. While it is dragged, or a turn was sent and not answered, the person's value is shown.
@@ -63,6 +82,7 @@ export class Knob {
     this.root.classList.toggle("moeknob-turned", declared.was !== null);
     this.root.classList.toggle("moeknob-still", !alive);
     if (this.select) this.select.disabled = !alive;
+    if (this.about) this.tell(declared.about ?? []);
     if (this.field) this.field.readOnly = !alive;
     if (this.thumb) {
       this.thumb.tabIndex = alive ? 0 : -1;
@@ -203,7 +223,7 @@ function beside(value, way, fine, declared) {
 
 // 1.00, 0.10, 2, 3e-3, 0: as on the charts, with at least two places where the scale has them.
 function words(value, { kind }) {
-  if (typeof value === "string") return value || (kind === "word" ? "" : "–");
+  if (typeof value === "string") return value.replace(/,+$/, "") || (kind === "word" ? "" : "none"); // as value_text() in schema/settings.py
   const text = valueText(value), size = Math.abs(value);
   if (kind === "whole" || size < 0.1 || size >= 10 || (Number.isInteger(value) && size > 4)) return text;
   return text.length < 4 ? Number(text).toFixed(2) : text;

@@ -33,6 +33,7 @@ export class Panel {
     element("summary", "moepanel-label", this.more, "More knobs");
     this.rest = element("div", "moepanel-knobs", this.more);
     this.knobs = new Map();
+    this.asked = { nth: 0, knob: "" }; // the last deed, and the knob that it turns
     this.foot = element("div", "moepanel-foot", this.root);
     this.layers = element("div", "moepanel-layers", this.foot);
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
@@ -80,11 +81,22 @@ export class Panel {
     else if (link.panel) this.ask({ command: name === "pause" && this.paused ? "resume" : name });
   }
 
-  // Sends a deed. If it fails, the error is shown in the panel.
-  ask(deed) {
+  // Sends a deed. If it fails, the error is shown at its knob, else at the panel's foot.
+  ask(deed, knob = "") {
     const nth = this.link?.ask(deed) ?? 0;
-    if (nth) this.link.panels.add(nth);
+    if (nth) {
+      this.link.panels.add(nth);
+      this.asked = { nth, knob };
+    }
     return nth;
+  }
+
+  // What came of the last deed.
+  answer({ nth, error }) {
+    const mine = this.link.panels.has(nth) ? error : "";
+    const at = nth && nth === this.asked.nth && this.knobs.has(this.asked.knob) ? this.asked.knob : "";
+    put(this.error, at ? "" : mine);
+    for (const [name, knob] of this.knobs) knob.fault(name === at ? mine : "");
   }
 
   paint(colour, word) {
@@ -96,8 +108,8 @@ export class Panel {
     const panel = this.link.panel;
     this.buttons.fork.disabled = !header.last || !panel.obeys.includes("fork");
     const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
-    put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}` : "no step yet");
-    put(this.error, this.link.panels.has(header.answer.nth) ? header.answer.error : "");
+    put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}${panel.left ? `, ${panel.left}` : ""}` : "no step yet");
+    this.answer(header.answer);
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (panel === this.shown && header.past === this.past) return;
     this.shown = panel;
@@ -141,7 +153,7 @@ export class Panel {
     for (const declared of knobs) {
       const list = declared.more ? this.rest : this.list;
       if (!this.knobs.has(declared.name)) {
-        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture });
+        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture }, declared.name);
         this.knobs.set(declared.name, new Knob(list, declared, turn));
       }
       const knob = this.knobs.get(declared.name), before = after.get(list);

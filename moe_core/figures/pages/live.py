@@ -33,6 +33,7 @@ from moe_core.figures.reading import (
     value_at,
 )
 from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import measured_by
 from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
 
 
@@ -123,6 +124,16 @@ def heldout_tile(source: Source, at: At) -> Tile:
     )
 
 
+def steps_a_second(source: Source, step: int) -> float:
+    """Over the last steps up to this one that the run trained itself; 0 where that is not known."""
+    own = step - (source.parent.step if source.parent else 0)
+    if own <= 0 or not measured_by(source.description, "seconds"):
+        return 0.0
+    _, seconds = rows_until(source, "seconds", 0, step, min(RECENT, own))
+    mean = float(np.nanmean(seconds)) if len(seconds) and np.isfinite(seconds).any() else 0.0
+    return 1 / mean if mean > 0 else 0.0
+
+
 def speed_tile(source: Source, at: At) -> Tile:
     """Steps and tokens a second over the last steps that the run trained itself; those inherited from a parent do not count."""
     step = step_of(source, at)
@@ -130,11 +141,9 @@ def speed_tile(source: Source, at: At) -> Tile:
     if step <= inherited or (step == last_step(source) and source.status().state == "starting"):
         why = "trains again what is recorded" if source.status().state == "starting" else "the parent's steps"
         return Tile("speed", "Speed", NONE, "steps/s", lines=(why if step else "– tokens/s",))
-    _, seconds = rows_until(source, "seconds", 0, step, min(RECENT, step - inherited))
-    mean = float(np.nanmean(seconds)) if len(seconds) and np.isfinite(seconds).any() else 0.0
-    if mean <= 0:
+    rate = steps_a_second(source, step)
+    if not rate:
         return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
-    rate = 1 / mean
     tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
     return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=(f"{tokens} tokens/s",))
 

@@ -161,6 +161,8 @@ def _names_columns(above: list[str], values_NC: np.ndarray, texts: dict[int, dic
 def _unique(names: list[str]) -> list[str]:
     """The names, each once: a later one of the same name gets its column's number."""
     unique: list[str] = []
+    seen: set[str] = set()  # or a table of 50,000 columns took a minute
     for i, name in enumerate(names):
-        unique.append(f"{name}_{i + 1}" if name in unique else name)
+        unique.append(f"{name}_{i + 1}" if name in seen else name)
+        seen.add(unique[-1])
     return unique

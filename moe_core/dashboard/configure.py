@@ -1,0 +1,244 @@
+"""Configure: start any run from the page.
+
+Each field follows from its declaration in Config or Knobs (moe_core/schema/settings.py): kind, start, help, range, and the
+tasks and strategies that read it. So a setting that is added there is here too. What is wrong with a value is said below its field.
+"""
+
+from collections.abc import Sequence
+from dataclasses import fields
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import streamlit as st
+
+from moe_core.dashboard import own, starting
+from moe_core.dashboard.faults import Faults
+from moe_core.dashboard.own import Recognised
+from moe_core.runs import command_of, runs_folder
+from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
+from moe_core.runs.room import bytes_text
+from moe_core.schema import STRATEGIES, TASKS, Config, Knobs, check, duration, meta_of, parse_setting, range_text, reads
+
+SOURCES = ("built in", "on this machine", "uploaded")
+FILES = {"text": "text", "digits": "data"}  # the setting that names a person's own files, by task
+AS_READ = ("label", "drop", "missing")  # how a table is read
+CSS = """
+.st-key-configure-settings, .st-key-configure-knobs, .st-key-configure-table {
+  display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px 16px; align-items: start;
+}
+.st-key-configure-settings > *, .st-key-configure-knobs > *, .st-key-configure-table > * { min-width: 0; }
+.st-key-configure-data { row-gap: 8px; }
+.moe-recognised { border-left: 3px solid var(--moe-green); padding-left: 12px; overflow-wrap: anywhere; }
+.moe-recognised p { margin: 0; }
+.st-key-configure-strategy .moe-strategy { margin-top: 28px; }
+.moe-takes { display: flex; flex-wrap: wrap; gap: 8px 32px; font-variant-numeric: tabular-nums; }
+.moe-takes div { font-size: 13px; color: var(--moescope-ink-2); }
+.moe-takes b { display: block; font-size: 20px; line-height: 28px; font-weight: 600; }
+@media (min-width: 1600px) { .moe-takes div { font-size: 15px; } .moe-takes b { font-size: 24px; } }
+"""
+
+
+class Form:
+    """What a person has filled in: the values that are in range, and what is wrong with the others."""
+
+    def __init__(self, task: str) -> None:
+        self.task = task
+        self.values: dict[str, Any] = {}
+        self.faults = Faults()
+
+    def field(self, settings: type[Config] | type[Knobs], name: str, start: Any) -> None:
+        """Draw a setting's field, and take its value."""
+        with st.container(gap=None):
+            value = widget(settings, name, start, f"configure-{self.task}-{name}")
+            self.faults.place(name)
+        try:
+            self.values[name] = parse_setting(settings, name, start if value is None else value)
+        except ValueError as error:
+            self.faults.say(str(error), name)
+
+    def take(self, settings: type[Config] | type[Knobs]) -> dict[str, Any]:
+        """The values that belong to one of both."""
+        return {f.name: self.values[f.name] for f in fields(settings) if f.name in self.values}
+
+
+def widget(settings: type[Config] | type[Knobs], name: str, start: Any, key: str) -> Any:
+    """The field of a setting, by the type of its start and its declaration."""
+    meta = meta_of(settings, name)
+    common: dict[str, Any] = {
+        "key": key,
+        "help": f"{meta.help}. {range_text(meta)}".strip(),
+        "persist_state": "session",
+    }
+    if meta.choices:
+        return st.selectbox(name, meta.choices, meta.choices.index(start), **common)
+    if isinstance(start, tuple):
+        return st.multiselect(name, list(start), start, accept_new_options=True, placeholder="none", **common)
+    if isinstance(start, str):
+        return st.text_input(name, start, placeholder="none", **common)
+    if isinstance(start, int):
+        return st.number_input(name, value=start, **common)
+    fine = meta.step or (0.01 if meta.high <= 10 else 1.0)
+    return st.number_input(name, value=start, step=fine, format="%g", **common)
+
+
+def configure(started: Knobs) -> None:
+    """The form. started: the knobs that it starts from."""
+    st.html(f"<style>{CSS}</style>")
+    with st.container(key="configure-data", horizontal=True, gap="large"):
+        task = st.radio("What it learns", TASKS, key="configure-task", horizontal=True, persist_state="session")
+        form = Form(task or TASKS[0])
+        source = choose_source(form.task)
+    files = choose_files(form, source)
+    shown = st.container()
+    usual = Config.for_task(form.task)
+    settings = [
+        f.name
+        for f in fields(Config)
+        if form.task in meta_of(Config, f.name).tasks and f.name not in ("task", *FILES.values(), *AS_READ)
+    ]
+    with st.container(key="configure-settings"):
+        for name in settings:
+            form.field(Config, name, getattr(usual, name))
+    draw_knobs(form, usual, started)
+    recognised = look_at(form, files, shown)
+    given = Config.for_task(form.task, **form.take(Config))
+    config, knobs = given, Knobs(**form.take(Knobs))
+    if not form.faults:
+        try:
+            config, knobs = check(given, knobs)
+        except ValueError as error:
+            form.faults.say(str(error))
+    offer(form, config, knobs, recognised)
+
+
+def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
+    """The knobs that act under the strategy, with the values that the run starts with; the strategy first."""
+    config = Config.for_task(form.task, groups=form.values.get("groups", usual.groups))
+    st.markdown("**Knobs at the start.** They can be turned while it trains.")
+    with st.container(key="configure-strategy"):
+        chooser, words = st.columns([1, 3], gap="medium")
+    with chooser:
+        form.field(Knobs, "strategy", started.strategy)
+    strategy = form.values["strategy"]
+    with words:
+        say_strategy(strategy)
+    with st.container(key="configure-knobs"):
+        for name in sorted(
+            (f.name for f in fields(Knobs)), key=lambda name: name != "k"
+        ):  # k decides how much is computed
+            if name != "strategy" and reads(config, strategy, name):
+                form.field(Knobs, name, getattr(started, name))
+
+
+def say_strategy(name: str) -> None:
+    """What a strategy does, and its formula."""
+    strategy = STRATEGIES[name]
+    st.html(f'<p class="moe-strategy">{escape(strategy.about)}<br><code>{escape(strategy.formula)}</code></p>')
+
+
+# A person's own files
+
+
+def choose_source(task: str) -> str:
+    """Where the data come from: SOURCES[0] for a task that has its own only."""
+    if task not in FILES:
+        return SOURCES[0]
+    key = f"configure-source-{task}"
+    return st.radio("Data", SOURCES, key=key, horizontal=True, persist_state="session") or SOURCES[0]
+
+
+def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
+    """The person's own files, by path or uploaded; None for the built-in data, and () for none yet."""
+    if source == SOURCES[0]:
+        return None
+    name = FILES[form.task]
+    several, files = form.task == "text", tuple[str, ...]()
+    what = (
+        "Files or folders of text, one a line; each is a domain"
+        if several
+        else "A CSV, an .npz with x and y, or an .npy"
+    )
+    with st.container(gap=None):
+        if source == SOURCES[1]:
+            key, hint = f"configure-path-{form.task}", f"below {own.data_folder()}"
+            ask = st.text_area if several else st.text_input
+            text = str(ask(what, key=key, placeholder=hint, persist_state="session") or "")  # type: ignore[operator]
+            named = [line.strip() for line in text.splitlines() if line.strip()]
+            read = own.inside
+        else:
+            given = st.file_uploader(what, accept_multiple_files=several, key=f"configure-upload-{form.task}")
+            named = given if isinstance(given, list) else [given] * (given is not None)
+            read = kept
+        form.faults.place(name)
+    try:
+        files = tuple(str(read(one)) for one in named)
+    except ValueError as error:
+        form.faults.say(str(error), name)
+    if name == "data":
+        with st.container(key="configure-table"):
+            for setting in AS_READ:
+                form.field(Config, setting, getattr(Config(), setting))
+    if files:
+        form.values[name] = files if several else files[0]
+    return files
+
+
+def kept(upload: Any) -> Path:
+    return own.keep(upload.name, upload.getvalue())
+
+
+def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised | None:
+    """How the person's files are read, shown before anything is trained; None if they cannot be used, or there are none yet."""
+    if files is None:
+        features, classes = shape_of(Config.for_task(form.task, **form.take(Config)))
+        return Recognised((), features, classes)
+    if not files or form.faults:
+        return None
+    with shown, st.spinner("Reading your data"):
+        recognised = own.recognise(Config.for_task(form.task, **form.take(Config)))
+    if recognised.problem:
+        form.faults.say(recognised.problem)
+        return None
+    lines = "".join(f"<p>{escape(words[:1000])}</p>" for words in recognised.taken[:80])
+    shown.html(f'<div class="moe-recognised" role="group" aria-label="How your data are read">{lines}</div>')
+    return recognised
+
+
+# What it takes, and the start
+
+
+def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None) -> None:
+    """What the run will take, the command that does the same, and the button that starts it."""
+    ready = recognised is not None and not form.faults
+    if recognised is not None and not form.faults:
+        takes(
+            estimate(config, knobs, recognised.features, recognised.classes, recorded_speeds(str(runs_folder()))),
+            config,
+        )
+    if st.button("Start", key="configure-start", type="primary", disabled=not ready):
+        run = starting.start(config, knobs, who="dashboard")
+        st.query_params.from_dict({"run": run} | ({"layer": str(config.layers)} if config.layers > 1 else {}))
+        st.rerun()
+    if ready:
+        st.caption("The same from a terminal:")
+        st.code(command_of(config, knobs), language="bash", wrap_lines=True)
+
+
+def takes(found: Estimate, config: Config) -> None:
+    """The estimate in a line of numbers, and where they come from."""
+    numbers = [(f"{found.parameters:,}", "parameters"), (f"about {bytes_text(found.memory)}", "of memory")]
+    if found.seconds is not None:
+        numbers.append((f"about {1 / found.seconds:.3g}", "steps a second"))
+        if config.steps:
+            numbers.append((f"about {duration(config.steps * found.seconds)}", f"for {config.steps:,} steps"))
+    if config.steps:
+        numbers.append((f"about {bytes_text(found.disk(config.steps))}", "on the disk"))
+    shown = "".join(f"<div><b>{escape(value)}</b>{escape(what)}</div>" for value, what in numbers)
+    st.html(f'<div class="moe-takes">{shown}</div>')
+    st.caption(found.source)
+
+
+@st.cache_data(ttl=30, show_spinner=False)
+def recorded_speeds(runs: str) -> Sequence[Any]:
+    return speeds(runs)

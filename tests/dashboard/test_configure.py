@@ -1,0 +1,336 @@
+"""Configure on the start page: fields that follow from the declarations, people's own files, and what a run will take."""
+
+import shlex
+from collections.abc import Callable
+from dataclasses import field, fields, make_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from moe_core.__main__ import parser
+from moe_core.commands.train import settings_of
+from moe_core.dashboard import cards, configure, own, starting
+from moe_core.dashboard.own import Recognised
+from moe_core.runs.estimate import parameters
+from moe_core.schema import TASKS, Config, Knobs, Meta, meta_of, reads
+from tests.own_data import write
+
+MAIN = str(Path(configure.__file__).with_name("main.py"))
+APART = {"task", "text", "data", "label", "drop", "missing"}
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
+
+
+@pytest.fixture
+def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Knobs]]:
+    """What the page has started, in place of trainers."""
+    asked: list[tuple[Config, Knobs]] = []
+
+    def start(config: Config, knobs: Knobs, who: str) -> str:
+        asked.append((config, knobs))
+        (runs / "new").mkdir()
+        return "new"
+
+    monkeypatch.setattr(starting, "start_trainer", start)
+    return asked
+
+
+@pytest.fixture
+def readable(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that pages may read."""
+    folder = tmp_path_factory.mktemp("data")
+    monkeypatch.setenv(own.FOLDER, str(folder))
+    return folder
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Config]:
+    """The configs whose files were to be read, in place of reading them."""
+    asked: list[Config] = []
+
+    def recognise(config: Config) -> Recognised:
+        asked.append(config)
+        return Recognised(("iris.csv: 150 rows in 3 classes", "<b>left out</b>"), 4, 3)
+
+    monkeypatch.setattr(own, "recognise", recognise)
+    return asked
+
+
+def page(task: str = "text", **values: Any) -> AppTest:
+    """The form, with values by the ends of their fields' keys."""
+    app = AppTest.from_file(MAIN, default_timeout=30)
+    app.session_state["configure"] = True
+    app.run()
+    if task != "text":
+        app.radio(key="configure-task").set_value(task).run()
+    for name, value in values.items():
+        put(app, name, value)
+    return app.run() if values else app
+
+
+def put(app: AppTest, name: str, value: Any) -> None:
+    app.get_by_key(f"configure-{app.radio(key='configure-task').value}-{name}").set_value(value)
+
+
+def names(app: AppTest) -> list[str]:
+    """The settings that have a field."""
+    labels = {one.label for kind in (app.number_input, app.text_input, app.selectbox, app.multiselect) for one in kind}
+    known = [f.name for settings in (configure.Config, Knobs) for f in fields(settings)]
+    return [name for name in known if name in labels]
+
+
+def faults(app: AppTest) -> list[str]:
+    bodies = [str(one.proto.body) for one in app.get("html")]
+    return [body.split(">", 1)[1].removesuffix("</p>") for body in bodies if 'class="moe-fault"' in body]
+
+
+def text_of(app: AppTest) -> str:
+    return " ".join(str(one.proto.body) for one in app.get("html"))
+
+
+def start(app: AppTest) -> Any:
+    return app.button(key="configure-start")
+
+
+def test_the_form_opens_on_a_click_only(runs: Path) -> None:
+    app = AppTest.from_file(MAIN, default_timeout=30).run()
+    assert not app.exception
+    assert names(app) == []
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_setting_that_the_task_reads_has_a_field_with_its_help_and_range(runs: Path, task: str) -> None:
+    app = page(task)
+    assert not app.exception
+    usual = Config.for_task(task)
+    settings = [f.name for f in fields(Config) if f.name not in APART and task in meta_of(Config, f.name).tasks]
+    knobs = [f.name for f in fields(Knobs) if reads(usual, "paper", f.name)]
+    assert names(app) == settings + knobs
+    experts = app.number_input(key=f"configure-{task}-num_experts")
+    assert (experts.value, experts.proto.help) == (usual.num_experts, "experts in each MoE layer. 1 to 1,024")
+    assert app.selectbox(key=f"configure-{task}-precision").options == ["float32", "bfloat16"]
+
+
+def test_a_setting_that_is_added_to_the_declarations_has_a_field(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    added = field(default=3, metadata={"meta": Meta("how bold it is", low=1, high=9)})
+    more = make_dataclass("Config", [("boldness", int, added)], bases=(Config,), frozen=True)
+    monkeypatch.setattr(configure, "Config", more)
+    for module in ("schema.checks", "runs.runner"):
+        monkeypatch.setattr(f"moe_core.{module}.Config", more)
+    app = page()
+    assert "boldness" in names(app)
+    assert app.number_input(key="configure-text-boldness").proto.help == "how bold it is. 1 to 9"
+    put(app, "boldness", 10)
+    assert faults(app.run()) == ["boldness must be between 1 and 9, got 10"]
+    put(app, "boldness", 8)
+    assert "--boldness 8" in app.run().code[0].value
+
+
+def test_it_starts_what_the_form_says(started: list[tuple[Config, Knobs]]) -> None:
+    app = page("digits", num_experts=32, layers=3, seed=7, steps=500, k=3, strategy="switch")
+    assert not app.exception
+    put(app, "w_switch", 0.5)
+    command = app.run().code[0].value
+    start(app).click().run()
+    config = Config.for_task("digits", num_experts=32, layers=3, seed=7, steps=500)
+    knobs = Knobs(strategy="switch", k=3, w_switch=0.5)
+    assert started == [(config, knobs)]
+    assert (app.query_params["run"], app.query_params["layer"]) == ("new", "3")
+    assert settings_of(parser().parse_args(shlex.split(command)[3:])) == (config, knobs)
+
+
+def test_without_a_change_it_is_the_card(started: list[tuple[Config, Knobs]]) -> None:
+    start(page("plane")).click().run()
+    assert started == [(Config.for_task("plane"), cards.STARTING)]
+
+
+@pytest.mark.parametrize(
+    ("values", "name", "says"),
+    [
+        ({"num_experts": 0}, "num_experts", "num_experts must be between 1 and 1024, got 0"),
+        ({"num_experts": 1}, "k", "k must be between 1 and num_experts=1, got 2"),
+        ({"k": 17}, "k", "k must be between 1 and num_experts=16, got 17"),
+        ({"tokens": 100}, "tokens", "tokens must be a multiple of context=128, got 100"),
+        ({"groups": 3}, "num_experts", "num_experts=16 must be divisible by groups=3"),
+        ({"off": "17"}, "off", "off must name experts 1 to 16"),
+        ({"device": "<gpu>"}, "device", "device must be auto, cpu, cuda, cuda:1 or mps, got &#x27;&lt;gpu&gt;&#x27;"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_at_its_field_and_not_started(
+    started: list[tuple[Config, Knobs]], values: dict[str, Any], name: str, says: str
+) -> None:
+    app = page(**values)
+    assert not app.exception
+    (fault,) = faults(app)
+    assert fault.startswith(says)
+    order = [
+        one
+        for one in app.main
+        if hasattr(one.proto, "label") or 'class="moe-fault"' in str(getattr(one.proto, "body", ""))
+    ]
+    at = next(i for i, one in enumerate(order) if not hasattr(one.proto, "label"))
+    assert order[at - 1].proto.label == name
+    assert start(app).disabled
+    assert (started, list(app.code)[:-2]) == ([], [])
+
+
+def test_knobs_that_the_strategy_does_not_read_have_no_field(runs: Path) -> None:
+    app = page(strategy="loss-free")
+    assert {"bias_speed", "w_sequence"} <= set(names(app))
+    assert not {"noise", "w_load", "k_primary"} & set(names(app))
+    assert "k_primary" in names(page(groups=4, k=1))
+
+
+def test_what_it_takes_is_said_before_the_click(runs: Path) -> None:
+    app = page(steps=1000, num_experts=32)
+    told = text_of(app)
+    config = Config.for_task("text", steps=1000, num_experts=32)
+    assert f"<b>{parameters(config, 256, 256):,}</b>parameters" in told
+    for words in ("of memory", "steps a second", "for 1,000 steps", "on the disk"):
+        assert words in told
+    assert any(one.value.startswith("Estimates, but for the parameters.") for one in app.caption)
+
+
+# A person's own files
+
+
+def own_path(app: AppTest, text: str) -> AppTest:
+    task = app.radio(key="configure-task").value
+    app.radio(key=f"configure-source-{task}").set_value("on this machine").run()
+    app.get_by_key(f"configure-path-{task}").set_value(text)
+    return app.run()
+
+
+def test_a_table_on_this_machine_is_shown_as_it_is_read_and_then_trained(
+    started: list[tuple[Config, Knobs]], readable: Path, looked: list[Config]
+) -> None:
+    (path,) = write("table", readable)
+    app = page("digits")
+    app.radio(key="configure-source-digits").set_value("on this machine").run()
+    assert start(app).disabled  # no file is named yet
+    app = own_path(app, "iris.csv")
+    assert not app.exception
+    assert "<p>iris.csv: 150 rows in 3 classes</p><p>&lt;b&gt;left out&lt;/b&gt;</p>" in text_of(app)
+    assert f"<b>{parameters(Config.for_task('digits'), 4, 3):,}</b>" in text_of(app)
+    put(app, "label", "Species")
+    put(app, "drop", ["Id", "petal width"])
+    start(app.run()).click().run()
+    config = Config.for_task("digits", data=path, label="Species", drop=("Id", "petal width"))
+    assert looked[-1] == config
+    assert started == [(config, cards.STARTING)]
+
+
+def test_texts_are_a_path_a_line(started: list[tuple[Config, Knobs]], readable: Path, looked: list[Config]) -> None:
+    paths = write("texts", readable)
+    app = own_path(page(), "a/notes\n\n  b/notes \n")
+    start(app).click().run()
+    assert started == [(Config.for_task("text", text=tuple(paths)), cards.STARTING)]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_an_upload_is_kept_with_the_runs(
+    started: list[tuple[Config, Knobs]], runs: Path, looked: list[Config], several: bool
+) -> None:
+    task = "text" if several else "digits"
+    app = page(task)
+    app.radio(key=f"configure-source-{task}").set_value("uploaded").run()
+    files = [("../.ev il.csv", b"one"), ("b.txt", b"two")][: 1 + several]
+    app.file_uploader(key=f"configure-upload-{task}").set_value(
+        [(name, content, "text/plain") for name, content in files] if several else (*files[0], "text/plain")
+    ).run()
+    start(app).click().run()
+    ((config, _),) = started
+    kept = [Path(path) for path in (config.text if several else [config.data])]
+    assert [path.read_bytes() for path in kept] == [content for _, content in files]
+    assert all(path.parents[1] == runs / own.UPLOADS and not path.name.startswith(".") for path in kept)
+
+
+def test_why_a_file_cannot_be_read_is_said_at_its_field(
+    runs: Path, readable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (readable / "bad.csv").write_text("x")
+    problem = "--data 'bad.csv': columns 'a' and 'b' could each be the class; say which with --label NAME"
+    monkeypatch.setattr(own, "recognise", lambda config: Recognised(problem=problem))
+    app = own_path(page("digits"), "bad.csv")
+    assert [fault[:17] for fault in faults(app)] == ["--data &#x27;bad."]
+    assert start(app).disabled
+    assert len(faults(own_path(page("digits"), "/etc/passwd"))) == 1
+
+
+# What a page may read
+
+
+def test_only_what_lies_below_the_folder_and_is_not_hidden_may_be_read(runs: Path, readable: Path) -> None:
+    inner = readable / "inner"
+    (inner / "deep").mkdir(parents=True)
+    (inner / "a.csv").write_text("1,2")
+    (readable / ".ssh").mkdir()
+    (readable / ".ssh" / "key").write_text("secret")
+    sibling = readable.with_name(f"{readable.name}-other")  # its path begins as the folder's does
+    sibling.mkdir()
+    (sibling / "x.csv").write_text("secret")
+    outside = readable.parent / "outside.csv"
+    outside.write_text("secret")
+    (readable / "link.csv").symlink_to(outside)
+    (readable / "fine.csv").symlink_to(inner / "a.csv")
+    (readable / "loop").symlink_to(readable / "loop")
+    (inner / "deep" / "leads-out").symlink_to(outside)
+    assert own.inside("inner/a.csv") == own.inside(f"  {inner}/a.csv ") == own.inside("fine.csv") == inner / "a.csv"
+    assert own.inside("nobody.csv") == readable / "nobody.csv"  # that it is not there is said when it is read
+    for text in ("../outside.csv", f"{sibling}/x.csv", str(outside), "/etc/passwd", "/etc/nobody", "link.csv", ".ssh/key", ".ssh", "~/x", "inner", "\0", "loop", "~nobody/x", "/proc/self/environ"):  # fmt: skip
+        with pytest.raises(ValueError, match=r"pages read only|is not a path"):
+            own.inside(text)
+    said = []
+    for text in ("/etc/passwd", "/etc/nobody"):  # nobody learns by it which files there are
+        with pytest.raises(ValueError) as error:
+            own.inside(text)
+        said.append(str(error.value).replace(text, ""))
+    assert said[0] == said[1]
+
+
+def test_from_the_root_of_the_disk_nothing_may_be_read(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(own.FOLDER, "/")
+    with pytest.raises(ValueError, match="pages read only"):
+        own.inside("/etc/passwd")
+
+
+def test_uploads_are_kept_once_and_have_an_end(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = own.keep("a.csv", b"12345")
+    assert own.keep("a.csv", b"12345") == first
+    assert own.inside(str(first)) == first  # as a run that was started with it has it
+    monkeypatch.setattr(own, "MOST", 9)
+    with pytest.raises(ValueError, match="uploads take"):
+        own.keep("b.csv", b"54321")
+    assert own.keep("/", b"1").name == "upload"
+    assert len(own.keep("ü" * 500 + ".csv", b"2").name.encode()) < 255
+
+
+def test_a_file_is_read_by_a_process_of_its_own_once(
+    readable: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[..., Any]
+) -> None:
+    (path,) = write("table", readable)
+    calls = count(own.subprocess, "run")
+    config = Config.for_task("digits", data=path, label="Species")
+    found = own.recognise(config)
+    assert (found.features, found.classes, found.problem) == (4, 3, "")
+    assert found.taken[0] == "iris.csv: 150 rows in 3 classes: setosa 50, versicolor 50, virginica 50"
+    assert own.recognise(Config.for_task("digits", data=path, label="Species", num_experts=4)) == found
+    assert len(calls) == 1
+    Path(path).write_text("a,b\n1,2\n")
+    assert own.recognise(config).problem.startswith("--data")
+    assert len(calls) == 2
+
+
+@pytest.fixture
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
+    """Counts the calls of a function."""
+
+    def watch(module: Any, name: str) -> list[Any]:
+        calls: list[Any] = []
+        real = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args, **kwargs: (calls.append(args), real(*args, **kwargs))[1])
+        return calls
+
+    return watch

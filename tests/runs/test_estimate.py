@@ -1,0 +1,149 @@
+"""What a run will take: parameters exactly, speed by the machine's own runs, and the command that trains the same."""
+
+import random
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from moe_core.__main__ import parser
+from moe_core.commands.train import settings_of
+from moe_core.nn.models import build
+from moe_core.runs import command_of, create_run, estimate, open_run
+from moe_core.runs.estimate import Speed
+from moe_core.runs.rows import Batch
+from moe_core.schema import PLANES, Config, Knobs, columns_of
+from moe_core.training.data import load
+
+
+def random_config(seed: int) -> tuple[Config, int, int]:
+    """A config with its data's widths of a row and of the answer."""
+    rng = random.Random(seed)
+    task = rng.choice(["text", "text", "digits", "plane"])
+    groups = rng.choice([0, 1, 2, 4])
+    config = Config(
+        task=task, groups=groups, num_experts=max(1, groups) * rng.randint(1, 6), layers=rng.randint(1, 4),
+        d_model=rng.choice([1, 7, 16, 48, 64, 130]), d_hidden=rng.randint(1, 40), context=rng.choice([2, 16]),
+    )  # fmt: skip
+    return config, rng.randint(1, 50), rng.randint(2, 20)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_parameters_are_those_of_the_model(seed: int) -> None:
+    config, features, classes = random_config(seed)
+    model = build(config, features, classes, k=1)
+    assert estimate.parameters(config, features, classes) == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize("plane", PLANES)
+def test_the_widths_of_the_built_in_points_are_known(plane: str) -> None:
+    config = Config.for_task("plane", plane=plane)
+    data = load(config)
+    assert estimate.shape_of(config) == (data.features, data.classes)
+
+
+def test_the_widths_of_the_built_in_digits_are_known() -> None:
+    data = load(Config.for_task("digits"))
+    assert estimate.shape_of(Config.for_task("digits")) == (data.features, data.classes)
+
+
+SMALL, STARTED = Config.for_task("plane", device="cpu"), Knobs()
+
+
+def record(runs: Path, name: str, config: Config, seconds: float, knobs: Knobs = STARTED, steps: int = 60) -> None:
+    """A run of so many steps, each as long, after slow first ones."""
+    columns = columns_of([config.num_experts] * config.layers)
+    rows = np.ones((steps, columns[-1].start + columns[-1].width), np.float32)
+    at = next(column.start for column in columns if column.stat == "seconds")
+    rows[:, at] = seconds
+    rows[: estimate.WARM - 1, at] = 10 * seconds
+    writer = create_run(runs / name, config, knobs, facts={"device": "cpu"})
+    writer.commit(Batch(1, rows, state="training"))
+    writer.finish("finished")
+
+
+def seconds_of(config: Config, runs: Path, knobs: Knobs = STARTED) -> float | None:
+    found = estimate.estimate(config, knobs, *estimate.shape_of(config), estimate.speeds(runs)).seconds
+    return found and found / estimate.AROUND
+
+
+def test_a_run_of_the_same_sizes_says_how_fast_it_will_be(tmp_path: Path) -> None:
+    record(tmp_path, "a", SMALL, 0.5)
+    assert seconds_of(replace(SMALL, seed=3, steps=9), tmp_path) == pytest.approx(0.5)
+    told = estimate.estimate(SMALL, Knobs(), 2, 2, estimate.speeds(tmp_path)).source
+    assert "your last run of these sizes" in told
+
+
+def test_other_sizes_are_corrected_by_what_this_machine_took(tmp_path: Path) -> None:
+    for width, factor in ((33, 2.0), (34, 3.0), (36, 50.0)):
+        config = replace(SMALL, d_model=width)
+        record(tmp_path, str(width), config, factor * estimate.model_seconds(config, Knobs(), 2, 2))
+    larger = replace(SMALL, num_experts=32, layers=3)
+    bare = estimate.model_seconds(larger, Knobs(), 2, 2)
+    assert seconds_of(larger, tmp_path) == pytest.approx(3 * bare, rel=1e-3)
+    assert seconds_of(larger, tmp_path / "none") == pytest.approx(bare)
+
+
+def test_what_says_nothing_of_the_speed_is_left_out(tmp_path: Path) -> None:
+    record(tmp_path, "limited", SMALL, 0.5, Knobs(speed_limit=2.0))
+    record(tmp_path, "short", SMALL, 0.5, steps=estimate.LEAST - 1)
+    record(tmp_path, "turned", SMALL, 0.5)
+    open_run(tmp_path / "turned").turn(who="me", speed_limit=2.0)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.db").write_text("no database")
+    assert estimate.speeds(tmp_path) == []
+
+
+def test_a_gpu_on_which_nothing_was_measured_has_no_speed(tmp_path: Path) -> None:
+    record(tmp_path, "a", SMALL, 0.5)
+    elsewhere = replace(SMALL, device="cuda:1")
+    assert seconds_of(elsewhere, tmp_path) is None
+    found = estimate.estimate(elsewhere, Knobs(), 2, 2, estimate.speeds(tmp_path))
+    assert "Speed on cuda is not known" in found.source
+    own = [Speed("cuda", elsewhere, Knobs(), (2, 2), 0.25)]
+    assert estimate.estimate(elsewhere, Knobs(), 2, 2, own).seconds == pytest.approx(0.25 * estimate.AROUND)
+
+
+def test_every_estimate_grows_with_what_it_is_of() -> None:
+    def takes(**changes: int) -> tuple[float, ...]:
+        config = Config.for_task("text", **{"device": "cpu"} | changes)
+        found = estimate.estimate(config, Knobs(), 256, 256)
+        assert found.seconds
+        return found.parameters, found.memory, found.seconds, found.disk(1000)
+
+    for name in ("num_experts", "layers", "d_model", "d_hidden"):
+        for small, large in zip(takes(), takes(**{name: 2 * getattr(Config(), name)}), strict=True):
+            assert large > small or name == "d_hidden", name
+    found = estimate.estimate(Config(), Knobs(), 256, 256)
+    assert found.disk(2000) > found.disk(1000) > found.checkpoint
+
+
+def test_old_snapshots_are_thinned() -> None:
+    assert [estimate.kept(t, 10, 1, 0.1) for t in (0, 30, 60, 70, 600, 1600)] == [0, 300, 600, 610, 1140, 1240]
+
+
+# The command
+
+
+ODD = [
+    (Config.for_task("text"), Knobs()),
+    (Config.for_task("digits", num_experts=32, layers=3, seed=7, steps=500), Knobs(w_importance=0.0, w_load=0.0, k=3)),
+    (Config.for_task("plane", plane="rings", plane_noise=1e-3, groups=2), Knobs(lr=1.5e-4, k_primary=1)),
+    (Config.for_task("text", text=("/a b/it's", "/$HOME"), context=64), Knobs(off="1:2", strategy="switch")),
+    (Config.for_task("digits", data="/x;y.csv", label="-x", drop=("", "--steps", "a b"), missing="mean"), Knobs()),
+    (Config.for_task("digits", num_experts=16, tokens=1024, d_hidden=32, layers=2), Knobs()),  # the text task's defaults
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("config", "knobs"), ODD)
+def test_the_command_to_copy_trains_the_same(config: Config, knobs: Knobs) -> None:
+    words = shlex.split(command_of(config, knobs))
+    assert words[:3] == ["python", "-m", "moe_core"]
+    assert settings_of(parser().parse_args(words[3:])) == (config, knobs)
+
+
+def test_the_command_says_only_what_differs() -> None:
+    command = command_of(Config.for_task("digits", seed=7), Knobs(noise=0.5))
+    assert command == "python -m moe_core train --task digits --seed 7 --noise 0.5"
