@@ -81,8 +81,8 @@ class Environment:
 
     def lacks(self, *modules: str) -> bool:
         """Whether none of these modules can be imported there."""
-        codes = [self.run("python", "-c", f"import {name}") for name in modules]
-        return all(done.returncode and "ModuleNotFoundError" in done.stderr for done in codes)
+        code = "import importlib.util, sys; print([name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
+        return self.run("python", "-c", code, *modules).stdout == "[]\n"
 
 
 class Installed(Server):
