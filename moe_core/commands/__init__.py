@@ -1,5 +1,5 @@
 """The commands, a module a family: each has declare(), which adds its parsers. A new family is a module and a line here."""
 
-from moe_core.commands import ablate, bench, branch, dashboard, export, sweep, talk, train, watch_demo
+from moe_core.commands import ablate, bench, branch, dashboard, export, notes, sweep, talk, train, watch_demo
 
-FAMILIES = (dashboard, train, talk, branch, sweep, export, ablate, bench, watch_demo)
+FAMILIES = (dashboard, train, talk, notes, branch, sweep, export, ablate, bench, watch_demo)
