@@ -5,12 +5,12 @@ forks. Both are called by the live route, so that a turn reaches the store witho
 """
 
 import math
-import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from moe_core.dashboard.choosing import ALIVE, WORDS, duration
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
 from moe_core.figures.pages.live import heldout_tile
@@ -31,7 +31,6 @@ from moe_core.schema import (
     value_text,
 )
 
-ALIVE = ("starting", "training", "paused")
 SHORT = 16  # letters of a layer's name that is shown as it is
 LISTED = 8  # changes in the list
 LATER = (
@@ -44,15 +43,6 @@ LATER = (
     "off",
     "speed_limit",
 )  # folded below the others
-WORDS = {
-    "starting": ("grey", "Starting…"),
-    "training": ("green", "Training"),
-    "paused": ("amber", "Paused"),
-    "finished": ("grey", "Finished"),
-    "stopped": ("grey", "Stopped"),
-    "failed": ("red", "Failed"),
-    "interrupted": ("red", "Interrupted"),
-}
 
 
 def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
@@ -234,14 +224,6 @@ def work_of(feed: Any) -> str:
     return ", ".join(parts)
 
 
-def duration(seconds: float) -> str:
-    """12 s, 4 min, 2 h 5 min."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
-
-
 def act(run: Run, deed: Deed) -> dict[str, Any]:
     """Carry out a deed: turn knobs, send the trainer a command, or fork. Returns {} or, in "go", the id of the fork. ValueError
     says why it cannot be done."""
@@ -256,39 +238,6 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
     else:
         run.command(deed.command, who="dashboard")
     return {}
-
-
-def chooser_entry(id: str, description: Description | None, created: float, state: str) -> dict[str, str]:
-    """The entry of a run in the chooser: "text · 16 experts", "24 Nov 08:46"; face is the day, or the time if that is today.
-
-    A run on a person's own files has their names in place of the task: "iris.csv · 8 experts"; a run of another program has
-    its own, which somebody chose.
-    """
-    own = files_of(description) if description else []
-    names = [Path(file).name or file for file in own]
-    alike = len(set(names)) < len(names)
-    learnt = ", ".join("/".join(Path(file).parts[-2:]) for file in own) if alike else ", ".join(names)
-    name = id
-    if description:
-        least, most = min(description.experts), max(description.experts)
-        what = learnt or (description.task if description.origin == "trained" else id)
-        name = f"{what} · {most if least == most else f'{least} to {most}'} experts"
-    began = time.localtime(created)
-    day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
-    face = hour if began[:3] == time.localtime()[:3] else day
-    return {"id": id, "name": name, "when": f"{day} {hour}", "face": face, "state": state}
-
-
-def files_of(description: Description) -> list[str]:
-    """The person's own files that a run learns from."""
-    text, data = description.settings.get("text"), description.settings.get("data")
-    return (
-        [str(path) for path in text]
-        if isinstance(text, list) and text
-        else [data]
-        if isinstance(data, str) and data
-        else []
-    )
 
 
 def did_not_start(folder: Path) -> bool:

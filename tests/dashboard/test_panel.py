@@ -11,13 +11,13 @@ import pytest
 
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.messages import parse_deed
-from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
+from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
 from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
 from moe_core.runs.source import At
-from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, describe, layout
+from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
 
 CONFIG = Config(num_experts=4, layers=2)
@@ -89,26 +89,6 @@ def test_a_run_that_trains_again_what_is_recorded_says_so(writer: RunWriter, fee
     writer.commit(Batch(51, NONE, state="starting"))
     feed.refresh(now=True)
     assert (panel(feed)["state"], panel(feed)["word"]) == ("starting", "Catching up…")
-
-
-def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> None:
-    now = time.time()
-    today = chooser_entry("a", describe(CONFIG, Knobs()), now, "training")
-    assert today["name"] == "text · 4 experts"
-    assert chooser_entry("a", describe(Config(task="digits", data="my/iris.csv"), Knobs()), now, "")["name"].startswith(
-        "iris.csv · "
-    )
-    assert (
-        chooser_entry("a", describe(Config(text=("a/notes", "b/code")), Knobs()), now, "")["name"]
-        == "notes, code · 16 experts"
-    )
-    assert (
-        chooser_entry("a", describe(Config(text=("my/a/x.md", "my/b/x.md")), Knobs()), now, "")["name"]
-        == "a/x.md, b/x.md · 16 experts"
-    )
-    assert re.fullmatch(r"\d\d:\d\d", today["face"])
-    assert today["when"].endswith(f" {today['face']}")
-    assert re.fullmatch(r"\d{1,2} \w{3}", chooser_entry("a", describe(CONFIG, Knobs()), now - 40 * 86400, "")["face"])
 
 
 def test_turns_of_two_hands_are_two(feed: Feed) -> None:

@@ -30,11 +30,14 @@ async function fetched() {
 }
 
 function dress() {
-  if (document.getElementById("moescope-css")) return;
-  const link = document.createElement("link");
-  Object.assign(link, { id: "moescope-css", rel: "stylesheet", href: at("live.css") });
-  link.onerror = () => setTimeout(() => { link.remove(); dress(); }, 1000);
-  document.head.append(link);
+  for (const name of ["live.css", "runs.css"]) {
+    const id = `moescope-${name}`;
+    if (document.getElementById(id)) continue;
+    const link = document.createElement("link");
+    Object.assign(link, { id, rel: "stylesheet", href: at(name) });
+    link.onerror = () => setTimeout(() => { link.remove(); dress(); }, 1000);
+    document.head.append(link);
+  }
 }
 
 const module = fetched();

@@ -16,6 +16,7 @@ export function mount({ parentElement, data, setTriggerValue }) {
   const before = mounted.get(parentElement);
   if (before?.key === key) {
     before.part.choose?.(data.options);
+    before.part.rename?.(data.chosen);
     return before.unmount;
   }
   before?.unmount();

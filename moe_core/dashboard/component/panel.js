@@ -1,8 +1,9 @@
 // The panel beside the charts: the chooser of runs, the run's state, its buttons, knobs, layers and list of changes.
 // Its contents come with the frames of the live route; turns go back over the same socket.
 
-import { HERE, element, join } from "./link.js";
+import { element, join } from "./link.js";
 import { Knob } from "./knob.js";
+import { Chooser } from "./runs.js";
 
 const FEW = 4; // as FEW_LAYERS of figures/needs.py
 const BUTTONS = [["pause", "Pause"], ["step", "Step"], ["fork", "Fork"], ["stop", "Stop"]];
@@ -12,7 +13,7 @@ export class Panel {
     this.data = data;
     this.tell = tell;
     this.root = element("div", "moepanel", parent);
-    this.chooser(data);
+    this.chooser = new Chooser(this.root, data, (id) => tell("run", id));
     this.state = element("div", "moepanel-state", this.root);
     this.dot = element("span", "moescope-dot", this.state);
     this.word = element("b", "", this.state, data.run ? "" : "No run");
@@ -45,33 +46,9 @@ export class Panel {
     if (this.link.header) this.take(this.link.header);
   }
 
-  // The chooser of runs: a native select, drawn invisible over our own text.
-  chooser({ run, chosen }) {
-    const box = element("div", "moepanel-chooser", this.root);
-    const name = element("span", "moepanel-name", box), when = element("span", "moepanel-when", box);
-    const select = element("select", "", box);
-    select.setAttribute("aria-label", "Run");
-    const face = (entry) => {
-      name.textContent = entry.name;
-      when.textContent = entry.face ?? "";
-      box.title = entry.id ?? "";
-    };
-    const entries = new Map();
-    const fill = async () => {
-      const listed = await fetch(new URL("runs", HERE)).then((answer) => answer.json()).catch(() => []);
-      entries.clear();
-      entries.set("new", { name: "New run", when: "" });
-      for (const entry of listed) entries.set(entry.id, entry);
-      if (run && !entries.has(run)) entries.set(run, chosen);
-      select.replaceChildren();
-      for (const [id, entry] of entries) element("option", "", select, `${entry.name}  ${entry.when}  ${entry.state ?? ""}`).value = id;
-      select.value = run ?? "new";
-      face(entries.get(select.value) ?? { name: "New run", when: "" });
-    };
-    face(chosen ?? { name: "New run", when: "" });
-    select.onchange = () => this.tell("run", select.value);
-    select.onfocus = fill;
-    fill();
+  // Somebody gave the run another name.
+  rename(chosen) {
+    this.chooser.show(chosen);
   }
 
   press(name) {
@@ -224,6 +201,7 @@ export class Panel {
   }
 
   close() {
+    this.chooser.close();
     this.link?.leave(this);
     this.root.remove();
   }
