@@ -18,7 +18,7 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from moe_core.dashboard import choosing, starting
+from moe_core.dashboard import choosing, going, starting
 from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.frames import Arrays, fingerprint
 from moe_core.dashboard.links import run_name
@@ -97,7 +97,9 @@ class Viewer:
         # Findings are of the last step only: a remedy offered at a past step would act on the run as it is now.
         diagnosed = asked["page"] in DIAGNOSED and step is None
         diagnosis = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
-        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis
+        ended = feed.status().state
+        resumed = going.on(feed.path, ended), going.problem(feed.path, ended)
+        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis, resumed
         if state == self.state:
             return None
         self.state = state

@@ -10,6 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from moe_core.dashboard import going
 from moe_core.dashboard.choosing import ALIVE, WORDS, duration
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
@@ -51,6 +52,9 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
         word = "Catching up…"  # a fork, or a run that is resumed, trains again what came after its last checkpoint
+    begins = going.on(feed.path, status.state)
+    if begins:
+        colour, word = "grey", "Starting…"
     turns = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     if status.state not in ALIVE and step is None:
         step = feed.last  # so that turns which the trainer never took do not count
@@ -63,11 +67,19 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "alive": status.state in ALIVE,
         "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
+        "going": begins,
+        "goal": goal_of(feed),
         "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
     }
+
+
+def goal_of(feed: Any) -> int:
+    """How many steps a run was to have in all when it was last started; 0 for no end, or where that is not known."""
+    steps = feed.sessions[-1]["steps"] if feed.sessions else feed.description.settings.get("steps")
+    return steps if type(steps) is int and steps > 0 else 0
 
 
 def layer_names(description: Description) -> list[str]:
@@ -184,6 +196,8 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
+    if problem := going.problem(feed.path, status.state):
+        text, status = f"It could not go on. {text}", status._replace(reason=problem)
     return {
         "kind": status.state,
         "text": text,
@@ -225,14 +239,20 @@ def work_of(feed: Any) -> str:
 
 
 def act(run: Run, deed: Deed) -> dict[str, Any]:
-    """Carry out a deed: turn knobs, send the trainer a command, or fork. Returns {} or, in "go", the id of the fork. ValueError
+    """Carry out a deed: turn knobs, send the trainer a command, fork, or go on with a run that has ended. Returns {} or, in "go", the id of the fork. ValueError
     says why it cannot be done."""
-    if deed.turn:
+    if deed.fork:
+        if deed.steps and deed.steps <= deed.fork:
+            raise ValueError(
+                f"a fork at step {deed.fork:,} trains to a step beyond it, got {deed.steps:,}; leave it empty to train until stopped"
+            )
+        return {"go": fork(run, deed.fork, deed.turn, steps=deed.steps, who="dashboard")}
+    if deed.go_on:
+        going.go_on(run, deed.steps)
+    elif deed.turn:
         if not is_alive(run.path):
-            raise ValueError("the run has ended, so its knobs can no longer be turned; fork it to go on")
+            raise ValueError("the run has ended, so its knobs can no longer be turned; resume it, or fork it, to go on")
         run.turn(f"dashboard/{deed.gesture}" if deed.gesture else "dashboard", deed.turn)
-    elif deed.fork:
-        return {"go": fork(run, deed.fork, {}, who="dashboard")}
     elif deed.command == "stop":
         stop_later(run)  # a trainer that does not answer is killed
     else:

@@ -54,6 +54,7 @@ class Unstarted:
     options: Mapping[str, Any] = {}
     others: Sequence[Source] = ()
     parent: Parent | None = None
+    sessions: Sequence[dict[str, Any]] = ()
 
     def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
         self.id = self.name = run
