@@ -4,6 +4,7 @@ A run has one name on every page: the one that somebody gave it, else its id.
 """
 
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,7 +91,7 @@ def choose(entries: Sequence[Entry], wanted: Wanted) -> list[tuple[Entry, int]]:
 
 def fits(entry: Entry, wanted: Wanted) -> bool:
     facts, notes = entry.facts, entry.notes
-    if wanted.state and (facts.state in ALIVE if wanted.state == "ended" else facts.state != wanted.state):
+    if wanted.state and (facts.state not in ALIVE if wanted.state == "alive" else facts.state != wanted.state):
         return False
     if (wanted.task and wanted.task != task_of(entry)) or (wanted.tag and wanted.tag not in notes.tags):
         return False
@@ -110,16 +111,27 @@ def listed(words: Mapping[str, str], runs: Path | None = None) -> dict[str, Any]
     entries = overview(runs)
     states = Counter(entry.facts.state for entry in entries)
     names = {entry.id: entry.name for entry in entries}
+    alive = sum(states[state] for state in ALIVE)
+    by_state = {state: f"{WORDS[state][1].rstrip('…')} {many}" for state, many in states.items() if state in WORDS}
     return {
         "rows": [row(entry, depth, names) for entry, depth in choose(entries, Wanted.of(words))],
         "all": len(entries),
-        "training": sum(states[state] for state in ALIVE),
+        "training": alive,
+        "free": free_text(runs_folder(runs)),
         "bytes": bytes_text(sum(entry.bytes for entry in entries)),
-        "state": {state: f"{WORDS[state][1].rstrip('…')} {many}" for state, many in states.items() if state in WORDS},
+        "state": ({"alive": f"Not ended {alive}"} if alive else {}) | by_state,
         "task": counted(task_of(entry) for entry in entries),
         "tag": counted(tag for entry in entries for tag in entry.notes.tags),
         "sort": {name: f"{name[0].upper()}{name[1:]} first" if name != "name" else "By name" for name in ORDERS},
     }
+
+
+def free_text(folder: Path) -> str:
+    """How much room the disk has; "" if it does not say."""
+    try:
+        return bytes_text(shutil.disk_usage(folder).free)
+    except OSError:
+        return ""
 
 
 def counted(names: Any) -> dict[str, str]:

@@ -97,7 +97,7 @@ def test_search_and_filters_find_what_a_person_would_look_for(runs: Path) -> Non
     ):  # fmt: skip
         assert sorted(rows(search=search)) == list(ids), search
     assert sorted(rows(state="stopped")) == ["a", "b"]
-    assert sorted(rows(state="ended")) == ["a", "b", "c", "d"]
+    assert sorted(rows(state="alive")) == []
     assert sorted(rows(task="text")) == ["c"]
     assert sorted(rows(tag="paper")) == ["a"]
     assert sorted(rows(tag="paper", task="text")) == []

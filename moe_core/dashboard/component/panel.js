@@ -49,8 +49,8 @@ export class Panel {
     if (this.link.header) this.take(this.link.header);
   }
 
-  // Somebody gave the run another name.
-  rename(chosen) {
+  // The run's entry in the chooser: somebody may have given it another name.
+  chosen(chosen) {
     this.chooser.show(chosen);
   }
 

@@ -74,9 +74,9 @@ export class RunTable {
     }
   }
 
-  draw({ rows, all, training, bytes }) {
+  draw({ rows, all, training, bytes, free }) {
     const some = rows.length < all ? `${rows.length} of ${all} runs` : `${all} run${all === 1 ? "" : "s"}`;
-    this.said.textContent = `${some}, ${training ? `${training} not ended` : "none trains"}, ${bytes} on the disk`;
+    this.said.textContent = `${some}, ${training ? `${training} not ended` : "none trains"}, ${bytes} on the disk${free && `, ${free} free`}`;
     // Only rows that changed are drawn again, so that a click or the focus on another is not lost.
     const before = new Map([...this.body.children].map((line) => [line.dataset.run, line]));
     const lines = rows.map((row) => {
@@ -134,6 +134,11 @@ export class RunTable {
       else this.chosen.delete(run.id);
       this.choose([...this.chosen]);
     };
+  }
+
+  tick(ids) {
+    this.chosen = new Set(ids);
+    for (const box of this.body.querySelectorAll(".moeruns-box input")) box.checked = this.chosen.has(box.closest("tr").dataset.run);
   }
 
   // Enter in the search opens the first run; the arrows go from it into the list and back.
@@ -195,6 +200,29 @@ export class Chooser {
     Object.assign(this.box.style, { left: `${narrow ? 8 : Math.max(8, left)}px`, top: `${narrow ? 8 : bottom + 4}px` });
     this.box.style.maxWidth = `${innerWidth - (narrow ? 16 : Math.max(8, left) + 8)}px`;
     this.box.style.maxHeight = `${innerHeight - (narrow ? 16 : bottom + 12)}px`;
+  }
+
+  close() {
+    clearInterval(this.again);
+  }
+}
+
+// The page of all runs: the list with a box for each, kept up to date.
+export class AllRuns {
+  constructor(parent, data, tell) {
+    this.root = element("div", "moeruns-page", parent);
+    const open = (id) => tell("run", id), choose = (ids) => tell("chosen", ids);
+    this.table = new RunTable(this.root, { open, chosen: data.chosen, choose });
+    this.chosen(data.chosen);
+    this.table.load();
+    this.again = setInterval(() => document.hidden || this.table.load(), 2000);
+  }
+
+  // Which runs are chosen, as the page's script has it: those that were deleted are not.
+  chosen(ids) {
+    this.root.classList.toggle("moeruns-beside", ids.length > 0);
+    this.table.tick(ids);
+    this.table.load();
   }
 
   close() {
