@@ -80,11 +80,11 @@ def choose(entries: Sequence[Entry], wanted: Wanted) -> list[tuple[Entry, int]]:
 
     def place(below: str, depth: int) -> None:
         for entry in forks.get(below, []):
-            if entry.id not in placed:  # a stranger's record may name its own fork as its parent
-                placed[entry.id] = entry, depth
-                place(entry.id, min(depth + 1, 8))
+            placed[entry.id] = entry, depth
+            place(entry.id, min(depth + 1, 8))
 
     place("", 0)
+    # Records of strangers may name each other as parents.
     rest = [(entry, 0) for id, entry in fitting.items() if id not in placed]
     return [*placed.values(), *rest]
 

@@ -20,9 +20,10 @@ from moe_core.runs.listing import QUERY_LIMIT, changed_at, is_run, quiet_text, r
 from moe_core.runs.notes import Notes, read_notes
 from moe_core.runs.remove import going_text, what_goes
 from moe_core.runs.room import size_of
-from moe_core.runs.rows import Parent
+from moe_core.runs.rows import KnobChange, Parent
 from moe_core.runs.statistics import measured_by
 from moe_core.runs.store import Run
+from moe_core.runs.turns import knobs_after
 from moe_core.schema import AUTOBALANCE, BALANCE_STEPS, Description, change_text, looks_ahead, value_text
 
 WATCHED_FILES = ("run.db", "run.db-wal", "run.tip", "trainer.log")
@@ -144,7 +145,8 @@ def _facts(run: Run) -> Facts:
     status, description = run.status(), run.description
     goal = description.settings.get("steps")
     goal = goal if type(goal) is int and goal > 0 else 0
-    changes = [change for change in run.knob_changes() if change.who != AUTOBALANCE]
+    every = run.knob_changes()
+    changes = [change for change in every if change.who != AUTOBALANCE]
     inherited = run.parent.step if run.parent else 0
     turned: dict[str, tuple[float | str, float | str]] = {}
     for change in changes:
@@ -162,13 +164,13 @@ def _facts(run: Run) -> Facts:
         parent=run.parent,
     )
     try:
-        return facts._replace(**_measured(run, facts))
+        return facts._replace(**_measured(run, facts, every))
     except ValueError as error:  # a damaged block: the rest of the record says what the run is
         return facts._replace(reason=facts.reason or str(error))
 
 
-def _measured(run: Run, facts: Facts) -> dict[str, Any]:
-    """Balance, headline and the time left."""
+def _measured(run: Run, facts: Facts, changes: Sequence[KnobChange]) -> dict[str, Any]:
+    """Balance, headline and the time left. changes: the run's turns, read once, since each reading checks all of them."""
     numbers: dict[str, Any] = {}
     description, last = facts.description, run.steps()[1]
     assert description is not None
@@ -178,9 +180,10 @@ def _measured(run: Run, facts: Facts) -> dict[str, Any]:
         rows = np.concatenate([block.rows for block in blocks])[first - blocks[0].first :][: last - first + 1]
         steps = np.arange(first, first + len(rows))
         if measured_by(description, stat := description.balance):
+            switched = getattr(run.started_knobs, "off", "") or any(change.name == "off" for change in changes)
+            spans = run.off_spans() if switched else ()
             layers = [
-                pick(run.layout, rows, stat, layer, steps, run.off_spans()).mean()
-                for layer in range(len(description.layers))
+                pick(run.layout, rows, stat, layer, steps, spans).mean() for layer in range(len(description.layers))
             ]
             numbers["balance"] = float(np.mean(layers))
         own = rows[max(0, (run.parent.step if run.parent else 0) + 1 - first) :]
@@ -189,7 +192,7 @@ def _measured(run: Run, facts: Facts) -> dict[str, Any]:
             numbers["left"] = pace * (facts.goal - last) if math.isfinite(pace) and pace > 0 else None
     if description.metrics and (evals := [e for e in run.evals() if description.metrics[0].name in e.metrics]):
         numbers["held_out"] = evals[-1].metrics[description.metrics[0].name]
-        numbers["ahead"] = looks_ahead(description, run.knobs_at(evals[-1].step))
+        numbers["ahead"] = looks_ahead(description, knobs_after(run.started_knobs, changes, evals[-1].step))
     return numbers
 
 

@@ -20,9 +20,14 @@ SMALL = Config.for_task("plane", num_experts=4, layers=1)
 ROWS = np.ones((60, sum(c.width for c in layout(1, 4))), np.float32)
 
 
-def made(runs: Path, name: str, knobs: Knobs = Knobs(), steps: int = 10, **config: Any) -> Run:  # noqa: B008 - frozen
+def made(runs: Path, name: str, knobs: Knobs = Knobs(), steps: int = 10, turned: Any = None, **config: Any) -> Run:  # noqa: B008 - frozen
     writer = create_run(runs / name, Config.for_task("plane", **{"num_experts": 4, "layers": 1} | config), knobs)
-    writer.commit(Batch(1, ROWS[:steps], evals=[(steps, {"accuracy": 0.5 + steps / 100}, None)], state="training"))
+    applied = [(open_run(writer.folder).turn(**turned), 2)] if turned else []
+    writer.commit(
+        Batch(
+            1, ROWS[:steps], applied=applied, evals=[(steps, {"accuracy": 0.5 + steps / 100}, None)], state="training"
+        )
+    )
     writer.finish("stopped")
     return open_run(runs / name)
 
@@ -59,7 +64,7 @@ def test_two_runs_that_differ_both_say_how_and_many_settings_are_cut(runs: Path)
 
 
 def test_a_fork_stands_below_its_parent_and_says_from_where_and_what_it_changed(runs: Path) -> None:
-    parent = made(runs, "parent", steps=10)
+    parent = made(runs, "parent", steps=10, turned={"noise": 0.5})
     os.close(branch_off(parent, 5, {"k": 1}, runs / "x-child"))
     os.close(branch_off(parent, 3, {}, runs / "control"))
     made(runs, "newer")
@@ -68,6 +73,7 @@ def test_a_fork_stands_below_its_parent_and_says_from_where_and_what_it_changed(
     assert [(row["id"], row["depth"]) for row in listed({})["rows"]] == [
         ("newer", 0), ("parent", 0), ("control", 1), ("x-child", 1),
     ]  # fmt: skip
+    assert rows()["parent"]["apart"] == "noise 1 → 0.5"
     assert rows()["x-child"]["apart"] == "fork of even: from 5: k 2 → 1"
     assert rows()["control"]["apart"] == "fork of even: from 3: nothing changed"
     assert [(row["id"], row["depth"]) for row in listed({"search": "child"})["rows"]] == [("x-child", 0)]

@@ -4,6 +4,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run, runner
 from moe_core.runs.branch import branch_off
+from moe_core.runs.database import connect
 from moe_core.runs.source import At
 from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
@@ -415,16 +417,16 @@ def test_an_ended_run_goes_on_and_says_so_until_its_trainer_begins(
     assert told["text"].startswith("It could not go on. Stopped: ")
     assert told["error"] == "the data are not those that a was trained on"
     ask(feed.run, {"go_on": True})
-    writer = resume_run(feed.path, locks.pop(), "me", 0)
+    writer = resume_run(feed.path, locks.pop(), "me", 90)
     writer.commit(Batch(21, NONE, state="training"))
     feed.refresh(now=True)
-    assert panel(feed)["goal"] == 0
     assert (started, panel(feed)["going"], panel(feed)["word"]) == ([50, 0], False, "Training")
     writer.finish("finished")
     feed.refresh(now=True)
     told = banner(feed, 0)
     assert told
     assert told["text"].startswith("Finished")
+    assert panel(feed)["goal"] == 90  # what Resume and Fork offer
 
 
 @pytest.mark.parametrize(
@@ -466,3 +468,13 @@ def test_a_watched_run_that_has_ended_cannot_go_on_from_here(tmp_path: Path) -> 
     feed.run.description = replace(feed.run.description, origin="watched", obeys=("pause", "stop"))
     with pytest.raises(ValueError, match="to go on, start that program again"):
         ask(feed.run, {"go_on": True})
+
+
+def test_a_run_whose_turns_are_damaged_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = ended(tmp_path)
+    feed.run.turn(noise=0.5)
+    with closing(connect(feed.path / "run.db", write=True)) as db:
+        db.execute("UPDATE knobs SET value = 3")
+    monkeypatch.setattr(going, "resume", lambda run, steps: pytest.fail("a trainer was started"))
+    with pytest.raises(ValueError, match="is damaged, and cannot be resumed"):
+        ask(open_run(feed.path), {"go_on": True})

@@ -182,6 +182,7 @@ export class Chooser {
       this.again = setInterval(() => this.table.load(), 2000);
     });
     this.face.setAttribute("aria-expanded", "false");
+    setTimeout(() => this.box.isConnected && this.table.load(), 1000); // the server has read the runs when somebody opens the list
     this.show(chosen);
   }
 
