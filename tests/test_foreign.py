@@ -10,9 +10,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
+from moe_core.dashboard.choosing import what
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.messages import Deed
-from moe_core.dashboard.panel import act, banner, chooser_entry, panel
+from moe_core.dashboard.panel import act, banner, panel
 from moe_core.dashboard.starting import Unstarted
 from moe_core.dashboard.views import View
 from moe_core.diagnosis import diagnose
@@ -98,7 +99,7 @@ def test_it_opens_as_it_describes_itself(run: Run) -> None:
             run.history("counts", layer)
     (listed,) = list_runs(run.path.parent)
     assert (listed.problem, listed.description) == ("", OWN)
-    assert chooser_entry("olmoe", listed.description, 0.0, "")["name"] == "olmoe · 8 to 16 experts"
+    assert what(listed.description) == "watched · 8 to 16 experts, 6 layers"
     assert verify(run) == []
 
 
@@ -428,9 +429,10 @@ def test_a_description_survives_its_json() -> None:
 def test_every_source_is_one() -> None:
     """What the readers are written against; mypy checks the methods, this that none was added to the Protocol alone."""
     names = {name for name in dir(Source) if not name.startswith("_")}
+    given = {"id", "name", "description", "labels", "parent", "options", "others", "started_knobs", "knobs"}
     for kind in (Run, Feed, View, Still, Unstarted):
         lacking = {name for name in names if not hasattr(kind, name)}
-        assert lacking <= {"id", "description", "labels", "parent", "options", "others", "started_knobs", "knobs"}, kind
+        assert lacking <= given, kind
 
 
 def test_a_figure_is_exported_of_a_layer_by_its_name_and_says_so(run: Run, capsys: Any) -> None:

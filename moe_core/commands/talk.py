@@ -32,10 +32,12 @@ def declare(commands: Any) -> None:
 
 def runs_command(arguments: argparse.Namespace) -> int:
     """Each run in a line; at the end how long the disk lasts, for all runs that train, since they fill it together."""
-    from moe_core.runs import list_runs, runs_folder
+    from moe_core.runs import Notes, list_runs, runs_folder
+    from moe_core.runs.overview import overview
     from moe_core.runs.room import bytes_text, hours_left, room_text
 
     runs = list_runs(arguments.runs, room=True)
+    about = {entry.id: entry for entry in overview(arguments.runs)}
     growth = sum(run.growth for run in runs)
     hours = hours_left(runs_folder(arguments.runs), growth)
     if not runs and not arguments.json:
@@ -47,12 +49,23 @@ def runs_command(arguments: argparse.Namespace) -> int:
         )
     for run in runs:
         task = run.description.task if run.description else ""
+        entry = about.get(run.id)
+        notes, apart = (entry.notes, entry.apart) if entry else (Notes(), "")
         if arguments.json:
-            event = {"run": run.id, "state": run.state, "step": run.step, "task": task, "problem": run.problem}
+            event = {"run": run.id, "name": notes.name, "note": notes.note, "tags": list(notes.tags), "apart": apart}
+            event |= {"state": run.state, "step": run.step, "task": task, "problem": run.problem}
             event |= {"reason": run.reason, "bytes": run.size, "bytes_per_hour": round(run.growth)}
             print(json.dumps(event | {"hours_left": round(hours, 2) if run.growth and hours is not None else None}))
         else:
-            why = shortened(run.problem or run.reason, WHY)
+            tags = ", ".join(f"#{tag}" for tag in notes.tags)
+            said = (
+                notes.name and f"“{notes.name}”",
+                apart,
+                tags,
+                shortened(run.problem or run.reason, WHY),
+                notes.problem,
+            )
+            why = "; ".join(filter(None, said))
             line = f"{run.id:32} {run.state:12} {run.step:>9} {task:8} {bytes_text(run.size):>8}  {why}"
             print(plain(line.rstrip()))
     if hours is not None and not arguments.json:

@@ -15,7 +15,8 @@ from moe_core.figures.compare import LETTERS
 from moe_core.figures.pages.tile import NONE, number
 from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import gestures, rows_until
-from moe_core.runs import ENDED, Run, StoreError, list_runs, open_run
+from moe_core.runs import ENDED, Run, StoreError, open_run
+from moe_core.runs.overview import overview
 from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
@@ -40,9 +41,12 @@ def page() -> None:
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
     task = run.description.task
-    there = [
-        other.id for other in list_runs() if other.description and other.description.task == task and other.id != run.id
-    ]
+    entries = {entry.id: entry for entry in overview()}
+    there = {
+        id: ": ".join(filter(None, (entry.name, entry.apart)))
+        for id, entry in entries.items()
+        if entry.facts.description and entry.facts.description.task == task and id != run.id
+    }
     chosen = [name for name in links.word("with") or [] if name in there]
     align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
@@ -57,7 +61,8 @@ def options(run: Run) -> dict[str, Any]:
     left, right, end = st.columns([3, 1, 0.8], gap="medium", vertical_alignment="bottom")
     left.multiselect(
         "Compare with",
-        there,
+        list(there),
+        format_func=lambda id: there.get(id, id),
         key="compare-with",
         max_selections=MOST,
         on_change=go,
@@ -75,13 +80,13 @@ def options(run: Run) -> dict[str, Any]:
 
 
 @st.fragment(run_every=2.0)
-def table(names: Sequence[str], align: str) -> None:
+def table(ids: Sequence[str], align: str) -> None:
     """The table of differences and end figures of the runs, read again every two seconds while they train."""
     runs = []
     try:
-        for name in names:
-            runs.append(open_run(name, limit=0.25))
-        st.html(as_html(list(names), sections(runs, align), note_on(runs, align)))
+        for id in ids:
+            runs.append(open_run(id, limit=0.25))
+        st.html(as_html([run.name for run in runs], sections(runs, align), note_on(runs, align)))
     except StoreError as error:
         st.error(str(error))
     finally:

@@ -14,11 +14,13 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from moe_core.dashboard import cards, component, links, starting
+from moe_core.dashboard.choosing import chooser_entry
 from moe_core.dashboard.links import NEW
-from moe_core.dashboard.panel import chooser_entry, knob
+from moe_core.dashboard.panel import knob
 from moe_core.dashboard.style import CSS
 from moe_core.figures.catalog import on_page
-from moe_core.runs import Run, StoreError, list_runs, open_run, reap
+from moe_core.runs import Run, StoreError, open_run, read_notes, reap
+from moe_core.runs.overview import overview
 from moe_core.schema import Config, Knobs, describe
 
 
@@ -76,7 +78,7 @@ def frame(
     if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
         begun = starting.unstarted(wanted)
-        chosen = chooser_entry(wanted, begun.description if begun else None, time.time(), "")
+        chosen = chooser_entry(wanted, begun.description if begun else None, time.time())
         with st.sidebar:
             component.panel(
                 wanted,
@@ -121,7 +123,7 @@ def run_of_link(wanted: str | None) -> Run | None:
     try:
         if wanted is not None:
             return open_run(wanted)
-        newest = next((run for run in list_runs() if not run.problem), None)
+        newest = next((entry for entry in overview() if not entry.facts.problem), None)
         return open_run(newest.id) if newest else None
     except StoreError as error:
         st.session_state.pop("run", None)
@@ -129,9 +131,9 @@ def run_of_link(wanted: str | None) -> Run | None:
         return None
 
 
-def entry_of(run: Run) -> dict[str, str]:
+def entry_of(run: Run) -> dict[str, Any]:
     """The chooser's entry of the run that is shown."""
-    return chooser_entry(run.id, run.description, run.facts["created"], "")
+    return chooser_entry(run.id, run.description, run.facts["created"], read_notes(run.path).name)
 
 
 def go_to(run: str) -> None:

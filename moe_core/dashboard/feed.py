@@ -84,6 +84,10 @@ class Feed:
         more = f" And {len(lines) - 1} more; `verify {self.id}` names them." if len(lines) > 1 else ""
         return self.error or (lines[0] + more if lines else "")
 
+    @property
+    def name(self) -> str:
+        return self.run.name
+
     def refresh(self, now: bool = False) -> None:
         """Read what is new. A run that ended is let go of, so that its trainer can seal the file.
 

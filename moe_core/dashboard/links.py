@@ -137,5 +137,5 @@ def say_unread() -> None:
 
 
 def literal(text: str) -> str:
-    """Text that Markdown leaves as it is."""
-    return re.sub(r"([^\w\s])", r"\\\1", text)
+    """Text that Markdown leaves as it is. A backslash before any other sign than these would be shown."""
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", text)

@@ -18,17 +18,17 @@ from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from moe_core.dashboard import starting
+from moe_core.dashboard import choosing, going, starting
 from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.frames import Arrays, fingerprint
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
-from moe_core.dashboard.panel import act, banner, chooser_entry, did_not_start, findings, panel
+from moe_core.dashboard.panel import act, banner, did_not_start, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
 from moe_core.figures.theme import THEMES
-from moe_core.runs import last_words, list_runs, reap, runs_folder
+from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
 
@@ -97,7 +97,9 @@ class Viewer:
         # Findings are of the last step only: a remedy offered at a past step would act on the run as it is now.
         diagnosed = asked["page"] in DIAGNOSED and step is None
         diagnosis = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
-        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis
+        ended = feed.status().state
+        resumed = going.on(feed.path, ended), going.problem(feed.path, ended)
+        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis, resumed
         if state == self.state:
             return None
         self.state = state
@@ -324,10 +326,10 @@ def file(request: Request) -> Response:
     return FileResponse(path, headers={"Cache-Control": long})
 
 
-def list_for_chooser(request: Request) -> Response:
-    """All runs, as the panel's chooser lists them."""
+def list_runs(request: Request) -> Response:
+    """The runs, as the chooser and the page of all runs list them; the query says which, and in what order."""
     reap()
-    return JSONResponse([chooser_entry(run.id, run.description, run.created, run.state) for run in list_runs()])
+    return JSONResponse(choosing.listed(request.query_params))
 
 
 def home(request: Request) -> Response:
@@ -341,7 +343,7 @@ def routes(base: str) -> list[BaseRoute]:
     base = f"/{base.strip('/')}".rstrip("/")
     return [
         Route(f"{base}/live", home),
-        Route(f"{base}/moescope/runs", list_for_chooser),
+        Route(f"{base}/moescope/runs", list_runs),
         Route(f"{base}/moescope/{{name}}", file),
         WebSocketRoute(f"{base}/moescope/live/{{run}}", stream),
     ]

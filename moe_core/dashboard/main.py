@@ -21,5 +21,6 @@ pages = [
     st.Page(PAGES / "batch.py", title="Batch"),
     st.Page(PAGES / "learn.py", title="Learn"),
     st.Page(PAGES / "export.py", title="Export"),
+    st.Page(PAGES / "runs.py", title="Runs"),
 ]
 st.navigation(pages, position="top").run()

@@ -37,13 +37,17 @@ class Look(NamedTuple):
 
 
 class Deed(NamedTuple):
-    """What a viewer wants done: one of turn, command and fork. nth: the number by which it knows the answer."""
+    """What a viewer wants done: turn knobs, give a command, fork at a step with knobs turned, or go on with a run that has
+    ended. steps: how many the fork or the run is to have in all, 0 until stopped; nth: the number by which it knows the
+    answer."""
 
     nth: int
     turn: dict[str, float | str] = {}
     gesture: str = ""
     command: str = ""
     fork: int = 0
+    go_on: bool = False
+    steps: int = 0
 
 
 def parsed(text: str) -> Look | Deed:
@@ -58,7 +62,7 @@ def parsed(text: str) -> Look | Deed:
         ) from None
     if not isinstance(fields, dict):
         raise Refused(f"wanted an object, got {type(fields).__name__}")
-    return parse_deed(fields) if fields.keys() & {"turn", "command", "fork"} else parse_look(fields)
+    return parse_deed(fields) if fields.keys() & {"turn", "command", "fork", "go_on"} else parse_look(fields)
 
 
 def refused_number(word: str) -> NoReturn:
@@ -95,20 +99,29 @@ def parse_look(fields: Mapping[str, Any]) -> Look:
 
 def parse_deed(fields: Mapping[str, Any]) -> Deed:
     nth = whole("nth", fields.get("nth", 0), 0, LAST)
+    if "fork" in fields or "go_on" in fields:
+        steps = whole("steps", fields.get("steps", 0), 0, LAST)
+        if "go_on" in fields:
+            if fields["go_on"] is not True:
+                raise Refused(f"go_on must be true, got {in_words(fields['go_on'])}")
+            return Deed(nth, go_on=True, steps=steps)
+        return Deed(nth, fork=whole("fork", fields["fork"], 1, LAST), turn=turns(fields.get("turn", {})), steps=steps)
     if "turn" in fields:
-        turn = fields["turn"]
-        if not isinstance(turn, dict) or not turn:
-            raise Refused(f"turn must be an object of knobs and values, got {in_words(turn)}")
-        values = {  # whether the run has such a knob is for the run to say
-            word("knob", name, r"[^\W\d]\w{0,63}"): value
-            if isinstance(value, str)
-            else number(name, value, -1e300, 1e300)
-            for name, value in turn.items()
-        }
-        return Deed(nth, turn=values, gesture=word("gesture", fields.get("gesture", ""), r"\w{0,16}"))
-    if "fork" in fields:
-        return Deed(nth, fork=whole("fork", fields["fork"], 1, LAST))
+        if not fields["turn"]:
+            raise Refused(f"turn must be an object of knobs and values, got {in_words(fields['turn'])}")
+        gesture = word("gesture", fields.get("gesture", ""), r"\w{0,16}")
+        return Deed(nth, turn=turns(fields["turn"]), gesture=gesture)
     return Deed(nth, command=word("command", fields["command"], "|".join(COMMANDS)))
+
+
+def turns(turn: Any) -> dict[str, float | str]:
+    """Knobs and their values; whether the run has such a knob is for the run to say."""
+    if not isinstance(turn, dict):
+        raise Refused(f"turn must be an object of knobs and values, got {in_words(turn)}")
+    return {
+        word("knob", name, r"[^\W\d]\w{0,63}"): value if isinstance(value, str) else number(name, value, -1e300, 1e300)
+        for name, value in turn.items()
+    }
 
 
 def option(name: str, value: Any) -> Any:

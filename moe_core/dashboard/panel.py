@@ -5,12 +5,13 @@ forks. Both are called by the live route, so that a turn reaches the store witho
 """
 
 import math
-import time
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from moe_core.dashboard import going
+from moe_core.dashboard.choosing import ALIVE, WORDS
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
 from moe_core.figures.pages.live import heldout_tile, steps_a_second
@@ -33,7 +34,6 @@ from moe_core.schema import (
     value_text,
 )
 
-ALIVE = ("starting", "training", "paused")
 SHORT = 16  # letters of a layer's name that is shown as it is
 LISTED = 8  # changes in the list
 LATER = (
@@ -46,15 +46,6 @@ LATER = (
     "off",
     "speed_limit",
 )  # folded below the others
-WORDS = {
-    "starting": ("grey", "Starting…"),
-    "training": ("green", "Training"),
-    "paused": ("amber", "Paused"),
-    "finished": ("grey", "Finished"),
-    "stopped": ("grey", "Stopped"),
-    "failed": ("red", "Failed"),
-    "interrupted": ("red", "Interrupted"),
-}
 
 
 def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
@@ -63,6 +54,9 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
         word = "Catching up…"  # a fork, or a run that is resumed, trains again what came after its last checkpoint
+    begins = going.on(feed.path, status.state)
+    if begins:
+        colour, word = "grey", "Starting…"
     turns = [change for change in gestures(feed.knob_changes()) if step is None or (change.step or step + 1) <= step]
     if status.state not in ALIVE and step is None:
         step = feed.last  # so that turns which the trainer never took do not count
@@ -76,6 +70,8 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "left": time_left(feed) if status.state == "training" and step is None else "",
         "layers": layer_names(feed.description),
         "obeys": list(feed.description.obeys),
+        "going": begins,
+        "goal": goal_of(feed),
         "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
@@ -85,11 +81,14 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
 
 def time_left(feed: Any) -> str:
     """How long a run with a goal still trains at the speed of its last steps: "4 min left"; "" where that is not known."""
-    goal = feed.description.settings.get("steps")
-    if not isinstance(goal, int) or goal <= feed.last:
-        return ""
-    rate = steps_a_second(feed, feed.last)
-    return f"{duration((goal - feed.last) / rate)} left" if rate else ""
+    rate = steps_a_second(feed, feed.last) if goal_of(feed) > feed.last else 0.0
+    return f"{duration((goal_of(feed) - feed.last) / rate)} left" if rate else ""
+
+
+def goal_of(feed: Any) -> int:
+    """How many steps a run was to have in all when it was last started; 0 for no end, or where that is not known."""
+    steps = feed.sessions[-1]["steps"] if feed.sessions else feed.description.settings.get("steps")
+    return steps if type(steps) is int and steps > 0 else 0
 
 
 def layer_names(description: Description) -> list[str]:
@@ -213,6 +212,8 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "failed": f"Failed after step {last:,}. Everything recorded until then is kept.",
         "interrupted": f"The trainer died after step {last:,}. Everything recorded until then is kept.",
     }[status.state]
+    if problem := going.problem(feed.path, status.state):
+        text, status = f"It could not go on. {text}", status._replace(reason=problem)
     return {
         "kind": status.state,
         "text": text,
@@ -254,52 +255,25 @@ def work_of(feed: Any) -> str:
 
 
 def act(run: Run, deed: Deed) -> dict[str, Any]:
-    """Carry out a deed: turn knobs, send the trainer a command, or fork. Returns {} or, in "go", the id of the fork. ValueError
+    """Carry out a deed: turn knobs, send the trainer a command, fork, or go on with a run that has ended. Returns {} or, in "go", the id of the fork. ValueError
     says why it cannot be done."""
-    if deed.turn:
+    if deed.fork:
+        if deed.steps and deed.steps <= deed.fork:
+            raise ValueError(
+                f"a fork at step {deed.fork:,} trains to a step beyond it, got {deed.steps:,}; leave it empty to train until stopped"
+            )
+        return {"go": fork(run, deed.fork, deed.turn, steps=deed.steps, who="dashboard")}
+    if deed.go_on:
+        going.go_on(run, deed.steps)
+    elif deed.turn:
         if not is_alive(run.path):
-            raise ValueError("the run has ended, so its knobs can no longer be turned; fork it to go on")
+            raise ValueError("the run has ended, so its knobs can no longer be turned; resume it, or fork it, to go on")
         run.turn(f"dashboard/{deed.gesture}" if deed.gesture else "dashboard", deed.turn)
-    elif deed.fork:
-        return {"go": fork(run, deed.fork, {}, who="dashboard")}
     elif deed.command == "stop":
         stop_later(run)  # a trainer that does not answer is killed
     else:
         run.command(deed.command, who="dashboard")
     return {}
-
-
-def chooser_entry(id: str, description: Description | None, created: float, state: str) -> dict[str, str]:
-    """The entry of a run in the chooser: "text · 16 experts", "24 Nov 08:46"; face is the day, or the time if that is today.
-
-    A run on a person's own files has their names in place of the task: "iris.csv · 8 experts"; a run of another program has
-    its own, which somebody chose.
-    """
-    own = files_of(description) if description else []
-    names = [Path(file).name or file for file in own]
-    alike = len(set(names)) < len(names)
-    learnt = ", ".join("/".join(Path(file).parts[-2:]) for file in own) if alike else ", ".join(names)
-    name = id
-    if description:
-        least, most = min(description.experts), max(description.experts)
-        what = learnt or (description.task if description.origin == "trained" else id)
-        name = f"{what} · {most if least == most else f'{least} to {most}'} experts"
-    began = time.localtime(created)
-    day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
-    face = hour if began[:3] == time.localtime()[:3] else day
-    return {"id": id, "name": name, "when": f"{day} {hour}", "face": face, "state": state}
-
-
-def files_of(description: Description) -> list[str]:
-    """The person's own files that a run learns from."""
-    text, data = description.settings.get("text"), description.settings.get("data")
-    return (
-        [str(path) for path in text]
-        if isinstance(text, list) and text
-        else [data]
-        if isinstance(data, str) and data
-        else []
-    )
 
 
 def did_not_start(folder: Path) -> bool:

@@ -54,9 +54,11 @@ class Unstarted:
     options: Mapping[str, Any] = {}
     others: Sequence[Source] = ()
     parent: Parent | None = None
+    sessions: Sequence[dict[str, Any]] = ()
 
     def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
-        self.id, self.description = run, describe(config, knobs, measures=tuple(measured_in(layout(1, 1))))
+        self.id = self.name = run
+        self.description = describe(config, knobs, measures=tuple(measured_in(layout(1, 1))))
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()

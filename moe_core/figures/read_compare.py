@@ -57,7 +57,7 @@ def curves(source: Source, stat: str, at: At) -> list[Curve]:
         steps, values = run.history(stat, layer, first=first, last=last, bins=at.bins)
         if np.ndim(values) == 2:
             values = of_those_on(run, layer, steps, values)
-        lines.append(Curve(run.id, np.asarray(steps) - offset, np.asarray(values), turns_of(run, offset)))
+        lines.append(Curve(run.name, np.asarray(steps) - offset, np.asarray(values), turns_of(run, offset)))
     return lines
 
 
@@ -125,5 +125,5 @@ def read_loss(source: Source, at: At) -> dict[str, Any]:
     for run, offset in zip(runs_of(source), offsets_of(source), strict=True):
         done = [(e.step - offset, e.metrics[metric]) for e in run.evals() if metric in e.metrics and e.step > offset]
         steps, values = np.array([s for s, _ in done], np.int64), np.array([v for _, v in done], np.float64)
-        heldout.append(Curve(run.id, steps, values, comparable=comparable_at(run, steps + offset)))
+        heldout.append(Curve(run.name, steps, values, comparable=comparable_at(run, steps + offset)))
     return losses(source, at) | {"heldout": heldout} | over(source, at)

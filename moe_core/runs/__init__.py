@@ -8,7 +8,9 @@ from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
 from moe_core.runs.log import NO_WORDS, last_words
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
+from moe_core.runs.notes import Notes, change_notes, read_notes
 from moe_core.runs.outcome import ending
+from moe_core.runs.remove import Going, going_text, remove_run, what_goes
 from moe_core.runs.rows import (
     COMMANDS,
     ENDED,
@@ -65,9 +67,11 @@ __all__ = [
     "Difference",
     "Eval",
     "FolderGone",
+    "Going",
     "KnobChange",
     "Listed",
     "Measured",
+    "Notes",
     "Parent",
     "Pending",
     "Run",
@@ -76,6 +80,7 @@ __all__ = [
     "Status",
     "StoreError",
     "bench_file",
+    "change_notes",
     "changes_of",
     "checked_id",
     "command_of",
@@ -89,6 +94,7 @@ __all__ = [
     "first_difference",
     "flags",
     "fork",
+    "going_text",
     "hold_lock",
     "is_alive",
     "is_running",
@@ -100,8 +106,10 @@ __all__ = [
     "open_run",
     "pick",
     "read_ablation",
+    "read_notes",
     "read_script",
     "reap",
+    "remove_run",
     "resume",
     "resume_run",
     "runs_folder",
@@ -116,6 +124,7 @@ __all__ = [
     "thin",
     "verify",
     "wait_ready",
+    "what_goes",
     "whole_paths",
     "write_ablation",
 ]

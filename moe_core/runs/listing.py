@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 from moe_core.runs.database import StoreError, is_file
+from moe_core.runs.notes import read_notes
+from moe_core.runs.remove import GONE
 from moe_core.runs.rows import Listed
 from moe_core.runs.store import Run
 
@@ -17,25 +19,32 @@ def runs_folder(runs: str | Path | None = None) -> Path:
 
 
 def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
-    """A run by its id, a unique beginning of one, or its path. StoreError, which lists the runs, if there is none."""
+    """A run by its id, a unique beginning of one, the name that somebody gave it, or its path. StoreError, which lists the
+    runs, if there is none."""
+    return Run(folder_of(run, runs), limit)
+
+
+def folder_of(run: str | Path, runs: str | Path | None = None) -> Path:
+    """The folder of a run that is named as for open_run, whether it can be read or not."""
     folder = runs_folder(runs)
     if str(run) and is_file(folder / str(run) / "run.db"):
-        return Run(folder / str(run), limit)
+        return folder / str(run)
     if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
-        return Run(Path(run), limit)
-    known = _folders(folder)
+        return Path(run)
+    known = run_folders(folder)
     matches = [path for path in known if path.name.startswith(str(run))]
-    if len(matches) == 1:
-        return Run(matches[0], limit)
-    names = ", ".join(path.name for path in (matches or known)[:8]) or "none"
-    problem = "is the beginning of several runs" if matches else "is no run"
+    named = [] if matches else [path for path in known if str(run) and read_notes(path).name == str(run)]
+    if len(one := matches or named) == 1:
+        return one[0]
+    names = ", ".join(path.name for path in (one or known)[:8]) or "none"
+    problem = f"is the {'beginning' if matches else 'name'} of several runs" if one else "is no run"
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
 
 
 def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed]:
     """Every run, the newest first. One damaged run never hides the others. room: look up size and growth too."""
     listed = []
-    for path in _folders(runs_folder(runs)):
+    for path in run_folders(runs_folder(runs)):
         try:
             run = Run(path, QUERY_LIMIT)
             try:
@@ -47,7 +56,7 @@ def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed
             finally:
                 run.close()
         except ValueError as error:
-            listed.append(Listed(path.name, "damaged", 0, None, _changed(path), str(error)))
+            listed.append(Listed(path.name, "damaged", 0, None, changed_at(path), str(error)))
     return sorted(listed, key=lambda one: -one.created)
 
 
@@ -56,13 +65,14 @@ def quiet_text(seconds: int) -> str:
     return f"its trainer has not answered for {seconds} s; `stop` ends it" if seconds else ""
 
 
-def _folders(folder: Path) -> list[Path]:
+def run_folders(folder: Path) -> list[Path]:
+    """The folders of all runs, by name; not those that are being deleted."""
     if not folder.is_dir():
         return []
-    return sorted(path for path in folder.iterdir() if _is_run(path))
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(GONE) and is_run(path))
 
 
-def _is_run(folder: Path) -> bool:
+def is_run(folder: Path) -> bool:
     """Whether there is a run.db, of whatever kind; a folder that may not be read is taken for one too."""
     try:
         os.lstat(folder / "run.db")
@@ -73,7 +83,7 @@ def _is_run(folder: Path) -> bool:
         return False
 
 
-def _changed(path: Path) -> float:
+def changed_at(path: Path) -> float:
     """When a folder was changed last; 0 if it has gone."""
     try:
         return path.stat().st_mtime

@@ -97,9 +97,10 @@ def start(
     run_id: str | None = None,
 ) -> str:
     """Start a trainer in a session of its own and return its run's id at once. What it prints goes to trainer.log beside
-    run.db."""
+    run.db. The id of a lesson's run begins with the lesson, so that every list can tell it."""
+    what = who.replace(" ", "-") if who.startswith("lesson ") else config.task
     words = ["train", "--who", who, *flags(whole_paths(config), knobs)]
-    return _spawn_new(words, runs, run_id or new_id(runs, config.task))
+    return _spawn_new(words, runs, run_id or new_id(runs, what))
 
 
 def start_demo(runs: str | Path | None = None) -> str:

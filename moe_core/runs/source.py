@@ -35,6 +35,10 @@ class Source(Protocol):
     def id(self) -> str: ...
 
     @property
+    def name(self) -> str:
+        """What it is called: the name that somebody gave it, else its id."""
+
+    @property
     def description(self) -> Description: ...
 
     @property
@@ -143,6 +147,10 @@ class Beside:
     @property
     def id(self) -> str:
         return self.run.id
+
+    @property
+    def name(self) -> str:
+        return self.run.name
 
     @property
     def description(self) -> Description:

@@ -26,6 +26,7 @@ from moe_core.runs.identity import changed_by, identity_of, read_time, threads_o
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
+from moe_core.runs.notes import read_notes
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import (
     COMMANDS,
@@ -95,6 +96,10 @@ class Run:
         self._blocks = Blocks(self.query, self.checked, self.columns)
         if os.path.lexists(folder / "run.db-wal") and not self.damage:
             self._seal_if_ended()
+
+    @property
+    def name(self) -> str:
+        return read_notes(self.path).name or self.id
 
     @property
     def config(self) -> Config:

@@ -157,13 +157,15 @@ def test_another_run_is_chosen_and_the_link_follows(server: Server, tab: Tab) ->
     first, second = training(server), training(server)
     page = tab(f"{server.url}/live?run={first.id}")
     wait_for_step(page, 2)
-    chooser = page.get_by_role("combobox", name="Run")
-    chooser.focus()
-    expect(chooser.locator("option")).to_have_count(3)
-    chooser.select_option(second.id)
+    chooser = page.get_by_role("button", name=f"Run: {first.id}")
+    chooser.click()
+    expect(page.locator(".moeruns tbody tr")).to_have_count(2)
+    page.keyboard.type(second.id)  # the search has the focus
+    expect(page.locator(".moeruns tbody tr")).to_have_count(1)
+    page.keyboard.press("Enter")
     page.wait_for_url(f"**run={second.id}**")
-    page.locator(f".moepanel-chooser[title='{second.id}']").wait_for()
-    chooser.select_option("new")
+    page.locator(f".moepanel-chooser[title='{second.id}']").click()
+    page.get_by_role("button", name="New run").click()
     expect(page.get_by_role("button", name="Plane", exact=True)).to_be_visible()
 
 
@@ -173,11 +175,11 @@ def test_a_finished_run_says_how_it_ended(server: Server, tab: Tab) -> None:
     expect(page.locator(".moescope-notice")).to_contain_text(
         re.compile(r"Finished: 30 steps in .* CV\(load\) \d"), timeout=30_000
     )
-    expect(page.get_by_role("button", name="Resume")).to_be_disabled()
+    expect(page.get_by_role("button", name="Resume")).to_be_enabled()
     expect(knob(page, "noise")).to_have_attribute("aria-disabled", "true")
 
 
-def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab) -> None:
+def test_a_stopped_run_goes_on_and_a_fork_with_another_k_is_made_from_a_past_step(server: Server, tab: Tab) -> None:
     run = training(server, replace(SMALL, layers=2), Knobs())
     page = tab(f"{server.url}/?run={run.id}&layer=2")
     wait_for_step(page, 2)
@@ -185,11 +187,22 @@ def test_a_fork_is_made_from_a_past_step_and_looked_at(server: Server, tab: Tab)
     wait_for_step(page, 40)
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".moescope-notice")).to_contain_text("Stopped")
+    stopped = run.steps()[1]
+    page.get_by_role("button", name="Resume").click()
+    page.get_by_role("textbox", name="Train to step").fill(str(stopped + 20))
+    page.get_by_role("button", name="Go on", exact=True).click()
+    expect(page.locator(".moescope-notice")).to_contain_text("Finished")
+    assert run.steps()[1] == stopped + 20
     page.get_by_role("slider", name="step", exact=True).press("PageDown")
     page.locator(".moepanel-buttons").get_by_role("button", name="Fork").click()
+    knob(page, "k, experts per token").press("Home")
+    expect(page.locator(".moepanel-form")).to_contain_text("k 2 → 1")
+    page.get_by_role("textbox", name="Train to step").fill("")
+    page.get_by_role("button", name="Start the fork").click()
     page.wait_for_url(lambda url: "run=" in url and run.id not in url)
     expect(page.locator(".moepanel-state")).to_contain_text("Training")
-    assert len(list_runs(server.runs)) == 2
+    (fork,) = (one for one in list_runs(server.runs) if one.id != run.id)
+    assert open_run(fork.id, server.runs).knobs.k == 1
     expect(page.get_by_role("radio", name="2")).to_be_checked()  # in the layer in which its parent was looked at
 
 

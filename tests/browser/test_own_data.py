@@ -42,7 +42,7 @@ def drawn(page: Page, name: str) -> None:
 def test_every_page_shows_it(own: Server, tab, kind: str) -> None:
     page = tab(f"{own.url}/?run={kind}")
     drawn(page, "balance")
-    expect(page.locator(".moepanel-name")).to_contain_text("experts")
+    expect(page.locator(".moepanel-name")).to_have_text(kind)
     expect(page.locator(".moeknob-label").first).to_be_visible()
     page.get_by_text("How your data were read").click()
     said = {"table": "left out: column 'Id'", "pixels": "class: column 'label'", "images": "shown as images of 28 x 28", "texts": "domain b/notes"}  # fmt: skip

@@ -100,3 +100,8 @@ def test_a_link_cannot_open_a_folder_that_is_not_a_run_s(runs: Path, tmp_path_fa
 
 def test_words_of_a_link_are_text_in_what_is_said() -> None:
     assert literal("[a](http://b) *c* `d` $e$ <f>") == r"\[a\]\(http\:\/\/b\) \*c\* \`d\` \$e\$ \<f\>"
+
+
+def test_text_of_a_person_is_left_as_it_is_by_markdown() -> None:
+    assert literal("_a_ *b* $c$ :d: [e](f) <g>") == r"\_a\_ \*b\* \$c\$ \:d\: \[e\]\(f\) \<g\>"
+    assert literal("🧪 موازنة é–") == "🧪 موازنة é–"  # before these a backslash would be shown

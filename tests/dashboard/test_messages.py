@@ -25,6 +25,8 @@ def test_a_page_s_messages_are_taken_whole() -> None:
     )
     assert parsed('{"command": "pause", "nth": 1}') == Deed(1, command="pause")
     assert parsed('{"fork": 40}') == Deed(0, fork=40)
+    assert parsed('{"fork": 40, "turn": {"k": 1}, "steps": 90}') == Deed(0, fork=40, turn={"k": 1}, steps=90)
+    assert parsed('{"go_on": true, "steps": 90, "nth": 2}') == Deed(2, go_on=True, steps=90)
 
 
 DEEP, LONG = "[" * 20_000 + "]" * 20_000, "9" * 400
@@ -35,7 +37,8 @@ BAD = [
     '{"turn": {"noise": [1]}}', '{"turn": {"a b": 1}}', '{"turn": {"": 1}}', '{"turn": {"1": 1}}', '{"turn": {}}', '{"turn": []}', '{"turn": "noise"}',
     '{"turn": {"noise": 1}, "gesture": 1}', '{"turn": {"noise": 1}, "gesture": "a b"}', '{"turn": {"noise": 1}, "nth": {}}',
     '{"turn": {"noise": 1}, "nth": 1.5}', '{"command": "rm"}', '{"command": []}', '{"command": null}', '{"fork": "40"}', '{"fork": 0}',
-    '{"fork": 1e400}', f'{{"fork": {LONG}}}', '{"fork": 1.5}',
+    '{"go_on": false}', '{"go_on": 1}', '{"go_on": true, "steps": -1}', '{"go_on": true, "steps": 1.5}', '{"fork": 3, "turn": []}',
+    '{"fork": 3, "turn": {"a b": 1}}', '{"fork": 3, "steps": null}', '{"fork": 1e400}', f'{{"fork": {LONG}}}', '{"fork": 1.5}',
 ]  # fmt: skip
 CHANGED: list[dict[str, Any]] = [
     {"theme": "pink"}, {"theme": []}, {"page": "../x"}, {"page": None}, {"page": "x" * 41}, {"layer": "one"}, {"layer": None}, {"layer": 1.5},

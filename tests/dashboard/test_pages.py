@@ -77,7 +77,7 @@ def test_a_run_has_its_panel_and_its_charts(writer: RunWriter) -> None:
     assert not app.exception
     told = parts(app)
     assert (told["panel"]["run"], told["charts"]["run"], told["charts"]["page"]) == ("text-a", "text-a", "live")
-    assert told["panel"]["chosen"]["name"] == "text · 4 experts"
+    assert told["panel"]["chosen"]["name"] == "text-a"
     assert told["charts"]["figures"] == ["selection_share", "balance_now", "balance", "loss", "knobs"]
 
 
@@ -119,7 +119,7 @@ def test_a_card_shows_the_empty_page_of_its_run_at_once_and_says_nothing(
     assert not app.exception
     told = parts(app)
     assert (told["charts"]["run"], told["charts"]["probe"], told["charts"]["page"]) == ("plane-new", "points", page)
-    assert told["panel"]["chosen"]["name"] == "plane · 8 experts"
+    assert told["panel"]["chosen"]["what"] == "plane · 8 experts"
     assert not app.caption
     create_run(runs / "plane-new", Config.for_task("plane"), Knobs()).finish("stopped")
     app.run()

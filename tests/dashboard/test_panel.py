@@ -1,23 +1,28 @@
 """The panel says what the store says, and what is done in it reaches the store, once a drag, or is refused."""
 
+import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from moe_core.dashboard import going
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.messages import parse_deed
-from moe_core.dashboard.panel import act, banner, chooser_entry, findings, panel, remedy_text
+from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
 from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
-from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
+from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run, runner
 from moe_core.runs.branch import branch_off
+from moe_core.runs.database import connect
 from moe_core.runs.source import At
-from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, describe, layout
+from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
 
 CONFIG = Config(num_experts=4, layers=2)
@@ -89,26 +94,6 @@ def test_a_run_that_trains_again_what_is_recorded_says_so(writer: RunWriter, fee
     writer.commit(Batch(51, NONE, state="starting"))
     feed.refresh(now=True)
     assert (panel(feed)["state"], panel(feed)["word"]) == ("starting", "Catching up…")
-
-
-def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> None:
-    now = time.time()
-    today = chooser_entry("a", describe(CONFIG, Knobs()), now, "training")
-    assert today["name"] == "text · 4 experts"
-    assert chooser_entry("a", describe(Config(task="digits", data="my/iris.csv"), Knobs()), now, "")["name"].startswith(
-        "iris.csv · "
-    )
-    assert (
-        chooser_entry("a", describe(Config(text=("a/notes", "b/code")), Knobs()), now, "")["name"]
-        == "notes, code · 16 experts"
-    )
-    assert (
-        chooser_entry("a", describe(Config(text=("my/a/x.md", "my/b/x.md")), Knobs()), now, "")["name"]
-        == "a/x.md, b/x.md · 16 experts"
-    )
-    assert re.fullmatch(r"\d\d:\d\d", today["face"])
-    assert today["when"].endswith(f" {today['face']}")
-    assert re.fullmatch(r"\d{1,2} \w{3}", chooser_entry("a", describe(CONFIG, Knobs()), now - 40 * 86400, "")["face"])
 
 
 def test_turns_of_two_hands_are_two(feed: Feed) -> None:
@@ -433,3 +418,95 @@ def test_experts_are_switched_off_in_the_words_that_the_list_of_changes_says(wri
     writer.commit(Batch(51, NONE, applied=[(1, 20), (2, 21), (3, 22)]))
     feed.refresh(now=True)
     assert [c["text"] for c in panel(feed)["changes"]] == ["off none → 1:2", "off 4 → none", "off none → 4"]
+
+
+# Going on with a run that has ended, and forking with knobs turned
+
+
+def ended(folder: Path, state: str = "stopped", **config: Any) -> Feed:
+    record(folder / "a", steps=20, state=state, **config).close()
+    feed = Feed(open_run(folder / "a"))
+    feed.refresh(now=True)
+    return feed
+
+
+def test_an_ended_run_goes_on_and_says_so_until_its_trainer_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = ended(tmp_path)
+    assert (panel(feed)["going"], panel(feed)["word"]) == (False, "Stopped")
+    started: list[Any] = []
+    locks: list[int] = []
+    monkeypatch.setattr(going, "resume", lambda run, steps: (started.append(steps), locks.append(hold_lock(run.path))))
+    assert ask(feed.run, {"go_on": True, "steps": 50}) == {}
+    assert started == [50]
+    assert (panel(feed)["going"], panel(feed)["word"]) == (True, "Starting…")
+    os.close(locks.pop())  # the trainer ends before it has begun, with a reason
+    (feed.path / "trainer.log").write_text("moe: the data are not those that a was trained on\n")
+    assert (panel(feed)["going"], panel(feed)["word"]) == (False, "Stopped")
+    told = banner(feed, 0)
+    assert told
+    assert told["text"].startswith("It could not go on. Stopped: ")
+    assert told["error"] == "the data are not those that a was trained on"
+    ask(feed.run, {"go_on": True})
+    writer = resume_run(feed.path, locks.pop(), "me", 90)
+    writer.commit(Batch(21, NONE, state="training"))
+    feed.refresh(now=True)
+    assert (started, panel(feed)["going"], panel(feed)["word"]) == ([50, 0], False, "Training")
+    writer.finish("finished")
+    feed.refresh(now=True)
+    told = banner(feed, 0)
+    assert told
+    assert told["text"].startswith("Finished")
+    assert panel(feed)["goal"] == 90  # what Resume and Fork offer
+
+
+@pytest.mark.parametrize(
+    ("state", "said", "words"),
+    [
+        ("stopped", {"go_on": True, "steps": 19}, "it has 20 steps; give more than that"),
+        ("finished", {"go_on": True, "steps": 20}, "it has 20 steps; give more than that"),
+        ("training", {"go_on": True, "steps": 90}, "being trained by another process"),
+        ("stopped", {"fork": 20, "turn": {"k": 99}}, "k must be"),
+        ("stopped", {"fork": 20, "turn": {"nose": 1}}, "unknown knob"),
+        ("stopped", {"fork": 20, "turn": {"k": 1}, "steps": 20}, "trains to a step beyond it, got 20"),
+    ],
+)
+def test_what_cannot_go_on_is_refused_before_anything_is_started(
+    tmp_path: Path, state: str, said: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "spawn", lambda *args: pytest.fail("a trainer was started"))
+    feed = ended(tmp_path, state)
+    with pytest.raises(ValueError, match=words):
+        ask(feed.run, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_fork_begins_with_the_knobs_that_were_turned_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawned: list[Any] = []
+    monkeypatch.setattr(
+        "moe_core.runs.runner._spawn_resume", lambda folder, lock, *rest: spawned.append((folder, lock))
+    )
+    feed = ended(tmp_path)
+    name = ask(feed.run, {"fork": 10, "turn": {"k": 1, "noise": 0.5}, "steps": 90})["go"]
+    os.close(spawned[0][1])
+    fork = open_run(name, tmp_path)
+    assert (fork.parent, fork.config.steps) == (("a", 10), 90)
+    assert {change.name: change.value for change in fork.knob_changes()} == {"k": 1, "noise": 0.5}
+
+
+def test_a_watched_run_that_has_ended_cannot_go_on_from_here(tmp_path: Path) -> None:
+    feed = ended(tmp_path)
+    feed.run.description = replace(feed.run.description, origin="watched", obeys=("pause", "stop"))
+    with pytest.raises(ValueError, match="to go on, start that program again"):
+        ask(feed.run, {"go_on": True})
+
+
+def test_a_run_whose_turns_are_damaged_does_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = ended(tmp_path)
+    feed.run.turn(noise=0.5)
+    with closing(connect(feed.path / "run.db", write=True)) as db:
+        db.execute("UPDATE knobs SET value = 3")
+    monkeypatch.setattr(going, "resume", lambda run, steps: pytest.fail("a trainer was started"))
+    with pytest.raises(ValueError, match="is damaged, and cannot be resumed"):
+        ask(open_run(feed.path), {"go_on": True})

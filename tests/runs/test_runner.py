@@ -27,6 +27,7 @@ from moe_core.runs import (
     wait_ready,
 )
 from moe_core.runs.locks import holder
+from moe_core.runs.overview import belonging
 from moe_core.runs.room import FULL
 from moe_core.runs.rows import Status
 from moe_core.schema import PRESETS, Config, Knobs
@@ -47,6 +48,13 @@ def test_ids_are_new(tmp_path: Path) -> None:
     ids = {new_id(tmp_path, Config().task) for _ in range(200)}
     assert len(ids) == 200
     assert all(name.startswith("text-") for name in ids)
+
+
+def test_the_run_of_a_lesson_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "spawn", lambda name, words, log: None)
+    ids = [start(SMALL, Knobs(), tmp_path, who) for who in ("lesson 3", "dashboard")]
+    assert [belonging(tmp_path / id) for id in ids] == [("", 3), ("", 0)]
+    assert ids[1].startswith("plane-")
 
 
 def test_a_trainer_is_started_found_and_stopped(tmp_path: Path) -> None:

@@ -30,11 +30,14 @@ async function fetched() {
 }
 
 function dress() {
-  if (document.getElementById("moescope-css")) return;
-  const link = document.createElement("link");
-  Object.assign(link, { id: "moescope-css", rel: "stylesheet", href: at("live.css") });
-  link.onerror = () => setTimeout(() => { link.remove(); dress(); }, 1000);
-  document.head.append(link);
+  for (const name of ["live.css", "runs.css"]) {
+    const id = `moescope-${name}`;
+    if (document.getElementById(id)) continue;
+    const link = document.createElement("link");
+    Object.assign(link, { id, rel: "stylesheet", href: at(name) });
+    link.onerror = () => setTimeout(() => { link.remove(); dress(); }, 1000);
+    document.head.append(link);
+  }
 }
 
 const module = fetched();
@@ -81,7 +84,18 @@ def export_link(figures: Sequence[str], **what: str) -> None:
     mount("export-link", lambda run: None, part="export", figures=list(figures), **what)
 
 
-def mount(key: str, go_to: GoTo, **data: Any) -> None:
+def runs(chosen: Sequence[str], go_to: GoTo, choose: Callable[[list[str]], None]) -> None:
+    """The list of all runs, with a box for each by which it is chosen."""
+
+    def ticked() -> None:
+        ids = st.session_state["runs"].chosen
+        if isinstance(ids, list) and all(isinstance(id, str) and fits("run", id) for id in ids):
+            choose(ids)
+
+    mount("runs", go_to, ticked, part="runs", chosen=list(chosen))
+
+
+def mount(key: str, go_to: GoTo, ticked: Callable[[], None] = lambda: None, **data: Any) -> None:
     # Values from a page are checked like the words of its link, since go_to opens a run by them.
     def chosen() -> None:
         run = st.session_state[key].run
@@ -94,4 +108,4 @@ def mount(key: str, go_to: GoTo, **data: Any) -> None:
             if name in WORDS and fits(name, str(value)):
                 st.query_params[name] = str(value)
 
-    _render(key=key, data=data, on_run_change=chosen, on_picked_change=picked)
+    _render(key=key, data=data, on_run_change=chosen, on_picked_change=picked, on_chosen_change=ticked)

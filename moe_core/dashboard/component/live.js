@@ -241,7 +241,7 @@ export class View {
     }
     if (banner?.fork) {
       const fork = element("button", "moescope-button moescope-primary", this.notice, `Fork at ${banner.fork.toLocaleString("en")}`);
-      fork.onclick = () => this.link.ask({ fork: banner.fork });
+      fork.onclick = () => [...this.link.users].find((user) => user.fork)?.fork(banner.fork);
     }
   }
 

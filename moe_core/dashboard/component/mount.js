@@ -4,18 +4,20 @@ import { Export } from "./export.js";
 import { nameInLink } from "./link.js";
 import { View, loadPlotly } from "./live.js";
 import { Panel } from "./panel.js";
+import { AllRuns } from "./runs.js";
 
-const PARTS = { charts: View, panel: Panel, export: Export };
+const PARTS = { charts: View, panel: Panel, export: Export, runs: AllRuns };
 const mounted = new WeakMap();
 
 export function mount({ parentElement, data, setTriggerValue }) {
-  if (data.part !== "export") loadPlotly(); // started before there is a chart, since it takes longest
+  if (data.part === "charts" || data.part === "panel") loadPlotly(); // started before there is a chart, since it takes longest
   if (data.link) nameInLink(data.link.words);
   // The panel's starting values and the page's options do not make it another part: new options redraw the charts in place.
   const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null, link: null });
   const before = mounted.get(parentElement);
   if (before?.key === key) {
     before.part.choose?.(data.options);
+    before.part.chosen?.(data.chosen);
     return before.unmount;
   }
   before?.unmount();

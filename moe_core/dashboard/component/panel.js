@@ -1,10 +1,13 @@
 // The panel beside the charts: the chooser of runs, the run's state, its buttons, knobs, layers and list of changes.
 // Its contents come with the frames of the live route; turns go back over the same socket.
 
-import { HERE, element, join } from "./link.js";
+import { element, join } from "./link.js";
 import { Knob } from "./knob.js";
+import { Form } from "./form.js";
+import { Chooser } from "./runs.js";
 
 const FEW = 4; // as FEW_LAYERS of figures/needs.py
+const ENDED = "The program that trained this run has ended; to go on, start it again.";
 const BUTTONS = [["pause", "Pause"], ["step", "Step"], ["fork", "Fork"], ["stop", "Stop"]];
 
 export class Panel {
@@ -12,7 +15,7 @@ export class Panel {
     this.data = data;
     this.tell = tell;
     this.root = element("div", "moepanel", parent);
-    this.chooser(data);
+    this.chooser = new Chooser(this.root, data, (id) => tell("run", id));
     this.state = element("div", "moepanel-state", this.root);
     this.dot = element("span", "moescope-dot", this.state);
     this.word = element("b", "", this.state, data.run ? "" : "No run");
@@ -25,6 +28,7 @@ export class Panel {
       button.onclick = () => this.press(name);
       this.buttons[name] = button;
     }
+    this.form = new Form(this.root, this);
     const heading = element("div", "moepanel-heading moepanel-ruled", this.root);
     this.heading = element("span", "", heading, data.run ? "Knobs" : "Starting values");
     this.advice = element("span", "moepanel-right", heading, data.run ? "double-click resets" : "");
@@ -46,39 +50,29 @@ export class Panel {
     if (this.link.header) this.take(this.link.header);
   }
 
-  // The chooser of runs: a native select, drawn invisible over our own text.
-  chooser({ run, chosen }) {
-    const box = element("div", "moepanel-chooser", this.root);
-    const name = element("span", "moepanel-name", box), when = element("span", "moepanel-when", box);
-    const select = element("select", "", box);
-    select.setAttribute("aria-label", "Run");
-    const face = (entry) => {
-      name.textContent = entry.name;
-      when.textContent = entry.face ?? "";
-      box.title = entry.id ?? "";
-    };
-    const entries = new Map();
-    const fill = async () => {
-      const listed = await fetch(new URL("runs", HERE)).then((answer) => answer.json()).catch(() => []);
-      entries.clear();
-      entries.set("new", { name: "New run", when: "" });
-      for (const entry of listed) entries.set(entry.id, entry);
-      if (run && !entries.has(run)) entries.set(run, chosen);
-      select.replaceChildren();
-      for (const [id, entry] of entries) element("option", "", select, `${entry.name}  ${entry.when}  ${entry.state ?? ""}`).value = id;
-      select.value = run ?? "new";
-      face(entries.get(select.value) ?? { name: "New run", when: "" });
-    };
-    face(chosen ?? { name: "New run", when: "" });
-    select.onchange = () => this.tell("run", select.value);
-    select.onfocus = fill;
-    fill();
+  // The run's entry in the chooser: somebody may have given it another name.
+  chosen(chosen) {
+    this.chooser.show(chosen);
   }
 
   press(name) {
     const { link } = this;
-    if (name === "fork") this.ask({ fork: link.step ?? link.header.last });
+    if (name === "fork") this.fork(link.step ?? link.header.last);
+    else if (name === "pause" && !this.shown.alive) this.form.open("resume", link.header.last, this.shown.goal);
     else if (link.panel) this.ask({ command: name === "pause" && this.paused ? "resume" : name });
+  }
+
+  // Asks what a fork at a step should change: until it is made or given up, the knobs are the fork's.
+  fork(step) {
+    if (this.link.step && step === this.link.header.last) this.link.goTo({ step: null }); // so that the knobs are those of that step
+    this.form.open("fork", step, this.shown.goal);
+    document.querySelector("[data-testid=stExpandSidebarButton]")?.click(); // on a narrow screen the panel is folded away
+  }
+
+  // The form was opened or closed, or a knob of the fork was turned.
+  drafted() {
+    this.show(this.shown.knobs, this.shown.alive && !this.past);
+    this.head();
   }
 
   // Sends a deed. If it fails, the error is shown at its knob, else at the panel's foot.
@@ -119,21 +113,31 @@ export class Panel {
     this.paused = panel.state === "paused";
     const { pause, step, stop } = this.buttons;
     put(pause, this.paused || !panel.alive ? "Resume" : "Pause");
-    pause.title = panel.alive || !panel.obeys.includes("resume") ? "" : "An ended run goes on from the command line: train --resume";
+    pause.title = panel.alive ? "" : "Go on with this run";
     pause.classList.toggle("moescope-primary", this.paused);
-    pause.disabled = stop.disabled = !panel.alive;
+    pause.disabled = panel.going;
+    stop.disabled = !panel.alive;
     step.disabled = !this.paused;
     for (const [name, button] of Object.entries(this.buttons)) {
-      if (panel.obeys.includes(name)) continue;
+      if (panel.obeys.includes(name === "pause" && !panel.alive ? "resume" : name)) {
+        if (name !== "pause") button.title = "";
+        continue;
+      }
       button.disabled = true;
-      button.title = "The program that records this run does not obey this command.";
+      button.title = panel.alive ? "The program that records this run does not obey this command." : ENDED;
     }
-    put(this.heading, header.past ? `Knobs at step ${header.step.toLocaleString("en")}` : "Knobs");
-    put(this.advice, header.past ? "as recorded" : panel.alive ? "double-click resets" : "");
+    if (this.form.kind === "resume" && (panel.alive || panel.going)) this.form.close();
+    this.head();
     this.root.classList.toggle("moepanel-past", header.past);
     this.show(panel.knobs, panel.alive && !header.past);
     this.showLayers(panel.layers);
     this.showChanges(panel.changes, panel.earlier);
+  }
+
+  head() {
+    const { past, step } = this.link.header, draft = this.form.draft;
+    put(this.heading, draft ? "Knobs of the fork" : past ? `Knobs at step ${step.toLocaleString("en")}` : "Knobs");
+    put(this.advice, draft ? "" : past ? "as recorded" : this.shown.alive ? "double-click resets" : "");
   }
 
   silent(seconds) {
@@ -150,10 +154,17 @@ export class Panel {
       this.knobs.delete(name);
     }
     const after = new Map([[this.list, null], [this.rest, null]]);
-    for (const declared of knobs) {
+    const draft = this.form?.draft;
+    for (const stored of knobs) {
+      const declared = draft ? draft.of(stored) : stored;
       const list = declared.more ? this.rest : this.list;
       if (!this.knobs.has(declared.name)) {
-        const turn = (value, gesture) => this.ask({ turn: { [declared.name]: value }, gesture }, declared.name);
+        const turn = (value, gesture) => {
+          const { draft } = this.form;
+          if (!draft) return this.ask({ turn: { [declared.name]: value }, gesture }, declared.name);
+          draft.turn(declared.name, value);
+          return 0; // nothing was sent
+        };
         this.knobs.set(declared.name, new Knob(list, declared, turn));
       }
       const knob = this.knobs.get(declared.name), before = after.get(list);
@@ -162,7 +173,7 @@ export class Panel {
         else list.prepend(knob.root);
       }
       after.set(list, knob.root);
-      knob.take(declared, alive);
+      knob.take(declared, alive || Boolean(draft));
     }
     this.more.hidden = !this.rest.childElementCount;
     if (!this.unfolded && knobs.some((declared) => declared.more && (declared.was !== null || declared.value !== declared.start))) {
@@ -236,6 +247,7 @@ export class Panel {
   }
 
   close() {
+    this.chooser.close();
     this.link?.leave(this);
     this.root.remove();
   }

@@ -60,12 +60,12 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
         lines = (prefixed, when + ", the last of all" * place.last)
-        label = f"A {run.id[:20]}, {STAT[run.description.balance].label}"
+        label = f"A {run.name[:20]}, {STAT[run.description.balance].label}"
         return Tile("run_A", label, cv, word=word, lines=tuple(filter(None, lines)), more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, prefixed if word else line)
-    return Tile(f"run_{letter}", f"{letter} {run.id[:20]}", cv, unit, lines=tuple(filter(None, lines)), more=more)
+    return Tile(f"run_{letter}", f"{letter} {run.name[:20]}", cv, unit, lines=tuple(filter(None, lines)), more=more)
 
 
 def held_out_value(run: Source, at: At) -> str:
