@@ -1,10 +1,12 @@
 """The choices for an exported figure (size, theme, type, step), and the sheet drawn from a spec by them."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from moe_core.export.drawing import LINE, draw, stamp_line
+from moe_core.export.axes import LINE
+from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.figures.catalog import FIGURES
@@ -18,6 +20,9 @@ from moe_core.schema import first_line
 FONT = 13  # px of axis type, unless another size is chosen
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
 SMALLEST, LARGEST = 120, 8000
+LEAST = 60  # px of a plot that words beside it leave
+NARROW = 460  # px below which a margin is no wider than its words
+NO_BREAK = "\u00a0"
 POINTS = 2000  # points of a line; tables have every step
 
 
@@ -94,15 +99,24 @@ def spec_of(
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
     cut = COMPACT.top - 16 if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
-    size = (round(width / zoom), max(60, round(height / zoom) - below + cut), False)
-    spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=size)
-    text, more = wrapped_title(spec["layout"])
-    if more and look.title != "":
-        # The plot is drawn again, lower by the additional lines of the title.
-        spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=(size[0], max(60, size[1] - more), False))
+    size = (round(width / zoom), max(60, round(height / zoom) - below + cut))
+
+    def drawn(left: int, right: int, top: int) -> dict[str, Any]:
+        """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
+        room = (size[0] - left - right, max(60, size[1] - top), False)
+        made: dict[str, Any] = entry.draw.spec(**given, theme=THEMES[look.theme], size=room)
+        layout = made["layout"]
+        layout["width"], layout["height"] = size[0], layout["height"] + top
+        layout["margin"] |= {side: layout["margin"][side] + px for side, px in (("l", left), ("r", right), ("t", top))}
+        return made
+
+    spec = drawn(0, 0, 0)
+    left, right = missing(spec)
+    spec = drawn(left, right, 0) if left or right else spec
+    text, top = wrapped_title(spec["layout"])
+    if top and look.title != "":
+        spec = drawn(left, right, top)
         spec["layout"]["title"]["text"] = text
-        spec["layout"]["margin"]["t"] += more
-        spec["layout"]["height"] += more
     layout = spec["layout"]
     if look.title == "":
         layout["title"] = {"text": ""}
@@ -114,21 +128,53 @@ def spec_of(
     return spec, zoom
 
 
+def missing(spec: dict[str, Any]) -> tuple[int, int]:
+    """By how many px the left and the right margin are too narrow for the words in them; the right one of a figure narrower than a
+    paper's column less than 0 where it is too wide."""
+    layout = spec["layout"]
+    font, margin = layout["font"], layout["margin"]
+    names = [
+        one for one in layout["annotations"] if (one["xref"], one["x"], one.get("xanchor")) == ("paper", 1, "left")
+    ]
+    needs = [one.get("xshift", 0) + widest(one["text"], font | one["font"]) + 4 for one in names]
+    for trace in spec["data"]:
+        if trace["type"] == "heatmap" and trace.get("showscale", True) and "colorbar" in trace:
+            bar = trace["colorbar"]
+            ticks = [widest(word, font | bar["tickfont"]) for word in bar["ticktext"]]
+            needs.append(bar["xpad"] + bar["thickness"] + 6 + max(ticks))
+    left = max(0, math.ceil(room_beside(layout) - margin["l"]))
+    right = math.ceil(max(needs) - margin["r"]) if needs else 0
+    most = max(0, layout["width"] - margin["l"] - margin["r"] - left - LEAST)  # that the plot can give
+    return left, min(right, most) if right > 0 or layout["width"] < NARROW else 0
+
+
+def widest(text: str, font: dict[str, Any]) -> float:
+    """Width in px of the longest line of a label."""
+    return max(map(width_of, lines_of(text, font)))
+
+
 def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
-    """The title with its second line wrapped to the width of the figure, and by how many px that makes it higher."""
-    text = str(layout["title"]["text"])
-    parts = re.fullmatch(r"(.*?<br><span [^>]*>)(.*)(</span>)", text)
+    """The title with both its lines wrapped to the width of the figure, and by how many px that makes it higher."""
+    text, font = str(layout["title"]["text"]), layout["title"]["font"]
+    parts = re.fullmatch(r"(.*?)(<br><span [^>]*>)(.*)(</span>)", text)
     if not parts:
         return text, 0
+    first = wrapped(parts[1], font, layout["width"])
+    second = wrapped(parts[3], layout["font"], layout["width"])
+    more = len(first) + len(second) - 2
+    return "<br>".join(first) + parts[2] + "<br>".join(second) + parts[4], round(more * LINE * font["size"])
+
+
+def wrapped(text: str, font: dict[str, Any], width: float) -> list[str]:
+    """The text in lines no wider than `width`, broken at blanks, but not between a number and its %."""
     lines = [""]
-    for word in parts[2].split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        (runs,) = lines_of(longer, layout["font"])
-        if lines[-1] and width_of(runs) > layout["width"]:
+    for word in text.replace(" %", NO_BREAK + "%").split(" "):
+        longer = f"{lines[-1]} {word}".strip(" ")
+        if lines[-1] and widest(longer, font) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    return parts[1] + "<br>".join(lines) + parts[3], round((len(lines) - 1) * LINE * layout["title"]["font"]["size"])
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def sheet_of(

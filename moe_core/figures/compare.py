@@ -344,7 +344,7 @@ def compare_selections(
     layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
     rows = max(len(curves), 1)
-    gap = 0.05 if rows > 1 else 0.0
+    gap = max(0.05, 12 / inner(layout)[1]) if rows > 1 else 0.0  # so that the numbers of two maps do not touch
     tall = (1 - gap * (rows - 1)) / rows
     template = layout.pop("yaxis")
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"

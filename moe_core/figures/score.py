@@ -23,6 +23,8 @@ from moe_core.figures.probe import (
 from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, letter_colour
 
 ROW = 64  # bytes in a line of the probe's text
+SMALLEST = 8  # px of a letter's type
+COLUMN = 0.6  # width of a letter of the monospaced font, in its size
 
 
 @figure
@@ -59,9 +61,11 @@ def probe_text(
     if (none := np.flatnonzero(first >= E)).size:
         words = [hover[n] for n in none.tolist()]
         data.append(nobodys(x[none], y[none], min(lines.cell, lines.width / ROW) - 2, theme, hovertext=words))
-    data.append(letters(tokens_N, first, x, y, lines.cell, E, theme))
+    if lines.width / ROW >= COLUMN * SMALLEST:  # narrower cells have their colours only
+        data.append(letters(tokens_N, first, x, y, lines.cell, E, theme))
     moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
-    data.append(change_marks(moved, x[moved], y[moved] - np.float32(lines.cell / 2 + lines.mark / 2), theme))
+    above = y[moved] - np.float32(lines.cell / 2 + lines.mark / 2)
+    data.append(change_marks(moved, x[moved], above, min(9.0, 2 * lines.width / ROW), theme))
     return {"data": data, "layout": layout}
 
 
@@ -147,14 +151,14 @@ def letters(tokens_N: Array, first: Array, x: Array, y: Array, cell: float, E: i
         "text": [letter(b) for b in tokens_N.tolist()],
         "textfont": {
             "family": MONO,
-            "size": max(8, min(17, round(cell * 0.95))),
+            "size": max(SMALLEST, min(17, round(cell * 0.95))),
             "color": [colours[e] for e in first.tolist()],
         },
         "hoverinfo": "skip",
     }
 
 
-def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:
+def change_marks(bytes_n: Array, x: Array, y: Array, px: float, theme: Theme) -> Spec:
     """A triangle over each byte whose first expert changed."""
     return {
         "type": "scatter",
@@ -162,7 +166,7 @@ def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:
         "name": "changed",
         "x": x,
         "y": y,
-        "marker": {"symbol": "triangle-down", "size": 9, "color": theme.ink},
+        "marker": {"symbol": "triangle-down", "size": px, "color": theme.ink},
         "hovertext": [f"Byte {n} went to another first expert" for n in bytes_n.tolist()],
         "hoverinfo": "text",
         "cliponaxis": False,
