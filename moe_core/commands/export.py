@@ -30,12 +30,14 @@ def declare(commands: Any) -> None:
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
     files.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
-    files.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
+    files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
     files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
     files.add_argument("--theme", default="light", help="light or dark")
     files.add_argument("--title", help='instead of the figure\'s own; "" for none')
     files.add_argument(
-        "--font", type=real_flag, default=13.0, metavar="PX", help="size of the axes' type; all else follows"
+        "--font",
+        metavar="SIZE",
+        help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
     )
     files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
     files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
@@ -143,22 +145,16 @@ def layer_of(word: str, description: Description) -> int:
 def look_of(arguments: argparse.Namespace, description: Description) -> Any:
     """The flags as a Look. ValueError for text that is not a size, and for a name that no layer has."""
     from moe_core.export import Look
+    from moe_core.export.sizes import PAPER, size_of_words, type_of_words
 
-    size = None
-    if arguments.size:
-        width, _, height = arguments.size.lower().partition("x")
-        try:
-            size = (whole(width), whole(height))
-        except ValueError:
-            raise ValueError(
-                f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}"
-            ) from None
+    sized = size_of_words(arguments.size) if arguments.size else None
+    usual = PAPER if sized and sized.paper else Look.font
     return Look(
-        size=size,
+        size=sized and sized.size,
         scale=arguments.scale,
         theme=arguments.theme,
         title=arguments.title,
-        font=arguments.font,
+        font=type_of_words(arguments.font) if arguments.font else usual,
         caption=arguments.caption,
         layer=layer_of(arguments.layer, description),
         step=arguments.at,

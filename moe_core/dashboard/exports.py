@@ -18,6 +18,7 @@ from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.look import check, size_of
 from moe_core.export.replay import not_measured
+from moe_core.export.sizes import PX, Sized, on_paper, size_of_words
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.needs import many_layers
@@ -95,17 +96,13 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
 
     figures = st.multiselect("Figures", names, key=key, format_func=title_of, on_change=link)
     format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
-    size_name = st.selectbox("Size", [*SIZES, OWN], key="size", **BOUND)
-    size = SIZES.get(size_name)
-    if size is None:
-        width, height = st.columns(2)
-        size = (
-            int(width.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)),
-            int(height.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)),
-        )
+    size, paper = chosen_size()
     theme_at, font_at, scale_at = st.columns(3)
     theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
-    font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
+    if paper:
+        font = PX["pt"] * font_at.number_input("Type, pt", 4.5, 36.0, 8.0, 0.5, key="type", **BOUND)
+    else:
+        font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, SweepResults)
@@ -116,6 +113,23 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     step = None if sweep else named("step", run.steps()[1])
     look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
     return figures, format or "png", look
+
+
+def chosen_size() -> Sized:
+    """One of the usual sizes, or one's own in px, inches or mm."""
+    name = st.selectbox("Size", [*SIZES, *OWN], key="size", **BOUND)
+    if name in SIZES:
+        return size_of_words(SIZES[name])
+    unit = OWN[name]
+    wide, high = st.columns(2)
+    if unit == "px":
+        width = wide.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)
+        height = high.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)
+    else:
+        usual = (3.25, 2.0) if unit == "in" else (85.0, 55.0)
+        width = wide.number_input(f"Width, {unit}", 0.5, 2000.0, usual[0], key="wide", **BOUND)
+        height = high.number_input(f"Height, {unit}", 0.5, 2000.0, usual[1], key="high", **BOUND)
+    return Sized((width * PX[unit], height * PX[unit]), unit != "px")
 
 
 def layer_of(run: Any) -> int:
@@ -173,7 +187,9 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     more = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [] if what.sweep else [run.id for run in source.others]
     more += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    caption_at.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{more}")
+    paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
+    drawn = f"{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
+    caption_at.caption(drawn + paper + more)
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
         button_at.download_button(

@@ -9,6 +9,7 @@ from moe_core.export.axes import LINE
 from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
+from moe_core.export.sizes import on_paper
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import SweepResults
@@ -28,12 +29,12 @@ POINTS = 2000  # points of a line; tables have every step
 
 @dataclass(frozen=True)
 class Look:
-    """size: (width, height) in CSS px of the whole figure, None being a paper's column, or what the figure needs if that
-    is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
+    """size: (width, height) in CSS px, 96 to the inch, of the whole figure, None being a paper's column, or what the figure needs
+    if that is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
     step to show, None being the last."""
 
-    size: tuple[int, int] | None = None
+    size: tuple[float, float] | None = None
     scale: float = 2.0
     theme: str = "light"
     title: str | None = None
@@ -61,7 +62,10 @@ def check(run: Source | SweepResults, look: Look) -> None:
         ("font size", look.font, 6, 48),
     ):
         if value is not None and not low <= value <= high:
-            raise ValueError(f"{name} must be between {low} and {high}, got {value:g}")
+            unit = "" if name == "scale" else " px"
+            told = f" px, {on_paper(value)} in" if name in ("width", "height") else unit
+            inches = f" ({on_paper(low)} to {on_paper(high)} in)" if name in ("width", "height") else ""
+            raise ValueError(f"{name} must be between {low} and {high}{unit}{inches}, got {value:g}{told}")
     if look.size and look.size[0] * look.size[1] * look.scale**2 > 100e6:
         width, height = (round(side * look.scale) for side in look.size)
         raise ValueError(
@@ -69,7 +73,7 @@ def check(run: Source | SweepResults, look: Look) -> None:
         )
 
 
-def size_of(name: str, look: Look) -> tuple[int, int]:
+def size_of(name: str, look: Look) -> tuple[float, float]:
     """The size asked for, or one that suits the figure."""
     if look.size:
         return look.size
