@@ -39,6 +39,9 @@ def declare(commands: Any) -> None:
         metavar="SIZE",
         help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
     )
+    files.add_argument(
+        "--smooth", type=whole_flag, default=1, metavar="STEPS", help="draw lines as a centred mean over so many steps"
+    )
     files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
     files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
     files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
@@ -158,4 +161,5 @@ def look_of(arguments: argparse.Namespace, description: Description) -> Any:
         caption=arguments.caption,
         layer=layer_of(arguments.layer, description),
         step=arguments.at,
+        smooth=arguments.smooth,
     )

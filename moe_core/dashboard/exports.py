@@ -104,6 +104,7 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     else:
         font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
+    smooth = st.number_input("Mean over, steps", 1, 1_000_000, 1, key="smooth", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, SweepResults)
     layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
@@ -111,7 +112,8 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     bare = bare_at.checkbox("No title", key="bare", **BOUND)
     caption = caption_at.checkbox("Caption", key="caption", **BOUND)
     step = None if sweep else named("step", run.steps()[1])
-    look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
+    words = "" if bare else title or None
+    look = Look(size, float(scale), theme, words, float(font), caption, layer - 1, step, int(smooth))
     return figures, format or "png", look
 
 
@@ -242,6 +244,7 @@ def words_of(what: Named, look: Look | None = None) -> list[str]:
     words += ["--size", f"{look.size[0]}x{look.size[1]}"] if look.size else []
     words += [f"--title={look.title}"] if look.title is not None else []
     words += ["--at", str(look.step)] if look.step else []
+    words += ["--smooth", str(look.smooth)] if look.smooth > 1 else []
     return words + ["--caption"] * look.caption
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moe_core.export.files import folder_for, write
-from moe_core.export.look import Look, check, sheet_of, spec_of, undrawable
+from moe_core.export.look import Look, check, laid_out, spec_of, undrawable
 from moe_core.export.numbers import Table, cell, cells, columns, finished, parquet, statistics, table
 from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, sweep_facts
@@ -89,10 +89,12 @@ def rendered(run: Source | SweepResults, name: str, format: str, look: Look) -> 
     if format in NUMBERS:
         numbers = numbers_of(run, name, look)
         return table(numbers).encode() if format == "csv" else parquet(numbers, facts)
+    spec, zoom = spec_of(run, name, look)
+    if "smooth" in spec["layout"]["meta"]:
+        facts["Smoothed"] = f"each line is a centred mean of {look.smooth:,} steps"
     if format == "html":
-        spec, zoom = spec_of(run, name, look)
         return page(name, spec, facts, zoom, caption_of(facts) if look.caption else "").encode()
-    sheet, zoom = sheet_of(run, name, look, caption_of(facts))
+    sheet = laid_out(spec, zoom, name, look, caption_of(facts))
     if format == "png":
         return to_png(sheet, facts, look.scale * zoom)
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)

@@ -10,6 +10,7 @@ from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.export.sizes import on_paper
+from moe_core.export.smooth import over_steps, smoothed
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import SweepResults
@@ -24,6 +25,7 @@ SMALLEST, LARGEST = 120, 8000
 LEAST = 60  # px of a plot that words beside it leave
 NARROW = 460  # px below which a margin is no wider than its words
 NO_BREAK = "\u00a0"
+MOST_STEPS = 1_000_000  # over which a line is averaged
 POINTS = 2000  # points of a line; tables have every step
 
 
@@ -32,7 +34,7 @@ class Look:
     """size: (width, height) in CSS px, 96 to the inch, of the whole figure, None being a paper's column, or what the figure needs
     if that is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
-    step to show, None being the last."""
+    step to show, None being the last. smooth: over how many steps lines are averaged, 1 being none."""
 
     size: tuple[float, float] | None = None
     scale: float = 2.0
@@ -42,6 +44,7 @@ class Look:
     caption: bool = False
     layer: int = 0
     step: int | None = None
+    smooth: int = 1
 
 
 def check(run: Source | SweepResults, look: Look) -> None:
@@ -60,9 +63,10 @@ def check(run: Source | SweepResults, look: Look) -> None:
         ("height", look.size and look.size[1], SMALLEST, LARGEST),
         ("scale", look.scale, 0.25, 8),
         ("font size", look.font, 6, 48),
+        ("smooth", look.smooth, 1, MOST_STEPS),
     ):
         if value is not None and not low <= value <= high:
-            unit = "" if name == "scale" else " px"
+            unit = {"scale": "", "smooth": " steps"}.get(name, " px")
             told = f" px, {on_paper(value)} in" if name in ("width", "height") else unit
             inches = f" ({on_paper(low)} to {on_paper(high)} in)" if name in ("width", "height") else ""
             raise ValueError(f"{name} must be between {low} and {high}{unit}{inches}, got {value:g}{told}")
@@ -96,6 +100,8 @@ def spec_of(
     entry = FIGURES[name]
     if given is None:
         given = entry.read(run, At(look.layer, look.step, bins=POINTS))
+        if look.smooth > 1 and over_steps(entry.draw.spec(**given)):  # a mean is taken of every step
+            given = entry.read(run, At(look.layer, look.step))
     if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
         given = given | {"label_changes": True}  # on the page only the chart above it names the changes
     width, height = size_of(name, look)
@@ -108,7 +114,7 @@ def spec_of(
     def drawn(left: int, right: int, top: int) -> dict[str, Any]:
         """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
         room = (size[0] - left - right, max(60, size[1] - top), False)
-        made: dict[str, Any] = entry.draw.spec(**given, theme=THEMES[look.theme], size=room)
+        made = smoothed(entry.draw.spec(**given, theme=THEMES[look.theme], size=room), given, look.smooth, POINTS)
         layout = made["layout"]
         layout["width"], layout["height"] = size[0], layout["height"] + top
         layout["margin"] |= {side: layout["margin"][side] + px for side, px in (("l", left), ("r", right), ("t", top))}
