@@ -30,21 +30,7 @@ def declare(commands: Any) -> None:
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
     files.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
-    files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
-    files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
-    files.add_argument("--theme", default="light", help="light or dark")
-    files.add_argument("--title", help='instead of the figure\'s own; "" for none')
-    files.add_argument(
-        "--font",
-        metavar="SIZE",
-        help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
-    )
-    files.add_argument(
-        "--smooth", type=whole_flag, default=1, metavar="STEPS", help="draw lines as a centred mean over so many steps"
-    )
-    files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
-    files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
-    files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
+    declare_look(files)
     files.add_argument(
         "--with",
         nargs="+",
@@ -65,10 +51,36 @@ def declare(commands: Any) -> None:
         default=[],
         help="expert=3, or what the formula is asked: tokens, k, experts, devices",
     )
+    files.add_argument(
+        "--panels",
+        type=whole_flag,
+        default=0,
+        metavar="COLUMNS",
+        help="the figures as panels of one file, so many beside each other",
+    )
     files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
     document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
     document.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
+
+
+def declare_look(files: argparse.ArgumentParser) -> None:
+    """The flags of how a figure looks."""
+    files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
+    files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
+    files.add_argument("--theme", default="light", help="light or dark")
+    files.add_argument("--title", help='instead of the figure\'s own; "" for none')
+    files.add_argument(
+        "--font",
+        metavar="SIZE",
+        help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
+    )
+    files.add_argument(
+        "--smooth", type=whole_flag, default=1, metavar="STEPS", help="draw lines as a centred mean over so many steps"
+    )
+    files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
+    files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
+    files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -88,7 +100,7 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
     from moe_core.export import export
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
-    look = look_of(arguments, run.description)
+    look = look_of(arguments, run)
     out = Path(arguments.out)
     if arguments.animate:
         from moe_core.export.animation import animate
@@ -100,7 +112,7 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
         paths = [replay(run, out, look.layer, progress_of(arguments))]
     else:
         figures = tuple(arguments.figure) if arguments.figure else None
-        paths = export(run, out, formats, figures, look, progress_of(arguments))
+        paths = export(run, out, formats, figures, look, progress_of(arguments), arguments.panels)
     for path in paths:
         tell(arguments, path)
 
@@ -145,13 +157,16 @@ def layer_of(word: str, description: Description) -> int:
         ) from None
 
 
-def look_of(arguments: argparse.Namespace, description: Description) -> Any:
+def look_of(arguments: argparse.Namespace, run: Any) -> Any:
     """The flags as a Look. ValueError for text that is not a size, and for a name that no layer has."""
-    from moe_core.export import Look
+    from moe_core.export import Look, chosen
     from moe_core.export.sizes import PAPER, size_of_words, type_of_words
 
     sized = size_of_words(arguments.size) if arguments.size else None
     usual = PAPER if sized and sized.paper else Look.font
+    if sized and arguments.panels:
+        count = len(chosen(run, arguments.figure))
+        sized = sized._replace(size=sized.of_panels(count, max(1, arguments.panels)))
     return Look(
         size=sized and sized.size,
         scale=arguments.scale,
@@ -159,7 +174,7 @@ def look_of(arguments: argparse.Namespace, description: Description) -> Any:
         title=arguments.title,
         font=type_of_words(arguments.font) if arguments.font else usual,
         caption=arguments.caption,
-        layer=layer_of(arguments.layer, description),
+        layer=layer_of(arguments.layer, run.description),
         step=arguments.at,
         smooth=arguments.smooth,
     )

@@ -34,7 +34,8 @@ class Look:
     """size: (width, height) in CSS px, 96 to the inch, of the whole figure, None being a paper's column, or what the figure needs
     if that is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
-    step to show, None being the last. smooth: over how many steps lines are averaged, 1 being none."""
+    step to show, None being the last. smooth: over how many steps lines are averaged, 1 being none. letter: before
+    the title, of a panel."""
 
     size: tuple[float, float] | None = None
     scale: float = 2.0
@@ -45,6 +46,7 @@ class Look:
     layer: int = 0
     step: int | None = None
     smooth: int = 1
+    letter: str = ""
 
 
 def check(run: Source | SweepResults, look: Look) -> None:
@@ -107,7 +109,7 @@ def spec_of(
     width, height = size_of(name, look)
     zoom = look.font / FONT
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
-    cut = COMPACT.top - 16 if look.title == "" else 0
+    cut = COMPACT.top - (30 if look.letter else 16) if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
     size = (round(width / zoom), max(60, round(height / zoom) - below + cut))
 
@@ -116,6 +118,8 @@ def spec_of(
         room = (size[0] - left - right, max(60, size[1] - top), False)
         made = smoothed(entry.draw.spec(**given, theme=THEMES[look.theme], size=room), given, look.smooth, POINTS)
         layout = made["layout"]
+        if look.letter:
+            layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"
         layout["width"], layout["height"] = size[0], layout["height"] + top
         layout["margin"] |= {side: layout["margin"][side] + px for side, px in (("l", left), ("r", right), ("t", top))}
         return made
@@ -129,7 +133,7 @@ def spec_of(
         spec["layout"]["title"]["text"] = text
     layout = spec["layout"]
     if look.title == "":
-        layout["title"] = {"text": ""}
+        layout["title"] = layout["title"] | {"text": f"<b>{look.letter}</b><br>"} if look.letter else {"text": ""}
         layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] - cut}
         layout["height"] -= cut
     elif look.title is not None:
@@ -179,7 +183,7 @@ def wrapped(text: str, font: dict[str, Any], width: float) -> list[str]:
     """The text in lines no wider than `width`, broken at blanks, but not between a number and its %."""
     lines = [""]
     for word in text.replace(" %", NO_BREAK + "%").split(" "):
-        longer = f"{lines[-1]} {word}".strip(" ")
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
         if lines[-1] and widest(longer, font) > width:
             lines.append(word)
         else:

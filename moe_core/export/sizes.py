@@ -10,10 +10,18 @@ WIDE = "16:9"
 
 
 class Sized(NamedTuple):
-    """A figure's size in CSS px, and whether it was given in a unit of paper, so that its type is of 8 pt."""
+    """A figure's size in CSS px; paper: whether it was given in a unit of paper, so that its type is of 8 pt; free: whether the height
+    was not given and follows from the width."""
 
     size: tuple[float, float]
     paper: bool
+    free: bool = False
+
+    def of_panels(self, count: int, columns: int) -> tuple[float, float]:
+        """The size of a file of so many panels, `columns` beside each other."""
+        columns = min(columns, count)
+        wide, high = self.size
+        return (wide, -(-count // columns) * height_for(wide / columns)) if self.free else (wide, high)
 
 
 def size_of_words(words: str) -> Sized:
@@ -32,7 +40,7 @@ def size_of_words(words: str) -> Sized:
     named = one or other or "px"  # a unit that is named once is that of both
     wide = float(width) * PX[named]
     high = float(height) * PX[other or named] if height else height_for(wide)
-    return Sized((wide, high), named != "px")
+    return Sized((wide, high), named != "px", not height)
 
 
 def height_for(width: float) -> float:

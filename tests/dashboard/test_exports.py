@@ -61,6 +61,14 @@ def test_a_size_on_paper_has_its_type_in_points(runs):
     assert "On paper 3.25 × 2 in, with type of 7 pt." in words(app)
 
 
+def test_several_figures_are_panels_of_one_file(runs):
+    make_run(runs, "text").close()
+    app = page(run="text", figures="loss,churn", size="page of 6.75 in", panels="2", smooth="20")
+    assert not app.exception
+    assert "2 panels: 648 × 194 px" in words(app)
+    assert [b.proto.label for b in app.get("download_button")] == ["Export"]
+
+
 def test_the_link_names_figures_and_step(runs):
     make_run(runs, "text").close()
     app = page(run="text", figures="loss,nonsense,churn", step="50")
