@@ -68,7 +68,7 @@ def declare_look(files: argparse.ArgumentParser) -> None:
     """The flags of how a figure looks."""
     files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
     files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
-    files.add_argument("--theme", default="light", help="light or dark")
+    files.add_argument("--theme", default="light", help="light, dark or grey")
     files.add_argument("--title", help='instead of the figure\'s own; "" for none')
     files.add_argument(
         "--font",

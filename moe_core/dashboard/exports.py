@@ -25,7 +25,7 @@ from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.needs import many_layers
 from moe_core.figures.read_sweep import SweepResults
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.room import bytes_text
 
@@ -105,7 +105,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
         )
     size = sized.of_panels(len(figures), columns) if columns else sized.size
     theme_at, font_at, scale_at = st.columns(3)
-    theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
+    theme = theme_at.selectbox("Theme", list(LOOKS), key="theme", **BOUND)
     if sized.paper:
         font = PX["pt"] * font_at.number_input("Type, pt", 4.5, 36.0, 8.0, 0.5, key="type", **BOUND)
     else:

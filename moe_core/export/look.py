@@ -15,7 +15,7 @@ from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.runs.source import At, Source
 from moe_core.schema import first_line
 
@@ -51,8 +51,8 @@ class Look:
 
 def check(run: Source | SweepResults, look: Look) -> None:
     """ValueError for an unknown theme, or a layer, step or size out of range."""
-    if look.theme not in THEMES:
-        raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
+    if look.theme not in LOOKS:
+        raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(LOOKS)}")
     layers = len(run.description.layers)
     if not 0 <= look.layer < layers:
         raise ValueError(f"layer must be between 1 and {layers}, got {look.layer + 1}")
@@ -116,7 +116,7 @@ def spec_of(
     def drawn(left: int, right: int, top: int) -> dict[str, Any]:
         """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
         room = (size[0] - left - right, max(60, size[1] - top), False)
-        made = smoothed(entry.draw.spec(**given, theme=THEMES[look.theme], size=room), given, look.smooth, POINTS)
+        made = smoothed(entry.draw.spec(**given, theme=LOOKS[look.theme], size=room), given, look.smooth, POINTS)
         layout = made["layout"]
         if look.letter:
             layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"
@@ -201,7 +201,7 @@ def sheet_of(
 
 def laid_out(spec: dict[str, Any], zoom: float, name: str, look: Look, caption: str) -> Sheet:
     """A spec, as spec_of makes it, as a sheet."""
-    sheet, theme = draw(spec), THEMES[look.theme]
+    sheet, theme = draw(spec), LOOKS[look.theme]
     if look.caption:
         sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
     # The spec's sides are whole px; the sheet has exactly the size asked for.

@@ -12,7 +12,7 @@ from moe_core.export.stamp import Facts, caption_of, figure_facts
 from moe_core.export.svg import to_png, to_svg
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import SweepResults
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.runs.source import Source
 
 GAP = 16  # px between two panels
@@ -54,7 +54,7 @@ def together(
     """All panels on one sheet, and by which factor its px are enlarged."""
     columns = min(columns, len(names))
     width, height = whole_size(look, len(names), columns)
-    zoom, rows, theme = look.font / FONT, -(-len(names) // columns), THEMES[look.theme]
+    zoom, rows, theme = look.font / FONT, -(-len(names) // columns), LOOKS[look.theme]
     below = 2 * (FONT - 2) * zoom if look.caption else 0.0
     gap = GAP * zoom
     size = ((width - gap * (columns - 1)) / columns, (height - below - gap * (rows - 1)) / rows)

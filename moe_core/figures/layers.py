@@ -52,7 +52,7 @@ def layers(
     """
     L, E = len(names_L), max(experts_L)
     short = short_names(names_L)
-    subtitle = f"selections ÷ ideal{ideal_words(experts_L)}, last {steps:,} steps; orange over, blue under"
+    subtitle = f"selections ÷ ideal{ideal_words(experts_L)}, last {steps:,} steps; {theme.signs[2]} over, {theme.signs[0]} under"
     layout = base("layers", "Layers by experts", subtitle, step=step, theme=theme, size=size, labels=True)
     layout["meta"] |= {"pick": "layer", "from": "y"}
     short = [cut(name, letters_beside(size, LONGEST)) for name in short]

@@ -149,7 +149,7 @@ def similarity(
     return heatmap(
         "similarity",
         "Similarity of W_g",
-        "cosine of gate weights; orange: alike",
+        f"cosine of gate weights; {theme.signs[2]}: alike",
         cosine,
         {"colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -1, "zmax": 1},
         {"tickvals": [-1, -0.5, 0, 0.5, 1], "ticktext": ["−1", "−0.5", "0", "0.5", "1"]},

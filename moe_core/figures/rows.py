@@ -91,7 +91,7 @@ def rows_layout(
     some = (
         f"; the {len(shown)} of {len(names_F)} features that differ most by class" if len(shown) < len(names_F) else ""
     )
-    subtitle = f"band: first expert; below, each feature, blue low to orange high{some}{without_expert(first, E)}"
+    subtitle = f"band: first expert; below, each feature, {theme.signs[0]} low to {theme.signs[2]} high{some}{without_expert(first, E)}"
     layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
     names = [escape(names_F[f][: letters_beside(size, LONGEST)]) for f in shown]
     band = len(shown) * STRIP / max(1, height - STRIP)
