@@ -67,8 +67,8 @@ def declare(commands: Any) -> None:
 def declare_look(files: argparse.ArgumentParser) -> None:
     """The flags of how a figure looks."""
     files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
-    files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
-    files.add_argument("--theme", default="light", help="light, dark or grey")
+    files.add_argument("--scale", type=real_flag, help="pixels of a PNG for each CSS pixel; else 2")
+    files.add_argument("--theme", help="light, dark or grey; else light")
     files.add_argument("--title", help='instead of the figure\'s own; "" for none')
     files.add_argument(
         "--font",
@@ -76,7 +76,10 @@ def declare_look(files: argparse.ArgumentParser) -> None:
         help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
     )
     files.add_argument(
-        "--smooth", type=whole_flag, default=1, metavar="STEPS", help="draw lines as a centred mean over so many steps"
+        "--smooth", type=whole_flag, metavar="STEPS", help="draw lines as a centred mean over so many steps"
+    )
+    files.add_argument(
+        "--style", metavar="FILE", help="a look kept as JSON, by the names of these flags, which come before it"
     )
     files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
     files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
@@ -158,23 +161,28 @@ def layer_of(word: str, description: Description) -> int:
 
 
 def look_of(arguments: argparse.Namespace, run: Any) -> Any:
-    """The flags as a Look. ValueError for text that is not a size, and for a name that no layer has."""
+    """The flags, and what a style file has where they say nothing, as a Look. ValueError for what is no size or style, and for a name
+    that no layer has."""
     from moe_core.export import Look, chosen
     from moe_core.export.sizes import PAPER, size_of_words, type_of_words
+    from moe_core.export.style import KINDS, read_style
 
-    sized = size_of_words(arguments.size) if arguments.size else None
+    words = read_style(arguments.style) if arguments.style else {}
+    flags = {name: getattr(arguments, name) for name in KINDS}
+    words |= {name: value for name, value in flags.items() if value is not None and value is not False}
+    sized = size_of_words(words["size"]) if "size" in words else None
     usual = PAPER if sized and sized.paper else Look.font
     if sized and arguments.panels:
         count = len(chosen(run, arguments.figure))
         sized = sized._replace(size=sized.of_panels(count, max(1, arguments.panels)))
     return Look(
         size=sized and sized.size,
-        scale=arguments.scale,
-        theme=arguments.theme,
-        title=arguments.title,
-        font=type_of_words(arguments.font) if arguments.font else usual,
-        caption=arguments.caption,
+        scale=words.get("scale", Look.scale),
+        theme=words.get("theme", Look.theme),
+        title=words.get("title"),
+        font=type_of_words(str(words["font"])) if "font" in words else usual,
+        caption=words.get("caption", False),
         layer=layer_of(arguments.layer, run.description),
         step=arguments.at,
-        smooth=arguments.smooth,
+        smooth=words.get("smooth", Look.smooth),
     )
