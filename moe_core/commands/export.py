@@ -30,16 +30,7 @@ def declare(commands: Any) -> None:
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
     files.add_argument("--figure", nargs="+", action="extend", metavar="NAME", help="these figures only")
-    files.add_argument("--size", metavar="WxH", help="in CSS pixels, for example 640x400; else a paper's column")
-    files.add_argument("--scale", type=real_flag, default=2.0, help="pixels of a PNG for each CSS pixel")
-    files.add_argument("--theme", default="light", help="light or dark")
-    files.add_argument("--title", help='instead of the figure\'s own; "" for none')
-    files.add_argument(
-        "--font", type=real_flag, default=13.0, metavar="PX", help="size of the axes' type; all else follows"
-    )
-    files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
-    files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
-    files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
+    declare_look(files)
     files.add_argument(
         "--with",
         nargs="+",
@@ -60,10 +51,39 @@ def declare(commands: Any) -> None:
         default=[],
         help="expert=3, or what the formula is asked: tokens, k, experts, devices",
     )
+    files.add_argument(
+        "--panels",
+        type=whole_flag,
+        default=0,
+        metavar="COLUMNS",
+        help="the figures as panels of one file, so many beside each other",
+    )
     files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
     document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
     document.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
+
+
+def declare_look(files: argparse.ArgumentParser) -> None:
+    """The flags of how a figure looks."""
+    files.add_argument("--size", metavar="WxH", help="640x400, 3.25in, 85x60mm or 16:9; else a paper's column")
+    files.add_argument("--scale", type=real_flag, help="pixels of a PNG for each CSS pixel; else 2")
+    files.add_argument("--theme", help="light, dark or grey; else light")
+    files.add_argument("--title", help='instead of the figure\'s own; "" for none')
+    files.add_argument(
+        "--font",
+        metavar="SIZE",
+        help="of the axes' type, 13 or 8pt; all else follows; else 8pt on paper, 13 px on a screen",
+    )
+    files.add_argument(
+        "--smooth", type=whole_flag, metavar="STEPS", help="draw lines as a centred mean over so many steps"
+    )
+    files.add_argument(
+        "--style", metavar="FILE", help="a look kept as JSON, by the names of these flags, which come before it"
+    )
+    files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
+    files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
+    files.add_argument("--caption", action="store_true", help="a line below with run, step and version")
 
 
 def export_command(arguments: argparse.Namespace) -> int:
@@ -83,7 +103,7 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
     from moe_core.export import export
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
-    look = look_of(arguments, run.description)
+    look = look_of(arguments, run)
     out = Path(arguments.out)
     if arguments.animate:
         from moe_core.export.animation import animate
@@ -95,7 +115,7 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
         paths = [replay(run, out, look.layer, progress_of(arguments))]
     else:
         figures = tuple(arguments.figure) if arguments.figure else None
-        paths = export(run, out, formats, figures, look, progress_of(arguments))
+        paths = export(run, out, formats, figures, look, progress_of(arguments), arguments.panels)
     for path in paths:
         tell(arguments, path)
 
@@ -140,26 +160,29 @@ def layer_of(word: str, description: Description) -> int:
         ) from None
 
 
-def look_of(arguments: argparse.Namespace, description: Description) -> Any:
-    """The flags as a Look. ValueError for text that is not a size, and for a name that no layer has."""
-    from moe_core.export import Look
+def look_of(arguments: argparse.Namespace, run: Any) -> Any:
+    """The flags, and what a style file has where they say nothing, as a Look. ValueError for what is no size or style, and for a name
+    that no layer has."""
+    from moe_core.export import Look, chosen
+    from moe_core.export.sizes import PAPER, size_of_words, type_of_words
+    from moe_core.export.style import KINDS, read_style
 
-    size = None
-    if arguments.size:
-        width, _, height = arguments.size.lower().partition("x")
-        try:
-            size = (whole(width), whole(height))
-        except ValueError:
-            raise ValueError(
-                f"a size is written WIDTHxHEIGHT in pixels, for example 640x400, got {arguments.size!r}"
-            ) from None
+    words = read_style(arguments.style) if arguments.style else {}
+    flags = {name: getattr(arguments, name) for name in KINDS}
+    words |= {name: value for name, value in flags.items() if value is not None and value is not False}
+    sized = size_of_words(words["size"]) if "size" in words else None
+    usual = PAPER if sized and sized.paper else Look.font
+    if sized and arguments.panels:
+        count = len(chosen(run, arguments.figure))
+        sized = sized._replace(size=sized.of_panels(count, max(1, arguments.panels)))
     return Look(
-        size=size,
-        scale=arguments.scale,
-        theme=arguments.theme,
-        title=arguments.title,
-        font=arguments.font,
-        caption=arguments.caption,
-        layer=layer_of(arguments.layer, description),
+        size=sized and sized.size,
+        scale=words.get("scale", Look.scale),
+        theme=words.get("theme", Look.theme),
+        title=words.get("title"),
+        font=type_of_words(str(words["font"])) if "font" in words else usual,
+        caption=words.get("caption", False),
+        layer=layer_of(arguments.layer, run.description),
         step=arguments.at,
+        smooth=words.get("smooth", Look.smooth),
     )

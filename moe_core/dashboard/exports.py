@@ -17,12 +17,15 @@ from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.look import check, size_of
+from moe_core.export.panels import KINDS as PANELS
+from moe_core.export.panels import MOST, panels
 from moe_core.export.replay import not_measured
+from moe_core.export.sizes import PX, Sized, on_paper, size_of_words
 from moe_core.export.sources import WHOLE, Named
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.needs import many_layers
 from moe_core.figures.read_sweep import SweepResults
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.room import bytes_text
 
@@ -70,9 +73,9 @@ def body(what: Named) -> None:
                 st.warning(line)
             left, right = st.columns([1, 2], gap="large")
             with left:
-                figures, format, look = choices(source)
+                figures, format, look, columns = choices(source)
             with right:
-                preview(what, source, figures, format, look)
+                preview(what, source, figures, format, look, columns)
             if not what.sweep:
                 st.divider()
                 documents(what, source, look)
@@ -80,8 +83,8 @@ def body(what: Named) -> None:
         st.error(str(error))
 
 
-def choices(run: Any) -> tuple[list[str], str, Look]:
-    """What to export, and how it is to look."""
+def choices(run: Any) -> tuple[list[str], str, Look, int]:
+    """What to export, how it is to look, and how many panels stand beside each other, 0 for a file a figure."""
     names = chosen(run, None)
     # A link that names other runs means their comparison.
     first = [name for name in names if FIGURES[name].page == "compare"][:1] or names[:1]
@@ -95,18 +98,20 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
 
     figures = st.multiselect("Figures", names, key=key, format_func=title_of, on_change=link)
     format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
-    size_name = st.selectbox("Size", [*SIZES, OWN], key="size", **BOUND)
-    size = SIZES.get(size_name)
-    if size is None:
-        width, height = st.columns(2)
-        size = (
-            int(width.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)),
-            int(height.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)),
+    sized, columns = chosen_size(), 0
+    if len(figures) > 1 and format in PANELS:
+        columns = int(
+            st.number_input("Panels of one file beside each other (0: a file each)", 0, MOST, 0, key="panels", **BOUND)
         )
+    size = sized.of_panels(len(figures), columns) if columns else sized.size
     theme_at, font_at, scale_at = st.columns(3)
-    theme = theme_at.selectbox("Theme", list(THEMES), key="theme", **BOUND)
-    font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
+    theme = theme_at.selectbox("Theme", list(LOOKS), key="theme", **BOUND)
+    if sized.paper:
+        font = PX["pt"] * font_at.number_input("Type, pt", 4.5, 36.0, 8.0, 0.5, key="type", **BOUND)
+    else:
+        font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
+    smooth = st.number_input("Mean over, steps", 1, 1_000_000, 1, key="smooth", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, SweepResults)
     layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
@@ -114,8 +119,26 @@ def choices(run: Any) -> tuple[list[str], str, Look]:
     bare = bare_at.checkbox("No title", key="bare", **BOUND)
     caption = caption_at.checkbox("Caption", key="caption", **BOUND)
     step = None if sweep else named("step", run.steps()[1])
-    look = Look(size, float(scale), theme, "" if bare else title or None, float(font), caption, layer - 1, step)
-    return figures, format or "png", look
+    words = "" if bare else title or None
+    look = Look(size, float(scale), theme, words, float(font), caption, layer - 1, step, int(smooth))
+    return figures, format or "png", look, columns
+
+
+def chosen_size() -> Sized:
+    """One of the usual sizes, or one's own in px, inches or mm."""
+    name = st.selectbox("Size", [*SIZES, *OWN], key="size", **BOUND)
+    if name in SIZES:
+        return size_of_words(SIZES[name])
+    unit = OWN[name]
+    wide, high = st.columns(2)
+    if unit == "px":
+        width = wide.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)
+        height = high.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)
+    else:
+        usual = (3.25, 2.0) if unit == "in" else (85.0, 55.0)
+        width = wide.number_input(f"Width, {unit}", 0.5, 2000.0, usual[0], key="wide", **BOUND)
+        height = high.number_input(f"Height, {unit}", 0.5, 2000.0, usual[1], key="high", **BOUND)
+    return Sized((width * PX[unit], height * PX[unit]), unit != "px")
 
 
 def layer_of(run: Any) -> int:
@@ -145,8 +168,8 @@ def named(name: str, highest: int) -> int | None:
     return value if value and value <= highest else None
 
 
-def preview(what: Named, source: Any, figures: list[str], format: str, look: Look) -> None:
-    """The first figure as it will be, its size in pixels and bytes, and the download of one or all."""
+def preview(what: Named, source: Any, figures: list[str], format: str, look: Look, columns: int) -> None:
+    """The first figure as it will be, or all as panels, its size in pixels and bytes, and the download of one or all."""
     if not figures:
         st.info("Choose a figure at the left.")
         return
@@ -155,8 +178,9 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     button_at.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
-        picture = draw_once(what, progress_of(source), figures[0], "png", look)
-        file = picture if format == "png" else draw_once(what, progress_of(source), figures[0], format, look)
+        shown = tuple(figures) if columns else figures[0]
+        picture = draw_once(what, progress_of(source), shown, "png", look, columns)
+        file = picture if format == "png" else draw_once(what, progress_of(source), shown, format, look, columns)
     except ValueError as error:
         picture_at.error(str(error))
         button_at.empty()
@@ -164,7 +188,7 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     width, height = size_of(figures[0], look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
     data = base64.b64encode(picture).decode()
-    alt = title_of(figures[0])
+    alt = f"{len(figures)} panels" if columns else title_of(figures[0])
     picture_at.html(
         f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
         f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
@@ -173,9 +197,11 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     more = "" if look.step is None else f" As it stood at step {look.step:,}."
     others = [] if what.sweep else [run.id for run in source.others]
     more += f" Beside {source.id}: {', '.join(others)}." if others else ""
-    caption_at.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{more}")
-    if len(figures) == 1:
-        name = f"{source.id}-{figures[0]}.{format}"
+    paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
+    drawn = f"{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
+    caption_at.caption(drawn + paper + more)
+    if columns or len(figures) == 1:
+        name = f"{source.id}-{'panels' if columns else figures[0]}.{format}"
         button_at.download_button(
             "Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore"
         )
@@ -190,10 +216,16 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
 
 
 @st.cache_data(max_entries=64, show_spinner="Drawing")
-def draw_once(what: Named, progress: tuple[Any, ...], name: str, format: str, look: Look) -> bytes:
-    """One figure in one format; kept until there is more to draw. progress: as progress_of() gives it, part of the cache's key."""
+def draw_once(
+    what: Named, progress: tuple[Any, ...], names: str | tuple[str, ...], format: str, look: Look, columns: int
+) -> bytes:
+    """One figure in one format, or several as panels; kept until there is more to draw. progress: as progress_of() gives it, part of the cache's key."""
     with what.open() as source:
-        return rendered(source, name, format, look)
+        return (
+            rendered(source, names, format, look)
+            if isinstance(names, str)
+            else panels(source, names, format, look, columns)
+        )
 
 
 def progress_of(source: Any) -> tuple[Any, ...]:
@@ -226,6 +258,7 @@ def words_of(what: Named, look: Look | None = None) -> list[str]:
     words += ["--size", f"{look.size[0]}x{look.size[1]}"] if look.size else []
     words += [f"--title={look.title}"] if look.title is not None else []
     words += ["--at", str(look.step)] if look.step else []
+    words += ["--smooth", str(look.smooth)] if look.smooth > 1 else []
     return words + ["--caption"] * look.caption
 
 

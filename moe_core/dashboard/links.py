@@ -14,14 +14,17 @@ import streamlit as st
 from moe_core.dashboard.log import short
 from moe_core.export import FORMATS
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.lessons import LESSONS
 from moe_core.runs import RUN_ID
 from moe_core.schema import RENAMED
 
 MOST = 3  # runs beside the first
-SIZES = {"paper column": (480, 300), "paper page": (900, 500), "slide": (960, 540)}
-OWN = "own size"
+SIZES = {  # by their names in a link, as the command line takes them
+    "paper column": "480x300", "paper page": "900x500", "slide": "16:9", "column of 3.25 in": "3.25in",
+    "column of 3.5 in": "3.5in", "page of 5.5 in": "5.5in", "page of 6.75 in": "6.75in",
+}  # fmt: skip
+OWN = {"own size": "px", "own inches": "in", "own mm": "mm"}
 NEW = "new"  # in place of a run or a sweep
 LAST = 2**53  # beyond any step; numbers up to it are exact in a browser
 UNREAD = "unread"  # the word that names those which were taken out of a link
@@ -84,8 +87,8 @@ OPTIONS: dict[str, Word] = {  # what a person chooses on a page beside run, laye
 WORDS: dict[str, Word] = {
     "run": Word(NAME, run_name), "sweep": Word(NAME, run_name), "layer": whole(high=1000), "step": whole(),
     "lesson": whole(high=len(LESSONS)), "figures": Word("names of figures with commas between them", figures),
-    "format": one_of(*FORMATS), "size": one_of(*SIZES, OWN), "theme": one_of(*THEMES), "width": whole(120, 8000),
-    "height": whole(120, 8000), "font": number(6, 48), "scale": number(0.5, 8),
+    "format": one_of(*FORMATS), "size": one_of(*SIZES, *OWN), "theme": one_of(*LOOKS), "width": whole(120, 8000),
+    "height": whole(120, 8000), "wide": number(0.5, 2000), "high": number(0.5, 2000), "font": number(6, 48), "type": number(4.5, 36), "smooth": whole(high=1_000_000), "panels": whole(0, 6), "scale": number(0.5, 8),
     "title": Word("at most 200 letters", lambda text: matching(r"[^\x00-\x1f]{0,200}", text)),
     "bare": one_of("true", "false"), "caption": one_of("true", "false"), "read": one_of("true", "false"), **OPTIONS,
 }  # fmt: skip

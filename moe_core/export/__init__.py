@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from moe_core.export.files import folder_for, write
-from moe_core.export.look import Look, check, sheet_of, spec_of, undrawable
+from moe_core.export.look import Look, check, laid_out, spec_of, undrawable
 from moe_core.export.numbers import Table, cell, cells, columns, finished, parquet, statistics, table
+from moe_core.export.panels import panels
 from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, sweep_facts
 from moe_core.export.svg import to_png, to_svg
@@ -37,11 +38,13 @@ def export(
     figures: Iterable[str] | None = None,
     look: Look = Look(),  # noqa: B008 - frozen
     progress: Progress = lambda done, of: None,
+    columns: int = 0,
 ) -> list[Path]:
     """Write figures (None: all that the run can show) into a folder, and return the paths of the files.
 
     run: a run, or what sources.py opens: a run with others to compare, or a sweep. Formats of numbers also write all statistics,
     export.json, which says where each table is from, and for a run script.txt, its knob changes as `train --script` takes them.
+    columns: 0 for a picture each, else one file of all figures as panels, so many beside each other.
     ValueError for an unknown format, figure or theme, a layer or size out of range, a file where the folder should be, and,
     after all else was written, a figure that cannot be drawn.
     """
@@ -50,14 +53,16 @@ def export(
         if name not in FORMATS:
             raise ValueError(f"unknown format {name!r}; there are: {', '.join(FORMATS)}")
     check(run, look)
-    folder = folder_for(out)
     tables = [f for f in formats if f in NUMBERS]
-    of = len(names) * len(formats) + len(tables)
-    files: list[Path] = []
+    whole = [(f"panels.{f}", panels(run, names, f, look, columns)) for f in formats if columns and f in PICTURES]
+    each = tables if columns else formats
+    folder = folder_for(out)
+    of = len(names) * len(each) + len(tables) + len(whole)
+    files: list[Path] = [write(folder / name, content) for name, content in whole]
     stamps: dict[str, Facts] = {}
     undrawn: dict[str, str] = {}
     for name in names:
-        for format in formats:
+        for format in each:
             progress(len(files), of)
             try:
                 drawn = rendered(run, name, format, look)
@@ -89,10 +94,12 @@ def rendered(run: Source | SweepResults, name: str, format: str, look: Look) -> 
     if format in NUMBERS:
         numbers = numbers_of(run, name, look)
         return table(numbers).encode() if format == "csv" else parquet(numbers, facts)
+    spec, zoom = spec_of(run, name, look)
+    if "smooth" in spec["layout"]["meta"]:
+        facts["Smoothed"] = f"each line is a centred mean of {look.smooth:,} steps"
     if format == "html":
-        spec, zoom = spec_of(run, name, look)
         return page(name, spec, facts, zoom, caption_of(facts) if look.caption else "").encode()
-    sheet, zoom = sheet_of(run, name, look, caption_of(facts))
+    sheet = laid_out(spec, zoom, name, look, caption_of(facts))
     if format == "png":
         return to_png(sheet, facts, look.scale * zoom)
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)

@@ -1,13 +1,20 @@
 """Axes as plotly.js lays them out: where a value lies, which ticks there are, and what they say."""
 
+import itertools
 import math
 import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.export.fonts import width_of
+from moe_core.export.marks import lines_of
+
 Array = np.ndarray[Any, Any]
 STEPS = (2.0, 5.0, 10.0)
+LINE = 1.3  # distance of two baselines, in the size of the label's type
+HIGH = 0.9  # of a line's letters, in the same
+BETWEEN_X, BETWEEN_Y = 0.4, 0.1  # least gap between the words of two ticks, in the same
 
 
 class Axis(NamedTuple):
@@ -30,33 +37,72 @@ class Axis(NamedTuple):
 
 
 def ticks(axis: Axis) -> list[tuple[float, str]]:
-    """(pixel, words) of each tick within the axis."""
+    """(pixel, words) of each tick within the axis; where their words would touch, of every second, third, … only."""
     spec = axis.spec
     lo, hi = sorted(axis.range)
-    if spec.get("tickvals") is not None:
-        values = [float(v) for v in np.asarray(spec["tickvals"]).ravel()]
-        texts = spec.get("ticktext")
-        words = [str(t) for t in texts] if texts is not None else [number(v, 1e-3 * (abs(v) or 1)) for v in values]
-    elif axis.log:
-        values = log_values(lo, hi)
-        words = [f"{v:g}" for v in values]
-    else:
+    if spec.get("tickvals") is None and not axis.log:
         step = spec.get("dtick") or spacing(abs(hi - lo), spec, abs(axis.px[1] - axis.px[0]))
         if not step > 0:
             return []
-        first = math.ceil(lo / step - 1e-6)
-        values = [step * i for i in range(first, first + 1000) if step * i <= hi + 1e-6 * step]
-        words = [f"{round(v)}" if spec.get("tickformat") == "d" else number(v, step) for v in values]
-        if fixed := re.fullmatch(r"\.(\d)f", str(spec.get("tickformat", ""))):
-            words = [f"{v:.{fixed[1]}f}".replace("-", "−") for v in values]
-        suffix = {"%": "%"}.get(str(spec.get("tickformat", ""))[-1:], "")
-        if suffix:
-            digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))
-            words = [f"{100 * v:.{digits}f}%" for v in values]
-    places = axis.place(values)
-    inside = (min(axis.px) - 0.5, max(axis.px) + 0.5)
-    words = [spec.get("tickprefix", "") + w + spec.get("ticksuffix", "") for w in words]
-    return [(float(p), w) for p, w in zip(places, words, strict=True) if inside[0] <= p <= inside[1]]
+        while touching(found := multiples(axis, lo, hi, step), axis):
+            step = longer(step)
+        return found
+    if axis.log and spec.get("tickvals") is None:
+        values = log_values(lo, hi)
+        words = [f"{v:g}" for v in values]
+    else:
+        values = [float(v) for v in np.asarray(spec["tickvals"]).ravel()]
+        texts = spec.get("ticktext")
+        words = [str(t) for t in texts] if texts is not None else [number(v, 1e-3 * (abs(v) or 1)) for v in values]
+    every, found = 1, within(axis, values, words)
+    while touching(found[::every], axis):
+        every += 1
+    return found[::every]
+
+
+def multiples(axis: Axis, lo: float, hi: float, step: float) -> list[tuple[float, str]]:
+    """The ticks at the multiples of a step."""
+    form = str(axis.spec.get("tickformat", ""))
+    first = math.ceil(lo / step - 1e-6)
+    values = [step * i for i in range(first, first + 1000) if step * i <= hi + 1e-6 * step]
+    words = [f"{round(v)}" if form == "d" else number(v, step) for v in values]
+    if fixed := re.fullmatch(r"\.(\d)f", form):
+        words = [f"{v:.{fixed[1]}f}".replace("-", "−") for v in values]
+    if form.endswith("%"):
+        digits = max(0, -math.floor(math.log10(step * 100) + 1e-9))
+        words = [f"{100 * v:.{digits}f}%" for v in values]
+    return within(axis, values, words)
+
+
+def longer(step: float) -> float:
+    """The next step that is 1, 2 or 5 times a power of ten."""
+    base = 10.0 ** math.floor(math.log10(step) + 1e-9)
+    return base * next(s for s in STEPS if s > step / base * (1 + 1e-9))
+
+
+def within(axis: Axis, values: list[float], words: list[str]) -> list[tuple[float, str]]:
+    """The ticks that lie within the axis, each at its pixel."""
+    spec, places = axis.spec, axis.place(values)
+    low, high = min(axis.px) - 0.5, max(axis.px) + 0.5
+    before, after = spec.get("tickprefix", ""), spec.get("ticksuffix", "")
+    return [(float(p), before + w + after) for p, w in zip(places, words, strict=True) if low <= p <= high]
+
+
+def touching(found: list[tuple[float, str]], axis: Axis) -> bool:
+    """Whether the words of two neighbouring ticks would touch, or stand so close that they read as one."""
+    font = axis.spec.get("tickfont")
+    if len(found) < 2 or font is None or axis.spec.get("showticklabels", True) is False:
+        return False
+    upright = axis.spec.get("letter") == "y"
+    halves = [reach(words, font, upright) / 2 for _, words in found]
+    gap = (BETWEEN_Y if upright else BETWEEN_X) * font["size"]
+    return any(abs(b[0] - a[0]) < halves[i] + halves[i + 1] + gap for i, (a, b) in enumerate(itertools.pairwise(found)))
+
+
+def reach(words: str, font: dict[str, Any], upright: bool) -> float:
+    """How much of its axis a tick's words take: their height on an upright one, else their width."""
+    lines = lines_of(words, font)
+    return (HIGH + LINE * (len(lines) - 1)) * float(font["size"]) if upright else max(map(width_of, lines))
 
 
 def spacing(length: float, spec: dict[str, Any], px: float) -> float:

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.export.axes import Axis, ticks
+from moe_core.export.axes import LINE, Axis, ticks
 from moe_core.export.fonts import ASCENT, DESCENT, width_of
 from moe_core.export.marks import Box, Line, Mark, Path, Run, Sheet, Text, box, colour_of, lines_of
 from moe_core.export.traces import DRAWN, dashes
 
 Spec = dict[str, Any]
-LINE = 1.3  # distance of two baselines, in the size of the label's type
 CAPITAL = 0.7  # height of a capital, in em
 MIDDLE = 0.35  # from a baseline to the middle of a capital, in em
 
@@ -110,7 +109,7 @@ def grid(x: Axis, y: Axis, where: Box) -> list[Mark]:
 
 def labels(x: Axis, y: Axis, where: Box, room: tuple[float, float], both: bool) -> list[Mark]:
     """The ticks' words and the titles of both axes, or of y alone, on a sheet of this width and height."""
-    return (below(x, where, room) if both else []) + beside(y, where)
+    return (below(x, where, room) if both else []) + beside(y, where, room)
 
 
 def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
@@ -121,29 +120,47 @@ def below(x: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
     if shown(x):
         font = x.spec["tickfont"]
         base = top + height + distance(x) + font["size"]
+        end = -room[0]
         for px, words in ticks(x):
             reach = max(width_of(line) for line in lines_of(words, font)) / 2
             inside = min(max(px, reach), room[0] - reach)  # words that would be cut at the edge are moved inside
-            marks += block(words, font, inside, base, 0.5)
+            if inside - reach > end:
+                marks += block(words, font, inside, base, 0.5)
+                end = inside + reach
         depth = distance(x) + (1 + DESCENT) * font["size"]
     elif x.spec.get("ticks") == "outside":
         depth = x.spec.get("ticklen", 5) + 0.5
     return marks + axis_title(x, left + width / 2, top + height + depth, room)
 
 
-def beside(y: Axis, where: Box) -> list[Mark]:
+def beside(y: Axis, where: Box, room: tuple[float, float]) -> list[Mark]:
     """The words of the y axis."""
     left, top, _, height = where
     marks: list[Mark] = []
-    widest = 0.0
     if shown(y):
         font = y.spec["tickfont"]
         for px, words in ticks(y):
-            at = left - distance(y)
-            marks += block(words, font, at, px + MIDDLE * font["size"], 1.0)
-            widest = max(widest, *(width_of(line) for line in lines_of(words, font)))
-        widest += distance(y)
-    return marks + axis_title(y, left - widest, top + height / 2, None)
+            marks += block(words, font, left - distance(y), px + MIDDLE * font["size"], 1.0)
+    return marks + axis_title(y, left - reach_of(y), top + height / 2, room, upright=True)
+
+
+def reach_of(y: Axis) -> float:
+    """How far the ticks' words of a y axis reach to the left of it."""
+    if not shown(y):
+        return 0.0
+    lines = [line for _, words in ticks(y) for line in lines_of(words, y.spec["tickfont"])]
+    return distance(y) + max(map(width_of, lines), default=0.0)
+
+
+def room_beside(layout: Spec) -> float:
+    """The left margin that the words of the y axes need."""
+    needs = [0.0]
+    for _, y, _ in subplots(layout).values():
+        title = y.spec.get("title")
+        words = title if isinstance(title, dict) and title.get("text") else None
+        more = words["font"]["size"] * (CAPITAL + DESCENT) + words.get("standoff", 0) + 1 if words else 0.0
+        needs.append(reach_of(y) + more)
+    return max(needs)
 
 
 def shown(one: Axis) -> bool:
@@ -156,16 +173,33 @@ def distance(one: Axis) -> float:
     return (one.spec.get("ticklen", 5) + 0.2 * one.spec["tickfont"]["size"] if outside else 0.0) + 1.0
 
 
-def axis_title(one: Axis, x: float, y: float, room: tuple[float, float] | None) -> list[Mark]:
-    """Below the x axis, within the room that there is; without one left of the y axis, read upward."""
+def axis_title(one: Axis, x: float, y: float, room: tuple[float, float], upright: bool = False) -> list[Mark]:
+    """Below the x axis, or left of the y axis, read upward; moved or shortened so that it lies on the sheet, `room`."""
     given = one.spec.get("title")
     if not isinstance(given, dict) or not given.get("text") or one.spec.get("visible") is False:
         return []
     size, standoff = given["font"]["size"], given.get("standoff", 0)
     below = round(DESCENT * size)
-    if room:
-        return block(given["text"], given["font"], x, min(y + standoff + CAPITAL * size, room[1] - below), 0.5)
-    return block(given["text"], given["font"], max(x - standoff - below, size), y, 0.5, angle=-90)
+    text, half = fitting(given["text"], given["font"], room[upright])
+    if upright:
+        y = min(max(y, half), room[1] - half)
+        return block(text, given["font"], max(x - standoff - below, size), y, 0.5, angle=-90)
+    x = min(max(x, half), room[0] - half)
+    return block(text, given["font"], x, min(y + standoff + CAPITAL * size, room[1] - below), 0.5)
+
+
+def fitting(text: str, font: Spec, room: float) -> tuple[str, float]:
+    """An axis's title, or where it is longer than the sheet what stands before its comma, else its first words; half its length."""
+    for shorter in (text, text.partition(",")[0]):
+        half = max(map(width_of, lines_of(shorter, font))) / 2
+        if 2 * half <= room:
+            return shorter, half
+    words = text.partition(",")[0].split(" ")
+    while len(words) > 1 and 2 * half > room:
+        words.pop()
+        shorter = f"{' '.join(words)} …"
+        half = max(map(width_of, lines_of(shorter, font))) / 2
+    return shorter, half
 
 
 def block(

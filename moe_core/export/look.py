@@ -1,34 +1,43 @@
 """The choices for an exported figure (size, theme, type, step), and the sheet drawn from a spec by them."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from moe_core.export.drawing import LINE, draw, stamp_line
+from moe_core.export.axes import LINE
+from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
+from moe_core.export.sizes import on_paper
+from moe_core.export.smooth import over_steps, smoothed
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import LOOKS
 from moe_core.runs.source import At, Source
 from moe_core.schema import first_line
 
 FONT = 13  # px of axis type, unless another size is chosen
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
 SMALLEST, LARGEST = 120, 8000
+LEAST = 60  # px of a plot that words beside it leave
+NARROW = 460  # px below which a margin is no wider than its words
+NO_BREAK = "\u00a0"
+MOST_STEPS = 1_000_000  # over which a line is averaged
 POINTS = 2000  # points of a line; tables have every step
 
 
 @dataclass(frozen=True)
 class Look:
-    """size: (width, height) in CSS px of the whole figure, None being a paper's column, or what the figure needs if that
-    is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
+    """size: (width, height) in CSS px, 96 to the inch, of the whole figure, None being a paper's column, or what the figure needs
+    if that is more. scale: pixels of a PNG a CSS px. title: None keeps the figure's, "" leaves it out. font: px of axis type, in
     proportion to which everything is drawn. caption: a line below, with run, step and version. layer from 0; step: the
-    step to show, None being the last."""
+    step to show, None being the last. smooth: over how many steps lines are averaged, 1 being none. letter: before
+    the title, of a panel."""
 
-    size: tuple[int, int] | None = None
+    size: tuple[float, float] | None = None
     scale: float = 2.0
     theme: str = "light"
     title: str | None = None
@@ -36,12 +45,14 @@ class Look:
     caption: bool = False
     layer: int = 0
     step: int | None = None
+    smooth: int = 1
+    letter: str = ""
 
 
 def check(run: Source | SweepResults, look: Look) -> None:
     """ValueError for an unknown theme, or a layer, step or size out of range."""
-    if look.theme not in THEMES:
-        raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(THEMES)}")
+    if look.theme not in LOOKS:
+        raise ValueError(f"unknown theme {look.theme!r}; there are: {', '.join(LOOKS)}")
     layers = len(run.description.layers)
     if not 0 <= look.layer < layers:
         raise ValueError(f"layer must be between 1 and {layers}, got {look.layer + 1}")
@@ -54,9 +65,13 @@ def check(run: Source | SweepResults, look: Look) -> None:
         ("height", look.size and look.size[1], SMALLEST, LARGEST),
         ("scale", look.scale, 0.25, 8),
         ("font size", look.font, 6, 48),
+        ("smooth", look.smooth, 1, MOST_STEPS),
     ):
         if value is not None and not low <= value <= high:
-            raise ValueError(f"{name} must be between {low} and {high}, got {value:g}")
+            unit = {"scale": "", "smooth": " steps"}.get(name, " px")
+            told = f" px, {on_paper(value)} in" if name in ("width", "height") else unit
+            inches = f" ({on_paper(low)} to {on_paper(high)} in)" if name in ("width", "height") else ""
+            raise ValueError(f"{name} must be between {low} and {high}{unit}{inches}, got {value:g}{told}")
     if look.size and look.size[0] * look.size[1] * look.scale**2 > 100e6:
         width, height = (round(side * look.scale) for side in look.size)
         raise ValueError(
@@ -64,7 +79,7 @@ def check(run: Source | SweepResults, look: Look) -> None:
         )
 
 
-def size_of(name: str, look: Look) -> tuple[int, int]:
+def size_of(name: str, look: Look) -> tuple[float, float]:
     """The size asked for, or one that suits the figure."""
     if look.size:
         return look.size
@@ -87,25 +102,38 @@ def spec_of(
     entry = FIGURES[name]
     if given is None:
         given = entry.read(run, At(look.layer, look.step, bins=POINTS))
+        if look.smooth > 1 and over_steps(entry.draw.spec(**given)):  # a mean is taken of every step
+            given = entry.read(run, At(look.layer, look.step))
     if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
         given = given | {"label_changes": True}  # on the page only the chart above it names the changes
     width, height = size_of(name, look)
     zoom = look.font / FONT
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
-    cut = COMPACT.top - 16 if look.title == "" else 0
+    cut = COMPACT.top - (30 if look.letter else 16) if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
-    size = (round(width / zoom), max(60, round(height / zoom) - below + cut), False)
-    spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=size)
-    text, more = wrapped_title(spec["layout"])
-    if more and look.title != "":
-        # The plot is drawn again, lower by the additional lines of the title.
-        spec = entry.draw.spec(**given, theme=THEMES[look.theme], size=(size[0], max(60, size[1] - more), False))
+    size = (round(width / zoom), max(60, round(height / zoom) - below + cut))
+
+    def drawn(left: int, right: int, top: int) -> dict[str, Any]:
+        """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
+        room = (size[0] - left - right, max(60, size[1] - top), False)
+        made = smoothed(entry.draw.spec(**given, theme=LOOKS[look.theme], size=room), given, look.smooth, POINTS)
+        layout = made["layout"]
+        if look.letter:
+            layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"
+        layout["width"], layout["height"] = size[0], layout["height"] + top
+        layout["margin"] |= {side: layout["margin"][side] + px for side, px in (("l", left), ("r", right), ("t", top))}
+        return made
+
+    spec = drawn(0, 0, 0)
+    left, right = missing(spec)
+    spec = drawn(left, right, 0) if left or right else spec
+    text, top = wrapped_title(spec["layout"])
+    if top and look.title != "":
+        spec = drawn(left, right, top)
         spec["layout"]["title"]["text"] = text
-        spec["layout"]["margin"]["t"] += more
-        spec["layout"]["height"] += more
     layout = spec["layout"]
     if look.title == "":
-        layout["title"] = {"text": ""}
+        layout["title"] = layout["title"] | {"text": f"<b>{look.letter}</b><br>"} if look.letter else {"text": ""}
         layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] - cut}
         layout["height"] -= cut
     elif look.title is not None:
@@ -114,21 +142,53 @@ def spec_of(
     return spec, zoom
 
 
+def missing(spec: dict[str, Any]) -> tuple[int, int]:
+    """By how many px the left and the right margin are too narrow for the words in them; the right one of a figure narrower than a
+    paper's column less than 0 where it is too wide."""
+    layout = spec["layout"]
+    font, margin = layout["font"], layout["margin"]
+    names = [
+        one for one in layout["annotations"] if (one["xref"], one["x"], one.get("xanchor")) == ("paper", 1, "left")
+    ]
+    needs = [one.get("xshift", 0) + widest(one["text"], font | one["font"]) + 4 for one in names]
+    for trace in spec["data"]:
+        if trace["type"] == "heatmap" and trace.get("showscale", True) and "colorbar" in trace:
+            bar = trace["colorbar"]
+            ticks = [widest(word, font | bar["tickfont"]) for word in bar["ticktext"]]
+            needs.append(bar["xpad"] + bar["thickness"] + 6 + max(ticks))
+    left = max(0, math.ceil(room_beside(layout) - margin["l"]))
+    right = math.ceil(max(needs) - margin["r"]) if needs else 0
+    most = max(0, layout["width"] - margin["l"] - margin["r"] - left - LEAST)  # that the plot can give
+    return left, min(right, most) if right > 0 or layout["width"] < NARROW else 0
+
+
+def widest(text: str, font: dict[str, Any]) -> float:
+    """Width in px of the longest line of a label."""
+    return max(map(width_of, lines_of(text, font)))
+
+
 def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
-    """The title with its second line wrapped to the width of the figure, and by how many px that makes it higher."""
-    text = str(layout["title"]["text"])
-    parts = re.fullmatch(r"(.*?<br><span [^>]*>)(.*)(</span>)", text)
+    """The title with both its lines wrapped to the width of the figure, and by how many px that makes it higher."""
+    text, font = str(layout["title"]["text"]), layout["title"]["font"]
+    parts = re.fullmatch(r"(.*?)(<br><span [^>]*>)(.*)(</span>)", text)
     if not parts:
         return text, 0
+    first = wrapped(parts[1], font, layout["width"])
+    second = wrapped(parts[3], layout["font"], layout["width"])
+    more = len(first) + len(second) - 2
+    return "<br>".join(first) + parts[2] + "<br>".join(second) + parts[4], round(more * LINE * font["size"])
+
+
+def wrapped(text: str, font: dict[str, Any], width: float) -> list[str]:
+    """The text in lines no wider than `width`, broken at blanks, but not between a number and its %."""
     lines = [""]
-    for word in parts[2].split(" "):
-        longer = f"{lines[-1]} {word}".strip()
-        (runs,) = lines_of(longer, layout["font"])
-        if lines[-1] and width_of(runs) > layout["width"]:
+    for word in text.replace(" %", NO_BREAK + "%").split(" "):
+        longer = f"{lines[-1]} {word}" if lines[-1] else word
+        if lines[-1] and widest(longer, font) > width:
             lines.append(word)
         else:
             lines[-1] = longer
-    return parts[1] + "<br>".join(lines) + parts[3], round((len(lines) - 1) * LINE * layout["title"]["font"]["size"])
+    return [line.replace(NO_BREAK, " ") for line in lines]
 
 
 def sheet_of(
@@ -141,7 +201,7 @@ def sheet_of(
 
 def laid_out(spec: dict[str, Any], zoom: float, name: str, look: Look, caption: str) -> Sheet:
     """A spec, as spec_of makes it, as a sheet."""
-    sheet, theme = draw(spec), THEMES[look.theme]
+    sheet, theme = draw(spec), LOOKS[look.theme]
     if look.caption:
         sheet = stamp_line(caption, sheet, theme.ink2, theme.ground, FONT - 2)
     # The spec's sides are whole px; the sheet has exactly the size asked for.

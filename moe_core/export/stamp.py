@@ -87,4 +87,5 @@ def caption_of(facts: Facts) -> str:
     compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]
     of = ", ".join(compared) if compared[0] else facts["Run"]
     layer = f", layer {facts['Layer']} {facts.get('Layer name', '')}".rstrip() if "Layer" in facts else ""
-    return f"{of}{layer}, step {int(facts['Step']):,}, {facts['Software']}"
+    mean = f", {facts['Smoothed'].removeprefix('each line is a centred ')}" if "Smoothed" in facts else ""
+    return f"{of}{layer}, step {int(facts['Step']):,}{mean}, {facts['Software']}"

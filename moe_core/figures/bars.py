@@ -22,7 +22,7 @@ from moe_core.figures.paper import (
     percent,
 )
 from moe_core.figures.probe import first_experts, without_expert
-from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
+from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
 
 
 @figure
@@ -65,7 +65,7 @@ def coloured(E: int, theme: Theme) -> Spec:
     return {
         "color": [expert_colour(e, theme) for e in range(E)],
         "line": {"width": 0},
-        "pattern": {"shape": ["" if e < NAMED else "/" for e in range(E)], "fgcolor": theme.ground, "solidity": 0.3},
+        "pattern": {"shape": [theme.hatch_of(e) for e in range(E)], "fgcolor": theme.ground, "solidity": 0.3},
     }
 
 

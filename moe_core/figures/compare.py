@@ -192,7 +192,13 @@ def compare_balance(
 def of_run(at: int, curve: Curve, y: Array, hover: str, theme: Theme, **pen: Any) -> Spec:
     """A run's line in its colour. hover: what the hover says after its name."""
     name = run_name(at, curve.name)
-    return line(name, as_steps(curve.steps), y, f"{name}{hover}", **{"color": run_colour(at, theme)} | pen)
+    return line(
+        name,
+        as_steps(curve.steps),
+        y,
+        f"{name}{hover}",
+        **{"color": run_colour(at, theme), "dash": theme.dash_of(at)} | pen,
+    )
 
 
 @figure
@@ -221,7 +227,7 @@ def compare_loss(
     for at, curve in enumerate(heldout):
         hover = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
         name = run_name(at, curve.name)
-        pen = {"color": run_colour(at, theme), "width": pens(size).main}
+        pen = {"color": run_colour(at, theme), "width": pens(size).main, "dash": theme.dash_of(at)}
         data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{hover}", **pen)
         if len(curve.values):
             last = float(curve.values[-1])
@@ -277,7 +283,7 @@ def difference_chart(
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
         name, hover = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
-        pen = {"color": run_colour(at, theme), "width": pens(size).line}
+        pen = {"color": run_colour(at, theme), "width": pens(size).line, "dash": theme.dash_of(at)}
         data += parted(name, gap.steps, y, gap.comparable, f"{name}{hover}", **pen)
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
@@ -339,12 +345,12 @@ def compare_selections(
     size: Size = (940, 320),
 ) -> Spec:
     """Share over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
-    fair = "pale" if theme.name == "light" else "dark"
-    subtitle = f"selections ÷ ideal, a row an expert: {fair} is fair, blue starved, orange overloaded"
+    starved, fair, overloaded = theme.signs
+    subtitle = f"selections ÷ ideal, a row an expert: {fair} is fair, {starved} starved, {overloaded} overloaded"
     layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
     rows = max(len(curves), 1)
-    gap = 0.05 if rows > 1 else 0.0
+    gap = max(0.05, 12 / inner(layout)[1]) if rows > 1 else 0.0  # so that the numbers of two maps do not touch
     tall = (1 - gap * (rows - 1)) / rows
     template = layout.pop("yaxis")
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"

@@ -26,7 +26,7 @@ from moe_core.figures.paper import (
     percent,
     upright,
 )
-from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
+from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
 from moe_core.figures.timeline import square
 
 
@@ -149,7 +149,7 @@ def expert_share(
         ("importance", importance[:, chosen], theme.ink2, pen.line, f"Expert {chosen + 1} had of the importance"),
         ("selections", share[:, chosen], own, pen.main + 0.6, f"Expert {chosen + 1} took of the selections"),
     )
-    dash = "dash" if NAMED <= chosen < LINES else "solid"
+    dash = theme.dash_of(chosen) if E <= LINES else "solid"
     data = [
         line(
             name, x, np.ascontiguousarray(y), f"{words} %{{y:.1f}} % at step %{{x:,d}}",

@@ -15,6 +15,7 @@ from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour, faded
 from moe_core.figures.timeline import square
 
 NODE = 0.03  # width of a node, in layers
+NAME = 36  # px for the name of an expert
 GAP = 2.0  # px between two nodes, where they are few
 CURVE = 16  # points along a side of a band
 
@@ -76,13 +77,16 @@ def flow_layout(L: int, N: int, layer: int, chosen: int | None, step: int | None
         size=size,
         x={
             "title": "MoE layer",
-            "range": [-0.12, max(L - 1, 1) + 0.12],
+            "range": [0, max(L - 1, 1)],
             "tickvals": list(range(L)),
             "fixedrange": True,
         },
         y={"title": "tokens", "range": [max(N, 1), 0], "showgrid": False, "fixedrange": True, "nticks": 5},
     )
     layout["xaxis"]["ticktext"] = [f"layer {i + 1}" for i in range(L)]
+    # At both ends room for the experts' names.
+    beside = max(0.12, NAME * max(L - 1, 1) / max(1, inner(layout)[0] - 2 * NAME))
+    layout["xaxis"]["range"] = [-beside, max(L - 1, 1) + beside]
     return layout
 
 

@@ -11,7 +11,20 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_core.figures.matrices import colour_bar, expert_ticks, log_ratio
-from moe_core.figures.paper import Array, Size, Spec, at_step, axis_title, base, escape, figure, inner, label_font, note
+from moe_core.figures.paper import (
+    Array,
+    Size,
+    Spec,
+    at_step,
+    axis_title,
+    base,
+    escape,
+    figure,
+    inner,
+    label_font,
+    letters_beside,
+    note,
+)
 from moe_core.figures.theme import DIVERGING_STOPS, FRACTIONS, LIGHT, Theme, scale
 
 LONGEST = 14  # letters of a row's name
@@ -39,10 +52,12 @@ def layers(
     """
     L, E = len(names_L), max(experts_L)
     short = short_names(names_L)
-    subtitle = f"selections ÷ ideal{ideal_words(experts_L)}, last {steps:,} steps; orange over, blue under"
+    subtitle = f"selections ÷ ideal{ideal_words(experts_L)}, last {steps:,} steps; {theme.signs[2]} over, {theme.signs[0]} under"
     layout = base("layers", "Layers by experts", subtitle, step=step, theme=theme, size=size, labels=True)
     layout["meta"] |= {"pick": "layer", "from": "y"}
-    layout["margin"] |= {"r": 76, "l": layout["margin"]["l"] + 7 * max(0, min(max(map(len, short)), LONGEST) - 3)}
+    short = [cut(name, letters_beside(size, LONGEST)) for name in short]
+    longest = max(map(len, short))
+    layout["margin"] |= {"r": 76, "l": layout["margin"]["l"] + 7 * max(0, longest - 3)}
     width, height = inner(layout)
     across = expert_ticks(E, width, 2.4 * layout["font"]["size"])
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
@@ -51,7 +66,7 @@ def layers(
     every = list(range(1, L + 1))
     layout["yaxis"] |= {"range": [L + 0.5, 0.5], "showgrid": False, "tickvals": every, "showticklabels": False}
     layout["yaxis"]["ticktext"] = [escape(name) for name in names_L]
-    layout["yaxis"]["title"] = axis_title("layer", layout, standoff=10 + 7 * min(max(map(len, short)), LONGEST))
+    layout["yaxis"]["title"] = axis_title("layer", layout, standoff=10 + 7 * longest)
     layout["annotations"] += row_notes(short, chosen, height, layout, theme)
     layout["shapes"] += outlines(experts_L, theme)
     if chosen is not None:
@@ -124,7 +139,7 @@ def row_notes(short: Sequence[str], chosen: int | None, height: int, layout: Spe
     place = {"xref": "paper", "yref": "y", "xanchor": "right", "yanchor": "middle", "xshift": -6}
     return [
         note(
-            escape(cut(short[row], LONGEST)), 0, row + 1,
+            escape(short[row]), 0, row + 1,
             font=label_font(layout, theme.ink if row == chosen else theme.ink2), **place,
         )
         for row in rows
@@ -237,7 +252,7 @@ def dots(
     layout: Spec,
     theme: Theme,
 ) -> list[Spec]:
-    """A dot for the worst, each percentile and the best, with their numbers beside and two names below; a stroke for each layer."""
+    """A dot for the worst, each percentile and the best, with their numbers beside and two names below, where there is room; a stroke for each layer."""
     axes = {"type": "scatter", "mode": "markers", "xaxis": f"x{end}", "yaxis": f"y{end}", "cliponaxis": False}
     worst, best = int(np.nanargmax(values_L)), int(np.nanargmin(values_L))
     levels = [values_L[worst], *np.nanpercentile(values_L, PERCENTILES), values_L[best]]
@@ -255,7 +270,8 @@ def dots(
         }
     ]  # fmt: skip
     layout["annotations"] += value_notes(levels, end, layout, theme)
-    layout["annotations"] += name_notes(short_names(names_L), worst, best, end, layout, theme)
+    if inner(layout)[1] / len(rows) >= 2.2 * layout["font"]["size"]:
+        layout["annotations"] += name_notes(short_names(names_L), worst, best, end, layout, theme)
     if len(rows) == len(ROWS):
         data.append(axes | strokes(name, np.maximum(values_L, measure.low), values_L, names_L, chosen, theme))
     return data

@@ -137,7 +137,7 @@ def change_names(
     for step, text in reversed(named):
         at = width * (step - lo) / (hi - lo)
         reach = 8 + 0.52 * size * max(len(re.sub(r"<[^>]*>", "", row)) for row in text.split("<br>"))
-        left = at > width * 2 / 3 or at + reach > layout["width"] - layout["margin"]["l"]
+        left = at > width * 2 / 3 or at + reach > width + 8  # further right stand the names of lines
         span = (at - reach, at) if left else (at, at + reach)
         free = [row for row in range(rows) if all(span[1] < a or span[0] > b for a, b, other in taken if other == row)]
         if not free or span[0] < 0:
@@ -204,7 +204,7 @@ def named_ends(
     """The last value of each line (name, values, format) at its end, where it was measured. top: the axis' upper end."""
     _, height = inner(layout)
     ends = [
-        (height * float(values[-1]) / top, f"{name} {float(values[-1]):{form}}{unit}".strip())
+        (height * min(1.0, float(values[-1]) / top), f"{name} {float(values[-1]):{form}}{unit}".strip())
         for name, values, form in lines
         if len(values) and np.isfinite(values[-1])
     ]

@@ -8,7 +8,19 @@ from collections.abc import Sequence
 import numpy as np
 
 from moe_core.figures.off import off_words
-from moe_core.figures.paper import Array, Size, Spec, axis_title, base, escape, figure, inner, nice_above, percent
+from moe_core.figures.paper import (
+    Array,
+    Size,
+    Spec,
+    axis_title,
+    base,
+    escape,
+    figure,
+    inner,
+    letters_beside,
+    nice_above,
+    percent,
+)
 from moe_core.figures.theme import DIVERGING_STOPS, FRACTIONS, LIGHT, LINES, SANS, SEQUENTIAL_STOPS, Theme, scale
 
 LONGEST = 14  # letters of a row's name
@@ -75,7 +87,7 @@ def by_label(
         {"tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS)},
         100 * share,
         "Of the selections for %{text}, %{customdata:.1f} % went to expert %{x}",
-        rows=[escape(name[:LONGEST]) for name in names_C],
+        rows=[escape(name[: letters_beside(size, LONGEST)]) for name in names_C],
         row_title=label,
         column=chosen,
         step=step,
@@ -137,7 +149,7 @@ def similarity(
     return heatmap(
         "similarity",
         "Similarity of W_g",
-        "cosine of gate weights; orange: alike",
+        f"cosine of gate weights; {theme.signs[2]}: alike",
         cosine,
         {"colorscale": scale(theme.diverging, DIVERGING_STOPS), "zmin": -1, "zmax": 1},
         {"tickvals": [-1, -0.5, 0, 0.5, 1], "ticktext": ["−1", "−0.5", "0", "0.5", "1"]},

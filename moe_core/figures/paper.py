@@ -163,6 +163,11 @@ def inner(layout: Spec) -> tuple[int, int]:
     )
 
 
+def letters_beside(size: Size, most: int) -> int:
+    """How many letters of a row's name find room left of a chart: `most`, of a narrow chart what takes a quarter of it."""
+    return max(4, min(most, size[0] // 28))
+
+
 def note(text: str, x: Any, y: Any, **given: Any) -> Spec:
     """A label without an arrow."""
     return {"text": text, "x": x, "y": y, "showarrow": False, "align": "left", "captureevents": False} | given

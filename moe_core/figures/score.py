@@ -27,6 +27,7 @@ from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, let
 from moe_core.figures.words import COLUMN
 
 ROW = 64  # bytes in a line of the probe's text
+SMALLEST = 8  # px of a letter's type
 
 
 @figure
@@ -66,9 +67,12 @@ def probe_text(
     if (none := np.flatnonzero(first >= E)).size:
         words = [hover[n] for n in none.tolist()]
         data.append(nobodys(x[none], y[none], min(lines.cell, lines.width / ROW) - 2, theme, hovertext=words))
-    data += [letters(text, first, x, y, lines, E, theme), *joins(text, lines, theme)]
+    if lines.width / ROW >= COLUMN * SMALLEST:  # narrower cells have their colours only
+        data.append(letters(text, first, x, y, lines, E, theme))
+    data += joins(text, lines, theme)
     moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
-    data.append(change_marks(moved, x[moved], y[moved] - np.float32(lines.cell / 2 + lines.mark / 2), theme))
+    above = y[moved] - np.float32(lines.cell / 2 + lines.mark / 2)
+    data.append(change_marks(moved, x[moved], above, min(9.0, 2 * lines.width / ROW), theme))
     return {"data": data, "layout": layout}
 
 
@@ -147,7 +151,7 @@ def letters(text: Sequence[Character], first: Array, x: Array, y: Array, lines: 
     colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
     # A character that a line's end parts stands where it begins.
     at = [min(one.first + (one.bytes - 1) // 2, one.first // ROW * ROW + ROW - 1) for one in text]
-    size = max(8, min(17, round(lines.cell * 0.95)))
+    size = max(SMALLEST, min(17, round(lines.cell * 0.95)))
     room = lines.width / ROW / COLUMN  # the size in which one letter fills a cell
     return {
         "type": "scatter",
@@ -186,7 +190,7 @@ def joins(text: Sequence[Character], lines: Lines, theme: Theme) -> list[Spec]:
     ]  # fmt: skip
 
 
-def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:
+def change_marks(bytes_n: Array, x: Array, y: Array, px: float, theme: Theme) -> Spec:
     """A triangle over each byte whose first expert changed."""
     return {
         "type": "scatter",
@@ -194,7 +198,7 @@ def change_marks(bytes_n: Array, x: Array, y: Array, theme: Theme) -> Spec:
         "name": "changed",
         "x": x,
         "y": y,
-        "marker": {"symbol": "triangle-down", "size": 9, "color": theme.ink},
+        "marker": {"symbol": "triangle-down", "size": px, "color": theme.ink},
         "hovertext": [f"Byte {n} went to another first expert" for n in bytes_n.tolist()],
         "hoverinfo": "text",
         "cliponaxis": False,

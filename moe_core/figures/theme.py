@@ -42,18 +42,36 @@ class Theme:
     @property
     def runs(self) -> tuple[str, ...]:
         """Runs A to D side by side: ink, an olive, a blue, a rose of the experts', the furthest apart in every vision."""
-        olive, blue, rose = (0, 1, 13) if self.name == "light" else (4, 1, 3)
+        olive, blue, rose = {"light": (0, 1, 13), "dark": (4, 1, 3)}.get(self.name, (1, 2, 3))
         return self.ink, self.experts[olive], self.experts[blue], self.experts[rose]
 
     @property
     def under(self) -> str:
         """Less than the ideal."""
-        return self.diverging[1]
+        return self.diverging[1] if self.name != "grey" else GREYS[3]
 
     @property
     def depth(self) -> str:
         """How the sequential scale reads."""
-        return "pale 0 to deep 1" if self.name == "light" else "dark 0 to bright 1"
+        return "pale 0 to deep 1" if self.name != "dark" else "dark 0 to bright 1"
+
+    @property
+    def signs(self) -> tuple[str, str, str]:
+        """The colours of little, of the ideal and of much on the diverging scale, in words."""
+        return {"light": ("blue", "pale", "orange"), "dark": ("blue", "dark", "orange")}.get(
+            self.name, ("white", "grey", "black")
+        )
+
+    def dash_of(self, expert: int) -> str:
+        """The dash of an expert's line, or of a run's: in grey it tells apart what has the same lightness."""
+        if self.name != "grey":
+            return "solid" if expert < NAMED else "dash"
+        return GREY_DASHES[(expert % 4 + expert // 4) % 4]
+
+    def hatch_of(self, expert: int) -> str:
+        """The hatch of an expert's bar, "" for none."""
+        hatched = expert >= NAMED if self.name != "grey" else expert // 4 % 2 == 1
+        return "/" if hatched else ""
 
 
 LIGHT = Theme(
@@ -74,7 +92,24 @@ DARK = Theme(
     sequential=("#11151A", "#23405E", "#3F86C9", "#D6EAFF"),
 )  # fmt: skip
 
-THEMES = {"light": LIGHT, "dark": DARK}
+GREY_DASHES = ("solid", "8px,4px", "2px,3px", "10px,3px,2px,3px")
+GREYS = (
+    "#000000",
+    "#3C3C3C",
+    "#666666",
+    "#949494",
+)  # each 1.9 times as bright as the one before, with 0.05 for the paper's shine
+# For a printer without colours. Of 16 experts each has its own pair of a grey and a dash.
+GREY = Theme(
+    "grey", "#FFFFFF", "#F4F4F4", "#000000", "#595959", "#E4E4E4", "#CCCCCC", "#595959", "#EEEEEE",
+    "#161616", "#595959", "#161616", "#EEEEEE",
+    experts=GREYS * 4,
+    diverging=("#FFFFFF", "#E6E6E6", "#CCCCCC", "#B3B3B3", "#808080", "#4D4D4D", "#000000"),
+    sequential=("#FFFFFF", "#DDDDDD", "#8C8C8C", "#1A1A1A"),
+)  # fmt: skip
+
+THEMES = {"light": LIGHT, "dark": DARK}  # of the pages
+LOOKS = THEMES | {"grey": GREY}  # of exports
 
 
 def expert_colour(expert: int, theme: Theme) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.band import band, highest
 from moe_core.figures.lines import (
     LABEL_GAP,
     as_steps,
@@ -41,7 +42,6 @@ from moe_core.figures.theme import (
     FRACTIONS,
     LIGHT,
     LINES,
-    NAMED,
     Theme,
     expert_colour,
     faded,
@@ -90,13 +90,15 @@ def share_lines(
     theme: Theme,
     size: Size,
 ) -> Spec:
-    """One line an expert, of its colour; dashed from the 17th on."""
+    """One line an expert, of its colour; dashed from the 17th on. In a small chart the few that rose highest, and a band."""
     E = share_nE.shape[1]
     percents = np.asarray(share_nE, np.float32) * 100
     top = nice_above(1.05 * max(float(np.nanmax(percents)) if np.isfinite(percents).any() else 0.0, 200.0 / max(E, 2)))
     top = min(top, 100.0)
     on_E = on_nE(percents[-1:])[0] if len(percents) else np.ones(E, bool)
-    subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}"
+    drawn = highest(percents, size)
+    others = f"; band: the other {E - len(drawn)}" if len(drawn) < E else ""
+    subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}{others}"
     y = {"title": "share of selections, %", "range": [0.0, top], "nticks": 7}
     layout = over_steps("selection_share", "Share of selections by expert", subtitle, steps, span, y, theme, size)
     ideal = draw_ideal(layout, steps, share_nE, theme)
@@ -107,10 +109,11 @@ def share_lines(
         line(
             f"expert {e + 1}", x, np.ascontiguousarray(percents[:, e]),
             f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}",
-            color=expert_colour(e, theme), width=pens(size).line, dash="solid" if e < NAMED else "dash",
+            color=expert_colour(e, theme), width=pens(size).line, dash=theme.dash_of(e),
         )
-        for e in range(E)
+        for e in drawn
     ]  # fmt: skip
+    data = band(x, percents, drawn, theme) + data
     return {"data": [*data, *off_lines(steps, share_nE, theme), *ideal], "layout": layout}
 
 
@@ -212,10 +215,9 @@ def share_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | Non
     E = share_nE.shape[1]
     on_E = on_nE(share_nE[-1:])[0] if len(share_nE) else np.ones(E, bool)
     off = f", {off_words(on_E)}" if not on_E.all() else ""
-    subtitle = (
-        f"{E} experts{off}; selections ÷ ideal ({ideal_words(on_E)}): "
-        f"{'pale' if theme.name == 'light' else 'dark'} is fair, blue starved, orange overloaded"
-    )
+    starved, fair, overloaded = theme.signs
+    reading = f"{fair} is fair, {starved} starved, {overloaded} overloaded"
+    subtitle = f"{E} experts{off}; selections ÷ ideal ({ideal_words(on_E)}): {reading}"
     layout = over_steps("selection_share", "Selections by expert", subtitle, steps, span, {}, theme, size)
     every = 8 if E <= 64 else 16
     ticks = [1, *range(every, E + 1, every)]

@@ -29,7 +29,7 @@ def group_treemap(
     layout = base(
         "group_treemap",
         "Groups and experts",
-        f"area: share of selections; colour: that ÷ ideal {percent(1 / on)}, blue starved, orange overloaded"
+        f"area: share of selections; colour: that ÷ ideal {percent(1 / on)}, {theme.signs[0]} starved, {theme.signs[2]} overloaded"
         + (f"; {off_words(on_E)}" if on < E else ""),
         step=step,
         theme=theme,

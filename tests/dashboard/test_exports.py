@@ -50,6 +50,25 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert "KB as svg" in words(app)
 
 
+def test_a_size_on_paper_has_its_type_in_points(runs):
+    make_run(runs, "text").close()
+    app = page(run="text", size="own mm", wide="85", high="60")
+    assert not app.exception
+    assert "321 × 227 px" in words(app)
+    assert "On paper 3.35 × 2.36 in, with type of 8 pt." in words(app)
+    app.selectbox(key="size").set_value("column of 3.25 in").run()
+    app.number_input(key="type").set_value(7.0).run()
+    assert "On paper 3.25 × 2 in, with type of 7 pt." in words(app)
+
+
+def test_several_figures_are_panels_of_one_file(runs):
+    make_run(runs, "text").close()
+    app = page(run="text", figures="loss,churn", size="page of 6.75 in", panels="2", smooth="20")
+    assert not app.exception
+    assert "2 panels: 648 × 194 px" in words(app)
+    assert [b.proto.label for b in app.get("download_button")] == ["Export"]
+
+
 def test_the_link_names_figures_and_step(runs):
     make_run(runs, "text").close()
     app = page(run="text", figures="loss,nonsense,churn", step="50")

@@ -39,6 +39,10 @@ def test_the_flags_decide_the_picture(runs, tmp_path, capsys):
     ("words", "said"),
     [
         (("--size", "wide"), "WIDTHxHEIGHT"),
+        (("--size", "0in"), "width must be between 120 and 8000 px"),
+        (("--font", "nan"), "px or pt"),
+        (("--smooth", "0"), "smooth must be between 1 and"),
+        (("--scale", "0"), "scale must be between"),
         (("--layer", "2"), "layer must be between 1 and 1, got 2"),
         (("--format", "replay"), "end in .html"),
         (("--animate", "loss"), "end in .gif or .mp4"),

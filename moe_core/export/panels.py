@@ -1,0 +1,86 @@
+"""Several figures as panels a, b, c of one file, in rows from the left."""
+
+import string
+from collections.abc import Sequence
+from dataclasses import replace
+
+from moe_core.export.drawing import stamp_line
+from moe_core.export.look import COLUMN, FONT, Look, check, laid_out, spec_of
+from moe_core.export.marks import Path, Sheet, box, colour_of, moved
+from moe_core.export.pdf import to_pdf
+from moe_core.export.stamp import Facts, caption_of, figure_facts
+from moe_core.export.svg import to_png, to_svg
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.read_sweep import SweepResults
+from moe_core.figures.theme import LOOKS
+from moe_core.runs.source import Source
+
+GAP = 16  # px between two panels
+MOST = 6  # panels beside each other
+KINDS = ("png", "svg", "pdf")
+
+
+def panels(run: Source | SweepResults, names: Sequence[str], format: str, look: Look, columns: int) -> bytes:
+    """The figures of these names in one file, `columns` beside each other. look.size is that of the whole, None being a paper's column
+    for each. ValueError for another format, for more panels than letters, and for panels that would be too small."""
+    if format not in KINDS:
+        raise ValueError(
+            f"panels are written as {', '.join(KINDS)}, got {format!r}; leave --panels out for a file each"
+        )
+    if not 1 <= len(names) <= len(string.ascii_lowercase):
+        raise ValueError(
+            f"a file has between 1 and {len(string.ascii_lowercase)} panels, got {len(names)}; choose other figures"
+        )
+    if not 1 <= columns <= MOST:
+        raise ValueError(f"between 1 and {MOST} panels stand beside each other, got {columns}")
+    if look.title:
+        raise ValueError('each panel has its figure\'s title; leave the title out, or give "" for none')
+    facts = panel_facts(run, names, look)
+    sheet, zoom = together(run, names, look, columns, facts)
+    if format == "png":
+        return to_png(sheet, facts, look.scale * zoom)
+    return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
+
+
+def whole_size(look: Look, count: int, columns: int) -> tuple[float, float]:
+    """Width and height in CSS px of the whole file."""
+    rows = -(-count // columns)
+    return look.size or (COLUMN[0] * min(columns, count), COLUMN[1] * rows)
+
+
+def together(
+    run: Source | SweepResults, names: Sequence[str], look: Look, columns: int, facts: Facts
+) -> tuple[Sheet, float]:
+    """All panels on one sheet, and by which factor its px are enlarged."""
+    columns = min(columns, len(names))
+    width, height = whole_size(look, len(names), columns)
+    zoom, rows, theme = look.font / FONT, -(-len(names) // columns), LOOKS[look.theme]
+    below = 2 * (FONT - 2) * zoom if look.caption else 0.0
+    gap = GAP * zoom
+    size = ((width - gap * (columns - 1)) / columns, (height - below - gap * (rows - 1)) / rows)
+    check(run, replace(look, size=(width, height)))
+    check(run, replace(look, size=size))
+    marks = []
+    for at, name in enumerate(names):
+        here = replace(look, size=size, caption=False, letter=string.ascii_lowercase[at])
+        spec, _ = spec_of(run, name, here)
+        row, column = divmod(at, columns)
+        x, y = column * (size[0] + gap) / zoom, row * (size[1] + gap) / zoom
+        marks += [moved(mark, x, y) for mark in laid_out(spec, zoom, name, here, "").marks]
+    sheet = Sheet(width / zoom, (height - below) / zoom, tuple(marks))
+    if look.caption:
+        sheet = stamp_line(caption_of(facts), sheet, theme.ink2, theme.ground, FONT - 2)
+    ground = Path((box(0, 0, width / zoom, height / zoom),), fill=colour_of(theme.ground))
+    return Sheet(width / zoom, height / zoom, (ground, *sheet.marks)), zoom
+
+
+def panel_facts(run: Source | SweepResults, names: Sequence[str], look: Look) -> Facts:
+    """The stamp of the whole: what any of the panels says, and which figure each of them is."""
+    facts: Facts = {}
+    for name in names:
+        facts |= figure_facts(run, name, look)
+    which = zip(string.ascii_lowercase, names, strict=False)
+    facts["Title"] = "; ".join(f"{letter}: {FIGURES[name].title}" for letter, name in which)
+    if look.smooth > 1:
+        facts["Smoothed"] = f"each line is a centred mean of {look.smooth:,} steps"
+    return facts

@@ -1,0 +1,56 @@
+"""A look that is kept in a file: JSON of the words that the command line has for it."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+LARGEST = 64 * 1024  # bytes of such a file
+KINDS: dict[str, tuple[type, ...]] = {
+    "size": (str,),
+    "font": (str, int, float),
+    "theme": (str,),
+    "scale": (int, float),
+    "title": (str,),
+    "caption": (bool,),
+    "smooth": (int,),
+}
+WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+def read_style(path: str | Path) -> dict[str, Any]:
+    """The look in a file, by the names of KINDS. ValueError, in one line, for what is not such a file."""
+    file = Path(path)
+    try:
+        if not file.is_file():
+            raise ValueError(
+                f"there is no file {str(path)[:200]!r}; a style is a file of JSON, for example {example()}"
+            )
+        with open(file, "rb") as opened:
+            data = opened.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise ValueError(
+                f"a style has at most {LARGEST:,} bytes, and {file.name} has more; it is JSON such as {example()}"
+            )
+        style = json.loads(data)
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(
+            f"{file.name} cannot be read as a style ({type(error).__name__}); it is JSON such as {example()}"
+        ) from None
+    return checked(style, file.name)
+
+
+def checked(style: Any, name: str) -> dict[str, Any]:
+    if not isinstance(style, Mapping):
+        raise ValueError(f"{name} is no style: it must be one JSON object, such as {example()}")
+    if unknown := [str(key) for key in style if key not in KINDS]:
+        raise ValueError(f"{name} has {unknown[0][:40]!r}, which no style has; a style has some of: {', '.join(KINDS)}")
+    for key, value in style.items():
+        if type(value) not in KINDS[key]:
+            wanted = " or ".join(WORDS[kind] for kind in KINDS[key])
+            raise ValueError(f"{key} in {name} must be {wanted}, got {json.dumps(value)[:40]}")
+    return dict(style)
+
+
+def example() -> str:
+    return '{"size": "3.25in", "font": "8pt", "theme": "grey"}'

@@ -1,0 +1,64 @@
+"""A smoothed line is the centred mean of every recorded step, and the figure says so."""
+
+import numpy as np
+import pytest
+
+from moe_core.export import Look, rendered
+from moe_core.export.look import check, spec_of
+from moe_core.export.smooth import centred, extremes
+from tests.export.made import make_run
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs"), "text", steps=4200)  # more than a line has points
+
+
+@pytest.mark.parametrize("over", [1, 2, 5, 8])
+def test_each_point_is_the_mean_of_the_steps_about_it_on_its_side_of_a_change(over):
+    rng = np.random.default_rng(0)
+    x, y = np.arange(10, 70), rng.normal(size=60)
+    y[[3, 40]] = np.nan
+    mean = centred(x, y, over, (30, 31))
+    for at, step in enumerate(x):
+        near = (x >= step - (over - 1) // 2) & (x <= step + over // 2)
+        same = np.searchsorted((30, 31), x, "right") == np.searchsorted((30, 31), step, "right")
+        expected = np.nan if np.isnan(y[at]) else np.nanmean(y[near & same])
+        assert mean[at] == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_line_is_the_mean_of_every_step_and_the_line_itself_is_pale_behind(run):
+    spec, _ = spec_of(run, "balance", Look(smooth=40))
+    raw, mean = ([trace for trace in spec["data"] if ("opacity" in trace) is pale] for pale in (True, False))
+    assert len(raw) == len(mean) == 2
+    steps, values = run.history("cv_load", 0)
+    whole = centred(steps, np.maximum(values, 0.02), 40, (2101,))
+    (drawn,) = [trace for trace in mean if trace["name"] == "CV(load)"]
+    np.testing.assert_allclose(drawn["y"], whole[drawn["x"] - 1], rtol=1e-5)
+    assert (len(drawn["x"]), drawn["x"][-1]) == (pytest.approx(2000, rel=0.1), 4200)
+    assert "mean of 40 steps, pale: each step" in spec["layout"]["title"]["text"].replace("<br>", " ")
+    (behind,) = [trace for trace in raw if trace["name"] == "CV(load)"]
+    assert behind["y"].max() == pytest.approx(values.max())  # no peak is lost by thinning
+
+
+def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(run):
+    for name in ("balance_now", "churn", "tokens_by_expert"):
+        assert rendered(run, name, "svg", Look(smooth=40)) == rendered(run, name, "svg", Look())
+    told = rendered(run, "loss", "svg", Look(smooth=40, title="", caption=True)).decode()
+    assert "Smoothed: each line is a centred mean of 40 steps" in told
+    assert "step 4,200, mean of 40 steps, MoEscope" in told
+    assert rendered(run, "loss", "csv", Look(smooth=40)) == rendered(run, "loss", "csv", Look())
+
+
+def test_extremes_keep_least_and_most_in_their_order():
+    y = np.random.default_rng(1).normal(size=1000)
+    kept = extremes(y, 100)
+    assert len(kept) <= 102
+    assert {int(y.argmin()), int(y.argmax())} <= set(kept.tolist())
+    assert (np.diff(kept) > 0).all()
+
+
+@pytest.mark.parametrize("over", [0, -3, 10**9])
+def test_no_steps_and_too_many_are_refused(run, over):
+    with pytest.raises(ValueError, match="smooth must be between 1 and 1000000 steps, got"):
+        check(run, Look(smooth=over))
