@@ -56,7 +56,7 @@ def cards() -> None:
         icon=":material/school:",
     )
     st.caption("The same from a terminal:")
-    st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash")
+    st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash", wrap_lines=True)
 
 
 def your_model() -> None:

@@ -134,7 +134,9 @@ def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
 def say_strategy(name: str) -> None:
     """What a strategy does, and its formula."""
     strategy = STRATEGIES[name]
-    st.html(f'<p class="moe-strategy">{escape(strategy.about)}<br><code>{escape(strategy.formula)}</code></p>')
+    st.html(
+        f'<p class="moe-strategy"><b>{escape(name)}</b>: {escape(strategy.about)}<br><code>{escape(strategy.formula)}</code></p>'
+    )
 
 
 # A person's own files

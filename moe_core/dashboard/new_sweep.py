@@ -44,7 +44,9 @@ def new() -> None:
             st.caption("The same from a terminal:")
             st.code(command(asked, parallel), language="bash", wrap_lines=True)
     st.caption("The paper's six rows (Table 6) from a terminal:")
-    st.code("python -m moe_core sweep --task text --pairs table6 --seeds 3 --steps 1000", language="bash")
+    st.code(
+        "python -m moe_core sweep --task text --pairs table6 --seeds 3 --steps 1000", language="bash", wrap_lines=True
+    )
 
 
 def fields_of(faults: Faults) -> tuple[dict[str, Any], int]:
