@@ -103,16 +103,16 @@ def moves_of(mono: bool, weight: int) -> Any:
 @lru_cache(None)
 def load(mono: bool) -> Any:
     """The variable font."""
-    return opened(FILES[mono].read_bytes())
+    return opened(FILES[mono].read_bytes(), shared=True)
 
 
-def opened(data: bytes) -> Any:
-    """A font of fontTools, from the bytes of its file."""
+def opened(data: bytes, shared: bool = False) -> Any:
+    """A font of fontTools, from the bytes of its file. shared: several threads read it; else of its kerning only what is
+    asked for is read, when it is asked for, which no two threads may do at once."""
     from fontTools.ttLib import TTFont
 
-    # With the time in the file, not that of reading it: the clock must not reach an export. Lazy: of the kerning only
-    # what is asked for is read.
-    return TTFont(io.BytesIO(data), recalcTimestamp=False, lazy=True)
+    # With the time in the file, not that of reading it: the clock must not reach an export.
+    return TTFont(io.BytesIO(data), recalcTimestamp=False, lazy=None if shared else True)
 
 
 @lru_cache(None)

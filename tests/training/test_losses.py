@@ -38,7 +38,7 @@ def cv_load(run: Run) -> float:
 def test_without_losses_the_gate_collapses_and_with_any_of_them_it_is_balanced(
     w_importance: float, w_load: float, tmp_path: Path
 ) -> None:
-    run = trained(tmp_path, w_importance, w_load, tokens=512, steps=250, eval_every=250)
+    run = trained(tmp_path, w_importance, w_load, tokens=512, steps=150, eval_every=150)
     if w_importance == w_load == 0:
         assert cv_load(run) > COLLAPSED
     else:
