@@ -171,8 +171,8 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     more = "" if look.step is None else f" As it stood at step {look.step:,}."
-    others = [] if what.sweep else [run.id for run in source.others]
-    more += f" Beside {source.id}: {', '.join(others)}." if others else ""
+    others = [] if what.sweep else [run.name for run in source.others]
+    more += links.literal(f" Beside {source.name}: {', '.join(others)}.") if others else ""
     caption_at.caption(f"{alt}: {width:,} × {height:,} px{pixels}, {bytes_text(len(file))} as {format}.{more}")
     if len(figures) == 1:
         name = f"{source.id}-{figures[0]}.{format}"
@@ -197,10 +197,10 @@ def draw_once(what: Named, progress: tuple[Any, ...], name: str, format: str, lo
 
 
 def progress_of(source: Any) -> tuple[Any, ...]:
-    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step."""
+    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step and its name."""
     if isinstance(source, SweepResults):
         return tuple(bool(result.ended) for result in source.results)
-    return tuple(run.steps()[1] for run in (source, *source.others))
+    return tuple((run.steps()[1], run.name) for run in (source, *source.others))
 
 
 def words_of(what: Named, look: Look | None = None) -> list[str]:

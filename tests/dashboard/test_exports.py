@@ -13,7 +13,7 @@ from moe_core.dashboard.exports import words_of
 from moe_core.dashboard.jobs import Work
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Named
-from moe_core.runs import create_run
+from moe_core.runs import change_notes, create_run
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import make_plan, make_sweep
 from tests.export.made import make_run
@@ -179,3 +179,19 @@ def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
     assert app.multiselect[0].value == ["sweep_balance"]
     assert "Balance over the grid: 480 × 300 px" in words(app)
     assert "Make report" not in {b.label for b in app.button}
+
+
+def test_a_comparison_shows_the_names_that_the_runs_have_now(runs):
+    for name in ("a", "b"):
+        make_run(runs, "text", name=name).close()
+    app = page(**{"run": "a", "with": "b", "figures": "compare_loss"})
+
+    def picture():
+        (body,) = (h.proto.body for h in app.get("html") if "data:image/png" in h.proto.body)
+        return body
+
+    before = picture()
+    change_notes(runs / "b", name="*even*")
+    app.run()
+    assert r"Beside a\: \*even\*\." in words(app)
+    assert picture() != before  # it is drawn again, with that name
