@@ -195,8 +195,8 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     more = "" if look.step is None else f" As it stood at step {look.step:,}."
-    others = [] if what.sweep else [run.id for run in source.others]
-    more += f" Beside {source.id}: {', '.join(others)}." if others else ""
+    others = [] if what.sweep else [run.name for run in source.others]
+    more += links.literal(f" Beside {source.name}: {', '.join(others)}.") if others else ""
     paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
     drawn = f"{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
     caption_at.caption(drawn + paper + more)
@@ -229,10 +229,10 @@ def draw_once(
 
 
 def progress_of(source: Any) -> tuple[Any, ...]:
-    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step."""
+    """What changes when there is more to draw: which of a sweep's runs have ended, or each run's last step and its name."""
     if isinstance(source, SweepResults):
         return tuple(bool(result.ended) for result in source.results)
-    return tuple(run.steps()[1] for run in (source, *source.others))
+    return tuple((run.steps()[1], run.name) for run in (source, *source.others))
 
 
 def words_of(what: Named, look: Look | None = None) -> list[str]:

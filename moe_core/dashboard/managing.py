@@ -30,8 +30,6 @@ def page() -> None:
     entries = {entry.id: entry for entry in overview()}
     chosen = [entries[id] for id in st.session_state.get(CHOSEN, []) if id in entries]
     component.runs([entry.id for entry in chosen], go_to, choose)
-    for line in st.session_state.pop(SAID, []):
-        st.error(links.literal(line))
     if doomed := [entry for entry in chosen if entry.id in st.session_state.get(DELETE, [])]:
         ask_to_delete(doomed, list(entries.values()))
     elif len(chosen) == 1:
@@ -53,11 +51,13 @@ def choose(ids: Sequence[str]) -> None:
 
 @st.fragment(run_every=2.0)
 def head() -> None:
-    """What trains now, lessons left running too, and the button that stops all of it."""
+    """What trains now, lessons left running too, the button that stops all of it, and what could not be done."""
     alive = [entry for entry in overview() if entry.facts.state in ALIVE]
     left, right = st.columns([3.4, 1], vertical_alignment="center")
     told = f"**{len(alive)} not ended:** {links.literal(now_text(alive))}" if alive else "**Nothing trains now.**"
     left.markdown(told)
+    for line in st.session_state.pop(SAID, []):
+        st.error(links.literal(line))
     if alive:
         right.button(
             f"Stop all {len(alive)}" if len(alive) > 1 else "Stop it", key="runs-stop-all", on_click=stop, args=(alive,),
@@ -160,7 +160,7 @@ def gone(entry: Entry, entries: Sequence[Entry]) -> str:
         return str(error)
 
 
-# Doing it. What cannot be done is said below the list, a line each
+# Doing it. What cannot be done is said above the list, a line each
 
 
 def each(ids: Sequence[str], act: Callable[[str], Any]) -> list[str]:

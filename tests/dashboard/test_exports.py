@@ -9,11 +9,11 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import main
-from moe_core.dashboard.exports import words_of
+from moe_core.dashboard.exports import progress_of, words_of
 from moe_core.dashboard.jobs import Work
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Named
-from moe_core.runs import create_run
+from moe_core.runs import change_notes, create_run
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import make_plan, make_sweep
 from tests.export.made import make_run
@@ -198,3 +198,17 @@ def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
     assert app.multiselect[0].value == ["sweep_balance"]
     assert "Balance over the grid: 480 × 300 px" in words(app)
     assert "Make report" not in {b.label for b in app.button}
+
+
+def test_a_comparison_has_the_names_that_the_runs_have_now(runs):
+    for name in ("a", "b"):
+        make_run(runs, "text", name=name).close()
+    app = page(**{"run": "a", "with": "b", "figures": "compare_loss", "format": "svg"})
+    what = Named("a", ("b",))
+    with what.open(runs) as source:
+        before = progress_of(source)
+    change_notes(runs / "b", name="*even*")
+    with what.open(runs) as source:
+        assert progress_of(source) != before  # or the page would show what it had drawn
+        assert b"*even*" in rendered(source, "compare_loss", "html", Look())
+    assert r"Beside a\: \*even\*\." in words(app.run())
