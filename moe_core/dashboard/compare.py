@@ -58,7 +58,8 @@ def options(run: Run) -> dict[str, Any]:
         if not picked:
             del st.query_params["with"]
 
-    left, right, end = st.columns([3, 1, 0.8], gap="medium", vertical_alignment="bottom")
+    with st.container(key="compare-row"):
+        left, right, end = st.columns([3, 1, 0.8], gap="medium", vertical_alignment="bottom")
     left.multiselect(
         "Compare with",
         list(there),

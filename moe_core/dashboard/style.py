@@ -51,6 +51,9 @@ CSS = f"""
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
 .st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
+.st-key-compare-row [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
+.st-key-compare-row [data-testid="stColumn"] {{ min-width: max-content; }}
+.st-key-compare-row [data-testid="stColumn"]:first-child {{ min-width: min(100%, 320px); }}
 @media (max-width: 900px) {{ .st-key-your-model [data-testid="stHorizontalBlock"] {{ flex-direction: column; align-items: stretch; }}
   .st-key-your-model [data-testid="stColumn"] {{ width: 100%; }} }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */

@@ -87,7 +87,7 @@ def serve(port: int) -> subprocess.Popen[bytes]:
 def drawn(page: Page) -> None:
     """Wait for every chart that the page has a place for, and until nothing moves."""
     page.wait_for_selector(
-        ".js-plotly-plot .main-svg, img[alt], [data-testid=stCode], .moeruns tbody tr", timeout=60_000
+        ".js-plotly-plot .main-svg, img[alt], [data-testid=stCode], .moeruns tbody tr:visible", timeout=60_000
     )
     seen = "[...document.querySelectorAll('[data-figure]')].filter(one => one.offsetParent && one.getBoundingClientRect().top < innerHeight)"
     page.wait_for_function(f"{seen}.every(one => one.querySelector('.main-svg'))", timeout=60_000)

@@ -16,7 +16,7 @@ from tests.figures.record import record
 from tests.test_foreign import write
 
 pytestmark = pytest.mark.browser
-# Pairs of texts in the tiles that lie over each other, and numbers or units that leave the window.
+# Pairs of texts in the tiles that lie over each other, numbers or units that leave the window, and titles of charts that are cut.
 CLASHES = """() => {
   const seen = [...document.querySelectorAll('.moescope-tile :is(.moescope-label, .moescope-number, .moescope-word, .moescope-line)')]
     .filter(one => one.textContent.trim()).map(one => {
@@ -29,7 +29,9 @@ CLASHES = """() => {
   return seen.flatMap(([name, box], at) => [
     ...(box.right > innerWidth ? [`${name} leaves the window`] : []),
     ...seen.slice(at + 1).filter(([, other]) => lower(box, other) && beside(box, other)).map(([other]) => `${name} over ${other}`),
-  ]);
+  ]).concat([...document.querySelectorAll('.moescope-chart .gtitle')].filter(one =>
+    one.getBoundingClientRect().right > one.closest('.moescope-chart').getBoundingClientRect().right + 1
+  ).map(one => `${one.textContent} is cut`));
 }"""
 
 

@@ -126,6 +126,7 @@ export class View {
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
+    breakSubtitle(spec.layout);
     // The server's frame may have been on its way when somebody zoomed.
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
     const config = {
@@ -266,6 +267,23 @@ export class View {
 
 function overTime(layout) {
   return layout?.xaxis?.title?.text === "step" || layout?.meta?.strip === true || layout?.meta?.offset !== undefined;
+}
+
+const pen = document.createElement("canvas").getContext("2d");
+
+// Breaks the second line of a chart's title where the chart is narrower, and makes room for it.
+function breakSubtitle(layout) {
+  const [, head, text, tail] = layout.title?.text?.match(/^(.*?<br><span [^>]*>)([^<]*)(<\/span>)$/) ?? [];
+  if (!text) return;
+  pen.font = `${layout.font.size}px ${layout.font.family}`;
+  const lines = [""];
+  for (const word of text.replaceAll(" %", "\u00a0%").split(" ")) {
+    const longer = lines.at(-1) ? `${lines.at(-1)} ${word}` : word;
+    if (lines.at(-1) && pen.measureText(longer).width > layout.width - 4) lines.push(word);
+    else lines[lines.length - 1] = longer;
+  }
+  layout.title.text = head + lines.join("<br>") + tail;
+  layout.margin.t += Math.round((lines.length - 1) * 1.3 * layout.title.font.size); // 1.3: Plotly's line
 }
 
 // The title of a chart without its second line and tags.
