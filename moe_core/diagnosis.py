@@ -175,7 +175,7 @@ def constant_bias(evidence: Evidence) -> Finding | None:
 
 
 def idle_bias(evidence: Evidence) -> Finding | None:
-    """A selection bias that changes no choice, beside a collapsed load: it is there to even it."""
+    """The load has collapsed, and the selection bias, which is there to even it, changes no choice."""
     high, ceiling = marks(evidence)
     idle_n, cv_n = evidence.bias_effect_n >= SAME, evidence.cv_load_n
     since = holding_since(
@@ -230,7 +230,7 @@ def unreachable(evidence: Evidence) -> Finding | None:
     what = (
         f"No token can reach {which}: none came near in the last {HOLD} steps, and none was sent there in {DEAD_AFTER}."
     )
-    why = "Even the token that lacks least of the score to be sent there lacks more than the tokens differ in what they lack."
+    why = "Even the token that comes closest falls short by more than the closest and the farthest token differ."
     return Finding("unreachable", evidence.layer, since, what, why, *mend(evidence))
 
 

@@ -73,8 +73,8 @@ def mend(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
 
 
 def of_other_models(evidence: Evidence) -> tuple[str, dict[str, float | str] | None]:
-    """mend() in a model that is not ours: by what moves its selection bias, else by the knob that weighs its own balancing loss,
-    of which nothing was measured there."""
+    """mend() for a model that is not ours: by the knob that moves its selection bias, else by the weight of its own balancing loss.
+    The latter was not measured."""
     knobs, declared = evidence.knobs, evidence.description.knobs
     if "balance" in declared:  # watch() gives this knob to models that choose by a bias
         kinds = declared["balance"].choices

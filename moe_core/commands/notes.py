@@ -2,10 +2,10 @@
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from moe_core.commands.common import add, plain, report
+from moe_core.commands.terminal import agreed
 
 
 def declare(commands: Any) -> None:
@@ -78,18 +78,10 @@ def rm_command(arguments: argparse.Namespace) -> int:
     for folder in folders:
         told = deletion(folder, overview(folder.parent))
         report(arguments, {"event": "rm", "run": folder.name, "deleted": False, "goes": told}, f"{folder.name}: {told}")
-    if not arguments.yes and not agreed(len(folders)):
+    if not arguments.yes and not agreed(f"Delete {'it' if len(folders) == 1 else f'these {len(folders)}'} for ever?"):
         raise ValueError("nothing was deleted; with --yes `rm` does not ask")
     for folder in folders:
         remove_run(folder)
         event = {"event": "rm", "run": folder.name, "deleted": True, "goes": ""}
         report(arguments, event, f"{folder.name} is deleted")
     return 0
-
-
-def agreed(many: int) -> bool:
-    """Whether the person at the terminal says yes. Nobody at it is no."""
-    if not sys.stdin.isatty():
-        return False
-    print(f"Delete {'it' if many == 1 else f'these {many}'} for ever? [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")

@@ -25,6 +25,14 @@ def complain(problem: object) -> int:
     return 2
 
 
+def agreed(question: str) -> bool:
+    """Whether the person at the terminal says yes. Nobody at it is no."""
+    if not sys.stdin.isatty():
+        return False
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
 class Events(io.TextIOBase):
     """Takes the place of a closed stderr under --json: each line becomes an event on stdout."""
 

@@ -21,7 +21,7 @@ FOLDER = Path(__file__).parent / "fonts"
 FILES = {False: FOLDER / "SourceSans3VF-Upright.woff2", True: FOLDER / "SourceCodeVF-Upright.woff2"}
 # Characters that neither font has, and what stands for them in both.
 INSTEAD = {"⏎": "¶", "␍": "¶", "⇥": "→"}
-UNKNOWN = 0.4  # size of the number, such as 732B, that stands for a letter of another script: with a space it takes two columns
+UNKNOWN = 2.0  # letters of the monospaced font whose width the number of a letter of another script, such as 732B, has with its space
 ASCENT, DESCENT = 1.0, 0.326  # of both fonts' line, in em, as a browser takes it from Source Sans
 
 
@@ -141,14 +141,14 @@ def named(runs: Iterable[Run]) -> tuple[Run, ...]:
             if there:
                 parts.append(run._replace(text="".join(words)))
             else:
-                parts += [run._replace(text=text, size=UNKNOWN * run.size) for text in words]
+                parts += [run._replace(text=text, size=UNKNOWN / len(text) * run.size) for text in words]
     return tuple(parts)
 
 
 def measured(run: Run) -> list[tuple[float, float]]:
     """Of each letter of a run, in px: its own width, and the distance to the next, which the kerning of the two changes."""
     look, parts = face(run.mono, run.weight), shown(run)
-    wide = [run.size * (1.0 if there else UNKNOWN) * sum(map(look.advance, text)) for text, there in parts]
+    wide = [run.size * (1.0 if there else UNKNOWN / len(text)) * sum(map(look.advance, text)) for text, there in parts]
     kerns = [
         run.size * look.kern(a, b) if not run.mono and a and b and there and also else 0.0
         for (a, there), (b, also) in pairwise(parts)

@@ -23,7 +23,7 @@ from moe_core.figures.probe import (
 from moe_core.figures.theme import LIGHT, MONO, SEQUENTIAL_STOPS, Theme, expert_colour, scale
 from moe_core.figures.words import SPACE, columns_of
 
-BEFORE, AFTER = 12, 6  # columns of context about a favourite
+BEFORE, AFTER = 12, 6  # columns of context before and after a favourite
 
 
 def best(gate_N: Array, most: int) -> Array:

@@ -149,7 +149,7 @@ def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, the
 def letters(text: Sequence[Character], first: Array, x: Array, y: Array, lines: Lines, E: int, theme: Theme) -> Spec:
     """The characters, each in the middle one of its cells and in a colour that reads there."""
     colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
-    # A character that a line's end parts stands where it begins.
+    # A character that a line's end splits is drawn where it begins.
     at = [min(one.first + (one.bytes - 1) // 2, one.first // ROW * ROW + ROW - 1) for one in text]
     size = max(SMALLEST, min(17, round(lines.cell * 0.95)))
     room = lines.width / ROW / COLUMN  # the size in which one letter fills a cell

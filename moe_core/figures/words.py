@@ -15,7 +15,6 @@ from moe_core.figures.paper import Array, escape
 
 COLUMN = 0.6  # width of a letter of the monospaced font, in its size
 LONGEST = 24  # columns of a word; a longer one is cut
-LACKED = "\u0530"  # behind Latin, Greek and Cyrillic, which the fonts have
 MARKS = 2  # accents that one letter may carry
 SHOWN = {"Ġ": " ", "▁": " ", "Ċ": "⏎", "\n": "⏎", "\t": "⇥", "\r": "␍"}
 SPACE = "\u00a0"  # a plain space at the edge of a label is not drawn
@@ -71,7 +70,12 @@ def columns_of(letter: str) -> int:
     of a script that the export's fonts lack: there its number stands for it, which takes two."""
     if unicodedata.category(letter) in ("Mn", "Me"):
         return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" or LACKED <= letter < "\u1e00" else 1
+    return 2 if unicodedata.east_asian_width(letter) in "WF" or is_lacked(letter) else 1
+
+
+def is_lacked(letter: str) -> bool:
+    """Whether the export's fonts lack a letter by its script: they have what Latin, Greek and Cyrillic texts of today use."""
+    return "\u0530" <= letter < "\u1e00" or "\u1f00" <= letter < "\u2000" or letter >= "\u2c00"
 
 
 def broken(columns_N: Sequence[int], row_N: Sequence[int], most: int) -> tuple[Array, Array]:

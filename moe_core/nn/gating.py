@@ -111,7 +111,7 @@ def unreachable(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
 
 def out_of_reach(lack_NE: Tensor) -> Tensor:
     """(...) of (..., N, E), what each expert's score lacks to be among a token's chosen: the number of experts of which even the
-    token that lacks least lacks more than the tokens differ. Another token like these does not choose such an expert.
+    token that comes closest lacks more than the closest and the farthest token differ. Another token like these does not choose such an expert.
 
     NaN of fewer than FEW tokens, which differ too little by chance. Experts that are off lack an infinite score: they do not count.
     """

@@ -5,6 +5,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import Off, mean_balance, source_of
 from moe_core.schema import BALANCE, Column, first_line, looks_ahead, measured_in
 
-WAITING = 16  # commits that may wait: a second and a half of our own trainer's, four seconds of a watched model's
+WAITING = 16  # commits that may wait: a second and a half of our own trainer's, eight seconds of a watched model's
 AGAIN = 2.0  # seconds between two checks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
 TRIES = 3  # how often a write that the disk failed is tried again
@@ -59,6 +60,7 @@ class Committer:
         self.waiting = False  # whether the training thread waits for the disk
         # The trainer's own state and reason; on a full disk those in the record differ.
         self.state = "training", ""
+        self.blind = False  # whether a diagnosis has failed
         self.full_recorded = False  # whether the record says that the disk is full
         self.step, self.reported = 0, 0.0  # the last committed step; the time of the last event about one
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
@@ -127,12 +129,22 @@ class Committer:
                     )
                 if isinstance(item, Batch):
                     self._report(item)
-                    self._alert(self.recent.add(item))
+                    self._diagnose(partial(self.recent.add, item))
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
                 self.error = f"the run could not be written: {first_line(failure)}"
-        self._alert(self.recent.new_findings())
+        self._diagnose(self.recent.new_findings)
+
+    def _diagnose(self, find: Callable[[], list[Finding]]) -> None:
+        """Report new findings. A diagnosis that fails is said once, and ends neither this thread nor the recording."""
+        if self.blind:
+            return
+        try:
+            self._alert(find())
+        except Exception as failure:
+            self.blind = True
+            self.notify({"event": "note", "note": f"this run is not diagnosed any further: {first_line(failure)}"})
 
     def _next(self) -> Item:
         """The next item; while the disk is full, checks for room every AGAIN seconds."""

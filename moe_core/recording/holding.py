@@ -24,7 +24,7 @@ def steer(weights: dict[str, float], by: float) -> dict[str, float]:
         weights = dict.fromkeys(weights, LOW)
     changed = {}
     for name, weight in weights.items():
-        wanted = float(f"{min(HIGH, max(LOW, weight * by)):.3g}")
+        wanted = float(f"{min(max(HIGH, weight), max(LOW, weight * by)):.3g}")
         if weight and max(wanted / weight, weight / wanted) >= LEAST:
             changed[name] = wanted
     return changed

@@ -11,6 +11,7 @@ from moe_core.runs.locks import OURS
 LOG = "trainer.log"
 NO_WORDS = "it printed nothing"
 MARK = "moe: "  # begins each line that says what went wrong
+LAG = 0.05  # seconds by which the time of a file may be behind the clock
 
 
 def last_words(folder: Path, log: str = LOG) -> str:
@@ -34,7 +35,7 @@ def log_problem(folder: Path, problem: str) -> None:
 def last_problem(folder: Path, since: float) -> str:
     """The problem in the log's last line, if it was written later than `since`, in seconds since 1970; else ""."""
     try:
-        words = last_words(folder) if os.lstat(folder / LOG).st_mtime >= since else ""
+        words = last_words(folder) if os.lstat(folder / LOG).st_mtime >= since - LAG else ""
     except OSError:
         return ""
     return words.removeprefix(MARK) if words.startswith(MARK) else ""

@@ -187,14 +187,20 @@ class RunWriter:
 
     def follow(self) -> Path:
         """The run's folder at its present path. FolderGone if it is gone."""
-        if not self._is_in(self.folder):
-            folder = path_of(self.place)
-            if folder is None or not self._is_in(folder):
-                raise FolderGone(
-                    f"the folder of run {self.folder.name}, or its record, was deleted or moved to another disk while it trained"
-                )
+        if (folder := self.present()) != self.folder:
             self._open_in(folder)
         return self.folder
+
+    def present(self) -> Path:
+        """The path that the run's folder has now; nothing is opened anew, so either thread may ask. FolderGone if it is gone."""
+        if self._is_in(folder := self.folder):
+            return folder
+        found = path_of(self.place)
+        if found is None or not self._is_in(found):
+            raise FolderGone(
+                f"the folder of run {folder.name}, or its record, was deleted or moved to another disk while it trained"
+            )
+        return found
 
     def _is_in(self, folder: Path) -> bool:
         return all(leads_to(folder / name, file) for name, file in self.files.items())
@@ -239,10 +245,10 @@ class RunWriter:
     def pending(self) -> Pending:
         """Knob changes and commands that the trainer has not taken yet, in order. A damaged one is
         not obeyed, and readers of the record note the damage. If they cannot be read now, they are read later."""
-        if self.read_from != (folder := self.folder):
-            self.reader.close()
-            self.reader, self.read_from = connect(folder / "run.db"), folder
         try:
+            if self.read_from != (folder := self.folder):
+                self.reader.close()
+                self.reader, self.read_from = connect(folder / "run.db"), folder
             pending = self._read()
         except sqlite3.Error:
             self.unread = self.unread or time.monotonic()
@@ -269,7 +275,7 @@ class RunWriter:
 
     def turn(self, who: str, **knobs: float | str) -> None:
         """Turn knobs as anyone may; pending() then has them. For the training thread, on a connection of its own."""
-        run = Run(self.follow())
+        run = Run(self.present())
         try:
             run.turn(who, knobs)
         finally:
@@ -280,7 +286,7 @@ class RunWriter:
 
         If one of the given knobs has been turned since, nothing is turned: the later turn counts.
         """
-        run = Run(self.follow())
+        run = Run(self.present())
 
         def act(db: sqlite3.Connection) -> int:
             unseen = {name for (name,) in db.execute("SELECT name FROM knobs WHERE id > ?", (seen,))}

@@ -48,7 +48,7 @@ STATS = (
     Stat("router_margin_p10", "L", "router margin, 10th percentile", "", "the router margin that a tenth of the tokens are below"),
     Stat("confidence", "L", "confidence", "", "mean share of the chosen experts in the softmax of the clean logits over all experts (where a bias selects: in the sigmoid affinities without it), before any drop: 1 sure, k / E undecided"),
     Stat("bias_effect", "L", "overlap without the bias", "", "mean over tokens of |A and B| / |A or B|, A the experts chosen with the bias and B those without it: 1 changes nothing. None where no bias selects"),
-    Stat("unreachable", "L", "experts out of reach", "experts", "experts that no token comes near: even the token that lacks least of the score to choose one lacks more than the tokens differ in what they lack. None of fewer than 16 tokens, with two levels of our own gate, or where tokens do not choose"),
+    Stat("unreachable", "L", "experts out of reach", "experts", "experts that no token comes near: even the token that comes closest falls short by more than the closest and the farthest token differ. None of fewer than 16 tokens, with two levels of our own gate, or where tokens do not choose"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),

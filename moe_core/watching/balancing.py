@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moe_core.recording.holding import EVERY, factor, steer
 from moe_core.remedies import COEFFICIENT
@@ -15,7 +16,7 @@ from moe_core.schema import Knob
 from moe_core.watching.ranks import Ranks
 from moe_core.watching.steering import KINDS, Steering
 from moe_core.watching.tally import Call, Sums, counts_by_tap
-from moe_core.watching.taps import Taps
+from moe_core.watching.taps import Taps, device_of
 from moe_core.watching.turning import Turn
 
 OFF = "off"
@@ -37,10 +38,13 @@ class Balance:
         turn: Callable[[float], None],
         ranks: Ranks | None = None,
     ) -> None:
+        if balance not in (None, *KINDS):
+            raise ValueError(f"balance must be one of {', '.join(KINDS)}, or None, got {balance!r}")
         self.taps, self.turn, self.kind, self.target = taps, turn, balance or OFF, 0.0
         self.coefficient, self.ranks = coefficient, ranks
         self.steering = {kind: made for kind in KINDS if (made := steering_of(model, taps, kind, kind == balance))}
         self.speed = 1e-3
+        self.measured = 0  # the last step in evenness
         self.evenness: list[Tensor] = []  # the mean CV of each of the last steps, on the device
         self.listen()
 
@@ -55,7 +59,7 @@ class Balance:
                 lambda value: setattr(self, "speed", value),
             )
         if self.steering or self.coefficient is not None:
-            help = f"CV(selections) to hold: by {COEFFICIENT}, or by loss-free, which rests in layers below it; 0: none is held"
+            help = f"CV(selections) to hold, 0: none. loss-free leaves layers below it alone; without a bias, {COEFFICIENT} is turned"
             turns["autobalance"] = Turn(
                 Knob(0.0, 0.0, 1.0, scale="log0", help=help), lambda value: setattr(self, "target", value)
             )
@@ -83,7 +87,7 @@ class Balance:
         if self.idle:
             return
         if self.ranks is not None:
-            sums = [one._replace(counts_CE1=self.ranks.add_up(one.counts_CE1)) for one in sums]
+            sums = self._over_ranks(sums, self.ranks)
         if self.kind != OFF and sums:
             steering = self.steering[self.kind]
             if self.kind == "loss-free":
@@ -101,11 +105,25 @@ class Balance:
                     assert self.ranks is not None
                     bias_E.copy_(self.ranks.add_up(bias_E) / self.ranks.size)
         elif self.target and sums and self.coefficient is not None:
+            if step != self.measured + 1:
+                self.evenness.clear()
+            self.measured = step
             self.evenness.append(
                 torch.stack([cv(one.counts_CE1[:, :-1]).mean().to(sums[0].counts_CE1.device) for one in sums]).mean()
             )
             if step % EVERY == 0 and len(self.evenness) >= EVERY:
                 self._decide()
+
+    def _over_ranks(self, sums: Sequence[Sums], ranks: Ranks) -> list[Sums]:
+        """The counts of all ranks. One array of the same shape on each of them: what a rank called, and how often, is its own."""
+        taps = self.taps.taps
+        counts_TE = torch.zeros(len(taps), max(tap.experts for tap in taps), dtype=torch.int64)
+        for tap, counts_E1 in counts_by_tap(sums).items():
+            counts_TE[tap, : taps[tap].experts] = counts_E1[:-1].cpu()
+        return [
+            Sums([n], [self.taps.step], F.pad(counts_E[None, : taps[n].experts], (0, 1)).to(device_of(taps[n].module)), None, 1)
+            for n, counts_E in enumerate(ranks.add_up(counts_TE)) if counts_E.any()
+        ]  # fmt: skip
 
     def _held(self, counts_E1: Tensor) -> Tensor:
         """The counts; equal ones, which move no bias, where they are even enough already."""

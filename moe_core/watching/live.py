@@ -72,11 +72,16 @@ class Live:
         can_switch = self._switch_off if any(tap.early for tap in taps.taps) else None
         routers = [router.module for router in taps.routers.values()]
         self.rates = Rates(optimizer, routers) if optimizer is not None else None
-        turns = turns_of(model, taps, self.rates, can_switch)
-        coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
-        self.ranks = ranks_of(taps)
-        self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient, self.ranks)
-        self.turns = with_own(turns | self.balance.turns(), knobs)
+        try:
+            turns = turns_of(model, taps, self.rates, can_switch)
+            coefficient = float(turns[COEFFICIENT].knob.start) if COEFFICIENT in turns else None
+            self.ranks = ranks_of(taps)
+            self.balance = Balance(model, taps, balance, coefficient, self._turn_coefficient, self.ranks)
+            self.turns = with_own(turns | self.balance.turns(), knobs)
+        except BaseException:
+            if self.rates is not None:
+                self.rates.close()
+            raise
         self.knobs = Values({name: turn.knob.start for name, turn in self.turns.items()})
         self.number = 0  # of the last step
         self.problem = ""  # why watching stopped, "" while it goes on
@@ -90,7 +95,7 @@ class Live:
         self.recorder = Recorder(folder, model, taps, probe, mirrors, self._describe, self.ranks is None)
         taps.failed = self.fail
         end = weakref.WeakMethod(self._at_exit)
-        atexit.register(lambda: (at_exit := end()) and at_exit())
+        self.at_exit = atexit.register(lambda: (at_exit := end()) and at_exit())
 
     # What the user calls
 
@@ -175,6 +180,9 @@ class Live:
 
     def turn(self, **knobs: float | str) -> None:
         """Turn knobs: in effect from the coming step on. ValueError, and nothing is turned, for a value that one cannot take."""
+        if self.closed:
+            log.warning("run %s is closed: no knob was turned", self.path.name)
+            return
         if unknown := sorted(knobs.keys() - self.turns.keys()):
             raise ValueError(f"no knob {unknown[0]!r}; there are: {', '.join(self.turns)}")
         if isinstance(off := knobs.get("off"), str):  # the record holds no word that is a number, such as 4
@@ -219,10 +227,12 @@ class Live:
         return self.recorder.written
 
     def close(self, state: str = "finished", error: str = "") -> None:
-        """End the run: everything is written, and the model is as it was before watch(). A second call does nothing."""
+        """End the run: everything is written, and the hooks are taken off. What was turned or balanced stays as it is: k, the
+        coefficients, the selection biases. A second call does nothing."""
         if self.closed or os.getpid() != self.pid:
             return
         self.closed = True
+        atexit.unregister(self.at_exit)
         self.taps.close()
         if self.rates is not None:
             self.rates.close()

@@ -234,7 +234,7 @@ def padding(s: Subject, mask: Tensor | None) -> Iterator[CheckFinding]:
 
 def padded(s: Subject, mask: Tensor | None) -> dict[str, Batch]:
     """Batches that must give the same gradient, by what was done: padding put on either side, or the padding that `mask` leaves
-    replaced by other tokens. None for a batch without an attention_mask and without `mask`."""
+    replaced by other tokens. Empty for a batch without an attention_mask and without `mask`."""
     batch = s.batch
     ids = batch if isinstance(batch, Tensor) else batch.get("input_ids")
     if not isinstance(ids, Tensor):

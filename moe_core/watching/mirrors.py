@@ -109,6 +109,7 @@ class Mirrors:
                 raise ImportError(f"also={name!r} needs {name}: pip install {name}", name=name) from None
         self.queue: queue.Queue[tuple[int, dict[str, float]] | None] = queue.Queue(WAITING)
         self.thread: threading.Thread | None = None
+        self.sending = True  # until a point could not be made
 
     def begin(self, folder: Path, description: Description, columns: Sequence[Column]) -> None:
         """The run begins."""
@@ -119,7 +120,7 @@ class Mirrors:
     def send(self, first: int, rows_nC: NDArray[np.float32], off: Sequence[Off]) -> None:
         """Send the last of these rows, of which the first is step `first`. Nothing in here may stop the thread that calls it, which
         writes the record."""
-        if self.thread is None or not len(rows_nC):
+        if self.thread is None or not self.sending or not len(rows_nC):
             return
         step = first + len(rows_nC) - 1
         try:
@@ -127,7 +128,7 @@ class Mirrors:
         except queue.Full:
             pass  # this point is left out
         except Exception as error:
-            self.thread = None
+            self.sending = False
             log.warning("%s get nothing more of this run: %s", ", ".join(self.modules), first_line(error))
 
     def close(self) -> None:

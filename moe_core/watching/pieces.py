@@ -29,8 +29,9 @@ def strings_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
         return [kept(tokenizer.decode([one])) for one in ids]
     pieces = [as_text(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
-    # The pieces show which kind of tokenizer it is, since nearly every text has a space or a line's end.
+    # transformers' tokenizers say which kind they are; of others the pieces show it, if the text has a space or a line's end.
     by_bytes = any("Ġ" in piece or "Ċ" in piece for piece in pieces) and not any("▁" in piece for piece in pieces)
+    by_bytes |= "ByteLevel" in str(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", ""))
     return [kept(from_bytes(piece) if by_bytes else from_signs(piece)) for piece in pieces]
 
 

@@ -196,7 +196,8 @@ class Ranks:
             return
         try:
             self._share(live)
-            self._wait(live)
+            if not last:
+                self._wait(live)
         except Exception as error:
             if last:
                 self.over = True
@@ -228,10 +229,15 @@ class Ranks:
         asked = self._asked(live)
         shared = Shared(self.experts)
         shared["head"][:] = bool(live.problem), bool(asked.knobs or asked.commands)
-        self.sums += live.taps.take()
-        for place, step in enumerate(self.steps):
-            shared.put(place, step, self.sums)
-        shared.put_held_out(self.held_out)
+        try:
+            self.sums += live.taps.take()
+            for place, step in enumerate(self.steps):
+                shared.put(place, step, self.sums)
+            shared.put_held_out(self.held_out)
+        except Exception as error:
+            live.fail(error)
+            shared.whole[:] = 0
+            shared["head"][0] = 1
         distributed.all_reduce(torch.from_numpy(shared.whole), group=self.group)
         failed, some = shared["head"].tolist()
         if failed:

@@ -55,9 +55,9 @@ class Groups(NamedTuple):
 class Logits:
     """Reads a router's logits (N, E) from what it returned: (module, args, kwargs, output) -> Tensor, detached.
 
-    Some routers return probabilities in their place (Gemma 4; several before transformers 5.6). Of these the logarithm is
-    taken, which is the logits less a number for each token. Margin, confidence and spread do not depend on that number, but a
-    z-loss of it would be 0. The first call decides which of both a router returns; only then does the host wait for the device.
+    Some routers return probabilities in their place (Gemma 4; several before transformers 5.6). We take their logarithm. It differs
+    from the logits by one number per token, which margin, confidence and spread do not depend on; a z-loss of it would be 0. The
+    first call decides whether the router returns logits or probabilities, and only that call waits for the device.
     """
 
     def __init__(self, index: int) -> None:
@@ -68,8 +68,6 @@ class Logits:
         given = cast(Tensor, output if torch.is_tensor(output) else output[self.index])
         logits_NE = given.detach().flatten(0, -2)
         if self.probabilities is None:
-            if torch.compiler.is_compiling():  # a graph cannot ask for a value
-                return torch.where(are_probabilities(logits_NE), logits_NE.log(), logits_NE)
             if not len(logits_NE):  # no token tells which
                 return logits_NE
             self.probabilities = bool(are_probabilities(logits_NE))
@@ -318,7 +316,8 @@ def lacking(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None) -> Tensor:
 
 
 def out_of_reach_of_kept(lack_LNE: Tensor, kept_N: Tensor | None) -> Tensor:
-    """(L,) out_of_reach() of the tokens that count. The others are counted as the first that does, so as to change nothing."""
+    """(L,) out_of_reach() of the tokens that count. Every other token is replaced by a copy of the first that counts, which
+    changes neither the smallest nor the largest lack."""
     if kept_N is None:
         return out_of_reach(lack_LNE)
     first = kept_N.int().argmax().view(1)

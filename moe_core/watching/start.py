@@ -64,8 +64,12 @@ def watch(
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
     declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))
-    to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
-    return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
+    try:
+        to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
+        return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
+    except BaseException:
+        taps.close()  # no hook stays on a model that is not watched
+        raise
 
 
 def folder_in(runs: Path) -> Path:

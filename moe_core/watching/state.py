@@ -1,6 +1,7 @@
 """Keeps everything that a model holds, to put it back bit for bit, so that a check may do with the model what it needs."""
 
 import random
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -21,6 +22,7 @@ class State:
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | None = None) -> None:
+        self.arrays: list[tuple[Any, Any]] = []
         self.containers: list[tuple[Any, Any]] = []
         self.tensors: list[tuple[Tensor, Tensor]] = []
         self.parameters: list[tuple[Tensor, Tensor]] = []
@@ -39,7 +41,13 @@ class State:
                 self.parameters.append((value, value.detach().to("cpu", copy=True)))
             else:
                 self.tensors.append((value, value.detach().clone()))
-        elif isinstance(value, dict | list | set):
+        elif isinstance(value, tuple):
+            for one in value:
+                self._keep(one)
+        elif isinstance(value, np.ndarray):
+            self._seen.add(id(value))
+            self.arrays.append((value, value.copy()))
+        elif isinstance(value, dict | list | set | deque):
             self._seen.add(id(value))
             self.containers.append((value, value.copy()))
             inside: Iterable[Any] = value.values() if isinstance(value, dict) else value
@@ -55,7 +63,9 @@ class State:
                 container[:] = kept
             else:
                 container.clear()
-                container.update(kept)
+                container.extend(kept) if isinstance(container, deque) else container.update(kept)
+        for array, kept in self.arrays:
+            array[...] = kept
         put_back(self.tensors)
 
     def restore(self) -> None:

@@ -133,8 +133,8 @@ def required_with_groups(scores_NE: Tensor, bias_E: Tensor, k: int, groups: Grou
     choosable = groups.kept * scores_NE.shape[1] // groups.many
     cutoff_N1 = limited_NE.topk(min(k + 1, choosable), dim=1).values[:, -1:]
     weakest_N1 = group_scores_NG.gather(1, kept_NG).amin(1, keepdim=True)
-    # Its other scores that are summed are lifted as well, as their experts lack tokens too. By the whole gap each, two groups
-    # of which one is kept would take all tokens in turn.
+    # A group's score is a sum of `best` scores. Its other experts lack tokens too and are raised as well, so each gets only its
+    # part of the gap. If each got the whole gap, two groups would take turns at having all tokens.
     gap_NG = (weakest_N1 - group_scores_NG) / groups.best
     gap_NE = gap_NG.repeat_interleave(scores_NE.shape[1] // groups.many, dim=1)
     required_NE = cutoff_N1 - scores_NE

@@ -64,7 +64,7 @@ def add_up(calls: Sequence[Call], experts: int) -> Sums:
 
 
 def merged(sums: Sequence[Sums]) -> list[Sums]:
-    """The same sums with one row for each step of each tap: so many calls, as of a step that nobody ends, do not pile up."""
+    """Sums of the same step and tap, added into one row, so that memory does not grow while nobody calls live.step()."""
     rows: dict[tuple[int, int], list[tuple[Sums, int]]] = {}
     for one in sums:
         for row, key in enumerate(zip(one.taps, one.steps, strict=True)):
@@ -104,7 +104,7 @@ class Tally:
         )  # a model that is still to be made has no device yet
         self.counts_E1 = torch.zeros(experts + 1, dtype=torch.int64, device=device)
         self.importance_E1 = torch.zeros(experts + 1, device=device)
-        self.weighed, self.places = True, 1
+        self.weighed, self.places = True, 0  # places 0: not called yet
 
     @torch.no_grad()
     def add(self, ids_NK: Tensor, weights_NK: Tensor | None, kept_N: Tensor | None) -> None:

@@ -67,7 +67,7 @@ def raise_it(error: Exception) -> None:
 
 
 class Hook:
-    """A hook of this model alone: a copy of the model, or what is read from a file of it, has one that does nothing."""
+    """Works on this model only. A copy of the model, or one loaded from a file, gets a hook that does nothing."""
 
     def __init__(self, call: Callable[..., Any] = nothing) -> None:
         self.call = call
@@ -124,8 +124,8 @@ class Taps:
     def _begin(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         """The model's forward begins. A cache of what came before is handed to it by generate(), and where a prefix is trained:
         then gradients are taken."""
+        self.generating = kwargs.get("past_key_values") is not None and not torch.is_grad_enabled()
         if not torch.compiler.is_compiling():
-            self.generating = kwargs.get("past_key_values") is not None and not torch.is_grad_enabled()
             self.logits.clear()
 
     def _hear(self, number: int, router: Router) -> Callable[..., None]:
@@ -133,7 +133,11 @@ class Taps:
             if not (self.listening or self.hear_all) or torch.compiler.is_compiling():
                 return
             if self.shown is None and not self.silent and not recomputed():
-                self.logits[number] = router.read(module, args, kwargs, output)
+                try:
+                    self.logits[number] = router.read(module, args, kwargs, output)
+                except Exception as error:
+                    self.silent = True
+                    self.failed(error)
 
         return hear
 
@@ -147,7 +151,8 @@ class Taps:
 
         def count(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any = None) -> None:
             if torch.compiler.is_compiling():
-                if module.training and (selection := tap.read(module, args, kwargs, output)) is not None:
+                counts = module.training and not (self.silent or self.generating)
+                if counts and (selection := tap.read(module, args, kwargs, output)) is not None:
                     self.compiled = True
                     ids_NK, weights_NK = flat(*selection)
                     tally.add(ids_NK, weights_NK, mask_for(ids_NK, self.kept_N))
@@ -168,11 +173,16 @@ class Taps:
             return Gating(tap.module, lambda module, gates: count(module, (), {}, gates))
         return tap.module.register_forward_hook(Hook(count), with_kwargs=True)
 
-    def _without(self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any]]:
+    def _without(
+        self, number: int, tap: Tap, args: Any, kwargs: Mapping[str, Any]
+    ) -> tuple[Any, Mapping[str, Any]] | None:
         """The arguments of experts, with weight 0 for those that are off."""
         assert isinstance(tap.read, Arguments)
         ids, weights = tap.read(tap.module, args, kwargs, None)
-        assert weights is not None
+        if weights is None:
+            del self.off[number]
+            log.warning("no expert of %s is switched off, since it is called without weights", tap.name)
+            return None
         on_E1 = self.off[number].to(weights)
         weights = weights * on_E1[ids.clamp(-1, tap.experts)]  # -1, for none, is the last place, which is E's
         if len(args) > 2:
@@ -279,7 +289,7 @@ class Taps:
         """What was selected in training since the last take."""
         self._fold(training=True)
         taken, self.sums = self.sums, []
-        return taken + ([tally.take(self.step) for tally in self.tallies] if self.compiled else [])
+        return taken + ([tally.take(self.step) for tally in self.tallies if tally.places] if self.compiled else [])
 
     def take_held_out(self) -> list[Sums]:
         """What was selected in evaluations since the last take_held_out."""

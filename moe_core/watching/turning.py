@@ -140,7 +140,7 @@ class Rates:
         self.values = dict(self.starts)
         self.held = {id(parameter) for router in routers for parameter in router.parameters()}
         self.frozen = False
-        self.before: list[tuple[dict[str, Any], str, Any]] = []
+        self.before: list[tuple[dict[str, Any], str, Any, Any]] = []  # group, name, value before and as turned
         self.unstepped = 0  # calls of count_step() since the optimizer's last step
         if self.starts["lr"] == 0:
             log.warning(
@@ -198,8 +198,9 @@ class Rates:
         for group in optimizer.param_groups:
             for name, start in self.starts.items():
                 if self.values[name] != start:
-                    self.before.append((group, name, group[name]))
-                    group[name] = group[name] * (self.values[name] / start) if start else self.values[name]
+                    turned = group[name] * (self.values[name] / start) if start else self.values[name]
+                    self.before.append((group, name, group[name], turned))
+                    group[name] = turned
         if not self.frozen:
             return None
         self._hold()
@@ -226,8 +227,9 @@ class Rates:
         return computed
 
     def _restore(self, *given: Any) -> None:
-        for group, name, value in self.before:
-            group[name] = value
+        for group, name, value, turned in self.before:
+            if group[name] is turned:  # a scheduler may have set it anew after a step that an error ended
+                group[name] = value
         self.before.clear()
 
 

@@ -153,7 +153,7 @@ def test_a_long_reason_is_cut_where_it_is_read_and_shorter_in_the_list(tmp_path:
     line = capsys.readouterr().out.splitlines()[0]
     assert "because xxx" in line
     assert line.endswith("xxx do this")
-    assert len(line) < WHY + 100
+    assert len(line) < WHY + 150
     assert len(open_run(folder).status().reason) <= 2_000
 
 

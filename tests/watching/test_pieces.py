@@ -87,3 +87,9 @@ def test_signs_for_spaces_and_bytes_are_read(pieces: list[Any], texts: list[str]
 def test_a_tokenizer_that_only_decodes(tmp_path: Path) -> None:
     tokenizer = type("T", (), {"decode": lambda self, ids: f"<{ids[0]}>"})()
     assert strings_of([3, 4], tokenizer) == ["<3>", "<4>"]
+
+
+def test_letters_of_a_byte_level_tokenizer_are_whole_in_a_text_without_a_space() -> None:
+    tokenizer = fast("bytes")
+    ids = tokenizer("niño", add_special_tokens=False)["input_ids"]
+    assert "".join(strings_of(ids, tokenizer)) == "niño"
