@@ -126,16 +126,17 @@ def collapse(evidence: Evidence) -> Finding | None:
     number = f"{balance_label(evidence)} is {now:.2f} (ceiling {ceiling:.2f}"
     what = f"The gate has collapsed onto a few experts: {number})."
     if now <= high:  # it ends at a stricter mark than it begins at
-        what = (
-            f"The gate collapsed onto a few experts and has not recovered: {number}, recovered below {0.8 * high:.2f})."
-        )
+        what = f"The gate collapsed onto a few experts and has not recovered: {number}, recovered after {HOLD} steps below {0.8 * high:.2f})."
     return Finding("collapse", evidence.layer, since, what, why, try_this, remedy)
 
 
 def marks(evidence: Evidence) -> tuple[float, float]:
     """The CV above which the layer is called collapsed, and the largest that it can have."""
-    on = evidence.experts - len(off_in(evidence))
-    ceiling = math.sqrt(max(on / experts_per_token(evidence.description, evidence.knobs, evidence.layer) - 1, 0.0))
+    off = off_in(evidence)
+    on, k = evidence.experts - len(off), experts_per_token(evidence.description, evidence.knobs, evidence.layer)
+    if off and not isinstance(evidence.knobs, Knobs):
+        k = 1  # in a watched model a token that chose an expert that is off gets no other in its place
+    ceiling = math.sqrt(max(on / k - 1, 0.0))
     return min(COLLAPSED, 0.75 * ceiling), ceiling
 
 
@@ -206,7 +207,9 @@ def dead_experts(evidence: Evidence) -> Finding | None:
     if since is None or not dead or out_of_reach(evidence) >= len(dead):
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
-    what = f"No token went to {experts} of {evidence.experts - len(off_in(evidence))} in the last {DEAD_AFTER} steps."
+    off = off_in(evidence)
+    of = f"the {evidence.experts - len(off)} that are on" if off else str(evidence.experts)
+    what = f"No token went to {experts} of {of} in the last {DEAD_AFTER} steps."
     why = "An expert that is not chosen gets no gradient, so it does not become worth choosing."
     # An expert is called dead only after DEAD_AFTER steps without a token, so it began that much earlier.
     return Finding("dead_experts", evidence.layer, max(1, since - DEAD_AFTER), what, why, *mend(evidence))

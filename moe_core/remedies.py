@@ -97,6 +97,12 @@ def of_other_models(evidence: Evidence) -> tuple[str, dict[str, float | str] | N
     if COEFFICIENT not in declared:
         return "Turn up what balances this model's experts.", None
     now = float(getattr(knobs, COEFFICIENT))
+    if now >= declared[COEFFICIENT].high:
+        return (
+            f"{COEFFICIENT} is at its largest, {value_text(now)}: a gate that collapsed long ago comes back slowly. Give it time, or "
+            f"begin anew with it on from the start.",
+            None,
+        )
     return f"Turn {COEFFICIENT} up, which is {value_text(now)}: it weighs the model's own balancing loss.", None
 
 

@@ -170,7 +170,7 @@ def test_a_collapse_that_goes_back_but_is_not_over_is_not_said_to_be_one_now() -
     assert back is not None
     assert now.what == "The gate has collapsed onto a few experts: CV(load) is 1.60 (ceiling 2.65)."
     assert back.what == (
-        "The gate collapsed onto a few experts and has not recovered: CV(load) is 0.90 (ceiling 2.65, recovered below 0.80)."
+        "The gate collapsed onto a few experts and has not recovered: CV(load) is 0.90 (ceiling 2.65, recovered after 20 steps below 0.80)."
     )
 
 
@@ -225,7 +225,7 @@ def test_an_expert_that_is_switched_off_is_not_dead() -> None:
     counts[:, [0, 3]] = 0
     assert diagnosis.dead_experts(evidence(knobs_with(off="1:1,4"), dead=0.0, counts=counts)) is None
     one = diagnosis.dead_experts(evidence(knobs_with(off="1"), dead=1.0, counts=counts))
-    assert "expert 4 of 15" in one.what
+    assert "expert 4 of the 15 that are on" in one.what
 
 
 def test_dead_experts_are_named_since_they_were_last_chosen() -> None:

@@ -203,6 +203,7 @@ class Trainer:
                 self.steps_asked += 1
             else:
                 self.pause("")
+                result = "paused; the next step trains one"
         elif command.name == "stop":
             self.stopping = True
         elif command.name == "checkpoint":

@@ -95,7 +95,7 @@ class Balance:
                     steering.speed = self.speed
                     counts = counts_by_tap(sums)
                     steering.update(
-                        {self.taps.taps[tap].name: self._held(counts_E) for tap, counts_E in counts.items()}
+                        {self.taps.taps[tap].name: self._held(tap, counts_E) for tap, counts_E in counts.items()}
                     )
             else:
                 steering.update({}, self._logits(calls))
@@ -109,7 +109,13 @@ class Balance:
                 self.evenness.clear()
             self.measured = step
             self.evenness.append(
-                torch.stack([cv(one.counts_CE1[:, :-1]).mean().to(sums[0].counts_CE1.device) for one in sums]).mean()
+                torch.stack(
+                    [
+                        cv(counts_E1[:-1], self._on(tap, counts_E1)).to(sums[0].counts_CE1.device)
+                        for one in sums
+                        for tap, counts_E1 in zip(one.taps, one.counts_CE1, strict=True)
+                    ]
+                ).mean()
             )
             if step % EVERY == 0 and len(self.evenness) >= EVERY:
                 self._decide()
@@ -125,12 +131,21 @@ class Balance:
             for n, counts_E in enumerate(ranks.add_up(counts_TE)) if counts_E.any()
         ]  # fmt: skip
 
-    def _held(self, counts_E1: Tensor) -> Tensor:
-        """The counts; equal ones, which move no bias, where they are even enough already."""
-        if not self.target:
-            return counts_E1
-        counts_E = counts_E1[:-1].float()
-        return torch.where(cv(counts_E) > self.target, counts_E, counts_E.mean())
+    def _held(self, tap: int, counts_E1: Tensor) -> Tensor:
+        """The counts (E,); the mean, which moves no bias, of experts that are off, and of all where they are even enough already."""
+        on_E, counts_E = self._on(tap, counts_E1), counts_E1[:-1].float()
+        mean = counts_E[on_E].mean()
+        held_E = torch.where(on_E, counts_E, mean)
+        return held_E if not self.target else torch.where(cv(counts_E, on_E) > self.target, held_E, mean)
+
+    def _on(self, tap: int, counts_E1: Tensor) -> Tensor:
+        """(E,) bool: which experts of a tap are on."""
+        off_E1 = self.taps.off.get(tap)
+        return (
+            torch.ones_like(counts_E1[:-1], dtype=torch.bool)
+            if off_E1 is None
+            else off_E1[:-1].to(counts_E1.device) > 0
+        )
 
     def _logits(self, calls: Sequence[Call]) -> dict[str, Tensor]:
         logits: dict[str, list[Tensor]] = {}
@@ -160,8 +175,8 @@ def steering_of(model: nn.Module, taps: Taps, kind: str, asked: bool) -> Steerin
         return None
 
 
-def cv(counts_E: Tensor) -> Tensor:
-    """The coefficient of variation over the last axis; 0 of nothing."""
-    counts_E = counts_E.float()
-    mean = counts_E.mean(-1)
-    return (counts_E - mean[..., None]).square().mean(-1).sqrt() / mean.clamp(min=math.ulp(1.0))
+def cv(counts_E: Tensor, on_E: Tensor) -> Tensor:
+    """() the coefficient of variation over the experts that are on; 0 of nothing."""
+    counts_E = counts_E[on_E].float()
+    mean = counts_E.mean()
+    return (counts_E - mean).square().mean().sqrt() / mean.clamp(min=math.ulp(1.0))

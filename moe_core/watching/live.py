@@ -10,7 +10,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -86,7 +86,6 @@ class Live:
         self.number = 0  # of the last step
         self.problem = ""  # why watching stopped, "" while it goes on
         self.paused = self.closed = self.stopping = False
-        self.told: set[str] = set()  # numbers of which it was said that they come too late
         self.singles = 0  # single steps that were asked for while paused
         self.listeners: list[Callable[[Finding], object]] = []
         self.pid = os.getpid()
@@ -273,17 +272,12 @@ class Live:
         self.taps.mask(None)
         self.taps.listening = self.number % LISTEN_EVERY == 0 or seconds > SLOW
         if self.recorder.writer is not None and not said.keys() <= self.recorder.said:
-            self._say_late(said.keys() - self.recorder.said)
+            self.recorder.say_late(said.keys())
         step = Step(self.number, seconds, said, look)
         if self.ranks is not None:
             self.ranks.steps.append(step)
         else:
             self.recorder.store(step)
-
-    def _say_late(self, names: Set[str]) -> None:
-        if late := sorted(names - self.told):
-            self.told |= names
-            log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(late))
 
     def _describe(self, k_of_tap: Mapping[int, int], step: Step, sums: Sequence[Sums]) -> Description:
         """What the run says of itself, when its record begins."""
@@ -355,7 +349,8 @@ class Live:
         """Carry out a command; returns its result."""
         if command == "pause" or (command == "step" and not self.paused):
             self.paused, self.recorder.collected["state"] = True, "paused"
-        elif command == "resume":
+            return "paused; the next step trains one" if command == "step" else "done"
+        if command == "resume":
             self.paused, self.singles, self.recorder.collected["state"] = False, 0, "training"
         elif command == "step":
             self.singles += 1

@@ -189,6 +189,11 @@ def inputs_of(given: Any, tokenizer: Any) -> dict[str, Any]:
         if tokenizer is None:
             raise ValueError("probe is a list of texts, which needs watch(tokenizer=...), the tokenizer of your model")
         batch = tokenizer(list(given), return_tensors="pt", padding=True, truncation=True, max_length=LENGTH)
+        if not isinstance(ids := batch["input_ids"], Tensor):
+            raise ValueError(
+                f'probe needs a tokenizer that gives tensors when it is called with return_tensors="pt", padding, truncation and '
+                f"max_length; input_ids are {type(ids).__name__}"
+            )
         given = {name: batch[name] for name in ("input_ids", "attention_mask") if name in batch}
     if isinstance(given, Tensor):
         given = {"input_ids": given}

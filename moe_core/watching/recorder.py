@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +60,7 @@ class Recorder:
         self.ending = False
         self.layers: dict[int, int] = {}  # the layer of each tap's number
         self.experts: tuple[int, ...] = ()  # of each layer
+        self.told: set[str] = set()  # numbers of which it was said that they come too late
         self.said: set[str] = set()  # of OF_STEP, what the first step had: the record has columns for these
         self.steps: list[Step | int] = []  # not committed yet
         self.sums: list[Sums] = []  # what was selected in these steps
@@ -80,6 +81,12 @@ class Recorder:
         if len(self.steps) > KEPT:
             self._forget(len(self.steps) - KEPT)
         self.keep_up()
+
+    def say_late(self, names: Set[str]) -> None:
+        """Say once which of these numbers are not recorded: the first step did not have them."""
+        if late := sorted(names - self.said - self.told):
+            self.told |= set(late)
+            log.warning("%s is not recorded, since the first live.step did not have it", ", ".join(late))
 
     def _take(self) -> None:
         if self.taking:

@@ -1,5 +1,6 @@
 """watch() itself: finds what can be watched in a model, and returns the live handle."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from moe_core.remedies import COEFFICIENT
 from moe_core.runs import StoreError, checked_id, new_id, runs_folder
 from moe_core.schema import Knob
 from moe_core.schema.stats import Metric
@@ -17,6 +19,8 @@ from moe_core.watching.ranks import bare
 from moe_core.watching.readers import Reader, find_taps
 from moe_core.watching.routers import find_routers
 from moe_core.watching.taps import Taps
+
+log = logging.getLogger("moescope")
 
 HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
 
@@ -66,10 +70,17 @@ def watch(
     taps = Taps(model, found, find_routers(model, found))
     try:
         to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
-        return Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
+        live = Live(model, folder, taps, optimizer, knobs or {}, declared, checkpoint, Mirrors(also), balance, to_show)
     except BaseException:
         taps.close()  # no hook stays on a model that is not watched
         raise
+    if COEFFICIENT in live.turns and getattr(getattr(model, "config", None), "output_router_logits", None) is False:
+        log.warning(
+            "%s acts only in forwards with output_router_logits=True, and the model's config has it off; live.check(batch) tells "
+            "whether it acts",
+            COEFFICIENT,
+        )
+    return live
 
 
 def folder_in(runs: Path) -> Path:

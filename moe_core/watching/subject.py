@@ -96,7 +96,12 @@ class Subject:
         self.model, self.batch, self.loss, self.state = model, batch, loss or loss_of_output, state
         self.routers = find_routing_modules(model)
         if not self.routers:
-            find_taps(model)  # raises an error that says what was looked for
+            try:
+                find_taps(model)
+            except ValueError as error:  # it says what was looked for
+                raise ValueError(
+                    f"{error}. check() takes no readers: it looks at the routers that it finds by itself"
+                ) from None
         held = [container for container, _ in state.containers if isinstance(container, dict)]
         self.coefficients = [
             (attributes, name, float(value)) for attributes in held for name in COEFFICIENTS

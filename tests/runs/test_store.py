@@ -340,17 +340,17 @@ def test_verify_finds_what_was_changed(tmp_path: Path, damage: str, says: str) -
     assert any(says in finding for finding in verify(open_run(folder)))
 
 
-@pytest.mark.parametrize(("first", "width"), [(1, 126), (3, 126), (7, 126), (6, 125), (6, 0)])
+@pytest.mark.parametrize(("first", "width"), [(1, 128), (3, 128), (7, 128), (6, 127), (6, 0)])
 def test_rows_that_do_not_follow_the_record_are_refused_and_nothing_is_written(
     tmp_path: Path, first: int, width: int
 ) -> None:
     writer = create_run(tmp_path / "a", Config(), Knobs())
-    writer.commit(Batch(1, np.ones((5, 126), np.float32)))
+    writer.commit(Batch(1, np.ones((5, 128), np.float32)))
     with pytest.raises(
-        ValueError, match=f"^rows must begin at step 6 with 126 columns, got step {first} with {width}$"
+        ValueError, match=f"^rows must begin at step 6 with 128 columns, got step {first} with {width}$"
     ):
         writer.commit(Batch(first, np.ones((5, width), np.float32)))
-    writer.commit(Batch(6, np.ones((5, 126), np.float32)))
+    writer.commit(Batch(6, np.ones((5, 128), np.float32)))
     writer.finish("stopped")
     assert verify(open_run(tmp_path / "a")) == []
 

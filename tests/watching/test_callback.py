@@ -214,8 +214,8 @@ def test_evaluations_are_recorded_in_their_step(tmp_path: Path, caplog: pytest.L
     assert {one.metrics["one"] for one in run.evals()} == {1.0}
     wanted = reference(trainer.model, [Collator()(held_out[:2]), Collator()(held_out[2:])])
     assert [counts.tolist() for counts in run.evals()[0].counts] == wanted
-    messages = [record.getMessage() for record in caplog.records if record.name == "moescope"]
-    assert messages == [
+    said = [record.getMessage() for record in caplog.records if record.name == "moescope"]
+    assert [one for one in said if "evaluations" in one] == [
         "of the evaluations two is not recorded; MoECallback(metrics=['loss', 'one', 'two']) would",
     ]
 

@@ -2,6 +2,7 @@
 diagnosis. Each was a fault once."""
 
 import atexit
+import math
 from collections import deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,11 +13,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from moe_core.diagnosis import marks
+from moe_core.figures.pages.words import NOTHING, word_at
 from moe_core.recording.holding import HIGH, steer
+from moe_core.remedies import COEFFICIENT, of_other_models
 from moe_core.runs import open_run
+from moe_core.schema import Description, Knob, Layer, Values
 from moe_core.watching import ranks as ranks_module
 from moe_core.watching import watch
-from moe_core.watching.balancing import Balance
+from moe_core.watching.balancing import Balance, cv
 from moe_core.watching.ranks import Ranks, Shared
 from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import Router
@@ -182,6 +187,88 @@ def test_a_rate_that_a_scheduler_sets_after_a_failing_step_stays(tmp_path: Path)
     train(live, model, optimizer, 1)
     assert optimizer.param_groups[0]["lr"] == 0.05
     live.close()
+
+
+# Experts that are off
+
+
+def test_experts_that_are_off_move_no_bias_and_do_not_count_as_uneven() -> None:
+    model = Model()
+    taps = Taps(model, find_taps(model))
+    balance = Balance(model, taps, None, 0.1, lambda value: None)
+    taps.switch_off({0: [0, 1]})
+    counts_E1 = torch.tensor([0, 0, 10, 20, 30, 40, 0])
+    assert balance._held(0, counts_E1).tolist() == [25, 25, 10, 20, 30, 40]
+    assert balance._held(1, counts_E1).tolist() == counts_E1[:-1].tolist(), "of another layer all are on"
+    assert cv(counts_E1[:-1], balance._on(0, counts_E1)).item() == pytest.approx(np.std([10, 20, 30, 40]) / 25)
+    balance.target = 0.5
+    assert balance._held(0, counts_E1).tolist() == [25] * 6, "even enough"
+
+
+def test_a_watched_layer_that_lost_experts_may_be_less_even_than_one_that_chooses_others() -> None:
+    knobs = Values({"off": "1,2"})
+    of = SimpleNamespace(experts=8, layer=0, knobs=knobs, description=described(8, 2))
+    assert marks(of)[1] == pytest.approx(math.sqrt(6 - 1))
+    assert marks(SimpleNamespace(**{**vars(of), "knobs": Values({"off": ""})}))[1] == pytest.approx(
+        math.sqrt(8 / 2 - 1)
+    )
+
+
+def described(experts: int, k: int) -> Description:
+    return Description(origin="watched", task="Model", layers=(Layer("a", experts, k),), knobs={"off": Knob("")})
+
+
+def test_a_coefficient_at_its_largest_is_not_to_be_turned_up(tmp_path: Path) -> None:
+    knob = Knob(0.5, 0.0, 1.0)
+    advice = [
+        of_other_models(
+            SimpleNamespace(knobs=Values({COEFFICIENT: value}), description=SimpleNamespace(knobs={COEFFICIENT: knob}))  # type: ignore[arg-type]
+        )[0]
+        for value in (0.5, 1.0)
+    ]
+    assert advice[0].startswith(f"Turn {COEFFICIENT} up, which is 0.5")
+    assert "at its largest" in advice[1]
+
+
+def test_a_single_step_of_a_run_that_is_not_paused_says_that_it_pauses(tmp_path: Path) -> None:
+    model = Model()
+    live = watch(model, "a", runs=tmp_path)
+    train(live, model, sgd(model), 1)
+    assert [live.obey("step"), live.obey("step"), live.obey("pause")] == [
+        "paused; the next step trains one",
+        "done",
+        "done",
+    ]
+    live.obey("resume")
+    live.close()
+
+
+def test_a_layer_in_which_nothing_is_selected_is_not_balanced(tmp_path: Path) -> None:
+    model = Model()
+    live = watch(model, "a", runs=tmp_path)
+    train(live, model, sgd(model), 2)
+    live.taps.switch_off({0: range(E)})
+    train(live, model, sgd(model), 1)
+    run = ended(live)
+    assert [word_at(run, 0, step) == NOTHING for step in (2, 3)] == [False, True]
+
+
+def test_a_tokenizer_that_gives_lists_is_named_as_what_is_wrong(tmp_path: Path) -> None:
+    def tokenizer(texts: list[str], **options: Any) -> dict[str, Any]:
+        return {"input_ids": [[1, 2]] * len(texts)}
+
+    with pytest.raises(ValueError, match=r"probe needs a tokenizer that gives tensors .*input_ids are list"):
+        watch(Model(), "a", runs=tmp_path, probe=["a"], tokenizer=tokenizer)
+
+
+def test_a_coefficient_that_the_config_keeps_from_acting_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for at, asked in enumerate((False, True)):
+        model = Model()
+        model.config = SimpleNamespace(router_aux_loss_coef=0.1, output_router_logits=asked)
+        watch(model, f"run-{at}", runs=tmp_path).close()
+    assert caplog.text.count("acts only in forwards with output_router_logits=True") == 1
 
 
 # Compiled models

@@ -6,10 +6,11 @@ from moe_core.figures.off import off_words
 from moe_core.figures.pages.tile import number
 from moe_core.figures.reading import HeldOut, on_at, rows_until, value_at
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import DERIVED, derive
+from moe_core.runs.statistics import DERIVED, derive, measured_by
 from moe_core.schema import BALANCED, COLLAPSED, untaught
 
 NOT_LEARNING = "Not learning"
+NOTHING = "Nothing selected"
 WHY_NOT = "the load is even, but the task's gradient on the gate is 0: it learns nothing about tokens"
 
 
@@ -23,7 +24,15 @@ def learns(source: Source, layer: int, step: int) -> bool:
 def word_at(source: Source, layer: int, step: int) -> str:
     """The balance of a layer at a step in a word. A gate that learns nothing is called so instead of balanced."""
     word = balance_word(value_at(source, source.description.balance, layer, step))
+    if word == "Balanced" and measured_by(source.description, "counts") and not selected(source, layer, step):
+        return NOTHING
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
+
+
+def selected(source: Source, layer: int, step: int) -> bool:
+    """Whether any expert of a layer was selected in a step: zeros are even too."""
+    _, counts_nE = rows_until(source, "counts", layer, step, 1)
+    return not len(counts_nE) or bool(counts_nE[-1].any())
 
 
 def balance_word(cv: float) -> str:
