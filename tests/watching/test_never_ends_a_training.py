@@ -19,6 +19,7 @@ from moe_core.recording.holding import HIGH, steer
 from moe_core.remedies import COEFFICIENT, of_other_models
 from moe_core.runs import open_run
 from moe_core.schema import Description, Knob, Layer, Values
+from moe_core.schema.description import Loss
 from moe_core.watching import ranks as ranks_module
 from moe_core.watching import watch
 from moe_core.watching.balancing import Balance, cv
@@ -215,7 +216,8 @@ def test_a_watched_layer_that_lost_experts_may_be_less_even_than_one_that_choose
 
 
 def described(experts: int, k: int) -> Description:
-    return Description(origin="watched", task="Model", layers=(Layer("a", experts, k),), knobs={"off": Knob("")})
+    layers = (Layer("a", experts, k),)
+    return Description("watched", "Model", layers, {"off": Knob("")}, (), Loss("nats", 1.0, "loss"), "none", (), {})
 
 
 def test_a_coefficient_at_its_largest_is_not_to_be_turned_up(tmp_path: Path) -> None:
