@@ -26,10 +26,10 @@ def page(name: str, **link: str) -> AppTest:
     return app.run().switch_page(str(ROOT / "pages" / f"{name}.py")).run()
 
 
-def mounted(app: AppTest) -> dict[str, Any]:
-    """What the live component was given."""
+def mounted(app: AppTest, part: str = "charts") -> dict[str, Any]:
+    """What the live component was given, or another."""
     mounted_data = [json.loads(component.proto.json) for component in app.get("bidi_component")]
-    return next(data for data in mounted_data if data["part"] == "charts")
+    return next(data for data in mounted_data if data["part"] == part)
 
 
 def text_of(app: AppTest) -> str:
@@ -78,6 +78,10 @@ def test_runs_of_the_link_are_compared_and_only_of_the_same_task(runs: Path) -> 
     assert not app.exception
     assert mounted(app)["options"] == {"with": ["b"], "align": "fork"}
     assert app.multiselect[0].options == ["b"]
+    # Both links to Export, this one and that in the line of a run's end, name the runs compared.
+    assert {name: mounted(app, "export")[name] for name in ("run", "figures", "options")} == {
+        name: mounted(app)[name] for name in ("run", "figures", "options")
+    }
     assert "None of these runs is a fork" in text_of(app)
     assert "Differences" in text_of(app)
     app.multiselect[0].set_value([]).run()
