@@ -12,8 +12,10 @@ from moe_core.dashboard import compare
 from moe_core.runs import open_run, start_measuring, stop_measuring
 from moe_core.schema import Config
 from moe_core.schema.description import PROBE_OF_TASK
+from moe_core.watching import watch
 from tests.figures.record import record
 from tests.runs.test_measuring import wait
+from tests.watching.test_counting import Model, batch
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("experts", "compare", "batch")
@@ -144,3 +146,16 @@ def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) 
     stop_measuring(path)
     app.run()
     assert any("got 9" in c.value for c in app.caption)
+
+
+def test_a_watched_run_without_a_probe_says_what_shows_where_tokens_go(runs: Path) -> None:
+    record(runs / "own").close()
+    with watch(model := Model(), "watched", runs=runs) as live:
+        model(batch())
+        live.step(loss=2.0)
+    said = {
+        (name, run): any(text.value.startswith("No probe: give") for text in page(name, run=run).caption)
+        for name in ("routing", "experts", "batch")
+        for run in ("own", "watched")
+    }
+    assert [where for where, shown in said.items() if shown] == [("routing", "watched"), ("experts", "watched")]
