@@ -44,8 +44,8 @@ def watch(
     run: the run's name; None: one made of the model's class and the time.
     optimizer: its learning rate and weight decay become knobs.
     knobs: your own; live.knobs.NAME is the value of each.
-    metrics: names or Metrics of the numbers that you will give to live.eval(). Only of the name
-    "accuracy" is more better; for another such number give a Metric.
+    metrics: names or Metrics of the numbers that you will give to live.eval(). Lower is better for
+    every name but "accuracy"; give a Metric where higher is.
     routers: for layers that are not found by themselves: a reader by the path of a module. From (module, args, kwargs, output) of
     the module's forward it returns ids (N, K), and weights (N, K) or None.
     experts: how many experts each of these modules has, by its path.
