@@ -50,8 +50,9 @@ def demo_command(arguments: argparse.Namespace) -> int:
     data = text(config)
     with stopped_by_sigterm():
         held_out = [batch.inputs for batch in data.held_out()[:HELD_OUT]]
+        probe = data.probe()[0].inputs
         live = fine_tune(
-            name, lambda step: data.batch(step).inputs, held_out, config.steps, runs, config.seed, tell_start
+            name, lambda step: data.batch(step).inputs, held_out, probe, config.steps, runs, config.seed, tell_start
         )
     run = open_run(live.path)
     event = without_nan({"event": "end", **ending(run)})

@@ -73,11 +73,12 @@ def options(run: Run) -> dict[str, Any]:
         "Align by", ["step", "fork"], key="compare-align", on_change=go,
         format_func={"step": "Step", "fork": "Fork point"}.get,
     )  # fmt: skip
+    compared = {"with": chosen, "align": align}
     if chosen:
         with end:
-            component.export_link(on_page(run, "compare"), run=run.id)
+            component.export_link(on_page(run, "compare"), compared, run=run.id)
     st.session_state["compared"] = (run.id, *chosen), align
-    return {"with": chosen, "align": align}
+    return compared
 
 
 @st.fragment(run_every=2.0)

@@ -32,6 +32,7 @@ class First(NamedTuple):
     names: tuple[str, ...]
 
 
+OF_PROBE = ("routing", "experts")  # the pages that mostly show where the probe's tokens go
 CARD = First(Config(), cards.STARTING, ("noise", "k", "w_importance", "w_load", "lr"))
 
 
@@ -47,6 +48,8 @@ def page(name: str, options: Callable[[Run], dict[str, Any]] = lambda run: {}) -
     wanted = links.word("run") or st.session_state.get("run") or NEW
     run = frame()
     if run is not None:
+        if name in OF_PROBE and run.description.origin == "watched" and run.description.probe == "none":
+            st.caption("No probe: give `watch(probe=…)` to see where tokens go.")
         charts(name, run.id, run.description.probe, on_page(run, name), options(run))
         run.close()
     elif begun := starting.unstarted(wanted):

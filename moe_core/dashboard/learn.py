@@ -291,7 +291,7 @@ def invite(lesson: Lesson) -> None:
     first = lesson.stages[0]
     st.html(
         f'<div class="moe-invite"><b>Nothing is drawn before it is measured</b>'
-        f"<span>Press “{escape(first.button)}” at left. A trainer starts, and its charts grow here.</span></div>"
+        f"<span>Press “{escape(first.button)}”. A trainer starts, and its charts grow here.</span></div>"
     )
 
 

@@ -196,7 +196,7 @@ def batch_measured(
     top = nice_above(1.05 * max(float(np.nanmax(most)) if whole.any() else 0.0, 2.0))
     axis = {"title": "tokens per expert", "range": [0.0, top], "nticks": 5}
     subtitle = (
-        "of each training batch, as recorded: the most and the least selected; ink: k·T/E, what each gets when balanced"
+        "in one step: the most and the least that an expert got, as recorded; ink: k·T/E, what each gets when balanced"
     )
     layout = over_steps("batch_measured", "Tokens an expert got", subtitle, steps, span, axis, theme, size)
     pen, x, (_, height) = pens(size), as_steps(steps), inner(layout)

@@ -1,6 +1,7 @@
 """Finding runs: where they live, one by its name, and all of them."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from moe_core.runs.database import StoreError, is_file
@@ -36,9 +37,15 @@ def folder_of(run: str | Path, runs: str | Path | None = None) -> Path:
     named = [] if matches else [path for path in known if str(run) and read_notes(path).name == str(run)]
     if len(one := matches or named) == 1:
         return one[0]
-    names = ", ".join(path.name for path in (one or known)[:8]) or "none"
+    names = first_of([path.name for path in one or known])
     problem = f"is the {'beginning' if matches else 'name'} of several runs" if one else "is no run"
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
+
+
+def first_of(names: Sequence[str], most: int = 8) -> str:
+    """The first names in a line, and how many more there are: "a, b and 3 more"."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or "none") + more
 
 
 def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed]:

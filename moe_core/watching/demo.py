@@ -33,10 +33,18 @@ def tiny_qwen(seed: int) -> nn.Module:
     return model.train()
 
 
+class Bytes:
+    """The part of a tokenizer that a probe needs: here an id is a byte."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(ids).decode("utf-8", "backslashreplace")
+
+
 def fine_tune(
     name: str,
     batch: Callable[[int], Tensor],
     held_out: Sequence[Tensor],
+    probe: Tensor,
     steps: int = 0,
     runs: str | Path | None = None,
     seed: int = 0,
@@ -44,13 +52,13 @@ def fine_tune(
 ) -> Live:
     """Train a tiny model to `steps`, 0 being until it is stopped, by the page, by `moescope stop` or by Ctrl-C.
 
-    batch: gives the ids (B, S) of a step's bytes; held_out: the ids of each batch of an evaluation. begun: called once the record
-    has begun.
+    batch: gives the ids (B, S) of a step's bytes; held_out: the ids of each batch of an evaluation; probe: ids (B, S) whose
+    routing is shown. begun: called once the record has begun.
     """
     torch.set_num_threads(1)  # more threads make so small a model slower
     model = tiny_qwen(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
-    with watch(model, name, optimizer=optimizer, runs=runs) as live:
+    with watch(model, name, optimizer=optimizer, probe=probe, tokenizer=Bytes(), runs=runs) as live:
         try:
             while not steps or live.number < steps:
                 ids = batch(live.number + 1)

@@ -11,7 +11,7 @@ from torch import nn
 from moe_core.remedies import COEFFICIENT
 from moe_core.runs import StoreError, checked_id, new_id, runs_folder
 from moe_core.schema import Knob
-from moe_core.schema.stats import Metric
+from moe_core.schema.stats import CLASSES, Metric
 from moe_core.watching.live import Live
 from moe_core.watching.mirrors import Mirrors
 from moe_core.watching.probe import EVERY, Probe
@@ -22,7 +22,7 @@ from moe_core.watching.taps import Taps
 
 log = logging.getLogger("moescope")
 
-HELD_OUT_LOSS = Metric("loss", "held-out loss", "nats", True)
+KNOWN = {metric.name: metric for metric in CLASSES}  # what these names mean is known, the label and the unit too
 
 
 def watch(
@@ -31,7 +31,7 @@ def watch(
     *,
     optimizer: Any = None,
     knobs: Mapping[str, Knob] | None = None,
-    metrics: Sequence[Metric | str] = (HELD_OUT_LOSS,),
+    metrics: Sequence[Metric | str] = ("loss",),
     routers: Mapping[str, Reader] | None = None,
     experts: Mapping[str, int] | None = None,
     checkpoint: Callable[[], object] | None = None,
@@ -48,7 +48,8 @@ def watch(
     run: the run's name; None: one made of the model's class and the time.
     optimizer: its learning rate and weight decay become knobs.
     knobs: your own; live.knobs.NAME is the value of each.
-    metrics: names or Metrics of the numbers that you will give to live.eval().
+    metrics: names or Metrics of the numbers that you will give to live.eval(). Lower is better for
+    every name but "accuracy"; give a Metric where higher is.
     routers: for layers that are not found by themselves: a reader by the path of a module. From (module, args, kwargs, output) of
     the module's forward it returns ids (N, K), and weights (N, K) or None.
     experts: how many experts each of these modules has, by its path.
@@ -66,7 +67,7 @@ def watch(
     folder = folder_in(runs_folder(runs)) / (checked_id(run) if run is not None else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
-    declared = [Metric(one, one, "", True) if isinstance(one, str) else one for one in metrics]
+    declared = [KNOWN.get(one, Metric(one, one, "", True)) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))
     try:
         to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)

@@ -87,7 +87,7 @@ def experts_per_token(model: nn.Module, taps: Taps) -> dict[str, Turn]:
         if router.groups is not None:
             most[number] = taps.taps[number].experts // router.groups.many * router.groups.kept
     help = "experts that each token goes to, in every layer; a saved config holds the number that it was turned to"
-    return {"k": Turn(Knob(held.value, 1, min(most), help=help, label="experts per token"), held)}
+    return {"k": Turn(Knob(held.value, 1, min(most), help=help, label="k, experts per token"), held)}
 
 
 def off_of(taps: Sequence[Tap], text: str) -> Sequence[Sequence[int]]:

@@ -11,6 +11,7 @@ import pytest
 from moe_core.__main__ import main
 from moe_core.commands import common
 from moe_core.runs import open_run, verify
+from moe_core.schema import Config, Knobs, describe
 from tests.server import ROOT
 
 
@@ -28,6 +29,10 @@ def test_its_gate_collapses_and_each_evaluation_is_recorded(tmp_path: Path, capf
     assert (run.state, run.steps(), verify(run)) == ("finished", (1, 60), [])
     assert [(layer.experts, layer.k) for layer in run.description.layers] == [(16, 2)] * 4
     assert run.description.starts["router_aux_loss_coef"] == 0
+    assert run.description.knobs["k"].label == describe(Config(), Knobs()).knobs["k"].label  # as in runs of our own
+    assert run.description.probe == "tokens"
+    assert run.snapshots("probe").tolist() == [1, 50]
+    assert {"e", " ", "\n"} < set(run.labels["token"])  # bytes as text
     assert run.history("cv_counts", 3, first=30)[1].mean() > 1.5
     assert [evaluation.step for evaluation in run.evals()] == [50]
     assert run.evals()[0].metrics["loss"] < 4.0  # nats; log 256 is 5.5

@@ -12,8 +12,10 @@ from moe_core.dashboard import compare
 from moe_core.runs import open_run, start_measuring, stop_measuring
 from moe_core.schema import Config
 from moe_core.schema.description import PROBE_OF_TASK
+from moe_core.watching import watch
 from tests.figures.record import record
 from tests.runs.test_measuring import wait
+from tests.watching.test_counting import Model, batch
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("experts", "compare", "batch")
@@ -26,10 +28,10 @@ def page(name: str, **link: str) -> AppTest:
     return app.run().switch_page(str(ROOT / "pages" / f"{name}.py")).run()
 
 
-def mounted(app: AppTest) -> dict[str, Any]:
-    """What the live component was given."""
+def mounted(app: AppTest, part: str = "charts") -> dict[str, Any]:
+    """What the live component was given, or another."""
     mounted_data = [json.loads(component.proto.json) for component in app.get("bidi_component")]
-    return next(data for data in mounted_data if data["part"] == "charts")
+    return next(data for data in mounted_data if data["part"] == part)
 
 
 def text_of(app: AppTest) -> str:
@@ -78,6 +80,10 @@ def test_runs_of_the_link_are_compared_and_only_of_the_same_task(runs: Path) -> 
     assert not app.exception
     assert mounted(app)["options"] == {"with": ["b"], "align": "fork"}
     assert app.multiselect[0].options == ["b"]
+    # Both links to Export, this one and that in the line of a run's end, name the runs compared.
+    assert {name: mounted(app, "export")[name] for name in ("run", "figures", "options")} == {
+        name: mounted(app)[name] for name in ("run", "figures", "options")
+    }
     assert "None of these runs is a fork" in text_of(app)
     assert "Differences" in text_of(app)
     app.multiselect[0].set_value([]).run()
@@ -140,3 +146,16 @@ def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) 
     stop_measuring(path)
     app.run()
     assert any("got 9" in c.value for c in app.caption)
+
+
+def test_a_watched_run_without_a_probe_says_what_shows_where_tokens_go(runs: Path) -> None:
+    record(runs / "own").close()
+    with watch(model := Model(), "watched", runs=runs) as live:
+        model(batch())
+        live.step(loss=2.0)
+    said = {
+        (name, run): any(text.value.startswith("No probe: give") for text in page(name, run=run).caption)
+        for name in ("routing", "experts", "batch")
+        for run in ("own", "watched")
+    }
+    assert [where for where, shown in said.items() if shown] == [("routing", "watched"), ("experts", "watched")]

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.runs import Batch, RunWriter, create_run
+from moe_core.runs import Batch, RunWriter, StoreError, create_run
 from moe_core.schema import Config, Knobs, layout
+from moe_core.sweep import open_sweep
 
 MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
 CONFIG = Config(num_experts=4, layers=2)
@@ -130,3 +131,14 @@ def test_a_run_that_is_not_there_is_said_and_others_stay(writer: RunWriter) -> N
     app = page("nobody")
     assert "is no run" in app.error[0].value
     assert [b.label for b in app.button][-4:] == ["Text", "Digits", "Plane", "Watch an example"]
+
+
+def test_of_many_runs_and_sweeps_it_is_said_how_many_are_not_named(runs: Path) -> None:
+    for i in range(9):
+        create_run(runs / f"text-{i}", CONFIG, Knobs()).finish("finished")
+    assert page("nobody").error[0].value.endswith(f"there are: {', '.join(f'text-{i}' for i in range(8))} and 1 more")
+    for i in range(11):
+        (runs / f"s{i}").mkdir()
+        (runs / f"s{i}" / "sweep.json").touch()
+    with pytest.raises(StoreError, match=r"there are: s.* and 3 more$"):
+        open_sweep("nobody", runs)

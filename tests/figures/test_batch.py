@@ -156,3 +156,13 @@ def test_colour_is_the_deviation_from_ideal():
 def test_a_flat_layer_has_one_group():
     descriptions = [describe(Config(num_experts=16, groups=groups), Knobs()) for groups in (0, 4)]
     assert [one.layers[0].groups for one in descriptions] == [1, 4]
+
+
+def test_the_tiles_say_that_they_are_means_and_the_chart_that_it_shows_single_steps(tmp_path: Path) -> None:
+    run = record(tmp_path / "a", E=4)
+    tiles = {tile.name: tile for tile in tiles_of("batch", run, At(0))}
+    for name in ("measured_least", "measured_most"):
+        assert tiles[name].lines == ("mean of one expert", "over the last 50 steps")
+    run.close()
+    spec = batch.batch_measured.spec(np.arange(1, 3), np.full((2, 4), 16.0), np.full(2, 16.0))
+    assert "in one step: the most and the least" in str(spec["layout"]).replace("<br>", " ")

@@ -1,6 +1,7 @@
 """The balance of the held-out split beside that of training: recorded, read, and said in words."""
 
 import math
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,9 @@ from moe_core.figures.reading import HeldOut, held_out_at
 from moe_core.runs import Run, StoreError, ending, open_run
 from moe_core.runs.source import At
 from moe_core.runs.statistics import chance_cv, held_out_balance
+from moe_core.watching import watch
 from tests.figures.record import record
+from tests.watching.test_counting import Model, batch
 
 E = 4
 
@@ -137,3 +140,18 @@ def test_what_few_rows_show_by_chance_is_not_called_uneven() -> None:
     few = balance(0.6)._replace(few=True)
     assert balance_words("Balanced", few) == "Balanced in training"
     assert held_out_line(few, "Balanced") == "without noise 0.60, by few rows"
+
+
+def test_a_watched_loss_is_called_the_same_by_its_name_as_by_default(tmp_path: Path) -> None:
+    model, described = Model(), {}
+    for run, metrics in (("named", {"metrics": ["loss", "accuracy", "mine"]}), ("default", {})):
+        with watch(model, run, runs=tmp_path, **metrics) as live:
+            model(batch())
+            live.step(loss=2.0)
+            live.eval(loss=1.5)
+        with closing(open_run(live.path)) as watched:
+            tile = {tile.name: tile for tile in tiles_of("live", watched, At(0))}["heldout"]
+            assert (tile.label, tile.value, tile.unit) == ("Held-out loss", "1.50", "nats")
+            described[run] = watched.description.metrics
+    assert described["named"][:1] == described["default"]
+    assert described["named"][1:] == (("accuracy", "held-out accuracy", "", False), ("mine", "mine", "", True))

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,12 @@ from moe_core.schema import Config, Knobs, layout
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=16)
 UNEVEN, COLLAPSED = [1.0, 1, 1, 3], [16.0, 0, 0, 0]
+EVEN_SHOT = {"experts": np.zeros((2, 8, 2), np.uint8), "gates": np.full((2, 8, 2), 0.25, np.float16)}
 
 
-def run_of(folder: Path, load_E: list[float], gradient: float, knobs: Knobs) -> Run:
+def run_of(
+    folder: Path, load_E: list[float], gradient: float, knobs: Knobs, shot: dict[str, np.ndarray] = EVEN_SHOT
+) -> Run:
     """60 steps with this load in both layers; the task's gradient on the gate of the second one is `gradient`."""
     writer = create_run(folder, CONFIG, knobs)
     rows = np.ones((60, sum(c.width for c in layout(2, 4))), np.float32)
@@ -29,7 +33,6 @@ def run_of(folder: Path, load_E: list[float], gradient: float, knobs: Knobs) -> 
             rows[:, column.start : column.start + 4] = load_E
         if column.stat == "task_gradient" and column.layer == 1:
             rows[:, column.start] = gradient
-    shot = {"experts": np.zeros((2, 8, 2), np.uint8), "gates": np.full((2, 8, 2), 0.25, np.float16)}
     writer.commit(Batch(1, rows, snapshots=[(60, "probe", shot)], state="training"))
     writer.finish("stopped")
     return open_run(folder)
@@ -82,6 +85,25 @@ def test_what_is_undecided_depends_on_what_the_weights_are_taken_over(tmp_path: 
         assert tiles["top1_gate"].lines == (words,)
         assert tiles["gate_entropy"].value == "1.00"  # two gates of 0.25 are even
         run.close()
+
+
+@pytest.mark.parametrize(
+    ("gates", "lines"),
+    [
+        ([[1.5, 1.0], [1.25, 1.25]], ("1.2 is undecided",)),  # DeepSeek-V3's weights sum to 2.5
+        ([[0.7, 0.3], [0.5, 0.5]], ("0.5 is undecided",)),
+        ([[0.7, 0.1], [0.3, 0.2]], ()),  # shares of a softmax over all experts
+    ],
+)
+def test_what_is_undecided_in_a_watched_model_follows_from_the_sum_of_its_gates(
+    gates: list[list[float]], lines: tuple[str, ...], tmp_path: Path
+) -> None:
+    shot = {"experts": np.array([[[0, 1], [2, 3]]] * 2, np.uint8), "gates": np.array([gates] * 2, np.float16)}
+    run = run_of(tmp_path / "a", [4.0] * 4, 0.05, Knobs(), shot)
+    run.description = replace(run.description, origin="watched")
+    tiles = {tile.name: tile for tile in tiles_of("routing", run, At(0))}
+    assert tiles["top1_gate"].lines == lines
+    run.close()
 
 
 def test_the_entropy_of_gates_is_of_their_shares() -> None:

@@ -79,9 +79,12 @@ def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple
     mount("panel", go_to, part="panel", run=run, only=list(only), link=words, **data)
 
 
-def export_link(figures: Sequence[str], **what: str) -> None:
-    """A link to the Export page with these figures of a run= or a sweep=, and with all that this page's link names."""
-    mount("export-link", lambda run: None, part="export", figures=list(figures), **what)
+def export_link(figures: Sequence[str], options: dict[str, Any] | None = None, **what: str) -> None:
+    """A link to the Export page with these figures of a run= or a sweep=, and with all that this page's link names.
+
+    options: as for live(): which runs are compared, also while this page's link does not name them yet.
+    """
+    mount("export-link", lambda run: None, part="export", figures=list(figures), options=options, **what)
 
 
 def runs(chosen: Sequence[str], go_to: GoTo, choose: Callable[[list[str]], None]) -> None:

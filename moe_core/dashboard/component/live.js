@@ -77,6 +77,7 @@ export class View {
   choose(options) {
     if (options?.align !== this.data.options?.align) this.span = null; // the zoom was of the other axis
     this.data.options = options;
+    this.toExport?.aim();
     this.link.say();
   }
 
@@ -238,7 +239,7 @@ export class View {
       element("code", "", more, banner.error);
     }
     if (banner && this.data.export) {
-      exportLink(this.notice, "moescope-button", "Export", this.data);
+      this.toExport = exportLink(this.notice, "moescope-button", "Export", this.data);
     }
     if (banner?.fork) {
       const fork = element("button", "moescope-button moescope-primary", this.notice, `Fork at ${banner.fork.toLocaleString("en")}`);

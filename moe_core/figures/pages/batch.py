@@ -21,6 +21,8 @@ from moe_core.figures.reading import (
 from moe_core.runs.source import At, Source
 from moe_core.schema import experts_per_token
 
+OF_ONE = ("mean of one expert", f"over the last {RECENT} steps")  # the chart beside it shows single steps
+
 
 def tokens_tile(source: Source, at: At) -> Tile:
     """k*T*D/E for the sizes chosen on the page."""
@@ -52,12 +54,12 @@ def mean_tile(source: Source, at: At) -> Tile:
 
 def least_tile(source: Source, at: At) -> Tile:
     least = plain_count(float(mean_counts(source, at).min()))
-    return Tile("measured_least", "Fewest selections", least, "tokens", lines=(f"last {RECENT} steps",))
+    return Tile("measured_least", "Fewest selections", least, "tokens", lines=OF_ONE)
 
 
 def most_tile(source: Source, at: At) -> Tile:
     most = plain_count(float(mean_counts(source, at).max()))
-    return Tile("measured_most", "Most selections", most, "tokens", lines=(f"last {RECENT} steps",))
+    return Tile("measured_most", "Most selections", most, "tokens", lines=OF_ONE)
 
 
 def one_device_tile(source: Source, at: At) -> Tile:

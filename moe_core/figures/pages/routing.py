@@ -17,6 +17,7 @@ from moe_core.runs.source import At, Source
 from moe_core.schema import name_of, strategy_of, weighing
 
 SETTLED, MOVING = 0.05, 0.2  # router churn below the first is Settled, above the second Restless
+ALIKE = 0.01  # sums of gates that differ by less are the same: gates are kept in 16 bits
 
 
 class Snapshot(NamedTuple):
@@ -56,8 +57,9 @@ def first_gate_tile(source: Source, at: At) -> Tile:
     if snapshot is None:
         return Tile("top1_gate", "Mean first gate", NONE)
     mean = float(snapshot.gates_NK.max(axis=1).astype(np.float64).mean())
-    even = undecided(source, snapshot.step, at.layer, snapshot.experts_NK.shape[1])
-    return Tile("top1_gate", "Mean first gate", number(mean), lines=(f"{even:.2g} is undecided",))
+    even = undecided(source, snapshot, at.layer)
+    lines = () if even is None else (f"{even:.2g} is undecided",)
+    return Tile("top1_gate", "Mean first gate", number(mean), lines=lines)
 
 
 def saturation_tile(source: Source, at: At) -> Tile:
@@ -122,9 +124,18 @@ def gate_entropy(gates_NK: Array) -> float:
     return float(-(gates * logs).sum(axis=1).mean() / math.log(gates.shape[1]))
 
 
-def undecided(source: Source, step: int, layer: int, K: int) -> float:
-    """The first gate of a router that prefers no expert: one over the number of experts that the softmax is over."""
-    knobs = source.knobs_at(step)
+def undecided(source: Source, snapshot: Snapshot, layer: int) -> float | None:
+    """The first gate of a router that prefers no expert: one over the number of experts that the softmax is over.
+
+    How a watched model weighs is not known: there it is a k-th of the sum of a token's gates, and None if tokens differ in it.
+    """
+    K = snapshot.experts_NK.shape[1]
+    if source.description.origin == "watched":
+        whole_N = (snapshot.experts_NK < experts_of(source, layer)).all(axis=1)  # an empty place has a weight of 0
+        sums = snapshot.gates_NK[whole_N].astype(np.float64).sum(axis=1)
+        alike = len(sums) > 0 and np.ptp(sums) <= ALIKE * sums.mean()
+        return float(sums.mean()) / K if alike else None
+    knobs = source.knobs_at(snapshot.step)
     over_all = strategy_of(knobs).by_token and weighing(name_of(knobs), getattr(knobs, "weigh", "")) == "all"
     return 1 / (experts_of(source, layer) if over_all else K)
 
