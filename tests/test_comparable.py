@@ -218,11 +218,11 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         assert gap.comparable.tolist() == wanted
         drawn = FIGURES["compare_loss_difference"].draw.spec(**data)
         known = {
-            trace["line"].get("dash", ""): np.isfinite(trace["y"]).tolist()
+            trace["line"].get("dash", "solid"): np.isfinite(trace["y"]).tolist()
             for trace in drawn["data"]
             if "line" in trace
         }
-        assert (known[""], known["dot"]) == (wanted, [not one for one in wanted])
+        assert (known["solid"], known["dot"]) == (wanted, [not one for one in wanted])
         assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
     assert columns(data)["B_minus_A_comparable"].tolist() == [False] * 80
     data = FIGURES["compare_loss_difference"].read(

@@ -91,6 +91,9 @@ def short(words: list[str]) -> list[str]:
     words = [names.get(word, word) for word in words]
     if "--resume" in words:
         return [*words, "--steps", str(STEPS + 4)]
+    if words[0] == "rm":  # of a run that no other line is about
+        shutil.copytree("runs/text-1124", "runs/doomed")
+        return ["rm", "doomed", "--yes"]
     if words[0] == "watch-demo":
         return [*words, "--steps", "4"]
     if words[0] == "train":
@@ -164,9 +167,9 @@ def test_the_script_of_the_guide_is_one_and_turns_what_it_shows() -> None:
 
 
 def test_the_finding_shown_has_the_parts_of_one() -> None:
-    ((language, text),) = ((language, text) for language, text in blocks("docs/cli.md") if language)
-    assert language == "json"
-    assert list(json.loads(text)) == ["event", "step", *Finding._fields]
+    shown = [json.loads(text) for language, text in blocks("docs/cli.md") if language == "json"]
+    (alert,) = (event for event in shown if event["event"] == "alert")
+    assert list(alert) == ["event", "step", *Finding._fields]
 
 
 def test_every_other_block_is_a_target_of_make() -> None:

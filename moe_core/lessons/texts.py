@@ -244,9 +244,9 @@ LESSONS = (
         "Later work balances in other ways. The Switch loss multiplies each expert's share of the tokens by its mean gate. Expert "
         "choice lets experts pick tokens, but in a language model it looks at later ones. Loss-free balancing adds to each score a bias "
         "that is used for the choice only. After each step it moves up for experts that got too little and down for the others: no loss, "
-        "so no pull away from the task. Quantile balancing sets it at once to what would have evened the batch: τ_t is token t's (k+1)-th largest score with the bias.",
+        "so no pull away from the task. Quantile balancing sets it at once to what would have evened the batch.",
         r"\begin{gathered} \text{top-}k \text{ of } s + b, \quad s = \sigma(x W_g) \\ b_i \leftarrow b_i + \gamma \, \mathrm{sign}\big(\overline{c} - c_i\big)"
-        r" \quad \text{or} \quad b_i \leftarrow Q_{k/E}\big(\tau_t - s_{ti}\big) \end{gathered}",
+        r" \quad \text{or} \quad b_i \leftarrow Q_{k/E}\big(\tau_t - s_{ti}\big) \\ \tau_t: \text{ the } (k+1)\text{-th largest of } s_t + b \end{gathered}",
         ("strategy", "bias_speed", "k"),
         ("selection_share", "balance"),
         (

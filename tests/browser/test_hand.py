@@ -249,7 +249,7 @@ def test_all_can_be_done_without_a_mouse(server: Server, tab: Tab) -> None:
     (listed,) = list_runs(server.runs)
     run = open_run(listed.id, server.runs)
     page.evaluate("document.activeElement.blur()")
-    for name in ("Run", "Pause", "Fork", "Stop", "noise, value", "noise"):
+    for name in (f"Run: {run.id}", "Pause", "Fork", "Stop", "noise, value", "noise"):
         tab_to(page, name)
     page.keyboard.press("ArrowRight")
     expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "1.05")
@@ -268,5 +268,8 @@ def test_all_can_be_done_without_a_mouse(server: Server, tab: Tab) -> None:
     assert changes["noise"] == 1.05
     assert changes["strategy"] != run.started_knobs.strategy
     tab_to(page, "Fork")
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="Start the fork")).to_be_visible()
+    page.keyboard.type("900")  # in the field of the steps, which has the focus
     page.keyboard.press("Enter")
     page.wait_for_url(lambda url: "run=" in url and run.id not in url, timeout=60_000)

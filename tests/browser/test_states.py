@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from moe_core.runs import Batch, create_run, list_runs, open_run
 from moe_core.schema import Config, Knobs, layout
-from tests.browser.conftest import Server
+from tests.browser.conftest import Server, until
 from tests.browser.test_pages import wait_for_step
 
 pytestmark = pytest.mark.browser
@@ -79,7 +79,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
 
     (listed,) = list_runs(server.runs)
     run = open_run(listed.id, server.runs)
-    assert (word(page), shape(page)) == ("Training", ("green", True))
+    until(lambda: (word(page), shape(page)) == ("Training", ("green", True)), page)
     expect(page.get_by_role("button", name="Live", exact=True)).to_be_visible()
     expect(page.get_by_role("button", name="Fork", exact=True)).to_be_enabled()
 

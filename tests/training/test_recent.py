@@ -15,6 +15,7 @@ from moe_core.training.session import train
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=1)
 COLUMNS = layout(1, 8)
+UNEVEN = np.array([30, 25, 25, 0, 0, 0, 0, 0]) + 1e-3  # collapsed onto three experts, none of which every token chooses
 
 
 def rows(n: int, even: bool) -> np.ndarray:
@@ -22,9 +23,11 @@ def rows(n: int, even: bool) -> np.ndarray:
     for column in COLUMNS:
         at = found[:, column.start : column.start + column.width]
         if column.stat in ("load", "counts"):
-            at[:] = 10 if even else np.eye(8)[0] * 80 + 1e-3
-        elif column.stat in ("dead_experts", "dropped"):
+            at[:] = 10 if even else UNEVEN
+        elif column.stat in ("dead_experts", "dropped", "unreachable"):
             at[:] = 0
+        elif column.stat == "bias_effect":  # no bias selects
+            at[:] = np.nan
     return found
 
 
@@ -56,7 +59,7 @@ def test_each_layer_is_looked_at() -> None:
         source = next(c for c in COLUMNS if c.stat == column.stat)
         both[:, column.start : column.start + column.width] = one[:, source.start : source.start + source.width]
         if column.stat == "load" and column.layer == 1:
-            both[:, column.start : column.start + column.width] = np.eye(8)[0] * 80 + 1e-3
+            both[:, column.start : column.start + column.width] = UNEVEN
     seen = Recent(
         describe(Config.for_task("plane", num_experts=8, layers=2), Knobs(w_importance=0, w_load=0)),
         Knobs(w_importance=0, w_load=0),

@@ -23,7 +23,9 @@ export class Form {
       event.preventDefault();
       this.send();
     };
-    this.root.onkeydown = (event) => event.key === "Escape" && this.close();
+    this.root.onkeydown = (event) => {
+      if (event.key === "Escape") this.close(); // without braces it would give false, and no key would be typed
+    };
   }
 
   // kind: "fork" or "resume"; step: the last that is kept; goal: how many steps the run was to have, 0 for no end.
