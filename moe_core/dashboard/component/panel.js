@@ -37,7 +37,7 @@ export class Panel {
     element("summary", "moepanel-label", this.more, "More knobs");
     this.rest = element("div", "moepanel-knobs", this.more);
     this.knobs = new Map();
-    this.asked = { nth: 0, knob: "" }; // the last deed, and the knob that it turns
+    this.asked = new Map(); // the knob that each deed turns, by the deed's number
     this.foot = element("div", "moepanel-foot", this.root);
     this.layers = element("div", "moepanel-layers", this.foot);
     this.changes = element("div", "moepanel-changes moepanel-ruled", this.foot);
@@ -80,7 +80,7 @@ export class Panel {
     const nth = this.link?.ask(deed) ?? 0;
     if (nth) {
       this.link.panels.add(nth);
-      this.asked = { nth, knob };
+      this.asked.set(nth, knob);
     }
     return nth;
   }
@@ -88,7 +88,7 @@ export class Panel {
   // What came of the last deed.
   answer({ nth, error }) {
     const mine = this.link.panels.has(nth) ? error : "";
-    const at = nth && nth === this.asked.nth && this.knobs.has(this.asked.knob) ? this.asked.knob : "";
+    const at = this.knobs.has(this.asked.get(nth)) ? this.asked.get(nth) : "";
     put(this.error, at ? "" : mine);
     for (const [name, knob] of this.knobs) knob.fault(name === at ? mine : "");
   }
