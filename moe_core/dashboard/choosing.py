@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from moe_core.figures.pages.tile import number
-from moe_core.runs import read_notes, runs_folder
+from moe_core.runs import runs_folder
 from moe_core.runs.overview import Entry, files_of, overview
 from moe_core.runs.room import bytes_text
 from moe_core.schema import AHEAD, Description, duration
@@ -180,11 +180,6 @@ def held_out_text(entry: Entry) -> str:
     if metric.unit == "" and not metric.lower and 0 <= value <= 1:
         return f"{number(100 * value, 1)} %{mark}"
     return f"{number(value)} {metric.unit}".rstrip() + mark
-
-
-def name_of_run(id: str) -> str:
-    """What a run is called on every page."""
-    return read_notes(runs_folder() / id).name or id
 
 
 def chooser_entry(id: str, description: Description | None, created: float, name: str = "") -> dict[str, Any]:

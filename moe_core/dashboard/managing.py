@@ -10,11 +10,11 @@ import streamlit as st
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.choosing import ALIVE
 from moe_core.folders import PAGES
-from moe_core.runs import StoreError, change_notes, open_run, reap, remove_run, runs_folder, stop_later
+from moe_core.runs import StoreError, change_notes, open_run, read_notes, reap, remove_run, runs_folder, stop_later
 from moe_core.runs.notes import LONGEST, TAGS
 from moe_core.runs.overview import Entry, deletion, overview
 from moe_core.runs.room import bytes_text
-from moe_core.schema import duration
+from moe_core.schema import duration, first_few
 
 ASKED = 8  # runs of which it is said what goes
 CHOSEN, DELETE, SAID = "runs-chosen", "runs-delete", "runs-said"  # in the tab's state
@@ -68,13 +68,13 @@ def head() -> None:
 def now_text(alive: Sequence[Entry]) -> str:
     """The runs that have not ended, with how far each is: "even (25 of 100 steps, 75 s left), lesson 3 (step 1,200)"."""
     words = []
-    for entry in alive[:6]:
+    for entry in alive:
         facts = entry.facts
         name = entry.notes.name or (f"lesson {entry.lesson}" if entry.lesson else entry.id)
         far = f"{facts.step:,} of {facts.goal:,} steps" if facts.goal else f"step {facts.step:,}, until stopped"
         far += f", {duration(facts.left)} left" if facts.left is not None else ""
         words.append(f"{name} ({'paused, ' if facts.state == 'paused' else ''}{far})")
-    return ", ".join(words) + (f" and {len(alive) - 6} more" if len(alive) > 6 else "")
+    return first_few(words, 6)
 
 
 # What can be done with the chosen runs
@@ -182,8 +182,7 @@ def write(id: str, what: str, key: str) -> None:
     def act(id: str) -> None:
         folder = runs_folder() / id
         if what == "tags":
-            before = next((e.notes.tags for e in overview() if e.id == id), ())
-            change_notes(folder, add=value, remove=[tag for tag in before if tag not in value])
+            change_notes(folder, add=value, remove=[tag for tag in read_notes(folder).tags if tag not in value])
         else:
             change_notes(folder, **{what: value or ""})
 

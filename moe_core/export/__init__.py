@@ -11,10 +11,8 @@ from pathlib import Path
 from moe_core.export.files import folder_for, write
 from moe_core.export.look import Look, check, laid_out, spec_of, undrawable
 from moe_core.export.numbers import Table, cell, cells, columns, finished, parquet, statistics, table
-from moe_core.export.panels import panels
-from moe_core.export.pdf import to_pdf
-from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, sweep_facts
-from moe_core.export.svg import to_png, to_svg
+from moe_core.export.panels import encoded, panels
+from moe_core.export.stamp import Facts, caption_of, facts_of, figure_facts, smoothed_facts, sweep_facts
 from moe_core.export.web import page
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
@@ -96,13 +94,10 @@ def rendered(run: Source | SweepResults, name: str, format: str, look: Look) -> 
         return table(numbers).encode() if format == "csv" else parquet(numbers, facts)
     spec, zoom = spec_of(run, name, look)
     if "smooth" in spec["layout"]["meta"]:
-        facts["Smoothed"] = f"each line is a centred mean of {look.smooth:,} steps"
+        facts |= smoothed_facts(look.smooth)
     if format == "html":
         return page(name, spec, facts, zoom, caption_of(facts) if look.caption else "").encode()
-    sheet = laid_out(spec, zoom, name, look, caption_of(facts))
-    if format == "png":
-        return to_png(sheet, facts, look.scale * zoom)
-    return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
+    return encoded(laid_out(spec, zoom, name, look, caption_of(facts)), format, facts, look.scale, zoom)
 
 
 def numbers_of(run: Source | SweepResults, name: str, look: Look) -> Table:

@@ -8,7 +8,7 @@ from moe_core.export.drawing import stamp_line
 from moe_core.export.look import COLUMN, FONT, Look, check, laid_out, spec_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, moved
 from moe_core.export.pdf import to_pdf
-from moe_core.export.stamp import Facts, caption_of, figure_facts
+from moe_core.export.stamp import Facts, caption_of, figure_facts, smoothed_facts
 from moe_core.export.svg import to_png, to_svg
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_sweep import SweepResults
@@ -37,8 +37,13 @@ def panels(run: Source | SweepResults, names: Sequence[str], format: str, look: 
         raise ValueError('each panel has its figure\'s title; leave the title out, or give "" for none')
     facts = panel_facts(run, names, look)
     sheet, zoom = together(run, names, look, columns, facts)
+    return encoded(sheet, format, facts, look.scale, zoom)
+
+
+def encoded(sheet: Sheet, format: str, facts: Facts, scale: float, zoom: float) -> bytes:
+    """A sheet in one of KINDS. scale: pixels of a PNG a CSS px; zoom: the factor by which its px are enlarged."""
     if format == "png":
-        return to_png(sheet, facts, look.scale * zoom)
+        return to_png(sheet, facts, scale * zoom)
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 
@@ -81,6 +86,4 @@ def panel_facts(run: Source | SweepResults, names: Sequence[str], look: Look) ->
         facts |= figure_facts(run, name, look)
     which = zip(string.ascii_lowercase, names, strict=False)
     facts["Title"] = "; ".join(f"{letter}: {FIGURES[name].title}" for letter, name in which)
-    if look.smooth > 1:
-        facts["Smoothed"] = f"each line is a centred mean of {look.smooth:,} steps"
-    return facts
+    return facts | (smoothed_facts(look.smooth) if look.smooth > 1 else {})

@@ -11,6 +11,7 @@ from moe_core.runs.source import Source
 from moe_core.schema import exact_text
 
 Facts = dict[str, str]
+MEAN = "each line is a centred "  # a caption, which is short, leaves this out
 
 
 def facts_of(run: Source, title: str, layer: int | None = None, step: int | None = None) -> Facts:
@@ -80,6 +81,11 @@ def sweep_facts(sweep: SweepResults, title: str) -> Facts:
     }
 
 
+def smoothed_facts(steps: int) -> Facts:
+    """That lines were averaged over so many steps."""
+    return {"Smoothed": f"{MEAN}mean of {steps:,} steps"}
+
+
 def caption_of(facts: Facts) -> str:
     """The caption: one line that says where the figure is from."""
     if "Sweep" in facts:
@@ -87,5 +93,5 @@ def caption_of(facts: Facts) -> str:
     compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]
     of = ", ".join(compared) if compared[0] else facts["Run"]
     layer = f", layer {facts['Layer']} {facts.get('Layer name', '')}".rstrip() if "Layer" in facts else ""
-    mean = f", {facts['Smoothed'].removeprefix('each line is a centred ')}" if "Smoothed" in facts else ""
+    mean = f", {facts['Smoothed'].removeprefix(MEAN)}" if "Smoothed" in facts else ""
     return f"{of}{layer}, step {int(facts['Step']):,}{mean}, {facts['Software']}"

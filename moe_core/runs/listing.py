@@ -1,7 +1,6 @@
 """Finding runs: where they live, one by its name, and all of them."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from moe_core.runs.database import StoreError, is_file
@@ -9,6 +8,7 @@ from moe_core.runs.notes import read_notes
 from moe_core.runs.remove import GONE
 from moe_core.runs.rows import Listed
 from moe_core.runs.store import Run
+from moe_core.schema import first_few
 
 # Seconds for a query of the list. An honest file takes less than a hundredth of that, a hostile one might take for ever.
 QUERY_LIMIT = 5.0
@@ -37,15 +37,9 @@ def folder_of(run: str | Path, runs: str | Path | None = None) -> Path:
     named = [] if matches else [path for path in known if str(run) and read_notes(path).name == str(run)]
     if len(one := matches or named) == 1:
         return one[0]
-    names = first_of([path.name for path in one or known])
+    names = first_few([path.name for path in one or known])
     problem = f"is the {'beginning' if matches else 'name'} of several runs" if one else "is no run"
     raise StoreError(f"{str(run)!r} {problem} in {folder}; there are: {names}")
-
-
-def first_of(names: Sequence[str], most: int = 8) -> str:
-    """The first names in a line, and how many more there are: "a, b and 3 more"."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return (", ".join(names[:most]) or "none") + more
 
 
 def list_runs(runs: str | Path | None = None, room: bool = False) -> list[Listed]:

@@ -24,7 +24,7 @@ from moe_core.runs.rows import KnobChange, Parent
 from moe_core.runs.statistics import measured_by
 from moe_core.runs.store import Run
 from moe_core.runs.turns import knobs_after
-from moe_core.schema import AUTOBALANCE, BALANCE_STEPS, Description, change_text, looks_ahead, value_text
+from moe_core.schema import AUTOBALANCE, BALANCE_STEPS, Description, change_text, first_few, looks_ahead, value_text
 
 WATCHED_FILES = ("run.db", "run.db-wal", "run.tip", "trainer.log")
 FILES = ("text", "data")  # settings that name a person's own files
@@ -216,7 +216,7 @@ def what_sets_apart(found: Mapping[str, Facts]) -> dict[str, str]:
             ]
     for id, facts in found.items():
         words[id] += [] if facts.parent else [f"{name} {change_text(old, new)}" for name, old, new in facts.turns]
-    return {id: _few(list(dict.fromkeys(own))) for id, own in words.items()}
+    return {id: first_few(list(dict.fromkeys(own)), NAMED, "") for id, own in words.items()}
 
 
 def usual_values(group: Sequence[Mapping[str, Any]]) -> dict[str, str | None]:
@@ -252,8 +252,3 @@ def files_of(description: Description | None) -> list[str]:
 
 def _text(value: Any) -> str:
     return value_text(value) if isinstance(value, float | str) else str(value)
-
-
-def _few(words: list[str]) -> str:
-    more = len(words) - NAMED
-    return ", ".join(words[:NAMED]) + (f" and {more} more" if more > 0 else "")

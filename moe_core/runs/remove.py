@@ -10,6 +10,7 @@ from typing import NamedTuple
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.database import StoreError, hold_lock
 from moe_core.runs.room import bytes_text
+from moe_core.schema import first_few
 
 GONE = ".deleted-"  # the beginning of a deleted run's folder until its files are gone
 
@@ -45,8 +46,7 @@ def going_text(going: Going, forks: list[str], sweep: str = "") -> str:
     words += [f"checkpoints that go: {many}"] if many else []
     words += [f"{bytes_text(going.shared)} stay, since a fork or its parent has them too"] if going.shared else []
     if forks:
-        named = ", ".join(forks[:3]) + (f" and {len(forks) - 3} more" if len(forks) > 3 else "")
-        words += [f"its {'forks' if len(forks) > 1 else 'fork'} ({named}) can still be read and trained"]
+        words += [f"its {'forks' if len(forks) > 1 else 'fork'} ({first_few(forks, 3)}) can still be read and trained"]
     words += [f"the table of sweep {sweep} will lack it"] if sweep else []
     return "; ".join(words)
 

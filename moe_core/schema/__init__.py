@@ -30,7 +30,7 @@ from moe_core.schema.description import (
     probe_kind,
     to_json,
 )
-from moe_core.schema.numbers import duration, first_line, left_text, real, shortened, whole
+from moe_core.schema.numbers import duration, first_few, first_line, left_text, real, shortened, whole
 from moe_core.schema.routes import (
     LOOKING,
     draws_noise,
@@ -146,6 +146,7 @@ __all__ = [
     "duration",
     "exact_text",
     "experts_per_token",
+    "first_few",
     "first_line",
     "from_dict",
     "from_json",

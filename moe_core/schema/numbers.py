@@ -1,6 +1,7 @@
 """Numbers as people write them: the digits 0 to 9. Python's own int and float also take 1_000, ٣, inf and a line break."""
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 REAL = re.compile(r" *[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)? *", re.ASCII)
@@ -34,6 +35,12 @@ def shortened(text: str, most: int) -> str:
     if len(text) <= most:
         return text
     return f"{text[: most - most // 3 - 3]} … {text[len(text) - most // 3 :]}"
+
+
+def first_few(names: Sequence[str], most: int = 8, none: str = "none") -> str:
+    """The first names in a line, and how many more there are: "a, b and 3 more". none: in place of an empty list."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return (", ".join(names[:most]) or none) + more
 
 
 def duration(seconds: float) -> str:

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from moe_core.runs import StoreError, runs_folder, whole_paths
 from moe_core.runs.codec import with_sum, without_sum
 from moe_core.runs.limits import SIDE, read_json, read_side
-from moe_core.runs.listing import first_of
-from moe_core.schema import Config, Knobs, as_dict, check, from_dict, meta_of, parse_setting, reads, weighing
+from moe_core.schema import Config, Knobs, as_dict, check, first_few, from_dict, meta_of, parse_setting, reads, weighing
 from moe_core.sweep.paper import PAPER
 
 # Settings that have one value in a sweep: its measures are the task's, and files and columns are free texts.
@@ -258,7 +257,7 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
     matches = [sweep_id] if sweep_id in names else [name for name in names if name.startswith(sweep_id)]
     if len(matches) != 1 or not sweep_id:
         problem = "is the beginning of several sweeps" if matches else "is not a sweep"
-        raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {first_of(names)}")
+        raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {first_few(names)}")
     try:
         record: Any = without_sum(read_json(read_side(folder / matches[0] / "sweep.json", SIDE)), PLANNED)
         cells = tuple(

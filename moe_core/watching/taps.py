@@ -136,10 +136,14 @@ class Taps:
                 try:
                     self.logits[number] = router.read(module, args, kwargs, output)
                 except Exception as error:
-                    self.silent = True
-                    self.failed(error)
+                    self._give_up(error)
 
         return hear
+
+    def _give_up(self, error: Exception) -> None:
+        """What went wrong in a hook: it is said, and from now on nothing is heard."""
+        self.silent = True
+        self.failed(error)
 
     def _hook(self, number: int, tap: Tap) -> Any:
         tally = self.tallies[number]
@@ -164,8 +168,7 @@ class Taps:
                     if (selection := tap.read(module, args, kwargs, output)) is not None:
                         self._keep(number, module.training, *selection)
                 except Exception as error:
-                    self.silent = True
-                    self.failed(error)
+                    self._give_up(error)
 
         if tap.early:
             return tap.module.register_forward_pre_hook(Hook(choose), with_kwargs=True)
