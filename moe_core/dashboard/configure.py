@@ -146,8 +146,7 @@ def choose_source(task: str) -> str:
     """Where the data come from: SOURCES[0] for a task that has its own only."""
     if task not in FILES:
         return SOURCES[0]
-    key = f"configure-source-{task}"
-    return st.radio("Data", SOURCES, key=key, horizontal=True, persist_state="session") or SOURCES[0]
+    return st.radio("Data", SOURCES, key="configure-source", horizontal=True, persist_state="session") or SOURCES[0]
 
 
 def choose_files(form: Form, source: str) -> tuple[str, ...] | None:

@@ -9,6 +9,7 @@ import streamlit as st
 
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.choosing import ALIVE
+from moe_core.dashboard.component import Chosen
 from moe_core.folders import PAGES
 from moe_core.runs import StoreError, change_notes, open_run, read_notes, reap, remove_run, runs_folder, stop_later
 from moe_core.runs.notes import LONGEST, TAGS
@@ -28,8 +29,9 @@ def page() -> None:
     controls.frame(choose=False)
     head()
     entries = {entry.id: entry for entry in overview()}
-    chosen = [entries[id] for id in st.session_state.get(CHOSEN, []) if id in entries]
-    component.runs([entry.id for entry in chosen], go_to, choose)
+    ticked = st.session_state.get(CHOSEN, Chosen())
+    chosen = [entries[id] for id in ticked.ids if id in entries]
+    component.runs(ticked._replace(ids=[entry.id for entry in chosen]), go_to, choose)
     if doomed := [entry for entry in chosen if entry.id in st.session_state.get(DELETE, [])]:
         ask_to_delete(doomed, list(entries.values()))
     elif len(chosen) == 1:
@@ -43,9 +45,9 @@ def go_to(run: str) -> None:
     st.session_state["runs-open"] = run
 
 
-def choose(ids: Sequence[str]) -> None:
+def choose(chosen: Chosen) -> None:
     """Other runs were chosen; whatever was asked about those before is asked no more."""
-    st.session_state[CHOSEN] = list(ids)
+    st.session_state[CHOSEN] = chosen
     st.session_state.pop(DELETE, None)
 
 
@@ -215,7 +217,6 @@ def delete(ids: Sequence[str]) -> None:
     """Delete these runs. A page that shows one of them shows another."""
     gone = each(ids, lambda id: remove_run(runs_folder() / os.path.basename(id)))
     st.session_state.pop(DELETE, None)
-    st.session_state[CHOSEN] = [id for id in st.session_state.get(CHOSEN, []) if id not in gone]
     if st.session_state.get("run") in gone:
         del st.session_state["run"]
     if links.word("run") in gone:

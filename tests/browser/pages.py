@@ -44,7 +44,7 @@ LINKS = {
         "/learn?lesson=1&run=lesson",
         f"{chart('regions')} && document.querySelector('.moe-check[data-check=yes]')?.textContent.includes('of 8 experts')",
     ),
-    "runs": Link("/runs?run=a", "document.querySelectorAll('.moeruns-page tbody tr').length === 4"),
+    "runs": Link("/runs?run=a", "!!document.querySelector('.moeruns-page tr[data-run^=grid-]')"),
     "export-compared": Link(
         "/export?run=a&with=b&align=fork&figures=compare_loss&expert=3",
         "!!document.querySelector('img[alt=\"Loss of the runs compared\"]') && document.body.innerText.includes('Beside a: b.')",

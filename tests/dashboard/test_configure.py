@@ -198,7 +198,7 @@ def test_what_it_takes_is_said_before_the_click(runs: Path) -> None:
 
 def own_path(app: AppTest, text: str) -> AppTest:
     task = app.radio(key="configure-task").value
-    app.radio(key=f"configure-source-{task}").set_value("on this machine").run()
+    app.radio(key="configure-source").set_value("on this machine").run()
     app.get_by_key(f"configure-path-{task}").set_value(text)
     return app.run()
 
@@ -208,7 +208,7 @@ def test_a_table_on_this_machine_is_shown_as_it_is_read_and_then_trained(
 ) -> None:
     (path,) = write("table", readable)
     app = page("digits")
-    app.radio(key="configure-source-digits").set_value("on this machine").run()
+    app.radio(key="configure-source").set_value("on this machine").run()
     assert start(app).disabled  # no file is named yet
     app = own_path(app, "iris.csv")
     assert not app.exception
@@ -235,7 +235,7 @@ def test_an_upload_is_kept_with_the_runs(
 ) -> None:
     task = "text" if several else "digits"
     app = page(task)
-    app.radio(key=f"configure-source-{task}").set_value("uploaded").run()
+    app.radio(key="configure-source").set_value("uploaded").run()
     files = [("../.ev il.csv", b"one"), ("b.txt", b"two")][: 1 + several]
     app.file_uploader(key=f"configure-upload-{task}").set_value(
         [(name, content, "text/plain") for name, content in files] if several else (*files[0], "text/plain")

@@ -8,6 +8,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import component, managing
+from moe_core.dashboard.component import Chosen
 from moe_core.runs import RunWriter, change_notes, create_run, open_run, read_notes
 from moe_core.runs.branch import branch_off
 from moe_core.schema import Config, Knobs
@@ -20,7 +21,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppT
 def page(*chosen: str, **state: Any) -> AppTest:
     app = AppTest.from_file(MAIN, default_timeout=30)
     app.switch_page(str(Path(MAIN).parents[2] / "pages" / "runs.py"))
-    app.session_state[managing.CHOSEN] = list(chosen)
+    app.session_state[managing.CHOSEN] = Chosen(chosen)
     for name, value in state.items():
         app.session_state[name] = value
     app.run()
@@ -39,7 +40,7 @@ def training(runs: Path, name: str, steps: int = 100) -> RunWriter:
 def test_without_runs_it_says_so(runs: Path) -> None:
     app = page()
     assert "Nothing trains now." in text_of(app)
-    assert parts(app)["runs"]["chosen"] == []
+    assert parts(app)["runs"]["chosen"] == {"ids": [], "turn": 0}
 
 
 def test_what_trains_is_listed_lessons_too_and_all_of_it_is_stopped_at_once(runs: Path) -> None:
@@ -109,10 +110,10 @@ def test_deleting_says_what_goes_asks_once_and_shows_another_run(runs: Path) -> 
 
 
 def test_other_runs_that_are_chosen_end_the_question(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = {managing.CHOSEN: ["a"], managing.DELETE: ["a"]}
+    state = {managing.CHOSEN: Chosen(["a"]), managing.DELETE: ["a"]}
     monkeypatch.setattr(managing.st, "session_state", state)
-    managing.choose(["a", "b"])
-    assert state == {managing.CHOSEN: ["a", "b"]}
+    managing.choose(Chosen(["a", "b"], 1))
+    assert state == {managing.CHOSEN: Chosen(["a", "b"], 1)}
 
 
 def test_a_run_that_trains_cannot_be_deleted(runs: Path) -> None:
@@ -144,12 +145,16 @@ def test_a_name_that_is_pressed_opens_the_run_on_live(runs: Path) -> None:
     assert parts(app).keys() == {"panel", "charts"}
 
 
-@pytest.mark.parametrize("sent", ["a", None, 3, ["a", "../b"], [1], {"a": 1}, [["a"]]])
+@pytest.mark.parametrize(
+    "sent",
+    ["a", None, 3, ["a"], {"ids": ["a"]}, {"ids": ["a"], "turn": "1"}]
+    + [{"ids": ids, "turn": 1} for ids in ("a", ["a", "../b"], [1], {"a": 1}, [["a"]])],
+)
 def test_only_names_of_runs_are_chosen(sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []
     mounted: dict[str, Any] = {}
     monkeypatch.setattr(component, "_render", lambda **given: mounted.update(given))
     monkeypatch.setattr(component.st, "session_state", {"runs": type("Sent", (), {"chosen": sent})})
-    component.runs([], lambda run: None, kept.append)
+    component.runs(Chosen(), lambda run: None, kept.append)
     mounted["on_chosen_change"]()
     assert kept == []

@@ -5,7 +5,7 @@ serves; what Streamlit carries is only a loader.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import streamlit as st
 
@@ -87,15 +87,22 @@ def export_link(figures: Sequence[str], options: dict[str, Any] | None = None, *
     mount("export-link", lambda run: None, part="export", figures=list(figures), options=options, **what)
 
 
-def runs(chosen: Sequence[str], go_to: GoTo, choose: Callable[[list[str]], None]) -> None:
+class Chosen(NamedTuple):
+    """The runs that are chosen in the list of all runs, and how often a box was ticked before that was said."""
+
+    ids: Sequence[str] = ()
+    turn: int = 0
+
+
+def runs(chosen: Chosen, go_to: GoTo, choose: Callable[[Chosen], None]) -> None:
     """The list of all runs, with a box for each by which it is chosen."""
 
     def ticked() -> None:
-        ids = st.session_state["runs"].chosen
-        if isinstance(ids, list) and all(isinstance(id, str) and fits("run", id) for id in ids):
-            choose(ids)
+        match st.session_state["runs"].chosen:
+            case {"ids": list(ids), "turn": int(turn)} if all(isinstance(id, str) and fits("run", id) for id in ids):
+                choose(Chosen(ids, turn))
 
-    mount("runs", go_to, ticked, part="runs", chosen=list(chosen))
+    mount("runs", go_to, ticked, part="runs", chosen={"ids": list(chosen.ids), "turn": chosen.turn})
 
 
 def mount(key: str, go_to: GoTo, ticked: Callable[[], None] = lambda: None, **data: Any) -> None:

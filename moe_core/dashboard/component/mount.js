@@ -9,20 +9,21 @@ import { AllRuns } from "./runs.js";
 const PARTS = { charts: View, panel: Panel, export: Export, runs: AllRuns };
 const mounted = new WeakMap();
 
-export function mount({ parentElement, data, setTriggerValue }) {
+export function mount({ parentElement, data, setTriggerValue, setStateValue }) {
   if (data.part === "charts" || data.part === "panel") loadPlotly(); // started before there is a chart, since it takes longest
-  if (data.link) nameInLink(data.link.words);
   // The panel's starting values and the page's options do not make it another part: new options redraw the charts in place.
-  const key = JSON.stringify({ ...data, chosen: null, knobs: null, options: null, link: null });
+  const { chosen, knobs, options, link, ...rest } = data;
+  if (link) nameInLink(link.words);
+  const key = JSON.stringify(rest);
   const before = mounted.get(parentElement);
   if (before?.key === key) {
-    before.part.choose?.(data.options);
-    before.part.chosen?.(data.chosen);
+    before.part.choose?.(options);
+    before.part.chosen?.(chosen);
     return before.unmount;
   }
   before?.unmount();
   parentElement.replaceChildren();
-  const part = new PARTS[data.part](parentElement, data, setTriggerValue);
+  const part = new PARTS[data.part](parentElement, data, setTriggerValue, setStateValue);
   const unmount = () => {
     part.close();
     mounted.delete(parentElement);

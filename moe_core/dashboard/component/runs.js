@@ -210,17 +210,19 @@ export class Chooser {
 
 // The page of all runs: the list with a box for each, kept up to date.
 export class AllRuns {
-  constructor(parent, data, tell) {
+  constructor(parent, data, tell, keep) {
     this.root = element("div", "moeruns-page", parent);
-    const open = (id) => tell("run", id), choose = (ids) => tell("chosen", ids);
-    this.table = new RunTable(this.root, { open, chosen: data.chosen, choose });
+    const open = (id) => tell("run", id), choose = (ids) => keep("chosen", { ids, turn: ++this.turn });
+    this.turn = data.chosen.turn;
+    this.table = new RunTable(this.root, { open, chosen: [], choose });
     this.chosen(data.chosen);
-    this.table.load();
     this.again = setInterval(() => document.hidden || this.table.load(), 2000);
   }
 
-  // Which runs are chosen, as the page's script has it: those that were deleted are not.
-  chosen(ids) {
+  // Which runs are chosen, as the page's script has it: those that were deleted are not. What it says of boxes as they stood
+  // before the last was ticked is not taken.
+  chosen({ ids, turn }) {
+    if (turn !== this.turn) return;
     this.root.classList.toggle("moeruns-beside", ids.length > 0);
     this.table.tick(ids);
     this.table.load();
