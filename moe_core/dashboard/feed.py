@@ -65,7 +65,7 @@ class Feed:
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
         self._knobs: list[KnobChange] = []
-        self.sessions: list[dict[str, Any]] = []  # each time that the run was resumed; read once it has ended
+        self.sessions = run.sessions()  # each time that the run was resumed
         self._off: Sequence[Off] = ()
         self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
@@ -119,13 +119,14 @@ class Feed:
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
             self._take()
+            if self.done or status.state != self._status.state:
+                self.sessions = self.run.sessions()
             self._status = status
         except StoreError as error:
             self.error = str(error)
         self.looked = time.monotonic()
         self.heard = time.time() - self._status.heartbeat_age
         if self._status.state in (*ENDED, "interrupted"):
-            self.sessions = self.run.sessions()
             # A trainer that has just ended still has its file.
             self.free = (self.free and self.done) or not is_alive(self.run.path)
             self.run.close()

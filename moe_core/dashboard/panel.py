@@ -86,9 +86,8 @@ def time_left(feed: Any) -> str:
 
 
 def goal_of(feed: Any) -> int:
-    """How many steps a run was to have in all when it was last started; 0 for no end, or where that is not known."""
-    steps = feed.sessions[-1]["steps"] if feed.sessions else feed.description.settings.get("steps")
-    return steps if type(steps) is int and steps > 0 else 0
+    """How many steps a run is to have in all, as it was last started; 0 for no end, or where that is not known."""
+    return int(feed.sessions[-1]["steps"]) if feed.sessions else feed.description.goal
 
 
 def layer_names(description: Description) -> list[str]:

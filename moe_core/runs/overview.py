@@ -143,8 +143,6 @@ def _read(path: Path) -> Facts:
 
 def _facts(run: Run) -> Facts:
     status, description = run.status(), run.description
-    goal = description.settings.get("steps")
-    goal = goal if type(goal) is int and goal > 0 else 0
     every = run.knob_changes()
     changes = [change for change in every if change.who != AUTOBALANCE]
     inherited = run.parent.step if run.parent else 0
@@ -158,7 +156,7 @@ def _facts(run: Run) -> Facts:
         description,
         float(run.facts["created"]),
         reason=quiet_text(status.quiet) or status.reason,
-        goal=goal,
+        goal=description.goal,
         start={name: getattr(run.started_knobs, name) for name in description.knobs},
         turns=tuple((name, *values) for name, values in turned.items() if values[0] != values[1]),
         parent=run.parent,

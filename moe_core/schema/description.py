@@ -167,6 +167,12 @@ class Description:
         return "task_loss" if "task_loss" in self.measures or not self.measures else "loss"
 
     @property
+    def goal(self) -> int:
+        """How many steps the run is to have in all; 0 for no end, or where that is not known."""
+        steps = self.settings.get("steps")
+        return steps if type(steps) is int and steps > 0 else 0
+
+    @property
     def experts(self) -> tuple[int, ...]:
         """The number of experts of each layer."""
         return tuple(layer.experts for layer in self.layers)

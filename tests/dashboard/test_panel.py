@@ -453,12 +453,13 @@ def test_an_ended_run_goes_on_and_says_so_until_its_trainer_begins(
     writer.commit(Batch(21, NONE, state="training"))
     feed.refresh(now=True)
     assert (started, panel(feed)["going"], panel(feed)["word"]) == ([50, 0], False, "Training")
+    assert panel(feed)["goal"] == open_run(feed.path).description.goal == 90  # what Resume and Fork offer
     writer.finish("finished")
     feed.refresh(now=True)
     told = banner(feed, 0)
     assert told
     assert told["text"].startswith("Finished")
-    assert panel(feed)["goal"] == 90  # what Resume and Fork offer
+    assert panel(feed)["goal"] == 90
 
 
 @pytest.mark.parametrize(
