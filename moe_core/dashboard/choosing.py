@@ -19,6 +19,7 @@ from moe_core.schema import AHEAD, Description, duration
 
 LONGEST = 200  # characters of what is searched for
 SHOWN = 500  # characters of a note in a list
+DEEPEST = 8  # how far a fork of a fork of a fork is moved in
 WORDS = {  # a state's colour and word
     "starting": ("grey", "Starting…"),
     "training": ("green", "Training"),
@@ -77,13 +78,11 @@ def choose(entries: Sequence[Entry], wanted: Wanted) -> list[tuple[Entry, int]]:
         parent = entry.facts.parent.run if entry.facts.parent else ""
         forks.setdefault(parent if parent in fitting and parent != entry.id else "", []).append(entry)
     placed: dict[str, tuple[Entry, int]] = {}
-
-    def place(below: str, depth: int) -> None:
-        for entry in forks.get(below, []):
-            placed[entry.id] = entry, depth
-            place(entry.id, min(depth + 1, 8))
-
-    place("", 0)
+    waiting = [(entry, 0) for entry in reversed(forks.get("", []))]
+    while waiting:
+        entry, depth = waiting.pop()
+        placed[entry.id] = entry, depth
+        waiting += [(fork, min(depth + 1, DEEPEST)) for fork in reversed(forks.get(entry.id, []))]
     # Records of strangers may name each other as parents.
     rest = [(entry, 0) for id, entry in fitting.items() if id not in placed]
     return [*placed.values(), *rest]

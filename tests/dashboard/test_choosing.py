@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.dashboard.choosing import ORDERS, chooser_entry, listed
-from moe_core.runs import Batch, Run, change_notes, create_run, open_run, overview
+from moe_core.dashboard.choosing import ORDERS, Wanted, choose, chooser_entry, listed
+from moe_core.runs import Batch, Parent, Run, change_notes, create_run, open_run, overview
 from moe_core.runs.branch import branch_off
 from moe_core.schema import Config, Knobs, describe, layout
 from tests.figures.record import record
@@ -83,11 +83,19 @@ def test_runs_that_name_each_other_as_parents_are_all_listed(runs: Path, monkeyp
     for name in ("a", "b"):
         made(runs, name)
     entries = overview.overview(runs)
-    from moe_core.dashboard.choosing import Wanted, choose
-    from moe_core.runs import Parent
-
     looped = [e._replace(facts=e.facts._replace(parent=Parent({"a": "b", "b": "a"}[e.id], 1))) for e in entries]
     assert {entry.id for entry, _ in choose(looped, Wanted())} == {"a", "b"}
+
+
+def test_forks_of_forks_without_end_are_all_listed_in_order(runs: Path) -> None:
+    made(runs, "r0")
+    (first,) = overview.overview(runs)
+    chain = [
+        first._replace(id=f"r{n}", facts=first.facts._replace(parent=Parent(f"r{n - 1}", 1))) for n in range(1, 3000)
+    ]
+    placed = choose([*reversed(chain), first], Wanted())
+    assert [entry.id for entry, _ in placed] == [f"r{n}" for n in range(3000)]
+    assert [depth for _, depth in placed][:10] == [0, 1, 2, 3, 4, 5, 6, 7, 8, 8]
 
 
 def test_search_and_filters_find_what_a_person_would_look_for(runs: Path) -> None:
