@@ -21,7 +21,6 @@ from moe_core.schema import (
     DEAD_AFTER,
     STAT,
     STRATEGIES,
-    TASK_GRADIENT_EVERY,
     Knobs,
     draws_noise,
     experts_per_token,
@@ -82,8 +81,8 @@ def no_gradient(evidence: Evidence) -> Finding | None:
     since = holding_since(evidence.steps_n, none_n, np.isfinite(evidence.task_gradient_n) & ~none_n)
     if since is None or not none_n[-1] or not STRATEGIES[evidence.knobs.strategy].learns:
         return None
-    last = int(evidence.steps_n[-1])
-    if unchanged_since(evidence, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % TASK_GRADIENT_EVERY:
+    last, every = int(evidence.steps_n[-1]), evidence.description.task_gradient_every
+    if unchanged_since(evidence, "strategy", "weigh", "k", "k_primary") > last - (last - 1) % every:
         return None  # the knobs were turned since the gradient was measured
     share = evidence.task_gradient_n[-1] / evidence.grad_norm_n[-1]
     size = f"{share:.0e} of the whole" if share > 0 else "0"

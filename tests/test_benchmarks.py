@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import remedies
@@ -24,6 +25,7 @@ COMMANDS = {
     "frames": ["benchmarks/frames.py", "--quick"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
+    "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
     "watching": ["benchmarks/watching.py", "--quick"],
 }
@@ -81,6 +83,12 @@ def test_layer_and_batch_print_tables_too(what: str, heading: str, rows: int, ca
     lines = capsys.readouterr().out.splitlines()
     assert heading in lines[1]
     assert len(lines) == 2 + rows
+
+
+def test_seeing_is_measured_with_and_without_somebody_who_looks() -> None:
+    rows = short("seeing")
+    assert [(row["task"], row["watched"]) for row in rows] == [("text", False), ("text", True)]
+    assert all(row["ms"] > 0 and np.isfinite(row["wall %"]) and row["CPU % quartile 1"] <= row["CPU %"] for row in rows)
 
 
 def test_a_long_run_is_written_and_read_with_its_collapse() -> None:

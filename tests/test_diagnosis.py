@@ -352,13 +352,13 @@ def test_no_gradient_at_its_boundary_and_over_time() -> None:
 
 
 def test_after_a_turn_the_next_measurement_is_waited_for() -> None:
-    """Measured at 376, held until 401."""
+    """Measured at 301, held until 401."""
     turned = lambda step, name="weigh": evidence(
         knobs_with(k=1, weigh="all"), [change(step, name, 0, 0)], task_gradient=0.0
     )
-    assert diagnosis.no_gradient(turned(377)) is None
-    assert diagnosis.no_gradient(turned(376))
-    assert diagnosis.no_gradient(turned(377, "w_load"))
+    assert diagnosis.no_gradient(turned(302)) is None
+    assert diagnosis.no_gradient(turned(301))
+    assert diagnosis.no_gradient(turned(302, "w_load"))
 
 
 def test_what_the_task_teaches_nothing_is_not_drowned() -> None:

@@ -28,7 +28,7 @@ class Source:
         turned: int | None = None,
         **stats: object,
     ):
-        self.description = describe(Config(num_experts=8, tokens=64, layers=1), Knobs())
+        self.description = describe(Config(num_experts=8, tokens=64, layers=1, task_gradient_every=25), Knobs())
         self.knobs, self.started_knobs = knobs or Knobs(), Knobs()
         self.last, self.stats, self.first = steps, stats, first or {}
         self.changes = [SimpleNamespace(step=turned)] if turned else []

@@ -16,7 +16,7 @@ def declare(commands: Any) -> None:
         run=False,
         extra="train",
     )
-    bench.add_argument("what", choices=("layer", "batch"))
+    bench.add_argument("what", choices=("layer", "batch", "seeing"))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     sizes = bench.add_argument_group("the layer that batch measures")
     for name, default in (
@@ -38,6 +38,10 @@ def bench_command(arguments: argparse.Namespace) -> int:
         from moe_core.benchmarks.batch import main as batch
 
         return int(batch(arguments))
+    if arguments.what == "seeing":
+        from moe_core.benchmarks.seeing import main as seeing
+
+        return int(seeing(arguments))
     from moe_core.benchmarks.layer import main as layer
 
     return int(layer(["--json"] * arguments.json + ["--quick"] * arguments.quick))

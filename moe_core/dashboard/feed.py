@@ -31,6 +31,7 @@ from moe_core.runs import (
     pick,
     thin,
 )
+from moe_core.runs.seen import look
 from moe_core.runs.source import Beside, Snapshot
 from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
@@ -313,6 +314,9 @@ class Feed:
         return self._probe
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> Snapshot | None:
+        """As Run.snapshot. A trainer whose last snapshot is asked for takes them more often."""
+        if self._status.state == "training" and (step is None or step >= self.last):
+            look(self.path)
         with self.lock:
             if (step, kind) not in self._snapshots:
                 remember(self._snapshots, (step, kind), self.run.snapshot(step, kind), ANSWERS)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.runs.source import Source
-from moe_core.schema import BALANCED, COLLAPSED, TASK_GRADIENT_EVERY, untaught, value_text
+from moe_core.schema import BALANCED, COLLAPSED, untaught, value_text
 
 LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
 
@@ -122,9 +122,11 @@ def nothing_taught(source: Source, layer: int) -> Verdict:
     now, whole = task_gradient(source, layer, source.steps()[1]), recent(source, "grad_norm", layer, 1)
     before = task_gradient(source, layer, max(0, last_turn(source) - 1))
     if math.isnan(now):
-        return too_early(source, TASK_GRADIENT_EVERY) or Verdict(False, "This run did not measure the task's gradient.")
+        return too_early(source, source.description.task_gradient_every) or Verdict(
+            False, "This run did not measure the task's gradient."
+        )
     was = "" if math.isnan(before) else f"; before the last turn it was {before:.2g}"
-    return too_early(source, TASK_GRADIENT_EVERY) or Verdict(
+    return too_early(source, source.description.task_gradient_every) or Verdict(
         bool(untaught(now, whole)),
         f"The task's gradient on the gate is {now:.2g}{was}. The whole gradient is {whole:.2g}.",
     )

@@ -138,6 +138,7 @@ LESSONS = (
                 decided,
                 {"k": 8, "noise": 0.0} | NO_LOSSES,
                 task="plane",
+                config={"task_gradient_every": 25},
             ),
             Stage("Keep 2", "Six of eight gates vanish from every column at once.", kept_two, {"k": 2}),
             Stage(

@@ -35,9 +35,9 @@ class Routing(NamedTuple):
     weights_TK 0 where a place is empty, and kept_E counts what experts_TK holds. on: the indices of the experts that
     are on, None if all are. primary: the choice of groups above, in a hierarchical gate.
 
-    For the telemetry, without a gradient: margin_T is router_margin() of the scores that each token chose by, noise and
-    bias included, unreachable those experts that no token comes near by them; None where tokens do not choose. affinity_TE are the sigmoid affinities of a strategy that chooses by
-    affinity + bias, else None. dropped_from_TK: experts_TK before choices were dropped from it, None if none were.
+    For the telemetry, without a gradient: scores_TE are the scores that each token chose by, noise and bias included, None where
+    tokens do not choose. affinity_TE are the sigmoid affinities of a strategy that chooses by affinity + bias, else None.
+    dropped_from_TK: experts_TK before choices were dropped from it, None if none were.
     """
 
     weights_TK: Tensor
@@ -51,8 +51,7 @@ class Routing(NamedTuple):
     kept_E: Tensor | None = None
     on: Tensor | None = None
     primary: "Routing | None" = None
-    margin_T: Tensor | None = None
-    unreachable: Tensor | None = None
+    scores_TE: Tensor | None = None
     affinity_TE: Tensor | None = None
     dropped_from_TK: Tensor | None = None
 
@@ -61,6 +60,28 @@ class Routing(NamedTuple):
         """The gates of all experts, 0 where not selected; computed on request."""
         num_experts = self.clean_logits_TE.shape[1]
         return dense_gates(self.weights_TK, self.experts_TK, num_experts + 1)[:, :num_experts]
+
+    @property
+    def margin_T(self) -> Tensor | None:
+        """(T,) router_margin() of the scores that each token chose by; with groups the smaller of both levels'. Computed on request."""
+        if self.scores_TE is None:
+            return None
+        if self.primary is None:
+            return router_margin(self.scores_TE, self.chosen_TK)
+        groups_TP = self.primary.chosen_TK
+        tokens, groups = self.primary.clean_logits_TE.shape
+        scores_TGB = self.scores_TE.view(tokens, groups, -1)  # within a group they differ as the second level's do
+        best_TGK = scores_TGB.topk(self.chosen_TK.shape[1] // groups_TP.shape[1], dim=2).indices
+        margin_TP = router_margin(scores_TGB, best_TGK).gather(1, groups_TP)
+        # An error below both levels' margins changes no choice.
+        return torch.minimum(router_margin(self.primary.scores_TE, groups_TP), margin_TP.amin(1))
+
+    @property
+    def unreachable(self) -> Tensor | None:
+        """() how many experts no token comes near, by unreachable(); None with groups. Computed on request."""
+        if self.scores_TE is None or self.primary is not None:
+            return None
+        return unreachable(self.scores_TE, self.chosen_TK)
 
     @property
     def chosen_TK(self) -> Tensor:
@@ -264,8 +285,7 @@ class NoisyTopKGate(nn.Module):
         return Routing(
             *(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E),
             on=experts_on(off, clean_TE),
-            margin_T=router_margin(noisy_TE, experts_TK),
-            unreachable=unreachable(noisy_TE, experts_TK),
+            scores_TE=noisy_TE.detach(),
         )
 
     def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:

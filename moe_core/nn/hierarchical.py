@@ -17,7 +17,6 @@ from moe_core.nn.gating import (
     count_selections,
     dense_gates,
     experts_on,
-    router_margin,
     selection_chance_TE,
     start_weights,
     switch_off,
@@ -101,21 +100,19 @@ class HierarchicalGate(nn.Module):
         weights_TN, order_TN = products_TPK.flatten(1).sort(dim=1, descending=True, stable=True)
         experts_TN = experts_TPK.flatten(1).gather(1, order_TN)
 
-        # An error below both levels' margins changes no choice. (T, P): that of each group that was chosen.
-        margin_TP = router_margin(noisy_TGB, inner_TGK).gather(1, primary.experts_TK)
-
+        noisy_joint_TE = joint_logits(primary.noisy_logits_TE, noisy_TGB)
         all_off = [*off, *(g * self.size + b for g in empty for b in range(self.size))]
         return Routing(
             *(weights_TN, experts_TN),
             joint_logits(primary.clean_logits_TE, clean_TGB),
-            joint_logits(primary.noisy_logits_TE, noisy_TGB),
+            noisy_joint_TE,
             std_TE,
             importance_E=dense_gates(weights_TN, experts_TN, self.num_experts).sum(0),
             load_E=hierarchical_load(primary, clean_TGB, noisy_TGB, std_TGB, k, noise > 0).flatten(),
             counts_E=count_selections(experts_TN, self.num_experts),
             on=experts_on(all_off, clean_TE),
             primary=primary,
-            margin_T=torch.minimum(primary.margin_T, margin_TP.amin(1)),
+            scores_TE=noisy_joint_TE.detach(),
         )
 
 

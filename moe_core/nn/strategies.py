@@ -22,7 +22,7 @@ from moe_core.nn.balance import (
     threshold_loss,
     z_loss,
 )
-from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on, router_margin, unreachable
+from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
 from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
 
@@ -108,11 +108,7 @@ def by_biased_affinity(
     affinity_TK, order_TK = affinity_TE.gather(1, experts_TK).sort(dim=1, descending=True, stable=True)
     weights_TK = affinity_TK / (affinity_TK.sum(1, keepdim=True) + 1e-20) if weigh == "kept" else affinity_TK
     routing = routing_of(clean_TE, weights_TK, experts_TK.gather(1, order_TK), off)
-    return routing._replace(
-        margin_T=router_margin(biased_TE, experts_TK),
-        unreachable=unreachable(biased_TE, experts_TK),
-        affinity_TE=affinity_TE.detach(),
-    )
+    return routing._replace(scores_TE=biased_TE.detach(), affinity_TE=affinity_TE.detach())
 
 
 def by_expert(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **_: Any) -> Routing:

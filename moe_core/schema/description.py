@@ -14,6 +14,7 @@ from moe_core.schema.checks import as_dict, highest, parsed_value, switched_off
 from moe_core.schema.numbers import REAL
 from moe_core.schema.settings import MOST_EXPERTS, MOST_LAYERS, Config, Knobs, meta_of
 from moe_core.schema.stats import METRICS, SELECTIONS, Metric
+from moe_core.schema.values import count_of, one_of, whole_of, word
 
 ORIGINS = ("trained", "watched", "opened")
 OBEYS = ("pause", "step", "stop", "checkpoint", "fork", "resume", "replay")
@@ -21,7 +22,6 @@ PROBES = ("bytes", "tokens", "images", "rows", "points", "none")
 # The most in a record, which somebody else may have written.
 MOST_KNOBS, MOST_CHOICES, MOST_METRICS, MOST_SETTINGS = 64, 256, 32, 256
 MOST_TEXT = 64 << 10  # characters of all settings together, as JSON
-LONGEST = 400  # the most characters of a text in it
 LARGEST = 2**53  # whole numbers up to it are exact in the record and in a browser
 KNOB_NAME = r"[A-Za-z][A-Za-z0-9_]{0,63}"
 SCALES = ("linear", "log", "log0")
@@ -169,8 +169,12 @@ class Description:
     @property
     def goal(self) -> int:
         """How many steps the run is to have in all; 0 for no end, or where that is not known."""
-        steps = self.settings.get("steps")
-        return steps if type(steps) is int and steps > 0 else 0
+        return count_of(self.settings.get("steps"))
+
+    @property
+    def task_gradient_every(self) -> int:
+        """Steps between two measurements of the task's gradient, where it is measured."""
+        return count_of(self.settings.get("task_gradient_every")) or 1
 
     @property
     def experts(self) -> tuple[int, ...]:
@@ -381,21 +385,3 @@ def read_loss(given: dict[str, Any]) -> Loss:
     if not 1e-6 <= loss.nats <= 1e6:
         raise ValueError(f"nats in one unit of the loss must be a number between 1e-6 and 1e6, got {loss.nats}")
     return loss
-
-
-def word(value: Any) -> str:
-    if not isinstance(value, str) or len(value) > LONGEST:
-        raise ValueError(f"texts in a description must have at most {LONGEST} characters, got {str(value)[:40]!r}")
-    return value
-
-
-def whole_of(value: Any, low: int, high: int, name: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ValueError(f"{name} must be a whole number from {low} to {high}, got {str(value)[:40]}")
-    return value
-
-
-def one_of(choices: tuple[str, ...], value: Any, name: str) -> str:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(choices)}, got {str(value)[:40]!r}")
-    return str(value)

@@ -188,6 +188,14 @@ class Config:
     churn_every: int = setting(
         50, "steps over which router churn and saturation are measured; 0 measures neither", low=0, high=10**9, before=0
     )
+    scores_every: int = setting(
+        5, "steps between two measurements of router margin, confidence and the like; each turn is measured",
+        low=1, high=10**9, before=1,
+    )  # fmt: skip
+    task_gradient_every: int = setting(
+        100, "steps between two measurements of the task's gradient on the gates; each costs a backward pass",
+        low=1, high=10**9, before=25,
+    )  # fmt: skip
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     precision: str = setting(
         "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")

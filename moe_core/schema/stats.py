@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
-TASK_GRADIENT_EVERY = 25  # steps between two measurements of the task's gradient: each costs a backward pass
+HELD = ". Held in between where it is not measured in each step"
 NO_GRADIENT = 1e-6  # share of the whole gradient's norm up to which a gate's task gradient counts as none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged
@@ -42,13 +42,13 @@ STATS = (
     Stat("load", "LE", "load", "tokens", "smooth count of each expert's tokens (Shazeer 2017, appendix A)"),
     Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
     Stat("noise_scale", "L", "noise scale", "logits", "mean spread of the noise as applied: noise x (softplus + eps)"),
-    Stat("logit_spread", "L", "logit spread", "logits", "mean over tokens of the clean logits' standard deviation over the experts"),
-    Stat("task_gradient", "L", "task gradient", "", f"norm of the task loss's own gradient on the gate's W_g, without the balancing losses; of two levels the smaller one; measured every {TASK_GRADIENT_EVERY} steps, held in between"),
-    Stat("router_margin", "L", "router margin", "", "weakest chosen score minus the strongest unchosen one, mean over tokens: a smaller error in the scores changes no choice. Of the scores that chose, noise included: logits, or where a bias selects sigmoid affinity + bias; with groups the smaller of both levels. None where every expert is chosen or tokens do not choose"),
-    Stat("router_margin_p10", "L", "router margin, 10th percentile", "", "the router margin that a tenth of the tokens are below"),
-    Stat("confidence", "L", "confidence", "", "mean share of the chosen experts in the softmax of the clean logits over all experts (where a bias selects: in the sigmoid affinities without it), before any drop: 1 sure, k / E undecided"),
-    Stat("bias_effect", "L", "overlap without the bias", "", "mean over tokens of |A and B| / |A or B|, A the experts chosen with the bias and B those without it: 1 changes nothing. None where no bias selects"),
-    Stat("unreachable", "L", "experts out of reach", "experts", "experts that no token comes near: even the token that comes closest falls short by more than the closest and the farthest token differ. None of fewer than 16 tokens, with two levels of our own gate, or where tokens do not choose"),
+    Stat("logit_spread", "L", "logit spread", "logits", f"mean over tokens of the clean logits' standard deviation over the experts{HELD}"),
+    Stat("task_gradient", "L", "task gradient", "", f"norm of the task loss's own gradient on the gate's W_g, without the balancing losses; of two levels the smaller one{HELD}"),
+    Stat("router_margin", "L", "router margin", "", f"weakest chosen score minus the strongest unchosen one, mean over tokens: a smaller error in the scores changes no choice. Of the scores that chose, noise included: logits, or where a bias selects sigmoid affinity + bias; with groups the smaller of both levels. None where every expert is chosen or tokens do not choose{HELD}"),
+    Stat("router_margin_p10", "L", "router margin, 10th percentile", "", f"the router margin that a tenth of the tokens are below{HELD}"),
+    Stat("confidence", "L", "confidence", "", f"mean share of the chosen experts in the softmax of the clean logits over all experts (where a bias selects: in the sigmoid affinities without it), before any drop: 1 sure, k / E undecided{HELD}"),
+    Stat("bias_effect", "L", "overlap without the bias", "", f"mean over tokens of |A and B| / |A or B|, A the experts chosen with the bias and B those without it: 1 changes nothing. None where no bias selects{HELD}"),
+    Stat("unreachable", "L", "experts out of reach", "experts", f"experts that no token comes near: even the token that comes closest falls short by more than the closest and the farthest token differ. None of fewer than 16 tokens, with two levels of our own gate, or where tokens do not choose{HELD}"),
     Stat("top1_gate", "L", "mean first gate", "", "mean gate weight of each token's first expert"),
     Stat("dropped", "L", "dropped", "", "share of the selections that were dropped for want of capacity"),
     Stat("unrouted", "L", "without an expert", "", "share of tokens that no expert took: the layer adds nothing to them"),

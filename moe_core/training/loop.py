@@ -16,14 +16,13 @@ from typing import Any
 import torch
 
 from moe_core.nn.models import build, routing_options
-from moe_core.recording.committer import NO_ROWS, Committer
+from moe_core.recording.committer import NO_ROWS, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
 from moe_core.runs.room import disk_error, no_room
 from moe_core.schema import (
     AUTOBALANCE,
-    TASK_GRADIENT_EVERY,
     Column,
     Config,
     Knobs,
@@ -36,11 +35,11 @@ from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.data import Data
 from moe_core.training.evaluation import evaluation_of, write_sample
+from moe_core.training.pace import Looks, falls_on
 from moe_core.training.step import Adam, update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
-FLUSH = 0.1  # seconds between two commits, and at least between two snapshots of the probe
-FULL = 1.0  # seconds between two snapshots of kind "full"
+FLUSH = 0.1  # seconds between two commits
 IDLE = 0.02  # seconds between two readings of the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 Notify = Callable[[dict[str, Any]], None]
@@ -84,8 +83,10 @@ class Trainer:
         self.reason = ""  # why the run is paused, for people
         self.steps_asked = 0  # single steps that were asked for while paused
         self.changes: list[Any] = []  # knob changes that wait for the next step
+        self.turned = False  # whether a knob change takes effect in the coming step
         self.evaluated = self.snapped = self.compared = -1  # the step of the last evaluation, snapshot and comparison
-        self.next_flush = self.next_snapshot = self.next_full = self.next_beat = 0.0
+        self.next_flush = self.next_beat = 0.0
+        self.looks = Looks()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
@@ -158,7 +159,9 @@ class Trainer:
             self.writer.knob_seen = change.id
         self.committer.recent.note_turns(self.step + 1, self.knobs)
         if changes:
-            self.next_flush = self.next_snapshot = 0.0  # the person waits to see the effect
+            self.turned = True
+            self.next_flush = 0.0  # the person waits to see the effect
+            self.looks.soon()
 
     def write_turn(self, write: Callable[[], object]) -> None:
         """Let write() turn knobs as a person does; the next read() reads them. ValueError if it is refused.
@@ -259,7 +262,7 @@ class Trainer:
         self.compare_if_due()  # at step 0 too: the first churn is measured against it
         self.step += 1
         batch = self.data.batch(self.step).to(self.device)
-        measure = self.step % TASK_GRADIENT_EVERY == 1
+        measure = falls_on(self.step, self.config.task_gradient_every)
         done = update(self.model, self.optimizer, batch, self.config, self.knobs, measure)
         if not done.finite:
             self.pause(
@@ -270,10 +273,13 @@ class Trainer:
         self.window.add(done.routings, batch.labels)
         self.autobalance.add(self.step, done.routings)
         self.compare_if_due()
-        self.snapshot_if_due()
+        if not self.replaying:
+            self.looks.look_if_due(self.folder, self.snapshot)
         seconds = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
-        self.telemetry.record(self.step, *losses, seconds, done.routings, done.task_gradient_L)
+        score = self.turned or falls_on(self.step, self.config.scores_every)
+        self.telemetry.record(self.step, *losses, seconds, done.routings, done.task_gradient_L, score)
+        self.turned = False
 
     def after_step(self) -> None:
         self.steer()
@@ -320,21 +326,12 @@ class Trainer:
         if not self.replaying:
             self.collected["snapshots"].append((self.step, "choices", choices))
 
-    def snapshot_if_due(self) -> None:
-        """Snapshots ten times a second, and never more than about a tenth of the time."""
-        now = time.perf_counter()
-        if now >= self.next_snapshot and not self.replaying:
-            self.snapshot(full=now >= self.next_full)
-            self.next_snapshot = now + max(FLUSH, 9 * (time.perf_counter() - now))
-
     def snapshot(self, full: bool) -> None:
         if self.snapped == self.step and not full:
             return
-        kinds = self.probe.snapshot(self.model, routing_options(self.config, self.knobs), full, self.window)
-        self.collected["snapshots"] += [(self.step, kind, arrays) for kind, arrays in kinds.items()]
+        options = routing_options(self.config, self.knobs)
+        self.collected["looks"].append((self.step, self.probe.snapshot(self.model, options, full, self.window)))
         self.snapped = self.step
-        if full:
-            self.next_full = time.perf_counter() + FULL
 
     def maybe_flush(self) -> None:
         if time.perf_counter() >= self.next_flush:
@@ -349,7 +346,13 @@ class Trainer:
         if not len(rows_nC) and not any(self.collected.values()):
             return
         collected, self.collected = self.collected, _empty_batch()
-        self.committer.put(Commit(first, rows_nC, **collected))
+        looks = collected.pop("looks")
+
+        def make() -> Commit:
+            taken = [(step, kind, arrays) for step, pack in looks for kind, arrays in pack().items()]
+            return Commit(first, rows_nC, **collected | {"snapshots": [*collected["snapshots"], *taken]})
+
+        self.committer.put(Later(make))
 
     def beat(self) -> None:
         now = time.perf_counter()
@@ -393,4 +396,4 @@ class Trainer:
 
 
 def _empty_batch() -> dict[str, Any]:
-    return {"evals": [], "snapshots": [], "applied": [], "acks": [], "state": None, "reason": ""}
+    return {"evals": [], "snapshots": [], "looks": [], "applied": [], "acks": [], "state": None, "reason": ""}

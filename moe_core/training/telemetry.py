@@ -5,9 +5,11 @@ Nothing here draws a random number, so that snapshots, which are taken by the cl
 Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
 """
 
+import copy
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from moe_core.training.data import Data
 
 LARGE = 1 << 26  # bytes of an array of a snapshot; the blob of several must stay below runs.codec.LARGEST
 GRID = 64  # points along each side of the plane's region picture
+SCORES = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect", "unreachable")
+Snapshots = Callable[[], dict[str, dict[str, np.ndarray]]]
 
 
 class Telemetry:
@@ -38,6 +42,7 @@ class Telemetry:
         self.churn_L = torch.full((L,), torch.nan, device=device)
         self.saturation_L = torch.full((L,), torch.nan, device=device)
         self.task_gradient_L = torch.full((L,), math.nan, device=device)  # not measured yet
+        self.scores: dict[str, Tensor] = {}  # what the scores said when they were last measured, by statistic
 
     @torch.no_grad()
     def record(
@@ -49,16 +54,18 @@ class Telemetry:
         seconds: float,
         routings: list[Routing],
         task_gradient_L: Tensor | None = None,
+        score: bool = True,
     ):
-        """Add the row of a step. Copies nothing off the device. task_gradient_L: None where the step did not measure it."""
+        """Add the row of a step. Copies nothing off the device. task_gradient_L: None where the step did not measure it. score:
+        measure what the scores say too; else what they said last is held."""
         E, zero = routings[0].counts_E.shape[0], torch.zeros((), device=loss.device)
         counts_LE = torch.stack([r.counts_E for r in routings]).float()
         self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
-        margin_L, margin_p10_L = margins(routings)
-        none = torch.full((), math.nan, device=loss.device)
-        values = {
+        if score or not self.scores:
+            self.scores = scores_of(routings)
+        values = self.scores | {
             "loss": loss,
             "task_loss": task_loss,
             "grad_norm": grad_norm,
@@ -67,13 +74,7 @@ class Telemetry:
             "load": torch.stack([r.load_E for r in routings]),
             "counts": counts_LE,
             "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
-            "logit_spread": torch.stack([spread(r.clean_logits_TE) for r in routings]),
             "task_gradient": self.task_gradient_L,
-            "router_margin": margin_L,
-            "router_margin_p10": margin_p10_L,
-            "confidence": torch.stack([confidence(r) for r in routings]),
-            "bias_effect": torch.stack([bias_effect(r) for r in routings]),
-            "unreachable": torch.stack([none if r.unreachable is None else r.unreachable for r in routings]),
             "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
             "dropped": torch.stack([dropped(r) for r in routings]),
             "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
@@ -93,6 +94,7 @@ class Telemetry:
             "churn": self.churn_L,
             "saturation": self.saturation_L,
             "task_gradient": self.task_gradient_L,
+            **self.scores,
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
@@ -101,6 +103,7 @@ class Telemetry:
         self.churn_L, self.saturation_L = state["churn"].to(device), state["saturation"].to(device)
         # A checkpoint of an earlier version has none: not measured yet.
         self.task_gradient_L = state.get("task_gradient", self.task_gradient_L).to(device)
+        self.scores = {name: state[name].to(device) for name in SCORES if name in state}
 
     def take(self) -> tuple[int, np.ndarray]:
         """(first step, rows (n, C) float32) since the last take, in one move from the device."""
@@ -121,6 +124,12 @@ class Window:
         kind = torch.uint8 if self.num_experts < 256 else torch.int16
         chosen = [r.experts_TK.to(kind) for r in routings]
         self.steps.append((chosen, {name: x.to(torch.uint8) for name, x in labels.items()}))
+
+    def now(self) -> "Window":
+        """As it is now, for another thread: what is added to this window later is not in it."""
+        window = copy.copy(self)
+        window.steps = self.steps.copy()
+        return window
 
     def state(self) -> list[list[Tensor]]:
         """The selections, for a checkpoint; the labels follow from the data."""
@@ -183,34 +192,39 @@ class Probe:
         return {"experts": _small(same_width(chosen, [E] * len(chosen)), E)}
 
     @torch.no_grad()
-    def snapshot(
-        self, model: nn.Module, options: Mapping[str, Any], full: bool, window: Window
-    ) -> dict[str, dict[str, np.ndarray]]:
-        """Snapshots by kind: "probe" always, "full" when asked for. They are for people who watch, and so taken by the
-        clock.
+    def snapshot(self, model: nn.Module, options: Mapping[str, Any], full: bool, window: Window) -> Snapshots:
+        """Look at the gate now. They are for people who watch, and so taken by the clock. What is returned may be called later, by
+        another thread, and gives the snapshots by kind: "probe" always, "full" when asked for.
 
         options: how to route, as models.routing_options() gives it. Where tokens have different numbers of experts, places
         are empty: experts holds E there and gates 0.
         """
-        E = self.config.num_experts
         was_training = model.training
         model.eval()
-        _, routings = model(self.inputs, **options)
-        chosen = [r.experts_TK for r in routings]
+        routings = model(self.inputs, **options)[1]
+        regions = [] if self.grid is None else [r.experts_TK for r in model(self.grid, **options)[1]]
+        model.train(was_training)
+        w_gates = [layer.gate.w_gate.detach().clone() for layer in model.moe_layers] if full else []
+        return partial(self.pack, routings, regions, w_gates, window.now() if full else None)
+
+    @torch.no_grad()
+    def pack(
+        self, routings: list[Routing], regions: list[Tensor], w_gates: list[Tensor], window: "Window | None"
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """The snapshots of a look, as the record has them. window: None for no "full" one."""
+        E, chosen = self.config.num_experts, [r.experts_TK for r in routings]
         gates = same_width([r.weights_TK for r in routings], [0] * len(routings))
         kinds = {"probe": {"experts": _small(same_width(chosen, [E] * len(chosen)), E), "gates": _halves(gates)}}
-        if self.grid is not None:
-            _, regions = model(self.grid, **options)
-            kinds["probe"]["regions"] = _small([r.experts_TK[:, 0].view(GRID, GRID) for r in regions], E)
-        if full:
-            kinds["full"] = self._full(model, routings, window)
-        model.train(was_training)
+        if regions:
+            kinds["probe"]["regions"] = _small([experts_TK[:, 0].view(GRID, GRID) for experts_TK in regions], E)
+        if window:
+            kinds["full"] = self._full(routings, w_gates, window)
         return kinds
 
-    def _full(self, model: nn.Module, routings: list[Routing], window: Window) -> dict[str, np.ndarray]:
+    def _full(self, routings: list[Routing], w_gates: list[Tensor], window: Window) -> dict[str, np.ndarray]:
         arrays = {
             "clean_gates": _halves([r.clean_logits_TE.float().softmax(-1) for r in routings]),
-            "w_gate": _halves([layer.gate.w_gate for layer in model.moe_layers]),
+            "w_gate": _halves(w_gates),
         }
         if window.steps:  # not before the first step
             L, E = len(routings), window.num_experts
@@ -220,6 +234,21 @@ class Probe:
                 if 4 * L * values * E <= LARGE:
                     arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()
         return {name: array for name, array in arrays.items() if array.nbytes <= LARGE}
+
+
+def scores_of(routings: list[Routing]) -> dict[str, Tensor]:
+    """What the scores say of each layer's choice, (L,) each, as schema.STATS defines them; NaN where there is none."""
+    none = torch.full((), math.nan, device=routings[0].counts_E.device)
+    margin_L, margin_p10_L = margins(routings)
+    unreachable = [r.unreachable for r in routings]
+    return {
+        "router_margin": margin_L,
+        "router_margin_p10": margin_p10_L,
+        "confidence": torch.stack([confidence(r) for r in routings]),
+        "logit_spread": torch.stack([spread(r.clean_logits_TE) for r in routings]),
+        "bias_effect": torch.stack([bias_effect(r) for r in routings]),
+        "unreachable": torch.stack([none if many is None else many for many in unreachable]),
+    }
 
 
 def together(experts_TK: Tensor, num_experts: int) -> Tensor:

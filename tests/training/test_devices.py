@@ -72,7 +72,7 @@ def test_every_task_learns_and_is_measured(task: str, device: str, precision: st
         window.add(done.routings, batch.labels)
         telemetry.record(step, done.loss, done.task_loss, done.grad_norm, 0.1, done.routings)
     assert held_out_loss(model, held_out, routing_options(config, knobs))["loss"] < before
-    snapshots = probe.snapshot(model, routing_options(config, knobs), full=True, window=window)
+    snapshots = probe.snapshot(model, routing_options(config, knobs), full=True, window=window)()
     first, rows_nC = telemetry.take()
     columns = {(c.stat, c.layer): c for c in layout(config.layers, config.num_experts)}
     counts = columns["counts", 1]

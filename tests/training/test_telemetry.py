@@ -148,7 +148,10 @@ def test_drops_and_tokens_without_an_expert_are_counted(model) -> None:
     assert dropped(part) == pytest.approx(5 / 8)
     assert unrouted(part.experts_TK, 4) == 0.5
     telemetry = Telemetry(CONFIG, torch.device("cpu"))
-    telemetry.record(1, torch.tensor(3.0), torch.tensor(2.0), torch.tensor(1.0), 0.5, [full, part])
+    lost = full._replace(
+        experts_TK=part.experts_TK, counts_E=part.counts_E, kept_E=part.kept_E, dropped_from_TK=full.experts_TK
+    )
+    telemetry.record(1, torch.tensor(3.0), torch.tensor(2.0), torch.tensor(1.0), 0.5, [full, lost])
     row = telemetry.take()[1][0]
     at = {(c.stat, c.layer): row[c.start] for c in layout(2, 4)}
     assert [at["dropped", 0], at["dropped", 1]] == [0, pytest.approx(5 / 8)]
@@ -168,7 +171,7 @@ def test_a_snapshot_of_a_ragged_routing_has_places_for_the_token_with_most(num_e
     probe = Probe(config, load(config), torch.device("cpu"))
     inputs = load(config).batch(1)
     window.add(model.eval()(inputs.inputs, **asked)[1], inputs.labels)
-    kinds = probe.snapshot(model, asked, True, window)
+    kinds = probe.snapshot(model, asked, True, window)()
     experts, gates = kinds["probe"]["experts"], kinds["probe"]["gates"]
     assert experts.dtype == kind
     assert experts.shape == gates.shape
@@ -187,7 +190,7 @@ def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
     window.add(routings_of(model), load(CONFIG).batch(1).labels)
     model.train()
     before = torch.get_rng_state()
-    kinds = probe.snapshot(model, {"k": 2}, full=True, window=window)
+    kinds = probe.snapshot(model, {"k": 2}, full=True, window=window)()
     choices = probe.compare(model, {"k": 2}, telemetry)["experts"]
     assert np.array_equal(choices, kinds["probe"]["experts"])
     assert torch.equal(before, torch.get_rng_state())
@@ -214,7 +217,7 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
         for layer in model.moe_layers:
             layer.gate.w_gate.normal_()
     probe = Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    regions = probe.snapshot(model, {"k": 2}, False, Window(CONFIG, {"class": 2}))["probe"]["regions"]
+    regions = probe.snapshot(model, {"k": 2}, False, Window(CONFIG, {"class": 2}))()["probe"]["regions"]
     x0, x1, y0, y1 = load(CONFIG).probe()[1]["extent"]
     row, column = 50, 7
     point = torch.tensor([[x0 + (x1 - x0) * (column + 0.5) / 64, y0 + (y1 - y0) * (row + 0.5) / 64]])
@@ -231,7 +234,7 @@ def test_the_second_comparison_says_what_moved_and_a_look_says_nothing(model) ->
     assert telemetry.saturation_L.isnan().all()
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate.normal_()
-    probe.snapshot(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))
+    probe.snapshot(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))()
     second = probe.compare(model, {"k": 2}, telemetry)["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0
