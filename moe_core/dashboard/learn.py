@@ -4,17 +4,14 @@ Everything shown is the reader's own run: the one that the link names, or that t
 begun as the lesson begins, or its charts and checks would not mean what the lesson says.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
-from pathlib import Path
-from typing import Any, NamedTuple
 
 import streamlit as st
 
 from moe_core.dashboard import classroom, controls, links, starting
 from moe_core.dashboard.gate import LOOKING, deed, looks
 from moe_core.dashboard.panel import did_not_start
+from moe_core.dashboard.progress import NOT_BEGUN, Progress, opened, press, read_run
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
 from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
 from moe_core.schema import Config, Knobs, describe
@@ -57,19 +54,6 @@ CSS = """
 """
 
 
-class Progress(NamedTuple):
-    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, and the
-    stages whose check has passed."""
-
-    exists: bool
-    reached: int
-    alive: bool
-    happened: frozenset[int]
-
-
-NOT_BEGUN = Progress(False, 0, False, frozenset())
-
-
 def page() -> None:
     """One lesson, and a row of numbers that leads to the others."""
     st.html(f"<style>{CSS}</style>")
@@ -85,10 +69,11 @@ def page() -> None:
         wanted = run_of(number, (followed.run or controls.NEW) if followed else links.word("run"))
         run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number, named)
     progress = NOT_BEGUN
-    if run:
-        check(run, number)  # before the buttons, since a passed check marks its button
-        progress = progress_of(run, number)
+    if run and wanted:
         run.close()
+        # Before the buttons, since a passed check marks its button.
+        found = read_run(wanted, number, links.word("layer") or 1, fresh=not looks())
+        progress = found.progress if found else NOT_BEGUN
     shown = wanted if wanted and (run or starting.is_starting(wanted)) else None
     keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
@@ -168,38 +153,6 @@ def keep(number: int, run: str | None) -> None:
         runs_of_lessons().pop(number, None)
 
 
-# The checks that have passed, by run, lesson, stage and layer; and what was pressed, by run, lesson and knob with its value, also where
-# a knob had that value already. Whoever looks at a run sees the same.
-_seen: dict[tuple[Path, int, int, int], Verdict] = {}
-_pressed: set[tuple[Path, int, tuple[str, Any]]] = set()
-
-
-def progress_of(run: Run, number: int) -> Progress:
-    """How far the reader is. The run's record says which stages were begun; where a knob already had the stage's value,
-    there is no change to record, and what was pressed counts.
-    """
-    turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
-    turned |= {item for path, lesson, item in _pressed if (path, lesson) == (run.path, number)}
-    stages = LESSONS[number - 1].stages
-    reached = max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
-    happened = frozenset(at for at in range(len(stages)) if (run.path, number, at, layer_of(run)) in _seen)
-    return Progress(True, reached, is_alive(run.path), happened)
-
-
-@contextmanager
-def opened(wanted: str) -> Iterator[Run | None]:
-    """The run, open within the `with`; None if it cannot be opened yet."""
-    try:
-        run = open_run(wanted, limit=0.25)
-    except StoreError:
-        yield None
-        return
-    try:
-        yield run
-    finally:
-        run.close()
-
-
 # At left
 
 
@@ -270,7 +223,7 @@ def act(number: int, at: int) -> None:
     with opened(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(f"lesson {number}", stage.knobs)
-            _pressed.update((run.path, number, item) for item in stage.knobs.items())
+            press(run, number, stage.knobs)
 
 
 @deed
@@ -300,11 +253,6 @@ def invite(lesson: Lesson) -> None:
     )
 
 
-def layer_of(run: Run) -> int:
-    """The layer (from 0) that the link names."""
-    return min(links.word("layer") or 1, len(run.description.layers)) - 1
-
-
 def read(number: int, wanted: str | None, drawn: Progress, followed: classroom.Shown | None) -> None:
     """The parts that read the run once a second: the check of the stage that was begun last, and the answer to the question.
 
@@ -317,25 +265,13 @@ def read(number: int, wanted: str | None, drawn: Progress, followed: classroom.S
         if wanted and did_not_start(runs_folder() / wanted):
             st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
         elif wanted:
-            with opened(wanted) as run:
-                say(check(run, number) if run else STARTING)
-                if run:
-                    now = progress_of(run, number)
-                    answer = LESSONS[number - 1].answer_on(run, layer_of(run)) if run.steps()[1] else ""
+            found = read_run(wanted, number, links.word("layer") or 1)
+            say(found.verdict if found else STARTING)
+            if found:
+                now, answer = found.progress, found.answer
     question(number, answer)
     if now != drawn or classroom.followed() != followed:
         st.rerun()
-
-
-def check(run: Run, number: int) -> Verdict:
-    """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
-    at, layer = progress_of(run, number).reached, layer_of(run)
-    verdict = LESSONS[number - 1].stages[at].check(run, layer)
-    key = run.path, number, at, layer
-    if verdict.happened:
-        _seen.setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
-        return verdict
-    return _seen.get(key, verdict)
 
 
 def say(verdict: Verdict) -> None:

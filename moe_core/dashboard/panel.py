@@ -281,5 +281,7 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
 
 def did_not_start(folder: Path) -> bool:
     """Whether a trainer ended before it made its record: its log says why, and its process runs no more."""
+    if (folder / "run.db").exists():
+        return False
     running = is_running(folder.name, folder.parent)
     return not (folder / "run.db").exists() and not running and last_words(folder) != NO_WORDS
