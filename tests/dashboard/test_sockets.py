@@ -118,6 +118,16 @@ def test_too_many_viewers_and_silence_are_two_things(tmp_path: Path, monkeypatch
         assert words in viewer.closed[1]
 
 
+def test_a_class_of_many_keeps_no_teacher_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    monkeypatch.setattr(live, "_viewers", {live.Viewer(looks=True) for _ in range(live.MOST)})
+    (tmp_path / "a").mkdir()
+    for role, code in (("looks", 4429), ("turns", 4404), ("", 4429)):  # 4404: it came in, and there is no trainer
+        viewer: Any = Silent(path_params={"run": "a"}, headers={"moescope-role": role}, speaks=True)
+        asyncio.run(live.stream(viewer))
+        assert viewer.closed[0] == code
+
+
 def test_three_thousand_messages_that_no_page_sends_leave_no_traceback(server: Server) -> None:
     draw = random.Random(2)
     before = [(change.name, change.value) for change in open_run(server.runs / "a").knob_changes()]
