@@ -88,6 +88,14 @@ def test_following_is_left_by_another_lesson_and_taken_up_again(become: Become, 
     assert (viewer.header[0].value[:2], link(viewer)) == ("6.", {"layer": "2"})
 
 
+def test_all_lessons_are_read_without_leaving_the_class(become: Become, teacher: AppTest) -> None:
+    viewer = opened(become, LOOKS)
+    viewer.button(key="read-1").click().run()
+    viewer.button(key="read-back").click().run()
+    assert (viewer.header[0].value, link(viewer)) == ("1. The layer", {})
+    assert "This page follows the class." in said(viewer)
+
+
 def test_the_teacher_starts_a_lesson_for_the_class_and_sees_how_many_look(
     become: Become, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
