@@ -25,6 +25,7 @@ COMMANDS = {
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+    "viewers": ["benchmarks/viewers.py", "--quick"],
     "watching": ["benchmarks/watching.py", "--quick"],
 }
 
@@ -66,6 +67,13 @@ def test_estimates_are_measured_beside_a_run() -> None:
     assert one["task"] == "plane"
     assert all(0.1 < one[name] < 10 for name in of_all)
     assert [*of_all] == ["step", "memory", "disk"]
+
+
+def test_viewers_are_measured_at_a_real_server() -> None:
+    (told,) = short("viewers")
+    assert told["viewers"] == 2
+    assert all(told[name] > 0 for name in ("frames_per_s", "checks_per_s", "kb_per_frame", "turn_to_frame_ms"))
+    assert told["slowest_frames_per_s"] <= told["frames_per_s"]
 
 
 def test_layer_measures_each_rival() -> None:

@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.gate import LOOKING, looks
 from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.export import FORMATS, Look, chosen, rendered
@@ -326,7 +327,10 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
             st.progress(min(1.0, work.done / work.of), work.progress)
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)
             return
-        st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")
+        st.button(
+            label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary",
+            disabled=looks(), help=LOOKING if looks() else None,
+        )  # fmt: skip
         if work is None:
             return
         if work.error:

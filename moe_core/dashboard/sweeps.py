@@ -12,6 +12,7 @@ import streamlit as st
 
 from moe_core.dashboard import component, links
 from moe_core.dashboard.configure import recorded_speeds
+from moe_core.dashboard.gate import deed, looks
 from moe_core.dashboard.new_sweep import side_by_side
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
@@ -127,9 +128,9 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     bar.progress(
         min(1.0, now["step"] / max(1, now["steps"])), f"{now['finished']} of {now['runs']} runs{failed}{training}{left}"
     )
-    if state == "running":
-        side.button("Cancel", key=f"cancel-{sweep.id}", on_click=cancel, args=(sweep,), width="stretch")
-    elif state == "incomplete":
+    if state == "running" and not looks():
+        side.button("Cancel", key=f"cancel-{sweep.id}", on_click=deed(cancel), args=(sweep,), width="stretch")
+    elif state == "incomplete" and not looks():
         side.button("Go on", key=f"go-on-{sweep.id}", on_click=go_on, args=(sweep,), type="primary", width="stretch")
         words = last_words(sweep.folder, "sweep.log")
         st.caption(
@@ -139,6 +140,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
         st.rerun()
 
 
+@deed
 def go_on(sweep: Sweep) -> None:
     detach(sweep, side_by_side())
 
