@@ -15,6 +15,7 @@ from streamlit.testing.v1 import AppTest
 import moe_core.dashboard.exports  # noqa: F401 - before the fixture `processes` takes what it needs away
 from moe_core.dashboard import managing
 from moe_core.dashboard.address import LOOKS, TURNS
+from moe_core.dashboard.component import Chosen
 from moe_core.dashboard.gate import LOOKING, ROLE
 from moe_core.schema import Knobs
 from moe_core.sweep import make_plan, make_sweep
@@ -159,9 +160,9 @@ DEEDS: dict[str, tuple[dict[str, str], dict[str, Any], set[str]]] = {
         {"run": "ended", "figures": "loss,balance"}, {},
         {f"begin-work-ended-{name}" for name in ("png-figures.zip", "report.html", "replay.html", "balance_now.gif")},
     ),
-    "runs": ({}, {managing.CHOSEN: ["lesson"]}, {"runs-stop-all", "runs-stop", "runs-name-lesson", "runs-note-lesson", "runs-tags-lesson"}),
-    "runs, several": ({}, {managing.CHOSEN: ["lesson", "ended"]}, {"runs-stop-all", "runs-stop", "runs-tag"}),
-    "runs, to delete": ({}, {managing.CHOSEN: ["ended"], managing.DELETE: ["ended"]}, {"runs-stop-all", "runs-yes"}),
+    "runs": ({}, {managing.CHOSEN: Chosen(["lesson"])}, {"runs-stop-all", "runs-stop", "runs-name-lesson", "runs-note-lesson", "runs-tags-lesson"}),
+    "runs, several": ({}, {managing.CHOSEN: Chosen(["lesson", "ended"])}, {"runs-stop-all", "runs-stop", "runs-tag"}),
+    "runs, to delete": ({}, {managing.CHOSEN: Chosen(["ended"]), managing.DELETE: ["ended"]}, {"runs-stop-all", "runs-yes"}),
 }  # fmt: skip
 # They show something else, or ask.
 HARMLESS = r"read-.*|runs-(go|no|doom|compare)|title|sweep-(list|strategy|pairs|more).*|export-.*"

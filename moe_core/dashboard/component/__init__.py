@@ -91,7 +91,7 @@ class Chosen(NamedTuple):
     """The runs that are chosen in the list of all runs, and how often a box was ticked before that was said."""
 
     ids: Sequence[str] = ()
-    turn: int = 0
+    nth: int = 0
 
 
 def runs(chosen: Chosen, go_to: GoTo, choose: Callable[[Chosen], None]) -> None:
@@ -99,10 +99,10 @@ def runs(chosen: Chosen, go_to: GoTo, choose: Callable[[Chosen], None]) -> None:
 
     def ticked() -> None:
         match st.session_state["runs"].chosen:
-            case {"ids": list(ids), "turn": int(turn)} if all(isinstance(id, str) and fits("run", id) for id in ids):
-                choose(Chosen(ids, turn))
+            case {"ids": list(ids), "nth": int(nth)} if all(isinstance(id, str) and fits("run", id) for id in ids):
+                choose(Chosen(ids, nth))
 
-    mount("runs", go_to, ticked, part="runs", chosen={"ids": list(chosen.ids), "turn": chosen.turn})
+    mount("runs", go_to, ticked, part="runs", chosen={"ids": list(chosen.ids), "nth": chosen.nth})
 
 
 def mount(key: str, go_to: GoTo, ticked: Callable[[], None] = lambda: None, **data: Any) -> None:
