@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_labels, line, mark, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, end_labels, line, over_steps
 from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
     DASHED,

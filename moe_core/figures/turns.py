@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_label, line, mark_cursor, over_steps
+from moe_core.figures.changes import mark_cursor
+from moe_core.figures.lines import as_steps, end_label, line, over_steps
 from moe_core.figures.paper import Array, Size, Spec, escape, figure, inner, pens
 from moe_core.figures.theme import LIGHT, Theme
 from moe_core.schema import value_text
