@@ -300,6 +300,12 @@ def named_expert(source: Source, layer: int) -> int | None:
     return int(named) - 1 if named.isdecimal() and 1 <= int(named) <= experts_of(source, layer) else None
 
 
+def pinned(source: Source, layer: int) -> list[int]:
+    """The experts that a person pinned, from 0; those that the layer lacks are left out."""
+    numbers = str(source.options.get("pinned", "")).split(",")
+    return [int(n) - 1 for n in numbers if n.isdecimal() and 1 <= int(n) <= experts_of(source, layer)]
+
+
 class Busiest(NamedTuple):
     """The expert that was selected most at a step, shown since. Layer and expert count from 1; again: how often it was asked for."""
 

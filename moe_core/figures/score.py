@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_core.figures.palette import Palette, palette_of, picks
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, escape, figure, inner
 from moe_core.figures.probe import (
     Character,
-    by_expert,
     by_gate,
     byte_names,
     characters,
@@ -23,7 +23,7 @@ from moe_core.figures.probe import (
     sentence,
     without_expert,
 )
-from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, letter_colour
+from moe_core.figures.theme import LIGHT, MONO, Theme
 from moe_core.figures.words import COLUMN
 
 ROW = 64  # bytes in a line of the probe's text
@@ -40,6 +40,7 @@ def probe_text(
     sequence_N: Array | None = None,
     before_NK: Array | None = None,
     before: int | None = None,
+    pinned: Sequence[int] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (940, 387),
@@ -52,7 +53,9 @@ def probe_text(
     """
     E, N = num_experts, min(len(tokens_N), len(experts_NK))
     experts_NK, gates_NK = np.asarray(experts_NK), np.asarray(gates_NK, np.float32)
-    layout, lines = score_layout(experts_NK, E, N, before, step, theme, size)
+    colours = palette_of(first_experts(experts_NK, E), E, theme, pinned)
+    layout, lines = score_layout(experts_NK, E, N, before, colours, step, theme, size)
+    picks(layout, E)
     if not N:
         return {"data": [], "layout": layout}
     tokens_N, experts_NK, gates_NK = np.asarray(tokens_N)[:N], experts_NK[:N], gates_NK[:N]
@@ -62,13 +65,13 @@ def probe_text(
         f"Byte {n} {escape(name)} {sentence(e, g, E)}"
         for n, (name, e, g) in enumerate(zip(byte_names(text), experts_NK.tolist(), gates_NK.tolist(), strict=True))
     ]
-    data = gate_rows(first, dense(experts_NK, gates_NK, E), hover, lines, theme)
+    data = gate_rows(first, dense(experts_NK, gates_NK, E), hover, lines, colours, theme)
     x, y = lines.middles(N)
     if (none := np.flatnonzero(first >= E)).size:
         words = [hover[n] for n in none.tolist()]
         data.append(nobodys(x[none], y[none], min(lines.cell, lines.width / ROW) - 2, theme, hovertext=words))
     if lines.width / ROW >= COLUMN * SMALLEST:  # narrower cells have their colours only
-        data.append(letters(text, first, x, y, lines, E, theme))
+        data.append(letters(text, first, x, y, lines, colours, theme))
     data += joins(text, lines, theme)
     moved = moved_tokens(experts_NK, None if before_NK is None else before_NK[:N], E)
     above = y[moved] - np.float32(lines.cell / 2 + lines.mark / 2)
@@ -92,12 +95,12 @@ class Lines(NamedTuple):
 
 
 def score_layout(
-    experts_NK: Array, E: int, N: int, before: int | None, step: int | None, theme: Theme, size: Size
+    experts_NK: Array, E: int, N: int, before: int | None, colours: Palette, step: int | None, theme: Theme, size: Size
 ) -> tuple[Spec, Lines]:
     layout = base(
         "probe_text",
         "Who reads which byte",
-        f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}; "
+        f"cell: first expert of the byte{without_expert(first_experts(experts_NK, E), E)}{colours.words}; "
         f"▾ changed since {'the last snapshot' if before is None else f'step {before:,}'}; below: gate weight of each expert, {theme.depth}",
         step=step,
         theme=theme,
@@ -114,7 +117,9 @@ def score_layout(
     return layout, lines
 
 
-def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, theme: Theme) -> list[Spec]:
+def gate_rows(
+    first: Array, gates_NE: Array, hover: list[str], lines: Lines, colours: Palette, theme: Theme
+) -> list[Spec]:
     """Each line's cells in the colours of their first experts, and below them a row of gates for each expert."""
     N, E = gates_NE.shape
     places = len(lines.tops) * ROW
@@ -132,7 +137,7 @@ def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, the
             {
                 "type": "heatmap", "name": f"first expert, from byte {line * ROW}", "x": x,
                 "y": np.array([top, top + lines.cell], np.float32), "z": grid[None, here], "text": [hover[here]],
-                "xgap": 1, "hoverinfo": "text", **by_expert(E, theme),
+                "xgap": 1, "hoverinfo": "text", "customdata": grid[None, here] + 1, **colours.scale,
             }
         )  # fmt: skip
         data.append(
@@ -146,9 +151,11 @@ def gate_rows(first: Array, gates_NE: Array, hover: list[str], lines: Lines, the
     return data
 
 
-def letters(text: Sequence[Character], first: Array, x: Array, y: Array, lines: Lines, E: int, theme: Theme) -> Spec:
+def letters(
+    text: Sequence[Character], first: Array, x: Array, y: Array, lines: Lines, palette: Palette, theme: Theme
+) -> Spec:
     """The characters, each in the middle one of its cells and in a colour that reads there."""
-    colours = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
+    colours = [*palette.letters, theme.ink]
     # A character that a line's end splits is drawn where it begins.
     at = [min(one.first + (one.bytes - 1) // 2, one.first // ROW * ROW + ROW - 1) for one in text]
     size = max(SMALLEST, min(17, round(lines.cell * 0.95)))

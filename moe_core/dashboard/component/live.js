@@ -70,8 +70,8 @@ export class View {
       const seen = box.bottom > -200 && box.top < innerHeight + 200;
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
     }
-    const { page, options, busiest } = this.data;
-    return { page, sizes, span: this.span, options: busiest ? { ...options, busiest } : options };
+    const { page, options, busiest } = this.data, pinned = this.link.pinned.join(",");
+    return { page, sizes, span: this.span, options: { ...options, ...(busiest && { busiest }), ...(pinned && { pinned }) } };
   }
 
   choose(options) {
@@ -141,6 +141,7 @@ export class View {
     if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
     await window.Plotly.react(chart, spec.data, spec.layout, config);
     oneStop(chart, plainTitle(spec.layout));
+    chart.classList.toggle("moescope-picks", spec.layout.meta.pick === "pinned");
     if (!first) return;
     listen(chart);
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
@@ -152,6 +153,7 @@ export class View {
   pick({ pick, from }, point) {
     const value = [from ? point[from] : point.customdata].flat()[0];
     if (pick === "layer") value > 0 && this.link.goTo({ layer: value });
+    else if (pick === "pinned") value > 0 && this.link.pin(value);
     else if (pick) this.tell("picked", { [pick]: value });
   }
 
@@ -274,13 +276,14 @@ const pen = document.createElement("canvas").getContext("2d");
 
 // Breaks the second line of a chart's title where the chart is narrower, and makes room for it.
 function breakSubtitle(layout) {
-  const [, head, text, tail] = layout.title?.text?.match(/^(.*?<br><span [^>]*>)([^<]*)(<\/span>)$/) ?? [];
+  const [, head, text, tail] = layout.title?.text?.match(/^(.*?<br><span [^>]*>)(.*)(<\/span>)$/) ?? [];
   if (!text) return;
+  const more = layout.meta.pick === "pinned" ? "; a click pins an expert or lets it go" : "";
   pen.font = `${layout.font.size}px ${layout.font.family}`;
   const lines = [""];
-  for (const word of text.replaceAll(" %", "\u00a0%").split(" ")) {
+  for (const word of (text + more).replaceAll(" %", "\u00a0%").split(/ (?![^<]*>)/)) { // not at a blank within a tag
     const longer = lines.at(-1) ? `${lines.at(-1)} ${word}` : word;
-    if (lines.at(-1) && pen.measureText(longer).width > layout.width - 4) lines.push(word);
+    if (lines.at(-1) && pen.measureText(longer.replace(/<[^>]*>/g, "")).width > layout.width - 4) lines.push(word);
     else lines[lines.length - 1] = longer;
   }
   layout.title.text = head + lines.join("<br>") + tail;
