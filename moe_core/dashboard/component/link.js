@@ -143,6 +143,7 @@ class Link {
     this.header = header;
     if (header.answer.nth) this.heard = Math.max(this.heard, header.answer.nth);
     if (header.panel) this.panel = header.panel;
+    if (header.paper) this.paper = header.paper;
     try {
       for (const user of this.users) user.take?.(header);
       const figures = {};

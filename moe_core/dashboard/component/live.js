@@ -5,6 +5,7 @@ import { exportLink } from "./export.js";
 import { HERE, element, join } from "./link.js";
 import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
+import { onPaper, onPrint, printing } from "./print.js";
 import { Scrubber } from "./scrubber.js";
 
 let plotly;
@@ -58,6 +59,8 @@ export class View {
     this.resized = new ResizeObserver(() => this.link.say());
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
+    this.left = new AbortController();
+    onPrint((paper) => this.print(paper), this.left.signal);
     this.link.say();
     // For a run started from this dashboard empty charts come at once; for others this notice is shown after a while.
     setTimeout(() => !this.header && !this.said && this.say("Waiting for the run's first numbers.", "starting"), 5000);
@@ -130,16 +133,10 @@ export class View {
     breakSubtitle(spec.layout);
     // The server's frame may have been on its way when somebody zoomed.
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
-    const config = {
-      displaylogo: false, responsive: false, doubleClick: "reset",
-      modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
-      toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
-      modeBarButtonsToAdd: [saveSvg],
-    };
     const first = !chart._fullLayout;
     // We set the x range ourselves; Plotly keeps what else a person changed (hover, legend, y).
     if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
-    await window.Plotly.react(chart, spec.data, spec.layout, config);
+    await this.paint(chart, spec, printing.matches);
     oneStop(chart, plainTitle(spec.layout));
     chart.classList.toggle("moescope-picks", spec.layout.meta.pick === "pinned");
     if (!first) return;
@@ -147,6 +144,27 @@ export class View {
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
     chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
     chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
+  }
+
+  paint(chart, spec, paper) {
+    const config = {
+      displaylogo: false, responsive: false, doubleClick: "reset",
+      modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
+      toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
+      modeBarButtonsToAdd: [saveSvg],
+    };
+    const { data, layout } = paper ? onPaper(spec, this.link.paper ?? {}) : spec, { width, height } = layout;
+    const drawn = window.Plotly.react(chart, data, layout, config);
+    chart.spec = spec;
+    // So that a printer may make the chart smaller as a whole.
+    chart.style.setProperty("--wide", `${width}px`);
+    chart.style.setProperty("--shape", `${width} / ${height}`);
+    for (const part of chart.querySelectorAll(".main-svg")) part.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    return drawn;
+  }
+
+  print(paper) {
+    for (const chart of this.charts.values()) if (chart.spec) this.paint(chart, chart.spec, paper);
   }
 
   // What a click on a chart chooses: a layer, or another option of the page. It is the point's first number, or its place.
@@ -258,6 +276,7 @@ export class View {
 
   close() {
     this.closed = true;
+    this.left.abort();
     this.resized.disconnect();
     this.scrolled.disconnect();
     this.scrubber.close();
