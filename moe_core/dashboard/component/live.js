@@ -7,6 +7,7 @@ import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
 import { onPaper, onPrint, printing } from "./print.js";
 import { Scrubber } from "./scrubber.js";
+import { leaveScrolling } from "./touch.js";
 
 let plotly;
 
@@ -34,6 +35,10 @@ export class View {
     this.data = data;
     this.tell = tell;
     this.root = element("div", `moescope moescope-${data.page} moescope-${data.probe}`, parent);
+    this.where = element("button", "moescope-where", this.root); // on a narrow page, whose panel is folded away
+    element("span", "moescope-dot", this.where);
+    this.state = element("span", "", this.where);
+    this.where.onclick = () => document.querySelector("[data-testid=stExpandSidebarButton]")?.click();
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");
@@ -104,6 +109,8 @@ export class View {
     if (knobs) knobs.parentElement.hidden = !header.turned;
     this.scrubber.take(header);
     this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
+    this.where.firstChild.dataset.colour = this.link.panel?.colour ?? "grey";
+    this.state.textContent = [this.link.panel?.word, header.last ? `step ${header.last.toLocaleString("en")}` : ""].filter(Boolean).join(", ");
     await loadPlotly();
     for (const [name, spec] of Object.entries(figures)) {
       await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
@@ -141,6 +148,7 @@ export class View {
     chart.classList.toggle("moescope-picks", spec.layout.meta.pick === "pinned");
     if (!first) return;
     listen(chart);
+    leaveScrolling(chart);
     chart.on("plotly_relayout", (change) => this.zoom(chart, change));
     chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
     chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
