@@ -73,6 +73,7 @@ CSS = f"""
 [data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
 [data-testid="stTopNavLink"]:focus-visible {{ outline: 2px solid var(--moescope-hand); outline-offset: -2px; }}
 [data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
+[data-testid="stPageLink-NavLink"] * {{ white-space: normal; }}
 [data-testid="stLogoSpacer"], [data-testid="stStatusWidget"] {{ display: none; }} /* a running man in the corner each second */
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}

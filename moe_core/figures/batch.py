@@ -32,12 +32,15 @@ from moe_core.figures.theme import LIGHT, Theme
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
 
-def log2_axis(title: str, values: Array) -> Spec:
-    """A logarithmic axis with a tick at each of the powers of two."""
+def log2_axis(title: str, values: Array, size: Size) -> Spec:
+    """A logarithmic axis with a tick at each of the powers of two, or in a narrow chart at every second."""
     values = np.asarray(values, np.float64)
+    words = [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()]
+    room = 0.8 * size[0] / len(words)
+    every = max(1, math.ceil((0.55 * pens(size).axis * max(map(len, words)) + 4) / room))
     return {
         "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
-        "tickvals": values.tolist(), "ticktext": [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()],
+        "tickvals": values.tolist()[::every], "ticktext": words[::every],
     }  # fmt: skip
 
 
@@ -87,7 +90,7 @@ def formula_layout(values: Array, step: int | None, theme: Theme, size: Size) ->
         theme=theme,
         size=size,
         labels=True,
-        x=log2_axis("experts, E", EXPERTS),
+        x=log2_axis("experts, E", EXPERTS, size),
         y={"title": "tokens per expert", "type": "log"},
     )
     lo, hi = float(np.floor(np.log10(values.min()))), float(np.log10(values.max() * 1.3))
@@ -156,7 +159,7 @@ def batch_throughput(
         step=None,
         theme=theme,
         size=size,
-        x=log2_axis("tokens in the batch, T", sizes),
+        x=log2_axis("tokens in the batch, T", sizes, size),
         y={"title": "tokens per second", "range": [0.0, top], "nticks": 6, "tickformat": "~s"},
     )
     layout["margin"]["l"] += 8  # "100k" is wider than the ticks of other charts
