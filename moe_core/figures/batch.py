@@ -5,6 +5,7 @@ With k of E experts, a batch of T tokens on each of D devices gives an expert k*
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,10 @@ def log2_axis(title: str, values: Array, size: Size) -> Spec:
     values = np.asarray(values, np.float64)
     words = [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()]
     room = 0.8 * size[0] / len(words)
-    every = max(1, math.ceil((0.55 * pens(size).axis * max(map(len, words)) + 4) / room))
+    longest = (
+        max(len(one) + len(other) for one, other in pairwise(words)) / 2
+    )  # from the middle of one to that of the next
+    every = max(1, math.ceil((0.55 * pens(size).axis * longest + 4) / room))
     return {
         "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
         "tickvals": values.tolist()[::every], "ticktext": words[::every],

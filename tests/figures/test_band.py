@@ -58,3 +58,11 @@ def test_one_uneven_batch_does_not_break_the_band() -> None:
     band = band_of(drawn(share_nE))
     assert band["x"].max() == 200
     assert band["y"].max() == pytest.approx(90)  # it is in the band, as the highest
+
+
+def test_a_line_begins_where_the_band_ends() -> None:
+    spec = drawn(shares()[::-1])
+    ends = int(band_of(spec)["x"].max())
+    line = next(trace for trace in spec["data"] if trace["name"] == "expert 3")
+    assert np.isfinite(line["y"][ends - 1 :]).all()
+    assert np.isnan(line["y"][: ends - 1]).all()

@@ -127,6 +127,7 @@ def test_a_run_of_many_turns_has_two_lines_and_lists_the_last_ones() -> None:
     (name,) = [note for note in layout["annotations"] if note["xref"] == "x"]
     assert (name["text"], name["hovertext"].split("<br>")[0]) == ("160 changes", "and 148 earlier")
     assert name["hovertext"].count("<br>") == 12
+    assert name["hovertext"].endswith("step 179: noise 179 → 180")
 
 
 def test_two_close_changes_are_both_named_below_each_other() -> None:

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.figures import bars, routing, score
+from moe_core.export.look import wrapped
+from moe_core.figures import bars, batch, routing, score
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.palette import palette_of
 from moe_core.figures.reading import pinned
-from moe_core.figures.theme import LIGHT
+from moe_core.figures.theme import DARK, LIGHT, paper_colours
 from moe_core.runs.source import At, Beside
 from tests.figures.record import probe_of_tokens, record
 
@@ -71,3 +72,29 @@ def test_pins_reach_every_view_of_the_probe(tmp_path: Path) -> None:
     for name in ("regions", "tokens_by_expert"):
         assert FIGURES[name].read(asked, At(0, None))["pinned"] == [4, 30]
     assert pinned(SimpleNamespace(options={}, description=run.description), 0) == []  # type: ignore[arg-type]
+
+
+def test_a_subtitle_is_broken_between_its_words_and_within_no_tag() -> None:
+    words = palette_of(np.arange(64), 64, LIGHT).words
+    lines = wrapped(words, {"family": "sans-serif", "size": 13, "color": "#000000"}, 60)
+    assert " ".join(lines) == words.replace("\u00a0", " ")
+    assert len(lines) > 5
+    assert all(line.count("<") == line.count(">") for line in lines)
+
+
+def test_on_a_narrow_page_bytes_and_powers_of_two_have_room() -> None:
+    text, given = np.full(60, 65, np.uint8), probe_of_tokens(60)
+    for width, row in ((940, 64), (342, 32)):
+        axis = score.probe_text.spec(text, **given, size=(width, 387))["layout"]["xaxis"]
+        assert (axis["range"], axis["title"]["text"]) == ([0, row], f"probe byte, {row} a line")
+    ticks = [batch.batch_formula.spec(1024, 2, 16, 1, size=(width, 320))["layout"]["xaxis"] for width in (520, 342)]
+    assert [len(axis["ticktext"]) for axis in ticks] == [11, 6]
+    assert ticks[1]["ticktext"][:3] == ["1", "4", "16"]
+
+
+def test_each_colour_of_the_dark_look_has_one_on_paper() -> None:
+    paper = paper_colours(DARK)
+    assert (paper[DARK.ground], paper[DARK.experts[15]]) == (LIGHT.ground, LIGHT.experts[15])
+    assert paper[DARK.diverging[0]] == LIGHT.diverging[0]
+    assert (paper[DARK.depth], paper["dark is fair"]) == (LIGHT.depth, "pale is fair")
+    assert paper_colours(LIGHT) == {}
