@@ -38,9 +38,8 @@ def log2_axis(title: str, values: Array, size: Size) -> Spec:
     values = np.asarray(values, np.float64)
     words = [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()]
     room = 0.8 * size[0] / len(words)
-    longest = (
-        max(len(one) + len(other) for one, other in pairwise(words)) / 2
-    )  # from the middle of one to that of the next
+    # From the middle of one to that of the next.
+    longest = max((len(one) + len(other) for one, other in pairwise(words)), default=0) / 2
     every = max(1, math.ceil((0.55 * pens(size).axis * longest + 4) / room))
     return {
         "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
