@@ -52,7 +52,7 @@ def page() -> None:
 def asked(run: str) -> Named:
     """The run, with the other runs and the choices that its link names; those that do not fit it are left out."""
     others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
-    options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
+    options = {name: str(links.word(name)) for name in ("align", "pinned", *WHOLE) if links.word(name)}
     fits = []
     for i in range(len(others)):
         with contextlib.suppress(ValueError), Named(run, (*fits, others[i])).open():

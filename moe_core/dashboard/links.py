@@ -14,6 +14,7 @@ import streamlit as st
 from moe_core.dashboard.log import short
 from moe_core.export import FORMATS
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.palette import PINNED
 from moe_core.figures.theme import LOOKS
 from moe_core.lessons import LESSONS
 from moe_core.runs import RUN_ID
@@ -82,6 +83,7 @@ def matching(pattern: str, text: str) -> str:
 NAME = "the name of a run: letters, digits, dots, dashes and underscores"
 OPTIONS: dict[str, Word] = {  # what a person chooses on a page beside run, layer and step
     "with": Word("names of runs with commas between them", run_names), "align": one_of("step", "fork"), "expert": whole(),
+    "pinned": Word("numbers of experts with commas between them, at most 8", lambda text: matching(PINNED, text)),
     "tokens": whole(), "k": whole(), "experts": whole(), "devices": whole(),
 }  # fmt: skip
 WORDS: dict[str, Word] = {

@@ -29,7 +29,7 @@ from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, did_not_start, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
-from moe_core.figures.theme import THEMES
+from moe_core.figures.theme import THEMES, paper_colours
 from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
@@ -127,6 +127,7 @@ class Viewer:
         }
         for name, size in asked["sizes"].items():
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
+        self.add("paper", paper_colours(THEMES[asked["theme"]]), arrays, header)
         if shown := part("panel", lambda: panel(feed, step, self.looks), None):
             self.add("panel", shown, arrays, header)
         problems = (run.problem for run in (feed, *source.others) if run.problem)

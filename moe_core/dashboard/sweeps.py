@@ -47,8 +47,9 @@ from moe_core.sweep import (
 NEW = "New sweep"
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
-.moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
+.moe-table th { text-align: left; font-weight: 600; font-size: 13px; vertical-align: bottom; }
 .moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--moescope-rule); white-space: nowrap; }
+.moe-table thead th { white-space: normal; }
 .moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
 .moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-table a { color: var(--moescope-hand); }

@@ -182,7 +182,7 @@ def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
 def wrapped(text: str, font: dict[str, Any], width: float) -> list[str]:
     """The text in lines no wider than `width`, broken at blanks, but not between a number and its %."""
     lines = [""]
-    for word in text.replace(" %", NO_BREAK + "%").split(" "):
+    for word in re.split(r" (?![^<]*>)", text.replace(" %", NO_BREAK + "%")):  # not at a blank within a tag
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if lines[-1] and widest(longer, font) > width:
             lines.append(word)

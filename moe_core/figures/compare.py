@@ -4,25 +4,23 @@ Each run is a Curve: its steps (n,) and values, on the chosen axis (its own step
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from moe_core.figures.changes import Name, change_names, grouped, list_of, mark_changes, mark_cursor, turn
 from moe_core.figures.lines import (
     LABEL_GAP,
     as_steps,
-    change_names,
     end_label,
     held_out,
     held_out_words,
     last_of,
     line,
-    mark_cursor,
     over_steps,
     parted,
     spread,
-    turn,
 )
 from moe_core.figures.paper import (
     Array,
@@ -130,7 +128,7 @@ def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme
     x, y, words = [], [], []
     named: dict[tuple[int, str], list[int]] = {}
     for at, curve in enumerate(curves):
-        for change in curve.turns[-100:]:
+        for change in curve.turns:
             row = int(np.searchsorted(curve.steps, change.step))
             if row == len(curve.steps) or not np.isfinite(curve.values[row]) or not lo <= change.step <= hi:
                 continue
@@ -140,11 +138,7 @@ def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme
             words.append(f"{run_name(at, curve.name)} was turned {where}: {turn(change)}")
             named.setdefault((change.step, turn(change)), []).append(at)
     if labelled:
-        hover: dict[tuple[int, str], list[str]] = {}
-        for (step, text), runs in sorted(named.items()):
-            hover.setdefault((step, " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)), []).append(text)
-        texts = [(step, f"{runs} {', '.join(turns)}") for (step, runs), turns in hover.items()]
-        names = change_names(layout, texts, theme, rows=2)
+        names = change_names(layout, shared_names(named, layout, theme), theme, rows=2)
         layout["annotations"] += names
         layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
     if not x:
@@ -157,6 +151,28 @@ def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme
             "hoverinfo": "text",
         }
     ]  # fmt: skip
+
+
+def shared_names(named: Mapping[tuple[int, str], Sequence[int]], layout: Spec, theme: Theme) -> list[Name]:
+    """The names of the changes (step, text) of several runs, each with the letters of the runs that have it; of those that stand
+    close together how many they are."""
+    names = []
+    for group in grouped(sorted({step for step, _ in named}), layout):
+        here = [(step, letters_of(runs, theme), text) for (step, text), runs in sorted(named.items()) if step in group]
+        if len(group) == 1:
+            texts: dict[str, list[str]] = {}
+            for _, letters, text in here:
+                texts.setdefault(letters, []).append(text)
+            names += [Name(group[0], f"{letters} {', '.join(turns)}") for letters, turns in texts.items()]
+        else:
+            every = sorted({at for (step, _), runs in named.items() if step in group for at in runs})
+            each = [f"step {step:,}: {letters} {text}" for step, letters, text in here]
+            names.append(Name(group[0], f"{letters_of(every, theme)} {len(each)} changes", list_of(each)))
+    return names
+
+
+def letters_of(runs: Sequence[int], theme: Theme) -> str:
+    return " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)
 
 
 @figure
@@ -375,12 +391,6 @@ def compare_selections(
         place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "middle", "xshift": 6}
         letter = f"{square(at, theme)} <b>{LETTERS[at]}</b>"
         layout["annotations"].append(note(letter, 1, high - tall / 2, font=font, **place))
-        lo, hi = layout["xaxis"]["range"]
-        turns = [change for change in curve.turns if lo <= change.step <= hi][-100:]
-        for change in turns:
-            for pen in ({"color": theme.ground, "width": 5}, {"color": theme.hand, "width": 1.5}):
-                ends = {"yref": trace["yaxis"], "y0": E + 0.5, "y1": 0.5}
-                layout["shapes"].append(upright(change.step, **pen) | ends)
-        if label_changes:
-            layout["annotations"] += change_names(layout, [(one.step, turn(one)) for one in turns], theme, high)
+        rows_of = {"yref": trace["yaxis"], "y0": E + 0.5, "y1": 0.5}
+        mark_changes(layout, curve.turns, theme, labelled=label_changes, cased=True, top=high, tall=tall, **rows_of)
     return {"data": data, "layout": layout}

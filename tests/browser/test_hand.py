@@ -92,19 +92,6 @@ def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab)
     assert open_run(run.id, server.runs).knobs.w_importance == 0.025
 
 
-def test_a_finger_turns_a_knob(server: Server, browser: object) -> None:
-    run = training(server)
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True, bypass_csp=True)  # type: ignore[attr-defined]
-    page = context.new_page()
-    page.goto(f"{server.url}/?run={run.id}")
-    wait_for_step(page, 2)
-    box = page.locator(".moeknob-track").first.bounding_box()
-    assert box
-    page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
-    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "3")
-    context.close()
-
-
 def test_the_line_at_the_foot_goes_to_a_past_step_and_back(server: Server, tab: Tab) -> None:
     run, page = open_knobs(server, tab)
     wait_for_step(page, 40)
