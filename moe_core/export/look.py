@@ -104,10 +104,11 @@ def spec_of(
         given = entry.read(run, At(look.layer, look.step, bins=POINTS))
         if look.smooth > 1 and over_steps(entry.draw.spec(**given)):  # a mean is taken of every step
             given = entry.read(run, At(look.layer, look.step))
-    if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
-        given = given | {"label_changes": True}  # on the page only the chart above it names the changes
     width, height = size_of(name, look)
     zoom = look.font / FONT
+    # On a page only the chart above names the changes, and tiles name the runs.
+    alone = {"label_changes": True, "named": round(width / zoom)}
+    given = given | {word: alone[word] for word in alone if word in (entry.draw.spec.__kwdefaults__ or {})}
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
     cut = COMPACT.top - (30 if look.letter else 16) if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
