@@ -10,11 +10,11 @@ from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.export.sizes import on_paper
-from moe_core.export.smooth import over_steps, smoothed
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, escape
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
+from moe_core.figures.smooth import Smoothed, over_steps, with_means
 from moe_core.figures.theme import LOOKS
 from moe_core.runs.source import At, Source
 from moe_core.schema import first_line
@@ -100,15 +100,16 @@ def spec_of(
     given: the figure's arguments, if they were read before.
     """
     entry = FIGURES[name]
-    if given is None:
-        given = entry.read(run, At(look.layer, look.step, bins=POINTS))
-        if look.smooth > 1 and over_steps(entry.draw.spec(**given)):  # a mean is taken of every step
-            given = entry.read(run, At(look.layer, look.step))
+    at = At(look.layer, look.step, bins=POINTS)
+    given = entry.read(run, at) if given is None else given
     width, height = size_of(name, look)
     zoom = look.font / FONT
     # On a page only the chart above names the changes, and tiles name the runs.
     alone = {"label_changes": True, "named": round(width / zoom)}
     given = given | {word: alone[word] for word in alone if word in (entry.draw.spec.__kwdefaults__ or {})}
+    mean = None
+    if look.smooth > 1 and not isinstance(run, SweepResults) and over_steps(entry.draw.spec(**given)):
+        mean = entry.read(Smoothed(run, look.smooth), at) | {word: given[word] for word in alone if word in given}
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
     cut = COMPACT.top - (30 if look.letter else 16) if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
@@ -117,7 +118,9 @@ def spec_of(
     def drawn(left: int, right: int, top: int) -> dict[str, Any]:
         """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
         room = (size[0] - left - right, max(60, size[1] - top), False)
-        made = smoothed(entry.draw.spec(**given, theme=LOOKS[look.theme], size=room), given, look.smooth, POINTS)
+        shape = {"theme": LOOKS[look.theme], "size": room}
+        made = entry.draw.spec(**given, **shape)
+        made = with_means(made, entry.draw.spec(**mean, **shape), look.smooth) if mean else made
         layout = made["layout"]
         if look.letter:
             layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"

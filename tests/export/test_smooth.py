@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from moe_core.export import Look, rendered
-from moe_core.export.look import check, spec_of
-from moe_core.export.smooth import centred, extremes
+from moe_core.export.look import POINTS, check, spec_of
+from moe_core.figures.smooth import centred
+from moe_core.runs import thin
 from tests.export.made import make_run
 
 
@@ -32,10 +33,11 @@ def test_a_line_is_the_mean_of_every_step_and_the_line_itself_is_pale_behind(run
     raw, mean = ([trace for trace in spec["data"] if ("opacity" in trace) is pale] for pale in (True, False))
     assert len(raw) == len(mean) == 2
     steps, values = run.history("cv_load", 0)
-    whole = centred(steps, np.maximum(values, 0.02), 40, (2101,))
+    some, whole = thin(steps, centred(steps, values, 40, (2101,)), POINTS)
     (drawn,) = [trace for trace in mean if trace["name"] == "CV(load)"]
-    np.testing.assert_allclose(drawn["y"], whole[drawn["x"] - 1], rtol=1e-5)
-    assert (len(drawn["x"]), drawn["x"][-1]) == (pytest.approx(2000, rel=0.1), 4200)
+    np.testing.assert_array_equal(drawn["x"], some)
+    np.testing.assert_allclose(drawn["y"], whole, rtol=1e-6)
+    assert len(some) < 4200 == some[-1]
     assert "mean of 40 steps, pale: each step" in spec["layout"]["title"]["text"].replace("<br>", " ")
     (behind,) = [trace for trace in raw if trace["name"] == "CV(load)"]
     assert behind["y"].max() == pytest.approx(values.max())  # no peak is lost by thinning
@@ -48,14 +50,6 @@ def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(
     assert "Smoothed: each line is a centred mean of 40 steps" in told
     assert "step 4,200, mean of 40 steps, MoEscope" in told
     assert rendered(run, "loss", "csv", Look(smooth=40)) == rendered(run, "loss", "csv", Look())
-
-
-def test_extremes_keep_least_and_most_in_their_order():
-    y = np.random.default_rng(1).normal(size=1000)
-    kept = extremes(y, 100)
-    assert len(kept) <= 102
-    assert {int(y.argmin()), int(y.argmax())} <= set(kept.tolist())
-    assert (np.diff(kept) > 0).all()
 
 
 @pytest.mark.parametrize("over", [0, -3, 10**9])
