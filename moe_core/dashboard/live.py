@@ -157,6 +157,7 @@ class Viewer:
             at = At(layer, step, asked["span"], max(100, width // 3))
             look = {"theme": theme, "size": (width, height, asked["wide"])}
             spec = entry.draw.spec(**entry.read(source, at), **look)
+            spec["layout"]["meta"].pop("untold", None)  # a page tells it on hover
             if over_steps(spec):
                 spec["layout"]["meta"]["smooth"] = 1  # the page offers to draw its means
                 if (over := asked["options"].get("smooth")) in SMOOTH:
