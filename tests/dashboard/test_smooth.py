@@ -57,6 +57,7 @@ def test_means_of_a_history_that_grows_are_those_of_the_whole(over: int, pieces:
 
 def test_a_feed_draws_them_at_any_length_and_zoom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.kept.KEPT", 64)
     writer = create_run(tmp_path / "run", Config(num_experts=4, layers=1), Knobs())
     rng = np.random.default_rng(3)
     feed = Feed(open_run(tmp_path / "run", limit=0.25))
@@ -76,7 +77,7 @@ def test_a_feed_draws_them_at_any_length_and_zoom(tmp_path: Path, monkeypatch: p
     go_on(401, 300, ((writer.pending().knobs[0].id, 401),))
     for first in range(701, 6001, 1100):
         go_on(first, 1100)
-    for span in (None, (380, 420), (2000, 2600), (6250, 6300), (1, 3)):
+    for span in (None, (380, 420), (2000, 2600), (feed.last - 60, feed.last - 20), (feed.last - 95, feed.last), (1, 3)):
         compare(feed, span, [401])
     feed.run.close()
     writer.finish("finished")
@@ -124,9 +125,11 @@ def compare(feed: Feed, span: tuple[int, int] | None, cuts: list[int]) -> None:
         whole = centred(steps, values, 25, cuts)
         if span:
             np.testing.assert_allclose(whole[low - 1 : high], plain_means(values, 25, cuts, low, high))
-        for bins in (40, 100_000):
-            if bins > 40 and not span and feed.last > 8192:
+        for bins in (20, 100_000):
+            if bins > 20 and not span and feed.last > 4 * 64:
                 continue  # what is finer than the kept history is drawn of a zoom
+            plain = feed.history(stat, first=low, last=high, bins=bins)
+            np.testing.assert_array_equal(plain[1], thin(steps[low - 1 : high], values[low - 1 : high], bins)[1])
             drawn = feed.history(stat, first=low, last=high, bins=bins, over=25)
             wanted = thin(steps[low - 1 : high], whole[low - 1 : high], bins)
             np.testing.assert_array_equal(drawn[0], wanted[0])

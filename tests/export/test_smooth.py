@@ -5,7 +5,8 @@ import pytest
 
 from moe_core.export import Look, rendered
 from moe_core.export.look import POINTS, check, spec_of
-from moe_core.figures.smooth import centred
+from moe_core.export.sources import Still
+from moe_core.figures.smooth import Smoothed, centred
 from moe_core.runs import thin
 from tests.export.made import make_run
 
@@ -41,6 +42,22 @@ def test_a_line_is_the_mean_of_every_step_and_the_line_itself_is_pale_behind(run
     assert "mean of 40 steps, pale: each step" in spec["layout"]["title"]["text"].replace("<br>", " ")
     (behind,) = [trace for trace in raw if trace["name"] == "CV(load)"]
     assert behind["y"].max() == pytest.approx(values.max())  # no peak is lost by thinning
+
+
+def test_a_range_has_the_means_of_the_whole_and_so_have_the_runs_beside(run, tmp_path):
+    other = make_run(tmp_path, "text", steps=300)
+    whole = centred(*run.history("loss"), 25, (2101,))
+    for first, last in ((1, 20), (2080, 2120), (4190, None)):
+        steps, values = Smoothed(run, 25).history("loss", first=first, last=last, bins=1000)
+        assert steps[0] == first
+        np.testing.assert_allclose(values, whole[first - 1 : last], rtol=1e-6)
+    beside = Smoothed(Still(run, {}, [Still(other)]), 25).others[0]
+    np.testing.assert_allclose(
+        beside.history("loss", bins=1000)[1], centred(*other.history("loss"), 25, (151,)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        beside.history("loss")[1], other.history("loss")[1]
+    )  # numbers stay those of their steps
 
 
 def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(run):
