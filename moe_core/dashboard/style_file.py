@@ -40,7 +40,12 @@ def take() -> None:
         return
     try:
         data = file.read(LARGEST + 1)
-        st.session_state.update(choices_of(parsed_style(data, file.name[:80]), file.name[:80]))
+        choices = choices_of(parsed_style(data, file.name[:80]), file.name[:80])
+        for word in (
+            choices.keys() - st.session_state.keys()
+        ):  # a field that comes only now does not write the link itself
+            st.query_params[word] = text_of(choices[word])
+        st.session_state.update(choices)
     except ValueError as error:
         st.session_state[SAID] = str(error)
 
@@ -69,10 +74,15 @@ def choices_of(style: Mapping[str, Any], name: str) -> dict[str, Any]:
             px = type_of_words(str(style["font"]))
             choices |= {"font": round(px, 6), "type": round(px / PX["pt"], 6)}  # the page shows that of the chosen size
         for word, value in choices.items():
-            chosen(word, json.dumps(value) if isinstance(value, bool | int | float) else value)
+            chosen(word, text_of(value))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
     return choices
+
+
+def text_of(value: Any) -> str:
+    """A choice as a link has it."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def choices_of_size(words: str, sized: Sized) -> dict[str, Any]:

@@ -235,6 +235,8 @@ def test_a_look_goes_into_a_file_and_comes_out_of_it(runs, tmp_path, look):
     assert not app.error
     assert size in words(app)
     assert style_of(app.session_state) == style
+    again = page(**{word: value[0] if isinstance(value, list) else value for word, value in app.query_params.items()})
+    assert style_of(again.session_state) == style  # the link has it all
     (runs / "paper.json").write_text(json.dumps(style))
     assert read_style(runs / "paper.json") == style
 
