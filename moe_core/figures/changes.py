@@ -130,7 +130,6 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
     size = layout["font"]["size"]
     taken: list[tuple[float, float, int, int]] = []  # left and right end, first row and the one after the last
     names = []
-    untold = layout["meta"].setdefault("untold", [])
     for step, text, listed in reversed(named):
         lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
         at = width * (step - lo) / (hi - lo)
@@ -141,7 +140,7 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
         free = [row for row in range(rows) if all(row + len(lines) <= begin or row >= end for begin, end in near)]
         room = free and span[0] >= 0
         if listed or not room:
-            untold.append(Name(step, text, listed))
+            layout["meta"].setdefault("untold", []).append(Name(step, text, listed))
         if not room:
             continue
         taken.append((*span, free[0], free[0] + len(lines)))
