@@ -20,15 +20,16 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard import choosing, going, starting
 from moe_core.dashboard.address import TURNS
-from moe_core.dashboard.feed import join, leave_all, watchers
 from moe_core.dashboard.frames import Arrays, fingerprint
 from moe_core.dashboard.gate import LOOKING, ROLE
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, did_not_start, findings, panel
+from moe_core.dashboard.shared import join, leave_all, watchers
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
+from moe_core.figures.smooth import SMOOTH, over_steps, with_means
 from moe_core.figures.theme import THEMES, paper_colours
 from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
@@ -157,8 +158,14 @@ class Viewer:
         try:
             if not offered(source, name):
                 return
-            arguments = entry.read(source, At(layer, step, asked["span"], max(100, width // 3)))
-            spec = entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"]))
+            at = At(layer, step, asked["span"], max(100, width // 3))
+            look = {"theme": theme, "size": (width, height, asked["wide"])}
+            spec = entry.draw.spec(**entry.read(source, at), **look)
+            spec["layout"]["meta"].pop("untold", None)  # a page tells it on hover
+            if over_steps(spec):
+                spec["layout"]["meta"]["smooth"] = 1  # the page offers to draw its means
+                if (over := asked["options"].get("smooth")) in SMOOTH:
+                    spec = with_means(spec, entry.draw.spec(**entry.read(source.means(over), at), **look), over)
         except Exception as error:
             spec = {"problem": undrawable(source.id, entry.title, error)}
         self.add(name, spec, arrays, figures)

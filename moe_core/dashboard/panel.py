@@ -62,6 +62,8 @@ def panel(feed: Any, step: int | None = None, looks: bool = False) -> dict[str, 
     if status.state not in ALIVE and step is None:
         step = feed.last  # so that turns which the trainer never took do not count
     values = feed.knobs if step is None else feed.knobs_at(step)
+    declared = feed.description.knobs
+    acting = shown(feed.description, values)
     changes = list_changes(turns)
     return {
         "state": status.state,
@@ -74,7 +76,11 @@ def panel(feed: Any, step: int | None = None, looks: bool = False) -> dict[str, 
         "looking": LOOKING if looks else "",
         "going": begins,
         "goal": goal_of(feed),
-        "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
+        "knobs": [knob(name, declared[name], values, turns) for name in acting],
+        "idle": [
+            knob(name, declared[name], values) for name in declared if name not in acting and may_act(declared[name])
+        ],
+        "order": list(declared),
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
@@ -159,8 +165,12 @@ def shown(description: Description, values: KnobValues) -> list[str]:
 
 def matters(declared: Knob, strategy: str) -> bool:
     """Whether a knob acts under a strategy, and has more than one value."""
-    acts = declared.under is None or strategy in declared.under
-    return acts and (declared.low == -math.inf or declared.high > declared.low)
+    return may_act(declared) and (declared.under is None or strategy in declared.under)
+
+
+def may_act(declared: Knob) -> bool:
+    """Whether a knob acts under some strategy, and has more than one value."""
+    return declared.under != () and (declared.low == -math.inf or declared.high > declared.low)
 
 
 def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = ()) -> dict[str, Any]:
@@ -176,7 +186,10 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "start": declared.start,
         "was": None,
         "about": about(name, value),
+        "under": None if declared.under is None else list(declared.under),
     }
+    if name == "strategy":
+        fields["abouts"] = {choice: about(name, choice) for choice in declared.choices}
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
         fields["was"] = own[-1].previous

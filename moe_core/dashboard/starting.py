@@ -78,7 +78,13 @@ class Unstarted:
         return 0, 0
 
     def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+        self,
+        stat: str,
+        layer: int = 0,
+        first: int | None = None,
+        last: int | None = None,
+        bins: int | None = None,
+        over: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
         columns = columns_of(self.description.experts)
         none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)

@@ -1,6 +1,6 @@
 """Styles that Streamlit's theme has no settings for. The values are those of figures/theme.py."""
 
-from moe_core.figures.compare import run_colour
+from moe_core.figures.called import run_colour
 from moe_core.figures.theme import DARK, LIGHT, Theme
 
 # The mark: a pulse, as on a scope.

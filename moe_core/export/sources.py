@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.figures.compare import LETTERS
+from moe_core.figures.called import LETTERS
 from moe_core.figures.palette import PINNED
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import Eval, KnobChange, Run, StoreError, knobs_after, open_run, runs_folder

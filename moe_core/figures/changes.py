@@ -122,7 +122,8 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
     """The names of changes, in the order of their steps, below the height `top` of the plot's area.
 
     The latest is named first; a name stands left of its step in the last third, and begins in the first of the rows in which it
-    covers no other. One that finds no room is left out.
+    covers no other. One that finds no room is left out; those, and shared ones, which tell all on hover only, are kept in the layout
+    for a figure without hovers.
     """
     lo, hi = layout["xaxis"]["range"]
     width, _ = inner(layout)
@@ -137,7 +138,10 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
         span = (at - reach, at) if left else (at, at + reach)
         near = [(begin, end) for a, b, begin, end in taken if span[1] >= a and span[0] <= b]
         free = [row for row in range(rows) if all(row + len(lines) <= begin or row >= end for begin, end in near)]
-        if not free or span[0] < 0:
+        room = free and span[0] >= 0
+        if listed or not room:
+            layout["meta"].setdefault("untold", []).append(Name(step, text, listed))
+        if not room:
             continue
         taken.append((*span, free[0], free[0] + len(lines)))
         font = label_font(layout, theme.hand)

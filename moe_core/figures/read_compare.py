@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.compare import Curve, Shared, differences
+from moe_core.figures.compare import differences
+from moe_core.figures.comparing import Curve, Shared
 from moe_core.figures.reading import comparable_at, last_step, marked, of_those_on
 from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import measured_by

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from moe_core.dashboard.links import WORDS, fits
+from moe_core.figures.smooth import SMOOTH
 
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
@@ -62,7 +63,7 @@ def live(page: str, run: str, probe: str, figures: list[str], go_to: GoTo, **dat
     options=: what was chosen in the page's own widgets; a change of it redraws them in place. A click on a chart that offers a
     choice writes it into the link.
     """
-    mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, **data)
+    mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, smooth=SMOOTH, **data)
 
 
 def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:

@@ -7,6 +7,7 @@ import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
 import { onPaper, onPrint, printing } from "./print.js";
 import { Scrubber } from "./scrubber.js";
+import { Smooth } from "./smooth.js";
 import { leaveScrolling } from "./touch.js";
 
 let plotly;
@@ -59,6 +60,7 @@ export class View {
     }
     this.span = null; // the steps that somebody zoomed to, on all charts over time
     this.scrubber = new Scrubber(this.root, this.link, (step) => this.point(step));
+    this.smooth = new Smooth(this.scrubber.root, data.smooth, () => this.link.say());
     this.link.view = this;
     this.link.mark();
     this.resized = new ResizeObserver(() => this.link.say());
@@ -79,12 +81,13 @@ export class View {
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
     }
     const { page, options, busiest } = this.data, pinned = this.link.pinned.join(",");
-    return { page, sizes, span: this.span, options: { ...options, ...(busiest && { busiest }), ...(pinned && { pinned }) } };
+    return { page, sizes, span: this.span, options: { ...options, ...this.smooth.options, ...(busiest && { busiest }), ...(pinned && { pinned }) } };
   }
 
   choose(options) {
     if (options?.align !== this.data.options?.align) this.span = null; // the zoom was of the other axis
     this.data.options = options;
+    this.smooth.mark(); // the page's script wrote the link, and knows of its own words only
     this.toExport?.aim();
     this.link.say();
   }
@@ -137,6 +140,7 @@ export class View {
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
+    if (spec.layout.meta?.smooth) this.smooth.root.hidden = false;
     breakSubtitle(spec.layout);
     // The server's frame may have been on its way when somebody zoomed.
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];

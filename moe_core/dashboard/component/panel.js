@@ -154,15 +154,15 @@ export class Panel {
   }
 
   show(all, alive) {
-    const { only } = this.data;
-    const knobs = only.length ? all.filter((declared) => only.includes(declared.name)) : all;
+    const { only } = this.data, draft = this.form?.draft;
+    const acting = draft ? draft.knobs : all;
+    const knobs = only.length ? acting.filter((declared) => only.includes(declared.name)) : acting;
     for (const name of [...this.knobs.keys()]) {
       if (knobs.some((declared) => declared.name === name)) continue;
       this.knobs.get(name).root.remove();
       this.knobs.delete(name);
     }
     const after = new Map([[this.list, null], [this.rest, null]]);
-    const draft = this.form?.draft;
     for (const stored of knobs) {
       const declared = draft ? draft.of(stored) : stored;
       const list = declared.more ? this.rest : this.list;
