@@ -11,8 +11,8 @@ import streamlit as st
 
 from moe_core.dashboard import links, serving
 from moe_core.dashboard.address import class_link
-from moe_core.dashboard.feed import watchers
 from moe_core.dashboard.gate import LOOKING, deed, looks
+from moe_core.dashboard.shared import watchers
 from moe_core.lessons import LESSONS
 from moe_core.runs import runs_folder
 

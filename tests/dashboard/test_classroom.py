@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import classroom, feed, serving, starting
+from moe_core.dashboard import classroom, serving, shared, starting
 from moe_core.dashboard.address import LOOKS, TURNS, Door
 from moe_core.dashboard.live import Viewer
 from tests.dashboard.test_gate import role  # noqa: F401 - a fixture
@@ -112,10 +112,10 @@ def test_the_teacher_starts_a_lesson_for_the_class_and_sees_how_many_look(
     assert "**0 pages look** at this run now" in said(teacher)
     viewers = [Viewer(looks=True), Viewer(looks=True), Viewer()]
     for viewer in viewers:
-        feed.join((runs / "begun").absolute(), viewer)
+        shared.join((runs / "begun").absolute(), viewer)
     assert "**2 pages look** at this run now" in said(teacher.run())
     for viewer in viewers:
-        feed.leave_all(viewer)
+        shared.leave_all(viewer)
     assert parts(opened(become, LOOKS))["charts"]["run"] == "begun"
 
 
