@@ -27,6 +27,7 @@ COMMANDS = {
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+    "viewers": ["benchmarks/viewers.py", "--quick"],
     "watching": ["benchmarks/watching.py", "--quick"],
 }
 
@@ -68,6 +69,13 @@ def test_estimates_are_measured_beside_a_run() -> None:
     assert one["task"] == "plane"
     assert all(0.1 < one[name] < 10 for name in of_all)
     assert [*of_all] == ["step", "memory", "disk"]
+
+
+def test_viewers_are_measured_at_a_real_server() -> None:
+    (told,) = short("viewers")
+    assert told["viewers"] == 2
+    assert all(told[name] > 0 for name in ("frames_per_s", "checks_per_s", "kb_per_frame", "turn_to_frame_ms"))
+    assert told["slowest_frames_per_s"] <= told["frames_per_s"]
 
 
 def test_layer_measures_each_rival() -> None:

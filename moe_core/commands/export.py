@@ -49,7 +49,7 @@ def declare(commands: Any) -> None:
         action="extend",
         metavar="NAME=VALUE",
         default=[],
-        help="expert=3, or what the formula is asked: tokens, k, experts, devices",
+        help="expert=3, pinned=3,17 (experts that have a colour where there are more than 16), or what the formula is asked: tokens, k, experts, devices",
     )
     files.add_argument(
         "--panels",

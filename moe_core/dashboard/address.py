@@ -2,7 +2,7 @@
 
 At this machine only, that is localhost, 127.0.0.1 and [::1] with any port, since a forwarder (ssh -L) may have another
 one. MOE_ALLOW adds names, each as a browser's address bar shows it. Whoever lets others in, by MOE_ALLOW or by
-`--server.address`, gets a token: see guard.py.
+`--server.address`, gets two tokens, one to turn with and one to look with: see guard.py.
 """
 
 import re
@@ -10,8 +10,10 @@ import secrets
 import socket
 from ipaddress import ip_address
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 HERE = ("localhost", "127.0.0.1", "[::1]")
+TURNS, LOOKS = "turns", "looks"  # what a token lets its holder do: everything, or nothing that changes anything
 TOKEN = "moe_token"  # its name in a link; a proxy such as JupyterHub has a `token` of its own
 EVERYWHERE = ("0.0.0.0", "::")
 LABEL = r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?"  # Docker names its containers with underscores
@@ -20,13 +22,14 @@ ENTRY = rf"({LABEL}(\.{LABEL})*|\[[0-9A-Fa-f:.]+\])(:\d{{1,5}})?"
 
 class Door(NamedTuple):
     """Who is let in. allowed: what MOE_ALLOW adds, "name" or "name:port"; bound: the address that the server listens at,
-    "" if only this machine reaches it; token: "" if none is asked for; here: this machine's address that it listens at,
-    as a browser shows it."""
+    "" if only this machine reaches it; token: for who turns, look: for who only looks, both "" if none is asked for; here:
+    this machine's address that it listens at, as a browser shows it."""
 
     allowed: tuple[str, ...] = ()
     bound: str = ""
     token: str = ""
     here: str = "127.0.0.1"
+    look: str = ""
 
 
 def door(address: str, allow: str) -> Door:
@@ -42,7 +45,8 @@ def door(address: str, allow: str) -> Door:
     bound = "" if is_here(address) else address or "0.0.0.0"
     others = bound or not all(is_here(split(entry)[0]) for entry in allowed)
     here = bracketed(address) if is_here(address) and is_number(address) else "127.0.0.1"
-    return Door(allowed, bound, secrets.token_urlsafe(24) if others else "", here)
+    token, look = (secrets.token_urlsafe(24) if others else "" for _ in range(2))
+    return Door(allowed, bound, token, here, look)
 
 
 def split(host: str) -> tuple[str, str]:
@@ -91,8 +95,23 @@ def lines(door: Door, port: int, base: str, secure: bool) -> list[str]:
         names = ["127.0.0.1", *filter(None, [own_address()])]
     scheme = "https" if secure else "http"
     shown = [f"MoEscope: {scheme}://{bracketed(name)}:{port}{path}{query}" for name in names]
-    shown += [f"At {name}, append {query} once." for name in door.allowed if door.token]
-    return shown
+    if not door.token:
+        return shown
+    look = f"learn?{TOKEN}={door.look}"
+    shown += [f"For a class, which only looks: {scheme}://{bracketed(names[-1])}:{port}{path}{look}"] * bool(door.bound)
+    return shown + [f"At {name}, append {query} once; for a class, {look}." for name in door.allowed]
+
+
+def class_link(door: Door, url: str) -> str:
+    """The link that lets a class look. url: of the teacher's page; "" if only the teacher's machine knows its name."""
+    at = urlsplit(url)
+    name, port = split(at.netloc)
+    if is_here(name):
+        name = own_address() if door.bound in EVERYWHERE else ""
+    if not name:
+        return ""
+    path = at.path.rpartition("/")[0]
+    return f"{at.scheme}://{bracketed(name)}{f':{port}' if port else ''}{path}/learn?{TOKEN}={door.look}"
 
 
 def bracketed(name: str) -> str:

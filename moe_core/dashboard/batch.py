@@ -5,6 +5,7 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.gate import deed, looks
 from moe_core.figures.reading import k_now
 from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
 
@@ -34,7 +35,7 @@ def options(run: Run) -> dict[str, Any]:
     for column, (name, (label, positions)) in zip(columns, SLIDERS.items(), strict=True):
         with column:
             chosen[name] = slider(run.id, name, label, positions, int(own[name]))
-    if run.trainable:  # only a layer of our own model can be timed
+    if run.trainable and not looks():  # only a layer of our own model can be timed
         with last:
             measuring(run.id)
     return chosen
@@ -74,12 +75,12 @@ def measuring(run_id: str) -> None:
         st.progress(
             done / max(measured.of, 1), f"{done} of {measured.of} batch sizes{left}" if measured.of else "Starting"
         )
-        st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop_measuring, args=(path,), width="stretch")
+        st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=deed(stop_measuring), args=(path,), width="stretch")
         return
     what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
     st.button(
         "Measure throughput" if not len(measured.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
-        on_click=lambda: start_measuring(path, config, int(k), device, threads), type="secondary" if len(measured.tokens) else "primary",
+        on_click=deed(lambda: start_measuring(path, config, int(k), device, threads)), type="secondary" if len(measured.tokens) else "primary",
         help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
     if measured.problem:

@@ -6,6 +6,7 @@ import streamlit as st
 
 from moe_core.dashboard import starting
 from moe_core.dashboard.configure import configure
+from moe_core.dashboard.gate import deed, only_looking
 from moe_core.dashboard.panel import did_not_start
 from moe_core.folders import PAGES
 from moe_core.runs import last_words, reap, runs_folder, start_demo
@@ -23,6 +24,9 @@ STARTING = Knobs(w_importance=0.0, w_load=0.0)  # so that a person first sees th
 
 
 def cards() -> None:
+    """Shown without a run: to one who only looks, nothing to press."""
+    if only_looking():
+        return
     st.title("See a Mixture of Experts balance itself", anchor=False)
     st.markdown(
         "Choose what it learns. Both balancing losses start at 0, so within seconds the gate collapses onto a few experts. "
@@ -75,6 +79,7 @@ def your_model() -> None:
     right.code(WATCH, language="python", wrap_lines=True)
 
 
+@deed
 def begin_demo() -> None:
     """Start the example, and look at its last layer, which collapses furthest."""
     st.query_params.from_dict({"run": start_demo(), "layer": "4"})

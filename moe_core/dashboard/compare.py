@@ -10,8 +10,8 @@ import streamlit as st
 
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.links import MOST
+from moe_core.figures.called import LETTERS
 from moe_core.figures.catalog import on_page
-from moe_core.figures.compare import LETTERS
 from moe_core.figures.pages.tile import NONE, number
 from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import gestures, rows_until

@@ -68,16 +68,18 @@ def frame(
     first: First = CARD,
     only: tuple[str, ...] = (),
     lesson: int | None = None,
+    named: bool = True,
 ) -> Run | None:
     """The panel in the sidebar, and the run that it shows; close it when it has been read.
 
     choose: without a run, draw the cards that start one. Returns None then, and while a trainer starts.
     wanted: the run, if it is not the link's; NEW for none. first: the settings that the panel shows without a run.
     only: the knobs that the panel shows, if not all that act in the run. lesson: the number of the lesson that is open.
+    named: whether the page's link names the run and the lesson; that of one who follows a class does not.
     """
     reap()
     wanted = wanted or links.word("run") or st.session_state.get("run")
-    here: dict[str, str | None] = {"lesson": str(lesson) if lesson else None}
+    here: dict[str, str | None] = {"lesson": str(lesson) if lesson and named else None}
     if wanted and wanted != NEW and starting.is_starting(wanted):
         st.session_state["run"] = wanted
         begun = starting.unstarted(wanted)
@@ -86,7 +88,7 @@ def frame(
             component.panel(
                 wanted,
                 go_to,
-                here | {"run": wanted},
+                here | {"run": wanted if named else None},
                 only,
                 knobs=starting_values(first) if begun else [],
                 chosen=chosen,
@@ -100,7 +102,7 @@ def frame(
             none = {"run": None} if lesson else {}
             component.panel(None, go_to, here | none, only, knobs=starting_values(first), chosen=None)
         else:
-            component.panel(run.id, go_to, here | {"run": run.id}, only, chosen=entry_of(run))
+            component.panel(run.id, go_to, here | {"run": run.id if named else None}, only, chosen=entry_of(run))
             own_data(run)
     if run is not None:
         st.session_state["run"] = run.id

@@ -13,8 +13,10 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.gate import LOOKING, looks
 from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
+from moe_core.dashboard.style_file import style_file
 from moe_core.export import FORMATS, Look, chosen, rendered
 from moe_core.export.look import check, size_of
 from moe_core.export.panels import KINDS as PANELS
@@ -51,7 +53,7 @@ def page() -> None:
 def asked(run: str) -> Named:
     """The run, with the other runs and the choices that its link names; those that do not fit it are left out."""
     others = [str(runs_folder().absolute() / name) for name in links.word("with") or []]
-    options = {name: str(links.word(name)) for name in ("align", *WHOLE) if links.word(name)}
+    options = {name: str(links.word(name)) for name in ("align", "pinned", *WHOLE) if links.word(name)}
     fits = []
     for i in range(len(others)):
         with contextlib.suppress(ValueError), Named(run, (*fits, others[i])).open():
@@ -107,9 +109,9 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     theme_at, font_at, scale_at = st.columns(3)
     theme = theme_at.selectbox("Theme", list(LOOKS), key="theme", **BOUND)
     if sized.paper:
-        font = PX["pt"] * font_at.number_input("Type, pt", 4.5, 36.0, 8.0, 0.5, key="type", **BOUND)
+        font = PX["pt"] * font_at.number_input("Type, pt", 4.5, 36.0, 8.0, 0.5, "%g", key="type", **BOUND)
     else:
-        font = font_at.number_input("Font, px", 6, 48, 13, key="font", **BOUND)
+        font = font_at.number_input("Font, px", 6.0, 48.0, 13.0, 0.5, "%g", key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
     smooth = st.number_input("Mean over, steps", 1, 1_000_000, 1, key="smooth", **BOUND)
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
@@ -119,6 +121,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     bare = bare_at.checkbox("No title", key="bare", **BOUND)
     caption = caption_at.checkbox("Caption", key="caption", **BOUND)
     step = None if sweep else named("step", run.steps()[1])
+    style_file()
     words = "" if bare else title or None
     look = Look(size, float(scale), theme, words, float(font), caption, layer - 1, step, int(smooth))
     return figures, format or "png", look, columns
@@ -326,7 +329,10 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
             st.progress(min(1.0, work.done / work.of), work.progress)
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)
             return
-        st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")
+        st.button(
+            label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary",
+            disabled=looks(), help=LOOKING if looks() else None,
+        )  # fmt: skip
         if work is None:
             return
         if work.error:

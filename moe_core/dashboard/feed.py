@@ -9,13 +9,13 @@ such ranges are kept too.
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from moe_core.dashboard.kept import Series, joined, remember
+from moe_core.dashboard.kept import Means, Series, joined, remember
 from moe_core.diagnosis import Finding, diagnose
+from moe_core.figures.smooth import around, cuts_of, means
 from moe_core.runs import (
     ENDED,
     Ablation,
@@ -27,7 +27,6 @@ from moe_core.runs import (
     StoreError,
     is_alive,
     knobs_after,
-    open_run,
     pick,
     thin,
 )
@@ -57,7 +56,7 @@ class Feed:
         self.started_knobs = run.started_knobs
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
         self.lock = threading.RLock()
-        self.series: dict[tuple[str, int], Series] = {}
+        self.series: dict[tuple[str, int, int], Series] = {}  # by statistic, layer, and over how many steps its mean is
         self.recent = np.empty((0, run.columns), np.float32)
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
@@ -66,6 +65,7 @@ class Feed:
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
         self._knobs: list[KnobChange] = []
+        self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
         self.sessions = run.sessions()  # each time that the run was resumed
         self._off: Sequence[Off] = ()
         self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
@@ -166,7 +166,7 @@ class Feed:
             blocks = self.run.blocks(after=self.seen, most=most)
         while blocks:
             # After the blocks: a turn is in the record before the step that it acts in.
-            self._off = self.run.off_spans()
+            self._off, self._knobs = self.run.off_spans(), self.run.knob_changes()
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])
@@ -181,9 +181,9 @@ class Feed:
 
     def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int) -> None:
         """Rows that follow block `before` into the histories that end there."""
-        for (stat, layer), series in self.series.items():
+        for (stat, layer, _), series in self.series.items():
             if series.block == before:
-                series.add(steps, self._pick(rows, stat, layer, steps), block)
+                series.add(steps, self._pick(rows, stat, layer, steps), block, self.cuts)
 
     @property
     def behind(self) -> float:
@@ -209,30 +209,47 @@ class Feed:
             self._let_go()
 
     def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+        self,
+        stat: str,
+        layer: int = 0,
+        first: int | None = None,
+        last: int | None = None,
+        bins: int | None = None,
+        over: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """As Run.history, up to the last step that refresh() saw. Of a long run, what catch_up() has reached."""
+        """As Run.history, up to the last step that refresh() saw. Of a long run, what catch_up() has reached.
+
+        over: each value is the mean over so many steps about its own.
+        """
         with self.lock:
             low = 1 if first is None else max(1, first)
             high = self.last if last is None else min(last, self.last)
-            if low >= self.first_recent:
-                start = self.last - len(self.recent) + 1
-                inside = slice(low - start, max(low - start, high - start + 1))
-                steps = np.arange(low, low + len(self.recent[inside]))
-                values = self._pick(self.recent[inside], stat, layer, steps)
+            begin, end = around(low, high, over)
+            if begin >= self.first_recent:
+                steps, values = self._recent(stat, layer, begin, min(end or high, self.last))
+                steps, values = means(steps, values, over, self.cuts, low, high)
                 return thin(steps, values, bins) if bins else (steps, values)
             if bins is None:
                 return self._raw(stat, layer, low, high)
-            series = self._kept(stat, layer)
+            series = self._kept(stat, layer, over)
             inside = slice(int(np.searchsorted(series.steps, low)), int(np.searchsorted(series.steps, high, "right")))
             steps, values = series.steps[inside], series.values[inside]
             few = len(steps) < min(bins, high - low + 1)
             if few and high - low < self.last // 2 and (high - low + 1) * self.run.columns * 4 <= WINDOW // 2:
-                asked = stat, layer, low, high, bins
+                asked = stat, layer, low, high, bins, over
                 if asked not in self._thinned:
-                    remember(self._thinned, asked, thin(*self._raw(stat, layer, low, high), bins), ANSWERS)
+                    steps, values = self._raw(stat, layer, begin, min(end or high, self.last))
+                    steps, values = means(steps, values, over, self.cuts, low, high)
+                    remember(self._thinned, asked, thin(steps, values, bins), ANSWERS)
                 return self._thinned[asked]
             return thin(steps, values, bins)
+
+    def _recent(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every step of a range that is in memory."""
+        start = self.last - len(self.recent) + 1
+        inside = slice(low - start, max(low - start, high - start + 1))
+        steps = np.arange(low, low + len(self.recent[inside]))
+        return steps, self._pick(self.recent[inside], stat, layer, steps)
 
     def _raw(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Every step of a range. Rows are kept by the step at which their range begins, for the next statistic of it."""
@@ -254,13 +271,21 @@ class Feed:
     def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray) -> np.ndarray:
         return pick(self.run.layout, rows, stat, layer, steps, self._off)
 
-    def _kept(self, stat: str, layer: int) -> Series:
-        if (stat, layer) not in self.series:
+    def _kept(self, stat: str, layer: int, over: int) -> Series:
+        asked = stat, layer, over
+        if asked not in self.series:
             none = np.empty(0, np.int64)
             empty = self._pick(np.empty((0, self.run.columns), np.float32), stat, layer, none)
-            self.series[stat, layer] = Series(none, empty)
+            self.series[asked] = Means(over, none, empty) if over > 1 else Series(none, empty)
             self.catch_up(BUDGET / 4)
-        return self.series[stat, layer]
+        return self.series[asked]
+
+    @property
+    def cuts(self) -> list[int]:
+        """The steps across which no mean is taken."""
+        if self._cuts[0] is not self._knobs:
+            self._cuts = self._knobs, cuts_of(self)
+        return self._cuts[1]
 
     def _let_go(self) -> None:
         if self.done:
@@ -359,41 +384,3 @@ class Recent(Beside):
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)
-
-
-_feeds: dict[Path, tuple[Feed, set[object]]] = {}
-_guard = threading.Lock()
-
-
-def join(path: Path, viewer: object) -> Feed:
-    """The one feed of a run, for as long as somebody watches it."""
-    with _guard:
-        if path not in _feeds:
-            _feeds[path] = (Feed(open_run(path, limit=0.25)), set())
-        feed, viewers = _feeds[path]
-        viewers.add(viewer)
-        return feed
-
-
-def watchers(path: Path) -> list[Any]:
-    """Who watches a run."""
-    with _guard:
-        return list(_feeds[path][1]) if path in _feeds else []
-
-
-def leave(path: Path, viewer: object) -> None:
-    with _guard:
-        if path in _feeds:
-            feed, viewers = _feeds[path]
-            viewers.discard(viewer)
-            if not viewers:
-                feed.run.close()
-                del _feeds[path]
-
-
-def leave_all(viewer: object) -> None:
-    """Leave every feed that a viewer looked at."""
-    with _guard:
-        watched = [path for path, (_, viewers) in _feeds.items() if viewer in viewers]
-    for path in watched:
-        leave(path, viewer)

@@ -3,7 +3,8 @@
 A stranger's page may point its own name at 127.0.0.1 and then talk to any local server as if it were its own
 (DNS rebinding); Streamlit's own check accepts that when Origin and Host agree. So Host must be ours by name, and Origin,
 which names the page that asks, must be that same Host or a name in MOE_ALLOW (a proxy may have put its own Host). The
-token comes in the link once and is a cookie from then on. Every answer forbids other pages to frame it.
+token comes in the link once and is a cookie from then on. There are two: who has the one turns, who has the other only looks;
+the header ROLE tells the pages which (gate.py). Every answer forbids other pages to frame it.
 """
 
 import base64
@@ -18,7 +19,8 @@ import streamlit
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_core.dashboard import stcore
-from moe_core.dashboard.address import ENTRY, TOKEN, Door, lets_in, words
+from moe_core.dashboard.address import ENTRY, LOOKS, TOKEN, TURNS, Door, lets_in, words
+from moe_core.dashboard.gate import LOOKING, ROLE
 from moe_core.dashboard.log import note, short
 
 DAYS = 30  # for which a browser keeps the token
@@ -101,20 +103,22 @@ class Guard:
         elif reason := refusal(scope, self.door):
             note("refused", reason)
             await refuse(scope, receive, send, 403, reason.encode(), b"text/plain; charset=utf-8")
-        elif scope["type"] == "http" and (rest := without_token(scope, self.door)) is not None:
-            await enter(scope, send, self.door, rest)
-        elif not has_cookie(scope, self.door):
+        elif scope["type"] == "http" and (given := token_in(scope, self.door)):
+            await enter(scope, send, self.door, given)
+        elif not (role := role_of(scope, self.door)):
             note("no token", f"{short(scope['path'], 80)}: open the address with {TOKEN} that is shown above")
             await refuse(scope, receive, send, 401, ASK.encode(), b"text/html; charset=utf-8")
         elif scope["type"] == "websocket":
-            await self.socket(scope, receive, send)
+            await self.socket(told(scope, role), receive, send, role)
         elif scope["path"].endswith(STREAMLIT):
             note("no WebSocket", NO_SOCKET)
             await refuse(scope, receive, send, 426, NO_SOCKET.encode(), b"text/plain; charset=utf-8")
+        elif role != TURNS and scope["method"] not in ("GET", "HEAD"):  # an upload
+            await refuse(scope, receive, send, 403, LOOKING.encode(), b"text/plain; charset=utf-8")
         else:
-            await self.app(scope, receive, with_headers(send))
+            await self.app(told(scope, role), receive, with_headers(send))
 
-    async def socket(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def socket(self, scope: Scope, receive: Receive, send: Send, role: str) -> None:
         """Streamlit has a check of its own, which knows fewer addresses. What was let in is shown to it as a page of this
         machine."""
         port = (scope.get("server") or ("", 0))[1]
@@ -122,8 +126,14 @@ class Guard:
         others = [(name, value) for name, value in scope["headers"] if name.lower() not in (b"host", b"origin")]
         scope = {**scope, "headers": [*own, *others]}
         if scope["path"].endswith(STREAMLIT):
-            receive, send = stcore.checked(receive, send)
+            receive, send = stcore.checked(receive, send, role)
         await self.app(scope, receive, send)
+
+
+def told(scope: Scope, role: str) -> Scope:
+    """The request with its role in a header: no other header of that name comes in."""
+    headers = [(name, value) for name, value in scope["headers"] if name.lower() != ROLE.encode()]
+    return {**scope, "headers": [*headers, (ROLE.encode(), role.encode())]}
 
 
 def with_headers(send: Send) -> Send:
@@ -162,41 +172,50 @@ MOVE = """<!doctype html><html lang="en"><meta charset="utf-8"><link rel="icon" 
 <title>MoEscope</title><p><a href="{url}">Go on</a></p></html>"""
 
 
-def without_token(scope: Scope, door: Door) -> str | None:
-    """The address without its token, relative to itself, if it has the right one; None if it has none or a wrong one."""
+def token_in(scope: Scope, door: Door) -> str:
+    """The token in the address, if it is one of ours; "" if there is none or a wrong one."""
     if not door.token or TOKEN.encode() not in scope["query_string"]:
-        return None
+        return ""
     try:
         asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True, max_num_fields=100)
     except ValueError:  # more words than a link of ours has
-        return None
-    if not any(name == TOKEN and same(value, door.token) for name, value in asked):
-        return None
+        return ""
+    given = [value for name, value in asked if name == TOKEN]
+    return next((token for token in (door.token, door.look) if any(same(value, token) for value in given)), "")
+
+
+def without_token(scope: Scope) -> str:
+    """The address without its token, relative to itself."""
+    asked = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
     rest = urlencode([(name, value) for name, value in asked if name != TOKEN])
     return f"./{quote(scope['path'].rpartition('/')[2])}" + (f"?{rest}" if rest else "")
 
 
-async def enter(scope: Scope, send: Send, door: Door, rest: str) -> None:
-    """Keep the token as a cookie, and go on without it in the address.
+async def enter(scope: Scope, send: Send, door: Door, token: str) -> None:
+    """Keep the token as a cookie, and go on without it in the address. A browser that may turn may still do so when it opens
+    the link of a class.
 
     Not by a redirect: that would still be the stranger's link, on which a browser sends no SameSite=Strict cookie. Without
     a Path the browser takes the folder of the address that it sees, which a proxy may have given a longer name.
     """
     secure = "; Secure" if scope["scheme"] == "https" else ""
-    cookie = f"{cookie_name(scope)}={door.token}; Max-Age={DAYS * 86400}; HttpOnly; SameSite=Strict{secure}"
-    headers = [
-        (b"content-type", b"text/html; charset=utf-8"),
-        (b"cache-control", b"no-store"),
-        (b"set-cookie", cookie.encode()),
-    ]
-    await answer(send, 200, MOVE.format(url=escape(rest)).encode(), headers)
+    headers = [(b"content-type", b"text/html; charset=utf-8"), (b"cache-control", b"no-store")]
+    if token == door.token or role_of(scope, door) != TURNS:
+        cookie = f"{cookie_name(scope)}={token}; Max-Age={DAYS * 86400}; HttpOnly; SameSite=Strict{secure}"
+        headers.append((b"set-cookie", cookie.encode()))
+    await answer(send, 200, MOVE.format(url=escape(without_token(scope))).encode(), headers)
 
 
-def has_cookie(scope: Scope, door: Door) -> bool:
-    """Whether a request comes with the token, or none is asked for."""
+def role_of(scope: Scope, door: Door) -> str:
+    """What a request may do, by its cookie: TURNS, also if no token is asked for, LOOKS, or "" for nothing."""
+    if not door.token:
+        return TURNS
     cookies = b"; ".join(value for name, value in scope["headers"] if name.lower() == b"cookie").decode("latin-1")
     pairs = (pair.strip().partition("=") for pair in cookies.split(";"))
-    return not door.token or any(name == cookie_name(scope) and same(value, door.token) for name, _, value in pairs)
+    given = [value for name, _, value in pairs if name == cookie_name(scope)]
+    if any(same(value, door.token) for value in given):
+        return TURNS
+    return LOOKS if door.look and any(same(value, door.look) for value in given) else ""
 
 
 def cookie_name(scope: Scope) -> str:

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from moe_core.dashboard.gate import deed
 from moe_core.export.files import write
 from moe_core.folders import ABOVE
 from moe_core.runs import NO_WORDS, last_words
@@ -29,6 +30,7 @@ class Work:
     folder that it writes. The folder is removed with the object, and with it whatever an ended process left half done.
     """
 
+    @deed
     def __init__(self, words: Sequence[str], name: str) -> None:
         self.done, self.of, self.error, self.began = 0, 1, "", time.monotonic()
         self.file: Path | None = None

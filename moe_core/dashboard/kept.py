@@ -1,10 +1,12 @@
 """What a feed keeps of a run in memory: thinned histories, and answers up to a number of them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from moe_core.figures.smooth import centred
 from moe_core.runs import Block, thin
 
 KEPT = 2048  # bins of a history in memory
@@ -18,10 +20,32 @@ class Series:
     values: np.ndarray
     block: int = 0
 
-    def add(self, steps: np.ndarray, values: np.ndarray, block: int) -> None:
+    def add(self, steps: np.ndarray, values: np.ndarray, block: int, cuts: Sequence[int] = ()) -> None:
         joined = np.concatenate([self.steps, steps]), np.concatenate([self.values, values])
         self.steps, self.values = thin(*joined, KEPT) if len(joined[0]) > 4 * KEPT else joined
         self.block = block
+
+
+class Means(Series):
+    """The same of the mean over `over` steps about each step. The last of them change with the steps that come, so they are kept
+    apart, with the recorded steps that they are taken of."""
+
+    def __init__(self, over: int, steps: np.ndarray, values: np.ndarray) -> None:
+        super().__init__(steps, values)
+        self.over, self.final = over, Series(steps, values)
+        self.recorded, self.settled = (steps, values), 0  # settled: the last step whose mean stays
+
+    def add(self, steps: np.ndarray, values: np.ndarray, block: int, cuts: Sequence[int] = ()) -> None:
+        """cuts: the steps at which a change took effect, across which no mean is taken."""
+        x, y = np.concatenate([self.recorded[0], steps]), np.concatenate([self.recorded[1], values])
+        mean = centred(x, y, self.over, cuts).astype(np.float32)
+        settled = max(self.settled, int(x[-1]) - self.over // 2)
+        fresh, open_ = (x > self.settled) & (x <= settled), x > settled
+        self.final.add(x[fresh], mean[fresh], block)
+        self.steps = np.concatenate([self.final.steps, x[open_]])
+        self.values = np.concatenate([self.final.values, mean[open_]])
+        needed = x > settled - (self.over - 1) // 2
+        self.recorded, self.settled, self.block = (x[needed], y[needed]), settled, block
 
 
 def joined(blocks: list[Block]) -> tuple[np.ndarray, np.ndarray]:

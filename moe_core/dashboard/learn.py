@@ -4,15 +4,14 @@ Everything shown is the reader's own run: the one that the link names, or that t
 begun as the lesson begins, or its charts and checks would not mean what the lesson says.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import escape
-from typing import Any, NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import controls, links, starting
+from moe_core.dashboard import classroom, controls, links, starting
+from moe_core.dashboard.gate import LOOKING, deed, looks
 from moe_core.dashboard.panel import did_not_start
+from moe_core.dashboard.progress import NOT_BEGUN, Progress, opened, press, read_run
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
 from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
 from moe_core.schema import Config, Knobs, describe
@@ -55,42 +54,32 @@ CSS = """
 """
 
 
-class Progress(NamedTuple):
-    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, and the
-    stages whose check has passed."""
-
-    exists: bool
-    reached: int
-    alive: bool
-    happened: frozenset[int]
-
-
-NOT_BEGUN = Progress(False, 0, False, frozenset())
-
-
 def page() -> None:
     """One lesson, and a row of numbers that leads to the others."""
     st.html(f"<style>{CSS}</style>")
-    number = numbered()
+    named, followed = not classroom.follows(), classroom.take_up()
+    number = followed.lesson if followed else numbered()
     lesson = LESSONS[number - 1]
     first = first_of(lesson)
     if links.word("read") == "true":
-        controls.frame(False, controls.NEW, first, lesson.shown, number)
+        controls.frame(False, controls.NEW, first, lesson.shown, number, named)
         read_all(number)
         return
     with st.container():  # drawn always: a fragment keeps the place where it was first drawn
-        wanted = run_of(number)
-        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number)
+        wanted = run_of(number, (followed.run or controls.NEW) if followed else links.word("run"))
+        run = controls.frame(False, wanted or controls.NEW, first, lesson.shown, number, named)
     progress = NOT_BEGUN
-    if run:
-        check(run, number)  # before the buttons, since a passed check marks its button
-        progress = progress_of(run, number)
+    if run and wanted:
         run.close()
+        # Before the buttons, since a passed check marks its button.
+        found = read_run(wanted, number, links.word("layer") or 1, fresh=not looks())
+        progress = found.progress if found else NOT_BEGUN
     shown = wanted if wanted and (run or starting.is_starting(wanted)) else None
     keep(number, shown)
     left, right = st.columns([1, 1.9], gap="medium")
     with left:
-        row(number)
+        row(number, named)
+        classroom.bar(number, shown, lambda: begin(number))
         show_lesson(number, lesson, progress, bool(shown))
     with right:
         with st.container():
@@ -100,7 +89,7 @@ def page() -> None:
                 )
             else:
                 invite(lesson)
-        st.fragment(read, run_every=1.0 if shown else None)(number, shown, progress)
+        st.fragment(read, run_every=1.0 if shown or looks() else None)(number, shown, progress, followed)
 
 
 # Which lesson, and which run
@@ -117,9 +106,8 @@ def first_of(lesson: Lesson) -> controls.First:
     return controls.First(Config.for_task(stage.task, **stage.config), Knobs(**stage.knobs), lesson.shown)
 
 
-def run_of(number: int) -> str | None:
-    """The lesson's run: the one that the link names or this tab remembers, if it exists or is starting, and began as the lesson does."""
-    named = links.word("run")
+def run_of(number: int, named: str | None) -> str | None:
+    """The lesson's run: the one that is named or this tab remembers, if it exists or is starting, and began as the lesson does."""
     wanted = str(named or runs_of_lessons().get(number) or controls.NEW)
     if wanted == controls.NEW:
         return None
@@ -165,55 +153,23 @@ def keep(number: int, run: str | None) -> None:
         runs_of_lessons().pop(number, None)
 
 
-def seen() -> dict[tuple[str, int, int], Verdict]:
-    """The checks that have passed in this tab, by run, lesson and stage."""
-    return st.session_state.setdefault("lesson-seen", {})  # type: ignore[no-any-return]
-
-
-def pressed() -> set[tuple[str, int, tuple[str, Any]]]:
-    """The knobs and values that this tab's buttons have set, by run and lesson, including values that a knob already had."""
-    return st.session_state.setdefault("lesson-pressed", set())  # type: ignore[no-any-return]
-
-
-def progress_of(run: Run, number: int) -> Progress:
-    """How far the reader is. The run's record says which stages were begun; where a knob already had the stage's value,
-    there is no change to record, and what was pressed in this tab counts.
-    """
-    turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
-    turned |= {item for id, lesson, item in pressed() if (id, lesson) == (run.id, number)}
-    stages = LESSONS[number - 1].stages
-    reached = max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
-    happened = frozenset(at for id, lesson, at in seen() if (id, lesson) == (run.id, number))
-    return Progress(True, reached, is_alive(run.path), happened)
-
-
-@contextmanager
-def opened(wanted: str) -> Iterator[Run | None]:
-    """The run, open within the `with`; None if it cannot be opened yet."""
-    try:
-        run = open_run(wanted, limit=0.25)
-    except StoreError:
-        yield None
-        return
-    try:
-        yield run
-    finally:
-        run.close()
-
-
 # At left
 
 
-def row(number: int) -> None:
-    """The numbers of the lessons, and the flashcards."""
-    if st.session_state.get("lesson-row") != number:  # setting it again would undo a click that has not arrived yet
-        st.session_state["lesson-row"] = number
+def row(number: int, named: bool) -> None:
+    """The numbers of the lessons. Where the class decides which is shown, each has a row of its own: a browser may still send
+    the number before, and that is no click.
+    """
+    key = "lesson-row" if named else f"lesson-row-{number}"
+    if st.session_state.get(key) != number:  # setting it again would undo a click that has not arrived yet
+        st.session_state[key] = number
 
     def go() -> None:
-        turn_to(st.session_state["lesson-row"] or number)  # a second click on the same number deselects it
+        if st.session_state[key] not in (None, number):  # a second click on the same number deselects it
+            turn_to(st.session_state[key])
 
     st.segmented_control(
-        "Lesson", range(1, len(LESSONS) + 1), key="lesson-row", on_change=go, label_visibility="collapsed",
+        "Lesson", range(1, len(LESSONS) + 1), key=key, on_change=go, label_visibility="collapsed",
         width="stretch",
     )  # fmt: skip
 
@@ -229,7 +185,7 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
             stage.button, key=f"stage-{number}-{at}", on_click=act, args=(number, at), width="stretch",
             type="primary" if following else "secondary",
             icon=":material/check:" if at in progress.happened else None,
-            disabled=at > 0 and not (progress.alive and at <= progress.reached + 1),
+            disabled=looks() or (at > 0 and not (progress.alive and at <= progress.reached + 1)),
         )  # fmt: skip
         st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
     if len(lesson.stages) - 1 in progress.happened and number < len(LESSONS):
@@ -241,7 +197,7 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
 
 def read_all(number: int) -> None:
     """All lessons as text, to read without starting anything, or to print. number: the lesson to go back to."""
-    st.button(f"Back to lesson {number}", key="read-back", on_click=turn_to, args=(number,))
+    st.button(f"Back to lesson {number}", key="read-back", on_click=st.query_params.pop, args=("read", None))
     for at, lesson in enumerate(LESSONS, 1):
         st.header(f"{at}. {lesson.title}", anchor=False)
         st.html(f'<p class="moe-lesson moe-read">{escape(lesson.idea)}</p>')
@@ -257,6 +213,7 @@ def turn_to(number: int) -> None:
     st.query_params["lesson"] = str(number)
 
 
+@deed
 def act(number: int, at: int) -> None:
     """Start the lesson's run, or turn the knobs of the one it has."""
     stage = LESSONS[number - 1].stages[at]
@@ -266,9 +223,10 @@ def act(number: int, at: int) -> None:
     with opened(runs_of_lessons()[number]) as run:
         if run and is_alive(run.path):
             run.turn(f"lesson {number}", stage.knobs)
-            pressed().update((run.id, number, item) for item in stage.knobs.items())
+            press(run, number, stage.knobs)
 
 
+@deed
 def begin(number: int) -> None:
     """Start the lesson's run and show it. This tab's earlier runs are stopped, since they would slow it down."""
     for earlier in runs_of_lessons().values():
@@ -291,19 +249,14 @@ def invite(lesson: Lesson) -> None:
     first = lesson.stages[0]
     st.html(
         f'<div class="moe-invite"><b>Nothing is drawn before it is measured</b>'
-        f"<span>Press “{escape(first.button)}”. A trainer starts, and its charts grow here.</span></div>"
+        f"<span>{LOOKING if looks() else f'Press “{escape(first.button)}”. A trainer starts, and its charts grow here.'}</span></div>"
     )
 
 
-def layer_of(run: Run) -> int:
-    """The layer (from 0) that the link names."""
-    return min(links.word("layer") or 1, len(run.description.layers)) - 1
-
-
-def read(number: int, wanted: str | None, drawn: Progress) -> None:
+def read(number: int, wanted: str | None, drawn: Progress, followed: classroom.Shown | None) -> None:
     """The parts that read the run once a second: the check of the stage that was begun last, and the answer to the question.
 
-    When the reader gets further, the page is drawn again, and this must come last: whatever a script has not drawn yet when
+    When the reader gets further, or the class goes elsewhere, the page is drawn again, and this must come last: whatever a script has not drawn yet when
     it is restarted vanishes for a moment, and Streamlit's page breaks if a fragment was in it.
     """
     reap()
@@ -312,25 +265,13 @@ def read(number: int, wanted: str | None, drawn: Progress) -> None:
         if wanted and did_not_start(runs_folder() / wanted):
             st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
         elif wanted:
-            with opened(wanted) as run:
-                say(check(run, number) if run else STARTING)
-                if run:
-                    now = progress_of(run, number)
-                    answer = LESSONS[number - 1].answer_on(run, layer_of(run)) if run.steps()[1] else ""
+            found = read_run(wanted, number, links.word("layer") or 1)
+            say(found.verdict if found else STARTING)
+            if found:
+                now, answer = found.progress, found.answer
     question(number, answer)
-    if now != drawn:
+    if now != drawn or classroom.followed() != followed:
         st.rerun()
-
-
-def check(run: Run, number: int) -> Verdict:
-    """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
-    at = progress_of(run, number).reached
-    verdict = LESSONS[number - 1].stages[at].check(run, layer_of(run))
-    key = run.id, number, at
-    if verdict.happened:
-        seen().setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
-        return verdict
-    return seen().get(key, verdict)
 
 
 def say(verdict: Verdict) -> None:

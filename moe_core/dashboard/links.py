@@ -14,6 +14,7 @@ import streamlit as st
 from moe_core.dashboard.log import short
 from moe_core.export import FORMATS
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.palette import PINNED
 from moe_core.figures.theme import LOOKS
 from moe_core.lessons import LESSONS
 from moe_core.runs import RUN_ID
@@ -82,13 +83,14 @@ def matching(pattern: str, text: str) -> str:
 NAME = "the name of a run: letters, digits, dots, dashes and underscores"
 OPTIONS: dict[str, Word] = {  # what a person chooses on a page beside run, layer and step
     "with": Word("names of runs with commas between them", run_names), "align": one_of("step", "fork"), "expert": whole(),
-    "tokens": whole(), "k": whole(), "experts": whole(), "devices": whole(),
+    "pinned": Word("numbers of experts with commas between them, at most 8", lambda text: matching(PINNED, text)),
+    "tokens": whole(), "k": whole(), "experts": whole(), "devices": whole(), "smooth": whole(high=1_000_000),
 }  # fmt: skip
 WORDS: dict[str, Word] = {
     "run": Word(NAME, run_name), "sweep": Word(NAME, run_name), "layer": whole(high=1000), "step": whole(),
     "lesson": whole(high=len(LESSONS)), "figures": Word("names of figures with commas between them", figures),
     "format": one_of(*FORMATS), "size": one_of(*SIZES, *OWN), "theme": one_of(*LOOKS), "width": whole(120, 8000),
-    "height": whole(120, 8000), "wide": number(0.5, 2000), "high": number(0.5, 2000), "font": number(6, 48), "type": number(4.5, 36), "smooth": whole(high=1_000_000), "panels": whole(0, 6), "scale": number(0.5, 8),
+    "height": whole(120, 8000), "wide": number(0.5, 2000), "high": number(0.5, 2000), "font": number(6, 48), "type": number(4.5, 36), "panels": whole(0, 6), "scale": number(0.5, 8),
     "title": Word("at most 200 letters", lambda text: matching(r"[^\x00-\x1f]{0,200}", text)),
     "bare": one_of("true", "false"), "caption": one_of("true", "false"), "read": one_of("true", "false"), **OPTIONS,
 }  # fmt: skip

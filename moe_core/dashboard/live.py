@@ -19,15 +19,18 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard import choosing, going, starting
-from moe_core.dashboard.feed import join, leave_all, watchers
+from moe_core.dashboard.address import TURNS
 from moe_core.dashboard.frames import Arrays, fingerprint
+from moe_core.dashboard.gate import LOOKING, ROLE
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import act, banner, did_not_start, findings, panel
+from moe_core.dashboard.shared import join, leave_all, watchers
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
-from moe_core.figures.theme import THEMES
+from moe_core.figures.smooth import SMOOTH, over_steps, with_means
+from moe_core.figures.theme import THEMES, paper_colours
 from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
@@ -36,7 +39,7 @@ TICK = 0.2  # seconds between two frames to a viewer
 SOON = 0.02  # seconds until the next frame while a turn waits to take effect
 GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
 STARTING = 60.0  # seconds that a trainer may take until its record exists
-MOST = 128  # viewers at once: three tabs each of a class of thirty, and some
+MOST = 128  # viewers at once: three tabs each of a class of thirty, and some; and as many who turn
 DIAGNOSED = ("live", "routing")  # the pages that show the diagnosis
 
 HERE = Path(__file__).parent / "component"
@@ -45,9 +48,11 @@ FILES = {path.name: path for path in [*sorted(HERE.glob("*.js")), *sorted(HERE.g
 
 
 class Viewer:
-    """One open page: which page, layer and step it shows, how large its charts are, and which parts it has drawn."""
+    """One open page: which page, layer and step it shows, how large its charts are, and which parts it has drawn. looks: it
+    only looks, and turns nothing."""
 
-    def __init__(self) -> None:
+    def __init__(self, looks: bool = False) -> None:
+        self.looks = looks
         self.feed: Any = None  # a Feed, or an Unstarted while the run is starting
         self.asked: dict[str, Any] = {}
         self.sent: dict[str, bytes] = {}
@@ -96,7 +101,7 @@ class Viewer:
 
         # Findings are of the last step only: a remedy offered at a past step would act on the run as it is now.
         diagnosed = asked["page"] in DIAGNOSED and step is None
-        diagnosis = part("diagnosis", lambda: findings(feed, layer), []) if diagnosed else []
+        diagnosis = part("diagnosis", lambda: findings(feed, layer, self.looks), []) if diagnosed else []
         ended = feed.status().state
         resumed = going.on(feed.path, ended), going.problem(feed.path, ended)
         state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis, resumed
@@ -113,7 +118,7 @@ class Viewer:
             "reason": feed.status().reason,
             "answer": self.answer,
             "busiest": busiest,
-            "banner": part("banner", lambda: banner(feed, layer), None),
+            "banner": part("banner", lambda: banner(feed, layer, self.looks), None),
             "findings": diagnosis,
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
@@ -123,7 +128,8 @@ class Viewer:
         }
         for name, size in asked["sizes"].items():
             self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
-        if shown := part("panel", lambda: panel(feed, step), None):
+        self.add("paper", paper_colours(THEMES[asked["theme"]]), arrays, header)
+        if shown := part("panel", lambda: panel(feed, step, self.looks), None):
             self.add("panel", shown, arrays, header)
         problems = (run.problem for run in (feed, *source.others) if run.problem)
         header["problem"] = next(problems, " ".join(undrawn))
@@ -152,8 +158,14 @@ class Viewer:
         try:
             if not offered(source, name):
                 return
-            arguments = entry.read(source, At(layer, step, asked["span"], max(100, width // 3)))
-            spec = entry.draw.spec(**arguments, theme=theme, size=(width, height, asked["wide"]))
+            at = At(layer, step, asked["span"], max(100, width // 3))
+            look = {"theme": theme, "size": (width, height, asked["wide"])}
+            spec = entry.draw.spec(**entry.read(source, at), **look)
+            spec["layout"]["meta"].pop("untold", None)  # a page tells it on hover
+            if over_steps(spec):
+                spec["layout"]["meta"]["smooth"] = 1  # the page offers to draw its means
+                if (over := asked["options"].get("smooth")) in SMOOTH:
+                    spec = with_means(spec, entry.draw.spec(**entry.read(source.means(over), at), **look), over)
         except Exception as error:
             spec = {"problem": undrawable(source.id, entry.title, error)}
         self.add(name, spec, arrays, figures)
@@ -190,7 +202,7 @@ _viewers: set[Viewer] = set()
 async def stream(websocket: WebSocket) -> None:
     """One viewer of one run: frames out, acknowledgements and deeds in, until either goes away. Closed here only."""
     await websocket.accept()
-    viewer = Viewer()
+    viewer = Viewer(looks=websocket.headers.get(ROLE) != TURNS)
     try:
         code, reason = await serve(websocket, viewer)
         await websocket.close(code, short(reason, 120))
@@ -215,7 +227,7 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
         return 4408, f"no message came for {GREETING:g} s; reload the page"
     except Refused as error:
         return refuse(error)
-    if len(_viewers) >= MOST:
+    if sum(other.looks == viewer.looks for other in _viewers) >= MOST:
         note("viewers", f"{MOST} pages look at runs already; another one was refused")
         return 4429, f"{MOST} pages look at runs already; close one"
     _viewers.add(viewer)
@@ -303,11 +315,13 @@ def refuse(error: Refused) -> tuple[int, str]:
 
 
 async def do(viewer: Viewer, deed: Deed) -> None:
-    """Carry out a viewer's deed, and send everyone who watches the run a new frame at once."""
+    """Carry out a viewer's deed, unless it only looks, and send everyone who watches the run a new frame at once."""
     feed = viewer.feed
     assert feed is not None
     answer: dict[str, Any] = {"nth": deed.nth, "error": ""}
     try:
+        if viewer.looks:
+            raise ValueError(LOOKING)
         answer |= await asyncio.to_thread(act, feed.run, deed)
     except (ValueError, OSError) as error:
         answer["error"] = str(error)

@@ -10,6 +10,7 @@ import streamlit as st
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.choosing import ALIVE
 from moe_core.dashboard.component import Chosen
+from moe_core.dashboard.gate import deed, looks, only_looking
 from moe_core.folders import PAGES
 from moe_core.runs import StoreError, change_notes, open_run, read_notes, reap, remove_run, runs_folder, stop_later
 from moe_core.runs.notes import LONGEST, TAGS
@@ -31,8 +32,11 @@ def page() -> None:
     entries = {entry.id: entry for entry in overview()}
     ticked = st.session_state.get(CHOSEN, Chosen())
     chosen = [entries[id] for id in ticked.ids if id in entries]
+    only_looking()
     component.runs(ticked._replace(ids=[entry.id for entry in chosen]), go_to, choose)
-    if doomed := [entry for entry in chosen if entry.id in st.session_state.get(DELETE, [])]:
+    if looks():
+        buttons(chosen)
+    elif doomed := [entry for entry in chosen if entry.id in st.session_state.get(DELETE, [])]:
         ask_to_delete(doomed, list(entries.values()))
     elif len(chosen) == 1:
         one(chosen[0], sorted({tag for entry in entries.values() for tag in entry.notes.tags}))
@@ -60,7 +64,7 @@ def head() -> None:
     left.markdown(told)
     for line in st.session_state.pop(SAID, []):
         st.error(links.literal(line))
-    if alive:
+    if alive and not looks():
         right.button(
             f"Stop all {len(alive)}" if len(alive) > 1 else "Stop it", key="runs-stop-all", on_click=stop, args=(alive,),
             width="stretch", help="Each stops after its step, with a checkpoint; Resume takes it back.",
@@ -121,6 +125,8 @@ def several(chosen: Sequence[Entry]) -> None:
 def buttons(chosen: Sequence[Entry]) -> None:
     alive = [entry for entry in chosen if entry.facts.state in ALIVE]
     tasks = {entry.facts.description.task if entry.facts.description else "" for entry in chosen}
+    if not chosen:
+        return
     open_it, stop_it, delete_it = st.columns(3)
     if len(chosen) == 1:
         open_it.button("Open", key="runs-go", on_click=go_to, args=(chosen[0].id,), type="primary", width="stretch")
@@ -132,6 +138,8 @@ def buttons(chosen: Sequence[Entry]) -> None:
         ):  # fmt: skip
             ids = [entry.id for entry in chosen]
             st.switch_page(PAGES / "compare.py", query_params={"run": ids[0], "with": ",".join(ids[1:])})
+    if looks():
+        return
     stop_it.button(
         f"Stop {len(alive)}" if len(alive) > 1 else "Stop", key="runs-stop", on_click=stop, args=(alive,),
         disabled=not alive, width="stretch",
@@ -177,6 +185,7 @@ def each(ids: Sequence[str], act: Callable[[str], Any]) -> list[str]:
     return done
 
 
+@deed
 def write(id: str, what: str, key: str) -> None:
     """Write a name, a note or the tags as the person left them."""
     value = st.session_state[key]
@@ -191,6 +200,7 @@ def write(id: str, what: str, key: str) -> None:
     each([id], act)
 
 
+@deed
 def tag_all(ids: Sequence[str]) -> None:
     tag = st.session_state.get("runs-tag", "")
     st.session_state["runs-tag"] = ""
@@ -198,6 +208,7 @@ def tag_all(ids: Sequence[str]) -> None:
         each(ids, lambda id: change_notes(runs_folder() / id, add=[tag]))
 
 
+@deed
 def stop(entries: Sequence[Entry]) -> None:
     def act(id: str) -> None:
         run = open_run(runs_folder() / id)
@@ -213,6 +224,7 @@ def doom(ids: Sequence[str]) -> None:
     st.session_state[DELETE] = list(ids)
 
 
+@deed
 def delete(ids: Sequence[str]) -> None:
     """Delete these runs. A page that shows one of them shows another."""
     gone = each(ids, lambda id: remove_run(runs_folder() / os.path.basename(id)))

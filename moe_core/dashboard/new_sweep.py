@@ -7,6 +7,7 @@ import streamlit as st
 
 from moe_core.dashboard.configure import recorded_speeds, say_strategy
 from moe_core.dashboard.faults import Faults
+from moe_core.dashboard.gate import deed, only_looking
 from moe_core.runs import cores, runs_folder
 from moe_core.schema import STRATEGIES, TASKS, Config, Knobs, exact_text, meta_of, range_text
 from moe_core.sweep import Plan, cost, detach, make_plan, make_sweep, owner, pairs_of, values_of
@@ -24,7 +25,9 @@ LISTED = {
 
 
 def new() -> None:
-    """The form, what the sweep will take, and the command that does the same."""
+    """The form, what the sweep will take, and the command that does the same; for one who only looks there is none."""
+    if only_looking():
+        return
     st.title("Train a grid")
     st.markdown(
         "Give a knob or a setting several values, with commas between them; one that is left empty keeps the value shown in "
@@ -143,6 +146,7 @@ def command(asked: dict[str, Any], parallel: int) -> str:
     return " ".join(["python -m moe_core", *map(shlex.quote, words)])
 
 
+@deed
 def begin(plan: Plan, parallel: int, faults: Faults) -> None:
     """Start the sweep and show it; one line if it cannot be started."""
     try:

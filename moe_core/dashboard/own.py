@@ -17,6 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
+from moe_core.dashboard.gate import deed
 from moe_core.folders import ABOVE
 from moe_core.runs import runs_folder
 from moe_core.runs.limits import FILES
@@ -78,6 +79,7 @@ def allowed(path: Path, folder: Path) -> bool:
     return True
 
 
+@deed
 def keep(name: str, content: bytes) -> Path:
     """Write an upload below the folder of runs, where runs find it again when they are resumed; the same content once.
     ValueError, one line, if there is no room for it."""
@@ -100,6 +102,7 @@ def keep(name: str, content: bytes) -> Path:
     return path
 
 
+@deed
 def recognise(config: Config) -> Recognised:
     """How the files of a config are read, by `python -m moe_core data`; remembered until one of them changes."""
     settings = {name: getattr(config, name) for name in ("text", "data", "label", "drop", "missing", "context")}

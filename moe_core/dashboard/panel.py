@@ -12,6 +12,7 @@ from typing import Any
 
 from moe_core.dashboard import going
 from moe_core.dashboard.choosing import ALIVE, WORDS
+from moe_core.dashboard.gate import LOOKING
 from moe_core.dashboard.messages import Deed
 from moe_core.figures.layers import short_names
 from moe_core.figures.pages.live import heldout_tile, steps_a_second
@@ -48,8 +49,8 @@ LATER = (
 )  # folded below the others
 
 
-def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
-    """All that the panel shows, at a step (None being the last), in plain types."""
+def panel(feed: Any, step: int | None = None, looks: bool = False) -> dict[str, Any]:
+    """All that the panel shows, at a step (None being the last), in plain types. looks: to a viewer who turns nothing."""
     status, quiet = feed.status(), feed.quiet()
     colour, word = ("grey", f"No answer for {quiet} s") if quiet else WORDS.get(status.state, ("grey", "Unknown"))
     if status.state == "starting" and feed.last and not quiet:
@@ -61,6 +62,8 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
     if status.state not in ALIVE and step is None:
         step = feed.last  # so that turns which the trainer never took do not count
     values = feed.knobs if step is None else feed.knobs_at(step)
+    declared = feed.description.knobs
+    acting = shown(feed.description, values)
     changes = list_changes(turns)
     return {
         "state": status.state,
@@ -69,10 +72,15 @@ def panel(feed: Any, step: int | None = None) -> dict[str, Any]:
         "alive": status.state in ALIVE,
         "left": time_left(feed) if status.state == "training" and step is None else "",
         "layers": layer_names(feed.description),
-        "obeys": list(feed.description.obeys),
+        "obeys": [] if looks else list(feed.description.obeys),
+        "looking": LOOKING if looks else "",
         "going": begins,
         "goal": goal_of(feed),
-        "knobs": [knob(name, feed.description.knobs[name], values, turns) for name in shown(feed.description, values)],
+        "knobs": [knob(name, declared[name], values, turns) for name in acting],
+        "idle": [
+            knob(name, declared[name], values) for name in declared if name not in acting and may_act(declared[name])
+        ],
+        "order": list(declared),
         "changes": changes[:LISTED],
         "earlier": max(0, len(changes) - LISTED),
         "marks": sorted({c.step for c in by_hand(feed) if c.step is not None})[-500:],
@@ -121,16 +129,17 @@ def turn_text(change: Any) -> str:
     return f"{change.name} {change_text(change.previous, change.value)}"
 
 
-def findings(feed: Any, layer: int) -> list[dict[str, Any]]:
-    """What is wrong with a layer now, in plain types. For a run that has ended no remedy is offered."""
+def findings(feed: Any, layer: int, looks: bool = False) -> list[dict[str, Any]]:
+    """What is wrong with a layer now, in plain types. For a run that has ended no remedy is offered, nor to one who only looks."""
     alive = feed.status().state in ALIVE
+    offered = alive and not looks
     return [
         {
             "rule": f.rule,
             "what": f"{f.what} {since(f.since, feed.first_recent, feed.last)}",
             "more": [f.why, f.try_this] if alive else [f.why],
-            "remedy": f.remedy if alive else None,
-            "button": remedy_text(f.remedy) if alive and f.remedy else "",
+            "remedy": f.remedy if offered else None,
+            "button": remedy_text(f.remedy) if offered and f.remedy else "",
         }
         for f in feed.findings(layer)
     ]
@@ -156,8 +165,12 @@ def shown(description: Description, values: KnobValues) -> list[str]:
 
 def matters(declared: Knob, strategy: str) -> bool:
     """Whether a knob acts under a strategy, and has more than one value."""
-    acts = declared.under is None or strategy in declared.under
-    return acts and (declared.low == -math.inf or declared.high > declared.low)
+    return may_act(declared) and (declared.under is None or strategy in declared.under)
+
+
+def may_act(declared: Knob) -> bool:
+    """Whether a knob acts under some strategy, and has more than one value."""
+    return declared.under != () and (declared.low == -math.inf or declared.high > declared.low)
 
 
 def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = ()) -> dict[str, Any]:
@@ -173,7 +186,10 @@ def knob(name: str, declared: Knob, values: KnobValues, turned: Sequence[Any] = 
         "start": declared.start,
         "was": None,
         "about": about(name, value),
+        "under": None if declared.under is None else list(declared.under),
     }
+    if name == "strategy":
+        fields["abouts"] = {choice: about(name, choice) for choice in declared.choices}
     hand = [change for change in turned if change.who != AUTOBALANCE]
     if own := [change for change in hand if change.name == name and together(change, hand[-1])]:
         fields["was"] = own[-1].previous
@@ -198,7 +214,7 @@ def together(change: Any, other: Any) -> bool:
     return bool((change.who, change.step) == (other.who, other.step))
 
 
-def banner(feed: Any, layer: int) -> dict[str, Any] | None:
+def banner(feed: Any, layer: int, looks: bool = False) -> dict[str, Any] | None:
     """The line above the charts of a run that ended: how it ended, what is kept, and the step to fork from."""
     status, last = feed.status(), feed.last
     if status.state not in (*ENDED, "interrupted"):
@@ -217,7 +233,7 @@ def banner(feed: Any, layer: int) -> dict[str, Any] | None:
         "kind": status.state,
         "text": text,
         "error": status.reason,
-        "fork": last if "fork" in feed.description.obeys else 0,
+        "fork": last if "fork" in feed.description.obeys and not looks else 0,
     }
 
 
@@ -277,5 +293,7 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
 
 def did_not_start(folder: Path) -> bool:
     """Whether a trainer ended before it made its record: its log says why, and its process runs no more."""
+    if (folder / "run.db").exists():
+        return False
     running = is_running(folder.name, folder.parent)
     return not (folder / "run.db").exists() and not running and last_words(folder) != NO_WORDS

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.dashboard.gate import deed
 from moe_core.runs import Measured, Parent, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
@@ -28,6 +29,7 @@ NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
 _settings: dict[str, tuple[Config, Knobs]] = {}
 
 
+@deed
 def start(config: Config, knobs: Knobs, who: str) -> str:
     """Start a trainer and return its run's id. Its settings are remembered, so that the page can show them at once."""
     run = start_trainer(config, knobs, who=who)
@@ -76,7 +78,13 @@ class Unstarted:
         return 0, 0
 
     def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+        self,
+        stat: str,
+        layer: int = 0,
+        first: int | None = None,
+        last: int | None = None,
+        bins: int | None = None,
+        over: int = 1,
     ) -> tuple[np.ndarray, np.ndarray]:
         columns = columns_of(self.description.experts)
         none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)

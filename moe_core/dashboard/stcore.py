@@ -8,13 +8,17 @@ from google.protobuf.message import DecodeError
 from starlette.types import Message, Receive, Send
 from streamlit.proto.BackMsg_pb2 import BackMsg
 
+from moe_core.dashboard.address import TURNS
+from moe_core.dashboard.gate import LOOKING
 from moe_core.dashboard.links import readable
 from moe_core.dashboard.log import note
 from moe_core.dashboard.messages import Refused
 
+TO_LOOK = ("rerun_script", "stop_script", "app_heartbeat", "load_git_info")  # what the page of one who only looks sends
 
-def checked_message(message: Message) -> Message:
-    """A message, its link made readable. Refused if no page sends such a message."""
+
+def checked_message(message: Message, role: str) -> Message:
+    """A message, its link made readable. Refused if no page, or none of this role, sends such a message."""
     data = message.get("bytes")
     if data is None:
         raise Refused("wanted one of Streamlit's messages, got text")
@@ -26,13 +30,15 @@ def checked_message(message: Message) -> Message:
     kind = parsed.WhichOneof("type") or "an empty one"
     if kind.startswith(("an empty", "debug")):
         raise Refused(f"wanted one of Streamlit's messages, got {kind}")
+    if role != TURNS and kind not in TO_LOOK:  # clear_cache, for one, is for all pages
+        raise Refused(f"{LOOKING} Got {kind}.")
     if kind == "rerun_script" and parsed.rerun_script.query_string:
         parsed.rerun_script.query_string = readable(parsed.rerun_script.query_string)
         return {**message, "bytes": parsed.SerializeToString()}
     return message
 
 
-def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
+def checked(receive: Receive, send: Send, role: str) -> tuple[Receive, Send]:
     """receive and send of a socket that the first bad message closes."""
     closed = False
 
@@ -42,7 +48,7 @@ def checked(receive: Receive, send: Send) -> tuple[Receive, Send]:
         if message["type"] != "websocket.receive":
             return message
         try:
-            return checked_message(message)
+            return checked_message(message, role)
         except Refused as error:
             reason = str(error)
         closed = True

@@ -1,6 +1,6 @@
 """Styles that Streamlit's theme has no settings for. The values are those of figures/theme.py."""
 
-from moe_core.figures.compare import run_colour
+from moe_core.figures.called import run_colour
 from moe_core.figures.theme import DARK, LIGHT, Theme
 
 # The mark: a pulse, as on a scope.
@@ -8,6 +8,19 @@ MARK = (
     "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 24 24' fill='none' stroke='black' "
     "stroke-width='2.4' stroke-linecap='round' stroke-linejoin='round'%3E%3Cpath d='M2 13h4l3-9 5 16 3-10 1.5 3H22'/%3E%3C/svg%3E"
 )
+
+
+WIDGETS = [
+    "MultiSelect",
+    "Selectbox",
+    "ButtonGroup",
+    "Slider",
+    "NumberInput",
+    "TextInput",
+    "TextArea",
+    "Checkbox",
+    "FileUploader",
+]
 
 
 def _colours(theme: Theme) -> str:
@@ -24,6 +37,24 @@ CSS = f"""
 .stApp {{ {_colours(LIGHT)} }}
 .stApp[data-moe-theme="dark"] {{ {_colours(DARK)} }}
 @media (prefers-color-scheme: dark) {{ .stApp:not([data-moe-theme="light"]) {{ {_colours(DARK)} }} }}
+@media print {{
+  .stApp.stApp {{ {_colours(LIGHT)} color-scheme: light; }}
+  .stApp, .stApp :not(.moescope-chart *) {{ --st-text-color: {LIGHT.ink}; --st-border-color: {LIGHT.edge}; }}
+  html, body, .stApp, [data-testid="stAppViewContainer"], [data-testid="stMain"], #root, #root > div {{
+    position: static !important; display: block !important; height: auto !important; overflow: visible !important; background: {LIGHT.ground} !important;
+  }}
+  [data-testid="stMainBlockContainer"] :not(.moescope *, .moeruns *) {{ color: {LIGHT.ink} !important; }}
+  [data-testid="stMainBlockContainer"] {{ padding: 0 !important; }}
+  [data-testid="stHeader"], [data-testid="stSidebar"], .stButton, .stDownloadButton, .moe-export,
+  :is({", ".join(f"[data-testid=st{name}]" for name in WIDGETS)}) {{ display: none !important; }}
+}}
+@media (prefers-reduced-motion: reduce) {{
+  .stApp *, .stApp *::before, .stApp *::after {{ transition-duration: 1ms !important; animation-duration: 1ms !important; animation-iteration-count: 1 !important; scroll-behavior: auto !important; }}
+}}
+@media (forced-colors: active) {{
+  [data-testid="stSidebarHeader"]::before, .moe-run {{ forced-color-adjust: none; }}
+  [data-testid="stSidebarHeader"]::before {{ background: CanvasText; }}
+}}
 [data-testid="stHeader"] {{ height: 48px; min-height: 48px; border-bottom: 1px solid var(--moescope-rule); background: var(--moescope-ground); }}
 [data-testid="stMainBlockContainer"] {{ padding: 64px 24px 0; max-width: none; }}
 [data-testid="stSidebar"] {{ border-right: 1px solid var(--moescope-rule); }}
@@ -42,6 +73,7 @@ CSS = f"""
 [data-testid="stMainBlockContainer"] :is(p, h1) {{ max-width: 80ch; }}
 [data-testid="stTopNavLink"]:focus-visible {{ outline: 2px solid var(--moescope-hand); outline-offset: -2px; }}
 [data-testid="stTopNavLink"] span {{ font-size: 1rem; }}
+[data-testid="stPageLink-NavLink"] * {{ white-space: normal; }}
 [data-testid="stLogoSpacer"], [data-testid="stStatusWidget"] {{ display: none; }} /* a running man in the corner each second */
 [data-testid="stSidebarContent"] {{ padding: 0; scrollbar-gutter: auto; }}
 [data-testid="stSidebarUserContent"] {{ padding: 16px 24px; }}

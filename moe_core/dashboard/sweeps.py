@@ -12,6 +12,7 @@ import streamlit as st
 
 from moe_core.dashboard import component, links
 from moe_core.dashboard.configure import recorded_speeds
+from moe_core.dashboard.gate import deed, looks
 from moe_core.dashboard.new_sweep import side_by_side
 from moe_core.figures.catalog import FIGURES, shows
 from moe_core.figures.read_sweep import SweepResults
@@ -46,8 +47,9 @@ from moe_core.sweep import (
 NEW = "New sweep"
 CSS = """
 .moe-table { border-collapse: collapse; font-size: 15px; font-variant-numeric: tabular-nums; width: 100%; }
-.moe-table th { text-align: left; font-weight: 600; font-size: 13px; }
+.moe-table th { text-align: left; font-weight: 600; font-size: 13px; vertical-align: bottom; }
 .moe-table th, .moe-table td { padding: 4px 16px 4px 0; border-bottom: 1px solid var(--moescope-rule); white-space: nowrap; }
+.moe-table thead th { white-space: normal; }
 .moe-table small { font-size: 13px; color: var(--moescope-ink-2); display: block; }
 .moe-table tfoot td { color: var(--moescope-ink-2); font-size: 13px; }
 .moe-table a { color: var(--moescope-hand); }
@@ -127,9 +129,9 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
     bar.progress(
         min(1.0, now["step"] / max(1, now["steps"])), f"{now['finished']} of {now['runs']} runs{failed}{training}{left}"
     )
-    if state == "running":
-        side.button("Cancel", key=f"cancel-{sweep.id}", on_click=cancel, args=(sweep,), width="stretch")
-    elif state == "incomplete":
+    if state == "running" and not looks():
+        side.button("Cancel", key=f"cancel-{sweep.id}", on_click=deed(cancel), args=(sweep,), width="stretch")
+    elif state == "incomplete" and not looks():
         side.button("Go on", key=f"go-on-{sweep.id}", on_click=go_on, args=(sweep,), type="primary", width="stretch")
         words = last_words(sweep.folder, "sweep.log")
         st.caption(
@@ -139,6 +141,7 @@ def moving(sweep: Sweep, drawn: tuple[int, int]) -> None:
         st.rerun()
 
 
+@deed
 def go_on(sweep: Sweep) -> None:
     detach(sweep, side_by_side())
 

@@ -3,10 +3,26 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from moe_core.dashboard.feed import Feed, join
+import numpy as np
+
+from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.shared import join
 from moe_core.figures.reading import Busiest, chosen_expert, held_busiest, named_expert
 from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.source import Beside
+
+
+class Smooth(Beside):
+    """A feed whose histories, as they are drawn, are means over so many steps, each taken of every recorded step."""
+
+    def __init__(self, feed: Feed, over: int) -> None:
+        super().__init__(feed, {})
+        self.feed, self.over = feed, over
+
+    def history(
+        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.feed.history(stat, layer, first, last, bins, self.over if bins else 1)
 
 
 class View(Beside):
@@ -14,7 +30,11 @@ class View(Beside):
 
     def __init__(self, feed: Feed, options: Mapping[str, Any], others: Sequence[Feed] = ()) -> None:
         super().__init__(feed, options, others)
-        self.feeds = others
+        self.feed, self.feeds = feed, others
+
+    def means(self, over: int) -> Beside:
+        """The same with lines that are means over so many steps."""
+        return Beside(Smooth(self.feed, over), self.options, [Smooth(feed, over) for feed in self.feeds])
 
     def news(self, page: str) -> tuple[Any, ...]:
         """A value that changes when there is something new to draw that is not of the first run itself."""

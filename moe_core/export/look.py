@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,12 +11,13 @@ from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.export.sizes import on_paper
-from moe_core.export.smooth import over_steps, smoothed
+from moe_core.export.untold import NO_BREAK, ROW, Untold, add_numbers, subtitle_with, untold_of
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.paper import COMPACT, escape
+from moe_core.figures.paper import COMPACT, Spec, escape, inner
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
-from moe_core.figures.theme import LOOKS
+from moe_core.figures.smooth import Smoothed, over_steps, with_means
+from moe_core.figures.theme import LOOKS, Theme
 from moe_core.runs.source import At, Source
 from moe_core.schema import first_line
 
@@ -23,8 +25,10 @@ FONT = 13  # px of axis type, unless another size is chosen
 COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axes read at 6.5 pt
 SMALLEST, LARGEST = 120, 8000
 LEAST = 60  # px of a plot that words beside it leave
+LEAST_HIGH, ENOUGH = 60, 80  # px of a plot below a title that tells one change, or more
+MOST_TOLD = 8  # changes
+TRIES = 4
 NARROW = 460  # px below which a margin is no wider than its words
-NO_BREAK = "\u00a0"
 MOST_STEPS = 1_000_000  # over which a line is averaged
 POINTS = 2000  # points of a line; tables have every step
 
@@ -100,14 +104,16 @@ def spec_of(
     given: the figure's arguments, if they were read before.
     """
     entry = FIGURES[name]
-    if given is None:
-        given = entry.read(run, At(look.layer, look.step, bins=POINTS))
-        if look.smooth > 1 and over_steps(entry.draw.spec(**given)):  # a mean is taken of every step
-            given = entry.read(run, At(look.layer, look.step))
-    if "label_changes" in (entry.draw.spec.__kwdefaults__ or {}):
-        given = given | {"label_changes": True}  # on the page only the chart above it names the changes
+    at = At(look.layer, look.step, bins=POINTS)
+    given = entry.read(run, at) if given is None else given
     width, height = size_of(name, look)
     zoom = look.font / FONT
+    # On a page only the chart above names the changes, and tiles name the runs.
+    alone = {"label_changes": True, "named": round(width / zoom)}
+    given = given | {word: alone[word] for word in alone if word in (entry.draw.spec.__kwdefaults__ or {})}
+    mean = None
+    if look.smooth > 1 and not isinstance(run, SweepResults) and over_steps(entry.draw.spec(**given)):
+        mean = entry.read(Smoothed(run, look.smooth), at) | {word: given[word] for word in alone if word in given}
     # `cut`: the height that leaving out the title saves; `below`: the height of the caption.
     cut = COMPACT.top - (30 if look.letter else 16) if look.title == "" else 0
     below = 2 * (FONT - 2) if look.caption else 0
@@ -116,7 +122,9 @@ def spec_of(
     def drawn(left: int, right: int, top: int) -> dict[str, Any]:
         """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
         room = (size[0] - left - right, max(60, size[1] - top), False)
-        made = smoothed(entry.draw.spec(**given, theme=LOOKS[look.theme], size=room), given, look.smooth, POINTS)
+        shape = {"theme": LOOKS[look.theme], "size": room}
+        made = entry.draw.spec(**given, **shape)
+        made = with_means(made, entry.draw.spec(**mean, **shape), look.smooth) if mean else made
         layout = made["layout"]
         if look.letter:
             layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"
@@ -127,10 +135,8 @@ def spec_of(
     spec = drawn(0, 0, 0)
     left, right = missing(spec)
     spec = drawn(left, right, 0) if left or right else spec
-    text, top = wrapped_title(spec["layout"])
-    if top and look.title != "":
-        spec = drawn(left, right, top)
-        spec["layout"]["title"]["text"] = text
+    if look.title != "":
+        spec = with_title(spec, lambda top: drawn(left, right, top), LOOKS[look.theme])
     layout = spec["layout"]
     if look.title == "":
         layout["title"] = layout["title"] | {"text": f"<b>{look.letter}</b><br>"} if look.letter else {"text": ""}
@@ -167,6 +173,37 @@ def widest(text: str, font: dict[str, Any]) -> float:
     return max(map(width_of, lines_of(text, font)))
 
 
+def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme) -> Spec:
+    """The figure with its title wrapped to its width, which also tells the changes that find no room in the plot, by their numbers.
+
+    drawn: the figure with a title that is so many px higher.
+    """
+    high = inner(spec["layout"])[1]
+    for _ in range(TRIES):
+        # A lower plot has room for fewer names, so that more have to be told in the title, which makes it lower.
+        untold = untold_of(spec)
+        text, top, told = title_for(spec["layout"], untold, high)
+        if not top:
+            return spec
+        spec = drawn(top)
+        if untold_of(spec) == untold:
+            break
+    spec["layout"]["title"]["text"] = text
+    add_numbers(spec["layout"], [step for step, _ in untold.changes[:told]], theme)
+    return spec
+
+
+def title_for(layout: dict[str, Any], untold: Untold, high: int) -> tuple[str, int, int]:
+    """The title wrapped to the width of the figure, by how many px that makes it higher, and how many of the changes it tells: as
+    many as leave enough of the height of the plot, `high`."""
+    for told in range(min(len(untold.changes), MOST_TOLD), 0, -1):
+        title = layout["title"] | {"text": subtitle_with(str(layout["title"]["text"]), untold, told)}
+        text, top = wrapped_title(layout | {"title": title})
+        if high - top - ROW >= (LEAST_HIGH if told == 1 else ENOUGH):
+            return text, top + ROW, told
+    return *wrapped_title(layout), 0
+
+
 def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
     """The title with both its lines wrapped to the width of the figure, and by how many px that makes it higher."""
     text, font = str(layout["title"]["text"]), layout["title"]["font"]
@@ -182,7 +219,7 @@ def wrapped_title(layout: dict[str, Any]) -> tuple[str, int]:
 def wrapped(text: str, font: dict[str, Any], width: float) -> list[str]:
     """The text in lines no wider than `width`, broken at blanks, but not between a number and its %."""
     lines = [""]
-    for word in text.replace(" %", NO_BREAK + "%").split(" "):
+    for word in re.split(r" (?![^<]*>)", text.replace(" %", NO_BREAK + "%")):  # not at a blank within a tag
         longer = f"{lines[-1]} {word}" if lines[-1] else word
         if lines[-1] and widest(longer, font) > width:
             lines.append(word)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.compare import LETTERS
+from moe_core.figures.called import column_names
 from moe_core.figures.needs import stats
 from moe_core.figures.probe import class_name
 from moe_core.figures.read_sweep import SweepResults
@@ -20,8 +20,8 @@ Table = dict[str, Any]
 CURVES = {
     "curves": "{}",
     "heldout": "{}_heldout",
-    "gaps": "{}_minus_A",
-}  # a comparison's lines, by the letters of its runs
+    "gaps": "{}_minus_{first}",
+}  # a comparison's lines, by the names of its runs
 
 
 # What the rows of a matrix are, by the first letter of its shape, and their first number, as in the hovers.
@@ -34,6 +34,7 @@ def columns(given: dict[str, Any]) -> Table:
     The first column names the rows: the classes of a matrix by class, the numbers of experts or tokens.
     """
     table: Table = {}
+    runs = column_names([curve.name for curve in given.get("curves", ())])
     for name, values in given.items():
         if given.get("counted") == "selections":  # of a run that has no smooth load
             name = {"cv_load": "cv_counts", "load_E": "selections_E"}.get(name, name)
@@ -49,7 +50,8 @@ def columns(given: dict[str, Any]) -> Table:
                 table |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
         elif name in CURVES:
             for at, curve in enumerate(values):
-                table |= curve_columns(CURVES[name].format(LETTERS[at + (name == "gaps")]), curve)
+                run = runs[at + (name == "gaps")]
+                table |= curve_columns(CURVES[name].format(run, first=runs[0]), curve, turned=name == "curves")
     if given.get("label_names") and given.get("labels_N") is not None:
         table["class"] = [class_name(given["labels_N"], n, given["label_names"]) for n in range(len(given["labels_N"]))]
     return table | change_columns("", given.get("changes", ()))
@@ -66,8 +68,8 @@ def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
     return {word: np.arange(start, start + count)}
 
 
-def curve_columns(name: str, curve: Any) -> Table:
-    """A run's line of a comparison, with the steps of the axis on which it is drawn, and the run's knob changes."""
+def curve_columns(name: str, curve: Any, turned: bool) -> Table:
+    """A run's line of a comparison, with the steps of the axis on which it is drawn, and, if asked for, its knob changes."""
     values = np.asarray(curve.values)
     columns = {"": values} if values.ndim == 1 else {f"_{i + 1}": values[:, i] for i in range(values.shape[1])}
     table: Table = {f"{name}_step": np.asarray(curve.steps)} | {
@@ -75,7 +77,7 @@ def curve_columns(name: str, curve: Any) -> Table:
     }
     if curve.comparable is not None:
         table[f"{name}_comparable"] = np.asarray(curve.comparable)
-    return table | (change_columns(f"{name}_", curve.turns) if len(name) == 1 else {})
+    return table | (change_columns(f"{name}_", curve.turns) if turned else {})
 
 
 def change_columns(before: str, changes: Iterable[Any]) -> Table:

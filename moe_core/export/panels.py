@@ -35,8 +35,7 @@ def panels(run: Source | SweepResults, names: Sequence[str], format: str, look: 
         raise ValueError(f"between 1 and {MOST} panels stand beside each other, got {columns}")
     if look.title:
         raise ValueError('each panel has its figure\'s title; leave the title out, or give "" for none')
-    facts = panel_facts(run, names, look)
-    sheet, zoom = together(run, names, look, columns, facts)
+    sheet, zoom, facts = together(run, names, look, columns)
     return encoded(sheet, format, facts, look.scale, zoom)
 
 
@@ -53,10 +52,8 @@ def whole_size(look: Look, count: int, columns: int) -> tuple[float, float]:
     return look.size or (COLUMN[0] * min(columns, count), COLUMN[1] * rows)
 
 
-def together(
-    run: Source | SweepResults, names: Sequence[str], look: Look, columns: int, facts: Facts
-) -> tuple[Sheet, float]:
-    """All panels on one sheet, and by which factor its px are enlarged."""
+def together(run: Source | SweepResults, names: Sequence[str], look: Look, columns: int) -> tuple[Sheet, float, Facts]:
+    """All panels on one sheet, by which factor its px are enlarged, and the stamp of the whole."""
     columns = min(columns, len(names))
     width, height = whole_size(look, len(names), columns)
     zoom, rows, theme = look.font / FONT, -(-len(names) // columns), LOOKS[look.theme]
@@ -65,18 +62,20 @@ def together(
     size = ((width - gap * (columns - 1)) / columns, (height - below - gap * (rows - 1)) / rows)
     check(run, replace(look, size=(width, height)))
     check(run, replace(look, size=size))
-    marks = []
+    marks, smoothed = [], False
     for at, name in enumerate(names):
         here = replace(look, size=size, caption=False, letter=string.ascii_lowercase[at])
         spec, _ = spec_of(run, name, here)
+        smoothed = smoothed or "smooth" in spec["layout"]["meta"]
         row, column = divmod(at, columns)
         x, y = column * (size[0] + gap) / zoom, row * (size[1] + gap) / zoom
         marks += [moved(mark, x, y) for mark in laid_out(spec, zoom, name, here, "").marks]
+    facts = panel_facts(run, names, look) | (smoothed_facts(look.smooth) if smoothed else {})
     sheet = Sheet(width / zoom, (height - below) / zoom, tuple(marks))
     if look.caption:
         sheet = stamp_line(caption_of(facts), sheet, theme.ink2, theme.ground, FONT - 2)
     ground = Path((box(0, 0, width / zoom, height / zoom),), fill=colour_of(theme.ground))
-    return Sheet(width / zoom, height / zoom, (ground, *sheet.marks)), zoom
+    return Sheet(width / zoom, height / zoom, (ground, *sheet.marks)), zoom, facts
 
 
 def panel_facts(run: Source | SweepResults, names: Sequence[str], look: Look) -> Facts:
@@ -86,4 +85,4 @@ def panel_facts(run: Source | SweepResults, names: Sequence[str], look: Look) ->
         facts |= figure_facts(run, name, look)
     which = zip(string.ascii_lowercase, names, strict=False)
     facts["Title"] = "; ".join(f"{letter}: {FIGURES[name].title}" for letter, name in which)
-    return facts | (smoothed_facts(look.smooth) if look.smooth > 1 else {})
+    return facts

@@ -221,6 +221,7 @@ async function drawChart(name, step) {
   SPEC[name](spec, step, state.at + 1);
   // A line where a knob was turned appears when it is turned.
   spec.layout.shapes = spec.layout.shapes.filter((shape) => name === "balance_now" || shape.xref !== "x" || shape.x0 <= step);
+  for (const shape of spec.layout.shapes) if (name !== "balance_now" && shape.type === "rect") shape.x1 = Math.min(shape.x1, step);
   if (name !== "balance_now") spec.layout.annotations = [...spec.layout.annotations.filter((one) => one.xref !== "x"), ...changes.filter((one) => one.x <= step)];
   spec.layout.meta.step = step;
   await Plotly.react(place, spec.data, spec.layout, { displaylogo: false, doubleClick: "reset", modeBarButtonsToRemove: ["sendChartToCloud"] });

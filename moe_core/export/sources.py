@@ -1,6 +1,7 @@
 """What is exported: a run, a run with others laid over it and with what was chosen in it, or a sweep."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.figures.compare import LETTERS
+from moe_core.figures.called import LETTERS
+from moe_core.figures.palette import PINNED
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.runs import Eval, KnobChange, Run, StoreError, knobs_after, open_run, runs_folder
 from moe_core.runs.source import Beside, Snapshot
@@ -136,8 +138,14 @@ def checked(given: Mapping[str, str], experts: int) -> dict[str, Any]:
             if value not in ALIGNED:
                 raise ValueError(f"align must be step or fork, got {value!r}")
             options[name] = value
+        elif name == "pinned":
+            if not re.fullmatch(PINNED, value):
+                raise ValueError(
+                    f"pinned must be numbers of experts with commas between them, at most 8, got {value!r}"
+                )
+            options[name] = value
         elif name not in WHOLE:
-            raise ValueError(f"{name!r} cannot be chosen; these can: {', '.join(('align', *WHOLE))}")
+            raise ValueError(f"{name!r} cannot be chosen; these can: {', '.join(('align', 'pinned', *WHOLE))}")
         elif not (value.isascii() and value.isdigit() and 1 <= int(value) <= (experts if name == "expert" else 2**40)):
             raise ValueError(
                 f"{name} must be a whole number from 1{f' to {experts}' if name == 'expert' else ' on'}, got {value!r}"

@@ -1,10 +1,11 @@
 """The facts stamped into each export: run, step, version and knob changes. No time of day, so that the bytes repeat."""
 
+import re
 from typing import Any
 
 from moe_core import __version__
+from moe_core.figures.called import told_apart
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.compare import LETTERS
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import last_step
 from moe_core.runs.source import Source
@@ -55,14 +56,14 @@ def figure_facts(source: Source | SweepResults, name: str, look: Any) -> Facts:
         facts["Chosen"] = ", ".join(chosen)
     if entry.page != "compare":
         return facts
-    runs = dict(zip(LETTERS, [source, *source.others], strict=False))
+    sources = [source, *source.others]
+    runs = dict(zip(told_apart([run.name for run in sources]), sources, strict=True))
     changes = [
-        f"{letter}: {change}"
-        for letter, run in runs.items()
-        for change in changes_until(run, look.step or last_step(run))
+        f"{name}: {change}" for name, run in runs.items() for change in changes_until(run, look.step or last_step(run))
     ]
+    ids = {name: f"{name} ({run.id})" if name != run.id else name for name, run in runs.items()}
     return facts | {
-        "Compared": "; ".join(f"{letter} {run.id}, step {last_step(run)}" for letter, run in runs.items()),
+        "Compared": "; ".join(f"{ids[name]}, step {last_step(run)}" for name, run in runs.items()),
         "Aligned": options.get("align", "step"),
         "Changes": "; ".join(changes) or "none",
     }
@@ -90,8 +91,8 @@ def caption_of(facts: Facts) -> str:
     """The caption: one line that says where the figure is from."""
     if "Sweep" in facts:
         return f"{facts['Sweep']}, {facts['Runs']} runs, {facts['Software']}"
-    compared = [words.split(", step ")[0] for words in facts.get("Compared", "").split("; ")]
-    of = ", ".join(compared) if compared[0] else facts["Run"]
+    compared = re.split(r", step \d+(?:; |$)", facts.get("Compared", ""))
+    of = ", ".join(filter(None, compared)) or facts["Run"]
     layer = f", layer {facts['Layer']} {facts.get('Layer name', '')}".rstrip() if "Layer" in facts else ""
     mean = f", {facts['Smoothed'].removeprefix(MEAN)}" if "Smoothed" in facts else ""
     return f"{of}{layer}, step {int(facts['Step']):,}{mean}, {facts['Software']}"

@@ -27,17 +27,26 @@ def read_style(path: str | Path) -> dict[str, Any]:
                 f"there is no file {str(path)[:200]!r}; a style is a file of JSON, for example {example()}"
             )
         with open(file, "rb") as opened:
-            data = opened.read(LARGEST + 1)
+            return parsed_style(opened.read(LARGEST + 1), file.name)
+    except OSError as error:
+        raise ValueError(unread(file.name, error)) from None
+
+
+def parsed_style(data: bytes, name: str) -> dict[str, Any]:
+    """The look in a file's bytes. ValueError, in one line, for what is no style."""
+    try:
         if len(data) > LARGEST:
             raise ValueError(
-                f"a style has at most {LARGEST:,} bytes, and {file.name} has more; it is JSON such as {example()}"
+                f"a style has at most {LARGEST:,} bytes, and {name} has more; it is JSON such as {example()}"
             )
         style = json.loads(data)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(
-            f"{file.name} cannot be read as a style ({type(error).__name__}); it is JSON such as {example()}"
-        ) from None
-    return checked(style, file.name)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(unread(name, error)) from None
+    return checked(style, name)
+
+
+def unread(name: str, error: Exception) -> str:
+    return f"{name} cannot be read as a style ({type(error).__name__}); it is JSON such as {example()}"
 
 
 def checked(style: Any, name: str) -> dict[str, Any]:

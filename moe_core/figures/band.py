@@ -1,15 +1,23 @@
-"""Many lines in a small chart: the few that rose highest, and a band from the least to the most of the others."""
+"""Many lines in one chart: a band from the least to the most instead of lines that nobody can tell apart.
 
+A small chart has the few that rose highest as lines, and a band of the others. A larger one of many experts has their lines, but
+where they are balanced a band with its median. Shapes: n rows, E lines; NaN is a gap.
+"""
+
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Size, Spec
-from moe_core.figures.theme import Theme, faded
+from moe_core.figures.lines import as_steps, line
+from moe_core.figures.paper import Array, Size, Spec, pens
+from moe_core.figures.theme import NAMED, Theme, faded
+from moe_core.schema import BALANCED
 
 MANY = 8  # lines that a small chart has room for
 SMALL = 460  # px of a chart's width, below which it is small
 FEW = 3  # lines that stand beside a band
+SMOOTH = 20  # so many parts of a chart: over one of them it is said whether the lines are balanced
 
 
 def highest(values_nE: Array, size: Size) -> list[int]:
@@ -21,20 +29,63 @@ def highest(values_nE: Array, size: Size) -> list[int]:
     return sorted(np.argsort(-peaks, kind="stable")[:FEW].tolist())
 
 
-def band(x: Array, values_nE: Array, without: list[int], theme: Theme) -> list[Spec]:
-    """The band of all other lines, where one of them is known; nothing if there is no other."""
+def settled(values_nE: Array, size: Size) -> Array:
+    """(n,) bool: the rows in which the lines are balanced, by the coefficient of variation of the rows around them, and so many
+    that they would be a blob."""
+    n, E = values_nE.shape
+    if (NAMED if size[0] >= SMALL else MANY + 1) > E or n < 2:
+        return np.zeros(n, bool)
+    known = np.isfinite(values_nE)
+    count = np.maximum(1, known.sum(axis=1))
+    mean = np.where(known, values_nE, 0.0).sum(axis=1) / count
+    spread = np.sqrt(np.where(known, (values_nE - mean[:, None]) ** 2, 0.0).sum(axis=1) / count)
+    cv = np.where(known.any(axis=1) & (mean > 0), spread / np.maximum(mean, 1e-30), 10.0)
+    window = np.ones(2 * (n // (2 * SMOOTH)) + 1)
+    around = np.convolve(cv, window, "same") / np.convolve(np.ones(n), window, "same")
+    return np.asarray(around < BALANCED)
+
+
+def apart(values: Array, settled_n: Array) -> Array:
+    """A line (n,) with gaps where a band is in its place, from the row at which it begins to the one at which it ends."""
+    padded = np.pad(settled_n, 1, constant_values=True)
+    return np.where(settled_n & padded[:-2] & padded[2:], np.float32(np.nan), values)
+
+
+def band(x: Array, values_nE: Array, without: list[int], theme: Theme, shown_n: Array) -> list[Spec]:
+    """The band of all other lines, where one of them is known; nothing if there is no other. shown_n (n,): in these
+    rows."""
     others = np.delete(np.asarray(values_nE, np.float64), without, axis=1)
-    known = np.isfinite(others).any(axis=1) if others.shape[1] else np.zeros(len(others), bool)
-    if not known.any():
-        return []
+    known = np.asarray(np.isfinite(others).sum(axis=1) > 0)
     low, high = (
-        f(np.where(np.isfinite(others), others, empty)[known], axis=1)
+        f(np.where(np.isfinite(others), others, empty), axis=1, initial=empty)
         for f, empty in ((np.min, np.inf), (np.max, -np.inf))
     )
-    at = np.asarray(x)[known]
-    trace: dict[str, Any] = {
-        "type": "scatter", "mode": "lines", "name": "the others", "x": np.concatenate([at, at[::-1]]),
-        "y": np.concatenate([high, low[::-1]]).astype(np.float32), "fill": "toself", "fillcolor": faded(theme.ink2, 0.35),
-        "line": {"width": 0, "color": theme.ink2}, "hoverinfo": "skip",
-    }  # fmt: skip
-    return [trace]
+    some_n = known & shown_n
+    edges = np.flatnonzero(np.diff(some_n)) + 1
+    return [
+        {
+            "type": "scatter", "mode": "lines", "name": "the others", "x": np.concatenate([x[rows], x[rows][::-1]]),
+            "y": np.concatenate([high[rows], low[rows][::-1]]).astype(np.float32), "fill": "toself",
+            "fillcolor": faded(theme.ink2, 0.35), "line": {"width": 0, "color": theme.ink2}, "hoverinfo": "skip",
+        }
+        for a, b in pairwise([0, *edges, len(known)]) if some_n[a:b].any()
+        for rows in [np.arange(a, b)]
+    ]  # fmt: skip
+
+
+def median(x: Array, percents_nE: Array, settled_n: Array, theme: Theme, size: Size) -> list[Spec]:
+    """The median of balanced experts in their band; hovering it says which two were the extremes."""
+    if not settled_n.any():
+        return []
+    known = np.isfinite(percents_nE)
+    some_n = known.any(axis=1) & settled_n
+    middle = np.full(len(percents_nE), np.nan, np.float32)
+    middle[some_n] = np.nanmedian(percents_nE[some_n], axis=1)
+    most, least = (np.where(known, percents_nE, empty) for empty in (-np.inf, np.inf))
+    ends: list[Any] = [most.argmax(axis=1) + 1, most.max(axis=1), least.argmin(axis=1) + 1, least.min(axis=1)]
+    words = (
+        "At step %{x:,d} the median expert took %{y:.1f} % of the selections,<br>expert %{customdata[0]:d} the most, "
+        "%{customdata[1]:.1f} %, and expert %{customdata[2]:d} the fewest, %{customdata[3]:.1f} %"
+    )
+    drawn = line("median", as_steps(x), middle, words, color=theme.ink, width=pens(size).line)
+    return [drawn | {"customdata": np.stack(ends, axis=1).astype(np.float32)}]

@@ -1,10 +1,12 @@
 """One step of a run: load and importance of each expert, and the first expert of each token of the probe."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from moe_core.figures.off import off_bands, off_words, on_nE
+from moe_core.figures.palette import palette_of, picks
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -22,7 +24,7 @@ from moe_core.figures.paper import (
     percent,
 )
 from moe_core.figures.probe import first_experts, without_expert
-from moe_core.figures.theme import LIGHT, LINES, Theme, expert_colour
+from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
 
 
 @figure
@@ -184,6 +186,7 @@ def tokens_by_expert(
     num_experts: int,
     *,
     on_E: Array | None = None,
+    pinned: Sequence[int] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (520, 172),
@@ -198,6 +201,7 @@ def tokens_by_expert(
     on = int(on_E.sum())
     first = first_experts(experts_NK, E)
     counts = np.bincount(first, minlength=E)[:E]
+    colours = palette_of(first, E, theme, pinned)
     layout = base(
         "tokens_by_expert",
         "Tokens by first expert",
@@ -216,11 +220,12 @@ def tokens_by_expert(
             "name": "tokens",
             "x": np.arange(1, E + 1, dtype=np.int32),
             "y": counts.astype(np.int32),
-            "marker": coloured(E, theme) if E <= LINES else {"color": theme.ink2, "line": {"width": 0}},
+            "marker": coloured(E, theme) if E <= NAMED else {"color": colours.cells, "line": {"width": 0}},
             "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{at_step(step)}<extra></extra>",
         }
     ]
     ideal_line(layout, N / on, theme)
+    picks(layout, E, of="x")
     return {"data": [*data, *off_bands(layout, on_E, step, theme)], "layout": layout}
 
 

@@ -5,11 +5,13 @@ With k of E experts, a batch of T tokens on each of D devices gives an expert k*
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_labels, line, mark, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, end_labels, line, over_steps
 from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
     DASHED,
@@ -31,12 +33,17 @@ from moe_core.figures.theme import LIGHT, Theme
 EXPERTS = np.array([1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024])
 
 
-def log2_axis(title: str, values: Array) -> Spec:
-    """A logarithmic axis with a tick at each of the powers of two."""
+def log2_axis(title: str, values: Array, size: Size) -> Spec:
+    """A logarithmic axis with a tick at each of the powers of two, or in a narrow chart at every second."""
     values = np.asarray(values, np.float64)
+    words = [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()]
+    room = 0.8 * size[0] / len(words)
+    # From the middle of one to that of the next.
+    longest = max((len(one) + len(other) for one, other in pairwise(words)), default=0) / 2
+    every = max(1, math.ceil((0.55 * pens(size).axis * longest + 4) / room))
     return {
         "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
-        "tickvals": values.tolist(), "ticktext": [f"{v:,.0f}" if v < 10_000 else short(v) for v in values.tolist()],
+        "tickvals": values.tolist()[::every], "ticktext": words[::every],
     }  # fmt: skip
 
 
@@ -86,7 +93,7 @@ def formula_layout(values: Array, step: int | None, theme: Theme, size: Size) ->
         theme=theme,
         size=size,
         labels=True,
-        x=log2_axis("experts, E", EXPERTS),
+        x=log2_axis("experts, E", EXPERTS, size),
         y={"title": "tokens per expert", "type": "log"},
     )
     lo, hi = float(np.floor(np.log10(values.min()))), float(np.log10(values.max() * 1.3))
@@ -155,7 +162,7 @@ def batch_throughput(
         step=None,
         theme=theme,
         size=size,
-        x=log2_axis("tokens in the batch, T", sizes),
+        x=log2_axis("tokens in the batch, T", sizes, size),
         y={"title": "tokens per second", "range": [0.0, top], "nticks": 6, "tickformat": "~s"},
     )
     layout["margin"]["l"] += 8  # "100k" is wider than the ticks of other charts

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, line, mark, named_ends, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, line, named_ends, over_steps
 from moe_core.figures.paper import Array, Size, Spec, figure, nice_above, pens
 from moe_core.figures.theme import LIGHT, Theme
 

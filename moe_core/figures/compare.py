@@ -1,162 +1,42 @@
 """Two or more runs on one chart: a colour is a run here. The first is ink, the others take the colours of experts 1 to 3.
 
-Each run is a Curve: its steps (n,) and values, on the chosen axis (its own steps, or steps since a fork).
+Each run is a Curve: its steps (n,) and values, on the chosen axis (its own steps, or steps since a fork). On a page a run has a
+letter, which tiles and table explain. In a figure that stands alone its runs have their names: `named` is its width in px, else 0.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from moe_core.figures.called import Called, called, run_colour, square
+from moe_core.figures.changes import mark_changes
+from moe_core.figures.comparing import BY_STEP, Curve, Shared, mark_turns, run_ends
 from moe_core.figures.lines import (
-    LABEL_GAP,
     as_steps,
-    change_names,
-    end_label,
     held_out,
     held_out_words,
-    last_of,
     line,
-    mark_cursor,
-    over_steps,
     parted,
-    spread,
-    turn,
 )
 from moe_core.figures.paper import (
     Array,
     Size,
     Spec,
     doubled,
-    escape,
     figure,
     inner,
+    label_font,
     level,
     nice_above,
     note,
     pens,
-    upright,
 )
-from moe_core.figures.theme import LIGHT, SANS, Theme, faded
+from moe_core.figures.theme import LIGHT, Theme, faded
 from moe_core.figures.timeline import CV_RANGE, cv_axis, loss_axis, loss_range, share_map
 
-LETTERS = "ABCD"
 COLUMNS = 512  # stretches of steps over which a difference is averaged, at most
-
-
-class Curve(NamedTuple):
-    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps;
-    comparable (n,) bool, None for all: which values compare with those of other strategies."""
-
-    name: str
-    steps: Array
-    values: Array
-    turns: tuple[Any, ...] = ()
-    comparable: Array | None = None
-
-
-def run_colour(at: int, theme: Theme) -> str:
-    return theme.runs[at]
-
-
-def run_name(at: int, name: str) -> str:
-    """ "B text-1124", short enough for the hover."""
-    return f"{LETTERS[at]} {escape(name[:24])}"
-
-
-class Shared(NamedTuple):
-    """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
-
-    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that the page
-    shows.
-    """
-
-    aligned: str = "step"
-    offset: int = 0
-    span: tuple[float, float] | None = None
-    cursor: int | None = None
-
-    def layout(
-        self, name: str, title: str, subtitle: str, curves: Sequence[Curve], y: Spec, theme: Theme, size: Size
-    ) -> Spec:
-        last = latest(curves)
-        layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
-        layout["meta"]["step"] = last
-        layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
-        if self.aligned == "fork":
-            layout["xaxis"]["title"]["text"] = "steps since the fork"
-            layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
-        mark_cursor(layout, self.cursor, theme)
-        return layout
-
-    @property
-    def at(self) -> str:
-        """A place on the axis, for the hover."""
-        return "at step %{x:,d}" if self.aligned == "step" else "%{x:,d} steps after the fork"
-
-
-BY_STEP = Shared()
-
-
-def latest(curves: Sequence[Curve]) -> int | None:
-    return max((end for curve in curves if (end := last_of(curve.steps)) is not None), default=None)
-
-
-def run_ends(ends: list[tuple[int, float, str]], layout: Spec, theme: Theme) -> list[Spec]:
-    """The runs' letters where their lines end: (run, px above the bottom, value as text)."""
-    ends = sorted(ends, key=lambda end: -end[1])
-    _, height = inner(layout)
-    size = layout["font"]["size"]
-    places = spread([min(max(px, 0.0), float(height)) for _, px, _ in ends], max(LABEL_GAP, 1.25 * size))
-    return [
-        end_label(f"{square(at, theme)} <b>{LETTERS[at]}</b> {text}", y, height, theme, size, ink=True)
-        for (at, _, text), y in zip(ends, places, strict=True)
-    ]
-
-
-def square(at: int, theme: Theme) -> str:
-    """A square of a run's colour before its letter."""
-    return f'<span style="color:{run_colour(at, theme)}">■</span>'
-
-
-def mark_turns(curves: Sequence[Curve], layout: Spec, over: Shared, theme: Theme, labelled: bool) -> list[Spec]:
-    """Where each run's knobs were turned: a diamond of the hand's colour on the run's line, at the value recorded there.
-
-    curves: as drawn. A change that several runs share is named once, with the letters of all; only a named one has a line
-    from top to bottom, so that four runs stay readable.
-    """
-    lo, hi = layout["xaxis"]["range"]
-    x, y, words = [], [], []
-    named: dict[tuple[int, str], list[int]] = {}
-    for at, curve in enumerate(curves):
-        for change in curve.turns[-100:]:
-            row = int(np.searchsorted(curve.steps, change.step))
-            if row == len(curve.steps) or not np.isfinite(curve.values[row]) or not lo <= change.step <= hi:
-                continue
-            where = over.at.replace("%{x:,d}", f"{change.step:,}")
-            x.append(change.step)
-            y.append(curve.values[row])
-            words.append(f"{run_name(at, curve.name)} was turned {where}: {turn(change)}")
-            named.setdefault((change.step, turn(change)), []).append(at)
-    if labelled:
-        hover: dict[tuple[int, str], list[str]] = {}
-        for (step, text), runs in sorted(named.items()):
-            hover.setdefault((step, " ".join(f"{square(at, theme)} {LETTERS[at]}" for at in runs)), []).append(text)
-        texts = [(step, f"{runs} {', '.join(turns)}") for (step, runs), turns in hover.items()]
-        names = change_names(layout, texts, theme, rows=2)
-        layout["annotations"] += names
-        layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
-    if not x:
-        return []
-    edge = {"color": theme.ground, "width": 1.5}
-    return [
-        {
-            "type": "scatter", "mode": "markers", "name": "turned", "x": as_steps(np.array(x)), "y": np.array(y, np.float32),
-            "marker": {"symbol": "diamond", "size": 8, "color": theme.hand, "line": edge}, "hovertext": words,
-            "hoverinfo": "text",
-        }
-    ]  # fmt: skip
 
 
 @figure
@@ -165,6 +45,7 @@ def compare_balance(
     *,
     counted: str = "load",
     over: Shared = BY_STEP,
+    named: int = 0,
     theme: Theme = LIGHT,
     size: Size = (620, 300),
 ) -> Spec:
@@ -175,28 +56,27 @@ def compare_balance(
     subtitle = f"CV({counted}), log scale; below 0.4 balanced, above 1 collapsed"
     axis = cv_axis(f"CV({counted})", top)
     layout = over.layout("compare_balance", "Balance", subtitle, curves, axis, theme, size)
-    data, ends, drawn = [], [], []
+    data, ends, drawn, runs = [], [], [], called(curves, named)
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
         hover = f" had a CV({counted}) of %{{customdata:.3f}} {over.at}"
         y = np.maximum(true, np.float32(CV_RANGE[0]))
-        data.append(of_run(at, curve, y, hover, theme, width=pens(size).main) | {"customdata": true})
+        data.append(of_run(at, runs[at], curve, y, hover, theme, width=pens(size).main) | {"customdata": true})
         drawn.append(curve._replace(values=y))
         if len(true) and np.isfinite(true[-1]):
             px = inner(layout)[1] * (math.log10(max(true[-1], CV_RANGE[0])) - lo) / (hi - lo)
             ends.append((at, px, f"{true[-1]:.2f}"))
-    layout["annotations"] += run_ends(ends, layout, theme)
-    return {"data": data[::-1] + mark_turns(drawn, layout, over, theme, True), "layout": layout}
+    layout["annotations"] += run_ends(runs, ends, named, layout, theme)
+    return {"data": data[::-1] + mark_turns(drawn, runs, layout, over, theme, True), "layout": layout}
 
 
-def of_run(at: int, curve: Curve, y: Array, hover: str, theme: Theme, **pen: Any) -> Spec:
+def of_run(at: int, run: Called, curve: Curve, y: Array, hover: str, theme: Theme, **pen: Any) -> Spec:
     """A run's line in its colour. hover: what the hover says after its name."""
-    name = run_name(at, curve.name)
     return line(
-        name,
+        run.name,
         as_steps(curve.steps),
         y,
-        f"{name}{hover}",
+        f"{run.name}{hover}",
         **{"color": run_colour(at, theme), "dash": theme.dash_of(at)} | pen,
     )
 
@@ -208,6 +88,7 @@ def compare_loss(
     *,
     unit: str = "nats",
     over: Shared = BY_STEP,
+    named: int = 0,
     theme: Theme = LIGHT,
     size: Size = (460, 300),
 ) -> Spec:
@@ -219,21 +100,22 @@ def compare_loss(
     subtitle = held_out_words([curve.comparable for curve in heldout])
     axis = loss_axis(unit, lo, hi, tick)
     layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
-    data, ends = [], []
+    data, ends, runs = [], [], called(curves, named)
     for at, curve in enumerate(curves):
         hover = f": the batch had a loss of %{{y:.3f}} {unit} {over.at}"
         pale = faded(run_colour(at, theme), 0.4)
-        data.append(of_run(at, curve, np.asarray(curve.values, np.float32), hover, theme, color=pale, width=1.0))
+        data.append(
+            of_run(at, runs[at], curve, np.asarray(curve.values, np.float32), hover, theme, color=pale, width=1.0)
+        )
     for at, curve in enumerate(heldout):
         hover = f": the held-out loss was %{{y:.3f}} {unit} {over.at}"
-        name = run_name(at, curve.name)
-        pen = {"color": run_colour(at, theme), "width": pens(size).main, "dash": theme.dash_of(at)}
+        pen, name = {"color": run_colour(at, theme), "width": pens(size).main, "dash": theme.dash_of(at)}, runs[at].name
         data += held_out(name, curve.steps, curve.values, curve.comparable, f"{name}{hover}", **pen)
         if len(curve.values):
             last = float(curve.values[-1])
             ends.append((at, inner(layout)[1] * (last - lo) / (hi - lo), f"{last:.2f}"))
-    layout["annotations"] += run_ends(ends, layout, theme)
-    return {"data": data + mark_turns(curves, layout, over, theme, True), "layout": layout}
+    layout["annotations"] += run_ends(runs, ends, named, layout, theme)
+    return {"data": data + mark_turns(curves, runs, layout, over, theme, True), "layout": layout}
 
 
 def differences(curves: Sequence[Curve]) -> dict[str, Any]:
@@ -264,6 +146,7 @@ def difference_chart(
     gaps: Sequence[Curve],
     width: int,
     over: Shared,
+    named: int,
     label_changes: bool,
     theme: Theme,
     size: Size,
@@ -275,22 +158,24 @@ def difference_chart(
     reach = nice_above(float(np.percentile(all_gaps, 98)) * 1.1 if len(all_gaps) else 1.0)
     each = "at the same step" if width == 1 else f"mean of {width} steps"
     each += "; dotted: looks ahead" if any(gap.comparable is not None for gap in gaps) else ""
-    subtitle = f"{what} minus A's, {each}" if gaps else f"{what} minus A's: choose another run to compare with"
+    runs = called(curves, named)
+    less = f"{what} minus that of {runs[0].label}" if named and runs else f"{what} minus A's"
+    subtitle = f"{less}, {each}" if gaps else f"{less}: choose another run to compare with"
     axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
     layout = over.layout(name, title, subtitle, curves, axis, theme, size)
     layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
         y = np.asarray(gap.values, np.float32)
-        name, hover = run_name(at, gap.name), f": %{{y:+.3f}} {unit} against A {over.at}"
+        name, hover = runs[at].name, f": %{{y:+.3f}} {unit} against {runs[0].name if named else 'A'} {over.at}"
         pen = {"color": run_colour(at, theme), "width": pens(size).line, "dash": theme.dash_of(at)}
         data += parted(name, gap.steps, y, gap.comparable, f"{name}{hover}", **pen)
         if len(y) and np.isfinite(y[-1]):
             mean = float(np.nanmean(y[-max(1, len(y) // 10) :]))
             ends.append((at, inner(layout)[1] * (mean + reach) / (2 * reach), f"{mean:+.3f}".replace("-", "−")))
-    layout["annotations"] += run_ends(ends, layout, theme)
+    layout["annotations"] += run_ends(runs, ends, named, layout, theme)
     zero = [curve._replace(values=np.zeros(len(curve.steps))) for curve in curves[:1] if gaps]
-    turned = mark_turns([*zero, *gaps], layout, over, theme, label_changes)
+    turned = mark_turns([*zero, *gaps], runs, layout, over, theme, label_changes)
     return {"data": data + turned, "layout": layout}
 
 
@@ -302,6 +187,7 @@ def compare_balance_difference(
     *,
     counted: str = "load",
     over: Shared = BY_STEP,
+    named: int = 0,
     label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (620, 240),
@@ -309,7 +195,7 @@ def compare_balance_difference(
     """CV(load), or CV(selections), of each run minus the first's. gaps, width: the `differences` of the curves, values (n,)."""
     return difference_chart(
         "compare_balance_difference", "Difference in balance", f"CV({counted})", "", curves, gaps, width, over,
-        label_changes, theme, size,
+        named, label_changes, theme, size,
     )  # fmt: skip
 
 
@@ -321,6 +207,7 @@ def compare_loss_difference(
     *,
     unit: str = "nats",
     over: Shared = BY_STEP,
+    named: int = 0,
     label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (460, 240),
@@ -331,7 +218,7 @@ def compare_loss_difference(
     """
     return difference_chart(
         "compare_loss_difference", "Difference in loss", "training loss", unit, curves, gaps, width, over,
-        label_changes, theme, size,
+        named, label_changes, theme, size,
     )  # fmt: skip
 
 
@@ -340,6 +227,7 @@ def compare_selections(
     curves: Sequence[Curve],
     *,
     over: Shared = BY_STEP,
+    named: int = 0,
     label_changes: bool = False,
     theme: Theme = LIGHT,
     size: Size = (940, 320),
@@ -349,15 +237,17 @@ def compare_selections(
     subtitle = f"selections ÷ ideal, a row an expert: {fair} is fair, {starved} starved, {overloaded} overloaded"
     layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
-    rows = max(len(curves), 1)
+    rows, runs = max(len(curves), 1), called(curves, named)
     gap = max(0.05, 12 / inner(layout)[1]) if rows > 1 else 0.0  # so that the numbers of two maps do not touch
-    tall = (1 - gap * (rows - 1)) / rows
+    # A name stands above its map, where it takes no width.
+    head = 1.5 * layout["font"]["size"] / inner(layout)[1] if named else 0.0
+    tall = (1 - max(gap, head) * (rows - 1) - head) / rows
     template = layout.pop("yaxis")
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"
     data = []
     for at in range(rows):
         E = curves[at].values.shape[1] if curves else 1
-        high = 1 - at * (tall + gap)
+        high = 1 - head - at * (tall + max(gap, head))
         layout["yaxis" + (str(at + 1) if at else "")] = template | {
             "domain": [max(0.0, high - tall), high], "range": [E + 0.5, 0.5], "showgrid": False, "tickvals": sorted({1, E}),
             "ticktext": [str(e) for e in sorted({1, E})], "anchor": "x",
@@ -366,21 +256,17 @@ def compare_selections(
         if not curves:
             break
         curve = curves[at]
-        hover = f"{run_name(at, curve.name)}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
-        trace, *off = share_map(run_name(at, curve.name), curve.steps, curve.values, width, hover, layout, theme)
-        trace["colorbar"] |= {"xpad": 34, "ypad": 0}
+        hover = f"{runs[at].name}: expert %{{y}} took %{{customdata:.2f}} × its ideal share {over.at}"
+        trace, *off = share_map(runs[at].name, curve.steps, curve.values, width, hover, layout, theme)
+        trace["colorbar"] |= {"ypad": 0} if named else {"xpad": 34, "ypad": 0}
         trace |= {"yaxis": "y" + (str(at + 1) if at else ""), "showscale": at == 0}
         data += [trace, *(one | {"yaxis": trace["yaxis"]} for one in off)]
-        font = {"color": theme.ink, "size": layout["font"]["size"], "family": SANS}
-        place = {"xref": "paper", "yref": "paper", "xanchor": "left", "yanchor": "middle", "xshift": 6}
-        letter = f"{square(at, theme)} <b>{LETTERS[at]}</b>"
-        layout["annotations"].append(note(letter, 1, high - tall / 2, font=font, **place))
-        lo, hi = layout["xaxis"]["range"]
-        turns = [change for change in curve.turns if lo <= change.step <= hi][-100:]
-        for change in turns:
-            for pen in ({"color": theme.ground, "width": 5}, {"color": theme.hand, "width": 1.5}):
-                ends = {"yref": trace["yaxis"], "y0": E + 0.5, "y1": 0.5}
-                layout["shapes"].append(upright(change.step, **pen) | ends)
-        if label_changes:
-            layout["annotations"] += change_names(layout, [(one.step, turn(one)) for one in turns], theme, high)
+        place: Spec = {"xref": "paper", "yref": "paper", "xanchor": "left", "font": label_font(layout, theme.ink)}
+        place |= {"yanchor": "bottom", "borderpad": 0} if named else {"yanchor": "middle", "xshift": 6}
+        word, y = f"{square(at, theme)} <b>{runs[at].label}</b>", high if named else high - tall / 2
+        layout["annotations"].append(note(word, float(not named), y, **place))
+        # A name below the lower edge of a low map would cover the next run's.
+        labels = label_changes and (not named or tall * inner(layout)[1] > 1.5 * layout["font"]["size"])
+        rows_of = {"yref": trace["yaxis"], "y0": E + 0.5, "y1": 0.5}
+        mark_changes(layout, curve.turns, theme, labelled=labels, cased=True, top=high, tall=tall, **rows_of)
     return {"data": data, "layout": layout}

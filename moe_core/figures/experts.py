@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_label, line, mark, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, end_label, line, over_steps
 from moe_core.figures.off import bars_off, draw_ideal, ideal_of, off_lines, on_nE
 from moe_core.figures.paper import (
     DASHED,

@@ -1,17 +1,15 @@
-"""What charts over steps share: their axis, their lines, the names at the lines' ends, and the marks of changes."""
+"""What charts over steps share: their axis, their lines, and the names at the lines' ends. Changes are marked by changes.py."""
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Size, Spec, base, escape, inner, label_font, nice_above, note, upright
-from moe_core.figures.theme import SANS, Theme, faded
-from moe_core.schema import LOOKS_AHEAD, change_text
+from moe_core.figures.paper import Array, Size, Spec, base, inner, nice_above, note
+from moe_core.figures.theme import SANS, Theme
+from moe_core.schema import LOOKS_AHEAD
 
 LABEL_GAP = 14  # least distance in px of two labels that stand at the ends of lines
-STACKED = 3  # names of knobs turned in one step that stand below each other
 
 
 def step_axis(steps: Array, span: tuple[float, float] | None) -> Spec:
@@ -79,84 +77,6 @@ def held_out_words(comparable: Sequence[Array | None]) -> str:
     """What the lines of a loss chart are, for its subtitle. comparable: as held_out() takes it, of each line."""
     ahead = any(one is not None and not one.all() for one in comparable)
     return f"dots: held-out{', open: looks ahead' if ahead else ''}   thin: training"
-
-
-def mark(
-    layout: Spec,
-    changes: Iterable[Any],
-    cursor: int | None,
-    theme: Theme,
-    *,
-    labelled: bool = True,
-    cased: bool = False,
-) -> None:
-    """Mark the knob changes, and the step that the page shows."""
-    mark_changes(layout, changes, theme, labelled=labelled, cased=cased)
-    mark_cursor(layout, cursor, theme)
-
-
-def mark_changes(
-    layout: Spec, changes: Iterable[Any], theme: Theme, *, labelled: bool = True, cased: bool = False
-) -> None:
-    """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
-
-    Knobs turned in one step share a line, and their names stand below each other. `cased` puts a strip of ground behind
-    the line, for a heatmap below it.
-    """
-    lo, hi = layout["xaxis"]["range"]
-    turned: dict[int, list[str]] = {}
-    for change in [change for change in changes if change.step is not None and lo <= change.step <= hi][-100:]:
-        turned.setdefault(change.step, []).append(turn(change))
-    for step in sorted(turned, reverse=True):
-        if cased:
-            layout["shapes"].append(upright(step, color=theme.ground, width=5))
-        layout["shapes"].append(upright(step, color=theme.hand, width=1.5))
-    if labelled:
-        named = [(step, "<br>".join(turned[step][-STACKED:])) for step in sorted(turned)]
-        layout["annotations"] += change_names(layout, named, theme)
-
-
-def turn(change: Any) -> str:
-    """A knob's change in words: "noise 1 → 0.5"."""
-    return f"{escape(change.name)} {escape(change_text(change.previous, change.value))}"
-
-
-def change_names(
-    layout: Spec, named: Sequence[tuple[int, str]], theme: Theme, top: float = 1, rows: int = 1
-) -> list[Spec]:
-    """The names of changes (step, text), in the order of their steps, below the height `top` of the plot's area.
-
-    The latest is named first; a name stands left of its step in the last third, none covers another, and one that finds no
-    room in any of the rows is left out.
-    """
-    lo, hi = layout["xaxis"]["range"]
-    width, _ = inner(layout)
-    size = layout["font"]["size"]
-    taken: list[tuple[float, float, int]] = []
-    names = []
-    for step, text in reversed(named):
-        at = width * (step - lo) / (hi - lo)
-        reach = 8 + 0.52 * size * max(len(re.sub(r"<[^>]*>", "", row)) for row in text.split("<br>"))
-        left = at > width * 2 / 3 or at + reach > width + 8  # further right stand the names of lines
-        span = (at - reach, at) if left else (at, at + reach)
-        free = [row for row in range(rows) if all(span[1] < a or span[0] > b for a, b, other in taken if other == row)]
-        if not free or span[0] < 0:
-            continue
-        taken.append((*span, free[0]))
-        font = label_font(layout, theme.hand)
-        side, shift = ("right", -6) if left else ("left", 6)
-        place: Spec = {"xanchor": side, "align": side, "xshift": shift}
-        place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
-        names.append(note(text, step, top, font=font, **place))
-        if free[0]:
-            names[-1]["yshift"] = round(-1.4 * size * free[0])
-    return names
-
-
-def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
-    """Mark the step that the page shows, when it is not the last one."""
-    if cursor is not None:
-        layout["shapes"].append(upright(cursor, color=theme.ink, width=1.5, dash="dot"))
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, line, mark, named_ends, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, line, named_ends, over_steps
 from moe_core.figures.needs import Need, stats
 from moe_core.figures.pages.entry import Entry
 from moe_core.figures.paper import Array, Figure, Size, Spec, nice_above, pens

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.paper import Array, Spec, escape, inner, percent, upright
-from moe_core.figures.theme import LINES, SEQUENTIAL_STOPS, Theme, expert_colour, faded, scale
+from moe_core.figures.theme import SEQUENTIAL_STOPS, Theme, scale
 
 NAMES = {"\t": "⇥", "\n": "⏎", "\r": "␍", " ": "·"}  # characters without a letter of their own
 LONGEST = 4  # bytes of a character of UTF-8
@@ -64,19 +64,6 @@ def byte_names(found: Sequence[Character]) -> list[str]:
         for one in found
         for n in range(one.bytes)
     ]
-
-
-def cell_colours(E: int, theme: Theme) -> list[str]:
-    """The colour of a cell by its expert. Above 20 experts colour names none."""
-    return [expert_colour(e, theme) if E <= LINES else faded(theme.ink2, 0.35) for e in range(E)]
-
-
-def by_expert(E: int, theme: Theme) -> Spec:
-    """A heatmap's colours when its values are experts from 0."""
-    stops: list[list[Any]] = []
-    for e, colour in enumerate(cell_colours(E, theme)):
-        stops += [[e / E, colour], [(e + 1) / E, colour]]
-    return {"colorscale": stops, "zmin": -0.5, "zmax": E - 0.5, "showscale": False}
 
 
 def by_gate(theme: Theme) -> Spec:

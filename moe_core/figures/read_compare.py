@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.compare import Curve, Shared, differences
-from moe_core.figures.reading import by_hand, comparable_at, last_step, of_those_on
+from moe_core.figures.compare import differences
+from moe_core.figures.comparing import Curve, Shared
+from moe_core.figures.reading import comparable_at, last_step, marked, of_those_on
 from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import measured_by
 
@@ -67,8 +68,8 @@ def layer_in(source: Source, layer: int) -> int:
 
 
 def turns_of(source: Source, offset: int) -> tuple[Any, ...]:
-    """A run's turns by hand on the chart's axis."""
-    return tuple(c._replace(step=c.step - offset) for c in by_hand(source) if c.step is not None and c.step > offset)
+    """A run's turns that charts mark, on the chart's axis."""
+    return tuple(c._replace(step=c.step - offset) for c in marked(source) if c.step is not None and c.step > offset)
 
 
 def over(source: Source, at: At) -> dict[str, Shared]:

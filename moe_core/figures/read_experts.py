@@ -9,7 +9,6 @@ from moe_core.figures.matrices import cosines
 from moe_core.figures.paper import Array, escape
 from moe_core.figures.probe import dense, kept, name_of_byte
 from moe_core.figures.reading import (
-    by_hand,
     bytes_of_probe,
     chosen_expert,
     classes_of_probe,
@@ -17,6 +16,7 @@ from moe_core.figures.reading import (
     experts_of,
     k_now,
     label_name,
+    marked,
     of_those_on,
     on_at,
     over_time,
@@ -74,7 +74,7 @@ def read_saturation(source: Source, at: At) -> dict[str, Any]:
     kind = "choices" if every else "probe"
     there = np.asarray(source.snapshots(kind))
     there = there if at.step is None else there[there <= at.step]
-    changes = tuple(by_hand(source))
+    changes = tuple(marked(source))
     choices: dict[int, Array] = {}
     if len(there):
         step = max(1, every)

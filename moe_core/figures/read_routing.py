@@ -7,12 +7,12 @@ import numpy as np
 
 from moe_core.figures.reading import (
     bytes_of_probe,
-    chosen_expert,
     classes_of_probe,
     common,
     experts_of,
     on_at,
     over_time,
+    pinned,
     probe_at,
     read_probe,
     rows_of_probe,
@@ -28,6 +28,7 @@ def read_tokens(source: Source, at: At) -> dict[str, Any]:
     return {
         "experts_NK": experts_NK,
         "num_experts": experts_of(source, at.layer),
+        "pinned": pinned(source, at.layer),
         "on_E": on_at(source, at.layer, [step_of(source, at._replace(step=None)) if snapshot is None else snapshot[0]])[
             0
         ],
@@ -44,12 +45,11 @@ def read_moved(source: Source, at: At) -> dict[str, Any]:
 
 
 def read_probe_text(source: Source, at: At) -> dict[str, Any]:
-    return bytes_of_probe(source) | read_moved(source, at)
+    return bytes_of_probe(source) | {"pinned": pinned(source, at.layer)} | read_moved(source, at)
 
 
 def read_probe_tokens(source: Source, at: At) -> dict[str, Any]:
-    chosen = chosen_expert(source, at.layer, at.step)
-    return tokens_of_probe(source) | {"chosen": chosen} | read_moved(source, at)
+    return tokens_of_probe(source) | {"pinned": pinned(source, at.layer)} | read_moved(source, at)
 
 
 def read_probe_gates(source: Source, at: At) -> dict[str, Any]:
@@ -58,7 +58,8 @@ def read_probe_gates(source: Source, at: At) -> dict[str, Any]:
 
 def read_probe_rows(source: Source, at: At) -> dict[str, Any]:
     probe = read_probe(source, at.layer, at.step)
-    return rows_of_probe(source, source.probe()) | classes_of_probe(source) | probe
+    shown = rows_of_probe(source, source.probe()) | classes_of_probe(source)
+    return shown | {"pinned": pinned(source, at.layer)} | probe
 
 
 def read_digit_images(source: Source, at: At) -> dict[str, Any]:
@@ -76,6 +77,7 @@ def read_regions(source: Source, at: At) -> dict[str, Any]:
         "regions_RR": snapshot[1]["regions"][at.layer] if snapshot else np.zeros((0, 0), np.uint8),
         "extent": inputs["extent"],
         "points_N2": inputs["points"] if any_yet else inputs["points"][:0],
+        "pinned": pinned(source, at.layer),
         **classes | ({} if any_yet else {"labels_N": None}),
     } | probe
 

@@ -69,7 +69,7 @@ def over_time(source: Source, stat: str, at: At) -> tuple[Any, Any]:
 
 def common(source: Source, at: At) -> dict[str, Any]:
     """What every chart over time takes beside its values. Changes made by hand are marked by lines."""
-    return {"span": at.span, "cursor": at.step, "changes": tuple(by_hand(source))}
+    return {"span": at.span, "cursor": at.step, "changes": tuple(marked(source))}
 
 
 def gestures(changes: Sequence[KnobChange]) -> list[KnobChange]:
@@ -101,9 +101,16 @@ def by_hand(source: Source) -> list[KnobChange]:
     return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
 
 
+def marked(source: Source) -> list[KnobChange]:
+    """The turns by hand that charts mark: not those of a knob that only paces the run, such as its speed limit, since no number
+    tells them."""
+    knobs = source.description.knobs
+    return [change for change in by_hand(source) if change.name not in knobs or not knobs[change.name].paces]
+
+
 def last_change(source: Source, step: int) -> KnobChange | None:
     """The last turn by hand that took effect by a step, the values at the start aside."""
-    done = [change for change in by_hand(source) if change.step is not None and 1 < change.step <= step]
+    done = [change for change in marked(source) if change.step is not None and 1 < change.step <= step]
     return done[-1] if done else None
 
 
@@ -291,6 +298,12 @@ def named_expert(source: Source, layer: int) -> int | None:
     """The expert that a person chose, from 0; None if they left it at the busiest."""
     named = str(source.options.get("expert", ""))
     return int(named) - 1 if named.isdecimal() and 1 <= int(named) <= experts_of(source, layer) else None
+
+
+def pinned(source: Source, layer: int) -> list[int]:
+    """The experts that a person pinned, from 0; those that the layer lacks are left out."""
+    numbers = str(source.options.get("pinned", "")).split(",")
+    return [int(n) - 1 for n in numbers if n.isdecimal() and 1 <= int(n) <= experts_of(source, layer)]
 
 
 class Busiest(NamedTuple):

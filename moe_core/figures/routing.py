@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, line, mark, named_ends, over_steps
+from moe_core.figures.changes import mark
+from moe_core.figures.lines import as_steps, line, named_ends, over_steps
+from moe_core.figures.palette import Palette, palette_of, picks
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -24,9 +26,7 @@ from moe_core.figures.paper import (
 from moe_core.figures.probe import (
     SYMBOLS,
     as_images,
-    by_expert,
     by_gate,
-    cell_colours,
     class_name,
     class_word,
     dense,
@@ -183,6 +183,7 @@ def regions(
     *,
     labels_N: Array | None = None,
     label_names: Sequence[str] = (),
+    pinned: Sequence[int] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (560, 387),
@@ -193,42 +194,45 @@ def regions(
     labels_N (N,) the class of each point, its symbol.
     """
     E = num_experts
+    first = first_experts(experts_NK, E)
+    colours = palette_of(first, E, theme, pinned)
     x_axis, y_axis = plane_axes(extent)
     layout = base(
         "regions",
         "Who owns which region",
-        "colour: first expert; points: the probe, a symbol a class" + without_expert(first_experts(experts_NK, E), E),
+        "colour: first expert; points: the probe, a symbol a class" + without_expert(first, E) + colours.words,
         step=step,
         theme=theme,
         size=size,
         x=x_axis,
         y=y_axis,
     )
-    data = [region_cells(np.asarray(regions_RR), x_axis["range"], y_axis["range"], E, theme)] if len(regions_RR) else []
+    picks(layout, E)
+    data = [region_cells(np.asarray(regions_RR), x_axis["range"], y_axis["range"], colours)] if len(regions_RR) else []
     if len(points_N2):
-        data.append(region_points(np.asarray(points_N2, np.float32), experts_NK, labels_N, label_names, E, theme))
+        data.append(region_points(np.asarray(points_N2, np.float32), first, labels_N, label_names, colours, theme))
     return {"data": data, "layout": layout}
 
 
-def region_cells(cells: Array, x: Sequence[float], y: Sequence[float], E: int, theme: Theme) -> Spec:
+def region_cells(cells: Array, x: Sequence[float], y: Sequence[float], colours: Palette) -> Spec:
     """The plane from x[0] to x[1] and y[0] to y[1], each cell pale in the colour of its first expert; blank where it has none."""
-    R = len(cells)
+    R, E = len(cells), len(colours.cells)
     dx, dy = (x[1] - x[0]) / R, (y[1] - y[0]) / R
     return {
         "type": "heatmap", "name": "regions", "z": np.where(cells < E, cells, np.nan).astype(np.float32) if (cells >= E).any() else cells,
-        "x0": x[0] + dx / 2, "dx": dx, "y0": y[0] + dy / 2, "dy": dy, "opacity": 0.25, **by_expert(E, theme),
-        "customdata": cells.astype(np.int16) + 1,
+        "x0": x[0] + dx / 2, "dx": dx, "y0": y[0] + dy / 2, "dy": dy, "opacity": 0.25, **colours.scale,
+        "customdata": np.where(cells < E, cells.astype(np.int16) + 1, 0),
         "hovertemplate": "Expert %{customdata} comes first at (%{x:.2f}, %{y:.2f})<extra></extra>",
     }  # fmt: skip
 
 
 def region_points(
-    points_N2: Array, experts_NK: Array, labels_N: Array | None, label_names: Sequence[str], E: int, theme: Theme
+    points_N2: Array, first: Array, labels_N: Array | None, label_names: Sequence[str], palette: Palette, theme: Theme
 ) -> Spec:
     """The probe's points in the colours of their first experts, a symbol a class."""
-    first = first_experts(experts_NK, E)
+    E = len(palette.cells)
     classes = np.zeros(len(points_N2), np.int64) if labels_N is None else np.asarray(labels_N).astype(np.int64)
-    colours = [*cell_colours(E, theme), theme.ground]
+    colours = [*palette.cells, theme.ground]
     points = [f"A point of class {class_word(classes, n, label_names)}" for n in range(len(points_N2))]
     went = [f" goes to expert {e + 1}" if e < E else " went nowhere: no expert took it" for e in first.tolist()]
     return {
@@ -239,7 +243,7 @@ def region_points(
             "symbol": [SYMBOLS[c % len(SYMBOLS)] for c in classes.tolist()],
             "line": {"width": 0.8, "color": [theme.ground if e < E else theme.ink2 for e in first.tolist()]},
         },
-        "hovertext": [a + b for a, b in zip(points, went, strict=True)], "hoverinfo": "text",
+        "customdata": np.where(first < E, first + 1, 0), "hovertext": [a + b for a, b in zip(points, went, strict=True)], "hoverinfo": "text",
     }  # fmt: skip
 
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from moe_core.figures.favourites import best
 from moe_core.figures.matrices import colour_bar
+from moe_core.figures.palette import Palette, palette_of, picks
 from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, letters_beside
 from moe_core.figures.probe import (
-    by_expert,
     class_name,
     first_experts,
     mark_groups,
@@ -39,6 +39,7 @@ def probe_rows(
     *,
     labels_N: Array | None = None,
     label_names: Sequence[str] = (),
+    pinned: Sequence[int] = (),
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (940, 387),
@@ -52,7 +53,9 @@ def probe_rows(
     first = first_experts(np.asarray(experts_NK)[:N], E)
     labels_N = None if labels_N is None else np.asarray(labels_N)[:N]
     z_NF = spreads(np.asarray(values_NF)[:N])
-    layout, shown, band = rows_layout(z_NF, names_F, labels_N, first, E, step, theme, size)
+    colours = palette_of(first, E, theme, pinned)
+    layout, shown, band = rows_layout(z_NF, names_F, labels_N, first, colours, step, theme, size)
+    picks(layout, E)
     if not N:
         return {"data": [], "layout": layout}
     order = np.lexsort((np.arange(N), np.zeros(N) if labels_N is None else labels_N, first))
@@ -63,7 +66,8 @@ def probe_rows(
     strip = {
         "type": "heatmap", "name": "first expert", "x": heat["x"], "y": np.array([0.5 - band, 0.5 - 0.2 * band], np.float32),
         "z": np.where(first < E, first, np.nan)[order][None].astype(np.float32), "hoverinfo": "text",
-        "text": [[f"{row} {where}: {features}" for (row, features), where in zip(rows, goes, strict=True)]], **by_expert(E, theme),
+        "text": [[f"{row} {where}: {features}" for (row, features), where in zip(rows, goes, strict=True)]],
+        "customdata": np.where(first < E, first + 1, 0)[order][None], **colours.scale,
     }  # fmt: skip
     nobody = np.flatnonzero(first[order] >= E)
     hover = [f"{rows[i][0]} {goes[i]}" for i in nobody.tolist()]
@@ -76,7 +80,7 @@ def rows_layout(
     names_F: Sequence[str],
     labels_N: Array | None,
     first: Array,
-    E: int,
+    colours: Palette,
     step: int | None,
     theme: Theme,
     size: Size,
@@ -91,7 +95,7 @@ def rows_layout(
     some = (
         f"; the {len(shown)} of {len(names_F)} features that differ most by class" if len(shown) < len(names_F) else ""
     )
-    subtitle = f"band: first expert; below, each feature, {theme.signs[0]} low to {theme.signs[2]} high{some}{without_expert(first, E)}"
+    subtitle = f"band: first expert; below, each feature, {theme.signs[0]} low to {theme.signs[2]} high{some}{without_expert(first, len(colours.cells))}{colours.words}"
     layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
     names = [escape(names_F[f][: letters_beside(size, LONGEST)]) for f in shown]
     band = len(shown) * STRIP / max(1, height - STRIP)

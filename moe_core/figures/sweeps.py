@@ -236,9 +236,9 @@ def pareto_layout(x_n: Array, y_n: Array, label: str, ahead: bool, knobs: str, t
     layout = base(
         "sweep_pareto",
         "Quality against balance",
-        "a dot a run; the line joins those that no other run beats in both"
+        "a dot a run; line: runs that none beats in both"
         + (f"; open dot {LOOKS_AHEAD}" if ahead else "")
-        + (f"; named: {escape(knobs)}" if knobs else ""),
+        + (f"<br>named: {escape(knobs)}" if knobs else ""),
         step=None,
         theme=theme,
         size=size,
@@ -246,6 +246,7 @@ def pareto_layout(x_n: Array, y_n: Array, label: str, ahead: bool, knobs: str, t
         y={"title": escape(label), "range": padded(y_n), "nticks": 6},
     )
     layout["margin"]["l"] += ROOM
+    layout["margin"]["t"] += round(1.3 * pens(size).title) * bool(knobs)  # for the third line
     return layout
 
 

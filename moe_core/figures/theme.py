@@ -1,7 +1,7 @@
 """The light and the dark look: their colours by role, the experts' colours, the scales of heatmaps, and the fonts."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 SANS = '"Source Sans", "Source Sans 3", "Source Sans Pro", sans-serif'
@@ -110,6 +110,16 @@ GREY = Theme(
 
 THEMES = {"light": LIGHT, "dark": DARK}  # of the pages
 LOOKS = THEMES | {"grey": GREY}  # of exports
+
+
+def paper_colours(theme: Theme) -> dict[str, str]:
+    """Each colour of a look, and the one that has its role in the light look, and so the words for them: a printer gets light
+    charts."""
+    own, light = asdict(theme), asdict(LIGHT)
+    pairs = ((own[name], light[name]) for name in own if name != "name")
+    colours = [both for a, b in pairs for both in (zip(a, b, strict=True) if isinstance(a, tuple) else [(a, b)])]
+    words = [(theme.depth, LIGHT.depth), (f"{theme.signs[1]} is fair", f"{LIGHT.signs[1]} is fair")]
+    return {dark: pale for dark, pale in colours + words if dark != pale}
 
 
 def expert_colour(expert: int, theme: Theme) -> str:

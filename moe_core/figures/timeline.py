@@ -9,20 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.band import band, highest
-from moe_core.figures.lines import (
-    LABEL_GAP,
-    as_steps,
-    end_label,
-    held_out,
-    held_out_words,
-    line,
-    mark,
-    mark_changes,
-    mark_cursor,
-    over_steps,
-    spread,
-)
+from moe_core.figures.band import apart, band, highest, median, settled
+from moe_core.figures.changes import mark, mark_changes, mark_cursor
+from moe_core.figures.lines import LABEL_GAP, as_steps, end_label, held_out, held_out_words, line, over_steps, spread
 from moe_core.figures.off import draw_ideal, ideal_of, ideal_words, off_lines, off_map, off_words, on_nE
 from moe_core.figures.paper import (
     Array,
@@ -90,36 +79,42 @@ def share_lines(
     theme: Theme,
     size: Size,
 ) -> Spec:
-    """One line an expert, of its colour; dashed from the 17th on. In a small chart the few that rose highest, and a band."""
+    """One line an expert, of its colour; dashed from the 17th on. In a small chart the few that rose highest, and a band; a band too
+    where so many experts are balanced that their lines would be a blob."""
     E = share_nE.shape[1]
     percents = np.asarray(share_nE, np.float32) * 100
     top = nice_above(1.05 * max(float(np.nanmax(percents)) if np.isfinite(percents).any() else 0.0, 200.0 / max(E, 2)))
     top = min(top, 100.0)
     on_E = on_nE(percents[-1:])[0] if len(percents) else np.ones(E, bool)
     drawn = highest(percents, size)
+    settled_n = settled(percents, size)
     others = f"; band: the other {E - len(drawn)}" if len(drawn) < E else ""
+    balanced = "all" if others else "band: all"
+    others += f"{',' if others else ';'} {balanced} while balanced, with the median" if settled_n.any() else ""
     subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}{others}"
     y = {"title": "share of selections, %", "range": [0.0, top], "nticks": 7}
     layout = over_steps("selection_share", "Share of selections by expert", subtitle, steps, span, y, theme, size)
     ideal = draw_ideal(layout, steps, share_nE, theme)
     if now_E is not None and np.isfinite(now_E).any():
-        layout["annotations"] += end_names(100 * np.where(on_E, np.asarray(now_E, np.float64), np.nan), layout, theme)
+        now = 100 * np.where(on_E, np.asarray(now_E, np.float64), np.nan)
+        layout["annotations"] += end_names(now, layout, theme, bool(settled_n[-1:].any()))
     x = as_steps(steps)
     data = [
         line(
-            f"expert {e + 1}", x, np.ascontiguousarray(percents[:, e]),
+            f"expert {e + 1}", x, apart(percents[:, e], settled_n),
             f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}",
             color=expert_colour(e, theme), width=pens(size).line, dash=theme.dash_of(e),
         )
         for e in drawn
     ]  # fmt: skip
-    data = band(x, percents, drawn, theme) + data
+    below = band(x, percents, drawn, theme, ~np.isnan(apart(x, settled_n))) + band(x, percents, [], theme, settled_n)
+    data = below + data + median(x, percents, settled_n, theme, size)
     return {"data": [*data, *off_lines(steps, share_nE, theme), *ideal], "layout": layout}
 
 
-def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
+def end_names(now: Array, layout: Spec, theme: Theme, banded: bool = False) -> list[Spec]:
     """Names right of the plot: an expert whose line stands apart has its own, lines closer than a label share one; last
-    those that are off.
+    those that are off. banded: all are one band, and its extremes are named.
 
     now (E,): each one's share in percent, NaN for one that is off; a mean over the last steps, so that a label does not jump
     with one batch's noise.
@@ -132,7 +127,7 @@ def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
     order = np.argsort(-now)[:E]
     groups = [[int(order[0])]]
     for e in map(int, order[1:]):
-        if px[groups[-1][-1]] - px[e] < 1.3 * size:
+        if banded or px[groups[-1][-1]] - px[e] < 1.3 * size:
             groups[-1].append(e)
         else:
             groups.append([e])
@@ -143,6 +138,9 @@ def end_names(now: Array, layout: Spec, theme: Theme) -> list[Spec]:
             texts.append(f"{square(group[0], theme)} expert {group[0] + 1}")
         elif len(group) == E:
             texts.append(f"all {E}:<br>{lo:.1f}–{hi:.1f} %")
+            if banded:
+                most, least = (f"{square(int(order[at]), theme)} expert {order[at] + 1}" for at in (0, -1))
+                texts[-1] = f"{most}<br>{texts[-1]}<br>{least}"
         else:
             texts.append(f"{len(group)} experts")
     wanted = [float(px[group].mean()) for group in groups]
@@ -173,7 +171,8 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
     size = layout["font"]["size"]
     names: list[Spec] = []
     taken: list[tuple[float, float]] = []
-    lines = [width * (shape["x0"] - lo) / (hi - lo) for shape in layout["shapes"] if shape["xref"] == "x"]
+    whole = [shape for shape in layout["shapes"] if shape["xref"] == "x" and shape["y1"] == 1]  # the rest are ticks
+    lines = [width * (shape["x0"] - lo) / (hi - lo) for shape in whole]
     words = [change_box(name, width / (hi - lo), lo, height) for name in layout["annotations"] if name["xref"] == "x"]
     inside = np.where((np.asarray(steps) >= lo) & (np.asarray(steps) <= hi), 1.0, np.nan)[:, None]
     shown = np.where(np.isfinite(percents * inside), percents, -1.0)
@@ -207,7 +206,7 @@ def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[
     rows, size = name["text"].split("<br>"), name["font"]["size"]
     at, reach = per_step * (name["x"] - first), 8 + 0.52 * size * max(map(len, rows))
     left = at if name["xanchor"] == "left" else at - reach
-    return left, left + reach, height - 1.4 * size * len(rows)
+    return left, left + reach, height + name.get("yshift", 0) - 1.4 * size * len(rows)
 
 
 def share_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:

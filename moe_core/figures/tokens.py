@@ -9,9 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_core.figures.flow import who
+from moe_core.figures.palette import Palette, palette_of, picks
 from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner, nice_above
 from moe_core.figures.probe import first_experts, moved_tokens, sentence, without_expert
-from moe_core.figures.theme import LIGHT, LINES, MONO, Theme, expert_colour, faded, letter_colour
+from moe_core.figures.theme import LIGHT, MONO, NAMED, Theme, expert_colour
 from moe_core.figures.words import COLUMN, Word, broken, word_of
 
 SIZES = (22, 20, 18, 16, 14, 13, 12, 11, 10, 9)  # px of the font; the largest in which the text fits is taken,
@@ -39,7 +40,7 @@ def probe_tokens(
     num_experts: int,
     *,
     row_N: Array | None = None,
-    chosen: int = 0,
+    pinned: Sequence[int] = (),
     before_NK: Array | None = None,
     before: int | None = None,
     step: int | None = None,
@@ -49,25 +50,28 @@ def probe_tokens(
     """The probe as running text, each token in the colour of its first expert.
 
     strings_N (N,); experts_NK, gates_NK (N, K); row_N (N,) the text that each token is of; before_NK (N, K) the experts at the
-    snapshot before, of step `before`, for the marks over tokens that changed. Above 20 experts colour names none: each token
-    has its expert's number below it, and those of the expert `chosen` stand out.
+    snapshot before, of step `before`, for the marks over tokens that changed. Above 16 experts not
+    all have a colour: each token has its expert's number below it.
     """
     E, N = num_experts, min(len(strings_N), len(experts_NK))
     experts_NK, gates_NK = np.asarray(experts_NK)[:N], np.asarray(gates_NK, np.float32)[:N]
     words = [word_of(string) for string in strings_N[:N]]
     rows = [0] * N if row_N is None else np.asarray(row_N)[:N].tolist()
     layout = tokens_layout(step, theme, size)
-    text = set_text(words, rows, len(str(E)) if E > LINES else 0, inner(layout))
+    text = set_text(words, rows, len(str(E)) if E > NAMED else 0, inner(layout))
     shown = len(text.left)
-    below = "" if E <= LINES else f", by number; full: those of expert {chosen + 1}"
+    first = first_experts(experts_NK, E)
+    colours = palette_of(first, E, theme, pinned)
+    below = "" if E <= NAMED else ", by number"
     some = f"the first {shown:,} of {N:,} tokens; " if shown < N else ""
     since = "the last snapshot" if before is None else f"step {before:,}"
-    subtitle = f"{some}cell: first expert of the token{below}{without_expert(first_experts(experts_NK, E), E)}; ▾ changed since {since}"
+    subtitle = f"{some}cell: first expert of the token{below}{without_expert(first, E)}{colours.words}; ▾ changed since {since}"
     layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
+    picks(layout, E)
     if not shown:
         return {"data": [], "layout": layout}
     words, rows, experts_NK, gates_NK = words[:shown], rows[:shown], experts_NK[:shown], gates_NK[:shown]
-    first = first_experts(experts_NK, E)
+    first = first[:shown]
     layout["yaxis"] |= row_ticks(rows, text, layout)
     before_NK = None if before_NK is None else np.asarray(before_NK)[:shown]
     moved = moved_tokens(experts_NK, before_NK, E)
@@ -77,8 +81,8 @@ def probe_tokens(
     ):
         hover[n] += f"; {'before' if before is None else f'at step {before:,}'} to {who(e, E)}"
     data = [
-        cells(first, hover, text, chosen, E, theme),
-        *letters(words, first, text, E, theme),
+        cells(first, hover, text, colours, theme),
+        *letters(words, first, text, colours, theme),
         changed(moved, text, theme),
     ]
     return {"data": data, "layout": layout}
@@ -134,29 +138,26 @@ def hovers(words: list[Word], rows: list[int], experts_NK: Array, gates_NK: Arra
     ]
 
 
-def cells(first: Array, hover: list[str], text: Set, chosen: int, E: int, theme: Theme) -> Spec:
+def cells(first: Array, hover: list[str], text: Set, palette: Palette, theme: Theme) -> Spec:
     """A bar behind each word in the colour of its first expert, a pixel apart; hollow where no expert took it."""
-    if E <= LINES:
-        colours = [expert_colour(e, theme) for e in range(E)]
-    else:
-        colours = [faded(theme.ink2, 0.5 if e == chosen else 0.14) for e in range(E)]
+    E = len(palette.cells)
     return {
         "type": "bar", "orientation": "h", "name": "first expert", "base": text.left, "x": text.width - np.float32(1),
         "y": text.top + np.float32(text.cell / 2), "width": text.cell,
         "marker": {
-            "color": [[*colours, theme.ground][e] for e in first.tolist()],
+            "color": [[*palette.cells, theme.ground][e] for e in first.tolist()],
             "line": {"width": [0 if e < E else 1 for e in first.tolist()], "color": theme.edge},
         },
-        "hovertext": hover, "hoverinfo": "text",
+        "hovertext": hover, "hoverinfo": "text", "customdata": np.where(first < E, first + 1, 0),
     }  # fmt: skip
 
 
-def letters(words: list[Word], first: Array, text: Set, E: int, theme: Theme) -> list[Spec]:
+def letters(words: list[Word], first: Array, text: Set, palette: Palette, theme: Theme) -> list[Spec]:
     """The words, each in a colour that reads on its cell, and with many experts the number of each below it.
 
     Each word is a label of its own, so that one that is written from right to left, or in letters of another width, moves no other.
     """
-    on_cell = [letter_colour(expert_colour(e, theme)) if E <= LINES else theme.ink for e in range(E)] + [theme.ink]
+    E, on_cell = len(palette.cells), [*palette.letters, theme.ink]
     some = [n for n, word in enumerate(words) if word.text]
     blank = np.array([words[n].blank for n in some], np.float32)
     long = np.array([words[n].columns - words[n].blank for n in some], np.float32)
@@ -168,7 +169,7 @@ def letters(words: list[Word], first: Array, text: Set, E: int, theme: Theme) ->
             [on_cell[e] for e in first[some].tolist()],
         )
     ]  # fmt: skip
-    if E > LINES:
+    if E > NAMED:
         middle, low = text.left + text.width / 2, text.top + np.float32(text.size * 1.6)
         numbers = [str(e + 1) if e < E else "–" for e in first.tolist()]
         data.append(label_of("experts", middle, low, numbers, max(8, round(0.75 * text.size)), theme.ink2))

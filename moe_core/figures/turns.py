@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.figures.lines import as_steps, end_label, line, mark_cursor, over_steps
+from moe_core.figures.changes import mark_cursor
+from moe_core.figures.lines import as_steps, end_label, line, over_steps
 from moe_core.figures.paper import Array, Size, Spec, escape, figure, inner, pens
 from moe_core.figures.theme import LIGHT, Theme
 from moe_core.schema import value_text
@@ -65,20 +66,25 @@ def knobs(
         )  # fmt: skip
         # Beside each other where the rows are low, else in two lines, so that long names are not cut.
         between = "<br>" if not strip and height / len(turned) > 3 * layout["font"]["size"] else " "
-        name, value = fitted(name, value_text(values[-1]), layout) if between == " " else (name, value_text(values[-1]))
+        value, size_of_type = value_text(values[-1]), layout["font"]["size"]
+        if between == " ":
+            name, value, size_of_type = fitted(name, value, layout)
         text = f"{escape(name)}{between}{escape(value)}".strip()
         at = height * (1 - (row + 0.5) / len(turned))
-        layout["annotations"].append(end_label(text, at, height, theme, layout["font"]["size"]))
+        layout["annotations"].append(end_label(text, at, height, theme, size_of_type))
     mark_cursor(layout, cursor, theme)
     return {"data": data, "layout": layout}
 
 
-def fitted(name: str, value: str, layout: Spec) -> tuple[str, str]:
-    """A knob's name and value so that both fit beside the plot in one line: the end of a long name is left out, then all."""
-    letters = int(layout["margin"]["r"] / (0.48 * layout["font"]["size"])) - len(value) - 1
-    if len(name) <= letters:
-        return name, value
-    return (f"{name[: letters - 1]}…" if letters > 4 else ""), value
+def fitted(name: str, value: str, layout: Spec) -> tuple[str, str, int]:
+    """A knob's name and value so that both fit beside the plot in one line, and the size of their type: smaller if that is enough,
+    else the end of a long name is left out, or all of it."""
+    size, room = layout["font"]["size"], layout["margin"]["r"] - 6
+    smaller = [px for px in (size, size - 1, size - 2) if 0.5 * px * (len(name) + len(value) + 1) <= room]
+    if smaller:
+        return name, value, smaller[0]
+    letters = int(room / (0.5 * size)) - len(value) - 1
+    return (f"{name[: letters - 1]}…" if letters > 4 else ""), value, size
 
 
 def heights(values: Sequence[float | str], log: bool) -> Array:

@@ -50,7 +50,8 @@ class Knob(NamedTuple):
     that of `start`, its value at the start.
 
     scale: "linear", "log", or "log0", which is logarithmic with a 0 at the left end; step: the distance of two positions of a
-    linear slider; under: the strategies under which it has an effect, None being all and () none in this run.
+    linear slider; under: the strategies under which it has an effect, None being all and () none in this run; paces: it sets how
+    fast the run trains and changes none of its numbers, so that charts mark no turn of it.
     """
 
     start: float | str
@@ -63,6 +64,7 @@ class Knob(NamedTuple):
     step: float | None = None
     choices: tuple[str, ...] = ()
     under: tuple[str, ...] | None = None
+    paces: bool = False
 
     def parse(self, name: str, value: Any) -> float | str:
         """A value of the knob's own type and within its range, from a number or its text. ValueError says what was wanted."""
@@ -232,7 +234,7 @@ def own_knob(config: Config, started: Knobs, name: str) -> Knob:
     idle = config.task not in meta.tasks or (meta.hierarchical and config.groups < 2)
     return Knob(
         getattr(started, name), meta.low, highest(config, name), meta.help, meta.label, meta.unit, meta.scale, meta.step,
-        meta.choices, () if idle else meta.strategies or None,
+        meta.choices, () if idle else meta.strategies or None, meta.paces,
     )  # fmt: skip
 
 
@@ -337,6 +339,7 @@ def read_knob(name: str, given: dict[str, Any]) -> Knob:
             given[key] = float(given[key])
     for key in ("help", "label", "unit"):
         given[key] = word(given.get(key, ""))
+    given["paces"] = bool(given.get("paces", False))
     known = {key: value for key, value in given.items() if key in Knob._fields}  # others: a later version's
     knob = Knob(start, **known)
     one_of(SCALES, knob.scale, "scale")

@@ -222,7 +222,10 @@ def best_of(scores_NE: Tensor, k: int, groups: Groups | None) -> Tensor:
     return (scores_NE if groups is None else limited(scores_NE, groups)[0]).topk(k, dim=-1, sorted=False).indices
 
 
-def limited(scores_NE: Tensor, groups: Groups) -> tuple[Tensor, Tensor, Tensor]:
+Limits = tuple[Tensor, Tensor, Tensor]  # what limited() gives
+
+
+def limited(scores_NE: Tensor, groups: Groups) -> Limits:
     """Scores (..., N, E), those of groups that are not kept masked; each group's score (..., N, G); the kept groups (..., N, G')."""
     in_groups_NGB = scores_NE.reshape(*scores_NE.shape[:-1], groups.many, -1)
     first_NG1, at_NG1 = in_groups_NGB.max(-1, keepdim=True)
@@ -267,8 +270,9 @@ def score_statistics(
     scores_LNE = logits_LNE if plain else SCORES[scores](logits_LNE)
     by_LNE = scores_LNE if bias_LE is None else scores_LNE + bias_LE[:, None]
     chosen_LNK = logits_LNE.gather(-1, ids_LNK)
-    margin_LN = margins(by_LNE, ids_LNK, groups, chosen_LNK if plain else None)
-    unreachable_L = out_of_reach_of_kept(lacking(by_LNE, ids_LNK, groups), kept_N)
+    limits = None if groups is None else limited(by_LNE, groups)
+    margin_LN = margins(by_LNE, ids_LNK, groups, limits, chosen_LNK if plain else None)
+    unreachable_L = out_of_reach_of_kept(lacking(by_LNE, ids_LNK, groups, limits), kept_N)
     values = [margin_LN, chosen_share(logits_LNE, chosen_LNK, scores), spread(logits_LNE)]
     if bias_LE is not None:
         values.append(overlap(ids_LNK, best_of(scores_LNE, ids_LNK.shape[-1], groups)))
@@ -280,28 +284,35 @@ def score_statistics(
     return ScoreStatistics(mean_L, tenth_L, means[1], means[2], none_L if bias_LE is None else means[3], unreachable_L)
 
 
-def margins(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None = None, chosen_LNK: Tensor | None = None) -> Tensor:
+def margins(
+    by_LNE: Tensor,
+    ids_LNK: Tensor,
+    groups: Groups | None = None,
+    limits: Limits | None = None,
+    chosen_LNK: Tensor | None = None,
+) -> Tensor:
     """(L, N) the weakest chosen score minus the strongest unchosen one; infinite where nothing is unchosen. (gating.router_margin)
 
     With groups the smaller of that within the kept groups, and of the weakest kept group's score minus the strongest other's,
-    divided by how many scores it sums: an error of less than half of it in each score changes no choice.
+    divided by how many scores it sums: an error of less than half of it in each score changes no choice. limits: the scores as
+    limited() gives them, None without groups.
     """
-    if groups is not None:
-        by_LNE, group_scores_LNG, kept_LNG = limited(by_LNE, groups)
+    if limits is not None:
+        by_LNE, group_scores_LNG, kept_LNG = limits
     chosen_LNK = by_LNE.gather(-1, ids_LNK) if chosen_LNK is None else chosen_LNK
     margin_LN = chosen_LNK.amin(-1) - by_LNE.scatter(-1, ids_LNK, -math.inf).amax(-1)
-    if groups is None:
+    if groups is None or limits is None:
         return margin_LN
     return torch.minimum(margin_LN, margins(group_scores_LNG, kept_LNG) / groups.best)
 
 
-def lacking(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None) -> Tensor:
+def lacking(by_LNE: Tensor, ids_LNK: Tensor, groups: Groups | None, limits: Limits | None) -> Tensor:
     """(L, N, E) how much each expert's score would have to rise, alone, for each token to choose it: to the weakest chosen score, or,
     where its group is not kept, at least so far that the group is. Not above 0 for an expert that was chosen."""
     within_LNE = by_LNE.gather(-1, ids_LNK).amin(-1, keepdim=True) - by_LNE
-    if groups is None:
+    if groups is None or limits is None:
         return within_LNE
-    _, group_scores_LNG, kept_LNG = limited(by_LNE, groups)
+    _, group_scores_LNG, kept_LNG = limits
     weakest_LN1 = group_scores_LNG.gather(-1, kept_LNG).amin(-1, keepdim=True)
     needed_LNG1 = weakest_LN1[..., None].expand_as(group_scores_LNG[..., None])
     in_groups_LNGB = by_LNE.reshape(*by_LNE.shape[:-1], groups.many, -1)

@@ -24,7 +24,11 @@ def chart(name: str, that: str = "true") -> str:
 CHECKED = "document.querySelector('.moepanel-segments input:checked')?.value === '2'"
 AT_40 = "document.querySelector('.moescope-step')?.textContent === 'Step 40, as recorded'"
 LINKS = {
-    "live": Link("/?run=a&layer=2&step=40", f"{chart('balance')} && {CHECKED} && {AT_40}"),
+    "live": Link(
+        "/?run=a&layer=2&step=40&smooth=5",
+        chart("balance", "chart.layout.title.text.replaceAll('<br>', ' ').includes('mean of 5 steps')")
+        + f" && {CHECKED} && {AT_40}",
+    ),
     "routing": Link("/routing?run=a&layer=2&step=40", f"{chart('probe_text')} && {CHECKED} && {AT_40}"),
     "experts": Link(
         "/experts?run=a&layer=2&expert=3",

@@ -1,4 +1,4 @@
-"""axe-core looks at every page, light and dark: nothing serious, nothing critical."""
+"""axe-core looks at every page, light and dark, and on a phone: nothing serious, nothing critical."""
 
 from collections.abc import Callable
 
@@ -57,11 +57,15 @@ def wait_until_shown_whole(page: Page, name: str, theme: str) -> None:
     [(name, *(("light", "dark") if at % 2 else ("dark", "light"))) for at, name in enumerate([*LINKS, *FIRST])],
 )
 def test_axe_finds_nothing_serious(shared: Server, tab: Tab, name: str, first: str, then: str) -> None:
-    """A page opens in one theme and follows the machine into the other: every other page opens in the dark."""
+    """A page opens in one theme and follows the machine into the other: every other page opens in the dark. Then it is made as narrow
+    as a phone."""
     page = tab(shared.url + (FIRST[name][0] if name in FIRST else LINKS[name].path), theme=first)
     wait_until_shown_whole(page, name, first)
     found = [f"{first}: {line}" for line in complaints(page)]
     page.emulate_media(color_scheme=then)
     wait_until_shown_whole(page, name, then)
     found += [f"{then}: {line}" for line in complaints(page)]
+    page.set_viewport_size({"width": 390, "height": 844})
+    wait_until_shown_whole(page, name, then)
+    found += [f"on a phone: {line}" for line in complaints(page)]
     assert not found, "\n".join(found)

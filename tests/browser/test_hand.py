@@ -92,19 +92,6 @@ def test_every_knob_has_its_name_its_keys_and_its_text(server: Server, tab: Tab)
     assert open_run(run.id, server.runs).knobs.w_importance == 0.025
 
 
-def test_a_finger_turns_a_knob(server: Server, browser: object) -> None:
-    run = training(server)
-    context = browser.new_context(viewport={"width": 1280, "height": 800}, has_touch=True, bypass_csp=True)  # type: ignore[attr-defined]
-    page = context.new_page()
-    page.goto(f"{server.url}/?run={run.id}")
-    wait_for_step(page, 2)
-    box = page.locator(".moeknob-track").first.bounding_box()
-    assert box
-    page.touchscreen.tap(box["x"] + 0.75 * box["width"], box["y"] + box["height"] / 2)
-    expect(knob(page, "noise")).to_have_attribute("aria-valuenow", "3")
-    context.close()
-
-
 def test_the_line_at_the_foot_goes_to_a_past_step_and_back(server: Server, tab: Tab) -> None:
     run, page = open_knobs(server, tab)
     wait_for_step(page, 40)
@@ -198,11 +185,19 @@ def test_a_stopped_run_goes_on_and_a_fork_with_another_k_is_made_from_a_past_ste
     knob(page, "k, experts per token").press("Home")
     expect(page.locator(".moepanel-form")).to_contain_text("k 2 → 1")
     page.get_by_role("textbox", name="Train to step").fill("")
+    knob(page, "w_load").press("End")
+    page.get_by_role("combobox", name="strategy").select_option("loss-free")  # its own knobs come at once, others go
+    expect(knob(page, "w_load")).to_have_count(0)
+    expect(page.get_by_role("textbox", name="bias_speed, value")).to_have_value("1e-3")
+    expect(page.locator(".moepanel-form")).not_to_contain_text("w_load")
+    knob(page, "bias_speed").press("End")
     page.get_by_role("button", name="Start the fork").click()
     page.wait_for_url(lambda url: "run=" in url and run.id not in url)
     expect(page.locator(".moepanel-state")).to_contain_text("Training")
     (fork,) = (one for one in list_runs(server.runs) if one.id != run.id)
-    assert open_run(fork.id, server.runs).knobs.k == 1
+    knobs = open_run(fork.id, server.runs).knobs
+    assert (knobs.k, knobs.strategy, knobs.w_load) == (1, "loss-free", run.knobs.w_load)
+    assert knobs.bias_speed > Knobs().bias_speed
     expect(page.get_by_role("radio", name="2")).to_be_checked()  # in the layer in which its parent was looked at
 
 

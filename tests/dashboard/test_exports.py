@@ -1,5 +1,7 @@
 """The Export page in its states, and its long work: it ends, it fails in words, it can be cancelled."""
 
+import json
+import re
 import signal
 import time
 import zipfile
@@ -11,8 +13,10 @@ from streamlit.testing.v1 import AppTest
 from moe_core.__main__ import main
 from moe_core.dashboard.exports import progress_of, words_of
 from moe_core.dashboard.jobs import Work
+from moe_core.dashboard.style_file import choices_of, style_of
 from moe_core.export import Look, rendered
 from moe_core.export.sources import Named
+from moe_core.export.style import parsed_style, read_style
 from moe_core.runs import change_notes, create_run
 from moe_core.schema import Config, Knobs
 from moe_core.sweep import make_plan, make_sweep
@@ -41,8 +45,8 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert not app.exception
     assert "Share of selections by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
-    assert [b.proto.label for b in app.get("download_button")] == ["Export"]
-    app.number_input(key="font").set_value(18).run()
+    assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
+    app.number_input(key="font").set_value(18.0).run()
     app.selectbox(key="size").set_value("slide").run()
     app.button_group(key="format").set_value("svg").run()
     assert not app.exception
@@ -66,7 +70,7 @@ def test_several_figures_are_panels_of_one_file(runs):
     app = page(run="text", figures="loss,churn", size="page of 6.75 in", panels="2", smooth="20")
     assert not app.exception
     assert "2 panels: 648 × 194 px" in words(app)
-    assert [b.proto.label for b in app.get("download_button")] == ["Export"]
+    assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
 
 
 def test_the_link_names_figures_and_step(runs):
@@ -212,3 +216,47 @@ def test_a_comparison_has_the_names_that_the_runs_have_now(runs):
         assert progress_of(source) != before  # or the page would show what it had drawn
         assert b"*even*" in rendered(source, "compare_loss", "html", Look())
     assert r"Beside a\: \*even\*\." in words(app.run())
+
+
+LOOKS = {
+    "column": ({"size": "3.25in", "font": "7pt", "theme": "grey", "scale": 1.0, "smooth": 25, "caption": True, "title": "A & B"}, "312 × 192 px"),
+    "own mm": ({"size": "85x60mm", "font": "8pt", "theme": "light", "scale": 2.0, "smooth": 1, "caption": False, "title": ""}, "321 × 227 px"),
+    "own px": ({"size": "640x400px", "font": 13.5, "theme": "dark", "scale": 0.5, "smooth": 1, "caption": False}, "640 × 400 px"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_look_goes_into_a_file_and_comes_out_of_it(runs, tmp_path, look):
+    style, size = LOOKS[look]
+    make_run(runs, "text").close()
+    app = page(run="text")
+    app.get("file_uploader")[0].set_value(("paper.json", json.dumps(style).encode(), "application/json")).run()
+    assert not app.exception
+    assert not app.error
+    assert size in words(app)
+    assert style_of(app.session_state) == style
+    again = page(**{word: value[0] if isinstance(value, list) else value for word, value in app.query_params.items()})
+    assert style_of(again.session_state) == style  # the link has it all
+    (runs / "paper.json").write_text(json.dumps(style))
+    assert read_style(runs / "paper.json") == style
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff", "paper.json cannot be read as a style (UnicodeDecodeError); it is JSON such as"),
+        (b" " * 65_537, "a style has at most 65,536 bytes, and paper.json has more; it is JSON such as"),
+        (b'{"colour": "red"}', "paper.json has 'colour', which no style has; a style has some of: size, font"),
+        (b'{"size": "wide"}', "paper.json: a size is written WIDTHxHEIGHT"),
+        (b'{"size": "50x50px"}', "paper.json: width must be a whole number from 120 to 8,000, got '50'"),
+        (b'{"theme": "sepia"}', "paper.json: theme must be one of light, dark, grey, got 'sepia'"),
+        (b'{"font": "200pt"}', "paper.json: font must be a number from 6 to 48, got '266.666667'"),
+        (b'{"scale": NaN}', "paper.json: scale must be a number from 0.5 to 8, got 'NaN'"),
+        (b'{"smooth": 0}', "paper.json: smooth must be a whole number from 1 to 1,000,000, got '0'"),
+    ],
+)
+def test_a_file_that_is_no_look_is_refused_in_one_line_and_changes_nothing(content, said):
+    with pytest.raises(ValueError, match=re.escape(said)) as caught:
+        choices_of(parsed_style(content, "paper.json"), "paper.json")
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300

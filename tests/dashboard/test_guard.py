@@ -6,22 +6,30 @@ from typing import Any
 
 import pytest
 
-from moe_core.dashboard.address import TOKEN, Door, door, lines
+from moe_core.dashboard.address import TOKEN, Door, class_link, door, lines
 from moe_core.dashboard.guard import HEADERS, Guard
 
 HOST, HERE = "127.0.0.1:8501", "http://127.0.0.1:8501"
 HOME = Door()
 HUB = Door(("hub.example.org", "lab:8443"))
-LAN = Door((), "0.0.0.0", "secret")
+LAN = Door((), "0.0.0.0", "secret", look="glance")
 
 
 def call(
-    kind: str, headers: dict[str, str], door: Door = HOME, path: str = "/", query: str = "", scheme: str = "http"
+    kind: str,
+    headers: dict[str, str],
+    door: Door = HOME,
+    path: str = "/",
+    query: str = "",
+    scheme: str = "http",
+    method: str = "GET",
 ) -> list[dict[str, Any]]:
     """What a guarded app answers to one request; "in" is what the app behind the guard says, with the headers it was shown."""
     sent: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        names = [name for name, _ in scope["headers"]]
+        assert len(set(names)) == len(names)
         await send({"type": "in", "headers": dict(scope["headers"])})
 
     async def receive() -> dict[str, Any]:
@@ -31,7 +39,14 @@ def call(
         sent.append(message)
 
     raw = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": kind, "headers": raw, "server": ("127.0.0.1", 8501), "path": path, "scheme": scheme}
+    scope = {
+        "type": kind,
+        "headers": raw,
+        "server": ("127.0.0.1", 8501),
+        "path": path,
+        "scheme": scheme,
+        "method": method,
+    }
     asyncio.run(Guard(app, door)(scope | {"query_string": query.encode()}, receive, send))
     return sent
 
@@ -164,6 +179,7 @@ def test_without_the_token_nothing_comes_in(cookie: str) -> None:
         start, body = call("http", {"Host": HOST, "Cookie": cookie}, LAN, path=path)
         assert start["status"] == 401
         assert b"secret" not in body["body"]
+        assert b"glance" not in body["body"]
         assert set(HEADERS) <= set(start["headers"])
     for path in ("/_stcore/stream", "/moescope/live/a"):
         (closed,) = call("websocket", {"Host": HOST, "Origin": HERE, "Cookie": cookie}, LAN, path=path)
@@ -197,7 +213,8 @@ def test_the_link_becomes_a_cookie_and_the_address_forgets_it(path: str, query: 
 def test_streamlit_is_shown_one_address_and_no_other() -> None:
     """Its own check knows fewer, and would ask the internet for this machine's."""
     (message,) = call("websocket", {"Host": HOST, "Origin": "https://hub.example.org", "Cookie": "a=b"}, HUB)
-    assert message["headers"] == {b"host": b"127.0.0.1:8501", b"origin": b"http://127.0.0.1:8501", b"cookie": b"a=b"}
+    shown = {b"host": b"127.0.0.1:8501", b"origin": b"http://127.0.0.1:8501", b"cookie": b"a=b"}
+    assert message["headers"] == shown | {b"moescope-role": b"turns"}
 
 
 def test_a_proxy_that_passes_no_sockets_on_is_told_so() -> None:
@@ -207,7 +224,7 @@ def test_a_proxy_that_passes_no_sockets_on_is_told_so() -> None:
 
 
 @pytest.mark.parametrize(
-    ("door", "base"), [(Door(), ""), (Door(), "/a/b/"), (LAN, "x"), (Door((), "192.168.1.5", "secret"), ""), (door("127.0.0.2", ""), ""), (door("::1", ""), ""), (door("MyHost", "")._replace(token="secret"), ""), (Door(("hub.example.org",), "", "secret"), "")]
+    ("door", "base"), [(Door(), ""), (Door(), "/a/b/"), (LAN, "x"), (LAN, ""), (Door((), "192.168.1.5", "secret"), ""), (door("127.0.0.2", ""), ""), (door("::1", ""), ""), (door("MyHost", "")._replace(token="secret"), ""), (Door(("hub.example.org",), "", "secret"), "")]
 )  # fmt: skip
 def test_every_address_that_is_printed_comes_in(door: Door, base: str) -> None:
     shown = [
@@ -219,6 +236,94 @@ def test_every_address_that_is_printed_comes_in(door: Door, base: str) -> None:
     for match in found:
         host, path, token = match.groups()
         assert path == f"/{base.strip('/')}/".replace("//", "/")
-        assert (token or "") == door.token
+        assert (token or "") == door.token  # that of the one who turns
         cookie = f"moescope-8501={token}" if token else ""
         assert comes_in("http", {"Host": host, "Cookie": cookie}, door)
+
+
+def role(cookie: str, door: Door = LAN, **headers: str) -> str:
+    """The role that the pages are told, the same over HTTP and by WebSocket; "" if nothing comes in."""
+    told = set()
+    for kind in ("http", "websocket"):
+        (first, *_) = call(kind, {"Host": HOST, "Origin": HERE, "Cookie": cookie, **headers}, door)
+        told.add(first["headers"][b"moescope-role"].decode() if first["type"] == "in" else "")
+    (only,) = told
+    return only
+
+
+@pytest.mark.parametrize(
+    ("cookie", "expected"),
+    [
+        ("moescope-8501=secret", "turns"),
+        ("moescope-8501=glance", "looks"),
+        ("moescope-8501=glance; moescope-8501=secret", "turns"),  # of two paths; who has the one token may turn
+        ("moescope-8501=glance; moescope-8501=secre", "looks"),
+        ("moescope-8502=secret; moescope-8501=glance", "looks"),
+        ("moescope-role=turns; moescope-8501=glance", "looks"),
+        ("moescope-8501=turns", ""),
+        ("moescope-8501=", ""),
+    ],
+)
+def test_the_cookie_alone_says_who_turns_and_who_looks(cookie: str, expected: str) -> None:
+    assert role(cookie) == expected
+    for name in ("moescope-role", "MoEscope-Role", "MOESCOPE-ROLE"):
+        for forged in ("turns", "looks", ""):
+            assert role(cookie, **{name: forged}) == expected
+    assert role(cookie, HOME) == "turns"  # no token is asked for
+
+
+def test_tokens_of_an_earlier_start_open_nothing() -> None:
+    before, now = door("0.0.0.0", ""), door("0.0.0.0", "")
+    assert len({before.token, before.look, now.token, now.look}) == 4
+    for token in (before.token, before.look):
+        assert role(f"moescope-8501={token}", now) == ""
+        assert call("http", {"Host": HOST}, now, query=f"{TOKEN}={token}")[0]["status"] == 401
+
+
+@pytest.mark.parametrize("method", ["PUT", "POST", "DELETE", "PATCH", "OPTIONS"])
+def test_who_only_looks_uploads_nothing(method: str) -> None:
+    start, body = call(
+        "http", {"Host": HOST, "Cookie": "moescope-8501=glance"}, LAN, "/_stcore/upload_file/a/b", method=method
+    )
+    assert (start["status"], body["body"]) == (403, b"You are looking; the teacher turns.")
+    assert comes_in("http", {"Host": HOST, "Cookie": "moescope-8501=secret"}, LAN, method=method)
+
+
+def test_the_link_of_a_class_takes_no_right_away() -> None:
+    def cookie_after(cookie: str, token: str) -> str | None:
+        start, body = call("http", {"Host": HOST, "Cookie": cookie}, LAN, path="/learn", query=f"{TOKEN}={token}")
+        assert (start["status"], b"url=./learn" in body["body"]) == (200, True)
+        return dict(start["headers"]).get(b"set-cookie", b"").decode().partition(";")[0]
+
+    assert cookie_after("", "glance") == cookie_after("moescope-8501=old", "glance") == "moescope-8501=glance"
+    assert cookie_after("moescope-8501=glance", "secret") == "moescope-8501=secret"
+    assert cookie_after("moescope-8501=secret", "glance") == ""  # the teacher tries the link, and turns on
+
+
+@pytest.mark.parametrize(
+    ("url", "allowed", "bound", "link"),
+    [
+        ("http://192.168.1.5:8501/learn", "", "0.0.0.0", "http://192.168.1.5:8501/learn?moe_token=glance"),
+        ("https://hub.example.org/user/me/proxy/8501/live?run=a", "hub.example.org", "", "https://hub.example.org/user/me/proxy/8501/learn?moe_token=glance"),
+        ("http://[fe80::1]:8501/", "", "0.0.0.0", "http://[fe80::1]:8501/learn?moe_token=glance"),
+        ("http://localhost:8501/learn", "", "0.0.0.0", "http://192.0.2.7:8501/learn?moe_token=glance"),
+        ("http://localhost:9000/learn", "hub.example.org", "", ""),  # by a tunnel: the class has another address
+        ("", "", "0.0.0.0", ""),
+    ],
+)  # fmt: skip
+def test_the_link_of_a_class_has_an_address_that_the_class_can_reach(
+    url: str, allowed: str, bound: str, link: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moe_core.dashboard.address.own_address", lambda: "192.0.2.7")
+    assert class_link(Door((allowed,) if allowed else (), bound, "secret", look="glance"), url) == link
+
+
+def test_the_terminal_shows_a_link_for_a_class_where_a_token_is_asked_for() -> None:
+    shown = "\n".join(lines(LAN, 8501, "x", False))
+    assert re.search(r"^For a class, which only looks: http://\S+:8501/x/learn\?moe_token=glance$", shown, re.MULTILINE)
+    assert "glance" not in "".join(lines(HOME, 8501, "", False))
+    far = Door(("hub.example.org",), "", "secret", look="glance")
+    assert (
+        lines(far, 8501, "", False)[-1]
+        == "At hub.example.org, append ?moe_token=secret once; for a class, learn?moe_token=glance."
+    )

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppT
 GOOD = {
     "run": "text-1124-0931-k7f2", "sweep": "new", "layer": "2", "step": "40", "lesson": "8", "figures": "loss,nothing", "format": "svg",
     "size": "own size", "theme": "dark", "width": "640", "height": "400", "font": "13.5", "wide": "3.25", "high": "2", "type": "8", "smooth": "50", "panels": "2", "scale": "0.5", "title": "Größe, <b> & 50 %",
-    "bare": "true", "caption": "false", "read": "true", "with": "a,b", "align": "fork", "expert": "3", "tokens": "4096", "k": "2", "experts": "64", "devices": "1",
+    "bare": "true", "caption": "false", "read": "true", "with": "a,b", "align": "fork", "expert": "3", "pinned": "3,17", "tokens": "4096", "k": "2", "experts": "64", "devices": "1",
 }  # fmt: skip
 LONG = [
     "9" * 400,

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.dashboard.feed import Feed, join, leave
+from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.frames import Arrays, fingerprint
 from moe_core.dashboard.live import Viewer
+from moe_core.dashboard.shared import join, leave
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout
@@ -66,7 +67,7 @@ def test_memory_stays_bounded_and_extremes_stay(writer: RunWriter) -> None:
     spike[777, 0] = 99.0
     writer.commit(Batch(2051, spike))
     look(feed)
-    series = feed.series["loss", 0]
+    series = feed.series["loss", 0, 1]
     steps, values = series.steps, series.values
     assert len(steps) <= 4 * 2048
     assert values.max() == 99.0
@@ -305,7 +306,7 @@ def test_a_long_run_opens_at_once_and_is_read_on_by_pieces(tmp_path: Path, monke
     np.testing.assert_array_equal(feed.history("loss", bins=300)[0], steps)
     near, cv = feed.history("cv_load", first=49_000, last=51_000, bins=100_000)
     np.testing.assert_array_equal(near[cv > 1], [50_007, 50_008, 50_009])
-    assert len(feed.series["cv_load", 0].steps) <= 4 * 2048
+    assert len(feed.series["cv_load", 0, 1].steps) <= 4 * 2048
     feed.run.close()
     writer.finish("finished")
 

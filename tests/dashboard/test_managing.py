@@ -40,7 +40,7 @@ def training(runs: Path, name: str, steps: int = 100) -> RunWriter:
 def test_without_runs_it_says_so(runs: Path) -> None:
     app = page()
     assert "Nothing trains now." in text_of(app)
-    assert parts(app)["runs"]["chosen"] == {"ids": [], "turn": 0}
+    assert parts(app)["runs"]["chosen"] == {"ids": [], "nth": 0}
 
 
 def test_what_trains_is_listed_lessons_too_and_all_of_it_is_stopped_at_once(runs: Path) -> None:
@@ -147,8 +147,8 @@ def test_a_name_that_is_pressed_opens_the_run_on_live(runs: Path) -> None:
 
 @pytest.mark.parametrize(
     "sent",
-    ["a", None, 3, ["a"], {"ids": ["a"]}, {"ids": ["a"], "turn": "1"}]
-    + [{"ids": ids, "turn": 1} for ids in ("a", ["a", "../b"], [1], {"a": 1}, [["a"]])],
+    ["a", None, 3, ["a"], {"ids": ["a"]}, {"ids": ["a"], "nth": "1"}]
+    + [{"ids": ids, "nth": 1} for ids in ("a", ["a", "../b"], [1], {"a": 1}, [["a"]])],
 )
 def test_only_names_of_runs_are_chosen(sent: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[Any] = []

@@ -15,7 +15,7 @@ import pytest
 from moe_core.dashboard import going
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.messages import parse_deed
-from moe_core.dashboard.panel import act, banner, findings, panel, remedy_text
+from moe_core.dashboard.panel import act, banner, findings, matters, panel, remedy_text
 from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run, runner
@@ -511,3 +511,19 @@ def test_a_run_whose_turns_are_damaged_does_not_go_on(tmp_path: Path, monkeypatc
     monkeypatch.setattr(going, "resume", lambda run, steps: pytest.fail("a trainer was started"))
     with pytest.raises(ValueError, match="is damaged, and cannot be resumed"):
         ask(open_run(feed.path), {"go_on": True})
+
+
+def test_the_knobs_of_other_strategies_are_there_for_a_fork_that_takes_one(writer: RunWriter, feed: Feed) -> None:
+    told = panel(feed)
+    knobs, idle = knobs_of(told), {knob["name"]: knob for knob in told["idle"]}
+    assert not knobs.keys() & idle.keys()
+    assert [name for name in told["order"] if name in knobs] == list(knobs)
+    assert (idle["bias_speed"]["value"], idle["bias_speed"]["under"]) == (1e-3, ["loss-free"])
+    assert {"w_switch", "w_threshold"} <= idle.keys()
+    assert not {"k_primary", "noise_primary"} & idle.keys()  # they act under no strategy in this run
+    assert (knobs["k"]["under"], knobs["w_load"]["under"]) == (None, ["paper"])
+    for strategy, about in knobs["strategy"]["abouts"].items():
+        declared = feed.description.knobs
+        acting = {name for name, one in declared.items() if matters(one, strategy)}
+        assert acting == {n for n, one in (knobs | idle).items() if one["under"] is None or strategy in one["under"]}
+        assert len(about) == 2

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import random
+import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -17,8 +18,9 @@ from websockets.sync.client import ClientConnection, connect
 
 from moe_core.dashboard import live, log
 from moe_core.dashboard.address import TOKEN
+from moe_core.dashboard.gate import LOOKING
 from moe_core.dashboard.guard import HEADERS
-from moe_core.runs import open_run
+from moe_core.runs import COMMANDS, open_run
 from tests.dashboard.test_messages import BAD, garbled
 from tests.figures.record import record
 from tests.server import Server, ask
@@ -43,7 +45,10 @@ def socket(server: Server, path: str = "/moescope/live/a", **more: Any) -> Clien
 def look(viewer: ClientConnection) -> dict[str, Any]:
     """Say what is looked at, and take a frame's header."""
     viewer.send(json.dumps(LOOK))
-    frame = viewer.recv(timeout=60)
+    return header_of(viewer.recv(timeout=60))
+
+
+def header_of(frame: str | bytes) -> dict[str, Any]:
     assert isinstance(frame, bytes)
     return json.loads(frame[4 : 4 + int.from_bytes(frame[:4], "little")])  # type: ignore[no-any-return]
 
@@ -104,13 +109,23 @@ class Silent(SimpleNamespace):
 def test_too_many_viewers_and_silence_are_two_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
     monkeypatch.setattr(live, "GREETING", 0.01)
-    monkeypatch.setattr(live, "_viewers", set(range(live.MOST)))
+    monkeypatch.setattr(live, "_viewers", {live.Viewer() for _ in range(live.MOST)})
     (tmp_path / "a").mkdir()
     for speaks, code, words in ((False, 4408, "no message came"), (True, 4429, "128 pages look at runs")):
-        viewer: Any = Silent(path_params={"run": "a"}, speaks=speaks)
+        viewer: Any = Silent(path_params={"run": "a"}, headers={"moescope-role": "turns"}, speaks=speaks)
         asyncio.run(live.stream(viewer))
         assert viewer.closed[0] == code
         assert words in viewer.closed[1]
+
+
+def test_a_class_of_many_keeps_no_teacher_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOE_RUNS", str(tmp_path))
+    monkeypatch.setattr(live, "_viewers", {live.Viewer(looks=True) for _ in range(live.MOST)})
+    (tmp_path / "a").mkdir()
+    for role, code in (("looks", 4429), ("turns", 4404), ("", 4429)):  # 4404: it came in, and there is no trainer
+        viewer: Any = Silent(path_params={"run": "a"}, headers={"moescope-role": role}, speaks=True)
+        asyncio.run(live.stream(viewer))
+        assert viewer.closed[0] == code
 
 
 def test_three_thousand_messages_that_no_page_sends_leave_no_traceback(server: Server) -> None:
@@ -214,6 +229,30 @@ def test_beyond_this_machine_everything_lies_behind_a_token_that_the_terminal_sh
         with socket(guarded, path, additional_headers={"Cookie": cookie}) as viewer:
             if path.endswith("a"):
                 assert look(viewer)["last"] == 60
+
+
+def test_who_only_looks_is_sent_all_and_turns_nothing(guarded: Server) -> None:
+    (token,) = re.findall(rf"learn\?{TOKEN}=([\w-]+)", guarded.said())[:1]
+    headers = {"Cookie": f"moescope-{guarded.port}={token}", "MoEscope-Role": "turns", "X-Forwarded-For": "127.0.0.1"}
+    before = (guarded.runs / "a" / "run.db").read_bytes()
+    with socket(guarded, "/lab/moe/moescope/live/a", additional_headers=headers) as viewer:
+        header = look(viewer)
+        assert (header["panel"]["looking"], header["panel"]["obeys"], header["banner"]["fork"]) == (LOOKING, [], 0)
+        deeds: list[dict[str, Any]] = [{"turn": {"noise": 0.5}}, {"fork": 40}, {"go_on": True, "steps": 90}]
+        for nth, deed in enumerate([*deeds, *({"command": name} for name in COMMANDS)], 1):
+            viewer.send(json.dumps(deed | {"nth": nth}))
+            while header["answer"].get("nth") != nth:
+                viewer.send(json.dumps(LOOK | {"drawn": header["seq"]}))
+                header = header_of(viewer.recv(timeout=20))
+            assert header["answer"] == {"nth": nth, "error": LOOKING}
+    assert (guarded.runs / "a" / "run.db").read_bytes() == before
+    assert [path.name for path in guarded.runs.iterdir()] == ["a"]
+    for name in ("clear_cache", "set_run_on_save", "file_urls_request"):
+        message = BackMsg()
+        getattr(message, name).SetInParent() if name == "file_urls_request" else setattr(message, name, True)
+        with socket(guarded, "/lab/moe/_stcore/stream", additional_headers=headers) as page:
+            page.send(message.SerializeToString())
+            assert closing(page) == (1002, f"{LOOKING} Got {name}.")
 
 
 def test_a_setting_that_is_no_address_keeps_the_server_from_starting(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_the_route_sends_the_empty_page_before_the_run_is_made(runs: Path, monke
         return "gone"
 
     monkeypatch.setattr(live, "wait_for_run", never)
-    socket: Any = Socket(path_params={"run": run})
+    socket: Any = Socket(path_params={"run": run}, headers={"moescope-role": "turns"})
     asyncio.run(live.stream(socket))
     assert unpack(sent[0])["panel"]["state"] == "starting"
     assert socket.closed == (4404, "gone")

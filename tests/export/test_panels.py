@@ -8,7 +8,7 @@ from PIL import Image
 
 from moe_core.__main__ import main
 from moe_core.export import Look, export
-from moe_core.export.panels import panel_facts, panels, together
+from moe_core.export.panels import panels, together
 from tests.export.made import make_run
 from tests.export.test_words_apart import boxes, clashes
 
@@ -27,7 +27,7 @@ def run(tmp_path_factory):
 def test_panels_stand_in_rows_with_a_letter_each_and_no_words_touch(run, look, columns):
     if look.size and columns < 3:
         look = Look(size=(648, 600), font=look.font, caption=True)
-    sheet, zoom = together(run, THREE, look, columns, panel_facts(run, THREE, look))
+    sheet, zoom, _ = together(run, THREE, look, columns)
     assert not clashes(sheet)
     found = {
         words[0]: box for words, box in boxes(sheet) if words[:1] in "abc" and (len(words) == 1 or words[1] == " ")
@@ -40,6 +40,14 @@ def test_panels_stand_in_rows_with_a_letter_each_and_no_words_touch(run, look, c
         assert found["a"][0] == found["b"][0] == found["c"][0] == 0
     if look.size:
         assert (sheet.width * zoom, sheet.height * zoom) == pytest.approx(look.size)
+
+
+def test_panels_are_stamped_as_smoothed_if_one_of_them_is(run):
+    look = Look(smooth=5, caption=True)
+    assert "Smoothed" not in together(run, ("balance_now", "churn"), look, 2)[2]
+    sheet, _, facts = together(run, ("balance_now", "loss"), look, 2)
+    assert facts["Smoothed"].endswith("mean of 5 steps")
+    assert any("mean of 5 steps" in words for words, _ in boxes(sheet))
 
 
 def test_the_command_writes_one_file_and_a_table_each(run, tmp_path, capsys):

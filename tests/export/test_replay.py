@@ -54,6 +54,13 @@ def test_rows_left_out_are_neither_the_extremes_nor_the_changes(run, tmp_path, m
     np.testing.assert_allclose(numbers(data["rows"][0]["cv_load"], "<f4"), cv[steps - 1], rtol=1e-6)
 
 
+def test_sixteen_balanced_experts_are_lines_which_the_page_fills(tmp_path):
+    made = make_run(tmp_path, "text", experts=16)
+    spec = module.skeletons(made, "light", 0)["selection_share"]
+    assert [trace["name"] for trace in spec["data"]] == [f"expert {e}" for e in range(1, 17)]
+    assert "band" not in spec["layout"]["title"]["text"]
+
+
 def test_ten_thousand_steps_fit_in_ten_megabytes(tmp_path):
     for experts in (16, 64):
         run = make_run(tmp_path, "text", steps=10_000, experts=experts, name=f"r{experts}")

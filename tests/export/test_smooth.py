@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from moe_core.export import Look, rendered
-from moe_core.export.look import check, spec_of
-from moe_core.export.smooth import centred, extremes
+from moe_core.export.look import POINTS, check, spec_of
+from moe_core.export.sources import Still
+from moe_core.figures.smooth import Smoothed, centred
+from moe_core.runs import thin
 from tests.export.made import make_run
 
 
@@ -32,13 +34,30 @@ def test_a_line_is_the_mean_of_every_step_and_the_line_itself_is_pale_behind(run
     raw, mean = ([trace for trace in spec["data"] if ("opacity" in trace) is pale] for pale in (True, False))
     assert len(raw) == len(mean) == 2
     steps, values = run.history("cv_load", 0)
-    whole = centred(steps, np.maximum(values, 0.02), 40, (2101,))
+    some, whole = thin(steps, centred(steps, values, 40, (2101,)), POINTS)
     (drawn,) = [trace for trace in mean if trace["name"] == "CV(load)"]
-    np.testing.assert_allclose(drawn["y"], whole[drawn["x"] - 1], rtol=1e-5)
-    assert (len(drawn["x"]), drawn["x"][-1]) == (pytest.approx(2000, rel=0.1), 4200)
+    np.testing.assert_array_equal(drawn["x"], some)
+    np.testing.assert_allclose(drawn["y"], whole, rtol=1e-6)
+    assert len(some) < 4200 == some[-1]
     assert "mean of 40 steps, pale: each step" in spec["layout"]["title"]["text"].replace("<br>", " ")
     (behind,) = [trace for trace in raw if trace["name"] == "CV(load)"]
     assert behind["y"].max() == pytest.approx(values.max())  # no peak is lost by thinning
+
+
+def test_a_range_has_the_means_of_the_whole_and_so_have_the_runs_beside(run, tmp_path):
+    other = make_run(tmp_path, "text", steps=300)
+    whole = centred(*run.history("loss"), 25, (2101,))
+    for first, last in ((1, 20), (2080, 2120), (4190, None)):
+        steps, values = Smoothed(run, 25).history("loss", first=first, last=last, bins=1000)
+        assert steps[0] == first
+        np.testing.assert_allclose(values, whole[first - 1 : last], rtol=1e-6)
+    beside = Smoothed(Still(run, {}, [Still(other)]), 25).others[0]
+    np.testing.assert_allclose(
+        beside.history("loss", bins=1000)[1], centred(*other.history("loss"), 25, (151,)), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        beside.history("loss")[1], other.history("loss")[1]
+    )  # numbers stay those of their steps
 
 
 def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(run):
@@ -48,14 +67,6 @@ def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(
     assert "Smoothed: each line is a centred mean of 40 steps" in told
     assert "step 4,200, mean of 40 steps, MoEscope" in told
     assert rendered(run, "loss", "csv", Look(smooth=40)) == rendered(run, "loss", "csv", Look())
-
-
-def test_extremes_keep_least_and_most_in_their_order():
-    y = np.random.default_rng(1).normal(size=1000)
-    kept = extremes(y, 100)
-    assert len(kept) <= 102
-    assert {int(y.argmin()), int(y.argmax())} <= set(kept.tolist())
-    assert (np.diff(kept) > 0).all()
 
 
 @pytest.mark.parametrize("over", [0, -3, 10**9])

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,6 +17,7 @@ from moe_core.export.animation import animate
 from moe_core.export.numbers import cells, finished
 from moe_core.export.replay import replay
 from moe_core.export.sources import Named, named
+from moe_core.export.stamp import caption_of, figure_facts
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.read_compare import aligned_by
 from moe_core.figures.read_sweep import SweepResults
@@ -80,26 +82,40 @@ def test_every_figure_of_a_comparison_in_every_format_says_whose_it_is(pair, tmp
     for one, other in zip(*made, strict=True):
         assert one.read_bytes() == other.read_bytes()
     with Image.open(tmp_path / "x" / "compare_balance.png") as image:
-        assert image.text["Compared"] == "A a, step 40; B b, step 40"
+        assert image.text["Compared"] == "a, step 40; b, step 40"
         assert (image.text["Aligned"], image.text["Chosen"]) == ("fork", "expert 3")
-        assert image.text["Changes"] == "A: step 21: noise 1 → 0.5 (script)"
-    assert "A a, B b, step 40, MoEscope" in (tmp_path / "x" / "compare_balance.svg").read_text()
+        assert image.text["Changes"] == "a: step 21: noise 1 → 0.5 (script)"
+    assert "a, b, step 40, MoEscope" in (tmp_path / "x" / "compare_balance.svg").read_text()
     assert json.loads((tmp_path / "x" / "export.json").read_text())["compare_selections.csv"]["Compared"].startswith(
-        "A a"
+        "a, step"
     )
 
 
 def test_the_tables_of_a_comparison_hold_each_runs_line_and_their_difference(pair):
     rows = table(rendered(pair, "compare_balance_difference", "csv", Look()))
     a, b = (run.history("cv_load", 0)[1] for run in (pair, *pair.others))
-    np.testing.assert_allclose([float(row["B_minus_A"]) for row in rows], b - a, rtol=1e-6, atol=1e-8)
-    np.testing.assert_allclose([float(row["A"]) for row in rows], a, rtol=1e-6)
-    assert (rows[0]["A_change_step"], rows[0]["A_change"]) == ("21", "noise 1 -> 0.5")
-    assert "B_change" not in rows[0]
+    np.testing.assert_allclose([float(row["b_minus_a"]) for row in rows], b - a, rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose([float(row["a"]) for row in rows], a, rtol=1e-6)
+    assert (rows[0]["a_change_step"], rows[0]["a_change"]) == ("21", "noise 1 -> 0.5")
+    assert "b_change" not in rows[0]
     loads = table(rendered(pair, "compare_selections", "csv", Look()))[-1]
-    np.testing.assert_allclose(float(loads["B_8"]), pair.others[0].history("selection_share", 0)[1][-1, 7], rtol=1e-6)
+    np.testing.assert_allclose(float(loads["b_8"]), pair.others[0].history("selection_share", 0)[1][-1, 7], rtol=1e-6)
     losses = table(rendered(pair, "compare_loss", "csv", Look()))
-    assert [row["B_heldout_step"] for row in losses[:2]] == ["20", "40"]
+    assert [row["b_heldout_step"] for row in losses[:2]] == ["20", "40"]
+
+
+def test_a_comparison_calls_runs_by_the_names_that_people_gave_them(pair, monkeypatch):
+    svg = rendered(pair, "compare_balance", "svg", Look(caption=True)).decode()
+    assert {"a", "b"} <= set(re.findall(r">([ab])<", svg))
+    monkeypatch.setattr(type(pair.record), "name", property(lambda run: "even; wide"))
+    assert list(table(rendered(pair, "compare_balance", "csv", Look()))[0])[:2] == [
+        "even; wide (A)_step",
+        "even; wide (A)",
+    ]
+    facts = figure_facts(pair, "compare_balance", Look())
+    assert facts["Compared"] == "even; wide (A) (a), step 40; even; wide (B) (b), step 40"
+    assert caption_of(facts).startswith("even; wide (A) (a), even; wide (B) (b), step 40, ")
+    assert facts["Changes"].startswith("even; wide (A): step 21: noise")
 
 
 def test_a_sweeps_figures_tables_and_stamp(found, tmp_path):
@@ -140,6 +156,7 @@ def test_a_sweep_of_one_knob_has_no_maps_and_nothing_that_moves(found, tmp_path)
         (("--with", "b", "b"), "named twice"),
         (("--with", *"bcde"), "no run"),
         (("--choose", "expert=9"), "from 1 to 8"),
+        (("--choose", "pinned=3;4"), "commas between them"),
         (("--choose", "tokens=many"), "whole number"),
         (("--choose", "colour=3"), "cannot be chosen"),
     ],

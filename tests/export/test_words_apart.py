@@ -17,6 +17,7 @@ from moe_core.runs.ablation import Ablation, write_ablation
 from moe_core.schema import Config, Knobs, describe
 from tests.export.made import make_run
 from tests.export.test_sources import result
+from tests.export.test_untold import make_turned
 from tests.figures.many_layers import record_layers
 from tests.figures.record import record, record_tokens
 from tests.figures.test_catalog import write_throughput
@@ -26,6 +27,7 @@ HIGH, LOW = 0.72, 0.2  # how far letters reach above and below their baseline, i
 SOURCES = {
     "balance": ("made", "other"), "digits": ("digits", "digits-other"), "table": ("table",),
     "many": ("text", "text-other"), "groups": ("groups",), "bias": ("bias",), "tokens": ("tokens",), "layers": ("layers",),
+    "turned": ("turned", "with a long name, and turned too"),
 }  # fmt: skip
 
 
@@ -43,6 +45,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
     record(folder / "bias", "plane", 16, steps=40, knobs=Knobs(strategy="loss-free"))
     record_tokens(folder / "tokens", [" the", "\n", "cat"], np.arange(40) % 3)
     record_layers(folder / "layers", [64] * 24)
+    for name in SOURCES["turned"]:
+        make_turned(folder, name)
     return folder
 
 

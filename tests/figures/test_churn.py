@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe_core.dashboard.feed import join, leave_all
+from moe_core.dashboard.shared import join, leave_all
 from moe_core.figures.catalog import FIGURES, tiles_of
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.codec import START, link

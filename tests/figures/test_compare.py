@@ -9,8 +9,9 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import compare, read_compare
+from moe_core.figures.called import called, column_names, run_colour
 from moe_core.figures.catalog import tiles_of
-from moe_core.figures.compare import Curve
+from moe_core.figures.comparing import Curve
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import KnobChange, open_run
 from moe_core.runs.source import At
@@ -127,7 +128,7 @@ def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
     tiles = tiles_of("compare", View(a, {}, (b,)), At(1))
     assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
     assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
-    assert compare.run_colour(0, LIGHT) == LIGHT.ink
+    assert run_colour(0, LIGHT) == LIGHT.ink
 
 
 def turned(step, name="noise", previous=1.0, value=0.5):
@@ -247,3 +248,35 @@ def test_no_difference_is_taken_of_evaluations_at_unlike_steps(tmp_path: Path):
     held_out = dict(end_figures([a, b], [60, 50]))["held-out loss, bits/byte"]
     assert held_out == ["2.500, step 60", "2.500, step 40"]
     assert dict(end_figures([a, b], [50, 50]))["held-out loss, bits/byte"] == ["2.500", "2.500 (0.000)"]
+
+
+@pytest.mark.parametrize("width", [234, 380, 790])
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("even", "even", "off"),
+        ("a long name, number one of many", "a long name, number two of many"),
+        ("均衡的专家混合模型训练一号", "均衡的专家混合模型训练二号", "توازن الحمل"),
+        ("<b>bold</b> %{x}", "x"),
+    ],
+)
+def test_beside_a_figure_that_stands_alone_runs_have_names_that_differ_and_fit(names, width):
+    curves = [curve(name, 1, np.full(10, 0.5)) for name in names]
+    runs = called(curves, width)
+    labels = [run.label for run in runs]
+    assert len(set(labels)) == len({run.name for run in runs}) == len(names)
+    assert all(label.startswith("\u2068") and label.endswith("\u2069") for label in labels)
+    assert max(map(len, labels)) <= max(10, min(24, width // 24)) + len(" (A)") + len("&lt;" * 4)
+    spec = compare.compare_balance.spec(curves, named=width, size=(width, 240))
+    ends = [note["text"] for note in spec["layout"]["annotations"]]
+    assert all(any(label in end for end in ends) for label in labels)
+    assert [end.endswith("0.50") for end in ends] == [width >= 300] * len(names)
+    gaps = compare.compare_loss_difference.spec(curves, **compare.differences(curves), named=width, size=(width, 240))
+    assert f"training loss minus that of {labels[0]}, " in gaps["layout"]["title"]["text"]
+    assert "minus A" not in str(gaps)
+
+
+def test_the_columns_of_a_table_are_those_of_one_run_each():
+    assert column_names(["even", "off"]) == ["even", "off"]
+    assert column_names(["even", "even"]) == ["even (A)", "even (B)"]
+    assert column_names(["a", "a_step"]) == ["a (A)", "a_step (B)"]  # or it would have two columns of that name

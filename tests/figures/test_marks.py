@@ -1,6 +1,7 @@
 """What is written into the charts over time: the names of changes and of peaks stand clear of each other and of lines."""
 
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -8,6 +9,9 @@ import pytest
 
 from moe_core.figures import timeline
 from moe_core.figures.paper import inner
+from moe_core.figures.reading import by_hand, marked
+from moe_core.runs.rows import KnobChange
+from moe_core.schema import Config, Knobs, describe
 
 
 class Change(NamedTuple):
@@ -56,7 +60,7 @@ def test_names_of_peaks_are_on_ground_and_do_not_cover_each_other() -> None:
 
 
 def test_a_peak_without_room_is_not_named() -> None:
-    changes = tuple(Change(f"k{step}", step) for step in range(70, 131, 6))
+    changes = tuple(Change(f"k{step}", step) for step in range(54, 147, 23))  # too far apart to share a mark
     assert boxes(drawn({2: 100}, changes)) == {}
 
 
@@ -102,3 +106,45 @@ def test_names_that_stand_below_each_other_take_the_room_of_the_longest() -> Non
     layout = drawn({}, (Change("w_importance", 20), Change("w_load", 20), Change("noise", 100)))
     named = [note["text"] for note in layout["annotations"] if "→" in note["text"]]
     assert [text.count("→") for text in named] == [1, 2]
+
+
+def test_three_close_changes_share_a_strip_and_a_label_that_lists_them() -> None:
+    layout = drawn({}, (Change("noise", 20), Change("k", 92, 2, 3), Change("w_load", 100), Change("noise", 110)))
+    named = {note["text"]: note for note in layout["annotations"] if note["xref"] == "x"}
+    assert named.keys() == {"noise 0 → 0.1", "3 changes"}
+    listed = "step 92: k 2 → 3<br>step 100: w_load 0 → 0.1<br>step 110: noise 0 → 0.1"
+    assert (named["3 changes"]["hovertext"], named["3 changes"]["captureevents"]) == (listed, True)
+    marks = [shape for shape in layout["shapes"] if shape["xref"] == "x"]
+    assert [(s["x0"], s["x1"]) for s in marks if s["type"] == "rect"] == [(92, 110)]
+    assert [s["x0"] for s in marks if s["type"] == "line" and s["y1"] == 1] == [20, 92, 110]
+    assert [s["x0"] for s in marks if s["y1"] < 0.1] == [100]
+
+
+def test_a_run_of_many_turns_has_two_lines_and_lists_the_last_ones() -> None:
+    layout = drawn({}, tuple(Change("noise", step, step, step + 1) for step in range(20, 180)))
+    assert [s["x0"] for s in layout["shapes"] if s["xref"] == "x" and s["y1"] == 1 and s["type"] == "line"] == [20, 179]
+    assert sum(s["y1"] < 0.1 for s in layout["shapes"]) < 160  # one every 3 px
+    (name,) = [note for note in layout["annotations"] if note["xref"] == "x"]
+    assert (name["text"], name["hovertext"].split("<br>")[0]) == ("160 changes", "and 148 earlier")
+    assert name["hovertext"].count("<br>") == 12
+    assert name["hovertext"].endswith("step 179: noise 179 → 180")
+
+
+def test_two_close_changes_are_both_named_below_each_other() -> None:
+    layout = drawn({}, (Change("noise", 60), Change("w_load", 70), Change("w_importance", 70)))
+    (late, early) = [note for note in layout["annotations"] if note["xref"] == "x"]
+    assert (late["text"].count("<br>"), early["text"]) == (1, "noise 0 → 0.1")
+    assert early["yshift"] <= -2 * 1.3 * late["font"]["size"]  # below both lines of the other
+
+
+def test_a_heatmap_gets_no_strip_over_it() -> None:
+    changes = [Change("noise", step) for step in (92, 100, 110)]
+    layout = timeline.selection_share.spec(np.arange(1, 201), shares({}, E=24), changes=changes)["layout"]
+    assert {shape["type"] for shape in layout["shapes"]} == {"line"}
+
+
+def test_a_turn_of_the_speed_limit_is_marked_on_the_scrubber_only() -> None:
+    turned = [KnobChange(1, "speed_limit", 5.0, 0.0, "me", 0.0, 7), KnobChange(2, "noise", 0.5, 1.0, "me", 0.0, 9)]
+    source: Any = SimpleNamespace(description=describe(Config(), Knobs()), knob_changes=lambda: turned)
+    assert [change.name for change in by_hand(source)] == ["speed_limit", "noise"]
+    assert [change.name for change in marked(source)] == ["noise"]

@@ -107,15 +107,15 @@ def test_nothing_leaves_the_plot_and_strings_are_words_only(size: Any, E: int, t
         assert ("the first" in spec["layout"]["title"]["text"]) == (shown < len(strings))
 
 
-def test_with_many_experts_each_token_has_its_number_and_one_expert_stands_out() -> None:
+def test_with_many_experts_each_token_has_its_number_and_the_pinned_ones_a_colour() -> None:
     given = probe_of_tokens(30, 64)
-    spec = probe_tokens.spec(["word"] * 30, **given, chosen=int(given["experts_NK"][3, 0]))
+    spec = probe_tokens.spec(["word"] * 30, **given, pinned=[int(given["experts_NK"][3, 0])])
     first = given["experts_NK"][:, 0]
     assert trace(spec, "experts")["text"] == [str(e + 1) for e in first]
     colours = np.array(trace(spec, "first expert")["marker"]["color"])
     assert len({*colours[first == first[3]]}) == 1
     assert len({*colours}) == 2
-    assert f"full: those of expert {first[3] + 1}" in spec["layout"]["title"]["text"]
+    assert f"■</span>\u00a0{first[3] + 1}, the rest grey" in spec["layout"]["title"]["text"]
 
 
 def test_a_token_that_no_expert_took_is_hollow() -> None:

@@ -64,7 +64,7 @@ def test_beside_low_rows_a_long_name_is_shortened_and_a_long_word_stands_alone()
     }
     spec = knobs.spec(turned, 90, size=(600, 78))
     labels = [note["text"] for note in spec["layout"]["annotations"]]
-    assert labels == ["noise 0.5", "w_importanc… 0.1", "expert-choice"]
+    assert labels == ["noise 0.5", "w_importan… 0.1", "expert-choice"]
 
 
 def test_of_two_turns_in_one_step_the_last_is_drawn():

@@ -15,7 +15,7 @@ from moe_core.diagnosis import Finding, diagnose
 from moe_core.recording import recent
 from moe_core.runs import open_run
 from moe_core.watching import Live, measuring, watch
-from moe_core.watching.routers import Groups, best_of, lacking, out_of_reach_of_kept
+from moe_core.watching.routers import Groups, best_of, lacking, limited, out_of_reach_of_kept
 from tests.watching.families import build
 
 PLANTED = 3  # the expert, counted from 0
@@ -134,7 +134,8 @@ def test_of_healthy_models_nothing_is_told(tmp_path: Path, model: Callable[[], n
 @pytest.mark.parametrize("groups", [None, Groups(4, 2, 2, -torch.inf), Groups(4, 2, 1, -torch.inf)])
 def test_a_score_that_is_raised_by_less_than_it_lacks_is_not_chosen(groups: Groups | None) -> None:
     scores_NE = torch.randn(50, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    lack_NE = lacking(scores_NE[None], best_of(scores_NE, 3, groups)[None], groups)[0]
+    limits = None if groups is None else limited(scores_NE[None], groups)
+    lack_NE = lacking(scores_NE[None], best_of(scores_NE, 3, groups)[None], groups, limits)[0]
     for e in range(16):
         for by, any_chosen in ((-1e-6, False), (1e-6, True)):
             raised_NE = scores_NE.clone()

@@ -9,8 +9,19 @@ from torch import Tensor, nn
 
 pytest.importorskip("transformers", reason="transformers is not installed: pip install 'moescope[watch-demo]'")
 
+from moe_core.watching import routers
 from moe_core.watching.readers import find_taps
-from moe_core.watching.routers import SCORES, Groups, Logits, Router, best_of, choose, find_routers, score_statistics
+from moe_core.watching.routers import (
+    SCORES,
+    Groups,
+    Logits,
+    Router,
+    best_of,
+    choose,
+    find_routers,
+    limited,
+    score_statistics,
+)
 from moe_core.watching.taps import Tap
 from tests.watching import families
 from tests.watching.test_taps import FAMILIES, batch, loss_of
@@ -230,3 +241,16 @@ def test_no_token_that_counts_gives_no_number() -> None:
     logits_LNE = torch.randn(1, 9, 8, generator=torch.Generator().manual_seed(0))
     measured = score_statistics(logits_LNE, logits_LNE.topk(2).indices, kept_N=torch.zeros(9, dtype=torch.bool))
     assert all(value.isnan().all() for value in measured)
+
+
+@pytest.mark.parametrize(("best", "bias", "times"), [(2, False, 1), (1, False, 1), (2, True, 2)])
+def test_groups_are_found_once_for_each_of_the_scores(
+    monkeypatch: pytest.MonkeyPatch, best: int, bias: bool, times: int
+) -> None:
+    asked = []
+    monkeypatch.setattr(routers, "limited", lambda *given: asked.append(given) or limited(*given))
+    groups, random = Groups(4, 2, best, -math.inf), torch.Generator().manual_seed(0)
+    logits_LNE, bias_LE = torch.randn(2, 9, 16, generator=random), torch.randn(2, 16, generator=random)
+    ids_LNK = limited(logits_LNE.sigmoid(), groups)[0].topk(3).indices
+    score_statistics(logits_LNE, ids_LNK, "sigmoid", bias_LE if bias else None, groups)
+    assert len(asked) == times  # with a bias once more, without it

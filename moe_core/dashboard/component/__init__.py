@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import streamlit as st
 
 from moe_core.dashboard.links import WORDS, fits
+from moe_core.figures.smooth import SMOOTH
 
 # Inline script travels with every update, so it only loads the module that the route serves.
 LOADER = """
@@ -62,7 +63,7 @@ def live(page: str, run: str, probe: str, figures: list[str], go_to: GoTo, **dat
     options=: what was chosen in the page's own widgets; a change of it redraws them in place. A click on a chart that offers a
     choice writes it into the link.
     """
-    mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, **data)
+    mount(f"live-{page}", go_to, part="charts", page=page, run=run, probe=probe, figures=figures, smooth=SMOOTH, **data)
 
 
 def panel(run: str | None, go_to: GoTo, link: dict[str, str | None], only: tuple[str, ...] = (), **data: Any) -> None:
@@ -91,7 +92,7 @@ class Chosen(NamedTuple):
     """The runs that are chosen in the list of all runs, and how often a box was ticked before that was said."""
 
     ids: Sequence[str] = ()
-    turn: int = 0
+    nth: int = 0
 
 
 def runs(chosen: Chosen, go_to: GoTo, choose: Callable[[Chosen], None]) -> None:
@@ -99,10 +100,10 @@ def runs(chosen: Chosen, go_to: GoTo, choose: Callable[[Chosen], None]) -> None:
 
     def ticked() -> None:
         match st.session_state["runs"].chosen:
-            case {"ids": list(ids), "turn": int(turn)} if all(isinstance(id, str) and fits("run", id) for id in ids):
-                choose(Chosen(ids, turn))
+            case {"ids": list(ids), "nth": int(nth)} if all(isinstance(id, str) and fits("run", id) for id in ids):
+                choose(Chosen(ids, nth))
 
-    mount("runs", go_to, ticked, part="runs", chosen={"ids": list(chosen.ids), "turn": chosen.turn})
+    mount("runs", go_to, ticked, part="runs", chosen={"ids": list(chosen.ids), "nth": chosen.nth})
 
 
 def mount(key: str, go_to: GoTo, ticked: Callable[[], None] = lambda: None, **data: Any) -> None:

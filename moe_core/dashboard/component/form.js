@@ -64,7 +64,8 @@ export class Form {
   }
 }
 
-// What was turned for a fork that is not made yet.
+// What was turned for a fork that is not made yet. Its knobs are those that act under its own strategy, which may be another than
+// its parent's; what was turned of one that acts no more is dropped.
 class Draft {
   constructor(panel, turned) {
     this.panel = panel;
@@ -72,22 +73,33 @@ class Draft {
     this.changes = {};
   }
 
+  get knobs() {
+    const { knobs, idle, order } = this.panel.shown;
+    const all = [...knobs, ...idle].sort((one, other) => order.indexOf(one.name) - order.indexOf(other.name));
+    const strategy = this.changes.strategy ?? all.find(({ name }) => name === "strategy")?.value;
+    return all.filter(({ under }) => !under || under.includes(strategy));
+  }
+
   // A knob as the fork would have it: marked, with what its parent has, if it was turned.
   of(declared) {
-    const { name, value } = declared;
-    return name in this.changes ? { ...declared, value: this.changes[name], was: value } : { ...declared, was: null };
+    const { name, value, abouts } = declared;
+    if (!(name in this.changes)) return { ...declared, was: null };
+    const turned = { ...declared, value: this.changes[name], was: value };
+    return abouts ? { ...turned, about: abouts[turned.value] } : turned;
   }
 
   turn(name, value) {
-    const own = this.panel.shown.knobs.find((knob) => knob.name === name);
+    const own = this.knobs.find((knob) => knob.name === name);
     if (value === own.value) delete this.changes[name];
     else this.changes[name] = value;
+    const acting = new Set(this.knobs.map((knob) => knob.name));
+    for (const one of Object.keys(this.changes)) if (!acting.has(one)) delete this.changes[one];
     this.panel.drafted();
     this.turned();
   }
 
   words() {
-    const before = new Map(this.panel.shown.knobs.map(({ name, value }) => [name, value]));
+    const before = new Map(this.knobs.map(({ name, value }) => [name, value]));
     return Object.entries(this.changes).map(([name, value]) => `${name} ${before.get(name) || (before.get(name) === 0 ? 0 : "–")} → ${value === "" ? "–" : value}`);
   }
 }

@@ -4,6 +4,7 @@
 export const HERE = new URL("./", import.meta.url); // where the dashboard's files are: a proxy may have put them anywhere
 const KINDS = { f4: Float32Array, f8: Float64Array, u1: Uint8Array };
 const links = new Map();
+const PINS = 8; // as SOME of figures/palette.py
 let layerBefore = 1; // the layer that was shown last, of any run
 
 // The link of a run, kept while anyone uses it. Layer and step are kept too, so that the next page shows the same.
@@ -47,6 +48,7 @@ class Link {
     const named = new URLSearchParams(location.search);
     this.layer = whole(named.get("layer")) ?? layerBefore; // a fork opens at its parent's layer
     this.step = whole(named.get("step"));
+    this.pinned = (named.get("pinned") ?? "").split(",").map(whole).filter(Boolean).slice(0, PINS); // experts, from 1
   }
 
   leave(user) {
@@ -119,10 +121,18 @@ class Link {
     this.say();
   }
 
-  // Writes layer and step into the page's link, so that a copied link opens the same view.
+  // Pins an expert, so that it has a colour where not all can have one; one that is pinned is let go.
+  pin(expert) {
+    const others = this.pinned.filter((one) => one !== expert);
+    this.pinned = others.length < this.pinned.length ? others : [...others, expert].slice(-PINS);
+    this.mark();
+    this.say();
+  }
+
+  // Writes layer, step and pins into the page's link, so that a copied link opens the same view.
   mark() {
     const named = new URLSearchParams(location.search).has("layer");
-    nameInLink({ layer: this.layer > 1 || named ? this.layer : null, step: this.step });
+    nameInLink({ layer: this.layer > 1 || named ? this.layer : null, step: this.step, pinned: this.pinned.join(",") || null });
   }
 
   async take(buffer) {
@@ -133,6 +143,7 @@ class Link {
     this.header = header;
     if (header.answer.nth) this.heard = Math.max(this.heard, header.answer.nth);
     if (header.panel) this.panel = header.panel;
+    if (header.paper) this.paper = header.paper;
     try {
       for (const user of this.users) user.take?.(header);
       const figures = {};

@@ -5,7 +5,10 @@ import { exportLink } from "./export.js";
 import { HERE, element, join } from "./link.js";
 import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
+import { onPaper, onPrint, printing } from "./print.js";
 import { Scrubber } from "./scrubber.js";
+import { Smooth } from "./smooth.js";
+import { leaveScrolling } from "./touch.js";
 
 let plotly;
 
@@ -33,6 +36,10 @@ export class View {
     this.data = data;
     this.tell = tell;
     this.root = element("div", `moescope moescope-${data.page} moescope-${data.probe}`, parent);
+    this.where = element("button", "moescope-where", this.root); // on a narrow page, whose panel is folded away
+    element("span", "moescope-dot", this.where);
+    this.state = element("span", "", this.where);
+    this.where.onclick = () => document.querySelector("[data-testid=stExpandSidebarButton]")?.click();
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");
@@ -53,11 +60,14 @@ export class View {
     }
     this.span = null; // the steps that somebody zoomed to, on all charts over time
     this.scrubber = new Scrubber(this.root, this.link, (step) => this.point(step));
+    this.smooth = new Smooth(this.scrubber.root, data.smooth, () => this.link.say());
     this.link.view = this;
     this.link.mark();
     this.resized = new ResizeObserver(() => this.link.say());
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
+    this.left = new AbortController();
+    onPrint((paper) => this.print(paper), this.left.signal);
     this.link.say();
     // For a run started from this dashboard empty charts come at once; for others this notice is shown after a while.
     setTimeout(() => !this.header && !this.said && this.say("Waiting for the run's first numbers.", "starting"), 5000);
@@ -70,13 +80,14 @@ export class View {
       const seen = box.bottom > -200 && box.top < innerHeight + 200;
       if (seen && box.width > 0) sizes[name] = [Math.round(box.width), Math.round(box.height)];
     }
-    const { page, options, busiest } = this.data;
-    return { page, sizes, span: this.span, options: busiest ? { ...options, busiest } : options };
+    const { page, options, busiest } = this.data, pinned = this.link.pinned.join(",");
+    return { page, sizes, span: this.span, options: { ...options, ...this.smooth.options, ...(busiest && { busiest }), ...(pinned && { pinned }) } };
   }
 
   choose(options) {
     if (options?.align !== this.data.options?.align) this.span = null; // the zoom was of the other axis
     this.data.options = options;
+    this.smooth.mark(); // the page's script wrote the link, and knows of its own words only
     this.toExport?.aim();
     this.link.say();
   }
@@ -101,6 +112,8 @@ export class View {
     if (knobs) knobs.parentElement.hidden = !header.turned;
     this.scrubber.take(header);
     this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
+    this.where.firstChild.dataset.colour = this.link.panel?.colour ?? "grey";
+    this.state.textContent = [this.link.panel?.word, header.last ? `step ${header.last.toLocaleString("en")}` : ""].filter(Boolean).join(", ");
     await loadPlotly();
     for (const [name, spec] of Object.entries(figures)) {
       await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
@@ -127,31 +140,50 @@ export class View {
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
+    if (spec.layout.meta?.smooth) this.smooth.root.hidden = false;
     breakSubtitle(spec.layout);
     // The server's frame may have been on its way when somebody zoomed.
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
+    const first = !chart._fullLayout;
+    // We set the x range ourselves; Plotly keeps what else a person changed (hover, legend, y).
+    if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
+    await this.paint(chart, spec, printing.matches);
+    oneStop(chart, plainTitle(spec.layout));
+    chart.classList.toggle("moescope-picks", spec.layout.meta.pick === "pinned");
+    if (!first) return;
+    listen(chart);
+    leaveScrolling(chart);
+    chart.on("plotly_relayout", (change) => this.zoom(chart, change));
+    chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
+    chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
+  }
+
+  paint(chart, spec, paper) {
     const config = {
       displaylogo: false, responsive: false, doubleClick: "reset",
       modeBarButtonsToRemove: ["sendChartToCloud", "lasso2d", "select2d", "autoScale2d", "zoomIn2d", "zoomOut2d"],
       toImageButtonOptions: { format: "png", scale: 2, filename: chart.dataset.figure },
       modeBarButtonsToAdd: [saveSvg],
     };
-    const first = !chart._fullLayout;
-    // We set the x range ourselves; Plotly keeps what else a person changed (hover, legend, y).
-    if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
-    await window.Plotly.react(chart, spec.data, spec.layout, config);
-    oneStop(chart, plainTitle(spec.layout));
-    if (!first) return;
-    listen(chart);
-    chart.on("plotly_relayout", (change) => this.zoom(chart, change));
-    chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
-    chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
+    const { data, layout } = paper ? onPaper(spec, this.link.paper ?? {}) : spec, { width, height } = layout;
+    const drawn = window.Plotly.react(chart, data, layout, config);
+    chart.spec = spec;
+    // So that a printer may make the chart smaller as a whole.
+    chart.style.setProperty("--wide", `${width}px`);
+    chart.style.setProperty("--shape", `${width} / ${height}`);
+    for (const part of chart.querySelectorAll(".main-svg")) part.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    return drawn;
+  }
+
+  print(paper) {
+    for (const chart of this.charts.values()) if (chart.spec) this.paint(chart, chart.spec, paper);
   }
 
   // What a click on a chart chooses: a layer, or another option of the page. It is the point's first number, or its place.
   pick({ pick, from }, point) {
     const value = [from ? point[from] : point.customdata].flat()[0];
     if (pick === "layer") value > 0 && this.link.goTo({ layer: value });
+    else if (pick === "pinned") value > 0 && this.link.pin(value);
     else if (pick) this.tell("picked", { [pick]: value });
   }
 
@@ -256,6 +288,7 @@ export class View {
 
   close() {
     this.closed = true;
+    this.left.abort();
     this.resized.disconnect();
     this.scrolled.disconnect();
     this.scrubber.close();
@@ -274,13 +307,14 @@ const pen = document.createElement("canvas").getContext("2d");
 
 // Breaks the second line of a chart's title where the chart is narrower, and makes room for it.
 function breakSubtitle(layout) {
-  const [, head, text, tail] = layout.title?.text?.match(/^(.*?<br><span [^>]*>)([^<]*)(<\/span>)$/) ?? [];
+  const [, head, text, tail] = layout.title?.text?.match(/^(.*?<br><span [^>]*>)(.*)(<\/span>)$/) ?? [];
   if (!text) return;
+  const more = layout.meta.pick === "pinned" ? "; a click pins an expert or lets it go" : "";
   pen.font = `${layout.font.size}px ${layout.font.family}`;
   const lines = [""];
-  for (const word of text.replaceAll(" %", "\u00a0%").split(" ")) {
+  for (const word of (text + more).replaceAll(" %", "\u00a0%").split(/ (?![^<]*>)/)) { // not at a blank within a tag
     const longer = lines.at(-1) ? `${lines.at(-1)} ${word}` : word;
-    if (lines.at(-1) && pen.measureText(longer).width > layout.width - 4) lines.push(word);
+    if (lines.at(-1) && pen.measureText(longer.replace(/<[^>]*>/g, "")).width > layout.width - 4) lines.push(word);
     else lines[lines.length - 1] = longer;
   }
   layout.title.text = head + lines.join("<br>") + tail;

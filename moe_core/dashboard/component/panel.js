@@ -28,6 +28,8 @@ export class Panel {
       button.onclick = () => this.press(name);
       this.buttons[name] = button;
     }
+    this.looking = element("div", "moepanel-label", this.root);
+    this.looking.hidden = true;
     this.form = new Form(this.root, this);
     const heading = element("div", "moepanel-heading moepanel-ruled", this.root);
     this.heading = element("span", "", heading, data.run ? "Knobs" : "Starting values");
@@ -69,9 +71,13 @@ export class Panel {
     document.querySelector("[data-testid=stExpandSidebarButton]")?.click(); // on a narrow screen the panel is folded away
   }
 
+  get turnable() {
+    return this.shown.alive && !this.past && !this.shown.looking;
+  }
+
   // The form was opened or closed, or a knob of the fork was turned.
   drafted() {
-    this.show(this.shown.knobs, this.shown.alive && !this.past);
+    this.show(this.shown.knobs, this.turnable);
     this.head();
   }
 
@@ -124,12 +130,14 @@ export class Panel {
         continue;
       }
       button.disabled = true;
-      button.title = panel.alive ? "The program that records this run does not obey this command." : ENDED;
+      button.title = panel.looking || (panel.alive ? "The program that records this run does not obey this command." : ENDED);
     }
     if (this.form.kind === "resume" && (panel.alive || panel.going)) this.form.close();
     this.head();
     this.root.classList.toggle("moepanel-past", header.past);
-    this.show(panel.knobs, panel.alive && !header.past);
+    put(this.looking, panel.looking);
+    this.looking.hidden = !panel.looking;
+    this.show(panel.knobs, this.turnable);
     this.showLayers(panel.layers);
     this.showChanges(panel.changes, panel.earlier);
   }
@@ -137,7 +145,7 @@ export class Panel {
   head() {
     const { past, step } = this.link.header, draft = this.form.draft;
     put(this.heading, draft ? "Knobs of the fork" : past ? `Knobs at step ${step.toLocaleString("en")}` : "Knobs");
-    put(this.advice, draft ? "" : past ? "as recorded" : this.shown.alive ? "double-click resets" : "");
+    put(this.advice, draft ? "" : past ? "as recorded" : this.turnable ? "double-click resets" : "");
   }
 
   silent(seconds) {
@@ -146,15 +154,15 @@ export class Panel {
   }
 
   show(all, alive) {
-    const { only } = this.data;
-    const knobs = only.length ? all.filter((declared) => only.includes(declared.name)) : all;
+    const { only } = this.data, draft = this.form?.draft;
+    const acting = draft ? draft.knobs : all;
+    const knobs = only.length ? acting.filter((declared) => only.includes(declared.name)) : acting;
     for (const name of [...this.knobs.keys()]) {
       if (knobs.some((declared) => declared.name === name)) continue;
       this.knobs.get(name).root.remove();
       this.knobs.delete(name);
     }
     const after = new Map([[this.list, null], [this.rest, null]]);
-    const draft = this.form?.draft;
     for (const stored of knobs) {
       const declared = draft ? draft.of(stored) : stored;
       const list = declared.more ? this.rest : this.list;

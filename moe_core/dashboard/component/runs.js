@@ -212,8 +212,8 @@ export class Chooser {
 export class AllRuns {
   constructor(parent, data, tell, keep) {
     this.root = element("div", "moeruns-page", parent);
-    const open = (id) => tell("run", id), choose = (ids) => keep("chosen", { ids, turn: ++this.turn });
-    this.turn = data.chosen.turn;
+    const open = (id) => tell("run", id), choose = (ids) => keep("chosen", { ids, nth: ++this.nth });
+    this.nth = data.chosen.nth;
     this.table = new RunTable(this.root, { open, chosen: [], choose });
     this.chosen(data.chosen);
     this.again = setInterval(() => document.hidden || this.table.load(), 2000);
@@ -221,8 +221,8 @@ export class AllRuns {
 
   // Which runs are chosen, as the page's script has it: those that were deleted are not. What it says of boxes as they stood
   // before the last was ticked is not taken.
-  chosen({ ids, turn }) {
-    if (turn !== this.turn) return;
+  chosen({ ids, nth }) {
+    if (nth !== this.nth) return;
     this.root.classList.toggle("moeruns-beside", ids.length > 0);
     this.table.tick(ids);
     this.table.load();

@@ -11,7 +11,9 @@ export class Scrubber {
     this.root = element("div", "moescope-scrubber", parent);
     this.live = element("button", "moescope-button moescope-live", this.root);
     element("span", "moescope-dot", this.live);
-    this.word = element("span", "", this.live, "Live");
+    const words = element("span", "", this.live);
+    this.back = element("span", "moescope-spare", words); // left out where there is no room
+    this.word = element("span", "", words, "Live");
     this.live.onclick = () => this.goTo(null);
     this.play = element("button", "moescope-button moescope-play", this.root, "▶");
     this.play.setAttribute("aria-label", "Play");
@@ -30,7 +32,9 @@ export class Scrubber {
     this.ghost = element("div", "moescope-ghost", this.track);
     this.ghost.hidden = true;
     this.thumb = element("div", "moescope-thumb", this.track);
-    this.label = element("span", "moescope-step", this.root);
+    const label = element("span", "moescope-step", this.root);
+    this.label = element("span", "", label);
+    this.recorded = element("span", "moescope-spare", label);
     this.last = 0;
     this.track.addEventListener("pointerdown", (event) => this.drag(event));
     this.track.addEventListener("keydown", (event) => this.key(event));
@@ -133,14 +137,16 @@ export class Scrubber {
     this.root.dataset.state = past ? "past" : state;
     this.live.classList.toggle("moescope-primary", past);
     const ended = !["starting", "training", "paused"].includes(state);
-    put(this.word, past ? (ended ? "Back to the end" : "Back to live") : ended ? "End" : "Live");
+    put(this.back, past ? `Back to ${ended ? "the " : ""}` : "");
+    put(this.word, past ? (ended ? "end" : "live") : ended ? "End" : "Live");
     put(this.hint, past ? "" : this.reading ? `Reading the record, ${Math.round(100 * (1 - this.reading))} %`
       : state === "starting" && this.last ? "Trains again what is recorded, then goes on."
       : state === "paused" ? (this.reason ? `Paused: ${this.reason}.` : "Paused. Knobs act on the next step.") : "");
     this.thumb.style.left = `${this.last ? (100 * at) / this.last : 100}%`;
     this.rail.style.setProperty("--at", `${this.last ? (100 * at) / this.last : 100}%`);
     put(this.label, pointed !== null ? `step ${pointed.toLocaleString("en")}`
-      : past ? `Step ${at.toLocaleString("en")}, as recorded` : at ? `step ${at.toLocaleString("en")}` : "no step yet");
+      : past ? `Step ${at.toLocaleString("en")}` : at ? `step ${at.toLocaleString("en")}` : "no step yet");
+    put(this.recorded, pointed === null && past ? ", as recorded" : "");
     this.track.setAttribute("aria-valuemax", this.last);
     this.track.setAttribute("aria-valuenow", at);
     this.track.setAttribute("aria-valuetext", past ? `step ${at}, as recorded` : `step ${at}, the last`);

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moe_core.figures import compare, read_compare
-from moe_core.figures.compare import LETTERS
+from moe_core.figures.called import LETTERS
 from moe_core.figures.needs import Need, balance, compared, loss, stats
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.live import heldout_tile
@@ -17,7 +17,7 @@ from moe_core.figures.pages.words import balance_words, held_out_line, word_at
 from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
 from moe_core.figures.reading import held_out_at, last_step, value_at
 from moe_core.runs.source import At, Source
-from moe_core.schema import LOOKS_AHEAD, STAT
+from moe_core.schema import LOOKS_AHEAD, STAT, shortened
 
 
 class Place(NamedTuple):
@@ -60,12 +60,14 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
         lines = (prefixed, when + ", the last of all" * place.last)
-        label = f"A {run.name[:20]}, {STAT[run.description.balance].label}"
+        label = f"A {shortened(run.name, 20)}, {STAT[run.description.balance].label}"
         return Tile("run_A", label, cv, word=word, lines=tuple(filter(None, lines)), more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, prefixed if word else line)
-    return Tile(f"run_{letter}", f"{letter} {run.name[:20]}", cv, unit, lines=tuple(filter(None, lines)), more=more)
+    return Tile(
+        f"run_{letter}", f"{letter} {shortened(run.name, 20)}", cv, unit, lines=tuple(filter(None, lines)), more=more
+    )
 
 
 def held_out_value(run: Source, at: At) -> str:

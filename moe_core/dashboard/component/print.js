@@ -1,0 +1,34 @@
+// Printing: the charts get the colours of the light look, and as they were afterwards. The rest is live.css, under `print`.
+
+export const printing = matchMedia("print");
+
+// Calls back before and after the page is printed. The browser waits for neither, so what is to be printed must be drawn at once.
+export function onPrint(back, signal) {
+  for (const name of ["beforeprint", "afterprint"]) addEventListener(name, () => back(name === "beforeprint"), { signal });
+  printing.addEventListener("change", () => back(printing.matches), { signal });
+}
+
+// A spec with each colour of the page's look, and each word for one, replaced by that which has its role on paper.
+export function onPaper(value, paper) {
+  if (typeof value === "string") return recoloured(value, paper);
+  if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
+  if (Array.isArray(value)) {
+    const numbers = typeof value[0] === "number" && typeof value.at(-1) === "number";
+    return numbers || ArrayBuffer.isView(value[0]) ? value : value.map((one) => onPaper(one, paper));
+  }
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, onPaper(inner, paper)]));
+}
+
+function recoloured(text, paper) {
+  for (const [word, other] of Object.entries(paper)) if (word[0] !== "#") text = text.replace(word, other);
+  return text
+    .replace(/#[0-9a-f]{6}\b/gi, (colour) => paper[colour.toUpperCase()] ?? colour)
+    .replace(/rgba\((\d+),(\d+),(\d+),/g, (whole, ...parts) => {
+      const other = paper[hex(parts.slice(0, 3))];
+      return other ? `rgba(${[1, 3, 5].map((at) => parseInt(other.slice(at, at + 2), 16)).join(",")},` : whole;
+    });
+}
+
+function hex(channels) {
+  return `#${channels.map((one) => Number(one).toString(16).padStart(2, "0")).join("")}`.toUpperCase();
+}

@@ -1,0 +1,48 @@
+"""The gate that every deed passes: who only looks changes nothing, whatever the browser sends.
+
+What a person may do is decided for each request by the guard, from the token, and told to the pages in a header that no
+browser can set (guard.py). A page leaves out what its viewer may not do; that alone would not stop a message that somebody made
+by hand. So each function that changes runs or files, or starts a process, is a `deed`. What comes over the live route has
+its gate there (live.py). tests/dashboard/test_gate.py finds a deed that passes no gate.
+"""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+import streamlit as st
+
+from moe_core.dashboard.address import TURNS
+from moe_core.dashboard.log import note
+
+ROLE = "moescope-role"  # the header
+LOOKING = "You are looking; the teacher turns."
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def looks() -> bool:
+    """Whether the page that is drawn now only looks. Outside a server, as in a test, there is no header at all."""
+    headers = st.context.headers
+    return len(headers) > 0 and headers.get(ROLE) != TURNS
+
+
+def only_looking() -> bool:
+    """Whether the page only looks; if so it says that, in place of what is left out."""
+    if looks():
+        st.caption(LOOKING)
+    return looks()
+
+
+def deed(do: Callable[P, R]) -> Callable[P, R]:
+    """A function that only those who turn get through to: for anybody else the page says why, and ends there."""
+
+    @wraps(do)
+    def gated(*given: P.args, **named: P.kwargs) -> R:
+        if looks():
+            note("deed refused", f"{do.__name__}: by somebody who only looks")
+            st.error(LOOKING)
+            st.stop()
+        return do(*given, **named)
+
+    return gated

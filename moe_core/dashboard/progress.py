@@ -1,0 +1,117 @@
+"""How far a lesson's run is: read once a second for all who look at it, since that may be a class of thirty."""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from moe_core.dashboard.kept import remember
+from moe_core.lessons import LESSONS, Verdict
+from moe_core.runs import Run, StoreError, is_alive, open_run, runs_folder
+
+EACH = 0.9  # seconds for which a reading is good: each page asks once a second
+KEPT = 64  # readings
+
+
+class Progress(NamedTuple):
+    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, and the
+    stages whose check has passed."""
+
+    exists: bool
+    reached: int
+    alive: bool
+    happened: frozenset[int]
+
+
+NOT_BEGUN = Progress(False, 0, False, frozenset())
+
+
+class Reading(NamedTuple):
+    """What a run says of a lesson: how far it is, the check of the stage that was begun last, and the answer to the question."""
+
+    progress: Progress
+    verdict: Verdict
+    answer: str
+
+
+# The checks that have passed, by run, lesson, stage and layer; and what was pressed, by run, lesson and knob with its value, also
+# where a knob had that value already. Whoever looks at a run sees the same.
+_seen: dict[tuple[Path, int, int, int], Verdict] = {}
+_pressed: set[tuple[Path, int, tuple[str, Any]]] = set()
+_readings: dict[tuple[Path, int, int], tuple[float, Reading | None]] = {}
+_one = threading.Lock()
+
+
+def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading | None:
+    """What a run says of lesson `number`; None if it cannot be opened yet. layer: counted from 1, the nearest if there is none
+    of that number. fresh: read it even if somebody has just done so."""
+    key = (runs_folder() / id).absolute(), number, layer
+    when, kept = _readings.get(key, (0.0, None))
+    if not fresh and kept and time.monotonic() - when < EACH:
+        return kept
+    # While one page reads, the others show what was read before: were thirty to wait for it, they would keep it from its work.
+    if not _one.acquire(blocking=fresh or kept is None):
+        return kept
+    try:
+        with opened(id) as run:
+            kept = None if run is None else read(run, number, min(layer, len(run.description.layers)) - 1)
+        remember(_readings, key, (time.monotonic(), kept), KEPT)
+    finally:
+        _one.release()
+    return kept
+
+
+def read(run: Run, number: int, layer: int) -> Reading:
+    lesson = LESSONS[number - 1]
+    verdict = check(run, number, layer)
+    answer = lesson.answer_on(run, layer) if run.steps()[1] else ""
+    return Reading(progress_of(run, number, layer), verdict, answer)
+
+
+def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
+    """Keep in mind what a stage's button has turned."""
+    _pressed.update((run.path, number, item) for item in knobs.items())
+
+
+def progress_of(run: Run, number: int, layer: int) -> Progress:
+    """How far the reader is. The run's record says which stages were begun; where a knob already had the stage's value,
+    there is no change to record, and what was pressed counts.
+    """
+    stages, reached = LESSONS[number - 1].stages, reached_of(run, number)
+    happened = frozenset(at for at in range(len(stages)) if (run.path, number, at, layer) in _seen)
+    return Progress(True, reached, is_alive(run.path), happened)
+
+
+def reached_of(run: Run, number: int) -> int:
+    """The stage that was begun last, from 0."""
+    turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
+    turned |= {item for path, lesson, item in _pressed if (path, lesson) == (run.path, number)}
+    stages = LESSONS[number - 1].stages
+    return max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
+
+
+def check(run: Run, number: int, layer: int) -> Verdict:
+    """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
+    at = reached_of(run, number)
+    verdict = LESSONS[number - 1].stages[at].check(run, layer)
+    key = run.path, number, at, layer
+    if verdict.happened:
+        _seen.setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
+        return verdict
+    return _seen.get(key, verdict)
+
+
+@contextmanager
+def opened(wanted: str) -> Iterator[Run | None]:
+    """The run, open within the `with`; None if it cannot be opened yet."""
+    try:
+        run = open_run(wanted, limit=0.25)
+    except StoreError:
+        yield None
+        return
+    try:
+        yield run
+    finally:
+        run.close()

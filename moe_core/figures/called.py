@@ -1,0 +1,64 @@
+"""What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from moe_core.figures.paper import escape
+from moe_core.figures.theme import Theme
+from moe_core.figures.words import ISOLATED, columns_of
+from moe_core.schema import shortened
+
+LETTERS = "ABCD"
+
+
+class Called(NamedTuple):
+    """What a run is called: beside its line, and in a sentence. Both are escaped."""
+
+    label: str
+    name: str
+
+
+def called(curves: Sequence[Any], named: int) -> list[Called]:
+    """What each run is called: by its letter, or, in a figure that is `named` px wide, by its name, cut to the room there is."""
+    if not named:
+        return [Called(LETTERS[at], f"{LETTERS[at]} {escape(shortened(c.name, 24))}") for at, c in enumerate(curves)]
+    names = [curve.name for curve in curves]
+    short = told_apart([cut(name, max(10, min(24, named // 24))) for name in names])
+    return [Called(isolated(one), isolated(name)) for one, name in zip(short, told_apart(names), strict=True)]
+
+
+def told_apart(names: Sequence[str]) -> list[str]:
+    """The names; where two are the same, each with its run's letter."""
+    return list(names) if len(set(names)) == len(names) else with_letters(names)
+
+
+def column_names(names: Sequence[str]) -> list[str]:
+    """The names for a table, where what a column holds is written behind a name and "_"."""
+    clash = any(one.startswith(f"{other}_") for one in names for other in names)
+    return with_letters(names) if clash else told_apart(names)
+
+
+def with_letters(names: Sequence[str]) -> list[str]:
+    return [f"{name} ({letter})" for name, letter in zip(names, LETTERS, strict=False)]
+
+
+def cut(name: str, most: int) -> str:
+    """A name of at most so many columns: letters of East Asia take two."""
+    letters = most
+    while sum(map(columns_of, short := shortened(name, letters))) > most and letters > 6:
+        letters -= 1
+    return short
+
+
+def isolated(name: str) -> str:
+    """A name as part of a label: one that is written from right to left does not turn the label around."""
+    return f"{ISOLATED[0]}{escape(name)}{ISOLATED[1]}"
+
+
+def run_colour(at: int, theme: Theme) -> str:
+    return theme.runs[at]
+
+
+def square(at: int, theme: Theme) -> str:
+    """A square of a run's colour before what it is called."""
+    return f'<span style="color:{run_colour(at, theme)}">■</span>'

@@ -1,0 +1,162 @@
+"""Where knobs were turned, and which step the page shows, marked on charts over steps."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_core.figures.paper import Spec, escape, inner, label_font, note, upright
+from moe_core.figures.theme import Theme, faded
+from moe_core.schema import change_text
+
+CLOSE = 4  # in sizes of the type: marks that are closer to each other than this stand close together
+SHARE = 3  # so many changes that stand close together share one mark and one label
+STACKED = 3  # names of knobs turned in one step that stand below each other
+LISTED = 12  # changes of a shared label that are listed on hover
+TICK = 6  # px: height of the tick of a change within a shared mark
+LINE = 1.4  # distance of two lines of names, in sizes of the type
+
+
+class Name(NamedTuple):
+    """The name of a change, at its step. listed: what hovering it says."""
+
+    step: int
+    text: str
+    listed: str = ""
+
+
+def mark(
+    layout: Spec,
+    changes: Iterable[Any],
+    cursor: int | None,
+    theme: Theme,
+    *,
+    labelled: bool = True,
+    cased: bool = False,
+) -> None:
+    """Mark the knob changes, and the step that the page shows."""
+    mark_changes(layout, changes, theme, labelled=labelled, cased=cased)
+    mark_cursor(layout, cursor, theme)
+
+
+def mark_changes(
+    layout: Spec,
+    changes: Iterable[Any],
+    theme: Theme,
+    *,
+    labelled: bool = True,
+    cased: bool = False,
+    top: float = 1,
+    tall: float = 1,
+    **ends: Any,
+) -> None:
+    """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
+
+    Knobs turned in one step share a line, and their names stand below each other. Changes that stand close together share a
+    strip and a label. cased: there is a heatmap below the lines; top, tall: upper end and height of the chart's own part of the
+    plot; ends: yref, y0 and y1 of its lines.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    turned: dict[int, list[str]] = {}
+    for change in changes:
+        if change.step is not None and lo <= change.step <= hi:
+            turned.setdefault(change.step, []).append(turn(change))
+    together = grouped(sorted(turned), layout)
+    px = tall * inner(layout)[1]
+    for group in together:
+        layout["shapes"] += marks_of(group, layout, theme, cased, px, **ends)
+    if labelled:
+        rows = max(1, min(3, int(px / (5 * layout["font"]["size"]))))
+        layout["annotations"] += change_names(layout, [name_of(group, turned) for group in together], theme, top, rows)
+
+
+def turn(change: Any) -> str:
+    """A knob's change in words: "noise 1 → 0.5"."""
+    return f"{escape(change.name)} {escape(change_text(change.previous, change.value))}"
+
+
+def grouped(steps: Sequence[int], layout: Spec) -> list[list[int]]:
+    """Ascending steps in groups: those that stand close together on the axis if there are enough to share a mark, else each by
+    itself."""
+    lo, hi = layout["xaxis"]["range"]
+    near = CLOSE * layout["font"]["size"] * (hi - lo) / inner(layout)[0]
+    gaps = np.flatnonzero(np.diff(steps) >= near) + 1
+    close = [part.tolist() for part in np.split(np.asarray(steps, np.int64), gaps) if len(part)]
+    return [group for part in close for group in ([part] if len(part) >= SHARE else [[step] for step in part])]
+
+
+def marks_of(group: list[int], layout: Spec, theme: Theme, cased: bool, px: float, **ends: Any) -> list[Spec]:
+    """The line of a change; of a group a line at either end, a strip between them, and at its foot a tick for each change.
+
+    cased: with ground behind each line, and no strip, which would tint a heatmap; px: how high the lines are.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    width, _ = inner(layout)
+    whole = upright(group[0], color=theme.hand, width=1.5) | ends
+    tick = whole["y0"] + (whole["y1"] - whole["y0"]) * TICK / px
+    columns = {int(width * (step - lo) / (hi - lo) / 3): step for step in group[1:-1]}  # no two ticks within 3 px
+    lines = [whole | {"x0": step, "x1": step} for step in dict.fromkeys((group[0], group[-1]))]
+    lines += [whole | {"x0": step, "x1": step, "y1": tick} for step in columns.values()]
+    if cased:
+        return [one for line in lines for one in (line | {"line": {"color": theme.ground, "width": 5}}, line)]
+    fill = {"type": "rect", "layer": "below", "line": {"width": 0}, "fillcolor": faded(theme.hand, 0.12)}
+    strip = [whole | {"x1": group[-1]} | fill] if len(group) > 1 else []
+    return strip + lines
+
+
+def name_of(group: list[int], turned: dict[int, list[str]]) -> Name:
+    """The name of a step's changes, the last ones if there are many; of a group how many they are."""
+    if len(group) == 1:
+        return Name(group[0], "<br>".join(turned[group[0]][-STACKED:]))
+    each = [f"step {step:,}: {text}" for step in group for text in turned[step]]
+    return Name(group[0], f"{len(each)} changes", list_of(each))
+
+
+def list_of(each: Sequence[str]) -> str:
+    """What hovering a shared label says: a line a change, of many the last ones."""
+    return "<br>".join([f"and {len(each) - LISTED} earlier"] * (len(each) > LISTED) + list(each[-LISTED:]))
+
+
+def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float = 1, rows: int = 1) -> list[Spec]:
+    """The names of changes, in the order of their steps, below the height `top` of the plot's area.
+
+    The latest is named first; a name stands left of its step in the last third, and begins in the first of the rows in which it
+    covers no other. One that finds no room is left out; those, and shared ones, which tell all on hover only, are kept in the layout
+    for a figure without hovers.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    width, _ = inner(layout)
+    size = layout["font"]["size"]
+    taken: list[tuple[float, float, int, int]] = []  # left and right end, first row and the one after the last
+    names = []
+    for step, text, listed in reversed(named):
+        lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
+        at = width * (step - lo) / (hi - lo)
+        reach = 8 + 0.52 * size * max(map(len, lines))
+        left = at > width * 2 / 3 or at + reach > width + 8  # further right stand the names of lines
+        span = (at - reach, at) if left else (at, at + reach)
+        near = [(begin, end) for a, b, begin, end in taken if span[1] >= a and span[0] <= b]
+        free = [row for row in range(rows) if all(row + len(lines) <= begin or row >= end for begin, end in near)]
+        room = free and span[0] >= 0
+        if listed or not room:
+            layout["meta"].setdefault("untold", []).append(Name(step, text, listed))
+        if not room:
+            continue
+        taken.append((*span, free[0], free[0] + len(lines)))
+        font = label_font(layout, theme.hand)
+        side, shift = ("right", -6) if left else ("left", 6)
+        place: Spec = {"xanchor": side, "align": side, "xshift": shift}
+        place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+        names.append(note(text, step, top, font=font, **place))
+        if free[0]:
+            names[-1]["yshift"] = -round(LINE * size * free[0])
+        if listed:
+            names[-1] |= {"hovertext": listed, "hoverlabel": layout["hoverlabel"], "captureevents": True}
+    return names
+
+
+def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:
+    """Mark the step that the page shows, when it is not the last one."""
+    if cursor is not None:
+        layout["shapes"].append(upright(cursor, color=theme.ink, width=1.5, dash="dot"))

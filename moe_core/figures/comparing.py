@@ -1,0 +1,154 @@
+"""What the charts of a comparison share: their axis, what stands at the ends of lines, and the marks of what was turned."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from moe_core.figures.called import Called, square
+from moe_core.figures.changes import Name, change_names, grouped, list_of, mark_cursor, turn
+from moe_core.figures.lines import (
+    LABEL_GAP,
+    as_steps,
+    end_label,
+    last_of,
+    over_steps,
+    spread,
+)
+from moe_core.figures.paper import (
+    Array,
+    Size,
+    Spec,
+    inner,
+    upright,
+)
+from moe_core.figures.theme import Theme, faded
+
+NARROW = 300  # px of a figure that has no room for names and values beside each other
+
+
+class Curve(NamedTuple):
+    """One run's history. name: its id; steps (n,) ascending, values (n,) or (n, E); turns: its knob changes, on these steps;
+    comparable (n,) bool, None for all: which values compare with those of other strategies."""
+
+    name: str
+    steps: Array
+    values: Array
+    turns: tuple[Any, ...] = ()
+    comparable: Array | None = None
+
+
+class Shared(NamedTuple):
+    """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
+
+    aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that the page
+    shows.
+    """
+
+    aligned: str = "step"
+    offset: int = 0
+    span: tuple[float, float] | None = None
+    cursor: int | None = None
+
+    def layout(
+        self, name: str, title: str, subtitle: str, curves: Sequence[Curve], y: Spec, theme: Theme, size: Size
+    ) -> Spec:
+        last = latest(curves)
+        layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
+        layout["meta"]["step"] = last
+        layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
+        if self.aligned == "fork":
+            layout["xaxis"]["title"]["text"] = "steps since the fork"
+            layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
+        mark_cursor(layout, self.cursor, theme)
+        return layout
+
+    @property
+    def at(self) -> str:
+        """A place on the axis, for the hover."""
+        return "at step %{x:,d}" if self.aligned == "step" else "%{x:,d} steps after the fork"
+
+
+BY_STEP = Shared()
+
+
+def latest(curves: Sequence[Curve]) -> int | None:
+    return max((end for curve in curves if (end := last_of(curve.steps)) is not None), default=None)
+
+
+def run_ends(
+    runs: Sequence[Called], ends: list[tuple[int, float, str]], named: int, layout: Spec, theme: Theme
+) -> list[Spec]:
+    """What the runs are called where their lines end: (run, px above the bottom, value as text). A narrow figure has room for
+    letters and values, or for names."""
+    ends = sorted(ends, key=lambda end: -end[1])
+    _, height = inner(layout)
+    size = layout["font"]["size"]
+    places = spread([min(max(px, 0.0), float(height)) for _, px, _ in ends], max(LABEL_GAP, 1.25 * size))
+    if 0 < named < NARROW:
+        ends = [(at, px, "") for at, px, _ in ends]
+    return [
+        end_label(f"{square(at, theme)} <b>{runs[at].label}</b> {text}".rstrip(), y, height, theme, size, ink=True)
+        for (at, _, text), y in zip(ends, places, strict=True)
+    ]
+
+
+def mark_turns(
+    curves: Sequence[Curve], runs: Sequence[Called], layout: Spec, over: Shared, theme: Theme, labelled: bool
+) -> list[Spec]:
+    """Where each run's knobs were turned: a diamond of the hand's colour on the run's line, at the value recorded there.
+
+    curves: as drawn. A change that several runs share is named once, with all of them; only a named one has a line
+    from top to bottom, so that four runs stay readable.
+    """
+    lo, hi = layout["xaxis"]["range"]
+    x, y, words = [], [], []
+    named: dict[tuple[int, str], list[int]] = {}
+    for at, curve in enumerate(curves):
+        for change in curve.turns:
+            row = int(np.searchsorted(curve.steps, change.step))
+            if row == len(curve.steps) or not np.isfinite(curve.values[row]) or not lo <= change.step <= hi:
+                continue
+            where = over.at.replace("%{x:,d}", f"{change.step:,}")
+            x.append(change.step)
+            y.append(curve.values[row])
+            words.append(f"{runs[at].name} was turned {where}: {turn(change)}")
+            named.setdefault((change.step, turn(change)), []).append(at)
+    if labelled:
+        names = change_names(layout, shared_names(named, runs, layout, theme), theme, rows=2)
+        layout["annotations"] += names
+        layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
+    if not x:
+        return []
+    edge = {"color": theme.ground, "width": 1.5}
+    return [
+        {
+            "type": "scatter", "mode": "markers", "name": "turned", "x": as_steps(np.array(x)), "y": np.array(y, np.float32),
+            "marker": {"symbol": "diamond", "size": 8, "color": theme.hand, "line": edge}, "hovertext": words,
+            "hoverinfo": "text",
+        }
+    ]  # fmt: skip
+
+
+def shared_names(
+    named: Mapping[tuple[int, str], Sequence[int]], runs: Sequence[Called], layout: Spec, theme: Theme
+) -> list[Name]:
+    """The names of the changes (step, text) of several runs, each with what the runs that have it are called; of those that stand
+    close together how many they are."""
+    names = []
+    for group in grouped(sorted({step for step, _ in named}), layout):
+        here = [(step, those(at, runs, theme), text) for (step, text), at in sorted(named.items()) if step in group]
+        if len(group) == 1:
+            texts: dict[str, list[str]] = {}
+            for _, who, text in here:
+                texts.setdefault(who, []).append(text)
+            names += [Name(group[0], f"{who} {', '.join(turns)}") for who, turns in texts.items()]
+        else:
+            every = sorted({at for (step, _), all_ in named.items() if step in group for at in all_})
+            each = [f"step {step:,}: {who} {text}" for step, who, text in here]
+            names.append(Name(group[0], f"{those(every, runs, theme)} {len(each)} changes", list_of(each)))
+    return names
+
+
+def those(numbers: Sequence[int], runs: Sequence[Called], theme: Theme) -> str:
+    return " ".join(f"{square(at, theme)} {runs[at].label}" for at in numbers)

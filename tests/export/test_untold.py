@@ -1,0 +1,114 @@
+"""A change of a knob whose name finds no room in a figure has a number above the plot, and the subtitle says what it was."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.export import Look
+from moe_core.export.look import sheet_of, spec_of
+from moe_core.export.marks import Text
+from moe_core.export.sources import Named
+from moe_core.export.untold import Untold, add_numbers, subtitle_with, untold_of
+from moe_core.figures.theme import LIGHT
+from moe_core.runs import Batch, create_run, open_run
+from moe_core.schema import METRICS, Config, Knobs, layout
+
+COLUMN = Look(size=(192, 192), font=32 / 3)  # 2 in, 8 pt
+TURNS = ((200, "noise", 0.5), (260, "k", 1), (500, "w_load", 0.1), (560, "lr", 1e-4), (1000, "capacity_factor", 1.25))
+
+
+def make_turned(folder: Path, name: str, turns: Any = TURNS) -> None:
+    """A run of 1,200 steps in which these knobs were turned, each at its step."""
+    writer = create_run(
+        folder / name, Config(num_experts=16, layers=1), Knobs(k=2), probe={"tokens": np.zeros(8, np.uint8)}
+    )
+    random, width = np.random.default_rng(len(name)), sum(column.width for column in layout(1, 16))
+    run, at, applied = open_run(writer.folder), 1, ()
+    for step, knob, value in (*turns, (1201, "", 0)):
+        rows = random.uniform(0.5, 2, (step - at, width)).astype(np.float32)
+        writer.commit(Batch(at, rows, [(step - 1, {one: 1.5 for one, *_ in METRICS["text"]}, "")], (), applied))
+        if knob:
+            run.turn(who="me", **{knob: value})
+            at, applied = step, ((writer.pending().knobs[-1].id, step),)
+    run.close()
+    writer.finish("finished")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("runs")
+    make_turned(runs, "turned")
+    make_turned(runs, "even", TURNS[:2])
+    return runs
+
+
+def subtitle(spec: dict[str, Any]) -> str:
+    text = spec["layout"]["title"]["text"]
+    return re.sub(r"<[^>]*>", "", text.replace("<br>", " ").replace("\u00a0", " "))
+
+
+@pytest.mark.parametrize("figure", ["balance", "loss", "selection_share", "compare_balance"])
+@pytest.mark.parametrize("inches", [2, 3.25, 6.75])
+def test_each_change_is_named_in_the_plot_or_told_by_its_number_or_counted(
+    folder: Path, figure: str, inches: float
+) -> None:
+    others = ("even",) if figure.startswith("compare") else ()
+    with Named("turned", others).open(folder) as source:
+        spec, _ = spec_of(source, figure, replace(COLUMN, size=(96 * inches, 192)))
+    told = re.findall(r"(\d+): (.*?) at step ([\d,]+)", subtitle(spec))
+    assert [int(number) for number, *_ in told] == list(range(1, len(told) + 1))
+    assert [int(step.replace(",", "")) for *_, step in told] == sorted(int(step.replace(",", "")) for *_, step in told)
+    left = re.search(r"and (\d+) more change", subtitle(spec))
+    names = [note for note in spec["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]
+    above = [note for note in names if note["yanchor"] == "bottom"]
+    plain = [note for note in names if note["yanchor"] == "top" and "hovertext" not in note]
+    in_plot = sum(len(note["text"].split("<br>")) for note in plain)
+    assert in_plot + len(told) + (int(left[1]) if left else 0) == len(TURNS)
+    numbered = [
+        range(int(a), int(b or a) + 1)
+        for a, b in (re.fullmatch(r"(\d+)(?:–(\d+))?", n["text"]).groups() for n in above)
+    ]  # type: ignore[union-attr]
+    assert [number for some in numbered for number in some] == list(range(1, len(told) + 1))
+    assert [note["x"] for note in above] == [int(told[some[0] - 1][2].replace(",", "")) for some in numbered]
+    assert told or inches > 2
+    if others:  # a change that both runs have is one
+        assert told[0][1] == "\u2068turned\u2069, \u2068even\u2069: noise 1 → 0.5"
+
+
+def test_the_numbers_stand_above_the_plot_and_below_the_title(folder: Path) -> None:
+    with Named("turned").open(folder) as source:
+        sheet, _ = sheet_of(source, "loss", COLUMN, "")
+    words = [("".join(run.text for run in mark.runs), mark) for mark in sheet.marks if isinstance(mark, Text)]
+    (number,) = [mark for text, mark in words if re.fullmatch(r"1(–\d)?", text)]
+    assert max(mark.y for text, mark in words if "more changes" in text or text == "changes") < number.y
+    assert all(mark.y > number.y for text, mark in words if text == "3.0")
+
+
+def test_a_figure_without_its_title_has_no_numbers(folder: Path) -> None:
+    with Named("turned").open(folder) as source:
+        spec, _ = spec_of(source, "loss", replace(COLUMN, title=""))
+    assert not [note for note in spec["layout"]["annotations"] if note["yanchor"] == "bottom"]
+
+
+def test_changes_that_share_a_label_are_told_one_by_one_and_the_earliest_are_counted() -> None:
+    listed = "and 9 earlier<br>step 1,200: <span style='x'>■</span> a lr 1 → 2<br>step 90: k 2 → 1"
+    spec = {"layout": {"meta": {"untold": [(90, "11 changes", listed), (3, "noise 1 → 0<br>k 1 → 2", "")]}}}
+    untold = untold_of(spec)
+    assert untold == Untold(((3, "noise 1 → 0, k 1 → 2"), (90, "k 2 → 1"), (1200, "a lr 1 → 2")), 9)
+    text = subtitle_with("Loss<br><span>dots</span>", untold, 2).replace("\u00a0", " ")
+    assert text.endswith("dots; 1: noise 1 → 0, k 1 → 2 at step 3; 2: k 2 → 1 at step 90; and 10 more changes</span>")
+    assert untold_of({"layout": {"meta": {}}}) == Untold()
+
+
+def test_numbers_that_would_touch_become_one_mark() -> None:
+    layout: dict[str, Any] = {
+        "width": 300, "height": 200, "margin": {"l": 0, "r": 0, "t": 0, "b": 0}, "font": {"size": 10},
+        "xaxis": {"range": [0, 300]}, "annotations": [], "shapes": [{"x0": 10}],
+    }  # fmt: skip
+    add_numbers(layout, [10, 12, 14, 100, 130], LIGHT)
+    assert [(note["x"], note["text"]) for note in layout["annotations"]] == [(10, "1–3"), (100, "4"), (130, "5")]
+    assert [shape["x0"] for shape in layout["shapes"]] == [10, 12, 14, 100, 130]
