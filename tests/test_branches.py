@@ -395,7 +395,10 @@ def test_what_a_strategy_has_learnt_is_in_the_checkpoint(tmp_path: Path, at: int
 @pytest.mark.parametrize("over", ["sequence", "global"])
 def test_the_batches_that_balance_over_remembers_are_in_the_checkpoint(tmp_path: Path, over: str) -> None:
     """Gone on with, forked and replayed soon after the knob was turned, when some of the 8 batches are there."""
-    config, knobs, script = replace(CONFIG, steps=40), Knobs(strategy="switch", w_switch=0.5), [(20, "balance_over", over)]  # fmt: skip
+    config = replace(
+        CONFIG, steps=40, scores_every=1
+    )  # at a turn they are measured, which would part the two at step 20
+    knobs, script = Knobs(strategy="switch", w_switch=0.5), [(20, "balance_over", over)]
     straight = open_run(train(config, knobs, tmp_path, "straight", script=script)[0])
     unturned = open_run(train(config, knobs, tmp_path, "unturned")[0])
     assert same_training(unturned, straight, 20)
@@ -642,7 +645,7 @@ def test_a_changed_knob_history_does_not_replay(tmp_path: Path, whole: Run) -> N
     db.close()
     found = replay(open_run("a", tmp_path)).difference
     assert found is not None
-    assert found.step == 31
+    assert found.step == 30  # that of the turn, in which the scores were measured
 
 
 def test_a_run_without_steps_is_not_replayed(tmp_path: Path, whole: Run, capsys: pytest.CaptureFixture[str]) -> None:

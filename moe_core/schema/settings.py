@@ -178,11 +178,9 @@ class Config:
     )
     drop: tuple[str, ...] = setting((), "columns of --data to leave out: names, or numbers from 1", tasks=("digits",))
     missing: str = setting(
-        "refuse",
-        "what to do where --data lacks a value: refuse it, fill in the column's mean, or drop the row",
-        choices=("refuse", "mean", "drop"),
-        tasks=("digits",),
-    )
+        "refuse", "what to do where --data lacks a value: refuse it, fill in the column's mean, or drop the row",
+        choices=("refuse", "mean", "drop"), tasks=("digits",),
+    )  # fmt: skip
     plane: str = setting("spirals", "the pattern of the points", choices=PLANES, tasks=("plane",))
     plane_noise: float = setting(0.05, "spread of the points around the pattern", low=0.0, high=1.0, tasks=("plane",))
     seed: int = setting(0, "seed of weights, batches and noise", low=0, high=2**31 - 1)
@@ -192,13 +190,11 @@ class Config:
         50, "steps over which router churn and saturation are measured; 0 measures neither", low=0, high=10**9, before=0
     )
     scores_every: int = setting(
-        5, "steps between two measurements of router margin, confidence and the like; each turn is measured",
-        low=1, high=10**9, before=1,
-    )  # fmt: skip
+        5, "steps between two measurements of router margin and the like", low=1, high=10**9, before=1
+    )
     task_gradient_every: int = setting(
-        100, "steps between two measurements of the task's gradient on the gates; each costs a backward pass",
-        low=1, high=10**9, before=25,
-    )  # fmt: skip
+        100, "steps between two of the task's gradient on the gates", low=1, high=10**9, before=25
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     precision: str = setting(
         "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")

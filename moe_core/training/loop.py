@@ -159,7 +159,6 @@ class Trainer:
             self.writer.knob_seen = change.id
         self.committer.recent.note_turns(self.step + 1, self.knobs)
         if changes:
-            self.turned = True
             self.next_flush = 0.0  # the person waits to see the effect
             self.looks.soon()
 
@@ -188,6 +187,7 @@ class Trainer:
 
     def take(self, change: Any) -> None:
         """Set a knob to a change's value, if this run can take it."""
+        self.turned = True
         with contextlib.suppress(ValueError):  # Run.turn() checked it; another program that writes turns may not have
             value = check_knob(self.config, change.name, change.value, self.knobs)
             self.knobs = replace(self.knobs, **{change.name: value})

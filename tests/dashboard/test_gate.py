@@ -32,9 +32,9 @@ CHANGES = {
     "cancel", "change_notes", "detach", "fork", "make_sweep", "remove_run", "resume", "start", "start_demo", "start_measuring",
     "stop_later", "stop_measuring",
 }  # fmt: skip
-READS = {
+READS = {  # look: whoever looks says so, which changes how often the trainer shows its probe and nothing of the training
     "beside", "bytes_text", "ceiling_lines", "command_of", "cores", "cost", "deletion", "estimate", "figure", "files_of", "is_alive",
-    "is_running", "knobs_after", "last_problem", "last_words", "left_of", "make_plan", "mean_balance", "measured", "measured_by",
+    "is_running", "knobs_after", "last_problem", "last_words", "left_of", "look", "make_plan", "mean_balance", "measured", "measured_by",
     "measures", "notes", "off_spans", "open_run", "open_sweep", "overview", "owner", "pairs_of", "paper_columns", "pick", "progress",
     "read_notes", "reap", "results", "rows", "runs_folder", "shape_of", "speeds", "state_of", "sweep_ids", "thin", "values_of", "words_of",
 }  # fmt: skip

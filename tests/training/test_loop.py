@@ -14,6 +14,7 @@ from moe_core.training import machine
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import choose_device
+from moe_core.training.pace import Looks
 
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1
@@ -87,7 +88,7 @@ def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
 
 def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     _, one, _ = run()
-    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: self.snapshot(full=True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
     _, watched, _ = run()
     assert len(watched.all("snapshots")) > len(one.all("snapshots"))
     assert np.array_equal(column(one, "loss"), column(watched, "loss"))
@@ -97,9 +98,9 @@ def test_churn_and_saturation_are_of_fixed_steps_whatever_the_clock_says(monkeyp
     """As the choices recorded at multiples of churn_every say; between them a row has what was measured last."""
     config = replace(CONFIG, churn_every=5, steps=32)
     _, one, _ = run(config)
-    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: self.snapshot(full=True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
     _, watched, _ = run(config)
-    monkeypatch.setattr(Trainer, "snapshot_if_due", lambda self: None)
+    monkeypatch.setattr(Looks, "look_if_due", lambda *_: None)
     _, alone, _ = run(config)
     taken = {step: arrays["experts"][0] for step, kind, arrays in one.all("snapshots") if kind == "choices"}
     assert list(taken) == [0, 5, 10, 15, 20, 25, 30]
