@@ -2,7 +2,7 @@
 
 The default step of a task, trained in turn with everything that is recorded (statistics, looks at the probe batch, commits by their
 own thread) and with nothing of that: a block of steps each, in one process, one thread. Evaluations and checkpoints are left out
-of both: any training has them. Printed are the time that a step takes without, and what seeing adds to it, in per cent: by the
+of both: any training has them. Printed are the CPU time that a step takes without, and what seeing adds to it, in per cent: by the
 wall clock, which pays for the committing thread where cores are short, and by the training thread's CPU time.
 """
 
@@ -100,7 +100,7 @@ def main(arguments: argparse.Namespace) -> int:
     about = facts_of(torch.device("cpu"), 1)
     blocks, steps = (4, 5) if arguments.quick else (40, 50)
     if not arguments.json:
-        print(f"{'':16}{'a step, ms':>12}{'wall, + %':>12}{'CPU, + %':>12}{'quartiles':>16}")
+        print(f"{'':16}{'unrecorded step, CPU ms':>25}{'wall, + %':>12}{'CPU, + %':>12}{'quartiles':>16}")
     for task in TASKS[:1] if arguments.quick else TASKS:
         for watched in (False, True):
             row = measure(task, blocks, steps, watched)
@@ -108,6 +108,6 @@ def main(arguments: argparse.Namespace) -> int:
                 print(json.dumps({"task": task, "watched": watched, "machine": about, **row}))
                 continue
             name = task + (", watched" if watched else "")
-            print(f"{name:16}{row['ms']:12.2f}{row['wall %']:12.1f}{row['CPU %']:12.1f}"
+            print(f"{name:16}{row['ms']:25.2f}{row['wall %']:12.1f}{row['CPU %']:12.1f}"
                   f"{row['CPU % quartile 1']:9.1f} to{row['CPU % quartile 3']:5.1f}")  # fmt: skip
     return 0

@@ -4,26 +4,29 @@ Kept in the server's memory: whoever comes late, or back, sees what is shown now
 link names neither a lesson nor a run; once they choose another lesson it does not, until they follow again.
 """
 
+import secrets
 from collections.abc import Callable
 from typing import NamedTuple
 
 import streamlit as st
 
-from moe_core.dashboard import links, serving
+from moe_core.dashboard import gate, links
 from moe_core.dashboard.address import class_link
 from moe_core.dashboard.gate import LOOKING, deed, looks
 from moe_core.dashboard.shared import watchers
 from moe_core.lessons import LESSONS
 from moe_core.runs import runs_folder
 
+TAB = "class-tab"  # in a tab's state: the tab's name
 ELSEWHERE = "Open this page by the address that the class uses; the link for them is then shown here."
 
 
 class Shown(NamedTuple):
-    """A lesson, and its run: None before it is started."""
+    """A lesson, and its run: None before it is started. by: the tab that leads."""
 
     lesson: int
     run: str | None
+    by: str
 
 
 _shown: Shown | None = None  # to the class; None while nobody teaches
@@ -56,38 +59,44 @@ def bar(lesson: int, run: str | None, start: Callable[[], None]) -> None:
     """
     if looks():
         follow()
-    elif serving.DOOR.look:
-        if leads(lesson, run):
-            show(Shown(lesson, run))
+    elif gate.DOOR.look:
+        lead_on(lesson, run)
         with st.popover("For the class", width="stretch"):
             st.fragment(teach, run_every=2.0)(lesson, run, start)
 
 
 def follow() -> None:
     """For one who only looks: what the class is shown, and the way back to it."""
+    shown = _shown  # the teacher may stop meanwhile
     if follows():
-        st.caption(f"{LOOKING} This page follows the class{'.' if _shown else ', which is shown nothing yet.'}")
-    elif not _shown:
+        st.caption(f"{LOOKING} This page follows the class{'.' if shown else ', which is shown nothing yet.'}")
+    elif not shown:
         st.caption(LOOKING)
     else:
-        st.caption(f"{LOOKING} The class is at lesson {_shown.lesson}.")
+        st.caption(f"{LOOKING} The class is at lesson {shown.lesson}.")
         st.button("Follow the class", key="class-follow", on_click=st.query_params.clear, width="stretch")
 
 
-def leads(lesson: int, run: str | None) -> bool:
-    """Whether the class sees what this tab shows: it was asked for here, or the page was loaded again."""
-    if _shown and _shown == Shown(lesson, run):
-        st.session_state["class-leads"] = True
-    return bool(_shown and st.session_state.get("class-leads"))
+def leads() -> bool:
+    """Whether the class sees what this tab shows."""
+    return _shown is not None and _shown.by == st.session_state.get(TAB)
+
+
+def lead_on(lesson: int, run: str | None) -> None:
+    """What the tab that leads shows is what the class sees. A page that is loaded again, and shows just that, leads from then on."""
+    loaded = TAB not in st.session_state
+    tab = st.session_state.setdefault(TAB, secrets.token_hex(8))
+    if leads() or (loaded and _shown and _shown[:2] == (lesson, run)):
+        show(Shown(lesson, run, tab))
 
 
 def teach(lesson: int, run: str | None, start: Callable[[], None]) -> None:
     """For the teacher: show this lesson, the link to hand out, and how many look."""
-    url = class_link(serving.DOOR, st.context.url or "")
+    url = class_link(gate.DOOR, st.context.url or "")
     if url:
         st.code(url, language=None, wrap_lines=True)
     st.caption("Whoever opens this link looks, and turns nothing." if url else ELSEWHERE)
-    if not leads(lesson, run):
+    if not leads():
         label = "Show to the class" if run else "Start for the class"
         if st.button(label, key="class-lead", type="primary", width="stretch"):
             lead(lesson, run, start)
@@ -109,8 +118,7 @@ def show(shown: Shown | None) -> None:
 
 def lead(lesson: int, run: str | None, start: Callable[[], None]) -> None:
     """Show this tab's lesson to the class, its run started if it has none."""
-    show(Shown(lesson, run))
-    st.session_state["class-leads"] = True
+    show(Shown(lesson, run, st.session_state[TAB]))
     if not run:
         start()
 
@@ -118,4 +126,3 @@ def lead(lesson: int, run: str | None, start: Callable[[], None]) -> None:
 def stop() -> None:
     """Those who look keep what they see, and follow no more."""
     show(None)
-    st.session_state["class-leads"] = False

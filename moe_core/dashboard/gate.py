@@ -6,25 +6,39 @@ by hand. So each function that changes runs or files, or starts a process, is a 
 its gate there (live.py). tests/dashboard/test_gate.py finds a deed that passes no gate.
 """
 
+import os
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
 import streamlit as st
 
-from moe_core.dashboard.address import TURNS
+from moe_core.dashboard.address import TURNS, Door, door
 from moe_core.dashboard.log import note
 
 ROLE = "moescope-role"  # the header
 LOOKING = "You are looking; the teacher turns."
+REFUSED = "With this link you only look; nothing was changed."
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def opened() -> Door:
+    """Who may reach the server, by its settings. If one of them is not valid, the server does not start."""
+    try:
+        return door(st.get_option("server.address") or "", os.environ.get("MOE_ALLOW", ""))
+    except ValueError as error:
+        sys.exit(f"moe: {error}")
+
+
+DOOR = opened()
+
+
 def looks() -> bool:
-    """Whether the page that is drawn now only looks. Outside a server, as in a test, there is no header at all."""
-    headers = st.context.headers
-    return len(headers) > 0 and headers.get(ROLE) != TURNS
+    """Whether the page that is drawn now only looks. Of a page whose browser has gone Streamlit has no headers: where a token is
+    asked for, it only looks too."""
+    return bool(DOOR.token) and st.context.headers.get(ROLE) != TURNS
 
 
 def only_looking() -> bool:
@@ -41,7 +55,7 @@ def deed(do: Callable[P, R]) -> Callable[P, R]:
     def gated(*given: P.args, **named: P.kwargs) -> R:
         if looks():
             note("deed refused", f"{do.__name__}: by somebody who only looks")
-            st.error(LOOKING)
+            st.error(REFUSED)
             st.stop()
         return do(*given, **named)
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from moe_core.dashboard import stcore
 from moe_core.dashboard.address import ENTRY, LOOKS, TOKEN, TURNS, Door, lets_in, words
-from moe_core.dashboard.gate import LOOKING, ROLE
+from moe_core.dashboard.gate import REFUSED, ROLE
 from moe_core.dashboard.log import note, short
 
 DAYS = 30  # for which a browser keeps the token
@@ -114,7 +114,7 @@ class Guard:
             note("no WebSocket", NO_SOCKET)
             await refuse(scope, receive, send, 426, NO_SOCKET.encode(), b"text/plain; charset=utf-8")
         elif role != TURNS and scope["method"] not in ("GET", "HEAD"):  # an upload
-            await refuse(scope, receive, send, 403, LOOKING.encode(), b"text/plain; charset=utf-8")
+            await refuse(scope, receive, send, 403, REFUSED.encode(), b"text/plain; charset=utf-8")
         else:
             await self.app(told(scope, role), receive, with_headers(send))
 

@@ -21,7 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from moe_core.dashboard import choosing, going, starting
 from moe_core.dashboard.address import TURNS
 from moe_core.dashboard.frames import Arrays, fingerprint
-from moe_core.dashboard.gate import LOOKING, ROLE
+from moe_core.dashboard.gate import REFUSED, ROLE
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused, parsed
@@ -321,7 +321,7 @@ async def do(viewer: Viewer, deed: Deed) -> None:
     answer: dict[str, Any] = {"nth": deed.nth, "error": ""}
     try:
         if viewer.looks:
-            raise ValueError(LOOKING)
+            raise ValueError(REFUSED)
         answer |= await asyncio.to_thread(act, feed.run, deed)
     except (ValueError, OSError) as error:
         answer["error"] = str(error)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from moe_core.dashboard.kept import remember
 from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Run, StoreError, is_alive, open_run, runs_folder
+from moe_core.schema import Config
 
 EACH = 0.9  # seconds for which a reading is good: each page asks once a second
 KEPT = 64  # readings
@@ -47,7 +48,7 @@ _one = threading.Lock()
 def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading | None:
     """What a run says of lesson `number`; None if it cannot be opened yet. layer: counted from 1, the nearest if there is none
     of that number. fresh: read it even if somebody has just done so."""
-    key = (runs_folder() / id).absolute(), number, layer
+    key = (runs_folder() / id).absolute(), number, min(layer, layers_of(number))
     when, kept = _readings.get(key, (0.0, None))
     if not fresh and kept and time.monotonic() - when < EACH:
         return kept
@@ -61,6 +62,12 @@ def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading |
     finally:
         _one.release()
     return kept
+
+
+def layers_of(number: int) -> int:
+    """How many MoE layers the run of a lesson has."""
+    stage = LESSONS[number - 1].stages[0]
+    return Config.for_task(stage.task, **stage.config).layers
 
 
 def read(run: Run, number: int, layer: int) -> Reading:
@@ -87,7 +94,7 @@ def progress_of(run: Run, number: int, layer: int) -> Progress:
 def reached_of(run: Run, number: int) -> int:
     """The stage that was begun last, from 0."""
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
-    turned |= {item for path, lesson, item in _pressed if (path, lesson) == (run.path, number)}
+    turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (run.path, number)}
     stages = LESSONS[number - 1].stages
     return max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
 

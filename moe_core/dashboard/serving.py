@@ -1,7 +1,5 @@
 """The start of the server: who may reach it, and the addresses that it prints."""
 
-import os
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,18 +8,9 @@ import streamlit as st
 from starlette.middleware import Middleware
 
 from moe_core.dashboard import address
+from moe_core.dashboard.gate import DOOR
 from moe_core.dashboard.guard import Guard
 
-
-def opened() -> address.Door:
-    """Who may reach the server, by its settings. If one of them is not valid, the server does not start."""
-    try:
-        return address.door(st.get_option("server.address") or "", os.environ.get("MOE_ALLOW", ""))
-    except ValueError as error:
-        sys.exit(f"moe: {error}")
-
-
-DOOR = opened()
 MIDDLEWARE = [Middleware(Guard, DOOR)]
 
 

@@ -9,7 +9,7 @@ from starlette.types import Message, Receive, Send
 from streamlit.proto.BackMsg_pb2 import BackMsg
 
 from moe_core.dashboard.address import TURNS
-from moe_core.dashboard.gate import LOOKING
+from moe_core.dashboard.gate import REFUSED
 from moe_core.dashboard.links import readable
 from moe_core.dashboard.log import note
 from moe_core.dashboard.messages import Refused
@@ -31,7 +31,7 @@ def checked_message(message: Message, role: str) -> Message:
     if kind.startswith(("an empty", "debug")):
         raise Refused(f"wanted one of Streamlit's messages, got {kind}")
     if role != TURNS and kind not in TO_LOOK:  # clear_cache, for one, is for all pages
-        raise Refused(f"{LOOKING} Got {kind}.")
+        raise Refused(f"{REFUSED} Got {kind}.")
     if kind == "rerun_script" and parsed.rerun_script.query_string:
         parsed.rerun_script.query_string = readable(parsed.rerun_script.query_string)
         return {**message, "bytes": parsed.SerializeToString()}

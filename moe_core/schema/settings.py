@@ -189,12 +189,10 @@ class Config:
     churn_every: int = setting(
         50, "steps over which router churn and saturation are measured; 0 measures neither", low=0, high=10**9, before=0
     )
-    scores_every: int = setting(
-        5, "steps between two measurements of router margin and the like", low=1, high=10**9, before=1
-    )
-    task_gradient_every: int = setting(
-        100, "steps between two of the task's gradient on the gates", low=1, high=10**9, before=25
-    )
+    # fmt: off
+    scores_every: int = setting(5, "steps between two measurements of what the scores say: router margin, confidence and more", low=1, high=10**9, before=1)
+    task_gradient_every: int = setting(100, "steps between two measurements of the task's gradient on the gates", low=1, high=10**9, before=25)
+    # fmt: on
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     precision: str = setting(
         "float32", "autocast precision of the model; statistics stay float32", choices=("float32", "bfloat16")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many steps
-HELD = ". Held in between where it is not measured in each step"
+HELD = ". Where it is not measured in each step, the last value stands until the next"
 NO_GRADIENT = 1e-6  # share of the whole gradient's norm up to which a gate's task gradient counts as none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
 BALANCE_STEPS = 50  # last steps over which an ended run's balance is averaged

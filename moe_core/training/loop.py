@@ -160,6 +160,7 @@ class Trainer:
         self.committer.recent.note_turns(self.step + 1, self.knobs)
         if changes:
             self.next_flush = 0.0  # the person waits to see the effect
+        if any(change.who not in (AUTOBALANCE, "script") for change in changes):
             self.looks.soon()
 
     def write_turn(self, write: Callable[[], object]) -> None:

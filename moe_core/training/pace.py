@@ -14,19 +14,17 @@ FULL = 10  # looks, of which one is full
 
 
 class Looks:
-    """Looks by the clock: ten a second at most, and no more than a share of the time, which is larger while somebody looks on."""
+    """Looks by the clock: ten a second at most, and no more than a share of the training thread's time, which is larger while
+    somebody looks on. What a look saw is packed by the thread that commits."""
 
     def __init__(self) -> None:
-        self.many, self.at, self.took = (
-            0,
-            -math.inf,
-            0.0,
-        )  # how many there were, when the last was, and the seconds it took
+        self.many = 0
+        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds it took
         self.next = 0.0
 
     def soon(self) -> None:
-        """Somebody waits to see the effect of a turn."""
-        self.next = self.took = 0.0
+        """Somebody waits to see the effect of a turn: the next look need not keep to the share."""
+        self.took = 0.0
 
     def look_if_due(self, folder: Path, look: Callable[[bool], None]) -> None:
         """Call look(full) if it is time to. folder: the run's, in which its readers say that they look on."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import classroom, serving, shared, starting
+from moe_core.dashboard import classroom, gate, shared, starting
 from moe_core.dashboard.address import LOOKS, TURNS, Door
 from moe_core.dashboard.live import Viewer
 from tests.dashboard.test_gate import role  # noqa: F401 - a fixture
@@ -19,8 +19,7 @@ Become = Callable[[str], None]
 
 @pytest.fixture
 def become(role: Become, runs: Path, monkeypatch: pytest.MonkeyPatch) -> Become:  # noqa: F811
-    """A dashboard that asks for a token. Says who opens and runs pages from now on."""
-    monkeypatch.setattr(serving, "DOOR", Door((), "0.0.0.0", "secret", look="glance"))
+    """Says who opens and runs pages from now on."""
     monkeypatch.setattr(classroom, "class_link", lambda door, url: f"http://192.0.2.7/learn?moe_token={door.look}")
     monkeypatch.setattr(classroom, "_shown", None)
     return role
@@ -129,6 +128,6 @@ def test_a_tab_that_is_loaded_again_goes_on_teaching_and_another_does_not(become
 
 
 def test_without_a_token_there_is_no_class(become: Become, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "DOOR", Door())
+    monkeypatch.setattr(gate, "DOOR", Door())
     app = opened(become, TURNS)
     assert not [button for button in app.button if str(button.key).startswith("class-")]

@@ -13,10 +13,10 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import moe_core.dashboard.exports  # noqa: F401 - before the fixture `processes` takes what it needs away
-from moe_core.dashboard import managing
-from moe_core.dashboard.address import LOOKS, TURNS
+from moe_core.dashboard import gate, managing
+from moe_core.dashboard.address import LOOKS, TURNS, Door
 from moe_core.dashboard.component import Chosen
-from moe_core.dashboard.gate import LOOKING, ROLE
+from moe_core.dashboard.gate import LOOKING, REFUSED, ROLE, deed, looks
 from moe_core.schema import Knobs
 from moe_core.sweep import make_plan, make_sweep
 from tests.dashboard.test_learn import begun
@@ -107,7 +107,8 @@ def test_what_lies_behind_a_gate_is_called_from_there_only() -> None:
 
 @pytest.fixture
 def role(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Says what the pages' viewer may do from now on, as the guard tells Streamlit."""
+    """A dashboard that asks for a token. Says what the pages' viewer may do from now on, as the guard tells Streamlit."""
+    monkeypatch.setattr(gate, "DOOR", Door((), "0.0.0.0", "secret", look="glance"))
     context = SimpleNamespace(headers=[("Host", "127.0.0.1"), (ROLE, TURNS)], cookies={}, remote_ip=None)
     monkeypatch.setattr("streamlit.runtime.context._get_client_context", lambda: context)
 
@@ -115,6 +116,22 @@ def role(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         context.headers[1] = (ROLE, role)
 
     return become
+
+
+def test_a_page_whose_browser_has_gone_changes_nothing(
+    role: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streamlit may run what was pressed after the socket was closed; of such a page it knows no headers."""
+    done: list[str] = []
+    monkeypatch.setattr("streamlit.runtime.context._get_client_context", lambda: None)
+    monkeypatch.setattr(gate.st, "stop", lambda: (_ for _ in ()).throw(InterruptedError))
+    assert looks()
+    with pytest.raises(InterruptedError):
+        deed(done.append)("all")
+    assert done == []
+    monkeypatch.setattr(gate, "DOOR", Door())  # no token is asked for: whoever comes in may turn
+    deed(done.append)("all")
+    assert done == ["all"]
 
 
 @pytest.fixture
@@ -155,7 +172,7 @@ DEEDS: dict[str, tuple[dict[str, str], dict[str, Any], set[str]]] = {
     "batch": ({"run": "ended"}, {}, {"batch-measure-ended"}),
     "sweep": ({"sweep": "grid"}, {}, {"go-on-grid"}),
     "sweep, new": ({"sweep": "new"}, {}, {"sweep-start"}),
-    "learn": ({"lesson": "6", "run": "lesson"}, {}, {"stage-6-0", "stage-6-1"}),
+    "learn": ({"lesson": "6", "run": "lesson"}, {}, {"class-lead", "stage-6-0", "stage-6-1"}),
     "export": (
         {"run": "ended", "figures": "loss,balance"}, {},
         {f"begin-work-ended-{name}" for name in ("png-figures.zip", "report.html", "replay.html", "balance_now.gif")},
@@ -204,7 +221,7 @@ def test_who_only_looks_changes_nothing_even_by_a_message_made_by_hand(
         (widget,) = (one for one in widgets(app) if one.key == key)
         (widget.click() if widget.type == "button" else widget.set_value(CHANGED[widget.type])).run()
         assert not app.exception
-        assert LOOKING in [one.value for one in (*app.error, *app.caption)], key
+        assert {LOOKING, REFUSED} & {one.value for one in (*app.error, *app.caption)}, key
         assert (contents(filled), processes) == (before, []), key
     looking = opened(name, role, LOOKS)
     assert not looking.exception

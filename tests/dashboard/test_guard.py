@@ -285,7 +285,7 @@ def test_who_only_looks_uploads_nothing(method: str) -> None:
     start, body = call(
         "http", {"Host": HOST, "Cookie": "moescope-8501=glance"}, LAN, "/_stcore/upload_file/a/b", method=method
     )
-    assert (start["status"], body["body"]) == (403, b"You are looking; the teacher turns.")
+    assert (start["status"], body["body"]) == (403, b"With this link you only look; nothing was changed.")
     assert comes_in("http", {"Host": HOST, "Cookie": "moescope-8501=secret"}, LAN, method=method)
 
 

@@ -18,7 +18,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from moe_core.dashboard import live, log
 from moe_core.dashboard.address import TOKEN
-from moe_core.dashboard.gate import LOOKING
+from moe_core.dashboard.gate import LOOKING, REFUSED
 from moe_core.dashboard.guard import HEADERS
 from moe_core.runs import COMMANDS, open_run
 from tests.dashboard.test_messages import BAD, garbled
@@ -244,7 +244,7 @@ def test_who_only_looks_is_sent_all_and_turns_nothing(guarded: Server) -> None:
             while header["answer"].get("nth") != nth:
                 viewer.send(json.dumps(LOOK | {"drawn": header["seq"]}))
                 header = header_of(viewer.recv(timeout=20))
-            assert header["answer"] == {"nth": nth, "error": LOOKING}
+            assert header["answer"] == {"nth": nth, "error": REFUSED}
     assert (guarded.runs / "a" / "run.db").read_bytes() == before
     assert [path.name for path in guarded.runs.iterdir()] == ["a"]
     for name in ("clear_cache", "set_run_on_save", "file_urls_request"):
@@ -252,7 +252,7 @@ def test_who_only_looks_is_sent_all_and_turns_nothing(guarded: Server) -> None:
         getattr(message, name).SetInParent() if name == "file_urls_request" else setattr(message, name, True)
         with socket(guarded, "/lab/moe/_stcore/stream", additional_headers=headers) as page:
             page.send(message.SerializeToString())
-            assert closing(page) == (1002, f"{LOOKING} Got {name}.")
+            assert closing(page) == (1002, f"{REFUSED} Got {name}.")
 
 
 def test_a_setting_that_is_no_address_keeps_the_server_from_starting(tmp_path: Path) -> None:
