@@ -200,8 +200,8 @@ def test_the_loss_charts_draw_it_apart_and_their_numbers_say_it(ahead: Run, plai
     place = numbers[0].split(",").index("comparable")
     assert [line.split(",")[place] for line in numbers[1:4]] == ["true", "false", ""]
     compared = columns(FIGURES["compare_loss"].read(both, At(0, None, None, None)))
-    assert compared["A_heldout_comparable"].tolist() == [True, False]
-    assert compared["B_heldout_comparable"].tolist() == [False, True]
+    assert compared["ahead_heldout_comparable"].tolist() == [True, False]
+    assert compared["plain_heldout_comparable"].tolist() == [False, True]
 
 
 def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahead: Run, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_a_difference_of_training_losses_is_dotted_where_either_looked_ahead(ahe
         }
         assert (known["solid"], known["dot"]) == (wanted, [not one for one in wanted])
         assert "; dotted: looks ahead" in drawn["layout"]["title"]["text"]
-    assert columns(data)["B_minus_A_comparable"].tolist() == [False] * 80
+    assert columns(data)["ahead_minus_strict_comparable"].tolist() == [False] * 80
     data = FIGURES["compare_loss_difference"].read(
         Beside(plain, {}, (recorded(tmp_path / "p", "paper", "none"),)), At(0, None, None, None)
     )

@@ -15,7 +15,17 @@ from moe_core.training import telemetry
 from moe_core.training.data import load
 
 NEW = {"constant_bias", "idle_bias", "unreachable"}
-CONFIG = Config.for_task("text", layers=1, tokens=256, context=64, d_model=32, d_hidden=32, eval_every=10**9, threads=1)
+CONFIG = Config.for_task(
+    "text",
+    layers=1,
+    tokens=256,
+    context=64,
+    d_model=32,
+    d_hidden=32,
+    eval_every=10**9,
+    task_gradient_every=25,
+    threads=1,
+)
 
 
 @pytest.fixture(scope="module")

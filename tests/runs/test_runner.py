@@ -1,6 +1,7 @@
 """Starting and stopping a trainer, and the command line that it is started with."""
 
 import os
+import re
 import signal
 import sqlite3
 import time
@@ -44,10 +45,14 @@ def test_the_flags_say_the_same_as_the_settings(config: Config) -> None:
     assert settings_of(parser().parse_args(["train", *flags(config, knobs)])) == (config, knobs)
 
 
-def test_ids_are_new(tmp_path: Path) -> None:
-    ids = {new_id(tmp_path, Config().task) for _ in range(200)}
-    assert len(ids) == 200
-    assert all(name.startswith("text-") for name in ids)
+def test_ids_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the letters that are drawn have been drawn before."""
+    drawn = iter("aaaaaaaaaaab")
+    monkeypatch.setattr(runner.secrets, "choice", lambda letters: next(drawn))
+    for last in ("aaaa", "aaab"):
+        id = new_id(tmp_path, Config().task)
+        assert re.fullmatch(rf"text-\d{{4}}-\d{{4}}-{last}", id)
+        (tmp_path / id).mkdir()
 
 
 def test_the_run_of_a_lesson_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
