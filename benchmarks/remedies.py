@@ -113,7 +113,7 @@ class Patient:
 
     def __init__(self, config: Config, knobs: Knobs, data: Data):
         self.trainer = Trainer(config, knobs, data, torch.device("cpu"), Nowhere(Path()), lambda event: None)
-        self.trainer.next_snapshot = math.inf
+        self.trainer.looks.next = math.inf
         self.watch, self.layers = Recent(describe(config, knobs), knobs), range(config.layers)
         self.watch.next_diagnosis = math.inf
 
