@@ -13,6 +13,7 @@ from moe_core.export.look import sheet_of, spec_of
 from moe_core.export.marks import Text
 from moe_core.export.sources import Named
 from moe_core.export.untold import Untold, add_numbers, subtitle_with, untold_of
+from moe_core.figures.changes import Name
 from moe_core.figures.theme import LIGHT
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.schema import METRICS, Config, Knobs, layout
@@ -95,8 +96,8 @@ def test_a_figure_without_its_title_has_no_numbers(folder: Path) -> None:
 
 
 def test_changes_that_share_a_label_are_told_one_by_one_and_the_earliest_are_counted() -> None:
-    listed = "and 9 earlier<br>step 1,200: <span style='x'>■</span> a lr 1 → 2<br>step 90: k 2 → 1"
-    spec = {"layout": {"meta": {"untold": [(90, "11 changes", listed), (3, "noise 1 → 0<br>k 1 → 2", "")]}}}
+    shared = Name(90, "11 changes", ((1200, "<span style='x'>■</span> a lr 1 → 2"), (90, "k 2 → 1")), 9)
+    spec = {"layout": {"meta": {"untold": [shared, Name(3, "noise 1 → 0<br>k 1 → 2")]}}}
     untold = untold_of(spec)
     assert untold == Untold(((3, "noise 1 → 0, k 1 → 2"), (90, "k 2 → 1"), (1200, "a lr 1 → 2")), 9)
     text = subtitle_with("Loss<br><span>dots</span>", untold, 2).replace("\u00a0", " ")
