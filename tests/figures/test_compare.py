@@ -1,6 +1,7 @@
 """The numbers inside the Compare page's figures: one axis for all, paired differences, colours that are runs."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,6 +93,17 @@ def test_every_runs_heatmap_has_the_same_scale_and_its_own_rows():
     (a0, a1), (b0, b1) = spec["layout"]["yaxis"]["domain"], spec["layout"]["yaxis2"]["domain"]
     assert b0 < b1 < a0 < a1 <= 1
     assert spec["layout"]["yaxis2"]["range"] == [2.5, 0.5]
+
+
+@pytest.mark.parametrize("height", [60, 120, 240])
+@pytest.mark.parametrize("named", [0, 380])
+def test_in_a_low_figure_each_run_has_a_map(height, named):
+    curves = [Curve(name, np.arange(1, 21), np.full((20, 4), 0.25), (turned(9),)) for name in "abcd"]
+    spec = compare.compare_selections.spec(curves, named=named, label_changes=True, size=(380, height))
+    domains = [spec["layout"][axis]["domain"] for axis in ("yaxis", "yaxis2", "yaxis3", "yaxis4")]
+    assert all(high - low > 0.1 for low, high in domains)
+    assert all(upper[0] > lower[1] for upper, lower in pairwise(domains))
+    assert domains[-1][0] >= 0
 
 
 def with_parent(run, parent, step):
