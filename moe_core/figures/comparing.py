@@ -20,9 +20,10 @@ from moe_core.figures.paper import (
     Size,
     Spec,
     inner,
+    print_as,
     upright,
 )
-from moe_core.figures.theme import Theme, faded
+from moe_core.figures.theme import LIGHT, Theme, faded
 
 NARROW = 300  # px of a figure that has no room for names and values beside each other
 
@@ -56,6 +57,8 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
+        # A run's colour is one expert's in the dark look, and another's in the light look.
+        print_as(layout, zip(theme.runs, LIGHT.runs, strict=True))
         layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
