@@ -53,10 +53,7 @@ def group_treemap(
         "range": [0, width],
         "title": axis_title(f"{groups} groups of {each} experts", layout),
     }
-    layout["yaxis"] |= hidden | {
-        "range": [height, 0],
-        "title": axis_title("share of selections", layout, standoff=4),
-    }
+    layout["yaxis"] |= hidden | {"range": [height, 0], "title": axis_title("share of selections", layout, standoff=4)}
     share = np.asarray(share_E, np.float64)
     if not np.nansum(share) > 0:
         return {"data": [], "layout": layout}
