@@ -44,6 +44,7 @@ BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
+FORGOTTEN = 60.0  # seconds after which means that nobody asks for are let go
 JUDGED = 1.0  # seconds between two diagnoses of a layer
 
 
@@ -57,6 +58,7 @@ class Feed:
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
         self.lock = threading.RLock()
         self.series: dict[tuple[str, int, int], Series] = {}  # by statistic, layer, and over how many steps its mean is
+        self._asked: dict[tuple[str, int, int], tuple[float, int]] = {}  # when each was, and at which block
         self.recent = np.empty((0, run.columns), np.float32)
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
@@ -164,6 +166,8 @@ class Feed:
             blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
         else:
             blocks = self.run.blocks(after=self.seen, most=most)
+        if blocks:
+            self._forget()
         while blocks:
             # After the blocks: a turn is in the record before the step that it acts in.
             self._off, self._knobs = self.run.off_spans(), self.run.knob_changes()
@@ -219,8 +223,9 @@ class Feed:
     ) -> tuple[np.ndarray, np.ndarray]:
         """As Run.history, up to the last step that refresh() saw. Of a long run, what catch_up() has reached.
 
-        over: each value is the mean over so many steps about its own.
+        over: each value is the mean over so many steps about its own; not so without bins, where values are numbers, not a line.
         """
+        over = 1 if bins is None else over
         with self.lock:
             low = 1 if first is None else max(1, first)
             high = self.last if last is None else min(last, self.last)
@@ -278,7 +283,14 @@ class Feed:
             empty = self._pick(np.empty((0, self.run.columns), np.float32), stat, layer, none)
             self.series[asked] = Means(over, none, empty) if over > 1 else Series(none, empty)
             self.catch_up(BUDGET / 4)
+        self._asked[asked] = time.monotonic(), self.seen
         return self.series[asked]
+
+    def _forget(self) -> None:
+        """Let go of the means that nobody asked for in the last minute, nor since the last block came: steps may be slow."""
+        for asked, (when, seen) in list(self._asked.items()):
+            if asked[2] > 1 and seen < self.seen and time.monotonic() - when > FORGOTTEN:
+                del self.series[asked], self._asked[asked]
 
     @property
     def cuts(self) -> list[int]:

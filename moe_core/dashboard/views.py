@@ -12,8 +12,8 @@ from moe_core.runs import StoreError, runs_folder
 from moe_core.runs.source import Beside
 
 
-class Smooth(Beside):
-    """A feed whose histories, as they are drawn, are means over so many steps, each taken of every recorded step."""
+class FeedMeans(Beside):
+    """The feed's own means, which it keeps as steps come in."""
 
     def __init__(self, feed: Feed, over: int) -> None:
         super().__init__(feed, {})
@@ -22,7 +22,7 @@ class Smooth(Beside):
     def history(
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        return self.feed.history(stat, layer, first, last, bins, self.over if bins else 1)
+        return self.feed.history(stat, layer, first, last, bins, self.over)
 
 
 class View(Beside):
@@ -34,7 +34,7 @@ class View(Beside):
 
     def means(self, over: int) -> Beside:
         """The same with lines that are means over so many steps."""
-        return Beside(Smooth(self.feed, over), self.options, [Smooth(feed, over) for feed in self.feeds])
+        return Beside(FeedMeans(self.feed, over), self.options, [FeedMeans(feed, over) for feed in self.feeds])
 
     def news(self, page: str) -> tuple[Any, ...]:
         """A value that changes when there is something new to draw that is not of the first run itself."""

@@ -178,28 +178,30 @@ def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme) -> Spec:
 
     drawn: the figure with a title that is so many px higher.
     """
-    high = inner(spec["layout"])[1]
+    high, top = inner(spec["layout"])[1], 0
     for _ in range(TRIES):
         # A lower plot has room for fewer names, so that more have to be told in the title, which makes it lower.
-        untold = untold_of(spec)
-        text, top, told = title_for(spec["layout"], untold, high)
-        if not top:
-            return spec
-        spec = drawn(top)
-        if untold_of(spec) == untold:
+        text, needed, told = title_for(spec["layout"], untold_of(spec), high)
+        if needed == top:
             break
-    spec["layout"]["title"]["text"] = text
-    add_numbers(spec["layout"], [step for step, _ in untold.changes[:told]], theme)
+        top = needed
+        spec = drawn(top)
+    else:  # two heights each ask for the other
+        text, _, told = title_for(spec["layout"], untold_of(spec), high, top)
+    if top:
+        spec["layout"]["title"]["text"] = text
+    if told:
+        add_numbers(spec["layout"], [step for step, _ in untold_of(spec).changes[:told]], theme)
     return spec
 
 
-def title_for(layout: dict[str, Any], untold: Untold, high: int) -> tuple[str, int, int]:
+def title_for(layout: dict[str, Any], untold: Untold, high: int, most: float = math.inf) -> tuple[str, int, int]:
     """The title wrapped to the width of the figure, by how many px that makes it higher, and how many of the changes it tells: as
-    many as leave enough of the height of the plot, `high`."""
+    many as find room in `most` px more and leave enough of the height of the plot, `high`."""
     for told in range(min(len(untold.changes), MOST_TOLD), 0, -1):
         title = layout["title"] | {"text": subtitle_with(str(layout["title"]["text"]), untold, told)}
         text, top = wrapped_title(layout | {"title": title})
-        if high - top - ROW >= (LEAST_HIGH if told == 1 else ENOUGH):
+        if high - top - ROW >= (LEAST_HIGH if told == 1 else ENOUGH) and top + ROW <= most:
             return text, top + ROW, told
     return *wrapped_title(layout), 0
 

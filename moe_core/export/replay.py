@@ -7,7 +7,6 @@ Shares are kept to 1/65535.
 
 import base64
 import os
-import re
 from collections.abc import Callable
 from html import escape, unescape
 from pathlib import Path
@@ -198,11 +197,10 @@ def skeletons(run: Source, theme: str, layer: int) -> dict[str, Any]:
     """The figures' specs at the end of the run without the points of their lines, which the page fills in up to a step."""
     specs = {}
     for name, size in CHARTS.items():
-        spec = FIGURES[name].draw.spec(**FIGURES[name].read(run, At(layer, bins=300)), theme=THEMES[theme], size=size)
-        # The page has lines of all experts at every step, and no band.
-        spec["data"] = [trace for trace in spec["data"] if not trace.get("fill") and trace["name"] != "median"]
-        title = spec["layout"]["title"]
-        title["text"] = re.sub("; band: [^<]*", "", title["text"])
+        given = FIGURES[name].read(run, At(layer, bins=300))
+        if name == "selection_share":
+            given["banded"] = False  # the page has lines of all experts at every step
+        spec = FIGURES[name].draw.spec(**given, theme=THEMES[theme], size=size)
         for trace in spec["data"]:
             if trace["type"] == "scatter" and "lines" in trace["mode"] and not trace["name"].startswith(KEPT):
                 trace |= {"x": [], "y": []}

@@ -143,6 +143,8 @@ def checked(given: Mapping[str, str], experts: int) -> dict[str, Any]:
                 raise ValueError(
                     f"pinned must be numbers of experts with commas between them, at most 8, got {value!r}"
                 )
+            if max(map(int, value.split(","))) > experts:
+                raise ValueError(f"pinned must be numbers from 1 to {experts}, got {value!r}")
             options[name] = value
         elif name not in WHOLE:
             raise ValueError(f"{name!r} cannot be chosen; these can: {', '.join(('align', 'pinned', *WHOLE))}")

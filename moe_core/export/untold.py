@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from moe_core.figures.changes import Name
 from moe_core.figures.paper import Spec, inner, label_font, note, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.figures.words import ISOLATED
@@ -22,14 +23,13 @@ class Untold(NamedTuple):
 
 def untold_of(spec: Spec) -> Untold:
     """Those of a drawn figure, one by one also where they share a label."""
-    changes, more = [], 0
-    for step, text, listed in spec["layout"]["meta"].get("untold", ()):
-        for line in listed.split("<br>") if listed else [f"step {step:,}: {text.replace('<br>', ', ')}"]:
-            if earlier := re.fullmatch(r"and (\d+) earlier", line):
-                more += int(earlier[1])
-            elif each := re.fullmatch(r"step ([\d,]+): (.*)", line):
-                changes.append((int(each[1].replace(",", "")), plain(each[2])))
-    return Untold(tuple(sorted(changes)), more)
+    names: Sequence[Name] = spec["layout"]["meta"].get("untold", ())
+    changes = [
+        (step, plain(words))
+        for name in names
+        for step, words in name.changes or [(name.step, name.text.replace("<br>", ", "))]
+    ]
+    return Untold(tuple(sorted(changes)), sum(name.earlier for name in names))
 
 
 def plain(text: str) -> str:

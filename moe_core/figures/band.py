@@ -17,7 +17,7 @@ from moe_core.schema import BALANCED
 MANY = 8  # lines that a small chart has room for
 SMALL = 460  # px of a chart's width, below which it is small
 FEW = 3  # lines that stand beside a band
-SMOOTH = 20  # so many parts of a chart: over one of them it is said whether the lines are balanced
+PARTS = 20  # so many parts of a chart: over one of them it is said whether the lines are balanced
 
 
 def highest(values_nE: Array, size: Size) -> list[int]:
@@ -30,8 +30,8 @@ def highest(values_nE: Array, size: Size) -> list[int]:
 
 
 def settled(values_nE: Array, size: Size) -> Array:
-    """(n,) bool: the rows in which the lines are balanced, by the coefficient of variation of the rows around them, and so many
-    that they would be a blob."""
+    """(n,) bool: the rows in which at least 16 lines (in a small chart 9) are balanced: their CV, averaged over a twentieth of the
+    chart, is below BALANCED."""
     n, E = values_nE.shape
     if (NAMED if size[0] >= SMALL else MANY + 1) > E or n < 2:
         return np.zeros(n, bool)
@@ -40,15 +40,21 @@ def settled(values_nE: Array, size: Size) -> Array:
     mean = np.where(known, values_nE, 0.0).sum(axis=1) / count
     spread = np.sqrt(np.where(known, (values_nE - mean[:, None]) ** 2, 0.0).sum(axis=1) / count)
     cv = np.where(known.any(axis=1) & (mean > 0), spread / np.maximum(mean, 1e-30), 10.0)
-    window = np.ones(2 * (n // (2 * SMOOTH)) + 1)
+    window = np.ones(2 * (n // (2 * PARTS)) + 1)
     around = np.convolve(cv, window, "same") / np.convolve(np.ones(n), window, "same")
     return np.asarray(around < BALANCED)
 
 
-def apart(values: Array, settled_n: Array) -> Array:
-    """A line (n,) with gaps where a band is in its place, from the row at which it begins to the one at which it ends."""
+def unsettled(settled_n: Array) -> Array:
+    """(n,) bool: the rows in which there are lines: all that are not settled, and the rows at which a band begins and ends, so that
+    lines and band meet."""
     padded = np.pad(settled_n, 1, constant_values=True)
-    return np.where(settled_n & padded[:-2] & padded[2:], np.float32(np.nan), values)
+    return np.asarray(~(settled_n & padded[:-2] & padded[2:]))
+
+
+def apart(values: Array, settled_n: Array) -> Array:
+    """A line (n,) with gaps where a band is in its place."""
+    return np.where(unsettled(settled_n), values, np.float32(np.nan))
 
 
 def band(x: Array, values_nE: Array, without: list[int], theme: Theme, shown_n: Array) -> list[Spec]:

@@ -19,11 +19,18 @@ LINE = 1.4  # distance of two lines of names, in sizes of the type
 
 
 class Name(NamedTuple):
-    """The name of a change, at its step. listed: what hovering it says."""
+    """The name of a change, at its step. If it does not tell all the changes that it stands for: changes: the last of them, each as
+    its step and words; earlier: how many there are before these."""
 
     step: int
     text: str
-    listed: str = ""
+    changes: tuple[tuple[int, str], ...] = ()
+    earlier: int = 0
+
+    @property
+    def hover(self) -> str:
+        """A line a change."""
+        return "<br>".join(and_earlier(self.earlier) + [f"step {step:,}: {words}" for step, words in self.changes])
 
 
 def mark(
@@ -107,30 +114,37 @@ def marks_of(group: list[int], layout: Spec, theme: Theme, cased: bool, px: floa
 
 def name_of(group: list[int], turned: dict[int, list[str]]) -> Name:
     """The name of a step's changes, the last ones if there are many; of a group how many they are."""
-    if len(group) == 1:
-        return Name(group[0], "<br>".join(turned[group[0]][-STACKED:]))
-    each = [f"step {step:,}: {text}" for step in group for text in turned[step]]
-    return Name(group[0], f"{len(each)} changes", list_of(each))
+    each = [(step, text) for step in group for text in turned[step]]
+    if len(group) > 1:
+        return shared_name(f"{len(each)} changes", each)
+    text = "<br>".join(turned[group[0]][-STACKED:])
+    return shared_name(text, each) if len(each) > STACKED else Name(group[0], text)
 
 
-def list_of(each: Sequence[str]) -> str:
-    """What hovering a shared label says: a line a change, of many the last ones."""
-    return "<br>".join([f"and {len(each) - LISTED} earlier"] * (len(each) > LISTED) + list(each[-LISTED:]))
+def shared_name(text: str, each: Sequence[tuple[int, str]]) -> Name:
+    """The name of changes (step, words) that `text` does not tell one by one."""
+    return Name(each[0][0], text, tuple(each[-LISTED:]), max(0, len(each) - LISTED))
+
+
+def and_earlier(count: int) -> list[str]:
+    """The first line of a list that leaves so many out."""
+    return [f"and {count:,} earlier"] if count else []
 
 
 def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float = 1, rows: int = 1) -> list[Spec]:
     """The names of changes, in the order of their steps, below the height `top` of the plot's area.
 
     The latest is named first; a name stands left of its step in the last third, and begins in the first of the rows in which it
-    covers no other. One that finds no room is left out; those, and shared ones, which tell all on hover only, are kept in the layout
-    for a figure without hovers.
+    covers no other. One that finds no room is left out; those, and those that tell all on hover only, are kept in the layout for a
+    figure without hovers.
     """
     lo, hi = layout["xaxis"]["range"]
     width, _ = inner(layout)
     size = layout["font"]["size"]
     taken: list[tuple[float, float, int, int]] = []  # left and right end, first row and the one after the last
     names = []
-    for step, text, listed in reversed(named):
+    for name in reversed(named):
+        step, text = name.step, name.text
         lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
         at = width * (step - lo) / (hi - lo)
         reach = 8 + 0.52 * size * max(map(len, lines))
@@ -139,8 +153,8 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
         near = [(begin, end) for a, b, begin, end in taken if span[1] >= a and span[0] <= b]
         free = [row for row in range(rows) if all(row + len(lines) <= begin or row >= end for begin, end in near)]
         room = free and span[0] >= 0
-        if listed or not room:
-            layout["meta"].setdefault("untold", []).append(Name(step, text, listed))
+        if name.changes or not room:
+            layout["meta"].setdefault("untold", []).append(name)
         if not room:
             continue
         taken.append((*span, free[0], free[0] + len(lines)))
@@ -151,8 +165,8 @@ def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float =
         names.append(note(text, step, top, font=font, **place))
         if free[0]:
             names[-1]["yshift"] = -round(LINE * size * free[0])
-        if listed:
-            names[-1] |= {"hovertext": listed, "hoverlabel": layout["hoverlabel"], "captureevents": True}
+        if name.changes:
+            names[-1] |= {"hovertext": name.hover, "hoverlabel": layout["hoverlabel"], "captureevents": True}
     return names
 
 

@@ -238,9 +238,10 @@ def compare_selections(
     layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
     width, _ = inner(layout)
     rows, runs = max(len(curves), 1), called(curves, named)
-    gap = max(0.05, 12 / inner(layout)[1]) if rows > 1 else 0.0  # so that the numbers of two maps do not touch
+    most = 0.5 / rows  # in a low figure half of the height stays with the maps
+    gap = min(most, max(0.05, 12 / inner(layout)[1])) if rows > 1 else 0.0  # the numbers of two maps do not touch
     # A name stands above its map, where it takes no width.
-    head = 1.5 * layout["font"]["size"] / inner(layout)[1] if named else 0.0
+    head = min(most, 1.5 * layout["font"]["size"] / inner(layout)[1]) if named else 0.0
     tall = (1 - max(gap, head) * (rows - 1) - head) / rows
     template = layout.pop("yaxis")
     layout["xaxis"]["anchor"] = "y" if rows == 1 else f"y{rows}"

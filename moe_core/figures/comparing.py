@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from moe_core.figures.called import Called, square
-from moe_core.figures.changes import Name, change_names, grouped, list_of, mark_cursor, turn
+from moe_core.figures.changes import STACKED, Name, and_earlier, change_names, grouped, mark_cursor, shared_name, turn
 from moe_core.figures.lines import (
     LABEL_GAP,
     as_steps,
@@ -20,9 +20,10 @@ from moe_core.figures.paper import (
     Size,
     Spec,
     inner,
+    print_as,
     upright,
 )
-from moe_core.figures.theme import Theme, faded
+from moe_core.figures.theme import LIGHT, Theme, faded
 
 NARROW = 300  # px of a figure that has no room for names and values beside each other
 
@@ -56,6 +57,8 @@ class Shared(NamedTuple):
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
         layout["meta"]["step"] = last
+        # A run's colour is one expert's in the dark look, and another's in the light look.
+        print_as(layout, zip(theme.runs, LIGHT.runs, strict=True))
         layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
             layout["xaxis"]["title"]["text"] = "steps since the fork"
@@ -98,24 +101,28 @@ def mark_turns(
 ) -> list[Spec]:
     """Where each run's knobs were turned: a diamond of the hand's colour on the run's line, at the value recorded there.
 
-    curves: as drawn. A change that several runs share is named once, with all of them; only a named one has a line
-    from top to bottom, so that four runs stay readable.
+    curves: as drawn. Turns within 3 px of a run's line share a diamond. A change that several runs share is named once, with all of
+    them; only a named one has a line from top to bottom, so that four runs stay readable.
     """
     lo, hi = layout["xaxis"]["range"]
+    per_step = inner(layout)[0] / (hi - lo)
     x, y, words = [], [], []
-    named: dict[tuple[int, str], list[int]] = {}
+    turned: dict[int, dict[str, list[int]]] = {}
     for at, curve in enumerate(curves):
-        for change in curve.turns:
-            row = int(np.searchsorted(curve.steps, change.step))
+        columns: dict[int, list[tuple[int, Any]]] = {}
+        rows = np.searchsorted(curve.steps, [change.step for change in curve.turns]).tolist()
+        for row, change in zip(rows, curve.turns, strict=True):
             if row == len(curve.steps) or not np.isfinite(curve.values[row]) or not lo <= change.step <= hi:
                 continue
-            where = over.at.replace("%{x:,d}", f"{change.step:,}")
-            x.append(change.step)
+            columns.setdefault(int(per_step * (change.step - lo) / 3), []).append((row, change))
+            turned.setdefault(change.step, {}).setdefault(turn(change), []).append(at)
+        for here in columns.values():
+            row, last = here[-1]
+            x.append(last.step)
             y.append(curve.values[row])
-            words.append(f"{runs[at].name} was turned {where}: {turn(change)}")
-            named.setdefault((change.step, turn(change)), []).append(at)
+            words.append(turns_in_words([change for _, change in here], runs[at], over))
     if labelled:
-        names = change_names(layout, shared_names(named, runs, layout, theme), theme, rows=2)
+        names = change_names(layout, shared_names(turned, runs, layout, theme), theme, rows=2)
         layout["annotations"] += names
         layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
     if not x:
@@ -130,23 +137,32 @@ def mark_turns(
     ]  # fmt: skip
 
 
+def turns_in_words(changes: Sequence[Any], run: Called, over: Shared) -> str:
+    """What hovering a diamond says: a line a change, of many the last ones."""
+    lines = [
+        f"{run.name} was turned {over.at.replace('%{x:,d}', f'{change.step:,}')}: {turn(change)}"
+        for change in changes[-STACKED:]
+    ]
+    return "<br>".join(and_earlier(len(changes) - len(lines)) + lines)
+
+
 def shared_names(
-    named: Mapping[tuple[int, str], Sequence[int]], runs: Sequence[Called], layout: Spec, theme: Theme
+    turned: Mapping[int, Mapping[str, Sequence[int]]], runs: Sequence[Called], layout: Spec, theme: Theme
 ) -> list[Name]:
-    """The names of the changes (step, text) of several runs, each with what the runs that have it are called; of those that stand
-    close together how many they are."""
+    """The names of the changes of several runs, each with what the runs that have it are called; of those that stand close together
+    how many they are. turned: by step, for each change in words the places of these runs."""
     names = []
-    for group in grouped(sorted({step for step, _ in named}), layout):
-        here = [(step, those(at, runs, theme), text) for (step, text), at in sorted(named.items()) if step in group]
+    for group in grouped(sorted(turned), layout):
+        here = [(step, text, at) for step in group for text, at in sorted(turned[step].items())]
         if len(group) == 1:
             texts: dict[str, list[str]] = {}
-            for _, who, text in here:
-                texts.setdefault(who, []).append(text)
+            for _, text, at in here:
+                texts.setdefault(those(at, runs, theme), []).append(text)
             names += [Name(group[0], f"{who} {', '.join(turns)}") for who, turns in texts.items()]
         else:
-            every = sorted({at for (step, _), all_ in named.items() if step in group for at in all_})
-            each = [f"step {step:,}: {who} {text}" for step, who, text in here]
-            names.append(Name(group[0], f"{those(every, runs, theme)} {len(each)} changes", list_of(each)))
+            every = sorted({one for _, _, at in here for one in at})
+            each = [(step, f"{those(at, runs, theme)} {text}") for step, text, at in here]
+            names.append(shared_name(f"{those(every, runs, theme)} {len(each)} changes", each))
     return names
 
 

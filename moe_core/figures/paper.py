@@ -6,7 +6,7 @@ numpy arrays. `@figure` wraps it: called, it gives a `go.Figure`; its `.spec` is
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,6 +176,18 @@ def note(text: str, x: Any, y: Any, **given: Any) -> Spec:
 def label_font(layout: Spec, colour: str) -> Spec:
     """The font of a label within the plot, as large as the axes' own."""
     return {"color": colour, "size": layout["font"]["size"], "family": SANS}
+
+
+def lettered(trace: Spec, colours: list[str], printed: list[str]) -> Spec:
+    """A trace of letters in these colours. printed: those on paper, where the cells below them have the light look's colours."""
+    inked = trace | {"textfont": trace["textfont"] | {"color": colours}}
+    return inked if printed == colours else inked | {"meta": {"printed": printed}}
+
+
+def print_as(layout: Spec, colours: Iterable[tuple[str, str]]) -> None:
+    """Of these colours of this figure, each gets the other on paper, whatever it becomes in other figures."""
+    if paper := {shown: printed for shown, printed in colours if shown != printed}:
+        layout["meta"]["paper"] = paper
 
 
 DASHED = "8px,6px"  # of an ideal

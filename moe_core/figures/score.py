@@ -158,12 +158,11 @@ def letters(
     text: Sequence[Character], first: Array, x: Array, y: Array, lines: Lines, palette: Palette, theme: Theme
 ) -> Spec:
     """The characters, each in the middle one of its cells and in a colour that reads there."""
-    colours = [*palette.letters, theme.ink]
     # A character that a line's end splits is drawn where it begins.
     at = [min(one.first + (one.bytes - 1) // 2, one.first // lines.row * lines.row + lines.row - 1) for one in text]
     size = max(SMALLEST, min(17, round(lines.cell * 0.95)))
     room = lines.width / lines.row / COLUMN  # the size in which one letter fills a cell
-    return {
+    trace = {
         "type": "scatter",
         "mode": "text",
         "name": "bytes",
@@ -174,10 +173,10 @@ def letters(
             "family": MONO,
             # The number of a byte has four digits.
             "size": [size if len(one.text) == 1 else max(5, min(size, round(room / len(one.text)))) for one in text],
-            "color": [colours[e] for e in first[at].tolist()],
         },
         "hoverinfo": "skip",
     }
+    return palette.inked(trace, first[at].tolist(), theme)
 
 
 def joins(text: Sequence[Character], lines: Lines, theme: Theme) -> list[Spec]:

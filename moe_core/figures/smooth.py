@@ -5,14 +5,14 @@ from collections.abc import Iterable
 import numpy as np
 
 from moe_core.figures.paper import Array, Spec
-from moe_core.figures.reading import by_hand
+from moe_core.figures.reading import marked
 from moe_core.runs.series import thin
 from moe_core.runs.source import Beside, Source
 
 OVER_STEPS = ("step", "steps since the fork")  # the titles of such an axis
 SMOOTH = (5, 25, 101)  # steps among which a page lets choose
 PALE, PALER = 0.3, 0.12  # opacity of a line behind its mean; where many such lines cover each other
-MANY = 5
+CROWDED = 5  # such lines
 LEAST = 1.4  # px of a line that stands for many steps
 
 
@@ -48,9 +48,9 @@ def means(
 
 
 def cuts_of(source: Source) -> list[int]:
-    """The steps at which a knob's change by hand took effect. No mean is taken across one, or the change would seem to act
-    before it was made."""
-    return sorted({turn.step for turn in by_hand(source) if turn.step is not None})
+    """The steps at which a change that charts mark took effect. No mean is taken across one, or the change would seem to act before
+    it was made."""
+    return sorted({turn.step for turn in marked(source) if turn.step is not None})
 
 
 def centred(x: Array, y: Array, over: int, cuts: Iterable[float] = ()) -> Array:
@@ -76,7 +76,7 @@ def with_means(spec: Spec, mean: Spec, over: int) -> Spec:
     noisy = [line for line in lines if line["name"] in means and not same(line, means[line["name"]])]
     if not noisy:
         return spec
-    pale = {"opacity": PALE if len(noisy) < MANY else PALER, "hoverinfo": "skip"}
+    pale = {"opacity": PALE if len(noisy) < CROWDED else PALER, "hoverinfo": "skip"}
     behind = [trace | pale for trace in spec["data"] if trace.get("fill")]
     for line in noisy:
         thin_one = {name: value for name, value in line.items() if name != "hovertemplate"}

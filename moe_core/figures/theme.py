@@ -113,7 +113,7 @@ LOOKS = THEMES | {"grey": GREY}  # of exports
 
 
 def paper_colours(theme: Theme) -> dict[str, str]:
-    """Each colour of a look, and the one that has its role in the light look, and so the words for them: a printer gets light
+    """This look's colours (as #RRGGBB), and the words for them, each with what it becomes in the light look: a printer gets light
     charts."""
     own, light = asdict(theme), asdict(LIGHT)
     pairs = ((own[name], light[name]) for name in own if name != "name")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.band import apart, band, highest, median, settled
+from moe_core.figures.band import apart, band, highest, median, settled, unsettled
 from moe_core.figures.changes import mark, mark_changes, mark_cursor
 from moe_core.figures.lines import LABEL_GAP, as_steps, end_label, held_out, held_out_words, line, over_steps, spread
 from moe_core.figures.off import draw_ideal, ideal_of, ideal_words, off_lines, off_map, off_words, on_nE
@@ -49,20 +49,21 @@ def selection_share(
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
     changes: Iterable[Any] = (),
+    banded: bool = True,
     theme: Theme = LIGHT,
     size: Size = (620, 335),
 ) -> Spec:
     """Each expert's share of all selections over time: lines to 20 experts, above them a heatmap of share over ideal.
 
     steps (n,); share_nE (n, E), each row sums to 1, NaN for an expert that is off; now_E (E,) each one's mean over the last
-    steps, for the names at the ends; None: as in the last row.
+    steps, for the names at the ends; None: as in the last row. banded: many balanced experts are a band instead of lines.
     """
     many = share_nE.shape[1] > LINES
     now_E = share_nE[-1].tolist() if now_E is None and len(share_nE) else now_E
     spec = (
         share_heatmap(steps, share_nE, span, theme, size)
         if many
-        else share_lines(steps, share_nE, now_E, span, theme, size)
+        else share_lines(steps, share_nE, now_E, span, banded, theme, size)
     )
     mark_changes(spec["layout"], changes, theme, cased=many)
     if not many:
@@ -76,6 +77,7 @@ def share_lines(
     share_nE: Array,
     now_E: Sequence[float] | None,
     span: tuple[float, float] | None,
+    banded: bool,
     theme: Theme,
     size: Size,
 ) -> Spec:
@@ -87,7 +89,7 @@ def share_lines(
     top = min(top, 100.0)
     on_E = on_nE(percents[-1:])[0] if len(percents) else np.ones(E, bool)
     drawn = highest(percents, size)
-    settled_n = settled(percents, size)
+    settled_n = settled(percents, size) if banded else np.zeros(len(percents), bool)
     others = f"; band: the other {E - len(drawn)}" if len(drawn) < E else ""
     balanced = "all" if others else "band: all"
     others += f"{',' if others else ';'} {balanced} while balanced, with the median" if settled_n.any() else ""
@@ -107,7 +109,7 @@ def share_lines(
         )
         for e in drawn
     ]  # fmt: skip
-    below = band(x, percents, drawn, theme, ~np.isnan(apart(x, settled_n))) + band(x, percents, [], theme, settled_n)
+    below = band(x, percents, drawn, theme, unsettled(settled_n)) + band(x, percents, [], theme, settled_n)
     data = below + data + median(x, percents, settled_n, theme, size)
     return {"data": [*data, *off_lines(steps, share_nE, theme), *ideal], "layout": layout}
 

@@ -157,18 +157,15 @@ def letters(words: list[Word], first: Array, text: Set, palette: Palette, theme:
 
     Each word is a label of its own, so that one that is written from right to left, or in letters of another width, moves no other.
     """
-    E, on_cell = len(palette.cells), [*palette.letters, theme.ink]
+    E = len(palette.cells)
     some = [n for n, word in enumerate(words) if word.text]
     blank = np.array([words[n].blank for n in some], np.float32)
     long = np.array([words[n].columns - words[n].blank for n in some], np.float32)
     px = np.float32(COLUMN * text.size)
     high = np.float32(text.size * 0.65)  # the middle of a word
-    data = [
-        label_of(
-            "tokens", text.left[some] + (blank + long / 2) * px, text.top[some] + high, [words[n].label for n in some], text.size,
-            [on_cell[e] for e in first[some].tolist()],
-        )
-    ]  # fmt: skip
+    middle = text.left[some] + (blank + long / 2) * px
+    labels = label_of("tokens", middle, text.top[some] + high, [words[n].label for n in some], text.size, theme.ink)
+    data = [palette.inked(labels, first[some].tolist(), theme)]
     if E > NAMED:
         middle, low = text.left + text.width / 2, text.top + np.float32(text.size * 1.6)
         numbers = [str(e + 1) if e < E else "–" for e in first.tolist()]

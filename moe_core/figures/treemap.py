@@ -11,7 +11,19 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.off import off_words, on_nE
-from moe_core.figures.paper import Array, Size, Spec, at_step, axis_title, base, figure, inner, percent
+from moe_core.figures.paper import (
+    Array,
+    Size,
+    Spec,
+    at_step,
+    axis_title,
+    base,
+    figure,
+    inner,
+    lettered,
+    percent,
+    print_as,
+)
 from moe_core.figures.theme import DIVERGING_STOPS, LIGHT, SANS, Theme, letter_colour
 
 Box = tuple[float, float, float, float]  # x0, y0, x1, y1, in px from the top left
@@ -41,15 +53,12 @@ def group_treemap(
         "range": [0, width],
         "title": axis_title(f"{groups} groups of {each} experts", layout),
     }
-    layout["yaxis"] |= hidden | {
-        "range": [height, 0],
-        "title": axis_title("share of selections", layout, standoff=4),
-    }
+    layout["yaxis"] |= hidden | {"range": [height, 0], "title": axis_title("share of selections", layout, standoff=4)}
     share = np.asarray(share_E, np.float64)
     if not np.nansum(share) > 0:
         return {"data": [], "layout": layout}
     share = np.nan_to_num(share) / np.nansum(share)
-    x, y, names, colours, words = [], [], [], [], []
+    x, y, names, fills, printed, words = [], [], [], [], [], []
     rows = rows_for(groups, width / height)
     # As if all groups were alike: the rows within a group must not follow its shares, or cells would jump.
     inside = rows_for(each, (width / -(-groups // rows)) / (height / rows))
@@ -59,13 +68,14 @@ def group_treemap(
         members = share[group * each : (group + 1) * each]
         for j, box in enumerate(strips(members, outer, inside)):
             e = group * each + j
-            fill = deviation_colour(members[j] * on, theme) if on_E[e] else theme.edge
+            fill, pale = (deviation_colour(members[j] * on, look) if on_E[e] else look.edge for look in (theme, LIGHT))
             layout["shapes"].append(rectangle(box, theme.ground, 1.0, fill))
             x.append((box[0] + box[2]) / 2)
             y.append((box[1] + box[3]) / 2)
             room = box[2] - box[0] >= 22 and box[3] - box[1] >= 16
             names.append(f"{e + 1}" if room else "")
-            colours.append(letter_colour(fill))
+            fills.append(fill)
+            printed.append(pale)
             words.append(
                 f"Expert {e + 1} of group {group + 1} took {percent(members[j])} of the selections, {members[j] * on:.2f} × its ideal"
                 f"{at_step(step)}"
@@ -73,9 +83,11 @@ def group_treemap(
         layout["shapes"].append(rectangle(outer, theme.ink, 2.0, None))
     data: Spec = {
         "type": "scatter", "mode": "text", "name": "experts", "x": np.array(x, np.float32), "y": np.array(y, np.float32),
-        "text": names, "textfont": {"family": SANS, "size": layout["font"]["size"], "color": colours},
+        "text": names, "textfont": {"family": SANS, "size": layout["font"]["size"]},
         "hovertext": words, "hoverinfo": "text", "customdata": np.arange(1, E + 1, dtype=np.int32),
     }  # fmt: skip
+    print_as(layout, zip(fills, printed, strict=True))
+    data = lettered(data, *(list(map(letter_colour, cells)) for cells in (fills, printed)))
     return {"data": [data], "layout": layout}
 
 

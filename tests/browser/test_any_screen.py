@@ -10,6 +10,11 @@ from tests.browser.test_pages import training
 
 pytestmark = pytest.mark.browser
 CHART = "document.querySelector('[data-figure=balance]')"
+PRINTED = """async (spec) => {
+    const loaded = performance.getEntriesByType("resource").map((one) => one.name);
+    const { onPaper } = await import(loaded.find((name) => name.endsWith("/print.js")));
+    return onPaper(spec, { "#A99A05": "#4B3F00", "#39FFE4": "#0E4A42" });
+}"""
 
 
 def drag(session: CDPSession, x: float, y: float, across: float, down: float) -> None:
@@ -75,6 +80,16 @@ def test_a_phone_other_colours_no_motion_and_paper(server: Server, browser: Brow
         expect(page.locator(hidden).first).to_be_hidden()
     ground = f"() => {CHART}.querySelector('.main-svg').style.background"
     wait_for_function(page, f"() => ({ground})() === 'rgb(255, 255, 255)'")
+    cells = {
+        "marker": {"color": ["#39FFE4", "#A99A05"]},
+        "textfont": {"color": ["#0B0E12"]},
+        "meta": {"printed": ["#FFFFFF"]},
+    }
+    printed = page.evaluate(PRINTED, {"data": [cells], "layout": {"meta": {"paper": {"#A99A05": "#6E7308"}}}})["data"][
+        0
+    ]
+    assert printed["marker"]["color"] == ["#0E4A42", "#6E7308"]  # a run's colour becomes that of the same run
+    assert printed["textfont"]["color"] == ["#FFFFFF"]  # and letters read on the printed cell
     page.emulate_media(color_scheme="dark", media="screen")
     wait_for_function(page, f"() => ({ground})() === 'rgb(17, 21, 26)'")
     context.close()

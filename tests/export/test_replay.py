@@ -59,6 +59,7 @@ def test_sixteen_balanced_experts_are_lines_which_the_page_fills(tmp_path):
     spec = module.skeletons(made, "light", 0)["selection_share"]
     assert [trace["name"] for trace in spec["data"]] == [f"expert {e}" for e in range(1, 17)]
     assert "band" not in spec["layout"]["title"]["text"]
+    assert not any("<br>all 16" in note["text"] for note in spec["layout"]["annotations"])  # extremes are of a band
 
 
 def test_ten_thousand_steps_fit_in_ten_megabytes(tmp_path):

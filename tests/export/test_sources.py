@@ -157,6 +157,7 @@ def test_a_sweep_of_one_knob_has_no_maps_and_nothing_that_moves(found, tmp_path)
         (("--with", *"bcde"), "no run"),
         (("--choose", "expert=9"), "from 1 to 8"),
         (("--choose", "pinned=3;4"), "commas between them"),
+        (("--choose", "pinned=3,99"), "pinned must be numbers from 1 to 8, got '3,99'"),
         (("--choose", "tokens=many"), "whole number"),
         (("--choose", "colour=3"), "cannot be chosen"),
     ],

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from moe_core.export import Look
-from moe_core.export.look import sheet_of, spec_of
+from moe_core.export.look import sheet_of, spec_of, with_title
 from moe_core.export.marks import Text
 from moe_core.export.sources import Named
 from moe_core.export.untold import Untold, add_numbers, subtitle_with, untold_of
+from moe_core.figures.changes import Name
+from moe_core.figures.paper import base
 from moe_core.figures.theme import LIGHT
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.schema import METRICS, Config, Knobs, layout
@@ -95,13 +97,35 @@ def test_a_figure_without_its_title_has_no_numbers(folder: Path) -> None:
 
 
 def test_changes_that_share_a_label_are_told_one_by_one_and_the_earliest_are_counted() -> None:
-    listed = "and 9 earlier<br>step 1,200: <span style='x'>■</span> a lr 1 → 2<br>step 90: k 2 → 1"
-    spec = {"layout": {"meta": {"untold": [(90, "11 changes", listed), (3, "noise 1 → 0<br>k 1 → 2", "")]}}}
+    shared = Name(90, "11 changes", ((1200, "<span style='x'>■</span> a lr 1 → 2"), (90, "k 2 → 1")), 9)
+    spec = {"layout": {"meta": {"untold": [shared, Name(3, "noise 1 → 0<br>k 1 → 2")]}}}
     untold = untold_of(spec)
     assert untold == Untold(((3, "noise 1 → 0, k 1 → 2"), (90, "k 2 → 1"), (1200, "a lr 1 → 2")), 9)
     text = subtitle_with("Loss<br><span>dots</span>", untold, 2).replace("\u00a0", " ")
     assert text.endswith("dots; 1: noise 1 → 0, k 1 → 2 at step 3; 2: k 2 → 1 at step 90; and 10 more changes</span>")
     assert untold_of({"layout": {"meta": {}}}) == Untold()
+
+
+def test_where_heights_ask_for_each_other_the_title_tells_what_the_last_layout_leaves_out() -> None:
+    """A plot that is lower names the change of step 90, and one that is higher again does not."""
+    names = [Name(step, f"noise 1 → {step}") for step in (30, 60, 90)]
+
+    def drawn(top: int) -> dict[str, Any]:
+        tall.append(top)
+        plain = base("loss", "Loss", "dots", step=None, theme=LIGHT, size=(300, 300 + top))
+        plain["xaxis"]["range"], plain["margin"]["t"] = [0, 100], plain["margin"]["t"] + top
+        plain["meta"]["untold"] = names[: 2 if len(tall) % 2 else 3]
+        return {"data": [], "layout": plain}
+
+    tall: list[int] = []
+    spec = with_title(drawn(0), drawn, LIGHT)
+    left, room = untold_of(spec).changes, tall[-1]
+    told = re.findall(r"\d: (.*?) at step (\d+)", subtitle(spec))
+    assert [(int(step), words) for words, step in told] == list(left[: len(told)])
+    assert len(left) - len(told) == sum(map(int, re.findall(r"and (\d+) more", subtitle(spec))))
+    assert spec["layout"]["annotations"][-1]["x"] == left[len(told) - 1][0]
+    lines = spec["layout"]["title"]["text"].count("<br>") - 1
+    assert room >= lines * 16
 
 
 def test_numbers_that_would_touch_become_one_mark() -> None:

@@ -1,6 +1,7 @@
 """The numbers inside the Compare page's figures: one axis for all, paired differences, colours that are runs."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from moe_core.figures import compare, read_compare
 from moe_core.figures.called import called, column_names, run_colour
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.comparing import Curve
+from moe_core.figures.paper import inner
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import KnobChange, open_run
 from moe_core.runs.source import At
@@ -93,6 +95,17 @@ def test_every_runs_heatmap_has_the_same_scale_and_its_own_rows():
     assert spec["layout"]["yaxis2"]["range"] == [2.5, 0.5]
 
 
+@pytest.mark.parametrize("height", [60, 120, 240])
+@pytest.mark.parametrize("named", [0, 380])
+def test_in_a_low_figure_each_run_has_a_map(height, named):
+    curves = [Curve(name, np.arange(1, 21), np.full((20, 4), 0.25), (turned(9),)) for name in "abcd"]
+    spec = compare.compare_selections.spec(curves, named=named, label_changes=True, size=(380, height))
+    domains = [spec["layout"][axis]["domain"] for axis in ("yaxis", "yaxis2", "yaxis3", "yaxis4")]
+    assert all(high - low > 0.1 for low, high in domains)
+    assert all(upper[0] > lower[1] for upper, lower in pairwise(domains))
+    assert domains[-1][0] >= 0
+
+
 def with_parent(run, parent, step):
     run.parent = SimpleNamespace(run=parent, step=step) if parent else None
     return run
@@ -145,8 +158,9 @@ def test_a_turn_stands_on_its_runs_line_and_is_named_with_its_letter():
     b = curve("b", 1, [5.0, 6, 7, 8])._replace(turns=(turned(2), turned(4), turned(4, "k", 2, 1)))
     spec = compare.compare_balance.spec([a, b])
     marks = diamonds(spec)
-    assert marks["x"].tolist() == [2, 2, 4, 4]  # the turn after the last recorded step is not made up
-    np.testing.assert_allclose(marks["y"], [0.02, 6, 8, 8], rtol=1e-6)
+    assert marks["x"].tolist() == [2, 2, 4]  # the turn after the last recorded step is not made up
+    np.testing.assert_allclose(marks["y"], [0.02, 6, 8], rtol=1e-6)
+    assert marks["hovertext"][2] == "B b was turned at step 4: noise 1 → 0.5<br>B b was turned at step 4: k 2 → 1"
     assert marks["marker"]["color"] == LIGHT.hand
     assert marks["hovertext"][0] == "A a was turned at step 2: noise 1 → 0.5"
     names = [note for note in spec["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]
@@ -157,10 +171,23 @@ def test_a_turn_stands_on_its_runs_line_and_is_named_with_its_letter():
     assert [name.get("yshift") for name in names] == [None, -18]  # they would cover each other in one row
     assert [s["x0"] for s in spec["layout"]["shapes"]] == [4, 2]
     quiet = compare.compare_balance_difference.spec([a, b], **compare.differences([a, b]))
-    np.testing.assert_allclose(diamonds(quiet)["y"], [0, 6 - 0.001, 4, 4], rtol=1e-6)
+    np.testing.assert_allclose(diamonds(quiet)["y"], [0, 6 - 0.001, 4], rtol=1e-6)
     assert not [note for note in quiet["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]
     loud = compare.compare_balance_difference.spec([a, b], **compare.differences([a, b]), label_changes=True)
     assert len([note for note in loud["layout"]["annotations"] if note["font"]["color"] == LIGHT.hand]) == 2
+
+
+def test_a_run_that_is_turned_in_each_step_has_a_diamond_every_3_px():
+    turns = tuple(turned(step, previous=float(step), value=step + 1.0) for step in range(1, 10_001))
+    curves = [curve(name, 1, np.ones(10_000))._replace(turns=turns) for name in "ab"]
+    spec = compare.compare_balance.spec(curves)
+    marks, wide = diamonds(spec), inner(spec["layout"])[0]
+    assert 2 * wide / 4 < len(marks["x"]) == len(marks["hovertext"]) <= 2 * (wide / 3 + 1)
+    assert sum(map(len, marks["hovertext"])) < 150 * wide
+    assert marks["hovertext"][-1].endswith("B b was turned at step 10,000: noise 10000 → 10001")
+    (name,) = [note for note in spec["layout"]["annotations"] if "changes" in note["text"]]
+    assert name["text"].endswith("10000 changes")
+    assert name["hovertext"].startswith("and 9,988 earlier<br>step 9,989: ")
 
 
 def test_on_the_maps_of_load_a_turn_is_a_line_on_its_own_run():

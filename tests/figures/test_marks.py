@@ -10,6 +10,7 @@ import pytest
 from moe_core.figures import timeline
 from moe_core.figures.paper import inner
 from moe_core.figures.reading import by_hand, marked
+from moe_core.figures.smooth import cuts_of
 from moe_core.runs.rows import KnobChange
 from moe_core.schema import Config, Knobs, describe
 
@@ -76,6 +77,11 @@ def test_of_many_knobs_turned_in_one_step_the_last_three_are_named() -> None:
     layout = drawn({}, tuple(Change(f"knob{at}", 60) for at in range(5)))
     (text,) = [note["text"] for note in layout["annotations"] if "knob" in note["text"]]
     assert [line.split()[0] for line in text.split("<br>")] == ["knob2", "knob3", "knob4"]
+    (hover,) = [note["hovertext"] for note in layout["annotations"] if "knob" in note["text"]]
+    assert [line.split()[2] for line in hover.split("<br>")] == [f"knob{at}" for at in range(5)]
+    told = [change for name in layout["meta"]["untold"] for change in name.changes]
+    assert told == [(60, f"knob{at} 0 → 0.1") for at in range(5)]
+    assert "untold" not in drawn({}, tuple(Change(f"knob{at}", 60) for at in range(3)))["meta"]
 
 
 def test_the_name_of_a_peak_keeps_clear_of_the_name_of_a_change() -> None:
@@ -148,3 +154,4 @@ def test_a_turn_of_the_speed_limit_is_marked_on_the_scrubber_only() -> None:
     source: Any = SimpleNamespace(description=describe(Config(), Knobs()), knob_changes=lambda: turned)
     assert [change.name for change in by_hand(source)] == ["speed_limit", "noise"]
     assert [change.name for change in marked(source)] == ["noise"]
+    assert cuts_of(source) == [9]  # a mean has no gap where no mark stands

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from moe_core.export.look import wrapped
-from moe_core.figures import bars, batch, routing, score
+from moe_core.figures import bars, batch, compare, routing, score, treemap
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.palette import palette_of
 from moe_core.figures.reading import pinned
-from moe_core.figures.theme import DARK, LIGHT, paper_colours
+from moe_core.figures.theme import DARK, LIGHT, letter_colour, paper_colours
 from moe_core.runs.source import At, Beside
 from tests.figures.record import probe_of_tokens, record
 
@@ -98,3 +98,43 @@ def test_each_colour_of_the_dark_look_has_one_on_paper() -> None:
     assert paper[DARK.diverging[0]] == LIGHT.diverging[0]
     assert (paper[DARK.depth], paper["dark is fair"]) == (LIGHT.depth, "pale is fair")
     assert paper_colours(LIGHT) == {}
+
+
+def test_on_paper_letters_read_on_the_light_looks_cells() -> None:
+    """Expert 3 is bright in the dark look and dark in the light one."""
+    for E, given in ((8, {}), (40, {"pinned": [2]})):
+        first = [2, 5, E]  # the last is of no expert
+        for theme in (DARK, LIGHT):
+            palette = palette_of(np.array(first[:2]), E, theme, **given)
+            trace = palette.inked({"textfont": {"size": 9}}, first, theme)
+            assert trace["textfont"]["color"][0] == letter_colour(theme.experts[2])
+            printed = trace.get("meta", {"printed": trace["textfont"]["color"]})["printed"]
+            assert (
+                printed
+                == palette_of(np.array(first[:2]), E, LIGHT, **given).inked(trace, first, LIGHT)["textfont"]["color"]
+            )
+        assert "meta" not in trace
+    given = probe_of_tokens(30)
+    (printed,) = [
+        one["meta"]["printed"]
+        for one in score.probe_text.spec(np.full(30, 65, np.uint8), **given, theme=DARK)["data"]
+        if "meta" in one
+    ]
+    assert printed == [letter_colour(LIGHT.experts[e]) for e in given["experts_NK"][:, 0]]
+
+
+def test_a_treemap_is_printed_in_the_light_looks_colours() -> None:
+    share_E = np.array([0.0, 0.05, 0.1, 0.15, 0.2, 0.5])
+    dark, light = (treemap.group_treemap.spec(share_E, 2, theme=theme) for theme in (DARK, LIGHT))
+    fills, pale = (
+        [shape["fillcolor"] for shape in one["layout"]["shapes"] if "fillcolor" in shape] for one in (dark, light)
+    )
+    assert [dark["layout"]["meta"]["paper"][fill] for fill in fills] == pale
+    assert dark["data"][0]["meta"]["printed"] == light["data"][0]["textfont"]["color"]
+    assert "paper" not in light["layout"]["meta"]
+
+
+def test_a_dark_comparison_is_printed_in_the_runs_light_colours() -> None:
+    meta = [compare.compare_balance.spec([], theme=theme)["layout"]["meta"] for theme in (DARK, LIGHT)]
+    assert [meta[0]["paper"][colour] for colour in DARK.runs] == list(LIGHT.runs)
+    assert "paper" not in meta[1]

@@ -66,8 +66,8 @@ export class View {
     this.resized = new ResizeObserver(() => this.link.say());
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
-    this.left = new AbortController();
-    onPrint((paper) => this.print(paper), this.left.signal);
+    this.closing = new AbortController();
+    onPrint((paper) => this.print(paper), this.closing.signal);
     this.link.say();
     // For a run started from this dashboard empty charts come at once; for others this notice is shown after a while.
     setTimeout(() => !this.header && !this.said && this.say("Waiting for the run's first numbers.", "starting"), 5000);
@@ -288,7 +288,7 @@ export class View {
 
   close() {
     this.closed = true;
-    this.left.abort();
+    this.closing.abort();
     this.resized.disconnect();
     this.scrolled.disconnect();
     this.scrubber.close();

@@ -8,15 +8,22 @@ export function onPrint(back, signal) {
   printing.addEventListener("change", () => back(printing.matches), { signal });
 }
 
-// A spec with each colour of the page's look, and each word for one, replaced by that which has its role on paper.
-export function onPaper(value, paper) {
+// A spec with each colour of the page's look, and each word for one, replaced by that which has its role on paper. A figure may have
+// colours that become others than elsewhere (runs, not experts), and letters on cells the colour that reads on the printed cell.
+export function onPaper(spec, paper) {
+  const { data, layout } = replaced(spec, { ...paper, ...spec.layout.meta?.paper });
+  spec.data.forEach(({ meta }, at) => meta?.printed && (data[at].textfont.color = meta.printed));
+  return { data, layout };
+}
+
+function replaced(value, paper) {
   if (typeof value === "string") return recoloured(value, paper);
   if (value === null || typeof value !== "object" || ArrayBuffer.isView(value)) return value;
   if (Array.isArray(value)) {
     const numbers = typeof value[0] === "number" && typeof value.at(-1) === "number";
-    return numbers || ArrayBuffer.isView(value[0]) ? value : value.map((one) => onPaper(one, paper));
+    return numbers || ArrayBuffer.isView(value[0]) ? value : value.map((one) => replaced(one, paper));
   }
-  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, onPaper(inner, paper)]));
+  return Object.fromEntries(Object.entries(value).map(([name, inner]) => [name, replaced(inner, paper)]));
 }
 
 function recoloured(text, paper) {
