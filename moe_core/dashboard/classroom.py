@@ -69,7 +69,7 @@ def follow() -> None:
     """For one who only looks: what the class is shown, and the way back to it."""
     shown = _shown  # the teacher may stop meanwhile
     if follows():
-        st.caption(f"{LOOKING} This page follows the class{'.' if shown else ', which is shown nothing yet.'}")
+        st.caption(f"{LOOKING} This page follows the class{'.' if shown else '; the teacher shows nothing new now.'}")
     elif not shown:
         st.caption(LOOKING)
     else:

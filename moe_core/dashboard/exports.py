@@ -189,12 +189,11 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
         button_at.empty()
         return
     width, height = size_of(figures[0], look)
-    # One CSS pixel of the page for each of the figure's, whatever the PNG's scale.
+    # One CSS pixel of the page for each of the figure's, whatever the PNG's scale; smaller where the page has no room.
     data = base64.b64encode(picture).decode()
     alt = f"{len(figures)} panels" if columns else title_of(figures[0])
     picture_at.html(
-        f'<div style="overflow:auto" tabindex="0" role="region" aria-label="Preview"><img alt="{alt}" '
-        f'style="width:{width}px;max-width:none" src="data:image/png;base64,{data}"></div>'
+        f'<img alt="{alt}" style="width:{width}px;max-width:100%;height:auto" src="data:image/png;base64,{data}">'
     )
     pixels = f", {round(width * look.scale):,} × {round(height * look.scale):,} pixels" if format == "png" else ""
     more = "" if look.step is None else f" As it stood at step {look.step:,}."

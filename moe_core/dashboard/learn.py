@@ -188,7 +188,8 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
             disabled=looks() or (at > 0 and not (progress.alive and at <= progress.reached + 1)),
         )  # fmt: skip
         st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
-    if len(lesson.stages) - 1 in progress.happened and number < len(LESSONS):
+    last = len(lesson.stages) - 1 in progress.happened
+    if last and number < len(LESSONS) and not classroom.follows():  # whoever follows is led on by the teacher
         st.button(
             f"Next: {number + 1}. {LESSONS[number].title}", key=f"next-{number}", on_click=turn_to, args=(number + 1,),
             type="primary", width="stretch",

@@ -61,7 +61,12 @@ def together(run: Source | SweepResults, names: Sequence[str], look: Look, colum
     gap = GAP * zoom
     size = ((width - gap * (columns - 1)) / columns, (height - below - gap * (rows - 1)) / rows)
     check(run, replace(look, size=(width, height)))
-    check(run, replace(look, size=size))
+    try:
+        check(run, replace(look, size=size))
+    except ValueError as error:
+        raise ValueError(
+            f"{columns} panels beside each other do not fit: {error} for each; give a larger size, or fewer beside each other"
+        ) from None
     marks, smoothed = [], False
     for at, name in enumerate(names):
         here = replace(look, size=size, caption=False, letter=string.ascii_lowercase[at])

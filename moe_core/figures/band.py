@@ -42,7 +42,8 @@ def settled(values_nE: Array, size: Size) -> Array:
     cv = np.where(known.any(axis=1) & (mean > 0), spread / np.maximum(mean, 1e-30), 10.0)
     window = np.ones(2 * (n // (2 * PARTS)) + 1)
     around = np.convolve(cv, window, "same") / np.convolve(np.ones(n), window, "same")
-    return np.asarray(around < BALANCED)
+    balanced = np.asarray(around < BALANCED)
+    return balanced if balanced.mean() >= 1 / PARTS else np.zeros(n, bool)  # else it would be too narrow to be seen
 
 
 def unsettled(settled_n: Array) -> Array:

@@ -126,18 +126,24 @@ def digit_images(
 ) -> Spec:
     """The probe's images in the row of their first expert.
 
-    images (N, H, W), or square ones (N, P), from 0 (ground); experts_NK (N, K); labels_N (N,) and their words. Above 20 experts the 20 with most images.
+    images (N, H, W), or square ones (N, P), from 0 (ground); experts_NK (N, K); labels_N (N,) and their words. Above 20 experts the 20 with most images, those with any.
     """
     E = num_experts
     first = first_experts(experts_NK, E)
     shown = np.arange(E)
     if E > LINES:
-        shown = np.sort(np.argsort(-np.bincount(first, minlength=E)[:E], kind="stable")[:LINES])
+        many_E = np.bincount(first, minlength=E)[:E]
+        busiest = np.argsort(-many_E, kind="stable")[:LINES]
+        shown = np.sort(busiest[many_E[busiest] > 0] if many_E.any() else busiest)
     layout = base(
         "digit_images",
         "Images by first expert",
         "images of the probe, in the row of the expert that weighs most"
-        + ("" if E <= LINES else f"; the {LINES} of {E} experts with most images")
+        + (
+            ""
+            if len(shown) == E
+            else f"; the {len(shown)} of {E} experts with {'most' if len(shown) == LINES else 'any'} images"
+        )
         + without_expert(first, E),
         step=step,
         theme=theme,

@@ -57,15 +57,26 @@ def centred(x: Array, y: Array, over: int, cuts: Iterable[float] = ()) -> Array:
     """The mean of y (n,) or (n, C) over the `over` steps about each of the ascending steps x, over fewer at the ends and beside the
     steps `cuts`, at each of which a stretch of its own begins. A gap stays one."""
     known = np.isfinite(y)
-    none = np.zeros((1, *np.shape(y)[1:]))
-    sums = np.concatenate([none, np.cumsum(np.where(known, y, 0.0), axis=0, dtype=np.float64)])
-    counts = np.concatenate([none, np.cumsum(known, axis=0)])
     edges = np.concatenate([[0], np.searchsorted(x, list(cuts)), [len(x)]])
     stretch = np.searchsorted(edges, np.arange(len(x)), "right")
     first = np.maximum(np.searchsorted(x, x - (over - 1) // 2, "left"), edges[stretch - 1])
     end = np.minimum(np.searchsorted(x, x + over // 2, "right"), edges[stretch])
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.where(known, (sums[end] - sums[first]) / (counts[end] - counts[first]), np.nan)
+    count = window_sums(known, first, end)
+    return np.where(known, window_sums(np.where(known, y, 0.0), first, end) / np.maximum(count, 1.0), np.nan)
+
+
+def window_sums(y: Array, first: Array, end: Array) -> Array:
+    """The sums of y[first:end] for each pair, in float64, of pieces of 1, 2, 4, … values. Not as the difference of two running sums,
+    in which one large value would drown all that comes after it."""
+    sums, start, piece = np.zeros(np.shape(y)), first, np.asarray(y, np.float64)
+    size, length = 1, end - first
+    while size <= length.max(initial=0):
+        taken = (length & size) > 0
+        sums[taken] += piece[start[taken]]
+        start = start + np.where(taken, size, 0)
+        piece = piece + np.concatenate([piece[size:], np.zeros((min(size, len(piece)), *piece.shape[1:]))])
+        size *= 2
+    return sums
 
 
 def with_means(spec: Spec, mean: Spec, over: int) -> Spec:

@@ -31,7 +31,7 @@ NEWEST = 5  # and of those the ones that a correction is the median of
 # Fitted (docs/decisions.md).
 SECONDS = (0.003, 0.0004, 7.6e-11, 2.3e-08, 1.9e-05, 6.7e-09, 1e-07, 2e-06)  # of each of terms()
 AROUND = 1.12  # evaluations, snapshots and commits take an eighth beside the steps
-TORCH = 345e6  # bytes of a trainer without a model
+TORCH = 275e6  # bytes of a trainer without a model
 RECORD, CELL, CHECKPOINT = 130e3, 2.7, 87e3  # bytes: an empty record, a number in it, a checkpoint without a model
 PROBE, FULL = 975.0, 800.0  # bytes: a snapshot of a layer's probe, and of an expert's specialisation
 
@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
     def disk(self, steps: int) -> float:
         """Bytes of a run of so many steps, with one checkpoint."""
         trained = steps * (self.seconds or 0.05)
-        probes, full = (min(steps, kept(trained, *rates)) for rates in ((10, 1, 1 / 10), (1, 1 / 10, 1 / 60)))
+        probes, full = (min(steps, kept(trained, *rates)) for rates in ((1.5, 1, 1 / 10), (0.15, 1 / 10, 1 / 60)))
         return RECORD + steps * self.step + probes * self.probe + full * self.full + self.checkpoint
 
 

@@ -26,7 +26,7 @@ def school(tmp_path: Path) -> Iterator[Server]:
 def test_the_class_sees_what_the_teacher_starts_and_turns(school: Server, tab: Callable[..., Page]) -> None:
     look = re.findall(r"learn\?moe_token=([\w-]+)", school.said())[0]
     viewer = tab(f"{school.url}/learn?moe_token={look}", width=390, height=844)
-    expect(viewer.get_by_text("which is shown nothing yet")).to_be_visible()
+    expect(viewer.get_by_text("the teacher shows nothing new now")).to_be_visible()
     teacher = tab(f"{school.url}/learn?moe_token={school.token()}")
     teacher.get_by_text("For the class").click()
     expect(teacher.get_by_text("Open this page by the address that the class uses")).to_be_visible()

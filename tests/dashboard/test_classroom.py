@@ -72,7 +72,7 @@ def test_who_looks_waits_for_what_the_class_is_shown_and_follows_it(become: Beco
     teacher.button(key="class-stop").click().run()
     again(become, LOOKS, late)
     assert (late.header[0].value[:2], parts(late)["charts"]["run"]) == ("6.", "six")  # it keeps what it sees
-    assert "This page follows the class, which is shown nothing yet." in said(late)
+    assert "This page follows the class; the teacher shows nothing new now." in said(late)
 
 
 def test_following_is_left_by_another_lesson_and_taken_up_again(become: Become, teacher: AppTest) -> None:

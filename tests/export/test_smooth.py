@@ -73,3 +73,14 @@ def test_what_is_no_line_over_steps_stays_and_nothing_says_that_it_was_averaged(
 def test_no_steps_and_too_many_are_refused(run, over):
     with pytest.raises(ValueError, match="smooth must be between 1 and 1000000 steps, got"):
         check(run, Look(smooth=over))
+
+
+def test_one_large_value_spoils_only_the_means_that_it_belongs_to() -> None:
+    """As a loss that blew up once, and was turned down."""
+    y = np.full((5_000, 2), 0.1)
+    y[100, 0] = 1e30
+    mean = centred(np.arange(1, 5_001), y, 25)
+    near = np.abs(np.arange(5_000) - 100) <= 12
+    assert (mean[near, 0] > 1e28).all()
+    np.testing.assert_allclose(mean[~near, 0], 0.1, rtol=1e-12)
+    np.testing.assert_allclose(mean[:, 1], 0.1, rtol=1e-12)
