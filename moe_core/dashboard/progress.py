@@ -39,8 +39,9 @@ class Reading(NamedTuple):
 
 # The checks that have passed, by run, lesson, stage and layer; and what was pressed, by run, lesson and knob with its value, also
 # where a knob had that value already. Whoever looks at a run sees the same.
-_seen: dict[tuple[Path, int, int, int], Verdict] = {}
-_pressed: set[tuple[Path, int, tuple[str, Any]]] = set()
+Record = tuple[Path, float]  # a run's folder and when it was begun: another may be trained under the same name
+_seen: dict[tuple[Record, int, int, int], Verdict] = {}
+_pressed: set[tuple[Record, int, tuple[str, Any]]] = set()
 _readings: dict[tuple[Path, int, int], tuple[float, Reading | None]] = {}
 _one = threading.Lock()
 
@@ -64,6 +65,10 @@ def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading |
     return kept
 
 
+def record_of(run: Run) -> Record:
+    return run.path, float(run.facts["created"])
+
+
 def layers_of(number: int) -> int:
     """How many MoE layers the run of a lesson has."""
     stage = LESSONS[number - 1].stages[0]
@@ -79,7 +84,7 @@ def read(run: Run, number: int, layer: int) -> Reading:
 
 def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
     """Keep in mind what a stage's button has turned."""
-    _pressed.update((run.path, number, item) for item in knobs.items())
+    _pressed.update((record_of(run), number, item) for item in knobs.items())
 
 
 def progress_of(run: Run, number: int, layer: int) -> Progress:
@@ -87,14 +92,14 @@ def progress_of(run: Run, number: int, layer: int) -> Progress:
     there is no change to record, and what was pressed counts.
     """
     stages, reached = LESSONS[number - 1].stages, reached_of(run, number)
-    happened = frozenset(at for at in range(len(stages)) if (run.path, number, at, layer) in _seen)
+    happened = frozenset(at for at in range(len(stages)) if (record_of(run), number, at, layer) in _seen)
     return Progress(True, reached, is_alive(run.path), happened)
 
 
 def reached_of(run: Run, number: int) -> int:
     """The stage that was begun last, from 0."""
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
-    turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (run.path, number)}
+    turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (record_of(run), number)}
     stages = LESSONS[number - 1].stages
     return max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
 
@@ -103,7 +108,7 @@ def check(run: Run, number: int, layer: int) -> Verdict:
     """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
     at = reached_of(run, number)
     verdict = LESSONS[number - 1].stages[at].check(run, layer)
-    key = run.path, number, at, layer
+    key = record_of(run), number, at, layer
     if verdict.happened:
         _seen.setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
         return verdict

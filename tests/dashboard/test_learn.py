@@ -1,6 +1,7 @@
 """The Learn page by AppTest: which run is a lesson's, what its buttons do, what its check says, what the panel shows."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,8 @@ import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard import learn, starting
-from moe_core.lessons import LESSONS
+from moe_core.dashboard import learn, progress, starting
+from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
 
@@ -260,3 +261,18 @@ def test_all_lessons_are_read_without_a_run(runs: Path, started: list[Any]) -> N
     app.button(key="read-back").click().run()
     assert (app.query_params["lesson"], "read" in app.query_params) == ("6", False)
     assert not started
+
+
+def test_a_check_that_passed_is_of_that_run_and_not_of_another_of_its_name(runs: Path) -> None:
+    writer = begun(runs, "one", 1)
+    with progress.opened("one") as run:
+        assert run
+        progress._seen[progress.record_of(run), 1, 0, 0] = Verdict(True, "At step 2,000: …")
+        assert progress.progress_of(run, 1, 0).happened == {0}
+    writer.finish("stopped")
+    shutil.rmtree(runs / "one")
+    again = begun(runs, "one", 1)
+    with progress.opened("one") as run:
+        assert run
+        assert progress.progress_of(run, 1, 0).happened == frozenset()
+    again.finish("stopped")

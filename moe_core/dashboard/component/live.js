@@ -66,6 +66,9 @@ export class View {
     this.resized = new ResizeObserver(() => this.link.say());
     this.scrolled = new IntersectionObserver(() => this.link.say(), { rootMargin: "200px" });
     for (const chart of this.charts.values()) for (const watch of [this.resized, this.scrolled]) watch.observe(chart);
+    this.titled = document.createElement("div"); // of which run, layer and step a printed page is
+    this.titled.className = "moescope-titled";
+    this.root.prepend(this.titled);
     this.closing = new AbortController();
     onPrint((paper) => this.print(paper), this.closing.signal);
     this.link.say();
@@ -176,6 +179,9 @@ export class View {
   }
 
   print(paper) {
+    const name = document.querySelector(".moepanel-name")?.textContent ?? this.link.run, layers = this.link.panel?.layers ?? [];
+    const words = [name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
+    this.titled.textContent = words.filter(Boolean).join(" · ");
     for (const chart of this.charts.values()) if (chart.spec) this.paint(chart, chart.spec, paper);
   }
 
