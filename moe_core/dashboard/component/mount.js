@@ -8,20 +8,23 @@ import { AllRuns } from "./runs.js";
 
 const PARTS = { charts: View, panel: Panel, export: Export, runs: AllRuns };
 const mounted = new WeakMap();
-let begun = false;
+let page;
 
-// Below 900 px the sidebar would take the charts' room, so it begins folded away, as Streamlit has it below 768 px.
-function begin() {
-  if (!begun && innerWidth < 900 && innerWidth > 768) document.querySelector("[data-testid=stSidebarCollapseButton] button")?.click();
-  begun = true;
+// Below 900 px the sidebar takes the charts' room, or lies over them. So it is folded away when a page is opened.
+function open(opened) {
+  const folded = document.querySelector("[data-testid=stExpandSidebarButton]");
+  if (opened !== page && innerWidth < 900 && !folded) document.querySelector("[data-testid=stSidebarCollapseButton] button")?.click();
+  page = opened;
 }
 
 export function mount({ parentElement, data, setTriggerValue, setStateValue }) {
-  begin();
   if (data.part === "charts" || data.part === "panel") loadPlotly(); // started before there is a chart, since it takes longest
   // The panel's starting values and the page's options do not make it another part: new options redraw the charts in place.
   const { chosen, knobs, options, link, ...rest } = data;
-  if (link) nameInLink(link.words);
+  if (link) {
+    open(link.page);
+    nameInLink(link.words);
+  }
   const key = JSON.stringify(rest);
   const before = mounted.get(parentElement);
   if (before?.key === key) {
