@@ -15,6 +15,7 @@ from moe_core.dashboard.log import note
 from moe_core.dashboard.messages import Refused
 
 TO_LOOK = ("rerun_script", "stop_script", "app_heartbeat", "load_git_info")  # what the page of one who only looks sends
+LONGEST = 1024 * 1024  # bytes of a message of one who only looks: a link and what fields of a page hold
 
 
 def checked_message(message: Message, role: str) -> Message:
@@ -22,6 +23,8 @@ def checked_message(message: Message, role: str) -> Message:
     data = message.get("bytes")
     if data is None:
         raise Refused("wanted one of Streamlit's messages, got text")
+    if role != TURNS and len(data) > LONGEST:
+        raise Refused(f"wanted at most {LONGEST // 1024:,} KB, got {len(data) // 1024:,} KB")
     parsed = BackMsg()
     try:
         parsed.ParseFromString(data)

@@ -126,6 +126,9 @@ def spec_of(
         made = entry.draw.spec(**given, **shape)
         made = with_means(made, entry.draw.spec(**mean, **shape), look.smooth) if mean else made
         layout = made["layout"]
+        if look.title:  # before it is wrapped, so that no line of the figure's own is left
+            _, line, rest = layout["title"]["text"].partition("<br>")
+            layout["title"]["text"] = escape(look.title) + line + rest
         if look.letter:
             layout["title"]["text"] = f"<b>{look.letter}</b> {layout['title']['text']}"
         layout["width"], layout["height"] = size[0], layout["height"] + top
@@ -142,9 +145,6 @@ def spec_of(
         layout["title"] = layout["title"] | {"text": f"<b>{look.letter}</b><br>"} if look.letter else {"text": ""}
         layout["margin"] = layout["margin"] | {"t": layout["margin"]["t"] - cut}
         layout["height"] -= cut
-    elif look.title is not None:
-        _, line, rest = layout["title"]["text"].partition("<br>")
-        layout["title"] = layout["title"] | {"text": escape(look.title) + line + rest}
     return spec, zoom
 
 

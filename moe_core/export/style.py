@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST = 64 * 1024  # bytes of such a file
+DIGITS = 15  # of a whole number: more fit no choice, and some no float
 KINDS: dict[str, tuple[type, ...]] = {
     "size": (str,),
     "font": (str, int, float),
@@ -16,6 +17,10 @@ KINDS: dict[str, tuple[type, ...]] = {
     "smooth": (int,),
 }
 WORDS = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class TooLong(ValueError):
+    """A number of more digits than any choice has."""
 
 
 def read_style(path: str | Path) -> dict[str, Any]:
@@ -34,13 +39,19 @@ def read_style(path: str | Path) -> dict[str, Any]:
 
 def parsed_style(data: bytes, name: str) -> dict[str, Any]:
     """The look in a file's bytes. ValueError, in one line, for what is no style."""
+
+    def whole(digits: str) -> int:
+        if len(digits) > DIGITS:
+            raise TooLong(f"a number in {name} has at most {DIGITS} digits, got {len(digits):,}; write a smaller one")
+        return int(digits)
+
+    if len(data) > LARGEST:
+        raise ValueError(f"a style has at most {LARGEST:,} bytes, and {name} has more; it is JSON such as {example()}")
     try:
-        if len(data) > LARGEST:
-            raise ValueError(
-                f"a style has at most {LARGEST:,} bytes, and {name} has more; it is JSON such as {example()}"
-            )
-        style = json.loads(data)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        style = json.loads(data, parse_int=whole)
+    except TooLong:
+        raise
+    except (ValueError, RecursionError) as error:
         raise ValueError(unread(name, error)) from None
     return checked(style, name)
 
@@ -58,6 +69,8 @@ def checked(style: Any, name: str) -> dict[str, Any]:
         if type(value) not in KINDS[key]:
             wanted = " or ".join(WORDS[kind] for kind in KINDS[key])
             raise ValueError(f"{key} in {name} must be {wanted}, got {json.dumps(value)[:40]}")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise ValueError(f"{key} in {name} has half a character, {json.dumps(value)[:40]}; write it whole")
     return dict(style)
 
 

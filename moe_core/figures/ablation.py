@@ -49,7 +49,7 @@ def ablation(
         y={"title": "rise, nats", "range": reach(rise_E[known]), "nticks": 6},
         bargap=0.25,
     )
-    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if inner(layout)[0] / E * n >= 26)
+    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if inner(layout)[0] / E * n >= 26), E)
     ranks = list(range(1, E + 1, every))
     layout["xaxis"] |= {
         "title": axis_title("expert, from most to fewest selections", layout),

@@ -179,7 +179,7 @@ def log_ratio(ratio: Array) -> Array:
 
 def expert_ticks(E: int, px: float, each: float) -> list[int]:
     """The expert numbers, from 1, that find room at `each` px."""
-    every = next(n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if px / E * n >= each)
+    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if px / E * n >= each), E)
     return list(range(1, E + 1, every)) if every <= 2 else [1, *range(every, E + 1, every)]
 
 

@@ -233,22 +233,52 @@ def make_sweep(plan: Plan, runs: str | Path | None = None, sweep_id: str | None 
         "seeds": list(plan.seeds),
     }
     code = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=4).hexdigest()
-    sweep = Sweep(sweep_id or f"sweep-{plan.config.task}-{code}", runs_folder(runs).absolute(), plan)
+    name = f"sweep-{plan.config.task}-"
+    sweep = Sweep(sweep_id or name + code, runs_folder(runs).absolute(), plan)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", sweep.id):
         raise StoreError(f"a sweep's name is letters, digits, dots and dashes, at most 64, got {sweep.id!r}")
     if (sweep.folder / "run.db").exists():
         raise StoreError(f"{sweep.id} is a run in {sweep.runs}; choose another --sweep-id")
     if (sweep.folder / "sweep.json").exists():
-        if open_sweep(sweep.id, runs).plan != plan:
+        if not (stored := begun_before(sweep)):
             raise StoreError(
                 f"sweep {sweep.id} has other settings; choose another --sweep-id, or go on with --resume {sweep.id}"
             )
-        return sweep
+        return stored
+    if not sweep_id:  # an earlier version gave the same plan another name
+        for named in (sweep._replace(id=one) for one in sweep_ids(runs) if re.fullmatch(name + "[0-9a-f]{8}", one)):
+            with contextlib.suppress(StoreError):
+                if stored := begun_before(named):
+                    return stored
     sweep.folder.mkdir(parents=True, exist_ok=True)
     draft = sweep.folder / f".sweep.json.{os.getpid()}"
     draft.write_text(json.dumps(with_sum({"created": time.time(), **settings}), indent=1))
     draft.rename(sweep.folder / "sweep.json")
     return sweep
+
+
+def begun_before(asked: Sweep) -> Sweep | None:
+    """The sweep of this name as it was begun, if it is of the plan that is asked for. It still is where an earlier version lacked a
+    setting that is now left at its default: the sweep then goes on with what its runs trained with."""
+    stored, plan = open_sweep(asked.id, asked.runs), asked.plan
+    if stored.plan == plan:
+        return stored
+    record = recorded(stored.folder)
+    config = with_missing(plan.config, Config.for_task(plan.config.task), stored.plan.config, record["config"])
+    knobs = with_missing(plan.knobs, Knobs(), stored.plan.knobs, record["knobs"])
+    return stored if stored.plan == replace(plan, config=config, knobs=knobs) else None
+
+
+def with_missing(asked: S, default: S, stored: S, record: Mapping[str, Any]) -> S:
+    """What is asked for, with the stored value where the record lacks a setting that is left at its default."""
+    names = [f.name for f in fields(asked) if f.name not in record]
+    left = [name for name in names if getattr(asked, name) == getattr(default, name)]
+    return replace(asked, **{name: getattr(stored, name) for name in left})
+
+
+def recorded(folder: Path) -> Any:
+    """What a sweep's file holds."""
+    return without_sum(read_json(read_side(folder / "sweep.json", SIDE)), PLANNED)
 
 
 def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
@@ -259,7 +289,7 @@ def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:
         problem = "is the beginning of several sweeps" if matches else "is not a sweep"
         raise StoreError(f"{sweep_id!r} {problem} in {folder}; there are: {first_few(names)}")
     try:
-        record: Any = without_sum(read_json(read_side(folder / matches[0] / "sweep.json", SIDE)), PLANNED)
+        record = recorded(folder / matches[0])
         cells = tuple(
             {name: parse_setting(owner(name), name, value) for name, value in cell.items()} for cell in record["cells"]
         )

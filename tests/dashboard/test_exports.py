@@ -252,6 +252,9 @@ def test_a_look_goes_into_a_file_and_comes_out_of_it(runs, tmp_path, look):
         (b'{"theme": "sepia"}', "paper.json: theme must be one of light, dark, grey, got 'sepia'"),
         (b'{"font": "200pt"}', "paper.json: font must be a number from 6 to 48, got '266.666667'"),
         (b'{"scale": NaN}', "paper.json: scale must be a number from 0.5 to 8, got 'NaN'"),
+        (b'{"title": "\\ud800"}', "title in paper.json has half a character"),
+        (b'{"scale": 1%s}' % (b"0" * 399), "a number in paper.json has at most 15 digits, got 400"),
+        (b'{"scale": 1e400}', "paper.json: scale must be a number from 0.5 to 8"),
         (b'{"smooth": 0}', "paper.json: smooth must be a whole number from 1 to 1,000,000, got '0'"),
     ],
 )

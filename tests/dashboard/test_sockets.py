@@ -17,9 +17,11 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 from moe_core.dashboard import live, log
-from moe_core.dashboard.address import TOKEN
+from moe_core.dashboard.address import LOOKS, TOKEN, TURNS
 from moe_core.dashboard.gate import LOOKING, REFUSED
 from moe_core.dashboard.guard import HEADERS
+from moe_core.dashboard.messages import Refused
+from moe_core.dashboard.stcore import LONGEST, checked_message
 from moe_core.runs import COMMANDS, open_run
 from tests.dashboard.test_messages import BAD, garbled
 from tests.figures.record import record
@@ -253,6 +255,15 @@ def test_who_only_looks_is_sent_all_and_turns_nothing(guarded: Server) -> None:
         with socket(guarded, "/lab/moe/_stcore/stream", additional_headers=headers) as page:
             page.send(message.SerializeToString())
             assert closing(page) == (1002, f"{REFUSED} Got {name}.")
+
+
+def test_who_only_looks_sends_no_message_above_1_mb() -> None:
+    message = BackMsg()
+    message.rerun_script.page_script_hash = "a" * (LONGEST + 1024)
+    sent = {"type": "websocket.receive", "bytes": message.SerializeToString()}
+    assert checked_message(sent, TURNS) == sent
+    with pytest.raises(Refused, match=r"wanted at most 1,024 KB, got 1,025 KB"):
+        checked_message(sent, LOOKS)
 
 
 def test_a_setting_that_is_no_address_keeps_the_server_from_starting(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from moe_core.export import Look, rendered
-from moe_core.export.look import check
+from moe_core.export.look import check, spec_of
 from moe_core.export.sizes import PAPER, size_of_words, type_of_words
 from tests.export.made import make_run
 
@@ -61,3 +61,12 @@ def test_a_pdf_has_the_width_of_a_column_and_type_of_8_points(run):
         for pattern in (r'font-size="([\d.]+)"[^>]*>steps?<', r'viewBox="0 0 ([\d.]+) ')
     )
     assert size * 312 / box * 0.75 == pytest.approx(8, abs=0.02)
+
+
+def test_a_title_of_ones_own_takes_the_whole_of_the_figures_place(run):
+    spec, _ = spec_of(run, "selection_share", Look(size=(150, 150), title="X"))
+    assert spec["layout"]["title"]["text"].startswith("X<br><span")
+    spec, _ = spec_of(run, "selection_share", Look(size=(150, 150), title="a longer title, of one's own & more"))
+    first = spec["layout"]["title"]["text"].partition("<br><span")[0]
+    assert "<br>" in first
+    assert first.replace("<br>", " ") == "a longer title, of one's own &amp; more"

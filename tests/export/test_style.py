@@ -54,6 +54,11 @@ def test_a_style_is_as_its_flags_would_be_and_a_flag_comes_before_it(tmp_path, c
         (b'{"colour": "red"}', "'colour', which no style has; a style has some of: size, font"),
         (b'{"size": 3}', r"size in f.json must be text, got 3"),
         (b'{"smooth": 2.5}', "smooth in f.json must be a whole number"),
+        (b'{"title": "a\\ud800"}', r'title in f.json has half a character, "a\\ud800"; write it whole'),
+        (b'{"\\ud800": 1}', "which no style has"),
+        (b'{"scale": 1%s}' % (b"0" * 399), "a number in f.json has at most 15 digits, got 400"),
+        (b'{"smooth": 1%s}' % (b"0" * 399), "a number in f.json has at most 15 digits, got 400"),
+        (b'{"smooth": 1%s}' % (b"0" * 4999), "a number in f.json has at most 15 digits, got 5,000"),
         (b'{"scale": true}', "scale in f.json must be a whole number or a number, got true"),
     ],
 )

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from moe_core.figures.ablation import NOT_YET, ablation, rank_correlation
+from moe_core.figures.matrices import expert_ticks
 from moe_core.figures.theme import DARK, expert_colour
 
 
@@ -23,7 +24,7 @@ def test_the_busiest_expert_stands_first_in_its_own_colour() -> None:
     assert "+1.00" in drawn.layout.title.text
 
 
-@pytest.mark.parametrize("E", [1, 2, 20, 21, 256])
+@pytest.mark.parametrize("E", [1, 2, 20, 21, 256, 1024])
 def test_any_number_of_experts_and_none_measured(E: int) -> None:
     none = np.full(E, np.nan)
     spec = ablation.spec(none, none)
@@ -31,6 +32,12 @@ def test_any_number_of_experts_and_none_measured(E: int) -> None:
     measured = ablation.spec(np.arange(E) / E, np.full(E, 1 / E))
     assert not measured["layout"]["annotations"]
     assert len(measured["data"][0]["y"]) == E
+
+
+def test_a_small_figure_of_1024_experts_is_drawn() -> None:
+    ticks = ablation.spec(np.arange(1024.0), np.full(1024, 1 / 1024), size=(120, 120))["layout"]["xaxis"]["tickvals"]
+    assert ticks == [1]
+    assert expert_ticks(1024, 60, 18) == [1, 1024]
 
 
 def test_the_rank_correlation_is_spearmans() -> None:

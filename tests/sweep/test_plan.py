@@ -257,6 +257,27 @@ def test_pairs_cross_with_lists_and_jobs_take_all_cells_of_a_seed_first() -> Non
     ]
 
 
+@pytest.mark.parametrize("name", ["s1", None])
+def test_a_sweep_of_an_earlier_version_goes_on_with_what_it_began_with(tmp_path: Path, name: str | None) -> None:
+    plan = make_plan(CONFIG, Knobs(), WEIGHTS)
+    make_sweep(plan, tmp_path, name or "sweep-plane-01234567")
+    (file,) = tmp_path.glob("*/sweep.json")
+    record = json.loads(file.read_text())
+    for lacking in ("scores_every", "task_gradient_every"):
+        del record["config"][lacking]
+    file.write_text(json.dumps({key: value for key, value in record.items() if key != "sum"}))
+    again = make_sweep(plan, tmp_path, name)
+    assert (again.folder, again.plan.config.scores_every) == (file.parent, 1)
+    assert again.plan == replace(plan, config=replace(CONFIG, scores_every=1, task_gradient_every=25))
+    for changed in (replace(CONFIG, scores_every=7), replace(CONFIG, eval_every=7)):
+        other = make_plan(changed, Knobs(), WEIGHTS)
+        if name:
+            with pytest.raises(StoreError, match="has other settings"):
+                make_sweep(other, tmp_path, name)
+        else:
+            assert make_sweep(other, tmp_path).id != again.id
+
+
 def test_the_same_plan_is_the_same_sweep_and_a_taken_name_is_refused(tmp_path: Path) -> None:
     plan = make_plan(CONFIG, Knobs(), WEIGHTS, seeds=2)
     sweep = make_sweep(plan, tmp_path)

@@ -1,5 +1,6 @@
 """The trainer looks at its probe batch rarely while nobody does, and often while somebody does; what it measures rarely is held."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,3 +117,15 @@ def test_what_is_measured_rarely_is_held_and_measured_at_a_turn(tmp_path: Path) 
         changed = {1} | {step for step in range(2, 41) if values[step - 1] != values[step - 2]}
         assert changed == measured, stat
     run.close()
+
+
+def test_a_look_follows_no_link(tmp_path: Path) -> None:
+    run, other = tmp_path / "run", tmp_path / "other"
+    run.mkdir()
+    (run / SEEN).symlink_to(other)
+    look(run)
+    assert not other.exists()
+    other.write_text("theirs")
+    os.utime(other, (1, 1))
+    look(run)
+    assert other.stat().st_mtime == 1
