@@ -61,8 +61,10 @@ def server(running: Server) -> Iterator[Server]:
         running.start()
     yield running
     end_trainers(running.runs)
-    for path in running.runs.iterdir():
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    while left := list(running.runs.iterdir()):
+        for path in left:
+            with contextlib.suppress(OSError):  # a page that is still open may put run.seen into a folder that is being emptied
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.fixture

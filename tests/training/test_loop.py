@@ -66,7 +66,7 @@ def run(config: Config = CONFIG, knobs: Knobs = KNOBS, script: dict | None = Non
 
 
 def turned(id: int, name: str, value: float) -> SimpleNamespace:
-    return SimpleNamespace(id=id, name=name, value=value)
+    return SimpleNamespace(id=id, name=name, value=value, who="somebody")
 
 
 def told(id: int, name: str) -> SimpleNamespace:
