@@ -63,7 +63,9 @@ def server(running: Server) -> Iterator[Server]:
     end_trainers(running.runs)
     while left := list(running.runs.iterdir()):
         for path in left:
-            with contextlib.suppress(OSError):  # a page that is still open may put run.seen into a folder that is being emptied
+            with contextlib.suppress(
+                OSError
+            ):  # a page that is still open may put run.seen into a folder that is being emptied
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
