@@ -395,9 +395,8 @@ def test_what_a_strategy_has_learnt_is_in_the_checkpoint(tmp_path: Path, at: int
 @pytest.mark.parametrize("over", ["sequence", "global"])
 def test_the_batches_that_balance_over_remembers_are_in_the_checkpoint(tmp_path: Path, over: str) -> None:
     """Gone on with, forked and replayed soon after the knob was turned, when some of the 8 batches are there."""
-    config = replace(
-        CONFIG, steps=40, scores_every=1
-    )  # at a turn they are measured, which would part the two at step 20
+    # Each step measures its scores, since a turn's step always does, which would part the two at step 20.
+    config = replace(CONFIG, steps=40, scores_every=1)
     knobs, script = Knobs(strategy="switch", w_switch=0.5), [(20, "balance_over", over)]
     straight = open_run(train(config, knobs, tmp_path, "straight", script=script)[0])
     unturned = open_run(train(config, knobs, tmp_path, "unturned")[0])

@@ -170,7 +170,8 @@ class Feed:
             self._forget()
         while blocks:
             # After the blocks: a turn is in the record before the step that it acts in.
-            self._off, self._knobs = self.run.off_spans(), self.run.knob_changes()
+            self._knobs = self.run.knob_changes()
+            self._off = self.run.off_spans(self._knobs)
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])

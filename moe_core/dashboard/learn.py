@@ -14,7 +14,7 @@ from moe_core.dashboard.panel import did_not_start
 from moe_core.dashboard.progress import NOT_BEGUN, Progress, opened, press, read_run
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
 from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
-from moe_core.schema import Config, Knobs, describe
+from moe_core.schema import Knobs, describe
 
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
 CSS = """
@@ -102,8 +102,7 @@ def numbered() -> int:
 
 def first_of(lesson: Lesson) -> controls.First:
     """The settings, knobs and shown knobs that the lesson's run begins with."""
-    stage = lesson.stages[0]
-    return controls.First(Config.for_task(stage.task, **stage.config), Knobs(**stage.knobs), lesson.shown)
+    return controls.First(lesson.config, Knobs(**lesson.stages[0].knobs), lesson.shown)
 
 
 def run_of(number: int, named: str | None) -> str | None:

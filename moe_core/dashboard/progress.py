@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from moe_core.dashboard.kept import remember
 from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Run, StoreError, is_alive, open_run, runs_folder
-from moe_core.schema import Config
 
 EACH = 0.9  # seconds for which a reading is good: each page asks once a second
 KEPT = 64  # readings
@@ -49,7 +48,7 @@ _one = threading.Lock()
 def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading | None:
     """What a run says of lesson `number`; None if it cannot be opened yet. layer: counted from 1, the nearest if there is none
     of that number. fresh: read it even if somebody has just done so."""
-    key = (runs_folder() / id).absolute(), number, min(layer, layers_of(number))
+    key = (runs_folder() / id).absolute(), number, min(layer, LESSONS[number - 1].config.layers)
     when, kept = _readings.get(key, (0.0, None))
     if not fresh and kept and time.monotonic() - when < EACH:
         return kept
@@ -67,12 +66,6 @@ def read_run(id: str, number: int, layer: int, fresh: bool = False) -> Reading |
 
 def record_of(run: Run) -> Record:
     return run.path, float(run.facts["created"])
-
-
-def layers_of(number: int) -> int:
-    """How many MoE layers the run of a lesson has."""
-    stage = LESSONS[number - 1].stages[0]
-    return Config.for_task(stage.task, **stage.config).layers
 
 
 def read(run: Run, number: int, layer: int) -> Reading:

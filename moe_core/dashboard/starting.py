@@ -77,15 +77,7 @@ class Unstarted:
     def steps(self) -> tuple[int, int]:
         return 0, 0
 
-    def history(
-        self,
-        stat: str,
-        layer: int = 0,
-        first: int | None = None,
-        last: int | None = None,
-        bins: int | None = None,
-        over: int = 1,
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def history(self, stat: str, layer: int = 0, *_: Any, **__: Any) -> tuple[np.ndarray, np.ndarray]:
         columns = columns_of(self.description.experts)
         none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)
         return np.empty(0, np.int64), pick(columns, none, stat, layer)

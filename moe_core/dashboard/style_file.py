@@ -13,11 +13,8 @@ from moe_core.export.style import LARGEST, parsed_style
 
 FILE, SAID = "style-file", "style-said"  # in the tab's state
 PLAIN = ("theme", "scale", "smooth", "caption")  # choices that a style has as they are
-SIDES = {
-    "px": ("width", "height"),
-    "in": ("wide", "high"),
-    "mm": ("wide", "high"),
-}  # of a size of one's own, by its unit
+# Of a size of one's own, by its unit.
+SIDES = {"px": ("width", "height"), "in": ("wide", "high"), "mm": ("wide", "high")}
 
 
 def style_file() -> None:
@@ -47,9 +44,8 @@ def take() -> None:
     try:
         data = file.read(LARGEST + 1)
         choices = choices_of(parsed_style(data, file.name[:80]), file.name[:80])
-        for word in (
-            choices.keys() - st.session_state.keys()
-        ):  # a field that comes only now does not write the link itself
+        # A field that comes only now does not write the link itself.
+        for word in choices.keys() - st.session_state.keys():
             st.query_params[word] = text_of(choices[word])
         st.session_state.update(choices)
     except ValueError as error:

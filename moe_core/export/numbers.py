@@ -17,12 +17,8 @@ from moe_core.runs.source import Source
 from moe_core.schema import BALANCE, HELD_OUT_BALANCE, STATS, exact_text
 
 Table = dict[str, Any]
-CURVES = {
-    "curves": "{}",
-    "heldout": "{}_heldout",
-    "gaps": "{}_minus_{first}",
-}  # a comparison's lines, by the names of its runs
-
+# A comparison's lines, by the names of its runs.
+CURVES = {"curves": "{}", "heldout": "{}_heldout", "gaps": "{}_minus_{first}"}
 
 # What the rows of a matrix are, by the first letter of its shape, and their first number, as in the hovers.
 ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1)}

@@ -12,6 +12,7 @@ from moe_core.figures.paper import (
     Spec,
     axis_title,
     base,
+    every_nth,
     figure,
     inner,
     label_font,
@@ -49,8 +50,7 @@ def ablation(
         y={"title": "rise, nats", "range": reach(rise_E[known]), "nticks": 6},
         bargap=0.25,
     )
-    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if inner(layout)[0] / E * n >= 26), E)
-    ranks = list(range(1, E + 1, every))
+    ranks = list(range(1, E + 1, every_nth(E, inner(layout)[0] / E, 26)))
     layout["xaxis"] |= {
         "title": axis_title("expert, from most to fewest selections", layout),
         "range": [0.5, E + 0.5],

@@ -15,6 +15,7 @@ from moe_core.figures.paper import (
     axis_title,
     base,
     doubled,
+    every_nth,
     figure,
     ideal_line,
     inner,
@@ -50,9 +51,8 @@ def balance_now(
 
 
 def expert_axis(E: int, layout: Spec) -> Spec:
-    """Expert numbers under the bars, as many as find room at 28 px each."""
-    width = inner(layout)[0]
-    every = next((n for n in (1, 4, 8, 16, 32, 64, 128, 256) if width / E * n >= 18), E)
+    """Expert numbers under the bars, as many as find room at 18 px each."""
+    every = every_nth(E, inner(layout)[0] / E, 18, (1, 4, 8, 16, 32, 64, 128, 256))
     ticks = list(range(1, E + 1)) if every == 1 else [1, *range(every, E + 1, every)]
     return {
         "title": axis_title("expert", layout),

@@ -19,6 +19,7 @@ from moe_core.figures.paper import (
     axis_title,
     base,
     escape,
+    every_nth,
     figure,
     inner,
     label_font,
@@ -132,7 +133,7 @@ def row_frame(row: int, theme: Theme) -> Spec:
 def row_notes(short: Sequence[str], chosen: int | None, height: int, layout: Spec, theme: Theme) -> list[Spec]:
     """The names of rows at the left, as many as find room; the chosen one always, in ink."""
     font, px = layout["font"]["size"], height / len(short)
-    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128) if px * n >= 1.2 * font), 256)
+    every = every_nth(len(short), px, 1.2 * font)
     rows = [row for row, name in enumerate(short) if (int(name) if numbered(short) else row) % every == 0]
     if chosen is not None:
         rows = [*(row for row in rows if abs(row - chosen) * px >= 1.2 * font), chosen]

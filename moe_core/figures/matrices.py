@@ -15,6 +15,7 @@ from moe_core.figures.paper import (
     axis_title,
     base,
     escape,
+    every_nth,
     figure,
     inner,
     letters_beside,
@@ -179,7 +180,7 @@ def log_ratio(ratio: Array) -> Array:
 
 def expert_ticks(E: int, px: float, each: float) -> list[int]:
     """The expert numbers, from 1, that find room at `each` px."""
-    every = next((n for n in (1, 2, 4, 8, 16, 32, 64, 128, 256) if px / E * n >= each), E)
+    every = every_nth(E, px / E, each)
     return list(range(1, E + 1, every)) if every <= 2 else [1, *range(every, E + 1, every)]
 
 

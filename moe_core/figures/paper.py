@@ -219,6 +219,11 @@ def nice_above(value: float, rungs: Sequence[float] = LADDER) -> float:
     return next(tens * rung for rung in rungs if tens * rung >= value * (1 - 1e-9))
 
 
+def every_nth(count: int, px: float, room: float, rungs: Sequence[int] = (1, 2, 4, 8, 16, 32, 64, 128, 256)) -> int:
+    """Every how-manieth of `count` numbers, px apart, is written so that each finds room at `room` px."""
+    return next((n for n in rungs if px * n >= room), count)
+
+
 def doubled(top: float, value: float) -> float:
     """`top`, doubled until `value` fits below it."""
     while math.isfinite(value) and value > top > 0:

@@ -34,6 +34,7 @@ from moe_core.lessons.checks import (
     sparse,
     starved,
 )
+from moe_core.schema import Config
 
 
 class Stage(NamedTuple):
@@ -64,6 +65,12 @@ class Lesson(NamedTuple):
     answer: str
     answer_on: Callable[[Any, int], str]
     layer: int = 1
+
+    @property
+    def config(self) -> Config:
+        """The settings of its run."""
+        start = self.stages[0]
+        return Config.for_task(start.task, **start.config)
 
 
 NO_LOSSES = {"w_importance": 0.0, "w_load": 0.0}

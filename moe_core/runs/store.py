@@ -300,9 +300,9 @@ class Run:
         values = pick(self.layout, rows[inside], stat, layer, steps, self.off_spans())
         return thin(steps, values, bins) if bins else (steps, values)
 
-    def off_spans(self) -> tuple[Off, ...]:
-        """Which experts were switched off, and when."""
-        turns = [change for change in self.knob_changes() if change.name == "off"]
+    def off_spans(self, changes: Sequence[KnobChange] | None = None) -> tuple[Off, ...]:
+        """Which experts were switched off, and when. changes: knob_changes(), if they were read before."""
+        turns = [one for one in (self.knob_changes() if changes is None else changes) if one.name == "off"]
         if self._off and self._off[0] == turns:
             return self._off[1]
 

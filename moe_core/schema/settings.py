@@ -125,9 +125,7 @@ class Meta(NamedTuple):
     tasks: tuple[str, ...] = TASKS  # the tasks that read this setting
     strategies: tuple[str, ...] = ()  # the strategies that read this knob; () = all
     hierarchical: bool = False  # only a run with groups of experts reads this knob
-    paces: bool = (
-        False  # a knob that sets how fast the run trains and changes none of its numbers: no chart marks its turns
-    )
+    paces: bool = False  # a knob that sets how fast the run trains and changes no number: no chart marks its turns
     before: Any = None  # the value for runs that were recorded before this field existed; None: its default
 
 

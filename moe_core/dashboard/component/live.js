@@ -7,6 +7,7 @@ import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
 import { onPaper, onPrint, printing } from "./print.js";
 import { Scrubber } from "./scrubber.js";
+import { unfold } from "./sidebar.js";
 import { Smooth } from "./smooth.js";
 import { leaveScrolling } from "./touch.js";
 
@@ -39,7 +40,7 @@ export class View {
     this.where = element("button", "moescope-where", this.root); // on a narrow page, whose panel is folded away
     element("span", "moescope-dot", this.where);
     this.state = element("span", "", this.where);
-    this.where.onclick = () => document.querySelector("[data-testid=stExpandSidebarButton]")?.click();
+    this.where.onclick = unfold;
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");

@@ -5,6 +5,7 @@ import { nameInLink } from "./link.js";
 import { View, loadPlotly } from "./live.js";
 import { Panel } from "./panel.js";
 import { AllRuns } from "./runs.js";
+import { fold, isFolded } from "./sidebar.js";
 
 const PARTS = { charts: View, panel: Panel, export: Export, runs: AllRuns };
 const mounted = new WeakMap();
@@ -12,8 +13,7 @@ let page;
 
 // Below 900 px the sidebar takes the charts' room, or lies over them. So it is folded away when a page is opened.
 function open(opened) {
-  const folded = document.querySelector("[data-testid=stExpandSidebarButton]");
-  if (opened !== page && innerWidth < 900 && !folded) document.querySelector("[data-testid=stSidebarCollapseButton] button")?.click();
+  if (opened !== page && innerWidth < 900 && !isFolded()) fold();
   page = opened;
 }
 

@@ -5,6 +5,7 @@ import { element, join } from "./link.js";
 import { Knob } from "./knob.js";
 import { Form } from "./form.js";
 import { Chooser } from "./runs.js";
+import { unfold } from "./sidebar.js";
 
 const FEW = 4; // as FEW_LAYERS of figures/needs.py
 const ENDED = "The program that trained this run has ended; to go on, start it again.";
@@ -68,7 +69,7 @@ export class Panel {
   fork(step) {
     if (this.link.step && step === this.link.header.last) this.link.goTo({ step: null }); // so that the knobs are those of that step
     this.form.open("fork", step, this.shown.goal);
-    document.querySelector("[data-testid=stExpandSidebarButton]")?.click(); // on a narrow screen the panel is folded away
+    unfold(); // on a narrow screen the panel is folded away
   }
 
   get turnable() {
