@@ -147,7 +147,6 @@ def test_a_report_has_what_is_of_all_layers_once(tmp_path: Path) -> None:
         assert [layer for one, layer in figures if one == name] == list(range(many)), name
 
 
-@pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 @pytest.mark.parametrize("measures", [("task_loss",), ("seconds",)])
 def test_the_export_page_opens_for_a_run_of_one_figure_or_none(
     tmp_path: Path, measures: tuple[str, ...], monkeypatch: pytest.MonkeyPatch

@@ -1,6 +1,7 @@
 """A cold server on a free port, and a real Chromium to drive its pages with."""
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -61,12 +62,18 @@ def server(running: Server) -> Iterator[Server]:
         running.start()
     yield running
     end_trainers(running.runs)
-    while left := list(running.runs.iterdir()):
-        for path in left:
-            with contextlib.suppress(
-                OSError
-            ):  # a page that is still open may put run.seen into a folder that is being emptied
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in running.runs.iterdir():
+        remove(path) if path.is_dir() else path.unlink()
+
+
+def remove(folder: Path) -> None:
+    """A page that is still open may put run.seen into a folder that is being emptied; the folder is then emptied once more."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from moe_core.dashboard.live import Viewer
 from tests.dashboard.test_gate import role  # noqa: F401 - a fixture
 from tests.dashboard.test_learn import begun, html, link, page, parts, stages
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 Become = Callable[[str], None]
 
 

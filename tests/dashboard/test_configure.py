@@ -20,8 +20,6 @@ from tests.own_data import write
 MAIN = str(Path(configure.__file__).with_name("main.py"))
 APART = {"task", "text", "data", "label", "drop", "missing"}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
-
 
 @pytest.fixture
 def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Knobs]]:

@@ -23,7 +23,6 @@ from moe_core.sweep import make_plan, make_sweep
 from tests.export.made import make_run
 
 MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 
 def page(**query):

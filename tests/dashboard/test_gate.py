@@ -25,7 +25,6 @@ from tests.figures.record import record
 from tests.sweep.made import CONFIG, WEIGHTS
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 # What the dashboard uses of the runs and the sweeps: what changes something or starts a process, and what only reads.
 CHANGES = {

@@ -15,7 +15,6 @@ from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from moe_core.dashboard.links import UNREAD, WORDS, chosen, literal, readable
 from tests.figures.record import record
 
 ROOT = Path(__file__).parents[2]
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 GOOD = {
     "run": "text-1124-0931-k7f2", "sweep": "new", "layer": "2", "step": "40", "lesson": "8", "figures": "loss,nothing", "format": "svg",

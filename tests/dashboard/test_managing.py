@@ -15,8 +15,6 @@ from moe_core.schema import Config, Knobs
 from tests.dashboard.test_choosing import made
 from tests.dashboard.test_pages import MAIN, parts
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
-
 
 def page(*chosen: str, **state: Any) -> AppTest:
     app = AppTest.from_file(MAIN, default_timeout=30)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard.feed import Feed
@@ -76,7 +75,6 @@ def page(**query: str) -> AppTest:
     return app.run()
 
 
-@pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 def test_the_export_page_lists_61_layers_by_name(runs: Path) -> None:
     record_layers(runs / "many", [8] * 61, k=2)
     app = page(run="many", layer="32")
@@ -88,7 +86,6 @@ def test_the_export_page_lists_61_layers_by_name(runs: Path) -> None:
     assert not [one for one in app.get("button_group") if one.proto.label == "Layer"]
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_the_export_page_has_a_button_for_each_of_four_layers(runs: Path) -> None:
     record_layers(runs / "few", [8] * 4, k=2)
     app = page(run="few")

@@ -19,7 +19,6 @@ from tests.watching.test_counting import Model, batch
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("experts", "compare", "batch")
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
 
 
 def page(name: str, **link: str) -> AppTest:

@@ -16,8 +16,6 @@ from moe_core.sweep import open_sweep
 MAIN = str(Path(__file__).parents[2] / "moe_core" / "dashboard" / "main.py")
 CONFIG = Config(num_experts=4, layers=2)
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
-
 
 @pytest.fixture
 def writer(runs: Path) -> Iterator[RunWriter]:

@@ -21,8 +21,6 @@ PAGE = str(Path(__file__).parents[2] / "pages" / "sweep.py")
 CONFIG = Config.for_task("plane", num_experts=4, tokens=64, steps=60, threads=1)
 LISTS = {"w_importance": [0.0, 0.1], "w_load": [0.0, 0.1]}
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # streamlit's own, under AppTest
-
 
 @pytest.fixture
 def sweep(runs: Path) -> Sweep:
