@@ -37,9 +37,9 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, env=environment)
 
 
-def short(name: str) -> list[Any]:
+def short(name: str, *more: str) -> list[Any]:
     """What a benchmark's short form prints, one JSON value a line."""
-    done = run(*COMMANDS[name])
+    done = run(*COMMANDS[name], *more)
     # remedies ends with 1 where a remedy did not help, as in its short form it need not.
     assert done.returncode == 0 or (name == "remedies" and done.returncode == 1), done.stderr
     assert "Traceback" not in done.stderr
@@ -48,14 +48,17 @@ def short(name: str) -> list[Any]:
 
 def test_every_benchmark_has_its_short_form_here() -> None:
     own = {path.stem for folder in ("benchmarks", "moe_core/benchmarks") for path in (ROOT / folder).glob("*.py")}
-    assert own - ELSEWHERE - {"__init__"} == COMMANDS.keys()
+    assert own - ELSEWHERE - {"__init__", "results"} == COMMANDS.keys()
 
 
-def test_batch_measures_each_size() -> None:
-    start, *sizes, end = short("batch")
+def test_batch_measures_each_size(tmp_path) -> None:
+    start, *sizes, end = short("batch", "--out", str(tmp_path / "batch.json"))
     assert [row["tokens"] for row in sizes] == start["sizes"] == [64, 128]
     assert all(row["tokens_per_second"] > 0 and row["rounds"] >= 3 for row in sizes)
     assert (start["event"], end["event"]) == ("start", "end")
+    kept = json.loads((tmp_path / "batch.json").read_text())
+    assert [row | {"event": "size"} for row in kept["rows"]] == sizes
+    assert (kept["d_model"], kept["threads"], kept["device"]) == (start["d_model"], 1, "cpu")
 
 
 def test_frames_are_measured_with_and_without_the_figures_over_all_layers() -> None:
@@ -93,10 +96,16 @@ def test_layer_and_batch_print_tables_too(what: str, heading: str, rows: int, ca
     assert len(lines) == 2 + rows
 
 
-def test_seeing_is_measured_with_and_without_somebody_who_looks() -> None:
-    rows = short("seeing")
+def test_seeing_is_measured_with_and_without_somebody_who_looks(tmp_path) -> None:
+    rows = short("seeing", "--out", str(tmp_path / "seeing.json"))
     assert [(row["task"], row["watched"]) for row in rows] == [("text", False), ("text", True)]
     assert all(row["ms"] > 0 and np.isfinite(row["wall %"]) and row["CPU % quartile 1"] <= row["CPU %"] for row in rows)
+    kept = json.loads((tmp_path / "seeing.json").read_text())
+    assert [*tmp_path.iterdir()] == [tmp_path / "seeing.json"]
+    assert [row | {"machine": rows[0]["machine"]} for row in kept["rows"]] == rows
+    assert kept["command"].startswith("python -m moe_core bench seeing --quick")
+    assert kept["machine"].keys() == {"processor", "cores", "load", "system", "versions"}
+    assert kept["machine"]["processor"]
 
 
 def test_a_long_run_is_written_and_read_with_its_collapse() -> None:

@@ -10,10 +10,12 @@ import os
 import platform
 import statistics
 import time
+from typing import Any
 
 import torch
 
 from moe_core.benchmarks.layer import keep_memory
+from moe_core.benchmarks.results import keep
 from moe_core.nn.balance import importance_loss, load_loss
 from moe_core.nn.layer import MoELayer
 
@@ -56,7 +58,7 @@ def measure(layer: MoELayer, tokens: int, d_model: int, device: torch.device, se
 
 
 def main(options: argparse.Namespace) -> int:
-    """options: d_model, d_hidden, num_experts, k, device, threads (0: torch's own), seconds, json, quick."""
+    """options: d_model, d_hidden, num_experts, k, device, threads (0: torch's own), seconds, json, quick, out."""
     if not 1 <= options.k <= options.num_experts:
         raise ValueError(f"k must be between 1 and num_experts={options.num_experts}, got {options.k}")
     device = torch.device("cpu" if options.device == "auto" else options.device)
@@ -66,10 +68,10 @@ def main(options: argparse.Namespace) -> int:
     torch.manual_seed(0)
     layer = MoELayer(options.d_model, options.d_hidden, options.num_experts, options.k).to(device)
     machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device}, torch {torch.__version__}"
-    names = ("d_model", "d_hidden", "num_experts", "k")
+    sizes = {name: getattr(options, name) for name in ("d_model", "d_hidden", "num_experts", "k")}
+    rows: list[dict[str, Any]] = []
     tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, options.seconds)
     if options.json:
-        sizes = {name: getattr(options, name) for name in names}
         print(
             json.dumps({"event": "start", "pid": os.getpid(), "sizes": tokens_of, "machine": machine} | sizes),
             flush=True,
@@ -79,20 +81,16 @@ def main(options: argparse.Namespace) -> int:
         print(f"{'tokens':>8}{'per expert':>12}{'ms':>10}{'tokens/s':>12}{'rounds':>8}")
     for tokens in tokens_of:
         took, rounds = measure(layer, tokens, options.d_model, device, seconds)
+        rows.append({"tokens": tokens, "ms": 1000 * took, "tokens_per_second": tokens / took, "rounds": rounds})
         if options.json:
-            event = {
-                "event": "size",
-                "tokens": tokens,
-                "ms": 1000 * took,
-                "tokens_per_second": tokens / took,
-                "rounds": rounds,
-            }
-            print(json.dumps(event), flush=True)
+            print(json.dumps({"event": "size"} | rows[-1]), flush=True)
         else:
             each = options.k * tokens / options.num_experts
             print(f"{tokens:>8}{each:>12.4g}{1000 * took:>10.2f}{tokens / took:>12,.0f}{rounds:>8}", flush=True)
         if took > LONGEST:
             break
+    if options.out:
+        keep(options.out, rows, device=str(device), threads=torch.get_num_threads(), **sizes)
     if options.json:
         print(json.dumps({"event": "end"}), flush=True)
     return 0

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from moe_core.benchmarks.layer import keep_memory
+from moe_core.benchmarks.results import keep
 from moe_core.runs import create_run
 from moe_core.runs.seen import look
 from moe_core.schema import Config, Knobs
@@ -101,13 +102,17 @@ def main(arguments: argparse.Namespace) -> int:
     blocks, steps = (4, 5) if arguments.quick else (40, 50)
     if not arguments.json:
         print(f"{'':16}{'unrecorded step, CPU ms':>25}{'wall, + %':>12}{'CPU, + %':>12}{'quartiles':>16}")
+    rows = []
     for task in TASKS[:1] if arguments.quick else TASKS:
         for watched in (False, True):
             row = measure(task, blocks, steps, watched)
+            rows.append({"task": task, "watched": watched, **row})
             if arguments.json:
-                print(json.dumps({"task": task, "watched": watched, "machine": about, **row}))
+                print(json.dumps(rows[-1] | {"machine": about}))
                 continue
             name = task + (", watched" if watched else "")
             print(f"{name:16}{row['ms']:25.2f}{row['wall %']:12.1f}{row['CPU %']:12.1f}"
                   f"{row['CPU % quartile 1']:9.1f} to{row['CPU % quartile 3']:5.1f}")  # fmt: skip
+    if arguments.out:
+        keep(arguments.out, rows, blocks=blocks, steps_per_block=steps, threads=1)
     return 0

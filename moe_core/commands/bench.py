@@ -1,6 +1,7 @@
 """bench: what is measured side by side with peers, and by batch size."""
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import add, real_flag, whole_flag
@@ -18,6 +19,9 @@ def declare(commands: Any) -> None:
     )
     bench.add_argument("what", choices=("layer", "batch", "seeing"))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
+    bench.add_argument(
+        "--out", type=Path, metavar="FILE.json", help="write the table here too, with the machine described"
+    )
     sizes = bench.add_argument_group("the layer that batch measures")
     for name, default in (
         ("d-model", Config.d_model),
