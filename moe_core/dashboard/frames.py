@@ -1,79 +1,87 @@
-"""A frame of the live route in bytes: a JSON header that refers to arrays, and the arrays, each once.
+"""A frame of the live route in bytes: a JSON header that refers to arrays, and the arrays.
 
-The length of the header comes first (uint32), then the header, padded to 8 bytes, then the arrays.
+The length of the header comes first (uint32), then the header, padded to 8 bytes, then the arrays of each part, one part after the
+other. The header says under `from` at which byte those of a part begin.
 """
 
 import hashlib
 import json
 import math
 import struct
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-class Arrays:
-    """The arrays of a frame, each sent once however many traces share it."""
+class Part(NamedTuple):
+    """A part of a frame: its JSON, with references to its arrays, and these, each once however many traces share it."""
 
-    def __init__(self) -> None:
-        self.places: dict[int, dict[str, Any]] = {}
-        self.kept: list[np.ndarray] = []  # so that no id is used again while the frame is made
-        self.parts: list[bytes] = []
-        self.size = 0
+    text: bytes
+    arrays: bytes
 
-    def plain(self, value: Any) -> Any:
-        """value with arrays replaced by references, and numbers that JSON lacks by null."""
-        if isinstance(value, dict):
-            return {key: self.plain(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self.plain(inner) for inner in value]
-        if isinstance(value, np.ndarray):
-            return self.refer(value) if value.dtype.kind in "fiub" and value.size else self.plain(value.tolist())
-        if isinstance(value, np.generic):
-            value = value.item()
-        return None if isinstance(value, float) and not math.isfinite(value) else value
+    @property
+    def mark(self) -> bytes:
+        """A hash, so that what did not change is not sent."""
+        return hashlib.blake2b(self.text + self.arrays, digest_size=16).digest()
 
-    def refer(self, array: np.ndarray) -> dict[str, Any]:
-        if id(array) not in self.places:
+
+def packed(value: Any) -> Part:
+    """A part of plain types and arrays. A number that JSON lacks becomes null."""
+    try:
+        return _packed(value)
+    except ValueError:
+        return _packed(finite(value))
+
+
+def _packed(value: Any) -> Part:
+    places: dict[int, dict[str, Any]] = {}
+    arrays: list[bytes] = []
+    size = 0
+
+    def refer(other: Any) -> Any:
+        nonlocal size
+        if isinstance(other, np.generic):
+            return other.item()
+        if other.dtype.kind not in "fiub" or not other.size:
+            return other.tolist()
+        if id(other) not in places:
             # Steps may pass 2^24 and need doubles; everything else is drawn in floats.
-            kind = (
-                "f8"
-                if array.dtype.kind in "iu" and array.dtype.itemsize > 4
-                else "u1"
-                if array.dtype == np.uint8
-                else "f4"
-            )
-            data = np.ascontiguousarray(array, "<" + kind).tobytes()
+            wide = other.dtype.kind in "iu" and other.dtype.itemsize > 4
+            kind = "f8" if wide else "u1" if other.dtype == np.uint8 else "f4"
+            data = np.ascontiguousarray(other, "<" + kind).tobytes()
             data += bytes(-len(data) % 8)
-            self.places[id(array)] = {"$array": [kind, self.size, *array.shape]}
-            self.kept.append(array)
-            self.parts.append(data)
-            self.size += len(data)
-        return self.places[id(array)]
+            places[id(other)] = {"$array": [kind, size, *other.shape]}
+            arrays.append(data)
+            size += len(data)
+        return places[id(other)]
 
-    def frame(self, header: dict[str, Any]) -> bytes:
-        text = json.dumps(header, allow_nan=False, separators=(",", ":")).encode()
-        text += b" " * (-(len(text) + 4) % 8)
-        return b"".join([struct.pack("<I", len(text)), text, *self.parts])
+    text = json.dumps(value, default=refer, allow_nan=False, separators=(",", ":")).encode()
+    return Part(text, b"".join(arrays))
 
 
-def fingerprint(spec: Any) -> bytes:
-    """A hash of a spec, so that what did not change is not sent."""
-    digest = hashlib.blake2b(digest_size=16)
+def finite(value: Any) -> Any:
+    """value without numbers that JSON lacks, but for those in arrays of numbers."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(inner) for inner in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind not in "fiub":
+        return finite(value.tolist())
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
-    def add(value: Any) -> None:
-        if isinstance(value, dict):
-            for key, inner in value.items():
-                digest.update(f"{key}:".encode())
-                add(inner)
-        elif isinstance(value, (list, tuple)):
-            digest.update(b"[")
-            for inner in value:
-                add(inner)
-        elif isinstance(value, np.ndarray) and value.dtype.kind != "O":
-            digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
-        else:
-            digest.update(repr(value).encode())
 
-    add(spec)
-    return digest.digest()
+def framed(parts: Mapping[str, Part], figures: Mapping[str, Part]) -> bytes:
+    """The parts by their names, and those of `figures` under that name, as bytes."""
+    begin, size = {}, 0
+    for name, part in figures.items():
+        begin[name], size = size, size + len(part.arrays)
+
+    def joined(named: Mapping[str, Part]) -> bytes:
+        return b",".join(json.dumps(name).encode() + b":" + part.text for name, part in named.items())
+
+    text = b'{"from":%s,"figures":{%s},%s}' % (json.dumps(begin).encode(), joined(figures), joined(parts))
+    text += b" " * (-(len(text) + 4) % 8)
+    return b"".join([struct.pack("<I", len(text)), text, *(part.arrays for part in figures.values())])

@@ -20,7 +20,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from moe_core.dashboard import choosing, going, starting
 from moe_core.dashboard.address import TURNS
-from moe_core.dashboard.frames import Arrays, fingerprint
+from moe_core.dashboard.feed import JUDGED
+from moe_core.dashboard.frames import Part, framed, packed
 from moe_core.dashboard.gate import REFUSED, ROLE
 from moe_core.dashboard.links import run_name
 from moe_core.dashboard.log import note, short
@@ -35,7 +36,10 @@ from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
 
-TICK = 0.2  # seconds between two frames to a viewer
+LEAST, MOST_APART = 1 / 30, 0.2  # seconds between two frames to a viewer: as few as it and the server have time for
+HALF = 0.5  # of a viewer's time that frames may take
+SERVED = 0.25  # of a core that the frames of all viewers may take
+WORDS = 0.1  # seconds between two updates of the numbers and words beside the figures: nobody reads quicker
 SOON = 0.02  # seconds until the next frame while a turn waits to take effect
 GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
 STARTING = 60.0  # seconds that a trainer may take until its record exists
@@ -58,7 +62,13 @@ class Viewer:
         self.sent: dict[str, bytes] = {}
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.seq = 0
-        self.state: Any = None  # what the last frame was made from; while it is the same there is no new frame
+        self.took, self.made = 0.0, 0.0  # seconds that the last frame kept the viewer busy, and that it took to make
+        self.state: tuple[Any, ...] = (
+            None,
+            None,
+        )  # what the last frame was made from; while it is the same there is no new frame
+        self.said: dict[str, Any] = {}  # the last words
+        self.told, self.owes = -WORDS, False  # when they were sent, and whether a frame was sent without newer ones
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
     def hear(self, text: str) -> Deed | None:
@@ -71,28 +81,60 @@ class Viewer:
                     "the first message must say which page, layer and step are shown, got a deed; send a view first"
                 )
             return message
-        asked = {name: value for name, value in message._asdict().items() if name != "drawn"}
+        asked = {name: value for name, value in message._asdict().items() if name not in ("drawn", "took")}
         if any(asked[name] != self.asked.get(name) for name in ("theme", "page", "layer")):
             self.sent.clear()
         if asked != self.asked:
             self.asked = asked
             self.woken.set()
         if message.drawn == self.seq:
+            self.took = message.took / 1000
             self.drawn.set()
         return None
 
     def frame(self) -> bytes | None:
-        """The next frame; None when nothing changed."""
+        """The next frame; None when nothing changed. It has every figure that changed, and ten times a second, and at once if the
+        viewer waits for them, the numbers and words beside the figures."""
         feed, asked = self.feed, self.asked
         assert feed is not None
         feed.refresh(now=feed.waiting)
         source = view_of(feed, asked["options"], self)
         layer = min(max(asked["layer"], 0), len(feed.description.layers) - 1)
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
+        ended, now = feed.status().state, time.monotonic()
+        waits = asked, self.answer, ended, going.on(feed.path, ended), going.problem(feed.path, ended)
+        state, since = (feed.version, waits, source.news(asked["page"])), now - self.told
+        due = step is not None or waits != self.state[1] or since >= WORDS
+        if state == self.state and not (due and self.owes) and since < JUDGED:
+            return None
+        busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
+        words = self.words(source, layer, step) if due else self.said
+        if due:
+            self.told = now
+        if state == self.state and not self.owes and words == self.said:
+            return None
+        self.state, self.said, self.owes = state, words, not due
+        figures = {}
+        for name, size in asked["sizes"].items():
+            self.draw(source, name, size, layer, step, figures)
+        header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": self.answer}
+        parts: dict[str, Part] = {}
+        if due:
+            problems = (run.problem for run in (feed, *source.others) if run.problem)
+            header |= words | {"busiest": busiest, "problem": next(problems, words["problem"])}
+            self.add("paper", paper_colours(THEMES[asked["theme"]]), parts)
+            if shown := header.pop("panel"):
+                self.add("panel", shown, parts)
+        self.seq += 1
+        header["seq"] = self.seq
+        return framed({name: packed(value) for name, value in header.items()} | parts, figures)
+
+    def words(self, source: View, layer: int, step: int | None) -> dict[str, Any]:
+        """What a frame says beside its figures. Of a part that cannot be made there is the reason instead, under `problem`."""
+        feed, page = self.feed, self.asked["page"]
         undrawn: list[str] = []
 
         def part(name: str, make: Callable[[], Any], instead: Any) -> Any:
-            """A part of the frame. If making it raises, the page says so and shows `instead`; the other parts are made as usual."""
             try:
                 return make()
             except Exception as error:
@@ -100,44 +142,33 @@ class Viewer:
                 return instead
 
         # Findings are of the last step only: a remedy offered at a past step would act on the run as it is now.
-        diagnosed = asked["page"] in DIAGNOSED and step is None
-        diagnosis = part("diagnosis", lambda: findings(feed, layer, self.looks), []) if diagnosed else []
-        ended = feed.status().state
-        resumed = going.on(feed.path, ended), going.problem(feed.path, ended)
-        state = feed.version, asked, self.answer, source.news(asked["page"]), diagnosis, resumed
-        if state == self.state:
-            return None
-        self.state = state
-        busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
-        arrays = Arrays()
-        header: dict[str, Any] = {
-            "step": step or feed.last,
-            "last": feed.last,
-            "past": step is not None,
+        diagnosed = page in DIAGNOSED and step is None
+        return {
+            "findings": part("diagnosis", lambda: findings(feed, layer, self.looks), []) if diagnosed else [],
             "reading": round(feed.behind, 3),
             "reason": feed.status().reason,
-            "answer": self.answer,
-            "busiest": busiest,
             "banner": part("banner", lambda: banner(feed, layer, self.looks), None),
-            "findings": diagnosis,
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
                 tile._asdict() | {"help": help_of(tile.name)}
-                for tile in part("numbers", lambda: tiles_of(asked["page"], source, At(layer, step)), [])
+                for tile in part("numbers", lambda: tiles_of(page, source, At(layer, step)), [])
             ],
+            "panel": part("panel", lambda: panel(feed, step, self.looks), None),
+            "problem": " ".join(undrawn),
         }
-        for name, size in asked["sizes"].items():
-            self.draw(source, name, size, layer, step, arrays, header.setdefault("figures", {}))
-        self.add("paper", paper_colours(THEMES[asked["theme"]]), arrays, header)
-        if shown := part("panel", lambda: panel(feed, step, self.looks), None):
-            self.add("panel", shown, arrays, header)
-        problems = (run.problem for run in (feed, *source.others) if run.problem)
-        header["problem"] = next(problems, " ".join(undrawn))
-        self.seq += 1
-        return arrays.frame(
-            arrays.plain({name: part for name, part in header.items() if name != "figures"})
-            | {"figures": header.get("figures", {}), "seq": self.seq}
-        )
+
+    def timed_frame(self) -> bytes | None:
+        """frame(), and how much of the server's time it took is kept."""
+        began = time.thread_time()
+        frame = self.frame()
+        if frame is not None:
+            self.made = time.thread_time() - began
+        return frame
+
+    def tick(self) -> float:
+        """Seconds from one frame to the next: each viewer's frames take half of its time at most, and all viewers' a share of the server's."""
+        wanted = max(LEAST, self.took / HALF, sum(viewer.made for viewer in _viewers) / SERVED)
+        return min(MOST_APART, wanted)
 
     def draw(
         self,
@@ -146,8 +177,7 @@ class Viewer:
         size: tuple[int, int],
         layer: int,
         step: int | None,
-        arrays: Arrays,
-        figures: dict[str, Any],
+        figures: dict[str, Part],
     ) -> None:
         """Add a figure to the frame if it suits the run and has changed; if it cannot be drawn, add why."""
         asked, entry = self.asked, FIGURES.get(name)
@@ -168,14 +198,14 @@ class Viewer:
                     spec = with_means(spec, entry.draw.spec(**entry.read(source.means(over), at), **look), over)
         except Exception as error:
             spec = {"problem": undrawable(source.id, entry.title, error)}
-        self.add(name, spec, arrays, figures)
+        self.add(name, spec, figures)
 
-    def add(self, name: str, part: Any, arrays: Arrays, into: dict[str, Any]) -> None:
+    def add(self, name: str, value: Any, into: dict[str, Part]) -> None:
         """Put a part into the frame, unless the viewer has this very part already."""
-        mark = fingerprint(part)
-        if self.sent.get(name) != mark:
+        part = packed(value)
+        if self.sent.get(name) != (mark := part.mark):
             self.sent[name] = mark
-            into[name] = arrays.plain(part)
+            into[name] = part
 
 
 _logged: set[tuple[str, str, type]] = set()
@@ -257,7 +287,7 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
         viewer.drawn.clear()
         viewer.woken.clear()
         began = time.monotonic()
-        frame = await asyncio.to_thread(viewer.frame)
+        frame = await asyncio.to_thread(viewer.timed_frame)
         if frame is not None:
             await websocket.send_bytes(frame)
             while feed.behind and not viewer.drawn.is_set() and not listening.done():  # while the browser draws
@@ -265,7 +295,7 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
             await first_of(viewer.drawn.wait(), listening)
         # A tick counts from one frame to the next, however long the viewer took to draw.
-        rest = SOON if feed.waiting or feed.behind else max(SOON, TICK - (time.monotonic() - began))
+        rest = SOON if feed.waiting or feed.behind else max(0.002, viewer.tick() - (time.monotonic() - began))
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 

@@ -23,7 +23,7 @@ class Refused(ValueError):
 
 
 class Look(NamedTuple):
-    """What a viewer looks at, and `drawn`, the number of the last frame that it has drawn."""
+    """What a viewer looks at; `drawn`, the number of the last frame that it has drawn, and `took`, the ms that this kept it busy."""
 
     theme: str
     page: str
@@ -34,6 +34,7 @@ class Look(NamedTuple):
     wide: bool
     options: dict[str, Any]
     drawn: int
+    took: float
 
 
 class Deed(NamedTuple):
@@ -94,6 +95,7 @@ def parse_look(fields: Mapping[str, Any]) -> Look:
         wide=fields.get("wide") is True,
         options={name: option(name, value) for name, value in options.items()},
         drawn=whole("drawn", fields.get("drawn", 0), 0, LAST),
+        took=number("took", fields.get("took", 0), 0, 60_000),
     )
 
 

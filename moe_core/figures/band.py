@@ -53,9 +53,9 @@ def unsettled(settled_n: Array) -> Array:
     return np.asarray(~(settled_n & padded[:-2] & padded[2:]))
 
 
-def apart(values: Array, settled_n: Array) -> Array:
-    """A line (n,) with gaps where a band is in its place."""
-    return np.where(unsettled(settled_n), values, np.float32(np.nan))
+def apart(values_nE: Array, settled_n: Array) -> Array:
+    """Lines (n, E) with gaps where a band is in their place."""
+    return np.where(unsettled(settled_n)[:, None], values_nE, np.float32(np.nan)) if settled_n.any() else values_nE
 
 
 def band(x: Array, values_nE: Array, without: list[int], theme: Theme, shown_n: Array) -> list[Spec]:
@@ -87,7 +87,10 @@ def median(x: Array, percents_nE: Array, settled_n: Array, theme: Theme, size: S
     known = np.isfinite(percents_nE)
     some_n = known.any(axis=1) & settled_n
     middle = np.full(len(percents_nE), np.nan, np.float32)
-    middle[some_n] = np.nanmedian(percents_nE[some_n], axis=1)
+    of = percents_nE[some_n]
+    middle[some_n] = (
+        np.nanmedian(of, axis=1) if np.isnan(of).any() else np.median(of, axis=1)
+    )  # the former takes ten times as long
     most, least = (np.where(known, percents_nE, empty) for empty in (-np.inf, np.inf))
     ends: list[Any] = [most.argmax(axis=1) + 1, most.max(axis=1), least.argmin(axis=1) + 1, least.min(axis=1)]
     words = (

@@ -34,20 +34,23 @@ def balance_now(
     importance_E: Array,
     *,
     counted: str = "load",
+    lately: tuple[float, float] | None = None,
     step: int | None = None,
     theme: Theme = LIGHT,
     size: Size = (320, 335),
 ) -> Spec:
     """Each expert's share of load as a bar, of importance as a tick. Above 20 experts: deviations from ideal, sorted.
 
-    counted: what the bars show, "load" or "selections".
+    counted: what the bars show, "load" or "selections". lately: the highest share of load and of importance over the last steps,
+    with which the axis is chosen, so that it does not move with every batch; None: those of this step.
 
     load_E, importance_E (E,): shares of the whole, each sums to 1. NaN is an expert that is off; all NaN: nothing is known.
     """
     load_E, importance_E = np.asarray(load_E, np.float32), np.asarray(importance_E, np.float32)
+    most = np.fmax((highest(load_E), highest(importance_E)), lately or (0.0, 0.0)).tolist()
     if len(load_E) > LINES:
-        return sorted_bars(load_E, counted, step, theme, size)
-    return expert_bars(load_E, importance_E, counted, step, theme, size)
+        return sorted_bars(load_E, most[0], counted, step, theme, size)
+    return expert_bars(load_E, importance_E, most, counted, step, theme, size)
 
 
 def expert_axis(E: int, layout: Spec) -> Spec:
@@ -71,14 +74,17 @@ def coloured(E: int, theme: Theme) -> Spec:
     }
 
 
-def expert_bars(load_E: Array, importance_E: Array, counted: str, step: int | None, theme: Theme, size: Size) -> Spec:
-    """A bar an expert, of its colour, with its importance as a tick of ink cased in ground."""
+def expert_bars(
+    load_E: Array, importance_E: Array, most: Sequence[float], counted: str, step: int | None, theme: Theme, size: Size
+) -> Spec:
+    """A bar an expert, of its colour, with its importance as a tick of ink cased in ground. most: shares of load and of importance
+    that the axis has to reach."""
     E, on_E = len(load_E), on_nE(load_E)
     on = int(on_E.sum())
     ideal = percent(1 / on) + ("" if on == E else f" of {on} on")
-    top = min(doubled(200 / on, 100 * highest(load_E)), 100.0 if E > 1 else 200.0)
-    if 102 * highest(importance_E) > top:
-        top = nice_above(102 * highest(importance_E))  # a tick that leaves the axis would not be drawn
+    top = min(doubled(200 / on, 100 * most[0]), 100.0 if E > 1 else 200.0)
+    if 102 * most[1] > top:
+        top = nice_above(102 * most[1])  # a tick that leaves the axis would not be drawn
     layout = base(
         "balance_now",
         "Balance now",
@@ -129,12 +135,13 @@ def expert_bars(load_E: Array, importance_E: Array, counted: str, step: int | No
 
 
 def highest(share_E: Array) -> float:
-    """The largest share (E,); 0 where there is none."""
+    """The largest share (…, E); 0 where there is none."""
     return float(np.nanmax(share_E)) if np.isfinite(share_E).any() else 0.0
 
 
-def sorted_bars(load_E: Array, counted: str, step: int | None, theme: Theme, size: Size) -> Spec:
-    """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named."""
+def sorted_bars(load_E: Array, most: float, counted: str, step: int | None, theme: Theme, size: Size) -> Spec:
+    """Load over ideal, most loaded first: bars from the ideal, up in orange, down in blue, the ends named. most: a share that the axis
+    has to reach."""
     on_E = on_nE(load_E)
     E = int(on_E.sum())
     ratio = np.nan_to_num(load_E.astype(np.float64) * E, nan=1.0)
@@ -152,8 +159,8 @@ def sorted_bars(load_E: Array, counted: str, step: int | None, theme: Theme, siz
         y={"title": f"{counted} ÷ ideal, ×", "nticks": 6},
         bargap=0.15,
     )
-    top = doubled(2.0, float(ratio[0]))
-    if ratio[0] > top * (1 - 1.4 * layout["font"]["size"] / inner(layout)[1]):
+    top = doubled(2.0, max(float(ratio[0]), most * E))
+    if max(ratio[0], most * E) > top * (1 - 1.4 * layout["font"]["size"] / inner(layout)[1]):
         top *= 1.25  # the name above the first bar stands within the plot
     layout["yaxis"]["range"] = [0.0, top]
     bars = {
@@ -229,8 +236,9 @@ def tokens_by_expert(
     return {"data": [*data, *off_bands(layout, on_E, step, theme)], "layout": layout}
 
 
-def shares(values: Any) -> Array:
-    """Shares of the whole; NaN where the whole is nothing."""
-    values = np.asarray(values, np.float64)
-    total = values.sum()
-    return values / total if total > 0 else np.full(values.shape, np.nan)
+def shares(values_nE: Any) -> Array:
+    """Rows (…, E) as shares of the whole, which each sum to 1; NaN where the whole is nothing."""
+    values_nE = np.asarray(values_nE, np.float64)
+    total_n1 = values_nE.sum(axis=-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.asarray(np.where(total_n1 > 0, values_nE / total_n1, np.nan))

@@ -6,6 +6,7 @@ import numpy as np
 
 from moe_core.figures import bars
 from moe_core.figures.reading import (
+    RECENT,
     common,
     comparable_at,
     experts_of,
@@ -36,16 +37,18 @@ def read_balance(source: Source, at: At) -> dict[str, Any]:
 
 def read_balance_now(source: Source, at: At) -> dict[str, Any]:
     last, counts_only = step_of(source, at), source.description.balance == "cv_counts"
-    steps, load = rows_until(source, "counts" if counts_only else "load", at.layer, last, 1)
-    _, importance = rows_until(source, "importance", at.layer, last, 1)
     none = np.full((1, experts_of(source, at.layer)), np.nan)
-    load, importance = (
-        of_those_on(source, at.layer, steps, bars.shares(of[-1])[None]) if len(of) else none
-        for of in (load, importance)
-    )
+
+    def shares_of(stat: str) -> tuple[np.ndarray, np.ndarray]:
+        steps, values_nE = rows_until(source, stat, at.layer, last, RECENT)
+        return steps, of_those_on(source, at.layer, steps, bars.shares(values_nE)) if len(steps) else none
+
+    steps, load_nE = shares_of("counts" if counts_only else "load")
+    _, importance_nE = shares_of("importance")
     return {
-        "load_E": load[0],
-        "importance_E": importance[0],
+        "load_E": load_nE[-1],
+        "importance_E": importance_nE[-1],
+        "lately": (bars.highest(load_nE), bars.highest(importance_nE)),
         "step": int(steps[-1]) if len(steps) else None,
     } | ({"counted": "selections"} if counts_only else {})
 

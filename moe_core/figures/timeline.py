@@ -100,10 +100,10 @@ def share_lines(
     if now_E is not None and np.isfinite(now_E).any():
         now = 100 * np.where(on_E, np.asarray(now_E, np.float64), np.nan)
         layout["annotations"] += end_names(now, layout, theme, bool(settled_n[-1:].any()))
-    x = as_steps(steps)
+    x, apart_nE = as_steps(steps), apart(percents, settled_n)
     data = [
         line(
-            f"expert {e + 1}", x, apart(percents[:, e], settled_n),
+            f"expert {e + 1}", x, apart_nE[:, e],
             f"Expert {e + 1} took %{{y:.1f}} % of the selections at step %{{x:,d}}",
             color=expert_colour(e, theme), width=pens(size).line, dash=theme.dash_of(e),
         )

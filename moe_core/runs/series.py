@@ -53,7 +53,9 @@ def _halve(steps: Steps, values: Values, spacing: int) -> tuple[Steps, Values]:
 
 def _extremes(group: Values) -> Values:
     """(G, 4, C) -> (G, 2, C): each column's smallest and largest of four, the earlier one first."""
-    low = np.where(np.isnan(group), np.inf, group).argmin(1)
-    high = np.where(np.isnan(group), -np.inf, group).argmax(1)
+    gap = np.isnan(group)
+    gaps = gap.any()
+    low = (np.where(gap, np.inf, group) if gaps else group).argmin(1)
+    high = (np.where(gap, -np.inf, group) if gaps else group).argmax(1)
     picked = np.stack([np.minimum(low, high), np.maximum(low, high)], axis=1)
     return np.take_along_axis(group, picked, axis=1)

@@ -60,7 +60,7 @@ def knobs_after(started: KnobValues, changes: Sequence[KnobChange], step: int | 
     done = [c for c in changes if step is None or (c.step is not None and c.step <= step)]
     values = {change.name: change.value for change in done}
     if isinstance(started, Knobs):
-        return from_dict(Knobs, as_dict(started) | values)
+        return from_dict(Knobs, as_dict(started) | values) if values else started
     # The record's column gives whole numbers back as floats.
     typed: dict[str, float | str] = dict(started)
     for name, value in values.items():

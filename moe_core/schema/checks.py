@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import Field, asdict, fields, replace
+from dataclasses import Field, fields, replace
 from typing import Any, TypeVar
 
 from moe_core.schema.numbers import real
@@ -176,7 +176,8 @@ def _check_together(config: Config, knobs: Knobs) -> None:
 
 def as_dict(settings: Config | Knobs) -> dict[str, Any]:
     """The settings in plain JSON types, which from_dict reads back."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(settings).items()}
+    values = {f.name: getattr(settings, f.name) for f in fields(settings)}
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def from_dict(settings: type[S], values: Mapping[str, Any]) -> S:

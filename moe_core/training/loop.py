@@ -39,7 +39,7 @@ from moe_core.training.pace import Looks, falls_on
 from moe_core.training.step import Adam, update
 from moe_core.training.telemetry import Probe, Telemetry, Window
 
-FLUSH = 0.1  # seconds between two commits
+FLUSH = 0.03  # seconds between two commits
 IDLE = 0.02  # seconds between two readings of the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 Notify = Callable[[dict[str, Any]], None]

@@ -135,7 +135,8 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
     """Opens tabs, each a session of its own; at the end none may have said an error of ours."""
     contexts, complaints = [], []
 
-    def open_tab(url: str, width: int = 1280, height: int = 800, theme: str = "light") -> Page:
+    def open_tab(url: str, width: int = 1280, height: int = 800, theme: str = "light", dense: float = 1) -> Page:
+        """dense: pixels of the screen for one of CSS."""
         kills = Server.kills
 
         def hear(kind: str, text: str, at: str) -> None:
@@ -149,7 +150,9 @@ def tab(browser: Browser) -> Iterator[Callable[..., Page]]:
             if urlsplit(at).hostname not in (None, "127.0.0.1", "localhost"):
                 complaints.append(f"a request to {at}")
 
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=theme)
+        context = browser.new_context(
+            viewport={"width": width, "height": height}, color_scheme=theme, device_scale_factor=dense
+        )
         contexts.append(context)
         context.set_default_timeout(2 * PATIENCE)
         page = context.new_page()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.frames import Arrays, fingerprint
+from moe_core.dashboard.frames import framed, packed
 from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.shared import join, leave
 from moe_core.diagnosis import Finding
@@ -102,15 +102,17 @@ def unpack(frame: bytes) -> dict[str, Any]:
     assert (4 + length) % 8 == 0
     kinds = {"f4": np.float32, "f8": np.float64, "u1": np.uint8}
 
-    def revive(value: Any) -> Any:
+    def revive(value: Any, begin: int) -> Any:
         if isinstance(value, list):
-            return [revive(inner) for inner in value]
+            return [revive(inner, begin) for inner in value]
         if isinstance(value, dict) and "$array" in value:
             kind, offset, *shape = value["$array"]
-            return np.frombuffer(frame, kinds[kind], int(np.prod(shape)), 4 + length + offset).reshape(shape)
-        return {key: revive(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+            return np.frombuffer(frame, kinds[kind], int(np.prod(shape)), begin + offset).reshape(shape)
+        return {key: revive(inner, begin) for key, inner in value.items()} if isinstance(value, dict) else value
 
-    return revive(json.loads(frame[4 : 4 + length]))
+    header = json.loads(frame[4 : 4 + length])
+    figures = {name: revive(spec, 4 + length + header["from"][name]) for name, spec in header["figures"].items()}
+    return header | {"figures": figures}
 
 
 def viewer_of(feed: Feed, **said: Any) -> Viewer:
@@ -154,31 +156,34 @@ def test_a_frame_holds_the_figures_and_only_what_changed(writer: RunWriter) -> N
 
 def test_a_shared_array_travels_once_and_numbers_that_json_lacks_as_null() -> None:
     x = np.arange(100, dtype=np.float32)
-    arrays = Arrays()
-    plain = arrays.plain(
+    part = packed(
         {
             "a": x,
-            "b": [x, float("nan"), np.float32(2)],
+            "b": [x, float("nan"), np.float32(2), np.float64("inf"), np.int64(3)],
             "c": np.array([1, 2**40]),
             "d": np.zeros((2, 3), np.uint8),
             "e": np.array([]),
+            "f": np.array([None, float("nan"), "g"], object),
         }
     )
-    assert len(arrays.parts) == 3
-    told = unpack(arrays.frame(plain))
-    np.testing.assert_array_equal(told["a"], x)
-    np.testing.assert_array_equal(told["b"][0], x)
-    assert told["b"][1:] == [None, 2.0]
-    np.testing.assert_array_equal(told["c"], [1, 2**40])
-    assert told["d"].shape == (2, 3)
-    assert told["e"] == []
+    assert len(part.arrays) == 400 + 16 + 8
+    told = unpack(framed({"seq": packed(1)}, {"one": part, "two": packed({"y": x[:3]})}))
+    one = told["figures"]["one"]
+    np.testing.assert_array_equal(one["a"], x)
+    np.testing.assert_array_equal(one["b"][0], x)
+    assert one["b"][1:] == [None, 2.0, None, 3]
+    np.testing.assert_array_equal(one["c"], [1, 2**40])
+    assert one["d"].shape == (2, 3)
+    assert (one["e"], one["f"]) == ([], [None, None, "g"])
+    np.testing.assert_array_equal(told["figures"]["two"]["y"], [0, 1, 2])
+    assert told["seq"] == 1
 
 
-def test_the_fingerprint_sees_each_number() -> None:
+def test_the_mark_of_a_part_sees_each_number() -> None:
     spec = {"data": [{"y": np.zeros(5)}], "layout": {"title": "a"}}
     other = {"data": [{"y": np.array([0, 0, 0, 0, 1e-9])}], "layout": {"title": "a"}}
-    assert fingerprint(spec) == fingerprint({"data": [{"y": np.zeros(5)}], "layout": {"title": "a"}})
-    assert len({fingerprint(spec), fingerprint(other), fingerprint(spec | {"layout": {"title": "b"}})}) == 3
+    assert packed(spec).mark == packed({"data": [{"y": np.zeros(5)}], "layout": {"title": "a"}}).mark
+    assert len({packed(one).mark for one in (spec, other, spec | {"layout": {"title": "b"}})}) == 3
 
 
 @pytest.mark.parametrize(

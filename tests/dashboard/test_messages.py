@@ -16,10 +16,10 @@ LOOK: dict[str, Any] = {
 
 def test_a_page_s_messages_are_taken_whole() -> None:
     assert parsed(json.dumps(LOOK)) == Look(
-        "dark", "live", 0, 40, {"loss": (640, 300)}, (0.5, 20), True, LOOK["options"], 3
+        "dark", "live", 0, 40, {"loss": (640, 300)}, (0.5, 20), True, LOOK["options"], 3, 12.5
     )
     told = {"theme": "light", "page": "", "layer": 7, "step": None, "sizes": {"loss": [1, 99999]}, "span": None}
-    assert parsed(json.dumps(told)) == Look("light", "", 7, None, {"loss": (40, 8000)}, None, False, {}, 0)
+    assert parsed(json.dumps(told)) == Look("light", "", 7, None, {"loss": (40, 8000)}, None, False, {}, 0, 0)
     assert parsed('{"turn": {"noise": 0.5, "k": 1, "strategy": "paper"}, "gesture": "ab1", "nth": 2}') == Deed(
         2, {"noise": 0.5, "k": 1, "strategy": "paper"}, "ab1"
     )
@@ -45,7 +45,7 @@ CHANGED: list[dict[str, Any]] = [
     {"layer": 10**400}, {"layer": True}, {"step": 0}, {"step": 1.5}, {"step": "9"}, {"step": 2**53 + 1}, {"sizes": [1]}, {"sizes": None},
     {"sizes": {"loss": 1}}, {"sizes": {"loss": [1]}}, {"sizes": {"loss": [1, "2"]}}, {"sizes": {"loss": [1, None]}}, {"sizes": {"a/b": [1, 2]}},
     {"sizes": {str(i): [1, 2] for i in range(65)}}, {"span": [3, 2]}, {"span": [1, "inf"]}, {"span": 3}, {"span": [1, 10**400]}, {"span": [1, 1]},
-    {"drawn": "3"}, {"drawn": -1}, {"drawn": []}, {"options": []}, {"options": {"what": 1}}, {"options": {"expert": "x"}},
+    {"drawn": "3"}, {"drawn": -1}, {"took": -1}, {"took": "3"}, {"took": None}, {"drawn": []}, {"options": []}, {"options": {"what": 1}}, {"options": {"expert": "x"}},
     {"options": {"expert": 0}}, {"options": {"expert": [[1]]}}, {"options": {"expert": {}}}, {"options": {"with": ["../a"]}},
     {"options": {"busiest": 3}},
     {"options": {"busiest": [1, 2, 3]}},

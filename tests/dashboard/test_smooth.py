@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.frames import fingerprint
+from moe_core.dashboard.frames import packed
 from moe_core.dashboard.kept import Means
 from moe_core.dashboard.views import View
 from moe_core.figures.catalog import FIGURES
@@ -123,8 +123,8 @@ def test_a_page_draws_the_mean_over_the_steps_that_its_link_names_with_the_line_
         return dict(unpack(viewer_of(feed, sizes=sizes, options=options).frame() or b"")["figures"])
 
     plain, smooth = drawn(), drawn(smooth=25)
-    assert fingerprint(plain) == fingerprint(drawn(smooth=7))  # none of those that can be chosen
-    assert fingerprint(plain["balance_now"]) == fingerprint(smooth["balance_now"])
+    assert packed(plain).mark == packed(drawn(smooth=7)).mark  # none of those that can be chosen
+    assert packed(plain["balance_now"]).mark == packed(smooth["balance_now"]).mark
     for name in ("selection_share", "balance", "loss"):
         title = smooth[name]["layout"]["title"]["text"]
         assert "; mean of 25 steps, pale: each step</span>" in title

@@ -101,7 +101,7 @@ def test_the_busiest_is_held_until_the_person_asks_again(tmp_path: Path, monkeyp
             options["busiest"] = held
         asked = {"theme": "light", "page": "experts", "layer": layer, "step": step, "options": options}
         viewer.hear(json.dumps(asked | {"sizes": {name: [460, 300] for name in NAMES}}))
-        viewer.state = None
+        viewer.state = (None, None)
         frame = frame_of(viewer)
         held = frame["busiest"]
         return frame

@@ -91,6 +91,15 @@ def test_balance_now_ends_above_every_tick_of_importance():
     assert bars.balance_now.spec(load, importance / 2)["layout"]["yaxis"]["range"] == [0.0, 50.0]
 
 
+@pytest.mark.parametrize("E", [8, 64])
+def test_balance_now_keeps_the_axis_of_the_last_steps(E):
+    even = np.full(E, 1 / E)
+    for load, lately in ((0.9, (0.9, 0.1)), (2.1 / E, (2.1 / E, 0.0))):
+        peaked = np.array([load, *[(1 - load) / (E - 1)] * (E - 1)])
+        ends = [bars.balance_now.spec(now, even, lately=lately)["layout"]["yaxis"]["range"] for now in (peaked, even)]
+        assert ends[0] == ends[1] != bars.balance_now.spec(even, even)["layout"]["yaxis"]["range"]
+
+
 @pytest.mark.parametrize("E", SIZES)
 def test_tokens_are_counted_by_their_first_expert(E):
     experts = np.random.default_rng(2).integers(0, E, (256, 2)).astype(np.uint8)

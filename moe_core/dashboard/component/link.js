@@ -101,7 +101,7 @@ class Link {
     this.theme = theme;
     this.socket.send(JSON.stringify({
       theme, page: "", sizes: {}, span: null, ...this.view?.asks(),
-      layer: this.layer - 1, step: this.step, drawn: this.drawn, wide: innerWidth >= 1600,
+      layer: this.layer - 1, step: this.step, drawn: this.drawn, took: this.took ?? 0, wide: innerWidth >= 1600,
     }));
   }
 
@@ -136,22 +136,28 @@ class Link {
   }
 
   async take(buffer) {
-    window.moescopeBytes = (window.moescopeBytes ?? 0) + buffer.byteLength; // for benchmarks/dashboard.py
+    const began = performance.now();
+    let took = 0;
+    window.moescopeBytes = (window.moescopeBytes ?? 0) + buffer.byteLength; // both for benchmarks/dashboard.py
+    window.moescopeFrames = (window.moescopeFrames ?? 0) + 1;
     const length = new DataView(buffer).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
     this.lost = undefined;
-    this.header = header;
+    const told = "tiles" in header; // numbers and words come with some of the frames
+    this.header = { ...this.header, ...header };
     if (header.answer.nth) this.heard = Math.max(this.heard, header.answer.nth);
     if (header.panel) this.panel = header.panel;
     if (header.paper) this.paper = header.paper;
     try {
-      for (const user of this.users) user.take?.(header);
+      if (told) for (const user of this.users) user.take?.(header);
       const figures = {};
-      for (const [name, spec] of Object.entries(header.figures)) figures[name] = () => revive(spec, buffer, 4 + length);
-      await this.view?.draw(header, figures);
+      for (const [name, spec] of Object.entries(header.figures)) figures[name] = () => revive(spec, buffer, 4 + length + header.from[name]);
+      took = performance.now() - began;
+      took += (await this.view?.draw(header, figures, told)) ?? 0;
     } catch (error) {
       console.error("a frame could not be drawn:", error);
     } finally {
+      this.took = Math.min(10_000, took);
       this.drawn = header.seq; // sent even if drawing failed, or the server would wait for ever
       this.say();
     }

@@ -6,10 +6,14 @@ import { HERE, element, join } from "./link.js";
 import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
 import { onPaper, onPrint, printing } from "./print.js";
+import { forget, isKnown, layOut, redraw } from "./redraw.js";
 import { Scrubber } from "./scrubber.js";
 import { unfold } from "./sidebar.js";
 import { Smooth } from "./smooth.js";
 import { leaveScrolling } from "./touch.js";
+
+const REST = 1000; // ms without a frame after which Plotly learns of what was drawn without it
+const POINTED = 400; // ms after which it does while somebody points at the chart
 
 let plotly;
 
@@ -57,6 +61,7 @@ export class View {
       cell.hidden = name === "knobs";
       cell.addEventListener("pointermove", (event) => this.hover(chart, event));
       cell.addEventListener("pointerleave", () => this.point(null));
+      for (const near of ["pointerenter", "focusin"]) cell.addEventListener(near, () => this.settle(chart));
       this.charts.set(name, chart);
     }
     this.span = null; // the steps that somebody zoomed to, on all charts over time
@@ -105,7 +110,14 @@ export class View {
     else if (this.link.ready && this.header) this.banner(this.header);
   }
 
-  async draw(header, figures) {
+  // told: the frame has numbers and words.
+  async draw(header, figures, told) {
+    if (told) this.drawWords(header);
+    await loadPlotly();
+    return this.drawFigures(figures);
+  }
+
+  drawWords(header) {
     this.header = header;
     this.data.busiest = header.busiest; // kept, and sent back: on a balanced run the busiest changes every few steps
     this.drawTiles(header.tiles);
@@ -118,12 +130,52 @@ export class View {
     this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
     this.where.firstChild.dataset.colour = this.link.panel?.colour ?? "grey";
     this.state.textContent = [this.link.panel?.word, header.last ? `step ${header.last.toLocaleString("en")}` : ""].filter(Boolean).join(", ");
-    await loadPlotly();
-    for (const [name, spec] of Object.entries(figures)) {
-      await new Promise(requestAnimationFrame); // one chart a frame: long tasks would make the knobs stutter
-      if (this.closed) return;
-      // A frame that was on its way when the page changed may hold the last page's charts.
-      if (this.charts.has(name)) await this.drawOrSay(this.charts.get(name), spec());
+  }
+
+  // Draws what changed, and says how many ms that kept the page busy. Charts with no more than new data are all drawn at once. Of the
+  // others there is one an animation frame: long tasks would make the knobs stutter.
+  async drawFigures(figures) {
+    let busy = 0;
+    const timed = async (draw) => {
+      await new Promise(requestAnimationFrame);
+      const began = performance.now();
+      if (!this.closed) await draw();
+      await new Promise(setTimeout); // after the browser has painted it
+      busy += performance.now() - began;
+    };
+    // A frame that was on its way when the page changed may hold the last page's charts.
+    let rest = Object.entries(figures).filter(([name]) => this.charts.has(name)).map(([name, spec]) => [this.charts.get(name), spec]);
+    if (rest.length) await timed(() => {
+      rest = rest.map(([chart, spec]) => [chart, this.prepare(chart, spec())]).filter(([chart, spec]) => !this.redraw(chart, spec));
+    });
+    for (const [chart, spec] of rest) await timed(() => this.drawOrSay(chart, spec));
+    clearTimeout(this.resting);
+    this.resting = setTimeout(() => this.settleAll(), REST);
+    return busy;
+  }
+
+  // Whether new data alone were drawn. Where somebody points, Plotly has to know them too, soon.
+  redraw(chart, spec) {
+    if (spec.problem || printing.matches || (chart.parentElement.matches(":hover, :focus-within") && performance.now() - chart.laidAt > POINTED)) return false;
+    try {
+      if (!redraw(chart, spec)) return false;
+    } catch (error) {
+      console.error(`${chart.dataset.figure} is left to Plotly:`, error);
+      return false;
+    }
+    chart.spec = spec;
+    return true;
+  }
+
+  // Tells Plotly what was drawn without it.
+  settle(chart) {
+    if (!this.closed && !isKnown(chart)) this.paint(chart, chart.spec, printing.matches);
+  }
+
+  async settleAll() {
+    for (const chart of this.charts.values()) {
+      await new Promise(requestAnimationFrame);
+      this.settle(chart);
     }
   }
 
@@ -140,7 +192,9 @@ export class View {
     chart.parentElement.querySelector(".moescope-undrawn").textContent = problem;
   }
 
-  async drawChart(chart, spec) {
+  // What a spec lacks that only the page knows: its size, the room for its second line, and where somebody zoomed to.
+  prepare(chart, spec) {
+    if (spec.problem) return spec;
     const box = chart.getBoundingClientRect();
     spec.layout.width = Math.round(box.width);
     spec.layout.height = Math.round(box.height);
@@ -148,16 +202,24 @@ export class View {
     breakSubtitle(spec.layout);
     // The server's frame may have been on its way when somebody zoomed.
     if (this.span && overTime(spec.layout)) spec.layout.xaxis.range = [...this.span];
-    const first = !chart._fullLayout;
     // We set the x range ourselves; Plotly keeps what else a person changed (hover, legend, y).
     if (overTime(spec.layout)) spec.layout.xaxis.uirevision = JSON.stringify(this.span);
+    return spec;
+  }
+
+  async drawChart(chart, spec) {
+    const first = !chart._fullLayout;
     await this.paint(chart, spec, printing.matches);
     oneStop(chart, plainTitle(spec.layout));
     chart.classList.toggle("moescope-picks", spec.layout.meta.pick === "pinned");
     if (!first) return;
     listen(chart);
     leaveScrolling(chart);
-    chart.on("plotly_relayout", (change) => this.zoom(chart, change));
+    chart.on("plotly_relayouting", () => forget(chart));
+    chart.on("plotly_relayout", (change) => {
+      forget(chart);
+      this.zoom(chart, change);
+    });
     chart.on("plotly_click", ({ points: [point] }) => this.pick(chart.layout.meta, point));
     chart.on("plotly_doubleclick", () => this.zoom(chart, { "xaxis.autorange": true }));
   }
@@ -170,6 +232,7 @@ export class View {
       modeBarButtonsToAdd: [saveSvg],
     };
     const { data, layout } = paper ? onPaper(spec, this.link.paper ?? {}) : spec, { width, height } = layout;
+    layOut(chart, paper ? null : spec);
     const drawn = window.Plotly.react(chart, data, layout, config);
     chart.spec = spec;
     // So that a printer may make the chart smaller as a whole.
@@ -295,6 +358,7 @@ export class View {
 
   close() {
     this.closed = true;
+    clearTimeout(this.resting);
     this.closing.abort();
     this.resized.disconnect();
     this.scrolled.disconnect();

@@ -1,0 +1,97 @@
+"""New data that the page draws by itself looks as Plotly draws them, and Plotly knows them as soon as somebody points."""
+
+import io
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from PIL import Image
+from playwright.sync_api import Page
+
+from moe_core.runs import start, wait_ready
+from moe_core.schema import Config, Knobs
+from tests.browser.conftest import Server
+from tests.figures.record import record
+
+pytestmark = pytest.mark.browser
+Tab = Callable[..., Page]
+DRAWN = "names => names.every(name => document.querySelector(`[data-figure=${name}]`)?.laid)"
+
+# Other values in all charts, and other words and places of the names beside the lines; drawn by the page, then by Plotly.
+MOVE = """async () => {
+  const { layOut, redraw } = await import('/moescope/redraw.js');
+  window.moved = {};
+  const done = {};
+  for (const chart of document.querySelectorAll('[data-figure]')) {
+    if (!chart.laid) continue;
+    const layout = structuredClone(chart.laid.layout), name = chart.dataset.figure;
+    // As the server sends it: Plotly has written into the data that it drew.
+    const data = chart.spec.data.map(({ x, y, marker, customdata, hovertemplate, ...trace }, at) => ({
+      ...structuredClone(chart.laid.data[at]), x, y, customdata, hovertemplate, ...(marker && { marker }),
+      ...(trace.z ? { z: trace.z.map((row) => row.map((value, nth) => value * Math.cos(nth))) } : { y: y.map((value, nth) => value * (0.9 + 0.05 * Math.sin(nth))) }),
+    }));
+    // Not those in the middle of a peak: Chromium's box of their words is half a pixel wider in some places than in others.
+    layout.annotations = layout.annotations.filter((note) => note.xanchor !== 'center').map((note, nth) => ({ ...note, y: note.yref === 'paper' ? 0.9 * note.y : note.y, text: nth ? note.text : note.text.replace(/\\d/, '7') }));
+    layout.meta.step = 59;
+    window.moved[name] = { data, layout };
+    done[name] = redraw(chart, structuredClone({ data, layout }));
+    const zoomed = { data, layout: { ...layout, xaxis: { ...layout.xaxis, range: [0, 77] } } };
+    if (redraw(chart, zoomed) || redraw(chart, { data: [...data, data[0]], layout })) throw new Error(`${name} was drawn in another frame`);
+  }
+  window.layOut = layOut;
+  return done;
+}"""
+LAY_OUT = """async () => {
+  for (const [name, { data, layout }] of Object.entries(window.moved)) {
+    const chart = document.querySelector(`[data-figure=${name}]`);
+    window.layOut(chart, { data, layout });
+    await Plotly.react(chart, data, layout, { displaylogo: false, responsive: false });
+  }
+}"""
+
+
+def picture(page: Page) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(page.locator(".moescope-grid").screenshot())).convert("RGB"), int)
+
+
+@pytest.mark.parametrize(("E", "theme", "dense"), [(16, "light", 1), (18, "light", 1.25), (64, "dark", 2)])
+def test_what_the_page_draws_by_itself_looks_as_plotly_draws_it(
+    server: Server, tab: Tab, E: int, theme: str, dense: float
+) -> None:
+    record(server.runs / "one", E=E, L=1, steps=90)
+    page = tab(f"{server.url}/?run=one", theme=theme, dense=dense)
+    page.wait_for_function(DRAWN, arg=["selection_share", "balance_now", "balance", "loss"])
+    page.wait_for_timeout(1500)  # the page rests, so that nothing but the below draws
+    before = picture(page)
+    done = page.evaluate(MOVE)
+    assert done == {"selection_share": True, "balance_now": E != 18, "balance": True, "loss": True}  # 18: hatched bars
+    if E == 18:
+        page.evaluate("delete window.moved.balance_now")
+    own = picture(page)
+    page.evaluate(LAY_OUT)
+    page.wait_for_function("!document.querySelector('.moescope-redrawn')")
+    plotly = picture(page)
+    assert (np.abs(own - before).max(axis=2) > 128).sum() > 1000 * dense  # it did draw
+    unlike = np.abs(own - plotly).max(axis=2)
+    assert (unlike > 128).sum() < 40 * dense  # a missing name is more
+    assert (unlike > 64).mean() < 1e-3
+
+
+def test_plotly_knows_what_was_drawn_without_it_when_somebody_points(server: Server, tab: Tab) -> None:
+    config = Config.for_task("plane", num_experts=4, tokens=128, threads=1)
+    run = wait_ready(start(config, Knobs(speed_limit=50), server.runs), 60, server.runs)
+    page = tab(f"{server.url}/?run={run.id}")
+    chart = page.locator("[data-figure=balance]")
+    page.mouse.move(1, 1)
+    page.wait_for_function("document.querySelector('[data-figure=balance].moescope-redrawn')")
+    assert chart.evaluate("chart => getComputedStyle(chart.querySelector('.scatterlayer')).visibility") == "hidden"
+    chart.hover()
+    # In the points that Plotly looks among, too, and not in those that it had before somebody pointed.
+    page.wait_for_function(
+        "(chart => chart.spec === chart.laid?.spec && chart.calcdata[1].at(-1).x === chart.layout.meta.step)(document.querySelector('[data-figure=balance]'))"
+    )
+    page.mouse.move(1, 1)
+    run.command("stop")
+    page.wait_for_function("!document.querySelector('.moescope-redrawn')")  # a page that rests is Plotly's own
+    step = chart.evaluate("chart => chart.calcdata[1].at(-1).x")
+    assert step == run.steps()[1]
