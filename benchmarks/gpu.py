@@ -129,7 +129,8 @@ def training_step(strategy: str, device: torch.device) -> Callable[[int], None]:
     from moe_core.schema import Config, Knobs
     from moe_core.training.data import load
     from moe_core.training.step import update
-    from moe_core.training.telemetry import Telemetry, Window
+    from moe_core.training.telemetry import Telemetry
+    from moe_core.training.window import Window
 
     config, knobs = Config.for_task("text"), Knobs(strategy=strategy)
     torch.manual_seed(0)

@@ -5,12 +5,17 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_core.runs.seen import is_looked_at
+from moe_core.runs.seen import READ, is_looked_at
 
-LEAST = 0.1  # seconds between two looks at the probe
-SHARE = 0.005  # of the time that looks may take
+LEAST = (
+    0.1  # seconds between two looks at the probe, and between two questions to the disk whether somebody reads along
+)
+SHARE = 0.002  # of the time that looks may take
 SHARE_SEEN = 0.1  # the same while somebody looks at the probe
 FULL = 10  # looks, of which one is full
+FLUSH = 1.0  # seconds between two commits while nobody reads along,
+FLUSH_READ = 1 / 30  # and while somebody does,
+FLUSH_SLOW = 0.1  # or where the disk is slower than that
 
 
 class Looks:
@@ -19,24 +24,43 @@ class Looks:
 
     def __init__(self) -> None:
         self.many = 0
-        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds it took
+        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds that the last of its own took
         self.next = 0.0
 
     def soon(self) -> None:
         """Somebody waits to see the effect of a turn: the next look need not keep to the share."""
         self.took = 0.0
 
-    def look_if_due(self, folder: Path, look: Callable[[bool], None]) -> None:
-        """Call look(full) if it is time to. folder: the run's, in which its readers say that they look on."""
+    def look_if_due(self, folder: Path, look: Callable[[bool], None], shared: bool = False) -> None:
+        """Call look(full) if it is time to. folder: the run's, in which its readers say that they look on. shared: the probe was
+        routed in this step anyway, so a look costs next to nothing: it comes after half the time already."""
         now = time.perf_counter()
-        if now < self.next:
+        if now < (self.at + LEAST if shared else self.next):
             return
         self.next = now + LEAST
-        if now - self.at < self.took / (SHARE_SEEN if is_looked_at(folder) else SHARE):
+        wait = self.took / (SHARE_SEEN if is_looked_at(folder) else SHARE)
+        if now - self.at < (wait / 2 if shared else wait):
             return
         self.many += 1
         look(self.many % FULL == 0)
-        self.at, self.took = now, time.perf_counter() - now
+        self.at = now
+        if not shared:
+            self.took = time.perf_counter() - now
+
+
+class Flushes:
+    """How long what was measured may wait to be committed: a commit costs as much as a fortieth of a step of the text task, and
+    nobody misses one while nobody reads along."""
+
+    def __init__(self) -> None:
+        self.next, self.read = 0.0, False
+
+    def wait(self, folder: Path, behind: bool) -> float:
+        """Seconds since the last flush after which the next is due. behind: whether commits wait for the disk already."""
+        now = time.perf_counter()
+        if now >= self.next:
+            self.next, self.read = now + LEAST, is_looked_at(folder, READ)
+        return (FLUSH_SLOW if behind else FLUSH_READ) if self.read else FLUSH
 
 
 def falls_on(step: int, every: int) -> bool:

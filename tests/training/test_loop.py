@@ -33,6 +33,9 @@ class Record:
     def __init__(self, script: dict[int, dict] | None = None):
         self.script, self.batches, self.trainer = script or {}, [], None
 
+    def asked(self) -> bool:
+        return True
+
     def pending(self):
         found = self.script.pop(self.trainer.step, {})
         return SimpleNamespace(knobs=found.get("knobs", []), commands=found.get("commands", []))
@@ -88,7 +91,7 @@ def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
 
 def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     _, one, _ = run()
-    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look, shared: look(True))
     _, watched, _ = run()
     assert len(watched.all("snapshots")) > len(one.all("snapshots"))
     assert np.array_equal(column(one, "loss"), column(watched, "loss"))
@@ -98,7 +101,7 @@ def test_churn_and_saturation_are_of_fixed_steps_whatever_the_clock_says(monkeyp
     """As the choices recorded at multiples of churn_every say; between them a row has what was measured last."""
     config = replace(CONFIG, churn_every=5, steps=32)
     _, one, _ = run(config)
-    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look, shared: look(True))
     _, watched, _ = run(config)
     monkeypatch.setattr(Looks, "look_if_due", lambda *_: None)
     _, alone, _ = run(config)
