@@ -20,24 +20,24 @@ import torch
 from moe_core.benchmarks.layer import keep_memory
 from moe_core.benchmarks.results import keep
 from moe_core.runs import create_run
-from moe_core.runs.seen import look
+from moe_core.runs.seen import READ, look
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import facts_of
-from moe_core.training.step import update
 
 TASKS = ("text", "digits", "plane")
 
 
 @contextmanager
-def trainer_of(task: str) -> Iterator[Trainer]:
+def trainer_of(task: str, device: str, precision: str) -> Iterator[Trainer]:
     """A trainer of the task's default settings with a record in a folder of its own, without evaluations and checkpoints."""
-    config, knobs = Config.for_task(task, eval_every=1_000_000_000, checkpoint_every=0), Knobs()
+    rarely = {"eval_every": 1_000_000_000, "checkpoint_every": 0}
+    config, knobs = Config.for_task(task, device=device, precision=precision, **rarely), Knobs()
     data = load(config)
     with tempfile.TemporaryDirectory() as folder:
         writer = create_run(Path(folder, task), config, knobs, labels=data.labels, probe=data.probe()[1])
-        trainer = Trainer(config, knobs, data, torch.device("cpu"), writer, lambda event: None)
+        trainer = Trainer(config, knobs, data, torch.device(device), writer, lambda event: None)
         yield trainer
         trainer.flush()
         trainer.committer.close()
@@ -64,14 +64,22 @@ def unseen(trainer: Trainer) -> Callable[[], None]:
     def step() -> None:
         nonlocal count
         count += 1
-        update(trainer.model, trainer.optimizer, trainer.data.batch(count), trainer.config, trainer.knobs)
+        trainer.update(trainer.data.batch(count).to(trainer.device), trainer.knobs, False)
 
     return step
 
 
-def measure(task: str, blocks: int, steps: int, watched: bool) -> dict[str, float]:
-    """The medians over neighbouring blocks. watched: while somebody looks at the probe batch."""
-    with trainer_of(task) as one, trainer_of(task) as other:
+def finish(device: torch.device) -> None:
+    """Wait until a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(
+    task: str, blocks: int, steps: int, watched: bool, device: str = "cpu", precision: str = "float32"
+) -> dict[str, float]:
+    """The medians over neighbouring blocks. watched: while somebody reads along and looks at the probe batch."""
+    with trainer_of(task, device, precision) as one, trainer_of(task, device, precision) as other:
         ways = {"seen": seen(one), "unseen": unseen(other)}
         one.flush("training")
         taken: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
@@ -79,9 +87,12 @@ def measure(task: str, blocks: int, steps: int, watched: bool) -> dict[str, floa
             for name in list(ways)[:: 1 if block % 2 else -1]:
                 if watched:
                     look(one.folder)
+                    look(one.folder, READ)
+                finish(one.device)
                 began = time.perf_counter(), time.thread_time()
                 for _ in range(steps):
                     ways[name]()
+                finish(one.device)
                 taken[name].append((time.perf_counter() - began[0], time.thread_time() - began[1]))
     pairs = list(zip(taken["seen"][1:], taken["unseen"][1:], strict=True))  # the first is to warm up
     wall, own = ([100 * (a[which] / b[which] - 1) for a, b in pairs] for which in (0, 1))

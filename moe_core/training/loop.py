@@ -27,12 +27,11 @@ from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.data import Data
 from moe_core.training.evaluation import evaluation_of, write_sample
 from moe_core.training.graph import updater
-from moe_core.training.pace import Flushes, Looks, falls_on
+from moe_core.training.pace import Flushes, Looks, Readings, falls_on
 from moe_core.training.step import left_out, optimizer_of
 from moe_core.training.telemetry import Probe, Telemetry
 from moe_core.training.window import Window
 
-READ = 0.05  # seconds between two readings of the record; what is asked for is told at once by the run's tip, if that can be written
 IDLE = 0.02  # seconds between two readings of the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 Notify = Callable[[dict[str, Any]], None]
@@ -81,8 +80,8 @@ class Trainer:
         self.turned = False  # whether a knob change takes effect in the coming step
         self.evaluated = self.snapped = self.compared = -1  # the step of the last evaluation, snapshot and comparison
         self.flushed = -math.inf  # when the last flush was; minus infinity: the next is due at once
-        self.next_beat = self.next_read = 0.0
-        self.looks, self.flushes = Looks(), Flushes()
+        self.next_beat = 0.0
+        self.looks, self.flushes, self.readings = Looks(), Flushes(), Readings()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
@@ -137,10 +136,8 @@ class Trainer:
         They are marked as seen at once: the commit that answers them in the record comes later, and this is called again
         while a checkpoint waits for the disk.
         """
-        now = time.perf_counter()
-        if now < self.next_read and not self.writer.asked():
+        if not self.readings.is_due(self.folder, self.writer.asked):
             return False
-        self.next_read = now + READ
         pending = self.writer.pending()
         for change in pending.knobs:
             self.writer.knob_seen = change.id
@@ -184,7 +181,7 @@ class Trainer:
         self.committer.settle()
         if self.committer.error:
             raise RuntimeError(self.committer.error)
-        self.next_read = 0.0
+        self.readings.soon()
         if refused:
             raise refused[0]
 

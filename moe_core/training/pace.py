@@ -1,6 +1,8 @@
-"""When a trainer looks at its probe batch, and in which steps it measures what costs more than the rest."""
+"""When a trainer reads what people ask for, commits, and looks at its probe batch, and in which steps it measures what costs more
+than the rest."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,9 @@ LEAST = (
 SHARE = 0.002  # of the time that looks may take
 SHARE_SEEN = 0.1  # the same while somebody looks at the probe
 FULL = 10  # looks, of which one is full
+ASK = 0.05  # seconds between two questions to the log
+TICK = 20_000_000  # nanoseconds of a file system's clock, and more
+ANYWAY = 1.0  # seconds after which the record is read anyway
 FLUSH = 1.0  # seconds between two commits while nobody reads along,
 FLUSH_READ = 1 / 30  # and while somebody does,
 FLUSH_SLOW = 0.1  # or where the disk is slower than that
@@ -61,6 +66,40 @@ class Flushes:
         if now >= self.next:
             self.next, self.read = now + LEAST, is_looked_at(folder, READ)
         return (FLUSH_SLOW if behind else FLUSH_READ) if self.read else FLUSH
+
+
+class Readings:
+    """When a trainer reads what people ask for. They say so in the run's tip, which is asked in each step; but two who ask at
+    once may say it but once, and a full disk keeps it from being said. So the log of the database is asked too, whether it was
+    written to, and now and then the record is read whatever these say."""
+
+    def __init__(self) -> None:
+        self.asked = self.read = -math.inf  # when the log was last asked, and the record last read
+        self.stamp = 0  # of the log, when it was last asked
+
+    def soon(self) -> None:
+        """Something was written that must be read before the next step."""
+        self.read = -math.inf
+
+    def is_due(self, folder: Path, told: Callable[[], bool]) -> bool:
+        """Whether to read now. told: what the tip says."""
+        now = time.perf_counter()
+        if now - self.read < ANYWAY and not told() and not self.was_written(now, folder):
+            return False
+        self.read = now
+        return True
+
+    def was_written(self, now: float, folder: Path) -> bool:
+        """Whether somebody, who may be the trainer itself, has written to the log since this was last asked."""
+        if now - self.asked < ASK:
+            return False
+        self.asked, before = now, self.stamp
+        try:
+            self.stamp = os.stat(folder / "run.db-wal").st_mtime_ns
+        except OSError:
+            return True
+        # A second write within the same tick of the file system's clock would leave the same time.
+        return self.stamp != before or abs(time.time_ns() - self.stamp) < TICK
 
 
 def falls_on(step: int, every: int) -> bool:

@@ -64,6 +64,7 @@ class Telemetry:
         self.columns = list(columns or layout(config.layers, config.num_experts))
         self.names = measured_in(self.columns)
         self.shape_LE = L, E = config.layers, config.num_experts
+        self.order_C = order_of(self.names, L, E)
         self.first = 1
         self.held: list[Held] = []
         self.most = max(
@@ -122,25 +123,26 @@ class Telemetry:
         (L, E), n = self.shape_LE, len(held)
         # Most steps of a flush have the same slow tensors: each set of them is moved once.
         sets = {tuple(map(id, one.slow)): one.slow for one in held}
-        moved = torch.cat([*(one.values_V for one in held), *(x.float() for slow in sets.values() for x in slow)])
-        moved = moved.detach().float().cpu().numpy()
-        width = len(held[0].values_V)
-        values_nV, slow_SL = moved[: n * width].reshape(n, width), moved[n * width :].reshape(len(sets), -1, L)
-        slow_nSL = slow_SL[[[*sets].index(tuple(map(id, one.slow))) for one in held]]
-        ends = [*accumulate((1, 1, 1, L, L, L, L, L * E, L * E, L * E))]
-        values = dict(zip(FAST, np.split(values_nV, ends[:-1], axis=1), strict=True))
-        values |= {name: slow_nSL[:, at] for at, name in enumerate(SLOW)}
-        values["seconds"] = np.array([[one.seconds] for one in held])
+        parts = [*(one.values_V for one in held), *(x for slow in sets.values() for x in slow)]
+        moved = torch.cat(parts).float().cpu().numpy()
+        V, S = len(held[0].values_V), len(SLOW) * L
+        table_nW = np.empty((n, V + S + 1 + L), np.float32)
+        table_nW[:, :V] = moved[: n * V].reshape(n, V)
+        places = {key: at for at, key in enumerate(sets)}
+        slow_XS = moved[n * V :].reshape(-1, S)
+        table_nW[:, V : V + S] = slow_XS[[places[tuple(map(id, one.slow))] for one in held]]
+        table_nW[:, V + S] = [one.seconds for one in held]
         step_n11 = np.array([one.step for one in held], np.float32)[:, None, None]
-        chosen_nLE = np.where(values["counts"].reshape(n, L, E) > 0, step_n11, self.last_selected_LE)
-        last_nLE = np.maximum.accumulate(chosen_nLE, axis=0)
+        counts_nLE = table_nW[:, V - L * E : V].reshape(n, L, E)
+        last_nLE = np.maximum.accumulate(np.where(counts_nLE > 0, step_n11, self.last_selected_LE), axis=0)
         self.last_selected_LE = last_nLE[-1]
-        values["dead_experts"] = (step_n11 - last_nLE >= DEAD_AFTER).sum(2)
-        self.rows.append(np.concatenate([values[name] for name in self.names], axis=1, dtype=np.float32))
-        finite_n2 = np.isfinite(np.concatenate([values["loss"], values["grad_norm"]], axis=1))
-        for one, (loss, gradient) in zip(held, finite_n2.tolist(), strict=True):
-            if not (loss and gradient):
-                self.left_out.append((one.step, "gradient" if loss else "loss"))
+        table_nW[:, V + S + 1 :] = (step_n11 - last_nLE >= DEAD_AFTER).sum(2)
+        self.rows.append(table_nW[:, self.order_C])
+        finite_n2 = np.isfinite(table_nW[:, [FAST.index("loss"), FAST.index("grad_norm")]])
+        if not finite_n2.all():
+            for one, (loss, gradient) in zip(held, finite_n2.tolist(), strict=True):
+                if not (loss and gradient):
+                    self.left_out.append((one.step, "gradient" if loss else "loss"))
 
     def state(self) -> dict[str, Tensor]:
         """What later rows depend on, for a checkpoint."""
@@ -166,6 +168,15 @@ class Telemetry:
         self.make_rows()
         rows, self.rows = self.rows, []
         return self.first, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def order_of(names: Sequence[str], layers: int, num_experts: int) -> np.ndarray:
+    """(C,) which column of make_rows()' table each column of a row is."""
+    one, each, of_experts = 1, layers, layers * num_experts
+    widths = dict(zip(FAST, (one, one, one, each, each, each, each, of_experts, of_experts, of_experts), strict=True))
+    widths |= dict.fromkeys(SLOW, each) | {"seconds": one, "dead_experts": each}
+    ends = dict(zip(widths, accumulate(widths.values()), strict=True))
+    return np.concatenate([np.arange(ends[name] - widths[name], ends[name]) for name in names])
 
 
 class Probe:

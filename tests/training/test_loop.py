@@ -12,9 +12,11 @@ import torch
 from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training import machine
 from moe_core.training.data import load
+from moe_core.training.graph import updater
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import choose_device
 from moe_core.training.pace import Looks
+from moe_core.training.step import Adam
 
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1
@@ -222,6 +224,35 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_pauses(monkeypatch: pyt
     assert "learning rate" in held["reason"]
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(held["before"], held["after"], strict=True))
     assert np.isnan(column(record, "loss")[0])
+
+
+def test_a_gpu_learns_with_the_flush_that_a_step_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here by a fused optimizer on the CPU. Steps after it are trained until then; those that are not finite change nothing."""
+    held = {}
+
+    def idle(self) -> None:
+        held["reason"], held["step"] = self.reason, self.step
+        held["count"] = {int(state["step"]) for state in self.optimizer.state.values()}
+        self.writer.script[self.step] = {"commands": [told(1, "stop")]}
+
+    def late(trainer: Trainer) -> None:
+        trainer.late = True
+        trainer.optimizer = Adam(trainer.model.parameters(), lr=0.01, fused=True)
+        trainer.update = updater(trainer.model, trainer.optimizer, trainer.config, trainer.device)
+        batch = trainer.data.batch
+
+        def poisoned(step: int):
+            one = batch(step)
+            return one._replace(inputs=one.inputs * torch.nan) if step in (3, 4) else one
+
+        trainer.data = SimpleNamespace(batch=poisoned)
+        monkeypatch.setattr(trainer, "maybe_flush", lambda: trainer.step == 6 and trainer.flush())
+
+    monkeypatch.setattr(Trainer, "idle", idle)
+    state, record, _ = run(prepare=late)
+    assert (state, held["step"], held["count"]) == ("stopped", 6, {4})
+    assert "loss of step 3 is not finite" in held["reason"]
+    assert np.isnan(column(record, "loss")).tolist() == [False, False, True, True, False, False]
 
 
 def test_a_record_that_cannot_be_written_ends_the_training() -> None:

@@ -1,5 +1,6 @@
 """What people ask for: read when the tip tells of it, else now and then, and once, also while a checkpoint waits for the disk."""
 
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,9 +11,10 @@ import torch
 
 from moe_core.runs import Pending, create_run, open_run
 from moe_core.schema import Config, Knobs
-from moe_core.training import loop
+from moe_core.training import pace
 from moe_core.training.data import load
-from moe_core.training.loop import READ, Trainer
+from moe_core.training.loop import Trainer
+from moe_core.training.pace import ASK, Readings
 
 
 def test_what_is_read_while_a_checkpoint_waits_is_taken_once_and_in_order() -> None:
@@ -26,7 +28,8 @@ def test_what_is_read_while_a_checkpoint_waits_is_taken_once_and_in_order() -> N
     )
     trainer: Any = Trainer.__new__(Trainer)
     trainer.writer, trainer.changes, trainer.collected = writer, [], {"acks": []}
-    trainer.step, trainer.steps_asked, trainer.paused, trainer.next_read = 0, 0, True, 0.0
+    trainer.step, trainer.steps_asked, trainer.paused, trainer.readings = 0, 0, True, Readings()
+    writer.folder = Path()
     writer.asked = lambda: True
     trainer.no_checkpoint_now = lambda: ""
 
@@ -43,37 +46,43 @@ def test_what_is_read_while_a_checkpoint_waits_is_taken_once_and_in_order() -> N
     assert [id for id, *_ in trainer.collected["acks"]] == [2, 3]
 
 
-class Writer:
-    """Counts how often the record is read. told: whether the tip tells of something new."""
-
-    knob_seen = command_seen = 0
-    told, read = False, 0
-
-    def asked(self) -> bool:
-        return self.told
-
-    def pending(self) -> Pending:
-        self.read += 1
-        return Pending([], [])
-
-
-def test_the_record_is_read_when_the_tip_tells_of_something_and_else_now_and_then(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_record_is_read_when_tip_or_log_tell_of_something_and_else_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A step takes 1 ms here; READ, as long as a turn may wait whose tip could not be written, is well below 60 ms."""
-    now = 0.0
-    monkeypatch.setattr(loop.time, "perf_counter", lambda: now)
-    trainer: Any = Trainer.__new__(Trainer)
-    trainer.writer, trainer.changes, trainer.next_read = Writer(), [], 0.0
-    for step in range(1000):
-        now = step / 1000
-        trainer.read()
-    assert READ <= 0.05
-    assert 19 <= trainer.writer.read <= 1 / READ + 1
-    before, trainer.writer.told = trainer.writer.read, True
-    for _ in range(3):
-        trainer.read()
-    assert trainer.writer.read == before + 3
+    """A step takes 1 ms here; ASK, as long as a turn may wait of which the tip does not tell, is well below 60 ms."""
+    now, told = 0.0, False
+    monkeypatch.setattr(pace.time, "perf_counter", lambda: now)
+    readings, log = Readings(), tmp_path / "run.db-wal"
+
+    def train(steps: int) -> list[int]:
+        """The steps, by number, in which the record is read."""
+        nonlocal now
+        read = []
+        for step in range(steps):
+            now = round(now + 0.001, 3)
+            read += [step] if readings.is_due(tmp_path, lambda: told) else []
+        return read
+
+    log.touch()
+    os.utime(log, (1, 1))
+    assert ASK <= 0.05
+    train(100)
+    assert len(train(3000)) == 3  # ANYWAY
+    os.utime(log, (2, 2))
+    (first, *others) = train(200)
+    assert first <= 1000 * ASK
+    assert not others
+    log.touch()  # just now: another write may follow in the same tick
+    assert len(train(200)) == 4
+    os.utime(log, (2, 2))
+    train(100)
+    told = True
+    assert train(3) == [0, 1, 2]
+    told = False
+    readings.soon()
+    assert train(10) == [0]
+    log.unlink()  # there is none to ask
+    assert len(train(200)) == 4
 
 
 @pytest.mark.parametrize("tip", ["written", "lost"])
