@@ -83,15 +83,21 @@ def test_a_run_that_is_gone_on_with_gets_rows_in_its_own_columns(model) -> None:
     ]  # fmt: skip
 
 
-def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model) -> None:
+@pytest.mark.parametrize("flush", [1, 7, 1000])
+def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model, flush: int) -> None:
     telemetry = Telemetry(CONFIG, torch.device("cpu"))
     one = torch.tensor(1.0)
     routings = [r._replace(counts_E=torch.tensor([32, 32, 0, 0])) for r in routings_of(model)]
     woken = [r._replace(counts_E=torch.tensor([32, 31, 1, 0])) for r in routings]
+    taken = []
     for step in range(1, DEAD_AFTER + 2):
         telemetry.record(step, one, one, one, 0.1, woken if step == DEAD_AFTER + 1 else routings)
+        if step % flush == 0:
+            taken.append(telemetry.take())
+    taken.append(telemetry.take())
+    assert [first for first, rows in taken if len(rows)] == list(range(1, DEAD_AFTER + 2, flush))
     at = next(c.start for c in layout(2, 4) if c.stat == "dead_experts")
-    dead = telemetry.take()[1][:, at]
+    dead = np.concatenate([rows[:, at] for _, rows in taken if len(rows)])
     assert dead[DEAD_AFTER - 2] == 0
     assert dead[DEAD_AFTER - 1] == 2
     assert dead[DEAD_AFTER] == 1
