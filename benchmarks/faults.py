@@ -57,9 +57,9 @@ def work(case: Case, runs: Path, faults: Any, steps_log: int) -> int:
     from moe_core.__main__ import main
     from moe_core.recording import committer
     from moe_core.runs import RunWriter, writer
-    from moe_core.training import loop
+    from moe_core.training import pace
 
-    loop.FLUSH, committer.AGAIN, committer.RETRY, writer.SEAL_FOR = 0.0, 0.05, 0.01, 0.3
+    pace.FLUSH, committer.AGAIN, committer.RETRY, writer.SEAL_FOR = 0.0, 0.05, 0.01, 0.3
     commit = RunWriter.commit
 
     def acknowledged(self: RunWriter, batch: Any) -> None:

@@ -3,8 +3,10 @@
 Each part is a process of its own, so that the failure of one hides nothing of the others:
   tests   the tests of nn and training that are marked `cuda`
   TASK    train, replay, fork and resume on the device: what comes out bit for bit, and what comes near
-  waits   where the host waits for the device in one training step
+  waits   where the host waits for the device in one training step, and in a flush
+  graph   the default step eager, and captured in a CUDA graph
   layer   one MoE layer's forward and backward beside dense products, sort + grouped_mm and transformers
+  seeing  what all that is recorded adds to a step
   speed   steps a second of the three tasks beside two CPU threads
 The trainer's side is all that it needs: torch, numpy, scikit-learn and pytest; neither streamlit nor plotly. Parts that are
 timed run alone, after the others. `--device cpu --quick` is the short form that a test runs.
@@ -24,8 +26,6 @@ import sys
 import tempfile
 import time
 import traceback
-import warnings
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,67 +111,100 @@ def unlike(one: Path, other: Path) -> dict[str, Any]:
 
 
 def waits(options: argparse.Namespace) -> dict[str, Any]:
-    """By strategy: how often the host waits for the device in one step with all its statistics, and where."""
-    from moe_core.schema import STRATEGIES
+    """By strategy and precision: what torch says of a step in which every wait is an error, each place of a step that waits, and each
+    of a flush after ten steps. On a CPU what would wait (moe_core/benchmarks/waits.py)."""
+    from moe_core.benchmarks.waits import Steps, unvalued, waits_of
+    from moe_core.schema import STRATEGIES, Config, Knobs
 
-    waits_by_strategy = {}
+    device, found = torch.device(options.device), {}
+    cuda = device.type == "cuda"
+    sizes = {"d_model": 16, "d_hidden": 16, "tokens": 128, "context": 16} if options.quick else {}
     for strategy in list(STRATEGIES)[1:2] if options.quick else STRATEGIES:
-        step = training_step(strategy, torch.device(options.device))
-        step(1)
-        step(2)
-        waits_by_strategy[strategy] = places_of_waits(lambda step=step: step(3), torch.device(options.device))
-    return waits_by_strategy
+        for precision in ("float32", "bfloat16") if cuda else ("float32",):
+            config, knobs = Config.for_task("text", precision=precision, **sizes), Knobs(strategy=strategy)
+            steps = Steps(config, knobs, device)
+            steps.flush_after(2)
+            forbidden = first_wait(steps) if cuda else unvalued(config, knobs)
+            batch = steps.batch()
+            found[f"{strategy}, {precision}"] = {
+                "every wait an error": forbidden or "passes",
+                "a step": waits_of(lambda steps=steps, batch=batch: steps.update(batch), device),
+                "ten steps and a flush": waits_of(lambda steps=steps: steps.flush_after(10), device),
+            }
+    return found
 
 
-def training_step(strategy: str, device: torch.device) -> Callable[[int], None]:
-    """Trains one batch of the text task and takes its statistics, as the loop does."""
-    from moe_core.nn.models import build
+def first_wait(steps: Any) -> str:
+    """Where forward, backward and update first wait for the GPU; "" if they do not."""
+    from moe_core.benchmarks.waits import place, waits_are
+
+    batch = steps.batch()
+    try:
+        with waits_are("error"):
+            steps.update(batch)
+    except RuntimeError as error:
+        return f"{place(traceback.extract_tb(error.__traceback__))}: {str(error).splitlines()[0]}"
+    return ""
+
+
+# A captured step
+
+
+def graph(options: argparse.Namespace) -> dict[str, Any]:
+    """Milliseconds of the default step of the text task in bfloat16, eager and captured, in turn: wanted is a third. On a CPU, where
+    nothing is captured, both run the same functions."""
+    from moe_core.benchmarks.waits import Steps
     from moe_core.schema import Config, Knobs
-    from moe_core.training.data import load
-    from moe_core.training.step import update
-    from moe_core.training.telemetry import Telemetry, Window
+    from moe_core.training.graph import WARM_UP, Graphed
 
-    config, knobs = Config.for_task("text"), Knobs(strategy=strategy)
-    torch.manual_seed(0)
-    data = load(config)
-    model = build(config, data.features, data.classes, knobs.k, knobs.noise, strategy).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=knobs.lr)
-    telemetry = Telemetry(config, device)
-    window = Window(config, {name: len(values) for name, values in data.labels.items()})
+    device = torch.device(options.device)
+    small = {"d_model": 16, "d_hidden": 16, "tokens": 128, "context": 16} if options.quick else {}
+    precision = "bfloat16" if device.type == "cuda" else "float32"
+    config, knobs = (
+        Config.for_task("text", launch="graph", precision=precision, **small),
+        Knobs(lr=2**-8),
+    )  # whole in 32 bits
+    eager, captured = Steps(config, knobs, device), Steps(config, knobs, device)
+    graphed = Graphed(captured.model, captured.optimizer, config)
+    for seed in range(WARM_UP + 1):  # in the last it is captured, and replayed
+        torch.manual_seed(seed)
+        one = eager.update(eager.batch(), False).loss.item()
+        torch.manual_seed(seed)
+        other = graphed(captured.batch(), knobs).loss.item()
+    steps = 2 if options.quick else 50  # at a time, since the host of a captured step is done long before the device
 
-    def step(at: int) -> None:
-        batch = data.batch(at).to(device)
-        done = update(model, optimizer, batch, config, knobs)
-        window.add(done.routings, batch.labels)
-        telemetry.record(at, done.loss, done.task_loss, done.grad_norm, 0.1, done.routings)
+    def several(train: Callable[[Any], object], of: Steps) -> Callable[[], None]:
+        return lambda: [train(of.batch()) for _ in range(steps)] and None
 
-    return step
+    ways = {
+        "eager": several(lambda batch: eager.update(batch, False), eager),
+        "captured": several(lambda batch: graphed(batch, knobs), captured),
+    }
+    taken = time_in_turn(ways, device, options.quick)
+    eager_ms, captured_ms = (1e3 * taken[name] / steps for name in ways)
+    return {
+        "ms a step": {"eager": eager_ms, "captured": captured_ms, "times as quick": eager_ms / captured_ms},
+        "loss after the first replay": {"eager": one, "captured": other, "same bits": one == other},
+    }
 
 
-def places_of_waits(step: Callable[[], None], device: torch.device) -> dict[str, int]:
-    """Each place in the project that waited for the device, and how often. Empty on a CPU."""
-    places: Counter[str] = Counter()
+# What seeing costs
 
-    def seen(message: Any, *_: Any, **__: Any) -> None:
-        if "called a synchronizing" not in str(message):
-            return  # that the mode is a prototype
-        frames = [f for f in traceback.extract_stack() if "moe_core" in f.filename]
-        places[
-            f"{Path(frames[-1].filename).name}:{frames[-1].lineno} {frames[-1].line}" if frames else "elsewhere"
-        ] += 1
 
-    if device.type != "cuda":
-        step()
-        return {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        warnings.showwarning = seen
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            step()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return dict(places)
+def seeing(options: argparse.Namespace) -> dict[str, Any]:
+    """What a step of the text task takes unrecorded, and by how much more per cent it takes with all that is recorded; the short
+    form takes the points of the plane."""
+    from moe_core.benchmarks.seeing import measure
+
+    results = {}
+    for precision in ("float32",) if options.device == "cpu" else ("float32", "bfloat16"):
+        for watched in (False, True):
+            name = precision + (", watched" if watched else "")
+            blocks, steps = (2, 2) if options.quick else (20, 50)
+            results[name] = measure(
+                "plane" if options.quick else "text", blocks, steps, watched, options.device, precision
+            )
+    return results
 
 
 # The layer
@@ -182,11 +215,16 @@ def layer(options: argparse.Namespace) -> dict[str, Any]:
     size = QUICK_SIZE if options.quick else SIZE
     device = torch.device(options.device)
     results, rivals = {"size": dict(zip(("tokens", "d", "h", "E", "k"), size, strict=True))}, rivals_of(size, device)
-    for kind in ("forward", "forward and backward"):
+    kinds = ("forward", "forward and backward")
+    for kind in kinds:
         taken = time_in_turn({name: steps[kind] for name, (steps, _) in rivals.items()}, device, options.quick)
         for name, seconds in taken.items():
             flops = rivals[name][1] * (3 if "backward" in kind else 1)
             results.setdefault(name, {})[kind] = {"ms": 1e3 * seconds, "TFLOP/s": flops / seconds / 1e12}
+    for name in rivals:  # wanted: 0.6 of dense with the backward pass, and less time than transformers
+        results[name]["of dense"] = {
+            kind: results["dense products"][kind]["ms"] / results[name][kind]["ms"] for kind in kinds
+        }
     results["peak memory, GB"] = torch.cuda.max_memory_allocated() / 1e9 if device.type == "cuda" else None
     return results
 
@@ -326,7 +364,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 # All of it
 
-TIMED = {"waits": waits, "layer": layer, "speed": speed}
+TIMED = {"waits": waits, "graph": graph, "layer": layer, "seeing": seeing, "speed": speed}
 PARTS = {"tests": tests} | {name: (lambda options, name=name: task(name, options)) for name in TASKS} | TIMED
 
 

@@ -15,17 +15,25 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     parts = {name: part["results"] for name, part in json.loads(out.read_text())["parts"].items()}
-    assert list(parts) == ["tests", "text", "digits", "plane", "waits", "layer", "speed"]
+    assert list(parts) == ["tests", "text", "digits", "plane", "waits", "graph", "layer", "seeing", "speed"]
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == 0
     for task in ("text", "digits", "plane"):
         assert {name: verdict["same"] for name, verdict in parts[task].items()} == dict.fromkeys(
             ("trained twice", "resumed", "forked", "replayed"), True
         )
-    assert set(parts["waits"]["paper"]) == set()  # a CPU is never waited for
+    (waits,) = parts["waits"].values()
+    assert (waits["every wait an error"], waits["a step"]) == ("passes", {})
+    assert list(waits["ten steps and a flush"].values()) == [1]
+    assert "telemetry.py" in next(iter(waits["ten steps and a flush"]))
+    assert parts["graph"]["loss after the first replay"]["same bits"]  # on a CPU the same function runs again
+    assert all(ms > 0 for ms in parts["graph"]["ms a step"].values())
+    assert list(parts["seeing"]) == ["float32", "float32, watched"]
+    assert all(row["ms"] > 0 for row in parts["seeing"].values())
     for rival in ("ours", "ours, weights float32", "sort + grouped_mm", "dense products"):
         assert parts["layer"][rival]["forward and backward"]["TFLOP/s"] > 0
         assert parts["layer"][rival]["forward"]["ms"] > 0
+    assert parts["layer"]["dense products"]["of dense"] == {"forward": 1, "forward and backward": 1}
     assert [name.split(":")[0] for name in parts["speed"]] == ["text", "digits", "plane"]
     assert all(math.isfinite(row["held-out loss"]) and row["steps/s"] > 0 for row in parts["speed"].values())
 
@@ -36,5 +44,5 @@ def test_a_part_that_fails_is_said_and_hides_no_other(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 7
+    assert len(parts) == 9
     assert all(not part["ok"] and "not done in" in part["error"] for part in parts.values())

@@ -210,7 +210,7 @@ def test_a_run_of_an_earlier_version_stands_as_it_was_trained() -> None:
     """By the defaults of what came since; but before there was `weigh`, every strategy weighed over the kept."""
     config = {"task": "text", "num_experts": 16, "layers": 2, "tokens": 1024, "context": 128}
     knobs = {"noise": 1.0, "k": 2, "w_importance": 0.1, "w_load": 0.0, "lr": 0.003, "speed_limit": 0.0}
-    was = Config(churn_every=0, scores_every=1, task_gradient_every=25)  # its churn was by the clock
+    was = Config(churn_every=0, scores_every=1, task_gradient_every=25, launch="waiting")  # its churn was by the clock
     assert from_dict(Config, config) == was
     assert from_dict(Knobs, knobs) == Knobs(w_importance=0.1, w_load=0.0, weigh="kept")
     for strategy in STRATEGIES:

@@ -30,7 +30,7 @@ from moe_core.runs import (
     pick,
     thin,
 )
-from moe_core.runs.seen import look
+from moe_core.runs.seen import READ, look
 from moe_core.runs.source import Beside, Snapshot
 from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
@@ -52,18 +52,17 @@ class Feed:
     """A shared, thread-safe, caching reader of one run. `version` counts what changed, for viewers that wait for news."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.id = run, run.id
+        self.run, self.id, self.lock = run, run.id, threading.RLock()
         self.description, self.options, self.others = run.description, run.options, run.others
         self.started_knobs = run.started_knobs
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
-        self.lock = threading.RLock()
         self.series: dict[tuple[str, int, int], Series] = {}  # by statistic, layer, and over how many steps its mean is
         self._asked: dict[tuple[str, int, int], tuple[float, int]] = {}  # when each was, and at which block
         self.recent = np.empty((0, run.columns), np.float32)
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
         self.free, self.stamp = False, 0  # free of its trainer, since it ended
-        self.version = 0
+        self.version, self.error = 0, ""
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
         self._knobs: list[KnobChange] = []
@@ -78,7 +77,6 @@ class Feed:
         self._taken: dict[tuple[int, str], np.ndarray | None] = {}
         self._ranges: dict[int, np.ndarray] = {}
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-        self.error = ""
 
     @property
     def problem(self) -> str:
@@ -119,6 +117,8 @@ class Feed:
             status, self.error = self.run.status(), ""
             self._read_evals()
             self._knobs = self.run.knob_changes()
+            if status.state == "training":
+                look(self.path, READ)
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
             self._take()

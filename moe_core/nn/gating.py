@@ -6,6 +6,7 @@ Everything here is float32 or wider, whatever the model's precision: balance is 
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -297,14 +298,20 @@ class NoisyTopKGate(nn.Module):
 
 def switch_off(logits_TE: Tensor, off: Sequence[int]) -> Tensor:
     """Minus infinity for the experts that are off: no softmax, top-k or threshold can choose them, and no gradient flows."""
-    return logits_TE.index_fill(1, torch.tensor(off, device=logits_TE.device), -math.inf) if off else logits_TE
+    return logits_TE.index_fill(1, indices(tuple(off), logits_TE.device), -math.inf) if off else logits_TE
 
 
 def experts_on(off: Sequence[int], logits_TE: Tensor) -> Tensor | None:
     """The indices of the experts that are on, None if none is off."""
     if not off:
         return None
-    return torch.tensor([e for e in range(logits_TE.shape[1]) if e not in off], device=logits_TE.device)
+    return indices(tuple(e for e in range(logits_TE.shape[1]) if e not in off), logits_TE.device)
+
+
+@lru_cache(maxsize=256)
+def indices(experts: tuple[int, ...], device: torch.device) -> Tensor:
+    """Experts as indices on a device. Kept there: to copy them anew in each step would make the host wait each time."""
+    return torch.tensor(experts, device=device)
 
 
 def count_selections(experts_TK: Tensor, num_experts: int) -> Tensor:

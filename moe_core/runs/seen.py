@@ -1,5 +1,6 @@
-"""Whether somebody looks at how a run's probe batch is routed. A reader says so by touching a file beside the record; the trainer
-then looks more often, so that what is seen moves, and else spends its time on training."""
+"""Whether somebody reads a run's steps as they come, and whether somebody looks at how its probe batch is routed. A reader says so by
+touching a file for each beside the record; the trainer then commits or looks more often, so that what is seen moves, and else spends its
+time on training."""
 
 import contextlib
 import os
@@ -7,16 +8,17 @@ import stat
 import time
 from pathlib import Path
 
-SEEN = "run.seen"
+SEEN = "run.seen"  # touched by whoever looks at the probe,
+READ = "run.read"  # and by whoever reads along
 FOR = 3.0  # seconds for which a look counts
 
 
-def look(folder: Path) -> None:
-    """Say that somebody looks now. A folder that cannot be written to is looked at like one that nobody looks at.
+def look(folder: Path, name: str = SEEN) -> None:
+    """Say that somebody looks at the probe now, or with READ reads along. A folder that cannot be written to is looked at like one that nobody looks at.
 
     A record may come from anybody: a link in place of the file is not followed, nor is a file made through it.
     """
-    path = folder / SEEN
+    path = folder / name
     with contextlib.suppress(OSError):
         try:
             if stat.S_ISREG(os.lstat(path).st_mode):
@@ -25,9 +27,9 @@ def look(folder: Path) -> None:
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o666))
 
 
-def is_looked_at(folder: Path) -> bool:
-    """Whether somebody looked within the last FOR seconds."""
+def is_looked_at(folder: Path, name: str = SEEN) -> bool:
+    """Whether somebody looked at the probe, or with READ read along, within the last FOR seconds."""
     try:
-        return abs(time.time() - os.stat(folder / SEEN).st_mtime) < FOR
+        return abs(time.time() - os.stat(folder / name).st_mtime) < FOR
     except OSError:
         return False

@@ -188,8 +188,9 @@ class Config:
         50, "steps over which router churn and saturation are measured; 0 measures neither", low=0, high=10**9, before=0
     )
     # fmt: off
-    scores_every: int = setting(5, "steps between two measurements of what the scores say: router margin, confidence and more", low=1, high=10**9, before=1)
+    scores_every: int = setting(10, "steps between two measurements of what the scores say: router margin, confidence and more", low=1, high=10**9, before=1)
     task_gradient_every: int = setting(100, "steps between two measurements of the task's gradient on the gates", low=1, high=10**9, before=25)
+    launch: str = setting("eager", "how a CUDA GPU gets its steps: eager, call by call; graph, captured once and replayed (bfloat16 only, not yet tried on a GPU); waiting, with a wait in each, as runs before this setting", choices=("eager", "graph", "waiting"), before="waiting")
     # fmt: on
     device: str = setting("auto", "auto, cpu, cuda, cuda:1 or mps")
     precision: str = setting(

@@ -230,6 +230,9 @@ class Nowhere:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def asked(self) -> bool:
+        return False
+
     def pending(self) -> Pending:
         return Pending([], [])
 

@@ -34,22 +34,26 @@ class Autobalance:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.loads: deque[tuple[int, Tensor]] = deque(maxlen=2 * EVERY)
+        self.loads: deque[tuple[int, Sequence[Tensor]]] = deque(maxlen=2 * EVERY)
 
     def add(self, step: int, routings: list[Routing]) -> None:
         """Add the loads of a step. Copies nothing off the device."""
-        self.loads.append((step, torch.stack([r.load_E.detach().float() for r in routings])))
+        self.loads.append((step, [r.load_E.detach() for r in routings]))
 
     def recall(self, run: Any, step: int) -> None:
         """Read the loads up to `step` from a run's record, so that a resumed trainer decides as if it had never stopped."""
         first = max(1, step - 2 * EVERY + 1)
         layers = [run.history("load", layer, first, step) for layer in range(run.config.layers)]
         load_nLE = torch.from_numpy(np.stack([np.asarray(load, np.float32) for _, load in layers], axis=1))
-        self.loads.extend((int(at), load_LE) for at, load_LE in zip(layers[0][0], load_nLE, strict=True))
+        self.loads.extend((int(at), load_LE.unbind()) for at, load_LE in zip(layers[0][0], load_nLE, strict=True))
+
+    def is_due(self, step: int, knobs: Knobs) -> bool:
+        """Whether there is something to decide after a step."""
+        return bool(knobs.autobalance) and step % EVERY == 0 and len(self.loads) >= EVERY
 
     def decide(self, step: int, knobs: Knobs) -> dict[str, float]:
         """The weights that are to change after `step`, with their new values."""
-        if not knobs.autobalance or step % EVERY or len(self.loads) < EVERY:
+        if not self.is_due(step, knobs):
             return {}
         off = switched_off([self.config.num_experts] * self.config.layers, knobs.off)
         cv_n = mean_cv([load_LE for at, load_LE in self.loads if at > step - 2 * EVERY], off)
@@ -61,10 +65,11 @@ class Autobalance:
         return steer({name: getattr(knobs, name) for name in names}, by)
 
 
-def mean_cv(loads: list[Tensor], off: Sequence[Sequence[int]]) -> np.ndarray:
+def mean_cv(loads: Sequence[Sequence[Tensor]], off: Sequence[Sequence[int]]) -> np.ndarray:
     """(n,) CV(load) of each step, mean over the layers, each over the experts that are on: no weight moves the others.
 
-    off: for each layer, the experts that are switched off.
+    loads: of each step those of each layer, (E,). off: for each layer, the experts that are switched off.
     """
-    load_nLE = torch.stack([load_LE.cpu() for load_LE in loads]).double().numpy()
+    device = loads[-1][-1].device  # those that were read from a record are not on a GPU yet
+    load_nLE = torch.stack([torch.stack(list(load_LE)).float().to(device) for load_LE in loads]).double().cpu().numpy()
     return np.mean([cv(np.delete(load_nLE[:, layer], off_here, axis=1)) for layer, off_here in enumerate(off)], axis=0)

@@ -1,5 +1,6 @@
 """Everything that a bit-for-bit resume needs, in a file that is either whole or not there."""
 
+import copy
 import hashlib
 import itertools
 import os
@@ -11,8 +12,11 @@ from typing import Any, TypeVar
 
 import torch
 
+from moe_core.recording.committer import NO_ROWS
+from moe_core.runs import Batch
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.limits import first_word, open_plain, zip_parts
+from moe_core.runs.room import no_room
 from moe_core.schema import Knobs, first_line, from_dict
 
 T = TypeVar("T")
@@ -39,6 +43,27 @@ def state_of(trainer: Any) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
+
+
+def writing(trainer: Any, command: int | None) -> Callable[[], None]:
+    """What writes the trainer's present state, for the committing thread, once all steps before are in the record.
+
+    command: the id of the command that asked for it, which is then answered.
+    """
+    step, state = trainer.step, copy.deepcopy(state_of(trainer))  # the next step changes the tensors in place
+
+    def write_and_answer() -> None:
+        try:
+            result = write(trainer.writer.follow(), step, state).name
+        except (OSError, RuntimeError) as error:  # torch raises the disk's error as a RuntimeError
+            if no_room(error, trainer.folder) and not trainer.stopping:
+                raise
+            result = f"not written: {first_line(getattr(error, 'strerror', None) or error)}"
+            trainer.notify({"event": "note", "note": f"the checkpoint of step {step} was {result}"})
+        if command is not None:
+            trainer.writer.commit(Batch(step, NO_ROWS, acks=[(command, step, result)]))
+
+    return write_and_answer
 
 
 def restore(trainer: Any, state: dict[str, Any]) -> None:

@@ -5,7 +5,6 @@ Steps are counted from 1. A knob that is read at the top of step s takes effect 
 """
 
 import contextlib
-import copy
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -15,31 +14,24 @@ from typing import Any
 
 import torch
 
+from moe_core.nn.gating import Routing
 from moe_core.nn.models import build, routing_options
 from moe_core.recording.committer import NO_ROWS, Committer, Later
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch as Commit
 from moe_core.runs import RunWriter, StoreError
-from moe_core.runs.room import disk_error, no_room
-from moe_core.schema import (
-    AUTOBALANCE,
-    Column,
-    Config,
-    Knobs,
-    check_knob,
-    describe,
-    first_line,
-    value_text,
-)
+from moe_core.runs.room import disk_error
+from moe_core.schema import AUTOBALANCE, Column, Config, Knobs, check_knob, describe
 from moe_core.training import checkpoint
 from moe_core.training.autobalance import Autobalance, follows_from
 from moe_core.training.data import Data
 from moe_core.training.evaluation import evaluation_of, write_sample
-from moe_core.training.pace import Looks, falls_on
-from moe_core.training.step import Adam, update
-from moe_core.training.telemetry import Probe, Telemetry, Window
+from moe_core.training.graph import updater
+from moe_core.training.pace import Flushes, Looks, Readings, falls_on
+from moe_core.training.step import left_out, optimizer_of
+from moe_core.training.telemetry import Probe, Telemetry
+from moe_core.training.window import Window
 
-FLUSH = 0.03  # seconds between two commits
 IDLE = 0.02  # seconds between two readings of the commands while paused
 SAMPLE_EVERY = 4  # evaluations between two texts: one costs as much as several training steps
 Notify = Callable[[dict[str, Any]], None]
@@ -66,7 +58,9 @@ class Trainer:
         self.writer, self.notify = writer, notify
         torch.manual_seed(config.seed)
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
-        self.optimizer = Adam(self.model.parameters(), lr=knobs.lr)
+        self.optimizer = optimizer_of(self.model, config, knobs.lr, device)
+        self.update = updater(self.model, self.optimizer, config, device)
+        self.late = device.type == "cuda" and config.launch != "waiting"  # learns of a step left out with the flush
         self.telemetry = Telemetry(config, device, columns)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
@@ -85,8 +79,9 @@ class Trainer:
         self.changes: list[Any] = []  # knob changes that wait for the next step
         self.turned = False  # whether a knob change takes effect in the coming step
         self.evaluated = self.snapped = self.compared = -1  # the step of the last evaluation, snapshot and comparison
-        self.next_flush = self.next_beat = 0.0
-        self.looks = Looks()
+        self.flushed = -math.inf  # when the last flush was; minus infinity: the next is due at once
+        self.next_beat = 0.0
+        self.looks, self.flushes, self.readings = Looks(), Flushes(), Readings()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
@@ -141,6 +136,8 @@ class Trainer:
         They are marked as seen at once: the commit that answers them in the record comes later, and this is called again
         while a checkpoint waits for the disk.
         """
+        if not self.readings.is_due(self.folder, self.writer.asked):
+            return False
         pending = self.writer.pending()
         for change in pending.knobs:
             self.writer.knob_seen = change.id
@@ -152,14 +149,15 @@ class Trainer:
 
     def turn(self) -> None:
         """Let knob changes take effect in the coming step. One that this run cannot take is acknowledged and ignored."""
+        if not self.changes:
+            return
         changes, self.changes = self.changes, []
         for change in changes:
             self.take(change)
             self.collected["applied"].append((change.id, self.step + 1))
             self.writer.knob_seen = change.id
         self.committer.recent.note_turns(self.step + 1, self.knobs)
-        if changes:
-            self.next_flush = 0.0  # the person waits to see the effect
+        self.flushed = -math.inf  # the person waits to see the effect
         if any(change.who not in (AUTOBALANCE, "script") for change in changes):
             self.looks.soon()
 
@@ -183,6 +181,7 @@ class Trainer:
         self.committer.settle()
         if self.committer.error:
             raise RuntimeError(self.committer.error)
+        self.readings.soon()
         if refused:
             raise refused[0]
 
@@ -218,7 +217,7 @@ class Trainer:
         else:
             result = f"unknown command {command.name!r}"
         self.collected["acks"].append((command.id, self.step, result))
-        self.next_flush = 0.0
+        self.flushed = -math.inf
 
     def no_checkpoint_now(self) -> str:
         """Why a checkpoint that is asked for cannot be written; "" if it can."""
@@ -259,23 +258,21 @@ class Trainer:
 
     def train_step(self, began: float) -> None:
         """Train one step and record it. A step whose loss or gradient is not finite is recorded, changes no weight, and
-        pauses."""
+        pauses: at once, or on a GPU with the flush that learns of it."""
         self.compare_if_due()  # at step 0 too: the first churn is measured against it
         self.step += 1
         batch = self.data.batch(self.step).to(self.device)
         measure = falls_on(self.step, self.config.task_gradient_every)
-        done = update(self.model, self.optimizer, batch, self.config, self.knobs, measure)
-        if not done.finite:
-            self.pause(
-                f"the {'gradient' if math.isfinite(done.loss.item()) else 'loss'} of step {self.step} is not finite, so its "
-                f"update was left out; turn the learning rate down (now {value_text(self.knobs.lr)}) and resume"
-            )
+        done = self.update(batch, self.knobs, measure)
+        if not self.late and not done.finite:
+            what = "gradient" if math.isfinite(done.loss.item()) else "loss"
+            self.pause(left_out(self.step, what, self.knobs.lr))
         self.measured = [done.loss.detach(), done.grad_norm]
         self.window.add(done.routings, batch.labels)
         self.autobalance.add(self.step, done.routings)
-        self.compare_if_due()
+        routings = self.compare_if_due()
         if not self.replaying:
-            self.looks.look_if_due(self.folder, self.snapshot)
+            self.looks.look_if_due(self.folder, lambda full: self.snapshot(full, routings), routings is not None)
         seconds = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
         score = self.turned or falls_on(self.step, self.config.scores_every)
@@ -297,6 +294,8 @@ class Trainer:
         Dropped if one of the knobs that it was decided from has been turned meanwhile, by a person or by the script in the coming
         step: that turn counts, and autobalance decides again 25 steps later.
         """
+        if not self.autobalance.is_due(self.step, self.knobs):
+            return
         given = follows_from(self.knobs)
         coming = {*self.script.get(self.step + 1, ()), *(change.name for change in self.changes)}
         if given & coming or not (wanted := self.autobalance.decide(self.step, self.knobs)):
@@ -316,42 +315,51 @@ class Trainer:
 
     # Snapshots and commits
 
-    def compare_if_due(self) -> None:
-        """Router churn and saturation at every multiple of churn_every, from 0 on, also in steps that are
-        trained again."""
+    def compare_if_due(self) -> list[Routing] | None:
+        """Router churn and saturation at every multiple of churn_every, from 0 on, also in steps that are trained again. Returns
+        how the probe is routed now, None where it was not looked at."""
         every = self.config.churn_every
         if not every or self.step % every or self.compared == self.step:
-            return
-        choices = self.probe.compare(self.model, routing_options(self.config, self.knobs), self.telemetry)
+            return None
+        routings = self.probe.look(self.model, routing_options(self.config, self.knobs))
+        choices = self.probe.compare(routings, self.telemetry)
         self.compared = self.step
         if not self.replaying:
-            self.collected["snapshots"].append((self.step, "choices", choices))
+            self.collected["looks"].append((self.step, choices))
+        return routings
 
-    def snapshot(self, full: bool) -> None:
+    def snapshot(self, full: bool, routings: list[Routing] | None = None) -> None:
+        """routings: of the probe, if it was looked at in this step already."""
         if self.snapped == self.step and not full:
             return
         options = routing_options(self.config, self.knobs)
-        self.collected["looks"].append((self.step, self.probe.snapshot(self.model, options, full, self.window)))
+        look = self.probe.snapshot(self.model, options, full, self.window, routings)
+        self.collected["looks"].append((self.step, look))
         self.snapped = self.step
 
     def maybe_flush(self) -> None:
-        if time.perf_counter() >= self.next_flush:
+        behind = not self.committer.queue.empty()
+        due = self.flushed + self.flushes.wait(self.folder, behind)
+        if self.telemetry.is_full or time.perf_counter() >= due:
             self.flush()
 
     def flush(self, state: str | None = None) -> None:
         """Hand everything since the last flush to the committing thread. Waits only if the disk is far behind."""
-        self.next_flush = time.perf_counter() + FLUSH
+        self.flushed = time.perf_counter()
         if state:
             self.collected["state"] = state
         first, rows_nC = (0, NO_ROWS) if self.replaying else self.telemetry.take()
+        if len(rows_nC) and self.late:
+            for step, what in self.telemetry.left_out[:1]:
+                self.pause(left_out(step, what, self.knobs.lr))
         if not len(rows_nC) and not any(self.collected.values()):
             return
         collected, self.collected = self.collected, _empty_batch()
         looks = collected.pop("looks")
 
         def make() -> Commit:
-            taken = [(step, kind, arrays) for step, pack in looks for kind, arrays in pack().items()]
-            return Commit(first, rows_nC, **collected | {"snapshots": [*collected["snapshots"], *taken]})
+            snapshots = [(step, kind, arrays) for step, pack in looks for kind, arrays in pack().items()]
+            return Commit(first, rows_nC, snapshots=snapshots, **collected)
 
         self.committer.put(Later(make))
 
@@ -375,26 +383,13 @@ class Trainer:
 
         command: the id of the command that asked for it, which is then answered.
         """
-        step = self.step
-        if command is None and self.checkpointed == step:
+        if command is None and self.checkpointed == self.step:
             return
-        self.checkpointed = step
-        state = copy.deepcopy(checkpoint.state_of(self))  # the next step changes the tensors in place
-
-        def write() -> None:
-            try:
-                result = checkpoint.write(self.writer.follow(), step, state).name
-            except (OSError, RuntimeError) as error:  # torch raises the disk's error as a RuntimeError
-                if no_room(error, self.folder) and not self.stopping:
-                    raise
-                result = f"not written: {first_line(getattr(error, 'strerror', None) or error)}"
-                self.notify({"event": "note", "note": f"the checkpoint of step {step} was {result}"})
-            if command is not None:
-                self.writer.commit(Commit(step, NO_ROWS, acks=[(command, step, result)]))
-
+        self.checkpointed = self.step
+        write = checkpoint.writing(self, command)
         self.flush()
         self.committer.put(write)
 
 
 def _empty_batch() -> dict[str, Any]:
-    return {"evals": [], "snapshots": [], "looks": [], "applied": [], "acks": [], "state": None, "reason": ""}
+    return {"evals": [], "looks": [], "applied": [], "acks": [], "state": None, "reason": ""}

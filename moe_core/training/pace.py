@@ -1,16 +1,26 @@
-"""When a trainer looks at its probe batch, and in which steps it measures what costs more than the rest."""
+"""When a trainer reads what people ask for, commits, and looks at its probe batch, and in which steps it measures what costs more
+than the rest."""
 
 import math
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_core.runs.seen import is_looked_at
+from moe_core.runs.seen import READ, is_looked_at
 
-LEAST = 0.1  # seconds between two looks at the probe
-SHARE = 0.005  # of the time that looks may take
+LEAST = (
+    0.1  # seconds between two looks at the probe, and between two questions to the disk whether somebody reads along
+)
+SHARE = 0.002  # of the time that looks may take
 SHARE_SEEN = 0.1  # the same while somebody looks at the probe
 FULL = 10  # looks, of which one is full
+ASK = 0.05  # seconds between two questions to the log
+TICK = 20_000_000  # nanoseconds of a file system's clock, and more
+ANYWAY = 1.0  # seconds after which the record is read anyway
+FLUSH = 1.0  # seconds between two commits while nobody reads along,
+FLUSH_READ = 1 / 30  # and while somebody does,
+FLUSH_SLOW = 0.1  # or where the disk is slower than that
 
 
 class Looks:
@@ -19,24 +29,77 @@ class Looks:
 
     def __init__(self) -> None:
         self.many = 0
-        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds it took
+        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds that the last of its own took
         self.next = 0.0
 
     def soon(self) -> None:
         """Somebody waits to see the effect of a turn: the next look need not keep to the share."""
         self.took = 0.0
 
-    def look_if_due(self, folder: Path, look: Callable[[bool], None]) -> None:
-        """Call look(full) if it is time to. folder: the run's, in which its readers say that they look on."""
+    def look_if_due(self, folder: Path, look: Callable[[bool], None], shared: bool = False) -> None:
+        """Call look(full) if it is time to. folder: the run's, in which its readers say that they look on. shared: the probe was
+        routed in this step anyway, so a look costs next to nothing: it comes after half the time already."""
         now = time.perf_counter()
-        if now < self.next:
+        if now < (self.at + LEAST if shared else self.next):
             return
         self.next = now + LEAST
-        if now - self.at < self.took / (SHARE_SEEN if is_looked_at(folder) else SHARE):
+        wait = self.took / (SHARE_SEEN if is_looked_at(folder) else SHARE)
+        if now - self.at < (wait / 2 if shared else wait):
             return
         self.many += 1
         look(self.many % FULL == 0)
-        self.at, self.took = now, time.perf_counter() - now
+        self.at = now
+        if not shared:
+            self.took = time.perf_counter() - now
+
+
+class Flushes:
+    """How long what was measured may wait to be committed: a commit costs as much as a fortieth of a step of the text task, and
+    nobody misses one while nobody reads along."""
+
+    def __init__(self) -> None:
+        self.next, self.read = 0.0, False
+
+    def wait(self, folder: Path, behind: bool) -> float:
+        """Seconds since the last flush after which the next is due. behind: whether commits wait for the disk already."""
+        now = time.perf_counter()
+        if now >= self.next:
+            self.next, self.read = now + LEAST, is_looked_at(folder, READ)
+        return (FLUSH_SLOW if behind else FLUSH_READ) if self.read else FLUSH
+
+
+class Readings:
+    """When a trainer reads what people ask for. They say so in the run's tip, which is asked in each step; but two who ask at
+    once may say it but once, and a full disk keeps it from being said. So the log of the database is asked too, whether it was
+    written to, and now and then the record is read whatever these say."""
+
+    def __init__(self) -> None:
+        self.asked = self.read = -math.inf  # when the log was last asked, and the record last read
+        self.stamp = 0  # of the log, when it was last asked
+
+    def soon(self) -> None:
+        """Something was written that must be read before the next step."""
+        self.read = -math.inf
+
+    def is_due(self, folder: Path, told: Callable[[], bool]) -> bool:
+        """Whether to read now. told: what the tip says."""
+        now = time.perf_counter()
+        if now - self.read < ANYWAY and not told() and not self.was_written(now, folder):
+            return False
+        self.read = now
+        return True
+
+    def was_written(self, now: float, folder: Path) -> bool:
+        """Whether somebody, who may be the trainer itself, has written to the log since this was last asked."""
+        if now - self.asked < ASK:
+            return False
+        self.asked, before = now, self.stamp
+        try:
+            self.stamp = os.stat(folder / "run.db-wal").st_mtime_ns
+        except OSError:
+            return True
+        # A second write within the same tick of the file system's clock would leave the same time.
+        return self.stamp != before or abs(time.time_ns() - self.stamp) < TICK
 
 
 def falls_on(step: int, every: int) -> bool:

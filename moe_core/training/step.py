@@ -1,7 +1,12 @@
-"""One training step: a batch forward, the task's loss and the balancing losses, backward, and the update."""
+"""One training step: a batch forward, the task's loss and the balancing losses, backward, and the update.
 
+On a CUDA GPU the host waits for nothing here: whether loss and gradient are finite, and so whether the update is left out, is
+decided on the device.
+"""
+
+from collections.abc import Sequence
 from inspect import unwrap
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +15,7 @@ from torch import Tensor, nn
 from moe_core.nn.gating import Routing
 from moe_core.nn.models import routing_options
 from moe_core.nn.strategies import Step, after_update, losses
-from moe_core.schema import Config, Knobs
+from moe_core.schema import Config, Knobs, value_text
 from moe_core.training.data import Batch
 
 
@@ -23,16 +28,40 @@ class Adam(torch.optim.Adam):
     step = torch.no_grad()(unwrap(torch.optim.Adam.step))
 
 
+class Live(float):
+    """A number whose value torch takes from a tensor () on the device, so that a captured step follows it: a float where the
+    program compares it, the tensor wherever it meets one. From Python alone (2 * live) comes a plain float, which is not live."""
+
+    tensor: Tensor
+
+    def __new__(cls, value: float, tensor: Tensor) -> Self:
+        live = super().__new__(cls, value)
+        live.tensor = tensor
+        return live
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """torch's way to let other classes take part in its operations."""
+        named = {name: as_tensor(value) for name, value in (kwargs or {}).items()}
+        return function(*map(as_tensor, args), **named)
+
+
+def as_tensor(value: Any) -> Any:
+    """The tensor of a Live, anything else as it is."""
+    return value.tensor if isinstance(value, Live) else value
+
+
 class Update(NamedTuple):
     """What a step did: its losses (task_loss without the balancing), the Euclidean norm of all gradients, a Routing a
     layer, whether loss and gradients were finite (if not, no weight was changed), and the task's gradient on each
-    layer's gate (L,), None where it was not measured. Tensors are on the device."""
+    layer's gate (L,), None where it was not measured. Tensors are on the device: to ask whether `finite` is true waits for
+    it."""
 
     loss: Tensor
     task_loss: Tensor
     grad_norm: Tensor
     routings: list[Routing]
-    finite: bool
+    finite: Tensor
     task_gradient_L: Tensor | None = None
 
 
@@ -60,14 +89,51 @@ def update(
     optimizer.zero_grad()
     loss.backward()
     grad_norm = norm(model)
-    finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
-    if finite:
-        for group in optimizer.param_groups:
-            group["lr"] = knobs.lr
-        optimizer.step()
-        for step in steps:
-            after_update(step)
+    finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
+    if optimizer.param_groups[0]["fused"]:
+        apply_on_device(optimizer, finite, knobs.lr, steps)
+    elif finite:
+        apply(optimizer, knobs.lr, steps)
     return Update(loss, task_loss, grad_norm, routings, finite, task_gradient_L)
+
+
+def optimizer_of(model: nn.Module, config: Config, lr: float, device: torch.device) -> Adam:
+    """Adam over the model's parameters: torch's fused one where the device decides whether to update, else its plain one."""
+    fused = device.type == "cuda" and config.launch != "waiting"
+    own = {"fused": True, "capturable": config.launch == "graph"} if fused else {}
+    return Adam(model.parameters(), lr=lr, **own)
+
+
+def apply(optimizer: torch.optim.Optimizer, lr: float, steps: Sequence[Step]) -> None:
+    """Update the weights, and each strategy's own state."""
+    for group in optimizer.param_groups:
+        group["lr"] = as_tensor(lr)
+    optimizer.step()
+    for step in steps:
+        after_update(step)
+
+
+def left_out(step: int, what: str, lr: float) -> str:
+    """Why the training pauses after a step without an update. what: what of it was not finite, its loss or its gradient."""
+    return (
+        f"the {what} of step {step} is not finite, so its update was left out; "
+        f"turn the learning rate down (now {value_text(lr)}) and resume"
+    )
+
+
+@torch.no_grad()
+def apply_on_device(optimizer: torch.optim.Optimizer, finite: Tensor, lr: float, steps: Sequence[Step]) -> None:
+    """apply() where finite is true; else all stays as it is, bit by bit. The host does not learn which.
+
+    found_inf is how torch.amp.GradScaler has a fused optimizer leave out an update: its kernel then writes no weight, no
+    moment and no count of steps.
+    """
+    optimizer.found_inf = (~finite).float()
+    own = [buffer for step in steps for buffer in step.gate.buffers()]
+    before = [buffer.clone() for buffer in own]
+    apply(optimizer, lr, steps)
+    for buffer, old in zip(own, before, strict=True):
+        buffer.copy_(torch.where(finite, buffer, old))
 
 
 def task_gradient(model: nn.Module, task_loss: Tensor) -> Tensor:

@@ -2,15 +2,14 @@
 
 Nothing here draws a random number, so that snapshots, which are taken by the clock, do not change the run.
 
-Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width, C values of a label.
+Shapes: L layers, T tokens, E experts, K experts per token, N probe tokens, D model width.
 """
 
-import copy
 import math
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from itertools import accumulate
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,29 +18,65 @@ from torch.nn import functional as F
 
 from moe_core.nn.choices import churn, in_common, same_width, saturation
 from moe_core.nn.gating import Routing
-from moe_core.schema import DEAD_AFTER, WINDOW, Column, Config, layout, measured_in
+from moe_core.schema import DEAD_AFTER, Column, Config, layout, measured_in
 from moe_core.training.data import Data
+from moe_core.training.window import Window
 
 LARGE = 1 << 26  # bytes of an array of a snapshot; the blob of several must stay below runs.codec.LARGEST
+ROOM = 1 << 23  # bytes of rows that may wait to be taken
 GRID = 64  # points along each side of the plane's region picture
+# The parts of Held.values_V, in order.
+FAST = (
+    "loss",
+    "task_loss",
+    "grad_norm",
+    "noise_scale",
+    "top1_gate",
+    "dropped",
+    "unrouted",
+    "importance",
+    "load",
+    "counts",
+)
 SCORES = ("router_margin", "router_margin_p10", "confidence", "logit_spread", "bias_effect", "unreachable")
+SLOW = ("task_gradient", "churn", "saturation", *SCORES)  # those of Held.slow
 Snapshots = Callable[[], dict[str, dict[str, np.ndarray]]]
 
 
+class Held(NamedTuple):
+    """A step whose row is not made yet. values_V: loss, task loss, norm of the gradient; for each layer the mean spread of the noise,
+    the mean first gate, the share dropped and the share unrouted, (4 L); then importance, load and counts, (3 L E). slow: what
+    changes in few steps, the same tensors until then."""
+
+    step: int
+    seconds: float
+    values_V: Tensor
+    slow: tuple[Tensor, ...]
+
+
 class Telemetry:
-    """Rows of a run's stored statistics. columns: those of a run that is resumed; else schema.layout()'s."""
+    """Rows of a run's stored statistics. columns: those of a run that is resumed; else schema.layout()'s.
+
+    A step hands over one vector on the device. Rows are made of many steps at once, with one wait for the device.
+    """
 
     def __init__(self, config: Config, device: torch.device, columns: Sequence[Column] | None = None):
         self.columns = list(columns or layout(config.layers, config.num_experts))
         self.names = measured_in(self.columns)
-        self.rows: list[Tensor] = []
+        self.shape_LE = L, E = config.layers, config.num_experts
+        self.order_C = order_of(self.names, L, E)
         self.first = 1
-        L, E = config.layers, config.num_experts
-        self.last_selected_LE = torch.zeros(L, E, device=device)
-        # Not measured before churn_every steps have passed.
-        self.churn_L = torch.full((L,), torch.nan, device=device)
-        self.saturation_L = torch.full((L,), torch.nan, device=device)
-        self.task_gradient_L = torch.full((L,), math.nan, device=device)  # not measured yet
+        self.held: list[Held] = []
+        self.most = max(
+            1, ROOM // (4 * (self.columns[-1].start + self.columns[-1].width))
+        )  # steps, of which is_full tells
+        self.rows: list[np.ndarray] = []  # made, and not taken yet
+        self.left_out: list[tuple[int, str]] = []  # steps of these rows without an update, and what was not finite
+        self.zero = torch.zeros((), device=device)
+        self.last_selected_LE = np.zeros((L, E), np.float32)
+        self.none_L = torch.full((L,), math.nan, device=device)
+        # The first two are not measured before churn_every steps have passed, the third not before the first step.
+        self.churn_L = self.saturation_L = self.task_gradient_L = self.none_L
         self.scores: dict[str, Tensor] = {}  # what the scores said when they were last measured, by statistic
 
     @torch.no_grad()
@@ -56,41 +91,64 @@ class Telemetry:
         task_gradient_L: Tensor | None = None,
         score: bool = True,
     ):
-        """Add the row of a step. Copies nothing off the device. task_gradient_L: None where the step did not measure it. score:
-        measure what the scores say too; else what they said last is held."""
-        E, zero = routings[0].counts_E.shape[0], torch.zeros((), device=loss.device)
-        counts_LE = torch.stack([r.counts_E for r in routings]).float()
-        self.last_selected_LE = torch.where(counts_LE > 0, float(step), self.last_selected_LE)
+        """Add the row of a step. Copies nothing off the device, and holds on to nothing of the routings. task_gradient_L: None where
+        the step did not measure it. score: measure what the scores say too; else what they said last is held."""
+        E = self.shape_LE[1]
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
         if score or not self.scores:
             self.scores = scores_of(routings)
-        values = self.scores | {
-            "loss": loss,
-            "task_loss": task_loss,
-            "grad_norm": grad_norm,
-            "seconds": torch.full((), seconds, device=loss.device),  # a copy from the host would wait for the device
-            "importance": torch.stack([r.importance_E for r in routings]),
-            "load": torch.stack([r.load_E for r in routings]),
-            "counts": counts_LE,
-            "noise_scale": torch.stack([r.noise_std_TE.mean() for r in routings]),
-            "task_gradient": self.task_gradient_L,
-            "top1_gate": torch.stack([r.weights_TK[:, 0].mean() for r in routings]),
-            "dropped": torch.stack([dropped(r) for r in routings]),
-            "unrouted": torch.stack([unrouted(r.experts_TK, E) if r.kept_E is not None else zero for r in routings]),
-            "dead_experts": (step - self.last_selected_LE >= DEAD_AFTER).sum(1),
-            "churn": self.churn_L,
-            "saturation": self.saturation_L,
-        }
-        row_C = torch.cat([values[name].detach().float().flatten() for name in self.names])
-        if not self.rows:
-            self.first = step
-        self.rows.append(row_C)
+        one_each = [loss, task_loss, grad_norm]
+        one_each += [r.noise_std_TE.mean() for r in routings]
+        one_each += [r.weights_TK[:, 0].mean() for r in routings]
+        one_each += [self.zero if r.kept_E is None else dropped(r) for r in routings]
+        one_each += [self.zero if r.kept_E is None else unrouted(r.experts_TK, E) for r in routings]
+        of_experts = [r.importance_E for r in routings] + [r.load_E for r in routings] + [r.counts_E for r in routings]
+        if not self.held and not self.rows:
+            self.first, self.left_out = step, []
+        scores = (self.scores.get(name, self.none_L) for name in SCORES)  # an earlier version's checkpoint has fewer
+        slow = self.task_gradient_L, self.churn_L, self.saturation_L, *scores
+        self.held.append(Held(step, seconds, torch.cat([torch.stack(one_each), *of_experts]), slow))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the rows should be taken, however short a time ago that was: a commit has a largest size."""
+        return len(self.held) >= self.most
+
+    def make_rows(self) -> None:
+        """Make the rows of the steps that are held, in one move from the device."""
+        if not self.held:
+            return
+        held, self.held = self.held, []
+        (L, E), n = self.shape_LE, len(held)
+        # Most steps of a flush have the same slow tensors: each set of them is moved once.
+        sets = {tuple(map(id, one.slow)): one.slow for one in held}
+        parts = [*(one.values_V for one in held), *(x for slow in sets.values() for x in slow)]
+        moved = torch.cat(parts).float().cpu().numpy()
+        V, S = len(held[0].values_V), len(SLOW) * L
+        table_nW = np.empty((n, V + S + 1 + L), np.float32)
+        table_nW[:, :V] = moved[: n * V].reshape(n, V)
+        places = {key: at for at, key in enumerate(sets)}
+        slow_XS = moved[n * V :].reshape(-1, S)
+        table_nW[:, V : V + S] = slow_XS[[places[tuple(map(id, one.slow))] for one in held]]
+        table_nW[:, V + S] = [one.seconds for one in held]
+        step_n11 = np.array([one.step for one in held], np.float32)[:, None, None]
+        counts_nLE = table_nW[:, V - L * E : V].reshape(n, L, E)
+        last_nLE = np.maximum.accumulate(np.where(counts_nLE > 0, step_n11, self.last_selected_LE), axis=0)
+        self.last_selected_LE = last_nLE[-1]
+        table_nW[:, V + S + 1 :] = (step_n11 - last_nLE >= DEAD_AFTER).sum(2)
+        self.rows.append(table_nW[:, self.order_C])
+        finite_n2 = np.isfinite(table_nW[:, [FAST.index("loss"), FAST.index("grad_norm")]])
+        if not finite_n2.all():
+            for one, (loss, gradient) in zip(held, finite_n2.tolist(), strict=True):
+                if not (loss and gradient):
+                    self.left_out.append((one.step, "gradient" if loss else "loss"))
 
     def state(self) -> dict[str, Tensor]:
         """What later rows depend on, for a checkpoint."""
+        self.make_rows()
         return {
-            "last_selected": self.last_selected_LE,
+            "last_selected": torch.from_numpy(self.last_selected_LE),
             "churn": self.churn_L,
             "saturation": self.saturation_L,
             "task_gradient": self.task_gradient_L,
@@ -99,69 +157,26 @@ class Telemetry:
 
     def restore(self, state: dict[str, Tensor]) -> None:
         device = self.churn_L.device
-        self.last_selected_LE = state["last_selected"].to(device)
+        self.last_selected_LE = state["last_selected"].cpu().numpy()
         self.churn_L, self.saturation_L = state["churn"].to(device), state["saturation"].to(device)
         # A checkpoint of an earlier version has none: not measured yet.
         self.task_gradient_L = state.get("task_gradient", self.task_gradient_L).to(device)
         self.scores = {name: state[name].to(device) for name in SCORES if name in state}
 
     def take(self) -> tuple[int, np.ndarray]:
-        """(first step, rows (n, C) float32) since the last take, in one move from the device."""
-        rows_nC = torch.stack(self.rows).cpu().numpy() if self.rows else np.empty((0, 0), np.float32)
-        self.rows = []
-        return self.first, rows_nC
+        """(first step, rows (n, C) float32) since the last take. What these say of updates that were left out is in left_out."""
+        self.make_rows()
+        rows, self.rows = self.rows, []
+        return self.first, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
-class Window:
-    """The selections of the last WINDOW steps, from which co-activation and specialisation are counted exactly."""
-
-    def __init__(self, config: Config, sizes: dict[str, int]):
-        self.num_experts, self.sizes = config.num_experts, sizes
-        self.steps: deque[tuple[list[Tensor], dict[str, Tensor]]] = deque(maxlen=WINDOW)
-
-    def add(self, routings: list[Routing], labels: dict[str, Tensor]) -> None:
-        """uint8 holds 255 experts, an empty place, and 256 values of a label: 4 KB a layer and step at the default sizes."""
-        kind = torch.uint8 if self.num_experts < 256 else torch.int16
-        chosen = [r.experts_TK.to(kind) for r in routings]
-        self.steps.append((chosen, {name: x.to(torch.uint8) for name, x in labels.items()}))
-
-    def now(self) -> "Window":
-        """As it is now, for another thread: what is added to this window later is not in it."""
-        window = copy.copy(self)
-        window.steps = self.steps.copy()
-        return window
-
-    def state(self) -> list[list[Tensor]]:
-        """The selections, for a checkpoint; the labels follow from the data."""
-        return [chosen for chosen, _ in self.steps]
-
-    def restore(self, state: list[list[Tensor]], step: int, data: Data, device: torch.device) -> None:
-        """Set the window to its state after a step."""
-        self.steps.clear()
-        for at, chosen in enumerate(state, step - len(state) + 1):
-            labels = {name: x.to(device, torch.uint8) for name, x in data.batch(at).labels.items()}
-            self.steps.append(([x.to(device) for x in chosen], labels))
-
-    def coactivation(self) -> Tensor:
-        """(L, E, E): of the tokens of expert i, the share that also goes to j. Rows of an unused expert are 0."""
-        layers = []
-        for layer in range(len(self.steps[0][0])):
-            both_EE = sum(together(chosen[layer].long(), self.num_experts) for chosen, _ in self.steps)
-            layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
-        return torch.stack(layers)
-
-    def specialisation(self, label: str) -> Tensor:
-        """(L, C, E): of the selections for tokens with value c of the label, the share that went to each expert."""
-        E, C = self.num_experts, self.sizes[label]
-        layers = []
-        for layer in range(len(self.steps[0][0])):
-            pairs = [
-                (labels[label].long()[:, None] * (E + 1) + chosen[layer].long()).flatten()
-                for chosen, labels in self.steps
-            ]
-            counts_CE = torch.bincount(torch.cat(pairs), minlength=C * (E + 1)).view(C, E + 1)[:, :E].float()
-            layers.append(counts_CE / counts_CE.sum(1, keepdim=True).clamp(min=1))
-        return torch.stack(layers)
+def order_of(names: Sequence[str], layers: int, num_experts: int) -> np.ndarray:
+    """(C,) which column of make_rows()' table each column of a row is."""
+    one, each, of_experts = 1, layers, layers * num_experts
+    widths = dict(zip(FAST, (one, one, one, each, each, each, each, of_experts, of_experts, of_experts), strict=True))
+    widths |= dict.fromkeys(SLOW, each) | {"seconds": one, "dead_experts": each}
+    ends = dict(zip(widths, accumulate(widths.values()), strict=True))
+    return np.concatenate([np.arange(ends[name] - widths[name], ends[name]) for name in names])
 
 
 class Probe:
@@ -175,41 +190,53 @@ class Probe:
         self.last: list[Tensor] | None = None  # each token's experts at the last comparison
 
     @torch.no_grad()
-    def compare(self, model: nn.Module, options: Mapping[str, Any], telemetry: Telemetry) -> dict[str, np.ndarray]:
-        """A snapshot of kind "choices": each token's experts. Sets the telemetry's churn and saturation since the last.
-
-        To be called at fixed steps, so that both depend on the training and not on the clock. options: as in snapshot().
-        """
-        E, was_training = self.config.num_experts, model.training
+    def look(self, model: nn.Module, options: Mapping[str, Any], inputs: Tensor | None = None) -> list[Routing]:
+        """How the gate routes the probe now, or other inputs: a Routing a layer. options: how to route, as models.routing_options()
+        gives it."""
+        was_training = model.training
         model.eval()
-        chosen = [r.experts_TK for r in model(self.inputs, **options)[1]]
+        routings: list[Routing] = model(self.inputs if inputs is None else inputs, **options)[1]
         model.train(was_training)
+        return routings
+
+    @torch.no_grad()
+    def compare(self, routings: list[Routing], telemetry: Telemetry) -> Snapshots:
+        """Set the telemetry's churn and saturation since the last comparison. What is returned gives the snapshot of kind
+        "choices": each token's experts.
+
+        To be called at fixed steps, so that both depend on the training and not on the clock.
+        """
+        E, chosen = self.config.num_experts, [r.experts_TK for r in routings]
         if self.last is not None:
             pairs = list(zip(chosen, self.last, strict=True))
             telemetry.churn_L = torch.stack([churn(now, before, E) for now, before in pairs])
             telemetry.saturation_L = torch.stack([saturation(now, before, E) for now, before in pairs])
         self.last = chosen
-        return {"experts": _small(same_width(chosen, [E] * len(chosen)), E)}
+        return lambda: {"choices": {"experts": _small(same_width(chosen, [E] * len(chosen)), E)}}
 
     @torch.no_grad()
-    def snapshot(self, model: nn.Module, options: Mapping[str, Any], full: bool, window: Window) -> Snapshots:
-        """Look at the gate now. They are for people who watch, and so taken by the clock. What is returned may be called later, by
-        another thread, and gives the snapshots by kind: "probe" always, "full" when asked for.
+    def snapshot(
+        self,
+        model: nn.Module,
+        options: Mapping[str, Any],
+        full: bool,
+        window: Window,
+        routings: list[Routing] | None = None,
+    ) -> Snapshots:
+        """Look at the gate now. Snapshots are for people who watch, and so taken by the clock. What is returned may be called later,
+        by another thread, and gives them by kind: "probe" always, "full" when asked for.
 
-        options: how to route, as models.routing_options() gives it. Where tokens have different numbers of experts, places
-        are empty: experts holds E there and gates 0.
+        routings: what look() has given of the model as it is now, if it was called already. Where tokens have different
+        numbers of experts, places are empty: experts holds E there and gates 0.
         """
-        was_training = model.training
-        model.eval()
-        routings = model(self.inputs, **options)[1]
-        regions = [] if self.grid is None else [r.experts_TK for r in model(self.grid, **options)[1]]
-        model.train(was_training)
+        routings = routings or self.look(model, options)
+        regions = [] if self.grid is None else [r.experts_TK for r in self.look(model, options, self.grid)]
         w_gates = [layer.gate.w_gate.detach().clone() for layer in model.moe_layers] if full else []
         return partial(self.pack, routings, regions, w_gates, window.now() if full else None)
 
     @torch.no_grad()
     def pack(
-        self, routings: list[Routing], regions: list[Tensor], w_gates: list[Tensor], window: "Window | None"
+        self, routings: list[Routing], regions: list[Tensor], w_gates: list[Tensor], window: Window | None
     ) -> dict[str, dict[str, np.ndarray]]:
         """The snapshots of a look, as the record has them. window: None for no "full" one."""
         E, chosen = self.config.num_experts, [r.experts_TK for r in routings]
@@ -251,16 +278,6 @@ def scores_of(routings: list[Routing]) -> dict[str, Tensor]:
     }
 
 
-def together(experts_TK: Tensor, num_experts: int) -> Tensor:
-    """(E, E) tokens that go to both i and j, in float; of i and i, all that go to i. An empty place is left out."""
-    (tokens, k), E = experts_TK.shape, num_experts
-    if k * k < E:  # pairs are fewer than the cells of a product of masks
-        pairs_TKK = experts_TK[:, :, None] * (E + 1) + experts_TK[:, None, :]
-        return pairs_TKK.flatten().bincount(minlength=(E + 1) ** 2).view(E + 1, E + 1)[:E, :E].float()
-    mask_TE = torch.zeros(tokens, E + 1, device=experts_TK.device).scatter_(1, experts_TK, 1.0)[:, :E]
-    return mask_TE.T @ mask_TE
-
-
 def spread(logits_TE: Tensor) -> Tensor:
     """Mean over tokens of the logits' standard deviation over the experts; experts that are off (minus infinity) are left
     out."""
@@ -278,7 +295,8 @@ def margins(routings: list[Routing]) -> tuple[Tensor, Tensor]:
     where tokens do not choose. The percentile lies between two tokens as numpy's does; torch.quantile takes ten times as long.
     """
     none_T = torch.full((1,), math.nan, device=routings[0].counts_E.device)
-    margin_LT = torch.stack([none_T if r.margin_T is None else r.margin_T for r in routings]).float()
+    margins = [r.margin_T for r in routings]
+    margin_LT = torch.stack([none_T if margin_T is None else margin_T for margin_T in margins]).float()
     mean_L, place = margin_LT.mean(1), 0.1 * (margin_LT.shape[1] - 1)
     low_Ln = margin_LT.topk(math.ceil(place) + 1, dim=1, largest=False).values
     tenth_L = low_Ln[:, math.floor(place)].lerp(low_Ln[:, -1], place % 1)

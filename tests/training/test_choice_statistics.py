@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.strategies import route
-from moe_core.schema import STRATEGIES, Config, layout, strategies_with
+from moe_core.schema import STRATEGIES, Config, strategies_with
 from moe_core.training.telemetry import Telemetry, bias_effect, confidence, margins
 
 T, D = 48, 8
@@ -207,4 +207,6 @@ def test_a_row_is_measured_without_reading_anything_back_from_the_device(strateg
         telemetry = Telemetry(Config(num_experts=12, layers=1), torch.device("cpu"))
         one = torch.ones(())
         telemetry.record(1, one, one, one, 0.1, [fake])
-    assert telemetry.rows[0].shape == (layout(1, 12)[-1].start + layout(1, 12)[-1].width,)
+    (held,) = telemetry.held
+    assert held.values_V.shape == (3 + 4 + 3 * 12,)
+    assert [x.shape for x in held.slow] == [(1,)] * 9

@@ -14,7 +14,8 @@ from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training.data import load
 from moe_core.training.evaluation import held_out_loss
 from moe_core.training.step import update
-from moe_core.training.telemetry import Probe, Telemetry, Window
+from moe_core.training.telemetry import Probe, Telemetry
+from moe_core.training.window import Window
 
 CUDA = pytest.param(
     "cuda",

@@ -140,7 +140,7 @@ def test_what_follows_a_commit_is_put_off_and_done_later(tmp_path: Path, monkeyp
         written(writer)
 
     monkeypatch.setattr(RunWriter, "write_tip", tip)
-    monkeypatch.setattr("moe_core.training.loop.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.training.pace.FLUSH", 0.0)
     events: list[dict[str, Any]] = []
     folder, state = train(CONFIG, Knobs(), tmp_path, "a", events.append)
     assert (state, len(failed), Run(folder).steps(), verify(Run(folder))) == ("finished", 3, (1, 30), [])

@@ -100,7 +100,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr("moe_core.training.loop.FLUSH", 0.0)  # a commit a step, whatever the machine's speed
+    monkeypatch.setattr("moe_core.training.pace.FLUSH", 0.0)  # a commit a step, whatever the machine's speed
     return Disk(monkeypatch, pages=104)
 
 
@@ -181,7 +181,7 @@ def test_a_stop_on_a_full_disk_is_obeyed_and_the_ballast_holds_what_was_measured
 
 
 def test_a_stop_that_finds_no_room_at_all_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.training.loop.FLUSH", 0.0)
+    monkeypatch.setattr("moe_core.training.pace.FLUSH", 0.0)
     disk = Disk(monkeypatch, pages=24, ballast=0)
 
     def when_full(run: Run) -> None:
@@ -329,7 +329,7 @@ from moe_core.runs import RunWriter
 from moe_core.runs.room import drop_ballast
 from moe_core.schema import Knobs
 from moe_core.recording import committer
-from moe_core.training import again, loop, session
+from moe_core.training import again, pace, session
 from tests.training.test_full_disk import CONFIG
 
 def tell(event):
@@ -340,7 +340,7 @@ def init(writer, *arguments):
     opened(writer, *arguments)
     writer.db.execute("PRAGMA max_page_count = 24").fetchall()
 RunWriter.__init__ = init
-loop.FLUSH = 0.0
+pace.FLUSH = 0.0
 session.train(CONFIG, Knobs(), sys.argv[1], "a", tell)
 """
 

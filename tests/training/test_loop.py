@@ -12,9 +12,11 @@ import torch
 from moe_core.schema import STRATEGIES, Config, Knobs, layout
 from moe_core.training import machine
 from moe_core.training.data import load
+from moe_core.training.graph import updater
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import choose_device
 from moe_core.training.pace import Looks
+from moe_core.training.step import Adam
 
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1
@@ -32,6 +34,9 @@ class Record:
 
     def __init__(self, script: dict[int, dict] | None = None):
         self.script, self.batches, self.trainer = script or {}, [], None
+
+    def asked(self) -> bool:
+        return True
 
     def pending(self):
         found = self.script.pop(self.trainer.step, {})
@@ -88,7 +93,7 @@ def test_every_step_has_one_row_and_the_losses_repeat_bit_for_bit() -> None:
 
 def test_looking_all_the_time_does_not_change_the_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     _, one, _ = run()
-    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look, shared: look(True))
     _, watched, _ = run()
     assert len(watched.all("snapshots")) > len(one.all("snapshots"))
     assert np.array_equal(column(one, "loss"), column(watched, "loss"))
@@ -98,7 +103,7 @@ def test_churn_and_saturation_are_of_fixed_steps_whatever_the_clock_says(monkeyp
     """As the choices recorded at multiples of churn_every say; between them a row has what was measured last."""
     config = replace(CONFIG, churn_every=5, steps=32)
     _, one, _ = run(config)
-    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look: look(True))
+    monkeypatch.setattr(Looks, "look_if_due", lambda self, folder, look, shared: look(True))
     _, watched, _ = run(config)
     monkeypatch.setattr(Looks, "look_if_due", lambda *_: None)
     _, alone, _ = run(config)
@@ -219,6 +224,35 @@ def test_a_loss_that_is_not_finite_changes_no_weight_and_pauses(monkeypatch: pyt
     assert "learning rate" in held["reason"]
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(held["before"], held["after"], strict=True))
     assert np.isnan(column(record, "loss")[0])
+
+
+def test_a_gpu_learns_with_the_flush_that_a_step_was_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here by a fused optimizer on the CPU. Steps after it are trained until then; those that are not finite change nothing."""
+    held = {}
+
+    def idle(self) -> None:
+        held["reason"], held["step"] = self.reason, self.step
+        held["count"] = {int(state["step"]) for state in self.optimizer.state.values()}
+        self.writer.script[self.step] = {"commands": [told(1, "stop")]}
+
+    def late(trainer: Trainer) -> None:
+        trainer.late = True
+        trainer.optimizer = Adam(trainer.model.parameters(), lr=0.01, fused=True)
+        trainer.update = updater(trainer.model, trainer.optimizer, trainer.config, trainer.device)
+        batch = trainer.data.batch
+
+        def poisoned(step: int):
+            one = batch(step)
+            return one._replace(inputs=one.inputs * torch.nan) if step in (3, 4) else one
+
+        trainer.data = SimpleNamespace(batch=poisoned)
+        monkeypatch.setattr(trainer, "maybe_flush", lambda: trainer.step == 6 and trainer.flush())
+
+    monkeypatch.setattr(Trainer, "idle", idle)
+    state, record, _ = run(prepare=late)
+    assert (state, held["step"], held["count"]) == ("stopped", 6, {4})
+    assert "loss of step 3 is not finite" in held["reason"]
+    assert np.isnan(column(record, "loss")).tolist() == [False, False, True, True, False, False]
 
 
 def test_a_record_that_cannot_be_written_ends_the_training() -> None:

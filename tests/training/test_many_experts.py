@@ -13,7 +13,7 @@ from moe_core.runs.codec import LARGEST
 from moe_core.runs.columns import COLUMNS, read_layout
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, check, layout, meta_of
-from moe_core.training import evaluation, telemetry
+from moe_core.training import evaluation, telemetry, window
 from moe_core.training.again import resume
 from moe_core.training.session import train
 from tests.own_data import write
@@ -96,7 +96,7 @@ def test_pairs_are_counted_the_same_either_way(k: int, E: int) -> None:
             for j in row:
                 if i < E and j < E:
                     by_hand[i, j] += 1
-    assert np.array_equal(telemetry.together(experts_TK, E).numpy(), by_hand)
+    assert np.array_equal(window.together(experts_TK, E).numpy(), by_hand)
 
 
 def test_what_would_be_too_large_for_a_snapshot_is_left_out(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  # fmt: skip

@@ -8,10 +8,10 @@ import pytest
 
 from moe_core.dashboard.feed import Feed
 from moe_core.runs import open_run
-from moe_core.runs.seen import FOR, SEEN, is_looked_at, look
+from moe_core.runs.seen import FOR, READ, SEEN, is_looked_at, look
 from moe_core.schema import Config, Knobs
 from moe_core.training import pace
-from moe_core.training.pace import Looks, falls_on
+from moe_core.training.pace import FLUSH, FLUSH_READ, FLUSH_SLOW, LEAST, Flushes, Looks, falls_on
 from moe_core.training.session import train
 from tests.figures.record import record
 
@@ -24,35 +24,62 @@ class Clock:
         monkeypatch.setattr(pace.time, "perf_counter", lambda: self.now)
 
 
-def looks_in(seconds: float, clock: Clock, folder: Path, took: float) -> list[bool]:
-    """Those of a training with a step each 10 ms, in which a look takes so long."""
+def looks_in(seconds: float, clock: Clock, folder: Path, took: float, share: int = 0) -> list[bool]:
+    """Those of a training with a step each 10 ms, in which a look takes so long, but nothing in each step that is a multiple
+    of `share`."""
     looks, taken = Looks(), list[bool]()
-
-    def take(full: bool) -> None:
-        taken.append(full)
-        clock.now += took
-
-    end = clock.now + seconds
+    end, step = clock.now + seconds, 0
     while clock.now < end:
-        looks.look_if_due(folder, take)
+        step += 1
+        shared = share > 0 and step % share == 0
+
+        def take(full: bool, shared: bool = shared) -> None:
+            taken.append(full)
+            clock.now += 0 if shared else took
+
+        looks.look_if_due(folder, take, shared)
         clock.now += 0.01
     return taken
 
 
-def test_looks_take_a_two_hundredth_of_the_time_and_a_tenth_while_somebody_looks(
+def test_looks_take_a_five_hundredth_of_the_time_and_a_tenth_while_somebody_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    assert 19 <= len(looks_in(20, clock, tmp_path, 0.005)) <= 21  # 0.005 s each: one a second
+    assert 19 <= len(looks_in(50, clock, tmp_path, 0.005)) <= 21  # 0.005 s each: one in 2.5 s
     look(tmp_path)
     assert 180 <= len(looks_in(20, clock, tmp_path, 0.005)) <= 200  # no more than ten a second
     assert 18 <= len(looks_in(20, clock, tmp_path, 0.1)) <= 21
 
 
 def test_every_tenth_look_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    full = looks_in(30, Clock(monkeypatch), tmp_path, 0.005)
+    full = looks_in(30, Clock(monkeypatch), tmp_path, 0.002)
     assert len(full) >= 29
     assert [at for at, one in enumerate(full, 1) if one] == [10, 20, 30][: len(full) // 10]
+
+
+def test_a_look_that_costs_nothing_comes_after_half_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """0.02 s each: one in 10 s. Of those for nothing, in each 6th second, the first comes after 5 s, and takes the others' place."""
+    clock = Clock(monkeypatch)
+    assert len(looks_in(101, clock, tmp_path, 0.02)) == 11
+    assert 16 <= len(looks_in(101, clock, tmp_path, 0.02, share=600)) <= 18
+    assert len(looks_in(101, clock, tmp_path, 0.02, share=1200)) == 11  # too late to help
+
+
+def test_commits_follow_those_who_read_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, flushes = Clock(monkeypatch), Flushes()
+    assert flushes.wait(tmp_path, behind=False) == flushes.wait(tmp_path, behind=True) == FLUSH == 1
+    look(tmp_path)  # at the probe: that says nothing of reading along
+    clock.now += LEAST
+    assert flushes.wait(tmp_path, behind=False) == FLUSH
+    look(tmp_path, READ)
+    assert flushes.wait(tmp_path, behind=False) == FLUSH  # asked a moment ago
+    clock.now += LEAST
+    assert flushes.wait(tmp_path, behind=False) == FLUSH_READ <= 1 / 30
+    assert flushes.wait(tmp_path, behind=True) == FLUSH_SLOW  # nothing queues
+    (tmp_path / READ).unlink()
+    clock.now += LEAST
+    assert flushes.wait(tmp_path, behind=False) == FLUSH
 
 
 def test_a_turn_is_seen_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,6 +119,7 @@ def test_whoever_asks_for_the_last_snapshot_of_a_run_that_trains_says_so(
     feed = Feed(open_run(tmp_path / "a"))
     feed.refresh(now=True)
     assert not (tmp_path / "a" / SEEN).exists()
+    assert (tmp_path / "a" / READ).exists() is (state == "training")  # it reads along
     feed.snapshot(step)
     assert (tmp_path / "a" / SEEN).exists() is says
     feed.run.close()

@@ -9,9 +9,10 @@ import torch
 
 from moe_core.nn.models import build, routing_options
 from moe_core.nn.strategies import Step, losses
-from moe_core.schema import STRATEGIES, Config, Knobs, strategies_with, untaught
+from moe_core.schema import STRATEGIES, Config, Knobs, from_dict, strategies_with, untaught
+from moe_core.training import step as step_module
 from moe_core.training.data import load
-from moe_core.training.step import Adam, update
+from moe_core.training.step import Adam, optimizer_of, update
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=64, d_model=8, d_hidden=8, threads=1)
 KNOBS = Knobs(noise=0.5, w_importance=0.3, w_load=0.2, w_z=0.1, lr=0.01)
@@ -60,15 +61,20 @@ def test_the_optimizer_computes_what_torchs_own_does_to_the_last_bit(made) -> No
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
-def test_what_is_not_finite_changes_no_weight_and_no_memory(made, where: str) -> None:
+@pytest.mark.parametrize("strategy", ["paper", "loss-free"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_what_is_not_finite_changes_no_weight_and_no_memory(made, where: str, strategy: str, fused: bool) -> None:
+    """fused: decided on the device, as on a GPU."""
     model, optimizer, batch = made
-    update(model, optimizer, batch, CONFIG, KNOBS)
+    optimizer = Adam(model.parameters(), lr=1.0, fused=True) if fused else optimizer
+    knobs = replace(KNOBS, strategy=strategy, w_sequence=0.1)
+    update(model, optimizer, batch, CONFIG, knobs)
     if where == "loss":
         batch = batch._replace(inputs=batch.inputs * torch.nan)
     else:
         model.head.bias.register_hook(lambda gradient: gradient * torch.inf)
     before = copy.deepcopy((model.state_dict(), optimizer.state_dict()["state"]))
-    done = update(model, optimizer, batch, CONFIG, KNOBS)
+    done = update(model, optimizer, batch, CONFIG, knobs)
     assert not done.finite
     assert bool(done.loss.isfinite()) == (where == "gradient")
     for name, kept in before[0].items():
@@ -143,3 +149,39 @@ def test_of_two_levels_the_one_that_is_taught_less_counts(k: int, k_primary: int
     assert not untaught(
         step_of(config, replace(KNOBS, k=k, k_primary=k_primary, weigh="all"))[1].task_gradient_L, done.grad_norm
     ).any()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_decided_on_the_device_a_training_is_the_same_and_goes_on_after_a_step_left_out(strategy: str) -> None:
+    """The fused kernel rounds otherwise than the plain one, so the two are near each other and not the same bits."""
+    knobs, data = replace(KNOBS, strategy=strategy, noise=0.0), load(CONFIG)
+    torch.manual_seed(0)
+    model = build(CONFIG, data.features, data.classes, knobs.k, 0.0, strategy)
+    twin = copy.deepcopy(model)
+    plain, fused = Adam(model.parameters(), lr=1.0), Adam(twin.parameters(), lr=1.0, fused=True)
+    for step in range(1, 7):
+        batch = data.batch(step)
+        if step in (2, 5):
+            batch = batch._replace(inputs=batch.inputs * math.nan)
+        one, other = update(model, plain, batch, CONFIG, knobs), update(twin, fused, batch, CONFIG, knobs)
+        assert bool(one.finite) == bool(other.finite) == (step not in (2, 5))
+    for (name, a), (_, b) in zip(model.state_dict().items(), twin.state_dict().items(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=name)
+    assert {int(state["step"]) for state in fused.state.values()} == {4}
+
+
+def test_a_gpu_gets_the_fused_kernel_and_an_earlier_run_the_one_it_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(step_module, "Adam", lambda parameters, **options: asked.append(options))
+    for launch in ("eager", "graph", "waiting"):
+        for device in ("cpu", "mps", "cuda"):
+            optimizer_of(torch.nn.Linear(1, 1), replace(CONFIG, launch=launch), 0.1, torch.device(device))
+    plain = {"lr": 0.1}
+    fused = plain | {"fused": True}
+    assert asked == [
+        *(plain, plain, fused | {"capturable": False}),
+        *(plain, plain, fused | {"capturable": True}),
+        *(plain, plain, plain),
+    ]
+    assert Config().launch == "eager"
+    assert from_dict(Config, {"task": "text"}).launch == "waiting"

@@ -10,7 +10,8 @@ from moe_core.nn.choices import churn, saturation
 from moe_core.nn.models import build
 from moe_core.schema import DEAD_AFTER, STATS, WINDOW, Config, layout
 from moe_core.training.data import load
-from moe_core.training.telemetry import Probe, Telemetry, Window, dropped, spread, unrouted
+from moe_core.training.telemetry import Probe, Telemetry, dropped, spread, unrouted
+from moe_core.training.window import Window
 
 CONFIG = Config.for_task("plane", num_experts=4, layers=2, tokens=32, d_model=8, d_hidden=8)
 
@@ -82,15 +83,21 @@ def test_a_run_that_is_gone_on_with_gets_rows_in_its_own_columns(model) -> None:
     ]  # fmt: skip
 
 
-def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model) -> None:
+@pytest.mark.parametrize("flush", [1, 7, 1000])
+def test_an_expert_is_dead_after_so_many_steps_without_a_selection(model, flush: int) -> None:
     telemetry = Telemetry(CONFIG, torch.device("cpu"))
     one = torch.tensor(1.0)
     routings = [r._replace(counts_E=torch.tensor([32, 32, 0, 0])) for r in routings_of(model)]
     woken = [r._replace(counts_E=torch.tensor([32, 31, 1, 0])) for r in routings]
+    taken = []
     for step in range(1, DEAD_AFTER + 2):
         telemetry.record(step, one, one, one, 0.1, woken if step == DEAD_AFTER + 1 else routings)
+        if step % flush == 0:
+            taken.append(telemetry.take())
+    taken.append(telemetry.take())
+    assert [first for first, rows in taken if len(rows)] == list(range(1, DEAD_AFTER + 2, flush))
     at = next(c.start for c in layout(2, 4) if c.stat == "dead_experts")
-    dead = telemetry.take()[1][:, at]
+    dead = np.concatenate([rows[:, at] for _, rows in taken if len(rows)])
     assert dead[DEAD_AFTER - 2] == 0
     assert dead[DEAD_AFTER - 1] == 2
     assert dead[DEAD_AFTER] == 1
@@ -191,7 +198,7 @@ def test_a_look_draws_nothing_and_leaves_the_model_training(model) -> None:
     model.train()
     before = torch.get_rng_state()
     kinds = probe.snapshot(model, {"k": 2}, full=True, window=window)()
-    choices = probe.compare(model, {"k": 2}, telemetry)["experts"]
+    choices = probe.compare(probe.look(model, {"k": 2}), telemetry)()["choices"]["experts"]
     assert np.array_equal(choices, kinds["probe"]["experts"])
     assert torch.equal(before, torch.get_rng_state())
     assert model.training
@@ -229,13 +236,13 @@ def test_a_region_is_where_the_model_sends_that_point(model) -> None:
 
 def test_the_second_comparison_says_what_moved_and_a_look_says_nothing(model) -> None:
     telemetry, probe = Telemetry(CONFIG, torch.device("cpu")), Probe(CONFIG, load(CONFIG), torch.device("cpu"))
-    first = probe.compare(model, {"k": 2}, telemetry)["experts"]
+    first = probe.compare(probe.look(model, {"k": 2}), telemetry)()["choices"]["experts"]
     assert telemetry.churn_L.isnan().all()
     assert telemetry.saturation_L.isnan().all()
     with torch.no_grad():
         model.moe_layers[0].gate.w_gate.normal_()
     probe.snapshot(model, {"k": 2}, True, Window(CONFIG, {"class": 2}))()
-    second = probe.compare(model, {"k": 2}, telemetry)["experts"]
+    second = probe.compare(probe.look(model, {"k": 2}), telemetry)()["choices"]["experts"]
     assert telemetry.churn_L[0] == pytest.approx((first[0, :, 0] != second[0, :, 0]).mean())
     assert telemetry.churn_L[0] > 0
 
