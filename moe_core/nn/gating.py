@@ -322,7 +322,7 @@ class NoisyTopKGate(nn.Module):
     ) -> Routing:
         """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
-        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in top_k_gating.
+        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection.
         """
         k = self.k if k is None else self.check_k(k, self.num_experts)
         if noise < 0:
