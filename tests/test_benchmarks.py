@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import remedies
 from moe_core.__main__ import main
+from moe_core.benchmarks import peers
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"dashboard", "faults", "gpu"}
@@ -48,7 +50,7 @@ def short(name: str, *more: str) -> list[Any]:
 
 def test_every_benchmark_has_its_short_form_here() -> None:
     own = {path.stem for folder in ("benchmarks", "moe_core/benchmarks") for path in (ROOT / folder).glob("*.py")}
-    assert own - ELSEWHERE - {"__init__", "results", "waits"} == COMMANDS.keys()
+    assert own - ELSEWHERE - {"__init__", "peers", "results", "waits"} == COMMANDS.keys()
 
 
 def test_batch_measures_each_size(tmp_path) -> None:
@@ -81,14 +83,65 @@ def test_viewers_are_measured_at_a_real_server() -> None:
     assert told["slowest_frames_per_s"] <= told["frames_per_s"]
 
 
-def test_layer_measures_each_rival() -> None:
-    (row,) = short("layer")
+PEER = """
+import torch
+def layer(d_model, d_hidden, num_experts, k):
+    return torch.nn.Sequential(torch.nn.Linear(d_model, d_hidden), torch.nn.Linear(d_hidden, d_model))
+"""
+MOE = """
+import torch
+class MoE(torch.nn.Linear):
+    def __init__(self, input_size, output_size, num_experts, hidden_size, k):
+        super().__init__(input_size, output_size)
+    def forward(self, x):
+        return super().forward(x), self.weight.square().sum()
+"""
+
+
+def test_layer_measures_each_rival_and_peers_from_files(tmp_path) -> None:
+    for name, source in (("layer", PEER), ("moe", MOE)):
+        (tmp_path / f"{name}.py").write_text(source)
+    files = [f"--peer={name}={tmp_path}/{name}.py" for name in ("layer", "moe")]
+    (row,) = short("layer", *files, "--out", str(tmp_path / "layer.json"))
     assert (row["tokens"], row["num_experts"], row["k"]) == (1024, 16, 2)
-    assert all(row[name] > 0 for name in ("ours", "grouped_mm", "dense", "speedup"))
+    assert [*row["ms"]] == ["ours", "dense", "grouped_mm", "layer", "moe"]
+    assert [*row["over_ours"]] == ["dense", "grouped_mm", "layer", "moe"]
+    assert all(value > 0 for value in (*row["ms"].values(), *row["over_ours"].values()))
     assert row["rounds"] >= 5
+    kept = json.loads((tmp_path / "layer.json").read_text())
+    assert [one | {"allocator": kept["allocator"]} for one in kept["rows"]] == [row]
+    assert kept["peers"] == {"layer": "as in its file", "moe": "as in its file"}
 
 
-@pytest.mark.parametrize(("what", "heading", "rows"), [("layer", "grouped/ours", 1), ("batch", "tokens/s", 2)])
+@pytest.mark.parametrize("name", [*peers.NOTES])
+def test_installed_peers_give_a_token_its_output_and_a_balancing_loss(name: str) -> None:
+    pytest.importorskip("st_moe_pytorch" if name == "st-moe" else "transformers")
+    module, forward = peers.peer(name, (16, 32, 4, 2))
+    x_TD = torch.randn(40, 16, requires_grad=True)
+    for _ in range(2):  # what a step leaves behind must not be counted in the next
+        y_TD, loss = forward(x_TD)
+        (y_TD.square().sum() + loss).backward()
+    assert y_TD.shape == x_TD.shape
+    assert loss.ndim == 0 < loss.item() < 100
+    assert all(p.grad is not None for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("peer", "message"),
+    [
+        ("megablocks", "a peer is one of mixtral, mixtral-loop, st-moe, or NAME=FILE.py, got 'megablocks'"),
+        ("a=no.py", "there is none at no.py"),
+        ("a=moe_core/folders.py", "must define layer"),
+        ("dense=no.py", "needs a name of its own"),
+    ],
+)
+def test_a_peer_that_cannot_be_measured_is_refused_in_one_line(peer: str, message: str, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(["bench", "layer", "--quick", "--peer", peer]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("what", "heading", "rows"), [("layer", "grouped_mm/ours", 1), ("batch", "tokens/s", 2)])
 def test_layer_and_batch_print_tables_too(what: str, heading: str, rows: int, capsys) -> None:
     assert main(["bench", what, "--quick"]) == 0
     lines = capsys.readouterr().out.splitlines()

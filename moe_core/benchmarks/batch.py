@@ -70,7 +70,7 @@ def main(options: argparse.Namespace) -> int:
     machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device}, torch {torch.__version__}"
     sizes = {name: getattr(options, name) for name in ("d_model", "d_hidden", "num_experts", "k")}
     rows: list[dict[str, Any]] = []
-    tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, options.seconds)
+    tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, options.seconds or 1.0)
     if options.json:
         print(
             json.dumps({"event": "start", "pid": os.getpid(), "sizes": tokens_of, "machine": machine} | sizes),

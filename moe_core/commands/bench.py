@@ -34,7 +34,18 @@ def declare(commands: Any) -> None:
     sizes.add_argument(
         "--threads", type=whole_flag, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)"
     )
-    sizes.add_argument("--seconds", type=real_flag, default=1.0, help="time for each batch size (default 1)")
+    bench.add_argument("--seconds", type=real_flag, help="time for each size of layer (default 4) or batch (default 1)")
+    peers = bench.add_argument_group("what layer measures beside it")
+    peers.add_argument(
+        "--peer",
+        action="append",
+        metavar="NAME[=FILE.py]",
+        help="also measure mixtral, mixtral-loop or st-moe (pip install -r requirements-bench.txt), or a file of yours that "
+        "has layer(d_model, d_hidden, num_experts, k) -> module, or a class MoE as davidmrau's moe.py; may be given again",
+    )
+    peers.add_argument(
+        "--allocator", choices=("kept", "default"), default="kept", help="kept: as in the trainer (default); glibc only"
+    )
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
@@ -48,4 +59,4 @@ def bench_command(arguments: argparse.Namespace) -> int:
         return int(seeing(arguments))
     from moe_core.benchmarks.layer import main as layer
 
-    return int(layer(["--json"] * arguments.json + ["--quick"] * arguments.quick))
+    return int(layer(arguments))

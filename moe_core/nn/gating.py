@@ -6,6 +6,7 @@ Everything here is float32 or wider, whatever the model's precision: balance is 
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float
 LOOKED_AT = 256  # tokens, evenly spaced, of which it is measured in each step what no token can reach
 FEW = 16  # tokens, below which it is not judged what no token can reach
 CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certain and its gradient is nothing
+
+softmax_backward = torch.ops.aten._softmax_backward_data
 
 
 class Routing(NamedTuple):
@@ -100,19 +103,6 @@ def dense_gates(weights_TK: Tensor, experts_TK: Tensor, num_experts: int) -> Ten
     return weights_TK.new_zeros(weights_TK.shape[0], num_experts).scatter(1, experts_TK, weights_TK)
 
 
-def top_k_gating(logits_TE: Tensor, k: int, weigh: str = "kept") -> tuple[Tensor, Tensor, Tensor]:
-    """The k largest logits: weights (T, K), experts (T, K), and the J largest logits (T, J), largest first.
-
-    weigh="kept": softmax(KeepTopK(logits, k)), over the kept k, so that a row's weights sum to 1; of k = 1 it is 1, and
-    the logit gets no gradient. (Shazeer 2017, eq. 3 and 5) "all": the softmax over all experts, not normalised again.
-    (Fedus et al. 2021, eq. 2)
-    """
-    top_TJ, order_TJ = logits_TE.topk(min(k + 1, logits_TE.shape[1]), dim=1)
-    experts_TK = order_TJ[:, :k]
-    weights_TK = top_TJ[:, :k].softmax(1) if weigh == "kept" else logits_TE.softmax(1).gather(1, experts_TK)
-    return weights_TK, experts_TK, top_TJ
-
-
 @torch.no_grad()
 def router_margin(scores_TE: Tensor, experts_TK: Tensor) -> Tensor:
     """(T,) the weakest chosen score minus the strongest unchosen one: a smaller error in the scores changes no choice.
@@ -143,26 +133,23 @@ def out_of_reach(lack_NE: Tensor) -> Tensor:
     return ((2 * nearest_E > farthest_E) & farthest_E.isfinite()).sum(-1).float()
 
 
-def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None) -> Tensor:
+def smooth_load(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) -> Tensor:
     """(E,) expected number of tokens of each expert if only its own noise were drawn again. (Shazeer 2017, appendix A)
 
     Sum over tokens of P(x, i) = Phi((clean_i - kth_excluding(noisy, k, i)) / std_i). std_TE is the spread as applied
-    and must be above 0. top_TJ may hand in the k + 1 largest noisy logits. The gradient flows through clean, std and
-    the threshold, as in the authors' code. With k = E all are certain: T each, and no gradient. An expert that is off
-    (logits of minus infinity) has load 0; where only k are on, they are certain.
+    and must be above 0. The gradient flows through clean, std and the threshold, as in the authors' code. With k = E all
+    are certain: T each, and no gradient. An expert that is off (logits of minus infinity) has load 0; where only k are
+    on, they are certain.
     """
     num_experts = noisy_TE.shape[1]
     if k == num_experts:
         return noisy_TE.new_full((num_experts,), noisy_TE.shape[0])
-    return selection_chance_TE(clean_TE, noisy_TE, std_TE, k, top_TJ).sum(0)
+    return selection_chance_TE(clean_TE, noisy_TE, std_TE, k).sum(0)
 
 
-def selection_chance_TE(
-    clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int, top_TJ: Tensor | None = None
-) -> Tensor:
+def selection_chance_TE(clean_TE: Tensor, noisy_TE: Tensor, std_TE: Tensor, k: int) -> Tensor:
     """P(x, i) of the appendix, for k < E. At a tie the two thresholds are equal, so >= serves as `is selected`."""
-    if top_TJ is None:
-        top_TJ = noisy_TE.topk(k + 1, dim=1).values
+    top_TJ = noisy_TE.topk(k + 1, dim=1).values
     kth_T1, next_T1 = top_TJ[:, k - 1 : k], top_TJ[:, k : k + 1]
     threshold_TE = torch.where(noisy_TE >= kth_T1, next_T1, kth_T1)
     return Chance.apply(clean_TE - threshold_TE, std_TE)
@@ -181,10 +168,77 @@ class Chance(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_TE):
-        z_TE, std_TE = ctx.saved_tensors
-        density_TE = z_TE.square().mul_(-0.5).exp_().mul_((2 * math.pi) ** -0.5)
-        margin_grad_TE = density_TE.mul_(grad_TE).div_(std_TE.clamp_min(SPREAD_FLOOR))
-        return margin_grad_TE, margin_grad_TE * -z_TE
+        return chance_gradients(grad_TE, *ctx.saved_tensors)
+
+
+def chance_gradients(grad_TE: Tensor, z_TE: Tensor, std_TE: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of margin and std, z = margin / std. grad_TE may also be (E,), the same of each token."""
+    density_TE = z_TE.square().mul_(-0.5).exp_().mul_((2 * math.pi) ** -0.5)
+    margin_grad_TE = density_TE.mul_(grad_TE).div_(std_TE.clamp_min(SPREAD_FLOOR))
+    return margin_grad_TE, margin_grad_TE * -z_TE
+
+
+class Selection(torch.autograd.Function):
+    """The k experts with the largest noisy logits: (weights (T, K), experts (T, K), importance (E,), load (E,), counts (E,)).
+
+    weigh="kept": softmax(KeepTopK(logits, k)), over the kept k, so that a row's weights sum to 1; of k = 1 it is 1, and
+    the logit gets no gradient. (Shazeer 2017, eq. 3 and 5) "all": the softmax over all experts, not normalised again.
+    (Fedus et al. 2021, eq. 2) smooth: the load is smooth_load, else the count.
+
+    One function with its gradient in closed form, because on a small batch calls cost more than the numbers. It has the bits of
+    a graph of torch's own, so runs that were recorded with one replay the same.
+    """
+
+    @staticmethod
+    def forward(ctx, clean_TE, noisy_TE, std_TE, k, weigh, smooth):
+        tokens, num_experts = noisy_TE.shape
+        top_TJ, order_TJ = noisy_TE.topk(min(k + 1, num_experts), dim=1)
+        experts_TK = order_TJ[:, :k]
+        shares = top_TJ[:, :k].softmax(1) if weigh == "kept" else noisy_TE.softmax(1)
+        weights_TK = shares if weigh == "kept" else shares.gather(1, experts_TK)
+        importance_E = dense_gates(weights_TK, experts_TK, num_experts).sum(0)
+        counts_E = count_selections(experts_TK, num_experts)
+        z_TE = None
+        if not smooth:
+            load_E = counts_E.to(noisy_TE.dtype)
+        elif k == num_experts:
+            load_E = noisy_TE.new_full((num_experts,), tokens)
+        else:
+            # Without expert i the k-th largest is the next one for the selected, and the k-th itself for all others.
+            kth_T1, next_T1 = top_TJ[:, k - 1 : k], top_TJ[:, k:]
+            margin_TE = (clean_TE - kth_T1).scatter_(1, experts_TK, clean_TE.gather(1, experts_TK) - next_T1)
+            std_TE = std_TE.clamp_min(torch.finfo(std_TE.dtype).tiny)
+            z_TE = margin_TE.div_(std_TE).clamp_(-CERTAIN, CERTAIN)
+            load_E = torch.special.ndtr(z_TE).sum(0)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(experts_TK, counts_E, *([load_E] if z_TE is None else []))
+        ctx.save_for_backward(order_TJ, shares, z_TE, std_TE)
+        ctx.k, ctx.weigh = k, weigh
+        return weights_TK, experts_TK, importance_E, load_E, counts_E
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, weights_grad_TK, _, importance_grad_E, load_grad_E, __):
+        order_TJ, shares, z_TE, std_TE = ctx.saved_tensors
+        k, experts_TK = ctx.k, order_TJ[:, : ctx.k]
+        top_grad_TJ, noisy_grad_TE, clean_grad_TE, std_grad_TE = shares.new_zeros(order_TJ.shape), None, None, None
+        if importance_grad_E is not None:
+            of_importance_TK = importance_grad_E.index_select(0, experts_TK.flatten()).view(experts_TK.shape)
+            weights_grad_TK = of_importance_TK if weights_grad_TK is None else of_importance_TK.add_(weights_grad_TK)
+        if weights_grad_TK is not None and ctx.weigh == "kept":
+            top_grad_TJ[:, :k] = softmax_backward(weights_grad_TK, shares, 1, shares.dtype)
+        elif weights_grad_TK is not None:
+            grad_TE = torch.zeros_like(shares).scatter_(1, experts_TK, weights_grad_TK)
+            noisy_grad_TE = softmax_backward(grad_TE, shares, 1, shares.dtype)
+        if load_grad_E is not None:
+            clean_grad_TE, std_grad_TE = chance_gradients(load_grad_E, z_TE, std_TE)
+            others_TE = clean_grad_TE.scatter(1, experts_TK, 0)
+            top_grad_TJ[:, k - 1] -= others_TE.sum(1)
+            top_grad_TJ[:, k] = (others_TE - clean_grad_TE).sum(1)
+        if load_grad_E is not None or ctx.weigh == "kept":
+            of_top_TE = top_grad_TJ.new_zeros(std_TE.shape).scatter_(1, order_TJ, top_grad_TJ)
+            noisy_grad_TE = of_top_TE if noisy_grad_TE is None else noisy_grad_TE.add_(of_top_TE)
+        return clean_grad_TE, noisy_grad_TE, std_grad_TE, None, None, None
 
 
 def add_noise(clean_TE: Tensor, x_TD: Tensor, w_noise_DE: Tensor, noise: float) -> tuple[Tensor, Tensor]:
@@ -196,6 +250,12 @@ def add_noise(clean_TE: Tensor, x_TD: Tensor, w_noise_DE: Tensor, noise: float) 
         return clean_TE, torch.zeros_like(clean_TE)
     std_TE = noise * (F.softplus(x_TD @ w_noise_DE.to(x_TD.dtype)) + NOISE_FLOOR)
     return clean_TE + torch.randn_like(clean_TE) * std_TE, std_TE
+
+
+def in_full(x_TD: Tensor) -> AbstractContextManager[Any]:
+    """Autocast off, where it is on: to turn off what is off takes as long as a product of a small batch."""
+    device = x_TD.device.type
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
 
 
 def start_weights(d_model: int, num_experts: int, zero_init: bool) -> tuple[nn.Parameter, nn.Parameter]:
@@ -263,14 +323,14 @@ class NoisyTopKGate(nn.Module):
     ) -> Routing:
         """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
-        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in top_k_gating.
+        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection.
         """
         k = self.k if k is None else self.check_k(k, self.num_experts)
         if noise < 0:
             raise ValueError(f"noise must not be negative, got {noise}")
         self.check_on(k, off)
         noisy = self.training if noisy is None else noisy
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with in_full(x_TD):
             x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
             return self.route(x_TD, k, noise if noisy else 0.0, off, weigh)
 
@@ -278,20 +338,17 @@ class NoisyTopKGate(nn.Module):
         """The equations, for rows in float32 or wider, with the noise as it is to be applied."""
         clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
         noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
-        weights_TK, experts_TK, top_TJ = top_k_gating(noisy_TE, k, weigh)
-        importance_E = dense_gates(weights_TK, experts_TK, self.num_experts).sum(0)
-        counts_E = count_selections(experts_TK, self.num_experts)
         # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.
-        load_E = smooth_load(clean_TE, noisy_TE, std_TE, k, top_TJ) if noise > 0 else counts_E.to(x_TD.dtype)
+        weights_TK, experts_TK, *of_experts = Selection.apply(clean_TE, noisy_TE, std_TE, k, weigh, noise > 0)
         return Routing(
-            *(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, importance_E, load_E, counts_E),
+            *(weights_TK, experts_TK, clean_TE, noisy_TE, std_TE, *of_experts),
             on=experts_on(off, clean_TE),
             scores_TE=noisy_TE.detach(),
         )
 
     def clean_logits(self, x_TD: Tensor, off: Sequence[int] = ()) -> Tensor:
         """(T, E) x W_g in float32 or wider, without noise: the scores of the strategies that draw none."""
-        with torch.autocast(x_TD.device.type, enabled=False):
+        with in_full(x_TD):
             x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
             return switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
 

@@ -30,7 +30,9 @@ def assert_agrees_with_float64(y, experts, x, weights, w1, w2):
 
 
 @pytest.mark.parametrize("grouped", [False, True])
-@pytest.mark.parametrize(("tokens", "k", "num_experts"), [(40, 2, 6), (3, 1, 8), (10, 4, 4), (7, 1, 1)])
+@pytest.mark.parametrize(
+    ("tokens", "k", "num_experts"), [(40, 2, 6), (3, 1, 8), (10, 4, 4), (7, 1, 1), (1, 2, 5), (331, 3, 17)]
+)
 def test_output_and_gradients_agree_with_float64(grouped, tokens, k, num_experts):
     experts, tensors = batch(tokens, k, num_experts)
     y = Mixture.apply(*tensors[:2], experts, count(experts, num_experts), *tensors[2:], grouped, experts.numel())

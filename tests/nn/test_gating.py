@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_core.nn.balance import cv_squared, importance_loss, load_loss
-from moe_core.nn.gating import NoisyTopKGate, selection_chance_TE, smooth_load
+from moe_core.nn.gating import NoisyTopKGate, Selection, dense_gates, selection_chance_TE, smooth_load
 from moe_core.nn.layer import MoELayer
 
 
@@ -71,6 +71,50 @@ def test_the_whole_gate_agrees_with_the_definition():
         strict=True,
     ):
         torch.testing.assert_close(a.double(), b, atol=1e-4, rtol=1e-3)
+
+
+def selection_by_autograd(clean, noisy, std, k, weigh, smooth):
+    """Selection as a graph of torch's own."""
+    top, order = noisy.topk(min(k + 1, noisy.shape[1]), dim=1)
+    experts = order[:, :k]
+    weights = top[:, :k].softmax(1) if weigh == "kept" else noisy.softmax(1).gather(1, experts)
+    counts = torch.zeros(noisy.shape[1]).index_add(0, experts.flatten(), torch.ones(experts.numel()))
+    load = smooth_load(clean, noisy, std, k) if smooth else counts.to(noisy.dtype)
+    return weights, experts, dense_gates(weights, experts, noisy.shape[1]).sum(0), load, counts.long()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("weigh", ["kept", "all"])
+@pytest.mark.parametrize("smooth", [True, False])
+@pytest.mark.parametrize(
+    ("tokens", "num_experts", "k", "off"),
+    [(200, 16, 2, 0), (1, 6, 2, 0), (30, 6, 1, 0), (30, 5, 4, 2), (30, 5, 5, 0), (7, 1, 1, 0), (90, 64, 7, 57), (0, 4, 2, 0)],
+)  # fmt: skip
+def test_a_selection_and_its_gradients_have_the_bits_of_a_graph(dtype, weigh, smooth, tokens, num_experts, k, off):
+    """Whichever of its outputs are used: each alone, and all together. Between experts that are on, no logits tie."""
+    k = min(k, num_experts - off)
+    clean, draws = torch.randn(2, tokens, num_experts, dtype=dtype).unbind()
+    std = torch.rand(tokens, num_experts, dtype=dtype) + 0.01
+    clean[:, num_experts - off :] = -math.inf
+    inputs = [t.requires_grad_() for t in (clean, clean + draws * std, std)]
+    inputs[1] = inputs[1].detach().requires_grad_()
+    ours = Selection.apply(*inputs, k, weigh, smooth)
+    graph = selection_by_autograd(*inputs, k, weigh, smooth)
+    for a, b in zip(ours, graph, strict=True):
+        assert torch.equal(a, b)
+        assert a.requires_grad == b.requires_grad
+    grads = [torch.randn_like(t) if t.requires_grad else None for t in ours]
+    used = [at for at, grad in enumerate(grads) if grad is not None]
+    for chosen in (*([at] for at in used), used):
+        by_ours, by_graph = (
+            torch.autograd.grad(
+                [outputs[at] for at in chosen], inputs, [grads[at] for at in chosen],
+                retain_graph=True, allow_unused=True, materialize_grads=True,
+            )
+            for outputs in (ours, graph)
+        )  # fmt: skip
+        for a, b in zip(by_ours, by_graph, strict=True):
+            assert torch.equal(a, b), chosen
 
 
 def test_the_chance_is_the_share_of_redraws_that_select():
