@@ -12,6 +12,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from moe_core.runs.apart import APART, PAGE
 from moe_core.runs.codec import START, link, pack_arrays
 from moe_core.runs.database import MIGRATIONS, StoreError, hold_lock, writing
 from moe_core.runs.identity import identity_of
@@ -66,6 +67,7 @@ def create_record(
     about = {
         "description": to_json(description),
         "layout": [list(column) for column in columns],
+        "apart": columns[-1].start + columns[-1].width >= APART,
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),
         **own,
@@ -114,6 +116,8 @@ def make_file(
     try:
         require_room(folder)
         db = sqlite3.connect(temporary, isolation_level=None)
+        if about.get("apart"):
+            db.execute(f"PRAGMA page_size = {PAGE}")
         db.executescript("".join(MIGRATIONS))
         db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
         with writing(db):
