@@ -40,10 +40,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return record(tmp_path / "apart")
 
 
-def edit(run: Run, sql: str) -> None:
+def edit(run: Run, sql: str, *values: int) -> None:
     run.close()
     with contextlib.closing(sqlite3.connect(run.path / "run.db")) as db, db:
-        db.execute(sql)
+        db.execute(sql, values)
 
 
 def parts_read(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -114,9 +114,9 @@ def test_a_damaged_part_is_its_layers_only(run: Run, damage: str) -> None:
     assert any("block 1" in line for line in verify(run))
 
 
-@pytest.mark.parametrize("wrong", ["zeroblob(16)", "zeroblob(64)", "data || zeroblob(16)"])
-def test_digests_of_other_parts_are_damage(run: Run, wrong: str) -> None:
-    edit(run, f"UPDATE blocks SET data = {wrong} WHERE id = 2")
+@pytest.mark.parametrize("size", [16, 64, 80])
+def test_digests_of_other_parts_are_damage(run: Run, size: int) -> None:
+    edit(run, "UPDATE blocks SET data = zeroblob(?) WHERE id = 2", size)
     with pytest.raises(StoreError, match="block 2"):
         run.history("loss")
 
