@@ -113,7 +113,7 @@ def read(folder: Path) -> dict[str, float]:
     last = feed.last
     for share in (0.5, 0.1, 0.01, 0.001):
         low = int(0.37 * last - share * last / 2)
-        span = [low, low + int(share * last)]
+        span = [low, low + max(1, int(share * last))]
         results[f"zoom_{share}_s"], results[f"zoom_{share}_again_s"] = frame(span=span), frame(span=span, theme="dark")
     results["past_step_s"] = frame(step=last // 3)
     other = len(feed.description.layers) - 1
@@ -157,7 +157,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE.json", help="add the figures to this file's, with the machine described"
     )
     given = parser.parse_args(arguments)
-    steps = 5_000 if given.quick else given.steps
+    steps = min(given.steps, 5_000) if given.quick else given.steps
     config = Config(layers=given.layers, num_experts=given.experts)
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run or Path(scratch) / "long"

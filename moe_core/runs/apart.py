@@ -77,8 +77,8 @@ class Layout:
             if packed is None or digest(packed) != data[DIGEST * number :][:DIGEST]:
                 raise ValueError("a part is not what was written")
             rows.append(unpack_rows(packed, len(self.places[number]), n))
-        joined = np.concatenate(rows).T
-        return joined if part is not None else joined[:, self.order]
+        columns = np.concatenate(rows)
+        return (columns if part is not None else columns[self.order]).T
 
     def numbers(self, part: int | None) -> Sequence[int]:
         """Which parts are asked for, counted from 0."""

@@ -19,7 +19,7 @@ from moe_core.runs.identity import identity_of
 from moe_core.runs.limits import read_json
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED
-from moe_core.runs.sums import answer, count, insert, put_state
+from moe_core.runs.sums import answer, count, insert, put_state, statements
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
 from moe_core.schema import STAT, STATS, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
@@ -118,9 +118,11 @@ def make_file(
         db = sqlite3.connect(temporary, isolation_level=None)
         if about.get("apart"):
             db.execute(f"PRAGMA page_size = {PAGE}")
-        db.executescript("".join(MIGRATIONS))
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        with writing(db):
+        with writing(db):  # all in one: each transaction waits for the disk four times
+            for migration in MIGRATIONS:
+                for statement in statements(migration):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             chain = link(START, about_text, probe_data)
             db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
             db.execute("INSERT INTO state (id, state, step, reason, pid, heartbeat) VALUES (1, '', 0, '', 0, 0.0)")
