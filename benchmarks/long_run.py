@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from moe_core.benchmarks.results import keep
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.live import Viewer
-from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.runs import Batch, RunWriter, begin, create_run, open_run
 from moe_core.runs.estimate import CELL
 from moe_core.schema import Config, Knobs, layout
 
@@ -100,13 +100,13 @@ def read(folder: Path) -> dict[str, float]:
         viewer.frame()
         return time.perf_counter() - start
 
-    began = time.perf_counter()
+    began = now()
     feed = Feed(open_run(folder, limit=0.25))
     viewer = Viewer()
     viewer.feed = feed
     frame()
-    results = {"first_frame_s": time.perf_counter() - began}
-    results["whole_s"] = taken_in(feed, began)
+    results = spent("first_frame", began) | {"behind": feed.behind}
+    results |= taken_in("whole", feed, began)
     results["whole_frame_s"] = frame(theme="dark")
     steps, cv = feed.history("cv_load", 0, bins=300)
     results["highest_cv"], results["rows_drawn"] = float(cv.max()), len(steps)
@@ -117,30 +117,44 @@ def read(folder: Path) -> dict[str, float]:
         results[f"zoom_{share}_s"], results[f"zoom_{share}_again_s"] = frame(span=span), frame(span=span, theme="dark")
     results["past_step_s"] = frame(step=last // 3)
     other = len(feed.description.layers) - 1
-    began = time.perf_counter()
-    results["other_layer_s"] = frame(layer=other)
-    results["other_layer_whole_s"] = taken_in(feed, began)
+    began = now()
+    frame(layer=other)
+    results |= spent("other_layer", began) | {"other_layer_behind": feed.behind}
+    results |= taken_in("other_layer_whole", feed, began)
     held = [one.size for one in feed.series.values()] + [rows.nbytes for rows in feed._ranges.values()]
     results["held_MB"] = (sum(held) + feed.recent.nbytes) / 1e6
     feed.run.close()
     return results
 
 
-def taken_in(feed: Feed, began: float) -> float:
-    """Seconds until every history that the page asked for is whole."""
+def now() -> tuple[float, float]:
+    return time.perf_counter(), time.process_time()
+
+
+def spent(name: str, began: tuple[float, float]) -> dict[str, float]:
+    """Seconds since then, and how many of them the processor was busy for this process: beside other programs only those compare."""
+    wall, busy = now()
+    return {f"{name}_s": wall - began[0], f"{name}_cpu_s": busy - began[1]}
+
+
+def taken_in(name: str, feed: Feed, began: tuple[float, float]) -> dict[str, float]:
+    """The same until every history that the page asked for is whole."""
     while feed.behind:
         feed.catch_up()
-    return time.perf_counter() - began
+    return spent(name, began)
 
 
 def of_a_million(steps: int, results: dict[str, float]) -> dict[str, float]:
-    """What a million such steps take, by what these took for each: hours and gigabytes grow with the steps, frames do not."""
-    many = MILLION / steps
-    return {
-        "million_GB": results["bytes_per_step"] * MILLION / 1e9,
-        "million_whole_s": results["first_frame_s"] + (results["whole_s"] - results["first_frame_s"]) * many,
-        "million_other_layer_s": results["other_layer_whole_s"] * many,
-    }
+    """What a million such steps take by what these took: bytes and the reading of a whole history grow with the steps, frames do not."""
+    found = {"million_GB": results["bytes_per_step"] * MILLION / 1e9}
+    for name, frame, behind in (
+        ("whole", "first_frame", "behind"),
+        ("other_layer_whole", "other_layer", "other_layer_behind"),
+    ):
+        if results[behind]:  # what the frame has not taken in of the past
+            past = results[f"{name}_cpu_s"] - results[f"{frame}_cpu_s"]
+            found[f"million_{name}_cpu_s"] = past / (steps * results[behind]) * MILLION
+    return found
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -151,6 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--block", type=int, default=BLOCK, help="steps a commit; 1: those of a run slower than 10 steps/s"
     )
+    parser.add_argument(
+        "--together", action="store_true", help="all layers in one piece, as earlier versions stored them"
+    )
     parser.add_argument("--quick", action="store_true", help="5,000 steps, to see that it works")
     parser.add_argument("--run", type=Path, help="a run that was written before, to be read again")
     parser.add_argument(
@@ -159,18 +176,26 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     steps = min(given.steps, 5_000) if given.quick else given.steps
     config = Config(layers=given.layers, num_experts=given.experts)
+    if given.together:
+        begin.APART = 1 << 30
     with tempfile.TemporaryDirectory() as scratch:
         folder = given.run or Path(scratch) / "long"
         written = {} if (folder / "run.db").exists() else write(folder, config, steps, given.block)
         results: dict[str, Any] = written | read(folder)
     results["peak_MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
     results |= of_a_million(steps, results) if written and steps < MILLION else {}
-    sizes = {"steps": steps, "layers": given.layers, "experts": given.experts, "block": given.block}
+    sizes = {
+        "steps": steps,
+        "layers": given.layers,
+        "experts": given.experts,
+        "block": given.block,
+        "together": given.together,
+    }
     row = sizes | {name: float(f"{value:.4g}") for name, value in results.items()}
     print(json.dumps(row))
     if given.out:
         before = json.loads(given.out.read_text())["rows"] if given.out.exists() else []
-        keep(given.out, [one for one in before if any(one[name] != sizes[name] for name in sizes)] + [row])
+        keep(given.out, [one for one in before if any(one.get(name) != sizes[name] for name in sizes)] + [row])
     return 0
 
 

@@ -166,12 +166,13 @@ def test_a_feed_lets_go_of_the_histories_that_nobody_asks_for(run: Run, monkeypa
     feed.refresh()
     monkeypatch.setattr(kept.time, "monotonic", lambda: clock[0])
     one = 30 * (8 + 4 * 4)  # bytes of a history of four experts
-    monkeypatch.setattr(kept, "HISTORIES", 2 * one)
+    monkeypatch.setattr(kept, "HISTORIES", one)
     for layer in range(3):
         feed.history("load", layer, bins=10)
         clock[0] += 1
     assert len(feed.series) == 3  # all of them were asked for in the last minute
     clock[0] += kept.FORGOTTEN
+    monkeypatch.setattr(kept, "HISTORIES", 2 * one)
     feed.history("load", 0, bins=10)
     feed.history("counts", 0, bins=10)
     assert [*feed.series] == [("load", 0, 1), ("load", 2, 1), ("counts", 0, 1)]
