@@ -130,8 +130,8 @@ def test_a_start_is_measured_from_the_import_to_the_first_step() -> None:
         "import moe_core", "dashboard, first answer", "train, first step recorded"
     ]  # fmt: skip
     assert all(0 < row["least_s"] <= row["median_s"] <= row["most_s"] for row in rows.values())
-    assert rows["import torch"]["cpu_s"] > rows["import moe_core"]["cpu_s"]
-    assert rows["train, first step recorded"]["median_s"] > rows["import torch"]["median_s"] / 2
+    assert rows["import moe_core"]["cpu_s"] > 0
+    assert rows["train, first step recorded"]["median_s"] > rows["import moe_core"]["median_s"]
 
 
 def test_remedies_has_a_row_of_each_table() -> None:
