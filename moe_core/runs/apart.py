@@ -32,8 +32,10 @@ class Layout:
 
     def __init__(self, columns: Sequence[Column], apart: bool) -> None:
         self.apart, self.width = apart, columns[-1].start + columns[-1].width
-        self.layers = sorted({column.layer for column in columns}) if apart else []
-        own = {layer: [c for c in columns if c.layer == layer] for layer in self.layers}
+        own: dict[int, list[Column]] = {}
+        for column in columns if apart else ():
+            own.setdefault(column.layer, []).append(column)
+        self.layers = sorted(own)
         self.places = [
             np.concatenate([np.arange(c.start, c.start + c.width) for c in own[layer]]) for layer in self.layers
         ]
