@@ -29,6 +29,7 @@ COMMANDS = {
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+    "start": ["-m", "moe_core", "bench", "start", "--quick", "--json"],
     "viewers": ["benchmarks/viewers.py", "--quick"],
     "watching": ["benchmarks/watching.py", "--quick"],
 }
@@ -161,12 +162,29 @@ def test_seeing_is_measured_with_and_without_somebody_who_looks(tmp_path) -> Non
     assert kept["machine"]["processor"]
 
 
-def test_a_long_run_is_written_and_read_with_its_collapse() -> None:
-    written, read = short("long_run")
-    assert written.keys() == {"written_s", "MB"}
-    assert {"first_frame_s", "whole_s", "zoom_0.5_s", "zoom_0.001_again_s", "past_step_s", "held_MB"} <= read.keys()
-    assert read["highest_cv"] == pytest.approx(15**0.5, abs=1e-3)  # all on one of 16 experts, for three of 5,000 steps
-    assert read["rows_drawn"] > 100
+def test_a_long_run_is_written_and_read_with_its_collapse(tmp_path) -> None:
+    (run,) = short("long_run", "--out", str(tmp_path / "long.json"))
+    assert run["bytes_per_step"] > 100
+    assert run["million_GB"] == pytest.approx(run["bytes_per_step"] / 1000, rel=1e-3)
+    assert {"first_frame_s", "whole_s", "zoom_0.5_s", "zoom_0.001_again_s", "past_step_s", "held_MB"} <= run.keys()
+    assert run["highest_cv"] == pytest.approx(15**0.5, abs=1e-2)  # all on one of 16 experts, for three of 5,000 steps
+    assert run["rows_drawn"] > 100
+    (wide,) = short(
+        "long_run", "--steps", "100", "--layers", "48", "--experts", "128", "--out", str(tmp_path / "long.json")
+    )
+    assert 40_000 < wide["bytes_per_step"] < 1.5 * wide["bytes_estimated"]
+    kept = json.loads((tmp_path / "long.json").read_text())["rows"]
+    assert [row["layers"] for row in kept] == [2, 48]
+
+
+def test_a_start_is_measured_from_the_import_to_the_first_step() -> None:
+    rows = {row["what"]: row for row in short("start")}
+    assert [what for what, row in rows.items() if row["wanted_s"]] == [
+        "import moe_core", "dashboard, first answer", "train, first step recorded"
+    ]  # fmt: skip
+    assert all(0 < row["least_s"] <= row["median_s"] <= row["most_s"] for row in rows.values())
+    assert rows["import moe_core"]["cpu_s"] > 0
+    assert rows["train, first step recorded"]["median_s"] > rows["import moe_core"]["median_s"]
 
 
 def test_remedies_has_a_row_of_each_table() -> None:

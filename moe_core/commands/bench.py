@@ -1,10 +1,10 @@
-"""bench: what is measured side by side with peers, and by batch size."""
+"""bench: what is measured side by side with peers, by batch size, and from a start."""
 
 import argparse
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, real_flag, whole_flag
+from moe_core.commands.common import add, check_installed, real_flag, whole_flag
 from moe_core.schema import Config, Knobs
 
 
@@ -13,11 +13,11 @@ def declare(commands: Any) -> None:
         commands,
         "bench",
         bench_command,
-        "measure the MoE layer beside its peers, or by batch size",
+        "measure the MoE layer beside its peers or by batch size, what seeing costs, or how long a start takes",
         run=False,
         extra="train",
     )
-    bench.add_argument("what", choices=("layer", "batch", "seeing"))
+    bench.add_argument("what", choices=("layer", "batch", "seeing", "start"))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     bench.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write the table here too, with the machine described"
@@ -57,6 +57,11 @@ def bench_command(arguments: argparse.Namespace) -> int:
         from moe_core.benchmarks.seeing import main as seeing
 
         return int(seeing(arguments))
+    if arguments.what == "start":
+        from moe_core.benchmarks.start import main as start
+
+        check_installed("dashboard", "bench start")
+        return int(start(arguments))
     from moe_core.benchmarks.layer import main as layer
 
     return int(layer(arguments))

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.dashboard.kept import Means, Series, joined, remember
+from moe_core.dashboard.kept import Asked, Means, Recent, Series, joined, remember, unasked
 from moe_core.diagnosis import Finding, diagnose
 from moe_core.figures.smooth import around, cuts_of, means
 from moe_core.runs import (
@@ -31,7 +31,7 @@ from moe_core.runs import (
     thin,
 )
 from moe_core.runs.seen import READ, look
-from moe_core.runs.source import Beside, Snapshot
+from moe_core.runs.source import Snapshot
 from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
 
@@ -44,7 +44,6 @@ BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
-FORGOTTEN = 60.0  # seconds after which means that nobody asks for are let go
 JUDGED = 1.0  # seconds between two diagnoses of a layer
 
 
@@ -56,8 +55,8 @@ class Feed:
         self.description, self.options, self.others = run.description, run.options, run.others
         self.started_knobs = run.started_knobs
         self.labels, self.path, self.parent = run.labels, run.path, run.parent
-        self.series: dict[tuple[str, int, int], Series] = {}  # by statistic, layer, and over how many steps its mean is
-        self._asked: dict[tuple[str, int, int], tuple[float, int]] = {}  # when each was, and at which block
+        self.series: dict[Asked, Series] = {}
+        self._asked: dict[Asked, tuple[float, int]] = {}  # when each was, and at which block
         self.recent = np.empty((0, run.columns), np.float32)
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
@@ -75,7 +74,7 @@ class Feed:
         self._probe = run.probe()
         self._snapshots: dict[Any, Any] = {}
         self._taken: dict[tuple[int, str], np.ndarray | None] = {}
-        self._ranges: dict[int, np.ndarray] = {}
+        self._ranges: dict[tuple[int, int | None], np.ndarray] = {}  # by the first step, and the part that was read
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
     @property
@@ -161,7 +160,7 @@ class Feed:
 
     def _take(self) -> None:
         """New rows into `recent`, and into each history that is up to date. Of a run not seen before, the last ones."""
-        most = self.piece
+        most = self.piece()
         if not self.seen:
             blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
         else:
@@ -178,17 +177,20 @@ class Feed:
             self._add(steps, rows, before, self.seen)
             blocks = self.run.blocks(after=self.seen, most=most) if len(blocks) >= most else []
 
-    @property
-    def piece(self) -> int:
-        """Blocks to read at once, by what the run's blocks have in the mean."""
-        block = 4 * self.run.columns * max(1, self.last // max(1, self.seen))
+    def piece(self, part: int | None = None) -> int:
+        """Blocks to read at once, by what the run's blocks, or one part of each, have in the mean."""
+        block = self._bytes(part, max(1, self.last // max(1, self.seen)))
         return max(1, min(PIECE, TAKEN // max(1, block)))
 
-    def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int) -> None:
-        """Rows that follow block `before` into the histories that end there."""
+    def _bytes(self, part: int | None, steps: int) -> int:
+        """What the rows of so many steps take, as read from a part of the record."""
+        return 4 * steps * self.run.stored.width_of(part)
+
+    def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int, part: int | None = None) -> None:
+        """Rows that follow block `before` into the histories that end there. part: the one that the rows are of, if not of all."""
         for (stat, layer, _), series in self.series.items():
-            if series.block == before:
-                series.add(steps, self._pick(rows, stat, layer, steps), block, self.cuts)
+            if series.block == before and part in (None, self.run.stored.part(stat, layer)):
+                series.add(steps, self._pick(rows, stat, layer, steps, part), block, self.cuts)
 
     @property
     def behind(self) -> float:
@@ -201,17 +203,24 @@ class Feed:
         with self.lock:
             until = time.monotonic() + budget
             try:
-                while self.behind:
-                    at = min(series.block for series in self.series.values())
-                    blocks = self.run.blocks(after=at, most=min(self.piece, self.seen - at))
-                    if not blocks:
-                        break
-                    self._add(*joined(blocks), at, blocks[-1].id)
-                    if time.monotonic() > until:
-                        break
+                while self.behind and self._read_on() and time.monotonic() < until:
+                    pass
             except StoreError as error:
                 self.error = str(error)
             self._let_go()
+
+    def _read_on(self) -> bool:
+        """The next piece into the histories that are furthest behind, up to where the next of them is; only the parts that they
+        are of are read. False where there is none."""
+        at = min(series.block for series in self.series.values())
+        end = min((series.block for series in self.series.values() if series.block > at), default=self.seen)
+        parts = {self.run.stored.part(*key[:2]) for key, series in self.series.items() if series.block == at}
+        for part in parts:
+            blocks = self.run.blocks(after=at, most=min(self.piece(part), end - at), part=part)
+            if not blocks:
+                return False
+            self._add(*joined(blocks), at, blocks[-1].id, part)
+        return True
 
     def history(
         self,
@@ -241,7 +250,8 @@ class Feed:
             inside = slice(int(np.searchsorted(series.steps, low)), int(np.searchsorted(series.steps, high, "right")))
             steps, values = series.steps[inside], series.values[inside]
             few = len(steps) < min(bins, high - low + 1)
-            if few and high - low < self.last // 2 and (high - low + 1) * self.run.columns * 4 <= WINDOW // 2:
+            size = self._bytes(self.run.stored.part(stat, layer), high - low + 1)
+            if few and high - low < self.last // 2 and size <= WINDOW // 2:
                 asked = stat, layer, low, high, bins, over
                 if asked not in self._thinned:
                     steps, values = self._raw(stat, layer, begin, min(end or high, self.last))
@@ -259,39 +269,43 @@ class Feed:
 
     def _raw(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
         """Every step of a range. Rows are kept by the step at which their range begins, for the next statistic of it."""
-        rows = self._ranges.pop(low, np.empty((0, self.run.columns), np.float32))
+        part = self.run.stored.part(stat, layer)
+        rows = self._ranges.pop((low, part), self._none(part))
         while low + len(rows) <= high:
-            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece)
+            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece(part), part=part)
             if not blocks:
                 break
             steps, more = joined(blocks)
             rows = np.concatenate([rows, more[low + len(rows) - int(steps[0]) :]])
-        self._ranges[low] = rows
+        self._ranges[low, part] = rows
         while sum(kept.nbytes for kept in self._ranges.values()) > WINDOW and len(self._ranges) > 1:
             del self._ranges[next(iter(self._ranges))]
         self._let_go()
         rows = rows[: max(0, high - low + 1)]
         steps = np.arange(low, low + len(rows))
-        return steps, self._pick(rows, stat, layer, steps)
+        return steps, self._pick(rows, stat, layer, steps, part)
 
-    def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray) -> np.ndarray:
-        return pick(self.run.layout, rows, stat, layer, steps, self._off)
+    def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray, part: int | None = None) -> np.ndarray:
+        return pick(self.run.stored.of(part), rows, stat, layer, steps, self._off)
+
+    def _none(self, part: int | None = None) -> np.ndarray:
+        """No rows, of all columns or of a part's."""
+        return np.empty((0, self.run.stored.width_of(part)), np.float32)
 
     def _kept(self, stat: str, layer: int, over: int) -> Series:
         asked = stat, layer, over
         if asked not in self.series:
             none = np.empty(0, np.int64)
-            empty = self._pick(np.empty((0, self.run.columns), np.float32), stat, layer, none)
+            empty = self._pick(self._none(), stat, layer, none)
+            self._forget()
             self.series[asked] = Means(over, none, empty) if over > 1 else Series(none, empty)
             self.catch_up(BUDGET / 4)
         self._asked[asked] = time.monotonic(), self.seen
         return self.series[asked]
 
     def _forget(self) -> None:
-        """Let go of the means that nobody asked for in the last minute, nor since the last block came: steps may be slow."""
-        for asked, (when, seen) in list(self._asked.items()):
-            if asked[2] > 1 and seen < self.seen and time.monotonic() - when > FORGOTTEN:
-                del self.series[asked], self._asked[asked]
+        for asked in unasked(self.series, self._asked, self.seen):
+            del self.series[asked], self._asked[asked]
 
     @property
     def cuts(self) -> list[int]:
@@ -384,16 +398,3 @@ class Feed:
                 self._let_go()
             experts: np.ndarray | None = self._taken[step, kind]
             return experts
-
-
-class Recent(Beside):
-    """A feed whose histories begin with the first step whose row is in memory: what is wrong now shows there."""
-
-    def __init__(self, feed: Feed) -> None:
-        super().__init__(feed, {})
-        self.first = feed.first_recent
-
-    def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)

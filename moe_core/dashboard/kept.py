@@ -1,6 +1,7 @@
 """What a feed keeps of a run in memory: thinned histories, and answers up to a number of them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,8 +9,12 @@ import numpy as np
 
 from moe_core.figures.smooth import centred
 from moe_core.runs import Block, thin
+from moe_core.runs.source import Beside
 
 KEPT = 2048  # bins of a history in memory
+FORGOTTEN = 60.0  # seconds after which means that nobody asks for are let go,
+HISTORIES = 128 << 20  # and other histories, where all of them take more bytes than this: one of 256 experts takes 8 MB
+Asked = tuple[str, int, int]  # a history: its statistic, its layer, and over how many steps its mean is
 
 
 @dataclass
@@ -19,6 +24,11 @@ class Series:
     steps: np.ndarray
     values: np.ndarray
     block: int = 0
+
+    @property
+    def size(self) -> int:
+        """Bytes in memory."""
+        return self.steps.nbytes + self.values.nbytes
 
     def add(self, steps: np.ndarray, values: np.ndarray, block: int, cuts: Sequence[int] = ()) -> None:
         joined = np.concatenate([self.steps, steps]), np.concatenate([self.values, values])
@@ -34,6 +44,10 @@ class Means(Series):
         super().__init__(steps, values)
         self.over, self.final = over, Series(steps, values)
         self.recorded, self.settled = (steps, values), 0  # settled: the last step whose mean stays
+
+    @property
+    def size(self) -> int:
+        return super().size + self.final.size + sum(array.nbytes for array in self.recorded)
 
     def add(self, steps: np.ndarray, values: np.ndarray, block: int, cuts: Sequence[int] = ()) -> None:
         """cuts: the steps at which a change took effect, across which no mean is taken."""
@@ -59,3 +73,31 @@ def remember(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
     while len(kept) >= most:
         del kept[next(iter(kept))]
     kept[key] = value
+
+
+def unasked(series: Mapping[Asked, Series], asked: Mapping[Asked, tuple[float, int]], seen: int) -> list[Asked]:
+    """The histories to let go of, as nobody asked for them in the last minute: means, if a block came since, as steps may be slow;
+    others, which take long to read again, the longest unasked first, where all take more than HISTORIES.
+
+    asked: when each was, and which block was the last then; seen: the last block now.
+    """
+    gone, held = [], sum(one.size for one in series.values())
+    for key in sorted(asked, key=lambda key: asked[key]):
+        when, block = asked[key]
+        if time.monotonic() - when > FORGOTTEN and (held > HISTORIES or (key[2] > 1 and block < seen)):
+            held -= series[key].size
+            gone.append(key)
+    return gone
+
+
+class Recent(Beside):
+    """A feed whose histories begin with the first step whose row is in memory: what is wrong now shows there."""
+
+    def __init__(self, feed: Any) -> None:
+        super().__init__(feed, {})
+        self.first = feed.first_recent
+
+    def history(
+        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)

@@ -12,13 +12,14 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from moe_core.runs.apart import APART, PAGE
 from moe_core.runs.codec import START, link, pack_arrays
 from moe_core.runs.database import MIGRATIONS, StoreError, hold_lock, writing
 from moe_core.runs.identity import identity_of
 from moe_core.runs.limits import read_json
 from moe_core.runs.room import drop_ballast, make_ballast, no_room
 from moe_core.runs.rows import RESUMED
-from moe_core.runs.sums import answer, count, insert, put_state
+from moe_core.runs.sums import answer, count, insert, put_state, statements
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
 from moe_core.schema import STAT, STATS, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
@@ -66,6 +67,7 @@ def create_record(
     about = {
         "description": to_json(description),
         "layout": [list(column) for column in columns],
+        "apart": columns[-1].start + columns[-1].width >= APART,
         "labels": {name: list(values) for name, values in (labels or {}).items()},
         "facts": dict(facts or {}),
         **own,
@@ -114,9 +116,13 @@ def make_file(
     try:
         require_room(folder)
         db = sqlite3.connect(temporary, isolation_level=None)
-        db.executescript("".join(MIGRATIONS))
-        db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
-        with writing(db):
+        if about.get("apart"):
+            db.execute(f"PRAGMA page_size = {PAGE}")
+        with writing(db):  # all in one: each transaction waits for the disk four times
+            for migration in MIGRATIONS:
+                for statement in statements(migration):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
             chain = link(START, about_text, probe_data)
             db.execute("INSERT INTO run VALUES (1, ?, ?, ?)", (about_text, probe_data, chain))
             db.execute("INSERT INTO state (id, state, step, reason, pid, heartbeat) VALUES (1, '', 0, '', 0, 0.0)")

@@ -1,30 +1,38 @@
 """The blocks of steps of a run, each checked against its link of the chain, and all against how far the record goes."""
 
+import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.runs.apart import Layout
 from moe_core.runs.checked import CheckedRows, State
-from moe_core.runs.codec import HEADER, link, unpack_rows
+from moe_core.runs.codec import HEADER, link
+from moe_core.runs.columns import pick
 from moe_core.runs.database import StoreError
 from moe_core.runs.rows import Block
+from moe_core.runs.statistics import Off
 
 BLOCK_OF = "SELECT id FROM blocks {} WHERE first <= ? ORDER BY {} DESC LIMIT 1"
-KEPT = 32 << 20  # bytes of rows kept of the last range that was read
+PARTS = "SELECT parts.id, parts.data FROM json_each(?) AS wanted JOIN parts ON parts.id = wanted.value"
+KEPT = 32 << 20  # bytes of rows kept of the last ranges that were read
+PIECE = 16 << 20  # bytes of rows read at once of a long range
+
+Rows = NDArray[np.float32]
 
 
 class Blocks:
     """Reads the blocks of one run through its `query`. rows: its other rows; their state says how
     far the blocks go."""
 
-    def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, columns: int) -> None:
-        self.query, self.rows, self.columns = query, rows, columns
-        self.kept: tuple[tuple[int, int], int, NDArray[np.float32]] | None = None
+    def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, layout: Layout) -> None:
+        self.query, self.rows, self.layout = query, rows, layout
+        self.kept: dict[tuple[int, int, int | None], tuple[int, Rows]] = {}
 
-    def read(self, after: int, first: int | None, last: int | None, most: int) -> list[Block]:
+    def read(self, after: int, first: int | None, last: int | None, most: int, part: int | None = None) -> list[Block]:
         """As Run.blocks."""
         state = self.rows.state()  # before the blocks, which then reach as far as it says
         # Steps and ids rise together, so the index on steps gives the ids and no other block is read.
@@ -36,42 +44,79 @@ class Blocks:
                WHERE id > ? AND id <= ? ORDER BY id LIMIT ?""",
             (after, end, most),
         )
-        blocks = self._follow_chain(rows) if rows else []
+        blocks = self._follow_chain(rows, part) if rows else []
         if state and state.held and len(rows) != most:
             self._check_reach(state, blocks, after, last)
         return [block for block in blocks if first is None or block.first + len(block.rows) > first]
 
-    def together(self, first: int | None, last: int | None) -> tuple[int, NDArray[np.float32]]:
-        """The blocks that touch a range as one: their first step, and rows (n, C). A short range is kept, as its next statistic
-        or layer is often asked for right after; what was recorded never changes."""
-        if (kept := self.kept) and kept[0] == (first, last):
-            return kept[1:]
-        blocks = self.read(0, first, last, -1)
-        rows = np.concatenate([b.rows for b in blocks]) if blocks else np.empty((0, self.columns), np.float32)
-        start = blocks[0].first if blocks else 0
-        if first is not None and last is not None and start + len(rows) > last and rows.nbytes <= KEPT:
-            self.kept = (first, last), start, rows
-        return start, rows
+    def statistic(
+        self, stat: str, layer: int, first: int | None, last: int | None, off: Sequence[Off]
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """Steps (n,) and values (n,) or (n, E), as Run.history; only the part that has them is read."""
+        part = self.layout.part(stat, layer)
+        columns, none = self.layout.of(part), np.empty(0, np.int64)
+        found = [(none, pick(columns, np.empty((0, self.layout.width_of(part)), np.float32), stat, layer, none, off))]
+        for start, rows in self.pieces(first, last, part):
+            steps = np.arange(start, start + len(rows), dtype=np.int64)
+            steps = steps if last is None else steps[steps <= last]
+            found.append((steps, pick(columns, rows[: len(steps)], stat, layer, steps, off)))
+        steps, values = (np.concatenate(ones) for ones in zip(*found, strict=True))
+        return steps, values
 
-    def _follow_chain(self, rows: list[Any]) -> list[Block]:
+    def pieces(self, first: int | None, last: int | None, part: int | None = None) -> Iterator[tuple[int, Rows]]:
+        """The rows (n, C) of a range of steps with the first step of each piece, in pieces of some PIECE bytes, so that a long
+        record never lies in memory whole. A short range is kept, as its next statistic or layer is often asked for right after;
+        what was recorded never changes."""
+        asked = None if first is None or last is None else (first, last, part)
+        if asked in self.kept:
+            yield self.kept[asked]
+            return
+        span = max(1, PIECE // (4 * self.layout.width_of(part)))  # steps
+        at, end = max(first or 1, self.ends()[0]), self.ends()[1] if last is None else last
+        begun, final = at, False
+        while not final:
+            final = at + span > end
+            blocks = self.read(0, at, last if final else at + span - 1, -1, part)
+            if not blocks:
+                return
+            start, rows = blocks[0].first, np.concatenate([block.rows for block in blocks])
+            rows = rows[max(0, at - start) :]
+            start, at = max(at, start), start + sum(len(block.rows) for block in blocks)
+            if asked and start == begun and at > asked[1] and rows.nbytes <= KEPT:
+                self._keep(asked, start, rows)
+            yield start, rows
+
+    def _keep(self, asked: tuple[int, int, int | None], start: int, rows: Rows) -> None:
+        while self.kept and sum(kept.nbytes for _, kept in self.kept.values()) + rows.nbytes > KEPT:
+            del self.kept[next(iter(self.kept))]
+        self.kept[asked] = start, rows
+
+    def _follow_chain(self, rows: list[Any], part: int | None) -> list[Block]:
         """Consecutive rows of the table as blocks, each checked against its link of the chain."""
         before = self.query("SELECT first + n, chain FROM blocks WHERE id = ?", (rows[0][0] - 1,))
         if not before and rows[0][0] > 1:
             raise StoreError(f"run {self.rows.folder.name} is damaged: block {rows[0][0] - 1} is missing")
         next_step, chain = before[0] if before else (rows[0][1], self.query("SELECT chain FROM run")[0][0])
-        blocks = []
+        blocks, parts = [], self._parts(rows, part) if self.layout.apart else {}
         for number, (id, start, n, columns, data, kept) in enumerate(rows, rows[0][0]):
             try:
                 chain = link(chain, HEADER.pack(start, n, columns), data)
-                if id != number or start != next_step or chain != kept or columns != self.columns:
+                if id != number or start != next_step or chain != kept or columns != self.layout.width:
                     raise ValueError("it is a different block")
-                blocks.append(Block(id, start, unpack_rows(data, n, columns), len(data)))
+                own = [parts.get(row) for row in self.layout.rows_of([id], part)]
+                unpacked = self.layout.unpack(data, n, own, part)
+                blocks.append(Block(id, start, unpacked, len(data) + sum(len(packed or b"") for packed in own)))
             except (ValueError, TypeError, struct.error):
                 raise StoreError(
                     f"run {self.rows.folder.name} is damaged: block {number} (from step {next_step}) is not what was written"
                 ) from None
             next_step = start + n
         return blocks
+
+    def _parts(self, rows: list[Any], part: int | None) -> dict[int, bytes]:
+        """The parts of some blocks, by their ids: all, or those of one layer."""
+        wanted = self.layout.rows_of([row[0] for row in rows], part)
+        return dict(self.query(PARTS, (json.dumps(wanted),)))
 
     def _block_of(self, step: int) -> int:
         """The id of the block that holds a step, or of the last before it; 0 if there is none. By the index on steps where

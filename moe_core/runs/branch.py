@@ -15,8 +15,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moe_core.runs.apart import insert_block
 from moe_core.runs.begin import make_file
-from moe_core.runs.codec import HEADER, LARGEST, link, pack_rows
+from moe_core.runs.codec import HEADER, LARGEST, link
 from moe_core.runs.database import StoreError, is_plain
 from moe_core.runs.store import Run
 from moe_core.runs.sums import insert
@@ -83,9 +84,9 @@ def copy_blocks(db: sqlite3.Connection, parent: Run, at: int) -> None:
     span = min(SPAN, LARGEST // (4 * parent.columns))
     for first in range(1, at + 1, span):
         rows = parent.rows(first, min(at, first + span - 1))
-        data, id = pack_rows(rows), id + 1
-        chain = link(chain, HEADER.pack(first, *rows.shape), data)
-        db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, *rows.shape, data, chain))
+        packed, id = parent.stored.pack(rows), id + 1
+        chain = link(chain, HEADER.pack(first, *rows.shape), packed.data)
+        insert_block(db, parent.stored, id, first, len(rows), packed, chain)
 
 
 def copy_rest(db: sqlite3.Connection, parent: Run, at: int) -> None:

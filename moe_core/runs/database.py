@@ -50,6 +50,11 @@ MIGRATIONS = (
     ALTER TABLE applied ADD COLUMN sum BLOB;
     ALTER TABLE commands ADD COLUMN sum BLOB;
     """,
+    """
+    -- Of a run whose layers are stored apart: the parts of its blocks, whose data are then the digests of these
+    -- (runs/apart.py).
+    CREATE TABLE parts (id INTEGER PRIMARY KEY, data BLOB NOT NULL);
+    """,
 )
 
 

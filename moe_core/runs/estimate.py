@@ -6,6 +6,7 @@ recorded. Shapes: T tokens, D model width, H expert width, E experts, L layers, 
 """
 
 import contextlib
+import itertools
 import platform
 import statistics
 import sys
@@ -18,6 +19,7 @@ import numpy as np
 from moe_core.runs.database import StoreError
 from moe_core.runs.listing import QUERY_LIMIT, runs_folder
 from moe_core.runs.store import Run
+from moe_core.runs.thinning import AGES
 from moe_core.runs.turns import as_knobs
 from moe_core.schema import Config, Knobs, columns_of
 
@@ -33,12 +35,15 @@ SECONDS = (0.003, 0.0004, 7.6e-11, 2.3e-08, 1.9e-05, 6.7e-09, 1e-07, 2e-06)  # o
 AROUND = 1.12  # evaluations, snapshots and commits take an eighth beside the steps
 TORCH = 275e6  # bytes of a trainer without a model
 RECORD, CELL, CHECKPOINT = 130e3, 2.7, 87e3  # bytes: an empty record, a number in it, a checkpoint without a model
+LOOKS = 5.9e-5  # a look takes a third of the probe's share of a step, and looks a 200th of the time (training/pace.py)
+UNKNOWN = 0.05  # seconds of a step where nothing is known of its device
 PROBE, FULL = 975.0, 800.0  # bytes: a snapshot of a layer's probe, and of an expert's specialisation
 
 
 class Estimate(NamedTuple):
     """What a run will take, in bytes and seconds. seconds: of one step, None where nothing is known of its device; step, probe, full:
-    bytes that a step and each kind of snapshot add to the record; source: where the numbers come from, in words."""
+    bytes that a step and each kind of snapshot add to the record; looks: snapshots a second while nobody watches; source: where the
+    numbers come from, in words."""
 
     parameters: int
     memory: float
@@ -46,19 +51,28 @@ class Estimate(NamedTuple):
     step: float
     probe: float
     full: float
+    looks: float
     checkpoint: float
     source: str
 
     def disk(self, steps: int) -> float:
         """Bytes of a run of so many steps, with one checkpoint."""
-        trained = steps * (self.seconds or 0.05)
-        probes, full = (min(steps, kept(trained, *rates)) for rates in ((1.5, 1, 1 / 10), (0.15, 1 / 10, 1 / 60)))
+        trained = steps * (self.seconds or UNKNOWN)
+        probes = min(steps, kept(trained, self.looks, 1, 1 / 10))
+        full = min(steps, kept(trained, self.looks / 10, 1 / 10, 1 / 60))
         return RECORD + steps * self.step + probes * self.probe + full * self.full + self.checkpoint
 
 
 def kept(seconds: float, recent: float, middle: float, old: float) -> float:
-    """How many snapshots a run of so many seconds keeps, with the rates of moe_core/runs/thinning.py."""
-    return min(seconds, 60) * recent + min(max(seconds - 60, 0), 540) * middle + max(seconds - 600, 0) * old
+    """How many snapshots a run of so many seconds keeps, taken at the rate `recent`, with the rates of runs/thinning.py for what is
+    older than a minute and than ten."""
+    total, rates = 0.0, itertools.chain((recent, middle, old), (old / 10**n for n in itertools.count(1)))
+    ages = itertools.chain(AGES, (AGES[-1] * 10**n for n in itertools.count(1)))
+    for rate, (since, before) in zip(rates, itertools.pairwise(ages), strict=False):
+        if seconds <= since:
+            return total
+        total += min(rate, recent) * (min(seconds, before) - since)
+    return total
 
 
 def shape_of(config: Config) -> tuple[int, int]:
@@ -201,6 +215,7 @@ def estimate(config: Config, knobs: Knobs, features: int, classes: int, recorded
         step=CELL * (last.start + last.width),
         probe=PROBE * config.layers,
         full=FULL * config.layers * config.num_experts,
+        looks=min(10.0, LOOKS * config.tokens / (seconds or UNKNOWN)),
         checkpoint=CHECKPOINT + 12 * count + 86 * config.layers * config.tokens * chosen(config, knobs),
         source=f"Estimates, but for the parameters. {source}",
     )

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.ablation import Ablation, read_ablation
+from moe_core.runs.apart import Layout
 from moe_core.runs.blocks import Blocks
 from moe_core.runs.checked import CheckedRows, State
 from moe_core.runs.codec import unpack_arrays
@@ -92,8 +93,9 @@ class Run:
             why = f"its settings have no {error}" if isinstance(error, KeyError) else error
             raise StoreError(f"run {folder.name} cannot be read: {why}") from None
         self.id: str = folder.name
-        self.columns = max((c.start + c.width for c in self.layout), default=0)
-        self._blocks = Blocks(self.query, self.checked, self.columns)
+        self.stored = Layout(self.layout, self.about.get("apart") is True)
+        self.columns = self.stored.width
+        self._blocks = Blocks(self.query, self.checked, self.stored)
         if os.path.lexists(folder / "run.db-wal") and not self.damage:
             self._seal_if_ended()
 
@@ -257,12 +259,15 @@ class Run:
                 return at, arrays
         return None
 
-    def blocks(self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1) -> list[Block]:
+    def blocks(
+        self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1, part: int | None = None
+    ) -> list[Block]:
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
-        most: how many at once, -1 being all. StoreError if one is not what was written, is missing, or out of place.
+        most: how many at once, -1 being all; part: as stored.part() has it, whose columns alone are read, in the layout
+        stored.of(part). StoreError if one is not what was written, is missing, or out of place.
         """
-        return self._blocks.read(after, first, last, most)
+        return self._blocks.read(after, first, last, most, part)
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """(n, C) of the steps from first to last, both included; StoreError if they are not all there."""
@@ -290,14 +295,7 @@ class Run:
             layer = self.description.layer(layer)
         except ValueError as error:
             raise StoreError(str(error)) from None
-        start, rows = self._blocks.together(first, last)
-        steps = np.arange(start, start + len(rows), dtype=np.int64)
-        inside = slice(
-            0 if first is None else int(np.searchsorted(steps, first)),
-            None if last is None else int(np.searchsorted(steps, last, "right")),
-        )
-        steps = steps[inside]
-        values = pick(self.layout, rows[inside], stat, layer, steps, self.off_spans())
+        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans())
         return thin(steps, values, bins) if bins else (steps, values)
 
     def off_spans(self, changes: Sequence[KnobChange] | None = None) -> tuple[Off, ...]:

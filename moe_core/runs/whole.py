@@ -10,6 +10,7 @@ from moe_core.runs.store import Run
 from moe_core.runs.sums import SUMMED
 from moe_core.runs.tip import read_old_tip
 
+AT_ONCE = 64  # blocks in memory: a long record has more than the memory holds
 NO_TIP = "run.tip is missing or damaged, so steps lost at the end would not be noticed"
 
 
@@ -34,10 +35,13 @@ def record_findings(run: Run) -> list[str]:
     except StoreError as error:
         findings.append(str(error))
     try:
-        blocks = run.blocks()
+        blocks = run.blocks(most=AT_ONCE)
         if blocks and blocks[0].first != 1:
             findings.append(f"the first recorded step is {blocks[0].first}, not 1")
-        if blocks and tip is None:
+        recorded = bool(blocks)
+        while len(blocks) == AT_ONCE:
+            blocks = run.blocks(after=blocks[-1].id, most=AT_ONCE)
+        if recorded and tip is None:
             findings.append(NO_TIP)
         if run.checked.version() < SUMMED and tip:
             findings += old_tip_findings(run, *tip)

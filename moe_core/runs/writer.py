@@ -11,8 +11,10 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from moe_core.runs.apart import Layout, insert_block
 from moe_core.runs.checked import CheckedRows
-from moe_core.runs.codec import HEADER, link, pack_arrays, pack_rows
+from moe_core.runs.codec import HEADER, link, pack_arrays
+from moe_core.runs.columns import read_layout
 from moe_core.runs.database import (
     FolderGone,
     StoreError,
@@ -83,7 +85,8 @@ class RunWriter:
         """How far the record has gone."""
         upgrade(self.db)
         about, self.chain_of_run = self.db.execute("SELECT about, chain FROM run").fetchone()
-        self.columns = sum(width for *_, width in read_json(about, finite=False)["layout"])  # numbers in a row
+        settings = read_json(about, finite=False)
+        self.layout = Layout(read_layout(settings["layout"]), settings.get("apart") is True)
         self.rows = CheckedRows(
             self.folder, lambda sql, values=(): self.reader.execute(sql, values).fetchall(), self.chain_of_run
         )
@@ -122,9 +125,9 @@ class RunWriter:
     def commit(self, batch: Batch) -> None:
         """Everything in the batch, or nothing, on the disk when this returns. ValueError for rows that do not go on where the
         record ends, or do not have its columns."""
-        if len(batch.rows) and (batch.first_step, batch.rows.shape[1]) != (self.step + 1, self.columns):
+        if len(batch.rows) and (batch.first_step, batch.rows.shape[1]) != (self.step + 1, self.layout.width):
             raise ValueError(
-                f"rows must begin at step {self.step + 1} with {self.columns} columns, "
+                f"rows must begin at step {self.step + 1} with {self.layout.width} columns, "
                 f"got step {batch.first_step} with {batch.rows.shape[1]}"
             )
         self.follow()
@@ -132,16 +135,14 @@ class RunWriter:
         if len(rows):
             self.trained += min(self.committed - began, PACE)
         chain, blocks, step = self.chain, self.blocks, self.step
-        data = pack_rows(rows) if len(rows) else b""
-        if data:
+        packed = self.layout.pack(rows) if len(rows) else None
+        if packed:
             step, blocks = batch.first_step + len(rows) - 1, blocks + 1
-            chain = link(chain, HEADER.pack(batch.first_step, *rows.shape), data)
+            chain = link(chain, HEADER.pack(batch.first_step, *rows.shape), packed.data)
 
         def act(db: sqlite3.Connection) -> None:
-            if data:
-                db.execute(
-                    "INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (blocks, batch.first_step, *rows.shape, data, chain)
-                )
+            if packed:
+                insert_block(db, self.layout, blocks, batch.first_step, len(rows), packed, chain)
             self.held["blocks"] = blocks
             for at, metrics, text in batch.evals:
                 self.held["evals"] += 1

@@ -97,7 +97,7 @@ def test_means_that_nobody_asks_for_are_let_go_and_numbers_are_no_means(
     for over in (1, 5, 25):
         feed.history("loss", bins=50, over=over)
     go_on(151)
-    monkeypatch.setattr("moe_core.dashboard.feed.FORGOTTEN", 0.0)
+    monkeypatch.setattr("moe_core.dashboard.kept.FORGOTTEN", 0.0)
     feed.history("loss", bins=50, over=25)
     go_on(301)  # that of 25 steps was asked for since the last block
     assert sorted(over for _, _, over in feed.series) == [1, 25]

@@ -200,12 +200,12 @@ def test_a_feed_keeps_rows_by_their_bytes(runs: dict[str, Run], monkeypatch: pyt
     feed = Feed(open_run(run.path))
     feed.refresh()
     assert feed.recent.nbytes <= feeds.ROOM
-    assert (feed.last, feed.first_recent, feed.piece) == (60, 41, 1)
+    assert (feed.last, feed.first_recent, feed.piece()) == (60, 41, 1)
     for step in (None, 55):  # what is not in memory is read
         a, b = (FIGURES["layers"].read(source, At(0, step))["over_ideal_LE"] for source in (feed, run))
         np.testing.assert_array_equal(a, b)
     small = Feed(open_run(runs["mixed"].path))
-    assert (small.most, small.piece) == (feeds.RECENT, feeds.PIECE)
+    assert (small.most, small.piece()) == (feeds.RECENT, feeds.PIECE)
 
 
 def test_all_layers_take_one_read_of_the_record(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +214,7 @@ def test_all_layers_take_one_read_of_the_record(runs: dict[str, Run], monkeypatc
     monkeypatch.setattr(run._blocks, "read", lambda *asked: reads.append(asked) or read(*asked))
     FIGURES["layers"].read(run, At())
     FIGURES["layers_spread"].read(run, At())
-    assert reads == [(0, 11, 60, -1)]
+    assert reads == [(0, 11, 60, -1, None)]
     FIGURES["layers"].read(run, At(0, 40))
     assert len(reads) == 2
 

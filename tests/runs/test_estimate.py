@@ -2,7 +2,9 @@
 
 import random
 import shlex
+import sqlite3
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,8 @@ from moe_core.nn.models import build
 from moe_core.runs import command_of, create_run, estimate, open_run
 from moe_core.runs.estimate import Speed
 from moe_core.runs.rows import Batch
+from moe_core.runs.sums import snapshot_mark
+from moe_core.runs.thinning import thin_snapshots
 from moe_core.schema import PLANES, Config, Knobs, columns_of
 from moe_core.training.data import load
 
@@ -122,6 +126,30 @@ def test_every_estimate_grows_with_what_it_is_of() -> None:
 
 def test_old_snapshots_are_thinned() -> None:
     assert [estimate.kept(t, 10, 1, 0.1) for t in (0, 30, 60, 70, 600, 1600)] == [0, 300, 600, 610, 1140, 1240]
+    assert estimate.kept(36_000, 10, 1, 0.1) == pytest.approx(1140 + 3540)
+    assert estimate.kept(360_000, 10, 1, 0.1) == pytest.approx(1140 + 3540 + 3240)
+    assert estimate.kept(36_000, 0.01, 1, 0.1) == pytest.approx(360)  # no more than were taken
+
+
+def test_a_run_of_any_length_keeps_a_bounded_number_of_snapshots() -> None:
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE TABLE snapshots (id INTEGER PRIMARY KEY, step INTEGER, kind TEXT, at REAL)")
+    rows = ((i, i, "probe", 5.0 * i) for i in range(1, 80_001))  # five days, one in five seconds
+    db.executemany("INSERT INTO snapshots VALUES (?, ?, ?, ?)", rows)
+    mark = 0
+    for (id,) in db.execute("SELECT id FROM snapshots").fetchall():
+        mark ^= snapshot_mark(id, id, "probe")
+    mark ^= thin_snapshots(db, 4e5)
+    left = np.array([at for (at,) in db.execute("SELECT at FROM snapshots ORDER BY at").fetchall()])
+    assert (left[0], left[-1]) == (5.0, 4e5)
+    for id in (left / 5).astype(int).tolist():
+        mark ^= snapshot_mark(id, id, "probe")
+    assert mark == 0
+    ages = 4e5 - left
+    many = [int(((ages >= a) & (ages < b)).sum()) for a, b in pairwise((0, 60, 600, 36_000, 360_000, 4e5))]
+    expected = (12, 108, 3540, 3240, 40)
+    assert all(abs(n - of) <= 3 for n, of in zip(many, expected, strict=True)), many
+    assert sum(many) == pytest.approx(estimate.kept(4e5, 0.2, 1, 0.1), rel=0.01)
 
 
 # The command

@@ -357,7 +357,7 @@ def test_rows_that_do_not_follow_the_record_are_refused_and_nothing_is_written(
 
 def test_a_block_of_another_width_is_refused_though_its_chain_is_right(tmp_path: Path) -> None:
     writer = create_run(tmp_path / "a", Config(), Knobs())
-    writer.columns = 3  # as another writer would
+    writer.layout.width = 3  # as another writer would
     writer.commit(Batch(1, np.ones((5, 3), np.float32)))
     writer.finish("finished")
     with pytest.raises(StoreError, match=r"block 1 .* is not what was written"):

@@ -1,0 +1,103 @@
+"""How the rows of a block are stored: of few columns in one piece; of many, each layer's columns apart, so that one layer can be
+read without the others.
+
+Then the block itself holds a digest of each of its parts, which its link of the chain covers, and the parts are rows of a table
+of their own. Part 0 has what is measured once a step (layer -1), part i + 1 layer i. Which of both a run has is in its settings.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.runs.codec import LARGEST, START, link, pack_rows, unpack_rows
+from moe_core.schema import STAT, Column
+
+APART = 4096  # columns of a new run from which its layers are stored apart (docs/decisions.md has the measurement)
+PAGE = 8192  # bytes of a page of such a run's file: parts of one step have 1 KB, and of them 4096 would waste a quarter
+DIGEST = 16  # bytes
+Rows = NDArray[np.float32]
+
+
+class Packed(NamedTuple):
+    """A block as it is stored: its own data, and its parts, none if the rows lie in one piece."""
+
+    data: bytes
+    parts: Sequence[bytes]
+
+
+class Layout:
+    """A run's columns, and how its blocks are stored. apart: each layer by itself."""
+
+    def __init__(self, columns: Sequence[Column], apart: bool) -> None:
+        self.apart, self.width = apart, columns[-1].start + columns[-1].width
+        own: dict[int, list[Column]] = {}
+        for column in columns if apart else ():
+            own.setdefault(column.layer, []).append(column)
+        self.layers = sorted(own)
+        self.places = [
+            np.concatenate([np.arange(c.start, c.start + c.width) for c in own[layer]]) for layer in self.layers
+        ]
+        # The columns' places where all parts lie one behind the other.
+        self.order = np.argsort(np.concatenate(self.places)) if apart else None
+        self.parts: dict[int | None, list[Column]] = {None: list(columns)}
+        for layer, columns in own.items():
+            ends = np.cumsum([column.width for column in columns]).tolist()
+            self.parts[layer] = [c._replace(start=end - c.width) for c, end in zip(columns, ends, strict=True)]
+
+    def part(self, stat: str, layer: int) -> int | None:
+        """The layer whose part holds a statistic, -1 for one of the whole step; None where the rows lie in one piece."""
+        layer = -1 if STAT[stat].shape == "" else layer
+        return layer if layer in self.parts else None
+
+    def of(self, part: int | None) -> list[Column]:
+        """The columns of a part's rows, one behind the other; all columns of None."""
+        return self.parts[part]
+
+    def width_of(self, part: int | None) -> int:
+        """How many numbers a row of a part has; of None, a whole row."""
+        return self.parts[part][-1].start + self.parts[part][-1].width
+
+    def pack(self, rows: Rows) -> Packed:
+        """(n, C) rows as they are stored. In a part the steps of each column lie side by side, which packs a few per cent
+        better."""
+        if not self.apart:
+            return Packed(pack_rows(rows), ())
+        parts = [pack_rows(rows[:, places].T) for places in self.places]
+        return Packed(b"".join(map(digest, parts)), parts)
+
+    def unpack(self, data: bytes, n: int, parts: Sequence[bytes | None], part: int | None) -> Rows:
+        """The rows of a block: (n, C), or (n, width) of one part. data: its own, which its link covers; parts: those that were
+        asked for. ValueError for one that is missing, or not what was written."""
+        if not self.apart:
+            return unpack_rows(data, n, self.width)
+        if not 0 <= 4 * n * self.width <= LARGEST:
+            raise ValueError(f"no block has {n} rows")
+        rows = []
+        for number, packed in zip(self.numbers(part), parts, strict=True):
+            if packed is None or digest(packed) != data[DIGEST * number :][:DIGEST]:
+                raise ValueError("a part is not what was written")
+            rows.append(unpack_rows(packed, len(self.places[number]), n))
+        columns = np.concatenate(rows)
+        return (columns if part is not None else columns[self.order]).T
+
+    def numbers(self, part: int | None) -> Sequence[int]:
+        """Which parts are asked for, counted from 0."""
+        return range(len(self.layers)) if part is None else [self.layers.index(part)]
+
+    def rows_of(self, blocks: Iterable[int], part: int | None) -> list[int]:
+        """The ids of the rows of parts that hold these blocks, or one part of them, block by block."""
+        many, numbers = len(self.layers), self.numbers(part) if self.apart else ()
+        return [(block - 1) * many + number + 1 for block in blocks for number in numbers]
+
+
+def digest(packed: bytes) -> bytes:
+    return link(START, packed)
+
+
+def insert_block(db: Any, layout: Layout, id: int, first: int, n: int, packed: Packed, chain: bytes) -> None:
+    """Add a block, in a transaction of the caller's."""
+    db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, n, layout.width, packed.data, chain))
+    if packed.parts:
+        db.executemany("INSERT INTO parts VALUES (?, ?)", zip(layout.rows_of([id], None), packed.parts, strict=True))
