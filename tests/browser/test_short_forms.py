@@ -22,12 +22,24 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_benchmark_of_the_dashboard_measures_all_that_it_names() -> None:
     told = json.loads(run("benchmarks/dashboard.py", "--quick").stdout)
-    assert told.keys() == {
-        "click_text_s", "key_to_store_ms", "key_to_trainer_ms", "key_to_chart_ms", "updates_per_s", "server_cpu_percent",
-        "browser_cpu_percent", "kb_per_update", "long_task_percent", "nodes_replaced",
-    }  # fmt: skip
+    watched = {
+        "frames_per_s",
+        "layouts_per_s",
+        "main_thread_percent",
+        "browser_percent",
+        "server_percent",
+        "kb_per_frame",
+        "nodes_replaced",
+    }
+    keys = {"key_to_store_ms", "key_to_trainer_ms", "key_to_chart_ms", "key_to_chart_p95_ms"}
+    assert told.keys() == {"click_text_s"} | keys | watched | {f"slow_{name}" for name in watched}
     assert 0 <= told["key_to_store_ms"] <= told["key_to_trainer_ms"] <= told["key_to_chart_ms"]
-    assert all(told[name] > 0 for name in ("click_text_s", "updates_per_s", "kb_per_update", "browser_cpu_percent"))
+    assert all(
+        told[name] > 0
+        for name in ("click_text_s", "frames_per_s", "kb_per_frame", "browser_percent", "slow_frames_per_s")
+    )
+    assert told["slow_frames_per_s"] < 8  # five steps a second
+    assert told["nodes_replaced"] == told["slow_nodes_replaced"] == 0
 
 
 def test_screens_takes_a_picture_of_a_page_with_its_charts(tmp_path: Path) -> None:
