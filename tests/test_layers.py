@@ -18,6 +18,7 @@ MAY_IMPORT = {
     "moe_core/benchmarks/results.py": {"moe_core.recording"},
     "moe_core/benchmarks/seeing.py": {"torch", "moe_core.schema", "moe_core.runs", "moe_core.training", "moe_core.benchmarks"},
     "moe_core/benchmarks/start.py": {"moe_core.folders", "moe_core.runs", "moe_core.benchmarks"},
+    "moe_core/benchmarks/waits.py": {"torch", "moe_core.schema", "moe_core.nn", "moe_core.training"},
     "moe_core/runs": {"numpy", "moe_core", "moe_core.folders", "moe_core.schema", "moe_core.runs"},
     "moe_core/figures": {"numpy", "plotly", "moe_core.schema", "moe_core.runs.rows", "moe_core.runs.series", "moe_core.runs.source", "moe_core.runs.statistics", "moe_core.figures"},
     "moe_core/diagnosis.py": {"numpy", "moe_core.schema", "moe_core.evidence", "moe_core.remedies"},
