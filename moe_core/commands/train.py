@@ -1,17 +1,23 @@
 """train: one run, headless; with --resume, on with one that ended."""
 
 import argparse
+import json
+import os
+import select
+import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from moe_core.commands.branch import resume_command
-from moe_core.commands.common import add, whole_flag
+from moe_core.commands.common import Parser, add, whole_flag
 from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
+from moe_core.runs.locks import OURS
 from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting
 
+WAITS = 600.0  # seconds for which a process that has loaded torch waits to be told what to train
 # What --help calls a flag's value where the name of its type does not say enough.
 NAMES = {"text": "PATH", "data": "FILE", "label": "COLUMN", "drop": "COLUMN"}
 
@@ -36,6 +42,9 @@ def declare(commands: Any) -> None:
     train.add_argument(
         "--on-alert", metavar="COMMAND", help="run this, without a shell, with each new finding as JSON on stdin"
     )
+    train.add_argument(
+        "--wait", action="store_true", help=argparse.SUPPRESS
+    )  # load torch, and be told the rest on stdin
     train.add_argument("--who", default="command line", help=argparse.SUPPRESS)
     for settings in (Config, Knobs):
         add_settings(train, settings)
@@ -68,7 +77,34 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Config, Knobs]:
     return check(Config.for_task(config.pop("task", TASKS[0]), **config), Knobs(**given(Knobs)))
 
 
+def told(words: list[str]) -> argparse.Namespace:
+    """What these words after `train` say."""
+    parser = Parser()
+    declare(parser.add_subparsers())
+    return parser.parse_args(["train", *words])
+
+
+def wait_for_words() -> list[str] | None:
+    """Load torch, then wait for a line on stdin that says what to train and where its log is; None if nobody said so."""
+    import moe_core.training.session  # noqa: F401
+
+    if not select.select([sys.stdin], [], [], WAITS)[0] or not (line := sys.stdin.readline()):
+        return None
+    given = json.loads(line)
+    log, nothing = (
+        os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644),
+        os.open(os.devnull, os.O_RDONLY),
+    )
+    for handle, stream in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(handle, stream)
+    words: list[str] = given["words"]
+    return words
+
+
 def train_command(arguments: argparse.Namespace) -> int:
+    if arguments.wait:
+        words = wait_for_words()
+        return 0 if words is None else train_command(told(words))
     if arguments.resume:
         given = [
             f.name for settings in (Config, Knobs) for f in fields(settings) if getattr(arguments, f.name) is not None

@@ -4,12 +4,12 @@ from importlib.util import find_spec
 
 import streamlit as st
 
-from moe_core.dashboard import starting
+from moe_core.dashboard import serving, starting
 from moe_core.dashboard.configure import configure
 from moe_core.dashboard.gate import deed, only_looking
 from moe_core.dashboard.panel import did_not_start
 from moe_core.folders import PAGES
-from moe_core.runs import last_words, reap, runs_folder, start_demo
+from moe_core.runs import last_words, load_torch_ahead, reap, runs_folder, start_demo
 from moe_core.schema import Config, Knobs
 
 CARDS = {
@@ -27,6 +27,7 @@ def cards() -> None:
     """Shown without a run: to one who only looks, nothing to press."""
     if only_looking():
         return
+    get_ready()
     st.title("See a Mixture of Experts balance itself", anchor=False)
     st.markdown(
         "Choose what it learns. Both balancing losses start at 0, so within seconds the gate collapses onto a few experts. "
@@ -61,6 +62,13 @@ def cards() -> None:
     )
     st.caption("The same from a terminal:")
     st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash", wrap_lines=True)
+
+
+@deed
+def get_ready() -> None:
+    """Whoever sees the cards is likely to press one: torch is loaded meanwhile."""
+    if serving.serves():
+        load_torch_ahead()
 
 
 def your_model() -> None:

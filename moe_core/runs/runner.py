@@ -1,6 +1,7 @@
 """Start, find and stop a trainer: a process of its own that outlives the page which started it."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -111,8 +112,41 @@ def start_demo(runs: str | Path | None = None) -> str:
 def _spawn_new(words: list[str], runs: str | Path | None, run_id: str) -> str:
     folder = runs_folder(runs).absolute()
     (folder / run_id).mkdir(parents=True)
-    spawn(run_id, [*words, "--runs", str(folder), "--run-id", run_id], folder / run_id / LOG)
+    words, log = [*words, "--runs", str(folder), "--run-id", run_id], folder / run_id / LOG
+    if words[0] == "train" and (process := _hand_over(words[1:], log)):
+        _children[run_id] = process
+    else:
+        spawn(run_id, words, log)
     return run_id
+
+
+def load_torch_ahead() -> None:
+    """Let a process load torch and wait, so that the next start() trains at once: loading takes most of a start. It ends when it
+    was not needed for ten minutes, or when this process ends."""
+    global _ahead
+    if _ahead is None or _ahead.poll() is not None:
+        if _ahead and _ahead.stdin:
+            _ahead.stdin.close()
+        _ahead = subprocess.Popen(
+            [sys.executable, "-m", "moe_core", "train", "--wait"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            env=environment(),
+            cwd=ABOVE,
+        )
+
+
+def _hand_over(words: list[str], log: Path) -> subprocess.Popen[bytes] | None:
+    """The process that has loaded torch ahead, told what to train; None if there is none."""
+    global _ahead
+    process, _ahead = _ahead, None
+    if process is None or process.stdin is None:
+        return None
+    with contextlib.suppress(OSError), process.stdin as pipe:  # it may have ended
+        pipe.write(json.dumps({"words": words, "log": str(log)}).encode() + b"\n")
+    return process if process.poll() is None else None
 
 
 def whole_paths(config: Config) -> Config:
@@ -180,6 +214,8 @@ def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ())
             pass_fds=handles,
         )
 
+
+_ahead: subprocess.Popen[bytes] | None = None  # what load_torch_ahead() started, until it is told what to train
 
 # The processes that this one started, so that none is left as a zombie when it ends.
 _children: dict[str, subprocess.Popen[bytes]] = {}

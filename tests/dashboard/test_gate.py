@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 
 # What the dashboard uses of the runs and the sweeps: what changes something or starts a process, and what only reads.
 CHANGES = {
-    "cancel", "change_notes", "detach", "fork", "make_sweep", "remove_run", "resume", "start", "start_demo", "start_measuring",
+    "cancel", "change_notes", "detach", "fork", "load_torch_ahead", "make_sweep", "remove_run", "resume", "start", "start_demo", "start_measuring",
     "stop_later", "stop_measuring",
 }  # fmt: skip
 READS = {  # look: whoever looks says so, which changes how often the trainer shows its probe and nothing of the training

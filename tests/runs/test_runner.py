@@ -17,6 +17,7 @@ from moe_core.runs import (
     ENDED,
     StoreError,
     create_run,
+    fingerprint,
     flags,
     is_alive,
     list_runs,
@@ -81,6 +82,38 @@ def test_a_trainer_that_cannot_start_says_why(tmp_path: Path) -> None:
     run_id = start(replace(SMALL, device="cuda:77"), Knobs(), tmp_path)
     with pytest.raises(StoreError, match="did not start: moe: device 'cuda:77' is not on this machine"):
         wait_ready(run_id, 60, tmp_path)
+
+
+def test_what_has_loaded_torch_ahead_becomes_the_next_trainer(tmp_path: Path) -> None:
+    config, pids = replace(SMALL, steps=3), []
+    for alive in (True, False):  # one that has died meanwhile is done without
+        runner.load_torch_ahead()
+        ahead = runner._ahead
+        runner.load_torch_ahead()
+        assert ahead is not None
+        assert ahead is runner._ahead
+        if not alive:
+            ahead.kill()
+            ahead.wait()
+        run = wait_ready(start(config, Knobs(), tmp_path), 60, tmp_path)
+        wait_until(lambda run=run: run.state == "finished")
+        pids.append((ahead.pid, run.status().pid))
+    assert (pids[0][0] == pids[0][1], pids[1][0] == pids[1][1]) == (True, False)
+    one, other = list_runs(tmp_path)
+    assert fingerprint(open_run(one.id, tmp_path)) == fingerprint(open_run(other.id, tmp_path))
+
+
+def test_what_has_loaded_torch_ahead_says_why_it_cannot_start_and_ends_with_its_dashboard(tmp_path: Path) -> None:
+    runner.load_torch_ahead()
+    run_id = start(replace(SMALL, device="cuda:77"), Knobs(), tmp_path)
+    with pytest.raises(StoreError, match="did not start: moe: device 'cuda:77' is not on this machine"):
+        wait_ready(run_id, 60, tmp_path)
+    runner.load_torch_ahead()
+    ahead = runner._ahead
+    assert ahead is not None
+    assert ahead.stdin
+    ahead.stdin.close()  # as when the dashboard is killed
+    assert ahead.wait(60) == 0
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:
