@@ -30,6 +30,7 @@ DEEP = "[" * 200_000 + "]" * 200_000
 READS = re.compile(r"\.read_text\(|\.read_bytes\(|json\.load|np\.load\(|torch\.load\(|\bopen\([^)]*\"r[bt]?\"|gzip\.")
 TRUSTED = {
     "benchmarks/results.py": "what the system says of its processor",
+    "commands/train.py": "what whoever started us writes to us",
     "dashboard/exports.py": "what a process of ours wrote for us",
     "dashboard/jobs.py": "what a process of ours wrote for us",
     "dashboard/own.py": "what a process of ours printed for us",
