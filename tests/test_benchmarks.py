@@ -25,6 +25,7 @@ COMMANDS = {
     "batch": ["-m", "moe_core", "bench", "batch", "--quick", "--json"],
     "estimate": ["benchmarks/estimate.py", "--quick"],
     "frames": ["benchmarks/frames.py", "--quick"],
+    "kills": ["benchmarks/kills.py", "--quick", "--patience", "10"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
@@ -82,6 +83,14 @@ def test_viewers_are_measured_at_a_real_server() -> None:
     assert told["viewers"] == 2
     assert all(told[name] > 0 for name in ("frames_per_s", "checks_per_s", "kb_per_frame", "turn_to_frame_ms"))
     assert told["slowest_frames_per_s"] <= told["frames_per_s"]
+
+
+def test_a_killed_rank_is_named_and_nothing_is_lost() -> None:
+    one, of_all = short("kills")
+    assert (one["named"], one["whole"]) == (True, True), one
+    assert one["seconds"] < 10
+    assert [of_all[name] for name in ("orphans", "lost_turns", "lost_steps")] == [0, 0, 0]
+    assert of_all["one_process_ended_it"]
 
 
 PEER = """

@@ -10,6 +10,7 @@ from typing import Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
+from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
 
@@ -27,6 +28,7 @@ def declare(commands: Any) -> None:
     )
     fork.add_argument("--detach", action="store_true", help="train in the background and return at once")
     take_places(fork)
+    take_ranks(fork)
     take_changes(fork)
     replay = add(
         commands,
@@ -40,7 +42,7 @@ def declare(commands: Any) -> None:
 
 def take_changes(fork: argparse.ArgumentParser) -> None:
     """Accept knob=value anywhere: argparse takes an optional list only right behind RUN, and not behind --at STEP."""
-    fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--text PATH ...] [--data FILE] [--runs DIR] [--json]"
+    fork.usage = "%(prog)s RUN --at STEP [knob=value ...] [--run-id ID] [--steps N] [--detach] [--expert-parallel N] [--text PATH ...] [--data FILE] [--runs DIR] [--json]"
     parse = fork.parse_known_args
 
     def parse_others(words: list[str], namespace: Any = None) -> Any:
@@ -53,6 +55,15 @@ def take_changes(fork: argparse.ArgumentParser) -> None:
 
 
 def fork_command(arguments: argparse.Namespace) -> int:
+    if not several():
+        alone(arguments)
+        return fork_here(arguments)
+    if arguments.detach:
+        raise ValueError("below torchrun a fork trains in the foreground; leave out --detach")
+    return on_ranks(arguments, fork_here, go_on)
+
+
+def fork_here(arguments: argparse.Namespace, joined: Any = None) -> int:
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
     from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
     from moe_core.runs.branch import branch_off, check_branch
@@ -72,11 +83,11 @@ def fork_command(arguments: argparse.Namespace) -> int:
         return 0
     lock = branch_off(parent, arguments.at, changes, beside / run_id, arguments.steps)
     parent.close()
-    return go_on(arguments, beside / run_id, lock)
+    return go_on(arguments, beside / run_id, lock, joined=joined)
 
 
-def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
-    """train --resume RUN. given: the settings' flags that were set."""
+def resume_command(arguments: argparse.Namespace, given: list[str], joined: Any = None) -> int:
+    """train --resume RUN. given: the settings' flags that were set; joined: as go_on() has it."""
     from moe_core.runs import open_run
 
     if refused := [name for name in given if name not in ("steps", "text", "data")]:
@@ -84,11 +95,13 @@ def resume_command(arguments: argparse.Namespace, given: list[str]) -> int:
         raise ValueError(
             f"--resume takes --steps, and --text or --data for where the data lie now; leave out {names}: settings stay, and `set` turns knobs"
         )
-    return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps)
+    return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps, joined)
 
 
-def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None) -> int:
-    """Train the recorded run further, in this process."""
+def go_on(
+    arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None, joined: Any = None
+) -> int:
+    """Train the recorded run further, in this process. joined: the ranks that train it together, if there are several."""
     from moe_core.runs import Run
     from moe_core.training.again import resume
 
@@ -101,7 +114,8 @@ def go_on(arguments: argparse.Namespace, folder: Path, lock: int | None, steps: 
                 teller.config = Run(folder).config  # with the new number of steps
             teller.tell(event)
 
-        folder, state = resume(run, goal, tell, getattr(arguments, "who", "command line"), lock, moved(arguments))
+        who = getattr(arguments, "who", "command line")
+        folder, state = resume(run, goal, tell, who, lock, moved(arguments), joined)
     return tell_end(teller, folder, state)
 
 

@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.branch import resume_command
+from moe_core.commands.branch import go_on, resume_command
 from moe_core.commands.common import Parser, add, whole_flag
+from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
@@ -42,6 +43,7 @@ def declare(commands: Any) -> None:
     train.add_argument(
         "--on-alert", metavar="COMMAND", help="run this, without a shell, with each new finding as JSON on stdin"
     )
+    take_ranks(train)
     train.add_argument(
         "--wait", action="store_true", help=argparse.SUPPRESS
     )  # load torch, and be told the rest on stdin
@@ -105,11 +107,19 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.wait:
         words = wait_for_words()
         return 0 if words is None else train_command(told(words))
+    if several():
+        return on_ranks(arguments, train_or_resume, go_on)
+    alone(arguments)
+    return train_or_resume(arguments)
+
+
+def train_or_resume(arguments: argparse.Namespace, joined: Any = None) -> int:
+    """joined: the ranks that train together, of which this is the first; None if it is alone."""
     if arguments.resume:
         given = [
             f.name for settings in (Config, Knobs) for f in fields(settings) if getattr(arguments, f.name) is not None
         ]
-        return resume_command(arguments, given + [n for n in ("run_id", "script") if getattr(arguments, n)])
+        return resume_command(arguments, given + [n for n in ("run_id", "script") if getattr(arguments, n)], joined)
     config, knobs = settings_of(arguments)
     if arguments.run_id:
         checked_id(arguments.run_id)
@@ -117,7 +127,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     from moe_core.training.session import train
 
     with telling(arguments, config) as teller:
-        folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script)
+        folder, state = train(config, knobs, arguments.runs, arguments.run_id, teller.tell, script, joined)
     return tell_end(teller, folder, state)
 
 

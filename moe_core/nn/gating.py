@@ -5,7 +5,7 @@ Everything here is float32 or wider, whatever the model's precision: balance is 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -241,14 +241,19 @@ class Selection(torch.autograd.Function):
         return clean_grad_TE, noisy_grad_TE, std_grad_TE, None, None, None
 
 
-def add_noise(clean_TE: Tensor, x_TD: Tensor, w_noise_DE: Tensor, noise: float) -> tuple[Tensor, Tensor]:
+def logits(gate: nn.Module, x_TD: Tensor, w_DE: Tensor) -> Tensor:
+    """(T, E) x W. Where several ranks train, of the tokens of all ranks: the gate then decides for the whole batch."""
+    return gate.bring_together(x_TD @ w_DE.to(x_TD.dtype))
+
+
+def add_noise(gate: nn.Module, clean_TE: Tensor, x_TD: Tensor, noise: float) -> tuple[Tensor, Tensor]:
     """H(x) = c + noise * StandardNormal * (softplus(x W_noise) + floor), and the spread of its noise. (Shazeer 2017, eq. 4)
 
     Without noise H(x) is c itself, the spread is 0, and no random number is drawn.
     """
     if not noise:
         return clean_TE, torch.zeros_like(clean_TE)
-    std_TE = noise * (F.softplus(x_TD @ w_noise_DE.to(x_TD.dtype)) + NOISE_FLOOR)
+    std_TE = noise * (F.softplus(logits(gate, x_TD, gate.w_noise)) + NOISE_FLOOR)
     return clean_TE + torch.randn_like(clean_TE) * std_TE, std_TE
 
 
@@ -279,6 +284,11 @@ def fill_in_recent_counts(gate: nn.Module, state: dict[str, Tensor], prefix: str
     state.setdefault(prefix + "recent_WE", torch.zeros_like(gate.recent_WE))
 
 
+def alone(x_TE: Tensor) -> Tensor:
+    """The rows of all ranks, where there is one. (parallel/ranks.py has it for several)"""
+    return x_TE
+
+
 class NoisyTopKGate(nn.Module):
     """Chooses k of the experts for each token, with learnt noise while training. (Shazeer 2017, section 2.1)
 
@@ -291,6 +301,7 @@ class NoisyTopKGate(nn.Module):
     """
 
     groups = 0  # a hierarchical gate has some
+    bring_together: Callable[[Tensor], Tensor] = staticmethod(alone)
 
     def __init__(self, d_model: int, num_experts: int, k: int, zero_init: bool = True) -> None:
         super().__init__()
@@ -336,8 +347,8 @@ class NoisyTopKGate(nn.Module):
 
     def route(self, x_TD: Tensor, k: int, noise: float, off: Sequence[int], weigh: str) -> Routing:
         """The equations, for rows in float32 or wider, with the noise as it is to be applied."""
-        clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
-        noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
+        clean_TE = switch_off(logits(self, x_TD, self.w_gate), off)
+        noisy_TE, std_TE = add_noise(self, clean_TE, x_TD, noise)
         # Without noise P(x, i) is the selected mask: a branch of its own, not a division by a tiny number.
         weights_TK, experts_TK, *of_experts = Selection.apply(clean_TE, noisy_TE, std_TE, k, weigh, noise > 0)
         return Routing(
@@ -350,7 +361,7 @@ class NoisyTopKGate(nn.Module):
         """(T, E) x W_g in float32 or wider, without noise: the scores of the strategies that draw none."""
         with in_full(x_TD):
             x_TD = x_TD.to(torch.promote_types(x_TD.dtype, torch.float32))
-            return switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
+            return switch_off(logits(self, x_TD, self.w_gate), off)
 
 
 def switch_off(logits_TE: Tensor, off: Sequence[int]) -> Tensor:

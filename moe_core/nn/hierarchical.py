@@ -4,7 +4,7 @@ Shapes: T tokens, D model width, G groups, B experts in each, E = G * B experts 
 token, K experts per token and group. `x_TD` is (T, D).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,11 @@ from moe_core.nn.gating import (
     Routing,
     add_noise,
     add_recent_counts,
+    alone,
     count_selections,
     dense_gates,
     experts_on,
+    logits,
     selection_chance_TE,
     start_weights,
     switch_off,
@@ -32,6 +34,8 @@ class HierarchicalGate(nn.Module):
     levels, and primary has the primary level's own. clean_logits_TE are such that their softmax is the product of both
     softmaxes, and their logsumexp that of the primary logits.
     """
+
+    bring_together: Callable[[Tensor], Tensor] = staticmethod(alone)
 
     def __init__(
         self, d_model: int, num_experts: int, groups: int, k: int, k_primary: int = 2, zero_init: bool = True
@@ -86,9 +90,9 @@ class HierarchicalGate(nn.Module):
         weigh: str,
     ) -> Routing:
         """The equations, for rows in float32 or wider, with the noise as it is to be applied."""
-        shape_TGB = (len(x_TD), self.groups, self.size)
-        clean_TE = switch_off(x_TD @ self.w_gate.to(x_TD.dtype), off)
-        noisy_TE, std_TE = add_noise(clean_TE, x_TD, self.w_noise, noise)
+        clean_TE = switch_off(logits(self, x_TD, self.w_gate), off)
+        noisy_TE, std_TE = add_noise(self, clean_TE, x_TD, noise)
+        shape_TGB = (len(clean_TE), self.groups, self.size)
         clean_TGB, noisy_TGB, std_TGB = (t.view(shape_TGB) for t in (clean_TE, noisy_TE, std_TE))
 
         # Both levels' choices as one, the largest product first. The primary level never chooses an empty group.

@@ -31,6 +31,7 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         self.gate = gate or NoisyTopKGate(d_model, num_experts, k, zero_init)
+        self.mix = mixture  # where the experts are on several ranks, parallel/exchange.py
         # The bounds of nn.Linear: 1 / sqrt(inputs).
         self.w1 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_model**-0.5), d_model**-0.5))
         self.w2 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_hidden**-0.5), d_hidden**-0.5))
@@ -51,7 +52,7 @@ class MoELayer(nn.Module):
         x_TD = x.reshape(-1, x.shape[-1])
         routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **options)
         gaps = routing.kept_E is not None
-        y_TD = mixture(
+        y_TD = self.mix(
             x_TD,
             routing.weights_TK,
             routing.experts_TK,

@@ -33,6 +33,7 @@ class Step(NamedTuple):
     routing: Routing
     knobs: Knobs
     sequence: int  # tokens in each sequence; all tokens of the batch where there are none
+    micro: int | None = None  # tokens of each rank; None: there is one
 
 
 class Balancing(NamedTuple):
@@ -119,7 +120,9 @@ def by_expert(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] = (), **
     """
     clean_TE = clean_logits(gate, x_TD, k, off)
     gates_TE = clean_TE.softmax(1)
-    experts_TK, taken_TK = places(best_tokens(gates_TE, share_of(gate, len(x_TD), k)) & ~clean_TE.isneginf(), gates_TE)
+    experts_TK, taken_TK = places(
+        best_tokens(gates_TE, share_of(gate, len(clean_TE), k)) & ~clean_TE.isneginf(), gates_TE
+    )
     weights_TK = padded(gates_TE, experts_TK).masked_fill(~taken_TK, 0)
     return routing_of(clean_TE, weights_TK, experts_TK, off, ragged=True)
 
@@ -132,7 +135,7 @@ def strictly_balanced(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int] 
     """
     clean_TE = clean_logits(gate, x_TD, k, off)
     gates_TE = clean_TE.softmax(1)
-    mask_TE = best_tokens(gates_TE, share_of(gate, len(x_TD), k)) if gate.training else gates_TE > gate.threshold_E
+    mask_TE = best_tokens(gates_TE, share_of(gate, len(clean_TE), k)) if gate.training else gates_TE > gate.threshold_E
     experts_TK, taken_TK = places(mask_TE & ~clean_TE.isneginf(), gates_TE)
     # A softmax over the kept logits is the gates renormalised, also where all the kept gates underflow to 0.
     kept_TK = padded(clean_TE, experts_TK).masked_fill(~taken_TK, -math.inf)
@@ -280,13 +283,15 @@ def recent_counts(step: Step) -> Tensor:
 def switch(step: Step) -> Tensor:
     """Switch's loss over the scope of the knob balance_over. (Qiu et al. 2025, arXiv 2501.11873)
 
-    Under "global" f is of the last GLOBAL_BATCHES batches together, P of this one. The paper adds up f over all ranks,
-    and where these are few over the batches of one update, too, in a buffer. Here there is one process and one batch an
-    update, so the buffer goes back over updates.
+    Under "batch" f and P are of all ranks' tokens, under "micro-batch" of each rank's by themselves, and their mean is
+    taken. Under "global" f is of the last GLOBAL_BATCHES batches together, P of this one. The paper adds up f over all
+    ranks, and where these are few over the batches of one update, too, in a buffer. Here there is one batch an update, so
+    the buffer goes back over updates.
     """
     routing = step.routing
-    if step.knobs.balance_over == "sequence":
-        return switch_sequence_loss(routing.clean_logits_TE, routing.chosen_TK, step.sequence, routing.on)
+    parts = {"sequence": step.sequence, "micro-batch": step.micro}
+    if part := parts.get(step.knobs.balance_over):
+        return switch_sequence_loss(routing.clean_logits_TE, routing.chosen_TK, part, routing.on)
     counts_E = recent_counts(step) if step.knobs.balance_over == "global" else routing.counts_E
     return switch_loss(routing.clean_logits_TE, counts_E, routing.on)
 

@@ -22,7 +22,19 @@ from moe_core.runs.rows import RESUMED
 from moe_core.runs.sums import answer, count, insert, put_state, statements
 from moe_core.runs.tip import begin_tip, write_asked
 from moe_core.runs.writer import STARTING, RunWriter
-from moe_core.schema import STAT, STATS, Config, Description, Knobs, as_dict, columns_of, describe, probe_kind, to_json
+from moe_core.schema import (
+    STAT,
+    STATS,
+    Config,
+    Description,
+    Knobs,
+    as_dict,
+    columns_of,
+    describe,
+    measured_by,
+    probe_kind,
+    to_json,
+)
 
 
 def create_run(
@@ -34,13 +46,15 @@ def create_run(
     probe: Mapping[str, NDArray[Any]] | None = None,
     facts: Mapping[str, Any] | None = None,
     script: Sequence[tuple[int, str, float | str]] = (),
+    ranks: int = 1,
 ) -> RunWriter:
     """A new run's folder, locked, with its row written. StoreError if the folder is in use already.
 
     labels: the names of each label's values; probe: the fixed batch as a person sees it; facts: what sums depend on
-    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value).
+    beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value);
+    ranks: how many processes train it.
     """
-    description = describe(config, knobs, probe_kind(probe or {}))
+    description = describe(config, knobs, probe_kind(probe or {}), measured_by(ranks))
     own = {"config": as_dict(config), "knobs": as_dict(knobs), "script": [list(entry) for entry in script]}
     return create_record(folder, description, labels=labels, probe=probe, facts=facts, own=own)
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.store import Run
-from moe_core.schema import STAT, STATS, Column
+from moe_core.schema import STAT, STATS, Column, measured_in
 
 SPAN = 4096  # steps that are read at a time
 HASHED = ("loss", "task_loss", "counts")
@@ -40,7 +40,8 @@ class Difference(NamedTuple):
 def left_out(run: Run) -> dict[str, str]:
     """The statistics of a run that depend on the clock, and what they are. Training it again may give others."""
     names = () if run.description.churn_every else EACH_MOMENT
-    return BY_THE_CLOCK | {name: f"{STAT[name].label} between two moments that the clock chose" for name in names}
+    here = {name: help for name, help in BY_THE_CLOCK.items() if name in measured_in(run.layout)}
+    return here | {name: f"{STAT[name].label} between two moments that the clock chose" for name in names}
 
 
 def compared(run: Run) -> list[Column]:

@@ -102,7 +102,7 @@ STRATEGIES = {
 }
 OWN = "own"  # the value of `weigh` that leaves the weighing to the strategy
 WEIGHINGS = (OWN, "kept", "all")
-SCOPES = ("sequence", "batch", "global")  # of balance_over
+SCOPES = ("sequence", "micro-batch", "batch", "global")  # of balance_over
 GLOBAL_BATCHES = 8  # that "global" takes together, the present one included
 
 
@@ -257,7 +257,7 @@ class Knobs:
     )
     balance_over: str = setting(
         "batch",
-        "over which tokens Switch's loss counts each expert's share: each sequence by itself, the batch, or global: this batch and up to 7 before it; digits and points form no sequences: there sequence is the batch",
+        "over which tokens Switch's loss counts each expert's share: each sequence by itself, the micro-batch of each rank, the batch, or global: this batch and up to 7 before it; digits and points form no sequences: there sequence is the batch, and with one process micro-batch is too",
         choices=SCOPES,
         strategies=("switch",),
     )

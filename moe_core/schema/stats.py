@@ -22,6 +22,7 @@ class Stat(NamedTuple):
     shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
     stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
     clock: depends on wall time, so the same training measures it differently the next time.
+    ranks: measured only where several ranks train together.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Stat(NamedTuple):
     help: str
     stored: bool = True
     clock: bool = False
+    ranks: bool = False
 
 
 STATS = (
@@ -38,6 +40,8 @@ STATS = (
     Stat("task_loss", "", "task loss", "nats", "cross-entropy of the training batch, mean over tokens"),
     Stat("grad_norm", "", "gradient norm", "", "Euclidean norm of all gradients"),
     Stat("seconds", "", "step time", "s", "wall time of the step, waiting for the speed limit included", clock=True),
+    Stat("sent_bytes", "", "sent between ranks", "bytes", "bytes that all ranks together sent to other ranks in the step", clock=True, ranks=True),
+    Stat("communication", "", "time in communication", "", "share of the step's time in which a rank waited for others or sent to them, mean over ranks; none on a GPU", clock=True, ranks=True),
     Stat("importance", "LE", "importance", "", "sum of each expert's gates over the batch (Shazeer 2017, section 4)"),
     Stat("load", "LE", "load", "tokens", "smooth count of each expert's tokens (Shazeer 2017, appendix A)"),
     Stat("counts", "LE", "selections", "tokens", "hard count of the selections of each expert, before any drop"),
@@ -103,16 +107,21 @@ def layout(layers: int, num_experts: int, names: Sequence[str] | None = None) ->
 def columns_of(experts_L: Sequence[int], names: Sequence[str] | None = None) -> list[Column]:
     """The columns of a step's row, statistic by statistic, and layer by layer within one. Kept in the run, so old runs stay readable.
 
-    experts_L: how many experts each layer has. names: stored statistics in their order; None: all of them in STATS order, as a run that begins now has them.
+    experts_L: how many experts each layer has. names: stored statistics in their order; None: all that one process measures, in STATS order.
     """
     columns: list[Column] = []
     start = 0
-    for name in [stat.name for stat in STATS if stat.stored] if names is None else names:
+    for name in measured_by(ranks=1) if names is None else names:
         for layer in [-1] if STAT[name].shape == "" else range(len(experts_L)):
             width = experts_L[layer] if STAT[name].shape == "LE" else 1
             columns.append(Column(name, layer, start, width))
             start += width
     return columns
+
+
+def measured_by(ranks: int) -> tuple[str, ...]:
+    """The stored statistics that our trainer measures on so many ranks, in STATS order."""
+    return tuple(stat.name for stat in STATS if stat.stored and (ranks > 1 or not stat.ranks))
 
 
 def measured_in(columns: Sequence[Column]) -> list[str]:

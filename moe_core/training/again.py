@@ -49,11 +49,12 @@ def resume(
     who: str = "trainer",
     lock: int | None = None,
     moved: Mapping[str, Any] = {},
+    joined: Any = None,
 ) -> tuple[Path, str]:
     """Go on with a run whose trainer has ended or died; returns what train() does.
 
     steps: how many it is to have in all (None: as before; 0: until stopped). lock: the run's, if the caller holds it.
-    moved: the present paths of the run's data, if they were moved.
+    moved: the present paths of the run's data, if they were moved. joined: as train() has it.
     ValueError, before anything is written, for a run that is being trained, is done, or cannot be resumed here.
     """
     lock = hold_lock(run.path) if lock is None else lock
@@ -72,7 +73,8 @@ def resume(
         script = [change for change in run.script if change[0] > last]
 
         def make() -> Trainer:
-            return Trainer(config, run.started_knobs, data, device, Nowhere(run.path), notify, script, run.layout)
+            build = joined.make if joined else Trainer
+            return build(config, run.started_knobs, data, device, Nowhere(run.path), notify, script, run.layout)
 
         trainer = restored_or_new(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
@@ -98,7 +100,7 @@ def restored_or_new(make: Callable[[], Trainer], run: Run, last: int, notes: lis
     def restore(state: dict[str, Any]) -> Trainer:
         trainer = make()
         try:
-            checkpoint.restore(trainer, state)
+            trainer.restore(state)
             if not belongs_to(run, state):
                 raise ValueError("it belongs to another run: its loss is not the one recorded at its step")
         except BaseException:

@@ -92,6 +92,9 @@ class Trainer:
         """Write to this writer from now on. A trainer that resumes a run is built and restored before it may write."""
         self.writer = self.committer.writer = writer
 
+    def restore(self, state: dict[str, Any]) -> None:
+        checkpoint.restore(self, state)
+
     @property
     def folder(self) -> Path:
         """The run's folder, at its present path."""
@@ -276,7 +279,9 @@ class Trainer:
         seconds = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
         score = self.turned or falls_on(self.step, self.config.scores_every)
-        self.telemetry.record(self.step, *losses, seconds, done.routings, done.task_gradient_L, score)
+        self.telemetry.record(
+            self.step, *losses, seconds, done.routings, done.task_gradient_L, score, done.between_ranks
+        )
         self.turned = False
 
     def after_step(self) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
-from moe_core.schema import Config, Knobs, check, first_line
+from moe_core.schema import Config, Knobs, check, first_line, layout, measured_by
 from moe_core.training.data import load
 from moe_core.training.data.identity import identity
 from moe_core.training.loop import Notify, Trainer
@@ -27,19 +27,23 @@ def train(
     run_id: str | None = None,
     notify: Notify = lambda event: None,
     script: Sequence[tuple[int, str, float | str]] = (),
+    joined: Any = None,
 ) -> tuple[Path, str]:
     """Train until config.steps or a stop; returns (the run's folder, "finished", "stopped" or "failed").
 
     ValueError, before anything is written, for settings or data that cannot be used.
     script: knobs to turn, as (step of effect, knob, value), beside whatever people turn.
-    notify is called with the events that `--json` prints, each after what it reports is committed.
+    notify is called with the events that `--json` prints, each after what it reports is committed. joined: the ranks that
+    train together, this one being the first (parallel/session.py).
     """
     config, knobs = check(whole_paths(config), knobs)
-    device = choose_device(config.device)
+    device = joined.device if joined else choose_device(config.device)
     data = load(config)
     if data.taken:
         notify({"event": "data", "taken": list(data.taken)})
-    threads = choose_threads(config, data, knobs, device)
+    if joined:
+        joined.ranks.check(config.num_experts, len(data.batch(1).inputs))
+    threads = config.threads or 1 if joined else choose_threads(config, data, knobs, device)
     torch.set_num_threads(threads)
     folder = runs_folder(runs) / (run_id or new_id(runs_folder(runs), config.task))
     named = {"feature": list(data.features_named)} if data.features_named else {}
@@ -50,11 +54,16 @@ def train(
         knobs,
         labels=data.labels | named,
         probe=data.probe()[1],
-        facts=facts_of(device, threads) | taken | {"data": identity(data)},
+        facts=facts_of(device, threads) | taken | {"data": identity(data)} | (joined.facts if joined else {}),
         script=script,
+        ranks=joined.ranks.size if joined else 1,
     )
     notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
-    return conduct(lambda: Trainer(config, knobs, data, device, writer, notify, script), Trainer.run, writer, notify)
+    make = joined.make if joined else Trainer
+    columns = layout(config.layers, config.num_experts, measured_by(joined.ranks.size if joined else 1))
+    return conduct(
+        lambda: make(config, knobs, data, device, writer, notify, script, columns), Trainer.run, writer, notify
+    )
 
 
 def conduct(

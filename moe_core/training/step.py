@@ -4,7 +4,8 @@ On a CUDA GPU the host waits for nothing here: whether loss and gradient are fin
 decided on the device.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from inspect import unwrap
 from typing import Any, NamedTuple, Self
 
@@ -53,9 +54,9 @@ def as_tensor(value: Any) -> Any:
 
 class Update(NamedTuple):
     """What a step did: its losses (task_loss without the balancing), the Euclidean norm of all gradients, a Routing a
-    layer, whether loss and gradients were finite (if not, no weight was changed), and the task's gradient on each
-    layer's gate (L,), None where it was not measured. Tensors are on the device: to ask whether `finite` is true waits for
-    it."""
+    layer, whether loss and gradients were finite (if not, no weight was changed), the task's gradient on each layer's
+    gate (L,), None where it was not measured, and what several ranks measure beside that. Tensors are on the device: to ask
+    whether `finite` is true waits for it."""
 
     loss: Tensor
     task_loss: Tensor
@@ -63,6 +64,7 @@ class Update(NamedTuple):
     routings: list[Routing]
     finite: Tensor
     task_gradient_L: Tensor | None = None
+    between_ranks: Mapping[str, Tensor] = {}
 
 
 def update(
@@ -72,29 +74,38 @@ def update(
     config: Config,
     knobs: Knobs,
     measure: bool = False,
+    ranks: Any = None,
 ) -> Update:
     """Train one batch, in config's precision and balanced as the knobs say.
 
-    measure: measure the task's gradient on the gates too, by one more backward pass, which changes nothing.
+    measure: measure the task's gradient on the gates too, by one more backward pass, which changes nothing. ranks: those
+    that train this batch together (parallel/ranks.py), None if there is one; all of this is of the whole batch then too.
     """
     model.train()
+    began, own, many = time.perf_counter(), batch, 1
+    if ranks:
+        own, many = ranks.own_part(batch), ranks.size
     with torch.autocast(batch.inputs.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
-        logits, routings = model(batch.inputs, **routing_options(config, knobs))
-    task_loss = F.cross_entropy(logits.float().flatten(0, -2), batch.targets.flatten())
-    sequence = batch.targets.shape[-1]
-    steps = [Step(layer.gate, r, knobs, sequence) for layer, r in zip(model.moe_layers, routings, strict=True)]
+        logits, routings = model(own.inputs, **routing_options(config, knobs))
+    task_loss = F.cross_entropy(logits.float().flatten(0, -2), own.targets.flatten()) / many
+    sequence, micro = batch.targets.shape[-1], own.targets.numel() if ranks else None
+    steps = [Step(layer.gate, r, knobs, sequence, micro) for layer, r in zip(model.moe_layers, routings, strict=True)]
     balance = sum(sum(getattr(knobs, weight) * loss for weight, loss in losses(step).items()) for step in steps)
     loss = task_loss + balance
-    task_gradient_L = task_gradient(model, task_loss) if measure else None
+    task_gradient_L = task_gradient(model, task_loss, ranks) if measure else None
     optimizer.zero_grad()
     loss.backward()
-    grad_norm = norm(model)
+    if ranks:
+        grad_norm, task_loss, between = ranks.add_up_step(model, task_loss, began)
+        loss = task_loss + balance
+    else:
+        grad_norm, between = norm(model), {}
     finite = torch.isfinite(loss) & torch.isfinite(grad_norm)
     if optimizer.param_groups[0]["fused"]:
         apply_on_device(optimizer, finite, knobs.lr, steps)
     elif finite:
         apply(optimizer, knobs.lr, steps)
-    return Update(loss, task_loss, grad_norm, routings, finite, task_gradient_L)
+    return Update(loss, task_loss, grad_norm, routings, finite, task_gradient_L, between)
 
 
 def optimizer_of(model: nn.Module, config: Config, lr: float, device: torch.device) -> Adam:
@@ -136,7 +147,7 @@ def apply_on_device(optimizer: torch.optim.Optimizer, finite: Tensor, lr: float,
         buffer.copy_(torch.where(finite, buffer, old))
 
 
-def task_gradient(model: nn.Module, task_loss: Tensor) -> Tensor:
+def task_gradient(model: nn.Module, task_loss: Tensor, ranks: Any = None) -> Tensor:
     """(L,) norm of the gradient of the task's loss alone on each layer's W_g; 0 where it does not reach the gate.
 
     Of two levels the smaller norm: a level that gets nothing learns nothing. The graph stays for the step's own backward.
@@ -144,7 +155,9 @@ def task_gradient(model: nn.Module, task_loss: Tensor) -> Tensor:
     levels = [[level.w_gate for level in (layer.gate, getattr(layer.gate, "primary", None)) if level] for layer in model.moe_layers]  # fmt: skip
     weights = [weight for layer in levels for weight in layer]
     gradients = torch.autograd.grad(task_loss, weights, retain_graph=True, allow_unused=True)
-    norms = [task_loss.new_zeros(()) if g is None else torch.linalg.vector_norm(g) for g in gradients]
+    reached = [g for g in gradients if g is not None]
+    whole = iter(ranks.add_up_all(reached) if ranks else reached)
+    norms = [task_loss.new_zeros(()) if g is None else torch.linalg.vector_norm(next(whole)) for g in gradients]
     return torch.stack(norms).view(len(levels), -1).amin(1)
 
 

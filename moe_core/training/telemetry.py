@@ -18,18 +18,20 @@ from torch.nn import functional as F
 
 from moe_core.nn.choices import churn, in_common, same_width, saturation
 from moe_core.nn.gating import Routing
-from moe_core.schema import DEAD_AFTER, Column, Config, layout, measured_in
+from moe_core.schema import DEAD_AFTER, STATS, Column, Config, layout, measured_in
 from moe_core.training.data import Data
 from moe_core.training.window import Window
 
 LARGE = 1 << 26  # bytes of an array of a snapshot; the blob of several must stay below runs.codec.LARGEST
 ROOM = 1 << 23  # bytes of rows that may wait to be taken
 GRID = 64  # points along each side of the plane's region picture
+OF_RANKS = tuple(stat.name for stat in STATS if stat.ranks)
 # The parts of Held.values_V, in order.
 FAST = (
     "loss",
     "task_loss",
     "grad_norm",
+    *OF_RANKS,
     "noise_scale",
     "top1_gate",
     "dropped",
@@ -73,6 +75,7 @@ class Telemetry:
         self.rows: list[np.ndarray] = []  # made, and not taken yet
         self.left_out: list[tuple[int, str]] = []  # steps of these rows without an update, and what was not finite
         self.zero = torch.zeros((), device=device)
+        self.unmeasured = torch.full((), math.nan, device=device)
         self.last_selected_LE = np.zeros((L, E), np.float32)
         self.none_L = torch.full((L,), math.nan, device=device)
         # The first two are not measured before churn_every steps have passed, the third not before the first step.
@@ -90,15 +93,18 @@ class Telemetry:
         routings: list[Routing],
         task_gradient_L: Tensor | None = None,
         score: bool = True,
+        between_ranks: Mapping[str, Tensor] = {},
     ):
         """Add the row of a step. Copies nothing off the device, and holds on to nothing of the routings. task_gradient_L: None where
-        the step did not measure it. score: measure what the scores say too; else what they said last is held."""
+        the step did not measure it. score: measure what the scores say too; else what they said last is held. between_ranks:
+        what several ranks sent."""
         E = self.shape_LE[1]
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
         if score or not self.scores:
             self.scores = scores_of(routings)
         one_each = [loss, task_loss, grad_norm]
+        one_each += [between_ranks.get(name, self.unmeasured).to(loss.dtype) for name in OF_RANKS]
         one_each += [r.noise_std_TE.mean() for r in routings]
         one_each += [r.weights_TK[:, 0].mean() for r in routings]
         one_each += [self.zero if r.kept_E is None else dropped(r) for r in routings]
@@ -173,7 +179,13 @@ class Telemetry:
 def order_of(names: Sequence[str], layers: int, num_experts: int) -> np.ndarray:
     """(C,) which column of make_rows()' table each column of a row is."""
     one, each, of_experts = 1, layers, layers * num_experts
-    widths = dict(zip(FAST, (one, one, one, each, each, each, each, of_experts, of_experts, of_experts), strict=True))
+    widths = dict(
+        zip(
+            FAST,
+            (one, one, one, *(one for _ in OF_RANKS), each, each, each, each, of_experts, of_experts, of_experts),
+            strict=True,
+        )
+    )
     widths |= dict.fromkeys(SLOW, each) | {"seconds": one, "dead_experts": each}
     ends = dict(zip(widths, accumulate(widths.values()), strict=True))
     return np.concatenate([np.arange(ends[name] - widths[name], ends[name]) for name in names])
@@ -257,6 +269,8 @@ class Probe:
             L, E = len(routings), window.num_experts
             if 4 * L * E * E <= LARGE:
                 arrays["coactivation"] = window.coactivation().cpu().numpy()
+            if window.dealt:
+                arrays["rows_between_ranks"] = window.rows_between_ranks(window.dealt).cpu().numpy()
             for label, values in window.sizes.items():
                 if 4 * L * values * E <= LARGE:
                     arrays[f"specialisation_{label}"] = window.specialisation(label).cpu().numpy()

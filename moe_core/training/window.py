@@ -13,6 +13,7 @@ from torch import Tensor
 from moe_core.nn.gating import Routing
 from moe_core.schema import WINDOW, Config
 from moe_core.training.data import Data
+from moe_core.training.devices import Dealt
 
 TOGETHER = 16  # steps that are made small at a time
 
@@ -21,8 +22,11 @@ class Window:
     """The selections of the last WINDOW steps, from which co-activation and specialisation are counted exactly.
 
     uint8 holds 255 experts, an empty place, and 256 values of a label: 4 KB a layer and step at the default sizes. Steps are
-    made as small as that TOGETHER at a time, since each by itself costs many small calls.
+    made as small as that TOGETHER at a time, since each by itself costs many small calls. dealt: how several ranks share
+    them, None if there is one.
     """
+
+    dealt: Dealt | None = None
 
     def __init__(self, config: Config, sizes: dict[str, int]):
         self.num_experts, self.sizes = config.num_experts, sizes
@@ -74,6 +78,14 @@ class Window:
             both_EE = sum(together(chosen[layer].long(), self.num_experts) for chosen, _ in self.steps)
             layers.append(both_EE / both_EE.diagonal()[:, None].clamp(min=1))
         return torch.stack(layers)
+
+    def rows_between_ranks(self, dealt: Dealt) -> Tensor:
+        """(L, R, R): how many rows each rank sent to each over these steps. Those of a column are the load of its device."""
+        self.shrink()
+        layers = range(len(self.steps[0][0]))
+        return torch.stack(
+            [sum(dealt.rows_between(chosen[at].long(), self.num_experts) for chosen, _ in self.steps) for at in layers]
+        )
 
     def specialisation(self, label: str) -> Tensor:
         """(L, C, E): of the selections for tokens with value c of the label, the share that went to each expert."""

@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
+from moe_core.parallel.group import add_up, from_first
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
 from moe_core.watching.measuring import OF_STEP, Step, arrays_of
@@ -207,9 +208,7 @@ class Ranks:
 
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over the ranks, which all must ask for; waits for the device."""
-        whole = values.detach().cpu().clone()
-        distributed.all_reduce(whole, group=self.group)
-        return whole.to(values.device)
+        return add_up(values.cpu(), self.group).to(values.device)
 
     def turn(self, live: Trained, values: Mapping[str, float | str], who: str = "script") -> None:
         """Turn knobs on all ranks, after the next meeting. On ranks other than the first this does nothing."""
@@ -299,9 +298,9 @@ class Ranks:
 
     def _tell(self, asked: Pending, over: bool = False) -> tuple[list[tuple[str, Any]], list[str], bool]:
         """Hand on what was asked of the first rank; returns it: turns, commands, and whether watching is over."""
-        message: list[Any] = [([(c.name, c.value) for c in asked.knobs], [c.name for c in asked.commands], over)]
-        distributed.broadcast_object_list(message, src=0, group=self.group)
-        told: tuple[list[tuple[str, Any]], list[str], bool] = message[0]
+        told: tuple[list[tuple[str, Any]], list[str], bool] = from_first(
+            ([(c.name, c.value) for c in asked.knobs], [c.name for c in asked.commands], over), self.group
+        )
         return told
 
     def _do(self, live: Trained, asked: Pending, told: tuple[list[tuple[str, Any]], list[str], bool]) -> None:

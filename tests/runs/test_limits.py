@@ -31,6 +31,7 @@ READS = re.compile(r"\.read_text\(|\.read_bytes\(|json\.load|np\.load\(|torch\.l
 TRUSTED = {
     "benchmarks/results.py": "what the system says of its processor",
     "commands/train.py": "what whoever started us writes to us",
+    "parallel/alive.py": "what another rank of the same training said of itself",
     "dashboard/exports.py": "what a process of ours wrote for us",
     "dashboard/jobs.py": "what a process of ours wrote for us",
     "dashboard/own.py": "what a process of ours printed for us",

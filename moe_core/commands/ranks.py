@@ -1,0 +1,80 @@
+"""train below torchrun: this process is one of several ranks."""
+
+import argparse
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from moe_core.commands.common import real_flag, whole_flag
+from moe_core.runs import StoreError, list_runs, open_run, runs_folder
+
+
+def several() -> bool:
+    """Whether torchrun started this process as one of several ranks."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def take_ranks(command: argparse.ArgumentParser) -> None:
+    """Flags of a command that several ranks may carry out."""
+    command.add_argument(
+        "--expert-parallel",
+        type=whole_flag,
+        metavar="N",
+        default=1,
+        help="below torchrun: deal the experts over N of its ranks; each group of N has them all (default 1)",
+    )
+    command.add_argument(
+        "--patience", type=real_flag, default=60.0, help=argparse.SUPPRESS
+    )  # seconds to wait for a rank
+
+
+def alone(arguments: argparse.Namespace) -> None:
+    """ValueError if this one process was asked to be several."""
+    if arguments.expert_parallel != 1:
+        ranks = max(2, arguments.expert_parallel)
+        raise ValueError(
+            f"--expert-parallel {arguments.expert_parallel} needs several processes; start them with "
+            f"torchrun --standalone --nproc-per-node {ranks} -m moe_core {arguments.name} …"
+        )
+
+
+def on_ranks(
+    arguments: argparse.Namespace, train: Callable[[argparse.Namespace, Any], int], go_on: Callable[..., int]
+) -> int:
+    """Rank 0 does as `train`, or `go_on` where torchrun has started it again, and leads; the others follow, and print nothing.
+    Returns the exit status."""
+    from moe_core.parallel.session import follow_on, joined, lead
+
+    try:
+        device = getattr(arguments, "device", None) or "auto"
+        with joined(arguments.expert_parallel, device, arguments.patience) as here:
+            if here.ranks.rank:
+                return follow_on(here)
+            if folder := begun_before(arguments):
+                return int(lead(here, lambda: go_on(arguments, folder, None, joined=here)))
+            return int(lead(here, lambda: train(arguments, here)))
+    except ValueError:
+        if os.environ.get("RANK") == "0":
+            raise
+        return 1
+
+
+def begun_before(arguments: argparse.Namespace) -> Path | None:
+    """The run that this command began before torchrun started its ranks again; None if they are started for the first time, or
+    before there was one."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or getattr(arguments, "resume", None):
+        return None
+    if arguments.run_id:
+        folder = runs_folder(arguments.runs) / arguments.run_id
+        return folder if (folder / "run.db").exists() else None
+    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    for listed in list_runs(arguments.runs):
+        with contextlib.suppress(StoreError):
+            run = open_run(listed.id, arguments.runs)
+            began = run.facts.get("launch")
+            run.close()
+            if began and began == launch:
+                return runs_folder(arguments.runs) / listed.id
+    return None

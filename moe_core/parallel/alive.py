@@ -1,0 +1,122 @@
+"""Which rank died, hangs or failed: each says every second that it lives, and how far it is, where the others can read it.
+
+It goes through the store that torchrun keeps for the ranks, from a thread of its own: so a rank whose training waits for the
+others still says so, and one that is gone, or stopped by the system, says nothing more.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from typing import Any
+
+from torch import distributed
+
+from moe_core.schema import first_line
+
+EVERY = 0.5  # seconds between two signs of life
+SILENT = 2.5  # seconds without one after which a rank counts as gone
+PATIENT = 60.0  # seconds to end a run in after torchrun was killed
+
+
+class RankLost(RuntimeError):
+    """Another rank died, hangs or failed, and this one cannot go on without it."""
+
+
+def watch_parent() -> None:
+    """If torchrun is gone: end this process, or, where it trains already, the run. No process is left."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(EVERY)
+        os.kill(
+            os.getpid(), signal.SIGTERM
+        )  # rank 0 stops the run after its step and tells the others, which ignore this
+        time.sleep(PATIENT)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent", daemon=True).start()
+
+
+class Alive:
+    """This rank's signs of life, and what it knows of the others'. doing: what it is at, in words."""
+
+    def __init__(self, store: Any, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+        self.doing, self.progress = "the start", 0  # how many orders it has carried out
+        self.folder = ""  # the run's, once it is known
+        self.ended = threading.Event()
+        self.sign(0)
+        self.thread = threading.Thread(target=self._work, name="alive", daemon=True)
+        self.thread.start()
+
+    def at(self, doing: str) -> None:
+        """Say what this rank does now."""
+        self.doing, self.progress = doing, self.progress + 1
+
+    def sign(self, beat: int) -> None:
+        facts = {"beat": beat, "doing": self.doing, "progress": self.progress}
+        self.store.set(f"alive/{self.rank}", json.dumps(facts | {"host": socket.gethostname(), "pid": os.getpid()}))
+
+    def _work(self) -> None:
+        beat = 0
+        while not self.ended.wait(EVERY):
+            beat += 1
+            with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone: see watch_parent
+                self.sign(beat)
+
+    def end(self) -> None:
+        self.ended.set()
+
+    def report(self, error: BaseException) -> None:
+        """Let the others know why this rank ends."""
+        own = not of_network(error)
+        with contextlib.suppress(RuntimeError):
+            number = self.store.add("reports", 1)
+            told = {"number": number, "own": own, "error": f"{type(error).__name__}: {first_line(error)}"}
+            self.store.set(f"report/{self.rank}", json.dumps(told))
+
+    def read(self, kind: str, rank: int) -> dict[str, Any]:
+        """What a rank has said of itself, {} if nothing."""
+        with contextlib.suppress(RuntimeError):
+            if self.store.check([f"{kind}/{rank}"]):
+                found: dict[str, Any] = json.loads(self.store.get(f"{kind}/{rank}"))
+                return found
+        return {}
+
+    def lost(self) -> tuple[int, str]:
+        """(the rank that is lost, a sentence about it) after an exchange with the others has failed; (-1, "") if nothing is
+        found."""
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        first, until = {rank: self.read("alive", rank) for rank in others}, time.monotonic() + SILENT
+        while time.monotonic() < until:
+            time.sleep(EVERY / 2)
+            for rank in others:
+                report = self.read("report", rank)
+                if report.get("own"):
+                    return rank, f"rank {rank} failed in {first[rank].get('doing', 'the start')}: {report['error']}"
+        now = {rank: self.read("alive", rank) for rank in others}
+        for rank in others:
+            if not self.read("report", rank) and now[rank].get("beat") == first[rank].get("beat"):
+                return (
+                    rank,
+                    f"{called(rank, now[rank])} died or was stopped, last seen in {now[rank].get('doing', 'the start')}",
+                )
+        quiet = [rank for rank in others if not self.read("report", rank)]
+        if not quiet:
+            return -1, ""
+        slowest = min(quiet, key=lambda rank: now[rank].get("progress", -1))
+        return slowest, f"{called(slowest, now[slowest])} hangs in {now[slowest].get('doing', 'the start')}"
+
+
+def called(rank: int, facts: dict[str, Any]) -> str:
+    return f"rank {rank} (process {facts['pid']} on {facts['host']})" if facts else f"rank {rank}"
+
+
+def of_network(error: BaseException) -> bool:
+    """Whether an error says no more than that an exchange with other ranks failed."""
+    return isinstance(error, distributed.DistError) or "gloo/" in str(error) or "Connection" in str(error)

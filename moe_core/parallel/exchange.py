@@ -1,0 +1,113 @@
+"""Tokens to the ranks that have their experts, and back: mixture() over several ranks, with the same result.
+
+Rows go out sorted by expert, so by rank too, each once for every expert of its token. The ranks first tell each other how
+many they send, and whether they agree on the whole routing: where splits differ, an exchange of rows hangs and does not fail.
+An expert's rank runs it with weight 1, and the sender weighs what comes back: so the gradients of gates stay at home.
+A rank that receives nothing takes part all the same, in backward too.
+
+Shapes: t tokens of a rank, T of all, D model width, H expert width, E experts, e of them on a rank, M ranks in a group, K
+places for experts per token, N rows that a rank sends, n that it receives.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.autograd.function import once_differentiable
+
+from moe_core.nn.experts import mixture
+from moe_core.parallel.traffic import size_of
+
+
+class Disagreement(RuntimeError):
+    """Ranks that should have decided the same have not."""
+
+
+def exchanged(
+    ranks: Any,
+    x_tD: Tensor,
+    weights_TK: Tensor,
+    experts_TK: Tensor,
+    counts_E: Tensor,
+    w1_eDH: Tensor,
+    w2_eDH: Tensor,
+    gaps: bool = False,
+) -> Tensor:
+    """(t, D) mixture() of this rank's tokens. weights_TK, experts_TK: of all ranks' tokens in training, of this rank's in
+    evaluation; w1_eDH, w2_eDH: this rank's experts. Disagreement if the ranks have not chosen the same."""
+    device = x_tD.device.type
+    if torch.is_autocast_enabled(device):
+        x_tD = x_tD.to(torch.get_autocast_dtype(device))
+        with torch.autocast(device, enabled=False):
+            return exchanged(ranks, x_tD, weights_TK, experts_TK, counts_E, w1_eDH, w2_eDH, gaps)
+    tokens, (e, M) = len(x_tD), (len(w1_eDH), ranks.expert)
+    own = slice(ranks.rank * tokens, (ranks.rank + 1) * tokens) if len(experts_TK) > tokens else slice(None)
+    weights_tK, experts_tK = weights_TK[own].to(x_tD.dtype), experts_TK[own]
+    counts_Me = experts_tK.flatten().bincount(minlength=e * M + 1)[: e * M].view(M, e)
+    arriving_Me, (sends, receives) = announce(ranks, counts_Me, checksum(experts_TK))
+
+    order_N = experts_tK.flatten().argsort(stable=True)[: sum(sends)]  # the empty places are last
+    x_ND = x_tD.index_select(0, order_N // experts_tK.shape[1])
+    x_nD = Send.apply(x_ND, ranks, sends, receives)
+    # By rank and, within one, by expert.
+    expert_n1 = torch.arange(e, device=x_tD.device).repeat(M).repeat_interleave(arriving_Me.flatten())[:, None]
+    y_nD = mixture(x_nD, x_nD.new_ones(len(x_nD), 1), expert_n1, arriving_Me.sum(0), w1_eDH, w2_eDH)
+    y_ND = Send.apply(y_nD, ranks, receives, sends)
+    at_home_tKD = y_ND.new_zeros(experts_tK.numel(), y_ND.shape[1]).index_copy(0, order_N, y_ND)
+    return (weights_tK[:, None] @ at_home_tKD.view(*experts_tK.shape, -1))[:, 0]
+
+
+def checksum(experts_TK: Tensor) -> Tensor:
+    """() one number of all choices: it differs where they do, but for chance."""
+    place_N = torch.arange(experts_TK.numel(), device=experts_TK.device)
+    mixed_N = (place_N * 1025 + experts_TK.flatten()) * 2654435761 % 2147483647
+    return (mixed_N.square() % 2147483647).sum()  # squared: a sum of multiples is the same for many arrangements
+
+
+def announce(ranks: Any, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, tuple[list[int], list[int]]]:
+    """What each rank of the group will send to this one, by its experts, and the rows that go and come, by rank.
+
+    Disagreement if a rank's `chosen` is another: its rows would not be those that are waited for.
+    """
+    M = ranks.expert
+    told = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
+    heard = torch.empty_like(told)
+    with ranks.traffic.waiting((M - 1) / M * size_of(told)):
+        distributed.all_to_all_single(heard, told, group=ranks.expert_group)
+    numbers = torch.cat(
+        [counts_Me.sum(1), heard[:, :-1].sum(1), heard[:, -1] - chosen]
+    ).tolist()  # the only wait for a GPU
+    sends, receives, differ = numbers[:M], numbers[M : 2 * M], numbers[2 * M :]
+    if any(differ):
+        others = [ranks.rank - ranks.place + at for at, difference in enumerate(differ) if difference]
+        raise Disagreement(
+            f"rank {ranks.rank} and rank {', '.join(map(str, others))} have not chosen the same experts for the same batch: "
+            "their weights or their arithmetic differ; go on from a checkpoint, with the same hardware on all ranks"
+        )
+    return heard[:, :-1], (sends, receives)
+
+
+class Send(torch.autograd.Function):
+    """(n, D) the rows that the ranks of the group send here. Backward sends the gradients back.
+
+    torch's all_to_all_single_autograd does the same, but imports torch._dynamo for it (docs/decisions.md).
+    """
+
+    @staticmethod
+    def forward(ctx, rows_ND, ranks, sends, receives):
+        ctx.ranks, ctx.sends, ctx.receives = ranks, sends, receives
+        return all_to_all(ranks, rows_ND, sends, receives)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_nD):
+        return all_to_all(ctx.ranks, grad_nD.contiguous(), ctx.receives, ctx.sends), None, None, None
+
+
+def all_to_all(ranks: Any, rows_ND: Tensor, sends: list[int], receives: list[int]) -> Tensor:
+    """(n, D) the rows of all ranks of the group for this one, in order of rank."""
+    rows_nD = rows_ND.new_empty(sum(receives), rows_ND.shape[1])
+    to_others = sum(sends) - sends[ranks.place]
+    with ranks.traffic.waiting(to_others * rows_ND.shape[1] * rows_ND.itemsize):
+        distributed.all_to_all_single(rows_nD, rows_ND, receives, sends, group=ranks.expert_group)
+    return rows_nD

@@ -1,0 +1,20 @@
+"""What any ranks do together, whoever trains them: watch (watching/ranks.py) and our own trainer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+
+def add_up(values: Tensor, group: Any = None) -> Tensor:
+    """The sum over the ranks of a group, which all must ask for: a tensor of its own."""
+    whole = values.detach().clone()
+    distributed.all_reduce(whole, group=group)
+    return whole
+
+
+def from_first(value: Any, group: Any = None) -> Any:
+    """What rank 0 hands on to all; the value of the others counts for nothing."""
+    message = [value]
+    distributed.broadcast_object_list(message, src=0, group=group, device=torch.device("cpu"))
+    return message[0]

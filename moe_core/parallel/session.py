@@ -1,0 +1,107 @@
+"""A training by several ranks, as torchrun starts them: each joins the others, rank 0 leads, the rest follow."""
+
+import contextlib
+import datetime
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import distributed
+
+from moe_core.parallel.alive import Alive, RankLost, of_network, watch_parent
+from moe_core.parallel.group import from_first
+from moe_core.parallel.ranks import PATIENCE, Ranks
+from moe_core.parallel.trainer import Leader, follow
+from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
+from moe_core.schema import first_line
+from moe_core.training.machine import choose_device
+
+
+class Joined(NamedTuple):
+    """This process among the ranks. make: builds rank 0's trainer; facts: what the record says of the ranks."""
+
+    ranks: Ranks
+    alive: Alive
+    device: torch.device
+    make: Callable[..., Leader]
+    facts: dict[str, Any]
+
+
+@contextlib.contextmanager
+def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
+    """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so."""
+    watch_parent()
+    wanted = choose_device(device_name)
+    if wanted.type == "cuda":
+        wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(wanted)
+    store, rank, size = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
+    # A restart by torchrun has the same store: what the ranks before said of themselves must not be read again.
+    store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
+        store=distributed.PrefixStore("group", store), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=patience),
+    )  # fmt: skip
+    alive = Alive(distributed.PrefixStore("alive", store), rank, size)
+    try:
+        ranks = Ranks(expert, wanted, patience)
+        facts = {
+            "ranks": {"data": ranks.data, "expert": ranks.expert},
+            "launch": os.environ.get("TORCHELASTIC_RUN_ID", ""),
+        }
+        yield Joined(ranks, alive, wanted, partial(Leader, ranks, alive), facts)
+        distributed.destroy_process_group()
+    finally:
+        alive.end()
+
+
+def lead(joined: Joined, work: Callable[[], Any]) -> Any:
+    """Do rank 0's work, and then tell the others that it is over."""
+    try:
+        return work()
+    finally:
+        with contextlib.suppress(RuntimeError):  # without torchrun there is no store, but the ranks are there
+            joined.alive.store.set("begin", "1")  # those that wait to begin are told to end
+        with contextlib.suppress(RuntimeError):
+            from_first(("end",), joined.ranks.control)
+
+
+def follow_on(joined: Joined) -> int:
+    """What the other ranks do. The exit status: 1 if this rank ended otherwise than it was told to."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too; it ends the run after its step, and all with it
+    try:
+        follow(joined.ranks, joined.alive, joined.device)
+        return 0
+    except Exception as error:
+        joined.alive.report(error)
+        if not of_network(error):
+            time.sleep(1.0)  # rank 0 reads the report before torchrun ends it
+        elif joined.ranks.rank == 1 and joined.alive.folder:
+            rank, problem = joined.alive.lost()
+            if rank == 0:
+                speak_for_first(Path(joined.alive.folder), problem, joined.alive)
+        return 1  # at once, so that whoever waits for this rank need not
+
+
+def speak_for_first(folder: Path, problem: str, alive: Alive) -> None:
+    """Write into the record that rank 0 is lost, unless it has ended the run itself, once its lock is free. If it hangs, it is
+    ended."""
+    facts = alive.read("alive", 0)
+    with contextlib.suppress(OSError, KeyError):
+        if facts["host"] == os.uname().nodename:
+            os.kill(facts["pid"], signal.SIGKILL)
+    with contextlib.suppress(StoreError):
+        lock = hold_lock(folder, wait=5.0)
+        writer = RunWriter(folder, lock)
+        ended = writer.state["state"] in ENDED
+        writer.finish(
+            *(writer.state["state"], writer.state["reason"])
+            if ended
+            else ("failed", f"{RankLost.__name__}: {first_line(problem)}")
+        )

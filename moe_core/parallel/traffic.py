@@ -1,0 +1,42 @@
+"""How many bytes a step sends to other ranks, and how long its rank waits for them.
+
+What each collective sends is that of the ring, which torch's backends use for large tensors and no algorithm can beat by more
+than a factor of two: gathering sends a block R - 1 times on, adding up sends 2 (R - 1) / R of the tensor. An exchange sends
+what goes to other ranks.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator
+
+from torch import Tensor
+
+
+class Traffic:
+    """Of the step so far: bytes that this rank sent, and seconds in which it waited for others or sent to them."""
+
+    def __init__(self) -> None:
+        self.bytes = self.seconds = 0.0
+
+    @contextlib.contextmanager
+    def waiting(self, sent: float = 0.0) -> Iterator[None]:
+        """Count a collective: the bytes that it sends, and its time."""
+        began = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - began
+        self.bytes += sent
+
+    def take(self) -> tuple[float, float]:
+        """(bytes, seconds) since the last take."""
+        taken, self.bytes, self.seconds = (self.bytes, self.seconds), 0.0, 0.0
+        return taken
+
+
+def size_of(values: Tensor) -> int:
+    """The bytes of a tensor's numbers."""
+    return values.numel() * values.itemsize
+
+
+def added_up(values: Tensor, ranks: int) -> float:
+    """Bytes that each of so many ranks sends to add a tensor up."""
+    return 2 * (ranks - 1) / ranks * size_of(values)

@@ -1,0 +1,180 @@
+"""The trainers of the ranks: rank 0's leads, since it has the record, and the others follow what it tells them.
+
+The leader is an ordinary trainer. Before each thing that all ranks must do together (a step, a look, an evaluation, the state
+for a checkpoint) it tells the others what comes, with the knobs as they are to be: so a turn takes effect in the same step
+everywhere, whatever the clock of a rank says. While it is paused it tells them now and then that it is still there.
+"""
+
+import contextlib
+import datetime
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from moe_core.parallel.alive import SILENT, Alive, RankLost, called, of_network
+from moe_core.parallel.group import from_first
+from moe_core.parallel.ranks import Ranks, spread, spread_optimizer
+from moe_core.schema import Config, Knobs
+from moe_core.training import checkpoint
+from moe_core.training.again import Nowhere
+from moe_core.training.data import Data, load
+from moe_core.training.devices import Dealt
+from moe_core.training.loop import Trainer, _empty_batch
+from moe_core.training.step import optimizer_of, update
+
+STILL = 5.0  # seconds after which the leader says again that it is there
+READY = 600.0  # seconds that a rank may take to load its data
+
+
+class Member(Trainer):
+    """A trainer that has its part of the experts, and trains with the others."""
+
+    def __init__(self, ranks: Ranks, config: Config, knobs: Knobs, *rest: Any, **named: Any) -> None:
+        super().__init__(config, knobs, *rest, **named)
+        ranks.check(config.num_experts, len(self.data.batch(1).inputs))
+        self.window.dealt = Dealt(ranks.data, ranks.expert)
+        spread(self.model, ranks)
+        self.optimizer = optimizer_of(self.model, config, knobs.lr, self.device)
+        spread_optimizer(self.optimizer, self.model, ranks)
+        # Not as a graph: an exchange waits for its counts.
+        self.update = lambda batch, knobs, measure: update(
+            self.model, self.optimizer, batch, config, knobs, measure, ranks
+        )
+        self.ranks = ranks
+
+
+class Leader(Member):
+    """Rank 0's: it writes the record and leads. settings: how the others are to make their own trainers."""
+
+    def __init__(self, ranks: Ranks, alive: Alive, config: Config, knobs: Knobs, *rest: Any, **named: Any) -> None:
+        super().__init__(ranks, config, knobs, *rest, **named)
+        self.alive, self.told = alive, -STILL
+        self.begin: dict[str, Any] | None = {
+            "config": config, "knobs": knobs, "columns": self.telemetry.columns, "threads": torch.get_num_threads(), "state": None,
+            "folder": str(self.folder),
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        if self.begin:
+            self.begin["state"] = state
+
+    def tell(self, order: str, *values: Any) -> None:
+        """Tell the others what comes, the first time also with what they are to begin."""
+        if self.begin:
+            begin, self.begin = self.begin, None
+            self.alive.store.set("begin", "1")
+            from_first(("begin", begin), self.ranks.control)
+            wait_for(self.alive)
+        self.alive.at(f"step {self.step + 1}" if order == "train" else order)
+        from_first((order, *values), self.ranks.control)
+        self.told = time.monotonic()
+
+    @contextlib.contextmanager
+    def together(self, order: str, *values: Any) -> Iterator[None]:
+        """Tell the others, and do the same meanwhile. RankLost with the rank's name if one of them is lost."""
+        try:
+            self.tell(order, *values)
+            yield
+        except RuntimeError as error:
+            if not of_network(error):
+                raise
+            _rank, problem = self.alive.lost()
+            raise RankLost(problem or f"the ranks lost touch with each other: {error}") from error
+
+    def train_step(self, began: float) -> None:
+        with self.together("train", self.knobs):
+            super().train_step(began)
+
+    def snapshot(self, full: bool, routings: Any = None) -> None:
+        """Looks anew even where the probe was looked at in this step: the others cannot know whether it was."""
+        if self.snapped != self.step or full:
+            with self.together("look", self.knobs):
+                super().snapshot(full)
+
+    def evaluate(self, text: bool) -> None:
+        with self.together("evaluate", self.knobs, text):
+            super().evaluate(text)
+
+    def write_checkpoint(self, command: int | None = None) -> None:
+        if command is not None or self.checkpointed != self.step:
+            with self.together("state"):
+                super().write_checkpoint(command)
+
+    def read(self) -> bool:
+        if not self.begin and time.monotonic() - self.told > STILL:
+            with self.together("still"):
+                pass
+        return super().read()
+
+
+def wait_for(alive: Alive) -> None:
+    """Until all ranks have made their trainers. RankLost if one fails to."""
+    until, beats = time.monotonic() + READY, dict[int, tuple[int, float]]()
+    while alive.store.add("ready", 0) < alive.size - 1:
+        for rank in range(1, alive.size):
+            if report := alive.read("report", rank):
+                raise RankLost(f"rank {rank} could not begin: {report['error']}")
+            facts = alive.read("alive", rank)
+            beat, since = beats.get(rank, (-1, 0.0))
+            if facts.get("beat") != beat:
+                beats[rank] = facts.get("beat", -1), time.monotonic()
+            elif time.monotonic() - since > 2 * SILENT:
+                raise RankLost(f"{called(rank, facts)} died before it had begun")
+        if time.monotonic() > until:
+            raise RankLost(f"not all ranks began within {READY:.0f} s")
+        time.sleep(0.05)
+
+
+def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
+    """What a rank other than 0 does: what it is told, until it is told to end."""
+    alive.store.wait(["begin"], datetime.timedelta(seconds=READY))
+    trainer: Member | None = None
+    while True:
+        order, *values = from_first(None, ranks.control)
+        if order == "end":
+            break
+        if order == "begin":
+            alive.folder = values[0].pop("folder")
+            trainer = begin(ranks, device, **values[0])
+            alive.store.add("ready", 1)
+            continue
+        assert trainer, order
+        alive.at(f"step {trainer.step + 1}" if order == "train" else order)
+        obey(trainer, order, values)
+    if trainer:
+        trainer.committer.close()
+
+
+def begin(
+    ranks: Ranks, device: torch.device, config: Config, knobs: Knobs, columns: Any, threads: int, state: Any
+) -> Member:
+    """A trainer as the leader's, in the same state. It writes nothing."""
+    torch.set_num_threads(threads)
+    data: Data = load(config)
+    writer: Any = Nowhere(Path())
+    trainer = Member(ranks, config, knobs, data, device, writer, lambda event: None, columns=columns)
+    trainer.replaying = True
+    if state:
+        checkpoint.restore(trainer, state)
+    return trainer
+
+
+def obey(trainer: Member, order: str, values: list[Any]) -> None:
+    """Carry out what the leader does at the same time."""
+    if order == "state":
+        checkpoint.state_of(trainer)
+    elif order != "still":
+        trainer.knobs = values[0]
+        if order == "train":
+            trainer.train_step(time.perf_counter())
+        elif order == "look":
+            trainer.snapshot(full=False)
+        elif order == "evaluate":
+            trainer.evaluate(text=values[1])
+        trainer.snapped = -1
+        trainer.collected = _empty_batch()  # the leader records it
+        trainer.telemetry.take()
