@@ -249,8 +249,10 @@ def test_a_run_that_trains_and_does_not_measure_its_seconds_is_listed(tmp_path: 
 
 
 def test_a_record_without_a_column_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="it has no columns"):
+    with pytest.raises(ValueError, match="it has no columns"):  # by whoever writes it, already
         ended(tmp_path / "a", layout=[])
+    with pytest.raises(StoreError, match="it has no columns"):  # what is there by now is refused by whoever reads it
+        open_run(tmp_path / "a")
 
 
 def relaid(change: Callable[[str, int, int], list[tuple[str, int, int]]]) -> list[list[Any]]:

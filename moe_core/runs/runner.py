@@ -120,7 +120,7 @@ def _spawn_new(words: list[str], runs: str | Path | None, run_id: str) -> str:
     return run_id
 
 
-def load_torch_ahead() -> None:
+def load_torch_ahead(runs: str | Path | None = None) -> None:
     """Let a process load torch and wait, so that the next start() trains at once: loading takes most of a start. It ends when it
     was not needed for ten minutes, or when this process ends."""
     global _ahead
@@ -128,7 +128,7 @@ def load_torch_ahead() -> None:
         if _ahead and _ahead.stdin:
             _ahead.stdin.close()
         _ahead = subprocess.Popen(
-            [sys.executable, "-m", "moe_core", "train", "--wait"],
+            [sys.executable, "-m", "moe_core", "train", "--wait", "--runs", str(runs_folder(runs).absolute())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

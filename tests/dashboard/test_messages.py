@@ -10,7 +10,7 @@ from moe_core.dashboard.messages import LONGEST, Deed, Look, Refused, parsed
 
 LOOK: dict[str, Any] = {
     "theme": "dark", "page": "live", "layer": 0, "step": 40, "sizes": {"loss": [640, 300.4]}, "span": [0.5, 20], "wide": True,
-    "drawn": 3, "options": {"expert": 3, "with": ["a", "b"], "align": "fork", "again": 1, "busiest": [1, 3, 40, 1]},
+    "drawn": 3, "took": 12.5, "options": {"expert": 3, "with": ["a", "b"], "align": "fork", "again": 1, "busiest": [1, 3, 40, 1]},
 }  # fmt: skip
 
 

@@ -87,9 +87,9 @@ def test_a_trainer_that_cannot_start_says_why(tmp_path: Path) -> None:
 def test_what_has_loaded_torch_ahead_becomes_the_next_trainer(tmp_path: Path) -> None:
     config, pids = replace(SMALL, steps=3), []
     for alive in (True, False):  # one that has died meanwhile is done without
-        runner.load_torch_ahead()
+        runner.load_torch_ahead(tmp_path)
         ahead = runner._ahead
-        runner.load_torch_ahead()
+        runner.load_torch_ahead(tmp_path)
         assert ahead is not None
         assert ahead is runner._ahead
         if not alive:
@@ -104,11 +104,11 @@ def test_what_has_loaded_torch_ahead_becomes_the_next_trainer(tmp_path: Path) ->
 
 
 def test_what_has_loaded_torch_ahead_says_why_it_cannot_start_and_ends_with_its_dashboard(tmp_path: Path) -> None:
-    runner.load_torch_ahead()
+    runner.load_torch_ahead(tmp_path)
     run_id = start(replace(SMALL, device="cuda:77"), Knobs(), tmp_path)
     with pytest.raises(StoreError, match="did not start: moe: device 'cuda:77' is not on this machine"):
         wait_ready(run_id, 60, tmp_path)
-    runner.load_torch_ahead()
+    runner.load_torch_ahead(tmp_path)
     ahead = runner._ahead
     assert ahead is not None
     assert ahead.stdin

@@ -54,7 +54,7 @@ export class Sheet {
 
   scatter(trace, full, { x, y, clip }) {
     const group = this.chart.querySelector(`.trace${full.uid}`);
-    if (!group || !MODES.includes(trace.mode) || ![undefined, "none", "toself"].includes(trace.fill) || ![undefined, "linear"].includes(trace.line?.shape)) return null;
+    if (!group || !MODES.includes(trace.mode) || ![undefined, "none", "toself"].includes(trace.fill) || ![undefined, "linear", "hv"].includes(trace.line?.shape)) return null;
     const line = group.querySelector(".js-line"), filled = group.querySelector(".js-fill"), point = group.querySelector(".point");
     const some = trace.y.some(Number.isFinite);
     if (some && ((trace.mode.includes("lines") && !line) || (trace.mode.includes("markers") && !point) || (trace.fill === "toself" && !filled))) return null;
@@ -192,12 +192,13 @@ function pixel(axis, taken = false) {
   return axis.type === "log" && !taken ? (value) => start + scale * Math.log10(value) : (value) => start + scale * value;
 }
 
-// Where the points of a line are, in px; null is a gap.
-function placesOf({ x: xs, y: ys }, x, y) {
+// Where the points of a line are, in px; null is a gap. A stepped line (hv) stays at a value until the next.
+function placesOf({ x: xs, y: ys, line }, x, y) {
   const places = [];
   for (let i = 0; i < ys.length; i++) {
-    const place = [x(xs[i]), y(ys[i])];
-    places.push(Number.isFinite(place[1]) ? place : null);
+    const px = x(xs[i]), py = y(ys[i]), before = places.at(-1);
+    if (line?.shape === "hv" && before) places.push([px, before[1]]);
+    places.push(Number.isFinite(py) ? [px, py] : null);
   }
   return places;
 }
