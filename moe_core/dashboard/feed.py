@@ -2,8 +2,7 @@
 
 A Feed has the read methods of a Run, so the figures do not know the difference. Each history that was asked for is kept,
 thinned by minimum and maximum to a few thousand rows. A long run is taken in by pieces: the newest rows first, so that a
-page opens at once, then from the first step on. What is finer than the kept rows is read from the store, and the last
-such ranges are kept too.
+page opens at once, then from the first step on. What is finer is read from the store, and the last such ranges are kept too.
 """
 
 import threading
@@ -30,7 +29,7 @@ from moe_core.runs import (
     pick,
     thin,
 )
-from moe_core.runs.seen import READ, look
+from moe_core.runs.seen import READ, Log, look
 from moe_core.runs.source import Snapshot
 from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
@@ -38,6 +37,7 @@ from moe_core.schema import KnobValues
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps;
 ROOM = 32 << 20  # bytes of them: a row of 61 layers of 256 experts has 188 KB
 FRESH = 0.02  # seconds for which a look at the store is good for all viewers
+ANYWAY = 0.5  # seconds after which the store is looked at even if nobody wrote to it
 PIECE = 256  # blocks read at once: well within the time after which a query gives up;
 TAKEN = 16 << 20  # bytes of them: a tenth of a second
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
@@ -61,7 +61,7 @@ class Feed:
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
         self.free, self.stamp = False, 0  # free of its trainer, since it ended
-        self.version, self.error = 0, ""
+        self.version, self.error, self.log = 0, "", Log()
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
         self._knobs: list[KnobChange] = []
@@ -89,12 +89,11 @@ class Feed:
         return self.run.name
 
     def refresh(self, now: bool = False) -> None:
-        """Read what is new. A run that ended is let go of, so that its trainer can seal the file.
-
-        now: also if somebody looked just before; for whoever waits for the effect of a turn.
-        """
+        """Read what is new. A run that ended is let go of, so that its trainer can seal the file. now: also if somebody looked just
+        before; for whoever waits for the effect of a turn."""
         with self.lock:
-            if not now and time.monotonic() - self.looked < FRESH:
+            age = time.monotonic() - self.looked
+            if not now and (age < FRESH or (age < ANYWAY and not self.log.was_written(self.path) and not self.behind)):
                 return
             if not self.done or self._resumed():
                 self._look()
@@ -115,12 +114,12 @@ class Feed:
             # First: once it says that the run has ended, all that is read after it is complete.
             status, self.error = self.run.status(), ""
             self._read_evals()
-            self._knobs = self.run.knob_changes()
             if status.state == "training":
                 look(self.path, READ)
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
-            self._take()
+            if not self._take():
+                self._knobs = self.run.knob_changes()
             if self.done or status.state != self._status.state:
                 self.sessions = self.run.sessions()
             self._status = status
@@ -158,14 +157,14 @@ class Feed:
         """Whole seconds for which the trainer has not answered; 0 if it does."""
         return self._status.quiet
 
-    def _take(self) -> None:
-        """New rows into `recent`, and into each history that is up to date. Of a run not seen before, the last ones."""
+    def _take(self) -> bool:
+        """New rows into `recent` and each history that is up to date, of a run not seen before the last ones. Whether there were any."""
         most = self.piece()
         if not self.seen:
             blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
         else:
             blocks = self.run.blocks(after=self.seen, most=most)
-        if blocks:
+        if some := bool(blocks):
             self._forget()
         while blocks:
             # After the blocks: a turn is in the record before the step that it acts in.
@@ -176,6 +175,7 @@ class Feed:
             self.seen, self.last = blocks[-1].id, int(steps[-1])
             self._add(steps, rows, before, self.seen)
             blocks = self.run.blocks(after=self.seen, most=most) if len(blocks) >= most else []
+        return some
 
     def piece(self, part: int | None = None) -> int:
         """Blocks to read at once, by what the run's blocks, or one part of each, have in the mean."""

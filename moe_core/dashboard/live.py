@@ -295,7 +295,9 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
             await first_of(viewer.drawn.wait(), listening)
         # A tick counts from one frame to the next, however long the viewer took to draw.
-        rest = SOON if feed.waiting or feed.behind else max(0.002, viewer.tick() - (time.monotonic() - began))
+        rest = max(0.002, viewer.tick() - (time.monotonic() - began))
+        if feed.waiting or feed.behind or (frame is None and feed.status().state == "training"):
+            rest = SOON  # the next step may be there any moment
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 

@@ -2,12 +2,11 @@
 than the rest."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_core.runs.seen import READ, is_looked_at
+from moe_core.runs.seen import READ, Log, is_looked_at
 
 LEAST = (
     0.1  # seconds between two looks at the probe, and between two questions to the disk whether somebody reads along
@@ -16,7 +15,6 @@ SHARE = 0.002  # of the time that looks may take
 SHARE_SEEN = 0.1  # the same while somebody looks at the probe
 FULL = 10  # looks, of which one is full
 ASK = 0.05  # seconds between two questions to the log
-TICK = 20_000_000  # nanoseconds of a file system's clock, and more
 ANYWAY = 1.0  # seconds after which the record is read anyway
 FLUSH = 1.0  # seconds between two commits while nobody reads along,
 FLUSH_READ = 1 / 30  # and while somebody does,
@@ -75,7 +73,7 @@ class Readings:
 
     def __init__(self) -> None:
         self.asked = self.read = -math.inf  # when the log was last asked, and the record last read
-        self.stamp = 0  # of the log, when it was last asked
+        self.log = Log()
 
     def soon(self) -> None:
         """Something was written that must be read before the next step."""
@@ -93,13 +91,8 @@ class Readings:
         """Whether somebody, who may be the trainer itself, has written to the log since this was last asked."""
         if now - self.asked < ASK:
             return False
-        self.asked, before = now, self.stamp
-        try:
-            self.stamp = os.stat(folder / "run.db-wal").st_mtime_ns
-        except OSError:
-            return True
-        # A second write within the same tick of the file system's clock would leave the same time.
-        return self.stamp != before or abs(time.time_ns() - self.stamp) < TICK
+        self.asked = now
+        return self.log.was_written(folder)
 
 
 def falls_on(step: int, every: int) -> bool:

@@ -32,6 +32,11 @@ MOVE = """async () => {
     }));
     // Not those in the middle of a peak: Chromium's box of their words is half a pixel wider in some places than in others.
     layout.annotations = layout.annotations.filter((note) => note.xanchor !== 'center').map((note, nth) => ({ ...note, y: note.yref === 'paper' ? 0.9 * note.y : note.y, text: nth ? note.text : note.text.replace(/\\d/, '7') }));
+    layout.shapes.push(
+      { type: 'line', xref: 'x', yref: 'paper', x0: 33, x1: 33, y0: 0, y1: 1, line: { color: '#0F62FE', width: 1.5 } },
+      { type: 'line', xref: 'paper', yref: 'y', x0: 0, x1: 1, y0: 0.3, y1: 0.3, line: { color: '#0F62FE', width: 1, dash: 'dot' } },
+      { type: 'rect', xref: 'x', yref: 'paper', x0: 40, x1: 50, y0: 0, y1: 1, layer: 'below', line: { width: 0 }, fillcolor: 'rgba(15,98,254,0.12)' },
+    );
     layout.meta.step = 59;
     window.moved[name] = { data, layout };
     done[name] = redraw(chart, structuredClone({ data, layout }));

@@ -1,24 +1,24 @@
 // New data within the same axes, drawn without a layout: on a canvas that lies over Plotly's own traces, in the looks that Plotly gave
-// them. Plotly keeps all else, and learns of the data later, when somebody points at the chart or its frame changes: its layout takes
-// ten times as long (docs/decisions.md).
+// them, with new marks and names. Plotly keeps all else, and learns of it later, when somebody points at the chart or its axes change:
+// its layout takes ten times as long (docs/decisions.md).
 
 import { Sheet } from "./sheet.js";
 
 const NOT_FORM = ["x", "y", "z", "customdata", "text", "hovertemplate"]; // of a trace: its data, and what is said on hover
 
-// Draws the data of a spec over a chart that Plotly laid out, if nothing but data and names beside lines has changed since. Returns
-// whether it did.
+// Draws the data, marks and names of a spec over a chart that Plotly laid out, if nothing else has changed since. Returns whether it did.
 export function redraw(chart, spec) {
   const { laid } = chart;
   if (!laid || !sameForm(laid, spec)) return false;
   const sheet = new Sheet(chart);
   const traces = spec.data.map((trace, nth) => sheet.trace(trace, nth));
-  const { gone, come } = names(laid.layout.annotations, spec.layout.annotations), words = come.map((note) => sheet.words(note));
-  if (![...traces, ...words].every(Boolean)) return false;
+  const { gone, come } = changed(laid.layout.annotations, spec.layout.annotations), words = come.map((note) => sheet.words(note));
+  const [below, above] = [true, false].map((under) => spec.layout.shapes.filter(({ layer }) => (layer === "below") === under));
+  const strips = changed(laid.layout.shapes.filter(({ layer }) => layer === "below"), below); // those that stay are Plotly's own
+  const draws = [...strips.come.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...words];
+  if (strips.gone.size || !draws.every(Boolean)) return false;
   sheet.open();
-  for (const draw of traces) draw();
-  sheet.shapes();
-  for (const draw of words) draw();
+  for (const draw of draws) draw();
   for (const note of chart.querySelectorAll(".annotation")) note.style.visibility = gone.has(Number(note.dataset.index)) ? "hidden" : "";
   chart.data = spec.data;
   chart.layout = spec.layout;
@@ -46,7 +46,7 @@ export function isKnown(chart) {
 // laid: as layOut() kept it.
 function sameForm(laid, spec) {
   if (laid.data.length !== spec.data.length) return false;
-  const [before, now] = [laid.layout, spec.layout].map(({ annotations: _, meta, ...layout }) => ({ ...layout, meta: { ...meta, step: 0 } }));
+  const [before, now] = [laid.layout, spec.layout].map(({ annotations: _a, shapes: _s, meta, ...layout }) => ({ ...layout, meta: { ...meta, step: 0 } }));
   return same(before, now) && laid.data.every((trace, nth) => same(trace, form(spec.data[nth])));
 }
 
@@ -65,13 +65,13 @@ function same(one, other) {
   return names.length === Object.keys(other).length && names.every((name) => same(one[name], other[name]));
 }
 
-// Which of the names that Plotly drew are no longer there as they were, by their numbers, and which have come.
-function names(before, after) {
-  const left = [...after], gone = new Set();
-  before.forEach((note, nth) => {
-    const at = left.findIndex((other) => same(note, other));
+// Which of what Plotly drew are no longer there as they were, by their numbers, and which have come.
+function changed(before, after) {
+  const come = [...after], gone = new Set();
+  before.forEach((one, nth) => {
+    const at = come.findIndex((other) => same(one, other));
     if (at < 0) gone.add(nth);
-    else left.splice(at, 1);
+    else come.splice(at, 1);
   });
-  return { gone, come: left };
+  return { gone, come };
 }

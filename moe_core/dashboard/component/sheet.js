@@ -1,5 +1,5 @@
-// A canvas over the plot of a chart that Plotly laid out. It has Plotly's traces with new data, the shapes that stand above them, and
-// names beside the lines; each in the colours, widths and dashes of Plotly's own elements, which are hidden meanwhile.
+// A canvas over the plot of a chart that Plotly laid out. It has Plotly's traces with new data, in the colours, widths and dashes of
+// Plotly's own elements, which are hidden meanwhile, and above them the layout's marks and names.
 
 const LINE = 1.3; // sizes of the type from one line of words to the next, as Plotly has it
 const PIECE = 32; // points of a line that are stroked at once
@@ -115,13 +115,27 @@ export class Sheet {
     });
   }
 
-  // The shapes that Plotly drew above the traces.
-  shapes() {
-    for (const shape of this.chart.querySelectorAll(".layer-above .shapelayer path")) {
-      const path = new Path2D(shape.getAttribute("d"));
-      this.fill(path, shape);
-      this.stroke(path, shape);
-    }
+  // What draws a line or a rectangle of the layout; null if it is another shape, or has a dash that only Plotly knows.
+  shape(shape) {
+    const { xref, yref, line = {} } = shape, dash = dashOf(line), { w, h, l, t } = this.layout._size;
+    if (!["line", "rect"].includes(shape.type) || !dash || shape.label) return null;
+    const place = (ref, start, size) => (ref === "paper" ? (share) => start + share * size : pixel(this.axis(ref)));
+    const x = place(xref, l, w), y = place(yref, t + h, -h);
+    const [left, right, top, bottom] = [x(shape.x0), x(shape.x1), y(shape.y0), y(shape.y1)];
+    if (![left, right, top, bottom].every(Number.isFinite)) return null;
+    const across = xref === "paper" ? [0, this.layout.width] : [this.axis(xref)._offset, this.axis(xref)._length];
+    const up = yref === "paper" ? [0, this.layout.height] : [this.axis(yref)._offset, this.axis(yref)._length];
+    return () => this.within([across[0], up[0], across[1], up[1]], () => {
+      const path = new Path2D();
+      if (shape.type === "rect") path.rect(left, top, right - left, bottom - top);
+      else {
+        path.moveTo(left, top);
+        path.lineTo(right, bottom);
+      }
+      const style = { stroke: line.color, strokeWidth: line.width ?? 2, strokeDasharray: dash, opacity: shape.opacity ?? 1 };
+      if (shape.type === "rect") this.fill(path, { style }, shape.fillcolor);
+      this.stroke(path, { style });
+    });
   }
 
   // What draws a name or a number beside a line; null if it has what only Plotly draws.
@@ -167,7 +181,7 @@ export class Sheet {
   }
 
   stroke(path, { style }) {
-    const width = parseFloat(style.strokeWidth || 1);
+    const width = parseFloat(style.strokeWidth ?? 1);
     if (!width || !style.stroke || style.stroke === "none") return;
     this.pen.globalAlpha = Number(style.strokeOpacity || 1) * Number(style.opacity || 1);
     this.pen.strokeStyle = style.stroke;
@@ -255,6 +269,13 @@ function colourOf({ colorscale, zmin, zmax }) {
     for (let i = 0; i < 3; i++) into[at + i] = one[i] + ((other[i] - one[i]) * (share - low)) / (high - low || 1);
     into[at + 3] = 255;
   };
+}
+
+// The dashes of a line in px as Plotly has them, by its word for them; null for a word that none of our figures has.
+function dashOf({ dash = "solid", width = 2 }) {
+  const each = Math.max(width, 3);
+  const words = { solid: "none", dot: `${each}px,${each}px`, dash: `${3 * each}px,${3 * each}px` };
+  return words[dash] ?? (/^[\d.]+px(,[\d.]+px)*$/.test(dash) ? dash : null);
 }
 
 // Which of its sides stands at a place, of a name that does not say: Plotly's rule.
