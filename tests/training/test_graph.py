@@ -10,7 +10,7 @@ import torch
 from moe_core.nn.models import build
 from moe_core.schema import STRATEGIES, Config, Knobs
 from moe_core.training.data import load
-from moe_core.training.graph import AGAIN, UNREAD, LIVE, WARM_UP, Backend, Graphed, may_be_captured, updater
+from moe_core.training.graph import AGAIN, LIVE, UNREAD, WARM_UP, Backend, Graphed, may_be_captured, updater
 from moe_core.training.step import Adam, Live, update
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=2, tokens=64, d_model=8, d_hidden=8, threads=1)
