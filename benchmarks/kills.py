@@ -1,9 +1,9 @@
 """What a rank that dies or hangs costs: `python benchmarks/kills.py --kills 20`.
 
-One run of several ranks is begun under torchrun, and again and again a random rank is killed (or, each fifth time, stopped, as
-if it hung) at a random moment; then `train --resume` goes on with it. Counted: how often the record said which rank it was, and
-after how many seconds; processes that were left; turns of a knob that had been acknowledged and were lost; whether the record is
-whole. One JSON object a kill, and one of all.
+One run of several ranks is begun under torchrun. Again and again a random rank is killed at a random moment (each fifth time it is
+stopped instead, as if it hung), and `train --resume` goes on with the run. Counted are: how often the record said which rank it
+was, and after how many seconds; processes that were left; acknowledged turns of a knob that were lost; how often the record was
+whole. Prints a JSON object for each kill, and one for all.
 """
 
 import argparse
@@ -24,11 +24,11 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from moe_core.benchmarks.results import keep  # noqa: E402
-from moe_core.runs import Run, StoreError, verify  # noqa: E402
+from moe_core.runs import Run, Status, StoreError, verify  # noqa: E402
 
 SETTINGS = "--task plane --layers 2 --num-experts 4 --tokens 64 --steps 0 --checkpoint-every 1 --eval-every 1000000"
-HANGS_EACH = 5  # of so many kills, one stops the rank instead
-WITHIN = 10.0  # seconds in which the record must say so
+HANGS_EACH = 5  # each fifth rank is stopped instead of killed
+WITHIN = 10.0  # seconds in which the record must say which rank it was
 
 
 def torchrun(runs: Path, ranks: int, patience: float, *words: str) -> subprocess.Popen[bytes]:
@@ -63,14 +63,22 @@ def until(true: Callable[[], Any], seconds: float) -> float:
     return float("inf")
 
 
+def status_of(folder: Path) -> Status:
+    run = Run(folder)
+    try:
+        return run.status()
+    finally:
+        run.close()
+
+
 def one(runs: Path, number: int, ranks: int, patience: float, draw: random.Random) -> dict[str, Any]:
     """Begin or go on, kill a rank, and see what the record says of it."""
     folder = runs / "killed"
     words = ["--resume", "killed"] if number else ["--run-id", "killed", *SETTINGS.split()]
-    before = Run(folder).status().step if number else 0
+    before = status_of(folder).step if number else 0
     started = torchrun(runs, ranks, patience, *words)
     try:
-        trains = until(lambda: Run(folder).status().state == "training" and Run(folder).status().step > before, 60)
+        trains = until(lambda: (now := status_of(folder)).state == "training" and now.step > before, 60)
         time.sleep(draw.uniform(0, 2))
         run = Run(folder)
         run.turn("person", {"w_load": round(draw.uniform(0, 1), 3)})
@@ -113,7 +121,7 @@ def main() -> int:
         for number in range(given.kills):
             rows.append(one(Path(runs), number, given.ranks, given.patience, draw))
             print(json.dumps(rows[-1]), flush=True)
-        last = Run(Path(runs) / "killed").status().step
+        last = status_of(Path(runs) / "killed").step
         words = ["-m", "moe_core", "train", "--resume", "killed", "--steps", str(last + 1), "--runs", runs]
         ended = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True)
     said = {

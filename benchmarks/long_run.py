@@ -4,7 +4,7 @@
 Writes a synthetic run (balanced, with one collapse of three steps) without training, then reads it as the dashboard does: what
 a step takes to write, on the disk and to read, the time to the first frame, to a whole history, of a zoomed range, of a past step and of
 another layer, and the memory that the reader holds. The selections are drawn at random; importance and load are as noisy as those
-of a run, so that they pack as badly. What a million steps take follows from a step, as `of_a_million` says it.
+of a run, so that they pack as badly. What a million steps take is told from a step, by `of_a_million`.
 """
 
 import argparse
@@ -28,12 +28,10 @@ from moe_core.runs import Batch, RunWriter, begin, create_run, open_run
 from moe_core.runs.estimate import CELL
 from moe_core.schema import Config, Knobs, layout
 
-BLOCK = 25  # steps a block: a flush every tenth of a second at 250 steps/s
+BLOCK = 25  # steps a block, as at 250 steps/s and ten commits a second; a trainer that nobody watches makes larger ones
 COLLAPSE = 3  # steps that the collapse lasts
 MILLION = 1_000_000
-DRAWN = (
-    16 << 20
-)  # bytes of rows that are drawn: written again and again, as to draw all afresh would take longer than to write them
+DRAWN = 16 << 20  # bytes of rows that are drawn, and then written again and again: drawing takes longer than writing
 
 
 def drawn(config: Config, block: int) -> np.ndarray:
@@ -53,7 +51,7 @@ def drawn(config: Config, block: int) -> np.ndarray:
 
 
 def batches(config: Config, steps: int, block: int) -> Iterator[Batch]:
-    """All that a trainer would commit, its collapse begins after 37 % of the steps."""
+    """All that a trainer would commit. The collapse begins after 37 % of the steps."""
     rows_of_all, at = drawn(config, block), int(0.37 * steps)
     loads = [c for c in layout(config.layers, config.num_experts) if c.stat in ("load", "importance", "counts")]
     shape = (config.layers, 256, 2)
@@ -162,9 +160,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=MILLION)
     parser.add_argument("--layers", type=int, default=Config.layers)
     parser.add_argument("--experts", type=int, default=Config.num_experts)
-    parser.add_argument(
-        "--block", type=int, default=BLOCK, help="steps a commit; 1: those of a run slower than 10 steps/s"
-    )
+    parser.add_argument("--block", type=int, default=BLOCK, help="steps a commit; 1: as of a run of slow steps")
     parser.add_argument(
         "--together", action="store_true", help="all layers in one piece, as earlier versions stored them"
     )

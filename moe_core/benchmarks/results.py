@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.recording.facts import versions
+from moe_core.runs.runner import cores
 
 
 def keep(path: Path, rows: list[dict[str, Any]], **said: Any) -> None:
-    """Write the rows of a benchmark's table, what is `said` of all of them, the machine and the command, as one JSON object.
+    """Write one JSON object: the command, the machine, what is `said` of all rows, and the rows of a benchmark's table.
 
-    The file is whole or absent: it is written beside its place and moved there. OSError where it cannot be written.
+    It is written beside its place and moved there, so that the file is always whole. OSError if it cannot be written.
     """
     result = {"command": command(), "date": time.strftime("%Y-%m-%d"), "machine": machine()} | said | {"rows": rows}
     beside = path.with_suffix(".part")
@@ -23,12 +24,11 @@ def keep(path: Path, rows: list[dict[str, Any]], **said: Any) -> None:
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on beside the program. load: of the last minute, processes that wanted a core; None where unknown."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """What the figures depend on beside the program. load: how many processes wanted a core in the last minute; None if unknown."""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     return {
         "processor": processor(),
-        "cores": cores,
+        "cores": cores(),
         "load": load,
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions(),
@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """Its name as the system gives it; Linux tells it in a file only."""
+    """The processor's name as the system gives it; Linux has it only in a file."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(encoding="utf-8").splitlines():
@@ -46,7 +46,7 @@ def processor() -> str:
 
 
 def command() -> str:
-    """The words of this process, as the docs write them."""
+    """The command that this process was started with, as the docs write commands."""
     script = Path(sys.argv[0])
     ours = script.name == "__main__.py"
     return " ".join([f"python -m {script.parent.name}" if ours else f"python benchmarks/{script.name}", *sys.argv[1:]])

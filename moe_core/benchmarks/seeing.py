@@ -1,9 +1,9 @@
 """What seeing costs a training: `python -m moe_core bench seeing`.
 
-The default step of a task, trained in turn with everything that is recorded (statistics, looks at the probe batch, commits by their
-own thread) and with nothing of that: a block of steps each, in one process, one thread. Evaluations and checkpoints are left out
-of both: any training has them. Printed are the CPU time that a step takes without, and what seeing adds to it, in per cent: by the
-wall clock, which pays for the committing thread where cores are short, and by the training thread's CPU time.
+The default step of a task is trained with all that is recorded (statistics, looks at the probe batch, commits by their own thread)
+and without, a block of steps each in turn, in one process, on one thread. Evaluations and checkpoints are left out of both: any
+training has them. Printed are the CPU time of a step without, and what recording adds to it in per cent: by the wall clock, in
+which the committing thread counts too where cores are short, and by the training thread's CPU time.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from moe_core.training.data import load
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import facts_of
 
-# By task: how many blocks, and of how many steps, about a third of a second: other programs on the machine then slow neighbouring
-# blocks alike.
+# By task: how many blocks, and of how many steps. A block takes about a third of a second, so that other programs on the machine slow
+# neighbouring blocks alike.
 BLOCKS = {"text": (80, 10), "digits": (40, 60), "plane": (40, 60)}
 
 
@@ -80,7 +80,8 @@ def finish(device: torch.device) -> None:
 def measure(
     task: str, blocks: int, steps: int, watched: bool, device: str = "cpu", precision: str = "float32"
 ) -> dict[str, float]:
-    """Over all blocks together, and the quartiles over neighbouring ones. watched: while somebody reads along and looks at the probe batch."""
+    """What seeing adds over all blocks, and the quartiles over pairs of neighbouring ones. watched: as while somebody reads along and
+    looks at the probe batch."""
     with trainer_of(task, device, precision) as one, trainer_of(task, device, precision) as other:
         ways = {"seen": seen(one), "unseen": unseen(other)}
         one.flush("training")

@@ -1,8 +1,8 @@
 """`bench start`: how long everything takes to start, each in a process of its own, files in the disk's cache.
 
-What is told: an import of moe_core, the command line, the dashboard until it answers a first request, and a training until its first
-step is in the record. Beside them stand the imports that these consist of, so that a table shows where the time goes. Each round
-starts each of them once; the first round only fills the caches and does not count.
+Timed are an import of moe_core, the command line, the dashboard until it answers a first request, and a training until its first
+step is in the record; beside them the imports that these consist of, so that the table shows where the time goes. Each round
+starts each of them once; the first round fills the caches and does not count.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from moe_core.folders import ABOVE, APP
 from moe_core.runs import StoreError, open_run
 
 ROUNDS = 5
-LATEST = 120.0  # seconds after which what has not started is given up
+LATEST = 120.0  # seconds after which a start is given up
 PROGRAMS = {  # as `python` is given them; the time until they end
     "python itself": ["-c", "pass"],
     "import moe_core": ["-c", "import moe_core"],
@@ -70,7 +70,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def row_of(name: str, times: list[float], busy: list[float]) -> dict[str, Any]:
-    """cpu_s: of all of the program's threads; None of one that went on after what was waited for."""
+    """cpu_s: CPU seconds of all threads of a program that ran to its end; None for one that was stopped."""
     cpu = round(statistics.median(busy), 4) if name in PROGRAMS else None
     seconds = {"median_s": statistics.median(times), "least_s": min(times), "most_s": max(times)}
     rounded = {key: round(value, 4) for key, value in seconds.items()}
@@ -84,7 +84,7 @@ def children_busy() -> float:
 
 
 def ended(words: list[str]) -> Callable[[], float]:
-    """What takes the time from the start of a program to its end."""
+    """A function that starts a program and returns the seconds to its end."""
 
     def seconds() -> float:
         began = time.perf_counter()
@@ -129,7 +129,7 @@ def first_step() -> float:
 
 
 def until(happens: Callable[[], bool], words: list[str], more: Mapping[str, str]) -> float:
-    """Seconds from the start of a program to what is waited for; then it is ended. RuntimeError if it does not come."""
+    """Seconds from the start of a program until happens() is true; the program is then ended. RuntimeError if that never is."""
     began = time.perf_counter()
     program = subprocess.Popen(
         [sys.executable, *words],

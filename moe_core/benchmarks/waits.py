@@ -1,8 +1,8 @@
-"""Where the host waits for a GPU: in a training step, and in the flush that follows some.
+"""Where the host waits for a GPU: in a training step, and in the flush after several.
 
-On a GPU torch tells of each wait, or forbids it (torch.cuda.set_sync_debug_mode). Where there is none, two stand-ins find what
-would be one: tensors of the device "meta", which have no values to ask for and take the same ways through the program as a GPU's
-in 16 bits, and a count of the calls that ask for a value.
+On a GPU torch warns of each wait, or forbids it (torch.cuda.set_sync_debug_mode). Without a GPU two stand-ins find what would be a
+wait: tensors of the device "meta", which have no values to ask for and take the same branches of the program as a GPU's in 16
+bits; and a count of the calls that ask for a value.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ class Steps:
 
 
 def place(frames: traceback.StackSummary) -> str:
-    """Where in the project a wait comes from; "" where batches are made, which is done on the host."""
+    """The line of the project that waits; "" if it makes a batch, which is done on the host."""
     own = [frame for frame in frames if "moe_core" in frame.filename and frame.filename != HERE]
     if not own:
         return "elsewhere"
@@ -95,7 +95,7 @@ def told_by_torch(act: Callable[[], object]) -> dict[str, int]:
 
 @contextlib.contextmanager
 def waits_are(told: str) -> Iterator[None]:
-    """Each wait is an "error" to torch, or a warning ("warn")."""
+    """Within this, torch raises an error at each wait (told = "error") or warns of it ("warn")."""
     torch.cuda.set_sync_debug_mode(told)
     try:
         yield
@@ -119,10 +119,10 @@ def asked_for(act: Callable[[], object]) -> dict[str, int]:
 
 
 def unvalued(config: Config, knobs: Knobs) -> str:
-    """The first place in forward, backward or update that asks for a value, "" if there is none: on tensors that have none.
+    """The first line of forward, backward or update that asks a tensor for a value, "" if none does. The tensors have no values.
 
-    In bfloat16, as a GPU calls the experts without their counts. Left out is what torch does not have for such tensors: autocast,
-    so that all of the model is in 16 bits, and its own optimizer's kernel.
+    In bfloat16, since a GPU calls the experts without their counts there. torch has no autocast for such tensors, so all of the model
+    is in 16 bits, and no kernel of its optimizer, which is left out.
     """
     with patch.object(torch, "autocast", lambda *_, **__: contextlib.nullcontext()), patch.object(torch, "is_autocast_enabled", lambda *_: False):  # fmt: skip
         steps = Steps(config, knobs, torch.device("cpu"))

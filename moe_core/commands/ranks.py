@@ -25,9 +25,8 @@ def take_ranks(command: argparse.ArgumentParser) -> None:
         default=1,
         help="below torchrun: deal the experts over N of its ranks; each group of N has them all (default 1)",
     )
-    command.add_argument(
-        "--patience", type=real_flag, default=60.0, help=argparse.SUPPRESS
-    )  # seconds to wait for a rank
+    # Seconds to wait for a rank: PATIENCE of parallel/ranks.py, which needs torch.
+    command.add_argument("--patience", type=real_flag, default=60.0, help=argparse.SUPPRESS)
 
 
 def alone(arguments: argparse.Namespace) -> None:
@@ -43,7 +42,7 @@ def alone(arguments: argparse.Namespace) -> None:
 def on_ranks(
     arguments: argparse.Namespace, train: Callable[[argparse.Namespace, Any], int], go_on: Callable[..., int]
 ) -> int:
-    """Rank 0 does as `train`, or `go_on` where torchrun has started it again, and leads; the others follow, and print nothing.
+    """Rank 0 leads: it calls train(), or go_on() if torchrun has started the ranks again. The others follow and print nothing.
     Returns the exit status."""
     from moe_core.parallel.session import follow_on, joined, lead
 

@@ -44,9 +44,7 @@ def declare(commands: Any) -> None:
         "--on-alert", metavar="COMMAND", help="run this, without a shell, with each new finding as JSON on stdin"
     )
     take_ranks(train)
-    train.add_argument(
-        "--wait", action="store_true", help=argparse.SUPPRESS
-    )  # load torch, and be told the rest on stdin
+    train.add_argument("--wait", action="store_true", help=argparse.SUPPRESS)  # load torch; stdin says what to train
     train.add_argument("--who", default="command line", help=argparse.SUPPRESS)
     for settings in (Config, Knobs):
         add_settings(train, settings)
@@ -79,8 +77,8 @@ def settings_of(arguments: argparse.Namespace) -> tuple[Config, Knobs]:
     return check(Config.for_task(config.pop("task", TASKS[0]), **config), Knobs(**given(Knobs)))
 
 
-def told(words: list[str]) -> argparse.Namespace:
-    """What these words after `train` say."""
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The arguments that these words after `train` give."""
     parser = Parser()
     declare(parser.add_subparsers())
     return parser.parse_args(["train", *words])
@@ -93,10 +91,8 @@ def wait_for_words() -> list[str] | None:
     if not select.select([sys.stdin], [], [], WAITS)[0] or not (line := sys.stdin.readline()):
         return None
     given = json.loads(line)
-    log, nothing = (
-        os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644),
-        os.open(os.devnull, os.O_RDONLY),
-    )
+    log = os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
     for handle, stream in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(handle, stream)
     words: list[str] = given["words"]
@@ -106,7 +102,7 @@ def wait_for_words() -> list[str] | None:
 def train_command(arguments: argparse.Namespace) -> int:
     if arguments.wait:
         words = wait_for_words()
-        return 0 if words is None else train_command(told(words))
+        return 0 if words is None else train_command(parsed(words))
     if several():
         return on_ranks(arguments, train_or_resume, go_on)
     alone(arguments)

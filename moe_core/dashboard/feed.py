@@ -35,11 +35,11 @@ from moe_core.runs.statistics import Off
 from moe_core.schema import KnobValues
 
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps;
-ROOM = 32 << 20  # bytes of them: a row of 61 layers of 256 experts has 188 KB
+ROOM = 32 << 20  # and no more than so many bytes of them: a row of 61 layers of 256 experts has 188 KB
 FRESH = 0.02  # seconds for which a look at the store is good for all viewers
 ANYWAY = 0.5  # seconds after which the store is looked at even if nobody wrote to it
 PIECE = 256  # blocks read at once: well within the time after which a query gives up;
-TAKEN = 16 << 20  # bytes of them: a tenth of a second
+TAKEN = 16 << 20  # and no more than so many bytes of rows, which take a tenth of a second
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 PAST = 256  # past snapshots of the probe in memory
@@ -60,7 +60,7 @@ class Feed:
         self.recent = np.empty((0, run.columns), np.float32)
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.looked, self.done = 0, 0, 0.0, False
-        self.free, self.stamp = False, 0  # free of its trainer, since it ended
+        self.free, self.stamp = False, 0  # free: the run has ended and no trainer holds it; stamp: its file's time then
         self.version, self.error, self.log = 0, "", Log()
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
@@ -178,7 +178,7 @@ class Feed:
         return some
 
     def piece(self, part: int | None = None) -> int:
-        """Blocks to read at once, by what the run's blocks, or one part of each, have in the mean."""
+        """How many blocks to read at once, by the mean size of the run's blocks, or of one part of each."""
         block = self._bytes(part, max(1, self.last // max(1, self.seen)))
         return max(1, min(PIECE, TAKEN // max(1, block)))
 

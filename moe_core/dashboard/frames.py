@@ -1,7 +1,7 @@
 """A frame of the live route in bytes: a JSON header that refers to arrays, and the arrays.
 
-The length of the header comes first (uint32), then the header, padded to 8 bytes, then the arrays of each part, one part after the
-other. The header says under `from` at which byte those of a part begin.
+First comes the length of the header (uint32), then the header, padded to 8 bytes, then the arrays of each figure, one figure after
+the other. The header says under `from` at which byte the arrays of a figure begin.
 """
 
 import hashlib
@@ -15,19 +15,19 @@ import numpy as np
 
 
 class Part(NamedTuple):
-    """A part of a frame: its JSON, with references to its arrays, and these, each once however many traces share it."""
+    """A part of a frame: its JSON with references to its arrays, and the arrays, each once however many traces share it."""
 
     text: bytes
     arrays: bytes
 
     @property
     def mark(self) -> bytes:
-        """A hash, so that what did not change is not sent."""
+        """A hash of it all: a part with the same mark is not sent again."""
         return hashlib.blake2b(self.text + self.arrays, digest_size=16).digest()
 
 
 def packed(value: Any) -> Part:
-    """A part of plain types and arrays. A number that JSON lacks becomes null."""
+    """A value of plain types and arrays as a part. NaN and infinity become null outside of arrays of numbers."""
     try:
         return _packed(value)
     except ValueError:
@@ -61,7 +61,7 @@ def _packed(value: Any) -> Part:
 
 
 def finite(value: Any) -> Any:
-    """value without numbers that JSON lacks, but for those in arrays of numbers."""
+    """value with None for NaN and infinity, which JSON lacks; arrays of numbers stay as they are."""
     if isinstance(value, dict):
         return {key: finite(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
@@ -74,7 +74,8 @@ def finite(value: Any) -> Any:
 
 
 def framed(parts: Mapping[str, Part], figures: Mapping[str, Part]) -> bytes:
-    """The parts by their names, and those of `figures` under that name, as bytes."""
+    """A frame: the parts by their names, which have no arrays, and under "figures" those of `figures`."""
+    assert not any(part.arrays for part in parts.values()), "only figures have arrays"
     begin, size = {}, 0
     for name, part in figures.items():
         begin[name], size = size, size + len(part.arrays)

@@ -12,8 +12,8 @@ from moe_core.runs import Block, thin
 from moe_core.runs.source import Beside
 
 KEPT = 2048  # bins of a history in memory
-FORGOTTEN = 60.0  # seconds after which means that nobody asks for are let go,
-HISTORIES = 128 << 20  # and other histories, where all of them take more bytes than this: one of 256 experts takes 8 MB
+FORGOTTEN = 60.0  # seconds after which a history that nobody asks for may go: means in any case,
+HISTORIES = 128 << 20  # others if all together take more bytes than this; one of 256 experts takes 8 MB
 Asked = tuple[str, int, int]  # a history: its statistic, its layer, and over how many steps its mean is
 
 
@@ -76,10 +76,10 @@ def remember(kept: dict[Any, Any], key: Any, value: Any, most: int) -> None:
 
 
 def unasked(series: Mapping[Asked, Series], asked: Mapping[Asked, tuple[float, int]], seen: int) -> list[Asked]:
-    """The histories to let go of, as nobody asked for them in the last minute: means, if a block came since, as steps may be slow;
-    others, which take long to read again, the longest unasked first, where all take more than HISTORIES.
+    """The histories to let go of, since nobody asked for them in the last minute. Of means all, but not before another block came:
+    steps may be slow. Of others, which take long to read again, those longest unasked, until all take no more than HISTORIES.
 
-    asked: when each was, and which block was the last then; seen: the last block now.
+    asked: when each was last asked for, and which block was the last then; seen: the last block now.
     """
     gone, held = [], sum(one.size for one in series.values())
     for key in sorted(asked, key=lambda key: asked[key]):

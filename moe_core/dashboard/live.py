@@ -1,6 +1,6 @@
 """The live route: a WebSocket that sends the page's numbers and charts as they change, and the files that draw them.
 
-The server decimates and calls the figures' specs; the browser only hands them to Plotly.react. What a person turns comes
+The server decimates and calls the figures' specs; the browser draws them, or hands them to Plotly.react. What a person turns comes
 back over the same socket, checked by the same guard. A frame (frames.py) leaves out the figures whose bytes did not change,
 and is sent only after the viewer has drawn the one before.
 """
@@ -36,7 +36,7 @@ from moe_core.runs import last_words, reap, runs_folder
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
 
-LEAST, MOST_APART = 1 / 30, 0.2  # seconds between two frames to a viewer: as few as it and the server have time for
+SHORTEST, LONGEST = 1 / 30, 0.2  # seconds between two frames to a viewer: as few as it and the server have time for
 HALF = 0.5  # of a viewer's time that frames may take
 SERVED = 0.25  # of a core that the frames of all viewers may take
 WORDS = 0.1  # seconds between two updates of the numbers and words beside the figures: nobody reads quicker
@@ -63,12 +63,14 @@ class Viewer:
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.seq = 0
         self.took, self.made = 0.0, 0.0  # seconds that the last frame kept the viewer busy, and that it took to make
-        self.state: tuple[Any, ...] = (
-            None,
-            None,
-        )  # what the last frame was made from; while it is the same there is no new frame
-        self.said: dict[str, Any] = {}  # the last words
-        self.told, self.owes = -WORDS, False  # when they were sent, and whether a frame was sent without newer ones
+        self.sent_at = 0.0  # when it was made
+        # What the last frame was made from; while it is the same there is no new frame.
+        self.state: tuple[Any, ...] = (None, None)
+        self.last_words: dict[str, Any] = {}  # the last words
+        self.words_sent, self.words_owed = (
+            -WORDS,
+            False,
+        )  # when they were sent, and whether a frame was sent without newer ones
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
     def hear(self, text: str) -> Deed | None:
@@ -103,20 +105,20 @@ class Viewer:
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
         ended, now = feed.status().state, time.monotonic()
         waits = asked, self.answer, ended, going.on(feed.path, ended), going.problem(feed.path, ended)
-        state, since = (feed.version, waits, source.news(asked["page"])), now - self.told
+        state, since = (feed.version, waits, source.news(asked["page"])), now - self.words_sent
         due = step is not None or waits != self.state[1] or since >= WORDS
-        if state == self.state and not (due and self.owes) and since < JUDGED:
+        if state == self.state and not (due and self.words_owed) and since < JUDGED:
             return None
         busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
-        words = self.words(source, layer, step) if due else self.said
+        words = self.words(source, layer, step) if due else self.last_words
         if due:
-            self.told = now
-        if state == self.state and not self.owes and words == self.said:
+            self.words_sent = now
+        if state == self.state and not self.words_owed and words == self.last_words:
             return None
-        self.state, self.said, self.owes = state, words, not due
-        figures = {}
-        for name, size in asked["sizes"].items():
+        figures: dict[str, Part] = {}
+        for name, size in asked["sizes"].items() if state != self.state else ():
             self.draw(source, name, size, layer, step, figures)
+        self.state, self.last_words, self.words_owed = state, words, not due
         header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": self.answer}
         parts: dict[str, Part] = {}
         if due:
@@ -162,13 +164,17 @@ class Viewer:
         began = time.thread_time()
         frame = self.frame()
         if frame is not None:
-            self.made = time.thread_time() - began
+            self.made, self.sent_at = time.thread_time() - began, time.monotonic()
         return frame
 
     def tick(self) -> float:
         """Seconds from one frame to the next: each viewer's frames take half of its time at most, and all viewers' a share of the server's."""
-        wanted = max(LEAST, self.took / HALF, sum(viewer.made for viewer in _viewers) / SERVED)
-        return min(MOST_APART, wanted)
+        wanted = max(
+            SHORTEST,
+            self.took / HALF,
+            sum(viewer.made for viewer in _viewers if viewer.sent_at > time.monotonic() - 1) / SERVED,
+        )
+        return min(LONGEST, wanted)
 
     def draw(
         self,

@@ -175,7 +175,8 @@ class OneByOne:
 
 
 class Grouped:
-    """The products of all experts in one kernel each, for a GPU (no wait for the counts) and for small batches. rows: where each expert's end."""
+    """The products of all experts in one kernel each, for a GPU (no wait for the counts) and for small batches. rows: where the rows
+    of each expert end."""
 
     @staticmethod
     def forward(x_ND, w1_EDH, w2_EDH, rows):

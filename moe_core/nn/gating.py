@@ -185,8 +185,8 @@ class Selection(torch.autograd.Function):
     the logit gets no gradient. (Shazeer 2017, eq. 3 and 5) "all": the softmax over all experts, not normalised again.
     (Fedus et al. 2021, eq. 2) smooth: the load is smooth_load, else the count.
 
-    One function with its gradient in closed form, because on a small batch calls cost more than the numbers. It has the bits of
-    a graph of torch's own, so runs that were recorded with one replay the same.
+    One function with its gradient in closed form, because on a small batch calls cost more than arithmetic. Its results are, bit by
+    bit, those of plain autograd, with which earlier runs were recorded: they replay the same.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Which rank died, hangs or failed: each says every second that it lives, and how far it is, where the others can read it.
+"""Which rank died, hangs or failed: each says twice a second, where the others can read it, that it lives and what it does.
 
-It goes through the store that torchrun keeps for the ranks, from a thread of its own: so a rank whose training waits for the
-others still says so, and one that is gone, or stopped by the system, says nothing more.
+A thread of its own writes this into the store that torchrun keeps for the ranks. So a rank that waits for the others still gives
+signs of life, and one that has died or was stopped gives none.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from moe_core.schema import first_line
 
 EVERY = 0.5  # seconds between two signs of life
 SILENT = 2.5  # seconds without one after which a rank counts as gone
-PATIENT = 60.0  # seconds to end a run in after torchrun was killed
+PATIENT = 60.0  # seconds that a run has to end after torchrun was killed
 
 
 class RankLost(RuntimeError):
@@ -27,15 +27,14 @@ class RankLost(RuntimeError):
 
 
 def watch_parent() -> None:
-    """If torchrun is gone: end this process, or, where it trains already, the run. No process is left."""
+    """Once torchrun is gone, end the run, or this process if there is no run yet. So no process is left behind."""
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(EVERY)
-        os.kill(
-            os.getpid(), signal.SIGTERM
-        )  # rank 0 stops the run after its step and tells the others, which ignore this
+        # Rank 0 then stops the run after its step and tells the others, which ignore the signal.
+        os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(PATIENT)
         os._exit(1)
 
@@ -43,7 +42,7 @@ def watch_parent() -> None:
 
 
 class Alive:
-    """This rank's signs of life, and what it knows of the others'. doing: what it is at, in words."""
+    """This rank's signs of life, and those of the others. doing: what this rank does now, in words."""
 
     def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
@@ -73,24 +72,22 @@ class Alive:
         self.ended.set()
 
     def report(self, error: BaseException) -> None:
-        """Let the others know why this rank ends."""
-        own = not of_network(error)
+        """Let the others know why this rank ends. own: the error is its own, and not that it lost touch with another rank."""
+        report = {"own": not of_network(error), "error": f"{type(error).__name__}: {first_line(error)}"}
         with contextlib.suppress(RuntimeError):
-            number = self.store.add("reports", 1)
-            told = {"number": number, "own": own, "error": f"{type(error).__name__}: {first_line(error)}"}
-            self.store.set(f"report/{self.rank}", json.dumps(told))
+            self.store.set(f"report/{self.rank}", json.dumps(report))
 
     def read(self, kind: str, rank: int) -> dict[str, Any]:
         """What a rank has said of itself, {} if nothing."""
         with contextlib.suppress(RuntimeError):
             if self.store.check([f"{kind}/{rank}"]):
-                found: dict[str, Any] = json.loads(self.store.get(f"{kind}/{rank}"))
-                return found
+                facts: dict[str, Any] = json.loads(self.store.get(f"{kind}/{rank}"))
+                return facts
         return {}
 
     def lost(self) -> tuple[int, str]:
-        """(the rank that is lost, a sentence about it) after an exchange with the others has failed; (-1, "") if nothing is
-        found."""
+        """To be asked after an exchange with the others has failed: the rank that is lost, and a sentence about it; (-1, "") if none
+        can be named. Takes SILENT seconds."""
         others = [rank for rank in range(self.size) if rank != self.rank]
         first, until = {rank: self.read("alive", rank) for rank in others}, time.monotonic() + SILENT
         while time.monotonic() < until:

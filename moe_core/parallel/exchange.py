@@ -1,9 +1,9 @@
 """Tokens to the ranks that have their experts, and back: mixture() over several ranks, with the same result.
 
-Rows go out sorted by expert, so by rank too, each once for every expert of its token. The ranks first tell each other how
-many they send, and whether they agree on the whole routing: where splits differ, an exchange of rows hangs and does not fail.
-An expert's rank runs it with weight 1, and the sender weighs what comes back: so the gradients of gates stay at home.
-A rank that receives nothing takes part all the same, in backward too.
+A token's row goes out once for each of its experts; rows are sorted by expert, and so by rank too. The ranks of a group first tell
+each other how many rows they send, and a check sum of all choices: if the numbers did not fit, the exchange would hang instead of fail.
+An expert's rank runs it with weight 1, and the sender weighs what comes back, so no gradient of a gate crosses the network.
+A rank that receives no row takes part all the same, in backward too.
 
 Shapes: t tokens of a rank, T of all, D model width, H expert width, E experts, e of them on a rank, M ranks in a group, K
 places for experts per token, N rows that a rank sends, n that it receives.
@@ -58,7 +58,7 @@ def exchanged(
 
 
 def checksum(experts_TK: Tensor) -> Tensor:
-    """() one number of all choices: it differs where they do, but for chance."""
+    """() one number for all choices: other choices give another number, but for rare chance."""
     place_N = torch.arange(experts_TK.numel(), device=experts_TK.device)
     mixed_N = (place_N * 1025 + experts_TK.flatten()) * 2654435761 % 2147483647
     return (mixed_N.square() % 2147483647).sum()  # squared: a sum of multiples is the same for many arrangements
@@ -67,16 +67,15 @@ def checksum(experts_TK: Tensor) -> Tensor:
 def announce(ranks: Any, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, tuple[list[int], list[int]]]:
     """What each rank of the group will send to this one, by its experts, and the rows that go and come, by rank.
 
-    Disagreement if a rank's `chosen` is another: its rows would not be those that are waited for.
+    chosen: the check sum of this rank's choices. Disagreement if another rank of the group has a different one.
     """
     M = ranks.expert
-    told = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
-    heard = torch.empty_like(told)
-    with ranks.traffic.waiting((M - 1) / M * size_of(told)):
-        distributed.all_to_all_single(heard, told, group=ranks.expert_group)
-    numbers = torch.cat(
-        [counts_Me.sum(1), heard[:, :-1].sum(1), heard[:, -1] - chosen]
-    ).tolist()  # the only wait for a GPU
+    sent = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
+    received = torch.empty_like(sent)
+    with ranks.traffic.waiting((M - 1) / M * size_of(sent)):
+        distributed.all_to_all_single(received, sent, group=ranks.expert_group)
+    # The only wait for a GPU.
+    numbers = torch.cat([counts_Me.sum(1), received[:, :-1].sum(1), received[:, -1] - chosen]).tolist()
     sends, receives, differ = numbers[:M], numbers[M : 2 * M], numbers[2 * M :]
     if any(differ):
         others = [ranks.rank - ranks.place + at for at, difference in enumerate(differ) if difference]
@@ -84,7 +83,7 @@ def announce(ranks: Any, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, tup
             f"rank {ranks.rank} and rank {', '.join(map(str, others))} have not chosen the same experts for the same batch: "
             "their weights or their arithmetic differ; go on from a checkpoint, with the same hardware on all ranks"
         )
-    return heard[:, :-1], (sends, receives)
+    return received[:, :-1], (sends, receives)
 
 
 class Send(torch.autograd.Function):

@@ -21,7 +21,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from moe_core.nn.layer import MoELayer
 from moe_core.parallel.exchange import exchanged
 from moe_core.parallel.group import add_up
-from moe_core.parallel.traffic import Traffic, added_up, size_of
+from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
 from moe_core.training.data import Batch
 
 PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them up
@@ -56,8 +56,8 @@ class Ranks:
     # What a step does
 
     def own_part(self, batch: Batch) -> Batch:
-        """This rank's rows of the batch, without the labels, which are of use for the whole only. A step begins with it."""
-        self.traffic.take()  # what evaluations and looks sent since the last step is no part of this one
+        """This rank's rows of the batch, without the labels, which only the whole batch needs. The first call of each step."""
+        self.traffic.take()  # not counted: what evaluations and looks have sent since the last step
         inputs, targets = (x.chunk(self.size)[self.rank] for x in (batch.inputs, batch.targets))
         return Batch(inputs, targets, {})
 
@@ -68,7 +68,7 @@ class Ranks:
 
     def add_up(self, values: Tensor, group: Any = None, ranks: int | None = None) -> Tensor:
         """The sum over the ranks of a group, of all if None."""
-        with self.traffic.waiting(added_up(values, self.size if ranks is None else ranks)):
+        with self.traffic.waiting(sent_to_add_up(values, self.size if ranks is None else ranks)):
             return add_up(values, group)
 
     def add_up_all(self, values: Sequence[Tensor], group: Any = None, ranks: int | None = None) -> list[Tensor]:
@@ -107,7 +107,7 @@ class Ranks:
         grad_norm = self.norm(model)
         sent, waited = self.traffic.take()
         seconds = time.perf_counter() - began
-        # A share of the time means nothing on a GPU, which goes on while the host has long returned.
+        # Not on a GPU: a call returns to the host before the GPU has done it, so the host's times mean nothing.
         share = waited / seconds if task_loss.device.type == "cpu" else torch.nan
         numbers = torch.tensor([sent, share], dtype=torch.float64, device=task_loss.device)
         whole = add_up(torch.cat([task_loss.detach().double()[None], numbers]))

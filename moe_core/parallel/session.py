@@ -18,6 +18,7 @@ from moe_core.parallel.group import from_first
 from moe_core.parallel.ranks import PATIENCE, Ranks
 from moe_core.parallel.trainer import Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
+from moe_core.runs.locks import is_ours
 from moe_core.schema import first_line
 from moe_core.training.machine import choose_device
 
@@ -41,7 +42,7 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
         wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(wanted)
     store, rank, size = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
-    # A restart by torchrun has the same store: what the ranks before said of themselves must not be read again.
+    # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
     store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
@@ -65,14 +66,14 @@ def lead(joined: Joined, work: Callable[[], Any]) -> Any:
     try:
         return work()
     finally:
-        with contextlib.suppress(RuntimeError):  # without torchrun there is no store, but the ranks are there
-            joined.alive.store.set("begin", "1")  # those that wait to begin are told to end
+        with contextlib.suppress(RuntimeError):  # if torchrun was killed its store is gone, and the ranks still run
+            joined.alive.store.set("begin", "1")  # ranks that wait to begin then hear the order to end
         with contextlib.suppress(RuntimeError):
             from_first(("end",), joined.ranks.control)
 
 
 def follow_on(joined: Joined) -> int:
-    """What the other ranks do. The exit status: 1 if this rank ended otherwise than it was told to."""
+    """What the other ranks do. The exit status: 0 if rank 0 told this one to end, else 1."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too; it ends the run after its step, and all with it
     try:
@@ -90,11 +91,12 @@ def follow_on(joined: Joined) -> int:
 
 
 def speak_for_first(folder: Path, problem: str, alive: Alive) -> None:
-    """Write into the record that rank 0 is lost, unless it has ended the run itself, once its lock is free. If it hangs, it is
-    ended."""
+    """End rank 0 if it hangs on this machine, wait for its lock, and write into the record that it is lost, unless it has ended
+    the run itself."""
     facts = alive.read("alive", 0)
     with contextlib.suppress(OSError, KeyError):
-        if facts["host"] == os.uname().nodename:
+        # Its process may be gone, and another one have its number by now.
+        if facts["host"] == os.uname().nodename and is_ours(facts["pid"], "train", "fork"):
             os.kill(facts["pid"], signal.SIGKILL)
     with contextlib.suppress(StoreError):
         lock = hold_lock(folder, wait=5.0)

@@ -1,8 +1,8 @@
 """How many bytes a step sends to other ranks, and how long its rank waits for them.
 
-What each collective sends is that of the ring, which torch's backends use for large tensors and no algorithm can beat by more
-than a factor of two: gathering sends a block R - 1 times on, adding up sends 2 (R - 1) / R of the tensor. An exchange sends
-what goes to other ranks.
+Each collective is counted as the ring algorithm sends it, which torch's backends use for large tensors and no algorithm beats by
+more than a factor of two. Of R ranks each sends R - 1 blocks to gather, and 2 (R - 1) / R of a tensor to add it up. An exchange is
+counted as the rows that go to other ranks.
 """
 
 import contextlib
@@ -37,6 +37,6 @@ def size_of(values: Tensor) -> int:
     return values.numel() * values.itemsize
 
 
-def added_up(values: Tensor, ranks: int) -> float:
+def sent_to_add_up(values: Tensor, ranks: int) -> float:
     """Bytes that each of so many ranks sends to add a tensor up."""
     return 2 * (ranks - 1) / ranks * size_of(values)

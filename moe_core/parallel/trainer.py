@@ -2,7 +2,7 @@
 
 The leader is an ordinary trainer. Before each thing that all ranks must do together (a step, a look, an evaluation, the state
 for a checkpoint) it tells the others what comes, with the knobs as they are to be: so a turn takes effect in the same step
-everywhere, whatever the clock of a rank says. While it is paused it tells them now and then that it is still there.
+everywhere, whatever the clock of a rank says. While it trains nothing it says every few seconds that it is still there.
 """
 
 import contextlib
@@ -22,10 +22,10 @@ from moe_core.training import checkpoint
 from moe_core.training.again import Nowhere
 from moe_core.training.data import Data, load
 from moe_core.training.devices import Dealt
-from moe_core.training.loop import Trainer, _empty_batch
+from moe_core.training.loop import Trainer, empty_batch
 from moe_core.training.step import optimizer_of, update
 
-STILL = 5.0  # seconds after which the leader says again that it is there
+STILL = 5.0  # seconds without an order after which the leader says that it is still there
 READY = 600.0  # seconds that a rank may take to load its data
 
 
@@ -39,7 +39,7 @@ class Member(Trainer):
         spread(self.model, ranks)
         self.optimizer = optimizer_of(self.model, config, knobs.lr, self.device)
         spread_optimizer(self.optimizer, self.model, ranks)
-        # Not as a graph: an exchange waits for its counts.
+        # Never captured as a graph: each exchange waits for the numbers of rows.
         self.update = lambda batch, knobs, measure: update(
             self.model, self.optimizer, batch, config, knobs, measure, ranks
         )
@@ -47,7 +47,7 @@ class Member(Trainer):
 
 
 class Leader(Member):
-    """Rank 0's: it writes the record and leads. settings: how the others are to make their own trainers."""
+    """Rank 0's: it writes the record and leads. begin: what the others need to make their own trainers; None once they have it."""
 
     def __init__(self, ranks: Ranks, alive: Alive, config: Config, knobs: Knobs, *rest: Any, **named: Any) -> None:
         super().__init__(ranks, config, knobs, *rest, **named)
@@ -63,7 +63,7 @@ class Leader(Member):
             self.begin["state"] = state
 
     def tell(self, order: str, *values: Any) -> None:
-        """Tell the others what comes, the first time also with what they are to begin."""
+        """Tell the others what comes; the first time let them make their trainers before."""
         if self.begin:
             begin, self.begin = self.begin, None
             self.alive.store.set("begin", "1")
@@ -75,7 +75,7 @@ class Leader(Member):
 
     @contextlib.contextmanager
     def together(self, order: str, *values: Any) -> Iterator[None]:
-        """Tell the others, and do the same meanwhile. RankLost with the rank's name if one of them is lost."""
+        """Tell the others what comes, and do it at the same time, in the body. RankLost, which names it, if a rank is lost."""
         try:
             self.tell(order, *values)
             yield
@@ -112,7 +112,7 @@ class Leader(Member):
 
 
 def wait_for(alive: Alive) -> None:
-    """Until all ranks have made their trainers. RankLost if one fails to."""
+    """Wait until all other ranks have made their trainers. RankLost if one cannot."""
     until, beats = time.monotonic() + READY, dict[int, tuple[int, float]]()
     while alive.store.add("ready", 0) < alive.size - 1:
         for rank in range(1, alive.size):
@@ -176,5 +176,5 @@ def obey(trainer: Member, order: str, values: list[Any]) -> None:
         elif order == "evaluate":
             trainer.evaluate(text=values[1])
         trainer.snapped = -1
-        trainer.collected = _empty_batch()  # the leader records it
+        trainer.collected = empty_batch()  # the leader records it
         trainer.telemetry.take()

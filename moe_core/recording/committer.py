@@ -18,7 +18,7 @@ from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import Off, mean_balance, source_of
 from moe_core.schema import BALANCE, Column, first_line, looks_ahead, measured_in
 
-WAITING = 16  # commits that may wait: a second and a half of our own trainer's, eight seconds of a watched model's
+WAITING = 16  # commits that may wait: 16 s of our own trainer's (half a second while somebody reads along), 8 s of a watched model's
 AGAIN = 2.0  # seconds between two checks for room on a full disk
 NO_ROWS = np.empty((0, 0), np.float32)
 TRIES = 3  # how often a write that the disk failed is tried again

@@ -1,8 +1,8 @@
-"""How the rows of a block are stored: of few columns in one piece; of many, each layer's columns apart, so that one layer can be
-read without the others.
+"""How the rows of a block are stored: in one piece, or, in a run of many columns, each layer's columns apart, so that one layer can
+be read without the others.
 
-Then the block itself holds a digest of each of its parts, which its link of the chain covers, and the parts are rows of a table
-of their own. Part 0 has what is measured once a step (layer -1), part i + 1 layer i. Which of both a run has is in its settings.
+Stored apart, the parts are rows of a table of their own, and the block holds a digest of each, which its link of the chain
+covers. Part 0 has what is measured once a step (layer -1), part i + 1 has layer i. A run's settings say how its blocks are stored.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +15,7 @@ from moe_core.runs.codec import LARGEST, START, link, pack_rows, unpack_rows
 from moe_core.schema import STAT, Column
 
 APART = 4096  # columns of a new run from which its layers are stored apart (docs/decisions.md has the measurement)
-PAGE = 8192  # bytes of a page of such a run's file: parts of one step have 1 KB, and of them 4096 would waste a quarter
+PAGE = 8192  # bytes of a page of such a run's file: a part of one step has 1 KB, and pages of 4096 would be a quarter empty
 DIGEST = 16  # bytes
 Rows = NDArray[np.float32]
 
@@ -39,12 +39,12 @@ class Layout:
         self.places = [
             np.concatenate([np.arange(c.start, c.start + c.width) for c in own[layer]]) for layer in self.layers
         ]
-        # The columns' places where all parts lie one behind the other.
+        # Where each column is found when all parts lie one behind the other.
         self.order = np.argsort(np.concatenate(self.places)) if apart else None
         self.parts: dict[int | None, list[Column]] = {None: list(columns)}
-        for layer, columns in own.items():
-            ends = np.cumsum([column.width for column in columns]).tolist()
-            self.parts[layer] = [c._replace(start=end - c.width) for c, end in zip(columns, ends, strict=True)]
+        for layer, held in own.items():
+            ends = np.cumsum([column.width for column in held]).tolist()
+            self.parts[layer] = [c._replace(start=end - c.width) for c, end in zip(held, ends, strict=True)]
 
     def part(self, stat: str, layer: int) -> int | None:
         """The layer whose part holds a statistic, -1 for one of the whole step; None where the rows lie in one piece."""
@@ -52,11 +52,11 @@ class Layout:
         return layer if layer in self.parts else None
 
     def of(self, part: int | None) -> list[Column]:
-        """The columns of a part's rows, one behind the other; all columns of None."""
+        """The columns of a part's rows, one behind the other; for None all columns."""
         return self.parts[part]
 
     def width_of(self, part: int | None) -> int:
-        """How many numbers a row of a part has; of None, a whole row."""
+        """How many numbers a row of a part has, or, for None, a whole row."""
         return self.parts[part][-1].start + self.parts[part][-1].width
 
     def pack(self, rows: Rows) -> Packed:

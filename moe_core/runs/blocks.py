@@ -64,9 +64,9 @@ class Blocks:
         return steps, values
 
     def pieces(self, first: int | None, last: int | None, part: int | None = None) -> Iterator[tuple[int, Rows]]:
-        """The rows (n, C) of a range of steps with the first step of each piece, in pieces of some PIECE bytes, so that a long
-        record never lies in memory whole. A short range is kept, as its next statistic or layer is often asked for right after;
-        what was recorded never changes."""
+        """The rows (n, C) of a range of steps, in pieces of about PIECE bytes, each with its first step, so that a long record is
+        never in memory as a whole. A short range is kept, since another statistic of it is often asked for right after; what was
+        recorded never changes."""
         asked = None if first is None or last is None else (first, last, part)
         if asked in self.kept:
             yield self.kept[asked]

@@ -124,7 +124,9 @@ def load_torch_ahead(runs: str | Path | None = None) -> None:
     """Let a process load torch and wait, so that the next start() trains at once: loading takes most of a start. It ends when it
     was not needed for ten minutes, or when this process ends."""
     global _ahead
-    if _ahead is None or _ahead.poll() is not None:
+    with _ahead_lock:
+        if _ahead and _ahead.poll() is None:
+            return
         if _ahead and _ahead.stdin:
             _ahead.stdin.close()
         _ahead = subprocess.Popen(
@@ -141,11 +143,17 @@ def load_torch_ahead(runs: str | Path | None = None) -> None:
 def _hand_over(words: list[str], log: Path) -> subprocess.Popen[bytes] | None:
     """The process that has loaded torch ahead, told what to train; None if there is none."""
     global _ahead
-    process, _ahead = _ahead, None
+    with _ahead_lock:
+        process, _ahead = _ahead, None
     if process is None or process.stdin is None:
         return None
-    with contextlib.suppress(OSError), process.stdin as pipe:  # it may have ended
-        pipe.write(json.dumps({"words": words, "log": str(log)}).encode() + b"\n")
+    try:
+        with process.stdin as pipe:
+            # By its log a page knows that a trainer starts; the process opens it only once it has loaded torch.
+            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | OURS, 0o644))
+            pipe.write(json.dumps({"words": words, "log": str(log)}).encode() + b"\n")
+    except OSError:  # it has ended, or the log cannot be written, which spawn() then says
+        return None
     return process if process.poll() is None else None
 
 
@@ -216,6 +224,7 @@ def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ())
 
 
 _ahead: subprocess.Popen[bytes] | None = None  # what load_torch_ahead() started, until it is told what to train
+_ahead_lock = threading.Lock()  # several pages may load ahead or start at once
 
 # The processes that this one started, so that none is left as a zombie when it ends.
 _children: dict[str, subprocess.Popen[bytes]] = {}

@@ -1,6 +1,8 @@
-"""Whether somebody reads a run's steps as they come, and whether somebody looks at how its probe batch is routed. A reader says so by
-touching a file for each beside the record; the trainer then commits or looks more often, so that what is seen moves, and else spends its
-time on training."""
+"""Whether somebody reads a run's steps as they come, and whether somebody looks at how its probe batch is routed.
+
+A reader says so by touching a file beside the record, one for each. The trainer then commits or looks more often, so that what the
+reader sees moves; else it spends the time on training.
+"""
 
 import contextlib
 import os
@@ -10,12 +12,12 @@ from pathlib import Path
 
 SEEN = "run.seen"  # touched by whoever looks at the probe,
 READ = "run.read"  # and by whoever reads along
-TICK = 20_000_000  # nanoseconds of a file system's clock, and more
+TICK = 20_000_000  # nanoseconds: longer than one tick of a file system's clock
 FOR = 3.0  # seconds for which a look counts
 
 
 def look(folder: Path, name: str = SEEN) -> None:
-    """Say that somebody looks at the probe now, or with READ reads along. A folder that cannot be written to is looked at like one that nobody looks at.
+    """Say that somebody looks at the probe now, or with READ reads along. In a folder that cannot be written to nothing is said.
 
     A record may come from anybody: a link in place of the file is not followed, nor is a file made through it.
     """

@@ -57,7 +57,7 @@ class RunWriter:
         self.resumed = 0  # the id of the commands row that records this trainer's resume; how: the settings in it
         self.how: Mapping[str, Any] = {}
         self.put_off = ""  # why the work after a commit (tip and log) waits for the next one
-        self.old = b""  # the part of the tip that asks, when it last asked for nothing new
+        self.old = b""  # the half of the tip that says who asks, as it was when it last named nothing new
         self.unread = 0.0  # the time since which nothing could be read; 0: it can
         try:
             self._open(folder)
@@ -230,8 +230,8 @@ class RunWriter:
                 self._open_in(self.folder)
 
     def asked(self) -> bool:
-        """Whether somebody has turned a knob or given a command that was not taken yet, by the tip alone, which costs a tenth of
-        pending(). It may be wrong where the tip could not be written, so pending() is to be asked now and then too."""
+        """Whether the tip says that somebody has turned a knob or given a command that was not taken yet. It costs a tenth of
+        pending(), but misses what could not be written into the tip: call pending() now and then in any case."""
         try:
             data = os.pread(self.tip, HALF.size, HALF.size)
         except OSError:

@@ -25,24 +25,24 @@ LIVE = tuple(
     for field in fields(Knobs)
     if field.name in ("noise", "noise_primary", "lr", "bias_speed") or field.name.startswith("w_")
 )
-BESIDE = {"speed_limit": 0.0, "autobalance": 0.0}  # knobs that no step reads
+UNREAD = {"speed_limit": 0.0, "autobalance": 0.0}  # knobs that no step reads
 WARM_UP = 3  # steps before a capture: they allocate what is kept, as torch's notes on CUDA graphs ask
 Run = Callable[[], Update]
 
 
 class Backend(NamedTuple):
-    """warm_up runs a step for the last times before capture; capture runs nothing yet and gives what replays it."""
+    """How a step is run before it is captured, and captured. capture() trains nothing; it returns what replays the step."""
 
     warm_up: Callable[[Run], Update]
     capture: Callable[[Run], Run]
 
 
 class Graphed:
-    """update() of one model, captured. To be called as update() is, with what it needs of each step; what it returns is a copy,
-    which later steps leave alone.
+    """update() of one model, captured. Called with the batch, the knobs and `measure` of update(); returns a copy, which later steps
+    leave alone.
 
-    The optimizer must be fused, and on a GPU capturable. Each of WARM_UP first steps, and each that would wait for the device in its
-    middle, runs eagerly: they are steps of the training like the others.
+    The optimizer must be fused, and on a GPU capturable. The first WARM_UP steps of each capture run eagerly, and so does each step
+    that would wait for the device: they train like all others.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Graphed:
         device = next(model.parameters()).device
         self.backend = backend or (ON_CUDA if device.type == "cuda" else AGAIN)
         self.scalars_N = torch.zeros(len(LIVE), device=device)
-        self.filled: tuple[float, ...] = ()  # what is in it
+        self.filled: tuple[float, ...] = ()  # the values in scalars_N
         self.structure: Any = None
         self.steps: dict[Any, Captured] = {}  # of this structure: with and without the task's gradient
 
@@ -110,8 +110,8 @@ class Captured:
 
 
 def structure_of(knobs: Knobs) -> Knobs:
-    """What of the knobs a capture fixes; of those that it reads, whether they are 0."""
-    return replace(knobs, **{name: float(bool(getattr(knobs, name))) for name in LIVE}, **BESIDE)
+    """The knobs' values that a capture fixes; of those that it reads from the device, only whether they are 0."""
+    return replace(knobs, **{name: float(bool(getattr(knobs, name))) for name in LIVE}, **UNREAD)
 
 
 def may_be_captured(config: Config, knobs: Knobs, device: torch.device) -> bool:
@@ -122,7 +122,7 @@ def may_be_captured(config: Config, knobs: Knobs, device: torch.device) -> bool:
 
 
 def copied(of: T) -> T:
-    """The same with its tensors copied, without their gradients' history."""
+    """The same with copies of its tensors, which have no gradient."""
     if isinstance(of, Tensor):
         return of.detach().clone()
     if isinstance(of, list):

@@ -60,7 +60,7 @@ class Trainer:
         self.model = build(config, data.features, data.classes, knobs.k, knobs.noise, knobs.strategy).to(device)
         self.optimizer = optimizer_of(self.model, config, knobs.lr, device)
         self.update = updater(self.model, self.optimizer, config, device)
-        self.late = device.type == "cuda" and config.launch != "waiting"  # learns of a step left out with the flush
+        self.late = device.type == "cuda" and config.launch != "waiting"  # it learns at a flush what was left out
         self.telemetry = Telemetry(config, device, columns)
         self.window = Window(config, {name: len(values) for name, values in data.labels.items()})
         self.probe = Probe(config, data, device)
@@ -85,7 +85,7 @@ class Trainer:
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
         self.last_began = -math.inf
-        self.collected = _empty_batch()
+        self.collected = empty_batch()
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 
     def record_to(self, writer: RunWriter) -> None:
@@ -359,7 +359,7 @@ class Trainer:
                 self.pause(left_out(step, what, self.knobs.lr))
         if not len(rows_nC) and not any(self.collected.values()):
             return
-        collected, self.collected = self.collected, _empty_batch()
+        collected, self.collected = self.collected, empty_batch()
         looks = collected.pop("looks")
 
         def make() -> Commit:
@@ -396,5 +396,5 @@ class Trainer:
         self.committer.put(write)
 
 
-def _empty_batch() -> dict[str, Any]:
+def empty_batch() -> dict[str, Any]:
     return {"evals": [], "looks": [], "applied": [], "acks": [], "state": None, "reason": ""}

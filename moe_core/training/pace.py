@@ -8,17 +8,15 @@ from pathlib import Path
 
 from moe_core.runs.seen import READ, Log, is_looked_at
 
-LEAST = (
-    0.1  # seconds between two looks at the probe, and between two questions to the disk whether somebody reads along
-)
+LEAST = 0.1  # seconds between two looks at the probe, and between two checks whether somebody reads along
 SHARE = 0.002  # of the time that looks may take
 SHARE_SEEN = 0.1  # the same while somebody looks at the probe
 FULL = 10  # looks, of which one is full
-ASK = 0.05  # seconds between two questions to the log
-ANYWAY = 1.0  # seconds after which the record is read anyway
+ASK = 0.05  # seconds between two checks whether the log was written to
+ANYWAY = 1.0  # seconds after which the record is read whatever tip and log say
 FLUSH = 1.0  # seconds between two commits while nobody reads along,
 FLUSH_READ = 1 / 30  # and while somebody does,
-FLUSH_SLOW = 0.1  # or where the disk is slower than that
+FLUSH_SLOW = 0.1  # or somebody does and the disk is behind
 
 
 class Looks:
@@ -27,7 +25,10 @@ class Looks:
 
     def __init__(self) -> None:
         self.many = 0
-        self.at, self.took = -math.inf, 0.0  # when the last was, and the seconds that the last of its own took
+        self.at, self.took = (
+            -math.inf,
+            0.0,
+        )  # when the last was, and the seconds of the last that routed the probe itself
         self.next = 0.0
 
     def soon(self) -> None:
@@ -52,8 +53,8 @@ class Looks:
 
 
 class Flushes:
-    """How long what was measured may wait to be committed: a commit costs as much as a fortieth of a step of the text task, and
-    nobody misses one while nobody reads along."""
+    """How long what was measured may wait to be committed. A commit costs a fortieth of a step of the text task, which is spared
+    while nobody reads along."""
 
     def __init__(self) -> None:
         self.next, self.read = 0.0, False
@@ -67,28 +68,28 @@ class Flushes:
 
 
 class Readings:
-    """When a trainer reads what people ask for. They say so in the run's tip, which is asked in each step; but two who ask at
-    once may say it but once, and a full disk keeps it from being said. So the log of the database is asked too, whether it was
-    written to, and now and then the record is read whatever these say."""
+    """When a trainer reads what people ask for. Whoever asks marks the run's tip, which is checked in each step. Two who ask at the
+    same time may leave one mark, though, and on a full disk there is none. So it is checked too whether the database's log was
+    written to, and once a second the record is read in any case."""
 
     def __init__(self) -> None:
-        self.asked = self.read = -math.inf  # when the log was last asked, and the record last read
+        self.asked = self.read = -math.inf  # when the log was last checked, and the record last read
         self.log = Log()
 
     def soon(self) -> None:
         """Something was written that must be read before the next step."""
         self.read = -math.inf
 
-    def is_due(self, folder: Path, told: Callable[[], bool]) -> bool:
-        """Whether to read now. told: what the tip says."""
+    def is_due(self, folder: Path, marked: Callable[[], bool]) -> bool:
+        """Whether to read now. marked: whether the tip says that somebody asks."""
         now = time.perf_counter()
-        if now - self.read < ANYWAY and not told() and not self.was_written(now, folder):
+        if now - self.read < ANYWAY and not marked() and not self.was_written(now, folder):
             return False
         self.read = now
         return True
 
     def was_written(self, now: float, folder: Path) -> bool:
-        """Whether somebody, who may be the trainer itself, has written to the log since this was last asked."""
+        """Whether anybody, the trainer included, has written to the log since it was last checked."""
         if now - self.asked < ASK:
             return False
         self.asked = now

@@ -30,8 +30,8 @@ class Adam(torch.optim.Adam):
 
 
 class Live(float):
-    """A number whose value torch takes from a tensor () on the device, so that a captured step follows it: a float where the
-    program compares it, the tensor wherever it meets one. From Python alone (2 * live) comes a plain float, which is not live."""
+    """A number that is a float where the program compares it, and a tensor () on the device in each operation with tensors, so that a
+    captured step follows its value. Arithmetic of Python's own (2 * live) gives a plain float, which follows nothing."""
 
     tensor: Tensor
 
@@ -134,10 +134,9 @@ def left_out(step: int, what: str, lr: float) -> str:
 
 @torch.no_grad()
 def apply_on_device(optimizer: torch.optim.Optimizer, finite: Tensor, lr: float, steps: Sequence[Step]) -> None:
-    """apply() where finite is true; else all stays as it is, bit by bit. The host does not learn which.
+    """apply() if finite is true; if not, everything stays as it is, bit by bit. The host does not learn which it was.
 
-    found_inf is how torch.amp.GradScaler has a fused optimizer leave out an update: its kernel then writes no weight, no
-    moment and no count of steps.
+    By found_inf torch.amp.GradScaler makes a fused optimizer leave out an update: weights, moments and the count of steps stay.
     """
     optimizer.found_inf = (~finite).float()
     own = [buffer for step in steps for buffer in step.gate.buffers()]

@@ -46,9 +46,9 @@ Snapshots = Callable[[], dict[str, dict[str, np.ndarray]]]
 
 
 class Held(NamedTuple):
-    """A step whose row is not made yet. values_V: loss, task loss, norm of the gradient; for each layer the mean spread of the noise,
-    the mean first gate, the share dropped and the share unrouted, (4 L); then importance, load and counts, (3 L E). slow: what
-    changes in few steps, the same tensors until then."""
+    """A step whose row is not made yet. values_V: the parts of FAST: loss, task loss, norm of the gradient and what ranks sent; for
+    each layer the mean spread of the noise, the mean first gate, the share dropped and the share unrouted, (4 L); then importance,
+    load and counts, (3 L E). slow: what few steps measure anew; steps between share the same tensors."""
 
     step: int
     seconds: float
@@ -69,16 +69,15 @@ class Telemetry:
         self.order_C = order_of(self.names, L, E)
         self.first = 1
         self.held: list[Held] = []
-        self.most = max(
-            1, ROOM // (4 * (self.columns[-1].start + self.columns[-1].width))
-        )  # steps, of which is_full tells
+        width = self.columns[-1].start + self.columns[-1].width
+        self.most = max(1, ROOM // (4 * width))  # steps that may be held; is_full says when there are as many
         self.rows: list[np.ndarray] = []  # made, and not taken yet
         self.left_out: list[tuple[int, str]] = []  # steps of these rows without an update, and what was not finite
         self.zero = torch.zeros((), device=device)
         self.unmeasured = torch.full((), math.nan, device=device)
         self.last_selected_LE = np.zeros((L, E), np.float32)
         self.none_L = torch.full((L,), math.nan, device=device)
-        # The first two are not measured before churn_every steps have passed, the third not before the first step.
+        # Churn and saturation are first measured after churn_every steps, the task's gradient in the first step.
         self.churn_L = self.saturation_L = self.task_gradient_L = self.none_L
         self.scores: dict[str, Tensor] = {}  # what the scores said when they were last measured, by statistic
 
@@ -95,9 +94,9 @@ class Telemetry:
         score: bool = True,
         between_ranks: Mapping[str, Tensor] = {},
     ):
-        """Add the row of a step. Copies nothing off the device, and holds on to nothing of the routings. task_gradient_L: None where
-        the step did not measure it. score: measure what the scores say too; else what they said last is held. between_ranks:
-        what several ranks sent."""
+        """Add the row of a step. Copies nothing off the device, and keeps nothing of the routings. task_gradient_L: None if the step
+        did not measure it. score: whether to measure what the scores say; if not, their last measurement is repeated.
+        between_ranks: what several ranks sent."""
         E = self.shape_LE[1]
         if task_gradient_L is not None:
             self.task_gradient_L = task_gradient_L
@@ -170,14 +169,14 @@ class Telemetry:
         self.scores = {name: state[name].to(device) for name in SCORES if name in state}
 
     def take(self) -> tuple[int, np.ndarray]:
-        """(first step, rows (n, C) float32) since the last take. What these say of updates that were left out is in left_out."""
+        """(first step, rows (n, C) float32) since the last take. left_out then names those of these steps that changed no weight."""
         self.make_rows()
         rows, self.rows = self.rows, []
         return self.first, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def order_of(names: Sequence[str], layers: int, num_experts: int) -> np.ndarray:
-    """(C,) which column of make_rows()' table each column of a row is."""
+    """(C,) for each column of a row, its place in the table of make_rows()."""
     one, each, of_experts = 1, layers, layers * num_experts
     widths = dict(
         zip(

@@ -15,15 +15,15 @@ from moe_core.schema import WINDOW, Config
 from moe_core.training.data import Data
 from moe_core.training.devices import Dealt
 
-TOGETHER = 16  # steps that are made small at a time
+TOGETHER = 16  # steps that are converted at a time
 
 
 class Window:
     """The selections of the last WINDOW steps, from which co-activation and specialisation are counted exactly.
 
-    uint8 holds 255 experts, an empty place, and 256 values of a label: 4 KB a layer and step at the default sizes. Steps are
-    made as small as that TOGETHER at a time, since each by itself costs many small calls. dealt: how several ranks share
-    them, None if there is one.
+    Kept in uint8, which holds 255 experts and an empty place, or 256 values of a label: 4 KB a layer and step at the default sizes.
+    TOGETHER steps are converted at a time, since each by itself costs many small calls. dealt: how several ranks share batch and
+    experts, None if there is one.
     """
 
     dealt: Dealt | None = None
@@ -40,7 +40,7 @@ class Window:
             self.shrink()
 
     def shrink(self) -> None:
-        """Make the latest steps small."""
+        """Convert the latest steps to small integers."""
         large, self.large = self.large, []
         kind = torch.uint8 if self.num_experts < 256 else torch.int16
         layers = [small(of_layer, kind) for of_layer in zip(*(chosen for chosen, _ in large), strict=True)]
@@ -51,7 +51,7 @@ class Window:
             self.steps.append(([layer[at] for layer in layers], {name: x[at] for name, x in labels.items()}))
 
     def now(self) -> "Window":
-        """As it is now, for another thread: what is added to this window later is not in it."""
+        """A copy for another thread, without what is added to this window later."""
         self.shrink()
         window = copy.copy(self)
         window.steps, window.large = self.steps.copy(), []
@@ -113,8 +113,8 @@ def together(experts_TK: Tensor, num_experts: int) -> Tensor:
 
 
 def small(of_steps: Sequence[Tensor], kind: torch.dtype) -> Sequence[Tensor]:
-    """Each in the smaller integers: all in one call where they have one shape, as they have but for strategies that give
-    tokens different numbers of experts."""
+    """The tensors in smaller integers: in one call if all have the same shape, which only strategies that give tokens different
+    numbers of experts change."""
     if len({x.shape for x in of_steps}) == 1:
         return torch.stack(list(of_steps)).to(kind).unbind()
     return [x.to(kind) for x in of_steps]

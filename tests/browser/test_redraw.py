@@ -64,7 +64,8 @@ def test_what_the_page_draws_by_itself_looks_as_plotly_draws_it(
     server: Server, tab: Tab, E: int, theme: str, dense: float
 ) -> None:
     record(server.runs / "one", E=E, L=1, steps=90)
-    page = tab(f"{server.url}/?run=one", theme=theme, dense=dense)
+    smooth = "&smooth=5" if E == 18 else ""  # with each step pale behind
+    page = tab(f"{server.url}/?run=one{smooth}", theme=theme, dense=dense)
     page.wait_for_function(DRAWN, arg=["selection_share", "balance_now", "balance", "loss"])
     page.wait_for_timeout(1500)  # the page rests, so that nothing but the below draws
     before = picture(page)

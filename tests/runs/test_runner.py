@@ -95,7 +95,9 @@ def test_what_has_loaded_torch_ahead_becomes_the_next_trainer(tmp_path: Path) ->
         if not alive:
             ahead.kill()
             ahead.wait()
-        run = wait_ready(start(config, Knobs(), tmp_path), 60, tmp_path)
+        run_id = start(config, Knobs(), tmp_path)
+        assert (tmp_path / run_id / "trainer.log").exists()  # at once: a page takes a start without it for failed
+        run = wait_ready(run_id, 60, tmp_path)
         wait_until(lambda run=run: run.state == "finished")
         pids.append((ahead.pid, run.status().pid))
     assert (pids[0][0] == pids[0][1], pids[1][0] == pids[1][1]) == (True, False)

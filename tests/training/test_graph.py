@@ -10,7 +10,7 @@ import torch
 from moe_core.nn.models import build
 from moe_core.schema import STRATEGIES, Config, Knobs
 from moe_core.training.data import load
-from moe_core.training.graph import AGAIN, BESIDE, LIVE, WARM_UP, Backend, Graphed, may_be_captured, updater
+from moe_core.training.graph import AGAIN, LIVE, UNREAD, WARM_UP, Backend, Graphed, may_be_captured, updater
 from moe_core.training.step import Adam, Live, update
 
 CONFIG = Config.for_task("plane", num_experts=8, layers=2, tokens=64, d_model=8, d_hidden=8, threads=1)
@@ -100,7 +100,7 @@ READ = [
 
 def test_every_number_that_a_step_reads_is_turned_below() -> None:
     assert {name for name, *_ in READ} == set(LIVE)
-    others = {field.name for field in fields(Knobs)} - set(LIVE) - BESIDE.keys()
+    others = {field.name for field in fields(Knobs)} - set(LIVE) - UNREAD.keys()
     assert others == {"k", "strategy", "weigh", "balance_over", "capacity_factor", "off", "k_primary"}
 
 

@@ -77,7 +77,7 @@ class Link {
       this.drawn = 0;
       this.say();
     };
-    socket.onmessage = (message) => this.take(message.data);
+    socket.onmessage = (message) => this.take(message.data, socket);
     socket.onclose = (event) => {
       if (this.socket !== socket) return;
       if ([4404, 4429].includes(event.code)) for (const user of this.users) user.refused?.(event.reason);
@@ -135,7 +135,7 @@ class Link {
     nameInLink({ layer: this.layer > 1 || named ? this.layer : null, step: this.step, pinned: this.pinned.join(",") || null });
   }
 
-  async take(buffer) {
+  async take(buffer, socket) {
     const began = performance.now();
     let took = 0;
     window.moescopeBytes = (window.moescopeBytes ?? 0) + buffer.byteLength; // both for benchmarks/dashboard.py
@@ -143,22 +143,22 @@ class Link {
     const length = new DataView(buffer).getUint32(0, true);
     const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 4, length)));
     this.lost = undefined;
-    const told = "tiles" in header; // numbers and words come with some of the frames
+    const hasWords = "tiles" in header; // numbers and words come with some of the frames
     this.header = { ...this.header, ...header };
     if (header.answer.nth) this.heard = Math.max(this.heard, header.answer.nth);
     if (header.panel) this.panel = header.panel;
     if (header.paper) this.paper = header.paper;
     try {
-      if (told) for (const user of this.users) user.take?.(header);
+      if (hasWords) for (const user of this.users) user.take?.(header);
       const figures = {};
       for (const [name, spec] of Object.entries(header.figures)) figures[name] = () => revive(spec, buffer, 4 + length + header.from[name]);
       took = performance.now() - began;
-      took += (await this.view?.draw(header, figures, told)) ?? 0;
+      took += (await this.view?.draw(header, figures, hasWords)) ?? 0;
     } catch (error) {
       console.error("a frame could not be drawn:", error);
     } finally {
       this.took = Math.min(10_000, took);
-      this.drawn = header.seq; // sent even if drawing failed, or the server would wait for ever
+      if (this.socket === socket) this.drawn = header.seq; // even if drawing failed, or the server would wait for ever
       this.say();
     }
   }

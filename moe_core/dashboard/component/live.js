@@ -12,8 +12,8 @@ import { unfold } from "./sidebar.js";
 import { Smooth } from "./smooth.js";
 import { leaveScrolling } from "./touch.js";
 
-const REST = 1000; // ms without a frame after which Plotly learns of what was drawn without it
-const POINTED = 400; // ms after which it does while somebody points at the chart
+const REST = 1000; // ms after the last frame until Plotly is given what the canvas drew,
+const POINTED = 400; // and the same while somebody points at the chart
 
 let plotly;
 
@@ -110,9 +110,8 @@ export class View {
     else if (this.link.ready && this.header) this.banner(this.header);
   }
 
-  // told: the frame has numbers and words.
-  async draw(header, figures, told) {
-    if (told) this.drawWords(header);
+  async draw(header, figures, hasWords) {
+    if (hasWords) this.drawWords(header);
     await loadPlotly();
     return this.drawFigures(figures);
   }
@@ -146,12 +145,22 @@ export class View {
     // A frame that was on its way when the page changed may hold the last page's charts.
     let rest = Object.entries(figures).filter(([name]) => this.charts.has(name)).map(([name, spec]) => [this.charts.get(name), spec]);
     if (rest.length) await timed(() => {
-      rest = rest.map(([chart, spec]) => [chart, this.prepare(chart, spec())]).filter(([chart, spec]) => !this.redraw(chart, spec));
+      rest = rest.map(([chart, spec]) => [chart, this.specOf(chart, spec)]).filter(([chart, spec]) => !this.redraw(chart, spec));
     });
     for (const [chart, spec] of rest) await timed(() => this.drawOrSay(chart, spec));
     clearTimeout(this.resting);
     this.resting = setTimeout(() => this.settleAll(), REST);
     return busy;
+  }
+
+  // A chart's spec out of a frame; if it cannot be read, the reason.
+  specOf(chart, spec) {
+    try {
+      return this.prepare(chart, spec());
+    } catch (error) {
+      console.error(`${chart.dataset.figure} could not be read:`, error);
+      return { problem: `${chart.dataset.figure} cannot be drawn: ${error.message}` };
+    }
   }
 
   // Whether new data alone were drawn. Where somebody points, Plotly has to know them too, soon.
@@ -168,14 +177,14 @@ export class View {
   }
 
   // Tells Plotly what was drawn without it.
-  settle(chart) {
-    if (!this.closed && !isKnown(chart)) this.paint(chart, chart.spec, printing.matches);
+  async settle(chart) {
+    if (!this.closed && !isKnown(chart)) await this.drawOrSay(chart, chart.spec);
   }
 
   async settleAll() {
     for (const chart of this.charts.values()) {
       await new Promise(requestAnimationFrame);
-      this.settle(chart);
+      await this.settle(chart);
     }
   }
 
@@ -183,7 +192,8 @@ export class View {
   async drawOrSay(chart, spec) {
     let { problem = "" } = spec;
     try {
-      if (!problem) await this.drawChart(chart, spec);
+      if (problem) forget(chart);
+      else await this.drawChart(chart, spec);
     } catch (error) {
       console.error(`${chart.dataset.figure} could not be drawn:`, error);
       problem = `${chart.dataset.figure} cannot be drawn: ${error.message}`;

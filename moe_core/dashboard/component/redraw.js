@@ -1,6 +1,5 @@
-// New data within the same axes, drawn without a layout: on a canvas that lies over Plotly's own traces, in the looks that Plotly gave
-// them, with new marks and names. Plotly keeps all else, and learns of it later, when somebody points at the chart or its axes change:
-// its layout takes ten times as long (docs/decisions.md).
+// Draws new data on a canvas over Plotly's own traces, in the looks that Plotly gave them, as long as the axes and all else stay as they
+// are. Plotly learns of the data later: its layout takes ten times as long (docs/decisions.md).
 
 import { Sheet } from "./sheet.js";
 
@@ -12,14 +11,14 @@ export function redraw(chart, spec) {
   if (!laid || !sameForm(laid, spec)) return false;
   const sheet = new Sheet(chart);
   const traces = spec.data.map((trace, nth) => sheet.trace(trace, nth));
-  const { gone, come } = changed(laid.layout.annotations, spec.layout.annotations), words = come.map((note) => sheet.words(note));
+  const names = changes(laid.layout.annotations, spec.layout.annotations);
   const [below, above] = [true, false].map((under) => spec.layout.shapes.filter(({ layer }) => (layer === "below") === under));
-  const strips = changed(laid.layout.shapes.filter(({ layer }) => layer === "below"), below); // those that stay are Plotly's own
-  const draws = [...strips.come.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...words];
-  if (strips.gone.size || !draws.every(Boolean)) return false;
+  const strips = changes(laid.layout.shapes.filter(({ layer }) => layer === "below"), below); // those that stay are Plotly's own
+  const draws = [...strips.added.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...names.added.map((note) => sheet.words(note))];
+  if (strips.removed.size || !draws.every(Boolean)) return false;
   sheet.open();
   for (const draw of draws) draw();
-  for (const note of chart.querySelectorAll(".annotation")) note.style.visibility = gone.has(Number(note.dataset.index)) ? "hidden" : "";
+  for (const note of chart.querySelectorAll(".annotation")) note.style.visibility = names.removed.has(Number(note.dataset.index)) ? "hidden" : "";
   chart.data = spec.data;
   chart.layout = spec.layout;
   return true;
@@ -65,13 +64,13 @@ function same(one, other) {
   return names.length === Object.keys(other).length && names.every((name) => same(one[name], other[name]));
 }
 
-// Which of what Plotly drew are no longer there as they were, by their numbers, and which have come.
-function changed(before, after) {
-  const come = [...after], gone = new Set();
+// Of marks or names: those that Plotly drew and that are gone or have changed, by their place in the list, and those that are new.
+function changes(before, after) {
+  const added = [...after], removed = new Set();
   before.forEach((one, nth) => {
-    const at = come.findIndex((other) => same(one, other));
-    if (at < 0) gone.add(nth);
-    else come.splice(at, 1);
+    const at = added.findIndex((other) => same(one, other));
+    if (at < 0) removed.add(nth);
+    else added.splice(at, 1);
   });
-  return { gone, come };
+  return { removed, added };
 }

@@ -8,6 +8,7 @@ const MODES = ["lines", "markers", "lines+markers"];
 export class Sheet {
   constructor(chart) {
     this.chart = chart;
+    this.opacity = 1; // of the trace that is being drawn
     this.layout = chart._fullLayout;
     const holder = chart.querySelector(".svg-container");
     this.canvas = holder.querySelector(".moescope-sheet");
@@ -39,6 +40,15 @@ export class Sheet {
 
   // What draws a trace; null if it is of a kind that only Plotly draws, or if Plotly had another number of elements for it.
   trace(trace, nth) {
+    const draw = this.drawing(trace, nth);
+    return draw && (() => {
+      this.opacity = trace.opacity ?? 1;
+      draw();
+      this.opacity = 1;
+    });
+  }
+
+  drawing(trace, nth) {
     const full = this.chart._fullData?.[nth], known = this.chart.calcdata?.[nth];
     if (full?.visible !== true || !known || !trace.x || !trace.y || trace.texttemplate || trace.textposition) return null;
     const [across, up] = [full.xaxis, full.yaxis].map((id) => this.axis(id));
@@ -56,13 +66,15 @@ export class Sheet {
     const group = this.chart.querySelector(`.trace${full.uid}`);
     if (!group || !MODES.includes(trace.mode) || ![undefined, "none", "toself"].includes(trace.fill) || ![undefined, "linear", "hv"].includes(trace.line?.shape)) return null;
     const line = group.querySelector(".js-line"), filled = group.querySelector(".js-fill"), point = group.querySelector(".point");
+    const { color, size, symbol, opacity, line: edge } = trace.marker ?? {};
+    if ([color, size, symbol, opacity, edge?.color, edge?.width].some((one) => typeof one === "object")) return null; // a look for each point
     const some = trace.y.some(Number.isFinite);
     if (some && ((trace.mode.includes("lines") && !line) || (trace.mode.includes("markers") && !point) || (trace.fill === "toself" && !filled))) return null;
     return () => {
       if (filled || line) this.within(clip, () => {
         const places = placesOf(trace, x, y);
         if (filled) this.fill(pathOf(places), filled);
-        if (line) for (const path of piecesOf(places, line)) this.stroke(path, line);
+        if (line) for (const path of piecesOf(places, line, this.opacity)) this.stroke(path, line);
       });
       if (!point) return;
       const mark = new Path2D(point.getAttribute("d"));
@@ -82,7 +94,7 @@ export class Sheet {
   bars(trace, known, { x, y, clip }) {
     const bars = known[0]?.node3?.node()?.querySelectorAll(".point > path") ?? [], flat = trace.orientation === "h";
     const values = flat ? trace.x : trace.y, base = trace.base ?? 0, colours = trace.marker?.color;
-    if (bars.length !== values.length || known.length !== values.length || typeof base !== "number" || bars[0].style.fill.includes("url")) return null;
+    if (bars.length !== values.length || known.length !== values.length || typeof base !== "number") return null;
     if ([...bars].some((bar) => bar.style.fill.includes("url"))) return null; // hatched
     return () => this.within(clip, () => {
       for (let i = 0; i < values.length; i++) {
@@ -98,7 +110,7 @@ export class Sheet {
 
   heatmap(trace, { across: columns, up, clip }) {
     const across = edgesOf(trace.x, columns), down = edgesOf(trace.y, up), colour = colourOf(trace);
-    if (trace.zsmooth || !across || !down || !colour || trace.z.length !== trace.y.length) return null;
+    if (trace.zsmooth || trace.opacity || !across || !down || !colour || trace.z.length !== trace.y.length) return null;
     if (across[0] > across.at(-1) || down[0] > down.at(-1)) return null; // in all our figures the first cell is at the top left
     return () => this.within(clip, () => {
       const small = new OffscreenCanvas(across.length - 1, down.length - 1), cells = small.getContext("2d"), picture = cells.createImageData(small.width, small.height);
@@ -183,7 +195,7 @@ export class Sheet {
   stroke(path, { style }) {
     const width = parseFloat(style.strokeWidth ?? 1);
     if (!width || !style.stroke || style.stroke === "none") return;
-    this.pen.globalAlpha = Number(style.strokeOpacity || 1) * Number(style.opacity || 1);
+    this.pen.globalAlpha = this.opacity * Number(style.strokeOpacity || 1) * Number(style.opacity || 1);
     this.pen.strokeStyle = style.stroke;
     this.pen.lineWidth = width;
     this.pen.setLineDash(style.strokeDasharray && style.strokeDasharray !== "none" ? style.strokeDasharray.split(",").map(parseFloat) : []);
@@ -193,17 +205,17 @@ export class Sheet {
 
   fill(path, { style }, colour = style.fill) {
     if (!colour || colour === "none" || style.fillOpacity === "0") return;
-    this.pen.globalAlpha = Number(style.fillOpacity || 1) * Number(style.opacity || 1);
+    this.pen.globalAlpha = this.opacity * Number(style.fillOpacity || 1) * Number(style.opacity || 1);
     this.pen.fillStyle = colour;
     this.pen.fill(path);
     this.pen.globalAlpha = 1;
   }
 }
 
-// The place of a value on the chart in px: a straight line, of its logarithm on a log axis. taken: the value is its logarithm already.
-function pixel(axis, taken = false) {
+// The place of a value on the chart in px: a straight line, of its logarithm on a log axis. isLog: the value is a logarithm already.
+function pixel(axis, isLog = false) {
   const [from, to] = axis.range, scale = (axis.r2p(to) - axis.r2p(from)) / (to - from), start = axis._offset + axis.r2p(from) - scale * from;
-  return axis.type === "log" && !taken ? (value) => start + scale * Math.log10(value) : (value) => start + scale * value;
+  return axis.type === "log" && !isLog ? (value) => start + scale * Math.log10(value) : (value) => start + scale * value;
 }
 
 // Where the points of a line are, in px; null is a gap. A stepped line (hv) stays at a value until the next.
@@ -229,8 +241,8 @@ function pathOf(places) {
 
 // A line in pieces, each of which begins with the last stretch of the one before, so that they join: without a GPU a browser takes twice
 // as long for a line of 400 points in one. A line that lets others shine through, or has dashes, stays whole.
-function piecesOf(places, { style }) {
-  const whole = Number(style.strokeOpacity || 1) < 1 || (style.strokeDasharray && style.strokeDasharray !== "none");
+function piecesOf(places, { style }, opacity) {
+  const whole = opacity < 1 || Number(style.strokeOpacity || 1) < 1 || (style.strokeDasharray && style.strokeDasharray !== "none");
   const paths = [];
   for (let from = 0; from < places.length; from += PIECE) paths.push(pathOf(places.slice(Math.max(0, from - 2), whole ? undefined : from + PIECE)));
   return whole ? paths.slice(0, 1) : paths;
@@ -258,9 +270,9 @@ function stretches(edges, gap = 0) {
 }
 
 // What writes the colour of a value into a picture, by the trace's scale, and nothing for a value that is missing; null if a colour of
-// the scale is not written as #RRGGBB.
+// the scale is not written as #RRGGBB, or the scale has no length.
 function colourOf({ colorscale, zmin, zmax }) {
-  if (!Array.isArray(colorscale) || !colorscale.every(([, name]) => /^#[0-9a-f]{6}$/i.test(name))) return null;
+  if (!Array.isArray(colorscale) || zmax <= zmin || !colorscale.every(([, name]) => /^#[0-9a-f]{6}$/i.test(name))) return null;
   const stops = colorscale.map(([at, name]) => [at, [1, 3, 5].map((digit) => parseInt(name.slice(digit, digit + 2), 16))]);
   return (value, into, at) => {
     if (!Number.isFinite(value)) return;
@@ -278,7 +290,7 @@ function dashOf({ dash = "solid", width = 2 }) {
   return words[dash] ?? (/^[\d.]+px(,[\d.]+px)*$/.test(dash) ? dash : null);
 }
 
-// Which of its sides stands at a place, of a name that does not say: Plotly's rule.
+// Which side of a name stands at its place if the name does not say: Plotly's rule.
 function anchor(share, low, middle, high) {
   return share < 1 / 3 ? low : share > 2 / 3 ? high : middle;
 }
