@@ -62,11 +62,11 @@ class Viewer:
         self.sent: dict[str, bytes] = {}
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.seq = 0
-        self.took, self.made = 0.0, 0.0  # seconds that the last frame kept the viewer busy, and that it took to make
-        self.sent_at = 0.0  # when it was made
+        # Seconds that the last frame kept the viewer busy, and that it took to make; and when it was made.
+        self.took, self.made, self.sent_at = 0.0, 0.0, 0.0
         # What the last frame was made from; while it is the same there is no new frame.
         self.state: tuple[Any, ...] = (None, None)
-        self.last_words: dict[str, Any] = {}  # the last words
+        self.last_words: dict[str, Any] = {}
         self.words_sent, self.words_owed = (
             -WORDS,
             False,
@@ -95,8 +95,8 @@ class Viewer:
         return None
 
     def frame(self) -> bytes | None:
-        """The next frame; None when nothing changed. It has every figure that changed, and ten times a second, and at once if the
-        viewer waits for them, the numbers and words beside the figures."""
+        """The next frame; None when nothing changed. It has every figure that changed, and ten times a second (at once if the viewer
+        waits for them) the numbers and words beside the figures."""
         feed, asked = self.feed, self.asked
         assert feed is not None
         feed.refresh(now=feed.waiting)
@@ -169,12 +169,9 @@ class Viewer:
 
     def tick(self) -> float:
         """Seconds from one frame to the next: each viewer's frames take half of its time at most, and all viewers' a share of the server's."""
-        wanted = max(
-            SHORTEST,
-            self.took / HALF,
-            sum(viewer.made for viewer in _viewers if viewer.sent_at > time.monotonic() - 1) / SERVED,
-        )
-        return min(LONGEST, wanted)
+        now = time.monotonic()
+        made = sum(viewer.made for viewer in _viewers if now - viewer.sent_at < 1)
+        return min(LONGEST, max(SHORTEST, self.took / HALF, made / SERVED))
 
     def draw(
         self,

@@ -145,7 +145,7 @@ def _hand_over(words: list[str], log: Path) -> subprocess.Popen[bytes] | None:
     global _ahead
     with _ahead_lock:
         process, _ahead = _ahead, None
-    if process is None or process.stdin is None:
+    if process is None or process.stdin is None or process.stdin.closed:
         return None
     try:
         with process.stdin as pipe:

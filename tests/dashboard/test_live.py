@@ -2,6 +2,7 @@
 
 import json
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_core.dashboard import live
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.frames import framed, packed
 from moe_core.dashboard.live import Viewer
@@ -352,4 +354,41 @@ def test_findings_are_of_now_and_of_the_pages_that_show_them(
     writer.commit(Batch(51, rows(51, 1), applied=[(change, 51)]))
     look(feed)
     assert unpack(viewer_of(feed).frame() or b"")["turned"] is True
+    feed.run.close()
+
+
+def test_frames_take_half_of_a_viewer_s_time_and_all_of_them_a_share_of_the_server(monkeypatch) -> None:
+    one, other = Viewer(), Viewer()
+    monkeypatch.setattr(live, "_viewers", {one, other})
+    assert one.tick() == pytest.approx(1 / 30)
+    one.took = 0.04
+    assert (one.tick(), other.tick()) == pytest.approx((0.08, 1 / 30))
+    one.took = 3.0
+    assert one.tick() == 0.2  # a slow machine falls back to five
+    one.took = 0.0
+    one.made, one.sent_at = 0.02, time.monotonic()
+    assert (one.tick(), other.tick()) == pytest.approx((0.08, 0.08))
+    one.sent_at -= 2  # it gets no frames any more
+    assert other.tick() == pytest.approx(1 / 30)
+
+
+def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(writer: RunWriter, monkeypatch) -> None:
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed)
+    assert "tiles" in unpack(viewer.frame())
+    monkeypatch.setattr(live, "WORDS", 60.0)
+    writer.commit(Batch(51, rows(51, 1)))
+    feed.looked = 0.0
+    told = unpack(viewer.frame())
+    assert told["last"] == 51
+    assert "loss" in told["figures"]
+    assert not told.keys() & {"tiles", "panel", "banner"}
+    assert viewer.frame() is None
+    monkeypatch.setattr(live, "WORDS", 0.0)
+    told = unpack(viewer.frame())
+    assert told["tiles"]
+    assert not told["figures"]
+    monkeypatch.setattr(live, "WORDS", 60.0)
+    viewer.answer = {"nth": 1, "error": ""}  # somebody waits for it
+    assert unpack(viewer.frame())["tiles"]
     feed.run.close()
