@@ -21,7 +21,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from moe_core.benchmarks.results import keep
+from moe_core.benchmarks.results import check_place, keep
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.live import Viewer
 from moe_core.runs import Batch, RunWriter, begin, create_run, open_run
@@ -170,6 +170,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--out", type=Path, metavar="FILE.json", help="add the figures to this file's, with the machine described"
     )
     given = parser.parse_args(arguments)
+    if given.out:
+        check_place(given.out)
     steps = min(given.steps, 5_000) if given.quick else given.steps
     config = Config(layers=given.layers, num_experts=given.experts)
     if given.together:

@@ -18,6 +18,7 @@ import torch
 from benchmarks import remedies
 from moe_core.__main__ import main
 from moe_core.benchmarks import peers
+from moe_core.benchmarks.results import check_place
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"dashboard", "faults", "gpu"}
@@ -215,3 +216,14 @@ def test_watching_is_measured_beside_the_same_training_unwatched() -> None:
     assert row["fastest_percent"] > -100
     assert [*row["memory"]] == ["10", "20", "30", "40"]
     assert all(held["tensors"] > 100 and held["peak_mb"] > 100 for held in row["memory"].values())
+
+
+def test_a_table_that_cannot_be_kept_is_refused_before_anything_is_measured(tmp_path, monkeypatch, capsys) -> None:
+    monkeypatch.setattr("moe_core.benchmarks.layer.main", lambda arguments: pytest.fail("it measures"))
+    for place, why in ((tmp_path / "none" / "a.json", "No such file or directory"), (tmp_path, "got the folder")):
+        assert main(["bench", "layer", "--quick", "--out", str(place)]) == 2
+        told = capsys.readouterr().err
+        assert why in told
+        assert told.count("\n") == 1
+    check_place(tmp_path / "a.json")
+    assert not [*tmp_path.iterdir()]

@@ -23,6 +23,20 @@ def keep(path: Path, rows: list[dict[str, Any]], **said: Any) -> None:
     beside.replace(path)
 
 
+def check_place(path: Path) -> None:
+    """ValueError, before anything is measured, where keep() could not write."""
+    if path.is_dir():
+        raise ValueError(f"--out must name a file, got the folder {str(path)!r}; add a name such as layer.json")
+    beside = path.with_suffix(".part")
+    try:
+        beside.touch()
+        beside.unlink()
+    except OSError as error:
+        raise ValueError(
+            f"--out {str(path)!r} cannot be written: {error.strerror}; name a file in a folder that can be written to"
+        ) from None
+
+
 def machine() -> dict[str, Any]:
     """What the figures depend on beside the program. load: how many processes wanted a core in the last minute; None if unknown."""
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None

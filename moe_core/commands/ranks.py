@@ -26,7 +26,14 @@ def take_ranks(command: argparse.ArgumentParser) -> None:
         help="below torchrun: deal the experts over N of its ranks; each group of N has them all (default 1)",
     )
     # Seconds to wait for a rank: PATIENCE of parallel/ranks.py, which needs torch.
-    command.add_argument("--patience", type=real_flag, default=60.0, help=argparse.SUPPRESS)
+    command.add_argument("--patience", type=patience_flag, default=60.0, help=argparse.SUPPRESS)
+
+
+def patience_flag(text: str) -> float:
+    """Seconds. ArgumentTypeError for none, or more than a day."""
+    if not 0 < (seconds := real_flag(text)) <= 86400:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 86400 seconds, got {text}")
+    return seconds
 
 
 def alone(arguments: argparse.Namespace) -> None:

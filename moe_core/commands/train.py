@@ -16,7 +16,7 @@ from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.runs.locks import OURS
-from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting
+from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting, shortened
 
 WAITS = 600.0  # seconds for which a process that has loaded torch waits to be told what to train
 # What --help calls a flag's value where the name of its type does not say enough.
@@ -89,14 +89,29 @@ def wait_for_words() -> list[str] | None:
     import moe_core.training.session  # noqa: F401
 
     if not select.select([sys.stdin], [], [], WAITS)[0] or not (line := sys.stdin.readline()):
+        sys.stdin.close()  # so that whoever writes now, while Python ends, learns that nobody reads it
         return None
-    given = json.loads(line)
-    log = os.open(given["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644)
+    words, place = said(line)
+    log = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for handle, stream in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(handle, stream)
-    words: list[str] = given["words"]
     return words
+
+
+def said(line: str) -> tuple[list[str], str]:
+    """(the words after `train`, the log's path) of the line that --wait reads. ValueError if it is another."""
+    try:
+        given = json.loads(line)
+        words, log = given["words"], given["log"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        words, log = None, None
+    if not isinstance(log, str) or not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise ValueError(
+            f'--wait reads a line {{"words": ["--steps", "3"], "log": "trainer.log"}} from the dashboard, '
+            f"got {shortened(line.strip(), 80)!r}; leave --wait out"
+        )
+    return words, log
 
 
 def train_command(arguments: argparse.Namespace) -> int:

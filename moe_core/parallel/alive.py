@@ -69,7 +69,9 @@ class Alive:
                 self.sign(beat)
 
     def end(self) -> None:
+        """Say no more. A thread that is still in the store's C++ when Python ends would abort the process."""
         self.ended.set()
+        self.thread.join(SILENT)
 
     def report(self, error: BaseException) -> None:
         """Let the others know why this rank ends. own: the error is its own, and not that it lost touch with another rank."""

@@ -33,7 +33,9 @@ class Ranks:
     def __init__(self, expert: int, device: torch.device, patience: float = PATIENCE) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         if expert < 1 or self.size % expert:
-            raise ValueError(f"--expert-parallel must divide the {self.size} ranks of torchrun, got {expert}")
+            raise ValueError(
+                f"--expert-parallel must divide the {self.size} ranks of torchrun, got {expert}; change it, or --nproc-per-node"
+            )
         self.expert, self.data = expert, self.size // expert
         mesh = torch.arange(self.size).view(self.data, expert)
         wait = datetime.timedelta(seconds=patience)
@@ -47,10 +49,13 @@ class Ranks:
     def check(self, num_experts: int, rows: int) -> None:
         """ValueError unless experts and the batch's rows can be dealt evenly."""
         if num_experts % self.expert:
-            raise ValueError(f"--expert-parallel must divide the {num_experts} experts, got {self.expert}")
+            raise ValueError(
+                f"--expert-parallel must divide --num-experts {num_experts}, got {self.expert}; change one of both"
+            )
         if rows % self.size:
             raise ValueError(
-                f"a batch of {rows} rows or sequences cannot be dealt to {self.size} ranks; change --tokens"
+                f"a batch must have a multiple of {self.size} rows or sequences, one part for each rank, got {rows}; "
+                "change --tokens"
             )
 
     # What a step does

@@ -92,12 +92,23 @@ class Layout:
         return [(block - 1) * many + number + 1 for block in blocks for number in numbers]
 
 
+def surplus(query: Any, layout: Layout) -> int:
+    """How many rows of parts belong to no block. A run may train meanwhile: the parts are counted up to a row that is read before
+    the last block is."""
+    last = query("SELECT max(id) FROM parts")[0][0] or 0
+    blocks = query("SELECT max(id) FROM blocks")[0][0] or 0
+    most = blocks * len(layout.layers)
+    return int(query("SELECT count(*) FROM parts WHERE id < 1 OR (id > ? AND id <= ?)", (most, last))[0][0])
+
+
 def digest(packed: bytes) -> bytes:
     return link(START, packed)
 
 
 def insert_block(db: Any, layout: Layout, id: int, first: int, n: int, packed: Packed, chain: bytes) -> None:
-    """Add a block, in a transaction of the caller's."""
+    """Add a block, in a transaction of the caller's. Rows of parts that no block had are replaced: verify names them."""
     db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?, ?)", (id, first, n, layout.width, packed.data, chain))
     if packed.parts:
-        db.executemany("INSERT INTO parts VALUES (?, ?)", zip(layout.rows_of([id], None), packed.parts, strict=True))
+        db.executemany(
+            "INSERT OR REPLACE INTO parts VALUES (?, ?)", zip(layout.rows_of([id], None), packed.parts, strict=True)
+        )

@@ -3,6 +3,7 @@
 import hashlib
 from pathlib import Path
 
+from moe_core.runs.apart import surplus
 from moe_core.runs.database import StoreError
 from moe_core.runs.limits import first_word, open_plain
 from moe_core.runs.rows import SNAPSHOT_KINDS
@@ -45,6 +46,8 @@ def record_findings(run: Run) -> list[str]:
             findings.append(NO_TIP)
         if run.checked.version() < SUMMED and tip:
             findings += old_tip_findings(run, *tip)
+        if run.stored.apart and (many := surplus(run.query, run.stored)):
+            findings.append(f"{many} rows of parts belong to no block")
         structure = [row[0] for row in run.query("PRAGMA integrity_check(1)")]
         if structure != ["ok"]:
             findings.append(f"the structure of run.db is damaged: {' '.join(structure[0].split())}")

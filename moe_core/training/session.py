@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from moe_core.runs import RunWriter, create_run, new_id, runs_folder, whole_paths
+from moe_core.recording.committer import NO_ROWS
+from moe_core.runs import Batch, RunWriter, create_run, new_id, runs_folder, whole_paths
 from moe_core.schema import Config, Knobs, check, first_line, layout, measured_by
 from moe_core.training.data import load
 from moe_core.training.data.identity import identity
@@ -81,6 +82,9 @@ def conduct(
         state = ended
     except Exception as failure:
         error = f"{type(failure).__name__}: {first_line(failure)}"
+        if trainer is not None:
+            with contextlib.suppress(Exception):  # the failure itself is what is reported
+                keep_whole_steps(trainer)
     if trainer is not None:
         error = trainer.committer.close() or error  # the disk's error, and not a later one that it caused
     if error:
@@ -89,6 +93,20 @@ def conduct(
         notify({"event": "error", "error": problem})
         error = error or problem
     return writer.folder, "failed" if error else state
+
+
+def keep_whole_steps(trainer: Trainer) -> None:
+    """After a failure: hand over the steps that were trained to their end since the last flush, and of the one that failed
+    nothing: a turn that it took is taken again when the run is resumed."""
+    first, rows_nC = (0, NO_ROWS) if trainer.replaying else trainer.telemetry.take()
+    if not len(rows_nC):
+        return
+    last, collected = first + len(rows_nC) - 1, trainer.collected
+    kept = {
+        name: [one for one in collected[name] if one[at] <= last]
+        for name, at in (("evals", 0), ("applied", 1), ("acks", 1))
+    }
+    trainer.committer.put(Batch(first, rows_nC, **kept))
 
 
 @contextlib.contextmanager

@@ -2,16 +2,22 @@
 
 The processes are several.py, started once. docs/decisions.md has the figures of 50 steps: `STEPS = 50` compares so many."""
 
+import argparse
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from moe_core.commands.ranks import patience_flag
+from moe_core.parallel.alive import EVERY, Alive
+from moe_core.parallel.ranks import Ranks
 from moe_core.training.devices import Dealt
 from tests.parallel.several import CASES, ON_TWO
 
@@ -121,3 +127,30 @@ def test_rows_between_ranks_are_counted_by_hand() -> None:
     """Four ranks, two groups of two: tokens 0 and 1 are rank 0's, and so on; experts 0 and 1 lie on the first of a group. 4 is none."""
     experts_TK = torch.tensor([[0, 1], [2, 4], [3, 2], [0, 4], [0, 3], [4, 4], [1, 3], [2, 3]])
     assert Dealt(2, 2).rows_between(experts_TK, 4).tolist() == [[2, 1, 0, 0], [1, 2, 0, 0], [0, 0, 1, 1], [0, 0, 1, 3]]
+
+
+@pytest.mark.parametrize(
+    ("experts", "rows", "message"),
+    [(3, 32, "must divide --num-experts 3, got 2; change"), (4, 33, "a multiple of 2 rows .* got 33; change --tokens")],
+)
+def test_what_cannot_be_dealt_is_said_with_what_to_change(experts: int, rows: int, message: str) -> None:
+    ranks: Any = SimpleNamespace(expert=2, size=2)
+    Ranks.check(ranks, 4, 32)
+    with pytest.raises(ValueError, match=message):
+        Ranks.check(ranks, experts, rows)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1e300", "nan", "a"])
+def test_a_patience_that_is_none_is_refused(text: str) -> None:
+    assert patience_flag("0.5") == 0.5
+    with pytest.raises(argparse.ArgumentTypeError):
+        patience_flag(text)
+
+
+def test_no_thread_is_in_the_store_when_python_ends() -> None:
+    """Python ends such a thread in the middle of C++, which aborts the process: its exit status would be lost."""
+    store = SimpleNamespace(set=lambda *_: time.sleep(0.3))
+    alive = Alive(store, 0, 2)
+    time.sleep(EVERY + 0.1)  # it is in the store now
+    alive.end()
+    assert not alive.thread.is_alive()

@@ -14,7 +14,7 @@ from moe_core.dashboard import kept
 from moe_core.dashboard.feed import Feed
 from moe_core.runs import Batch, Run, StoreError, create_run, hold_lock, open_run, resume_run, verify
 from moe_core.runs.branch import branch_off
-from moe_core.schema import STATS, Config, Knobs, layout
+from moe_core.schema import Config, Knobs, layout, measured_in
 
 CONFIG = Config(num_experts=4, layers=3)
 COLUMNS = sum(column.width for column in layout(3, 4))
@@ -66,10 +66,10 @@ def test_every_number_comes_back_as_it_was_written(run: Run, tmp_path: Path, mon
     assert together.query("SELECT count(*) FROM parts") == [(0,)]
     np.testing.assert_array_equal(np.concatenate([block.rows for block in run.blocks()]), rows(1, 30))
     np.testing.assert_array_equal(run.rows(8, 12), rows(8, 5))
-    for stat in STATS:
+    for stat in measured_in(run.layout):
         for layer in range(3):
             for span in ((None, None), (8, 12), (21, 99), (31, None)):
-                one, other = (each.history(stat.name, layer, *span) for each in (run, together))
+                one, other = (each.history(stat, layer, *span) for each in (run, together))
                 np.testing.assert_array_equal(one[0], other[0])
                 np.testing.assert_array_equal(one[1], other[1])
     assert verify(run) == verify(together) == []
@@ -112,6 +112,16 @@ def test_a_damaged_part_is_its_layers_only(run: Run, damage: str) -> None:
     with pytest.raises(StoreError, match=r"block 1 .from step 1. is not what was written"):
         run.history("load", 1)
     assert any("block 1" in line for line in verify(run))
+
+
+@pytest.mark.parametrize("id", [-1, 3 * PARTS + 1, 10**9])
+def test_parts_of_no_block_are_named_and_keep_nobody_from_resuming(run: Run, id: int) -> None:
+    edit(run, "INSERT INTO parts VALUES (?, 'words')", id)
+    assert verify(run) == ["1 rows of parts belong to no block"]
+    writer = resume_run(run.path, hold_lock(run.path), "test", 40)
+    writer.commit(Batch(31, rows(31, 10), state="training"))
+    writer.finish("stopped")
+    np.testing.assert_array_equal(open_run(run.path).rows(1, 40), rows(1, 40))
 
 
 @pytest.mark.parametrize("size", [16, 64, 80])

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sqlite3
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from moe_core.__main__ import main, parser
-from moe_core.commands.train import settings_of
+from moe_core.commands.train import said, settings_of
 from moe_core.runs import (
     ENDED,
     StoreError,
@@ -116,6 +117,27 @@ def test_what_has_loaded_torch_ahead_says_why_it_cannot_start_and_ends_with_its_
     assert ahead.stdin
     ahead.stdin.close()  # as when the dashboard is killed
     assert ahead.wait(60) == 0
+
+
+def test_what_reads_no_more_is_done_without(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It waited for ten minutes, and ends just now: its process is there, but nobody reads the pipe."""
+    words = ["sh", "-c", "exec 0<&-; echo; exec sleep 60"]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        monkeypatch.setattr(runner, "_ahead", process)
+        assert runner._hand_over(["--steps", "3"], tmp_path / "log") is None
+        assert process.poll() is None
+        process.kill()
+
+
+@pytest.mark.parametrize(
+    "line", ["", "garbage", "{}", "7", "[" * 100_000, '{"words": "--steps", "log": "a"}', '{"words": [1], "log": "a"}']
+)
+def test_a_line_that_no_dashboard_wrote_is_refused(line: str) -> None:
+    with pytest.raises(ValueError, match="--wait reads a line") as told:
+        said(line)
+    assert len(str(told.value)) < 250
 
 
 def wait_until(true: Callable[[], bool], seconds: float = 180) -> None:

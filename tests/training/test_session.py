@@ -1,5 +1,6 @@
 """A trainer's session in this process: a signal ends it as a stop does, and what it was before is as it was again."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -10,9 +11,12 @@ from typing import Any
 
 import pytest
 
-from moe_core.runs import flags, open_run, verify
+from moe_core.runs import fingerprint, flags, open_run, verify
 from moe_core.schema import Config, Knobs
 from moe_core.training import checkpoint
+from moe_core.training.again import resume
+from moe_core.training.loop import Trainer
+from moe_core.training.pace import Flushes
 from moe_core.training.session import train
 
 ROOT = Path(__file__).parents[2]
@@ -83,3 +87,33 @@ def test_a_terminal_that_closes_ends_the_run_with_a_checkpoint(tmp_path: Path) -
     assert list(checkpoint.list_checkpoints(run.path)) == [run.steps()[1]]
     assert run.steps()[1] > 0
     assert trainer.returncode == 0
+
+
+def test_the_steps_before_a_failure_are_recorded_and_the_run_goes_on_from_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long a commit may be put off; and what a turn does in the step that fails, it does when that is trained again."""
+    trained = Trainer.train_step
+
+    def fail(trainer: Trainer, began: float) -> None:
+        if trainer.step == 18:
+            with contextlib.closing(open_run(trainer.folder)) as run:
+                run.turn("person", noise=0.25)
+        if trainer.step == 19:
+            trainer.step += 1
+            raise RuntimeError("out of memory")
+        trained(trainer, began)
+
+    monkeypatch.setattr(Flushes, "wait", lambda *_: 60.0)
+    config = replace(CONFIG, steps=30)
+    with monkeypatch.context() as failing:
+        failing.setattr(Trainer, "train_step", fail)
+        folder, state = train(config, Knobs(), tmp_path, "a", script=[(12, "noise", 0.5)])
+    run = open_run(folder)
+    assert (state, run.status().reason, run.steps()) == ("failed", "RuntimeError: out of memory", (1, 19))
+    assert [eval.step for eval in run.evals()] == [5, 10, 15]
+    assert [change.step for change in run.knob_changes()] == [12, None]
+    assert resume(open_run(folder))[1] == "finished"
+    whole, _ = train(config, Knobs(), tmp_path, "b", script=[(12, "noise", 0.5), (20, "noise", 0.25)])
+    assert fingerprint(open_run(folder)) == fingerprint(open_run(whole))
+    assert verify(open_run(folder)) == []
