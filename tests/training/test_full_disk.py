@@ -278,6 +278,7 @@ def test_what_comes_after_a_commit_does_not_make_it_fail(tmp_path: Path, monkeyp
         moved(writer)
 
     monkeypatch.setattr(RunWriter, "_move_log", move)
+    monkeypatch.setattr("moe_core.training.pace.FLUSH", 0.0)  # a commit after each step
     events: list[str] = []
     folder, state = train(CONFIG, Knobs(), tmp_path, "a", lambda event: events.append(event["event"]))
     assert (state, len(failed)) == ("finished", 5)
