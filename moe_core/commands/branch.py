@@ -81,7 +81,8 @@ def fork_here(arguments: argparse.Namespace, joined: Any = None) -> int:
         event = {"event": "fork", "run": run_id, "parent": parent.id, "at": arguments.at}
         report(arguments, event, f"{run_id} trains on from step {arguments.at} of {parent.id}")
         return 0
-    lock = branch_off(parent, arguments.at, changes, beside / run_id, arguments.steps)
+    facts = joined.facts if joined else {}
+    lock = branch_off(parent, arguments.at, changes, beside / run_id, arguments.steps, facts=facts)
     parent.close()
     return go_on(arguments, beside / run_id, lock, joined=joined)
 

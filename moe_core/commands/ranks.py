@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands.common import real_flag, whole_flag
-from moe_core.runs import StoreError, list_runs, open_run, runs_folder
+from moe_core.parallel.launch import launch_name
+from moe_core.runs import Run, StoreError, list_runs, open_run, runs_folder
 
 
 def several() -> bool:
@@ -58,9 +59,12 @@ def on_ranks(
         with joined(arguments.expert_parallel, device, arguments.patience) as here:
             if here.ranks.rank:
                 return follow_on(here)
-            if folder := begun_before(arguments):
-                return int(lead(here, lambda: go_on(arguments, folder, None, joined=here)))
-            return int(lead(here, lambda: train(arguments, here)))
+
+            def work() -> int:
+                folder = begun_before(arguments)
+                return go_on(arguments, folder, None, joined=here) if folder else train(arguments, here)
+
+            return int(lead(here, work))
     except ValueError:
         if os.environ.get("RANK") == "0":
             raise
@@ -72,15 +76,20 @@ def begun_before(arguments: argparse.Namespace) -> Path | None:
     before there was one."""
     if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") == "0" or getattr(arguments, "resume", None):
         return None
-    if arguments.run_id:
-        folder = runs_folder(arguments.runs) / arguments.run_id
-        return folder if (folder / "run.db").exists() else None
-    launch = os.environ.get("TORCHELASTIC_RUN_ID", "")
-    for listed in list_runs(arguments.runs):
+    runs, launch = folder_of(arguments), launch_name()
+    for id in [arguments.run_id] if arguments.run_id else [listed.id for listed in list_runs(runs)]:
         with contextlib.suppress(StoreError):
-            run = open_run(listed.id, arguments.runs)
+            run = Run(runs / id)
             began = run.facts.get("launch")
             run.close()
-            if began and began == launch:
-                return runs_folder(arguments.runs) / listed.id
+            if began == launch:
+                return runs / id
     return None
+
+
+def folder_of(arguments: argparse.Namespace) -> Path:
+    """The folder of the runs that this command begins: a fork lies beside its parent."""
+    parent = getattr(arguments, "run", None)
+    if parent and not arguments.runs:
+        return open_run(parent).path.parent
+    return runs_folder(arguments.runs)

@@ -15,6 +15,7 @@ from torch import distributed
 
 from moe_core.parallel.alive import Alive, RankLost, of_network, watch_parent
 from moe_core.parallel.group import from_first
+from moe_core.parallel.launch import launch_name
 from moe_core.parallel.ranks import PATIENCE, Ranks
 from moe_core.parallel.trainer import Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
@@ -53,7 +54,7 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
         ranks = Ranks(expert, wanted, patience)
         facts = {
             "ranks": {"data": ranks.data, "expert": ranks.expert},
-            "launch": os.environ.get("TORCHELASTIC_RUN_ID", ""),
+            "launch": launch_name(),
         }
         yield Joined(ranks, alive, wanted, partial(Leader, ranks, alive), facts)
         distributed.destroy_process_group()

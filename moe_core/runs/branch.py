@@ -28,14 +28,21 @@ SPAN = 4096  # steps in a block of the copy
 
 
 def branch_off(
-    parent: Run, at: int, changes: Mapping[str, Any], folder: Path, steps: int | None = None, who: str = "fork"
+    parent: Run,
+    at: int,
+    changes: Mapping[str, Any],
+    folder: Path,
+    steps: int | None = None,
+    who: str = "fork",
+    facts: Mapping[str, Any] = {},
 ) -> int:
     """Make a new run in `folder`: the parent up to step `at`, with `changes` turned in the next step. Returns its lock's
     handle.
 
     steps: how many it is to have in all; the parent's number, or if `at` has reached that, 0 (until stopped). What the
-    parent's script has for later steps stays; what people turned later does not. ValueError, and nothing is written, for a
-    step that is not recorded, an invalid change, or a folder in use.
+    parent's script has for later steps stays; what people turned later does not. facts: what the record says of the ranks that
+    train it, if there are several. ValueError, and nothing is written, for a step that is not recorded, an invalid change, or a
+    folder in use.
     """
     values, steps = check_branch(parent, at, changes, steps)
     about = {
@@ -44,6 +51,8 @@ def branch_off(
         "created": time.time(),
         "config": {**as_dict(parent.config), "steps": steps},
         "description": to_json(replace(parent.description, settings={**parent.description.settings, "steps": steps})),
+        # The parent's launch has not begun this run.
+        "facts": {**{name: fact for name, fact in parent.about["facts"].items() if name != "launch"}, **facts},
         "parent": {"run": parent.id, "step": at},
         "script": [list(change) for change in parent.script if change[0] > at],
     }
