@@ -99,6 +99,8 @@ class Alive:
                 if report.get("own"):
                     return rank, f"rank {rank} failed in {first[rank].get('doing', 'the start')}: {report['error']}"
         now = {rank: self.read("alive", rank) for rank in others}
+        if not any(now.values()):
+            return -1, ""  # the store is gone, and with it whatever the others said
         for rank in others:
             if not self.read("report", rank) and now[rank].get("beat") == first[rank].get("beat"):
                 return (

@@ -17,7 +17,7 @@ from moe_core.parallel.alive import Alive, RankLost, of_network, watch_parent
 from moe_core.parallel.group import from_first
 from moe_core.parallel.launch import launch_name
 from moe_core.parallel.ranks import PATIENCE, Ranks
-from moe_core.parallel.trainer import Leader, follow
+from moe_core.parallel.trainer import ALL_READY, Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
 from moe_core.runs.locks import is_ours
 from moe_core.schema import first_line
@@ -38,7 +38,7 @@ class Joined(NamedTuple):
 def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
     """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so."""
     watch_parent()
-    wanted = choose_device(device_name)
+    wanted = device_below_torchrun(device_name)
     if wanted.type == "cuda":
         wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(wanted)
@@ -62,13 +62,26 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
         alive.end()
 
 
+def device_below_torchrun(name: str) -> torch.device:
+    """As choose_device, but for mps: gloo carries no tensors of it."""
+    wanted = choose_device(name)
+    if wanted.type != "mps":
+        return wanted
+    if name != "auto":
+        raise ValueError(
+            f"ranks cannot exchange tensors on device {name!r}; use --device cpu, or train without torchrun"
+        )
+    return torch.device("cpu")
+
+
 def lead(joined: Joined, work: Callable[[], Any]) -> Any:
     """Do rank 0's work, and then tell the others that it is over."""
     try:
         return work()
     finally:
         with contextlib.suppress(RuntimeError):  # if torchrun was killed its store is gone, and the ranks still run
-            joined.alive.store.set("begin", "1")  # ranks that wait to begin then hear the order to end
+            for name in ("begin", ALL_READY):  # ranks that wait for either then hear the order to end
+                joined.alive.store.set(name, "1")
         with contextlib.suppress(RuntimeError):
             from_first(("end",), joined.ranks.control)
 

@@ -6,7 +6,6 @@ everywhere, whatever the clock of a rank says. While it trains nothing it says e
 """
 
 import contextlib
-import datetime
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +26,8 @@ from moe_core.training.step import optimizer_of, update
 
 STILL = 5.0  # seconds without an order after which the leader says that it is still there
 READY = 600.0  # seconds that a rank may take to load its data
+POLL = 0.05  # seconds between two looks into the store: store.wait would keep this rank's signs of life waiting too
+ALL_READY = "all ready"
 
 
 class Member(Trainer):
@@ -69,6 +70,7 @@ class Leader(Member):
             self.alive.store.set("begin", "1")
             from_first(("begin", begin), self.ranks.control)
             wait_for(self.alive)
+            self.alive.store.set(ALL_READY, "1")
         self.alive.at(f"step {self.step + 1}" if order == "train" else order)
         from_first((order, *values), self.ranks.control)
         self.told = time.monotonic()
@@ -80,8 +82,8 @@ class Leader(Member):
             self.tell(order, *values)
             yield
         except RuntimeError as error:
-            if not of_network(error):
-                raise
+            if isinstance(error, RankLost) or not of_network(error):
+                raise  # a look is within a step: what it named stays named, whatever words are in it
             _rank, problem = self.alive.lost()
             raise RankLost(problem or f"the ranks lost touch with each other: {error}") from error
 
@@ -126,12 +128,27 @@ def wait_for(alive: Alive) -> None:
                 raise RankLost(f"{called(rank, facts)} died before it had begun")
         if time.monotonic() > until:
             raise RankLost(f"not all ranks began within {READY:.0f} s")
-        time.sleep(0.05)
+        time.sleep(POLL)
+
+
+def wait_for_all(alive: Alive) -> None:
+    """Wait until the leader has seen all ranks ready; not in an exchange, which would fail after `patience`. Returns early if the
+    leader gives no sign of life: the exchange that comes then says what is wrong."""
+    until, beat, since = time.monotonic() + READY, None, time.monotonic()
+    while not alive.store.check([ALL_READY]) and time.monotonic() < until:
+        now = alive.read("alive", 0).get("beat")
+        if now != beat:
+            beat, since = now, time.monotonic()
+        elif time.monotonic() - since > 2 * SILENT:
+            return
+        time.sleep(POLL)
 
 
 def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
     """What a rank other than 0 does: what it is told, until it is told to end."""
-    alive.store.wait(["begin"], datetime.timedelta(seconds=READY))
+    until = time.monotonic() + READY
+    while not alive.store.check(["begin"]) and time.monotonic() < until:
+        time.sleep(POLL)
     trainer: Member | None = None
     while True:
         order, *values = from_first(None, ranks.control)
@@ -141,6 +158,7 @@ def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
             alive.folder = values[0].pop("folder")
             trainer = begin(ranks, device, **values[0])
             alive.store.add("ready", 1)
+            wait_for_all(alive)
             continue
         assert trainer, order
         alive.at(f"step {trainer.step + 1}" if order == "train" else order)
