@@ -18,6 +18,7 @@ import numpy as np
 
 from moe_core.runs.database import StoreError
 from moe_core.runs.listing import QUERY_LIMIT, runs_folder
+from moe_core.runs.seen import SHARE
 from moe_core.runs.store import Run
 from moe_core.runs.thinning import AGES
 from moe_core.runs.turns import as_knobs
@@ -35,7 +36,9 @@ SECONDS = (0.003, 0.0004, 7.6e-11, 2.3e-08, 1.9e-05, 6.7e-09, 1e-07, 2e-06)  # o
 AROUND = 1.12  # evaluations, snapshots and commits take an eighth beside the steps
 TORCH = 275e6  # bytes of a trainer without a model
 RECORD, CELL, CHECKPOINT = 130e3, 2.7, 87e3  # bytes: an empty record, a number in it, a checkpoint without a model
-LOOKS = 5.9e-5  # a look takes a third of the probe's share of a step, and looks a 200th of the time (training/pace.py)
+LOOKS = (
+    0.0118 * SHARE
+)  # a look takes a third of the probe's share of a step, and looks SHARE of the time (training/pace.py)
 UNKNOWN = 0.05  # seconds of a step where nothing is known of its device
 PROBE, FULL = 975.0, 800.0  # bytes: a snapshot of a layer's probe, and of an expert's specialisation
 

@@ -14,6 +14,7 @@ SEEN = "run.seen"  # touched by whoever looks at the probe,
 READ = "run.read"  # and by whoever reads along
 TICK = 20_000_000  # nanoseconds: longer than one tick of a file system's clock
 FOR = 3.0  # seconds for which a look counts
+SHARE = 0.002  # of the time that the trainer's own looks at the probe may take while nobody looks on
 
 
 def look(folder: Path, name: str = SEEN) -> None:

@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from moe_core.runs.seen import READ, Log, is_looked_at
+from moe_core.runs.seen import READ, SHARE, Log, is_looked_at
 
 LEAST = 0.1  # seconds between two looks at the probe, and between two checks whether somebody reads along
-SHARE = 0.002  # of the time that looks may take
-SHARE_SEEN = 0.1  # the same while somebody looks at the probe
+SHARE_SEEN = 0.1  # of the time that looks may take while somebody looks at the probe; SHARE while nobody does
 FULL = 10  # looks, of which one is full
 ASK = 0.05  # seconds between two checks whether the log was written to
 ANYWAY = 1.0  # seconds after which the record is read whatever tip and log say

@@ -16,6 +16,7 @@ from moe_core.nn.models import build
 from moe_core.runs import command_of, create_run, estimate, open_run
 from moe_core.runs.estimate import Speed
 from moe_core.runs.rows import Batch
+from moe_core.runs.seen import SHARE
 from moe_core.runs.sums import snapshot_mark
 from moe_core.runs.thinning import thin_snapshots
 from moe_core.schema import PLANES, Config, Knobs, columns_of
@@ -122,6 +123,15 @@ def test_every_estimate_grows_with_what_it_is_of() -> None:
             assert large > small or name == "d_hidden", name
     found = estimate.estimate(Config(), Knobs(), 256, 256)
     assert found.disk(2000) > found.disk(1000) > found.checkpoint
+
+
+def test_snapshots_are_counted_by_the_share_that_looks_may_take() -> None:
+    """A look takes a third of a step's time for each of its tokens, and the probe has 256."""
+    config = Config.for_task("text", device="cpu")
+    assert load(config).probe()[0].targets.numel() == pytest.approx(256, rel=0.1)
+    own = [Speed("cpu", config, Knobs(), (256, 256), 0.25)]
+    found = estimate.estimate(config, Knobs(), 256, 256, own)
+    assert found.looks == pytest.approx(SHARE / (0.25 / 3 * 256 / config.tokens), rel=0.01)
 
 
 def test_old_snapshots_are_thinned() -> None:
