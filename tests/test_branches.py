@@ -598,7 +598,7 @@ def test_a_session_of_a_person_is_replayed(
         assert end["same"] is True
         assert end["recorded"] == end["again"] == fingerprint(open_run(name, tmp_path))
         assert set(end["compared"]) == set(COMPARED)
-        assert set(end["not_compared"]) == set(BY_THE_CLOCK) == {"seconds"}
+        assert set(end["not_compared"]) == {"seconds"} < set(BY_THE_CLOCK)  # the others are of several ranks
         assert {path: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
     assert main(["replay", "a", "--runs", str(tmp_path)]) == 0
     assert fingerprint(open_run("a", tmp_path)) in capsys.readouterr().out
@@ -629,8 +629,7 @@ def test_replay_finds_a_number_that_was_changed(
 
 def test_replay_does_not_compare_the_clock(tmp_path: Path, whole: Run) -> None:
     os.close(branch_off(whole, 60, {}, tmp_path / "a"))
-    for stat in BY_THE_CLOCK:
-        tamper(open_run("a", tmp_path), 41, stat)
+    tamper(open_run("a", tmp_path), 41, "seconds")
     found = replay(open_run("a", tmp_path))
     assert found.difference is None
     assert found.recorded == found.again == fingerprint(whole, 60)

@@ -4,7 +4,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from moe_core.benchmarks.results import check_place
 from moe_core.commands.common import add, check_installed, real_flag, whole_flag
 from moe_core.schema import Config, Knobs
 
@@ -51,6 +50,8 @@ def declare(commands: Any) -> None:
 
 def bench_command(arguments: argparse.Namespace) -> int:
     if arguments.out:
+        from moe_core.benchmarks.results import check_place
+
         check_place(arguments.out)
     if arguments.what == "batch":
         from moe_core.benchmarks.batch import main as batch

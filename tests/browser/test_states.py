@@ -74,7 +74,10 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
     started = [one for one in seen if one["tiles"] and {name for name, *_ in one["charts"]} >= set(LIVE)]
     assert started[0]["tiles"] == ["–"] * 6
     assert all((step or 0) == 0 and title and axis for _, step, title, axis in started[0]["charts"])
-    assert "Starting…" in {one["word"] for one in started}
+    assert {one["word"] for one in started} <= {
+        "Starting…",
+        "Training",
+    }  # torch is loaded already: the former may be too short
     assert {one["notice"] for one in started} == {""}
 
     (listed,) = list_runs(server.runs)

@@ -66,7 +66,7 @@ def test_every_row_comes_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_every_statistic_has_a_value_for_every_step(tmp_path: Path) -> None:
     run = open_run(record(tmp_path / "a"))
-    for stat in STATS:
+    for stat in (stat for stat in STATS if not stat.ranks):
         steps, values = run.history(stat.name, 1)
         assert len(steps) == 30
         assert values.shape == ((30, 4) if stat.shape == "LE" else (30,))

@@ -13,7 +13,7 @@ from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.strategies import route
 from moe_core.schema import STRATEGIES, Config, strategies_with
-from moe_core.training.telemetry import Telemetry, bias_effect, confidence, margins
+from moe_core.training.telemetry import OF_RANKS, Telemetry, bias_effect, confidence, margins
 
 T, D = 48, 8
 NAN = math.nan
@@ -208,5 +208,5 @@ def test_a_row_is_measured_without_reading_anything_back_from_the_device(strateg
         one = torch.ones(())
         telemetry.record(1, one, one, one, 0.1, [fake])
     (held,) = telemetry.held
-    assert held.values_V.shape == (3 + 4 + 3 * 12,)
+    assert held.values_V.shape == (3 + len(OF_RANKS) + 4 + 3 * 12,)
     assert [x.shape for x in held.slow] == [(1,)] * 9
