@@ -15,7 +15,7 @@ from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
-from moe_core.runs.locks import OURS
+from moe_core.runs.log import open_log
 from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting, shortened
 
 WAITS = 600.0  # seconds for which a process that has loaded torch waits to be told what to train
@@ -92,8 +92,7 @@ def wait_for_words() -> list[str] | None:
         sys.stdin.close()  # so that whoever writes now, while Python ends, learns that nobody reads it
         return None
     words, place = said(line)
-    log = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644)
-    nothing = os.open(os.devnull, os.O_RDONLY)
+    log, nothing = open_log(Path(place)), os.open(os.devnull, os.O_RDONLY)
     for handle, stream in ((nothing, 0), (log, 1), (log, 2)):
         os.dup2(handle, stream)
     return words

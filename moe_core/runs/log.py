@@ -14,6 +14,11 @@ MARK = "moe: "  # begins each line that says what went wrong
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
 
 
+def open_log(path: Path) -> int:
+    """A handle to write behind what the log has, which is made if it is not there. OSError, also for a link or a pipe."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | OURS, 0o644)
+
+
 def last_words(folder: Path, log: str = LOG) -> str:
     """The last line that a trainer printed, at most 300 characters."""
     lines: list[str] = []
@@ -25,7 +30,7 @@ def last_words(folder: Path, log: str = LOG) -> str:
 def log_problem(folder: Path, problem: str) -> None:
     """Append what went wrong to the log, unless the disk fails."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder / LOG, os.O_WRONLY | os.O_APPEND | os.O_CREAT | OURS, 0o644)
+        handle = open_log(folder / LOG)
         try:
             os.write(handle, f"{MARK}{problem}\n".encode())
         finally:

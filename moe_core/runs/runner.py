@@ -20,8 +20,8 @@ from moe_core.folders import ABOVE
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
-from moe_core.runs.locks import OURS, holder, is_ours, sign
-from moe_core.runs.log import LOG, last_words
+from moe_core.runs.locks import holder, is_ours, sign
+from moe_core.runs.log import LOG, last_words, open_log
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs, exact_text
@@ -150,7 +150,7 @@ def _hand_over(words: list[str], log: Path) -> subprocess.Popen[bytes] | None:
     try:
         with process.stdin as pipe:
             # By its log a page knows that a trainer starts; the process opens it only once it has loaded torch.
-            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | OURS, 0o644))
+            os.close(open_log(log))
             pipe.write(json.dumps({"words": words, "log": str(log)}).encode() + b"\n")
     except OSError:  # it has ended, or the log cannot be written, which spawn() then says
         return None
@@ -207,7 +207,7 @@ def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ())
     """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process. It is kept in _children
     under its name."""
     try:
-        out = open(log, "ab", opener=lambda path, flags: os.open(path, flags | OURS, 0o644))  # noqa: SIM115
+        out = os.fdopen(open_log(log), "ab")
     except OSError as error:
         raise StoreError(f"{name} cannot be started: {log.name} cannot be written: {error.strerror}") from None
     with out:
