@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.live import Viewer
+from moe_core.dashboard.viewer import Viewer
 from moe_core.figures.catalog import FIGURES, offered, on_page
 from moe_core.figures.theme import LIGHT
 from moe_core.runs import Batch, open_run

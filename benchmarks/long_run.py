@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.benchmarks.results import check_place, keep
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.live import Viewer
+from moe_core.dashboard.viewer import Viewer
 from moe_core.runs import Batch, RunWriter, begin, create_run, open_run
 from moe_core.runs.estimate import CELL
 from moe_core.schema import Config, Knobs, layout

@@ -12,9 +12,9 @@ import pytest
 
 from moe_core.__main__ import main
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.messages import Deed, parsed
 from moe_core.dashboard.panel import act
+from moe_core.dashboard.viewer import Viewer
 from moe_core.diagnosis import diagnose
 from moe_core.export import export
 from moe_core.export.report import parts_of

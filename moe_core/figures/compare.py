@@ -94,6 +94,7 @@ def compare_loss(
 ) -> Spec:
     """The training loss of each run thin, its held-out loss a line with dots. values (n,) in `unit`, a held-out one a run."""
     lo, hi, tick = loss_range(
+        np.concatenate([c.steps for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )

@@ -347,7 +347,7 @@ def loss(
     """
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])
-    y = loss_axis(unit, *loss_range(train, heldout))
+    y = loss_axis(unit, *loss_range(steps, train, heldout))
     subtitle = held_out_words([comparable])
     layout = over_steps("loss", "Loss", subtitle, ends, span, y, theme, size, labels=False)
     layout["xaxis"]["nticks"] = 4 if size[0] < 500 else 6
@@ -371,15 +371,23 @@ def loss_axis(unit: str, lo: float, hi: float, tick: float) -> Spec:
     return {"title": unit, "range": [lo, hi], "dtick": tick, "tickformat": f".{decimals}f"}
 
 
-def loss_range(train: Array, heldout: Array) -> tuple[float, float, float]:
+def loss_range(steps: Array, train: Array, heldout: Array) -> tuple[float, float, float]:
     """Lower and upper end of the loss axis on round numbers, and their distance. The first steps of training may lie outside
     it; held-out losses never do.
+
+    steps (n,), train (n,); heldout (m,). What training's last steps, a sixteenth of all at most, do to the upper end waits: so
+    it does not go up and down from one frame to the next.
     """
-    values = np.concatenate([np.asarray(train, np.float64), np.asarray(heldout, np.float64)])
-    values = values[np.isfinite(values)]
+    known = np.isfinite(train)
+    steps, train = np.asarray(steps)[known], np.asarray(train, np.float64)[known]
+    heldout = np.asarray(heldout, np.float64)[np.isfinite(heldout)]
+    values = np.concatenate([train, heldout])
     if not len(values):
         return 0.0, 5.0, 1.0
-    lo, hi = float(values.min()), float(np.percentile(values, 95) if len(values) > 60 else values.max())
-    hi = max([hi, *np.asarray(heldout, np.float64)[np.isfinite(heldout)]])
+    lo, hi = float(values.min()), float(values.max())
+    if len(train) > 60:
+        last = int(steps.max())
+        stretch = 2 ** max(0, last.bit_length() - 5)
+        hi = max([np.percentile(train[steps <= last // stretch * stretch], 95), *heldout])
     tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5, (1.0, 2.0, 5.0, 10.0))  # few digits at each tick
     return tick * math.floor(lo / tick), tick * math.ceil(hi / tick + 1e-9), tick

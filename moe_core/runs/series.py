@@ -21,13 +21,11 @@ def thin(steps: Steps, values: Values, bins: int) -> tuple[Steps, Values]:
     """
     if bins < 1:
         raise ValueError(f"bins must be 1 or more, got {bins}")
-    spacing = 1
-    while len(steps) > 2 * bins:
-        before = len(steps)
+    # By the range and not by the rows that are left: with incomplete groups these go up and down from step to step.
+    spacing, most = 1, 2 * bins
+    while len(steps) and steps[-1] - steps[0] >= spacing * most:
         steps, values = _halve(steps, values, spacing)
         spacing *= 2
-        if len(steps) == before and 4 * spacing > steps[-1] - steps[0]:
-            break
     return steps, values
 
 

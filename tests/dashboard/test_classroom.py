@@ -9,7 +9,7 @@ from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import classroom, gate, shared, starting
 from moe_core.dashboard.address import LOOKS, TURNS, Door
-from moe_core.dashboard.live import Viewer
+from moe_core.dashboard.viewer import Viewer
 from tests.dashboard.test_gate import role  # noqa: F401 - a fixture
 from tests.dashboard.test_learn import begun, html, link, page, parts, stages
 

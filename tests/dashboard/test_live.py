@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.dashboard import live
+from moe_core.dashboard import viewer as of_viewer
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.frames import framed, packed
-from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.shared import join, leave
+from moe_core.dashboard.viewer import Viewer
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout
@@ -359,7 +359,7 @@ def test_findings_are_of_now_and_of_the_pages_that_show_them(
 
 def test_frames_take_half_of_a_viewer_s_time_and_all_of_them_a_share_of_the_server(monkeypatch) -> None:
     one, other = Viewer(), Viewer()
-    monkeypatch.setattr(live, "_viewers", {one, other})
+    monkeypatch.setattr(of_viewer, "viewers", {one, other})
     assert one.tick() == pytest.approx(1 / 30)
     one.took = 0.04
     assert (one.tick(), other.tick()) == pytest.approx((0.08, 1 / 30))
@@ -376,7 +376,7 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     feed = Feed(open_run(writer.folder))
     viewer = viewer_of(feed)
     assert "tiles" in unpack(viewer.frame())
-    monkeypatch.setattr(live, "WORDS", 60.0)
+    monkeypatch.setattr(of_viewer, "WORDS", 60.0)
     writer.commit(Batch(51, rows(51, 1)))
     feed.looked = 0.0
     told = unpack(viewer.frame())
@@ -384,11 +384,11 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     assert "loss" in told["figures"]
     assert not told.keys() & {"tiles", "panel", "banner"}
     assert viewer.frame() is None
-    monkeypatch.setattr(live, "WORDS", 0.0)
+    monkeypatch.setattr(of_viewer, "WORDS", 0.0)
     told = unpack(viewer.frame())
     assert told["tiles"]
     assert not told["figures"]
-    monkeypatch.setattr(live, "WORDS", 60.0)
+    monkeypatch.setattr(of_viewer, "WORDS", 60.0)
     viewer.answer = {"nth": 1, "error": ""}  # somebody waits for it
     assert unpack(viewer.frame())["tiles"]
     feed.run.close()

@@ -8,8 +8,8 @@ import numpy as np
 from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.panel import layer_names
+from moe_core.dashboard.viewer import Viewer
 from moe_core.runs import Batch, open_run
 from moe_core.schema import Config, Knobs, describe
 from tests.dashboard.test_live import unpack

@@ -111,7 +111,7 @@ class Silent(SimpleNamespace):
 def test_too_many_viewers_and_silence_are_two_things(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
     monkeypatch.setattr(live, "GREETING", 0.01)
-    monkeypatch.setattr(live, "_viewers", {live.Viewer() for _ in range(live.MOST)})
+    monkeypatch.setattr(live, "viewers", {live.Viewer() for _ in range(live.MOST)})
     (tmp_path / "a").mkdir()
     for speaks, code, words in ((False, 4408, "no message came"), (True, 4429, "128 pages look at runs")):
         viewer: Any = Silent(path_params={"run": "a"}, headers={"moescope-role": "turns"}, speaks=speaks)
@@ -122,7 +122,7 @@ def test_too_many_viewers_and_silence_are_two_things(tmp_path: Path, monkeypatch
 
 def test_a_class_of_many_keeps_no_teacher_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
-    monkeypatch.setattr(live, "_viewers", {live.Viewer(looks=True) for _ in range(live.MOST)})
+    monkeypatch.setattr(live, "viewers", {live.Viewer(looks=True) for _ in range(live.MOST)})
     (tmp_path / "a").mkdir()
     for role, code in (("looks", 4429), ("turns", 4404), ("", 4429)):  # 4404: it came in, and there is no trainer
         viewer: Any = Silent(path_params={"run": "a"}, headers={"moescope-role": role}, speaks=True)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from moe_core.dashboard import live
+from moe_core.dashboard import viewer as of_viewer
 from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.viewer import Viewer
 from moe_core.figures.catalog import FIGURES
 from moe_core.runs import open_run
 from tests.figures.record import record
@@ -18,15 +19,15 @@ SIZES = {"balance": [600, 300], "loss": [400, 300], "balance_now": [400, 300]}
 
 
 @pytest.fixture
-def viewer(tmp_path: Path) -> live.Viewer:
+def viewer(tmp_path: Path) -> Viewer:
     record(tmp_path / "undrawn", "digits")
-    viewer = live.Viewer()
+    viewer = Viewer()
     viewer.feed = Feed(open_run("undrawn", tmp_path))
-    live._logged.clear()
+    of_viewer._logged.clear()
     return viewer
 
 
-def header(viewer: live.Viewer, theme: str = "light") -> dict[str, Any]:
+def header(viewer: Viewer, theme: str = "light") -> dict[str, Any]:
     viewer.hear(json.dumps({"theme": theme, "page": "live", "layer": 0, "sizes": SIZES, "span": None}))
     frame = viewer.frame()
     assert frame
@@ -34,7 +35,7 @@ def header(viewer: live.Viewer, theme: str = "light") -> dict[str, Any]:
 
 
 def test_a_figure_that_raises_is_said_at_its_chart_and_once_in_the_log(
-    viewer: live.Viewer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    viewer: Viewer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
         raise KeyError("images")
@@ -55,12 +56,12 @@ def test_a_figure_that_raises_is_said_at_its_chart_and_once_in_the_log(
 
 @pytest.mark.parametrize("part", ["tiles_of", "panel", "banner"])
 def test_numbers_and_panel_that_raise_do_not_take_the_charts_with_them(
-    viewer: live.Viewer, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    viewer: Viewer, part: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def broken(*_: Any) -> Any:
         raise ZeroDivisionError("of nothing")
 
-    monkeypatch.setattr(live, part, broken)
+    monkeypatch.setattr(of_viewer, part, broken)
     frame = header(viewer)
     assert frame["figures"].keys() == SIZES.keys()
     assert "cannot be drawn: ZeroDivisionError of nothing" in frame["problem"]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.dashboard.live import Viewer
 from moe_core.dashboard.shared import _feeds, join, leave_all
+from moe_core.dashboard.viewer import Viewer
 from moe_core.dashboard.views import view_of
 from moe_core.figures.reading import held_busiest
 from moe_core.runs import Batch

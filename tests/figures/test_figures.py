@@ -1,6 +1,7 @@
 """The numbers inside the figures, at the sizes where they change their form."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from moe_core.figures.catalog import FIGURES, tiles_of
 from moe_core.figures.paper import escape, percent
 from moe_core.figures.theme import DARK, LIGHT, expert_colour, letter_colour, luminance
 from moe_core.runs import Batch, create_run, open_run
+from moe_core.runs.series import thin
 from moe_core.runs.source import At, Beside
 from moe_core.schema import Config, Knobs, layout
 
@@ -156,7 +158,7 @@ def test_each_figure_says_its_name_and_titles_its_axes():
 
 def test_the_loss_axis_has_few_digits_at_each_tick() -> None:
     for lo, hi in ((0.0, 0.6), (1.5, 4.0), (0.01, 0.05), (3.0, 3.0)):
-        low, high, tick = timeline.loss_range(np.array([lo, hi]), np.array([]))
+        low, high, tick = timeline.loss_range(np.arange(2), np.array([lo, hi]), np.array([]))
         assert low <= lo <= hi <= high
         assert f"{tick:.0e}"[0] in "125"
         assert tick == pytest.approx(float(f"{tick:.0e}"))  # one digit
@@ -168,9 +170,24 @@ def test_the_loss_axis_has_few_digits_at_each_tick() -> None:
 def test_the_loss_axis_holds_every_held_out_dot():
     train = np.r_[np.linspace(3, 0.3, 10), np.full(400, 0.2)]
     heldout = np.array([0.254, 0.21])
-    low, high, _ = timeline.loss_range(train, heldout)
+    low, high, _ = timeline.loss_range(np.arange(410), train, heldout)
     assert low <= 0.2 < 0.254 <= high < 1  # and training's first steps may leave it
-    assert timeline.loss_range(train, np.array([np.nan]))[1] == timeline.loss_range(train, np.zeros(0))[1]
+    assert (
+        timeline.loss_range(np.arange(410), train, np.array([np.nan]))[1]
+        == timeline.loss_range(np.arange(410), train, np.zeros(0))[1]
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_the_loss_axis_stays_while_a_noisy_loss_goes_on(seed: int) -> None:
+    """Each move of an axis costs the page a layout, and whoever watches the line loses it."""
+    rng = np.random.default_rng(seed)
+    steps = np.arange(1, 3001)
+    train = 5 - 2.2 * (1 - np.exp(-steps / 500)) + 0.35 * rng.standard_normal(3000)
+    axes = [timeline.loss_range(*thin(steps[:n], train[:n], 100), np.zeros(0)) for n in range(100, 3000)]
+    assert len(set(axes)) - 1 <= sum(one != other for one, other in itertools.pairwise(axes)) <= 8
+    rising = np.r_[train, np.full(300, 9.0)]  # and follows a loss that rises, once that has lasted
+    assert timeline.loss_range(np.arange(1, 3301), rising, np.zeros(0))[1] >= 9
 
 
 @pytest.mark.parametrize("span", [None, (1.0, 400.0)])

@@ -1,5 +1,7 @@
 """Thinning loses no extreme, and the statistics that are computed when read agree with their definitions."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -58,6 +60,14 @@ def test_every_step_of_a_growing_run_is_the_last_of_its_thinned_history(bins: in
     grown = np.r_[kept[0], np.arange(4001, 5001)], np.r_[kept[1], values[4000:]]
     for once, twice in zip(thin(np.arange(1, 5001), values, bins), thin(*grown, bins), strict=True):
         np.testing.assert_array_equal(once, twice)
+
+
+def test_a_growing_history_is_thinned_further_once_and_stays_so() -> None:
+    """Or all of a chart's lines would change from one frame to the next, and back."""
+    steps = np.arange(1, 6001)
+    sizes = [len(thin(steps[:n], np.zeros(n), 100)[0]) for n in range(150, 6000)]
+    halvings = sum(after < 0.75 * before for before, after in itertools.pairwise(sizes))
+    assert halvings == 5  # at 200, 400, … 3,200 steps
 
 
 def test_a_short_history_is_left_alone_and_a_gap_is_no_zero() -> None:

@@ -96,8 +96,8 @@ class Link {
   // Sends the view: at the start, after each frame, and when a size, the theme, a zoom, the layer or the step changes.
   say() {
     if (!this.ready) return;
-    const theme = themeOf(document.querySelector(".stApp"));
-    document.querySelector(".stApp").dataset.moeTheme = theme;
+    const app = document.querySelector(".stApp"), theme = themeOf(app);
+    if (app.dataset.moeTheme !== theme) app.dataset.moeTheme = theme;
     this.theme = theme;
     this.socket.send(JSON.stringify({
       theme, page: "", sizes: {}, span: null, ...this.view?.asks(),

@@ -1,7 +1,7 @@
 // Draws new data on a canvas over Plotly's own traces, in the looks that Plotly gave them, as long as the axes and all else stay as they
 // are. Plotly learns of the data later: its layout takes ten times as long (docs/decisions.md).
 
-import { Sheet } from "./sheet.js";
+import { Sheet, same } from "./sheet.js";
 
 const NOT_FORM = ["x", "y", "z", "customdata", "text", "hovertemplate"]; // of a trace: its data, and what is said on hover
 
@@ -14,14 +14,26 @@ export function redraw(chart, spec) {
   const names = changes(laid.layout.annotations, spec.layout.annotations);
   const [below, above] = [true, false].map((under) => spec.layout.shapes.filter(({ layer }) => (layer === "below") === under));
   const strips = changes(laid.layout.shapes.filter(({ layer }) => layer === "below"), below); // those that stay are Plotly's own
-  const draws = [...strips.added.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...names.added.map((note) => sheet.words(note))];
+  const notes = names.added.map((note) => sheet.words(note));
+  const draws = [...strips.added.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...notes];
   if (strips.removed.size || !draws.every(Boolean)) return false;
-  sheet.open();
-  for (const draw of draws) draw();
+  const drawn = { laid, spec, dense: devicePixelRatio, notes: names.added.map((note, nth) => ({ note, left: notes[nth].left })) };
+  const from = since(chart, sheet, drawn);
+  chart.drawn = null; // should a draw fail, nothing is known of what the sheet has
+  if (from !== Infinity) sheet.draw(draws, from || 0);
+  chart.drawn = drawn;
   for (const note of chart.querySelectorAll(".annotation")) note.style.visibility = names.removed.has(Number(note.dataset.index)) ? "hidden" : "";
   chart.data = spec.data;
   chart.layout = spec.layout;
   return true;
+}
+
+// From which px on the chart looks other than it was drawn last on the same sheet; 0 if all of it may.
+function since(chart, sheet, { laid, spec, dense, notes }) {
+  const before = chart.drawn;
+  if (!before || before.laid !== laid || before.dense !== dense || !same(before.spec.layout.shapes, spec.layout.shapes)) return 0;
+  const moved = changes(before.notes, notes), names = [...moved.added, ...[...moved.removed].map((nth) => before.notes[nth])];
+  return Math.min(...names.map(({ left }) => left), ...spec.data.map((trace, nth) => sheet.since(before.spec.data[nth], trace, nth)));
 }
 
 // Called before Plotly lays a chart out: what is drawn from now on is compared with this. A copy, since Plotly writes into a layout.
@@ -55,13 +67,6 @@ function form(trace) {
   for (const name of NOT_FORM) delete rest[name];
   if (trace.type === "bar" && Array.isArray(trace.marker?.color)) rest.marker = { ...trace.marker, color: trace.marker.color.length };
   return rest;
-}
-
-function same(one, other) {
-  if (one === other) return true;
-  if (typeof one !== "object" || typeof other !== "object" || !one || !other) return false;
-  const names = Object.keys(one);
-  return names.length === Object.keys(other).length && names.every((name) => same(one[name], other[name]));
 }
 
 // Of marks or names: those that Plotly drew and that are gone or have changed, by their place in the list, and those that are new.

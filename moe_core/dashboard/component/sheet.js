@@ -3,12 +3,14 @@
 
 const LINE = 1.3; // sizes of the type from one line of words to the next, as Plotly has it
 const PIECE = 32; // points of a line that are stroked at once
+const REACH = 16; // px from a point to the furthest that its line or its mark is drawn
 const MODES = ["lines", "markers", "lines+markers"];
 
 export class Sheet {
   constructor(chart) {
     this.chart = chart;
     this.opacity = 1; // of the trace that is being drawn
+    this.from = 0; // px of the chart: what lies left of it stays as it was drawn before
     this.layout = chart._fullLayout;
     const holder = chart.querySelector(".svg-container");
     this.canvas = holder.querySelector(".moescope-sheet");
@@ -23,19 +25,42 @@ export class Sheet {
     return (this.kept ??= this.canvas.getContext("2d"));
   }
 
-  // An empty sheet of as many pixels as the screen has there.
-  open() {
+  // Draws onto a sheet of as many pixels as the screen has there, anew from `from` px on; what lies left of it stays.
+  draw(draws, from) {
     const { width, height } = this.layout, dense = devicePixelRatio;
     const [wide, high] = [width, height].map((side) => Math.round(side * dense));
-    if (this.canvas.width !== wide || this.canvas.height !== high) Object.assign(this.canvas, { width: wide, height: high });
-    else {
-      this.pen.setTransform(1, 0, 0, 1, 0, 0);
-      this.pen.clearRect(0, 0, wide, high);
+    if (this.canvas.width !== wide || this.canvas.height !== high) {
+      Object.assign(this.canvas, { width: wide, height: high });
+      from = 0;
     }
+    const left = Math.max(0, Math.floor((from - REACH) * (wide / width))); // a whole pixel: no edge is half covered
+    this.from = left * (width / wide);
+    this.pen.save();
+    this.pen.beginPath();
+    this.pen.rect(left, 0, wide - left, high);
+    this.pen.clip();
+    this.pen.clearRect(left, 0, wide - left, high);
     this.pen.setTransform(wide / width, 0, 0, high / height, 0, 0);
     this.pen.lineJoin = "miter";
     this.pen.miterLimit = 2; // Plotly's
+    try {
+      for (const one of draws) one();
+    } finally {
+      this.pen.restore();
+    }
     this.chart.classList.add("moescope-redrawn");
+  }
+
+  // From which px on a trace of other data looks other than before: Infinity if it does not, 0 if that is not known.
+  since(before, trace, nth) {
+    if (trace.type !== "scatter") return ["x", "y", "z", "marker"].every((part) => same(before[part], trace[part])) ? Infinity : 0;
+    const changed = [changedIn(before.x, trace.x), changedIn(before.y, trace.y)];
+    const first = Math.min(...changed.map(([from]) => from)), last = Math.min(...changed.map(([, to]) => to));
+    if (first === Infinity) return Infinity;
+    const x = pixel(this.axis(this.chart._fullData[nth].xaxis));
+    // The stretches on either side of a point that moved have moved too.
+    const places = [before, trace].flatMap((one) => Array.from(one.x.slice(Math.max(0, first - 1), one.x.length - last + 1), x));
+    return Math.min(...places.filter(Number.isFinite));
   }
 
   // What draws a trace; null if it is of a kind that only Plotly draws, or if Plotly had another number of elements for it.
@@ -74,7 +99,7 @@ export class Sheet {
       if (filled || line) this.within(clip, () => {
         const places = placesOf(trace, x, y);
         if (filled) this.fill(pathOf(places), filled);
-        if (line) for (const path of piecesOf(places, line, this.opacity)) this.stroke(path, line);
+        if (line) for (const path of piecesOf(places, line, this.opacity, this.from - REACH)) this.stroke(path, line);
       });
       if (!point) return;
       const mark = new Path2D(point.getAttribute("d"));
@@ -150,22 +175,22 @@ export class Sheet {
     });
   }
 
-  // What draws a name or a number beside a line; null if it has what only Plotly draws.
+  // What draws a name or a number beside a line, and at which px it begins (`left`); null if it has what only Plotly draws.
   words(note) {
     const rows = rowsOf(note), { family, size } = { ...this.layout.font, ...note.font }, { l, t, w, h } = this.layout._size;
     if (!rows || note.textangle || note.showarrow) return null;
     const x = note.xref === "paper" ? l + note.x * w : pixel(this.axis(note.xref), true)(note.x);
     const y = note.yref === "paper" ? t + (1 - note.y) * h : pixel(this.axis(note.yref), true)(note.y);
     const xanchor = note.xanchor ?? anchor((x - l) / w, "left", "center", "right"), yanchor = note.yanchor ?? anchor(1 - (y - t) / h, "bottom", "middle", "top");
-    return () => {
-      const { pen } = this, write = ({ bold }) => { pen.font = `${bold ? "bold " : ""}${size}px ${family}`; };
-      const lengths = rows.map((row) => row.reduce((sum, part) => (write(part), sum + pen.measureText(part.text).width), 0));
-      write({});
-      const { fontBoundingBoxAscent: above, fontBoundingBoxDescent: below } = pen.measureText("x");
-      const pad = 1 + (note.borderpad ?? 1); // with the border, which has no colour
-      const wide = Math.round(Math.max(...lengths)) + 2 * pad, high = Math.round(above) + Math.round(below) + (rows.length - 1) * LINE * size + 2 * pad;
-      const left = Math.round(x + (note.xshift ?? 0) - { left: 0, center: wide / 2, right: wide }[xanchor]);
-      const top = Math.round(y - (note.yshift ?? 0) - { top: 0, middle: high / 2, bottom: high }[yanchor]);
+    const { pen } = this, write = ({ bold }) => { pen.font = `${bold ? "bold " : ""}${size}px ${family}`; };
+    const lengths = rows.map((row) => row.reduce((sum, part) => (write(part), sum + pen.measureText(part.text).width), 0));
+    write({});
+    const { fontBoundingBoxAscent: above, fontBoundingBoxDescent: below } = pen.measureText("x");
+    const pad = 1 + (note.borderpad ?? 1); // with the border, which has no colour
+    const wide = Math.round(Math.max(...lengths)) + 2 * pad, high = Math.round(above) + Math.round(below) + (rows.length - 1) * LINE * size + 2 * pad;
+    const left = Math.round(x + (note.xshift ?? 0) - { left: 0, center: wide / 2, right: wide }[xanchor]);
+    const top = Math.round(y - (note.yshift ?? 0) - { top: 0, middle: high / 2, bottom: high }[yanchor]);
+    const draw = () => {
       if (note.bgcolor) {
         pen.fillStyle = note.bgcolor;
         pen.fillRect(left + 0.5, top + 0.5, wide - 1, high - 1);
@@ -180,6 +205,7 @@ export class Sheet {
         }
       });
     };
+    return Object.assign(draw, { left });
   }
 
   within(clip, draw) {
@@ -241,11 +267,15 @@ function pathOf(places) {
 
 // A line in pieces, each of which begins with the last stretch of the one before, so that they join: without a GPU a browser takes twice
 // as long for a line of 400 points in one. A line that lets others shine through, or has dashes, stays whole.
-function piecesOf(places, { style }, opacity) {
+// Pieces that end left of `from` px are left out.
+function piecesOf(places, { style }, opacity, from) {
   const whole = opacity < 1 || Number(style.strokeOpacity || 1) < 1 || (style.strokeDasharray && style.strokeDasharray !== "none");
-  const paths = [];
-  for (let from = 0; from < places.length; from += PIECE) paths.push(pathOf(places.slice(Math.max(0, from - 2), whole ? undefined : from + PIECE)));
-  return whole ? paths.slice(0, 1) : paths;
+  const paths = [], size = whole ? places.length : PIECE;
+  for (let first = 0; first < places.length; first += size) {
+    const piece = places.slice(Math.max(0, first - 2), first + size);
+    if (piece.some((place) => place && place[0] >= from)) paths.push(pathOf(piece));
+  }
+  return paths;
 }
 
 // The edges between cells in px: halfway between the middles of two. null if they are not numbers, or less than two.
@@ -314,4 +344,22 @@ function rowsOf({ text }) {
     }
   }
   return rows;
+}
+
+// Of two lists of numbers: how many are the same from the first on, and how many from the last; Infinity if all are.
+function changedIn(before, after) {
+  const short = Math.min(before.length, after.length), equal = Object.is;
+  let first = 0, last = 0;
+  while (first < short && equal(before[first], after[first])) first++;
+  if (first === before.length && first === after.length) return [Infinity, Infinity];
+  while (last < short - first && equal(before[before.length - 1 - last], after[after.length - 1 - last])) last++;
+  return [first, last];
+}
+
+// Whether two values of plain types are the same.
+export function same(one, other) {
+  if (Object.is(one, other)) return true;
+  if (typeof one !== "object" || typeof other !== "object" || !one || !other) return false;
+  const names = Object.keys(one);
+  return names.length === Object.keys(other).length && names.every((name) => same(one[name], other[name]));
 }
