@@ -99,7 +99,8 @@ class Viewer:
         if due:
             problems = (run.problem for run in (feed, *source.others) if run.problem)
             header |= words | {"busiest": busiest, "problem": next(problems, words["problem"])}
-            self.add("paper", paper_colours(THEMES[asked["theme"]]), parts)
+            if "paper" not in self.sent:  # of the theme, with which `sent` begins anew
+                self.add("paper", paper_colours(THEMES[asked["theme"]]), parts)
             if shown := header.pop("panel"):
                 self.add("panel", shown, parts)
         self.seq += 1

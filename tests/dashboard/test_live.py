@@ -392,3 +392,18 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     viewer.answer = {"nth": 1, "error": ""}  # somebody waits for it
     assert unpack(viewer.frame())["tiles"]
     feed.run.close()
+
+
+def test_the_colours_of_paper_come_once_for_a_theme(writer: RunWriter, monkeypatch) -> None:
+    monkeypatch.setattr(of_viewer, "WORDS", 0.0)
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed)
+    light = unpack(viewer.frame())["paper"]
+    for step, theme, comes in ((51, "light", False), (52, "dark", True), (53, "dark", False)):
+        writer.commit(Batch(step, rows(step, 1)))
+        feed.looked = 0.0
+        viewer.hear(json.dumps(viewer.asked | {"theme": theme}))
+        told = unpack(viewer.frame())
+        assert ("paper" in told) == comes
+        assert not comes or told["paper"] != light
+    feed.run.close()
