@@ -55,17 +55,22 @@ LAY_OUT = """async () => {
 }"""
 
 
-# Other numbers at the end of each line, as of a step that follows: drawn onto the sheet as it is, and onto an empty one. Returns
-# from which px of its sheet each chart was drawn the first time.
-GO_ON = """async () => {
-  const { redraw } = await import('/moescope/redraw.js');
+# Other numbers at the end of each line, as of a step that follows, or other names alone, or in other axes: drawn onto the sheet as it
+# is. Returns from which px of its sheet each chart was drawn.
+GO_ON = """async ([names, axes]) => {
+  const { layOut, redraw } = await import('/moescope/redraw.js');
   const from = {}, specs = {}, clear = CanvasRenderingContext2D.prototype.clearRect;
   let name;
   CanvasRenderingContext2D.prototype.clearRect = function (left, ...rest) { from[name] ??= left; clear.call(this, left, ...rest); };
   for (const chart of document.querySelectorAll('[data-figure]')) {
     if (!chart.drawn) continue;
     const { data, layout } = structuredClone(chart.drawn.spec);
-    for (const trace of data) if (trace.type === 'scatter') for (let i = 1; i <= 4; i++) trace.y[trace.y.length - i] *= 1 + 0.02 * i;
+    if (axes) {
+      layout.xaxis.range = [0, 130];
+      layOut(chart, structuredClone({ data, layout }));
+      await Plotly.react(chart, structuredClone(data), structuredClone(layout), { displaylogo: false, responsive: false });
+    }
+    if (!names) for (const trace of data) if (trace.type === 'scatter') for (let i = 1; i <= 4; i++) trace.y[trace.y.length - i] *= 1 + 0.02 * i;
     layout.annotations = layout.annotations.map((note) => ({ ...note, y: note.yref === 'paper' ? 0.98 * note.y : note.y }));
     name = chart.dataset.figure;
     specs[name] = { data, layout };
@@ -115,16 +120,18 @@ def test_what_the_page_draws_by_itself_looks_as_plotly_draws_it(
 
 
 def went_on(page: Page, before: np.ndarray) -> None:
-    """Where only the ends of lines are new, only these are drawn, to look as if all were."""
-    left = page.evaluate(GO_ON)
-    some = picture(page)
-    page.evaluate(ANEW)
-    assert (some != before).any()
-    # Skia splits what it fills where the clip begins: its antialiasing is up to a tenth of the contrast another there.
-    assert np.abs(some - picture(page)).max() < 48
-    lines = [left[name] for name in ("selection_share", "balance", "loss") if name in left]
-    assert len(lines) >= 2
-    assert min(lines) > 40, left
+    """Where only the ends of lines are new, or names, only these are drawn, to look as if all were."""
+    for names, axes in ((False, False), (True, False), (False, True)):
+        left = page.evaluate(GO_ON, [names, axes])
+        some = picture(page)
+        page.evaluate(ANEW)
+        assert (some != before).any()
+        # Skia splits what it fills where the clip begins: its antialiasing is up to a tenth of the contrast another there.
+        assert np.abs(some - picture(page)).max() < 48
+        before = some
+        lines = [left[name] for name in ("selection_share", "balance", "loss") if name in left]
+        assert len(lines) >= 2 - names
+        assert max(lines) == 0 if axes else min(lines) > 40, left
 
 
 def test_plotly_knows_what_was_drawn_without_it_when_somebody_points(server: Server, tab: Tab) -> None:
