@@ -31,6 +31,7 @@ COMMANDS = {
     "long_run": ["benchmarks/long_run.py", "--quick"],
     "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
+    "simulated": ["benchmarks/simulated.py", "--quick"],
     "start": ["-m", "moe_core", "bench", "start", "--quick", "--json"],
     "viewers": ["benchmarks/viewers.py", "--quick"],
     "watching": ["benchmarks/watching.py", "--quick"],
@@ -92,6 +93,19 @@ def test_a_killed_rank_is_named_and_nothing_is_lost() -> None:
     assert one["seconds"] < 10
     assert [of_all[name] for name in ("orphans", "lost_turns", "lost_steps")] == [0, 0, 0]
     assert of_all["one_process_ended_it"]
+
+
+def test_a_prediction_is_measured_beside_two_ranks(tmp_path) -> None:
+    (row,) = short("simulated", "--out", str(tmp_path / "simulated.json"))
+    assert (row["ranks"], row["scaling"]) == (2, "strong")
+    measured, predicted = row["measured"], row["predicted"]
+    assert min(measured["ms"], predicted["ms"], row["alone_ms"], row["latency_us"], row["GB_per_second"]) > 0
+    # These two do not depend on the clock: the bytes on which tokens happened to leave, the balance on which steps were drawn.
+    assert predicted["sent_bytes"] == pytest.approx(measured["sent_bytes"], rel=0.02)
+    assert predicted["balance"] == pytest.approx(measured["balance"], rel=0.05)
+    kept = json.loads((tmp_path / "simulated.json").read_text())
+    assert kept["rows"] == [row]
+    assert kept["rounds"] == 1
 
 
 PEER = """

@@ -32,11 +32,12 @@ MAY_IMPORT = {
     "moe_core/watching": {"torch", "numpy", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.remedies", "moe_core.nn", "moe_core.runs", "moe_core.recording", "moe_core.parallel.group", "moe_core.watching"},
     "moe_core/watching/demo.py": {"torch", "transformers", "moe_core.runs", "moe_core.watching"},
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
+    "moe_core/scaling": {"numpy", "moe_core.schema", "moe_core.runs", "moe_core.scaling"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
     "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.folders", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/dashboard/frames.py": {"numpy"},
     "moe_core/dashboard/jobs.py": {"moe_core.folders", "moe_core.schema", "moe_core.runs", "moe_core.export", "moe_core.dashboard.gate"},
-    "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.parallel", "moe_core.watching", "moe_core.export", "moe_core.commands"},
+    "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.parallel", "moe_core.watching", "moe_core.export", "moe_core.scaling", "moe_core.commands"},
     "moe_core/lessons": {"numpy", "moe_core.schema", "moe_core.runs.source", "moe_core.lessons"},
     "moe_core/__main__.py": {"moe_core", "moe_core.commands"},
     "moe_core/__init__.py": {"moe_core.watching"},  # when it is asked for

@@ -40,6 +40,7 @@ LOOKS = (
     0.0118 * SHARE
 )  # a look takes a third of the probe's share of a step, and looks SHARE of the time (training/pace.py)
 UNKNOWN = 0.05  # seconds of a step where nothing is known of its device
+SCORES = 34  # bytes that a batch keeps for the backward pass of each token's score of each expert
 PROBE, FULL = 975.0, 800.0  # bytes: a snapshot of a layer's probe, and of an expert's specialisation
 
 
@@ -118,7 +119,7 @@ def memory(config: Config, knobs: Knobs, features: int, classes: int) -> float:
     checkpoint, and what the backward pass needs of a batch."""
     T, D, H, E, L = config.tokens, config.d_model, config.d_hidden, config.num_experts, config.layers
     logits = T * 256 if config.task == "text" else 0
-    batch = 34 * L * T * E + 9.4 * L * T * chosen(config, knobs) * (D + H) + 91 * L * T * D + 22 * logits
+    batch = SCORES * L * T * E + 9.4 * L * T * chosen(config, knobs) * (D + H) + 91 * L * T * D + 22 * logits
     return TORCH + 27 * parameters(config, features, classes) + batch
 
 

@@ -18,6 +18,11 @@ import torch
 from moe_core.commands.ranks import patience_flag
 from moe_core.parallel.alive import EVERY, Alive
 from moe_core.parallel.ranks import Ranks
+from moe_core.scaling.measured import measured_by_hand
+from moe_core.scaling.predict import Plan, exchanged
+from moe_core.scaling.predict import dealt as dealt_config
+from moe_core.scaling.sent import collectives, sent_bytes
+from moe_core.schema import Knobs
 from moe_core.training.devices import Dealt
 from tests.parallel.several import CASES, ON_TWO
 
@@ -89,31 +94,26 @@ def test_ranks_that_chose_differently_are_an_error(came_out: dict[int, dict[str,
 
 
 @pytest.mark.parametrize(
-    ("many", "case"), [(2, "paper"), (4, "paper"), (4, "capacity"), (4, "expert-choice"), (4, "text")]
-)
-def test_what_is_sent_is_the_formula_of_the_docs(many: int, case: str, came_out: dict[int, dict[str, Any]]) -> None:
-    """docs/scaling.md, of the last step."""
+    ("many", "case"),
+    [
+        (2, "paper"), (2, "text"), (4, "none"), (4, "paper"), (4, "capacity"), (4, "expert-choice"), (4, "strictly-balanced"),
+        (4, "even"), (4, "groups"), (4, "text"),
+    ],
+)  # fmt: skip
+def test_what_is_sent_is_the_formula(many: int, case: str, came_out: dict[int, dict[str, Any]]) -> None:
+    """moe_core/scaling/sent.py, by the settings alone, of the last step: docs/scaling.md. sent_bytes is stored as float32."""
     out = came_out[many][case]
-    config, dealt, E = out["config"], out["dealt"], out["config"].num_experts
-    R, M, t = dealt.ranks, dealt.expert, config.tokens // dealt.ranks
-    leave = 0
+    config, dealt = out["config"], out["dealt"]
+    leaving = 0
     for experts_TK in out["chosen"]:
-        rows_RR = dealt.rows_between(experts_TK.long(), E)
-        leave += int(rows_RR.sum() - rows_RR.diagonal().sum())
-    experts = sum(
-        n * M
-        for name, n in out["parameters"].items()
-        if name.endswith(("moe.w1", "moe.w2", "0.w1", "0.w2", "1.w1", "1.w2"))
-    )
-    standard = sum(out["parameters"].values()) - experts // M
-    drawn = 2 if case in ("paper", "capacity", "text") else 1  # the logits, and the spread of the noise
-    rows = 4 * 4 * config.d_model * leave
-    gathered = config.layers * drawn * 4 * R * (R - 1) * t * E
-    gradients = 2 * 4 * ((R - 1) * standard + (dealt.data - 1) * experts)
-    told = config.layers * 8 * R * (M - 1) * (E // M + 1)
-    sent = float(out["rows"]["sent_bytes", -1][-1, 0])
-    assert sent == pytest.approx(rows + gathered + gradients + told, rel=0.01)
-    assert rows > 0.02 * sent
+        rows_RR = dealt.rows_between(experts_TK.long(), config.num_experts)
+        leaving += int(rows_RR.sum() - rows_RR.diagonal().sum())
+    one = measured_by_hand(config, Knobs(**CASES[case][1]), 1.0)
+    plan = Plan(dealt.ranks, dealt.expert, strong=True)
+    step = exchanged(one, plan, dealt_config(one, plan), 0)._replace(leaving=leaving)
+    sent = out["rows"]["sent_bytes", -1][-1, 0]
+    assert sent_bytes(step) == pytest.approx(float(sent), rel=1e-6)
+    assert collectives(step)["tokens"].sent > 0.02 * sent
 
 
 def test_time_in_communication_is_a_share(came_out: dict[int, dict[str, Any]]) -> None:
