@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,12 +73,16 @@ def test_the_most_loaded_device_keeps_the_others_waiting() -> None:
 
 
 def test_the_slowest_of_each_layer_counts() -> None:
-    """Another device is the slowest in each layer."""
-    rows_LE = np.zeros((2, 16))
-    rows_LE[0, 0] = rows_LE[1, 15] = 2048
-    found = told(EVEN._replace(rows_SLE=rows_LE[None]), 16, PERFECT)
-    one_layer = told(EVEN._replace(rows_SLE=np.stack([rows_LE[0], rows_LE[0]])[None]), 16, PERFECT)
-    assert found.seconds == pytest.approx(one_layer.seconds)
+    """Another device may be the slowest in each layer, and a layer may have none."""
+    first_E, last_E, even_E = (np.zeros(16) for _ in range(3))
+    first_E[0] = last_E[15] = 2048
+    even_E[:] = 128
+
+    def seconds(*layers: Any) -> float:
+        return told(EVEN._replace(rows_SLE=np.stack(layers)[None]), 16, PERFECT).seconds
+
+    assert seconds(first_E, last_E) == pytest.approx(seconds(first_E, first_E))
+    assert seconds(first_E, even_E) == pytest.approx((seconds(first_E, first_E) + seconds(even_E, even_E)) / 2)
 
 
 def test_devices_that_share_cores_share_their_time() -> None:
@@ -97,6 +102,9 @@ def test_weak_scaling_fixes_the_devices_batch_and_strong_that_of_all() -> None:
     assert (strong.tokens, strong.rows_per_expert) == (1024, 128)
     assert dealt(EVEN, Plan(8, 8, strong=True)).tokens == 128
     assert strong.seconds < 0.03 < weak.seconds
+    # A gate keeps the scores of all tokens that it decides for.
+    assert (weak.score_bytes, strong.score_bytes) == (34 * 2 * 8192 * 16, 34 * 2 * 1024 * 16)
+    assert told(whole=False).score_bytes == 34 * 2 * 1024 * 16
     # Of a large batch all work is tokens'.
     large = measured_by_hand(replace(CONFIG, tokens=65536), Knobs(), 2.0)
     assert 0.98 < told(large, network=PERFECT, strong=True, whole=False).efficiency < 1
