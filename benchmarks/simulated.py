@@ -2,7 +2,7 @@
 
 `python benchmarks/simulated.py --out benchmarks/results/simulated.json`: each round trains the text task by 1 rank, by 2 and 4 with
 the same batch (strong), by 2 and 4 with a batch as large for each rank (weak), and measures the network that they have, gloo over the
-loopback: the time of an exchange of one number, and of 1 MB by each rank. The ranks share the machine's cores, and the prediction is
+loopback: the time that an exchange of one number, and of 1 MB by each rank, adds to a product of matrices. The ranks share the machine's cores, and the prediction is
 told so. A time is that of the fastest tenth of all rounds' steps or exchanges, which nothing else on the machine slows down; medians
 are kept beside it. Nothing is fitted to what 2 and 4 ranks took. `--quick`: one round of few
 small steps by 2 ranks, strong, which a test starts.
@@ -36,7 +36,8 @@ from moe_core.scaling.predict import Network, Plan, predict  # noqa: E402
 SETTINGS = "--task text --threads 1 --eval-every 1000000 --checkpoint-every 0 --w-importance 0.1 --w-load 0.1"
 QUICK = "--context 16 --d-model 16 --layers 1 --num-experts 4"
 LARGE = 1 << 18  # float32 numbers that a rank exchanges: 1 MB
-REPEATS = 40
+WORK = 256  # rows of a product of matrices that takes about a millisecond
+REPEATS = 80
 
 
 def train(runs: Path, name: str, ranks: int, tokens: int, steps: int, more: str) -> dict[str, Any]:
@@ -72,15 +73,26 @@ def fastest(times: Any) -> float:
 
 
 def exchange(rank: int, ranks: int, folder: str) -> None:
-    """One rank of those that measure: seconds of a small and of a large exchange; rank 0 writes them."""
+    """One rank of those that measure a small and a large exchange; rank 0 writes their seconds."""
     torch.set_num_threads(1)
     store = distributed.FileStore(f"{folder}/store", ranks)
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=ranks)
 
     def seconds(numbers: int) -> float:
+        """Of an exchange after some work, as in a step: ranks that have waited for nothing else answer sooner."""
         sent, received = torch.ones(numbers * ranks), torch.empty(numbers * ranks)
-        took = [timed(lambda: distributed.all_to_all_single(received, sent)) for _ in range(REPEATS)]
-        return fastest(took[5:])
+        alone, both = [], []
+        for _ in range(REPEATS):
+            distributed.barrier()
+            alone.append(timed(work))
+            distributed.barrier()
+            both.append(timed(lambda: (work(), distributed.all_to_all_single(received, sent))))
+        return fastest(both[5:]) - fastest(alone[5:])
+
+    x_NN = torch.ones(WORK, WORK)
+
+    def work() -> None:
+        torch.mm(x_NN, x_NN)
 
     took = [seconds(1), seconds(LARGE // ranks)]
     if rank == 0:
