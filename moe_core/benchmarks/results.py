@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.recording.facts import versions
-from moe_core.runs.runner import cores
+from moe_core.runs.machine import cores
 
 
 def keep(path: Path, rows: list[dict[str, Any]], **said: Any) -> None:

@@ -90,13 +90,17 @@ def fork_here(arguments: argparse.Namespace, joined: Any = None) -> int:
 def resume_command(arguments: argparse.Namespace, given: list[str], joined: Any = None) -> int:
     """train --resume RUN. given: the settings' flags that were set; joined: as go_on() has it."""
     from moe_core.runs import open_run
+    from moe_core.runs.locks import fetch
 
     if refused := [name for name in given if name not in ("steps", "text", "data")]:
         names = ", ".join("--" + name.replace("_", "-") for name in refused)
         raise ValueError(
             f"--resume takes --steps, and --text or --data for where the data lie now; leave out {names}: settings stay, and `set` turns knobs"
         )
-    return go_on(arguments, open_run(arguments.resume, arguments.runs).path, arguments.lock, arguments.steps, joined)
+    folder = open_run(arguments.resume, arguments.runs).path
+    mailed = joined and arguments.lock is not None
+    lock = fetch(arguments.lock) if mailed else arguments.lock
+    return go_on(arguments, folder, lock, arguments.steps, joined)
 
 
 def go_on(

@@ -124,15 +124,17 @@ def stop_command(arguments: argparse.Namespace) -> int:
 
 
 def must_train(run: Any) -> None:
+    from moe_core.runs.ranks import ALONE, command_words, ranks_again
+
     if run.state not in ("starting", "training", "paused"):
         if "resume" not in run.description.obeys:
             raise ValueError(
                 f"{run.id} is {run.state}: the program that trained it has ended, and nothing would act on this"
             )
+        words, ranks = ["train", "--resume", run.id], ranks_again(run.facts)
+        command = " ".join(words if ranks == ALONE else command_words(words, ranks))
         more = f" --steps N, above {run.steps()[1]}" if run.state == "finished" else ""
-        raise ValueError(
-            f"{run.id} is {run.state} and no trainer reads it; go on with it by `train --resume {run.id}{more}`"
-        )
+        raise ValueError(f"{run.id} is {run.state} and no trainer reads it; go on with it by `{command}{more}`")
 
 
 def verify_command(arguments: argparse.Namespace) -> int:

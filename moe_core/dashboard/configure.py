@@ -17,6 +17,8 @@ from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import command_of, runs_folder
 from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
+from moe_core.runs.machine import device_of
+from moe_core.runs.ranks import ALONE, Ranks, check_dealt, check_room, check_shares, most_ranks, rows_of
 from moe_core.runs.room import bytes_text
 from moe_core.schema import STRATEGIES, TASKS, Config, Knobs, check, duration, meta_of, parse_setting, range_text, reads
 
@@ -100,6 +102,7 @@ def configure(started: Knobs) -> None:
     with st.container(key="configure-settings"):
         for name in settings:
             form.field(Config, name, getattr(usual, name))
+        ranks = choose_ranks(form)
     draw_knobs(form, usual, started)
     recognised = look_at(form, files, shown)
     given = Config.for_task(form.task, **form.take(Config))
@@ -107,9 +110,39 @@ def configure(started: Knobs) -> None:
     if not form.faults:
         try:
             config, knobs = check(given, knobs)
+            check_shares(ranks, config.num_experts, rows_of(config))
         except ValueError as error:
             form.faults.say(str(error))
-    offer(form, config, knobs, recognised)
+    offer(form, config, knobs, recognised, ranks)
+
+
+def choose_ranks(form: Form) -> Ranks:
+    """The fields that say how many processes train the run. None where this machine has room for one only."""
+    config = Config(device=form.values.get("device", "auto"))
+    most, each = most_ranks(device_of(config))
+    if most < 2:
+        return ALONE
+    size = whole(
+        form,
+        "ranks",
+        f"processes that train it together, each with its part of every batch, on a {each} of its own. 1 to {most}",
+    )
+    about = "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all"
+    ranks = Ranks(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
+    try:
+        check_room(ranks, config)
+        check_dealt(ranks)
+    except ValueError as error:
+        form.faults.say(str(error))
+    return ranks
+
+
+def whole(form: Form, name: str, help: str) -> int:
+    """Draw the field of a whole number that is no setting of the run, and take it; it begins at 1."""
+    with st.container(gap=None):
+        value = st.number_input(name, value=1, help=help, key=f"configure-{name}", persist_state="session")
+        form.faults.place(name)
+    return 1 if value is None else int(value)
 
 
 def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
@@ -209,26 +242,25 @@ def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised
 # What it takes, and the start
 
 
-def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None) -> None:
+def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: Ranks) -> None:
     """What the run will take, the command that does the same, and the button that starts it."""
     ready = recognised is not None and not form.faults
     if recognised is not None and not form.faults:
-        takes(
-            estimate(config, knobs, recognised.features, recognised.classes, recorded_speeds(str(runs_folder()))),
-            config,
-        )
+        recorded = recorded_speeds(str(runs_folder()))
+        takes(estimate(config, knobs, recognised.features, recognised.classes, recorded, ranks), config, ranks)
     if st.button("Start", key="configure-start", type="primary", disabled=not ready):
-        run = starting.start(config, knobs, who="dashboard")
+        run = starting.start(config, knobs, who="dashboard", ranks=ranks)
         st.query_params.from_dict({"run": run} | ({"layer": str(config.layers)} if config.layers > 1 else {}))
         st.rerun()
     if ready:
         st.caption("The same from a terminal:")
-        st.code(command_of(config, knobs), language="bash", wrap_lines=True)
+        st.code(command_of(config, knobs, ranks), language="bash", wrap_lines=True)
 
 
-def takes(found: Estimate, config: Config) -> None:
+def takes(found: Estimate, config: Config, ranks: Ranks) -> None:
     """The estimate in a line of numbers, and where they come from."""
-    numbers = [(f"{found.parameters:,}", "parameters"), (f"about {bytes_text(found.memory)}", "of memory")]
+    whose = "of memory" if ranks == ALONE else f"of memory, {ranks.size} ranks together"
+    numbers = [(f"{found.parameters:,}", "parameters"), (f"about {bytes_text(found.memory)}", whose)]
     if found.seconds is not None:
         numbers.append((f"about {1 / found.seconds:.3g}", "steps a second"))
         if config.steps:

@@ -7,8 +7,9 @@ why in its log only, and the page shows that.
 import time
 from pathlib import Path
 
-from moe_core.runs import ENDED, Run, is_alive, is_running, resume
+from moe_core.runs import ENDED, Run, is_running, resume
 from moe_core.runs.log import last_problem
+from moe_core.runs.ranks import ranks_again
 from moe_core.schema import Config, parse_setting
 
 LEAVING = 10.0  # seconds that a trainer may take to end after it said that it has
@@ -17,7 +18,8 @@ _asked: dict[Path, float] = {}  # when this dashboard was asked to go on with a 
 
 
 def go_on(run: Run, steps: int) -> None:
-    """Start a trainer that goes on with a run, to so many steps in all; 0: until stopped. ValueError says why it cannot."""
+    """Start a trainer that goes on with a run, to so many steps in all; 0: until stopped. On as many ranks as it began with, if this
+    machine has room for them. ValueError says why it cannot."""
     if "resume" not in run.description.obeys:
         raise ValueError(
             f"{run.id} was trained by a program of somebody's own, which has ended; to go on, start that program again"
@@ -28,10 +30,11 @@ def go_on(run: Run, steps: int) -> None:
     if steps and (steps < last or (steps == last and run.state == "finished")):
         raise ValueError(f"it has {last:,} steps; give more than that, or none to train until stopped, got {steps:,}")
     until = time.monotonic() + LEAVING
-    while run.state in ENDINGS and is_alive(run.path) and time.monotonic() < until:
+    # Below torchrun a process is left for a moment after the run was let go.
+    while run.state in ENDINGS and is_running(run.id, run.path.parent) and time.monotonic() < until:
         time.sleep(0.05)
     began = time.time()
-    resume(run, steps)
+    resume(run, steps, ranks=ranks_again(run.facts))
     _asked[run.path.absolute()] = began
 
 

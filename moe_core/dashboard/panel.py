@@ -20,6 +20,7 @@ from moe_core.figures.pages.tile import number
 from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
 from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, is_running, last_words, stop_later
+from moe_core.runs.ranks import again_text, ranks_again
 from moe_core.runs.source import At
 from moe_core.schema import (
     AUTOBALANCE,
@@ -76,6 +77,7 @@ def panel(feed: Any, step: int | None = None, looks: bool = False) -> dict[str, 
         "looking": LOOKING if looks else "",
         "going": begins,
         "goal": goal_of(feed),
+        "ranks": again_text(feed.run.facts),
         "knobs": [knob(name, declared[name], values, turns) for name in acting],
         "idle": [
             knob(name, declared[name], values) for name in declared if name not in acting and may_act(declared[name])
@@ -277,7 +279,8 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
             raise ValueError(
                 f"a fork at step {deed.fork:,} trains to a step beyond it, got {deed.steps:,}; leave it empty to train until stopped"
             )
-        return {"go": fork(run, deed.fork, deed.turn, steps=deed.steps, who="dashboard")}
+        ranks = ranks_again(run.facts)
+        return {"go": fork(run, deed.fork, deed.turn, steps=deed.steps, who="dashboard", ranks=ranks)}
     if deed.go_on:
         going.go_on(run, deed.steps)
     elif deed.turn:

@@ -15,9 +15,10 @@ from moe_core.dashboard.gate import deed
 from moe_core.runs import Measured, Parent, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
+from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import off_spans
-from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, layout, measured_in
+from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, measured_by
 
 # An empty probe for each kind of figure that shows one. The points have an extent, which the plane's axes need.
 NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
@@ -26,14 +27,14 @@ NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
     "points": {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])},
 }
 
-_settings: dict[str, tuple[Config, Knobs]] = {}
+_settings: dict[str, tuple[Config, Knobs, Ranks]] = {}
 
 
 @deed
-def start(config: Config, knobs: Knobs, who: str) -> str:
-    """Start a trainer and return its run's id. Its settings are remembered, so that the page can show them at once."""
-    run = start_trainer(config, knobs, who=who)
-    _settings[run] = config, knobs
+def start(config: Config, knobs: Knobs, who: str, ranks: Ranks = ALONE) -> str:
+    """Start a trainer, or ranks, and return the run's id. Its settings are remembered, so that the page can show them at once."""
+    run = start_trainer(config, knobs, who=who, ranks=ranks)
+    _settings[run] = config, knobs, ranks
     return run
 
 
@@ -58,13 +59,13 @@ class Unstarted:
     parent: Parent | None = None
     sessions: Sequence[dict[str, Any]] = ()
 
-    def __init__(self, run: str, config: Config, knobs: Knobs) -> None:
+    def __init__(self, run: str, config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> None:
         self.id = self.name = run
-        self.description = describe(config, knobs, measures=tuple(measured_in(layout(1, 1))))
+        self.description = describe(config, knobs, measures=measured_by(ranks.size))
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()
-        self.run = SimpleNamespace(path=self.path)
+        self.run = SimpleNamespace(path=self.path, facts=facts_of_ranks(ranks))
 
     def refresh(self, now: bool = False) -> None: ...
 

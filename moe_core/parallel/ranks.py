@@ -22,6 +22,8 @@ from moe_core.nn.layer import MoELayer
 from moe_core.parallel.exchange import exchanged
 from moe_core.parallel.group import add_up
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
+from moe_core.runs.ranks import Ranks as Sizes
+from moe_core.runs.ranks import check_dealt, check_shares
 from moe_core.training.data import Batch
 
 PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them up
@@ -32,10 +34,7 @@ class Ranks:
 
     def __init__(self, expert: int, device: torch.device, patience: float = PATIENCE) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        if expert < 1 or self.size % expert:
-            raise ValueError(
-                f"--expert-parallel must divide the {self.size} ranks of torchrun, got {expert}; change it, or --nproc-per-node"
-            )
+        check_dealt(Sizes(self.size, expert))
         self.expert, self.data = expert, self.size // expert
         mesh = torch.arange(self.size).view(self.data, expert)
         wait = datetime.timedelta(seconds=patience)
@@ -48,15 +47,7 @@ class Ranks:
 
     def check(self, num_experts: int, rows: int) -> None:
         """ValueError unless experts and the batch's rows can be dealt evenly."""
-        if num_experts % self.expert:
-            raise ValueError(
-                f"--expert-parallel must divide --num-experts {num_experts}, got {self.expert}; change one of both"
-            )
-        if rows % self.size:
-            raise ValueError(
-                f"a batch must have a multiple of {self.size} rows or sequences, one part for each rank, got {rows}; "
-                "change --tokens"
-            )
+        check_shares(Sizes(self.size, self.expert), num_experts, rows)
 
     # What a step does
 

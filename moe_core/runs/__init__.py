@@ -7,6 +7,7 @@ from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprin
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
 from moe_core.runs.log import NO_WORDS, last_words
+from moe_core.runs.machine import cores
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.notes import Notes, change_notes, read_notes
 from moe_core.runs.outcome import ending
@@ -29,7 +30,6 @@ from moe_core.runs.runner import (
     RUN_ID,
     checked_id,
     command_of,
-    cores,
     end_child,
     flags,
     fork,

@@ -25,6 +25,7 @@ from moe_core.runs.turns import as_knobs, check_changes, insert_turns
 from moe_core.schema import Config, as_dict, parse_setting, to_json
 
 SPAN = 4096  # steps in a block of the copy
+OF_LAUNCH = ("launch", "ranks")  # facts of the processes that began a run
 
 
 def branch_off(
@@ -51,8 +52,8 @@ def branch_off(
         "created": time.time(),
         "config": {**as_dict(parent.config), "steps": steps},
         "description": to_json(replace(parent.description, settings={**parent.description.settings, "steps": steps})),
-        # The parent's launch has not begun this run.
-        "facts": {**{name: fact for name, fact in parent.about["facts"].items() if name != "launch"}, **facts},
+        # The parent's launch has not begun this run, nor have its ranks.
+        "facts": {**{name: fact for name, fact in parent.about["facts"].items() if name not in OF_LAUNCH}, **facts},
         "parent": {"run": parent.id, "step": at},
         "script": [list(change) for change in parent.script if change[0] > at],
     }

@@ -7,9 +7,7 @@ recorded. Shapes: T tokens, D model width, H expert width, E experts, L layers, 
 
 import contextlib
 import itertools
-import platform
 import statistics
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -18,11 +16,13 @@ import numpy as np
 
 from moe_core.runs.database import StoreError
 from moe_core.runs.listing import QUERY_LIMIT, runs_folder
+from moe_core.runs.machine import device_of
+from moe_core.runs.ranks import ALONE, Ranks, ranks_of
 from moe_core.runs.seen import SHARE
 from moe_core.runs.store import Run
 from moe_core.runs.thinning import AGES
 from moe_core.runs.turns import as_knobs
-from moe_core.schema import Config, Knobs, columns_of
+from moe_core.schema import Config, Knobs, layout, measured_by
 
 BUILT_IN = {"text": (256, 256), "digits": (64, 10)}  # features and classes of the tasks' own data
 CLASSES = {"spirals": 2, "rings": 3, "checkerboard": 2, "gaussians": 6}
@@ -35,6 +35,8 @@ NEWEST = 5  # and of those the ones that a correction is the median of
 SECONDS = (0.003, 0.0004, 7.6e-11, 2.3e-08, 1.9e-05, 6.7e-09, 1e-07, 2e-06)  # of each of terms()
 AROUND = 1.12  # evaluations, snapshots and commits take an eighth beside the steps
 TORCH = 275e6  # bytes of a trainer without a model
+TORCHRUN, RANK = 285e6, 150e6  # bytes of torchrun, with what its ranks share with it, and of a rank beside that
+GATHERED, WRITTEN = 25, 13  # bytes a parameter: each rank's for a checkpoint, and the first rank's to write it
 RECORD, CELL, CHECKPOINT = 130e3, 2.7, 87e3  # bytes: an empty record, a number in it, a checkpoint without a model
 LOOKS = (
     0.0118 * SHARE
@@ -123,17 +125,28 @@ def memory(config: Config, knobs: Knobs, features: int, classes: int) -> float:
     return TORCH + 27 * parameters(config, features, classes) + batch
 
 
+def memory_of_ranks(config: Config, knobs: Knobs, features: int, classes: int, ranks: Ranks) -> float:
+    """The same of several ranks, all together, with torchrun. Each has its part of the experts and of the batch's rows, but all else
+    and the scores of all rows; for a checkpoint it has all experts for a moment, and the first rank what it writes too."""
+    E, L, count = config.num_experts, config.layers, parameters(config, features, classes)
+    scores = SCORES * L * config.tokens * E
+    rows = memory(config, knobs, features, classes) - TORCH - 27 * count - scores
+    own = count - 2 * L * E * config.d_model * config.d_hidden * (1 - 1 / ranks.expert)
+    return TORCHRUN + ranks.size * (RANK + 16 * own + GATHERED * count + scores) + rows + WRITTEN * count
+
+
 # Where it trains, and what was measured there
 
 
 class Speed(NamedTuple):
-    """A recorded run: where it trained, its settings and widths, and the median of its steps' seconds."""
+    """A recorded run: where it trained, its settings and widths, the median of its steps' seconds, and on how many ranks."""
 
     device: str
     config: Config
     knobs: Knobs
     shape: tuple[int, int]
     seconds: float
+    ranks: Ranks = ALONE
 
 
 def speeds(runs: str | Path | None = None) -> list[Speed]:
@@ -161,19 +174,12 @@ def speed_of(path: Path) -> Speed | None:
         built_in = shape_of(run.config)
         shape = len(run.labels.get("feature", ())) or built_in[0], len(run.labels.get("class", ())) or built_in[1]
         kind = str(run.facts.get("device", "cpu")).split(":")[0]
-        return Speed(kind, run.config, as_knobs(run.started_knobs), shape, seconds) if seconds > 0 else None
+        knobs, ranks = as_knobs(run.started_knobs), ranks_of(run.facts)
+        return Speed(kind, run.config, knobs, shape, seconds, ranks) if seconds > 0 else None
     except (StoreError, AttributeError):
         return None
     finally:
         run.close()
-
-
-def device_of(config: Config) -> str:
-    """The kind of device that a run will train on, as far as it can be told without torch."""
-    if config.device != "auto":
-        return config.device.split(":")[0]
-    apple = sys.platform == "darwin" and platform.machine() == "arm64"
-    return "cuda" if Path("/dev/nvidiactl").exists() else "mps" if apple else "cpu"
 
 
 def sizes(config: Config, knobs: Knobs, shape: tuple[int, int]) -> tuple[object, ...]:
@@ -189,14 +195,19 @@ def model_seconds(config: Config, knobs: Knobs, features: int, classes: int) -> 
     return sum(a * b for a, b in zip(SECONDS, terms(config, knobs, features, classes), strict=True))
 
 
-def speed(config: Config, knobs: Knobs, shape: tuple[int, int], recorded: Sequence[Speed]) -> tuple[float | None, str]:
+def speed(
+    config: Config, knobs: Knobs, shape: tuple[int, int], recorded: Sequence[Speed], ranks: Ranks = ALONE
+) -> tuple[float | None, str]:
     """Seconds of a step, None if that cannot be told, and where the number comes from."""
     device = device_of(config)
-    here = [one for one in recorded if one.device == device and one.config.precision == config.precision]
+    where = device, config.precision, ranks
+    here = [one for one in recorded if (one.device, one.config.precision, one.ranks) == where]
     own = sizes(config, knobs, shape)
     same = [one for one in here if sizes(one.config, one.knobs, one.shape) == own]
     if same:
         return same[0].seconds, "Speed as of your last run of these sizes."
+    if ranks != ALONE:  # how long ranks wait for each other, the sizes do not say
+        return None, f"Speed on {ranks.size} ranks is not known before a run of these sizes has trained on them."
     if device != "cpu":
         return None, f"Speed on {device} is not known before a run of these sizes has trained there."
     seconds = model_seconds(config, knobs, *shape)
@@ -207,14 +218,23 @@ def speed(config: Config, knobs: Knobs, shape: tuple[int, int], recorded: Sequen
     return seconds * statistics.median(ratios), f"Speed by the sizes and your last {many} on this machine."
 
 
-def estimate(config: Config, knobs: Knobs, features: int, classes: int, recorded: Sequence[Speed] = ()) -> Estimate:
-    """What a run of these settings will take. features, classes: widths of a row and of the answer; recorded: as speeds()."""
-    seconds, source = speed(config, knobs, (features, classes), recorded)
-    last = columns_of([config.num_experts] * config.layers)[-1]
+def estimate(
+    config: Config,
+    knobs: Knobs,
+    features: int,
+    classes: int,
+    recorded: Sequence[Speed] = (),
+    ranks: Ranks = ALONE,
+) -> Estimate:
+    """What a run of these settings will take, all ranks together. features, classes: widths of a row and of the answer; recorded: as
+    speeds(). What several ranks record of each other is too little to count."""
+    given = config, knobs, features, classes
+    seconds, source = speed(config, knobs, (features, classes), recorded, ranks)
+    last = layout(config.layers, config.num_experts, measured_by(ranks.size))[-1]
     count = parameters(config, features, classes)
     return Estimate(
         parameters=count,
-        memory=memory(config, knobs, features, classes),
+        memory=memory(*given) if ranks == ALONE else memory_of_ranks(*given, ranks),
         seconds=seconds and seconds * AROUND,
         step=CELL * (last.start + last.width),
         probe=PROBE * config.layers,

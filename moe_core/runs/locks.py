@@ -4,6 +4,7 @@ locks."""
 import contextlib
 import fcntl
 import os
+import socket
 from pathlib import Path
 
 OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and opening a pipe would block
@@ -28,6 +29,28 @@ def sign(handle: int, pid: int) -> None:
     """Say in a lock's file which process holds it: its id and when it started, since an id is given to others later."""
     with contextlib.suppress(OSError):  # a full disk does not take it
         os.pwrite(handle, f"{pid:>10} {started(pid):<20}\n".encode(), 0)
+
+
+def post(handle: int) -> socket.socket:
+    """A mailbox with the handle of a lock in it: to be a process's stdin, which its children inherit too. The one that fetches it
+    holds the lock then; if none does, and all have ended, nobody holds it."""
+    slot, mailbox = socket.socketpair()
+    with slot:
+        socket.send_fds(slot, [b"lock"], [handle])
+    return mailbox
+
+
+def fetch(mailbox: int) -> int:
+    """The handle of the lock out of such a mailbox. ValueError if it is none, or was emptied before."""
+    try:
+        with socket.socket(fileno=os.dup(mailbox)) as box:
+            _, handles, _, _ = socket.recv_fds(box, 8, 1)
+    except OSError:
+        handles = []
+    if not handles:
+        raise ValueError("--lock on several ranks takes a mailbox of the dashboard's; leave it out")
+    os.set_inheritable(handles[0], False)
+    return handles[0]
 
 
 def holder(path: Path) -> int | None:

@@ -3,6 +3,7 @@ record."""
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from moe_core.runs.limits import read_tail
@@ -11,6 +12,9 @@ from moe_core.runs.locks import OURS
 LOG = "trainer.log"
 NO_WORDS = "it printed nothing"
 MARK = "moe: "  # begins each line that says what went wrong
+RULE = "=" * 60  # ends the report that torchrun prints when a rank has failed
+REPORT = 64 << 10  # bytes at the end of a log in which such a report is looked for, and before it what the rank said
+ENDED = re.compile(r"E\d{4} .*failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # its first line
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
 
 
@@ -20,11 +24,30 @@ def open_log(path: Path) -> int:
 
 
 def last_words(folder: Path, log: str = LOG) -> str:
-    """The last line that a trainer printed, at most 300 characters."""
+    """The last line that a trainer printed, at most 300 characters; of ranks that failed, not what torchrun says of that."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ValueError):
-        lines = read_tail(folder / log).decode(errors="replace").strip().splitlines()
+        lines = lines_of(read_tail(folder / log))
+        if lines and lines[-1] == RULE:
+            lines = [words_of_ranks(lines_of(read_tail(folder / log, REPORT)))]
     return lines[-1][-300:] if lines else NO_WORDS
+
+
+def lines_of(text: bytes) -> list[str]:
+    return text.decode(errors="replace").strip().splitlines()
+
+
+def words_of_ranks(lines: list[str]) -> str:
+    """Why the ranks failed of which torchrun reports at the end of these lines: what one of them said, else how it ended."""
+    reports = [(at, found) for at, line in enumerate(lines) if (found := ENDED.match(line))]
+    if not reports:
+        return lines[-1]
+    at, ended = reports[-1]
+    begun = max(
+        (n for n, line in enumerate(lines[:at]) if line == RULE), default=-1
+    )  # after the failure before this one
+    said = [line for line in lines[begun + 1 : at] if line.startswith(MARK)]
+    return said[-1] if said else f"{MARK}rank {ended[2]} ended without a word (exit status {ended[1]})"
 
 
 def log_problem(folder: Path, problem: str) -> None:

@@ -7,6 +7,7 @@ import re
 import secrets
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,8 +21,9 @@ from moe_core.folders import ABOVE
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
-from moe_core.runs.locks import holder, is_ours, sign
+from moe_core.runs.locks import holder, is_ours, post, sign
 from moe_core.runs.log import LOG, last_words, open_log
+from moe_core.runs.ranks import ALONE, Ranks, command_words, facts_of_ranks, python_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs, exact_text
@@ -72,22 +74,19 @@ def words_of(settings: Config | Knobs, usual: Config | Knobs | None = None) -> l
     return words
 
 
-def command_of(config: Config, knobs: Knobs) -> str:
+def command_of(config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> str:
     """The command line that trains the same, to copy: what differs from a task's defaults. `train` reads it back."""
     usual = Config.for_task(config.task)
     words = ["train", "--task", config.task, *words_of(whole_paths(config), usual), *words_of(knobs, Knobs())]
-    return " ".join(["python -m moe_core", *map(shlex.quote, words)])
+    return shlex.join(command_words(words, ranks))
 
 
-def cores() -> int:
-    """The processor's cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def environment() -> dict[str, str]:
-    """The trainer's environment: malloc keeps memory instead of returning it, which took a third of a small model's step."""
+def environment(ranks: Ranks = ALONE) -> dict[str, str]:
+    """The trainer's environment: malloc keeps memory instead of returning it, which took a third of a small model's step. Each of
+    several ranks has one thread, which torchrun would choose too, but with a warning in the log."""
     malloc = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
-    return {**malloc, **os.environ}
+    threads = {} if ranks == ALONE else {"OMP_NUM_THREADS": "1"}
+    return {**malloc, **threads, **os.environ}
 
 
 def start(
@@ -96,12 +95,13 @@ def start(
     runs: str | Path | None = None,
     who: str = "dashboard",
     run_id: str | None = None,
+    ranks: Ranks = ALONE,
 ) -> str:
-    """Start a trainer in a session of its own and return its run's id at once. What it prints goes to trainer.log beside
-    run.db. The id of a lesson's run begins with the lesson, so that every list can tell it."""
+    """Start a trainer in a session of its own, or several ranks that train together, and return its run's id at once. What it
+    prints goes to trainer.log beside run.db. The id of a lesson's run begins with the lesson, so that every list can tell it."""
     what = who.replace(" ", "-") if who.startswith("lesson ") else config.task
     words = ["train", "--who", who, *flags(whole_paths(config), knobs)]
-    return _spawn_new(words, runs, run_id or new_id(runs, what))
+    return _spawn_new(words, runs, run_id or new_id(runs, what), ranks)
 
 
 def start_demo(runs: str | Path | None = None) -> str:
@@ -109,14 +109,15 @@ def start_demo(runs: str | Path | None = None) -> str:
     return _spawn_new([DEMO], runs, new_id(runs, DEMO))
 
 
-def _spawn_new(words: list[str], runs: str | Path | None, run_id: str) -> str:
+def _spawn_new(words: list[str], runs: str | Path | None, run_id: str, ranks: Ranks = ALONE) -> str:
     folder = runs_folder(runs).absolute()
     (folder / run_id).mkdir(parents=True)
     words, log = [*words, "--runs", str(folder), "--run-id", run_id], folder / run_id / LOG
-    if words[0] == "train" and (process := _hand_over(words[1:], log)):
+    # torchrun starts ranks of its own: what has loaded torch ahead waits on for a run of one process.
+    if words[0] == "train" and ranks == ALONE and (process := _hand_over(words[1:], log)):
         _children[run_id] = process
     else:
-        spawn(run_id, words, log)
+        spawn(run_id, words, log, ranks=ranks)
     return run_id
 
 
@@ -172,52 +173,65 @@ def fork(
     run_id: str | None = None,
     who: str = "fork",
     moved: Mapping[str, Any] = {},
+    ranks: Ranks = ALONE,
 ) -> str:
-    """Start a trainer that goes on from step `at` of a run with some knobs turned; its run's id at once.
+    """Start a trainer, or ranks, that go on from step `at` of a run with some knobs turned; its run's id at once.
 
     The new run lies beside its parent, unless `runs` says where; moved: the present paths of the run's data. ValueError,
     and nothing is written, as branch_off says.
     """
     folder = (runs_folder(runs) if runs else run.path.parent).absolute()
     run_id = run_id or new_id(folder, run.config.task)
-    _spawn_resume(folder / run_id, branch_off(run, at, changes, folder / run_id, steps, who), None, who, moved)
+    lock = branch_off(run, at, changes, folder / run_id, steps, who, facts_of_ranks(ranks))
+    _spawn_resume(folder / run_id, lock, None, who, moved, ranks)
     return run_id
 
 
-def resume(run: Run, steps: int | None = None, who: str = "dashboard") -> None:
-    """Start a trainer that resumes a run that has ended or was interrupted. StoreError if one trains it already."""
-    _spawn_resume(run.path.absolute(), hold_lock(run.path), steps, who)
+def resume(run: Run, steps: int | None = None, who: str = "dashboard", ranks: Ranks = ALONE) -> None:
+    """Start a trainer, or ranks, that resume a run that has ended or was interrupted. StoreError if it is trained already."""
+    _spawn_resume(run.path.absolute(), hold_lock(run.path), steps, who, {}, ranks)
 
 
-def _spawn_resume(folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}) -> None:
+def _spawn_resume(
+    folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}, ranks: Ranks = ALONE
+) -> None:
     """Start the trainer, which inherits the lock: there is no moment in which nobody holds it and the run looks
-    interrupted."""
-    try:
-        words = ["train", "--resume", str(folder), "--lock", str(lock), "--who", who]
-        words += [] if steps is None else ["--steps", str(steps)]
-        words += ["--text", *moved["text"]] if "text" in moved else []
-        words += ["--data", moved["data"]] if "data" in moved else []
-        spawn(folder.name, words, folder / LOG, (lock,))
+    interrupted. torchrun would keep it, so there it goes to the first rank by mail."""
+    words = ["--who", who]
+    words += [] if steps is None else ["--steps", str(steps)]
+    words += ["--text", *moved["text"]] if "text" in moved else []
+    words += ["--data", moved["data"]] if "data" in moved else []
+    with contextlib.ExitStack() as open_here:
+        open_here.callback(os.close, lock)
+        mailbox = None if ranks == ALONE else open_here.enter_context(post(lock))
+        handle, handles = (lock, (lock,)) if mailbox is None else (0, ())
+        words = ["train", "--resume", str(folder), "--lock", str(handle), *words]
+        spawn(folder.name, words, folder / LOG, handles, ranks, mailbox)
         sign(lock, _children[folder.name].pid)
-    finally:
-        os.close(lock)
 
 
-def spawn(name: str, words: list[str], log: Path, handles: tuple[int, ...] = ()) -> None:
-    """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process. It is kept in _children
-    under its name."""
+def spawn(
+    name: str,
+    words: list[str],
+    log: Path,
+    handles: tuple[int, ...] = (),
+    ranks: Ranks = ALONE,
+    stdin: socket.socket | None = None,
+) -> None:
+    """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process, several ranks below torchrun. It is
+    kept in _children under its name."""
     try:
         out = os.fdopen(open_log(log), "ab")
     except OSError as error:
         raise StoreError(f"{name} cannot be started: {log.name} cannot be written: {error.strerror}") from None
     with out:
         _children[name] = subprocess.Popen(
-            [sys.executable, "-m", "moe_core", *words],
-            stdin=subprocess.DEVNULL,
+            [sys.executable, *python_words(words, ranks)],
+            stdin=subprocess.DEVNULL if stdin is None else stdin.fileno(),
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env=environment(),
+            env=environment(ranks),
             cwd=ABOVE,
             pass_fds=handles,
         )

@@ -97,7 +97,7 @@ def test_all_lessons_are_read_without_leaving_the_class(become: Become, teacher:
 def test_the_teacher_starts_a_lesson_for_the_class_and_sees_how_many_look(
     become: Become, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(config: Any, knobs: Any, who: str) -> str:
+    def start(config: Any, knobs: Any, who: str, **_: Any) -> str:
         begun(runs, "begun", 5)
         return "begun"
 

@@ -13,7 +13,9 @@ from moe_core.__main__ import parser
 from moe_core.commands.train import settings_of
 from moe_core.dashboard import cards, configure, own, starting
 from moe_core.dashboard.own import Recognised
+from moe_core.runs import ranks
 from moe_core.runs.estimate import parameters
+from moe_core.runs.ranks import ALONE, Ranks
 from moe_core.schema import TASKS, Config, Knobs, Meta, meta_of, reads
 from tests.own_data import write
 
@@ -22,12 +24,12 @@ APART = {"task", "text", "data", "label", "drop", "missing"}
 
 
 @pytest.fixture
-def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, Knobs]]:
-    """What the page has started, in place of trainers."""
-    asked: list[tuple[Config, Knobs]] = []
+def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What the page has started, in place of trainers: settings and knobs, and if there are several, the ranks."""
+    asked: list[Any] = []
 
-    def start(config: Config, knobs: Knobs, who: str) -> str:
-        asked.append((config, knobs))
+    def start(config: Config, knobs: Knobs, who: str, ranks: Ranks) -> str:
+        asked.append((config, knobs) if ranks == ALONE else (config, knobs, ranks))
         (runs / "new").mkdir()
         return "new"
 
@@ -84,6 +86,17 @@ def faults(app: AppTest) -> list[str]:
     return [body.split(">", 1)[1].removesuffix("</p>") for body in bodies if 'class="moe-fault"' in body]
 
 
+def above_fault(app: AppTest) -> str:
+    """The field that stands above the first fault."""
+    order = [
+        one
+        for one in app.main
+        if hasattr(one.proto, "label") or 'class="moe-fault"' in str(getattr(one.proto, "body", ""))
+    ]
+    at = next(i for i, one in enumerate(order) if not hasattr(one.proto, "label"))
+    return str(order[at - 1].proto.label)
+
+
 def text_of(app: AppTest) -> str:
     return " ".join(str(one.proto.body) for one in app.get("html"))
 
@@ -126,7 +139,7 @@ def test_a_setting_that_is_added_to_the_declarations_has_a_field(runs: Path, mon
     assert "--boldness 8" in app.run().code[0].value
 
 
-def test_it_starts_what_the_form_says(started: list[tuple[Config, Knobs]]) -> None:
+def test_it_starts_what_the_form_says(started: list[Any]) -> None:
     app = page("digits", num_experts=32, layers=3, seed=7, steps=500, k=3, strategy="switch")
     assert not app.exception
     put(app, "w_switch", 0.5)
@@ -139,7 +152,7 @@ def test_it_starts_what_the_form_says(started: list[tuple[Config, Knobs]]) -> No
     assert settings_of(parser().parse_args(shlex.split(command)[3:])) == (config, knobs)
 
 
-def test_without_a_change_it_is_the_card(started: list[tuple[Config, Knobs]]) -> None:
+def test_without_a_change_it_is_the_card(started: list[Any]) -> None:
     start(page("plane")).click().run()
     assert started == [(Config.for_task("plane"), cards.STARTING)]
 
@@ -157,19 +170,13 @@ def test_without_a_change_it_is_the_card(started: list[tuple[Config, Knobs]]) ->
     ],
 )
 def test_what_cannot_be_trained_is_said_at_its_field_and_not_started(
-    started: list[tuple[Config, Knobs]], values: dict[str, Any], name: str, says: str
+    started: list[Any], values: dict[str, Any], name: str, says: str
 ) -> None:
     app = page(**values)
     assert not app.exception
     (fault,) = faults(app)
     assert fault.startswith(says)
-    order = [
-        one
-        for one in app.main
-        if hasattr(one.proto, "label") or 'class="moe-fault"' in str(getattr(one.proto, "body", ""))
-    ]
-    at = next(i for i, one in enumerate(order) if not hasattr(one.proto, "label"))
-    assert order[at - 1].proto.label == name
+    assert above_fault(app) == name
     assert start(app).disabled
     assert (started, list(app.code)[:-2]) == ([], [])
 
@@ -191,6 +198,95 @@ def test_what_it_takes_is_said_before_the_click(runs: Path) -> None:
     assert any(one.value.startswith("Estimates, but for the parameters.") for one in app.caption)
 
 
+# Several ranks
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Sets how many cores this machine has."""
+    return lambda many: monkeypatch.setattr(ranks, "cores", lambda: many)
+
+
+def deal(app: AppTest, size: int, expert: int | None = None) -> AppTest:
+    """The form, with so many ranks."""
+    app.number_input(key="configure-ranks").set_value(size)
+    app.run()
+    if expert is not None:
+        app.number_input(key="configure-expert_parallel").set_value(expert)
+        app.run()
+    assert not app.exception
+    return app
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_it_starts_the_ranks_that_were_chosen_by_the_words_that_it_shows(
+    started: list[Any], room: Callable[[int], None], task: str
+) -> None:
+    room(4)
+    app = page(task)
+    assert app.number_input(key="configure-ranks").proto.help.endswith("on a core of its own. 1 to 4")
+    with pytest.raises(KeyError):
+        app.number_input(key="configure-expert_parallel")  # of one process there is nothing to deal
+    app = deal(app, 4, 2)
+    assert "of memory, 4 ranks together" in text_of(app)
+    shown = shlex.split(app.code[0].value)
+    assert shown[:8] == [
+        "torchrun",
+        "--standalone",
+        "--nproc-per-node",
+        "4",
+        "-m",
+        "moe_core",
+        "train",
+        "--expert-parallel",
+    ]
+    assert (shown[8], settings_of(parser().parse_args(["train", *shown[9:]]))) == (
+        "2",
+        (Config.for_task(task), cards.STARTING),
+    )
+    start(app).click().run()
+    assert started == [(Config.for_task(task), cards.STARTING, Ranks(4, 2))]
+
+
+def test_ranks_are_not_offered_where_there_is_one_core(started: list[Any], room: Callable[[int], None]) -> None:
+    room(1)
+    app = page("plane")
+    with pytest.raises(KeyError):
+        app.number_input(key="configure-ranks")
+    assert app.code[0].value.startswith("python -m moe_core train")
+    start(app).click().run()
+    assert started == [(Config.for_task("plane"), cards.STARTING)]
+
+
+@pytest.mark.parametrize(
+    ("dealt", "values", "name", "says"),
+    [
+        ((5, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 5"),
+        ((0, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 0"),
+        ((4, 3), {}, "expert_parallel", "--expert-parallel must divide the 4 ranks of torchrun, got 3"),
+        ((4, 4), {"num_experts": 6}, "expert_parallel", "--expert-parallel must divide --num-experts 6, got 4"),
+        ((4, 1), {"tokens": 90}, "tokens", "a batch must have a multiple of 4 rows or sequences, one part for each rank, got 90"),
+    ],
+)  # fmt: skip
+def test_ranks_that_cannot_share_the_run_are_not_started(
+    started: list[Any], room: Callable[[int], None], dealt: tuple[int, int | None], values: dict[str, int], name: str, says: str
+) -> None:  # fmt: skip
+    room(4)
+    app = deal(page("plane", **values), *dealt)
+    (fault,) = faults(app)
+    assert fault.startswith(says)
+    assert above_fault(app) == name
+    assert start(app).disabled
+    assert started == []
+
+
+def test_sequences_of_text_are_dealt_and_not_its_bytes(runs: Path, room: Callable[[int], None]) -> None:
+    room(16)
+    assert faults(deal(page(), 8)) == []
+    (fault,) = faults(deal(page(), 16))
+    assert fault.startswith("a batch must have a multiple of 16 rows or sequences, one part for each rank, got 8")
+
+
 # A person's own files
 
 
@@ -202,7 +298,7 @@ def own_path(app: AppTest, text: str) -> AppTest:
 
 
 def test_a_table_on_this_machine_is_shown_as_it_is_read_and_then_trained(
-    started: list[tuple[Config, Knobs]], readable: Path, looked: list[Config]
+    started: list[Any], readable: Path, looked: list[Config]
 ) -> None:
     (path,) = write("table", readable)
     app = page("digits")
@@ -220,7 +316,7 @@ def test_a_table_on_this_machine_is_shown_as_it_is_read_and_then_trained(
     assert started == [(config, cards.STARTING)]
 
 
-def test_texts_are_a_path_a_line(started: list[tuple[Config, Knobs]], readable: Path, looked: list[Config]) -> None:
+def test_texts_are_a_path_a_line(started: list[Any], readable: Path, looked: list[Config]) -> None:
     paths = write("texts", readable)
     app = own_path(page(), "a/notes\n\n  b/notes \n")
     start(app).click().run()
@@ -228,9 +324,7 @@ def test_texts_are_a_path_a_line(started: list[tuple[Config, Knobs]], readable: 
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_an_upload_is_kept_with_the_runs(
-    started: list[tuple[Config, Knobs]], runs: Path, looked: list[Config], several: bool
-) -> None:
+def test_an_upload_is_kept_with_the_runs(started: list[Any], runs: Path, looked: list[Config], several: bool) -> None:
     task = "text" if several else "digits"
     app = page(task)
     app.radio(key="configure-source").set_value("uploaded").run()

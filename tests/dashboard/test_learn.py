@@ -22,7 +22,7 @@ def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Config, K
     """What the page would have started, in place of a process: a folder without a run, as while a trainer loads torch."""
     calls: list[tuple[Config, Knobs, str]] = []
 
-    def start(config: Config, knobs: Knobs, who: str) -> str:
+    def start(config: Config, knobs: Knobs, who: str, **_: Any) -> str:
         calls.append((config, knobs, who))
         (runs / f"started-{len(calls)}").mkdir()
         return f"started-{len(calls)}"

@@ -42,7 +42,7 @@ def test_without_a_run_four_cards_invite(runs: Path) -> None:
 
 def test_the_fourth_card_starts_the_example_of_a_watched_model(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawned: list[list[str]] = []
-    monkeypatch.setattr("moe_core.runs.runner.spawn", lambda name, words, log: spawned.append([name, *words]))
+    monkeypatch.setattr("moe_core.runs.runner.spawn", lambda name, words, log, **_: spawned.append([name, *words]))
     monkeypatch.setattr("moe_core.dashboard.cards.find_spec", lambda name: name)
     app = page()
     assert app.code[0].value.startswith("from moe_core import watch\nlive = watch(model, ")
@@ -106,7 +106,7 @@ def test_a_run_that_starts_is_waited_for(runs: Path) -> None:
 def test_a_card_shows_the_empty_page_of_its_run_at_once_and_says_nothing(
     runs: Path, monkeypatch: pytest.MonkeyPatch, page: str
 ) -> None:
-    def start(config: Config, knobs: Knobs, who: str) -> str:
+    def start(config: Config, knobs: Knobs, who: str, **_: Any) -> str:
         (runs / "plane-new").mkdir()
         return "plane-new"
 

@@ -18,9 +18,10 @@ from moe_core.dashboard.messages import parse_deed
 from moe_core.dashboard.panel import act, banner, findings, matters, panel, remedy_text
 from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
-from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run, runner
+from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, ranks, resume_run, runner
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import connect
+from moe_core.runs.ranks import ALONE, Ranks
 from moe_core.runs.source import At
 from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
@@ -437,7 +438,9 @@ def test_an_ended_run_goes_on_and_says_so_until_its_trainer_begins(
     assert (panel(feed)["going"], panel(feed)["word"]) == (False, "Stopped")
     started: list[Any] = []
     locks: list[int] = []
-    monkeypatch.setattr(going, "resume", lambda run, steps: (started.append(steps), locks.append(hold_lock(run.path))))
+    monkeypatch.setattr(
+        going, "resume", lambda run, steps, ranks: (started.append(steps), locks.append(hold_lock(run.path)))
+    )
     assert ask(feed.run, {"go_on": True, "steps": 50}) == {}
     assert started == [50]
     assert (panel(feed)["going"], panel(feed)["word"]) == (True, "Starting…")
@@ -494,6 +497,30 @@ def test_a_fork_begins_with_the_knobs_that_were_turned_for_it(tmp_path: Path, mo
     fork = open_run(name, tmp_path)
     assert (fork.parent, fork.config.steps) == (("a", 10), 90)
     assert {change.name: change.value for change in fork.knob_changes()} == {"k": 1, "noise": 0.5}
+
+
+def test_a_run_of_ranks_goes_on_with_them_if_this_machine_has_the_cores_and_the_panel_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = create_run(tmp_path / "a", Config.for_task("plane"), Knobs(), facts={"ranks": {"data": 1, "expert": 2}})
+    writer.commit(Batch(1, np.ones((3, open_run(tmp_path / "a").columns), np.float32)))
+    writer.finish("stopped")
+    spawned: list[Any] = []
+    monkeypatch.setattr(
+        "moe_core.runs.runner._spawn_resume", lambda folder, lock, *rest: spawned.append((lock, rest[-1]))
+    )
+    for cores, many in ((2, Ranks(2, 2)), (1, ALONE)):
+        monkeypatch.setattr(ranks, "cores", lambda cores=cores: cores)
+        feed = Feed(open_run(tmp_path / "a"))
+        one = "In one process: it began on 2 ranks, and this machine has 1 core."
+        assert panel(feed)["ranks"] == ("On 2 ranks again." if cores == 2 else one)
+        ask(feed.run, {"go_on": True})
+        child = ask(feed.run, {"fork": 2, "turn": {}})["go"]
+        for lock, _ in spawned:
+            os.close(lock)
+        assert [found for _, found in spawned] == [many, many]
+        assert ranks.ranks_of(open_run(tmp_path / child).facts) == many
+        spawned.clear()
 
 
 def test_a_watched_run_that_has_ended_cannot_go_on_from_here(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from moe_core.dashboard import live, starting
 from moe_core.figures.catalog import on_page
 from moe_core.figures.pages.tile import NONE
 from moe_core.runs import create_run
+from moe_core.runs.ranks import Ranks
 from moe_core.schema import TASKS, Config, Knobs
 from tests.dashboard.test_live import unpack
 
@@ -20,7 +21,7 @@ from tests.dashboard.test_live import unpack
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs where a start makes what a trainer has made while it loads torch: a folder."""
 
-    def start(config: Config, knobs: Knobs, who: str) -> str:
+    def start(config: Config, knobs: Knobs, who: str, ranks: Ranks) -> str:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "trainer.log").touch()
         return "a"

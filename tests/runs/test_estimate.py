@@ -15,6 +15,7 @@ from moe_core.commands.train import settings_of
 from moe_core.nn.models import build
 from moe_core.runs import command_of, create_run, estimate, open_run
 from moe_core.runs.estimate import Speed
+from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
 from moe_core.runs.rows import Batch
 from moe_core.runs.seen import SHARE
 from moe_core.runs.sums import snapshot_mark
@@ -57,14 +58,16 @@ def test_the_widths_of_the_built_in_digits_are_known() -> None:
 SMALL, STARTED = Config.for_task("plane", device="cpu"), Knobs()
 
 
-def record(runs: Path, name: str, config: Config, seconds: float, knobs: Knobs = STARTED, steps: int = 60) -> None:
+def record(
+    runs: Path, name: str, config: Config, seconds: float, knobs: Knobs = STARTED, steps: int = 60, ranks: Ranks = ALONE
+) -> None:
     """A run of so many steps, each as long, after slow first ones."""
     columns = columns_of([config.num_experts] * config.layers)
     rows = np.ones((steps, columns[-1].start + columns[-1].width), np.float32)
     at = next(column.start for column in columns if column.stat == "seconds")
     rows[:, at] = seconds
     rows[: estimate.WARM - 1, at] = 10 * seconds
-    writer = create_run(runs / name, config, knobs, facts={"device": "cpu"})
+    writer = create_run(runs / name, config, knobs, facts={"device": "cpu", **facts_of_ranks(ranks)})
     writer.commit(Batch(1, rows, state="training"))
     writer.finish("finished")
 
@@ -109,6 +112,37 @@ def test_a_gpu_on_which_nothing_was_measured_has_no_speed(tmp_path: Path) -> Non
     assert "Speed on cuda is not known" in found.source
     own = [Speed("cuda", elsewhere, Knobs(), (2, 2), 0.25)]
     assert estimate.estimate(elsewhere, Knobs(), 2, 2, own).seconds == pytest.approx(0.25 * estimate.AROUND)
+
+
+def test_ranks_are_as_fast_as_a_run_on_as_many_ranks_was_and_say_nothing_of_one_process() -> None:
+    def told(ranks: Ranks, *recorded: Speed) -> tuple[float | None, str]:
+        found = estimate.estimate(SMALL, Knobs(), 2, 2, recorded, ranks)
+        return found.seconds and found.seconds / estimate.AROUND, found.source
+
+    on_two = Speed("cpu", SMALL, Knobs(), (2, 2), 0.5, Ranks(2, 2))
+    assert told(Ranks(2, 2), on_two)[0] == pytest.approx(0.5)
+    for other in (Ranks(4, 2), Ranks(2, 1)):
+        seconds, source = told(other, on_two, Speed("cpu", SMALL, Knobs(), (2, 2), 0.5))
+        assert seconds is None
+        assert f"Speed on {other.size} ranks is not known before a run of these sizes has trained on them." in source
+    assert told(ALONE, on_two) == told(ALONE)
+
+
+def test_a_run_on_ranks_is_recorded_as_one(tmp_path: Path) -> None:
+    record(tmp_path, "a", SMALL, 0.5, ranks=Ranks(4, 2))
+    assert [speed.ranks for speed in estimate.speeds(tmp_path)] == [Ranks(4, 2)]
+
+
+def test_ranks_share_the_experts_and_each_has_all_else() -> None:
+    def takes(ranks: Ranks, **changes: int) -> float:
+        return estimate.estimate(Config.for_task("plane", **changes), Knobs(), 2, 2, (), ranks).memory
+
+    assert takes(ALONE) < takes(Ranks(2, 2)) < takes(Ranks(2, 1)) < takes(Ranks(4, 2)) < takes(Ranks(4, 1))
+    wide = {"d_model": 256, "d_hidden": 4096}
+    experts = 2 * 8 * 256 * 4096
+    dealt, whole = (takes(ranks, **wide) for ranks in (Ranks(2, 2), Ranks(2, 1)))
+    assert whole - dealt == pytest.approx(16 * experts)  # each of both has half of them less
+    assert takes(Ranks(4, 2)) - takes(Ranks(2, 2)) > 2 * estimate.RANK
 
 
 def test_every_estimate_grows_with_what_it_is_of() -> None:

@@ -58,7 +58,7 @@ def test_ids_are_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_run_of_a_lesson_is_told_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runner, "spawn", lambda name, words, log: None)
+    monkeypatch.setattr(runner, "spawn", lambda name, words, log, **_: None)
     ids = [start(SMALL, Knobs(), tmp_path, who) for who in ("lesson 3", "dashboard")]
     assert [belonging(tmp_path / id) for id in ids] == [("", 3), ("", 0)]
     assert ids[1].startswith("plane-")

@@ -10,6 +10,7 @@ export class Form {
     this.root.hidden = true;
     this.title = element("b", "", this.root);
     this.advice = element("p", "", this.root);
+    this.ranks = element("p", "", this.root);
     const label = element("label", "", this.root, "Train to step ");
     this.field = element("input", "", label);
     Object.assign(this.field, { type: "text", inputMode: "numeric", placeholder: "until stopped", autocomplete: "off" });
@@ -35,6 +36,7 @@ export class Form {
     this.step = step;
     this.draft = kind === "fork" ? new Draft(this.panel, () => this.advise()) : null;
     this.title.textContent = kind === "fork" ? `Fork at step ${at}` : `Go on from step ${at}`;
+    this.ranks.textContent = this.panel.shown.ranks;
     this.go.textContent = kind === "fork" ? "Start the fork" : "Go on";
     this.field.value = goal > step ? goal : "";
     this.root.hidden = false;

@@ -1,0 +1,117 @@
+"""Several processes (ranks) that train one run together: how many this machine has room for, what they cannot share, and the words
+that start them below torchrun."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from moe_core.runs.machine import cores, device_of, gpus
+from moe_core.schema import Config
+
+MOST = 4096  # groups that a record may tell of, and ranks of a group
+
+
+class Ranks(NamedTuple):
+    """How many processes train a run, and over how many of them the experts are dealt."""
+
+    size: int = 1
+    expert: int = 1
+
+
+ALONE = Ranks()
+
+
+def ranks_of(facts: Mapping[str, Any]) -> Ranks:
+    """The ranks with which a run began; one process where its record, which another program may have written, does not say."""
+    told = facts.get("ranks")
+    groups, expert = (told.get("data"), told.get("expert")) if isinstance(told, dict) else (None, None)
+    if type(groups) is not int or type(expert) is not int or not (1 <= groups <= MOST and 1 <= expert <= MOST):
+        return ALONE
+    return Ranks(groups * expert, expert)
+
+
+def facts_of_ranks(ranks: Ranks) -> dict[str, Any]:
+    """What a record says of its ranks, which ranks_of() reads."""
+    return {} if ranks == ALONE else {"ranks": {"data": ranks.size // ranks.expert, "expert": ranks.expert}}
+
+
+def most_ranks(device: str) -> tuple[int, str]:
+    """How many ranks this machine has room for on a device, and of what each has one, in words."""
+    if device.startswith("cuda"):
+        return gpus(), "GPU"
+    return cores(), "core"
+
+
+def ranks_again(facts: Mapping[str, Any]) -> Ranks:
+    """The ranks that go on with a run: as many as it began with, or one process if this machine has no room for them. Any number of
+    ranks can go on from a checkpoint."""
+    began = ranks_of(facts)
+    return began if began.size <= most_ranks(str(facts.get("device", "cpu")))[0] else ALONE
+
+
+def again_text(facts: Mapping[str, Any]) -> str:
+    """On which ranks a run goes on, in a sentence; "" for a run of one process."""
+    began, (most, each) = ranks_of(facts), most_ranks(str(facts.get("device", "cpu")))
+    if began == ALONE:
+        return ""
+    if began.size <= most:
+        return f"On {began.size} ranks again."
+    has = f"{most} {each}{'' if most == 1 else 's'}"
+    return f"In one process: it began on {began.size} ranks, and this machine has {has}."
+
+
+def check_room(ranks: Ranks, config: Config) -> None:
+    """ValueError unless this machine has room for so many ranks, and they can be on the device that a run is to have."""
+    if ranks != ALONE and config.device.startswith("mps"):
+        raise ValueError(
+            f"ranks cannot exchange tensors on device {config.device!r}; use --device cpu, or train without torchrun"
+        )
+    most, each = most_ranks(device_of(config))
+    if not 1 <= ranks.size <= max(1, most):
+        raise ValueError(
+            f"ranks must be between 1 and {max(1, most)}, one for each {each} of this machine, got {ranks.size}"
+        )
+
+
+def check_dealt(ranks: Ranks) -> None:
+    """ValueError unless the ranks form whole groups, each of which has all experts."""
+    if ranks.expert < 1 or ranks.size % ranks.expert:
+        raise ValueError(
+            f"--expert-parallel must divide the {ranks.size} ranks of torchrun, got {ranks.expert}; change it, or --nproc-per-node"
+        )
+
+
+def check_shares(ranks: Ranks, num_experts: int, rows: int) -> None:
+    """ValueError unless experts and the batch's rows can be dealt evenly."""
+    if num_experts % ranks.expert:
+        raise ValueError(
+            f"--expert-parallel must divide --num-experts {num_experts}, got {ranks.expert}; change one of both"
+        )
+    if rows % ranks.size:
+        raise ValueError(
+            f"a batch must have a multiple of {ranks.size} rows or sequences, one part for each rank, got {rows}; "
+            "change --tokens"
+        )
+
+
+def rows_of(config: Config) -> int:
+    """The rows of a batch, or of text its sequences, which are dealt to the ranks."""
+    return config.tokens // config.context if config.task == "text" else config.tokens
+
+
+def torchrun_words(words: Sequence[str], ranks: Ranks) -> list[str]:
+    """What follows `torchrun`, so that several ranks carry out a command of ours with its flags."""
+    command, *flags = words
+    start = ["--standalone", "--nproc-per-node", str(ranks.size), "-m", "moe_core", command]
+    return [*start, "--expert-parallel", str(ranks.expert), *flags]
+
+
+def python_words(words: Sequence[str], ranks: Ranks = ALONE) -> list[str]:
+    """What follows `python` to carry out a command of ours. torchrun may not be on the PATH, so this names its module."""
+    if ranks == ALONE:
+        return ["-m", "moe_core", *words]
+    return ["-m", "torch.distributed.run", *torchrun_words(words, ranks)]
+
+
+def command_words(words: Sequence[str], ranks: Ranks = ALONE) -> list[str]:
+    """The same as a person types it."""
+    return ["python", "-m", "moe_core", *words] if ranks == ALONE else ["torchrun", *torchrun_words(words, ranks)]
