@@ -53,8 +53,7 @@ class Feed:
     def __init__(self, run: Run) -> None:
         self.run, self.id, self.lock = run, run.id, threading.RLock()
         self.description, self.options, self.others = run.description, run.options, run.others
-        self.started_knobs = run.started_knobs
-        self.labels, self.path, self.parent = run.labels, run.path, run.parent
+        self.labels, self.path, self.parent, self.started_knobs = run.labels, run.path, run.parent, run.started_knobs
         self.series: dict[Asked, Series] = {}
         self._asked: dict[Asked, tuple[float, int]] = {}  # when each was, and at which block
         self.recent = np.empty((0, run.columns), np.float32)
@@ -66,7 +65,7 @@ class Feed:
         self._evals: list[Eval] = []
         self._knobs: list[KnobChange] = []
         self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
-        self.sessions = run.sessions()  # each time that the run was resumed
+        self.sessions, self.deals = run.sessions(), run.deals  # sessions: each time that the run was resumed
         self._off: Sequence[Off] = ()
         self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
@@ -121,7 +120,7 @@ class Feed:
             if not self._take():
                 self._knobs = self.run.knob_changes()
             if self.done or status.state != self._status.state:
-                self.sessions = self.run.sessions()
+                self.sessions, self.deals = self.run.sessions(), self.run.deals
             self._status = status
         except StoreError as error:
             self.error = str(error)
@@ -170,6 +169,7 @@ class Feed:
             # After the blocks: a turn is in the record before the step that it acts in.
             self._knobs = self.run.knob_changes()
             self._off = self.run.off_spans(self._knobs)
+            self.deals = self.run.deals if self.deals else ()  # a session is there before its steps
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])
@@ -286,7 +286,7 @@ class Feed:
         return steps, self._pick(rows, stat, layer, steps, part)
 
     def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray, part: int | None = None) -> np.ndarray:
-        return pick(self.run.stored.of(part), rows, stat, layer, steps, self._off)
+        return pick(self.run.stored.of(part), rows, stat, layer, steps, self._off, self.deals)
 
     def _none(self, part: int | None = None) -> np.ndarray:
         """No rows, of all columns or of a part's."""

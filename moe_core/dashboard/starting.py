@@ -17,7 +17,7 @@ from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
 from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import off_spans
+from moe_core.runs.statistics import Deal, off_spans
 from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, measured_by
 
 # An empty probe for each kind of figure that shows one. The points have an extent, which the plane's axes need.
@@ -58,6 +58,7 @@ class Unstarted:
     others: Sequence[Source] = ()
     parent: Parent | None = None
     sessions: Sequence[dict[str, Any]] = ()
+    deals: Sequence[Deal] = ()
 
     def __init__(self, run: str, config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> None:
         self.id = self.name = run

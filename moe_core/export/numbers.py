@@ -21,13 +21,13 @@ Table = dict[str, Any]
 CURVES = {"curves": "{}", "heldout": "{}_heldout", "gaps": "{}_minus_{first}"}
 
 # What the rows of a matrix are, by the first letter of its shape, and their first number, as in the hovers.
-ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1)}
+ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1), "R": ("rank", 0)}
 
 
 def columns(given: dict[str, Any]) -> Table:
-    """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, from 1 or by name.
+    """The arrays that a figure is drawn from, as columns: a matrix becomes one for each of its columns, by name or number.
 
-    The first column names the rows: the classes of a matrix by class, the numbers of experts or tokens.
+    The first column names the rows: the classes of a matrix by class, the numbers of experts, tokens or ranks.
     """
     table: Table = {}
     runs = column_names([curve.name for curve in given.get("curves", ())])
@@ -42,7 +42,8 @@ def columns(given: dict[str, Any]) -> Table:
             if plain.ndim == 1:
                 table[word] = plain
             else:
-                names = given.get(f"names_{shape[-1:]}") or range(1, plain.shape[1] + 1)
+                first = 0 if shape[-1:] == "R" else 1
+                names = given.get(f"names_{shape[-1:]}") or range(first, first + plain.shape[1])
                 table |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
         elif name in CURVES:
             for at, curve in enumerate(values):
@@ -54,7 +55,7 @@ def columns(given: dict[str, Any]) -> Table:
 
 
 def row_names(name: str, count: int, given: dict[str, Any]) -> Table:
-    """The column that names the rows of an array: classes, or numbers of experts, tokens or layers, by the suffix of its name."""
+    """The column that names the rows of an array: classes, or numbers of experts, tokens, layers or ranks, by the suffix of its name."""
     first = name.rpartition("_")[2][:1]
     if first in "CL" and len(named := given.get(f"names_{first}", ())) == count:
         return {str(given.get("label", "layer" if first == "L" else "name")): list(named)}

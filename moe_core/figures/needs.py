@@ -1,5 +1,6 @@
 """What a figure or a tile needs of a run. Where a run has not got it, a page and an export do not offer the figure."""
 
+import math
 from collections.abc import Callable
 
 from moe_core.runs.source import Source
@@ -86,6 +87,25 @@ def used(flag: str) -> Need:
 def windows(source: Source) -> bool:
     """What is counted over the last steps is in the record: who shares tokens with whom, and which classes go where."""
     return source.description.origin == "trained" or len(source.snapshots("full")) > 0
+
+
+def devices(source: Source) -> bool:
+    """Experts were dealt over several ranks, in some of its steps."""
+    return any(deal.expert > 1 for deal in source.deals)
+
+
+def exchanged(source: Source) -> bool:
+    """The rows between ranks were counted."""
+    snapshot = source.snapshot(kind="full")
+    return snapshot is not None and "rows_between_ranks" in snapshot[1]
+
+
+def communication(source: Source) -> bool:
+    """The share of a step that ranks spend in communication is measured: not on a GPU, whose steps have a gap there."""
+    if not measured_by(source.description, "communication"):
+        return False
+    _, first = source.history("communication", first=1, last=1)
+    return not len(first) or math.isfinite(first[0])
 
 
 def ablated(source: Source) -> bool:

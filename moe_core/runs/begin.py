@@ -172,10 +172,16 @@ def require_room(folder: Path) -> None:
 
 
 def resume_run(
-    folder: Path, lock: int, who: str, steps: int, notes: Sequence[str] = (), moved: Mapping[str, Any] = {}
+    folder: Path,
+    lock: int,
+    who: str,
+    steps: int,
+    notes: Sequence[str] = (),
+    moved: Mapping[str, Any] = {},
+    ranks: Mapping[str, int] | None = None,
 ) -> RunWriter:
     """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it is to have in all; moved:
-    the present paths of its data (text or data).
+    the present paths of its data (text or data); ranks: how the experts are dealt from now on, if there are several ranks.
 
     Commands that the old trainer had not carried out are answered, not obeyed: yesterday's stop must not stop the run today.
     Knob changes that it had not applied take effect in the next step.
@@ -183,7 +189,9 @@ def resume_run(
     require_room(folder)
     writer = RunWriter(folder, lock)
     try:
-        return _record_resume(writer, who, {"steps": steps, **moved}, notes)
+        return _record_resume(
+            writer, who, {"steps": steps, **({"ranks": dict(ranks)} if ranks else {}), **moved}, notes
+        )
     except (OSError, sqlite3.Error) as error:
         writer.let_go()
         raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error

@@ -14,7 +14,7 @@ from moe_core.runs.codec import HEADER, link
 from moe_core.runs.columns import pick
 from moe_core.runs.database import StoreError
 from moe_core.runs.rows import Block
-from moe_core.runs.statistics import Off
+from moe_core.runs.statistics import Deal, Off
 
 BLOCK_OF = "SELECT id FROM blocks {} WHERE first <= ? ORDER BY {} DESC LIMIT 1"
 PARTS = "SELECT parts.id, parts.data FROM json_each(?) AS wanted JOIN parts ON parts.id = wanted.value"
@@ -50,16 +50,23 @@ class Blocks:
         return [block for block in blocks if first is None or block.first + len(block.rows) > first]
 
     def statistic(
-        self, stat: str, layer: int, first: int | None, last: int | None, off: Sequence[Off]
+        self,
+        stat: str,
+        layer: int,
+        first: int | None,
+        last: int | None,
+        off: Sequence[Off],
+        deals: Sequence[Deal] = (),
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """Steps (n,) and values (n,) or (n, E), as Run.history; only the part that has them is read."""
         part = self.layout.part(stat, layer)
         columns, none = self.layout.of(part), np.empty(0, np.int64)
-        found = [(none, pick(columns, np.empty((0, self.layout.width_of(part)), np.float32), stat, layer, none, off))]
+        no_rows = np.empty((0, self.layout.width_of(part)), np.float32)
+        found = [(none, pick(columns, no_rows, stat, layer, none, off, deals))]
         for start, rows in self.pieces(first, last, part):
             steps = np.arange(start, start + len(rows), dtype=np.int64)
             steps = steps if last is None else steps[steps <= last]
-            found.append((steps, pick(columns, rows[: len(steps)], stat, layer, steps, off)))
+            found.append((steps, pick(columns, rows[: len(steps)], stat, layer, steps, off, deals)))
         steps, values = (np.concatenate(ones) for ones in zip(*found, strict=True))
         return steps, values
 

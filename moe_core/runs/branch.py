@@ -54,7 +54,7 @@ def branch_off(
         "description": to_json(replace(parent.description, settings={**parent.description.settings, "steps": steps})),
         # The parent's launch has not begun this run, nor have its ranks.
         "facts": {**{name: fact for name, fact in parent.about["facts"].items() if name not in OF_LAUNCH}, **facts},
-        "parent": {"run": parent.id, "step": at},
+        "parent": {"run": parent.id, "step": at, **dealt_until(parent, at)},
         "script": [list(change) for change in parent.script if change[0] > at],
     }
 
@@ -67,6 +67,12 @@ def branch_off(
     lock = make_file(folder, about, parent.probe(), fill)
     link_checkpoints(parent.path, folder, at)
     return lock
+
+
+def dealt_until(parent: Run, at: int) -> dict[str, Any]:
+    """How the experts were dealt in the steps that a fork has of its parent, if ever several ranks trained it."""
+    deals = [list(deal) for deal in parent.deals if deal.first <= at]
+    return {"deals": deals} if deals else {}
 
 
 def check_branch(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.runs.database import StoreError
-from moe_core.runs.statistics import DERIVED, Off, dead_off, derive, on_mask
+from moe_core.runs.statistics import DERIVED, OF_DEVICES, Deal, Off, dead_off, derive, device_statistic, on_mask
 from moe_core.schema import STAT, Column
 
 COLUMNS = 1 << 20  # the most that a file from somebody else may declare
@@ -48,10 +48,12 @@ def pick(
     layer: int,
     steps: NDArray[np.int64] | None = None,
     off: Sequence[Off] = (),
+    deals: Sequence[Deal] = (),
 ) -> NDArray[Any]:
     """One statistic of one layer out of rows (n, C) in a layout: (n,) or (n, E).
 
-    steps (n,): which they are, needed where experts were switched `off`; those are left out of every statistic.
+    steps (n,): which they are, needed where experts were switched `off`, which are left out of every statistic, and for those
+    of devices, to which the experts are dealt as `deals` say.
     """
     wanted = DERIVED[stat][0] if stat in DERIVED else stat
     layer = -1 if STAT[wanted].shape == "" else layer
@@ -59,6 +61,10 @@ def pick(
     if column is None:
         raise StoreError(f"this run has no statistic {wanted!r}: an earlier version or another program recorded it")
     values = rows[:, column.start : column.start + column.width]
+    if stat in OF_DEVICES:
+        return device_statistic(
+            stat, np.asarray(values, np.float64), np.zeros(len(values), np.int64) if steps is None else steps, deals
+        )
     if stat in DERIVED:
         on_nE = None if steps is None else on_mask(off, layer, steps, column.width)
         return derive(stat, {wanted: values}, on_nE)

@@ -2,11 +2,12 @@
 its Config."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any, NamedTuple
 
 from moe_core.runs.columns import check_columns
+from moe_core.runs.statistics import Deal, deal_at
 from moe_core.schema import (
     STRATEGIES,
     Column,
@@ -83,6 +84,36 @@ def read_time(value: Any) -> float:
     if not math.isfinite(seconds):
         raise ValueError(f"a time must be a finite number of seconds, got {value}")
     return seconds
+
+
+def deals_of(about: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> tuple[Deal, ...]:
+    """How many ranks trained a run from which step on, and over how many its experts were dealt: by the facts of its beginning, or,
+    of a fork, what it has of its parent, and then by each session. Where nothing valid is said: by one rank. Empty if all are so."""
+    parent = about.get("parent")
+    if parent:
+        known = parent.get("deals")
+        entries = known if isinstance(known, list) else []
+        given = {entry[0]: entry[1:] for entry in entries if isinstance(entry, list) and entry and is_count(entry[0])}
+    else:
+        given = {1: parts_of(about["facts"].get("ranks"))}
+    given |= {int(session["step"]) + 1: parts_of(session.get("ranks")) for session in sessions}
+    deals = list[Deal]()
+    for first, parts in sorted(given.items()):
+        valid = len(parts) == 2 and all(map(is_count, parts))
+        deal = Deal(first, *parts) if valid else Deal(first)
+        if deal[1:] != deal_at(deals, first)[1:]:
+            deals.append(deal)
+    return tuple(deals)
+
+
+def parts_of(ranks: Any) -> list[Any]:
+    """The numbers of groups and of ranks in each, as a record has them."""
+    return [ranks.get("data"), ranks.get("expert")] if isinstance(ranks, dict) else []
+
+
+def is_count(value: Any) -> bool:
+    """Whether this is a number of ranks, or of a step."""
+    return type(value) is int and 0 < value < 2**53
 
 
 # What the facts of a record say, which another program may have written

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from moe_core.runs.ablation import Ablation
 from moe_core.runs.measuring import Measured
 from moe_core.runs.rows import Eval, KnobChange, Parent, Status
-from moe_core.runs.statistics import Off
+from moe_core.runs.statistics import Deal, Off
 from moe_core.schema import Config, Description, KnobValues
 
 Span = tuple[float, float] | None
@@ -72,6 +72,10 @@ class Source(Protocol):
 
     def off_spans(self) -> Sequence[Off]:
         """Which experts were switched off, and when."""
+
+    @property
+    def deals(self) -> Sequence[Deal]:
+        """How many ranks trained it from which step on, and over how many its experts were dealt; empty if nobody knows."""
 
     def status(self) -> Status: ...
 
@@ -180,6 +184,10 @@ class Beside:
 
     def off_spans(self) -> Sequence[Off]:
         return self.run.off_spans()
+
+    @property
+    def deals(self) -> Sequence[Deal]:
+        return self.run.deals
 
     def status(self) -> Status:
         return self.run.status()

@@ -13,11 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.schema import BALANCED, DEAD_AFTER, Description, KnobValues, switched_off
+from moe_core.schema import BALANCED, DEAD_AFTER, STATS, Description, KnobValues, switched_off
 
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
 FOR_EVER = 2**62  # the step at which an expert that is still off comes back
+OF_RANKS = {stat.name for stat in STATS if stat.ranks}
+OF_DEVICES = {name for name in OF_RANKS if name.endswith("_devices")}
 
 
 def cv(x_NE: Array) -> Array:
@@ -65,6 +67,7 @@ DERIVED: dict[str, tuple[str, Callable[[Array], Array]]] = {
     "cv_load": ("load", cv),
     "cv_counts": ("counts", cv),
     "max_over_mean_load": ("load", max_over_mean),
+    "max_over_mean_devices": ("counts", max_over_mean),  # of counts by device: device_statistic()
     "max_vio": ("counts", lambda x_NE: max_over_mean(x_NE) - 1),
     "min_vio": ("counts", lambda x_NE: min_over_mean(x_NE) - 1),
     "effective_experts": ("counts", lambda x_NE: np.exp(entropy(x_NE))),
@@ -81,8 +84,9 @@ def source_of(stat: str) -> str:
 
 
 def measured_by(description: Description, stat: str) -> bool:
-    """Whether a run's record has a statistic, or the stored one that it follows from."""
-    return source_of(stat) in description.measures
+    """Whether a run's record has a statistic, or the stored one that it follows from. One of devices also needs several ranks."""
+    measures = description.measures
+    return source_of(stat) in measures and (stat not in OF_DEVICES or "sent_bytes" in measures)
 
 
 def derive(stat: str, stored: Mapping[str, NDArray[np.floating]], on_NE: Flags | None = None) -> Array:
@@ -134,6 +138,42 @@ def mean_balance(counts_LE: NDArray[np.floating] | None) -> dict[str, float]:
     if counts_LE is None:
         return {}
     return {name: float(layers.mean()) for name, layers in held_out_balance(counts_LE).items()}
+
+
+# Experts that are dealt over devices
+
+
+class Deal(NamedTuple):
+    """How a run is trained from step `first` on: by `data` groups of `expert` ranks. A group has all experts, each of its ranks
+    as many, consecutive ones; each rank has as many of the batch's tokens. (training/devices.py)"""
+
+    first: int
+    data: int = 1
+    expert: int = 1
+
+    @property
+    def ranks(self) -> int:
+        return self.data * self.expert
+
+
+def deal_at(deals: Sequence[Deal], step: int) -> Deal:
+    """The one that a step was trained under: of one rank if none is known."""
+    return next((deal for deal in reversed(deals) if deal.first <= step), Deal(1))
+
+
+def device_statistic(stat: str, counts_NE: Array, steps_N: NDArray[np.integer], deals: Sequence[Deal]) -> Array:
+    """(N,) a statistic of OF_DEVICES, by the experts of each device; of several groups, devices with the same experts as one.
+
+    NaN where each device has all experts, and where nothing was selected. An expert that is off counts: its device has less to do.
+    """
+    result, E = np.full(len(counts_NE), np.nan), counts_NE.shape[1]
+    for at, deal in enumerate(deals):
+        end = deals[at + 1].first if at + 1 < len(deals) else FOR_EVER
+        if deal.expert > 1 and E % deal.expert == 0:
+            rows_N = (deal.first <= steps_N) & (steps_N < end) & (counts_NE.sum(axis=1) > 0)
+            by_device = counts_NE[rows_N].reshape(-1, deal.expert, E // deal.expert).sum(axis=2)
+            result[rows_N] = DERIVED[stat][1](by_device)
+    return result
 
 
 # Experts that are off

@@ -23,7 +23,7 @@ from moe_core.runs.codec import unpack_arrays
 from moe_core.runs.columns import pick, read_layout
 from moe_core.runs.database import StoreError, is_alive, seal_unsealed
 from moe_core.runs.file import File
-from moe_core.runs.identity import changed_by, identity_of, read_time, threads_of, version_of
+from moe_core.runs.identity import changed_by, deals_of, identity_of, read_time, threads_of, version_of
 from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
@@ -45,7 +45,7 @@ from moe_core.runs.rows import (
 )
 from moe_core.runs.series import thin
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import Off, measured_by, off_spans
+from moe_core.runs.statistics import Deal, Off, measured_by, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import as_knobs, check_changes, check_declared, insert_turns, knobs_after
@@ -136,10 +136,8 @@ class Run:
             seal_unsealed(self.path)
 
     def check_layout(self) -> None:
-        """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended.
-
-        One that is newer than the run is not needed: a run keeps the columns that it began with.
-        """
+        """StoreError if the run holds a statistic that this version does not measure, so that nothing can be appended. One that is
+        newer than the run is not needed: a run keeps the columns that it began with."""
         names = [name for name in measured_in(self.layout) if name in STAT and STAT[name].stored]
         if self.layout != columns_of(self.description.experts, names):
             raise StoreError(
@@ -226,8 +224,14 @@ class Run:
 
     def sessions(self) -> list[dict[str, Any]]:
         """Each time that the run was resumed: who, when, after which step, its new number of steps, and notes."""
-        resumed = [command for command in self.commands() if command.name == RESUMED]
+        resumed = (command for command in self.commands() if command.name == RESUMED)
         return [{"who": c.who, "when": c.when, "step": c.step, **read_json(c.result or "")} for c in resumed]
+
+    @property
+    def deals(self) -> tuple[Deal, ...]:
+        """How many ranks trained the run from which step on, and how its experts were dealt to them; nothing if that is damaged."""
+        sessions = self.sessions()
+        return () if "commands" in self.checked.damage else deals_of(self.about, sessions)
 
     def evals(self, after: int = 0) -> list[Eval]:
         """Evaluations whose id is beyond `after`."""
@@ -249,10 +253,8 @@ class Run:
         return np.array([step for step, _ in self.checked.snapshots(kind)], np.int64)
 
     def snapshot(self, step: int | None = None, kind: str = "probe") -> tuple[int, dict[str, NDArray[Any]]] | None:
-        """The last snapshot at or before step (of all, if None), with its own step; None if there is none.
-
-        One that is damaged, or not of this run's layers, is passed over.
-        """
+        """The last snapshot at or before step (of all, if None), with its own step; None if there is none. One that is
+        damaged, or not of this run's layers, is passed over."""
         for at, id in reversed(self.checked.snapshots(kind)):
             arrays = self.checked.snapshot(id) if step is None or at <= step else None
             if arrays is not None and fits(kind, arrays, self.description.experts):
@@ -295,7 +297,7 @@ class Run:
             layer = self.description.layer(layer)
         except ValueError as error:
             raise StoreError(str(error)) from None
-        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans())
+        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans(), self.deals)
         return thin(steps, values, bins) if bins else (steps, values)
 
     def off_spans(self, changes: Sequence[KnobChange] | None = None) -> tuple[Off, ...]:

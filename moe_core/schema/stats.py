@@ -22,7 +22,7 @@ class Stat(NamedTuple):
     shape: "" once a step, "L" once a step and MoE layer, "LE" once a step, layer and expert.
     stored: kept in the blocks; the others are computed from the stored ones when read (runs/statistics.py).
     clock: depends on wall time, so the same training measures it differently the next time.
-    ranks: measured only where several ranks train together.
+    ranks: only of runs that several ranks began together.
     """
 
     name: str
@@ -65,6 +65,7 @@ STATS = (
     Stat("cv_load", "L", "CV(load)", "", "coefficient of variation of the smooth load over the experts: 0 when all are equal", stored=False),
     Stat("cv_counts", "L", "CV(selections)", "", "coefficient of variation of the hard counts over the experts", stored=False),
     Stat("max_over_mean_load", "L", "max / mean load", "x", "largest smooth load over the mean (Shazeer 2017, Table 6)", stored=False),
+    Stat("max_over_mean_devices", "L", "max / mean load of devices", "x", "selections of the busiest device's experts over the mean, before any drop; of several groups, devices with the same experts count as one. None while each device has all experts", stored=False, ranks=True),
     Stat("max_vio", "L", "MaxVio", "", "(max - mean) / mean of the counts (Wang et al. 2024)", stored=False),
     Stat("min_vio", "L", "MinVio", "", "(min - mean) / mean of the counts", stored=False),
     Stat("effective_experts", "L", "effective experts", "experts", "exp of the entropy of the count shares", stored=False),

@@ -78,7 +78,7 @@ def resume(
 
         trainer = restored_or_new(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
-        writer = resume_run(run.path, lock, who, goal, notes, moved)
+        writer = resume_run(run.path, lock, who, goal, notes, moved, joined.facts["ranks"] if joined else None)
     except BaseException:
         if trainer:
             trainer.committer.close()

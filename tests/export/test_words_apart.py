@@ -19,6 +19,7 @@ from tests.export.made import make_run
 from tests.export.test_sources import result
 from tests.export.test_untold import make_turned
 from tests.figures.many_layers import record_layers
+from tests.figures.ranked import record_ranks
 from tests.figures.record import record, record_tokens
 from tests.figures.test_catalog import write_throughput
 
@@ -27,7 +28,7 @@ HIGH, LOW = 0.72, 0.2  # how far letters reach above and below their baseline, i
 SOURCES = {
     "balance": ("made", "other"), "digits": ("digits", "digits-other"), "table": ("table",),
     "many": ("text", "text-other"), "groups": ("groups",), "bias": ("bias",), "tokens": ("tokens",), "layers": ("layers",),
-    "turned": ("turned", "with a long name, and turned too"),
+    "turned": ("turned", "with a long name, and turned too"), "ranks": ("ranks",), "groups of ranks": ("groups of ranks",),
 }  # fmt: skip
 
 
@@ -45,6 +46,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
     record(folder / "bias", "plane", 16, steps=40, knobs=Knobs(strategy="loss-free"))
     record_tokens(folder / "tokens", [" the", "\n", "cat"], np.arange(40) % 3)
     record_layers(folder / "layers", [64] * 24)
+    record_ranks(folder / "ranks", (40, 1, 8), knobs=Knobs(capacity_factor=1.0))
+    record_ranks(folder / "groups of ranks", (40, 1, 4), (60, 4, 2))
     for name in SOURCES["turned"]:
         make_turned(folder, name)
     return folder

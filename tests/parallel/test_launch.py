@@ -13,7 +13,11 @@ from moe_core.commands.ranks import begun_before
 from moe_core.parallel.launch import launch_name
 from moe_core.runs import Run, create_run
 from moe_core.runs.branch import branch_off
+from moe_core.runs.statistics import Deal
 from moe_core.schema import Config, Knobs
+from moe_core.training.again import resume
+from moe_core.training.loop import Trainer
+from moe_core.training.session import train
 
 Begin = Callable[..., Path]
 
@@ -96,3 +100,14 @@ def test_a_fork_is_of_the_launch_that_made_it(
     facts = Run(made).facts
     assert facts["ranks"] == {"data": 1, "expert": 2}
     assert facts["threads"] == 1
+
+
+def test_a_session_says_on_how_many_ranks_it_trained(tmp_path: Path) -> None:
+    """The facts only say how the run began; one process that goes on is none of several."""
+    config = Config.for_task("plane", tokens=64, d_model=16, d_hidden=16, steps=3, eval_every=1000, threads=1)
+    folder, state = train(config, Knobs(), tmp_path, "a")
+    joined = argparse.Namespace(make=Trainer, facts={"launch": "x", "ranks": {"data": 1, "expert": 2}})
+    for steps, ranks in ((5, joined), (7, None), (9, joined)):
+        assert state == "finished"
+        folder, state = resume(Run(folder), steps, joined=ranks)
+    assert Run(folder).deals == (Deal(4, 1, 2), Deal(6), Deal(8, 1, 2))

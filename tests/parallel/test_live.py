@@ -15,6 +15,7 @@ import torch
 
 from moe_core.runs import Run, verify
 from moe_core.runs.locks import is_locked
+from moe_core.runs.statistics import Deal
 from moe_core.schema import Knobs
 from moe_core.training import checkpoint
 from moe_core.training.again import Nowhere
@@ -114,6 +115,20 @@ def test_what_the_ranks_sent_is_in_the_record(lived: dict[str, Any]) -> None:
     place = next(c.start for c in run.layout if c.stat == "sent_bytes")
     assert (run.rows(1, FIRST)[:, place] > 0).all()
     assert run.facts["ranks"] == {"data": 1, "expert": 2}
+    assert run.deals == (Deal(1, 1, 2),)
+
+
+def test_the_load_of_a_device_is_that_of_its_experts(lived: dict[str, Any]) -> None:
+    """What the ranks counted row by row is what follows from the selections of each expert."""
+    run = lived["run"]
+    step, full = run.snapshot(kind="full")
+    assert step == run.steps()[1]
+    for layer in range(2):
+        counts_nE = run.history("counts", layer, first=max(1, step - 99))[1].astype(int)
+        of_devices = counts_nE.reshape(-1, 2, 2).sum(axis=2)
+        assert full["rows_between_ranks"][layer].sum(axis=0).tolist() == of_devices.sum(axis=0).tolist()
+        balance = run.history("max_over_mean_devices", layer, first=max(1, step - 99))[1]
+        np.testing.assert_allclose(balance, of_devices.max(axis=1) / of_devices.mean(axis=1))
 
 
 def test_it_stops_on_all_ranks(lived: dict[str, Any]) -> None:

@@ -97,6 +97,7 @@ def by_definition(stat: str, x: np.ndarray) -> np.ndarray:
                 "cv_load": cv2**0.5,
                 "cv_counts": cv2**0.5,
                 "max_over_mean_load": max(row) / mean,
+                "max_over_mean_devices": max(row) / mean,  # each expert on a device of its own
                 "max_vio": (max(row) - mean) / mean,
                 "min_vio": (min(row) - mean) / mean,
                 "effective_experts": np.exp(entropy),

@@ -4,10 +4,22 @@ import math
 
 import numpy as np
 
-from moe_core.figures import bars, read_layers, read_live, timeline, treemap, turns
+from moe_core.figures import bars, ranks, read_layers, read_live, read_ranks, timeline, treemap, turns
 from moe_core.figures.layers import layers as layers_by_experts
 from moe_core.figures.layers import layers_spread
-from moe_core.figures.needs import balance, groups, knobs, loss, many_layers, metrics, stats, turned
+from moe_core.figures.needs import (
+    balance,
+    communication,
+    devices,
+    exchanged,
+    groups,
+    knobs,
+    loss,
+    many_layers,
+    metrics,
+    stats,
+    turned,
+)
 from moe_core.figures.off import out_of
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.tile import NONE, Tile, number, short
@@ -19,6 +31,7 @@ from moe_core.figures.pages.words import (
     off_note,
     word_at,
 )
+from moe_core.figures.plain import plain_chart
 from moe_core.figures.reading import (
     RECENT,
     evaluated,
@@ -33,7 +46,7 @@ from moe_core.figures.reading import (
     value_at,
 )
 from moe_core.runs.source import At, Source
-from moe_core.runs.statistics import measured_by
+from moe_core.runs.statistics import deal_at, measured_by
 from moe_core.schema import LOOKS_AHEAD, STAT, experts_per_token, looks_ahead
 
 
@@ -82,12 +95,14 @@ def max_tile(source: Source, at: At) -> Tile:
     on = int(on_at(source, at.layer, [step]).sum())
     ceiling = f"ceiling {on / experts_per_token(source.description, knobs, at.layer):.3g} ×"
     held_out = held_out_at(source, at.layer, step)
+    over_devices = value_at(source, "max_over_mean_devices", at.layer, step)
+    own = (f"devices {number(over_devices)} ×",) if math.isfinite(over_devices) else ()
     return Tile(
         "max_over_mean_load",
         "Max / mean load",
         number(value_at(source, "max_over_mean_load", at.layer, step)),
         "×",
-        lines=(f"held-out {number(held_out.max_over_mean)} ×" if held_out else ceiling,),
+        lines=(f"held-out {number(held_out.max_over_mean)} ×" if held_out else ceiling, *own),
         more=f"{ceiling}\n{off_note(source, at.layer, step, 'max_over_mean_load')}".strip(),
     )
 
@@ -145,7 +160,29 @@ def speed_tile(source: Source, at: At) -> Tile:
     if not rate:
         return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
     tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
-    return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=(f"{tokens} tokens/s",))
+    exchange, more = exchange_words(source, step)
+    lines = (f"{tokens} tokens/s", *([exchange] if exchange else []))
+    return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=lines, more=more)
+
+
+def exchange_words(source: Source, step: int) -> tuple[str, str]:
+    """What several ranks spend on each other, mean over their last steps up to this one, in short and in full; "" of one process."""
+    deal = deal_at(source.deals, step)
+    if deal.ranks == 1 or not measured_by(source.description, "sent_bytes"):
+        return "", ""
+    last = min(RECENT, step - deal.first + 1)
+    share_n, sent_n = (rows_until(source, stat, 0, step, last)[1] for stat in ("communication", "sent_bytes"))
+    if not np.isfinite(sent_n).any():
+        return "", ""
+    sent = f"{short(float(np.nanmean(sent_n)))}B"
+    sentence = f"All ranks together sent {sent} a step, mean of {last} steps."
+    if not np.isfinite(share_n).any():
+        return f"{sent} a step", sentence
+    share = f"{100 * float(np.nanmean(share_n)):.0f} %"
+    return (
+        f"exchange {share}",
+        f"{share} of a step went into communication, mean over ranks and {last} steps.\n{sentence}",
+    )
 
 
 # In the order in which the page shows them.
@@ -174,6 +211,41 @@ FIGURES: dict[str, Entry] = {
     "knobs": Entry("Knobs over time", turns.knobs, read_knobs, (knobs,), (turned,), layered=False),
     "group_treemap": Entry(
         "Groups and experts", treemap.group_treemap, read_live.read_groups, (groups, stats("selection_share"))
+    ),
+    # Of several ranks only.
+    "device_balance": Entry(
+        "Balance of devices over time",
+        ranks.device_balance,
+        read_ranks.read_device_balance,
+        (devices, stats("max_over_mean_devices")),
+    ),
+    "device_load": Entry("Load of each device", ranks.device_load, read_ranks.read_load, (devices,), (exchanged,)),
+    "communication": plain_chart(
+        "communication",
+        "Time in communication",
+        "share of a step in which a rank sent or waited for others; mean over ranks",
+        axis="share of the step, %",
+        hover="Of step %{x:,d} a rank spent %{y:.1f} % in communication, in the mean over ranks",
+        top=100.0,
+        form=".0f",
+        times=100.0,
+        unit=" %",
+        names_changes=False,
+        needs=(communication,),
+    ),
+    "rows_between_ranks": Entry(
+        "Rows between ranks", ranks.rows_between_ranks, read_ranks.read_rows, (devices,), (exchanged,)
+    ),
+    "sent_bytes": plain_chart(
+        "sent_bytes",
+        "Sent between ranks",
+        "bytes of a step, all ranks and layers together; evaluations not counted",
+        axis="MB a step",
+        hover="All ranks together sent %{y:.3f} MB to each other in step %{x:,d}",
+        form=".3g",
+        times=1e-6,
+        unit=" MB",
+        names_changes=False,
     ),
 }
 

@@ -1,0 +1,67 @@
+"""How the charts of a training by several ranks are read from a run."""
+
+from typing import Any
+
+import numpy as np
+
+from moe_core.figures.paper import Array
+from moe_core.figures.ranks import Counted
+from moe_core.figures.reading import common, experts_of, over_time, step_of
+from moe_core.runs.source import At, Source
+from moe_core.runs.statistics import deal_at
+from moe_core.schema import WINDOW
+
+
+def rows_of(array: Any, layers: int) -> Array | None:
+    """(L, R, R) the rows between ranks as a snapshot has them; None of a file of somebody else's that has something else there."""
+    rows_LRR = np.asarray(array)
+    whole = rows_LRR.dtype.kind in "iu" and rows_LRR.ndim == 3
+    fits = whole and len(rows_LRR) == layers and rows_LRR.shape[1] == rows_LRR.shape[2] > 0
+    return rows_LRR if fits and (rows_LRR >= 0).all() and (rows_LRR < 2**53).all() else None
+
+
+def read_rows(source: Source, at: At) -> dict[str, Any]:
+    """The rows of the last full snapshot at or before the step that is shown; no ranks where it has none."""
+    snapshot, shown = source.snapshot(step=at.step, kind="full"), step_of(source, at)
+    alone = shown > 0 and deal_at(source.deals, shown).ranks == 1
+    missing = "not counted: one process trained this step" if alone else "not counted yet"
+    none = {"rows_to_RR": np.zeros((0, 0), np.int64), "counted": None, "missing": missing, "step": None}
+    if snapshot is None or "rows_between_ranks" not in snapshot[1]:
+        return none
+    step, rows_LRR = int(snapshot[0]), rows_of(snapshot[1]["rows_between_ranks"], len(source.description.layers))
+    if rows_LRR is None:
+        return none
+    deal, first = deal_at(source.deals, step), max(1, step - WINDOW + 1)
+    # How the ranks share the experts is known from the deal; a record that does not say it has only the numbers.
+    known = deal.ranks == rows_LRR.shape[1]
+    dealt = deal.first if known and deal.first > first else 0
+    return {
+        "rows_to_RR": rows_LRR[at.layer],
+        "group": deal.expert if known else rows_LRR.shape[1],
+        "counted": Counted(first, step, dealt),
+        "step": step,
+    }
+
+
+def read_load(source: Source, at: At) -> dict[str, Any]:
+    rows, E = read_rows(source, at), experts_of(source, at.layer)
+    deal = deal_at(source.deals, rows["step"] or 0)
+    known = deal.ranks == len(rows["rows_to_RR"]) and E % deal.expert == 0
+    return rows | {"experts": E if known else 0}
+
+
+def read_device_balance(source: Source, at: At) -> dict[str, Any]:
+    steps, devices = over_time(source, "max_over_mean_devices", at)
+    # Thinning picks rows by their steps alone, so both have the same x.
+    _, of_experts = over_time(source, "max_vio", at)
+    shown = deal_at(source.deals, step_of(source, at))
+    return {
+        "steps": steps, "devices": devices, "of_experts": of_experts + 1,
+        "group": shown.expert, "groups": shown.data, "drops": drops(source),
+    } | common(source, at)  # fmt: skip
+
+
+def drops(source: Source) -> bool:
+    """Whether the run ever had a capacity, beyond which selections are dropped."""
+    turned = [change.value for change in source.knob_changes() if change.name == "capacity_factor" and change.step]
+    return any(bool(value) for value in (getattr(source.started_knobs, "capacity_factor", 0), *turned))
