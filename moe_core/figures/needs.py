@@ -95,9 +95,10 @@ def devices(source: Source) -> bool:
 
 
 def exchanged(source: Source) -> bool:
-    """The rows between ranks were counted."""
-    snapshot = source.snapshot(kind="full")
-    return snapshot is not None and "rows_between_ranks" in snapshot[1]
+    """The rows between ranks were counted, by the last ranks that trained it or by earlier ones."""
+    ends = [deal.first - 1 for deal in source.deals[1:]]
+    snapshots = (source.snapshot(step=end, kind="full") for end in (*ends, None))
+    return any(snapshot is not None and "rows_between_ranks" in snapshot[1] for snapshot in snapshots)
 
 
 def communication(source: Source) -> bool:

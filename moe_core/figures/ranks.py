@@ -182,7 +182,7 @@ def device_load(
     theme: Theme = LIGHT,
     size: Size = (320, 224),
 ) -> Spec:
-    """The rows that the experts of each device worked through: those of its own tokens pale, those of other ranks above; dashed: even.
+    """The rows that the experts of each device worked through: those of its own tokens, above them those of other ranks; dashed: even.
 
     All else as rows_between_ranks() has it. experts: how many the layer has; 0: which of them a rank has is
     not known.
@@ -192,7 +192,7 @@ def device_load(
     load_R, own_R = rows_RR.sum(axis=0), np.diagonal(rows_RR)
     mean = float(load_R.mean()) if R else 0.0
     most = f"busiest {load_R.max() / mean:.2f} × mean; " if mean else ""
-    subtitle = f"{most}pale: its own tokens; {counted.words}" if R and counted else missing
+    subtitle = f"{most}lower: its own tokens; {counted.words}" if R and counted else missing
     top = nice_above(max(1.05 * float(load_R.max(initial=0)), 1.1 * mean))
     layout = base(
         "device_load",
@@ -258,8 +258,8 @@ def device_balance(
     steps (n,), devices (n,), of_experts (n,), NaN being a gap. group: how many devices have the experts between them, in each of
     `groups` groups; drops: whether some of the selections may have been dropped. Changes are named as in balance().
     """
-    known = [values[np.isfinite(values)] for values in (np.asarray(devices), np.asarray(of_experts))]
-    top = nice_above(max(1.5, *(float(values.max(initial=0.0)) for values in known)))
+    both = np.concatenate([devices, of_experts])
+    top = nice_above(max(1.5, float(both[np.isfinite(both)].max(initial=0.0))))
     of_groups = f", mean over {groups} groups" if groups > 1 else ""
     now = f"{group} devices{of_groups}" if group > 1 else "each device has all experts"
     subtitle = f"selections of the busiest ÷ mean{' before any drop' if drops else ''}; {now}"
@@ -274,9 +274,9 @@ def device_balance(
         values = np.asarray(values, np.float32)
         hover = f"The busiest of the {name} had %{{y:.2f}} × the mean at step %{{x:,d}}"
         data.append(line(name, x, values, hover, color=colour, width=width))
-        if len(values) and math.isfinite(values[-1]):
-            px = inner(layout)[1] * (float(values[-1]) - 1.0) / (top - 1.0)
-            ends.append((px, f"{name} {values[-1]:.2f} ×"))
+        if len(known := values[np.isfinite(values)]):
+            px = inner(layout)[1] * (float(known[-1]) - 1.0) / (top - 1.0)
+            ends.append((px, f"{name} {values[-1]:.2f} ×" if math.isfinite(values[-1]) else name))
     layout["annotations"] += end_labels(sorted(ends, reverse=True), layout, theme, ink=True)
     ideal_line(layout, 1.0, theme)
     mark(layout, changes, cursor, theme, labelled=label_changes)

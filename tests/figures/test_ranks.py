@@ -121,7 +121,7 @@ def test_load_is_what_came_to_each_device_beside_an_even_one(runs: dict[str, Run
     assert (own["y"] + others["y"]).tolist() == load
     (even,) = spec["layout"]["shapes"]
     assert even["y0"] == even["y1"] == sum(load) / 4 == 100 * T * K / 4
-    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; pale: its own tokens; steps 31–130"
+    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; lower: its own tokens; steps 31–130"
     assert spec["layout"]["yaxis"]["range"][1] >= max(load)
     sent = sum(rows[3]) - rows[3][3]
     assert others["hovertext"][3] == own["hovertext"][3] == (
@@ -175,7 +175,7 @@ def test_the_balance_of_devices_and_of_experts_over_time(runs: dict[str, Run]) -
         np.testing.assert_allclose(experts["y"][step - 1], counts.max() / counts.mean(), rtol=1e-6)
     assert np.isnan(devices["y"][80:]).all()
     assert subtitle(spec).endswith("each device has all experts")
-    assert [note["text"] for note in spec["layout"]["annotations"]] == [f"experts {experts['y'][-1]:.2f} ×"]
+    assert {note["text"] for note in spec["layout"]["annotations"]} == {f"experts {experts['y'][-1]:.2f} ×", "devices"}
     now = spec_of(runs["groups"], "device_balance", size=(620, 224))
     assert subtitle(now).endswith("2 devices, mean over 2 groups")
     assert now["layout"]["yaxis"]["range"][0] == 1
@@ -204,6 +204,9 @@ def test_each_run_is_offered_what_it_measured(runs: dict[str, Run], tmp_path: Pa
     assert own(runs["later"]) == ["device_load", "rows_between_ranks"]
     for run in (record(tmp_path / "a", "plane"), record_tokens(tmp_path / "b", None, np.arange(40))):
         assert own(run) == []
+    # One process trained its last steps, but not those before.
+    gone_on = record_ranks(tmp_path / "d", (20, 1, 2), (40, 1, 1))
+    assert [name for name in OWN if shows(gone_on, name)] == OWN
     # Before the first step there is nothing to export of the snapshots.
     config = Config.for_task("plane", num_experts=E, layers=2, tokens=T)
     writer = create_run(tmp_path / "c", config, Knobs(), facts={"ranks": {"data": 1, "expert": 2}}, ranks=2)
