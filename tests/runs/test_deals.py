@@ -65,6 +65,7 @@ def test_a_page_reads_the_same(moved: Run) -> None:
 def test_a_page_that_is_open_learns_of_other_ranks_with_their_first_step(tmp_path: Path) -> None:
     run = record_ranks(tmp_path / "a", (20, 1, 4))
     feed = Feed(run)
+    feed.most = 5  # rows in memory, so that its lines are kept apart from them, and added to
     feed.refresh(now=True)
     feed.history(STAT, 0, bins=100)
     more = record_ranks_on(tmp_path / "a", 40, 1, 2)
