@@ -131,7 +131,7 @@ def must_train(run: Any) -> None:
             raise ValueError(
                 f"{run.id} is {run.state}: the program that trained it has ended, and nothing would act on this"
             )
-        words, ranks = ["train", "--resume", run.id], ranks_again(run.facts)
+        words, ranks = ["train", "--resume", run.id], ranks_again(run.deals, run.facts)
         command = " ".join(words if ranks == ALONE else command_words(words, ranks))
         more = f" --steps N, above {run.steps()[1]}" if run.state == "finished" else ""
         raise ValueError(f"{run.id} is {run.state} and no trainer reads it; go on with it by `{command}{more}`")

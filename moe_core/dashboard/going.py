@@ -18,7 +18,7 @@ _asked: dict[Path, float] = {}  # when this dashboard was asked to go on with a 
 
 
 def go_on(run: Run, steps: int) -> None:
-    """Start a trainer that goes on with a run, to so many steps in all; 0: until stopped. On as many ranks as it began with, if this
+    """Start a trainer that goes on with a run, to so many steps in all; 0: until stopped. On as many ranks as trained it last, if this
     machine has room for them. ValueError says why it cannot."""
     if "resume" not in run.description.obeys:
         raise ValueError(
@@ -34,7 +34,7 @@ def go_on(run: Run, steps: int) -> None:
     while run.state in ENDINGS and is_running(run.id, run.path.parent) and time.monotonic() < until:
         time.sleep(0.05)
     began = time.time()
-    resume(run, steps, ranks=ranks_again(run.facts))
+    resume(run, steps, ranks=ranks_again(run.deals, run.facts))
     _asked[run.path.absolute()] = began
 
 

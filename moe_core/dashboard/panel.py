@@ -77,7 +77,7 @@ def panel(feed: Any, step: int | None = None, looks: bool = False) -> dict[str, 
         "looking": LOOKING if looks else "",
         "going": begins,
         "goal": goal_of(feed),
-        "ranks": again_text(feed.run.facts),
+        "ranks": again_text(feed.deals, feed.run.facts),
         "knobs": [knob(name, declared[name], values, turns) for name in acting],
         "idle": [
             knob(name, declared[name], values) for name in declared if name not in acting and may_act(declared[name])
@@ -279,7 +279,7 @@ def act(run: Run, deed: Deed) -> dict[str, Any]:
             raise ValueError(
                 f"a fork at step {deed.fork:,} trains to a step beyond it, got {deed.steps:,}; leave it empty to train until stopped"
             )
-        ranks = ranks_again(run.facts)
+        ranks = ranks_again(run.deals, run.facts)
         return {"go": fork(run, deed.fork, deed.turn, steps=deed.steps, who="dashboard", ranks=ranks)}
     if deed.go_on:
         going.go_on(run, deed.steps)

@@ -58,7 +58,6 @@ class Unstarted:
     others: Sequence[Source] = ()
     parent: Parent | None = None
     sessions: Sequence[dict[str, Any]] = ()
-    deals: Sequence[Deal] = ()
 
     def __init__(self, run: str, config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> None:
         self.id = self.name = run
@@ -67,6 +66,7 @@ class Unstarted:
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()
         self.run = SimpleNamespace(path=self.path, facts=facts_of_ranks(ranks))
+        self.deals = () if ranks == ALONE else (Deal(1, ranks.size // ranks.expert, ranks.expert),)
 
     def refresh(self, now: bool = False) -> None: ...
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_core.runs.machine import cores, device_of, gpus
+from moe_core.runs.statistics import Deal
 from moe_core.schema import Config
 
 MOST = 4096  # groups that a record may tell of, and ranks of a group
@@ -41,22 +42,27 @@ def most_ranks(device: str) -> tuple[int, str]:
     return cores(), "core"
 
 
-def ranks_again(facts: Mapping[str, Any]) -> Ranks:
-    """The ranks that go on with a run: as many as it began with, or one process if this machine has no room for them. Any number of
-    ranks can go on from a checkpoint."""
-    began = ranks_of(facts)
-    return began if began.size <= most_ranks(str(facts.get("device", "cpu")))[0] else ALONE
+def last_ranks(deals: Sequence[Deal]) -> Ranks:
+    """The ranks that trained a run last, as its `deals` say."""
+    return Ranks(deals[-1].ranks, deals[-1].expert) if deals else ALONE
 
 
-def again_text(facts: Mapping[str, Any]) -> str:
+def ranks_again(deals: Sequence[Deal], facts: Mapping[str, Any]) -> Ranks:
+    """The ranks that go on with a run: as many as trained it last, or one process if this machine has no room for them. Any number
+    of ranks can go on from a checkpoint."""
+    last = last_ranks(deals)
+    return last if last.size <= most_ranks(str(facts.get("device", "cpu")))[0] else ALONE
+
+
+def again_text(deals: Sequence[Deal], facts: Mapping[str, Any]) -> str:
     """On which ranks a run goes on, in a sentence; "" for a run of one process."""
-    began, (most, each) = ranks_of(facts), most_ranks(str(facts.get("device", "cpu")))
-    if began == ALONE:
+    last, (most, each) = last_ranks(deals), most_ranks(str(facts.get("device", "cpu")))
+    if last == ALONE:
         return ""
-    if began.size <= most:
-        return f"On {began.size} ranks again."
+    if last.size <= most:
+        return f"On {last.size} ranks again."
     has = f"{most} {each}{'' if most == 1 else 's'}"
-    return f"In one process: it began on {began.size} ranks, and this machine has {has}."
+    return f"In one process: {last.size} ranks trained it, and this machine has {has}."
 
 
 def check_room(ranks: Ranks, config: Config) -> None:

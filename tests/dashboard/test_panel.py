@@ -512,7 +512,7 @@ def test_a_run_of_ranks_goes_on_with_them_if_this_machine_has_the_cores_and_the_
     for cores, many in ((2, Ranks(2, 2)), (1, ALONE)):
         monkeypatch.setattr(ranks, "cores", lambda cores=cores: cores)
         feed = Feed(open_run(tmp_path / "a"))
-        one = "In one process: it began on 2 ranks, and this machine has 1 core."
+        one = "In one process: 2 ranks trained it, and this machine has 1 core."
         assert panel(feed)["ranks"] == ("On 2 ranks again." if cores == 2 else one)
         ask(feed.run, {"go_on": True})
         child = ask(feed.run, {"fork": 2, "turn": {}})["go"]

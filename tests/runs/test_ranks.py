@@ -49,6 +49,7 @@ from moe_core.runs.ranks import (
     ranks_of,
     rows_of,
 )
+from moe_core.runs.statistics import Deal
 from moe_core.schema import Config, Knobs
 from tests.runs.test_runner import wait_until
 
@@ -189,16 +190,19 @@ def test_a_run_goes_on_with_its_ranks_where_there_is_room_for_them(room: Any) ->
     facts = facts_of_ranks(Ranks(4, 2))
     assert facts == {"ranks": {"data": 2, "expert": 2}}
     assert ranks_of(facts) == Ranks(4, 2)
+    deals = (Deal(1, 3, 1), Deal(50, 2, 2))  # it went on on others than it began with
     room(4)
-    assert (ranks_again(facts), again_text(facts)) == (Ranks(4, 2), "On 4 ranks again.")
+    assert (ranks_again(deals, {}), again_text(deals, {})) == (Ranks(4, 2), "On 4 ranks again.")
     room(3, 9)
-    said = "In one process: it began on 4 ranks, and this machine has 3 cores."
-    assert (ranks_again(facts), again_text(facts)) == (ALONE, said)
+    said = "In one process: 4 ranks trained it, and this machine has 3 cores."
+    assert (ranks_again(deals, {}), again_text(deals, {})) == (ALONE, said)
     room(9, 1)
-    on_gpus = facts | {"device": "cuda:0"}
-    said = "In one process: it began on 4 ranks, and this machine has 1 GPU."
-    assert (ranks_again(on_gpus), again_text(on_gpus)) == (ALONE, said)
-    assert (ranks_again({}), again_text({}), facts_of_ranks(ALONE)) == (ALONE, "", {})
+    on_gpus = {"device": "cuda:0"}
+    said = "In one process: 4 ranks trained it, and this machine has 1 GPU."
+    assert (ranks_again(deals, on_gpus), again_text(deals, on_gpus)) == (ALONE, said)
+    for alone in ((), (Deal(1, 2, 2), Deal(90))):  # never, and not any more
+        assert (ranks_again(alone, {}), again_text(alone, {})) == (ALONE, "")
+    assert facts_of_ranks(ALONE) == {}
 
 
 def test_the_command_line_names_the_command_that_goes_on_with_as_many_ranks(tmp_path: Path, room: Any) -> None:
@@ -334,10 +338,10 @@ def test_two_ranks_are_started_stopped_and_gone_on_with(tmp_path: Path, monkeypa
     wait_until(lambda: run.knob_changes()[-1].step is not None)
     assert stop(run) == ""
     wait_until(lambda: not there(first))
-    assert (run.state, is_running(run_id), ranks_again(run.facts)) == ("stopped", False, Ranks(2, 2))
+    assert (run.state, is_running(run_id), ranks_again(run.deals, run.facts)) == ("stopped", False, Ranks(2, 2))
 
     last = run.steps()[1]
-    resume(run, last + 20, ranks=ranks_again(run.facts))
+    resume(run, last + 20, ranks=ranks_again(run.deals, run.facts))
     assert is_alive(run.path)  # at once, and until it has ended
     second = below(runner._children[run_id].pid)
     assert holder(run.path / "lock") == second[0]
