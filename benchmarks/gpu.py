@@ -7,6 +7,7 @@ Each part is a process of its own, so that the failure of one hides nothing of t
   graph   the default step eager, and captured in a CUDA graph
   layer   one MoE layer's forward and backward beside dense products, sort + grouped_mm and transformers
   seeing  what all that is recorded adds to a step
+  ranks   a training as the one rank of torchrun, over nccl (on a CPU gloo), beside one process; and what its exchange takes
   speed   steps a second of the three tasks beside two CPU threads
 The trainer's side is all that it needs: torch, numpy, scikit-learn and pytest; neither streamlit nor plotly. Parts that are
 timed run alone, after the others. `--device cpu --quick` is the short form that a test runs.
@@ -18,7 +19,6 @@ import io
 import json
 import math
 import os
-import platform
 import re
 import statistics
 import subprocess
@@ -324,6 +324,79 @@ def timed(step: Callable[[], None], device: torch.device) -> float:
     return begin.elapsed_time(end) / 1e3
 
 
+# One rank
+
+
+def ranks(options: argparse.Namespace) -> dict[str, Any]:
+    """The one rank of a torchrun, which has all experts and sends its tokens to itself: all that several ranks do is done, by nccl, on
+    one GPU. Two ranks need two of them."""
+    if "RANK" in os.environ:
+        from moe_core.parallel.session import joined
+
+        with joined(1, options.device.partition(":")[0]) as here:
+            return {"training": as_one_rank(here, options), "ms forward and backward": exchange(here, options)}
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", __file__, "--part", "ranks"]
+    words += ["--device", options.device, *["--quick"] * options.quick]
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-3000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def as_one_rank(here: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """By precision: how far the losses of the rank's training are from those of one process, and the median ms of a step of each."""
+    from functools import partial
+
+    from moe_core.parallel.trainer import Member
+    from moe_core.schema import Config, Knobs, layout, measured_by
+    from moe_core.training.again import Nowhere
+    from moe_core.training.data import load
+    from moe_core.training.loop import Trainer
+
+    small = {"d_model": 16, "d_hidden": 16, "tokens": 128, "context": 16} if options.quick else {}
+    steps, found = 6 if options.quick else 200, {}
+    for precision in ("float32", "bfloat16") if here.device.type == "cuda" else ("float32",):
+        config, losses, ms = Config.for_task("text", precision=precision, **small), {}, {}
+        columns = layout(config.layers, config.num_experts, measured_by(2))  # with what ranks measure
+        place = next(c.start for c in columns if c.stat == "loss")
+        for name, make in (("process", Trainer), ("rank", partial(Member, here.ranks))):
+            trainer = make(
+                config, Knobs(), load(config), here.device, Nowhere(Path()), lambda event: None, columns=columns
+            )
+            trainer.replaying, times = True, []
+            for _ in range(steps):
+                times.append(timed(lambda trainer=trainer: trainer.train_step(time.perf_counter()), here.device))
+            losses[name], ms[name] = trainer.telemetry.take()[1][:, place], 1e3 * statistics.median(times)
+            trainer.committer.close()
+        apart = abs(losses["rank"] / losses["process"] - 1)
+        found[precision] = {"largest difference of a loss": float(apart.max()), "ms of a process": ms["process"], "ms of a rank": ms["rank"]}  # fmt: skip
+    return found
+
+
+def exchange(here: Any, options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of a layer's experts, forward and backward, called at once and through the exchange."""
+    from moe_core.nn.experts import mixture
+    from moe_core.parallel.exchange import exchanged
+
+    T, d, h, E, k = QUICK_SIZE if options.quick else SIZE
+    torch.manual_seed(0)
+    kinds = {"device": here.device, "dtype": torch.bfloat16}
+    inputs = [
+        torch.randn(*shape, **kinds).mul_(0.1).requires_grad_() for shape in ((T, d), (T, k), (E, d, h), (E, d, h))
+    ]
+    x_TD, weights_TK, w1_EDH, w2_EDH = inputs
+    experts_TK = torch.rand(T, E, device=here.device).topk(k).indices
+    given = weights_TK, experts_TK, experts_TK.flatten().bincount(minlength=E), w1_EDH, w2_EDH
+
+    def both(forward: Callable[..., torch.Tensor]) -> None:
+        for one in inputs:
+            one.grad = None
+        forward(x_TD, *given).sum().backward()
+
+    ways = {"at once": lambda: both(mixture), "exchanged": lambda: both(lambda *of: exchanged(here.ranks, *of))}
+    return {name: 1e3 * seconds for name, seconds in time_in_turn(ways, here.device, options.quick).items()}
+
+
 # Speed
 
 
@@ -364,19 +437,17 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 # All of it
 
-TIMED = {"waits": waits, "graph": graph, "layer": layer, "seeing": seeing, "speed": speed}
+TIMED = {"waits": waits, "graph": graph, "layer": layer, "seeing": seeing, "ranks": ranks, "speed": speed}
 PARTS = {"tests": tests} | {name: (lambda options, name=name: task(name, options)) for name in TASKS} | TIMED
 
 
-def machine(device: str) -> dict[str, Any]:
-    cuda = device.startswith("cuda") and torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "capability": list(torch.cuda.get_device_capability(device)) if cuda else None,
-        "torch": str(torch.__version__),
-        "python": platform.python_version(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-    }
+def described(device: torch.device) -> dict[str, Any]:
+    """The machine, and its GPU."""
+    from moe_core.benchmarks.results import machine
+    from moe_core.recording.facts import device_name
+
+    capability = list(torch.cuda.get_device_capability(device)) if device.type == "cuda" else None
+    return machine() | {"device": device_name(device), "capability": capability}
 
 
 def begin(part: str, options: argparse.Namespace) -> subprocess.Popen:
@@ -433,7 +504,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("this machine has no CUDA GPU that torch can use; give --device cpu --quick to see the parts run")
-    results: dict[str, Any] = {"machine": machine(options.device), "quick": options.quick, "parts": {}}
+    results: dict[str, Any] = {"machine": described(torch.device(options.device)), "quick": options.quick, "parts": {}}
     # What is not timed may run side by side.
     untimed = ["tests", *TASKS, *(f"{name}, deterministic" for name in TASKS if options.device != "cpu")]
     for together in (untimed, *([name] for name in TIMED)):

@@ -14,8 +14,10 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
     command = [sys.executable, "benchmarks/gpu.py", "--device", "cpu", "--quick", "--limit", "600", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    parts = {name: part["results"] for name, part in json.loads(out.read_text())["parts"].items()}
-    assert list(parts) == ["tests", "text", "digits", "plane", "waits", "graph", "layer", "seeing", "speed"]
+    results = json.loads(out.read_text())
+    assert {"processor", "cores", "load", "versions", "device"} <= results["machine"].keys()
+    parts = {name: part["results"] for name, part in results["parts"].items()}
+    assert list(parts) == ["tests", "text", "digits", "plane", "waits", "graph", "layer", "seeing", "ranks", "speed"]
     assert parts["tests"]["passed"] > 0
     assert parts["tests"]["failed"] == 0
     for task in ("text", "digits", "plane"):
@@ -30,6 +32,10 @@ def test_every_part_runs_and_says_what_it_measured(tmp_path: Path) -> None:
     assert all(ms > 0 for ms in parts["graph"]["ms a step"].values())
     assert list(parts["seeing"]) == ["float32", "float32, watched"]
     assert all(row["ms"] > 0 for row in parts["seeing"].values())
+    (training,) = parts["ranks"]["training"].values()
+    assert training["largest difference of a loss"] < 1e-5
+    assert all(training[name] > 0 for name in ("ms of a process", "ms of a rank"))
+    assert all(ms > 0 for ms in parts["ranks"]["ms forward and backward"].values())
     for rival in ("ours", "ours, weights float32", "sort + grouped_mm", "dense products"):
         assert parts["layer"][rival]["forward and backward"]["TFLOP/s"] > 0
         assert parts["layer"][rival]["forward"]["ms"] > 0
@@ -44,5 +50,5 @@ def test_a_part_that_fails_is_said_and_hides_no_other(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     parts = json.loads(out.read_text())["parts"]
-    assert len(parts) == 9
+    assert len(parts) == 10
     assert all(not part["ok"] and "not done in" in part["error"] for part in parts.values())

@@ -6,13 +6,16 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
 from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
+
+if TYPE_CHECKING:  # it needs torch
+    from moe_core.parallel.session import Joined
 
 
 def declare(commands: Any) -> None:
@@ -63,7 +66,7 @@ def fork_command(arguments: argparse.Namespace) -> int:
     return on_ranks(arguments, fork_here, go_on)
 
 
-def fork_here(arguments: argparse.Namespace, joined: Any = None) -> int:
+def fork_here(arguments: argparse.Namespace, joined: "Joined | None" = None) -> int:
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
     from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
     from moe_core.runs.branch import branch_off, check_branch
@@ -87,7 +90,7 @@ def fork_here(arguments: argparse.Namespace, joined: Any = None) -> int:
     return go_on(arguments, beside / run_id, lock, joined=joined)
 
 
-def resume_command(arguments: argparse.Namespace, given: list[str], joined: Any = None) -> int:
+def resume_command(arguments: argparse.Namespace, given: list[str], joined: "Joined | None" = None) -> int:
     """train --resume RUN. given: the settings' flags that were set; joined: as go_on() has it."""
     from moe_core.runs import open_run
     from moe_core.runs.locks import fetch
@@ -104,7 +107,11 @@ def resume_command(arguments: argparse.Namespace, given: list[str], joined: Any 
 
 
 def go_on(
-    arguments: argparse.Namespace, folder: Path, lock: int | None, steps: str | None = None, joined: Any = None
+    arguments: argparse.Namespace,
+    folder: Path,
+    lock: int | None,
+    steps: str | None = None,
+    joined: "Joined | None" = None,
 ) -> int:
     """Train the recorded run further, in this process. joined: the ranks that train it together, if there are several."""
     from moe_core.runs import Run

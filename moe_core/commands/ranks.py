@@ -5,11 +5,14 @@ import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from moe_core.commands.common import real_flag, whole_flag
 from moe_core.parallel.launch import launch_name
 from moe_core.runs import Run, StoreError, list_runs, open_run, runs_folder
+
+if TYPE_CHECKING:  # it needs torch
+    from moe_core.parallel.session import Joined
 
 
 def several() -> bool:
@@ -48,15 +51,14 @@ def alone(arguments: argparse.Namespace) -> None:
 
 
 def on_ranks(
-    arguments: argparse.Namespace, train: Callable[[argparse.Namespace, Any], int], go_on: Callable[..., int]
+    arguments: argparse.Namespace, train: Callable[[argparse.Namespace, "Joined"], int], go_on: Callable[..., int]
 ) -> int:
     """Rank 0 leads: it calls train(), or go_on() if torchrun has started the ranks again. The others follow and print nothing.
     Returns the exit status."""
     from moe_core.parallel.session import follow_on, joined, lead
 
     try:
-        device = getattr(arguments, "device", None) or "auto"
-        with joined(arguments.expert_parallel, device, arguments.patience) as here:
+        with joined(arguments.expert_parallel, device_of(arguments), arguments.patience) as here:
             if here.ranks.rank:
                 return follow_on(here)
 
@@ -69,6 +71,20 @@ def on_ranks(
         if os.environ.get("RANK") == "0":
             raise
         return 1
+
+
+def device_of(arguments: argparse.Namespace) -> str:
+    """The device that rank 0 asks for, so that all have one of its kind: that of the run that it goes on with or forks, if there is
+    one."""
+    recorded = getattr(arguments, "resume", None) or getattr(arguments, "run", None)
+    if os.environ.get("RANK") == "0":  # only this rank must see the runs
+        with contextlib.suppress(StoreError):  # once the ranks have joined, whoever opens it says what is wrong
+            if folder := open_run(recorded, arguments.runs).path if recorded else begun_before(arguments):
+                run = Run(folder)
+                device = str(run.facts.get("device", run.config.device))
+                run.close()
+                return device.partition(":")[0]  # without the number: each rank has one of its own
+    return getattr(arguments, "device", None) or "auto"
 
 
 def begun_before(arguments: argparse.Namespace) -> Path | None:

@@ -7,7 +7,7 @@ import select
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_core.commands.branch import go_on, resume_command
 from moe_core.commands.common import Parser, add, whole_flag
@@ -17,6 +17,9 @@ from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
 from moe_core.runs.log import open_log
 from moe_core.schema import TASKS, Config, Knobs, check, meta_of, parse_setting, shortened
+
+if TYPE_CHECKING:  # it needs torch
+    from moe_core.parallel.session import Joined
 
 WAITS = 600.0  # seconds for which a process that has loaded torch waits to be told what to train
 # What --help calls a flag's value where the name of its type does not say enough.
@@ -123,7 +126,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     return train_or_resume(arguments)
 
 
-def train_or_resume(arguments: argparse.Namespace, joined: Any = None) -> int:
+def train_or_resume(arguments: argparse.Namespace, joined: "Joined | None" = None) -> int:
     """joined: the ranks that train together, of which this is the first; None if it is alone."""
     if arguments.resume:
         given = [

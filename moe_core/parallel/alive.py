@@ -44,10 +44,9 @@ def watch_parent() -> None:
 class Alive:
     """This rank's signs of life, and those of the others. doing: what this rank does now, in words."""
 
-    def __init__(self, store: Any, rank: int, size: int) -> None:
+    def __init__(self, store: distributed.Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # how many orders it has carried out
-        self.folder = ""  # the run's, once it is known
         self.ended = threading.Event()
         self.sign(0)
         self.thread = threading.Thread(target=self._work, name="alive", daemon=True)
@@ -103,10 +102,9 @@ class Alive:
             return -1, ""  # the store is gone, and with it whatever the others said
         for rank in others:
             if not self.read("report", rank) and now[rank].get("beat") == first[rank].get("beat"):
-                return (
-                    rank,
-                    f"{called(rank, now[rank])} died or was stopped, last seen in {now[rank].get('doing', 'the start')}",
-                )
+                away = now[rank].get("host") != socket.gethostname()
+                fate = "died, was stopped or cannot be reached" if away else "died or was stopped"
+                return rank, f"{called(rank, now[rank])} {fate}, last seen in {now[rank].get('doing', 'the start')}"
         quiet = [rank for rank in others if not self.read("report", rank)]
         if not quiet:
             return -1, ""

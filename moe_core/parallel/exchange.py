@@ -9,22 +9,46 @@ Shapes: t tokens of a rank, T of all, D model width, H expert width, E experts, 
 places for experts per token, N rows that a rank sends, n that it receives.
 """
 
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
 from moe_core.nn.experts import mixture
-from moe_core.parallel.traffic import size_of
+from moe_core.parallel.traffic import Traffic, size_of
+
+DIGEST = 2**31 - 1  # digests of choices are below; a prime
 
 
 class Disagreement(RuntimeError):
     """Ranks that should have decided the same have not."""
 
+    def __init__(self, ranks: list[int]) -> None:
+        super().__init__(
+            f"ranks {', '.join(map(str, ranks))} have not chosen the same experts for the same batch: their weights or their "
+            "arithmetic differ; go on from a checkpoint, with the same hardware on all ranks"
+        )
+
+
+class Group(Protocol):
+    """What an exchange needs to know of the ranks (ranks.py).
+
+    place: which of the group's `expert` ranks this one is. chosen (): a digest of all choices so far, int64. unlike_R: by how much
+    that of each rank differed from rank 0's after the last step.
+    """
+
+    rank: int
+    place: int
+    expert: int
+    expert_group: distributed.ProcessGroup
+    traffic: Traffic
+    chosen: Tensor
+    unlike_R: Tensor
+
 
 def exchanged(
-    ranks: Any,
+    ranks: Group,
     x_tD: Tensor,
     weights_TK: Tensor,
     experts_TK: Tensor,
@@ -60,29 +84,30 @@ def exchanged(
 def checksum(experts_TK: Tensor) -> Tensor:
     """() one number for all choices: other choices give another number, but for rare chance."""
     place_N = torch.arange(experts_TK.numel(), device=experts_TK.device)
-    mixed_N = (place_N * 1025 + experts_TK.flatten()) * 2654435761 % 2147483647
-    return (mixed_N.square() % 2147483647).sum()  # squared: a sum of multiples is the same for many arrangements
+    mixed_N = (place_N * 1025 + experts_TK.flatten()) * 2654435761 % DIGEST
+    return (mixed_N.square() % DIGEST).sum()  # squared: a sum of multiples is the same for many arrangements
 
 
-def announce(ranks: Any, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, tuple[list[int], list[int]]]:
+def announce(ranks: Group, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, tuple[list[int], list[int]]]:
     """What each rank of the group will send to this one, by its experts, and the rows that go and come, by rank.
 
-    chosen: the check sum of this rank's choices. Disagreement if another rank of the group has a different one.
+    chosen: the check sum of this rank's choices. Disagreement if another rank of the group has a different one, or if any rank chose
+    differently in the step before: groups exchange nothing but the sums at a step's end.
     """
     M = ranks.expert
+    ranks.chosen = (ranks.chosen * 48271 + chosen) % DIGEST
     sent = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
     received = torch.empty_like(sent)
     with ranks.traffic.waiting((M - 1) / M * size_of(sent)):
         distributed.all_to_all_single(received, sent, group=ranks.expert_group)
     # The only wait for a GPU.
-    numbers = torch.cat([counts_Me.sum(1), received[:, :-1].sum(1), received[:, -1] - chosen]).tolist()
-    sends, receives, differ = numbers[:M], numbers[M : 2 * M], numbers[2 * M :]
+    numbers = torch.cat([counts_Me.sum(1), received[:, :-1].sum(1), received[:, -1] - chosen, ranks.unlike_R]).tolist()
+    sends, receives, differ, unlike = numbers[:M], numbers[M : 2 * M], numbers[2 * M : 3 * M], numbers[3 * M :]
     if any(differ):
         others = [ranks.rank - ranks.place + at for at, difference in enumerate(differ) if difference]
-        raise Disagreement(
-            f"rank {ranks.rank} and rank {', '.join(map(str, others))} have not chosen the same experts for the same batch: "
-            "their weights or their arithmetic differ; go on from a checkpoint, with the same hardware on all ranks"
-        )
+        raise Disagreement([ranks.rank, *others])
+    if any(unlike):
+        raise Disagreement([0, *(rank for rank, difference in enumerate(unlike) if difference)])
     return received[:, :-1], (sends, receives)
 
 
@@ -103,7 +128,7 @@ class Send(torch.autograd.Function):
         return all_to_all(ctx.ranks, grad_nD.contiguous(), ctx.receives, ctx.sends), None, None, None
 
 
-def all_to_all(ranks: Any, rows_ND: Tensor, sends: list[int], receives: list[int]) -> Tensor:
+def all_to_all(ranks: Group, rows_ND: Tensor, sends: list[int], receives: list[int]) -> Tensor:
     """(n, D) the rows of all ranks of the group for this one, in order of rank."""
     rows_nD = rows_ND.new_empty(sum(receives), rows_ND.shape[1])
     to_others = sum(sends) - sends[ranks.place]

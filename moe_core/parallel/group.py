@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, distributed
 
 
-def add_up(values: Tensor, group: Any = None) -> Tensor:
+def add_up(values: Tensor, group: distributed.ProcessGroup | None = None) -> Tensor:
     """The sum over the ranks of a group, which all must ask for: a tensor of its own."""
     whole = values.detach().clone()
     distributed.all_reduce(whole, group=group)
     return whole
 
 
-def from_first(value: Any, group: Any = None) -> Any:
+def from_first(value: Any, group: distributed.ProcessGroup | None = None) -> Any:
     """What rank 0 hands on to all; the value of the others counts for nothing."""
     message = [value]
     distributed.broadcast_object_list(message, src=0, group=group, device=torch.device("cpu"))

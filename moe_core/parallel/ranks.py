@@ -41,13 +41,21 @@ class Ranks:
         groups = [distributed.new_subgroups_by_enumeration(side.tolist(), timeout=wait)[0] for side in (mesh.T, mesh)]
         self.mesh = DeviceMesh.from_group(groups, device.type, mesh=mesh, mesh_dim_names=("data", "expert"))
         self.data_group, self.expert_group = self.mesh.get_group("data"), self.mesh.get_group("expert")
+        self.patience = patience
+        self.dismissed = False  # whether rank 0 has told the others that it is over
         self.place = self.mesh.get_local_rank("expert")  # which part of the experts this rank has
         self.control = distributed.new_group(backend="gloo", timeout=wait)  # for what is no tensor of the training
         self.traffic = Traffic()
+        self.chosen = torch.zeros((), dtype=torch.int64, device=device)  # see exchange.Group
+        self.unlike_R = torch.zeros(self.size, dtype=torch.int64, device=device)
 
     def check(self, num_experts: int, rows: int) -> None:
         """ValueError unless experts and the batch's rows can be dealt evenly."""
         check_shares(Sizes(self.size, self.expert), num_experts, rows)
+
+    def meet(self) -> None:
+        """Wait for all ranks; so one that hangs is noticed though nothing is trained."""
+        distributed.barrier(group=self.control)
 
     # What a step does
 
@@ -62,12 +70,14 @@ class Ranks:
         same losses from all rows, so each finds the whole gradient of its own."""
         return Gather.apply(x_tE, self)
 
-    def add_up(self, values: Tensor, group: Any = None, ranks: int | None = None) -> Tensor:
+    def add_up(self, values: Tensor, group: distributed.ProcessGroup | None = None, ranks: int | None = None) -> Tensor:
         """The sum over the ranks of a group, of all if None."""
         with self.traffic.waiting(sent_to_add_up(values, self.size if ranks is None else ranks)):
             return add_up(values, group)
 
-    def add_up_all(self, values: Sequence[Tensor], group: Any = None, ranks: int | None = None) -> list[Tensor]:
+    def add_up_all(
+        self, values: Sequence[Tensor], group: distributed.ProcessGroup | None = None, ranks: int | None = None
+    ) -> list[Tensor]:
         """add_up() of several tensors of a type, in one message."""
         if not values:
             return []
@@ -98,7 +108,10 @@ class Ranks:
         self, model: nn.Module, task_loss: Tensor, began: float
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """After backward: the gradients of the whole batch are set; returns their norm, the whole batch's task loss, and what
-        the ranks sent in this step. task_loss: this rank's part; began: when the step did, by time.perf_counter()."""
+        the ranks sent in this step. task_loss: this rank's part; began: when the step did, by time.perf_counter().
+
+        Each rank adds its digest of what was chosen, at its own place, so all learn of one that differs, in other groups too. The next
+        exchange raises the error: it waits for the device anyway."""
         self.add_up_gradients(model)
         grad_norm = self.norm(model)
         sent, waited = self.traffic.take()
@@ -106,7 +119,10 @@ class Ranks:
         # Not on a GPU: a call returns to the host before the GPU has done it, so the host's times mean nothing.
         share = waited / seconds if task_loss.device.type == "cpu" else torch.nan
         numbers = torch.tensor([sent, share], dtype=torch.float64, device=task_loss.device)
-        whole = add_up(torch.cat([task_loss.detach().double()[None], numbers]))
+        digests_R = torch.zeros(self.size, dtype=torch.float64, device=task_loss.device)
+        digests_R[self.rank] = self.chosen  # whole in float64
+        whole = add_up(torch.cat([task_loss.detach().double()[None], numbers, digests_R]))
+        self.unlike_R = (whole[3:] - whole[3]).long()
         between = {"sent_bytes": whole[1], "communication": whole[2] / self.size}
         return grad_norm, whole[0].to(task_loss.dtype), between
 

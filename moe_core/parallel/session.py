@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -33,18 +34,30 @@ class Joined(NamedTuple):
     make: Callable[..., Leader]
     facts: dict[str, Any]
 
+    def dismiss(self) -> None:
+        """Tell the others that it is over, if they have not been told: rank 0 closes the record alone, which may take longer than they
+        wait for it."""
+        if self.ranks.dismissed:
+            return
+        self.ranks.dismissed = True
+        with contextlib.suppress(RuntimeError):  # if torchrun was killed its store is gone, and the ranks still run
+            for name in ("begin", ALL_READY):  # ranks that wait for either then hear the order to end
+                self.alive.store.set(name, "1")
+        with contextlib.suppress(RuntimeError):
+            from_first(("end",), self.ranks.control)
+
 
 @contextlib.contextmanager
 def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
     """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so."""
     watch_parent()
-    wanted = device_below_torchrun(device_name)
-    if wanted.type == "cuda":
-        wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(wanted)
     store, rank, size = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
     # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
     store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    wanted = device_for_all(store, rank, size, device_name)
+    if wanted.type == "cuda":
+        wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        torch.cuda.set_device(wanted)
     distributed.init_process_group(
         "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
         store=distributed.PrefixStore("group", store), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=patience),
@@ -60,6 +73,24 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
         distributed.destroy_process_group()
     finally:
         alive.end()
+
+
+def device_for_all(store: distributed.Store, rank: int, size: int, name: str) -> torch.device:
+    """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it."""
+    if rank:
+        try:
+            wanted = device_below_torchrun(store.get("device").decode())
+        except ValueError as error:
+            store.set(f"device/{rank}", f"rank {rank} on {socket.gethostname()} cannot train as rank 0 does: {error}")
+            raise
+        store.set(f"device/{rank}", "")
+        return wanted
+    wanted = device_below_torchrun(name)
+    store.set("device", wanted.type)
+    for other in range(1, size):
+        if problem := store.get(f"device/{other}").decode():
+            raise ValueError(problem)
+    return wanted
 
 
 def device_below_torchrun(name: str) -> torch.device:
@@ -79,11 +110,7 @@ def lead(joined: Joined, work: Callable[[], Any]) -> Any:
     try:
         return work()
     finally:
-        with contextlib.suppress(RuntimeError):  # if torchrun was killed its store is gone, and the ranks still run
-            for name in ("begin", ALL_READY):  # ranks that wait for either then hear the order to end
-                joined.alive.store.set(name, "1")
-        with contextlib.suppress(RuntimeError):
-            from_first(("end",), joined.ranks.control)
+        joined.dismiss()
 
 
 def follow_on(joined: Joined) -> int:
@@ -97,10 +124,11 @@ def follow_on(joined: Joined) -> int:
         joined.alive.report(error)
         if not of_network(error):
             time.sleep(1.0)  # rank 0 reads the report before torchrun ends it
-        elif joined.ranks.rank == 1 and joined.alive.folder:
+        elif joined.ranks.rank == 1:
             rank, problem = joined.alive.lost()
-            if rank == 0:
-                speak_for_first(Path(joined.alive.folder), problem, joined.alive)
+            with contextlib.suppress(RuntimeError):  # the store is gone
+                if rank == 0 and joined.alive.store.check(["folder"]):
+                    speak_for_first(Path(joined.alive.store.get("folder").decode()), problem, joined.alive)
         return 1  # at once, so that whoever waits for this rank need not
 
 

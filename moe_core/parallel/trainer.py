@@ -24,7 +24,7 @@ from moe_core.training.devices import Dealt
 from moe_core.training.loop import Trainer, empty_batch
 from moe_core.training.step import optimizer_of, update
 
-STILL = 5.0  # seconds without an order after which the leader says that it is still there
+STILL = 5.0  # seconds without an order after which the leader says that it is still there; less if the ranks' patience is short
 READY = 600.0  # seconds that a rank may take to load its data
 POLL = 0.05  # seconds between two looks into the store: store.wait would keep this rank's signs of life waiting too
 ALL_READY = "all ready"
@@ -53,9 +53,9 @@ class Leader(Member):
     def __init__(self, ranks: Ranks, alive: Alive, config: Config, knobs: Knobs, *rest: Any, **named: Any) -> None:
         super().__init__(ranks, config, knobs, *rest, **named)
         self.alive, self.told = alive, -STILL
+        alive.store.set("folder", str(self.folder))  # for whoever has to write there that this rank is lost
         self.begin: dict[str, Any] | None = {
             "config": config, "knobs": knobs, "columns": self.telemetry.columns, "threads": torch.get_num_threads(), "state": None,
-            "folder": str(self.folder),
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -107,9 +107,9 @@ class Leader(Member):
                 super().write_checkpoint(command)
 
     def read(self) -> bool:
-        if not self.begin and time.monotonic() - self.told > STILL:
+        if not self.begin and time.monotonic() - self.told > min(STILL, self.ranks.patience / 4):
             with self.together("still"):
-                pass
+                self.ranks.meet()
         return super().read()
 
 
@@ -131,11 +131,11 @@ def wait_for(alive: Alive) -> None:
         time.sleep(POLL)
 
 
-def wait_for_all(alive: Alive) -> None:
-    """Wait until the leader has seen all ranks ready; not in an exchange, which would fail after `patience`. Returns early if the
-    leader gives no sign of life: the exchange that comes then says what is wrong."""
+def wait_for_leader(alive: Alive, word: str) -> None:
+    """Wait until the leader has said a word; not in an exchange, which would fail after `patience`. Returns early if it gives no sign
+    of life: the exchange that comes then says what is wrong."""
     until, beat, since = time.monotonic() + READY, None, time.monotonic()
-    while not alive.store.check([ALL_READY]) and time.monotonic() < until:
+    while not alive.store.check([word]) and time.monotonic() < until:
         now = alive.read("alive", 0).get("beat")
         if now != beat:
             beat, since = now, time.monotonic()
@@ -146,19 +146,16 @@ def wait_for_all(alive: Alive) -> None:
 
 def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
     """What a rank other than 0 does: what it is told, until it is told to end."""
-    until = time.monotonic() + READY
-    while not alive.store.check(["begin"]) and time.monotonic() < until:
-        time.sleep(POLL)
+    wait_for_leader(alive, "begin")
     trainer: Member | None = None
     while True:
         order, *values = from_first(None, ranks.control)
         if order == "end":
             break
         if order == "begin":
-            alive.folder = values[0].pop("folder")
             trainer = begin(ranks, device, **values[0])
             alive.store.add("ready", 1)
-            wait_for_all(alive)
+            wait_for_leader(alive, ALL_READY)
             continue
         assert trainer, order
         alive.at(f"step {trainer.step + 1}" if order == "train" else order)
@@ -185,7 +182,9 @@ def obey(trainer: Member, order: str, values: list[Any]) -> None:
     """Carry out what the leader does at the same time."""
     if order == "state":
         checkpoint.state_of(trainer)
-    elif order != "still":
+    elif order == "still":
+        trainer.ranks.meet()
+    else:
         trainer.knobs = values[0]
         if order == "train":
             trainer.train_step(time.perf_counter())

@@ -67,7 +67,7 @@ def resume(
             raise StoreError(
                 f"{run.id} has {last} steps; give --steps above that, or 0 to train until stopped, got {goal}"
             )
-        data, device, notes = prepare(run, moved)
+        data, device, notes = prepare(run, moved, joined.device if joined else None)
         notes += run.look_over()  # before the resumed trainer overwrites the tip, which shows whether steps are lost
         config = replace(config_now(run, moved), steps=goal)
         script = [change for change in run.script if change[0] > last]
@@ -91,7 +91,9 @@ def resume(
     for note in notes:
         notify({"event": "note", "note": note})
     trainer.record_to(writer)
-    return conduct(lambda: trainer, lambda trainer: go_on(trainer, resumed, last, notes, writer), writer, notify)
+    return conduct(
+        lambda: trainer, lambda trainer: go_on(trainer, resumed, last, notes, writer), writer, notify, joined
+    )
 
 
 def restored_or_new(make: Callable[[], Trainer], run: Run, last: int, notes: list[str]) -> Trainer:
@@ -149,8 +151,12 @@ def go_on(trainer: Trainer, run: Run, last: int, notes: list[str], writer: RunWr
     return trainer.run()
 
 
-def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device, list[str]]:
+def prepare(
+    run: Run, moved: Mapping[str, Any] = {}, device: torch.device | None = None
+) -> tuple[Data, torch.device, list[str]]:
     """The run's data, its device, and notes on what differs from when the run began. Sets torch's threads to the run's.
+
+    device: this rank's, of the recorded kind; None if there is one process.
 
     ValueError for data or a device that is missing, and for data other than those that the run was trained on.
     """
@@ -158,11 +164,12 @@ def prepare(run: Run, moved: Mapping[str, Any] = {}) -> tuple[Data, torch.device
     data, notes = load_recorded(run, moved)
     recorded = str(run.facts.get("device", run.config.device))
     try:
-        device = choose_device(recorded)
+        found = choose_device(recorded)
     except ValueError:
         raise StoreError(
             f"{run.id} was trained on {recorded!r}, which is not on this machine; go on with it there"
         ) from None
+    device = device or found
     torch.set_num_threads(threads_of(run.facts, run.config) or 1)
     return data, device, notes + changed_facts(run.facts, facts_of(device, torch.get_num_threads()))
 

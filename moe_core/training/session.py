@@ -63,35 +63,40 @@ def train(
     make = joined.make if joined else Trainer
     columns = layout(config.layers, config.num_experts, measured_by(joined.ranks.size if joined else 1))
     return conduct(
-        lambda: make(config, knobs, data, device, writer, notify, script, columns), Trainer.run, writer, notify
+        lambda: make(config, knobs, data, device, writer, notify, script, columns), Trainer.run, writer, notify, joined
     )
 
 
 def conduct(
-    make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify
+    make: Callable[[], Trainer], work: Callable[[Trainer], str], writer: RunWriter, notify: Notify, joined: Any = None
 ) -> tuple[Path, str]:
-    """Build a trainer, let it work, and write the state in which that ended into the record, whatever happens."""
+    """Build a trainer, let it work, and write the state in which that ended into the record, whatever happens. joined: as train() has
+    it."""
     trainer, state, error = None, "failed", ""
-    try:
-        trainer = make()
-        with _stopping_at_signals(trainer):
+    with contextlib.ExitStack() as signals:
+        try:
+            trainer = make()
+            # To the end: when ranks fail, torchrun sends the first one a signal while it writes that into the record.
+            signals.enter_context(_stopping_at_signals(trainer))
             ended = work(trainer)
             trainer.write_checkpoint()
             trainer.committer.settle()  # while it waits for room, a stop is obeyed
             trainer.flush()
-        state = ended
-    except Exception as failure:
-        error = f"{type(failure).__name__}: {first_line(failure)}"
+            if joined:
+                joined.dismiss()
+            state = ended
+        except Exception as failure:
+            error = f"{type(failure).__name__}: {first_line(failure)}"
+            if trainer is not None:
+                with contextlib.suppress(Exception):  # the failure itself is what is reported
+                    keep_whole_steps(trainer)
         if trainer is not None:
-            with contextlib.suppress(Exception):  # the failure itself is what is reported
-                keep_whole_steps(trainer)
-    if trainer is not None:
-        error = trainer.committer.close() or error  # the disk's error, and not a later one that it caused
-    if error:
-        notify({"event": "error", "error": error})
-    if problem := writer.finish("failed" if error else state, error=error):
-        notify({"event": "error", "error": problem})
-        error = error or problem
+            error = trainer.committer.close() or error  # the disk's error, and not a later one that it caused
+        if error:
+            notify({"event": "error", "error": error})
+        if problem := writer.finish("failed" if error else state, error=error):
+            notify({"event": "error", "error": problem})
+            error = error or problem
     return writer.folder, "failed" if error else state
 
 

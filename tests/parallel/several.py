@@ -46,13 +46,8 @@ DEALT = {1: 1, 2: 2, 4: 2}  # over how many ranks the experts are dealt
 
 def trained(case: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks | None, steps: int) -> dict[str, Any]:
     """Losses and statistics of each step, by name, and the weights after the last."""
-    config = Config(**{"task": "plane", **SMALL, **case[0]})
-    many = ranks.size if ranks else 1
-    columns = layout(config.layers, config.num_experts, measured_by(many))
-    writer: Any = Nowhere(Path())
-    given = config, Knobs(**case[1]), load(config), torch.device("cpu"), writer, lambda event: None
-    trainer = Member(ranks, *given, columns=columns) if ranks else Trainer(*given, columns=columns)
-    trainer.replaying = True  # it looks at nothing by the clock
+    trainer = trainer_of(case, ranks)
+    config, columns = trainer.config, trainer.telemetry.columns
     for _ in range(steps):
         trainer.train_step(0.0)
     trainer.committer.close()
@@ -64,6 +59,16 @@ def trained(case: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks | None, st
         "rows": rows, "model": model, "optimizer": optimizer["state"], "config": config,
         "chosen": trainer.window.state()[-1], "parameters": parameters, "dealt": trainer.window.dealt,
     }  # fmt: skip
+
+
+def trainer_of(case: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks | None) -> Trainer:
+    config = Config(**{"task": "plane", **SMALL, **case[0]})
+    columns = layout(config.layers, config.num_experts, measured_by(ranks.size if ranks else 1))
+    writer: Any = Nowhere(Path())
+    given = config, Knobs(**case[1]), load(config), torch.device("cpu"), writer, lambda event: None
+    trainer = Member(ranks, *given, columns=columns) if ranks else Trainer(*given, columns=columns)
+    trainer.replaying = True  # it looks at nothing by the clock
+    return trainer
 
 
 def exchanges(ranks: Ranks) -> list[float]:
@@ -112,6 +117,30 @@ def disagreement(ranks: Ranks) -> str:
     return ""
 
 
+def disagreements_of_groups(ranks: Ranks) -> dict[str, list[str]]:
+    """What each rank says when one group differs from the other: it draws other noise, or has other gates, by which ranks decide in
+    evaluations only. Then what they say if none differs."""
+    said: dict[str, list[str]] = {}
+    for differs in ("noise", "gate", "nothing"):
+        trainer = trainer_of(CASES["paper"], ranks)
+        ranks.chosen, ranks.unlike_R = torch.zeros_like(ranks.chosen), torch.zeros_like(ranks.unlike_R)
+        if ranks.rank >= 2 and differs == "noise":
+            torch.manual_seed(1)
+        if ranks.rank >= 2 and differs == "gate":
+            trainer.model.moe_layers[0].gate.w_gate.data.normal_()
+        problem = ""
+        try:
+            trainer.evaluate(text=False)
+            for _ in range(3):
+                trainer.train_step(0.0)
+        except Disagreement as error:
+            problem = f"step {trainer.step}: {error}"
+        trainer.committer.close()
+        said[differs] = [""] * ranks.size
+        distributed.all_gather_object(said[differs], problem)
+    return said
+
+
 def work(rank: int, many: int, folder: Path, steps: int) -> None:
     torch.set_num_threads(1)
     ranks = None
@@ -123,6 +152,7 @@ def work(rank: int, many: int, folder: Path, steps: int) -> None:
     came_out: dict[str, Any] = {name: trained(case, ranks, steps) for name, case in cases.items()}
     if ranks and many == 4:
         came_out["again"] = trained(CASES["paper"], ranks, steps)
+        came_out["disagreements of groups"] = disagreements_of_groups(ranks)
         came_out["exchanges"], came_out["disagreement"] = exchanges(ranks), disagreement(ranks)
     if rank == 0:
         torch.save(came_out, folder / f"{many}.pt")

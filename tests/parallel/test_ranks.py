@@ -90,7 +90,19 @@ def test_an_exchange_is_its_definition(came_out: dict[int, dict[str, Any]]) -> N
 
 
 def test_ranks_that_chose_differently_are_an_error(came_out: dict[int, dict[str, Any]]) -> None:
-    assert "rank 0 and rank 1 have not chosen the same experts" in came_out[4]["disagreement"]
+    assert "ranks 0, 1 have not chosen the same experts" in came_out[4]["disagreement"]
+
+
+def test_groups_that_chose_differently_are_an_error_on_all_ranks_in_the_next_step(
+    came_out: dict[int, dict[str, Any]],
+) -> None:
+    said = came_out[4]["disagreements of groups"]
+    for differs in ("noise", "gate"):
+        assert len(said[differs]) == 4
+        assert all(one.startswith("step 2: ranks 0, 2, 3 have not chosen the same experts") for one in said[differs]), (
+            said
+        )
+    assert said["nothing"] == [""] * 4
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,14 @@
 """How ranks wait for each other at the start, and whom they name when one is lost, without starting any."""
 
+import argparse
+import json
+import os
+import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +16,16 @@ import pytest
 import torch
 from torch import distributed
 
+from moe_core.commands.ranks import device_of
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, trainer
 from moe_core.parallel.alive import Alive, RankLost
-from moe_core.parallel.trainer import ALL_READY, Leader, follow
+from moe_core.parallel.trainer import ALL_READY, Leader, follow, obey
+from moe_core.runs import Run, create_run
+from moe_core.schema import Config, Knobs
+from moe_core.training.data import load
+from moe_core.training.loop import Trainer
+from moe_core.training.session import conduct, train
 
 
 @pytest.fixture
@@ -92,7 +104,7 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
     def from_first(value: Any, group: Any) -> tuple[Any, ...]:
         times.append(time.monotonic())
-        return ("begin", {"folder": ""}) if len(times) == 1 else ("end",)
+        return ("begin", {}) if len(times) == 1 else ("end",)
 
     monkeypatch.setattr(trainer, "from_first", from_first)
     monkeypatch.setattr(
@@ -130,16 +142,27 @@ def test_the_leader_lets_them_go_on_once_all_are_ready(ranks: list[Alive], monke
     store, orders = ranks[0].store, list[tuple[str, bool]]()
     monkeypatch.setattr(trainer, "from_first", lambda value, group: orders.append((value[0], store.check([ALL_READY]))))
     monkeypatch.setattr(trainer, "wait_for", lambda alive: orders.append(("waits", store.check([ALL_READY]))))
-    leader: Any = SimpleNamespace(begin={"folder": ""}, alive=ranks[0], ranks=SimpleNamespace(control=None), step=0)
+    leader: Any = SimpleNamespace(begin={"knobs": None}, alive=ranks[0], ranks=SimpleNamespace(control=None), step=0)
     Leader.tell(leader, "train")
     assert orders == [("begin", False), ("waits", False), ("train", True)]
 
 
 def test_ranks_never_wait_for_a_leader_that_has_ended(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "from_first", lambda value, group: None)
-    here: Any = SimpleNamespace(alive=ranks[0], ranks=SimpleNamespace(control=None))
+    group: Any = SimpleNamespace(control=None, dismissed=False)
+    here = session.Joined(group, ranks[0], torch.device("cpu"), Leader, {})
     assert session.lead(here, lambda: 3) == 3
     assert ranks[1].store.check(["begin", ALL_READY])
+
+
+def test_the_others_are_let_go_before_the_record_is_closed(tmp_path: Path) -> None:
+    """Closing takes seconds while somebody reads along: the others would lose patience, and rank 1 end rank 0."""
+    dismissed: list[str] = []
+    joined: Any = SimpleNamespace(dismiss=lambda: dismissed.append(Run(tmp_path / "run").status().state))
+    writer = create_run(tmp_path / "run", config := Config.for_task("plane", threads=1, tokens=64, steps=1), Knobs())
+    make = lambda: Trainer(config, Knobs(), load(config), torch.device("cpu"), writer, lambda event: None)
+    assert conduct(make, Trainer.run, writer, lambda event: None, joined)[1] == "finished"
+    assert dismissed == ["training"]
 
 
 def test_ranks_do_not_train_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,3 +172,102 @@ def test_ranks_do_not_train_on_mps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.device_below_torchrun("cuda") == torch.device("cuda")
     with pytest.raises(ValueError, match="device 'mps'; use --device cpu"):
         session.device_below_torchrun("mps")
+
+
+def test_a_signal_does_not_keep_a_failure_from_the_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a rank is lost and another one has ended over it, torchrun sends the first a signal, which may come while it writes that."""
+
+    def fail(trainer: Trainer, began: float) -> None:
+        raise RankLost("rank 1 died")
+
+    def notify(event: dict[str, Any]) -> None:
+        if event["event"] == "error":  # before it is written
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    ended: list[int] = []  # by the signal, if whatever had it before has it again
+    before = signal.signal(signal.SIGTERM, lambda number, frame: ended.append(number))
+    monkeypatch.setattr(Trainer, "train_step", fail)
+    try:
+        folder, state = train(Config.for_task("plane", threads=1, tokens=64), Knobs(), tmp_path, "lost", notify)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not ended
+    assert (state, Run(folder).status().reason) == ("failed", "RankLost: rank 1 died")
+
+
+def said_by(rank: int, name: str, store: distributed.Store) -> str:
+    """The device that a rank takes of two, or what it says if it has none of the kind."""
+    try:
+        return str(session.device_for_all(store, rank, 2, name))
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize(
+    ("has", "takes"),
+    [
+        (("cuda", "cuda"), ["cuda", "cuda"]),
+        (("cpu", "cuda"), ["cpu", "cpu"]),
+        (("cuda", "cpu"), ["rank 1 on {host} cannot train as rank 0 does: no cuda here", "no cuda here"]),
+    ],
+)
+def test_all_ranks_take_the_kind_of_device_of_the_first(
+    has: tuple[str, str], takes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """has: what auto would be on each. A rank that cannot take it says so in one line, and the first does."""
+
+    def choose(name: str) -> torch.device:
+        own = has[1 if threading.current_thread() is follower else 0]
+        if name not in ("auto", "cpu", own):
+            raise ValueError(f"no {name} here")
+        return torch.device(own if name == "auto" else name)
+
+    monkeypatch.setattr(session, "choose_device", choose)
+    store, said = distributed.HashStore(), ["", ""]
+    follower = threading.Thread(target=lambda: said.__setitem__(1, said_by(1, "auto", store)))
+    follower.start()
+    said[0] = said_by(0, "auto", store)
+    follower.join()
+    assert said == [words.format(host=socket.gethostname()) for words in takes]
+
+
+def test_the_first_rank_asks_for_the_device_of_the_run_that_it_goes_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_run(tmp_path / "one", Config.for_task("plane"), Knobs(), facts={"device": "cuda:3"}).finish("stopped", "")
+    given = argparse.Namespace(runs=str(tmp_path), resume="one", device=None, run_id=None)
+    monkeypatch.setenv("RANK", "0")
+    assert device_of(given) == "cuda"
+    assert device_of(argparse.Namespace(runs=str(tmp_path), run="one", run_id=None)) == "cuda"  # a fork
+    given.resume = "none"  # said once the ranks have joined
+    assert device_of(given) == "auto"
+    given.device = "cpu"
+    assert device_of(given) == "cpu"
+    given.resume = "one"
+    monkeypatch.setenv("RANK", "1")
+    assert device_of(given) == "cpu"
+
+
+def test_a_rank_of_another_host_may_be_out_of_reach(ranks: list[Alive]) -> None:
+    ranks[1].end()
+    said = {"beat": 1, "doing": "step 3", "progress": 3, "host": "elsewhere", "pid": 4711}
+    ranks[1].store.set("alive/1", json.dumps(said))
+    assert ranks[2].lost() == (
+        1, "rank 1 (process 4711 on elsewhere) died, was stopped or cannot be reached, last seen in step 3"
+    )  # fmt: skip
+
+
+def test_who_leads_meets_the_others_while_it_is_paused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So a rank that hangs then is noticed; more often than the others lose patience."""
+    orders, met = list[str](), list[int]()
+    leader: Any = Leader.__new__(Leader)
+    leader.begin, leader.told, leader.tell = None, time.monotonic() - 0.3, orders.append
+    leader.ranks = SimpleNamespace(patience=2.0, meet=lambda: met.append(1))
+    monkeypatch.setattr(Trainer, "read", lambda self: True)
+    assert leader.read()
+    assert (orders, met) == ([], [])
+    leader.told -= 0.3
+    assert leader.read()
+    assert (orders, met) == (["still"], [1])
+    obey(SimpleNamespace(ranks=leader.ranks), "still", [])
+    assert met == [1, 1]
