@@ -69,8 +69,11 @@ class Hosts:
     def processes(self, variable: str = "") -> list[int]:
         """What runs on the hosts, beside the holders; only what has this variable in its environment, if one is given."""
         held = {holder.pid for holder in self.holders}
-        spaces = {os.readlink(f"/proc/{pid}/ns/net") for pid in held}
-        found = []
+        spaces, found = set[str](), []
+        for pid in held:
+            with contextlib.suppress(OSError):  # it could not be made
+                spaces.add(os.readlink(f"/proc/{pid}/ns/net"))
+        spaces.discard(os.readlink("/proc/self/ns/net"))
         for entry in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):  # it has ended, or is another person's
                 has = not variable or f"\0{variable}=".encode() in (entry / "environ").read_bytes()
@@ -80,7 +83,7 @@ class Hosts:
 
     def end(self) -> None:
         """Kill what runs on the hosts, and let them go."""
-        for pid in self.processes() if len(self.holders) == len(ADDRESSES) else []:
+        for pid in self.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         for holder in self.holders:

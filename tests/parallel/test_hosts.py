@@ -14,7 +14,7 @@ import pytest
 
 from moe_core.runs import Run, verify
 from moe_core.schema import Knobs
-from tests.parallel.hosts import ADDRESSES, LINK, Hosts, NoHosts, two_hosts
+from tests.parallel.hosts import ADDRESSES, LINK, Hosts, NoHosts, checked, two_hosts
 from tests.parallel.test_live import until
 
 ROOT = Path(__file__).parents[2]
@@ -140,3 +140,11 @@ def test_what_crosses_the_link_is_what_was_counted(lived: dict[str, Any], again:
     looked = len(looks) * run.config.layers * 2 * len(run.probe()["tokens"]) * Knobs().k * 2 * 4 * WIDTH
     assert tokens > 0.2 * sent
     assert 1 < lived["crossed"] / (counted + looked) < 1.1
+
+
+def test_what_a_machine_does_not_allow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NoHosts, match=r"^ls --none: .*none"):
+        checked(["ls", "--none"])
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(NoHosts, match=r"^unshare .* cat: No such file or directory$"), two_hosts():
+        pass
