@@ -6,6 +6,7 @@ import pytest
 LONG = (
     "browser/test_links.py",
     "test_gpu_benchmark.py",
+    "parallel/test_hosts.py",
     "sweep/test_running.py",
     "browser/test_short_forms.py",
     "browser/test_sweep.py",

@@ -108,7 +108,7 @@ def test_a_link_that_is_cut_ends_the_run_with_a_rank_of_the_other_host(lived: di
     assert failed.reason.startswith("RankLost: rank 2 (process ")
     assert "on host-1) died, was stopped or cannot be reached, last seen in " in failed.reason
     assert lived["took"] < PATIENCE + 10
-    assert lived["ended"] < PATIENCE + 15  # the ranks of both hosts
+    assert lived["ended"] < PATIENCE + 35  # the ranks of both hosts; torchrun kills after 30 s
 
 
 def test_the_ranks_go_on_by_themselves_once_the_link_is_back(lived: dict[str, Any]) -> None:
