@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from moe_core.commands.branch import fork_here
 from moe_core.commands.ranks import begun_before
@@ -106,7 +107,12 @@ def test_a_session_says_on_how_many_ranks_it_trained(tmp_path: Path) -> None:
     """The facts only say how the run began; one process that goes on is none of several."""
     config = Config.for_task("plane", tokens=64, d_model=16, d_hidden=16, steps=3, eval_every=1000, threads=1)
     folder, state = train(config, Knobs(), tmp_path, "a")
-    joined = argparse.Namespace(make=Trainer, facts={"launch": "x", "ranks": {"data": 1, "expert": 2}})
+    joined = argparse.Namespace(
+        make=Trainer,
+        device=torch.device("cpu"),
+        dismiss=lambda: None,
+        facts={"launch": "x", "ranks": {"data": 1, "expert": 2}},
+    )
     for steps, ranks in ((5, joined), (7, None), (9, joined)):
         assert state == "finished"
         folder, state = resume(Run(folder), steps, joined=ranks)
