@@ -29,6 +29,7 @@ COMMANDS = {
     "kills": ["benchmarks/kills.py", "--quick", "--patience", "10"],
     "layer": ["-m", "moe_core", "bench", "layer", "--quick", "--json"],
     "long_run": ["benchmarks/long_run.py", "--quick"],
+    "ranks": ["-m", "moe_core", "bench", "ranks", "--quick", "--json"],
     "seeing": ["-m", "moe_core", "bench", "seeing", "--quick", "--json"],
     "remedies": ["benchmarks/remedies.py", "--quick", "--json"],
     "simulated": ["benchmarks/simulated.py", "--quick"],
@@ -54,7 +55,7 @@ def short(name: str, *more: str) -> list[Any]:
 
 def test_every_benchmark_has_its_short_form_here() -> None:
     own = {path.stem for folder in ("benchmarks", "moe_core/benchmarks") for path in (ROOT / folder).glob("*.py")}
-    assert own - ELSEWHERE - {"__init__", "peers", "results", "waits"} == COMMANDS.keys()
+    assert own - ELSEWHERE - {"__init__", "one_rank", "peers", "results", "waits"} == COMMANDS.keys()
 
 
 def test_batch_measures_each_size(tmp_path) -> None:
@@ -65,6 +66,58 @@ def test_batch_measures_each_size(tmp_path) -> None:
     kept = json.loads((tmp_path / "batch.json").read_text())
     assert [row | {"event": "size"} for row in kept["rows"]] == sizes
     assert (kept["d_model"], kept["threads"], kept["device"]) == (start["d_model"], 1, "cpu")
+
+
+def test_ranks_count_rows_on_each_number_of_devices_and_time_them(tmp_path) -> None:
+    sizes = ["--num-experts", "6", "--k", "1", "--tokens", "99", "--d-model", "8", "--d-hidden", "8"]
+    start, model, *found, end = short("ranks", *sizes, "--out", str(tmp_path / "ranks.json"))
+    assert (start["event"], start["devices"], end["event"]) == ("start", [1, 2], "end")  # 6 cannot be dealt over 4
+    assert (model["k"], model["experts"], model["tokens"], model["step"]) == ([1], [6], 99, 0)
+    assert "2 ranks on" in model["machine"]
+    rows = [one for one in found if one["event"] == "rows"]
+    assert [(one["devices"], one["own"][0][1], one["all"][0][1]) for one in rows] == [
+        (1, 16.5, 16.5),
+        (2, 16.5, 33),
+    ]
+    assert all(least <= mean <= most for one in rows for least, mean, most in (*one["own"], *one["all"]))
+    speeds = [one for one in found if one["event"] == "speed"]
+    assert [one["devices"] for one in speeds] == [1, 2]
+    assert all(one["rows_per_second"][0] > 0 and one["rounds"] >= 3 for one in speeds)
+    kept = json.loads((tmp_path / "ranks.json").read_text())
+    assert (kept["rows"], kept["ranks"], kept["tokens"]) == (found, 2, 99)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--num-experts", "3"], "their number must be even, got 3"),
+        (["--num-experts", "4", "--k", "5"], "k must be"),
+        (["--run", "none-such"], "none-such"),
+        (["--num-experts", "4", "--tokens", "0"], "tokens"),
+    ],
+)
+def test_what_ranks_cannot_share_is_refused_before_they_start(
+    words: list[str], message: str, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("moe_core.benchmarks.ranks.launch", lambda *_: pytest.fail("it starts ranks"))
+    assert main(["bench", "ranks", *words]) == 2
+    told = capsys.readouterr()
+    assert message in told.err
+    assert (told.err.count("\n"), told.out) == (1, "")
+
+
+def test_the_table_of_ranks_has_a_line_for_each_number_of_devices_and_layer(monkeypatch, capsys) -> None:
+    events = [
+        {"event": "model", "step": 7, "tokens": 16, "k": [2, 2], "experts": [8, 8], "machine": "2 ranks on 1 core"},
+        {"event": "rows", "devices": 2, "own": [[1, 4, 9], [2, 4, 8]], "all": [[3, 8, 15], [5, 8, 12]], "batches": 2},
+        {"event": "speed", "devices": 2, "rows_per_second": [1500.0, 1600.0], "rounds": 3},
+    ]
+    write = lambda given, *_: Path(given["rows"]).write_text("".join(json.dumps(event) + "\n" for event in events))
+    monkeypatch.setattr("moe_core.benchmarks.ranks.launch", write)
+    assert main(["bench", "ranks"]) == 0
+    *_, one, two = capsys.readouterr().out.splitlines()
+    assert one.split() == ["2", "1", "4", "8", "1", "4", "9", "3", "8", "15", "1,500"]
+    assert two.split() == ["2", "2", "4", "8", "2", "4", "8", "5", "8", "12", "1,600"]
 
 
 def test_frames_are_measured_with_and_without_the_figures_over_all_layers() -> None:

@@ -12,6 +12,7 @@ from moe_core.dashboard.starting import Unstarted
 from moe_core.figures.catalog import offered
 from moe_core.lessons import LESSONS, flashcards
 from moe_core.lessons.checks import LAST
+from moe_core.runs import OnDevices, nothing_on_devices
 from moe_core.schema import Config, Knobs, check, check_knob, describe
 
 EVEN, ONE_HAS_ALL = np.full(8, 16.0), np.array([128.0, 128, 0, 0, 0, 0, 0, 0])
@@ -32,9 +33,13 @@ class Source:
         self.knobs, self.started_knobs = knobs or Knobs(), Knobs()
         self.last, self.stats, self.first = steps, stats, first or {}
         self.changes = [SimpleNamespace(step=turned)] if turned else []
+        self.devices = nothing_on_devices(1)
 
     def steps(self) -> tuple[int, int]:
         return (1 if self.last else 0), self.last
+
+    def on_devices(self) -> OnDevices:
+        return self.devices
 
     def knob_changes(self) -> list:
         return self.changes
@@ -63,7 +68,7 @@ CASES = [
     (4, 1, Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.7), Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.3), "was 0.05 at step 1 and is 0.70"),
     (4, 2, Source(noise_scale=0.0, cv_load=1.4), Source(noise_scale=0.7, cv_load=1.4), "is 1.40"),
     (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "= 8 of 64 tokens"),
-    (5, 2, Source(counts=4 * EVEN), Source(counts=EVEN), "sees 64 tokens"),
+    (5, 3, Source(counts=4 * EVEN), Source(counts=EVEN), "sees 64 tokens"),
     (6, 1, Source(cv_load=1.9, counts=ONE_HAS_ALL), Source(cv_load=0.9, counts=EVEN), "collapsed onto 2 of 8"),
     (6, 2, Source(cv_importance=0.2, knobs=Knobs(w_importance=1.0, w_load=0.0)), Source(cv_importance=0.2), "is 0.20 with w_importance 1"),
     (7, 2, Source(cv_load=0.2, knobs=Knobs(w_importance=0.0, w_load=0.1)), Source(cv_load=0.5, knobs=Knobs(w_importance=0.0, w_load=0.1)), "with w_load 0.1"),
@@ -98,8 +103,49 @@ def test_no_check_passes_before_it_has_seen_enough(
 
 
 def test_every_check_of_every_stage_has_a_case() -> None:
-    tried = {check_of(lesson, stage) for lesson, stage, *_ in CASES}
+    tried = {check_of(lesson, stage) for lesson, stage, *_ in CASES} | {check_of(5, 2)}
     assert {stage.check for lesson in LESSONS for stage in lesson.stages} == tried
+
+
+def on_devices(devices: tuple[int, ...], means: tuple[float, ...], speeds: tuple[float, ...]) -> OnDevices:
+    """A measurement of one layer; from one batch an expert got 16 rows in the mean."""
+    all_ = [[[mean / 2, mean, 2 * mean]] for mean in means]
+    return nothing_on_devices(1)._replace(
+        devices_m=np.array(devices), own_mL3=np.array([[[8.0, 16, 32]]] * len(devices)), all_mL3=np.array(all_),
+        per_second_mL=np.array(speeds)[:, None], k_L=np.array([2]), tokens=512, wanted=(1, 2, 4)[: max(2, len(devices))],
+    )  # fmt: skip
+
+
+def test_what_devices_share_is_checked_by_what_was_measured() -> None:
+    source = Source(counts=EVEN)
+    assert check_of(5, 2)(source, 0) == (False, "Nothing is measured yet; press the button again.")
+    source.devices = on_devices((1, 2, 4), (16, 32, 64), (1e5, 1.5e5, 1.75e5))
+    assert check_of(5, 2)(source, 0) == (
+        True,
+        "Of one batch an expert multiplied 16 rows a step; of those of 4 devices 64, from 32 to 128. "
+        "A device's experts did 1.8 times as many rows a second.",
+    )
+    assert (
+        LESSONS[4].answer_on(source, 0).endswith("Measured with k = 2, tokens by devices: 16 on 1, 32 on 2, 64 on 4.")
+    )
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (on_devices((1, 2, 4), (16, 32, 33), (1e5, 1e5, 1e5)), "of those of 4 devices 33"),  # rows are lost
+        (on_devices((1, 2), (16, 32), (1e5, 1e5)), "of those of 2 devices 32"),
+        (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(running=True), "Timing the products."),
+        (on_devices((1, 2), (16, 32), (np.nan, np.nan))._replace(running=True, wanted=(1, 2, 4)), "2 of 3 done"),
+        (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(problem="moe: rank 2 failed"), "Rank 2 failed; press the button again."),
+    ],
+)  # fmt: skip
+def test_less_than_all_of_it_does_not_pass(found: OnDevices, words: str) -> None:
+    source = Source(counts=EVEN)
+    source.devices = found
+    verdict = check_of(5, 2)(source, 0)
+    assert not verdict.happened
+    assert words in verdict.text
 
 
 def test_the_lessons_are_those_of_the_paper_in_its_order() -> None:
@@ -117,6 +163,7 @@ def test_a_lesson_is_short_and_sets_what_exists(lesson) -> None:
     assert not any(stage.task for stage in later)
     config = Config.for_task(first.task, **first.config)
     check(config, Knobs(**first.knobs))
+    assert all(stage.knobs or stage.measures for stage in later)
     for stage in later:
         for name, value in stage.knobs.items():
             assert check_knob(config, name, value) == value

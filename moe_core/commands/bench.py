@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, check_installed, real_flag, whole_flag
+from moe_core.commands.common import add, check_installed, moved, real_flag, take_places, whole_flag
 from moe_core.schema import Config, Knobs
 
 
@@ -13,16 +13,27 @@ def declare(commands: Any) -> None:
         commands,
         "bench",
         bench_command,
-        "measure the MoE layer beside its peers or by batch size, what seeing costs, or how long a start takes",
+        "measure the MoE layer beside its peers, by batch size or by devices, what seeing costs, or how long a start takes",
         run=False,
         extra="train",
     )
-    bench.add_argument("what", choices=("layer", "batch", "seeing", "start"))
+    bench.add_argument("what", choices=("layer", "batch", "ranks", "seeing", "start"))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     bench.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write the table here too, with the machine described"
     )
-    sizes = bench.add_argument_group("the layer that batch measures")
+    bench.add_argument(
+        "--seconds",
+        type=real_flag,
+        help="time for each size of layer (default 4) or batch (default 1), or number of ranks (default 1)",
+    )
+    take_sizes(bench)
+    take_run(bench)
+    take_peers(bench)
+
+
+def take_sizes(bench: argparse.ArgumentParser) -> None:
+    sizes = bench.add_argument_group("the layer that batch and ranks measure")
     for name, default in (
         ("d-model", Config.d_model),
         ("d-hidden", Config.d_hidden),
@@ -30,11 +41,27 @@ def declare(commands: Any) -> None:
     ):
         sizes.add_argument(f"--{name}", type=whole_flag, default=default, help=f"default {default}")
     sizes.add_argument("--k", type=whole_flag, default=Knobs.k, help=f"default {Knobs.k}")
-    sizes.add_argument("--device", default="auto")
     sizes.add_argument(
-        "--threads", type=whole_flag, default=1, help="torch's CPU threads; 0 leaves them to torch (default 1)"
+        "--tokens", type=whole_flag, default=Config.tokens, help=f"of a batch of ranks; default {Config.tokens}"
     )
-    bench.add_argument("--seconds", type=real_flag, help="time for each size of layer (default 4) or batch (default 1)")
+    sizes.add_argument("--device", default="auto", help="of batch; ranks are on the CPU")
+    sizes.add_argument(
+        "--threads",
+        type=whole_flag,
+        default=1,
+        help="torch's CPU threads; 0 leaves them to torch (default 1); ranks have one each",
+    )
+
+
+def take_run(bench: argparse.ArgumentParser) -> None:
+    run = bench.add_argument_group("what ranks measures instead of a layer that has learnt nothing")
+    run.add_argument(
+        "--run", metavar="RUN", help="the layers of this run: as they are now if it trains, else of its last checkpoint"
+    )
+    take_places(run)
+
+
+def take_peers(bench: argparse.ArgumentParser) -> None:
     peers = bench.add_argument_group("what layer measures beside it")
     peers.add_argument(
         "--peer",
@@ -57,6 +84,11 @@ def bench_command(arguments: argparse.Namespace) -> int:
         from moe_core.benchmarks.batch import main as batch
 
         return int(batch(arguments))
+    if arguments.what == "ranks":
+        from moe_core.benchmarks.ranks import main as ranks
+
+        arguments.moved = moved(arguments)
+        return int(ranks(arguments))
     if arguments.what == "seeing":
         from moe_core.benchmarks.seeing import main as seeing
 

@@ -76,7 +76,7 @@ def real_flag(text: str) -> float:
     raise argparse.ArgumentTypeError(f"must be a number, got {shortened(text, 80)!r}")
 
 
-def take_places(command: argparse.ArgumentParser) -> None:
+def take_places(command: argparse._ActionsContainer) -> None:
     """Flags that say where the data of a recorded run lie now. They must be the same data."""
     command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
     command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")

@@ -1,5 +1,8 @@
-"""The Batch page: sliders for the formula, and the measurement of throughput, which runs beside everything else."""
+"""The Batch page: sliders for the formula, and what is measured beside everything else: throughput, and what experts see on several devices."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import streamlit as st
@@ -7,7 +10,18 @@ import streamlit as st
 from moe_core.dashboard import controls, links
 from moe_core.dashboard.gate import deed, looks
 from moe_core.figures.reading import k_now
-from moe_core.runs import Run, StoreError, open_run, start_measuring, stop_measuring
+from moe_core.runs import (
+    Measured,
+    OnDevices,
+    Run,
+    StoreError,
+    devices_for,
+    open_run,
+    start_measuring,
+    start_on_devices,
+    stop_measuring,
+    stop_on_devices,
+)
 
 # Each slider by its name in the link: label, and the values it can have.
 SLIDERS = {
@@ -16,6 +30,10 @@ SLIDERS = {
     "experts": ("E, experts", [2**i for i in range(11)]),
     "devices": ("D, devices", [2**i for i in range(11)]),
 }
+DEALS = (
+    "Deals the experts of this run over 1, 2 and 4 ranks on this machine's CPU, each with a batch of its own, and counts the rows that an "
+    "expert multiplies: about 20 seconds. A run that trains writes a checkpoint for it."
+)
 
 
 def page() -> None:
@@ -57,31 +75,95 @@ def slider(run: str, name: str, label: str, positions: list[int], own: int) -> i
 
 @st.fragment(run_every=1.0)
 def measuring(run_id: str) -> None:
-    """The button that measures, its progress and Cancel. Drawn again each second, since another tab may have started it."""
+    """The buttons that measure, or the progress of what runs and Cancel. Drawn again each second, since another tab may have started it."""
     try:
         run = open_run(run_id, limit=0.25)
     except StoreError as error:
         st.error(str(error))
         return
     try:
-        measured, path = run.throughput(), run.throughput_file()
-        config, k = run.config, run.knobs.k
-        device, threads = run.machine
+        measured, devices = run.throughput(), run.on_devices()
+        if measured.running:
+            progress_of(measured)
+            st.button(
+                "Cancel",
+                key=f"batch-cancel-{run_id}",
+                on_click=deed(stop_measuring),
+                args=(run.throughput_file(),),
+                width="stretch",
+            )
+        elif devices.running:
+            st.progress(*devices.progress)
+            st.button(
+                "Cancel",
+                key=f"batch-cancel-{run_id}",
+                on_click=deed(stop_on_devices),
+                args=(run.path,),
+                width="stretch",
+            )
+        else:
+            offer_throughput(run, measured)
+            offer_devices(run, devices)
     finally:
         run.close()
-    if measured.running:
-        done = len(measured.tokens)
-        left = f", about {measured.of - done} s left"  # each takes a second
-        st.progress(
-            done / max(measured.of, 1), f"{done} of {measured.of} batch sizes{left}" if measured.of else "Starting"
-        )
-        st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=deed(stop_measuring), args=(path,), width="stretch")
-        return
+
+
+def progress_of(measured: Measured) -> None:
+    """How far the measurement of throughput is."""
+    done = len(measured.tokens)
+    left = f", about {measured.of - done} s left"  # each takes a second
+    st.progress(done / max(measured.of, 1), f"{done} of {measured.of} batch sizes{left}" if measured.of else "Starting")
+
+
+def offer_throughput(run: Run, measured: Measured) -> None:
+    """The button that measures throughput, and why an earlier measurement ended early."""
+    config, k = run.config, int(run.knobs.k)
+    device, threads = run.machine
     what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
     st.button(
-        "Measure throughput" if not len(measured.tokens) else "Measure again", key=f"batch-measure-{run_id}", width="stretch",
-        on_click=deed(lambda: start_measuring(path, config, int(k), device, threads)), type="secondary" if len(measured.tokens) else "primary",
+        "Measure throughput", key=f"batch-measure-{run.id}", width="stretch", on_click=begin_throughput,
+        args=(run.throughput_file(), config, k, device, threads), type="secondary" if len(measured.tokens) else "primary",
         help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
-    if measured.problem:
-        st.caption(f"Ended early: {measured.problem}. What it measured is kept.")
+    say_early(measured.problem)
+
+
+def offer_devices(run: Run, devices: OnDevices) -> None:
+    """The button that measures on several devices, or why these experts cannot be dealt, and why an earlier measurement ended early."""
+    reason = ""
+    try:
+        devices_for(run.config.num_experts)
+    except ValueError as error:
+        reason = str(error)
+    st.button(
+        "Measure on devices", key=f"batch-deal-{run.id}", width="stretch", on_click=begin_devices, args=(run.path,),
+        disabled=bool(reason), type="secondary" if devices.done or reason else "primary",
+        help=f"Not for this run: {reason}." if reason else DEALS,
+    )  # fmt: skip
+    say_early(devices.problem)
+
+
+def say_early(problem: str) -> None:
+    if problem:
+        st.caption(f"Ended early: {problem.removeprefix('moe: ')}. What it measured is kept.")
+
+
+@deed
+def begin_throughput(path: Path, *of: Any) -> None:
+    with refusals_told():
+        start_measuring(path, *of)
+
+
+@deed
+def begin_devices(folder: Path) -> None:
+    with refusals_told():
+        start_on_devices(folder)
+
+
+@contextmanager
+def refusals_told() -> Iterator[None]:
+    """A folder that cannot be written to is told in a line."""
+    try:
+        yield
+    except OSError as error:
+        st.error(f"It cannot be measured: {error.filename or 'its file'}: {error.strerror}.")

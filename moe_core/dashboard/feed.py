@@ -51,7 +51,7 @@ class Feed:
     """A shared, thread-safe, caching reader of one run. `version` counts what changed, for viewers that wait for news."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.id, self.lock = run, run.id, threading.RLock()
+        self.run, self.id, self.on_devices, self.lock = run, run.id, run.on_devices, threading.RLock()
         self.description, self.options, self.others = run.description, run.options, run.others
         self.labels, self.path, self.parent, self.started_knobs = run.labels, run.path, run.parent, run.started_knobs
         self.series: dict[Asked, Series] = {}

@@ -9,11 +9,12 @@ from html import escape
 import streamlit as st
 
 from moe_core.dashboard import classroom, controls, links, starting
+from moe_core.dashboard.batch import refusals_told
 from moe_core.dashboard.gate import LOOKING, deed, looks
 from moe_core.dashboard.panel import did_not_start
 from moe_core.dashboard.progress import NOT_BEGUN, Progress, opened, press, read_run
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
-from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder
+from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder, start_on_devices
 from moe_core.schema import Knobs, describe
 
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
@@ -221,7 +222,10 @@ def act(number: int, at: int) -> None:
         begin(number)
         return
     with opened(runs_of_lessons()[number]) as run:
-        if run and is_alive(run.path):
+        if run and stage.measures:
+            with refusals_told():
+                start_on_devices(run.path)
+        elif run and is_alive(run.path):
             run.turn(f"lesson {number}", stage.knobs)
             press(run, number, stage.knobs)
 

@@ -94,7 +94,10 @@ def reached_of(run: Run, number: int) -> int:
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
     turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (record_of(run), number)}
     stages = LESSONS[number - 1].stages
-    return max((at for at, stage in enumerate(stages) if at and turned >= set(stage.knobs.items())), default=0)
+    begun = run.on_devices()
+    measured = begun.running or bool(begun.wanted or begun.problem)
+    done = (measured if stage.measures else turned >= set(stage.knobs.items()) for stage in stages)
+    return max((at for at, here in enumerate(done) if at and here), default=0)
 
 
 def check(run: Run, number: int, layer: int) -> Verdict:

@@ -15,6 +15,7 @@ from moe_core.dashboard.gate import deed
 from moe_core.runs import Measured, Parent, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
+from moe_core.runs.on_devices import OnDevices, nothing_on_devices
 from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import Deal, off_spans
@@ -114,3 +115,6 @@ class Unstarted:
 
     def throughput(self) -> Measured:
         return NOTHING_MEASURED
+
+    def on_devices(self) -> OnDevices:
+        return nothing_on_devices(len(self.description.layers))

@@ -81,7 +81,7 @@ CSS = f"""
 /* Streamlit writes white on the primary colour, and that is light in the dark theme. */
 .stApp button[kind^="primary"]:not(:disabled), .stApp [data-tag] {{ color: var(--moescope-ground) !important; }}
 [data-testid="stButtonGroup"] button {{ padding-inline: 12px; }}
-.st-key-batch-row {{ min-height: 72px; justify-content: center; }} /* the same while it measures: no chart moves */
+.st-key-batch-row {{ min-height: 88px; justify-content: center; }} /* the same while it measures: no chart moves */
 .st-key-batch-row [data-testid="stVerticalBlock"] {{ gap: 8px; }}
 .st-key-compare-row [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
 .st-key-compare-row [data-testid="stColumn"] {{ min-width: max-content; }}

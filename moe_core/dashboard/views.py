@@ -38,8 +38,11 @@ class View(Beside):
 
     def news(self, page: str) -> tuple[Any, ...]:
         """A value that changes when there is something new to draw that is not of the first run itself."""
-        measured = len(self.run.throughput().tokens) if page == "batch" else 0
-        return (*(other.version for other in self.feeds), measured)
+        measured: tuple[int, ...] = ()
+        if page in ("batch", "learn"):
+            devices = self.run.on_devices()
+            measured = (len(self.run.throughput().tokens), devices.pid, len(devices.devices_m), int(devices.done))
+        return (*(other.version for other in self.feeds), *measured)
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:

@@ -119,6 +119,16 @@ def timed(source: Source) -> bool:
     return bool(len(source.throughput().tokens))
 
 
+def even_experts(source: Source) -> bool:
+    """What its experts see on 1, 2 and 4 devices has been measured, or can be: they are our trainer's, and can be dealt over two."""
+    return dealt(source) or (source.description.origin == "trained" and source.description.layers[0].experts % 2 == 0)
+
+
+def dealt(source: Source) -> bool:
+    """What its experts see on 1, 2 and 4 devices has been measured."""
+    return bool(len(source.on_devices().devices_m))
+
+
 def compared(source: Source) -> bool:
     """Other runs are laid over this one."""
     return bool(source.others)

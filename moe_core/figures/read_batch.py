@@ -19,6 +19,7 @@ from moe_core.figures.reading import (
 )
 from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import measured_by
+from moe_core.schema import experts_per_token
 
 
 def read_formula(source: Source, at: At) -> dict[str, Any]:
@@ -43,6 +44,26 @@ def read_throughput(source: Source, at: At) -> dict[str, Any]:
         "experts": experts_of(source, at.layer),
         "chosen": batch_sizes(source).tokens,
         "machine": measured.machine,
+    }
+
+
+def read_devices(source: Source, at: At) -> dict[str, Any]:
+    """What was measured, with the k, T and E that it was measured at; before that, the run's own as they are now."""
+    found, layer = source.on_devices(), at.layer
+    if not found.tokens:
+        last = step_of(source, at)
+        k = experts_per_token(source.description, source.knobs_at(last), layer)
+        return {"tokens": source.description.tokens, "k": k, "experts": int(on_at(source, layer, [last]).sum())}
+    return {
+        "tokens": found.tokens,
+        "k": int(found.k_L[layer]),
+        "experts": int(found.experts_L[layer]),
+        "devices_m": found.devices_m,
+        "own_m3": found.own_mL3[:, layer],
+        "all_m3": found.all_mL3[:, layer],
+        "per_second_m": found.per_second_mL[:, layer],
+        "step": found.step,
+        "machine": found.machine,
     }
 
 

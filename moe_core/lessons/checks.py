@@ -173,6 +173,22 @@ def starved(source: Source, layer: int) -> Verdict:
     )
 
 
+def fed_by_devices(source: Source, layer: int) -> Verdict:
+    found = source.on_devices()
+    if found.running or not found.done:
+        why = found.problem.removeprefix("moe: ") or "nothing is measured yet"
+        return Verdict(
+            False, f"{found.progress[1]}." if found.running else f"{why[:1].upper()}{why[1:]}; press the button again."
+        )
+    devices, alone, fed = (x[-1] for x in (found.devices_m, found.own_mL3[:, layer], found.all_mL3[:, layer]))
+    faster = found.per_second_mL[-1, layer] / found.per_second_mL[0, layer]
+    return Verdict(
+        bool(fed[1] > 0.9 * devices * alone[1] and devices > 2),
+        f"Of one batch an expert multiplied {alone[1]:.0f} rows a step; of those of {devices} devices {fed[1]:.0f}, from "
+        f"{fed[0]:.0f} to {fed[2]:.0f}. A device's experts did {faster:.1f} times as many rows a second.",
+    )
+
+
 def fed(source: Source, layer: int) -> Verdict:
     mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
     before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
@@ -262,9 +278,15 @@ def answer_noise(source: Source, layer: int) -> str:
 
 def answer_batch(source: Source, layer: int) -> str:
     k, tokens, E = source.knobs.k, source.description.tokens, source.description.experts[layer]
+    found = source.on_devices()
+    measured = [
+        f"{rows:.0f} on {devices}"
+        for devices, rows in zip(found.devices_m.tolist(), found.all_mL3[:, layer, 1], strict=True)
+    ]
     return (
         f"In your run: {k} · {tokens} / {E} = {k * tokens / E:.0f} tokens "
         f"an expert; with 8 devices it would be {8 * k * tokens / E:.0f}."
+        + (f" Measured with k = {found.k_L[layer]}, tokens by devices: {', '.join(measured)}." if measured else "")
     )
 
 

@@ -24,6 +24,7 @@ from moe_core.lessons.checks import (
     decided,
     even_without_a_loss,
     fed,
+    fed_by_devices,
     gate_alone,
     kept_two,
     more_experts,
@@ -38,7 +39,7 @@ from moe_core.schema import Config
 
 
 class Stage(NamedTuple):
-    """One thing to do: start a run (task is not ""), or turn knobs of the run that the lesson already has."""
+    """One thing to do: start a run (task is not ""), turn knobs of the run that the lesson already has, or measure that run on devices."""
 
     button: str
     watch: str
@@ -46,6 +47,7 @@ class Stage(NamedTuple):
     knobs: Mapping[str, Any]
     task: str = ""
     config: Mapping[str, Any] = {}
+    measures: bool = False
 
 
 class Lesson(NamedTuple):
@@ -190,10 +192,10 @@ LESSONS = (
         "Each of E experts sees only k·T/E of a batch of T tokens. With many experts that is few, and small matrix products are "
         "slow. The paper's way out is to spread the experts over D devices: the gate and the ordinary layers are copied to each, every "
         "device brings its own batch, and an expert gets its tokens from all of them: k·T·D/E. Memory and work per device then stay "
-        "the same as experts and devices grow together.",
+        "the same as experts and devices grow together. Here four processes stand for the devices.",
         r"\text{tokens per expert} = \frac{k \, T \, D}{E}",
         ("k",),
-        ("balance_now", "selection_share"),
+        ("balance_now", "batch_devices"),
         (
             Stage(
                 "Train with 64 experts",
@@ -203,7 +205,14 @@ LESSONS = (
                 task="plane",
                 config={"num_experts": 64},
             ),
-            Stage("Give each token 8 experts", "Four times as many tokens reach each expert, for four times the work.", fed, {"k": 8}),
+            Stage(
+                "Measure on 1, 2 and 4 devices",
+                "The run's experts are dealt over 1, 2 and 4 processes that really send each other their rows; about 20 seconds. The dots rise with the formula, and a row takes less time.",
+                fed_by_devices,
+                {},
+                measures=True,
+            ),
+            Stage("Give each token 8 experts", "The other way: four times as many tokens reach each expert, for four times the work.", fed, {"k": 8}),
         ),
         "With E = 64, k = 2 and T = 512, how many tokens does an expert see? How many with 8 devices?",
         "k·T/E = 16; with 8 devices k·T·D/E = 128.",

@@ -10,6 +10,14 @@ from moe_core.runs.log import NO_WORDS, last_words
 from moe_core.runs.machine import cores
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.notes import Notes, change_notes, read_notes
+from moe_core.runs.on_devices import (
+    OnDevices,
+    devices_for,
+    nothing_on_devices,
+    on_devices,
+    start_on_devices,
+    stop_on_devices,
+)
 from moe_core.runs.outcome import ending
 from moe_core.runs.remove import Going, going_text, remove_run, what_goes
 from moe_core.runs.rows import (
@@ -73,6 +81,7 @@ __all__ = [
     "Listed",
     "Measured",
     "Notes",
+    "OnDevices",
     "Parent",
     "Pending",
     "Run",
@@ -88,6 +97,7 @@ __all__ = [
     "cores",
     "create_run",
     "derive",
+    "devices_for",
     "end_child",
     "ending",
     "evaluation",
@@ -105,6 +115,8 @@ __all__ = [
     "load_torch_ahead",
     "measured",
     "new_id",
+    "nothing_on_devices",
+    "on_devices",
     "open_run",
     "pick",
     "read_ablation",
@@ -120,9 +132,11 @@ __all__ = [
     "start",
     "start_demo",
     "start_measuring",
+    "start_on_devices",
     "stop",
     "stop_later",
     "stop_measuring",
+    "stop_on_devices",
     "thin",
     "verify",
     "wait_ready",

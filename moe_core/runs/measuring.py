@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from moe_core.folders import ABOVE
 from moe_core.runs.limits import SIDE, read_json, read_side
-from moe_core.runs.locks import is_locked, is_ours
+from moe_core.runs.locks import OURS, is_locked, is_ours
 from moe_core.schema import Config
 
 
@@ -49,38 +49,60 @@ def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) ->
 
 def measured(path: Path) -> Measured:
     """The measurement so far; NOTHING_MEASURED's values if there is no file."""
-    text, sizes, begun, ended, words = "", dict[int, float](), dict[str, Any](), False, ""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            text = read_side(path, SIDE).decode(errors="replace")
-        except ValueError as error:
-            words = str(error)
-    for line in text.splitlines():
-        try:
-            event = read_json(line)
+    events, running, problem = read_events(path)
+    sizes, begun = dict[int, float](), dict[str, Any]()
+    for event in events:
+        with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was changed by hand
             if event["event"] == "size":
                 sizes[int(event["tokens"])] = float(event["tokens_per_second"])
             elif event["event"] == "start":
                 begun = {"of": len(event["sizes"]), "pid": int(event["pid"]), "machine": str(event.get("machine", ""))}
-            ended = ended or event["event"] == "end"
-        except (ValueError, LookupError, TypeError):
-            words = line.strip()[-200:] or words  # a line of a traceback is not an event
-    running = is_locked(path)
     return Measured(
         np.array(list(sizes), np.int64),
         np.array(list(sizes.values()), np.float64),
         begun.get("of", 0),
         running,
-        "" if running or ended or not (text or words) else words or "stopped before it was done",
+        problem,
         begun.get("pid", 0),
         begun.get("machine", ""),
     )
 
 
+def read_events(path: Path) -> tuple[list[dict[str, Any]], bool, str]:
+    """The events that a measurement has printed so far, whether it runs, and why it ended early, "" if it did not."""
+    events, text, words = list[dict[str, Any]](), "", ""
+    running = is_locked(path)
+    try:
+        text = read_side(path, SIDE).decode(errors="replace")
+    except FileNotFoundError:
+        pass
+    except (ValueError, OSError) as error:
+        words = str(error)
+    for line in text.splitlines():
+        try:
+            event = read_json(line)
+            events += [event] if isinstance(event["event"], str) else []
+        except (ValueError, LookupError, TypeError):
+            words = line.strip()[-200:] or words  # what it said of an error is not an event
+    ended = any(event["event"] == "end" for event in events)
+    return events, running, "" if running or ended or not (text or words) else words or "stopped before it was done"
+
+
 def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:
     """Start the measurement; False if it is under way already. An earlier measurement is overwritten."""
+    options: dict[str, Any] = {
+        "d-model": config.d_model, "d-hidden": config.d_hidden, "num-experts": config.num_experts, "k": k,
+        "device": device, "threads": threads, "seconds": seconds,
+    }  # fmt: skip
+    return start_bench(
+        path, ["batch", *(part for name, value in options.items() for part in (f"--{name}", str(value)))]
+    )
+
+
+def start_bench(path: Path, words: list[str]) -> bool:
+    """Start `bench WORDS --json` with the file, locked, as its output; False if one is under way there already."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | OURS, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -88,13 +110,8 @@ def start_measuring(path: Path, config: Config, k: int, device: str, threads: in
         return False
     try:
         os.ftruncate(handle, 0)
-        options: dict[str, Any] = {
-            "d-model": config.d_model, "d-hidden": config.d_hidden, "num-experts": config.num_experts, "k": k,
-            "device": device, "threads": threads, "seconds": seconds,
-        }  # fmt: skip
-        words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         process = subprocess.Popen(
-            [sys.executable, "-m", "moe_core", "bench", "batch", "--json", *words],
+            [sys.executable, "-m", "moe_core", "bench", *words, "--json"],
             stdin=subprocess.DEVNULL,
             stdout=handle,
             stderr=handle,
@@ -113,7 +130,8 @@ _started: list[subprocess.Popen[bytes]] = []
 
 def stop_measuring(path: Path) -> None:
     """Stop a measurement that is under way; what it measured so far is kept."""
-    measurement = measured(path)
-    if measurement.running and is_ours(measurement.pid, "bench"):
+    events, running, _ = read_events(path)
+    pids = [event.get("pid") for event in events if event["event"] == "start"]
+    if running and pids and isinstance(pids[-1], int) and is_ours(pids[-1], "bench"):
         with contextlib.suppress(ProcessLookupError):
-            os.kill(measurement.pid, signal.SIGTERM)
+            os.kill(pids[-1], signal.SIGTERM)

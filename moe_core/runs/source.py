@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from moe_core.runs.ablation import Ablation
 from moe_core.runs.measuring import Measured
+from moe_core.runs.on_devices import OnDevices
 from moe_core.runs.rows import Eval, KnobChange, Parent, Status
 from moe_core.runs.statistics import Deal, Off
 from moe_core.schema import Config, Description, KnobValues
@@ -110,6 +111,9 @@ class Source(Protocol):
 
     def throughput(self) -> Measured:
         """Tokens a second by batch size, as far as it was measured."""
+
+    def on_devices(self) -> OnDevices:
+        """The rows of an expert on 1, 2 and 4 devices, as far as they were measured."""
 
 
 class Record(Source, Protocol):
@@ -220,3 +224,6 @@ class Beside:
 
     def throughput(self) -> Measured:
         return self.run.throughput()
+
+    def on_devices(self) -> OnDevices:
+        return self.run.on_devices()

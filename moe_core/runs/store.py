@@ -8,6 +8,7 @@ import sqlite3
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,7 @@ from moe_core.runs.limits import REASON, read_json
 from moe_core.runs.log import last_problem
 from moe_core.runs.measuring import NOTHING_MEASURED, Measured, bench_file, measured
 from moe_core.runs.notes import read_notes
+from moe_core.runs.on_devices import on_devices
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import (
     COMMANDS,
@@ -64,7 +66,7 @@ class Run:
     others: Sequence[Source] = ()  # and no runs laid over it
 
     def __init__(self, folder: Path, limit: float | None = None) -> None:
-        self.path = folder
+        self.path, self.id = folder, folder.name
         self._off: tuple[list[KnobChange], tuple[Off, ...]] | None = None  # the turns of `off`, and their spans
         self.file = File(folder, limit)
         self.query, self.write = self.file.query, self.file.write
@@ -92,9 +94,9 @@ class Run:
             self.close()
             why = f"its settings have no {error}" if isinstance(error, KeyError) else error
             raise StoreError(f"run {folder.name} cannot be read: {why}") from None
-        self.id: str = folder.name
         self.stored = Layout(self.layout, self.about.get("apart") is True)
         self.columns = self.stored.width
+        self.on_devices = partial(on_devices, folder, len(self.description.layers))
         self._blocks = Blocks(self.query, self.checked, self.stored)
         if os.path.lexists(folder / "run.db-wal") and not self.damage:
             self._seal_if_ended()

@@ -172,7 +172,7 @@ def test_batch_measures_beside_everything_else_and_its_sliders_move_the_formula(
         "document.querySelector('[data-figure=batch_throughput]').data[0]?.x.length > 0", timeout=60_000
     )
     other.get_by_role("button", name="Cancel").click()
-    expect(page.get_by_role("button", name="Measure again")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("button", name="Measure throughput")).to_be_visible(timeout=15_000)
     assert not open_run("a", server.runs).throughput().running
 
 

@@ -29,12 +29,12 @@ ROOT = Path(__file__).parents[2]
 # What the dashboard uses of the runs and the sweeps: what changes something or starts a process, and what only reads.
 CHANGES = {
     "cancel", "change_notes", "detach", "fork", "load_torch_ahead", "make_sweep", "remove_run", "resume", "start", "start_demo", "start_measuring",
-    "stop_later", "stop_measuring",
+    "start_on_devices", "stop_later", "stop_measuring", "stop_on_devices",
 }  # fmt: skip
 READS = {  # look: whoever looks says so, which changes how often the trainer shows its probe and nothing of the training
-    "beside", "bytes_text", "ceiling_lines", "command_of", "cores", "cost", "deletion", "estimate", "figure", "files_of", "is_alive",
+    "beside", "bytes_text", "ceiling_lines", "command_of", "cores", "cost", "deletion", "devices_for", "estimate", "figure", "files_of", "is_alive",
     "is_running", "knobs_after", "last_problem", "last_words", "left_of", "look", "make_plan", "mean_balance", "measured", "measured_by",
-    "measures", "notes", "off_spans", "open_run", "open_sweep", "overview", "owner", "pairs_of", "paper_columns", "pick", "progress",
+    "measures", "nothing_on_devices", "notes", "off_spans", "open_run", "open_sweep", "overview", "owner", "pairs_of", "paper_columns", "pick", "progress",
     "read_notes", "reap", "results", "rows", "runs_folder", "shape_of", "speeds", "state_of", "sweep_ids", "thin", "values_of", "words_of",
     "again_text", "check_dealt", "check_room", "check_shares", "device_of", "facts_of_ranks", "most_ranks", "ranks_again", "rows_of",
 }  # fmt: skip
@@ -169,7 +169,7 @@ def filled(runs: Path) -> Iterator[Path]:
 # What is on each page for who turns, by link and by what the tab has chosen: its widgets that change something.
 DEEDS: dict[str, tuple[dict[str, str], dict[str, Any], set[str]]] = {
     "live": ({"run": "new"}, {}, {"start-text", "start-digits", "start-plane", "start-demo"}),
-    "batch": ({"run": "ended"}, {}, {"batch-measure-ended"}),
+    "batch": ({"run": "ended"}, {}, {"batch-measure-ended", "batch-deal-ended"}),
     "sweep": ({"sweep": "grid"}, {}, {"go-on-grid"}),
     "sweep, new": ({"sweep": "new"}, {}, {"sweep-start"}),
     "learn": ({"lesson": "6", "run": "lesson"}, {}, {"class-lead", "stage-6-0", "stage-6-1"}),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,9 @@ from streamlit.testing.v1 import AppTest
 from moe_core.dashboard import learn, progress, starting
 from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.runs.on_devices import NAME
 from moe_core.schema import Config, Knobs, layout
+from tests.figures.test_catalog import write_on_devices
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,7 +120,7 @@ def test_the_first_stage_starts_its_run_and_puts_it_into_the_link(started: list[
     assert link(app) == {"lesson": "5", "run": "started-1"}
     assert (parts(app)["charts"]["run"], parts(app)["charts"]["probe"]) == ("started-1", "points")
     assert "Starting the trainer" in html(app)
-    assert [can for _, can in stages(app)] == [True, False]
+    assert [can for _, can in stages(app)] == [True, False, False]
 
 
 @pytest.mark.parametrize("number", range(1, 9))
@@ -235,6 +238,42 @@ def test_a_third_stage_has_its_own_check(runs: Path) -> None:
         run.turn(who="lesson 7", **knobs)
     write(writer, 51, 1.0, applied=[(1, 51), (2, 51)])
     assert "The noise still spreads each logit by 1.00" in html(page(lesson="7", run="a"))
+    writer.finish("stopped")
+
+
+def test_a_stage_that_measures_starts_it_and_is_reached_by_what_is_in_the_file(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, began = begun(runs, "a", 5), list[Path]()
+    monkeypatch.setattr(learn, "start_on_devices", began.append)
+    app = page(lesson="5", run="a")
+    measure, turn = (next(b for b in app.button if b.key == f"stage-5-{at}") for at in (1, 2))
+    assert (measure.disabled, turn.disabled) == (False, True)
+    measure.click().run()
+    assert began == [runs / "a"]
+    write_on_devices(open_run("a"))
+    app = page(lesson="5", run="a")
+    assert "Of one batch an expert multiplied" not in html(app)  # its last number of devices is not timed
+    with (runs / "a" / NAME).open("a") as file:
+        file.write(
+            json.dumps({"event": "speed", "devices": 4, "rows_per_second": [4e5]})
+            + "\n"
+            + json.dumps({"event": "end"})
+            + "\n"
+        )
+    app = page(lesson="5", run="a")
+    assert "of those of 4 devices 80, from 40 to 120. A device's experts did 4.0 times" in unescape(html(app))
+    assert not next(b for b in app.button if b.key == "stage-5-2").disabled
+    writer.finish("stopped")
+
+
+def test_a_measurement_that_cannot_be_written_is_told_in_a_line(runs: Path) -> None:
+    writer = begun(runs, "a", 5)
+    (runs / "a" / NAME).symlink_to(runs / "elsewhere")
+    app = page(lesson="5", run="a")
+    next(b for b in app.button if b.key == "stage-5-1").click().run()
+    assert not app.exception
+    assert any("It cannot be measured" in one.value for one in app.error)
     writer.finish("stopped")
 
 

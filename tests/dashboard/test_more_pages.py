@@ -1,5 +1,6 @@
 """Experts, Compare and Batch by AppTest: without a run, while it trains, when it has ended; the choices are in the link."""
 
+import fcntl
 import json
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import compare
 from moe_core.runs import open_run, start_measuring, stop_measuring
+from moe_core.runs.on_devices import NAME
 from moe_core.schema import Config
 from moe_core.schema.description import PROBE_OF_TASK
 from moe_core.watching import watch
@@ -138,13 +140,38 @@ def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) 
     next(b for b in app.button if b.label == "Cancel").click().run()
     wait(lambda: not run.throughput().running)
     app.run()
-    assert {"Measure throughput", "Measure again"} & {b.label for b in app.button}
+    assert {"Measure throughput", "Measure on devices"} <= {b.label for b in app.button}
     assert any("Ended early" in c.value for c in app.caption)
     start_measuring(path, Config(num_experts=2, d_model=4, d_hidden=4), 9, "cpu", 1)
     wait(lambda: not run.throughput().running)
     stop_measuring(path)
     app.run()
     assert any("got 9" in c.value for c in app.caption)
+
+
+def test_devices_are_measured_or_refused_with_the_reason(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = list[Path]()
+    monkeypatch.setattr("moe_core.dashboard.batch.start_on_devices", began.append)
+    for E in (3, 4):
+        record(runs / f"of-{E}", E=E, d_model=4, d_hidden=4).close()
+    button = next(b for b in page("batch", run="of-3").button if b.label == "Measure on devices")
+    assert button.disabled
+    assert "must be even, got 3" in button.help
+    app = page("batch", run="of-4")
+    next(b for b in app.button if b.label == "Measure on devices").click().run()
+    assert began == [runs / "of-4"]
+    (runs / "of-4" / NAME).write_text(
+        '{"event": "start", "pid": 1, "devices": [1, 2, 4]}\nmoe: rank 1 failed: no more memory'
+    )
+    app.run()
+    assert [c.value for c in app.caption if "Ended" in c.value] == [
+        "Ended early: rank 1 failed: no more memory. What it measured is kept."
+    ]
+    with open(runs / "of-4" / NAME) as held:
+        fcntl.flock(held, fcntl.LOCK_EX)  # another tab measures
+        app.run()
+        assert {"Measure on devices", "Measure throughput"}.isdisjoint({b.label for b in app.button})
+        assert "Cancel" in {b.label for b in app.button}
 
 
 def test_a_watched_run_without_a_probe_says_what_shows_where_tokens_go(runs: Path) -> None:

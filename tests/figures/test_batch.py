@@ -1,17 +1,19 @@
 """The numbers inside the Batch page's figures, and the treemap's rectangles."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moe_core.dashboard.views import View
-from moe_core.figures import batch, read_batch, treemap
-from moe_core.figures.catalog import tiles_of
+from moe_core.figures import batch, devices, read_batch, treemap
+from moe_core.figures.catalog import offered, shows, tiles_of
 from moe_core.figures.pages.tile import plain_count
 from moe_core.figures.reading import batch_sizes, tokens_per_expert
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import KnobChange
+from moe_core.runs.on_devices import NAME
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, describe
 from tests.figures.record import record
@@ -63,6 +65,60 @@ def test_throughput_is_drawn_as_measured():
     empty = batch.batch_throughput.spec(np.zeros(0, int), np.zeros(0))
     assert empty["data"] == []
     assert "not measured yet" in empty["layout"]["title"]["text"]
+
+
+def test_what_devices_measured_stands_on_the_formulas_lines():
+    own, all_ = np.array([[4.0, 16, 30], [5, 16, 29]]), np.array([[4.0, 16, 30], [26, 64, 104]])
+    spec = devices.batch_devices.spec(
+        512, 2, 64, devices_m=[1, 4], own_m3=own, all_m3=all_, per_second_m=[4.6e5, np.nan], machine="<m>"
+    )
+    np.testing.assert_allclose(trace(spec, "k·T·D/E")["y"], [16, 32, 64])
+    np.testing.assert_allclose(trace(spec, "k·T/E")["y"], [16, 16, 16])
+    for name, rows in (("from one batch", own), ("from all batches", all_)):
+        drawn = trace(spec, name)
+        np.testing.assert_allclose(drawn["y"].reshape(2, 4)[:, :3], rows)
+        assert np.isnan(drawn["y"].reshape(2, 4)[:, 3]).all()  # a gap between two bars
+        assert drawn["x"].tolist() == [1] * 4 + [4] * 4
+    hover = trace(spec, "from all batches")["hovertext"]
+    assert hover[6] == "Measured on 4 devices, from the batches of all: the most that one expert got, 104 tokens a step"
+    assert "on 1 device, " in hover[0]
+    assert [note["text"] for note in spec["layout"]["annotations"] if "rows/s" in note["text"]] == [
+        "460 k rows/s"
+    ]  # the other is not timed yet
+    assert spec["layout"]["yaxis"]["range"][1] > 104
+    assert "&lt;m&gt;" in spec["layout"]["title"]["text"]
+
+
+def test_before_devices_are_measured_the_formula_stands_there_alone():
+    spec = devices.batch_devices.spec(100, 1, 3)
+    assert [t["name"] for t in spec["data"]] == ["k·T·D/E", "k·T/E"]
+    np.testing.assert_allclose(trace(spec, "k·T·D/E")["y"], np.array([1, 2, 4]) * 100 / 3, rtol=1e-6)
+    assert "not measured yet" in spec["layout"]["title"]["text"]
+
+
+def test_devices_are_read_of_the_layer_with_what_they_were_measured_at(tmp_path: Path):
+    run = record(tmp_path / "a", E=4, tokens=128, L=2)
+    assert read_batch.read_devices(run, At()) == {"tokens": 128, "k": 2, "experts": 4}
+    rows = {"own": [[1, 2, 3], [4, 5, 6]], "all": [[2, 4, 6], [8, 10, 12]]}
+    events = [
+        {"event": "start", "pid": 1, "devices": [1, 2, 4]},
+        {"event": "model", "step": 9, "tokens": 64, "k": [3, 1], "experts": [4, 2], "machine": "m"},
+        {"event": "rows", "devices": 2} | rows,
+    ]
+    (run.path / NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
+    found = read_batch.read_devices(run, At(1))
+    assert {name: found[name] for name in ("tokens", "k", "experts", "step", "machine")} == {
+        "tokens": 64, "k": 1, "experts": 2, "step": 9, "machine": "m",
+    }  # fmt: skip
+    assert (found["own_m3"].tolist(), found["all_m3"].tolist()) == ([[4, 5, 6]], [[8, 10, 12]])
+    assert np.isnan(found["per_second_m"]).all()
+
+
+@pytest.mark.parametrize(("E", "offers"), [(1, False), (3, False), (4, True), (6, True)])
+def test_devices_are_offered_where_the_experts_can_be_dealt(tmp_path: Path, E: int, offers: bool):
+    run = record(tmp_path / "a", E=E, steps=1)
+    assert offered(run, "batch_devices") == offers
+    assert not shows(run, "batch_devices")  # an export would be empty
 
 
 def test_most_and_least_are_of_each_step_and_the_middle_is_the_formula():

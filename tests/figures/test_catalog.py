@@ -13,6 +13,7 @@ from moe_core.dashboard.views import View
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs.ablation import Ablation, write_ablation
+from moe_core.runs.on_devices import NAME
 from moe_core.runs.source import At
 from moe_core.schema import TASKS, Knobs
 from tests.figures.record import record, record_tokens
@@ -45,6 +46,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
                 run = record(folder / f"{task}-{E}-{steps}", task, E, steps=steps)
                 other = record(folder / f"{task}-{E}-{steps}-other", task, E, steps=steps, seed=1)
                 write_throughput(run)
+                write_on_devices(run)
                 made[task, E, steps] = View(run, {}, (other,))
     grouped = record(folder / "grouped", "digits", 16, steps=60, groups=4)
     write_ablation(grouped.path, Ablation(60, 1.0, np.full((2, 16), 0.1), np.full((2, 16), 1 / 16)))
@@ -62,6 +64,22 @@ def write_throughput(run: Any) -> None:
     events = [{"event": "start", "pid": 1, "sizes": [64, 128], "machine": "made up"}]
     events += [{"event": "size", "tokens": t, "tokens_per_second": 10.0 * t} for t in (64, 128)]
     run.throughput_file().write_text("".join(json.dumps(event) + "\n" for event in [*events, {"event": "end"}]))
+
+
+def write_on_devices(run: Any) -> None:
+    """As `bench ranks --json` leaves it."""
+    layers = len(run.description.layers)
+    rows = [[10.0 * d, 20.0 * d, 30.0 * d] for d in (1, 2, 4)]
+    events: list[dict[str, Any]] = [
+        {"event": "start", "pid": 1, "devices": [1, 2, 4]},
+        {"event": "model", "step": 5, "tokens": 128, "k": [2] * layers, "experts": [8] * layers, "machine": "made up"},
+    ]
+    events += [
+        {"event": "rows", "devices": d, "own": [rows[0]] * layers, "all": [row] * layers}
+        for d, row in zip((1, 2, 4), rows, strict=True)
+    ]
+    events += [{"event": "speed", "devices": d, "rows_per_second": [1e5 * d] * layers} for d in (1, 2)]
+    (run.path / NAME).write_text("".join(json.dumps(event) + "\n" for event in events))
 
 
 def titles(spec: dict[str, Any]) -> list[str]:
@@ -112,7 +130,7 @@ def test_plotly_takes_it_and_what_is_hovered_reads_as_a_sentence(runs: dict[Any,
 @pytest.mark.parametrize("name", OURS)
 def test_a_run_without_a_step_draws_axes_and_no_data(runs: dict[Any, Any], name: str) -> None:
     for (_task, _E, steps), _, spec in all_specs(runs, name):
-        if steps == 0 and name not in ("batch_formula", "batch_throughput"):  # they need no run
+        if steps == 0 and name not in ("batch_formula", "batch_throughput", "batch_devices"):  # they need no run
             drawn = [trace for trace in spec["data"] if np.isfinite(np.asarray(trace.get("y", []), np.float64)).any()]
             assert all(trace["type"] == "heatmap" and not np.isfinite(np.asarray(trace["z"], np.float64)).any() for trace in drawn), name  # fmt: skip
 

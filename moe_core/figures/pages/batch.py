@@ -4,8 +4,8 @@ import math
 
 import numpy as np
 
-from moe_core.figures import batch, read_batch
-from moe_core.figures.needs import fixed_batch, measurable, stats, timed
+from moe_core.figures import batch, devices, read_batch
+from moe_core.figures.needs import dealt, even_experts, fixed_batch, measurable, stats, timed
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.tile import NONE, Tile, plain_count, short
 from moe_core.figures.paper import Array
@@ -79,6 +79,13 @@ def throughput_tile(source: Source, at: At) -> Tile:
 # In the order in which the page shows them.
 FIGURES: dict[str, Entry] = {
     "batch_formula": Entry("Tokens per expert", batch.batch_formula, read_batch.read_formula, (fixed_batch,)),
+    "batch_devices": Entry(
+        "Tokens per expert, by devices",
+        devices.batch_devices,
+        read_batch.read_devices,
+        (fixed_batch, even_experts),
+        (dealt,),
+    ),
     "batch_throughput": Entry(
         "Throughput", batch.batch_throughput, read_batch.read_throughput, (fixed_batch, measurable), (timed,)
     ),

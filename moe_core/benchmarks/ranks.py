@@ -1,0 +1,119 @@
+"""How many rows an expert multiplies where its tokens come from one device's batch, and where they come from those of 1, 2 and 4 devices.
+
+`python -m moe_core bench ranks`. With k of E experts and T tokens a batch that is k*T/E and k*T*D/E (Shazeer 2017, section 3.1). The ranks are
+started by torch's own launcher; what one of them does is in one_rank.py. torch is loaded only once main() has said that it begins.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import tempfile
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moe_core.runs import Run, is_alive, open_run
+from moe_core.runs.on_devices import devices_for
+from moe_core.schema import Config, Knobs, check, first_line
+
+BATCHES, QUICK = 20, 2  # that each device brings
+ANSWER = 10.0  # seconds to wait for the checkpoint of a run that trains
+
+
+def main(options: argparse.Namespace) -> int:
+    """options: run (None: one that nobody has begun, of d_model, d_hidden, num_experts, k and tokens), runs, moved, seconds, json, quick, out.
+
+    ValueError for what ranks cannot share, or where torch has none.
+    """
+    run = open_run(options.run, options.runs) if options.run else None
+    config, knobs = settings_of(options)
+    devices = devices_for((run.config if run else config).num_experts)
+    if options.json:
+        print(json.dumps({"event": "start", "pid": os.getpid(), "devices": devices}), flush=True)
+    given = {
+        "run": str(run.path) if run else "", "checkpoint": newest_checkpoint(run) if run else "", "moved": options.moved,
+        "config": asdict(config), "knobs": asdict(knobs), "devices": devices, "batches": QUICK if options.quick else BATCHES,
+        "seconds": 0.0 if options.quick else 1.0 if options.seconds is None else options.seconds,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        rows = Path(folder) / "rows"
+        launch(given | {"rows": str(rows), "json": options.json}, max(devices), Path(folder))
+        model, *found = [json.loads(line) for line in rows.read_text().splitlines()]
+    if not options.json:
+        show(model, found)
+    if options.out:
+        from moe_core.benchmarks.results import keep
+
+        said = {name: value for name, value in model.items() if name not in ("event", "machine")}
+        keep(options.out, found, run=run.id if run else "", ranks=max(devices), threads=1, **said)
+    if options.json:
+        print(json.dumps({"event": "end"}), flush=True)
+    return 0
+
+
+def settings_of(options: argparse.Namespace) -> tuple[Config, Knobs]:
+    """The settings and knobs of a run that nobody has begun: points in the plane, one MoE layer of these sizes, all else as usual."""
+    sizes = {name: getattr(options, name) for name in ("d_model", "d_hidden", "num_experts", "tokens")}
+    return check(Config.for_task("plane", layers=1, **sizes), Knobs(k=options.k))
+
+
+def newest_checkpoint(run: Run) -> str:
+    """The run's newest checkpoint, "" if it has none yet. A run that trains is asked for one, so that its gate is measured as it is now."""
+    from moe_core.training.checkpoint import list_checkpoints
+
+    if is_alive(run.path) and run.state in ("training", "paused"):
+        asked, until = run.command("checkpoint", who="bench ranks"), time.monotonic() + ANSWER
+        while time.monotonic() < until and not any(c.id == asked and c.step is not None for c in run.commands()):
+            time.sleep(0.05)
+    return str(next(iter(list_checkpoints(run.path).values()), ""))
+
+
+def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
+    """Start the ranks as torchrun does, and wait for them. ValueError, which names the rank that failed first, if one does."""
+    from torch import distributed
+    from torch.distributed import run as torchrun
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    if not (distributed.is_available() and distributed.is_gloo_available()):
+        raise ValueError(
+            "bench ranks needs gloo, by which ranks on CPUs talk, and this torch was built without it; install another torch"
+        )
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    # All ranks are on this machine; by its name, gloo would look for it in the network.
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
+    logging.disable(logging.CRITICAL)  # torchrun writes pages about a rank that failed, and one line is enough
+    words = ["--standalone", f"--nproc-per-node={ranks}", f"--log-dir={folder}", "-m", "moe_core.benchmarks.one_rank"]
+    try:
+        torchrun.run(torchrun.parse_args([*words, json.dumps(given)]))
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        raise ValueError(f"rank {rank} failed: {first_line(failure.message)}; measure again") from None
+    except SignalException:  # somebody cancelled it, and torchrun has ended the ranks
+        raise ValueError("stopped before it was done") from None
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def show(model: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """The table: a line for each number of devices and layer."""
+    print(
+        f"{model['machine']}; after step {model['step']}, {model['tokens']} tokens a batch; median step, forward + backward, float32"
+    )
+    print(f"{'':16}{'formula':>21}  {'from its own batch':^24}  {'from all batches':^24}")
+    print(
+        f"{'devices':>8}{'layer':>8}{'k·T/E':>10}{'k·T·D/E':>11}"
+        + f"  {'least':>8}{'mean':>8}{'most':>8}" * 2
+        + f"{'rows/s':>12}"
+    )
+    speeds = {one["devices"]: one["rows_per_second"] for one in found if one["event"] == "speed"}
+    for one in (one for one in found if one["event"] == "rows"):
+        for at, (own, all_) in enumerate(zip(one["own"], one["all"], strict=True)):
+            each = model["k"][at] * model["tokens"] / model["experts"][at]
+            numbers = "".join(f"  {a:>8.4g}{b:>8.4g}{c:>8.4g}" for a, b, c in (own, all_))
+            print(
+                f"{one['devices']:>8}{at + 1:>8}{each:>10.4g}{one['devices'] * each:>11.4g}{numbers}{speeds[one['devices']][at]:>12,.0f}"
+            )

@@ -1,0 +1,124 @@
+"""Rows that a run's experts multiply where their tokens come from 1, 2 and 4 devices: a measurement by several ranks (`bench ranks`) in
+processes of their own, whose output file in the run's folder holds the results, shows the progress and is the lock.
+
+Shapes: m numbers of devices measured so far, L layers; 3: the least, the mean and the most of the experts.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_core.runs.measuring import read_events, start_bench, stop_measuring
+
+NAME = "devices.jsonl"
+DEVICES = (1, 2, 4)
+
+
+class OnDevices(NamedTuple):
+    """What was measured so far.
+
+    devices_m (m,); own_mL3, all_mL3 (m, L, 3): the rows of an expert in a step, from one device's batch and from all; per_second_mL (m, L): rows
+    a second through the experts of one device, forward and backward, NaN until that is measured. k_L, experts_L (L,), tokens, step: what it was
+    measured of. wanted: the numbers of devices that there will be; problem: why it ended early, "" if it did not.
+    """
+
+    devices_m: NDArray[np.int64]
+    own_mL3: NDArray[np.float64]
+    all_mL3: NDArray[np.float64]
+    per_second_mL: NDArray[np.float64]
+    k_L: NDArray[np.int64]
+    experts_L: NDArray[np.int64]
+    tokens: int
+    step: int
+    wanted: tuple[int, ...]
+    running: bool
+    problem: str
+    pid: int
+    machine: str
+
+    @property
+    def done(self) -> bool:
+        """Whether all of it is there."""
+        return (
+            bool(self.wanted)
+            and self.devices_m.tolist() == [*self.wanted]
+            and bool(np.isfinite(self.per_second_mL).all())
+        )
+
+    @property
+    def progress(self) -> tuple[float, str]:
+        """How far it is, from 0 to 1, and in words."""
+        done, of = len(self.devices_m), len(self.wanted)
+        if not self.tokens:
+            return 0.05, "The ranks start"
+        words = f"Counting rows: {done} of {of} done" if done < of else "Timing the products"
+        return (1 + done) / (of + 2), words
+
+
+def nothing_on_devices(layers: int = 0) -> OnDevices:
+    """Nothing measured."""
+    counts, none_L = np.empty((0, layers, 3)), np.zeros(layers, np.int64)
+    return OnDevices(
+        np.empty(0, np.int64), counts, counts, np.empty((0, layers)), none_L, none_L, 0, 0, (), False, "", 0, ""
+    )
+
+
+def devices_for(num_experts: int) -> list[int]:
+    """The numbers of devices over which so many experts can be dealt evenly. ValueError if that is no more than one."""
+    found = [devices for devices in DEVICES if num_experts % devices == 0]
+    if len(found) < 2:
+        raise ValueError(f"experts are dealt over 2 or 4 devices, so their number must be even, got {num_experts}")
+    return found
+
+
+def on_devices(folder: Path, layers: int) -> OnDevices:
+    """The measurement of a run so far. One that is not of as many layers, or is damaged, counts as none, with its problem."""
+    path = folder / NAME
+    events, running, problem = read_events(path)
+    try:
+        return of_events(events, layers)._replace(running=running, problem=problem)
+    except (LookupError, TypeError, ValueError, OverflowError):
+        return nothing_on_devices(layers)._replace(running=running, problem=f"{NAME} cannot be read; measure again")
+
+
+def of_events(events: list[dict[str, Any]], layers: int) -> OnDevices:
+    """The events that `bench ranks --json` prints as arrays. LookupError, TypeError or ValueError if they do not fit."""
+    found, own, all_, speeds = nothing_on_devices(layers), dict[int, Any](), dict[int, Any](), dict[int, Any]()
+    for event in events:
+        if event["event"] == "start":
+            found = found._replace(pid=int(event["pid"]), wanted=tuple(map(int, event["devices"])))
+        elif event["event"] == "model":
+            sizes = [np.array(event[name], np.int64).reshape(layers) for name in ("k", "experts")]
+            if (np.concatenate(sizes) < 1).any():
+                raise ValueError("k and experts must be 1 or more")
+            found = found._replace(
+                k_L=sizes[0],
+                experts_L=sizes[1],
+                tokens=int(event["tokens"]),
+                step=int(event["step"]),
+                machine=str(event["machine"]),
+            )
+        elif event["event"] == "rows":
+            own[int(event["devices"])], all_[int(event["devices"])] = event["own"], event["all"]
+        elif event["event"] == "speed":
+            speeds[int(event["devices"])] = event["rows_per_second"]
+    many = sorted(own)
+    return found._replace(
+        devices_m=np.array(many, np.int64),
+        own_mL3=np.array([own[m] for m in many], np.float64).reshape(-1, layers, 3),
+        all_mL3=np.array([all_[m] for m in many], np.float64).reshape(-1, layers, 3),
+        per_second_mL=np.array([speeds.get(m, [math.nan] * layers) for m in many], np.float64).reshape(-1, layers),
+    )
+
+
+def start_on_devices(folder: Path) -> bool:
+    """Start the measurement of a run; False if it is under way already. An earlier measurement is overwritten."""
+    return start_bench(folder / NAME, ["ranks", "--run", str(folder)])
+
+
+def stop_on_devices(folder: Path) -> None:
+    """Stop a measurement that is under way; what it measured so far is kept."""
+    stop_measuring(folder / NAME)

@@ -1,0 +1,135 @@
+"""The measurement on several devices: processes of their own, seen through a file in the run's folder, whatever that file holds."""
+
+import contextlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.runs import (
+    create_run,
+    devices_for,
+    nothing_on_devices,
+    on_devices,
+    open_run,
+    start_on_devices,
+    stop_on_devices,
+)
+from moe_core.runs.locks import is_locked
+from moe_core.runs.on_devices import NAME
+from moe_core.schema import Config, Knobs
+from tests.runs.test_measuring import wait
+
+ONE = [[[2.0, 4.0, 7.0], [1.0, 4.0, 9.0]], [[5.0, 8.0, 13.0], [2.0, 8.0, 17.0]]]
+EVENTS: list[dict[str, Any]] = [
+    {"event": "start", "pid": 1, "devices": [1, 2]},
+    {"event": "model", "step": 40, "tokens": 16, "k": [2, 2], "experts": [8, 8], "machine": "2 ranks on 1 core"},
+    {"event": "rows", "devices": 1, "own": ONE[0], "all": ONE[0], "batches": 2},
+    {"event": "rows", "devices": 2, "own": ONE[0], "all": ONE[1], "batches": 2},
+    {"event": "speed", "devices": 1, "rows_per_second": [100.0, 110.0], "rounds": 3},
+    {"event": "speed", "devices": 2, "rows_per_second": [150.0, 160.0], "rounds": 3},
+    {"event": "end"},
+]
+
+
+def write(folder: Path, events: list[dict[str, Any]], more: str = "") -> None:
+    (folder / NAME).write_text("".join(json.dumps(event) + "\n" for event in events) + more)
+
+
+def test_what_was_measured_is_read_as_arrays(tmp_path: Path) -> None:
+    write(tmp_path, EVENTS)
+    found = on_devices(tmp_path, 2)
+    assert (found.devices_m.tolist(), found.own_mL3.tolist(), found.all_mL3.tolist()) == ([1, 2], [ONE[0], ONE[0]], ONE)
+    assert found.per_second_mL.tolist() == [[100, 110], [150, 160]]
+    assert (found.k_L.tolist(), found.experts_L.tolist(), found.tokens, found.step) == ([2, 2], [8, 8], 16, 40)
+    assert (found.done, found.problem, found.running, found.machine) == (True, "", False, "2 ranks on 1 core")
+
+
+@pytest.mark.parametrize("kept", range(1, len(EVENTS)))
+def test_half_of_it_is_what_is_there_and_is_not_done(tmp_path: Path, kept: int) -> None:
+    write(tmp_path, EVENTS[:kept], json.dumps(EVENTS[kept])[:-5])
+    found = on_devices(tmp_path, 2)
+    assert len(found.devices_m) == max(0, min(2, kept - 2))
+    assert found.done == (kept == len(EVENTS) - 1)
+    assert found.problem
+    assert 0 < found.progress[0] < 1
+    assert found.progress[1]
+
+
+def test_before_it_there_is_nothing_and_nothing_wrong(tmp_path: Path) -> None:
+    for found in (on_devices(tmp_path, 3), nothing_on_devices(3)):
+        assert (len(found.devices_m), found.own_mL3.shape, found.per_second_mL.shape) == (0, (0, 3, 3), (0, 3))
+        assert (found.done, found.problem) == (False, "")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"event": "model", "step": 1, "tokens": 16, "k": [2], "experts": [8], "machine": ""},  # of another model
+        {"event": "model", "step": 1, "tokens": 16, "k": [2, 0], "experts": [8, 0], "machine": ""},
+        {"event": "rows", "devices": 1, "own": [[1, 2]], "all": [[1, 2]]},
+        {"event": "rows", "devices": "two", "own": ONE[0], "all": ONE[0]},
+        {"event": "start", "pid": 1, "devices": 4},
+        {"event": "speed", "devices": 1, "rows_per_second": ["fast"]},
+        {"event": "rows"},
+    ],
+)
+def test_a_file_that_somebody_changed_counts_as_none_and_says_so(tmp_path: Path, bad: dict[str, Any]) -> None:
+    write(tmp_path, [*EVENTS[:6], bad, EVENTS[6]])
+    found = on_devices(tmp_path, 2)
+    assert (len(found.devices_m), found.problem) == (0, "devices.jsonl cannot be read; measure again")
+
+
+def test_a_link_or_what_is_no_file_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").write_text(json.dumps(EVENTS[0]))
+    (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
+    assert on_devices(tmp_path, 2).problem == "it is not a plain file"
+    with pytest.raises(OSError):
+        start_on_devices(tmp_path)
+    assert (tmp_path / "elsewhere").read_text() == json.dumps(EVENTS[0])
+
+
+def test_experts_that_cannot_be_dealt_are_refused() -> None:
+    assert [devices_for(E) for E in (2, 4, 6, 64)] == [[1, 2], [1, 2, 4], [1, 2], [1, 2, 4]]
+    for E in (1, 3):
+        with pytest.raises(ValueError, match=f"must be even, got {E}"):
+            devices_for(E)
+
+
+def rank_zero(launcher: int) -> int | None:
+    """The process of rank 0 below a launcher."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and b"\0RANK=0\0" in b"\0" + (folder / "environ").read_bytes():
+                return int(folder.name)
+    return None
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="finds the rank by /proc")
+def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) -> None:
+    config = Config(task="plane", num_experts=2, d_model=4, d_hidden=4, layers=1, tokens=64)
+    create_run(tmp_path / "a", config, Knobs(k=1)).finish("stopped")
+    run = open_run("a", tmp_path)
+    assert start_on_devices(run.path)
+    assert not start_on_devices(run.path)  # one at a time
+    assert run.on_devices().running
+    wait(lambda: len(run.on_devices().devices_m) == 2)
+    os.kill(rank_zero(run.on_devices().pid) or 0, signal.SIGKILL)
+    wait(lambda: not is_locked(run.path / NAME))
+    found = run.on_devices()
+    assert found.devices_m.tolist() == [1, 2]
+    np.testing.assert_allclose(found.all_mL3[:, 0, 1], [32, 64])
+    assert "rank 0 failed: Signal 9 (SIGKILL)" in found.problem
+    assert not found.done
+    start_on_devices(run.path)  # the next begins anew, and is cancelled while its ranks start
+    wait(lambda: run.on_devices().pid > 0)
+    assert len(run.on_devices().devices_m) == 0
+    stop_on_devices(run.path)
+    wait(lambda: not is_locked(run.path / NAME))
+    assert "stopped before it was done" in run.on_devices().problem
+    run.close()
