@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from benchmarks import remedies
 from moe_core.__main__ import main
@@ -104,6 +105,24 @@ def test_what_ranks_cannot_share_is_refused_before_they_start(
     told = capsys.readouterr()
     assert message in told.err
     assert (told.err.count("\n"), told.out) == (1, "")
+
+
+def test_why_a_rank_failed_is_one_line(tmp_path, monkeypatch, capsys) -> None:
+    """As torchrun tells it: with what the rank wrote, and its traceback."""
+    wrote = {
+        "message": "StoreError: the data are gone\nsince then",
+        "extraInfo": {"py_callstack": "Traceback …", "timestamp": "1"},
+    }
+    (tmp_path / "error.json").write_text(json.dumps({"message": wrote}))
+
+    def fail(arguments: Any) -> None:
+        raise ChildFailedError("ranks", {2: ProcessFailure(2, 1, 1, str(tmp_path / "error.json"))})
+
+    for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"):
+        monkeypatch.setenv(name, "as it was")
+    monkeypatch.setattr("torch.distributed.run.run", fail)
+    assert main(["bench", "ranks"]) == 2
+    assert capsys.readouterr().err == "moe: rank 2 failed: StoreError: the data are gone; measure again\n"
 
 
 def test_the_table_of_ranks_has_a_line_for_each_number_of_devices_and_layer(monkeypatch, capsys) -> None:

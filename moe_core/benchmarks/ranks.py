@@ -86,12 +86,24 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
     # All ranks are on this machine; by its name, gloo would look for it in the network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     logging.disable(logging.CRITICAL)  # torchrun writes pages about a rank that failed, and one line is enough
-    words = ["--standalone", f"--nproc-per-node={ranks}", f"--log-dir={folder}", "-m", "moe_core.benchmarks.one_rank"]
+    # What torch prints of a rank that failed (--redirects: its stderr) goes into the folder too.
+    words = [
+        "--standalone",
+        f"--nproc-per-node={ranks}",
+        f"--log-dir={folder}",
+        "--redirects=2",
+        "-m",
+        "moe_core.benchmarks.one_rank",
+    ]
     try:
         torchrun.run(torchrun.parse_args([*words, json.dumps(given)]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        raise ValueError(f"rank {rank} failed: {first_line(failure.message)}; measure again") from None
+        said: Any = (
+            failure.message
+        )  # what the rank itself wrote, with its traceback, or torchrun's words about its signal
+        why = said["message"] if isinstance(said, dict) else said
+        raise ValueError(f"rank {rank} failed: {first_line(why)}; measure again") from None
     except SignalException:  # somebody cancelled it, and torchrun has ended the ranks
         raise ValueError("stopped before it was done") from None
     finally:

@@ -53,7 +53,7 @@ def batch_devices(
     """
     devices = np.asarray(devices_m, np.int64)
     own, all_ = (np.asarray(x, np.float64).reshape(-1, 3) for x in (own_m3, all_m3))
-    measured = f"least to most: wide of one batch, thin of all; dashed: formula; {escape(machine)}"
+    measured = f"k = {k}; least to most, wide: of one batch, thin: of all; dashed: formula; {escape(machine)}"
     layout = base(
         "batch_devices",
         "Tokens per expert, by devices",
@@ -62,7 +62,7 @@ def batch_devices(
         theme=theme,
         size=size,
         labels=True,
-        x={"title": "devices, D", "range": [0.6, 4.4], "tickvals": [*SHOWN], "ticktext": [str(d) for d in SHOWN]},
+        x={"title": "devices, D", "range": [0.2, 4.6], "tickvals": [*SHOWN], "ticktext": [str(d) for d in SHOWN]},
         y={"title": "tokens per expert", "nticks": 5},
     )
     highest = max([tokens_per_expert(tokens, k, experts, SHOWN[-1]), *own.ravel(), *all_.ravel()])

@@ -126,7 +126,12 @@ def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) 
     np.testing.assert_allclose(found.all_mL3[:, 0, 1], [32, 64])
     assert "rank 0 failed: Signal 9 (SIGKILL)" in found.problem
     assert not found.done
-    start_on_devices(run.path)  # the next begins anew, and is cancelled while its ranks start
+    start_on_devices(run.path)  # the next begins anew, and loses its launcher
+    wait(lambda: run.on_devices().tokens > 0)
+    os.kill(run.on_devices().pid, signal.SIGKILL)
+    wait(lambda: not is_locked(run.path / NAME))  # so its ranks have ended too
+    assert run.on_devices().problem == "stopped before it was done"
+    start_on_devices(run.path)  # this one, and is cancelled while its ranks start
     wait(lambda: run.on_devices().pid > 0)
     assert len(run.on_devices().devices_m) == 0
     stop_on_devices(run.path)
