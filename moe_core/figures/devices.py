@@ -74,7 +74,7 @@ def batch_devices(
         data.append(bars("from all batches", devices, all_, "from the batches of all", theme.ink, 3, theme.ink))
     for at, speed in enumerate(np.asarray(per_second_m, np.float64).tolist()):
         if np.isfinite(speed):
-            place = {"yanchor": "bottom", "yshift": 4, "font": label_font(layout, theme.ink)}
+            place = {"xref": "x", "yref": "y", "yanchor": "bottom", "yshift": 4, "font": label_font(layout, theme.ink)}
             layout["annotations"].append(note(f"{short(speed)} rows/s", int(devices[at]), float(all_[at, 2]), **place))
     return {"data": data, "layout": layout}
 
@@ -107,5 +107,5 @@ def bars(name: str, devices_m: Array, rows_m3: Array, words: str, colour: str, w
     return {
         "type": "scatter", "mode": "lines+markers", "name": name, "x": np.repeat(devices_m, 4).astype(np.int32),
         "y": np.hstack([rows_m3, gap_m1]).ravel().astype(np.float32), "line": {"color": colour, "width": width},
-        "marker": {"color": dot, "size": [1, 9, 1, 1] * len(devices_m), "symbol": "circle"}, "hovertext": hover, "hoverinfo": "text",
+        "marker": {"color": dot, "size": [0, 9, 0, 0] * len(devices_m), "symbol": "circle"}, "hovertext": hover, "hoverinfo": "text",
     }  # fmt: skip

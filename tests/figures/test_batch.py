@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.views import View
+from moe_core.export.drawing import draw
+from moe_core.export.marks import Text
 from moe_core.figures import batch, devices, read_batch, treemap
 from moe_core.figures.catalog import offered, shows, tiles_of
 from moe_core.figures.pages.tile import plain_count
@@ -87,6 +89,10 @@ def test_what_devices_measured_stands_on_the_formulas_lines():
     ]  # the other is not timed yet
     assert spec["layout"]["yaxis"]["range"][1] > 104
     assert "&lt;m&gt;" in spec["layout"]["title"]["text"]
+    texts = [
+        "".join(run.text for run in one.runs) for one in draw(spec).marks if isinstance(one, Text)
+    ]  # as an export draws it
+    assert "460 k rows/s" in texts
 
 
 def test_before_devices_are_measured_the_formula_stands_there_alone():
