@@ -118,7 +118,7 @@ def test_why_a_rank_failed_is_one_line(tmp_path, monkeypatch, capsys) -> None:
     def fail(arguments: Any) -> None:
         raise ChildFailedError("ranks", {2: ProcessFailure(2, 1, 1, str(tmp_path / "error.json"))})
 
-    for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME"):
+    for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PYTHONPATH"):
         monkeypatch.setenv(name, "as it was")
     monkeypatch.setattr("torch.distributed.run.run", fail)
     assert main(["bench", "ranks"]) == 2

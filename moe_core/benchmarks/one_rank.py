@@ -245,7 +245,9 @@ def wait_for_the_others(store: Any, size: int) -> None:
 
 
 if __name__ == "__main__":
+    # torch prints pages about an exchange that broke. The launcher says why, in one line.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     try:
         main()
     except Exception:
-        os._exit(1)  # the launcher says why, in one line
+        os._exit(1)

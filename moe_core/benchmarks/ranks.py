@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from moe_core.folders import ABOVE
 from moe_core.runs import Run, is_alive, open_run
 from moe_core.runs.on_devices import devices_for
 from moe_core.schema import Config, Knobs, check, first_line
@@ -83,15 +84,14 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
             "bench ranks needs gloo, by which ranks on CPUs talk, and this torch was built without it; install another torch"
         )
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ABOVE), os.environ.get("PYTHONPATH"))))
     # All ranks are on this machine; by its name, gloo would look for it in the network.
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo0" if sys.platform == "darwin" else "lo")
     logging.disable(logging.CRITICAL)  # torchrun writes pages about a rank that failed, and one line is enough
-    # What torch prints of a rank that failed (--redirects: its stderr) goes into the folder too.
     words = [
         "--standalone",
         f"--nproc-per-node={ranks}",
         f"--log-dir={folder}",
-        "--redirects=2",
         "-m",
         "moe_core.benchmarks.one_rank",
     ]

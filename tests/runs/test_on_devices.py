@@ -119,7 +119,9 @@ def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) 
     assert not start_on_devices(run.path)  # one at a time
     assert run.on_devices().running
     wait(lambda: len(run.on_devices().devices_m) == 2)
-    os.kill(rank_zero(run.on_devices().pid) or 0, signal.SIGKILL)
+    rank = rank_zero(run.on_devices().pid)
+    assert rank
+    os.kill(rank, signal.SIGKILL)
     wait(lambda: not is_locked(run.path / NAME))
     found = run.on_devices()
     assert found.devices_m.tolist() == [1, 2]
