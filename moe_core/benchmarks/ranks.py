@@ -96,7 +96,7 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         "moe_core.benchmarks.one_rank",
     ]
     try:
-        torchrun.run(torchrun.parse_args([*words, json.dumps(given)]))
+        torchrun.run(torchrun.parse_args([*words, json.dumps(given | {"launcher": os.getpid()})]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
         said: Any = (
