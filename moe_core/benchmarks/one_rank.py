@@ -208,9 +208,7 @@ def tell(event: dict[str, Any], rows: Path, printed: bool) -> None:
 @record  # torchrun then tells the launcher why this rank failed
 def main() -> None:
     given = json.loads(sys.argv[1])
-    watch_parent()
-    if os.getppid() != given["launcher"]:  # it was killed while this process loaded torch: nobody would miss it
-        return
+    watch_parent(given["launcher"])
     torch.set_num_threads(1)
     keep_memory()
     say: Callable[[dict[str, Any]], None] = partial(tell, rows=Path(given["rows"]), printed=given["json"])

@@ -55,10 +55,11 @@ def on_ranks(
 ) -> int:
     """Rank 0 leads: it calls train(), or go_on() if torchrun has started the ranks again. The others follow and print nothing.
     Returns the exit status."""
+    torchrun = os.getppid()  # loading torch, next, takes a second or more
     from moe_core.parallel.session import follow_on, joined, lead
 
     try:
-        with joined(arguments.expert_parallel, device_of(arguments), arguments.patience) as here:
+        with joined(arguments.expert_parallel, device_of(arguments), arguments.patience, torchrun) as here:
             if here.ranks.rank:
                 return follow_on(here)
 

@@ -26,9 +26,11 @@ class RankLost(RuntimeError):
     """Another rank died, hangs or failed, and this one cannot go on without it."""
 
 
-def watch_parent() -> None:
-    """Once torchrun is gone, end the run, or this process if there is no run yet. So no process is left behind."""
-    parent = os.getppid()
+def watch_parent(parent: int) -> None:
+    """Once torchrun is gone, end the run, or this process if there is no run yet. So no process is left behind.
+
+    parent: torchrun's process, as it was before torch was loaded; torchrun may have ended meanwhile.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -48,9 +48,12 @@ class Joined(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
-    """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so."""
-    watch_parent()
+def joined(
+    expert: int, device_name: str = "auto", patience: float = PATIENCE, parent: int | None = None
+) -> Iterator[Joined]:
+    """This process as one of the ranks. parent: torchrun's process, if it was asked before torch was loaded. ValueError, on every
+    rank, for ranks that cannot be laid out so."""
+    watch_parent(os.getppid() if parent is None else parent)
     store, rank, size = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
     # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
     store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)

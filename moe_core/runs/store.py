@@ -109,11 +109,8 @@ class Run:
     def config(self) -> Config:
         """The settings that our trainer trains this run with. StoreError for a run that it cannot train."""
         if self._config is None:
-            why = (
-                "with knobs or settings that this version does not know"
-                if self.description.origin == "trained"
-                else "by another program"
-            )
+            ours = self.description.origin == "trained"
+            why = "with knobs or settings that this version does not know" if ours else "by another program"
             raise StoreError(
                 f"run {self.id} was recorded {why} (version {version_of(self.facts)}): it can be viewed and exported, but only the "
                 f"program that recorded it can train it"

@@ -12,7 +12,7 @@ from tests.parallel.test_live import until
 ROOT = Path(__file__).parents[2]
 # A rank that has written a checkpoint of step 1, and is in the middle of that of step 2 for as long as it lives.
 RANK = """
-import signal, sys, time, torch
+import os, signal, sys, time, torch
 from pathlib import Path
 from moe_core.parallel import alive
 from moe_core.training import checkpoint
@@ -26,7 +26,7 @@ def save(state, file):
     (folder / "writes").touch()
     time.sleep(600)
 torch.save = save
-alive.watch_parent()
+alive.watch_parent(os.getppid())
 checkpoint.write(folder, 2, {"step": 2})
 """
 
@@ -50,3 +50,11 @@ def test_a_checkpoint_that_is_cut_leaves_those_before_it_whole(tmp_path: Path) -
     assert checkpoint.read(path) == {"step": 1}
     checkpoint.write(tmp_path, 2, {"step": 2})
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_rank_whose_torchrun_died_while_it_loaded_torch_ends() -> None:
+    """It would wait for the other ranks for ever, and nobody would miss it."""
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    rank = "import sys, time; from moe_core.parallel.alive import watch_parent; watch_parent(int(sys.argv[1])); time.sleep(60)"
+    ended = subprocess.run([sys.executable, "-c", rank, gone.stdout.strip()], cwd=ROOT, timeout=50)
+    assert ended.returncode == -signal.SIGTERM
