@@ -24,7 +24,7 @@ from moe_core.dashboard.log import note, short
 from moe_core.dashboard.messages import Deed, Refused
 from moe_core.dashboard.panel import act, did_not_start
 from moe_core.dashboard.shared import join, leave_all, watchers
-from moe_core.dashboard.viewer import LONGEST, Viewer, viewers
+from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer, viewers
 from moe_core.runs import last_words, reap, runs_folder
 
 EARLY = 0.005  # seconds by which a frame is to be ready before the last one is drawn
@@ -115,9 +115,21 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             await websocket.send_bytes(frame)
         # A tick counts from one frame to the next, and a frame is ready just before the last one is drawn.
         rest = max(0.002, viewer.tick() - (time.monotonic() - began), viewer.lag - (made - began) - EARLY)
-        if feed.waiting or feed.behind or (frame is None and feed.status().state == "training"):
-            rest = SOON  # the next step may be there any moment
+        if feed.waiting or feed.behind:
+            rest = SOON
+        elif frame is None and feed.status().state == "training":
+            await next_step(viewer, listening)
+            continue
         await first_of(viewer.woken.wait(), listening, timeout=rest)
+
+
+async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
+    """Wait until the run's log is written to, or the viewer asks for something else; no longer than until words are due."""
+    feed, until = viewer.feed, time.monotonic() + WORDS
+    while time.monotonic() < until and not (viewer.woken.is_set() or listening.done()):
+        await asyncio.sleep(viewer.tick() / 8)
+        if feed.log.has_news(feed.path):
+            return
 
 
 async def wait_for_run(path: Path) -> str:

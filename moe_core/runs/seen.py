@@ -45,6 +45,13 @@ class Log:
     def __init__(self) -> None:
         self.stamp = 0  # when it was last written to, as it said when it was last asked
 
+    def has_news(self, folder: Path) -> bool:
+        """Whether it has been written to at another time than was_written() saw. One more write within that tick is not noticed."""
+        try:
+            return os.stat(folder / "run.db-wal").st_mtime_ns != self.stamp
+        except OSError:
+            return True
+
     def was_written(self, folder: Path) -> bool:
         """Whether it was written to since this was last asked, by whomever."""
         before = self.stamp

@@ -1,12 +1,15 @@
 """In what order frames are made, sent and drawn."""
 
 import asyncio
+import os
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from moe_core.dashboard import live
-from moe_core.dashboard.viewer import LONGEST, Viewer
+from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer
+from moe_core.runs.seen import Log
 
 
 class Page(Viewer):
@@ -84,6 +87,39 @@ def test_the_viewer_s_own_time_says_when_the_next_frame_is_made() -> None:
     page.lag = 0.15
     asyncio.run(shown(page, 0.4))
     assert made[1] - made[0] > 0.12
+
+
+class Waiting(Page):
+    """A viewer of a run whose next step is not there yet."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.feed.path, self.feed.log, self.wal = folder, Log(), folder / "run.db-wal"
+        self.wal.touch()
+
+    def timed_frame(self) -> bytes | None:  # type: ignore[override]
+        self.feed.log.was_written(self.feed.path)
+        self.said.append("looked")
+        return None
+
+
+async def written(page: Waiting, after: float) -> int:
+    """How often its run was looked at until so many seconds have gone by, and once more after its log was written to; 99 if it was not."""
+    listening = asyncio.create_task(asyncio.sleep(60))
+    showing = asyncio.create_task(live.show(page, page, listening))  # type: ignore[arg-type]
+    await asyncio.sleep(after)
+    before = len(page.said)
+    os.utime(page.wal, ns=(1, 1))
+    await asyncio.sleep(WORDS / 2)
+    after_it = len(page.said)
+    listening.cancel()
+    await asyncio.wait([showing], timeout=5)
+    return before if after_it > before else 99
+
+
+def test_a_run_is_looked_at_when_its_log_is_written_to_and_else_when_words_are_due(tmp_path: Path) -> None:
+    looks = asyncio.run(written(Waiting(tmp_path), 5.5 * WORDS))
+    assert 1 <= looks <= 7
 
 
 def test_what_a_viewer_says_of_another_frame_than_the_last_counts_for_nothing() -> None:
