@@ -45,9 +45,8 @@ def train(runs: Path, name: str, ranks: int, tokens: int, steps: int, more: str)
     words = (
         f"-m moe_core train {SETTINGS} {more} --tokens {tokens} --steps {steps} --run-id {name} --runs {runs}".split()
     )
-    if ranks > 1:
-        torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {ranks}"
-        words = [*torchrun.split(), *words, "--expert-parallel", str(ranks)]
+    torchrun = f"-m torch.distributed.run --standalone --nproc-per-node {ranks}"
+    words = [*torchrun.split(), *words, "--expert-parallel", str(ranks)]
     done = subprocess.run(
         [sys.executable, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True
     )
@@ -156,7 +155,7 @@ def compared(trained: dict[Any, list[Any]], networks: dict[int, list[Any]], alon
         off = {name: round(100 * (predicted[name] / measured[name] - 1), 2) for name in ("ms", "balance", "sent_bytes")}
         rows.append(
             {
-                "ranks": ranks, "scaling": "strong" if strong else "weak", "alone_ms": round(1e3 * one.seconds, 2),
+                "ranks": ranks, "scaling": "strong" if strong else "weak", "alone_ms": round(1e3 * one.seconds, 2), "as_rank": one.as_rank,
                 "GB_per_second": round(bandwidth / 1e9, 3), "latency_us": round(1e6 * latency, 1),
                 "measured": shortened(measured), "predicted": shortened(predicted), "off_percent": off,
                 "median_ms_of_rounds": [round(float(np.median(f["ms"])), 2) for f in trained[ranks, strong]],

@@ -169,7 +169,7 @@ def test_a_killed_rank_is_named_and_nothing_is_lost() -> None:
 
 def test_a_prediction_is_measured_beside_two_ranks(tmp_path) -> None:
     (row,) = short("simulated", "--out", str(tmp_path / "simulated.json"))
-    assert (row["ranks"], row["scaling"]) == (2, "strong")
+    assert (row["ranks"], row["scaling"], row["as_rank"]) == (2, "strong", True)
     measured, predicted = row["measured"], row["predicted"]
     assert min(measured["ms"], predicted["ms"], row["alone_ms"], row["latency_us"], row["GB_per_second"]) > 0
     # These two do not depend on the clock: the bytes on which tokens happened to leave, the balance on which steps were drawn.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.commands import terminal
 from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
-from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
+from moe_core.commands.ranks import alone, below_torchrun, on_ranks, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
 
@@ -58,7 +58,7 @@ def take_changes(fork: argparse.ArgumentParser) -> None:
 
 
 def fork_command(arguments: argparse.Namespace) -> int:
-    if not several():
+    if not below_torchrun():
         alone(arguments)
         return fork_here(arguments)
     if arguments.detach:

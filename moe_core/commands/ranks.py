@@ -15,9 +15,10 @@ if TYPE_CHECKING:  # it needs torch
     from moe_core.parallel.session import Joined
 
 
-def several() -> bool:
-    """Whether torchrun started this process as one of several ranks."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+def below_torchrun() -> bool:
+    """Whether torchrun started this process. One rank trains as each of several does, and exchanges rows with itself: so its time can
+    be compared with theirs."""
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def take_ranks(command: argparse.ArgumentParser) -> None:

@@ -158,7 +158,7 @@ def assumptions(arguments: argparse.Namespace, one: Any) -> list[str]:
         if arguments.decide == "batch"
         else "Each device decides for its own tokens, and 3 numbers of each expert are added up over all. `train` cannot do that.",
         "Nothing is sent while something is computed. Collectives are rings, and their messages wait for each other; no link is "
-        "shared. To pack what is sent takes no time.",
+        f"shared. To pack what is sent {'is part of the measured step' if one.as_rank else 'takes no time'}.",
         "Weights + Adam: 16 bytes a parameter. Scores: what the gates keep of them for the backward pass. Both of one device.",
     ]
     if arguments.cores:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from moe_core.commands.branch import go_on, resume_command
 from moe_core.commands.common import Parser, add, whole_flag
-from moe_core.commands.ranks import alone, on_ranks, several, take_ranks
+from moe_core.commands.ranks import alone, below_torchrun, on_ranks, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
 from moe_core.runs.limits import SCRIPT, read_given
@@ -120,7 +120,7 @@ def train_command(arguments: argparse.Namespace) -> int:
     if arguments.wait:
         words = wait_for_words()
         return 0 if words is None else train_command(parsed(words))
-    if several():
+    if below_torchrun():
         return on_ranks(arguments, train_or_resume, go_on)
     alone(arguments)
     return train_or_resume(arguments)

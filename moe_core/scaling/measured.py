@@ -10,6 +10,7 @@ import numpy as np
 
 from moe_core.runs import Run
 from moe_core.runs.estimate import WARM, chosen, shape_of
+from moe_core.runs.statistics import deal_at
 from moe_core.runs.turns import as_knobs
 from moe_core.scaling.loads import Rows, by_chance
 from moe_core.schema import Config, Knobs, reads, value_text
@@ -22,7 +23,8 @@ MATTERS = ("k", "k_primary", "strategy", "speed_limit", "off", "noise", "noise_p
 
 class Measured(NamedTuple):
     """seconds: of a step. shape: widths of a row and of the answer. rows_SLE: the rows of each expert in single steps. recorded: steps
-    that were recorded, 0 if the choices are by chance. device: its kind. about: where the figures come from, in words."""
+    that were recorded, 0 if the choices are by chance. as_rank: whether a rank of torchrun took that time, which packs what it would send.
+    device: its kind. about: where the figures come from, in words."""
 
     config: Config
     knobs: Knobs
@@ -30,15 +32,19 @@ class Measured(NamedTuple):
     seconds: float
     rows_SLE: Rows
     recorded: int
+    as_rank: bool
     device: str
     about: str
 
 
 def measured_run(run: Run) -> Measured:
-    """What a run of one process says. StoreError or ValueError for a run that says nothing of one device's time."""
+    """What a run of one process or rank says. StoreError or ValueError for a run that says nothing of one device's time."""
     config, (_, last) = run.config, run.steps()
-    if "ranks" in run.facts:
-        raise ValueError(f"run {run.id} was trained by several ranks; name one that a single process trained")
+    deal = deal_at(run.deals, last)
+    if deal.ranks > 1:
+        raise ValueError(
+            f"run {run.id} was trained by {deal.ranks} ranks; name one that a single process or rank trained"
+        )
     knobs = as_knobs(run.knobs_at(last))
     if knobs.speed_limit:
         raise ValueError(
@@ -47,7 +53,7 @@ def measured_run(run: Run) -> Measured:
         )
     turned = max((c.step or 0 for c in run.knob_changes() if c.name in MATTERS), default=0)
     # The step of a turn may have waited for the speed limit that it lifts.
-    first = max(last - RECENT + 1, WARM + 1, turned + 1)
+    first = max(last - RECENT + 1, WARM + 1, turned + 1, deal.first)
     if last - first + 1 < LEAST:
         raise ValueError(
             f"run {run.id} must have {LEAST} steps after its first {WARM} and after the last turn of a knob that changes a step's "
@@ -58,6 +64,7 @@ def measured_run(run: Run) -> Measured:
     kind = str(run.facts.get("device", "cpu")).split(":")[0]
     rows_SLE = np.stack(counts_LSE, 1).astype(np.float64)
     features, classes = shape_of(config)
+    as_rank = "ranks" in run.facts
     return Measured(
         config,
         knobs,
@@ -65,8 +72,9 @@ def measured_run(run: Run) -> Measured:
         seconds,
         np.minimum(rows_SLE, capacity(config, knobs)),
         len(rows_SLE),
+        as_rank,
         kind,
-        f"run {run.id}, median of its last {len(rows_SLE)} steps on one device ({kind})",
+        f"run {run.id}, median of its last {len(rows_SLE)} steps on one device ({kind}){', as one rank' if as_rank else ''}",
     )
 
 
@@ -74,7 +82,15 @@ def measured_by_hand(config: Config, knobs: Knobs, seconds: float) -> Measured:
     """What a person says of one device. Tokens choose by chance. Both settings must have been checked."""
     rows_SLE = by_chance(config.tokens, config.num_experts, config.layers, chosen(config, knobs))
     return Measured(
-        config, knobs, shape_of(config), seconds, rows_SLE, 0, "cpu", "as given, a step of the text task on one device"
+        config,
+        knobs,
+        shape_of(config),
+        seconds,
+        rows_SLE,
+        0,
+        False,
+        "cpu",
+        "as given, a step of the text task on one device",
     )
 
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from moe_core.dashboard import live
-from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer
+from moe_core.dashboard.viewer import LONGEST, Viewer
 from moe_core.runs.seen import Log
 
 
@@ -103,23 +105,29 @@ class Waiting(Page):
         return None
 
 
-async def written(page: Waiting, after: float) -> int:
-    """How often its run was looked at until so many seconds have gone by, and once more after its log was written to; 99 if it was not."""
+async def looks(page: Waiting) -> tuple[int, int]:
+    """How often its run was looked at in a while, and until a second look after its log was written to, or for ten seconds."""
     listening = asyncio.create_task(asyncio.sleep(60))
     showing = asyncio.create_task(live.show(page, page, listening))  # type: ignore[arg-type]
-    await asyncio.sleep(after)
+    await asyncio.sleep(0.5)
     before = len(page.said)
     os.utime(page.wal, ns=(1, 1))
-    await asyncio.sleep(WORDS / 2)
-    after_it = len(page.said)
+    until = time.monotonic() + 10
+    while len(page.said) == before and time.monotonic() < until:
+        await asyncio.sleep(0.01)
     listening.cancel()
     await asyncio.wait([showing], timeout=5)
-    return before if after_it > before else 99
+    return before, len(page.said)
 
 
-def test_a_run_is_looked_at_when_its_log_is_written_to_and_else_when_words_are_due(tmp_path: Path) -> None:
-    looks = asyncio.run(written(Waiting(tmp_path), 5.5 * WORDS))
-    assert 1 <= looks <= 7
+def test_a_run_is_looked_at_when_its_log_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "WORDS", 60.0)
+    assert asyncio.run(looks(Waiting(tmp_path))) == (1, 2)
+
+
+def test_and_when_words_are_due(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "WORDS", 0.05)
+    assert 2 <= asyncio.run(looks(Waiting(tmp_path)))[0] <= 11
 
 
 def test_what_a_viewer_says_of_another_frame_than_the_last_counts_for_nothing() -> None:

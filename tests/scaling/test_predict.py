@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.runs import create_run, open_run
+from moe_core.runs import Batch, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.estimate import SECONDS
-from moe_core.runs.rows import Batch
 from moe_core.scaling.measured import LEAST, Measured, measured_by_hand, measured_run
 from moe_core.scaling.predict import MOST, Network, Plan, Prediction, dealt, predict, shared, step_seconds, work
 from moe_core.schema import Config, Knobs, columns_of
@@ -205,6 +204,10 @@ def test_a_run_says_its_time_and_its_choices(tmp_path: Path) -> None:
     assert (found.rows_SLE == np.array([64, 64, 0, 0])).all()
     assert found.shape == (2, 2)
     assert told(found, 4).max_over_mean_devices == 2
+    assert not found.as_rank
+    one = record(tmp_path / "b", 400, ranks={"data": 1, "expert": 1})
+    assert one.as_rank
+    assert one.about.endswith("on one device (cpu), as one rank")
 
 
 def test_rows_that_a_capacity_drops_reach_no_device(tmp_path: Path) -> None:
@@ -215,7 +218,11 @@ def test_rows_that_a_capacity_drops_reach_no_device(tmp_path: Path) -> None:
 
 def test_a_run_that_says_nothing_of_one_device_is_refused(tmp_path: Path) -> None:
     for name, match, given in (
-        ("ranks", "was trained by several ranks", {"ranks": {"data": 1, "expert": 2}}),
+        (
+            "ranks",
+            "was trained by 2 ranks; name one that a single process or rank trained",
+            {"ranks": {"data": 1, "expert": 2}},
+        ),
         ("limited", "is held to 2 steps/s", {"knobs": Knobs(speed_limit=2.0)}),
         ("short", f"must have {LEAST} steps", {"steps": LEAST + 4}),
     ):
@@ -237,4 +244,21 @@ def test_steps_before_a_turn_that_matters_do_not_count(tmp_path: Path) -> None:
         run.turn("person", turned)
     found = measured_run(run)
     assert (found.recorded, found.knobs.k, found.knobs.w_load) == (60 - 31, 1, 0.5)
+    run.close()
+
+
+def test_of_a_run_that_went_on_on_ranks_the_steps_of_one_count(tmp_path: Path) -> None:
+    """A record says at each resume how many ranks train from there on."""
+    config = Config.for_task("plane", num_experts=4, tokens=64)
+    rows = np.ones((90, columns_of([4])[-1].start + columns_of([4])[-1].width), np.float32)
+    writer = create_run(tmp_path / "a", config, Knobs(), facts={"device": "cpu", "ranks": {"data": 1, "expert": 2}})
+    writer.commit(Batch(1, rows[:40], state="training"))
+    writer.finish("stopped")
+    run = open_run(tmp_path / "a")
+    with pytest.raises(ValueError, match="trained by 2 ranks"):
+        measured_run(run)
+    writer = resume_run(tmp_path / "a", hold_lock(tmp_path / "a"), "person", 0)
+    writer.commit(Batch(41, rows[40:], state="training"))
+    assert measured_run(run).recorded == 50
+    writer.finish("stopped")
     run.close()
