@@ -97,7 +97,7 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
         viewer.woken.clear()
         if feed.waiting:  # the step that is waited for may come while the viewer draws
             await first_of(viewer.drawn.wait(), listening)
-        began = time.monotonic()
+        began, asked = time.monotonic(), viewer.asked
         frame = await asyncio.to_thread(viewer.timed_frame)
         made = time.monotonic()
         if frame is not None:
@@ -107,8 +107,8 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             await first_of(viewer.drawn.wait(), listening)
             if listening.done():
                 return
-            if time.monotonic() - made > LONGEST:
-                viewer.forget()  # the frame is old by now
+            if viewer.asked is not asked or time.monotonic() - made > LONGEST:
+                viewer.forget()  # the frame is of another view, or old by now
                 continue
             viewer.drawn.clear()
             viewer.awaited, viewer.sent_at = viewer.seq, time.monotonic()

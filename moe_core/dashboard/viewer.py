@@ -42,10 +42,9 @@ class Viewer:
         # What the last frame was made from; while it is the same there is no new frame.
         self.state: tuple[Any, ...] = (None, None)
         self.last_words: dict[str, Any] = {}
-        self.words_sent, self.words_owed = (
-            -WORDS,
-            False,
-        )  # when they were sent, and whether a frame was sent without newer ones
+        # When words were sent, and whether a frame was sent without newer ones.
+        self.words_sent, self.words_owed = -WORDS, False
+        self.paper = ""  # the theme whose colours of paper were sent
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
     def hear(self, text: str) -> Deed | None:
@@ -99,8 +98,9 @@ class Viewer:
         if due:
             problems = (run.problem for run in (feed, *source.others) if run.problem)
             header |= words | {"busiest": busiest, "problem": next(problems, words["problem"])}
-            if "paper" not in self.sent:  # of the theme, with which `sent` begins anew
-                self.add("paper", paper_colours(THEMES[asked["theme"]]), parts)
+            if self.paper != asked["theme"]:
+                self.paper = asked["theme"]
+                parts["paper"] = packed(paper_colours(THEMES[self.paper]))
             if shown := header.pop("panel"):
                 self.add("panel", shown, parts)
         self.seq += 1
@@ -146,7 +146,7 @@ class Viewer:
     def forget(self) -> None:
         """The last frame was not sent: the next one has all that changed since the viewer drew anything."""
         self.sent.clear()
-        self.state, self.last_words = (None, None), {}
+        self.state, self.last_words, self.paper = (None, None), {}, ""
 
     def tick(self) -> float:
         """Seconds from one frame to the next: each viewer's frames take half of its time at most, and all viewers' a share of the server's."""

@@ -375,8 +375,8 @@ def loss_range(steps: Array, train: Array, heldout: Array) -> tuple[float, float
     """Lower and upper end of the loss axis on round numbers, and their distance. The first steps of training may lie outside
     it; held-out losses never do.
 
-    steps (n,), train (n,); heldout (m,). What training's last steps, a sixteenth of all at most, do to the upper end waits: so
-    it does not go up and down from one frame to the next.
+    steps (n,), train (n,); heldout (m,). The upper end leaves out the newest steps, at most a sixteenth of those shown, so that it does
+    not move with every frame.
     """
     known = np.isfinite(train)
     steps, train = np.asarray(steps)[known], np.asarray(train, np.float64)[known]
@@ -387,7 +387,7 @@ def loss_range(steps: Array, train: Array, heldout: Array) -> tuple[float, float
     lo, hi = float(values.min()), float(values.max())
     if len(train) > 60:
         last = int(steps.max())
-        stretch = 2 ** max(0, last.bit_length() - 5)
+        stretch = 2 ** max(0, (last - int(steps.min())).bit_length() - 5)
         hi = max([np.percentile(train[steps <= last // stretch * stretch], 95), *heldout])
     tick = nice_above(max(hi - lo, 1e-3 * max(1.0, abs(hi))) / 5, (1.0, 2.0, 5.0, 10.0))  # few digits at each tick
     return tick * math.floor(lo / tick), tick * math.ceil(hi / tick + 1e-9), tick

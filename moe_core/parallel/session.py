@@ -79,16 +79,23 @@ def joined(
 
 
 def device_for_all(store: distributed.Store, rank: int, size: int, name: str) -> torch.device:
-    """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it."""
+    """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it;
+    on all of them if rank 0 has none."""
     if rank:
+        if not (kind := store.get("device").decode()):
+            raise ValueError("rank 0 cannot have the device that it was asked to train on")
         try:
-            wanted = device_below_torchrun(store.get("device").decode())
+            wanted = device_below_torchrun(kind)
         except ValueError as error:
             store.set(f"device/{rank}", f"rank {rank} on {socket.gethostname()} cannot train as rank 0 does: {error}")
             raise
         store.set(f"device/{rank}", "")
         return wanted
-    wanted = device_below_torchrun(name)
+    try:
+        wanted = device_below_torchrun(name)
+    except ValueError:
+        store.set("device", "")  # or the others would wait for it
+        raise
     store.set("device", wanted.type)
     for other in range(1, size):
         if problem := store.get(f"device/{other}").decode():

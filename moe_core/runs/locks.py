@@ -32,8 +32,8 @@ def sign(handle: int, pid: int) -> None:
 
 
 def post(handle: int) -> socket.socket:
-    """A mailbox with the handle of a lock in it: to be a process's stdin, which its children inherit too. The one that fetches it
-    holds the lock then; if none does, and all have ended, nobody holds it."""
+    """A socket that holds the handle of a lock, to be a process's stdin. Whichever of its children fetches the handle holds the lock;
+    if all end before, the system frees it."""
     slot, mailbox = socket.socketpair()
     with slot:
         socket.send_fds(slot, [b"lock"], [handle])

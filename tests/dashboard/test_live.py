@@ -406,4 +406,6 @@ def test_the_colours_of_paper_come_once_for_a_theme(writer: RunWriter, monkeypat
         told = unpack(viewer.frame())
         assert ("paper" in told) == comes
         assert not comes or told["paper"] != light
+    viewer.forget()  # that frame was not sent
+    assert "paper" in unpack(viewer.frame())
     feed.run.close()

@@ -231,6 +231,16 @@ def test_all_ranks_take_the_kind_of_device_of_the_first(
     assert said == [words.format(host=socket.gethostname()) for words in takes]
 
 
+def test_no_rank_waits_for_a_device_that_the_first_cannot_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    def choose(name: str) -> torch.device:
+        raise ValueError("no cuda here")
+
+    monkeypatch.setattr(session, "choose_device", choose)
+    store = distributed.HashStore()
+    said = [said_by(rank, "cuda", store) for rank in (0, 1)]
+    assert said == ["no cuda here", "rank 0 cannot have the device that it was asked to train on"]
+
+
 def test_the_first_rank_asks_for_the_device_of_the_run_that_it_goes_on_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
