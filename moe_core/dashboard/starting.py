@@ -81,7 +81,7 @@ class Unstarted:
         return 0, 0
 
     def history(self, stat: str, layer: int = 0, *_: Any, **__: Any) -> tuple[np.ndarray, np.ndarray]:
-        columns = columns_of(self.description.experts)
+        columns = columns_of(self.description.experts, self.description.measures)
         none = np.empty((0, columns[-1].start + columns[-1].width), np.float32)
         return np.empty(0, np.int64), pick(columns, none, stat, layer)
 

@@ -12,7 +12,7 @@ from moe_core.dashboard import live, starting
 from moe_core.figures.catalog import on_page
 from moe_core.figures.pages.tile import NONE
 from moe_core.runs import create_run
-from moe_core.runs.ranks import Ranks
+from moe_core.runs.ranks import ALONE, Ranks
 from moe_core.schema import TASKS, Config, Knobs
 from tests.dashboard.test_live import unpack
 
@@ -32,21 +32,21 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(page: str, task: str) -> str:
+def said(page: str, task: str, ranks: Ranks = ALONE) -> str:
     """A viewer's first message: it looks at every figure of a page."""
-    sizes = {name: [640, 320] for name in on_page(starting.Unstarted("a", Config.for_task(task), Knobs()), page)}
+    sizes = {name: [640, 320] for name in on_page(starting.Unstarted("a", Config.for_task(task), Knobs(), ranks), page)}
     return json.dumps({"theme": "light", "page": page, "layer": 0, "sizes": sizes})
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize(("task", "ranks"), [*((task, ALONE) for task in TASKS), ("digits", Ranks(4, 2))])
 @pytest.mark.parametrize("page", ["live", "routing", "experts", "compare", "batch"])
 def test_every_page_of_a_starting_run_has_tiles_without_numbers_and_empty_axes_with_titles(
-    runs: Path, page: str, task: str
+    runs: Path, page: str, task: str, ranks: Ranks
 ) -> None:
-    run = starting.start(Config.for_task(task, num_experts=24), Knobs(noise=0.5), "me")
+    run = starting.start(Config.for_task(task, num_experts=24), Knobs(noise=0.5), "me", ranks=ranks)
     viewer = live.Viewer()
     viewer.feed = starting.unstarted(run)
-    viewer.hear(said(page, task))
+    viewer.hear(said(page, task, ranks))
     told = unpack(viewer.frame() or b"")
     assert (told["step"], told["last"], told["banner"], told["findings"]) == (0, 0, None, [])
     assert (told["panel"]["word"], told["panel"]["alive"]) == ("Starting…", True)
@@ -54,7 +54,8 @@ def test_every_page_of_a_starting_run_has_tiles_without_numbers_and_empty_axes_w
     known = {"tokens_per_expert", "one_device", "last_used"}  # the formula knows its answer before the run
     values = {tile["name"]: tile["value"] for tile in told["tiles"] if tile["name"] not in known}
     assert set(values.values()) == {NONE}
-    asked = json.loads(said(page, task))["sizes"]
+    asked = json.loads(said(page, task, ranks))["sizes"]
+    assert ("rows_between_ranks" in asked) == (page == "live" and ranks != ALONE)
     assert set(told["figures"]) == set(asked)
     for name, figure in told["figures"].items():
         assert figure["layout"]["title"]["text"], name
