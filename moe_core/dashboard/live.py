@@ -101,7 +101,9 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
         frame = await asyncio.to_thread(viewer.timed_frame)
         made = time.monotonic()
         if frame is not None:
-            while feed.behind and not viewer.drawn.is_set() and not listening.done():
+            behind = 2.0
+            while 0 < feed.behind < behind and not viewer.drawn.is_set() and not listening.done():
+                behind = feed.behind  # where a record is damaged it stays behind
                 await asyncio.to_thread(feed.catch_up)
             # A hidden tab draws nothing: it gets no further frame until it has drawn this one.
             await first_of(viewer.drawn.wait(), listening)

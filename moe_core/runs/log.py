@@ -12,7 +12,10 @@ from moe_core.runs.locks import OURS
 LOG = "trainer.log"
 NO_WORDS = "it printed nothing"
 MARK = "moe: "  # begins each line that says what went wrong
-RULE = "=" * 60  # ends the report that torchrun prints when a rank has failed
+RULE = re.compile("={20,60}")  # a line of it ends the report that torchrun prints when a rank has failed
+SIGNALLED = re.compile(
+    r".*SignalException: Process \d+ got signal: (\d+)"
+)  # torchrun's last line when it was ended itself
 REPORT = 64 << 10  # bytes at the end of a log in which such a report is looked for, and before it what the rank said
 ENDED = re.compile(r"E\d{4} .*failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # its first line
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
@@ -24,12 +27,14 @@ def open_log(path: Path) -> int:
 
 
 def last_words(folder: Path, log: str = LOG) -> str:
-    """The last line that a trainer printed, at most 300 characters; of ranks that failed, not what torchrun says of that."""
+    """The last line that a trainer printed, at most 300 characters; of ranks that failed, or were ended, not what torchrun says of that."""
     lines: list[str] = []
     with contextlib.suppress(OSError, ValueError):
         lines = lines_of(read_tail(folder / log))
-        if lines and lines[-1] == RULE:
+        if lines and RULE.fullmatch(lines[-1]):
             lines = [words_of_ranks(lines_of(read_tail(folder / log, REPORT)))]
+        elif lines and (signalled := SIGNALLED.match(lines[-1])):
+            lines = [f"{MARK}its torchrun was ended by signal {signalled[1]}"]
     return lines[-1][-300:] if lines else NO_WORDS
 
 
@@ -43,9 +48,8 @@ def words_of_ranks(lines: list[str]) -> str:
     if not reports:
         return lines[-1]
     at, ended = reports[-1]
-    begun = max(
-        (n for n, line in enumerate(lines[:at]) if line == RULE), default=-1
-    )  # after the failure before this one
+    # After the failure before this one.
+    begun = max((n for n, line in enumerate(lines[:at]) if RULE.fullmatch(line)), default=-1)
     said = [line for line in lines[begun + 1 : at] if line.startswith(MARK)]
     return said[-1] if said else f"{MARK}rank {ended[2]} ended without a word (exit status {ended[1]})"
 

@@ -105,6 +105,14 @@ def test_the_viewer_s_own_time_says_when_the_next_frame_is_made() -> None:
     assert made[1] - made[0] > 0.12
 
 
+def test_a_record_that_stays_behind_keeps_no_core_busy_while_nobody_draws() -> None:
+    """As of one with a damaged block, in a tab that is hidden."""
+    page, read = Page(), list[int]()
+    page.feed.behind, page.feed.catch_up = 1.0, lambda: read.append(1)
+    asyncio.run(shown(page, 0.3))
+    assert 1 <= len(read) <= 3
+
+
 class Waiting(Page):
     """A viewer of a run whose next step is not there yet."""
 

@@ -296,8 +296,14 @@ def test_what_a_rank_said_is_told_and_not_what_torchrun_says_of_it(tmp_path: Pat
     assert last_problem(tmp_path, began) == "rank 1 ended without a word (exit status -9)"
     log.write_text("moe: no room\n" + TORCHRUN.replace("CODE", "1").replace("[0]:\n", "[0]: of many ranks\n" * 500))
     assert last_words(tmp_path) == "moe: no room"
+    log.write_text(
+        TORCHRUN.replace("CODE", "-9").replace("=" * 60, "=" * 54)
+    )  # its rule is as long as its longest line
+    assert last_words(tmp_path) == "moe: rank 1 ended without a word (exit status -9)"
     log.write_text("=" * 60 + "\n")
     assert last_words(tmp_path) == "=" * 60
+    log.write_text("torch.distributed.elastic.multiprocessing.api.SignalException: Process 8491 got signal: 15\n")
+    assert last_problem(tmp_path, began) == "its torchrun was ended by signal 15"
 
 
 # A start as the dashboard does it
