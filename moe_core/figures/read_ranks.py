@@ -11,13 +11,16 @@ from moe_core.runs.source import At, Source
 from moe_core.runs.statistics import deal_at
 from moe_core.schema import WINDOW
 
+MOST = 256  # ranks
+
 
 def rows_of(array: Any, layers: int) -> Array | None:
-    """(L, R, R) the rows between ranks as a snapshot has them; None of a file of somebody else's that has something else there."""
+    """(L, R, R) the rows between ranks as a snapshot has them; None of a file of somebody else's that has something else there, or of more
+    ranks than a chart has room for."""
     rows_LRR = np.asarray(array)
     whole = rows_LRR.dtype.kind in "iu" and rows_LRR.ndim == 3
-    fits = whole and len(rows_LRR) == layers and rows_LRR.shape[1] == rows_LRR.shape[2] > 0
-    return rows_LRR if fits and (rows_LRR >= 0).all() and (rows_LRR < 2**53).all() else None
+    fits = whole and len(rows_LRR) == layers and 0 < rows_LRR.shape[1] == rows_LRR.shape[2] <= MOST
+    return rows_LRR if fits and (rows_LRR >= 0).all() and float(rows_LRR.sum(dtype=np.float64)) < 2**53 else None
 
 
 def read_rows(source: Source, at: At) -> dict[str, Any]:

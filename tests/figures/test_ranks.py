@@ -11,7 +11,7 @@ import pytest
 from moe_core.export.numbers import columns, statistics
 from moe_core.figures.catalog import FIGURES, on_page, shows, tiles_of
 from moe_core.figures.ranks import Counted, in_three
-from moe_core.figures.read_ranks import rows_of
+from moe_core.figures.read_ranks import MOST, rows_of
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.source import At
@@ -222,6 +222,9 @@ def test_each_run_is_offered_what_it_measured(runs: dict[str, Run], tmp_path: Pa
 def test_a_record_of_somebody_elses_is_shown_as_far_as_it_is_whole(tmp_path: Path) -> None:
     good = np.ones((2, 3, 3), np.int64)
     assert rows_of(good, 2) is not None
+    assert rows_of(np.zeros((2, MOST, MOST), np.int64), 2) is not None
+    for many in (np.zeros((2, MOST + 1, MOST + 1), np.int64), np.full((2, 64, 64), 2**52)):
+        assert rows_of(many, 2) is None
     for bad in (good[0], good[:1], good[:, :2], good.astype(float), -good, good[:, :0, :0], good * 2**60):
         assert rows_of(bad, 2) is None
     config = Config.for_task("plane", num_experts=E, layers=2, tokens=T)
