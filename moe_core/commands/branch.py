@@ -70,12 +70,15 @@ def fork_here(arguments: argparse.Namespace, joined: "Joined | None" = None) -> 
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
     from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
     from moe_core.runs.branch import branch_off, check_branch
+    from moe_core.runs.ranks import Ranks, check_shares, rows_of
 
     parent = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
     beside = runs_folder(arguments.runs) if arguments.runs else parent.path.parent
     run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config.task)
     check_branch(parent, arguments.at, changes, arguments.steps)
+    if joined:
+        check_shares(Ranks(joined.ranks.size, joined.ranks.expert), parent.config.num_experts, rows_of(parent.config))
     from moe_core.training.recorded import load_recorded
 
     load_recorded(parent, places := moved(arguments))

@@ -94,7 +94,8 @@ def test_a_fork_is_of_the_launch_that_made_it(
     given = argparse.Namespace(
         run=str(tmp_path / "parent"), runs=None, run_id=None, changes=[], at=0, steps=None, detach=False, text=None, data=None
     )  # fmt: skip
-    fork_here(given, argparse.Namespace(facts={"launch": "mine", "ranks": {"data": 1, "expert": 2}}))
+    ranks = argparse.Namespace(size=2, expert=2)
+    fork_here(given, argparse.Namespace(ranks=ranks, facts={"launch": "mine", "ranks": {"data": 1, "expert": 2}}))
     made = begun_before(given)
     assert made
     assert made.parent == tmp_path
@@ -117,3 +118,13 @@ def test_a_session_says_on_how_many_ranks_it_trained(tmp_path: Path) -> None:
         assert state == "finished"
         folder, state = resume(Run(folder), steps, joined=ranks)
     assert Run(folder).deals == (Deal(4, 1, 2), Deal(6), Deal(8, 1, 2))
+
+
+def test_a_fork_that_its_ranks_cannot_share_leaves_nothing(tmp_path: Path) -> None:
+    config = Config.for_task("plane", tokens=63, d_model=16, d_hidden=16, steps=3, eval_every=1000, threads=1)
+    train(config, Knobs(), tmp_path, "a")
+    given = {"run": "a", "runs": str(tmp_path), "run_id": "b", "changes": [], "at": 3, "steps": 9, "detach": False}
+    joined = argparse.Namespace(ranks=argparse.Namespace(size=2, expert=2), facts={})
+    with pytest.raises(ValueError, match="a batch must have a multiple of 2 rows or sequences"):
+        fork_here(argparse.Namespace(**given), joined)
+    assert not (tmp_path / "b").exists()
