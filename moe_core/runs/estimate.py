@@ -17,8 +17,9 @@ import numpy as np
 from moe_core.runs.database import StoreError
 from moe_core.runs.listing import QUERY_LIMIT, runs_folder
 from moe_core.runs.machine import device_of
-from moe_core.runs.ranks import ALONE, Ranks, ranks_of
+from moe_core.runs.ranks import ALONE, Ranks
 from moe_core.runs.seen import SHARE
+from moe_core.runs.statistics import deal_at
 from moe_core.runs.store import Run
 from moe_core.runs.thinning import AGES
 from moe_core.runs.turns import as_knobs
@@ -161,21 +162,24 @@ def speeds(runs: str | Path | None = None) -> list[Speed]:
 
 
 def speed_of(path: Path) -> Speed | None:
-    """None for a run that says nothing of it: of another program, too short, or with a speed limit."""
+    """None for a run that says nothing of it: of another program, too short, with a speed limit, or measured on one number of ranks
+    and then on another."""
     try:
         run = Run(path, QUERY_LIMIT)
     except StoreError:
         return None
     try:
         limited = run.started_knobs.speed_limit or any(c.name == "speed_limit" for c in run.knob_changes())
-        if not run.trainable or limited or run.steps()[1] < LEAST:
+        (_, last), deals = run.steps(), run.deals
+        moved = any(WARM < deal.first <= last for deal in deals) or "commands" in run.checked.damage  # which say it
+        if not run.trainable or limited or moved or last < LEAST:
             return None
         seconds = float(np.median(run.history("seconds", first=WARM)[1]))
         built_in = shape_of(run.config)
         shape = len(run.labels.get("feature", ())) or built_in[0], len(run.labels.get("class", ())) or built_in[1]
         kind = str(run.facts.get("device", "cpu")).split(":")[0]
-        knobs, ranks = as_knobs(run.started_knobs), ranks_of(run.facts)
-        return Speed(kind, run.config, knobs, shape, seconds, ranks) if seconds > 0 else None
+        knobs, deal = as_knobs(run.started_knobs), deal_at(deals, last)
+        return Speed(kind, run.config, knobs, shape, seconds, Ranks(deal.ranks, deal.expert)) if seconds > 0 else None
     except (StoreError, AttributeError):
         return None
     finally:

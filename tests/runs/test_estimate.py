@@ -1,7 +1,9 @@
 """What a run will take: parameters exactly, speed by the machine's own runs, and the command that trains the same."""
 
+import os
 import random
 import shlex
+import shutil
 import sqlite3
 from dataclasses import replace
 from itertools import pairwise
@@ -14,6 +16,7 @@ from moe_core.__main__ import parser
 from moe_core.commands.train import settings_of
 from moe_core.nn.models import build
 from moe_core.runs import command_of, create_run, estimate, open_run
+from moe_core.runs.branch import branch_off
 from moe_core.runs.estimate import Speed
 from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
 from moe_core.runs.rows import Batch
@@ -22,6 +25,7 @@ from moe_core.runs.sums import snapshot_mark
 from moe_core.runs.thinning import thin_snapshots
 from moe_core.schema import PLANES, Config, Knobs, columns_of
 from moe_core.training.data import load
+from tests.figures.ranked import record_ranks
 
 
 def random_config(seed: int) -> tuple[Config, int, int]:
@@ -131,6 +135,26 @@ def test_ranks_are_as_fast_as_a_run_on_as_many_ranks_was_and_say_nothing_of_one_
 def test_a_run_on_ranks_is_recorded_as_one(tmp_path: Path) -> None:
     record(tmp_path, "a", SMALL, 0.5, ranks=Ranks(4, 2))
     assert [speed.ranks for speed in estimate.speeds(tmp_path)] == [Ranks(4, 2)]
+
+
+@pytest.mark.parametrize("fork", [False, True])
+def test_a_run_counts_for_the_ranks_of_its_measured_steps(tmp_path: Path, fork: bool) -> None:
+    """Whatever it began with; on one number of ranks and then on another it says nothing of either."""
+    last = estimate.LEAST
+
+    def found(*sessions: tuple[int, int, int]) -> list[Ranks]:
+        name = "-".join(str(step) for session in sessions for step in session)
+        run = record_ranks(tmp_path / name / "a", *sessions)
+        if fork:
+            os.close(branch_off(run, run.steps()[1], {}, tmp_path / name / "b", 900))
+            shutil.rmtree(tmp_path / name / "a")
+        return [speed.ranks for speed in estimate.speeds(tmp_path / name)]
+
+    assert found((last, 2, 2)) == [Ranks(4, 2)]
+    assert found((estimate.WARM - 1, 1, 1), (last, 1, 2)) == [Ranks(2, 2)]
+    assert found((estimate.WARM, 1, 1), (last, 1, 2)) == []
+    assert found((last - 1, 1, 2), (last, 1, 1)) == []
+    assert found((last - 1, 1, 2), (last, 1, 2)) == [Ranks(2, 2)]
 
 
 def test_ranks_share_the_experts_and_each_has_all_else() -> None:
