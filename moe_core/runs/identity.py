@@ -96,7 +96,7 @@ def deals_of(about: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) ->
         given = {entry[0]: entry[1:] for entry in entries if isinstance(entry, list) and entry and is_count(entry[0])}
     else:
         given = {1: parts_of(about["facts"].get("ranks"))}
-    given |= {int(session["step"]) + 1: parts_of(session.get("ranks")) for session in sessions}
+    given |= {session["step"] + 1: parts_of(session.get("ranks")) for session in sessions}
     deals = list[Deal]()
     for first, parts in sorted(given.items()):
         valid = len(parts) == 2 and all(map(is_count, parts))

@@ -47,7 +47,7 @@ from moe_core.runs.rows import (
 )
 from moe_core.runs.series import thin
 from moe_core.runs.source import Source
-from moe_core.runs.statistics import Deal, Off, measured_by, off_spans
+from moe_core.runs.statistics import OF_DEVICES, Deal, Off, measured_by, off_spans
 from moe_core.runs.sums import SUMMED, insert
 from moe_core.runs.tip import raise_asked
 from moe_core.runs.turns import as_knobs, check_changes, check_declared, insert_turns, knobs_after
@@ -222,9 +222,9 @@ class Run:
         return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands")]
 
     def sessions(self) -> list[dict[str, Any]]:
-        """Each time that the run was resumed: who, when, after which step, its new number of steps, and notes."""
-        resumed = (command for command in self.commands() if command.name == RESUMED)
-        return [{"who": c.who, "when": c.when, "step": c.step, **read_json(c.result or "")} for c in resumed]
+        """Each time that the run was resumed, if it says after which step: who, when, that step, its new number of steps, notes."""
+        resumed = (command for command in self.commands() if command.name == RESUMED and type(command.step) is int)
+        return [{**read_json(c.result or ""), "who": c.who, "when": c.when, "step": c.step} for c in resumed]
 
     @property
     def deals(self) -> tuple[Deal, ...]:
@@ -296,7 +296,8 @@ class Run:
             layer = self.description.layer(layer)
         except ValueError as error:
             raise StoreError(str(error)) from None
-        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans(), self.deals)
+        deals = self.deals if stat in OF_DEVICES else ()  # reading them takes as long as a short history
+        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans(), deals)
         return thin(steps, values, bins) if bins else (steps, values)
 
     def off_spans(self, changes: Sequence[KnobChange] | None = None) -> tuple[Off, ...]:

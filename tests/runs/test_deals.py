@@ -141,6 +141,14 @@ def test_what_is_not_a_number_of_ranks_is_none(ranks: Any) -> None:
     assert deals_of({"facts": {}, "parent": parent}, []) == (Deal(1, 1, 2), Deal(4))
 
 
+def test_only_what_follows_from_the_deals_reads_them(moved: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are read from all commands, which takes longer than a short history."""
+    monkeypatch.setattr(Run, "deals", property(lambda self: pytest.fail("they were read")))
+    moved.history("max_over_mean_load", 0)
+    with pytest.raises(pytest.fail.Exception):
+        moved.history(STAT, 0)
+
+
 def test_damaged_sessions_leave_the_ranks_unknown(tmp_path: Path) -> None:
     record_ranks(tmp_path / "a", (20, 1, 2), (40, 1, 4)).close()
     import sqlite3

@@ -17,6 +17,7 @@ from moe_core.runs.begin import resume_run
 from moe_core.runs.codec import HEADER, START, link, unpack_arrays
 from moe_core.runs.database import hold_lock
 from moe_core.runs.runner import spawn
+from moe_core.runs.statistics import Deal
 from moe_core.runs.sums import insert, row_sum
 from tests.runs.test_store import record
 
@@ -241,6 +242,20 @@ def test_an_evaluation_that_is_none_is_refused(tmp_path: Path, metrics: str) -> 
     db.close()
     with pytest.raises(StoreError, match="an evaluation is not valid"):
         open_run(folder).evals()
+
+
+def test_a_session_without_a_step_is_left_out_and_no_result_overwrites_the_step_of_another(tmp_path: Path) -> None:
+    folder = record(tmp_path / "a")
+    db = sqlite3.connect(folder / "run.db", isolation_level=None)
+    told = {"steps": 90, "ranks": {"data": 1, "expert": 2}, "step": "x", "who": 3, "when": []}
+    for step in (None, 10, "x", 20.5):  # with sums that are right
+        insert(db, "commands", {"name": "resumed", "who": "me", "at": 5.0, "step": step, "result": json.dumps(told)})
+    db.close()
+    run = open_run(folder)
+    (session,) = run.sessions()
+    assert (session["step"], session["who"], session["when"], session["steps"]) == (10, "me", 5.0, 90)
+    assert run.deals == (Deal(11, 1, 2),)
+    run.close()
 
 
 def test_nothing_is_written_through_a_link_and_no_pipe_is_waited_for(tmp_path: Path) -> None:
