@@ -109,9 +109,7 @@ def device_below_torchrun(name: str) -> torch.device:
     if wanted.type != "mps":
         return wanted
     if name != "auto":
-        raise ValueError(
-            f"ranks cannot exchange tensors on device {name!r}; use --device cpu, or train without torchrun"
-        )
+        raise ValueError(f"ranks cannot exchange tensors on device {name!r}; use device cpu, or one process")
     return torch.device("cpu")
 
 

@@ -68,9 +68,7 @@ def again_text(deals: Sequence[Deal], facts: Mapping[str, Any]) -> str:
 def check_room(ranks: Ranks, config: Config) -> None:
     """ValueError unless this machine has room for so many ranks, and they can be on the device that a run is to have."""
     if ranks != ALONE and config.device.startswith("mps"):
-        raise ValueError(
-            f"ranks cannot exchange tensors on device {config.device!r}; use --device cpu, or train without torchrun"
-        )
+        raise ValueError(f"ranks cannot exchange tensors on device {config.device!r}; use device cpu, or one process")
     most, each = most_ranks(device_of(config))
     if not 1 <= ranks.size <= max(1, most):
         raise ValueError(
@@ -82,7 +80,7 @@ def check_dealt(ranks: Ranks) -> None:
     """ValueError unless the ranks form whole groups, each of which has all experts."""
     if ranks.expert < 1 or ranks.size % ranks.expert:
         raise ValueError(
-            f"--expert-parallel must divide the {ranks.size} ranks of torchrun, got {ranks.expert}; change it, or --nproc-per-node"
+            f"expert_parallel must divide the number of ranks ({ranks.size}), got {ranks.expert}; change one of both"
         )
 
 
@@ -90,12 +88,12 @@ def check_shares(ranks: Ranks, num_experts: int, rows: int) -> None:
     """ValueError unless experts and the batch's rows can be dealt evenly."""
     if num_experts % ranks.expert:
         raise ValueError(
-            f"--expert-parallel must divide --num-experts {num_experts}, got {ranks.expert}; change one of both"
+            f"expert_parallel must divide num_experts ({num_experts}), got {ranks.expert}; change one of both"
         )
     if rows % ranks.size:
         raise ValueError(
             f"a batch must have a multiple of {ranks.size} rows or sequences, one part for each rank, got {rows}; "
-            "change --tokens"
+            "change tokens"
         )
 
 

@@ -263,8 +263,8 @@ def test_ranks_are_not_offered_where_there_is_one_core(started: list[Any], room:
     [
         ((5, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 5"),
         ((0, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 0"),
-        ((4, 3), {}, "expert_parallel", "--expert-parallel must divide the 4 ranks of torchrun, got 3"),
-        ((4, 4), {"num_experts": 6}, "expert_parallel", "--expert-parallel must divide --num-experts 6, got 4"),
+        ((4, 3), {}, "expert_parallel", "expert_parallel must divide the number of ranks (4), got 3"),
+        ((4, 4), {"num_experts": 6}, "expert_parallel", "expert_parallel must divide num_experts (6), got 4"),
         ((4, 1), {"tokens": 90}, "tokens", "a batch must have a multiple of 4 rows or sequences, one part for each rank, got 90"),
     ],
 )  # fmt: skip

@@ -143,7 +143,7 @@ def test_rows_between_ranks_are_counted_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("experts", "rows", "message"),
-    [(3, 32, "must divide --num-experts 3, got 2; change"), (4, 33, "a multiple of 2 rows .* got 33; change --tokens")],
+    [(3, 32, "must divide num_experts .3., got 2; change"), (4, 33, "a multiple of 2 rows .* got 33; change tokens")],
 )
 def test_what_cannot_be_dealt_is_said_with_what_to_change(experts: int, rows: int, message: str) -> None:
     ranks: Any = SimpleNamespace(expert=2, size=2)

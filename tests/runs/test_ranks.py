@@ -132,11 +132,11 @@ def test_what_has_loaded_torch_ahead_waits_on_while_ranks_are_started(
         (lambda: check_room(Ranks(5), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 5"),
         (lambda: check_room(Ranks(0), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 0"),
         (lambda: check_room(Ranks(3), Config(device="cuda")), "between 1 and 2, one for each GPU of this machine, got 3"),
-        (lambda: check_room(Ranks(2), Config(device="mps")), "ranks cannot exchange tensors on device 'mps'; use --device cpu"),
-        (lambda: check_dealt(Ranks(4, 3)), "--expert-parallel must divide the 4 ranks of torchrun, got 3"),
-        (lambda: check_dealt(Ranks(4, 0)), "--expert-parallel must divide the 4 ranks of torchrun, got 0"),
-        (lambda: check_shares(Ranks(2, 2), 3, 64), "--expert-parallel must divide --num-experts 3, got 2"),
-        (lambda: check_shares(Ranks(2, 1), 3, 63), "a batch must have a multiple of 2 rows or sequences, one part for each rank, got 63; change --tokens"),
+        (lambda: check_room(Ranks(2), Config(device="mps")), "ranks cannot exchange tensors on device 'mps'; use device cpu, or one process"),
+        (lambda: check_dealt(Ranks(4, 3)), "expert_parallel must divide the number of ranks (4), got 3; change one of both"),
+        (lambda: check_dealt(Ranks(4, 0)), "expert_parallel must divide the number of ranks (4), got 0"),
+        (lambda: check_shares(Ranks(2, 2), 3, 64), "expert_parallel must divide num_experts (3), got 2; change one of both"),
+        (lambda: check_shares(Ranks(2, 1), 3, 63), "a batch must have a multiple of 2 rows or sequences, one part for each rank, got 63; change tokens"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shared_is_said_in_a_line(room: Any, check: Any, says: str) -> None:
@@ -168,11 +168,13 @@ def test_gpus_that_are_hidden_from_this_process_do_not_count(monkeypatch: pytest
     for name in ("nvidia0", "nvidia1", "nvidia2", "nvidiactl", "nvidia-uvm"):
         (tmp_path / name).touch()
     monkeypatch.setattr(machine, "Path", lambda path: tmp_path)
-    for visible, many in ((None, 3), ("", 0), ("1", 1), ("0, 2", 2), ("0,1,2,3", 3)):
+    for visible, many in ((None, 3), ("", 0), ("-1", 0), ("1", 1), ("1,-1,2", 1), ("0, 2", 2), ("0,1,2,3", 3)):
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.gpus() == many
+        assert machine.device_of(Config()) == ("cuda" if many else "cpu")
+        assert ranks.most_ranks(machine.device_of(Config()))[1] == ("GPU" if many else "core")
 
 
 # Going on
@@ -373,6 +375,6 @@ def test_ranks_that_cannot_share_a_run_say_so_and_leave_nothing(tmp_path: Path) 
             pids = below(process.pid)
             time.sleep(0.02)
     assert len(pids) == 3
-    with pytest.raises(StoreError, match="did not start: moe: --expert-parallel must divide --num-experts 3, got 2"):
+    with pytest.raises(StoreError, match=r"did not start: moe: expert_parallel must divide num_experts \(3\), got 2"):
         wait_ready(run_id, 60, tmp_path)
     assert not there(pids)
