@@ -1,6 +1,6 @@
 """How evenly devices would be loaded, by what one device recorded: rows of each expert in single steps.
 
-Shapes: S recorded steps, G groups, L layers, E experts of the run, N experts on all devices of a group (E, or a multiple of it), M
+Shapes: S recorded steps, G groups, L layers, R rows of a layer, E experts of the run, N experts on all devices of a group (E, or a multiple of it), M
 devices in a group.
 """
 
@@ -17,7 +17,7 @@ def drawn(
     """(G, L, N) the rows of each group's experts in a step.
 
     Weak scaling: each of a group's M devices brings a batch of its own, which chooses as one of the recorded steps did, drawn at
-    random. Strong: all groups share one recorded step, and each has its part of it, drawn without replacement. With `multiple`
+    random. Strong: all groups share one recorded step, and each row of it is in one of them. With `multiple`
     times as many experts each is as popular as one of the recorded, drawn at random, and rows choose by popularity.
     """
     if strong:
@@ -37,9 +37,12 @@ def drawn(
 
 
 def part(whole_E: Rows, groups: int, generator: np.random.Generator) -> Rows:
-    """(G, E) an equal part of a layer's rows for each group, drawn without replacement."""
-    pool_E = np.rint(whole_E).astype(np.int64)
-    return generator.multivariate_hypergeometric(pool_E, int(pool_E.sum()) // groups, size=groups).astype(np.float64)
+    """(G, E) a layer's rows, dealt at random over the groups: as many to each, but for one where they cannot be."""
+    rows_E = np.rint(whole_E).astype(np.int64)
+    expert_R = generator.permutation(np.repeat(np.arange(len(rows_E)), rows_E))  # of each row
+    group_R = np.arange(len(expert_R)) * groups // max(1, len(expert_R))
+    in_each = np.bincount(group_R * len(rows_E) + expert_R, minlength=groups * len(rows_E))
+    return in_each.reshape(groups, -1).astype(np.float64)
 
 
 def of_devices(rows_GLN: Rows, expert: int) -> Rows:
@@ -49,9 +52,20 @@ def of_devices(rows_GLN: Rows, expert: int) -> Rows:
 
 
 def by_chance(tokens: int, experts: int, layers: int, k: int) -> Rows:
-    """(S, L, E) rows of tokens that choose each expert with the same chance: where no run was recorded."""
-    chance = np.full(experts, 1 / experts)
-    return np.random.default_rng(0).multinomial(tokens * k, chance, size=(CHANCE, layers)).astype(np.float64)
+    """(S, L, E) rows of tokens that choose k different experts each, all with the same chance: where no run was recorded.
+
+    Drawn expert by expert: a token that has r choices left among m experts takes the next one with chance r / m.
+    """
+    generator = np.random.default_rng(0)
+    rows_ESL, left_kSL = np.zeros((experts, CHANCE, layers)), np.zeros((k + 1, CHANCE, layers), np.int64)
+    left_kSL[k] = tokens  # tokens by how many choices they have left
+    for expert in range(experts):
+        chance_k = np.minimum(1, np.arange(k + 1) / (experts - expert))
+        taken_kSL = generator.binomial(left_kSL, chance_k[:, None, None])
+        rows_ESL[expert] = taken_kSL.sum(0)
+        left_kSL -= taken_kSL
+        left_kSL[:-1] += taken_kSL[1:]
+    return rows_ESL.transpose(1, 2, 0)
 
 
 def max_over_mean(rows: Rows) -> float:

@@ -39,10 +39,20 @@ def test_each_device_brings_a_recorded_step() -> None:
 def test_groups_of_strong_scaling_share_one_step_evenly() -> None:
     rows_GLN = loads.drawn(ROWS_SLE[:1], 2, 2, 1, True, GENERATOR)
     assert rows_GLN.sum(2).tolist() == [[4], [4]]
-    assert (rows_GLN <= ROWS_SLE[0]).all()
+    assert (rows_GLN.sum(0) == ROWS_SLE[0]).all()
     assert (loads.drawn(ROWS_SLE[:1], 1, 4, 1, True, GENERATOR) == ROWS_SLE[0]).all()
     mean_E = np.mean([loads.drawn(ROWS_SLE[:1], 2, 2, 1, True, GENERATOR)[0, 0] for _ in range(400)], 0)
     np.testing.assert_allclose(mean_E, [3, 1, 0, 0], atol=0.15)
+
+
+def test_all_groups_together_have_the_step_that_they_share() -> None:
+    """To the row, also where the rows cannot be dealt evenly, or there are none."""
+    whole_SLE = np.array([[[6.0, 2, 0, 3], [0, 0, 0, 0], [1, 0, 0, 0]]])
+    for groups in (1, 2, 3, 8, 16):
+        rows_GLN = loads.drawn(whole_SLE, groups, 1, 1, True, GENERATOR)
+        assert rows_GLN.shape == (groups, 3, 4)
+        assert (rows_GLN.sum(0) == whole_SLE[0]).all()
+        assert (np.ptp(rows_GLN.sum(2), 0) <= 1).all()
 
 
 def test_more_experts_are_as_popular_as_the_recorded_and_share_the_same_rows() -> None:
@@ -57,11 +67,22 @@ def test_more_experts_are_as_popular_as_the_recorded_and_share_the_same_rows() -
     assert {rows.sum() for rows in small} == {16.0}  # where only unpopular experts were drawn too
 
 
-def test_a_batch_of_chance_is_even_but_for_chance() -> None:
-    rows_SLE = loads.by_chance(1024, 16, 2, 2)
-    assert (rows_SLE.sum(2) == 2048).all()
-    np.testing.assert_allclose(rows_SLE.mean((0, 1)), 128, rtol=0.03)
-    assert rows_SLE.std(0).mean() == pytest.approx(np.sqrt(2048 / 16 * 15 / 16), rel=0.1)
+@pytest.mark.parametrize("k", [1, 2, 8, 15, 16])
+def test_a_batch_of_chance_is_even_but_for_chance(k: int) -> None:
+    """A token chooses an expert with chance k / 16, and never twice: so an expert's rows are binomial."""
+    rows_SLE = loads.by_chance(1024, 16, 2, k)
+    assert (rows_SLE.sum(2) == 1024 * k).all()
+    assert rows_SLE.max() <= 1024
+    np.testing.assert_allclose(rows_SLE.mean((0, 1)), 64 * k, rtol=0.03)
+    assert rows_SLE.std(0).mean() == pytest.approx(np.sqrt(1024 * k / 16 * (1 - k / 16)), rel=0.03)
+
+
+def test_tokens_of_chance_choose_their_experts_as_drawn_one_by_one() -> None:
+    """Two rows of different experts go together as those of distinct choices do."""
+    rows_SLE = loads.by_chance(1, 4, 2000, 2)
+    pairs, times = np.unique(rows_SLE.reshape(-1, 4), axis=0, return_counts=True)
+    assert pairs.sum(1).tolist() == [2] * 6
+    np.testing.assert_allclose(times / times.sum(), 1 / 6, rtol=0.02)
 
 
 def test_more_devices_even_out_what_is_chance_and_not_what_all_share() -> None:
