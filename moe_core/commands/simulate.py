@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from typing import Any
 
 from moe_core.commands.common import add, plain, real_flag, whole_flag
@@ -36,7 +37,7 @@ def declare(commands: Any) -> None:
     deal.add_argument("--devices", type=whole_flag, nargs="+", metavar="N", help="default 8, 16, … 4096")
     deal.add_argument(
         "--expert-parallel", type=whole_flag, metavar="N",
-        help="devices of a group that shares the experts (default: as many as divide devices and experts; with --grow-experts all)",
+        help="devices of a group that shares the experts (default: the greatest common divisor of devices and experts; with --grow-experts all devices)",
     )  # fmt: skip
     deal.add_argument(
         "--strong", action="store_true", help="the batch stays the run's; else each device brings one as large"
@@ -108,9 +109,10 @@ def measured_one(arguments: argparse.Namespace) -> Any:
 
 def plans(arguments: argparse.Namespace, config: Config) -> list[Any]:
     """One for each number of devices."""
-    from moe_core.scaling.predict import Plan, can_share, shared
+    from moe_core.runs.ranks import rows_of
+    from moe_core.scaling.predict import Plan, shared
 
-    devices = arguments.devices or [n for n in POWERS if not arguments.strong or can_share(config, n)]
+    devices = arguments.devices or [n for n in POWERS if not arguments.strong or rows_of(config) % n == 0]
     if not devices:
         raise ValueError(
             f"a batch of {config.tokens:,} tokens cannot be dealt over {POWERS[0]} devices; give --devices"
@@ -129,7 +131,7 @@ def plans(arguments: argparse.Namespace, config: Config) -> list[Any]:
 def told_of_device(one: Any) -> str:
     config, knobs = one.config, one.knobs
     return (
-        f"Measured: {1e3 * one.seconds:.4g} ms a step ({one.about}). Tokens: {config.tokens:,}; MoE layers: {config.layers}, "
+        f"{'Measured' if one.recorded else 'Given'}: {1e3 * one.seconds:.4g} ms a step ({one.about}). Tokens: {config.tokens:,}; MoE layers: {config.layers}, "
         f"{config.d_model} wide; experts: {config.num_experts} a layer, {config.d_hidden} wide; k = {knobs.k}."
     )
 
@@ -157,6 +159,7 @@ def assumptions(arguments: argparse.Namespace, one: Any) -> list[str]:
         "Each device decides for the whole batch, as `train` does: it receives all logits, and its gates' work grows with the batch."
         if arguments.decide == "batch"
         else "Each device decides for its own tokens, and 3 numbers of each expert are added up over all. `train` cannot do that.",
+        *approximations(arguments, one),
         "Nothing is sent while something is computed. Collectives are rings, and their messages wait for each other; no link is "
         f"shared. To pack what is sent {'is part of the measured step' if one.as_rank else 'takes no time'}.",
         "Weights + Adam: 16 bytes a parameter. Scores: what the gates keep of them for the backward pass. Both of one device.",
@@ -164,6 +167,22 @@ def assumptions(arguments: argparse.Namespace, one: Any) -> list[str]:
     if arguments.cores:
         told.append(
             f"All devices share {arguments.cores} cores. What it takes these to send must be in the stated bandwidth and latency."
+        )
+    return told
+
+
+def approximations(arguments: argparse.Namespace, one: Any) -> list[str]:
+    """What is only nearly true of a run's strategy or capacity."""
+    from moe_core.scaling.measured import capacity
+
+    own, told = arguments.decide == "own", []
+    # Recorded steps are capped as they are. So a device drops of its own batch, and all of one batch that they share.
+    if math.isfinite(capacity(one.config, one.knobs)) and own == arguments.strong:
+        fewer = "each device's part would lose more" if own else "the devices' batches together would lose fewer"
+        told.append(f"Rows beyond the capacity are dropped of each recorded step by itself; {fewer}.")
+    if own and one.knobs.strategy == "quantile":
+        told.append(
+            "The quantile that sets the biases is of all tokens. Numbers that are added up do not give it; to send more is left out."
         )
     return told
 

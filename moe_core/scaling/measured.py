@@ -21,7 +21,7 @@ LEAST = 20
 MATTERS = ("k", "k_primary", "strategy", "speed_limit", "off", "noise", "noise_primary", "capacity_factor", "weigh")
 
 
-class Measured(NamedTuple):
+class OneDevice(NamedTuple):
     """seconds: of a step. shape: widths of a row and of the answer. rows_SLE: the rows of each expert in single steps. recorded: steps
     that were recorded, 0 if the choices are by chance. as_rank: whether a rank of torchrun took that time, which packs what it would send.
     device: its kind. about: where the figures come from, in words."""
@@ -37,7 +37,7 @@ class Measured(NamedTuple):
     about: str
 
 
-def measured_run(run: Run) -> Measured:
+def measured_run(run: Run) -> OneDevice:
     """What a run of one process or rank says. StoreError or ValueError for a run that says nothing of one device's time."""
     config, (_, last) = run.config, run.steps()
     deal = deal_at(run.deals, last)
@@ -65,7 +65,7 @@ def measured_run(run: Run) -> Measured:
     rows_SLE = np.stack(counts_LSE, 1).astype(np.float64)
     features, classes = shape_of(config)
     as_rank = "ranks" in run.facts
-    return Measured(
+    return OneDevice(
         config,
         knobs,
         (len(run.labels.get("feature", ())) or features, len(run.labels.get("class", ())) or classes),
@@ -78,10 +78,10 @@ def measured_run(run: Run) -> Measured:
     )
 
 
-def measured_by_hand(config: Config, knobs: Knobs, seconds: float) -> Measured:
+def measured_by_hand(config: Config, knobs: Knobs, seconds: float) -> OneDevice:
     """What a person says of one device. Tokens choose by chance. Both settings must have been checked."""
     rows_SLE = by_chance(config.tokens, config.num_experts, config.layers, chosen(config, knobs))
-    return Measured(
+    return OneDevice(
         config,
         knobs,
         shape_of(config),
@@ -90,7 +90,7 @@ def measured_by_hand(config: Config, knobs: Knobs, seconds: float) -> Measured:
         0,
         False,
         "cpu",
-        "as given, a step of the text task on one device",
+        "of the text task on one device",
     )
 
 

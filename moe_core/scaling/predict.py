@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 from moe_core.runs.estimate import SCORES, SECONDS, chosen, parameters, terms
+from moe_core.runs.ranks import rows_of
 from moe_core.scaling.loads import Rows, drawn, max_over_mean, of_devices
-from moe_core.scaling.measured import Measured
+from moe_core.scaling.measured import OneDevice
 from moe_core.scaling.sent import Step, collectives
 from moe_core.schema import STRATEGIES, Config
 
@@ -66,7 +67,7 @@ class Prediction(NamedTuple):
     score_bytes: float
 
 
-def predict(one: Measured, plan: Plan, network: Network, seed: int = 0) -> Prediction:
+def predict(one: OneDevice, plan: Plan, network: Network, seed: int = 0) -> Prediction:
     """What the plan would make of a training. ValueError for a plan by which it cannot be dealt."""
     check(one, plan)
     config, generator = dealt(one, plan), np.random.default_rng((seed, plan.devices))
@@ -99,7 +100,7 @@ def predict(one: Measured, plan: Plan, network: Network, seed: int = 0) -> Predi
     )
 
 
-def check(one: Measured, plan: Plan) -> None:
+def check(one: OneDevice, plan: Plan) -> None:
     """ValueError for a plan by which the run cannot be dealt."""
     R, M, experts = plan.devices, plan.expert, one.config.num_experts
     if not 1 <= R <= MOST:
@@ -116,24 +117,21 @@ def check(one: Measured, plan: Plan) -> None:
             f"{R:,} devices would have {in_all:,} experts in all layers and groups, more than the {LARGEST:,} that can be simulated; "
             "give fewer --devices, or a larger --expert-parallel"
         )
-    if plan.strong and not can_share(one.config, R):
+    if plan.strong and rows_of(one.config) % R:
+        pieces = "sequences" if one.config.task == "text" else "rows"
         raise ValueError(
-            f"a batch of {pieces(one.config)} cannot be dealt over {R:,} devices; change --devices, or leave out --strong"
+            f"a batch of {rows_of(one.config):,} {pieces} cannot be dealt over {R:,} devices; change --devices, or leave out --strong"
+        )
+    if not plan.whole and STRATEGIES[one.knobs.strategy].whole:
+        raise ValueError(
+            f"--decide own needs a strategy by which a token chooses by itself: {one.knobs.strategy}, as the run has it, looks at the "
+            "whole batch; leave --decide out"
         )
     if plan.cores is not None and plan.cores < 1:
         raise ValueError(f"--cores must be at least 1, got {plan.cores}; leave it out if each device has its own")
 
 
-def can_share(config: Config, devices: int) -> bool:
-    """Whether a batch can be dealt over so many devices."""
-    return (config.tokens // config.context if config.task == "text" else config.tokens) % devices == 0
-
-
-def pieces(config: Config) -> str:
-    return f"{config.tokens // config.context:,} sequences" if config.task == "text" else f"{config.tokens:,} rows"
-
-
-def dealt(one: Measured, plan: Plan) -> Config:
+def dealt(one: OneDevice, plan: Plan) -> Config:
     """The settings with the tokens of one device, and the experts of all devices of a group."""
     config = one.config
     return replace(
@@ -146,7 +144,7 @@ def dealt(one: Measured, plan: Plan) -> Config:
 # What a device computes
 
 
-def step_seconds(one: Measured, plan: Plan, network: Network, config: Config, rows_GLM: Rows) -> tuple[float, float]:
+def step_seconds(one: OneDevice, plan: Plan, network: Network, config: Config, rows_GLM: Rows) -> tuple[float, float]:
     """Seconds of a step, and those of them in which a device computes, mean over devices."""
     alone = Plan(1, 1, whole=plan.whole)
     fixed, row = work(one, alone, one.config)
@@ -161,7 +159,7 @@ def step_seconds(one: Measured, plan: Plan, network: Network, config: Config, ro
     return own + experts + sends, own + row * float(all_L.sum()) / cores
 
 
-def work(one: Measured, plan: Plan, config: Config) -> tuple[float, float]:
+def work(one: OneDevice, plan: Plan, config: Config) -> tuple[float, float]:
     """Of a device: seconds beside its experts' rows, and seconds of each row, both before they are scaled to the measured."""
     knobs = one.knobs
     start, layers, products, scores, experts, weights, attention, tokens = (
@@ -176,7 +174,7 @@ def work(one: Measured, plan: Plan, config: Config) -> tuple[float, float]:
     return start + layers + products + deciding + experts / plan.expert + weights + attention, row
 
 
-def parameter_counts(one: Measured, config: Config) -> tuple[int, int]:
+def parameter_counts(one: OneDevice, config: Config) -> tuple[int, int]:
     """(parameters of each device, those of all experts)."""
     of_experts = 2 * config.layers * config.num_experts * config.d_model * config.d_hidden
     return parameters(config, *one.shape) - of_experts, of_experts
@@ -185,7 +183,7 @@ def parameter_counts(one: Measured, config: Config) -> tuple[int, int]:
 # What it sends
 
 
-def exchanged(one: Measured, plan: Plan, config: Config, rows: float) -> Step:
+def exchanged(one: OneDevice, plan: Plan, config: Config, rows: float) -> Step:
     """What a step's exchanges depend on. rows: of all experts, layers and groups."""
     strategy, knobs = STRATEGIES[one.knobs.strategy], one.knobs
     noisy = strategy.noisy and knobs.noise > 0
@@ -193,10 +191,8 @@ def exchanged(one: Measured, plan: Plan, config: Config, rows: float) -> Step:
     if config.groups > 1:
         levels += [(config.groups, strategy.noisy and knobs.noise_primary > 0)]
     standard, of_experts = parameter_counts(one, config)
-    for (
-        experts,
-        draws,
-    ) in levels:  # what no loss reaches has no gradient: the spread of no noise, a gate that learns nothing, thresholds
+    # What no loss reaches has no gradient: the spread of no noise, a gate that learns nothing, thresholds.
+    for experts, draws in levels:
         standard -= config.layers * config.d_model * experts * ((not draws) + (not strategy.learns))
     if one.knobs.strategy != "strictly-balanced":
         standard -= config.layers * levels[-1][0]
@@ -216,7 +212,7 @@ def exchanged(one: Measured, plan: Plan, config: Config, rows: float) -> Step:
     )
 
 
-def communication_seconds(one: Measured, plan: Plan, network: Network, config: Config, rows_GLM: Rows) -> float:
+def communication_seconds(one: OneDevice, plan: Plan, network: Network, config: Config, rows_GLM: Rows) -> float:
     """Seconds of all exchanges of the busiest device: of rows it receives as many as its experts are sent, or sends its own tokens'."""
     all_L = rows_GLM.sum((0, 2))
     busiest = float(np.maximum(rows_GLM.max((0, 2)), all_L / plan.devices).sum()) / max(

@@ -10,7 +10,7 @@ import pytest
 
 from moe_core.runs import Batch, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.estimate import SECONDS
-from moe_core.scaling.measured import LEAST, Measured, measured_by_hand, measured_run
+from moe_core.scaling.measured import LEAST, OneDevice, measured_by_hand, measured_run
 from moe_core.scaling.predict import MOST, Network, Plan, Prediction, dealt, predict, shared, step_seconds, work
 from moe_core.schema import Config, Knobs, columns_of
 
@@ -20,7 +20,7 @@ ONE = measured_by_hand(CONFIG, Knobs(), 0.03)
 EVEN = ONE._replace(rows_SLE=np.full((1, 2, 16), 128.0))
 
 
-def told(one: Measured = EVEN, devices: int = 8, network: Network = NETWORK, **plan: int | bool | None) -> Prediction:
+def told(one: OneDevice = EVEN, devices: int = 8, network: Network = NETWORK, **plan: int | bool | None) -> Prediction:
     expert = plan.pop("expert", None) or (devices if plan.get("grow") else shared(devices, one.config.num_experts))
     return predict(one, Plan(devices, expert, **plan), network)  # type: ignore[arg-type]
 
@@ -180,7 +180,7 @@ def test_more_experts_than_fit_into_memory_are_refused() -> None:
 # What a run says
 
 
-def record(folder: Path, steps: int = 60, knobs: Knobs | None = None, **facts: object) -> Measured:
+def record(folder: Path, steps: int = 60, knobs: Knobs | None = None, **facts: object) -> OneDevice:
     """A run whose steps take 1 s at first and then 0.25 s, all choices going to the first two of four experts."""
     config = Config.for_task("plane", num_experts=4, tokens=64)
     columns = columns_of([4])

@@ -11,7 +11,7 @@ import pytest
 from moe_core.__main__ import main
 from moe_core.commands.simulate import size
 from moe_core.scaling.predict import Network, Plan, predict
-from moe_core.schema import Config
+from moe_core.schema import Config, Knobs
 from tests.scaling.test_predict import record
 
 ROOT = Path(__file__).parents[2]
@@ -71,6 +71,42 @@ def told(capsys: Any, *more: str) -> tuple[dict[str, Any], list[str]]:
     assert main([*BY_HAND, "--devices", "8", "--json", *more]) == 0
     row, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     return row, end["assumptions"][1:]
+
+
+def test_what_was_not_measured_is_given(capsys: Any) -> None:
+    assert main([*BY_HAND, "--devices", "8"]) == 0
+    assert capsys.readouterr().out.startswith("Given: 30 ms a step (of the text task on one device). Tokens: 1,024;")
+
+
+@pytest.mark.parametrize("strategy", ["expert-choice", "strictly-balanced"])
+def test_what_chooses_from_the_whole_batch_cannot_decide_for_its_own_tokens(
+    strategy: str, tmp_path: Path, capsys: Any
+) -> None:
+    record(tmp_path / "a", knobs=Knobs(strategy=strategy))
+    words = ["simulate", "a", "--runs", str(tmp_path), *NETWORK, "--devices", "4"]
+    assert main(words) == 0
+    assert not capsys.readouterr().err
+    assert main([*words, "--decide", "own"]) == 2
+    said = capsys.readouterr().err
+    assert f"--decide own needs a strategy by which a token chooses by itself: {strategy}, as the run has it" in said
+    assert said.count("\n") == 1
+
+
+def test_what_is_only_nearly_true_of_a_run_is_assumed(tmp_path: Path, capsys: Any) -> None:
+    record(tmp_path / "capped", knobs=Knobs(capacity_factor=1.5))
+    record(tmp_path / "quantile", knobs=Knobs(strategy="quantile"))
+
+    def assumed(run: str, *more: str) -> str:
+        assert main(["simulate", run, "--runs", str(tmp_path), *NETWORK, "--devices", "4", *more]) == 0
+        return str(capsys.readouterr().out).partition("Assumed:")[2]
+
+    own, strong = ("--decide", "own"), ("--strong",)
+    assert "together would lose fewer" in assumed("capped")
+    assert "each device's part would lose more" in assumed("capped", *own, *strong)
+    for exact in (assumed("capped", *own), assumed("capped", *strong), assumed("quantile")):
+        assert "capacity" not in exact
+        assert "quantile" not in exact
+    assert "The quantile that sets the biases is of all tokens." in assumed("quantile", *own)
 
 
 def test_without_devices_it_is_powers_of_two(capsys: Any) -> None:
