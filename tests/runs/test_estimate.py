@@ -1,5 +1,6 @@
 """What a run will take: parameters exactly, speed by the machine's own runs, and the command that trains the same."""
 
+import contextlib
 import os
 import random
 import shlex
@@ -155,6 +156,14 @@ def test_a_run_counts_for_the_ranks_of_its_measured_steps(tmp_path: Path, fork: 
     assert found((estimate.WARM, 1, 1), (last, 1, 2)) == []
     assert found((last - 1, 1, 2), (last, 1, 1)) == []
     assert found((last - 1, 1, 2), (last, 1, 2)) == [Ranks(2, 2)]
+
+
+def test_a_run_whose_ranks_are_not_known_for_damage_says_nothing(tmp_path: Path) -> None:
+    record_ranks(tmp_path / "a", (estimate.LEAST, 1, 2), (estimate.LEAST + 1, 1, 2)).close()
+    assert len(estimate.speeds(tmp_path)) == 1
+    with contextlib.closing(sqlite3.connect(tmp_path / "a" / "run.db")) as db, db:
+        db.execute("UPDATE commands SET who = 'another'")
+    assert estimate.speeds(tmp_path) == []
 
 
 def test_ranks_share_the_experts_and_each_has_all_else() -> None:
