@@ -64,9 +64,10 @@ def declare(commands: Any) -> None:
 def simulate_command(arguments: argparse.Namespace) -> int:
     from moe_core.scaling.predict import Network, predict
 
-    if arguments.bandwidth <= 0 or arguments.latency < 0:
+    if not 1e-6 <= arguments.bandwidth <= 1e6 or not 0 <= arguments.latency <= 1e9:
         raise ValueError(
-            f"--bandwidth must be above 0 GB/s and --latency at least 0 us, got {arguments.bandwidth:g} and {arguments.latency:g}"
+            f"--bandwidth must be between 1e-6 and 1e6 GB/s and --latency between 0 and 1e9 us, got {arguments.bandwidth:g} and "
+            f"{arguments.latency:g}"
         )
     one = measured_one(arguments)
     network = Network(1e9 * arguments.bandwidth, 1e-6 * arguments.latency)
@@ -100,8 +101,10 @@ def measured_one(arguments: argparse.Namespace) -> Any:
             return measured_run(run)
         finally:
             run.close()
-    if arguments.step_ms is None or arguments.step_ms <= 0:
-        raise ValueError("simulate needs the time of a step on one device: name a RUN, or give --step-ms above 0")
+    if arguments.step_ms is None or not 0 < arguments.step_ms <= 1e9:
+        raise ValueError(
+            "simulate needs the time of a step on one device: name a RUN, or give --step-ms, above 0 and at most 1e9"
+        )
     sizes = {name: value for name in SIZES if (value := getattr(arguments, name)) is not None}
     knobs = Knobs() if arguments.k is None else Knobs(k=arguments.k)
     return measured_by_hand(*check(Config.for_task("text", **sizes), knobs), arguments.step_ms / 1e3)

@@ -86,13 +86,16 @@ def read_time(value: Any) -> float:
     return seconds
 
 
+MOST = 1000  # numbers of ranks that a fork's parent may have had, one after the other
+
+
 def deals_of(about: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> tuple[Deal, ...]:
     """How many ranks trained a run from which step on, and over how many its experts were dealt: by the facts of its beginning, or,
     of a fork, what it has of its parent, and then by each session. Where nothing valid is said: by one rank. Empty if all are so."""
     parent = about.get("parent")
     if parent:
         known = parent.get("deals")
-        entries = known if isinstance(known, list) else []
+        entries = known if isinstance(known, list) and len(known) <= MOST else []
         given = {entry[0]: entry[1:] for entry in entries if isinstance(entry, list) and entry and is_count(entry[0])}
     else:
         given = {1: parts_of(about["facts"].get("ranks"))}

@@ -64,7 +64,10 @@ def measured_run(run: Run) -> OneDevice:
     kind = str(run.facts.get("device", "cpu")).split(":")[0]
     rows_SLE = np.stack(counts_LSE, 1).astype(np.float64)
     features, classes = shape_of(config)
-    as_rank = "ranks" in run.facts
+    if not (0 < seconds < math.inf and (rows_SLE >= 0).all() and (rows_SLE <= config.tokens).all()):
+        raise ValueError(f"run {run.id} says of its steps what cannot be: their seconds or counts; name another run")
+    sessions = run.sessions()
+    as_rank = "ranks" in (sessions[-1] if sessions else run.facts)
     return OneDevice(
         config,
         knobs,

@@ -10,7 +10,7 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.runs import Run, open_run
 from moe_core.runs.branch import branch_off
-from moe_core.runs.identity import deals_of
+from moe_core.runs.identity import MOST, deals_of
 from moe_core.runs.statistics import Deal, deal_at, device_statistic
 from moe_core.schema import Knobs
 from tests.figures.ranked import E, choices, record_ranks
@@ -170,3 +170,10 @@ def test_the_statistic_is_only_that_of_runs_that_began_on_ranks(tmp_path: Path) 
     alone = record_ranks(tmp_path / "b", (5, 1, 1), (9, 1, 2), knobs=Knobs(noise=0.5))
     assert not measured_by(alone.description, STAT)
     assert alone.deals == (Deal(6, 1, 2),)
+
+
+def test_a_record_that_names_more_ranks_one_after_the_other_than_can_be_says_none() -> None:
+    """Each chart asks which ranks there were at a step: 200,000 of them took seconds."""
+    for many, known in ((MOST, True), (MOST + 1, False)):
+        entries = [[first, 1, 2 + first % 2] for first in range(1, many + 1)]
+        assert bool(deals_of({"facts": {}, "parent": {"deals": entries}}, [])) == known

@@ -247,6 +247,21 @@ def test_steps_before_a_turn_that_matters_do_not_count(tmp_path: Path) -> None:
     run.close()
 
 
+@pytest.mark.parametrize(("stat", "value"), [("seconds", float("nan")), ("seconds", -1.0), ("counts", 3e38), ("counts", -1.0), ("counts", float("nan"))])  # fmt: skip
+def test_a_run_that_says_what_cannot_be_is_refused(stat: str, value: float, tmp_path: Path) -> None:
+    columns = columns_of([4])
+    rows = np.ones((60, columns[-1].start + columns[-1].width), np.float32)
+    at = next(column.start for column in columns if column.stat == stat)
+    rows[20:, at] = value
+    writer = create_run(
+        tmp_path / "a", Config.for_task("plane", num_experts=4, tokens=64), Knobs(), facts={"device": "cpu"}
+    )
+    writer.commit(Batch(1, rows, state="training"))
+    writer.finish("finished")
+    with pytest.raises(ValueError, match="what cannot be"):
+        measured_run(open_run(tmp_path / "a"))
+
+
 def test_of_a_run_that_went_on_on_ranks_the_steps_of_one_count(tmp_path: Path) -> None:
     """A record says at each resume how many ranks train from there on."""
     config = Config.for_task("plane", num_experts=4, tokens=64)
@@ -259,6 +274,7 @@ def test_of_a_run_that_went_on_on_ranks_the_steps_of_one_count(tmp_path: Path) -
         measured_run(run)
     writer = resume_run(tmp_path / "a", hold_lock(tmp_path / "a"), "person", 0)
     writer.commit(Batch(41, rows[40:], state="training"))
-    assert measured_run(run).recorded == 50
+    found = measured_run(run)
+    assert (found.recorded, found.as_rank) == (50, False)
     writer.finish("stopped")
     run.close()
