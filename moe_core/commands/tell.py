@@ -96,7 +96,8 @@ class Teller(Printer):
                 print(f"moe: {plain(problem)}", file=sys.stderr)
 
     def on_start(self, event: dict[str, Any]) -> None:
-        self.line(f"{event['run']} trains on {event['device']}; its record is {event['path']}")
+        where = f"{event['ranks']} ranks ({event['device']})" if event.get("ranks", 1) > 1 else event["device"]
+        self.line(f"{event['run']} trains on {where}; its record is {event['path']}")
 
     def on_step(self, event: dict[str, Any]) -> None:
         if not self.live:

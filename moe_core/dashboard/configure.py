@@ -127,7 +127,10 @@ def choose_ranks(form: Form) -> Ranks:
         "ranks",
         f"processes that train it together, each with its part of every batch, on a {each} of its own. 1 to {most}",
     )
-    about = "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all"
+    about = (
+        "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all. With 1 each rank has all "
+        "experts, and there is no load of devices to see"
+    )
     ranks = Ranks(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
     try:
         check_room(ranks, config)

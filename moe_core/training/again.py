@@ -87,7 +87,8 @@ def resume(
     run.close()
     resumed = Run(run.path)  # its config has the new number of steps
     threads = torch.get_num_threads()
-    notify({"event": "start", "run": run.id, "path": str(run.path), "device": str(device), "threads": threads})
+    begun = {"event": "start", "run": run.id, "path": str(run.path), "device": str(device), "threads": threads}
+    notify(begun | {"ranks": joined.ranks.size if joined else 1})
     for note in notes:
         notify({"event": "note", "note": note})
     trainer.record_to(writer)

@@ -59,7 +59,8 @@ def train(
         script=script,
         ranks=joined.ranks.size if joined else 1,
     )
-    notify({"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads})
+    begun = {"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads}
+    notify(begun | {"ranks": joined.ranks.size if joined else 1})
     make = joined.make if joined else Trainer
     columns = layout(config.layers, config.num_experts, measured_by(joined.ranks.size if joined else 1))
     return conduct(

@@ -110,6 +110,7 @@ def test_a_session_says_on_how_many_ranks_it_trained(tmp_path: Path) -> None:
     folder, state = train(config, Knobs(), tmp_path, "a")
     joined = argparse.Namespace(
         make=Trainer,
+        ranks=argparse.Namespace(size=2),
         device=torch.device("cpu"),
         dismiss=lambda: None,
         facts={"launch": "x", "ranks": {"data": 1, "expert": 2}},

@@ -133,6 +133,7 @@ def test_the_load_of_a_device_is_that_of_its_experts(lived: dict[str, Any]) -> N
 
 def test_it_stops_on_all_ranks(lived: dict[str, Any]) -> None:
     assert lived["code"] == 0, lived["said"]
+    assert "trains on 2 ranks (cpu); its record is" in lived["said"]
     assert lived["run"].status().state == "stopped"
     assert not is_locked(lived["run"].path / "lock")
     assert verify(lived["run"]) == []
