@@ -123,7 +123,7 @@ def test_what_devices_share_is_checked_by_what_was_measured() -> None:
     assert check_of(5, 2)(source, 0) == (
         True,
         "Of one batch an expert multiplied 16 rows a step; of those of 4 devices 64, from 32 to 128. "
-        "A device's experts did 1.8 times as many rows a second.",
+        "One device's experts did 1.8 times as many rows a second as with one batch.",
     )
     assert (
         LESSONS[4].answer_on(source, 0).endswith("Measured with k = 2, tokens by devices: 16 on 1, 32 on 2, 64 on 4.")

@@ -99,9 +99,8 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         torchrun.run(torchrun.parse_args([*words, json.dumps(given | {"launcher": os.getpid()})]))
     except ChildFailedError as failed:
         rank, failure = failed.get_first_failure()
-        said: Any = (
-            failure.message
-        )  # what the rank itself wrote, with its traceback, or torchrun's words about its signal
+        # What the rank itself wrote, with its traceback, or torchrun's words about its signal.
+        said: Any = failure.message
         why = said["message"] if isinstance(said, dict) else said
         raise ValueError(f"rank {rank} failed: {first_line(why)}; measure again") from None
     except SignalException:  # somebody cancelled it, and torchrun has ended the ranks

@@ -53,7 +53,7 @@ def batch_devices(
     """
     devices = np.asarray(devices_m, np.int64)
     own, all_ = (np.asarray(x, np.float64).reshape(-1, 3) for x in (own_m3, all_m3))
-    measured = f"k = {k}; least to most, wide: of one batch, thin: of all; dashed: formula; {escape(machine)}"
+    measured = f"k = {k}; bars: least to most (wide: own batch, thin: all batches); dots: mean; dashed: formula; {escape(machine)}"
     layout = base(
         "batch_devices",
         "Tokens per expert, by devices",

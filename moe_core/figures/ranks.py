@@ -56,7 +56,7 @@ class Counted(NamedTuple):
     def words(self) -> str:
         """ "steps 21–120"."""
         steps = f"steps {self.first:,}–{self.last:,}" if self.first < self.last else f"step {self.last:,}"
-        return steps + (f" as if dealt as from {self.dealt:,} on" if self.dealt > self.first else "")
+        return steps + (f", counted with the ranks of step {self.dealt:,} on" if self.dealt > self.first else "")
 
     @property
     def hover(self) -> str:
@@ -192,7 +192,7 @@ def device_load(
     load_R, own_R = rows_RR.sum(axis=0), np.diagonal(rows_RR)
     mean = float(load_R.mean()) if R else 0.0
     most = f"busiest {load_R.max() / mean:.2f} × mean; " if mean else ""
-    subtitle = f"{most}lower: its own tokens; {counted.words}" if R and counted else missing
+    subtitle = f"{most}lower part: own tokens; {counted.words}" if R and counted else missing
     top = nice_above(max(1.05 * float(load_R.max(initial=0)), 1.1 * mean))
     layout = base(
         "device_load",

@@ -185,7 +185,7 @@ def fed_by_devices(source: Source, layer: int) -> Verdict:
     return Verdict(
         bool(fed[1] > 0.9 * devices * alone[1] and devices > 2),
         f"Of one batch an expert multiplied {alone[1]:.0f} rows a step; of those of {devices} devices {fed[1]:.0f}, from "
-        f"{fed[0]:.0f} to {fed[2]:.0f}. A device's experts did {faster:.1f} times as many rows a second.",
+        f"{fed[0]:.0f} to {fed[2]:.0f}. One device's experts did {faster:.1f} times as many rows a second as with one batch.",
     )
 
 

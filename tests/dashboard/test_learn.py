@@ -262,7 +262,7 @@ def test_a_stage_that_measures_starts_it_and_is_reached_by_what_is_in_the_file(
             + "\n"
         )
     app = page(lesson="5", run="a")
-    assert "of those of 4 devices 80, from 40 to 120. A device's experts did 4.0 times" in unescape(html(app))
+    assert "of those of 4 devices 80, from 40 to 120. One device's experts did 4.0 times" in unescape(html(app))
     assert not next(b for b in app.button if b.key == "stage-5-2").disabled
     writer.finish("stopped")
 

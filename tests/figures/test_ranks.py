@@ -121,7 +121,7 @@ def test_load_is_what_came_to_each_device_beside_an_even_one(runs: dict[str, Run
     assert (own["y"] + others["y"]).tolist() == load
     (even,) = spec["layout"]["shapes"]
     assert even["y0"] == even["y1"] == sum(load) / 4 == 100 * T * K / 4
-    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; lower: its own tokens; steps 31–130"
+    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; lower part: own tokens; steps 31–130"
     assert spec["layout"]["yaxis"]["range"][1] >= max(load)
     sent = sum(rows[3]) - rows[3][3]
     assert others["hovertext"][3] == own["hovertext"][3] == (
@@ -138,7 +138,9 @@ def test_a_past_step_shows_the_ranks_of_its_time(runs: dict[str, Run]) -> None:
         assert trace(spec, "sent")["customdata"].tolist() == sent_by_hand(1, last, 0, 1, expert)
         assert spec["layout"]["meta"]["step"] == last
         # After the move the choices of all 100 steps are counted as if they had been dealt so.
-        assert subtitle(spec).endswith(f"steps 1–{last}" + (" as if dealt as from 51 on" if last > 50 else ""))
+        assert subtitle(spec).endswith(
+            f"steps 1–{last}" + (", counted with the ranks of step 51 on" if last > 50 else "")
+        )
         load = spec_of(run, "device_load", At(0, step))
         assert len(trace(load, "own tokens")["y"]) == expert
     for name in ("rows_between_ranks", "device_load"):

@@ -225,7 +225,7 @@ FIGURES: dict[str, Entry] = {
         "Time in communication",
         "share of a step in which a rank sent or waited for others; mean over ranks",
         axis="share of the step, %",
-        hover="Of step %{x:,d} a rank spent %{y:.1f} % in communication, in the mean over ranks",
+        hover="In step %{x:,d} ranks spent %{y:.1f} % of their time in communication (mean)",
         top=100.0,
         form=".0f",
         times=100.0,
