@@ -377,10 +377,7 @@ class Feed:
             return snapshot
 
     def throughput(self) -> Measured:
-        with self.lock:
-            measured = self.run.throughput()
-            self._let_go()
-            return measured
+        return self.run.throughput(self.knobs)
 
     def snapshots(self, kind: str = "probe") -> np.ndarray:
         with self.lock:

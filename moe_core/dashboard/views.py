@@ -1,6 +1,7 @@
 """A run as a page shows it: the feed, the options chosen on the page, and the other runs that are compared with it."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.shared import join
 from moe_core.figures.reading import Busiest, chosen_expert, held_busiest, named_expert
 from moe_core.runs import StoreError, runs_folder
+from moe_core.runs.measuring import stamp_of
+from moe_core.runs.on_devices import NAME as DEVICES_FILE
 from moe_core.runs.source import Beside
 
 
@@ -38,11 +41,11 @@ class View(Beside):
 
     def news(self, page: str) -> tuple[Any, ...]:
         """A value that changes when there is something new to draw that is not of the first run itself."""
-        measured: tuple[int, ...] = ()
+        files: list[Path] = []
         if page in ("batch", "learn"):
-            devices = self.run.on_devices()
-            measured = (len(self.run.throughput().tokens), devices.pid, len(devices.devices_m), int(devices.done))
-        return (*(other.version for other in self.feeds), *measured)
+            run = self.feed.run
+            files = [run.path / DEVICES_FILE, *([run.throughput_file(self.feed.knobs)] if run.trainable else [])]
+        return (*(other.version for other in self.feeds), *map(stamp_of, files))
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:

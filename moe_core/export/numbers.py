@@ -22,6 +22,8 @@ CURVES = {"curves": "{}", "heldout": "{}_heldout", "gaps": "{}_minus_{first}"}
 
 # What the rows of a matrix are, by the first letter of its shape, and their first number, as in the hovers.
 ROWS = {"E": ("expert", 1), "N": ("token", 0), "L": ("layer", 1), "R": ("rank", 0)}
+# What the columns of a matrix are whose shape ends in 3.
+THREE = ("least", "mean", "most")
 
 
 def columns(given: dict[str, Any]) -> Table:
@@ -43,7 +45,8 @@ def columns(given: dict[str, Any]) -> Table:
                 table[word] = plain
             else:
                 first = 0 if shape[-1:] == "R" else 1
-                names = given.get(f"names_{shape[-1:]}") or range(first, first + plain.shape[1])
+                numbers = THREE if shape[-1:] == "3" else range(first, first + plain.shape[1])
+                names = given.get(f"names_{shape[-1:]}") or numbers
                 table |= {f"{word}_{named}": plain[:, i] for i, named in enumerate(names)}
         elif name in CURVES:
             for at, curve in enumerate(values):

@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +39,7 @@ class Measured(NamedTuple):
     machine: str
 
 
+Stamp = tuple[int, int, int]  # of a file: when it was written last, its size and its number
 NOTHING_MEASURED = Measured(np.empty(0, np.int64), np.empty(0), 0, False, "", 0, "")
 
 
@@ -70,22 +72,37 @@ def measured(path: Path) -> Measured:
 
 def read_events(path: Path) -> tuple[list[dict[str, Any]], bool, str]:
     """The events that a measurement has printed so far, whether it runs, and why it ended early, "" if it did not."""
-    events, text, words = list[dict[str, Any]](), "", ""
-    running = is_locked(path)
+    running, stamp = is_locked(path), stamp_of(path)
+    if not stamp:
+        return [], running, ""
     try:
-        text = read_side(path, SIDE).decode(errors="replace")
-    except FileNotFoundError:
-        pass
+        events, words = events_of(path, stamp)
     except (ValueError, OSError) as error:
-        words = str(error)
-    for line in text.splitlines():
+        events, words = [], str(error)
+    ended = any(event["event"] == "end" for event in events)
+    return events, running, "" if running or ended or not (stamp[1] or words) else words or "stopped before it was done"
+
+
+def stamp_of(path: Path) -> Stamp | None:
+    """What changes whenever something is written to a file; None if there is none."""
+    try:
+        found = path.lstat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+@lru_cache(maxsize=8)
+def events_of(path: Path, stamp: Stamp) -> tuple[list[dict[str, Any]], str]:
+    """The events in a file and what it says beside them, read once as long as it has this stamp. ValueError and OSError as read_side."""
+    events, words = list[dict[str, Any]](), ""
+    for line in read_side(path, SIDE).decode(errors="replace").splitlines():
         try:
             event = read_json(line)
             events += [event] if isinstance(event["event"], str) else []
         except (ValueError, LookupError, TypeError):
             words = line.strip()[-200:] or words  # what it said of an error is not an event
-    ended = any(event["event"] == "end" for event in events)
-    return events, running, "" if running or ended or not (text or words) else words or "stopped before it was done"
+    return events, words
 
 
 def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:

@@ -334,18 +334,18 @@ class Run:
         snapshot = self.snapshot(step, kind)
         return np.asarray(snapshot[1]["experts"]) if snapshot and snapshot[0] == step else None
 
-    def throughput_file(self) -> Path:
-        """The file of the throughput measurement for a layer of this run's shape. StoreError for a layer that is not our trainer's."""
-        return bench_file(self.path.parent, self.config, int(self.knobs.k), *self.machine)
+    def throughput_file(self, knobs: KnobValues | None = None) -> Path:
+        """The file of the throughput measurement for a layer of this shape, with these knobs, or the latest. StoreError if not our trainer's."""
+        return bench_file(self.path.parent, self.config, int((knobs or self.knobs).k), *self.machine)
 
     @property
     def machine(self) -> tuple[str, int]:
         """The device and the CPU threads that our trainer trained the run with."""
         return str(self.facts.get("device", "cpu")), threads_of(self.facts, self.config) or 1
 
-    def throughput(self) -> Measured:
-        """Tokens a second by batch size, as far as it was measured."""
-        return NOTHING_MEASURED if self._config is None else measured(self.throughput_file())
+    def throughput(self, knobs: KnobValues | None = None) -> Measured:
+        """Tokens a second by batch size, as far as it was measured. knobs: as throughput_file()."""
+        return NOTHING_MEASURED if self._config is None else measured(self.throughput_file(knobs))
 
     def size(self) -> int:
         """Bytes that the run takes on the disk: record, checkpoints and all."""

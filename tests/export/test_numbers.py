@@ -33,6 +33,12 @@ def test_a_matrix_becomes_a_column_for_each_of_its_columns():
     np.testing.assert_array_equal(found["share_2"], [1, 3, 5])
 
 
+def test_least_mean_and_most_are_columns_by_these_names():
+    found = numbers.columns({"devices_m": np.array([1, 2]), "own_m3": np.arange(6.0).reshape(2, 3)})
+    assert list(found) == ["devices_m", "own_least", "own_mean", "own_most"]
+    assert found["own_most"].tolist() == [2, 5]
+
+
 def test_parquet_keeps_types_and_says_where_it_is_from():
     import pyarrow.parquet as pq
 
