@@ -1,7 +1,8 @@
 """The Batch page: sliders for the formula, and what is measured beside everything else: throughput, and what experts see on several devices."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,8 @@ def measuring(run_id: str) -> None:
         else:
             offer_throughput(run, measured)
             offer_devices(run, devices)
+            if refused := st.session_state.get(refusal_of(run_id)):
+                st.error(refused)
     finally:
         run.close()
 
@@ -122,10 +125,11 @@ def offer_throughput(run: Run, measured: Measured) -> None:
     what = f"d {config.d_model}, h {config.d_hidden}, E {config.num_experts}, k {k}, {device}"
     st.button(
         "Measure throughput", key=f"batch-measure-{run.id}", width="stretch", on_click=begin_throughput,
-        args=(run.throughput_file(), config, k, device, threads), type="secondary" if len(measured.tokens) else "primary",
+        args=(run.id, run.throughput_file(), config, k, device, threads),
+        type="secondary" if len(measured.tokens) else "primary",
         help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
-    say_early(measured.problem)
+    say_early(measured.problem, len(measured.tokens))
 
 
 def offer_devices(run: Run, devices: OnDevices) -> None:
@@ -136,34 +140,47 @@ def offer_devices(run: Run, devices: OnDevices) -> None:
     except ValueError as error:
         reason = str(error)
     st.button(
-        "Measure on devices", key=f"batch-deal-{run.id}", width="stretch", on_click=begin_devices, args=(run.path,),
-        disabled=bool(reason), type="secondary" if devices.done or reason else "primary",
+        "Measure on devices", key=f"batch-deal-{run.id}", width="stretch", on_click=begin_devices,
+        args=(run.id, run.path), disabled=bool(reason), type="secondary" if devices.done or reason else "primary",
         help=f"Not for this run: {reason}." if reason else DEALS,
     )  # fmt: skip
-    say_early(devices.problem)
+    say_early(devices.problem, len(devices.devices_m))
 
 
-def say_early(problem: str) -> None:
+def say_early(problem: str, found: int) -> None:
+    """Why a measurement ended early. found: how many of its sizes or numbers of devices were measured."""
     if problem:
-        st.caption(f"Ended early: {problem.removeprefix('moe: ')}. What it measured is kept.")
+        kept = " What it measured is kept." if found else ""
+        st.caption(f"Ended early: {problem.removeprefix('moe: ')}.{kept}")
 
 
 @deed
-def begin_throughput(path: Path, *of: Any) -> None:
-    with refusals_told():
+def begin_throughput(run_id: str, path: Path, *of: Any) -> None:
+    keep_refusal(run_id, "")
+    with refusals_told(partial(keep_refusal, run_id)):
         start_measuring(path, *of)
 
 
 @deed
-def begin_devices(folder: Path) -> None:
-    with refusals_told():
+def begin_devices(run_id: str, folder: Path) -> None:
+    keep_refusal(run_id, "")
+    with refusals_told(partial(keep_refusal, run_id)):
         start_on_devices(folder)
 
 
+def keep_refusal(run_id: str, words: str) -> None:
+    """For each drawing of the buttons: what a callback of their fragment writes itself is no part of the fragment."""
+    st.session_state[refusal_of(run_id)] = words
+
+
+def refusal_of(run_id: str) -> str:
+    return f"batch-refused-{run_id}"
+
+
 @contextmanager
-def refusals_told() -> Iterator[None]:
+def refusals_told(tell: Callable[[str], object] = st.error) -> Iterator[None]:
     """A folder that cannot be written to is told in a line."""
     try:
         yield
     except OSError as error:
-        st.error(f"It cannot be measured: {error.filename or 'its file'}: {error.strerror}.")
+        tell(f"It cannot be measured: {error.filename or 'its file'}: {error.strerror}.")

@@ -16,6 +16,7 @@ from moe_core.schema import Config
 from moe_core.schema.description import PROBE_OF_TASK
 from moe_core.watching import watch
 from tests.figures.record import record
+from tests.figures.test_catalog import write_on_devices
 from tests.runs.test_measuring import wait
 from tests.watching.test_counting import Model, batch
 
@@ -149,6 +150,33 @@ def test_a_measurement_is_started_shown_and_cancelled_from_the_page(runs: Path) 
     assert any("got 9" in c.value for c in app.caption)
 
 
+def early(app: AppTest) -> list[str]:
+    return [caption.value for caption in app.caption if caption.value.startswith("Ended early")]
+
+
+def test_a_place_that_cannot_be_written_to_is_said_until_another_try(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = record(runs / "a", E=2, d_model=4, d_hidden=4)
+    (run.path / NAME).symlink_to(runs / "elsewhere")
+    app = page("batch", run="a")
+    next(b for b in app.button if b.label == "Measure on devices").click().run()
+    for _ in range(2):  # the buttons are drawn again each second
+        assert [one.value for one in app.error] == [
+            f"It cannot be measured: {run.path / NAME}: Too many levels of symbolic links."
+        ]
+        app.run()
+    (run.path / NAME).unlink()
+    run.throughput_file().parent.mkdir()
+    run.throughput_file().mkdir()
+    next(b for b in app.button if b.label == "Measure throughput").click().run()
+    assert ["Is a directory" in one.value for one in app.error] == [True]
+    run.throughput_file().rmdir()
+    monkeypatch.setattr("moe_core.dashboard.batch.start_measuring", lambda *_: True)
+    next(b for b in app.button if b.label == "Measure throughput").click().run()
+    assert not app.error
+
+
 def test_devices_are_measured_or_refused_with_the_reason(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = list[Path]()
     monkeypatch.setattr("moe_core.dashboard.batch.start_on_devices", began.append)
@@ -164,9 +192,10 @@ def test_devices_are_measured_or_refused_with_the_reason(runs: Path, monkeypatch
         '{"event": "start", "pid": 1, "devices": [1, 2, 4]}\nmoe: rank 1 failed: no more memory'
     )
     app.run()
-    assert [c.value for c in app.caption if "Ended" in c.value] == [
-        "Ended early: rank 1 failed: no more memory. What it measured is kept."
-    ]
+    assert early(app) == ["Ended early: rank 1 failed: no more memory."]  # before it measured anything
+    write_on_devices(open_run("of-4", runs))
+    app.run()
+    assert early(app) == ["Ended early: stopped before it was done. What it measured is kept."]
     with open(runs / "of-4" / NAME) as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # another tab measures
         app.run()
