@@ -6,6 +6,7 @@ its own.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from benchmarks import remedies
 from moe_core.__main__ import main
 from moe_core.benchmarks import peers
+from moe_core.benchmarks.ranks import newest_checkpoint
 from moe_core.benchmarks.results import check_place
+from moe_core.runs import Batch, create_run, open_run
+from moe_core.schema import Config, Knobs
+from moe_core.training import checkpoint
 
 ROOT = Path(__file__).parents[1]
 ELSEWHERE = {"dashboard", "faults", "gpu"}
@@ -94,6 +100,8 @@ def test_ranks_count_rows_on_each_number_of_devices_and_time_them(tmp_path) -> N
         (["--num-experts", "3"], "their number must be even, got 3"),
         (["--num-experts", "4", "--k", "5"], "k must be"),
         (["--run", "none-such"], "none-such"),
+        (["--run", "none-such", "--k", "2"], "--k says what the run says; leave it out, or --run"),
+        (["--run", "none-such", "--num-experts", "3"], "--num-experts says what the run says"),
         (["--num-experts", "4", "--tokens", "0"], "tokens"),
     ],
 )
@@ -125,16 +133,54 @@ def test_why_a_rank_failed_is_one_line(tmp_path, monkeypatch, capsys) -> None:
     assert capsys.readouterr().err == "moe: rank 2 failed: StoreError: the data are gone; measure again\n"
 
 
-def test_the_table_of_ranks_has_a_line_for_each_number_of_devices_and_layer(monkeypatch, capsys) -> None:
+def test_a_run_that_writes_no_checkpoint_is_measured_by_its_last_and_said_to_be_late(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr("moe_core.benchmarks.ranks.ANSWER", 0.3)
+    writer = create_run(tmp_path / "a", Config.for_task("plane", num_experts=4, layers=1), Knobs())
+    writer.commit(Batch(1, np.ones((3, writer.layout.width), np.float32), state="training"))
+    old = checkpoint.write(tmp_path / "a", 2, {"step": 2})
+    run = open_run(tmp_path / "a")
+    assert newest_checkpoint(run) == (str(old), True)
+    (asked,) = run.commands()
+    monkeypatch.setattr(run, "command", lambda *_, **__: asked.id)
+    monkeypatch.setattr(run, "commands", lambda: [asked._replace(step=3)])
+    assert newest_checkpoint(run) == (str(old), False)
+    writer.finish("stopped")
+    assert newest_checkpoint(run) == (str(old), False)  # nobody is asked
+    run.close()
+
+
+def test_ranks_that_are_cancelled_are_said_in_one_line(monkeypatch, capsys) -> None:
+    def stop(arguments: Any) -> None:
+        raise SignalException("from outside", signal.SIGTERM)
+
+    for name in ("OMP_NUM_THREADS", "GLOO_SOCKET_IFNAME", "PYTHONPATH"):
+        monkeypatch.setenv(name, "as it was")
+    monkeypatch.setattr("torch.distributed.run.run", stop)
+    assert main(["bench", "ranks"]) == 2
+    assert capsys.readouterr().err == "moe: stopped before it was done\n"
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_table_of_ranks_has_a_line_for_each_number_of_devices_and_layer(late: bool, monkeypatch, capsys) -> None:
     events = [
-        {"event": "model", "step": 7, "tokens": 16, "k": [2, 2], "experts": [8, 8], "machine": "2 ranks on 1 core"},
+        {
+            "event": "model",
+            "step": 7,
+            "tokens": 16,
+            "k": [2, 2],
+            "experts": [8, 8],
+            "late": late,
+            "machine": "2 ranks on 1 core",
+        },
         {"event": "rows", "devices": 2, "own": [[1, 4, 9], [2, 4, 8]], "all": [[3, 8, 15], [5, 8, 12]], "batches": 2},
         {"event": "speed", "devices": 2, "rows_per_second": [1500.0, 1600.0], "rounds": 3},
     ]
     write = lambda given, *_: Path(given["rows"]).write_text("".join(json.dumps(event) + "\n" for event in events))
     monkeypatch.setattr("moe_core.benchmarks.ranks.launch", write)
     assert main(["bench", "ranks"]) == 0
-    *_, one, two = capsys.readouterr().out.splitlines()
+    head, *told, one, two = capsys.readouterr().out.splitlines()
+    assert "after step 7" in head
+    assert told[:-2] == ["The run wrote no checkpoint within 10 s, so its weights after step 7 were measured."] * late
     assert one.split() == ["2", "1", "4", "8", "1", "4", "9", "3", "8", "15", "1,500"]
     assert two.split() == ["2", "2", "4", "8", "2", "4", "8", "5", "8", "12", "1,600"]
 

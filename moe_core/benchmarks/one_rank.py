@@ -215,7 +215,7 @@ def main() -> None:
     store, rank, size = next(distributed.rendezvous("env://", timeout=WAIT))
     subject, arrived = subject_of(given), []
     if rank == 0:
-        say(about(subject, size))
+        say(about(subject, size) | {"late": given["late"]})
     for devices in given["devices"]:
         if rank >= devices:
             continue

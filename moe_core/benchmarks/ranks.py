@@ -34,8 +34,9 @@ def main(options: argparse.Namespace) -> int:
     devices = devices_for((run.config if run else config).num_experts)
     if options.json:
         print(json.dumps({"event": "start", "pid": os.getpid(), "devices": devices}), flush=True)
+    checkpoint, late = newest_checkpoint(run) if run else ("", False)
     given = {
-        "run": str(run.path) if run else "", "checkpoint": newest_checkpoint(run) if run else "", "moved": options.moved,
+        "run": str(run.path) if run else "", "checkpoint": checkpoint, "late": late, "moved": options.moved,
         "config": asdict(config), "knobs": asdict(knobs), "devices": devices, "batches": QUICK if options.quick else BATCHES,
         "seconds": 0.0 if options.quick else 1.0 if options.seconds is None else options.seconds,
     }  # fmt: skip
@@ -61,15 +62,19 @@ def settings_of(options: argparse.Namespace) -> tuple[Config, Knobs]:
     return check(Config.for_task("plane", layers=1, **sizes), Knobs(k=options.k))
 
 
-def newest_checkpoint(run: Run) -> str:
-    """The run's newest checkpoint, "" if it has none yet. A run that trains is asked for one, so that its gate is measured as it is now."""
+def newest_checkpoint(run: Run) -> tuple[str, bool]:
+    """The run's newest checkpoint, "" if it has none yet; and whether that is late. A run that trains is asked for one, so that its gate
+    is measured as it is now; it is late if it does not answer within ANSWER seconds."""
     from moe_core.training.checkpoint import list_checkpoints
 
+    late = False
     if is_alive(run.path) and run.state in ("training", "paused"):
         asked, until = run.command("checkpoint", who="bench ranks"), time.monotonic() + ANSWER
-        while time.monotonic() < until and not any(c.id == asked and c.step is not None for c in run.commands()):
+        while (
+            late := not any(c.id == asked and c.step is not None for c in run.commands())
+        ) and time.monotonic() < until:
             time.sleep(0.05)
-    return str(next(iter(list_checkpoints(run.path).values()), ""))
+    return str(next(iter(list_checkpoints(run.path).values()), "")), late
 
 
 def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
@@ -114,6 +119,10 @@ def show(model: dict[str, Any], found: list[dict[str, Any]]) -> None:
     print(
         f"{model['machine']}; after step {model['step']}, {model['tokens']} tokens a batch; median step, forward + backward, float32"
     )
+    if model["late"]:
+        print(
+            f"The run wrote no checkpoint within {ANSWER:g} s, so its weights after step {model['step']:,} were measured."
+        )
     print(f"{'':16}{'formula':>21}  {'from its own batch':^24}  {'from all batches':^24}")
     print(
         f"{'devices':>8}{'layer':>8}{'k·T/E':>10}{'k·T·D/E':>11}"

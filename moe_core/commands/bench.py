@@ -7,6 +7,14 @@ from typing import Any
 from moe_core.commands.common import add, check_installed, moved, real_flag, take_places, whole_flag
 from moe_core.schema import Config, Knobs
 
+SIZES = {
+    "d_model": Config.d_model,
+    "d_hidden": Config.d_hidden,
+    "num_experts": Config.num_experts,
+    "k": Knobs.k,
+    "tokens": Config.tokens,
+}
+
 
 def declare(commands: Any) -> None:
     bench = add(
@@ -34,16 +42,9 @@ def declare(commands: Any) -> None:
 
 def take_sizes(bench: argparse.ArgumentParser) -> None:
     sizes = bench.add_argument_group("the layer that batch and ranks measure")
-    for name, default in (
-        ("d-model", Config.d_model),
-        ("d-hidden", Config.d_hidden),
-        ("num-experts", Config.num_experts),
-    ):
-        sizes.add_argument(f"--{name}", type=whole_flag, default=default, help=f"default {default}")
-    sizes.add_argument("--k", type=whole_flag, default=Knobs.k, help=f"default {Knobs.k}")
-    sizes.add_argument(
-        "--tokens", type=whole_flag, default=Config.tokens, help=f"of a batch of ranks; default {Config.tokens}"
-    )
+    for name, default in SIZES.items():
+        words = "of a batch of ranks; " if name == "tokens" else ""
+        sizes.add_argument("--" + name.replace("_", "-"), type=whole_flag, help=f"{words}default {default}")
     sizes.add_argument("--device", default="auto", help="of batch; ranks are on the CPU")
     sizes.add_argument(
         "--threads",
@@ -53,10 +54,21 @@ def take_sizes(bench: argparse.ArgumentParser) -> None:
     )
 
 
+def settle_sizes(arguments: argparse.Namespace) -> None:
+    """Put the default of each size that was not given. ValueError for a size beside the run that ranks measures."""
+    given = [name for name in SIZES if getattr(arguments, name) is not None]
+    if given and arguments.run and arguments.what == "ranks":
+        raise ValueError(f"--{given[0].replace('_', '-')} says what the run says; leave it out, or --run")
+    for name in SIZES.keys() - given:
+        setattr(arguments, name, SIZES[name])
+
+
 def take_run(bench: argparse.ArgumentParser) -> None:
     run = bench.add_argument_group("what ranks measures instead of a layer that has learnt nothing")
     run.add_argument(
-        "--run", metavar="RUN", help="the layers of this run: as they are now if it trains, else of its last checkpoint"
+        "--run",
+        metavar="RUN",
+        help="the layers of this run: as they are now if it trains and writes a checkpoint within 10 s, else of its last one",
     )
     take_places(run)
 
@@ -76,6 +88,7 @@ def take_peers(bench: argparse.ArgumentParser) -> None:
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
+    settle_sizes(arguments)
     if arguments.out:
         from moe_core.benchmarks.results import check_place
 

@@ -54,7 +54,8 @@ class OnDevices(NamedTuple):
         done, of = len(self.devices_m), len(self.wanted)
         if not self.tokens:
             return 0.05, "The ranks start"
-        words = f"Counting rows: {done} of {of} done" if done < of else "Timing the products"
+        of_step = f" after step {self.step:,}" if self.step else ""
+        words = f"Counting rows{of_step}: {done} of {of} done" if done < of else "Timing the products"
         return (1 + done) / (of + 2), words
 
 

@@ -1,9 +1,11 @@
 """The measurement on several devices: processes of their own, seen through a file in the run's folder, whatever that file holds."""
 
 import contextlib
+import fcntl
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from moe_core.runs import (
     stop_on_devices,
 )
 from moe_core.runs.locks import is_locked
+from moe_core.runs.measuring import start_bench
 from moe_core.runs.on_devices import NAME
 from moe_core.schema import Config, Knobs
 from tests.runs.test_measuring import wait
@@ -57,7 +60,9 @@ def test_half_of_it_is_what_is_there_and_is_not_done(tmp_path: Path, kept: int) 
     assert found.done == (kept == len(EVENTS) - 1)
     assert found.problem
     assert 0 < found.progress[0] < 1
-    assert found.progress[1]
+    words = found.progress[1]
+    assert words
+    assert words == {1: "The ranks start", 2: "Counting rows after step 40: 0 of 2 done"}.get(kept, words)
 
 
 def test_before_it_there_is_nothing_and_nothing_wrong(tmp_path: Path) -> None:
@@ -115,7 +120,8 @@ def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) 
     config = Config(task="plane", num_experts=2, d_model=4, d_hidden=4, layers=1, tokens=64)
     create_run(tmp_path / "a", config, Knobs(k=1)).finish("stopped")
     run = open_run("a", tmp_path)
-    assert start_on_devices(run.path)
+    words = ["ranks", "--run", str(run.path), "--seconds", "100"]  # rank 0 goes on timing until it is killed
+    assert start_bench(run.path / NAME, words)
     assert not start_on_devices(run.path)  # one at a time
     assert run.on_devices().running
     wait(lambda: len(run.on_devices().devices_m) == 2)
@@ -128,15 +134,27 @@ def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) 
     np.testing.assert_allclose(found.all_mL3[:, 0, 1], [32, 64])
     assert "rank 0 failed: Signal 9 (SIGKILL)" in found.problem
     assert not found.done
-    start_on_devices(run.path)  # the next begins anew, and loses its launcher
+    assert start_bench(run.path / NAME, words)  # the next begins anew, and loses its launcher
     wait(lambda: run.on_devices().tokens > 0)
     os.kill(run.on_devices().pid, signal.SIGKILL)
     wait(lambda: not is_locked(run.path / NAME))  # so its ranks have ended too
     assert run.on_devices().problem == "stopped before it was done"
-    start_on_devices(run.path)  # this one, and is cancelled while its ranks start
-    wait(lambda: run.on_devices().pid > 0)
-    assert len(run.on_devices().devices_m) == 0
-    stop_on_devices(run.path)
-    wait(lambda: not is_locked(run.path / NAME))
-    assert "stopped before it was done" in run.on_devices().problem
     run.close()
+
+
+def test_it_is_started_as_the_command_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(start_on_devices.__globals__, "start_bench", lambda *given: given)
+    assert start_on_devices(tmp_path) == (tmp_path / NAME, ["ranks", "--run", str(tmp_path)])
+
+
+def test_a_measurement_that_is_cancelled_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_core.runs.measuring.is_ours", lambda pid, command: command == "bench")
+    with (tmp_path / NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        process = subprocess.Popen(["sleep", "100"], stdout=file)  # in the place of the launcher
+        file.write(json.dumps(EVENTS[0] | {"pid": process.pid}) + "\n")
+    found = on_devices(tmp_path, 2)
+    assert (found.running, found.problem, len(found.devices_m)) == (True, "", 0)
+    stop_on_devices(tmp_path)
+    assert process.wait(10) == -signal.SIGTERM
+    assert on_devices(tmp_path, 2).problem == "stopped before it was done"
