@@ -73,7 +73,7 @@ def batch_devices(
         data.append(bars("from one batch", devices, own, "from one device's batch", theme.edge, 9, theme.ink2))
         data.append(bars("from all batches", devices, all_, "from the batches of all", theme.ink, 3, theme.ink))
     for at, speed in enumerate(np.asarray(per_second_m, np.float64).tolist()):
-        if np.isfinite(speed):
+        if np.isfinite(speed) and speed > 0:  # no row came to a rank whose experts are all off
             place = {"xref": "x", "yref": "y", "yanchor": "bottom", "yshift": 4, "font": label_font(layout, theme.ink)}
             layout["annotations"].append(note(f"{short(speed)} rows/s", int(devices[at]), float(all_[at, 2]), **place))
     return {"data": data, "layout": layout}

@@ -15,6 +15,7 @@ from moe_core.runs.measuring import read_events, start_bench, stop_measuring
 
 NAME = "devices.jsonl"
 DEVICES = (1, 2, 4)
+MOST = 1e15  # rows, or rows a second
 
 
 class OnDevices(NamedTuple):
@@ -86,33 +87,50 @@ def on_devices(folder: Path, layers: int) -> OnDevices:
 
 
 def of_events(events: list[dict[str, Any]], layers: int) -> OnDevices:
-    """The events that `bench ranks --json` prints as arrays. LookupError, TypeError or ValueError if they do not fit."""
+    """The events that `bench ranks --json` prints as arrays. LookupError, TypeError or ValueError if they do not fit, or cannot be."""
     found, own, all_, speeds = nothing_on_devices(layers), dict[int, Any](), dict[int, Any](), dict[int, Any]()
     for event in events:
         if event["event"] == "start":
-            found = found._replace(pid=int(event["pid"]), wanted=tuple(map(int, event["devices"])))
+            found = found._replace(pid=int(event["pid"]), wanted=tuple(map(number_of_devices, event["devices"])))
         elif event["event"] == "model":
             sizes = [np.array(event[name], np.int64).reshape(layers) for name in ("k", "experts")]
-            if (np.concatenate(sizes) < 1).any():
-                raise ValueError("k and experts must be 1 or more")
+            tokens, step = int(event["tokens"]), int(event["step"])
+            if (np.concatenate(sizes) < 1).any() or not 1 <= tokens < 2**31 or not 0 <= step < 2**53:
+                raise ValueError("k, experts and tokens must be 1 or more")
             found = found._replace(
                 k_L=sizes[0],
                 experts_L=sizes[1],
-                tokens=int(event["tokens"]),
-                step=int(event["step"]),
-                machine=str(event["machine"]),
+                tokens=tokens,
+                step=step,
+                machine=str(event["machine"])[:200],
             )
         elif event["event"] == "rows":
-            own[int(event["devices"])], all_[int(event["devices"])] = event["own"], event["all"]
+            devices = number_of_devices(event["devices"])
+            own[devices], all_[devices] = event["own"], event["all"]
         elif event["event"] == "speed":
-            speeds[int(event["devices"])] = event["rows_per_second"]
+            speeds[number_of_devices(event["devices"])] = event["rows_per_second"]
     many = sorted(own)
     return found._replace(
         devices_m=np.array(many, np.int64),
-        own_mL3=np.array([own[m] for m in many], np.float64).reshape(-1, layers, 3),
-        all_mL3=np.array([all_[m] for m in many], np.float64).reshape(-1, layers, 3),
-        per_second_mL=np.array([speeds.get(m, [math.nan] * layers) for m in many], np.float64).reshape(-1, layers),
+        own_mL3=counted([own[m] for m in many]).reshape(-1, layers, 3),
+        all_mL3=counted([all_[m] for m in many]).reshape(-1, layers, 3),
+        per_second_mL=counted([speeds.get(m, [math.nan] * layers) for m in many]).reshape(-1, layers),
     )
+
+
+def number_of_devices(value: Any) -> int:
+    """ValueError for a number of devices on which nothing is measured."""
+    if value not in DEVICES:
+        raise ValueError(f"devices must be one of {DEVICES}")
+    return int(value)
+
+
+def counted(values: Any) -> NDArray[np.float64]:
+    """ValueError for what is neither a rate or number of rows, nor missing."""
+    array = np.array(values, np.float64)
+    if ((array < 0) | (array > MOST)).any():
+        raise ValueError(f"numbers must be between 0 and {MOST:g}")
+    return array
 
 
 def start_on_devices(folder: Path) -> bool:

@@ -81,6 +81,12 @@ def test_before_it_there_is_nothing_and_nothing_wrong(tmp_path: Path) -> None:
         {"event": "start", "pid": 1, "devices": 4},
         {"event": "speed", "devices": 1, "rows_per_second": ["fast"]},
         {"event": "rows"},
+        {"event": "rows", "devices": 3, "own": ONE[0], "all": ONE[0]},
+        {"event": "rows", "devices": 2**62, "own": ONE[0], "all": ONE[0]},
+        {"event": "rows", "devices": 1, "own": [[-1, 2, 3]] * 2, "all": ONE[0]},
+        {"event": "speed", "devices": 1, "rows_per_second": [1e300, 1e300]},
+        {"event": "model", "step": -1, "tokens": 16, "k": [2, 2], "experts": [8, 8], "machine": ""},
+        {"event": "model", "step": 1, "tokens": -16, "k": [2, 2], "experts": [8, 8], "machine": ""},
     ],
 )
 def test_a_file_that_somebody_changed_counts_as_none_and_says_so(tmp_path: Path, bad: dict[str, Any]) -> None:
