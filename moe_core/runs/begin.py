@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import shutil
 import sqlite3
@@ -179,32 +180,44 @@ def resume_run(
     notes: Sequence[str] = (),
     moved: Mapping[str, Any] = {},
     ranks: Mapping[str, int] | None = None,
+    since: float = math.inf,
 ) -> RunWriter:
     """Go on with a run whose trainer is gone. lock: as hold_lock gave it; steps: how many it is to have in all; moved:
-    the present paths of its data (text or data); ranks: how the experts are dealt from now on, if there are several ranks.
+    the present paths of its data (text or data); ranks: how the experts are dealt from now on, if there are several ranks; since: when
+    this trainer was started, in seconds since 1970.
 
-    Commands that the old trainer had not carried out are answered, not obeyed: yesterday's stop must not stop the run today.
+    Commands that the old trainer had not carried out are answered, not obeyed: yesterday's stop must not stop the run today. A stop
+    that was asked while this trainer started is for it.
     Knob changes that it had not applied take effect in the next step.
     """
     require_room(folder)
     writer = RunWriter(folder, lock)
     try:
-        return _record_resume(
-            writer, who, {"steps": steps, **({"ranks": dict(ranks)} if ranks else {}), **moved}, notes
-        )
+        how = {"steps": steps, **({"ranks": dict(ranks)} if ranks else {}), **moved}
+        return _record_resume(writer, who, how, notes, since)
     except (OSError, sqlite3.Error) as error:
         writer.let_go()
         raise StoreError(f"run {folder.name} cannot be resumed: {error}") from error
 
 
-def _record_resume(writer: RunWriter, who: str, how: Mapping[str, Any], notes: Sequence[str]) -> RunWriter:
+def _record_resume(
+    writer: RunWriter, who: str, how: Mapping[str, Any], notes: Sequence[str], since: float
+) -> RunWriter:
     row = {"name": RESUMED, "who": who, "at": time.time(), "step": writer.step}
 
     def act(db: sqlite3.Connection) -> None:
-        for (command,) in db.execute("SELECT id FROM commands WHERE step IS NULL").fetchall():
-            answer(db, command, writer.step, "not obeyed: the trainer had ended")
+        stops = []
+        for command, name, asker, at in db.execute(
+            "SELECT id, name, who, at FROM commands WHERE step IS NULL"
+        ).fetchall():
+            ours = name == "stop" and at >= since
+            stops += [{"name": name, "who": asker, "at": at}] if ours else []
+            words = "asked again: the trainer was starting" if ours else "not obeyed: the trainer had ended"
+            answer(db, command, writer.step, words)
         writer.how, result = how, json.dumps({**how, "notes": list(notes)})
         writer.resumed = writer.command_seen = insert(db, "commands", {**row, "result": result})
+        for stop in stops:
+            insert(db, "commands", stop)
         writer.knob_seen = db.execute("SELECT max(knob) FROM applied").fetchone()[0] or 0
 
     writer.transact(act, state="starting", reason="", step=writer.step)

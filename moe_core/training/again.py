@@ -57,6 +57,8 @@ def resume(
     moved: the present paths of the run's data, if they were moved. joined: as train() has it.
     ValueError, before anything is written, for a run that is being trained, is done, or cannot be resumed here.
     """
+    # Whoever started this trainer signed its lock then.
+    since = time.time() if lock is None else os.fstat(lock).st_mtime
     lock = hold_lock(run.path) if lock is None else lock
     trainer = None
     try:
@@ -78,7 +80,8 @@ def resume(
 
         trainer = restored_or_new(make, run, last, notes)
         check_record(run, trainer.step + 1, last)
-        writer = resume_run(run.path, lock, who, goal, notes, moved, joined.facts["ranks"] if joined else None)
+        ranks = joined.facts["ranks"] if joined else None
+        writer = resume_run(run.path, lock, who, goal, notes, moved, ranks, since)
     except BaseException:
         if trainer:
             trainer.committer.close()

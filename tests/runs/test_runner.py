@@ -24,6 +24,7 @@ from moe_core.runs import (
     list_runs,
     new_id,
     open_run,
+    resume,
     runner,
     start,
     stop,
@@ -77,6 +78,28 @@ def test_a_trainer_is_started_found_and_stopped(tmp_path: Path) -> None:
     assert not is_alive(run.path)
     assert run.state == "stopped"
     stop(run)  # twice is fine
+
+
+def test_a_stop_that_is_asked_while_a_resumed_run_starts_is_for_its_trainer(tmp_path: Path) -> None:
+    """And one that its last trainer did not live to see is not."""
+    config = replace(SMALL, d_model=16, d_hidden=16, eval_every=1000, checkpoint_every=0.0)
+    create_run(tmp_path / "a", config, Knobs()).finish("stopped")
+    run = open_run("a", tmp_path)
+    run.command("stop")
+    time.sleep(0.05)  # the clock of the lock's file ticks
+    resume(run, 0)
+    run.command("stop")
+    until = time.monotonic() + 50
+    while (is_alive(run.path) or run.state != "stopped") and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (run.state, is_alive(run.path)) == ("stopped", False)
+    assert run.steps()[1] <= 2
+    told = [(command.name, command.result) for command in run.commands()]
+    assert told[:2] == [
+        ("stop", "not obeyed: the trainer had ended"),
+        ("stop", "asked again: the trainer was starting"),
+    ]
+    assert told[-1] == ("stop", "done")
 
 
 def test_a_trainer_that_cannot_start_says_why(tmp_path: Path) -> None:
