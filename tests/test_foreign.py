@@ -429,7 +429,19 @@ def test_a_description_survives_its_json() -> None:
 def test_every_source_is_one() -> None:
     """What the readers are written against; mypy checks the methods, this that none was added to the Protocol alone."""
     names = {name for name in dir(Source) if not name.startswith("_")}
-    given = {"id", "name", "description", "labels", "parent", "options", "others", "started_knobs", "knobs", "deals"}
+    given = {
+        "id",
+        "name",
+        "description",
+        "labels",
+        "parent",
+        "options",
+        "others",
+        "started_knobs",
+        "knobs",
+        "deals",
+        "on_devices",
+    }
     for kind in (Run, Feed, View, Still, Unstarted):
         lacking = {name for name in names if not hasattr(kind, name)}
         assert lacking <= given, kind

@@ -66,7 +66,9 @@ class Unstarted:
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()
-        self.run = SimpleNamespace(path=self.path, facts=facts_of_ranks(ranks))
+        self.run = SimpleNamespace(
+            path=self.path, facts=facts_of_ranks(ranks), trainable=False
+        )  # nothing is measured of it yet
         self.deals = () if ranks == ALONE else (Deal(1, ranks.size // ranks.expert, ranks.expert),)
 
     def refresh(self, now: bool = False) -> None: ...

@@ -66,16 +66,20 @@ def batch_devices(
         y={"title": "tokens per expert", "nticks": 5},
     )
     highest = max([tokens_per_expert(tokens, k, experts, SHOWN[-1]), *own.ravel(), *all_.ravel()])
-    words = min(0.5, 1.8 * layout["font"]["size"] / inner(layout)[1])  # the share of the height above the last bar
-    layout["yaxis"]["range"] = [0.0, nice_above(highest / (1 - words))]
+    above = min(0.5, 1.8 * layout["font"]["size"] / inner(layout)[1])  # the share of the height above the last bar
+    layout["yaxis"]["range"] = [0.0, nice_above(highest / (1 - above))]
     data = formula_lines(tokens, k, experts, layout, theme)
     if len(devices):
         data.append(bars("from one batch", devices, own, "from one device's batch", theme.edge, 9, theme.ink2))
         data.append(bars("from all batches", devices, all_, "from the batches of all", theme.ink, 3, theme.ink))
     for at, speed in enumerate(np.asarray(per_second_m, np.float64).tolist()):
         if np.isfinite(speed) and speed > 0:  # no row came to a rank whose experts are all off
+            words, (low, high) = f"{short(speed)} rows/s", layout["xaxis"]["range"]
+            left = inner(layout)[0] * (int(devices[at]) - low) / (high - low)
+            # On a narrow chart the first would reach over the axis.
+            right = max(0.0, 0.28 * layout["font"]["size"] * len(words) - left)
             place = {"xref": "x", "yref": "y", "yanchor": "bottom", "yshift": 4, "font": label_font(layout, theme.ink)}
-            layout["annotations"].append(note(f"{short(speed)} rows/s", int(devices[at]), float(all_[at, 2]), **place))
+            layout["annotations"].append(note(words, int(devices[at]), float(all_[at, 2]), xshift=right, **place))
     return {"data": data, "layout": layout}
 
 

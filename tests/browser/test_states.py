@@ -72,12 +72,12 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
     wait_for_step(page, 2)
     seen = page.evaluate("window.seen")
     started = [one for one in seen if one["tiles"] and {name for name, *_ in one["charts"]} >= set(LIVE)]
-    assert started[0]["tiles"] == ["–"] * 6
-    assert all((step or 0) == 0 and title and axis for _, step, title, axis in started[0]["charts"])
-    assert {one["word"] for one in started} <= {
-        "Starting…",
-        "Training",
-    }  # torch is loaded already: the former may be too short
+    # Torch is loaded already, so the start may be too short to be seen (tests/dashboard/test_starting.py draws its pages).
+    assert {one["word"] for one in started} <= {"Starting…", "Training"}
+    for one in (one for one in started if one["word"] == "Starting…"):
+        assert one["tiles"] == ["–"] * 6
+        assert all((step or 0) == 0 for _, step, _, _ in one["charts"])
+    assert all(title and axis for _, _, title, axis in started[0]["charts"])
     assert {one["notice"] for one in started} == {""}
 
     (listed,) = list_runs(server.runs)

@@ -21,7 +21,7 @@ from tests.export.test_untold import make_turned
 from tests.figures.many_layers import record_layers
 from tests.figures.ranked import record_ranks
 from tests.figures.record import record, record_tokens
-from tests.figures.test_catalog import write_throughput
+from tests.figures.test_catalog import write_on_devices, write_throughput
 
 INCHES = (2, 3.25, 6.75)
 HIGH, LOW = 0.72, 0.2  # how far letters reach above and below their baseline, in the size of their type
@@ -35,7 +35,9 @@ SOURCES = {
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("runs")
-    write_throughput(make_run(folder, "text", name="made", steps=1200, experts=16))
+    made = make_run(folder, "text", name="made", steps=1200, experts=16)
+    write_throughput(made)
+    write_on_devices(made)
     make_run(folder, "text", name="other", steps=900, experts=16)
     for name, task, E in (("digits", "digits", 16), ("digits-other", "digits", 16), ("table", "table", 8)):
         record(folder / name, task, E, steps=40, seed=len(name))
