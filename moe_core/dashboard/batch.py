@@ -86,22 +86,10 @@ def measuring(run_id: str) -> None:
         measured, devices = run.throughput(), run.on_devices()
         if measured.running:
             progress_of(measured)
-            st.button(
-                "Cancel",
-                key=f"batch-cancel-{run_id}",
-                on_click=deed(stop_measuring),
-                args=(run.throughput_file(),),
-                width="stretch",
-            )
+            offer_cancel(run_id, deed(stop_measuring), run.throughput_file())
         elif devices.running:
             st.progress(*devices.progress)
-            st.button(
-                "Cancel",
-                key=f"batch-cancel-{run_id}",
-                on_click=deed(stop_on_devices),
-                args=(run.path,),
-                width="stretch",
-            )
+            offer_cancel(run_id, deed(stop_on_devices), run.path)
         else:
             offer_throughput(run, measured)
             offer_devices(run, devices)
@@ -109,6 +97,10 @@ def measuring(run_id: str) -> None:
                 st.error(refused)
     finally:
         run.close()
+
+
+def offer_cancel(run_id: str, stop: Callable[[Path], object], path: Path) -> None:
+    st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop, args=(path,), width="stretch")
 
 
 def progress_of(measured: Measured) -> None:

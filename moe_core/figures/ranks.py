@@ -210,9 +210,10 @@ def device_load(
     layout["xaxis"]["title"] = axis_title("rank", layout)
     if not R or not counted:
         return {"data": [], "layout": layout}
+    hover_R = hovers(rows_RR, experts, group, counted)
     data = [
-        bars("own tokens", own_R, np.zeros(R), hovers(rows_RR, experts, group, counted), theme.edge),
-        bars("tokens of others", load_R - own_R, own_R, hovers(rows_RR, experts, group, counted), theme.ink2),
+        bars("own tokens", own_R, np.zeros(R), hover_R, theme.edge),
+        bars("tokens of others", load_R - own_R, own_R, hover_R, theme.ink2),
     ]
     ideal_line(layout, mean, theme)
     return {"data": data, "layout": layout}

@@ -13,9 +13,8 @@ LOG = "trainer.log"
 NO_WORDS = "it printed nothing"
 MARK = "moe: "  # begins each line that says what went wrong
 RULE = re.compile("={20,60}")  # a line of it ends the report that torchrun prints when a rank has failed
-SIGNALLED = re.compile(
-    r".*SignalException: Process \d+ got signal: (\d+)"
-)  # torchrun's last line when it was ended itself
+# torchrun's last line when it was ended itself.
+SIGNALLED = re.compile(r".*SignalException: Process \d+ got signal: (\d+)")
 REPORT = 64 << 10  # bytes at the end of a log in which such a report is looked for, and before it what the rank said
 ENDED = re.compile(r"E\d{4} .*failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # its first line
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
