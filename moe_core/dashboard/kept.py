@@ -12,6 +12,7 @@ from moe_core.runs import Block, thin
 from moe_core.runs.source import Beside
 
 KEPT = 2048  # bins of a history in memory
+ANSWERS = 64  # thinned ranges and snapshots kept
 FORGOTTEN = 60.0  # seconds after which a history that nobody asks for may go: means in any case,
 HISTORIES = 128 << 20  # others if all together take more bytes than this; one of 256 experts takes 8 MB
 Asked = tuple[str, int, int]  # a history: its statistic, its layer, and over how many steps its mean is

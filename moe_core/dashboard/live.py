@@ -129,7 +129,7 @@ async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
     """Wait until the run's log is written to, or the viewer asks for something else; no longer than until words are due."""
     feed, until = viewer.feed, time.monotonic() + WORDS
     while time.monotonic() < until and not (viewer.woken.is_set() or listening.done()):
-        await asyncio.sleep(viewer.tick() / 8)
+        await asyncio.sleep(viewer.tick() / 4)
         if feed.log.has_news(feed.path):
             return
 

@@ -5,7 +5,7 @@ They read from a Source (runs/source.py), at an At: layer, step, visible range, 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from moe_core.schema import (
     AUTOBALANCE,
     HELD_OUT_BALANCE,
     LOOKING,
+    Description,
     KnobValues,
     draws_noise,
     experts_per_token,
@@ -96,12 +97,21 @@ def gestures(changes: Sequence[KnobChange]) -> list[KnobChange]:
     return [c for c in moved if c.who != AUTOBALANCE or c.step is not None]
 
 
-def by_hand(source: Source) -> list[KnobChange]:
+class Turnable(Protocol):
+    """What was turned: a Source, or the steps of one."""
+
+    @property
+    def description(self) -> Description: ...
+
+    def knob_changes(self) -> Sequence[KnobChange]: ...
+
+
+def by_hand(source: Turnable) -> list[KnobChange]:
     """The turns by people and scripts. Autobalance turns knobs every few steps; its marks would cover every chart."""
     return [change for change in gestures(source.knob_changes()) if change.who != AUTOBALANCE]
 
 
-def marked(source: Source) -> list[KnobChange]:
+def marked(source: Turnable) -> list[KnobChange]:
     """The turns by hand that charts mark: not those of a knob that only paces the run, such as its speed limit, since no number
     tells them."""
     knobs = source.description.knobs

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from moe_core.figures.paper import Array, Spec
-from moe_core.figures.reading import marked
+from moe_core.figures.reading import Turnable, marked
 from moe_core.runs.series import thin
 from moe_core.runs.source import Beside, Source
 
@@ -47,7 +47,7 @@ def means(
     return steps[inside], mean[inside]
 
 
-def cuts_of(source: Source) -> list[int]:
+def cuts_of(source: Turnable) -> list[int]:
     """The steps at which a change that charts mark took effect. No mean is taken across one, or the change would seem to act before
     it was made."""
     return sorted({turn.step for turn in marked(source) if turn.step is not None})

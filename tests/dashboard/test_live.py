@@ -283,7 +283,7 @@ def test_nothing_is_computed_while_nothing_changes(writer: RunWriter, monkeypatc
 
 def test_a_long_run_opens_at_once_and_is_read_on_by_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """100,000 steps; a collapse of three of them stays visible, before and after a zoom."""
-    monkeypatch.setattr("moe_core.dashboard.feed.BUDGET", 0.0)
+    monkeypatch.setattr("moe_core.dashboard.histories.BUDGET", 0.0)
     config = Config(num_experts=4, layers=1)
     width = sum(c.width for c in layout(1, 4))
     writer = create_run(tmp_path / "long", config, Knobs())
@@ -323,7 +323,7 @@ def test_rows_of_zoomed_ranges_are_read_once_and_bounded(writer: RunWriter, monk
         writer.commit(Batch(start, rows(start, 1000)))
     feed = Feed(open_run(writer.folder))
     look(feed)
-    monkeypatch.setattr("moe_core.dashboard.feed.WINDOW", 8 * 2000 * COLUMNS)
+    monkeypatch.setattr("moe_core.dashboard.histories.WINDOW", 8 * 2000 * COLUMNS)
     for first in range(1000, 18_000, 1000):
         feed.history("loss", first=first, last=first + 900)
     assert sum(kept.nbytes for kept in feed._ranges.values()) <= 8 * 2000 * COLUMNS

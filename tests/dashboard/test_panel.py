@@ -331,7 +331,7 @@ def test_what_is_wrong_is_said_once_a_second_with_a_remedy_that_can_be_turned(
 def test_what_stood_before_the_rows_in_memory_and_a_run_that_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 100)
     writer = create_run(tmp_path / "d", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
     writer.commit(Batch(1, collapsed(200), state="training"))
     writer.commit(Batch(201, collapsed(100)))

@@ -54,7 +54,7 @@ def test_means_of_a_history_that_grows_are_those_of_the_whole(over: int, pieces:
 
 
 def test_a_feed_draws_them_at_any_length_and_zoom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 100)
     monkeypatch.setattr("moe_core.dashboard.kept.KEPT", 64)
     writer = create_run(tmp_path / "run", Config(num_experts=4, layers=1), Knobs())
     rng = np.random.default_rng(3)
@@ -84,7 +84,7 @@ def test_a_feed_draws_them_at_any_length_and_zoom(tmp_path: Path, monkeypatch: p
 def test_means_that_nobody_asks_for_are_let_go_and_numbers_are_no_means(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 100)
     writer = create_run(tmp_path / "run", Config(num_experts=4, layers=1), Knobs())
     feed, width = Feed(open_run(tmp_path / "run")), sum(column.width for column in layout(1, 4))
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from moe_core.dashboard import feed as feeds
+from moe_core.dashboard import histories
 from moe_core.dashboard.feed import Feed
 from moe_core.export import FORMATS, Look, rendered
 from moe_core.figures.catalog import FIGURES, offered, on_page
@@ -195,17 +195,17 @@ def test_a_name_may_hold_anything(tmp_path: Path) -> None:
 
 def test_a_feed_keeps_rows_by_their_bytes(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:
     run = runs["large"]
-    monkeypatch.setattr(feeds, "ROOM", 20 * 4 * run.columns)
-    monkeypatch.setattr(feeds, "TAKEN", 15 * 4 * run.columns)  # of blocks of ten rows, one at a time
+    monkeypatch.setattr(histories, "ROOM", 20 * 4 * run.columns)
+    monkeypatch.setattr(histories, "TAKEN", 15 * 4 * run.columns)  # of blocks of ten rows, one at a time
     feed = Feed(open_run(run.path))
     feed.refresh()
-    assert feed.recent.nbytes <= feeds.ROOM
+    assert feed.recent.nbytes <= histories.ROOM
     assert (feed.last, feed.first_recent, feed.piece()) == (60, 41, 1)
     for step in (None, 55):  # what is not in memory is read
         a, b = (FIGURES["layers"].read(source, At(0, step))["over_ideal_LE"] for source in (feed, run))
         np.testing.assert_array_equal(a, b)
     small = Feed(open_run(runs["mixed"].path))
-    assert (small.most, small.piece()) == (feeds.RECENT, feeds.PIECE)
+    assert (small.most, small.piece()) == (histories.RECENT, histories.PIECE)
 
 
 def test_all_layers_take_one_read_of_the_record(runs: dict[str, Run], monkeypatch: pytest.MonkeyPatch) -> None:

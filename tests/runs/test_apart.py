@@ -153,7 +153,7 @@ def test_a_fork_and_a_resume_store_layers_as_their_run_does(tmp_path: Path, monk
 
 
 def test_a_feed_reads_the_past_of_what_is_shown_only(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 5)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 5)
     feed = Feed(open_run(run.path))
     feed.refresh()
     asked = parts_read(feed.run, monkeypatch)
@@ -171,7 +171,7 @@ def test_a_feed_reads_the_past_of_what_is_shown_only(run: Run, monkeypatch: pyte
 
 
 def test_a_feed_lets_go_of_the_histories_that_nobody_asks_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 5)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 5)
     feed, clock = Feed(open_run(run.path)), [1000.0]
     feed.refresh()
     monkeypatch.setattr(kept.time, "monotonic", lambda: clock[0])

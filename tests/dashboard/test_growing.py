@@ -1,0 +1,71 @@
+"""A line that grows with the run: only what is new is read and thinned, and it is the same as the whole line thinned anew."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from moe_core.dashboard import histories
+from moe_core.dashboard.feed import Feed
+from moe_core.runs import Batch, RunWriter, create_run, open_run
+from moe_core.schema import Config, Knobs, layout
+
+CONFIG = Config(num_experts=4, layers=2)
+WIDTH = sum(column.width for column in layout(2, 4))
+LINES = (("selection_share", 1, 20), ("cv_load", 0, 20), ("loss", 0, 33), ("load", 1, 700))
+
+
+@pytest.fixture
+def writer(tmp_path: Path) -> RunWriter:
+    return create_run(tmp_path / "run", CONFIG, Knobs())
+
+
+def grow(writer: RunWriter, feed: Feed, first: int, count: int, applied: Any = ()) -> int:
+    rows = np.random.default_rng(first).uniform(0.5, 2, (count, WIDTH)).astype(np.float32)
+    rows[:, ::7] = np.where(rows[:, ::7] < 0.6, np.nan, rows[:, ::7])
+    writer.commit(Batch(first, rows, (), (), applied))
+    feed.refresh(now=True)
+    return first + count
+
+
+def compare(feed: Feed) -> None:
+    for stat, layer, bins in LINES:
+        for first in (None, 37, max(1, feed.last - 50)):
+            ours, whole = (run.history(stat, layer, first=first, bins=bins) for run in (feed, feed.run))
+            np.testing.assert_array_equal(ours[0], whole[0])
+            np.testing.assert_array_equal(ours[1], whole[1].astype(ours[1].dtype))
+
+
+@pytest.mark.parametrize("recent", [64, 1024])  # beyond which rows leave memory, and lines go on without them
+def test_it_is_the_whole_line_at_every_step(recent: int, writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "RECENT", recent)
+    feed, sizes = Feed(open_run(writer.folder)), np.random.default_rng(0)
+    at = 1
+    while at < 900:
+        at = grow(writer, feed, at, int(sizes.choice([1, 1, 2, 5, 40])))
+        compare(feed)
+    at = grow(writer, feed, at, 300)  # more than is in memory, at once
+    compare(feed)
+    turn = feed.run.turn(who="test", off="2:1")  # whose steps are of another statistic
+    at = grow(writer, feed, at, 3, ((turn, at + 1),))
+    compare(feed)
+    assert (feed.history("selection_share", 1, bins=20)[1][-1] == 0).any()
+    grow(writer, feed, at, 20)
+    compare(feed)
+    feed.run.close()
+
+
+def test_what_was_thinned_is_not_thinned_again(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed, taken = Feed(open_run(writer.folder)), list[int]()
+    at = grow(writer, feed, 1, 1000)
+    feed.history("load", bins=20)
+    plain = histories.thin
+    monkeypatch.setattr(histories, "thin", lambda steps, *rest: (taken.append(len(steps)), plain(steps, *rest))[1])
+    for _ in range(30):
+        at = grow(writer, feed, at, 2)
+        line = feed.history("load", bins=20)
+        assert feed.history("load", bins=20) == line  # nothing new: the very same arrays
+    assert len(taken) == 30
+    assert max(taken) < 2 * 20 + 40
+    feed.run.close()
