@@ -28,7 +28,8 @@ from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer, viewers
 from moe_core.runs import last_words, reap, runs_folder
 
 EARLY = 0.005  # seconds by which a frame is to be ready before the last one is drawn
-SOON = 0.02  # seconds until the next frame while a turn waits to take effect
+SOON = 0.02  # seconds until the next frame while a turn waits to take effect,
+AT_ONCE = 0.004  # and between two looks at the log
 GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
 STARTING = 60.0  # seconds that a trainer may take until its record exists
 MOST = 128  # viewers at once: three tabs each of a class of thirty, and some; and as many who turn
@@ -117,19 +118,20 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             await websocket.send_bytes(frame)
         # A tick counts from one frame to the next, and a frame is ready just before the last one is drawn.
         rest = max(0.002, viewer.tick() - (time.monotonic() - began), viewer.lag - (made - began) - EARLY)
-        if feed.waiting or feed.behind:
-            rest = SOON
-        elif frame is None and feed.status().state == "training":
+        if frame is None and feed.status().state == "training" and not feed.behind:
             await next_step(viewer, listening)
             continue
+        if feed.waiting or feed.behind:
+            rest = SOON
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 
 async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
     """Wait until the run's log is written to, or the viewer asks for something else; no longer than until words are due."""
     feed, until = viewer.feed, time.monotonic() + WORDS
+    pause = AT_ONCE if feed.waiting else viewer.tick() / 4
     while time.monotonic() < until and not (viewer.woken.is_set() or listening.done()):
-        await asyncio.sleep(viewer.tick() / 4)
+        await asyncio.sleep(pause)
         if feed.log.has_news(feed.path):
             return
 
