@@ -18,6 +18,7 @@ import contextlib
 import io
 import json
 import math
+import multiprocessing
 import os
 import re
 import statistics
@@ -27,6 +28,8 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +40,8 @@ sys.path.insert(0, str(ROOT))  # parts run as scripts, from any folder
 TASKS = ("text", "digits", "plane")
 SIZE = (16384, 1024, 4096, 64, 2)  # tokens, model width, expert width, experts, k
 QUICK_SIZE = (256, 64, 64, 8, 2)
+START = multiprocessing.get_context("forkserver")
+START.set_forkserver_preload(["torch"])
 SMALL = ["--d-model", 16, "--d-hidden", 16, "--tokens", 128]  # of a task in the short form
 
 
@@ -411,22 +416,11 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
             steps = 20 if options.quick else 300
             with tempfile.TemporaryDirectory() as runs:
                 words = ["train", "--task", name, "--device", device, "--precision", precision, "--threads", 2]
-                words += [
-                    "--steps",
-                    steps,
-                    "--run-id",
-                    "timed",
-                    "--runs",
-                    runs,
-                    "--json",
-                    *(SMALL if options.quick else ()),
-                ]
-                done = subprocess.run([sys.executable, "-m", "moe_core", *map(str, words)], cwd=ROOT, capture_output=True, text=True)  # fmt: skip
-                if done.returncode:
-                    raise RuntimeError(done.stderr[-1500:])
+                words += ["--steps", steps, "--run-id", "timed", "--json", *(SMALL if options.quick else ())]
+                said = call(Path(runs), *words)
                 run = Run(Path(runs) / "timed")
                 seconds = run.history("seconds")[1][steps // 3 :]
-                evals = [json.loads(line) for line in done.stdout.splitlines() if '"eval"' in line]
+                evals = [json.loads(line) for line in said.splitlines() if '"eval"' in line]
                 where = "cpu, 2 threads" if device == "cpu" else f"{device}, {precision}"
                 results[f"{name}: {where}"] = {
                     "steps/s": float(1 / statistics.median(seconds.tolist())),
@@ -450,26 +444,42 @@ def described(device: torch.device) -> dict[str, Any]:
     return machine() | {"device": device_name(device), "capability": capability}
 
 
-def begin(part: str, options: argparse.Namespace) -> subprocess.Popen:
-    """A part in its own process; one named "…, deterministic" with torch's deterministic algorithms."""
-    name, _, deterministic = part.partition(", ")
-    words = [sys.executable, __file__, "--part", name, "--device", options.device]
-    words += ["--quick"] * options.quick + ["--deterministic"] * bool(deterministic)
-    environment = os.environ | ({"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if deterministic else {})
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+def begin(part: str, options: argparse.Namespace) -> tuple[BaseProcess, Connection]:
+    """A part in its own process, and where its findings come; one named "…, deterministic" with torch's deterministic algorithms.
+
+    Each is forked from a process that has loaded torch and not touched a GPU: to load it takes longer than most parts on a CPU.
+    """
+    findings, sender = START.Pipe(duplex=False)
+    process = START.Process(target=work, args=(part, options, sender))
+    process.start()
+    sender.close()
+    return process, findings
 
 
-def ended(process: subprocess.Popen, limit: float) -> dict[str, Any]:
-    """The results of a part, or why it failed."""
+def work(part: str, options: argparse.Namespace, sender: Connection) -> None:
+    """In a part's process: send what it finds as JSON, or why it failed."""
+    name, _, options.deterministic = part.partition(", ")
+    if options.deterministic:
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"
     try:
-        out, error = process.communicate(timeout=limit)
-    except subprocess.TimeoutExpired:
+        sender.send((json.dumps(PARTS[name](options)), ""))
+    except BaseException:
+        sender.send(("", traceback.format_exc()[-3000:]))
+
+
+def ended(process: BaseProcess, findings: Connection, limit: float) -> dict[str, Any]:
+    """The results of a part, or why it failed."""
+    if not findings.poll(limit):
         process.kill()
-        process.communicate()
+        process.join()
         return {"ok": False, "error": f"not done in {limit:.0f} s"}
-    if process.returncode:
-        return {"ok": False, "error": error[-3000:]}
-    return {"ok": True, "results": json.loads(out.splitlines()[-1])}
+    try:
+        found, error = findings.recv()
+    except EOFError:
+        process.join()
+        return {"ok": False, "error": f"its process ended without a word (exit status {process.exitcode})"}
+    process.join()
+    return {"ok": False, "error": error} if error else {"ok": True, "results": json.loads(found)}
 
 
 def table(nested: Any, indent: int = 2) -> str:
@@ -508,9 +518,9 @@ def main(argv: list[str] | None = None) -> int:
     # What is not timed may run side by side.
     untimed = ["tests", *TASKS, *(f"{name}, deterministic" for name in TASKS if options.device != "cpu")]
     for together in (untimed, *([name] for name in TIMED)):
-        processes = {name: begin(name, options) for name in together}
-        for name, process in processes.items():
-            result = results["parts"][name] = ended(process, options.limit)
+        begun = {name: begin(name, options) for name in together}
+        for name, (process, findings) in begun.items():
+            result = results["parts"][name] = ended(process, findings, options.limit)
             print(f"{name}\n{table(result['results']) if result['ok'] else result['error']}", flush=True)
             if options.out:
                 options.out.write_text(json.dumps(results, indent=1))

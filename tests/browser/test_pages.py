@@ -88,11 +88,9 @@ def test_no_chart_is_replaced_and_zoom_survives(server: Server, tab: Tab) -> Non
           Plotly.relayout(document.querySelector('[data-figure=selection_share]'), {'xaxis.range[0]': 5, 'xaxis.range[1]': 20});
         }"""
     )
-    page.wait_for_timeout(5_000)
+    page.wait_for_function("window.moescopeFrames - window.before >= 20")
     ranges = "['selection_share', 'balance', 'loss'].map(n => document.querySelector(`[data-figure=${n}]`)._fullLayout.xaxis.range)"
-    kept, frames = page.evaluate("[window.kept.every(node => node.isConnected), window.moescopeFrames - window.before]")
-    assert kept
-    assert frames >= 3
+    assert page.evaluate("window.kept.every(node => node.isConnected)")
     assert page.evaluate(ranges) == [[5, 20]] * 3  # a zoom of one chart over time is a zoom of all
     page.evaluate("Plotly.relayout(document.querySelector('[data-figure=balance]'), {'xaxis.autorange': true})")
     page.wait_for_function(f"{ranges}.every(range => range[0] === 0 && range[1] > 20)")

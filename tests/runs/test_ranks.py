@@ -332,7 +332,7 @@ def there(pids: list[int]) -> list[int]:
 def test_two_ranks_are_started_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
     monkeypatch.setattr(ranks, "cores", lambda: 2)
-    run_id = starting.start(SMALL, Knobs(), "dashboard", Ranks(2, 2))
+    run_id = starting.start(SMALL, Knobs(speed_limit=50), "dashboard", Ranks(2, 2))  # the other tests have a core too
     begun = starting.unstarted(run_id)
     assert begun
     assert "sent_bytes" in begun.description.measures

@@ -176,7 +176,7 @@ def test_a_frozen_trainer_is_seen_and_ended(
     """Training or paused; even if it keeps everybody from writing to the record."""
     monkeypatch.setattr(runner, "PATIENCE", 0.5)
     monkeypatch.setattr("moe_core.runs.database.WAIT", 0.2)
-    run = wait_ready(start(SMALL, Knobs(), tmp_path), 120, tmp_path)
+    run = wait_ready(start(SMALL, Knobs(speed_limit=20), tmp_path), 120, tmp_path)
     pid = run.status().pid
     assert holder(run.path / "lock") == pid
     try:
