@@ -140,7 +140,7 @@ def wait_for_steps(runs: Path, run_id: str, steps: int) -> None:
 
 def test_killed_and_interrupted_it_goes_on_where_it_was(tmp_path: Path) -> None:
     """kill -9 in the second of three runs, Ctrl-C in the third, and the end is whole."""
-    words = [*SMALL, "--noise", "0.5,1,2", "--steps", "60", "--speed-limit", "10", "--parallel", "1"]
+    words = [*SMALL, "--noise", "0.5,1,2", "--steps", "60", "--speed-limit", "15", "--parallel", "1"]
     words += ["--sweep-id", "s", "--json"]
     one, two, three = (f"s-c0{cell}-s0" for cell in (1, 2, 3))
 
