@@ -130,6 +130,14 @@ def test_what_devices_share_is_checked_by_what_was_measured() -> None:
     )
 
 
+def test_more_experts_a_token_are_said_with_what_was_measured_of_them_only() -> None:
+    source = Source(counts=4 * EVEN)
+    one_device = "An expert now sees 64 tokens a step; it was 16."
+    for k, more in ((2, " Of the batches of 4 devices it multiplied 256 rows."), (8, "")):
+        source.devices = on_devices((1, 2, 4), (64, 128, 256), (1e5, 1e5, 1e5))._replace(k_L=np.array([k]))
+        assert check_of(5, 3)(source, 0) == (True, one_device + more)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
