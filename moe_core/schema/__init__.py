@@ -13,6 +13,7 @@ from moe_core.schema.checks import (
     highest,
     off_by_layer,
     parse_setting,
+    problems,
     switched_off,
 )
 from moe_core.schema.description import (
@@ -162,6 +163,7 @@ __all__ = [
     "off_by_layer",
     "parse_setting",
     "probe_kind",
+    "problems",
     "range_text",
     "reads",
     "real",
