@@ -18,8 +18,8 @@ from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.own import Columns, Recognised
 from moe_core.runs import command_of, runs_folder
 from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
-from moe_core.runs.machine import device_of
-from moe_core.runs.ranks import ALONE, Ranks, check_dealt, check_room, check_shares, most_ranks, rows_of
+from moe_core.runs.machine import device_kind
+from moe_core.runs.ranks import ALONE, RankCounts, check_dealt, check_room, check_shares, most_ranks, rows_of
 from moe_core.runs.room import bytes_text
 from moe_core.schema import (
     STRATEGIES,
@@ -131,7 +131,7 @@ def configure(started: Knobs) -> None:
     for problem in problems(given, knobs):
         form.faults.say_together(problem)
     wrong = form.faults.problems.keys()
-    dealt = [] if "ranks" in wrong else [Ranks(ranks.size), *([] if "expert_parallel" in wrong else [ranks])]
+    dealt = [] if "ranks" in wrong else [RankCounts(ranks.size), *([] if "expert_parallel" in wrong else [ranks])]
     for part in dealt:  # the rows of a batch are dealt however the experts are
         try:
             check_shares(part, given.num_experts, rows_of(given))
@@ -140,10 +140,10 @@ def configure(started: Knobs) -> None:
     offer(form, given, knobs, recognised, ranks)
 
 
-def choose_ranks(form: Form) -> Ranks:
+def choose_ranks(form: Form) -> RankCounts:
     """The fields that say how many processes train the run. None where this machine has room for one only."""
     config = Config(device=form.values.get("device", "auto"))
-    most, each = most_ranks(device_of(config))
+    most, each = most_ranks(device_kind(config))
     if most < 2:
         return ALONE
     size = whole(
@@ -155,7 +155,7 @@ def choose_ranks(form: Form) -> Ranks:
         "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all. With 1 each rank has all "
         "experts, and there is no load of devices to see"
     )
-    ranks = Ranks(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
+    ranks = RankCounts(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
     for wrong in (lambda: check_room(ranks, config), lambda: check_dealt(ranks)):
         try:
             wrong()
@@ -226,7 +226,7 @@ def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
             ask = st.text_area if several else st.text_input
             text = str(ask(what, key=key, placeholder=hint, persist_state="session") or "")  # type: ignore[operator]
             named = [line.strip() for line in text.splitlines() if line.strip()]
-            read = found
+            read = named_path
         else:
             given = st.file_uploader(what, accept_multiple_files=several, key=f"configure-upload-{form.task}")
             named = given if isinstance(given, list) else [given] * (given is not None)
@@ -252,13 +252,18 @@ def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
 
 def check_named(form: Form, columns: Columns) -> None:
     """Say it if label or drop names a column that the table does not have, each at its own field."""
-    for name, words in (("label", [form.values["label"]]), ("drop", form.values["drop"])):
+    for name, wanted, words in (
+        ("label", "a column", [form.values["label"]]),
+        ("drop", "columns", form.values["drop"]),
+    ):
         if unknown := [word for word in words if word and not columns.have(word)]:
             there = first_few(columns.offered)
-            form.faults.say(f"{name} must name columns of the table, got {first_few(unknown)}; there are {there}", name)
+            form.faults.say(
+                f"{name} must name {wanted} of the table, got {first_few(unknown)}; there are {there}", name
+            )
 
 
-def found(text: str) -> Path:
+def named_path(text: str) -> Path:
     """What a person named. ValueError if a page may not read it, or there is nothing."""
     path = own.inside(text)
     if not path.exists():
@@ -297,7 +302,7 @@ def field_of(problem: str, files: str) -> str:
 # What it takes, and the start
 
 
-def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: Ranks) -> None:
+def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: RankCounts) -> None:
     """What the run will take, the command that does the same, and the button that starts it."""
     ready = recognised is not None and not form.faults
     if recognised is not None and not form.faults:
@@ -312,7 +317,7 @@ def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | Non
         st.code(command_of(config, knobs, ranks), language="bash", wrap_lines=True)
 
 
-def takes(found: Estimate, config: Config, ranks: Ranks) -> None:
+def takes(found: Estimate, config: Config, ranks: RankCounts) -> None:
     """The estimate in a line of numbers, and where they come from."""
     whose = "of memory" if ranks == ALONE else f"of memory, {ranks.size} ranks together"
     numbers = [(f"{found.parameters:,}", "parameters"), (f"about {bytes_text(found.memory)}", whose)]

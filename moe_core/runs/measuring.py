@@ -77,7 +77,7 @@ def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) ->
 def measured(path: Path) -> Measured:
     """The measurement so far; NOTHING_MEASURED's values if there is no file."""
     printed = read_printed(path)
-    found, latest = of_events(printed.shown), of_events(printed.latest)
+    found, latest = sizes_in(printed.shown), sizes_in(printed.latest)
     done, left = len(latest.tokens), f", about {latest.of - len(latest.tokens)} s left"  # each size takes a second
     words = f"{done} of {latest.of} batch sizes{left}" if latest.of else "Starting"
     return found._replace(
@@ -89,7 +89,7 @@ def measured(path: Path) -> Measured:
     )
 
 
-def of_events(events: list[dict[str, Any]]) -> Measured:
+def sizes_in(events: list[dict[str, Any]]) -> Measured:
     """The events that `bench batch --json` prints as arrays."""
     sizes, begun = dict[int, float](), dict[str, Any]()
     for event in events:

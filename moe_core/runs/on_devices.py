@@ -54,7 +54,7 @@ class OnDevices(NamedTuple):
         )
 
 
-def progress_of(latest: OnDevices) -> tuple[float, str]:
+def how_far(latest: OnDevices) -> tuple[float, str]:
     """How far a measurement is, from 0 to 1, and in words."""
     done, of = len(latest.devices_m), len(latest.wanted)
     if not latest.tokens:
@@ -93,7 +93,7 @@ def on_devices(folder: Path, layers: int) -> OnDevices:
         problem=printed.problem,
         pid=latest.pid,
         earlier=printed.earlier,
-        progress=progress_of(latest),
+        progress=how_far(latest),
     )
 
 

@@ -18,7 +18,7 @@ from moe_core.dashboard import cards, configure, own, starting
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import ranks
 from moe_core.runs.estimate import parameters
-from moe_core.runs.ranks import ALONE, Ranks
+from moe_core.runs.ranks import ALONE, RankCounts
 from moe_core.schema import TASKS, Config, Knobs, Meta, meta_of, reads
 from tests.own_data import write
 
@@ -31,7 +31,7 @@ def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the page has started, in place of trainers: settings and knobs, and if there are several, the ranks."""
     asked: list[Any] = []
 
-    def start(config: Config, knobs: Knobs, who: str, ranks: Ranks) -> str:
+    def start(config: Config, knobs: Knobs, who: str, ranks: RankCounts) -> str:
         asked.append((config, knobs) if ranks == ALONE else (config, knobs, ranks))
         (runs / "new").mkdir()
         return "new"
@@ -248,7 +248,7 @@ def test_it_starts_the_ranks_that_were_chosen_by_the_words_that_it_shows(
         (Config.for_task(task), cards.STARTING),
     )
     start(app).click().run()
-    assert started == [(Config.for_task(task), cards.STARTING, Ranks(4, 2))]
+    assert started == [(Config.for_task(task), cards.STARTING, RankCounts(4, 2))]
 
 
 def test_ranks_are_not_offered_where_there_is_one_core(started: list[Any], room: Callable[[int], None]) -> None:
@@ -370,7 +370,7 @@ def test_each_wrong_field_says_so_at_once(started: list[Any], readable: Path, lo
     assert sorted(faults(app)) == [
         "d_hidden must be between 1 and 16384, got 0",
         "drop must name columns of the table, got Id, petal width; there are length, kind",
-        "label must name columns of the table, got Species; there are length, kind",
+        "label must name a column of the table, got Species; there are length, kind",
         "num_experts must be between 1 and 1024, got 0",
         "off must list experts counted from 1, like 4,11 or 2:4 for layer 2&#x27;s expert 4, got &#x27;x&#x27;",
     ]  # k may be right: that depends on num_experts

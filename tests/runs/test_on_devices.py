@@ -27,7 +27,7 @@ from moe_core.runs import (
 )
 from moe_core.runs.locks import is_locked
 from moe_core.runs.measuring import start_bench
-from moe_core.runs.on_devices import NAME, of_events, progress_of
+from moe_core.runs.on_devices import NAME, how_far, of_events
 from moe_core.schema import Config, Knobs
 from tests.runs.test_measuring import wait
 
@@ -260,7 +260,7 @@ def test_a_result_stays_until_the_next_one_is_whole(tmp_path: Path, monkeypatch:
             fcntl.flock(file, fcntl.LOCK_EX)
             found = on_devices(tmp_path, 2)
             assert (found.running, found.per_second_mL.tolist()) == (True, whole.per_second_mL.tolist())
-            assert found.progress == progress_of(of_events(later[:kept], 2))
+            assert found.progress == how_far(of_events(later[:kept], 2))
     write(tmp_path, later)
     found = on_devices(tmp_path, 2)
     assert (found.per_second_mL[0, 0], found.earlier, found.problem) == (300, False, "")
