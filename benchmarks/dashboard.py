@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.benchmarks.results import keep
+from moe_core.commands.common import count_flag, seconds_flag
 from moe_core.runs import Run, list_runs, open_run
 from tests.browser.conftest import Server, end_trainers
 from tests.chromium import FLAGS, find
@@ -151,8 +152,8 @@ def watching(server: Server, page: Page, browser_pids: list[int], seconds: float
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seconds", type=float, default=30.0)
-    parser.add_argument("--keys", type=int, default=20)
+    parser.add_argument("--seconds", type=seconds_flag, default=30.0)
+    parser.add_argument("--keys", type=count_flag, default=20)
     parser.add_argument(
         "--out", type=Path, metavar="FILE.json", help="keep the figures here, with the machine described"
     )

@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from moe_core.commands.common import count_flag
 from moe_core.runs import flags, open_run
 from moe_core.runs.estimate import estimate, model_seconds, shape_of
 from moe_core.runs.room import size_of
@@ -58,7 +59,7 @@ def ratios(config: Config, knobs: Knobs, seconds: float) -> dict[str, float]:
 
 def main() -> None:
     asked = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    asked.add_argument("--runs", type=int, default=12, help="how many")
+    asked.add_argument("--runs", type=count_flag, default=12, help="how many")
     asked.add_argument("--seed", type=int, default=11, help="of their sizes")
     asked.add_argument("--quick", action="store_true", help="one small run, to see that it works")
     given = asked.parse_args()

@@ -353,7 +353,7 @@ def as_one_rank(here: Any, options: argparse.Namespace) -> dict[str, Any]:
     from functools import partial
 
     from moe_core.parallel.trainer import Member
-    from moe_core.schema import Config, Knobs, layout, measured_by
+    from moe_core.schema import Config, Knobs, layout, stats_of_ranks
     from moe_core.training.again import Nowhere
     from moe_core.training.data import load
     from moe_core.training.loop import Trainer
@@ -362,7 +362,7 @@ def as_one_rank(here: Any, options: argparse.Namespace) -> dict[str, Any]:
     steps, found = 6 if options.quick else 200, {}
     for precision in ("float32", "bfloat16") if here.device.type == "cuda" else ("float32",):
         config, losses, ms = Config.for_task("text", precision=precision, **small), {}, {}
-        columns = layout(config.layers, config.num_experts, measured_by(2))  # with what ranks measure
+        columns = layout(config.layers, config.num_experts, stats_of_ranks(2))  # with what ranks measure
         place = next(c.start for c in columns if c.stat == "loss")
         for name, make in (("process", Trainer), ("rank", partial(Member, here.ranks))):
             trainer = make(

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from moe_core.benchmarks.results import keep  # noqa: E402
+from moe_core.commands.common import count_flag, seconds_flag  # noqa: E402
 from moe_core.runs import Run, Status, StoreError, verify  # noqa: E402
 
 SETTINGS = "--task plane --layers 2 --num-experts 4 --tokens 64 --steps 0 --checkpoint-every 1 --eval-every 1000000"
@@ -107,9 +108,11 @@ def one(runs: Path, number: int, ranks: int, patience: float, draw: random.Rando
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--ranks", type=int, default=4)
-    parser.add_argument("--patience", type=float, default=60.0, help="seconds after which a rank counts as hanging")
+    parser.add_argument("--kills", type=count_flag, default=20)
+    parser.add_argument("--ranks", type=count_flag, default=4)
+    parser.add_argument(
+        "--patience", type=seconds_flag, default=60.0, help="seconds after which a rank counts as hanging"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true", help="one kill of two ranks")
     parser.add_argument("--out", metavar="FILE", help="keep the table as JSON")

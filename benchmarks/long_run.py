@@ -22,6 +22,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from moe_core.benchmarks.results import check_place, keep
+from moe_core.commands.common import count_flag
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.viewer import Viewer
 from moe_core.runs import Batch, RunWriter, begin, create_run, open_run
@@ -157,10 +158,10 @@ def of_a_million(steps: int, results: dict[str, float]) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=MILLION)
-    parser.add_argument("--layers", type=int, default=Config.layers)
-    parser.add_argument("--experts", type=int, default=Config.num_experts)
-    parser.add_argument("--block", type=int, default=BLOCK, help="steps a commit; 1: as of a run of slow steps")
+    parser.add_argument("--steps", type=count_flag, default=MILLION)
+    parser.add_argument("--layers", type=count_flag, default=Config.layers)
+    parser.add_argument("--experts", type=count_flag, default=Config.num_experts)
+    parser.add_argument("--block", type=count_flag, default=BLOCK, help="steps a commit; 1: as of a run of slow steps")
     parser.add_argument(
         "--together", action="store_true", help="all layers in one piece, as earlier versions stored them"
     )

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
 from moe_core.benchmarks.results import keep  # noqa: E402
+from moe_core.commands.common import count_flag  # noqa: E402
 from moe_core.runs import cores, open_run  # noqa: E402
 from moe_core.runs.estimate import WARM  # noqa: E402
 from moe_core.scaling.loads import max_over_mean, of_devices  # noqa: E402
@@ -170,9 +171,9 @@ def shortened(values: dict[str, float]) -> dict[str, float]:
 
 def main() -> int:
     asked = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    asked.add_argument("--rounds", type=int, default=2)
-    asked.add_argument("--steps", type=int, default=50, help="of each training")
-    asked.add_argument("--tokens", type=int, default=1024, help="of the batch of one rank")
+    asked.add_argument("--rounds", type=count_flag, default=2)
+    asked.add_argument("--steps", type=count_flag, default=50, help="of each training")
+    asked.add_argument("--tokens", type=count_flag, default=1024, help="of the batch of one rank")
     asked.add_argument("--quick", action="store_true", help="one round of few small steps, to see that it works")
     asked.add_argument("--out", metavar="FILE", help="keep the table as JSON")
     given = asked.parse_args()

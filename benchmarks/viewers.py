@@ -28,6 +28,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed
 
 from benchmarks.dashboard import cpu_seconds
+from moe_core.commands.common import count_flag, seconds_flag
 from moe_core.dashboard.address import TOKEN
 from moe_core.dashboard.learn import first_of
 from moe_core.lessons import LESSONS
@@ -157,9 +158,9 @@ async def measure(server: Server, run: Run, count: int, lesson: int, warm: float
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--viewers", type=int, default=30)
+    parser.add_argument("--viewers", type=count_flag, default=30)
     parser.add_argument("--lesson", type=int, default=6)
-    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--seconds", type=seconds_flag, default=20.0)
     parser.add_argument(
         "--quick", action="store_true", help="two viewers of lesson 1 for a second, to see that it works"
     )

@@ -23,6 +23,7 @@ import torch
 from transformers import MixtralConfig, MixtralForCausalLM
 
 from moe_core import watch
+from moe_core.commands.common import count_flag
 
 
 class Training:
@@ -91,9 +92,9 @@ def held() -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--steps", type=int, default=10_000, help="of the memory's measurement")
+    parser.add_argument("--layers", type=count_flag, default=2)
+    parser.add_argument("--tokens", type=count_flag, default=128)
+    parser.add_argument("--steps", type=count_flag, default=10_000, help="of the memory's measurement")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -102,7 +102,8 @@ def test_ranks_count_rows_on_each_number_of_devices_and_time_them(tmp_path) -> N
         (["--run", "none-such"], "none-such"),
         (["--run", "none-such", "--k", "2"], "--k says what the run says; leave it out, or --run"),
         (["--run", "none-such", "--num-experts", "3"], "--num-experts says what the run says"),
-        (["--num-experts", "4", "--tokens", "0"], "tokens"),
+        (["--num-experts", "4", "--tokens", "0"], "tokens must be between 1 and 65536, got 0"),
+        (["--threads", "2"], "bench ranks does not take --threads; leave it out"),
     ],
 )
 def test_what_ranks_cannot_share_is_refused_before_they_start(
@@ -113,6 +114,55 @@ def test_what_ranks_cannot_share_is_refused_before_they_start(
     told = capsys.readouterr()
     assert message in told.err
     assert (told.err.count("\n"), told.out) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *(
+            (f"{what} --seconds {given}", f"--seconds: must be a number of seconds from 0 to 3,600, got '{given}'")
+            for what in ("layer", "batch", "ranks")
+            for given in ("-5", "nan", "inf", "1e300", "x")
+        ),
+        *(
+            (f"{what} --{flag} {given}", f"{flag.replace('-', '_')} must be between 1 and ")
+            for what in ("batch", "ranks")
+            for flag in ("d-model", "d-hidden", "num-experts", "k")
+            for given in ("0", "-4", "9999999")
+        ),
+        ("batch --k nan", "--k: must be a whole number, got 'nan'"),
+        ("batch --threads -3", "threads must be between 0 and 1024, got -3"),
+        ("batch --device foo", "device must be auto, cpu, cuda, cuda:1 or mps, got 'foo'"),
+        ("batch --device cuda:999", "device 'cuda:999' is not on this machine"),
+        ("ranks --layers 3", "unrecognized arguments: --layers 3"),
+        ("ranks --ranks 3", "unrecognized arguments: --ranks 3"),
+        ("batch --tokens 64", "bench batch does not take --tokens; leave it out"),
+        ("layer --num-experts 4", "bench layer does not take --num-experts; leave it out"),
+        ("seeing --seconds 3", "bench seeing does not take --seconds; leave it out"),
+        ("start --run x", "bench start does not take --run; leave it out"),
+        ("batch --peer x", "bench batch does not take --peer; leave it out"),
+    ],
+)
+def test_a_number_that_cannot_be_measured_is_refused_in_a_line(words: str, message: str, monkeypatch, capsys) -> None:
+    for name in ("batch", "layer", "ranks", "seeing", "start"):
+        monkeypatch.setattr(f"moe_core.benchmarks.{name}.main", lambda *_: pytest.fail("it begins"))
+    try:
+        status = main(["bench", *words.split()])
+    except SystemExit as error:
+        status = error.code
+    told = capsys.readouterr()
+    assert status == 2
+    assert message in told.err
+    assert (told.err.count("\n"), told.out) == (1, "")
+
+
+def test_no_time_for_each_size_is_the_fewest_rounds(monkeypatch, capsys) -> None:
+    took = list[float]()
+    measure = lambda *given: (took.append(given[-1]), (0.1, 3))[1]
+    monkeypatch.setattr("moe_core.benchmarks.batch.measure", measure)
+    for more in (["--seconds", "0"], [], ["--seconds", "7"]):
+        assert main(["bench", "batch", "--d-model", "4", *more]) == 0
+    assert set(took) == {0.0, 1.0, 7.0}
 
 
 def test_why_a_rank_failed_is_one_line(tmp_path, monkeypatch, capsys) -> None:

@@ -1,15 +1,18 @@
 """The command line as a person or a script meets it: JSON lines, exit statuses, one line for what is wrong."""
 
+import argparse
 import json
 import os
 import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from moe_core.commands.common import count_flag, seconds_flag
 from moe_core.runs import open_run
 from moe_core.schema import STATS
 from tests import in_process
@@ -155,3 +158,16 @@ def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
 def test_talking_to_runs_needs_no_torch(tmp_path: Path) -> None:
     code = "import sys; from moe_core.__main__ import main; main(['runs', '--runs', sys.argv[1]]); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "fine", "wrong"),
+    [(count_flag, "1", ["0", "-2", "1.5", "nan"]), (seconds_flag, "0", ["-1", "3601", "inf", "nan"])],
+)
+def test_a_flag_of_a_benchmark_takes_no_number_that_measures_nothing(
+    flag: Callable[[str], float], fine: str, wrong: list[str]
+) -> None:
+    assert flag(fine) == float(fine)
+    for text in wrong:
+        with pytest.raises(argparse.ArgumentTypeError, match=f"got .?{text}"):
+            flag(text)

@@ -1,6 +1,7 @@
 """Who may import whom. This table is the documentation as well as the check."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -123,3 +124,12 @@ def test_the_dashboard_process_has_no_torch() -> None:
 def test_the_store_and_the_figures_need_neither_torch_nor_streamlit() -> None:
     code = "import sys, moe_core.runs, moe_core.figures; sys.exit(bool({'torch', 'streamlit'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["Ranks", "RankCounts", "WatchedRanks", "device_kind", "device_of", "measured_by", "ranks_of", "stats_of_ranks", "wanted_device"],
+)  # fmt: skip
+def test_a_name_that_meant_two_things_means_one(name: str) -> None:
+    pattern = re.compile(rf"^(?:def|class) {name}\b", re.MULTILINE)
+    assert [str(path.relative_to(ROOT)) for path in FILES for _ in pattern.findall(path.read_text())][1:] == []

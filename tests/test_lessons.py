@@ -130,13 +130,21 @@ def test_what_devices_share_is_checked_by_what_was_measured() -> None:
     )
 
 
+def test_more_experts_a_token_are_said_with_what_was_measured_of_them_only() -> None:
+    source = Source(counts=4 * EVEN)
+    one_device = "An expert now sees 64 tokens a step; it was 16."
+    for k, more in ((2, " Of the batches of 4 devices it multiplied 256 rows."), (8, "")):
+        source.devices = on_devices((1, 2, 4), (64, 128, 256), (1e5, 1e5, 1e5))._replace(k_L=np.array([k]))
+        assert check_of(5, 3)(source, 0) == (True, one_device + more)
+
+
 @pytest.mark.parametrize(
     ("found", "words"),
     [
         (on_devices((1, 2, 4), (16, 32, 33), (1e5, 1e5, 1e5)), "of those of 4 devices 33"),  # rows are lost
         (on_devices((1, 2), (16, 32), (1e5, 1e5)), "of those of 2 devices 32"),
-        (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(running=True), "Timing the products."),
-        (on_devices((1, 2), (16, 32), (np.nan, np.nan))._replace(running=True, wanted=(1, 2, 4)), "2 of 3 done"),
+        (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(running=True, progress=(0.9, "Timing it")), "Timing it."),
+        (on_devices((1, 2, 4), (16, 32, 64), (1e5, 1e5, 1e5))._replace(running=True, progress=(0.1, "2 of 3")), "2 of 3."),  # the one before is shown
         (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(problem="moe: rank 2 failed"), "Rank 2 failed; press the button again."),
     ],
 )  # fmt: skip

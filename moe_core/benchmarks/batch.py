@@ -59,9 +59,7 @@ def measure(layer: MoELayer, tokens: int, d_model: int, device: torch.device, se
 
 def main(options: argparse.Namespace) -> int:
     """options: d_model, d_hidden, num_experts, k, device, threads (0: torch's own), seconds, json, quick, out."""
-    if not 1 <= options.k <= options.num_experts:
-        raise ValueError(f"k must be between 1 and num_experts={options.num_experts}, got {options.k}")
-    device = torch.device("cpu" if options.device == "auto" else options.device)
+    device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_memory()  # as in the trainer: returning memory to the system costs more than the products of a large batch
@@ -70,7 +68,7 @@ def main(options: argparse.Namespace) -> int:
     machine = f"{platform.machine()}, {torch.get_num_threads()} thread(s), {device}, torch {torch.__version__}"
     sizes = {name: getattr(options, name) for name in ("d_model", "d_hidden", "num_experts", "k")}
     rows: list[dict[str, Any]] = []
-    tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, options.seconds or 1.0)
+    tokens_of, seconds = (QUICK, 0.0) if options.quick else (SIZES, 1.0 if options.seconds is None else options.seconds)
     if options.json:
         print(
             json.dumps({"event": "start", "pid": os.getpid(), "sizes": tokens_of, "machine": machine} | sizes),

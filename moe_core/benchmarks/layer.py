@@ -140,11 +140,12 @@ def main(options: argparse.Namespace) -> int:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     gc.disable()
+    seconds = 0.0 if options.quick else 4.0 if options.seconds is None else options.seconds
     rows: list[dict[str, Any]] = []
     try:
         for size in SIZES[:1] if options.quick else SIZES:
             row = dict(zip(("tokens", "d_model", "d_hidden", "num_experts", "k"), size, strict=True))
-            rows.append(row | measure(size, 0.0 if options.quick else options.seconds or 4.0, peers))
+            rows.append(row | measure(size, seconds, peers))
             print_row(rows, said, options.json)
     finally:
         gc.enable()

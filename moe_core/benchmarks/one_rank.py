@@ -134,12 +134,12 @@ def count(subject: Subject, ranks: Ranks, batches: int) -> tuple[Tensor, Tensor,
 
 
 def least_mean_most(rows_nLE: Tensor, on_LE: Tensor) -> list[list[float]]:
-    """Of each layer: the rows of the expert that got the fewest in a step, of the mean one, and of the one that got the most. Of the least
-    and the most the median over steps; experts that are off are left out."""
+    """Of each layer: the rows of the expert that got the fewest in a step, of the mean one, and of the one that got the most. All three
+    are means over the same steps, so the second lies between the others; experts that are off are left out."""
     found = []
     for rows_nE, on_E in zip(rows_nLE.double().unbind(1), on_LE, strict=True):
         rows_nE = rows_nE[:, on_E]
-        found.append([float(x) for x in (rows_nE.amin(1).median(), rows_nE.mean(), rows_nE.amax(1).median())])
+        found.append([float(x) for x in (rows_nE.amin(1).mean(), rows_nE.mean(), rows_nE.amax(1).mean())])
     return found
 
 

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, check_installed, moved, real_flag, take_places, whole_flag
-from moe_core.schema import Config, Knobs
+from moe_core.commands.common import add, check_installed, moved, seconds_flag, take_places, whole_flag
+from moe_core.schema import Config, Knobs, check
 
 SIZES = {
     "d_model": Config.d_model,
@@ -14,6 +14,16 @@ SIZES = {
     "k": Knobs.k,
     "tokens": Config.tokens,
 }
+
+# Which of the flags for some benchmarks only each takes.
+TAKES = {
+    "layer": {"seconds", "peer", "allocator"},
+    "batch": {"seconds", "d_model", "d_hidden", "num_experts", "k", "device", "threads"},
+    "ranks": {"seconds", *SIZES, "run", "text", "data"},
+    "seeing": set[str](),
+    "start": set[str](),
+}
+DEFAULTS = SIZES | {"device": "auto", "threads": 1, "allocator": "kept"}
 
 
 def declare(commands: Any) -> None:
@@ -25,14 +35,14 @@ def declare(commands: Any) -> None:
         run=False,
         extra="train",
     )
-    bench.add_argument("what", choices=("layer", "batch", "ranks", "seeing", "start"))
+    bench.add_argument("what", choices=tuple(TAKES))
     bench.add_argument("--quick", action="store_true", help="a few small sizes, to see that it works")
     bench.add_argument(
         "--out", type=Path, metavar="FILE.json", help="write the table here too, with the machine described"
     )
     bench.add_argument(
         "--seconds",
-        type=real_flag,
+        type=seconds_flag,
         help="time for each size of layer (default 4) or batch (default 1), or number of ranks (default 1)",
     )
     take_sizes(bench)
@@ -45,22 +55,30 @@ def take_sizes(bench: argparse.ArgumentParser) -> None:
     for name, default in SIZES.items():
         words = "of a batch of ranks; " if name == "tokens" else ""
         sizes.add_argument("--" + name.replace("_", "-"), type=whole_flag, help=f"{words}default {default}")
-    sizes.add_argument("--device", default="auto", help="of batch; ranks are on the CPU")
+    sizes.add_argument("--device", help="of batch (default auto); ranks are on the CPU")
     sizes.add_argument(
         "--threads",
         type=whole_flag,
-        default=1,
-        help="torch's CPU threads; 0 leaves them to torch (default 1); ranks have one each",
+        help="torch's CPU threads for batch; 0 leaves them to torch (default 1); ranks have one each",
     )
 
 
-def settle_sizes(arguments: argparse.Namespace) -> None:
-    """Put the default of each size that was not given. ValueError for a size beside the run that ranks measures."""
-    given = [name for name in SIZES if getattr(arguments, name) is not None]
-    if given and arguments.run and arguments.what == "ranks":
-        raise ValueError(f"--{given[0].replace('_', '-')} says what the run says; leave it out, or --run")
-    for name in SIZES.keys() - given:
-        setattr(arguments, name, SIZES[name])
+def settle(arguments: argparse.Namespace) -> None:
+    """Put the default of each flag that was not given. ValueError for one that this benchmark would ignore, and for sizes that no layer has."""
+    what, all_flags = arguments.what, set[str]().union(*TAKES.values())
+    given = [name for name in sorted(all_flags) if getattr(arguments, name) is not None]
+    flags = {name: "--" + name.replace("_", "-") for name in given}
+    for name in given:
+        if name not in TAKES[what]:
+            raise ValueError(f"bench {what} does not take {flags[name]}; leave it out")
+        if name in SIZES and arguments.run:
+            raise ValueError(f"{flags[name]} says what the run says; leave it out, or --run")
+    for name in DEFAULTS.keys() - given:
+        setattr(arguments, name, DEFAULTS[name])
+    if not arguments.run:
+        sizes = {name: getattr(arguments, name) for name in SIZES if name != "k"}
+        place = {"device": arguments.device, "threads": arguments.threads}
+        check(Config.for_task("plane", layers=1, **sizes, **place), Knobs(k=arguments.k))
 
 
 def take_run(bench: argparse.ArgumentParser) -> None:
@@ -82,20 +100,20 @@ def take_peers(bench: argparse.ArgumentParser) -> None:
         help="also measure mixtral, mixtral-loop or st-moe (pip install -r requirements-bench.txt), or a file of yours that "
         "has layer(d_model, d_hidden, num_experts, k) -> module, or a class MoE as davidmrau's moe.py; may be given again",
     )
-    peers.add_argument(
-        "--allocator", choices=("kept", "default"), default="kept", help="kept: as in the trainer (default); glibc only"
-    )
+    peers.add_argument("--allocator", choices=("kept", "default"), help="kept: as in the trainer (default); glibc only")
 
 
 def bench_command(arguments: argparse.Namespace) -> int:
-    settle_sizes(arguments)
+    settle(arguments)
     if arguments.out:
         from moe_core.benchmarks.results import check_place
 
         check_place(arguments.out)
     if arguments.what == "batch":
         from moe_core.benchmarks.batch import main as batch
+        from moe_core.training.machine import choose_device
 
+        arguments.device = str(choose_device("cpu" if arguments.device == "auto" else arguments.device))
         return int(batch(arguments))
     if arguments.what == "ranks":
         from moe_core.benchmarks.ranks import main as ranks

@@ -70,7 +70,7 @@ def fork_here(arguments: argparse.Namespace, joined: "Joined | None" = None) -> 
     """In the foreground, as `train`: a person who types a command sees what it does. The page's button detaches."""
     from moe_core.runs import changes_of, checked_id, fork, new_id, open_run, runs_folder
     from moe_core.runs.branch import branch_off, check_branch
-    from moe_core.runs.ranks import Ranks, check_shares, rows_of
+    from moe_core.runs.ranks import RankCounts, check_shares, rows_of
 
     parent = open_run(arguments.run, arguments.runs)
     changes = changes_of(arguments.changes)
@@ -78,7 +78,9 @@ def fork_here(arguments: argparse.Namespace, joined: "Joined | None" = None) -> 
     run_id = checked_id(arguments.run_id) if arguments.run_id else new_id(beside, parent.config.task)
     check_branch(parent, arguments.at, changes, arguments.steps)
     if joined:
-        check_shares(Ranks(joined.ranks.size, joined.ranks.expert), parent.config.num_experts, rows_of(parent.config))
+        check_shares(
+            RankCounts(joined.ranks.size, joined.ranks.expert), parent.config.num_experts, rows_of(parent.config)
+        )
     from moe_core.training.recorded import load_recorded
 
     load_recorded(parent, places := moved(arguments))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from moe_core.commands.terminal import complain, plain
 from moe_core.schema import real, shortened, whole
 
+HOUR = 3600
 Command = Callable[[argparse.Namespace], int]
 # What each extra of the wheel brings: a module, and what pip calls it. The ranges of versions are in pyproject.toml.
 EXPORT = {
@@ -74,6 +75,23 @@ def real_flag(text: str) -> float:
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"must be a number, got {shortened(text, 80)!r}")
+
+
+def count_flag(text: str) -> int:
+    """A flag's whole number of things, of which there must be one."""
+    if (number := whole_flag(text)) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text}")
+    return number
+
+
+def seconds_flag(text: str) -> float:
+    """A flag's time for a measurement, in seconds."""
+    try:
+        if 0 <= (number := real(text)) <= HOUR:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"must be a number of seconds from 0 to {HOUR:,}, got {shortened(text, 80)!r}")
 
 
 def take_places(command: argparse._ActionsContainer) -> None:

@@ -60,7 +60,7 @@ def on_ranks(
     from moe_core.parallel.session import follow_on, joined, lead
 
     try:
-        with joined(arguments.expert_parallel, device_of(arguments), arguments.patience, torchrun) as here:
+        with joined(arguments.expert_parallel, wanted_device(arguments), arguments.patience, torchrun) as here:
             if here.ranks.rank:
                 return follow_on(here)
 
@@ -75,7 +75,7 @@ def on_ranks(
         return 1
 
 
-def device_of(arguments: argparse.Namespace) -> str:
+def wanted_device(arguments: argparse.Namespace) -> str:
     """The device that rank 0 asks for, so that all have one of its kind: that of the run that it goes on with or forks, if there is
     one."""
     recorded = getattr(arguments, "resume", None) or getattr(arguments, "run", None)

@@ -85,7 +85,7 @@ def measuring(run_id: str) -> None:
     try:
         measured, devices = run.throughput(), run.on_devices()
         if measured.running:
-            progress_of(measured)
+            st.progress(*measured.progress)
             offer_cancel(run_id, deed(stop_measuring), run.throughput_file())
         elif devices.running:
             st.progress(*devices.progress)
@@ -103,13 +103,6 @@ def offer_cancel(run_id: str, stop: Callable[[Path], object], path: Path) -> Non
     st.button("Cancel", key=f"batch-cancel-{run_id}", on_click=stop, args=(path,), width="stretch")
 
 
-def progress_of(measured: Measured) -> None:
-    """How far the measurement of throughput is."""
-    done = len(measured.tokens)
-    left = f", about {measured.of - done} s left"  # each takes a second
-    st.progress(done / max(measured.of, 1), f"{done} of {measured.of} batch sizes{left}" if measured.of else "Starting")
-
-
 def offer_throughput(run: Run, measured: Measured) -> None:
     """The button that measures throughput, and why an earlier measurement ended early."""
     config, k = run.config, int(run.knobs.k)
@@ -121,7 +114,7 @@ def offer_throughput(run: Run, measured: Measured) -> None:
         type="secondary" if len(measured.tokens) else "primary",
         help=f"Times one layer of this run ({what}) at nine batch sizes: about ten seconds in a process of its own.",
     )  # fmt: skip
-    say_early(measured.problem, len(measured.tokens))
+    say_early(measured.problem, len(measured.tokens), measured.earlier)
 
 
 def offer_devices(run: Run, devices: OnDevices) -> None:
@@ -136,13 +129,13 @@ def offer_devices(run: Run, devices: OnDevices) -> None:
         args=(run.id, run.path), disabled=bool(reason), type="secondary" if devices.done or reason else "primary",
         help=f"Not for this run: {reason}." if reason else DEALS,
     )  # fmt: skip
-    say_early(devices.problem, len(devices.devices_m))
+    say_early(devices.problem, len(devices.devices_m), devices.earlier)
 
 
-def say_early(problem: str, found: int) -> None:
-    """Why a measurement ended early. found: how many of its sizes or numbers of devices were measured."""
+def say_early(problem: str, found: int, earlier: bool) -> None:
+    """Why a measurement ended early. found: how many sizes or numbers of devices the result has; earlier: it is of the one before."""
     if problem:
-        kept = " What it measured is kept." if found else ""
+        kept = " The result before it is shown." if earlier else " What it measured is kept." if found else ""
         st.caption(f"Ended early: {problem.removeprefix('moe: ')}.{kept}")
 
 

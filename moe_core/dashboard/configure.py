@@ -4,6 +4,7 @@ Each field follows from its declaration in Config or Knobs (moe_core/schema/sett
 tasks and strategies that read it. So a setting that is added there is here too. What is wrong with a value is said below its field.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import fields
 from html import escape
@@ -14,13 +15,26 @@ import streamlit as st
 
 from moe_core.dashboard import own, starting
 from moe_core.dashboard.faults import Faults
-from moe_core.dashboard.own import Recognised
+from moe_core.dashboard.own import Columns, Recognised
 from moe_core.runs import command_of, runs_folder
 from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
-from moe_core.runs.machine import device_of
-from moe_core.runs.ranks import ALONE, Ranks, check_dealt, check_room, check_shares, most_ranks, rows_of
+from moe_core.runs.machine import device_kind
+from moe_core.runs.ranks import ALONE, RankCounts, check_dealt, check_room, check_shares, most_ranks, rows_of
 from moe_core.runs.room import bytes_text
-from moe_core.schema import STRATEGIES, TASKS, Config, Knobs, check, duration, meta_of, parse_setting, range_text, reads
+from moe_core.schema import (
+    STRATEGIES,
+    TASKS,
+    Config,
+    Knobs,
+    duration,
+    first_few,
+    meta_of,
+    parse_setting,
+    problems,
+    range_text,
+    reads,
+    shortened,
+)
 
 SOURCES = ("built in", "on this machine", "uploaded")
 FILES = {"text": "text", "digits": "data"}  # the setting that names a person's own files, by task
@@ -49,10 +63,12 @@ class Form:
         self.values: dict[str, Any] = {}
         self.faults = Faults()
 
-    def field(self, settings: type[Config] | type[Knobs], name: str, start: Any) -> None:
-        """Draw a setting's field, and take its value."""
+    def field(
+        self, settings: type[Config] | type[Knobs], name: str, start: Any, offered: Sequence[str] | None = None
+    ) -> None:
+        """Draw a setting's field, and take its value. offered: words to choose from, beside any that a person types."""
         with st.container(gap=None):
-            value = widget(settings, name, start, f"configure-{self.task}-{name}")
+            value = widget(settings, name, start, f"configure-{self.task}-{name}", offered)
             self.faults.place(name)
         try:
             self.values[name] = parse_setting(settings, name, start if value is None else value)
@@ -64,7 +80,9 @@ class Form:
         return {f.name: self.values[f.name] for f in fields(settings) if f.name in self.values}
 
 
-def widget(settings: type[Config] | type[Knobs], name: str, start: Any, key: str) -> Any:
+def widget(
+    settings: type[Config] | type[Knobs], name: str, start: Any, key: str, offered: Sequence[str] | None = None
+) -> Any:
     """The field of a setting, by the type of its start and its declaration."""
     meta = meta_of(settings, name)
     common: dict[str, Any] = {
@@ -75,7 +93,10 @@ def widget(settings: type[Config] | type[Knobs], name: str, start: Any, key: str
     if meta.choices:
         return st.selectbox(name, meta.choices, meta.choices.index(start), **common)
     if isinstance(start, tuple):
-        return st.multiselect(name, list(start), start, accept_new_options=True, placeholder="none", **common)
+        words = [*start, *(offered or ())]
+        return st.multiselect(name, words, start, accept_new_options=True, placeholder="none", **common)
+    if offered is not None:
+        return st.selectbox(name, offered, None, accept_new_options=True, placeholder="none", **common)
     if isinstance(start, str):
         return st.text_input(name, start, placeholder="none", **common)
     if isinstance(start, int):
@@ -106,20 +127,23 @@ def configure(started: Knobs) -> None:
     draw_knobs(form, usual, started)
     recognised = look_at(form, files, shown)
     given = Config.for_task(form.task, **form.take(Config))
-    config, knobs = given, Knobs(**form.take(Knobs))
-    if not form.faults:
+    knobs = Knobs(**form.take(Knobs))
+    for problem in problems(given, knobs):
+        form.faults.say_together(problem)
+    wrong = form.faults.problems.keys()
+    dealt = [] if "ranks" in wrong else [RankCounts(ranks.size), *([] if "expert_parallel" in wrong else [ranks])]
+    for part in dealt:  # the rows of a batch are dealt however the experts are
         try:
-            config, knobs = check(given, knobs)
-            check_shares(ranks, config.num_experts, rows_of(config))
+            check_shares(part, given.num_experts, rows_of(given))
         except ValueError as error:
-            form.faults.say(str(error))
-    offer(form, config, knobs, recognised, ranks)
+            form.faults.say_together(str(error))
+    offer(form, given, knobs, recognised, ranks)
 
 
-def choose_ranks(form: Form) -> Ranks:
+def choose_ranks(form: Form) -> RankCounts:
     """The fields that say how many processes train the run. None where this machine has room for one only."""
     config = Config(device=form.values.get("device", "auto"))
-    most, each = most_ranks(device_of(config))
+    most, each = most_ranks(device_kind(config))
     if most < 2:
         return ALONE
     size = whole(
@@ -131,12 +155,12 @@ def choose_ranks(form: Form) -> Ranks:
         "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all. With 1 each rank has all "
         "experts, and there is no load of devices to see"
     )
-    ranks = Ranks(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
-    try:
-        check_room(ranks, config)
-        check_dealt(ranks)
-    except ValueError as error:
-        form.faults.say(str(error))
+    ranks = RankCounts(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
+    for wrong in (lambda: check_room(ranks, config), lambda: check_dealt(ranks)):
+        try:
+            wrong()
+        except ValueError as error:
+            form.faults.say_together(str(error))
     return ranks
 
 
@@ -202,23 +226,49 @@ def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
             ask = st.text_area if several else st.text_input
             text = str(ask(what, key=key, placeholder=hint, persist_state="session") or "")  # type: ignore[operator]
             named = [line.strip() for line in text.splitlines() if line.strip()]
-            read = own.inside
+            read = named_path
         else:
             given = st.file_uploader(what, accept_multiple_files=several, key=f"configure-upload-{form.task}")
             named = given if isinstance(given, list) else [given] * (given is not None)
             read = kept
         form.faults.place(name)
-    try:
-        files = tuple(str(read(one)) for one in named)
-    except ValueError as error:
-        form.faults.say(str(error), name)
+    for one in named:
+        try:
+            files += (str(read(one)),)
+        except ValueError as error:
+            form.faults.say(str(error), name)
     if name == "data":
+        columns = own.header_of(files[0]) if files else Columns()
         with st.container(key="configure-table"):
             for setting in AS_READ:
-                form.field(Config, setting, getattr(Config(), setting))
+                form.field(
+                    Config, setting, getattr(Config(), setting), None if setting == "missing" else columns.offered
+                )
+        check_named(form, columns)
     if files:
         form.values[name] = files if several else files[0]
     return files
+
+
+def check_named(form: Form, columns: Columns) -> None:
+    """Say it if label or drop names a column that the table does not have, each at its own field."""
+    for name, wanted, words in (
+        ("label", "a column", [form.values["label"]]),
+        ("drop", "columns", form.values["drop"]),
+    ):
+        if unknown := [word for word in words if word and not columns.have(word)]:
+            there = first_few(columns.offered)
+            form.faults.say(
+                f"{name} must name {wanted} of the table, got {first_few(unknown)}; there are {there}", name
+            )
+
+
+def named_path(text: str) -> Path:
+    """What a person named. ValueError if a page may not read it, or there is nothing."""
+    path = own.inside(text)
+    if not path.exists():
+        raise ValueError(f"there is no file or folder {shortened(text, 80)!r}; correct the path")
+    return path
 
 
 def kept(upload: Any) -> Path:
@@ -230,22 +280,29 @@ def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised
     if files is None:
         features, classes = shape_of(Config.for_task(form.task, **form.take(Config)))
         return Recognised((), features, classes)
-    if not files or form.faults:
+    if not files or form.faults.problems.keys() & {FILES[form.task]}:
         return None
+    right = {name: value for name, value in form.take(Config).items() if name not in form.faults.problems}
     with shown, st.spinner("Reading your data"):
-        recognised = own.recognise(Config.for_task(form.task, **form.take(Config)))
+        recognised = own.recognise(Config.for_task(form.task, **right))
     if recognised.problem:
-        form.faults.say(recognised.problem)
+        form.faults.say_together(recognised.problem, field_of(recognised.problem, FILES[form.task]))
         return None
     lines = "".join(f"<p>{escape(words[:1000])}</p>" for words in recognised.taken[:80])
     shown.html(f'<div class="moe-recognised" role="group" aria-label="How your data are read">{lines}</div>')
     return recognised
 
 
+def field_of(problem: str, files: str) -> str:
+    """The field at which a problem of a person's files can be mended: how a table is read, if the words advise that, else the files'."""
+    advised = re.search(f"--({'|'.join(AS_READ)})\\b", problem)
+    return advised[1] if advised else files
+
+
 # What it takes, and the start
 
 
-def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: Ranks) -> None:
+def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: RankCounts) -> None:
     """What the run will take, the command that does the same, and the button that starts it."""
     ready = recognised is not None and not form.faults
     if recognised is not None and not form.faults:
@@ -260,7 +317,7 @@ def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | Non
         st.code(command_of(config, knobs, ranks), language="bash", wrap_lines=True)
 
 
-def takes(found: Estimate, config: Config, ranks: Ranks) -> None:
+def takes(found: Estimate, config: Config, ranks: RankCounts) -> None:
     """The estimate in a line of numbers, and where they come from."""
     whose = "of memory" if ranks == ALONE else f"of memory, {ranks.size} ranks together"
     numbers = [(f"{found.parameters:,}", "parameters"), (f"about {bytes_text(found.memory)}", whose)]

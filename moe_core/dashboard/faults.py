@@ -12,7 +12,7 @@ class Faults:
 
     def __init__(self) -> None:
         self.places: dict[str, Any] = {}
-        self.problems: dict[str, str] = {}
+        self.problems: dict[str, list[str]] = {}
 
     def __bool__(self) -> bool:
         return bool(self.problems)
@@ -22,8 +22,19 @@ class Faults:
         self.places[name] = st.empty()
 
     def say(self, problem: str, name: str = "") -> None:
-        """Say what is wrong at a field: of this name, else the first one that the words name, else here."""
+        """Say what is wrong at a field, below what was said there: of this name, else the first one that the words name, else here."""
+        at = name or next(iter(self.named_in(problem)), "")
+        said = self.problems.setdefault(at, [])
+        said.append(problem)
+        lines = "".join(f'<p class="moe-fault" role="alert">{escape(one)}</p>' for one in said)
+        self.places.get(at, st).html(lines)
+
+    def say_together(self, problem: str, name: str = "") -> None:
+        """Say it unless a field that it names has a fault by itself: with another value there it may be gone."""
+        if not self.problems.keys() & {*filter(None, [name]), *self.named_in(problem)}:
+            self.say(problem, name)
+
+    def named_in(self, problem: str) -> list[str]:
+        """The fields that a message names, in its order."""
         words = (word.strip("-").replace("-", "_") for word in re.findall(r"[\w-]+", problem))
-        at = name or next((word for word in words if word in self.places), "")
-        self.problems[at] = problem
-        self.places.get(at, st).html(f'<p class="moe-fault" role="alert">{escape(problem)}</p>')
+        return [word for word in words if word in self.places]

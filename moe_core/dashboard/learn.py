@@ -5,18 +5,30 @@ begun as the lesson begins, or its charts and checks would not mean what the les
 """
 
 from html import escape
+from pathlib import Path
 
 import streamlit as st
 
 from moe_core.dashboard import classroom, controls, links, starting
-from moe_core.dashboard.batch import refusals_told
+from moe_core.dashboard.batch import offer_cancel, refusals_told
 from moe_core.dashboard.gate import LOOKING, deed, looks
 from moe_core.dashboard.panel import did_not_start
 from moe_core.dashboard.progress import NOT_BEGUN, Progress, opened, press, read_run
 from moe_core.lessons import LESSONS, Lesson, Verdict, flashcards
-from moe_core.runs import Run, StoreError, is_alive, last_words, open_run, reap, runs_folder, start_on_devices
+from moe_core.runs import (
+    Run,
+    StoreError,
+    is_alive,
+    last_words,
+    open_run,
+    reap,
+    runs_folder,
+    start_on_devices,
+    stop_on_devices,
+)
 from moe_core.schema import Knobs, describe
 
+WAITS = "Waits until the measurement is done."
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
 CSS = """
 .moe-check { display: flex; gap: 12px; align-items: baseline; padding: 8px 12px; border-radius: 8px; font-size: 15px; line-height: 20px;
@@ -181,13 +193,15 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
     st.latex(lesson.formula)
     for at, stage in enumerate(lesson.stages):
         following = progress.alive and at == progress.reached + 1 if at else not begun
+        waits = bool(at) and progress.measuring  # or it would measure a run that changes meanwhile
         st.button(
             stage.button, key=f"stage-{number}-{at}", on_click=act, args=(number, at), width="stretch",
-            type="primary" if following else "secondary",
+            type="primary" if following and not waits else "secondary", help=WAITS if waits else None,
             icon=":material/check:" if at in progress.happened else None,
-            disabled=looks() or (at > 0 and not (progress.alive and at <= progress.reached + 1)),
+            disabled=looks() or waits or (at > 0 and not (progress.alive and at <= progress.reached + 1)),
         )  # fmt: skip
-        st.html(f'<p class="moe-watch">{escape(stage.watch)}</p>')
+        why = "" if not waits else "<b>It is measured now.</b> " if at == progress.reached else f"<b>{WAITS}</b> "
+        st.html(f'<p class="moe-watch">{why}{escape(stage.watch)}</p>')
     last = len(lesson.stages) - 1 in progress.happened
     if last and number < len(LESSONS) and not classroom.follows():  # whoever follows is led on by the teacher
         st.button(
@@ -216,25 +230,30 @@ def turn_to(number: int) -> None:
 
 @deed
 def act(number: int, at: int) -> None:
-    """Start the lesson's run, or turn the knobs of the one it has."""
+    """Start the lesson's run, or turn the knobs of the one it has and measure it."""
     stage = LESSONS[number - 1].stages[at]
     if stage.task:
         begin(number)
         return
     with opened(runs_of_lessons()[number]) as run:
-        if run and stage.measures:
-            with refusals_told():
-                start_on_devices(run.path)
-        elif run and is_alive(run.path):
+        # Another tab may have begun to measure since this one's buttons were drawn.
+        if not run or run.on_devices().running or not is_alive(run.path):
+            return
+        if stage.knobs:
             run.turn(f"lesson {number}", stage.knobs)
             press(run, number, stage.knobs)
+        if stage.measures:
+            with refusals_told():
+                start_on_devices(run.path)
 
 
 @deed
 def begin(number: int) -> None:
-    """Start the lesson's run and show it. This tab's earlier runs are stopped, since they would slow it down."""
+    """Start the lesson's run and show it. This tab's earlier runs are stopped, and what measures them, since they would slow it down."""
     for earlier in runs_of_lessons().values():
         with opened(earlier) as run:
+            if run:
+                stop_on_devices(run.path)
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
     lesson = LESSONS[number - 1]
@@ -270,9 +289,12 @@ def read(number: int, wanted: str | None, drawn: Progress, followed: classroom.S
             st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
         elif wanted:
             found = read_run(wanted, number, links.word("layer") or 1)
-            say(found.verdict if found else STARTING)
             if found:
                 now, answer = found.progress, found.answer
+            if found and now.measuring:
+                say_measuring(found.folder, found.measured)
+            else:
+                say(found.verdict if found else STARTING)
     question(number, answer)
     if now != drawn or classroom.followed() != followed:
         st.rerun()
@@ -284,6 +306,15 @@ def say(verdict: Verdict) -> None:
     st.html(
         f'<div class="moe-check" data-check="{happened}" role="status"><b>{word}</b><span>{escape(verdict.text)}</span></div>'
     )
+
+
+def say_measuring(folder: Path, measured: tuple[float, str]) -> None:
+    """How far the measurement is, in place of the check, which waits for it, and the button that cancels it."""
+    bar, end = st.columns([4, 1.2], vertical_alignment="center")
+    bar.progress(*measured)
+    if not looks():
+        with end:
+            offer_cancel(folder.name, deed(stop_on_devices), folder)
 
 
 def question(number: int, own: str) -> None:

@@ -5,22 +5,27 @@ below one folder only: the one that the dashboard was started in, or MOE_DATA. L
 names that begin with a dot are left alone.
 """
 
+import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import re
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from moe_core.dashboard.gate import deed
 from moe_core.folders import ABOVE
 from moe_core.runs import runs_folder
-from moe_core.runs.limits import FILES
+from moe_core.runs.limits import FILES, open_plain
 from moe_core.runs.room import bytes_text
 from moe_core.runs.runner import words_of
 from moe_core.schema import Config, first_line, shortened
@@ -30,6 +35,11 @@ STARTED_IN = Path.cwd()
 UPLOADS = "uploads"  # in the folder of runs
 MOST = 1 << 30  # bytes of all uploads together
 PATIENCE = 120.0  # seconds that reading a file may take
+HEAD = 1 << 20  # bytes of a table that are read for its columns
+BELOW = 50  # rows that say whether the line above them names the columns
+OFFERED = 1000  # columns to choose from; others can be typed
+LONGEST = 80  # letters of a column's name, as in training/data/tables.py
+EMPTY = {"", "nan", "na", "n/a", "<na>", "null", "?"}  # as there
 
 
 class Recognised(NamedTuple):
@@ -39,6 +49,24 @@ class Recognised(NamedTuple):
     features: int = 0
     classes: int = 0
     problem: str = ""
+
+
+class Columns(NamedTuple):
+    """The cells of a table's first line, and whether they name its columns, as far as its beginning tells."""
+
+    first: tuple[str, ...] = ()
+    named: bool = False
+
+    @property
+    def offered(self) -> list[str]:
+        """To choose from: the names, or where there are none the numbers."""
+        names = [name if self.named and name else str(at) for at, name in enumerate(self.first, 1)]
+        return names[:OFFERED]
+
+    def have(self, word: str) -> bool:
+        """Whether a word may name a column, by its name or its number from 1. True where the columns are not known."""
+        known = not self.first or word in self.first or [c.lower() for c in self.first].count(word.lower()) == 1
+        return known or (word.isascii() and word.isdigit() and 1 <= int(word) <= len(self.first))
 
 
 def data_folder() -> Path:
@@ -139,3 +167,50 @@ def stamp(path: Path) -> tuple[int, int]:
         return found.st_mtime_ns, found.st_size
     except OSError:
         return 0, 0
+
+
+@deed
+def header_of(path: str) -> Columns:
+    """The columns of a CSV, of which only the beginning is read; none for a file that is no CSV, or cannot be read."""
+    return _header(path, stamp(Path(path)))
+
+
+@lru_cache(maxsize=32)
+def _header(path: str, stamp: tuple[int, int]) -> Columns:
+    try:
+        with open_plain(Path(path), follow=True) as file:
+            packed = file.peek(2).startswith(b"\x1f\x8b")
+            head = gzip.GzipFile(fileobj=file).read(HEAD) if packed else file.read(HEAD)
+        text = head.decode("utf-8-sig", errors="strict" if len(head) < HEAD else "ignore")
+        if len(head) == HEAD:
+            text = text[: text.rfind("\n") + 1]  # its last line is not whole
+        above, *below = islice(filter(None, csv.reader(io.StringIO(text))), BELOW + 1)
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError):
+        return Columns()
+    if len(above) < 2 or any(len(row) != len(above) for row in below):
+        return Columns()
+    names = [cell.strip()[:LONGEST] for cell in above]
+    seen, first = set[str](), list[str]()
+    for at, name in enumerate(names, 1):  # a name that is there twice gets its number
+        first.append(f"{name}_{at}" if name in seen else name)
+        seen.add(first[-1])
+    return Columns(tuple(first), names_columns(above, below))
+
+
+def names_columns(above: list[str], below: list[list[str]]) -> bool:
+    """Whether a line names the columns: a word stands above more numbers than words, or it counts them from 0, as pandas does."""
+    numbers = [number_in(cell) for cell in above]
+    for at, own in enumerate(numbers):
+        if own is None and above[at].strip().lower() not in EMPTY:
+            cells = [row[at] for row in below if row[at].strip().lower() not in EMPTY]
+            if 2 * sum(number_in(cell) is not None for cell in cells) > len(cells):
+                return True
+    counted = [own for own in numbers if own is not None]
+    return bool(below) and len(counted) > 2 and counted == list(range(len(counted)))
+
+
+def number_in(cell: str) -> float | None:
+    try:
+        return float(cell)
+    except ValueError:
+        return None

@@ -16,24 +16,28 @@ KEPT = 64  # readings
 
 
 class Progress(NamedTuple):
-    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, and the
-    stages whose check has passed."""
+    """How far the reader is: whether the run exists, the last stage (from 0) that was begun, whether the run trains, the
+    stages whose check has passed, and whether the run is being measured on devices."""
 
     exists: bool
     reached: int
     alive: bool
     happened: frozenset[int]
+    measuring: bool = False
 
 
 NOT_BEGUN = Progress(False, 0, False, frozenset())
 
 
 class Reading(NamedTuple):
-    """What a run says of a lesson: how far it is, the check of the stage that was begun last, and the answer to the question."""
+    """What a run says of a lesson: how far it is, the check of the stage that was begun last, the answer to the question, how far
+    its measurement on devices is, from 0 to 1 and in words, if it is under way, and the run's folder."""
 
     progress: Progress
     verdict: Verdict
     answer: str
+    measured: tuple[float, str]
+    folder: Path
 
 
 # The checks that have passed, by run, lesson, stage and layer; and what was pressed, by run, lesson and knob with its value, also
@@ -72,7 +76,7 @@ def read(run: Run, number: int, layer: int) -> Reading:
     lesson = LESSONS[number - 1]
     verdict = check(run, number, layer)
     answer = lesson.answer_on(run, layer) if run.steps()[1] else ""
-    return Reading(progress_of(run, number, layer), verdict, answer)
+    return Reading(progress_of(run, number, layer), verdict, answer, run.on_devices().progress, run.path)
 
 
 def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
@@ -86,7 +90,7 @@ def progress_of(run: Run, number: int, layer: int) -> Progress:
     """
     stages, reached = LESSONS[number - 1].stages, reached_of(run, number)
     happened = frozenset(at for at in range(len(stages)) if (record_of(run), number, at, layer) in _seen)
-    return Progress(True, reached, is_alive(run.path), happened)
+    return Progress(True, reached, is_alive(run.path), happened, run.on_devices().running)
 
 
 def reached_of(run: Run, number: int) -> int:
@@ -96,7 +100,7 @@ def reached_of(run: Run, number: int) -> int:
     stages = LESSONS[number - 1].stages
     begun = run.on_devices()
     measured = begun.running or bool(begun.wanted or begun.problem)
-    done = (measured if stage.measures else turned >= set(stage.knobs.items()) for stage in stages)
+    done = (turned >= set(stage.knobs.items()) and (measured or not stage.measures) for stage in stages)
     return max((at for at, here in enumerate(done) if at and here), default=0)
 
 

@@ -16,10 +16,10 @@ from moe_core.runs import Measured, Parent, Status, pick, runs_folder
 from moe_core.runs import start as start_trainer
 from moe_core.runs.measuring import NOTHING_MEASURED
 from moe_core.runs.on_devices import OnDevices, nothing_on_devices
-from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
+from moe_core.runs.ranks import ALONE, RankCounts, facts_of_ranks
 from moe_core.runs.source import Source
 from moe_core.runs.statistics import Deal, off_spans
-from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, measured_by
+from moe_core.schema import Config, Knobs, KnobValues, columns_of, describe, stats_of_ranks
 
 # An empty probe for each kind of figure that shows one. The points have an extent, which the plane's axes need.
 NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
@@ -28,11 +28,11 @@ NO_TOKENS: dict[str, dict[str, np.ndarray]] = {
     "points": {"points": np.empty((0, 2), np.float32), "extent": np.array([-1.1, 1.1, -1.1, 1.1])},
 }
 
-_settings: dict[str, tuple[Config, Knobs, Ranks]] = {}
+_settings: dict[str, tuple[Config, Knobs, RankCounts]] = {}
 
 
 @deed
-def start(config: Config, knobs: Knobs, who: str, ranks: Ranks = ALONE) -> str:
+def start(config: Config, knobs: Knobs, who: str, ranks: RankCounts = ALONE) -> str:
     """Start a trainer, or ranks, and return the run's id. Its settings are remembered, so that the page can show them at once."""
     run = start_trainer(config, knobs, who=who, ranks=ranks)
     _settings[run] = config, knobs, ranks
@@ -60,9 +60,9 @@ class Unstarted:
     parent: Parent | None = None
     sessions: Sequence[dict[str, Any]] = ()
 
-    def __init__(self, run: str, config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> None:
+    def __init__(self, run: str, config: Config, knobs: Knobs, ranks: RankCounts = ALONE) -> None:
         self.id = self.name = run
-        self.description = describe(config, knobs, measures=measured_by(ranks.size))
+        self.description = describe(config, knobs, measures=stats_of_ranks(ranks.size))
         self.knobs: KnobValues = knobs
         self.started_knobs: KnobValues = knobs
         self.path: Path = (runs_folder() / run).absolute()

@@ -10,6 +10,7 @@ from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.shared import join
 from moe_core.figures.reading import Busiest, chosen_expert, held_busiest, named_expert
 from moe_core.runs import StoreError, runs_folder
+from moe_core.runs.locks import is_locked
 from moe_core.runs.measuring import stamp_of
 from moe_core.runs.on_devices import NAME as DEVICES_FILE
 from moe_core.runs.source import Beside
@@ -45,7 +46,8 @@ class View(Beside):
         if page in ("batch", "learn"):
             run = self.feed.run
             files = [run.path / DEVICES_FILE, *([run.throughput_file(self.feed.knobs)] if run.trainable else [])]
-        return (*(other.version for other in self.feeds), *map(stamp_of, files))
+        # Of a measurement that is killed nothing but its lock tells: it writes no more.
+        return (*(other.version for other in self.feeds), *map(stamp_of, files), *map(is_locked, files))
 
 
 def hold_busiest(source: View, layer: int, step: int) -> list[int] | None:

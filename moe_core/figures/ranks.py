@@ -14,6 +14,7 @@ import numpy as np
 from moe_core.figures.changes import mark
 from moe_core.figures.lines import as_steps, end_labels, line, over_steps
 from moe_core.figures.matrices import colour_bar, log_ratio
+from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
     Array,
     Size,
@@ -135,7 +136,7 @@ def numbers(rows_RR: Array, z_RR: Array, px: tuple[float, float], layout: Spec, 
     rows = [int(rows_RR[i, j]) for i, j in places]
     texts = [f"{n:,}" for n in rows]
     if max(map(len, texts)) > letters:
-        texts = [in_three(n) for n in rows]
+        texts = [short(n).replace(" ", "") for n in rows]
     if max(map(len, texts)) > letters or px[1] < 1.2 * size:
         return []
     inks, printed = (
@@ -147,14 +148,6 @@ def numbers(rows_RR: Array, z_RR: Array, px: tuple[float, float], layout: Spec, 
         "x": [j for _, j in places], "y": [i for i, _ in places], "textfont": {"family": SANS, "size": size},
     }  # fmt: skip
     return [lettered(trace, inks, printed)]
-
-
-def in_three(count: int) -> str:
-    """A large count in three digits: 25.7k, 1.03M."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= 0.9995 * size:
-            return f"{count / size:.3g}{letter}"
-    return str(count)
 
 
 def colour_at(z: float, theme: Theme) -> str:

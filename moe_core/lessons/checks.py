@@ -192,8 +192,14 @@ def fed_by_devices(source: Source, layer: int) -> Verdict:
 def fed(source: Source, layer: int) -> Verdict:
     mean = float(np.mean(by_expert(source, "counts", layer))) if source.steps()[1] else math.nan
     before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
+    found = source.on_devices()
+    measured = (
+        f" Of the batches of {found.devices_m[-1]} devices it multiplied {found.all_mL3[-1, layer, 1]:.0f} rows."
+        if found.done and found.k_L[layer] == source.knobs.k
+        else ""
+    )
     return too_early(source) or Verdict(
-        mean > 1.9 * before, f"An expert now sees {mean:.0f} tokens a step; it was {before:.0f}."
+        mean > 1.9 * before, f"An expert now sees {mean:.0f} tokens a step; it was {before:.0f}.{measured}"
     )
 
 

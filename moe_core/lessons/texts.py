@@ -39,7 +39,8 @@ from moe_core.schema import Config
 
 
 class Stage(NamedTuple):
-    """One thing to do: start a run (task is not ""), turn knobs of the run that the lesson already has, or measure that run on devices."""
+    """One thing to do: start a run (task is not ""), or turn knobs of the run that the lesson already has, and if it measures, then
+    measure that run on devices."""
 
     button: str
     watch: str
@@ -212,7 +213,13 @@ LESSONS = (
                 {},
                 measures=True,
             ),
-            Stage("Give each token 8 experts", "The other way: four times as many tokens reach each expert, for four times the work.", fed, {"k": 8}),
+            Stage(
+                "Give each token 8 experts",
+                "The other way: four times as many tokens reach each expert, for four times the work. It is measured on 1, 2 and 4 devices again; the chart follows then.",
+                fed,
+                {"k": 8},
+                measures=True,
+            ),
         ),
         "With E = 64, k = 2 and T = 512, how many tokens does an expert see? How many with 8 devices?",
         "k·T/E = 16; with 8 devices k·T·D/E = 128.",

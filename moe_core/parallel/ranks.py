@@ -22,8 +22,7 @@ from moe_core.nn.layer import MoELayer
 from moe_core.parallel.exchange import exchanged
 from moe_core.parallel.group import add_up
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
-from moe_core.runs.ranks import Ranks as Sizes
-from moe_core.runs.ranks import check_dealt, check_shares
+from moe_core.runs.ranks import RankCounts, check_dealt, check_shares
 from moe_core.training.data import Batch
 
 PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them up
@@ -34,7 +33,7 @@ class Ranks:
 
     def __init__(self, expert: int, device: torch.device, patience: float = PATIENCE) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
-        check_dealt(Sizes(self.size, expert))
+        check_dealt(RankCounts(self.size, expert))
         self.expert, self.data = expert, self.size // expert
         mesh = torch.arange(self.size).view(self.data, expert)
         wait = datetime.timedelta(seconds=patience)
@@ -51,7 +50,7 @@ class Ranks:
 
     def check(self, num_experts: int, rows: int) -> None:
         """ValueError unless experts and the batch's rows can be dealt evenly."""
-        check_shares(Sizes(self.size, self.expert), num_experts, rows)
+        check_shares(RankCounts(self.size, self.expert), num_experts, rows)
 
     def meet(self) -> None:
         """Wait for all ranks; so one that hangs is noticed though nothing is trained."""

@@ -32,8 +32,8 @@ from moe_core.schema import (
     as_dict,
     columns_of,
     describe,
-    measured_by,
     probe_kind,
+    stats_of_ranks,
     to_json,
 )
 
@@ -55,7 +55,7 @@ def create_run(
     beside config and knobs (device, threads, versions); script: knob changes to come, as (step, knob, value);
     ranks: how many processes train it.
     """
-    description = describe(config, knobs, probe_kind(probe or {}), measured_by(ranks))
+    description = describe(config, knobs, probe_kind(probe or {}), stats_of_ranks(ranks))
     own = {"config": as_dict(config), "knobs": as_dict(knobs), "script": [list(entry) for entry in script]}
     return create_record(folder, description, labels=labels, probe=probe, facts=facts, own=own)
 

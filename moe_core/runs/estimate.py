@@ -16,14 +16,14 @@ import numpy as np
 
 from moe_core.runs.database import StoreError
 from moe_core.runs.listing import QUERY_LIMIT, runs_folder
-from moe_core.runs.machine import device_of
-from moe_core.runs.ranks import ALONE, Ranks
+from moe_core.runs.machine import device_kind
+from moe_core.runs.ranks import ALONE, RankCounts
 from moe_core.runs.seen import SHARE
 from moe_core.runs.statistics import deal_at
 from moe_core.runs.store import Run
 from moe_core.runs.thinning import AGES
 from moe_core.runs.turns import as_knobs
-from moe_core.schema import Config, Knobs, layout, measured_by
+from moe_core.schema import Config, Knobs, layout, stats_of_ranks
 
 BUILT_IN = {"text": (256, 256), "digits": (64, 10)}  # features and classes of the tasks' own data
 CLASSES = {"spirals": 2, "rings": 3, "checkerboard": 2, "gaussians": 6}
@@ -126,7 +126,7 @@ def memory(config: Config, knobs: Knobs, features: int, classes: int) -> float:
     return TORCH + 27 * parameters(config, features, classes) + batch
 
 
-def memory_of_ranks(config: Config, knobs: Knobs, features: int, classes: int, ranks: Ranks) -> float:
+def memory_of_ranks(config: Config, knobs: Knobs, features: int, classes: int, ranks: RankCounts) -> float:
     """The same of several ranks, all together, with torchrun. Each has its part of the experts and of the batch's rows, but all else
     and the scores of all rows; for a checkpoint it has all experts for a moment, and the first rank what it writes too."""
     E, L, count = config.num_experts, config.layers, parameters(config, features, classes)
@@ -147,7 +147,7 @@ class Speed(NamedTuple):
     knobs: Knobs
     shape: tuple[int, int]
     seconds: float
-    ranks: Ranks = ALONE
+    ranks: RankCounts = ALONE
 
 
 def speeds(runs: str | Path | None = None) -> list[Speed]:
@@ -179,7 +179,9 @@ def speed_of(path: Path) -> Speed | None:
         shape = len(run.labels.get("feature", ())) or built_in[0], len(run.labels.get("class", ())) or built_in[1]
         kind = str(run.facts.get("device", "cpu")).split(":")[0]
         knobs, deal = as_knobs(run.started_knobs), deal_at(deals, last)
-        return Speed(kind, run.config, knobs, shape, seconds, Ranks(deal.ranks, deal.expert)) if seconds > 0 else None
+        return (
+            Speed(kind, run.config, knobs, shape, seconds, RankCounts(deal.ranks, deal.expert)) if seconds > 0 else None
+        )
     except (StoreError, AttributeError):
         return None
     finally:
@@ -200,10 +202,10 @@ def model_seconds(config: Config, knobs: Knobs, features: int, classes: int) -> 
 
 
 def speed(
-    config: Config, knobs: Knobs, shape: tuple[int, int], recorded: Sequence[Speed], ranks: Ranks = ALONE
+    config: Config, knobs: Knobs, shape: tuple[int, int], recorded: Sequence[Speed], ranks: RankCounts = ALONE
 ) -> tuple[float | None, str]:
     """Seconds of a step, None if that cannot be told, and where the number comes from."""
-    device = device_of(config)
+    device = device_kind(config)
     where = device, config.precision, ranks
     here = [one for one in recorded if (one.device, one.config.precision, one.ranks) == where]
     own = sizes(config, knobs, shape)
@@ -228,13 +230,13 @@ def estimate(
     features: int,
     classes: int,
     recorded: Sequence[Speed] = (),
-    ranks: Ranks = ALONE,
+    ranks: RankCounts = ALONE,
 ) -> Estimate:
     """What a run of these settings will take, all ranks together. features, classes: widths of a row and of the answer; recorded: as
     speeds(). What several ranks record of each other is too little to count."""
     given = config, knobs, features, classes
     seconds, source = speed(config, knobs, (features, classes), recorded, ranks)
-    last = layout(config.layers, config.num_experts, measured_by(ranks.size))[-1]
+    last = layout(config.layers, config.num_experts, stats_of_ranks(ranks.size))[-1]
     count = parameters(config, features, classes)
     return Estimate(
         parameters=count,

@@ -87,6 +87,7 @@ def read_time(value: Any) -> float:
 
 
 MOST = 1000  # numbers of ranks that a fork's parent may have had, one after the other
+MOST_RANKS = 4096  # groups that a record may tell of, and ranks of a group
 
 
 def deals_of(about: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) -> tuple[Deal, ...]:
@@ -102,11 +103,16 @@ def deals_of(about: Mapping[str, Any], sessions: Sequence[Mapping[str, Any]]) ->
     given |= {session["step"] + 1: parts_of(session.get("ranks")) for session in sessions}
     deals = list[Deal]()
     for first, parts in sorted(given.items()):
-        valid = len(parts) == 2 and all(map(is_count, parts))
-        deal = Deal(first, *parts) if valid else Deal(first)
+        deal = deal_from(first, parts)
         if deal[1:] != deal_at(deals, first)[1:]:
             deals.append(deal)
     return tuple(deals)
+
+
+def deal_from(first: int, parts: Sequence[Any]) -> Deal:
+    """How ranks trained from a step on, by the numbers that parts_of() gives: by one rank where they are not valid."""
+    valid = len(parts) == 2 and all(is_count(part) and part <= MOST_RANKS for part in parts)
+    return Deal(first, *parts) if valid else Deal(first)
 
 
 def parts_of(ranks: Any) -> list[Any]:

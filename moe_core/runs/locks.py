@@ -79,9 +79,16 @@ def is_ours(pid: int, *commands: str) -> bool:
     """
     if pid <= 1:
         return False
-    try:
-        words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-    except OSError:
+    words = command_line(pid)
+    if not words:
         return not Path("/proc/self").exists()  # without /proc the held lock is the only evidence
     ours = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
     return ours and any(command.encode() in words for command in commands)
+
+
+def command_line(pid: int) -> list[bytes]:
+    """The words that a process was started with; none if it has ended, or on a system without /proc."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return []

@@ -25,7 +25,7 @@ def gpus() -> int:
     return min(there, len(list(itertools.takewhile(lambda word: word and not word.startswith("-"), words))))
 
 
-def device_of(config: Config) -> str:
+def device_kind(config: Config) -> str:
     """The kind of device that a run will train on. Of a machine with a GPU and a torch that was built without CUDA it says cuda: that
     only torch can tell."""
     if config.device != "auto":

@@ -2,7 +2,8 @@
 progress and is the lock.
 
 The file holds the JSON lines of `bench batch`. The process inherits it, locked, as its standard output, so the lock
-lives as long as the process does, even if the process that started it has ended.
+lives as long as the process does, even if the process that started it has ended. A result that is whole lies beside it while
+the next is measured, so that it is there again if the next one is cancelled or fails.
 """
 
 import contextlib
@@ -11,6 +12,8 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,14 +23,19 @@ from numpy.typing import NDArray
 
 from moe_core.folders import ABOVE
 from moe_core.runs.limits import SIDE, read_json, read_side
-from moe_core.runs.locks import OURS, is_locked, is_ours
+from moe_core.runs.locks import OURS, command_line, is_locked, is_ours
 from moe_core.schema import Config
+
+POLITE = 3.0  # seconds that a measurement has to end by itself once it is asked to
+PATIENCE = 10.0  # seconds after which the stop of a measurement is given up
+RANK = b"moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
 
 
 class Measured(NamedTuple):
     """Tokens a second of one layer, forward and backward, at each batch size measured so far.
 
-    tokens (m,), per_second (m,); of: how many sizes there will be; problem: why it ended early, "" if it did not.
+    tokens (m,), per_second (m,); of: how many sizes there will be; problem: why the latest measurement ended early, "" if it did
+    not; earlier: this is the whole result before it; progress: how far the latest is, from 0 to 1, and in words.
     """
 
     tokens: NDArray[np.int64]
@@ -37,6 +45,23 @@ class Measured(NamedTuple):
     problem: str
     pid: int
     machine: str
+    earlier: bool = False
+    progress: tuple[float, str] = (0.0, "Starting")
+
+
+class Printed(NamedTuple):
+    """The events of a measurement. shown: of its result, which is the last that is whole, else as much as the latest has found;
+    latest: of the one that runs or ran last; problem: why that one ended early, "" if it did not."""
+
+    shown: list[dict[str, Any]]
+    latest: list[dict[str, Any]]
+    running: bool
+    problem: str
+
+    @property
+    def earlier(self) -> bool:
+        """Whether the result is of a measurement before the latest."""
+        return self.shown is not self.latest
 
 
 Stamp = tuple[int, int, int]  # of a file: when it was written last, its size and its number
@@ -51,7 +76,21 @@ def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) ->
 
 def measured(path: Path) -> Measured:
     """The measurement so far; NOTHING_MEASURED's values if there is no file."""
-    events, running, problem = read_events(path)
+    printed = read_printed(path)
+    found, latest = sizes_in(printed.shown), sizes_in(printed.latest)
+    done, left = len(latest.tokens), f", about {latest.of - len(latest.tokens)} s left"  # each size takes a second
+    words = f"{done} of {latest.of} batch sizes{left}" if latest.of else "Starting"
+    return found._replace(
+        running=printed.running,
+        problem=printed.problem,
+        pid=latest.pid,
+        earlier=printed.earlier,
+        progress=(done / max(latest.of, 1), words),
+    )
+
+
+def sizes_in(events: list[dict[str, Any]]) -> Measured:
+    """The events that `bench batch --json` prints as arrays."""
     sizes, begun = dict[int, float](), dict[str, Any]()
     for event in events:
         with contextlib.suppress(ValueError, LookupError, TypeError):  # a line that was changed by hand
@@ -59,28 +98,39 @@ def measured(path: Path) -> Measured:
                 sizes[int(event["tokens"])] = float(event["tokens_per_second"])
             elif event["event"] == "start":
                 begun = {"of": len(event["sizes"]), "pid": int(event["pid"]), "machine": str(event.get("machine", ""))}
-    return Measured(
-        np.array(list(sizes), np.int64),
-        np.array(list(sizes.values()), np.float64),
-        begun.get("of", 0),
-        running,
-        problem,
-        begun.get("pid", 0),
-        begun.get("machine", ""),
-    )
+    tokens, per_second = np.array(list(sizes), np.int64), np.array(list(sizes.values()), np.float64)
+    return NOTHING_MEASURED._replace(tokens=tokens, per_second=per_second, **begun)
 
 
-def read_events(path: Path) -> tuple[list[dict[str, Any]], bool, str]:
-    """The events that a measurement has printed so far, whether it runs, and why it ended early, "" if it did not."""
-    running, stamp = is_locked(path), stamp_of(path)
+def read_printed(path: Path) -> Printed:
+    """The events that a measurement has printed so far, whether it runs, and why it ended early."""
+    running = is_locked(path)
+    latest, words = printed_in(path)
+    if is_whole(latest):
+        return Printed(latest, latest, running, "")
+    stamp, (earlier, _) = stamp_of(path), printed_in(earlier_file(path))
+    early = "" if running or not stamp or not (stamp[1] or words) else words or "stopped before it was done"
+    return Printed(earlier if is_whole(earlier) else latest, latest, running, early)
+
+
+def earlier_file(path: Path) -> Path:
+    """Where the last whole result lies while the next is measured."""
+    return path.with_suffix(".earlier")
+
+
+def is_whole(events: list[dict[str, Any]]) -> bool:
+    return any(event["event"] == "end" for event in events)
+
+
+def printed_in(path: Path) -> tuple[list[dict[str, Any]], str]:
+    """The events in a file, and what it says beside them or why it cannot be read."""
+    stamp = stamp_of(path)
     if not stamp:
-        return [], running, ""
+        return [], ""
     try:
-        events, words = events_of(path, stamp)
+        return events_of(path, stamp)
     except (ValueError, OSError) as error:
-        events, words = [], str(error)
-    ended = any(event["event"] == "end" for event in events)
-    return events, running, "" if running or ended or not (stamp[1] or words) else words or "stopped before it was done"
+        return [], str(error)
 
 
 def stamp_of(path: Path) -> Stamp | None:
@@ -92,7 +142,7 @@ def stamp_of(path: Path) -> Stamp | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=16)
 def events_of(path: Path, stamp: Stamp) -> tuple[list[dict[str, Any]], str]:
     """The events in a file and what it says beside them, read once as long as it has this stamp. ValueError and OSError as read_side."""
     events, words = list[dict[str, Any]](), ""
@@ -106,7 +156,7 @@ def events_of(path: Path, stamp: Stamp) -> tuple[list[dict[str, Any]], str]:
 
 
 def start_measuring(path: Path, config: Config, k: int, device: str, threads: int, seconds: float = 1.0) -> bool:
-    """Start the measurement; False if it is under way already. An earlier measurement is overwritten."""
+    """Start the measurement; False if it is under way already."""
     options: dict[str, Any] = {
         "d-model": config.d_model, "d-hidden": config.d_hidden, "num-experts": config.num_experts, "k": k,
         "device": device, "threads": threads, "seconds": seconds,
@@ -117,7 +167,8 @@ def start_measuring(path: Path, config: Config, k: int, device: str, threads: in
 
 
 def start_bench(path: Path, words: list[str]) -> bool:
-    """Start `bench WORDS --json` with the file, locked, as its output; False if one is under way there already."""
+    """Start `bench WORDS --json` with the file, locked, as its output; False if one is under way there already. What is there and
+    is whole remains the result until the new one is whole too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | OURS, 0o644)
     try:
@@ -126,6 +177,7 @@ def start_bench(path: Path, words: list[str]) -> bool:
         os.close(handle)
         return False
     try:
+        keep_whole(path)
         os.ftruncate(handle, 0)
         process = subprocess.Popen(
             [sys.executable, "-m", "moe_core", "bench", *words, "--json"],
@@ -137,18 +189,62 @@ def start_bench(path: Path, words: list[str]) -> bool:
         )
     finally:
         os.close(handle)
-    _started[:] = [one for one in _started if one.poll() is None] + [process]
+    for ended in [one for one, begun in _started.items() if begun.poll() is not None]:
+        del _started[ended]
+    _started[path] = process
     return True
 
 
-# Those that this process started, so that one which ended is not left as a zombie.
-_started: list[subprocess.Popen[bytes]] = []
+# Those that this process started, by their files, so that one which ended is not left as a zombie.
+_started: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+def keep_whole(path: Path) -> None:
+    """Put the file's result aside, if it is whole. It is written beside its place and moved there, so what lies there is whole too."""
+    events, _ = printed_in(path)
+    if is_whole(events):
+        draft = path.with_suffix(".draft")
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OURS, 0o644), "wb") as file:
+            file.write(read_side(path, SIDE))
+        draft.replace(earlier_file(path))
 
 
 def stop_measuring(path: Path) -> None:
-    """Stop a measurement that is under way; what it measured so far is kept."""
-    events, running, _ = read_events(path)
-    pids = [event.get("pid") for event in events if event["event"] == "start"]
-    if running and pids and isinstance(pids[-1], int) and is_ours(pids[-1], "bench"):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pids[-1], signal.SIGTERM)
+    """Stop a measurement that is under way, with each of its processes: it is asked to, and what still runs POLITE seconds later is
+    killed. What it has found is kept.
+
+    The lock tells whether any of them lives, also before the first has said which process it is.
+    """
+    began, asked, waited = time.monotonic(), set[int](), 0.0
+    while is_locked(path) and waited < PATIENCE:
+        waited = time.monotonic() - began
+        for pid in processes_of(path):
+            if waited > POLITE:
+                send(pid, signal.SIGKILL)
+            elif pid not in asked and RANK not in command_line(pid):  # ranks are ended by the one that started them
+                send(pid, signal.SIGTERM)
+                asked.add(pid)
+        time.sleep(0.02)
+
+
+def processes_of(path: Path) -> Iterator[int]:
+    """The processes of a measurement that is under way: those that have the file as their standard output. Without /proc, the one
+    that began it; ranks end by themselves when that has ended (parallel/alive.py)."""
+    if not Path("/proc/self/fd").exists():
+        known = _started.get(path)
+        pids = [event.get("pid") for event in printed_in(path)[0] if event["event"] == "start"]
+        pid = known.pid if known and known.poll() is None else pids[-1] if pids else None
+        if isinstance(pid, int) and is_ours(pid, "bench"):
+            yield pid
+        return
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            same, pid = os.path.samestat((folder / "fd" / "1").stat(), path.stat()), int(folder.name)
+            if same and (is_ours(pid, "bench") or RANK in command_line(pid)):
+                yield pid
+
+
+def send(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process that may have ended meanwhile."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.runs.measuring import read_events, start_bench, stop_measuring
+from moe_core.runs.measuring import read_printed, start_bench, stop_measuring
 
 NAME = "devices.jsonl"
 DEVICES = (1, 2, 4)
 MOST = 1e15  # rows, or rows a second
+STARTING = "The ranks start"
 
 
 class OnDevices(NamedTuple):
@@ -23,7 +24,8 @@ class OnDevices(NamedTuple):
 
     devices_m (m,); own_mL3, all_mL3 (m, L, 3): the rows of an expert in a step, from one device's batch and from all; per_second_mL (m, L): rows
     a second through the experts of one device, forward and backward, NaN until that is measured. k_L, experts_L (L,), tokens, step: what it was
-    measured of. wanted: the numbers of devices that there will be; problem: why it ended early, "" if it did not.
+    measured of. wanted: the numbers of devices that there will be; problem: why the latest measurement ended early, "" if it did not;
+    earlier: this is the whole result before it; progress: how far the latest is, from 0 to 1, and in words.
     """
 
     devices_m: NDArray[np.int64]
@@ -39,6 +41,8 @@ class OnDevices(NamedTuple):
     problem: str
     pid: int
     machine: str
+    earlier: bool = False
+    progress: tuple[float, str] = (0.05, STARTING)
 
     @property
     def done(self) -> bool:
@@ -49,15 +53,15 @@ class OnDevices(NamedTuple):
             and bool(np.isfinite(self.per_second_mL).all())
         )
 
-    @property
-    def progress(self) -> tuple[float, str]:
-        """How far it is, from 0 to 1, and in words."""
-        done, of = len(self.devices_m), len(self.wanted)
-        if not self.tokens:
-            return 0.05, "The ranks start"
-        of_step = f" after step {self.step:,}" if self.step else ""
-        words = f"Counting rows{of_step}: {done} of {of} done" if done < of else "Timing the products"
-        return (1 + done) / (of + 2), words
+
+def how_far(latest: OnDevices) -> tuple[float, str]:
+    """How far a measurement is, from 0 to 1, and in words."""
+    done, of = len(latest.devices_m), len(latest.wanted)
+    if not latest.tokens:
+        return 0.05, STARTING
+    of_step = f" after step {latest.step:,}" if latest.step else ""
+    words = f"Counting rows{of_step}: {done} of {of} done" if done < of else "Timing the products"
+    return (1 + done) / (of + 2), words
 
 
 def nothing_on_devices(layers: int = 0) -> OnDevices:
@@ -78,12 +82,19 @@ def devices_for(num_experts: int) -> list[int]:
 
 def on_devices(folder: Path, layers: int) -> OnDevices:
     """The measurement of a run so far. One that is not of as many layers, or is damaged, counts as none, with its problem."""
-    path = folder / NAME
-    events, running, problem = read_events(path)
+    printed = read_printed(folder / NAME)
     try:
-        return of_events(events, layers)._replace(running=running, problem=problem)
+        found, latest = of_events(printed.shown, layers), of_events(printed.latest, layers)
     except (LookupError, TypeError, ValueError, OverflowError):
-        return nothing_on_devices(layers)._replace(running=running, problem=f"{NAME} cannot be read; measure again")
+        problem = f"{NAME} cannot be read; measure again"
+        return nothing_on_devices(layers)._replace(running=printed.running, problem=problem)
+    return found._replace(
+        running=printed.running,
+        problem=printed.problem,
+        pid=latest.pid,
+        earlier=printed.earlier,
+        progress=how_far(latest),
+    )
 
 
 def of_events(events: list[dict[str, Any]], layers: int) -> OnDevices:
@@ -134,10 +145,10 @@ def counted(values: Any) -> NDArray[np.float64]:
 
 
 def start_on_devices(folder: Path) -> bool:
-    """Start the measurement of a run; False if it is under way already. An earlier measurement is overwritten."""
+    """Start the measurement of a run; False if it is under way already."""
     return start_bench(folder / NAME, ["ranks", "--run", str(folder)])
 
 
 def stop_on_devices(folder: Path) -> None:
-    """Stop a measurement that is under way; what it measured so far is kept."""
+    """Stop a measurement that is under way, with its ranks; what it measured so far is kept."""
     stop_measuring(folder / NAME)

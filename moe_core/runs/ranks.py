@@ -4,34 +4,29 @@ that start them below torchrun."""
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from moe_core.runs.machine import cores, device_of, gpus
+from moe_core.runs.identity import deal_from, parts_of
+from moe_core.runs.machine import cores, device_kind, gpus
 from moe_core.runs.statistics import Deal
 from moe_core.schema import Config
 
-MOST = 4096  # groups that a record may tell of, and ranks of a group
 
-
-class Ranks(NamedTuple):
+class RankCounts(NamedTuple):
     """How many processes train a run, and over how many of them the experts are dealt."""
 
     size: int = 1
     expert: int = 1
 
 
-ALONE = Ranks()
+ALONE = RankCounts()
 
 
-def ranks_of(facts: Mapping[str, Any]) -> Ranks:
+def first_ranks(facts: Mapping[str, Any]) -> RankCounts:
     """The ranks with which a run began; one process where its record, which another program may have written, does not say."""
-    told = facts.get("ranks")
-    groups, expert = (told.get("data"), told.get("expert")) if isinstance(told, dict) else (None, None)
-    if type(groups) is not int or type(expert) is not int or not (1 <= groups <= MOST and 1 <= expert <= MOST):
-        return ALONE
-    return Ranks(groups * expert, expert)
+    return last_ranks([deal_from(1, parts_of(facts.get("ranks")))])
 
 
-def facts_of_ranks(ranks: Ranks) -> dict[str, Any]:
-    """What a record says of its ranks, which ranks_of() reads."""
+def facts_of_ranks(ranks: RankCounts) -> dict[str, Any]:
+    """What a record says of its ranks, which first_ranks() reads."""
     return {} if ranks == ALONE else {"ranks": {"data": ranks.size // ranks.expert, "expert": ranks.expert}}
 
 
@@ -42,12 +37,12 @@ def most_ranks(device: str) -> tuple[int, str]:
     return cores(), "core"
 
 
-def last_ranks(deals: Sequence[Deal]) -> Ranks:
+def last_ranks(deals: Sequence[Deal]) -> RankCounts:
     """The ranks that trained a run last, as its `deals` say."""
-    return Ranks(deals[-1].ranks, deals[-1].expert) if deals else ALONE
+    return RankCounts(deals[-1].ranks, deals[-1].expert) if deals else ALONE
 
 
-def ranks_again(deals: Sequence[Deal], facts: Mapping[str, Any]) -> Ranks:
+def ranks_again(deals: Sequence[Deal], facts: Mapping[str, Any]) -> RankCounts:
     """The ranks that go on with a run: as many as trained it last, or one process if this machine has no room for them. Any number
     of ranks can go on from a checkpoint."""
     last = last_ranks(deals)
@@ -65,18 +60,18 @@ def again_text(deals: Sequence[Deal], facts: Mapping[str, Any]) -> str:
     return f"In one process: {last.size} ranks trained it, and this machine has {has}."
 
 
-def check_room(ranks: Ranks, config: Config) -> None:
+def check_room(ranks: RankCounts, config: Config) -> None:
     """ValueError unless this machine has room for so many ranks, and they can be on the device that a run is to have."""
     if ranks != ALONE and config.device.startswith("mps"):
         raise ValueError(f"ranks cannot exchange tensors on device {config.device!r}; use device cpu, or one process")
-    most, each = most_ranks(device_of(config))
+    most, each = most_ranks(device_kind(config))
     if not 1 <= ranks.size <= max(1, most):
         raise ValueError(
             f"ranks must be between 1 and {max(1, most)}, one for each {each} of this machine, got {ranks.size}"
         )
 
 
-def check_dealt(ranks: Ranks) -> None:
+def check_dealt(ranks: RankCounts) -> None:
     """ValueError unless the ranks form whole groups, each of which has all experts."""
     if ranks.expert < 1 or ranks.size % ranks.expert:
         raise ValueError(
@@ -84,7 +79,7 @@ def check_dealt(ranks: Ranks) -> None:
         )
 
 
-def check_shares(ranks: Ranks, num_experts: int, rows: int) -> None:
+def check_shares(ranks: RankCounts, num_experts: int, rows: int) -> None:
     """ValueError unless experts and the batch's rows can be dealt evenly."""
     if num_experts % ranks.expert:
         raise ValueError(
@@ -102,20 +97,20 @@ def rows_of(config: Config) -> int:
     return config.tokens // config.context if config.task == "text" else config.tokens
 
 
-def torchrun_words(words: Sequence[str], ranks: Ranks) -> list[str]:
+def torchrun_words(words: Sequence[str], ranks: RankCounts) -> list[str]:
     """What follows `torchrun`, so that several ranks carry out a command of ours with its flags."""
     command, *flags = words
     start = ["--standalone", "--nproc-per-node", str(ranks.size), "-m", "moe_core", command]
     return [*start, "--expert-parallel", str(ranks.expert), *flags]
 
 
-def python_words(words: Sequence[str], ranks: Ranks = ALONE) -> list[str]:
+def python_words(words: Sequence[str], ranks: RankCounts = ALONE) -> list[str]:
     """What follows `python` to carry out a command of ours. torchrun may not be on the PATH, so this names its module."""
     if ranks == ALONE:
         return ["-m", "moe_core", *words]
     return ["-m", "torch.distributed.run", *torchrun_words(words, ranks)]
 
 
-def command_words(words: Sequence[str], ranks: Ranks = ALONE) -> list[str]:
+def command_words(words: Sequence[str], ranks: RankCounts = ALONE) -> list[str]:
     """The same as a person types it."""
     return ["python", "-m", "moe_core", *words] if ranks == ALONE else ["torchrun", *torchrun_words(words, ranks)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from moe_core.runs.branch import checkpoint_step
 from moe_core.runs.database import StoreError, hold_lock
+from moe_core.runs.on_devices import stop_on_devices
 from moe_core.runs.room import bytes_text
 from moe_core.schema import first_few
 
@@ -70,6 +71,7 @@ def remove_run(folder: Path) -> None:
         if gone.is_symlink():
             gone.unlink()
         else:
+            stop_on_devices(gone)
             shutil.rmtree(gone)
     except OSError as error:
         raise StoreError(

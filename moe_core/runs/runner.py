@@ -23,7 +23,7 @@ from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import holder, is_ours, post, sign
 from moe_core.runs.log import LOG, last_words, open_log
-from moe_core.runs.ranks import ALONE, Ranks, command_words, facts_of_ranks, python_words
+from moe_core.runs.ranks import ALONE, RankCounts, command_words, facts_of_ranks, python_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
 from moe_core.schema import Config, Knobs, exact_text
@@ -74,14 +74,14 @@ def words_of(settings: Config | Knobs, usual: Config | Knobs | None = None) -> l
     return words
 
 
-def command_of(config: Config, knobs: Knobs, ranks: Ranks = ALONE) -> str:
+def command_of(config: Config, knobs: Knobs, ranks: RankCounts = ALONE) -> str:
     """The command line that trains the same, to copy: what differs from a task's defaults. `train` reads it back."""
     usual = Config.for_task(config.task)
     words = ["train", "--task", config.task, *words_of(whole_paths(config), usual), *words_of(knobs, Knobs())]
     return shlex.join(command_words(words, ranks))
 
 
-def environment(ranks: Ranks = ALONE) -> dict[str, str]:
+def environment(ranks: RankCounts = ALONE) -> dict[str, str]:
     """The trainer's environment: malloc keeps memory instead of returning it, which took a third of a small model's step. Each of
     several ranks has one thread, which torchrun would choose too, but with a warning in the log."""
     malloc = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -95,7 +95,7 @@ def start(
     runs: str | Path | None = None,
     who: str = "dashboard",
     run_id: str | None = None,
-    ranks: Ranks = ALONE,
+    ranks: RankCounts = ALONE,
 ) -> str:
     """Start a trainer in a session of its own, or several ranks that train together, and return its run's id at once. What it
     prints goes to trainer.log beside run.db. The id of a lesson's run begins with the lesson, so that every list can tell it."""
@@ -109,7 +109,7 @@ def start_demo(runs: str | Path | None = None) -> str:
     return _spawn_new([DEMO], runs, new_id(runs, DEMO))
 
 
-def _spawn_new(words: list[str], runs: str | Path | None, run_id: str, ranks: Ranks = ALONE) -> str:
+def _spawn_new(words: list[str], runs: str | Path | None, run_id: str, ranks: RankCounts = ALONE) -> str:
     folder = runs_folder(runs).absolute()
     (folder / run_id).mkdir(parents=True)
     words, log = [*words, "--runs", str(folder), "--run-id", run_id], folder / run_id / LOG
@@ -173,7 +173,7 @@ def fork(
     run_id: str | None = None,
     who: str = "fork",
     moved: Mapping[str, Any] = {},
-    ranks: Ranks = ALONE,
+    ranks: RankCounts = ALONE,
 ) -> str:
     """Start a trainer, or ranks, that go on from step `at` of a run with some knobs turned; its run's id at once.
 
@@ -187,13 +187,13 @@ def fork(
     return run_id
 
 
-def resume(run: Run, steps: int | None = None, who: str = "dashboard", ranks: Ranks = ALONE) -> None:
+def resume(run: Run, steps: int | None = None, who: str = "dashboard", ranks: RankCounts = ALONE) -> None:
     """Start a trainer, or ranks, that resume a run that has ended or was interrupted. StoreError if it is trained already."""
     _spawn_resume(run.path.absolute(), hold_lock(run.path), steps, who, {}, ranks)
 
 
 def _spawn_resume(
-    folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}, ranks: Ranks = ALONE
+    folder: Path, lock: int, steps: int | None, who: str, moved: Mapping[str, Any] = {}, ranks: RankCounts = ALONE
 ) -> None:
     """Start the trainer, which inherits the lock: there is no moment in which nobody holds it and the run looks
     interrupted. torchrun would keep it, so there it goes to the first rank by mail."""
@@ -215,7 +215,7 @@ def spawn(
     words: list[str],
     log: Path,
     handles: tuple[int, ...] = (),
-    ranks: Ranks = ALONE,
+    ranks: RankCounts = ALONE,
     stdin: socket.socket | None = None,
 ) -> None:
     """Run `python -m moe_core WORDS` in a session of its own, so that it outlives this process, several ranks below torchrun. It is

@@ -9,7 +9,7 @@ from typing import Any
 
 from moe_core.runs.identity import threads_of
 from moe_core.runs.limits import LINE
-from moe_core.runs.ranks import command_words, ranks_of
+from moe_core.runs.ranks import command_words, first_ranks
 from moe_core.runs.runner import flags
 from moe_core.runs.source import Record
 from moe_core.runs.turns import as_knobs, check_changes
@@ -23,7 +23,7 @@ def script_of(run: Record) -> str:
     run.check_turns()
     config = replace(run.config, threads=threads_of(run.facts, run.config), steps=run.steps()[1])
     trained = ["train", *flags(config, as_knobs(run.started_knobs))]
-    command = shlex.join(command_words(trained, ranks_of(run.facts)))
+    command = shlex.join(command_words(trained, first_ranks(run.facts)))
     lines = [
         f"# The knob changes of {run.id}, up to step {config.steps}. To train it again:",
         f"# {command} --script FILE",

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, fields, replace
 from typing import Any, TypeVar
 
@@ -62,28 +62,39 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
     what to do."""
     config = Config(**{f.name: parse_setting(Config, f.name, getattr(config, f.name)) for f in fields(Config)})
     knobs = Knobs(**{f.name: parse_setting(Knobs, f.name, getattr(knobs, f.name)) for f in fields(Knobs)})
-    if config.text and config.task != "text":
-        raise ValueError(f"--text is for the text task, got task {config.task}; add --task text")
-    if config.data and config.task != "digits":
-        raise ValueError(f"--data is for the digits task, got task {config.task}; add --task digits")
-    if not config.data and (config.label or config.drop or config.missing != "refuse"):
-        raise ValueError(
-            "--label, --drop and --missing say how --data is read; give --data FILE too, or leave them out"
-        )
-    if not re.fullmatch(DEVICE, config.device):
-        raise ValueError(f"device must be auto, cpu, cuda, cuda:1 or mps, got {config.device!r}")
-    if config.task == "text" and config.tokens % config.context:
-        raise ValueError(
-            f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {config.context * max(1, config.tokens // config.context)}"
-        )
-    if config.groups > 1 and config.num_experts % config.groups:
-        raise ValueError(
-            f"num_experts={config.num_experts} must be divisible by groups={config.groups}; change one of them"
-        )
-    for f in fields(Knobs):
-        check_knob(config, f.name, getattr(knobs, f.name))
-    _check_together(config, knobs)
+    for problem in problems(config, knobs):
+        raise ValueError(problem)
     return config, knobs
+
+
+def problems(config: Config, knobs: Knobs) -> Iterator[str]:
+    """What cannot be with values that are each of their own type and in range, a line each; nothing if all can."""
+    if config.text and config.task != "text":
+        yield f"--text is for the text task, got task {config.task}; add --task text"
+    if config.data and config.task != "digits":
+        yield f"--data is for the digits task, got task {config.task}; add --task digits"
+    if not config.data and (config.label or config.drop or config.missing != "refuse"):
+        yield "--label, --drop and --missing say how --data is read; give --data FILE too, or leave them out"
+    if not re.fullmatch(DEVICE, config.device):
+        yield f"device must be auto, cpu, cuda, cuda:1 or mps, got {config.device!r}"
+    if config.task == "text" and config.tokens % config.context:
+        near = config.context * max(1, config.tokens // config.context)
+        yield f"tokens must be a multiple of context={config.context}, got {config.tokens}; use {near}"
+    if config.groups > 1 and config.num_experts % config.groups:
+        yield f"num_experts={config.num_experts} must be divisible by groups={config.groups}; change one of them"
+        return  # the knobs are of groups of one size
+    wrong = False
+    for f in fields(Knobs):
+        try:
+            check_knob(config, f.name, getattr(knobs, f.name))
+        except ValueError as error:
+            wrong = True
+            yield str(error)
+    if not wrong:
+        try:
+            _check_together(config, knobs)
+        except ValueError as error:
+            yield str(error)
 
 
 def check_knob(config: Config, name: str, value: Any, knobs: Knobs | None = None) -> Any:

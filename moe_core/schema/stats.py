@@ -112,7 +112,7 @@ def columns_of(experts_L: Sequence[int], names: Sequence[str] | None = None) -> 
     """
     columns: list[Column] = []
     start = 0
-    for name in measured_by(ranks=1) if names is None else names:
+    for name in stats_of_ranks(ranks=1) if names is None else names:
         for layer in [-1] if STAT[name].shape == "" else range(len(experts_L)):
             width = experts_L[layer] if STAT[name].shape == "LE" else 1
             columns.append(Column(name, layer, start, width))
@@ -120,7 +120,7 @@ def columns_of(experts_L: Sequence[int], names: Sequence[str] | None = None) -> 
     return columns
 
 
-def measured_by(ranks: int) -> tuple[str, ...]:
+def stats_of_ranks(ranks: int) -> tuple[str, ...]:
     """The stored statistics that our trainer measures on so many ranks, in STATS order."""
     return tuple(stat.name for stat in STATS if stat.stored and (ranks > 1 or not stat.ranks))
 

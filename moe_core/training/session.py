@@ -14,7 +14,7 @@ import torch
 
 from moe_core.recording.committer import NO_ROWS
 from moe_core.runs import Batch, RunWriter, create_run, new_id, runs_folder, whole_paths
-from moe_core.schema import Config, Knobs, check, first_line, layout, measured_by
+from moe_core.schema import Config, Knobs, check, first_line, layout, stats_of_ranks
 from moe_core.training.data import load
 from moe_core.training.data.identity import identity
 from moe_core.training.loop import Notify, Trainer
@@ -62,7 +62,7 @@ def train(
     begun = {"event": "start", "run": folder.name, "path": str(folder), "device": str(device), "threads": threads}
     notify(begun | {"ranks": joined.ranks.size if joined else 1})
     make = joined.make if joined else Trainer
-    columns = layout(config.layers, config.num_experts, measured_by(joined.ranks.size if joined else 1))
+    columns = layout(config.layers, config.num_experts, stats_of_ranks(joined.ranks.size if joined else 1))
     return conduct(
         lambda: make(config, knobs, data, device, writer, notify, script, columns), Trainer.run, writer, notify, joined
     )

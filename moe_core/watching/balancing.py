@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from moe_core.recording.holding import EVERY, factor, steer
 from moe_core.remedies import COEFFICIENT
 from moe_core.schema import Knob
-from moe_core.watching.ranks import Ranks
+from moe_core.watching.ranks import WatchedRanks
 from moe_core.watching.steering import KINDS, Steering
 from moe_core.watching.tally import Call, Sums, counts_by_tap
 from moe_core.watching.taps import Taps, device_of
@@ -36,7 +36,7 @@ class Balance:
         balance: str | None,
         coefficient: float | None,
         turn: Callable[[float], None],
-        ranks: Ranks | None = None,
+        ranks: WatchedRanks | None = None,
     ) -> None:
         if balance not in (None, *KINDS):
             raise ValueError(f"balance must be one of {', '.join(KINDS)}, or None, got {balance!r}")
@@ -120,7 +120,7 @@ class Balance:
             if step % EVERY == 0 and len(self.evenness) >= EVERY:
                 self._decide()
 
-    def _over_ranks(self, sums: Sequence[Sums], ranks: Ranks) -> list[Sums]:
+    def _over_ranks(self, sums: Sequence[Sums], ranks: WatchedRanks) -> list[Sums]:
         """The counts of all ranks. One array of the same shape on each of them: what a rank called, and how often, is its own."""
         taps = self.taps.taps
         counts_TE = torch.zeros(len(taps), max(tap.experts for tap in taps), dtype=torch.int64)

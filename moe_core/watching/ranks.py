@@ -47,11 +47,11 @@ def bare(model: nn.Module) -> nn.Module:
     return model
 
 
-def ranks_of(taps: Taps) -> "Ranks | None":
+def ranks_of(taps: Taps) -> "WatchedRanks | None":
     """The ranks of this training; None if there is one process."""
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() < 2:
         return None
-    return Ranks([tap.experts for tap in taps.taps])
+    return WatchedRanks([tap.experts for tap in taps.taps])
 
 
 # The numbers of a tap in a step: how often it was called, experts per token, how often it gave weights; then counts and importance
@@ -172,7 +172,7 @@ class Trained(Protocol):
     def say(self, problem: str) -> None: ...
 
 
-class Ranks:
+class WatchedRanks:
     """This process's part in the meetings. experts: how many each tap has."""
 
     def __init__(self, experts: Sequence[int]) -> None:

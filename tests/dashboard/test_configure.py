@@ -1,5 +1,8 @@
 """Configure on the start page: fields that follow from the declarations, people's own files, and what a run will take."""
 
+import gzip
+import os
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import field, fields, make_dataclass
@@ -15,7 +18,7 @@ from moe_core.dashboard import cards, configure, own, starting
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import ranks
 from moe_core.runs.estimate import parameters
-from moe_core.runs.ranks import ALONE, Ranks
+from moe_core.runs.ranks import ALONE, RankCounts
 from moe_core.schema import TASKS, Config, Knobs, Meta, meta_of, reads
 from tests.own_data import write
 
@@ -28,7 +31,7 @@ def started(runs: Path, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """What the page has started, in place of trainers: settings and knobs, and if there are several, the ranks."""
     asked: list[Any] = []
 
-    def start(config: Config, knobs: Knobs, who: str, ranks: Ranks) -> str:
+    def start(config: Config, knobs: Knobs, who: str, ranks: RankCounts) -> str:
         asked.append((config, knobs) if ranks == ALONE else (config, knobs, ranks))
         (runs / "new").mkdir()
         return "new"
@@ -83,7 +86,7 @@ def names(app: AppTest) -> list[str]:
 
 def faults(app: AppTest) -> list[str]:
     bodies = [str(one.proto.body) for one in app.get("html")]
-    return [body.split(">", 1)[1].removesuffix("</p>") for body in bodies if 'class="moe-fault"' in body]
+    return [line for body in bodies for line in re.findall(r'<p class="moe-fault" role="alert">(.*?)</p>', body)]
 
 
 def above_fault(app: AppTest) -> str:
@@ -245,7 +248,7 @@ def test_it_starts_the_ranks_that_were_chosen_by_the_words_that_it_shows(
         (Config.for_task(task), cards.STARTING),
     )
     start(app).click().run()
-    assert started == [(Config.for_task(task), cards.STARTING, Ranks(4, 2))]
+    assert started == [(Config.for_task(task), cards.STARTING, RankCounts(4, 2))]
 
 
 def test_ranks_are_not_offered_where_there_is_one_core(started: list[Any], room: Callable[[int], None]) -> None:
@@ -352,6 +355,138 @@ def test_why_a_file_cannot_be_read_is_said_at_its_field(
 
 
 # What a page may read
+
+
+def test_each_wrong_field_says_so_at_once(started: list[Any], readable: Path, looked: list[Config]) -> None:
+    """The settings, the knobs, and how a file is read, after another file was named."""
+    write("table", readable)
+    (readable / "other.csv").write_text("length,kind\n" + "1,a\n2,b\n" * 20)
+    app = own_path(page("digits", num_experts=0, k=17, off="x", d_hidden=0), "iris.csv")
+    put(app, "label", "Species")
+    put(app, "drop", ["Id", "petal width"])
+    app.get_by_key("configure-path-digits").set_value("other.csv")
+    app.run()
+    assert not app.exception
+    assert sorted(faults(app)) == [
+        "d_hidden must be between 1 and 16384, got 0",
+        "drop must name columns of the table, got Id, petal width; there are length, kind",
+        "label must name a column of the table, got Species; there are length, kind",
+        "num_experts must be between 1 and 1024, got 0",
+        "off must list experts counted from 1, like 4,11 or 2:4 for layer 2&#x27;s expert 4, got &#x27;x&#x27;",
+    ]  # k may be right: that depends on num_experts
+    assert start(app).disabled
+
+
+def test_what_lies_between_two_fields_is_said_beside_faults_of_others(runs: Path) -> None:
+    told = faults(page(d_hidden=0, k=17, tokens=100, off="17"))
+    said = ("d_hidden must be", "tokens must be a multiple", "k must be between", "off must name experts")
+    assert [fault.startswith(words) for fault, words in zip(told, said, strict=True)] == [True] * 4
+
+
+def test_what_a_file_lacks_is_said_beside_other_faults_at_the_field_that_mends_it(
+    readable: Path, looked: list[Config], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (readable / "a.csv").write_text("length,kind\n1,a\n2,b\n")
+    (readable / "b.csv").write_text("length,sort\n1,a\n2,b\n")
+    problems = iter(
+        ["lacks values; fill them with --missing mean", "could be; say which with --label NAME", "is a Parquet file"]
+    )
+    recognise = lambda config: (looked.append(config), Recognised(problem=f"--data 'a.csv': {next(problems)}"))[1]
+    monkeypatch.setattr(own, "recognise", recognise)
+    app = own_path(page("digits", num_experts=0), "a.csv")
+    assert len(faults(app)) == 2
+    assert above_fault(app) == "missing"
+    put(app, "label", "kind")
+    put(app, "drop", ["length"])
+    app.get_by_key("configure-path-digits").set_value("b.csv")
+    assert len(faults(app.run())) == 2  # of label there is a fault already; the file is read as if none were named
+    assert (looked[-1].label, looked[-1].drop) == ("", ("length",))
+    put(app, "label", None)
+    assert above_fault(app.run()).startswith("A CSV, an .npz")
+
+
+def test_each_wrong_path_says_so(readable: Path, looked: list[Config]) -> None:
+    (readable / "a").write_text("a")
+    told = faults(own_path(page(), "a\nnobody\n/etc/passwd"))
+    assert [text[:50] for text in told] == ["there is no file or folder &#x27;nobody&#x27;; cor", f"pages read only what lies below {readable}"[:50]]  # fmt: skip
+    assert looked == []
+
+
+def test_rows_that_cannot_be_dealt_are_said_beside_experts_that_cannot(room: Callable[[int], None], runs: Path) -> None:
+    room(4)
+    assert [fault[:26] for fault in faults(deal(page("plane", tokens=63), 4, 3))] == [
+        "a batch must have a multip", "expert_parallel must divid"
+    ]  # fmt: skip
+
+
+# The columns of a table
+
+
+def test_label_and_drop_offer_the_columns_of_the_file(started: list[Any], readable: Path, looked: list[Config]) -> None:
+    (path,) = write("table", readable)
+    app = own_path(page("digits"), "iris.csv")
+    columns = ["Id", "sepal length", "sepal width", "petal length", "petal width", "Species"]
+    label, drop = app.selectbox(key="configure-digits-label"), app.multiselect(key="configure-digits-drop")
+    assert (label.options, drop.options) == (columns, columns)
+    label.set_value("Species")
+    drop.set_value(["Id"])
+    start(app.run()).click().run()
+    assert started == [(Config.for_task("digits", data=path, label="Species", drop=("Id",)), cards.STARTING)]
+
+
+TABLES = {
+    "named": ("x,y,sort\n1,2,a\n3,4,b\n", ["x", "y", "sort"]),
+    "not named": ("1,2,a\n3,4,b\n5,6,a\n", ["1", "2", "3"]),
+    "words only": ("a,b\nc,d\ne,f\n", ["1", "2"]),
+    "counted": ("0,1,2\n7,8,9\n7,8,9\n", ["0", "1", "2"]),
+    "twice": ("x,x,x\n1,2,3\n1,2,3\n", ["x", "x_2", "x_3"]),
+    "quoted": ('"a, b","c\nd"\n1,2\n', ["a, b", "c\nd"]),
+    "an empty name": (",x\n0,1.5\n1,2.5\n", ["1", "x"]),
+    "missing": ("x,y\n,NA\n1,?\n2,5\n", ["x", "y"]),
+    "above words": ("x,sort\nNA,a\n,b\n", ["1", "2"]),
+    "one column": ("a;b\n1;2\n", []),
+    "ragged": ("a,b\n1,2,3\n", []),
+    "empty": ("", []),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_columns_of_a_table_are_those_that_a_training_reads(tmp_path: Path, name: str, packed: bool) -> None:
+    from moe_core.training.data.tables import read
+
+    text, columns = TABLES[name]
+    path = tmp_path / "a.csv"
+    path.write_bytes(gzip.compress(text.encode("utf-8-sig")) if packed else text.encode("utf-8-sig"))
+    header = own.header_of(str(path))
+    assert header.offered == columns
+    if columns:
+        table = read(path)
+        assert isinstance(table.names, list)
+        assert [n or str(at) for at, n in enumerate(table.names, 1)] == columns
+        assert all(header.have(word) for word in (*columns, columns[0].upper(), "1", str(len(columns))))
+        assert not any(header.have(word) for word in (str(len(columns) + 1), "nobody"))
+    else:
+        assert header.have("whatever")  # nothing is known, so nothing is refused
+
+
+def test_of_a_long_table_only_the_beginning_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(own, "HEAD", 35)  # within a row
+    (tmp_path / "a.csv").write_text("length,kind\n" + "1.5,ü\n" * 1_000_000)
+    assert own.header_of(str(tmp_path / "a.csv")).offered == ["length", "kind"]
+    (tmp_path / "b.csv").write_text("a" * 50 + ",kind\n1,2\n")
+    (tmp_path / "c.csv").write_bytes(gzip.compress(b"\0" * 10_000_000))  # it would unpack to much more than it has
+    (tmp_path / "d.npz").write_bytes(b"PK\3\4,\xff\n1,2\n")
+    (tmp_path / "e.csv").write_bytes(b"\x1f\x8b damaged, gzip\n")
+    os.mkfifo(tmp_path / "f.csv")
+    assert [own.header_of(str(tmp_path / f"{name}")).offered for name in ("b.csv", "c.csv", "d.npz", "e.csv", "f.csv", "none.csv")] == [[]] * 6  # fmt: skip
+
+
+def test_no_more_columns_are_offered_than_a_list_can_show(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(",".join(f"pixel{i}" for i in range(50_000)) + "\n" + "1," * 49_999 + "1\n")
+    header = own.header_of(str(tmp_path / "a.csv"))
+    assert len(header.offered) == own.OFFERED
+    assert header.have("pixel49999")
 
 
 def test_only_what_lies_below_the_folder_and_is_not_hidden_may_be_read(runs: Path, readable: Path) -> None:

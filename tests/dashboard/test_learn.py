@@ -1,7 +1,9 @@
 """The Learn page by AppTest: which run is a lesson's, what its buttons do, what its check says, what the panel shows."""
 
+import fcntl
 import json
 import shutil
+from collections.abc import Iterator
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -265,6 +267,77 @@ def test_a_stage_that_measures_starts_it_and_is_reached_by_what_is_in_the_file(
     assert "of those of 4 devices 80, from 40 to 120. One device's experts did 4.0 times" in unescape(html(app))
     assert not next(b for b in app.button if b.key == "stage-5-2").disabled
     writer.finish("stopped")
+
+
+@pytest.fixture
+def measured(runs: Path) -> Iterator[Path]:
+    """A run of lesson 5 that somebody measures on devices: two of the three numbers are counted."""
+    writer = begun(runs, "a", 5)
+    start = {"event": "start", "pid": 1, "devices": [1, 2, 4]}
+    model = {"event": "model", "step": 40, "tokens": 512, "k": [2], "experts": [64], "machine": ""}
+    rows = [{"event": "rows", "devices": d, "own": [[1, 2, 3]], "all": [[1, 2, 3]]} for d in (1, 2)]
+    path = runs / "a" / NAME
+    path.write_text("".join(json.dumps(event) + "\n" for event in (start, model, *rows)))
+    with path.open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield path
+    writer.finish("stopped")
+
+
+def test_while_it_measures_it_shows_how_far_and_the_stages_wait_and_say_so(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = page(lesson="5", run="a")
+    assert not app.exception
+    (bar,) = app.get("progress")
+    assert (bar.proto.value, bar.proto.text) == (60, "Counting rows after step 40: 2 of 3 done")
+    assert "moe-check" not in html(app).replace(learn.CSS, "")  # the bar is in its place
+    assert stages(app) == [(stage.button, not at) for at, stage in enumerate(LESSONS[4].stages)]
+    assert [b.help for b in app.button if str(b.key).startswith("stage-")] == ["", learn.WAITS, learn.WAITS]
+    assert html(app).count("<b>It is measured now.</b>") == html(app).count(f"<b>{learn.WAITS}</b>") == 1
+    ended = list[Path]()
+    monkeypatch.setattr(learn, "stop_on_devices", ended.append)
+    page_of = page(lesson="5", run="a")
+    next(b for b in page_of.button if b.label == "Cancel").click().run()
+    assert ended == [measured.parent]
+    monkeypatch.setattr(learn, "looks", lambda: True)
+    assert not [b for b in page(lesson="5", run="a").button if b.label == "Cancel"]
+
+
+def test_when_it_has_measured_the_stages_can_be_pressed_again(measured: Path) -> None:
+    app = page(lesson="5", run="a")
+    assert [can for _, can in stages(app)] == [True, False, False]
+    measured.unlink()
+    write_on_devices(open_run("a"))
+    with measured.open("a") as file:
+        file.write('{"event": "speed", "devices": 4, "rows_per_second": [4e5]}\n{"event": "end"}\n')
+    app.run()
+    assert [can for _, can in stages(app)] == [True, True, True]
+    assert not app.get("progress")
+    assert 'data-check="yes"' in html(app)
+
+
+def test_the_stage_that_turns_k_measures_again_unless_somebody_measures_by_then(
+    measured: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = list[tuple[Path, Any]]()
+    monkeypatch.setattr(learn, "start_on_devices", lambda folder: began.append((folder, open_run(folder).knobs.k)))
+    monkeypatch.setattr(learn, "runs_of_lessons", lambda: {5: "a"})
+    learn.act(5, 2)
+    assert (began, open_run("a").knobs.k) == ([], 2)
+    measured.unlink()
+    learn.act(5, 2)
+    assert (began, open_run("a").knobs.k) == ([(measured.parent, 8)], 8)
+
+
+def test_a_new_run_of_the_lesson_ends_what_measures_the_one_before(
+    measured: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[Path]()
+    monkeypatch.setattr(learn, "stop_on_devices", ended.append)
+    app = page(lesson="5", run="a")
+    app.button(key="stage-5-0").click().run()
+    assert (ended, len(started)) == ([measured.parent], 1)
 
 
 def test_a_measurement_that_cannot_be_written_is_told_in_a_line(runs: Path) -> None:

@@ -196,6 +196,12 @@ def test_devices_are_measured_or_refused_with_the_reason(runs: Path, monkeypatch
     write_on_devices(open_run("of-4", runs))
     app.run()
     assert early(app) == ["Ended early: stopped before it was done. What it measured is kept."]
+    (runs / "of-4" / NAME).rename(runs / "of-4" / "devices.earlier")
+    with (runs / "of-4" / "devices.earlier").open("a") as file:
+        file.write('{"event": "end"}\n')
+    (runs / "of-4" / NAME).write_text('{"event": "start", "pid": 1, "devices": [1, 2, 4]}\n')
+    app.run()
+    assert early(app) == ["Ended early: stopped before it was done. The result before it is shown."]
     with open(runs / "of-4" / NAME) as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # another tab measures
         app.run()

@@ -1,5 +1,6 @@
 """What a page asks at every tick beside the run's steps is told by a file's stamp, or kept: nothing is read again that did not change."""
 
+import fcntl
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,6 +50,10 @@ def test_a_measurement_is_noticed_without_being_read(
             add(path, event)
             assert view.news(page) not in news
             news.append(view.news(page))
+    with (run.path / NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert view.news(page) not in news
+    assert view.news(page) == news[-1]  # it ended without a word
     (run.path / NAME).unlink()
     assert view.news(page) not in news
     assert not view.news("live")

@@ -21,7 +21,7 @@ from moe_core.figures.reading import gestures, last_change
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, ranks, resume_run, runner
 from moe_core.runs.branch import branch_off
 from moe_core.runs.database import connect
-from moe_core.runs.ranks import ALONE, Ranks
+from moe_core.runs.ranks import ALONE, RankCounts
 from moe_core.runs.source import At
 from moe_core.schema import LOOKS_AHEAD, STRATEGIES, Config, Knobs, layout
 from tests.figures.record import record
@@ -509,7 +509,7 @@ def test_a_run_of_ranks_goes_on_with_them_if_this_machine_has_the_cores_and_the_
     monkeypatch.setattr(
         "moe_core.runs.runner._spawn_resume", lambda folder, lock, *rest: spawned.append((lock, rest[-1]))
     )
-    for cores, many in ((2, Ranks(2, 2)), (1, ALONE)):
+    for cores, many in ((2, RankCounts(2, 2)), (1, ALONE)):
         monkeypatch.setattr(ranks, "cores", lambda cores=cores: cores)
         feed = Feed(open_run(tmp_path / "a"))
         one = "In one process: 2 ranks trained it, and this machine has 1 core."
@@ -519,7 +519,7 @@ def test_a_run_of_ranks_goes_on_with_them_if_this_machine_has_the_cores_and_the_
         for lock, _ in spawned:
             os.close(lock)
         assert [found for _, found in spawned] == [many, many]
-        assert ranks.ranks_of(open_run(tmp_path / child).facts) == many
+        assert ranks.first_ranks(open_run(tmp_path / child).facts) == many
         spawned.clear()
 
 

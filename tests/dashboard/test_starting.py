@@ -12,7 +12,7 @@ from moe_core.dashboard import live, starting
 from moe_core.figures.catalog import on_page
 from moe_core.figures.pages.tile import NONE
 from moe_core.runs import create_run
-from moe_core.runs.ranks import ALONE, Ranks
+from moe_core.runs.ranks import ALONE, RankCounts
 from moe_core.schema import TASKS, Config, Knobs
 from tests.dashboard.test_live import unpack
 
@@ -21,7 +21,7 @@ from tests.dashboard.test_live import unpack
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of runs where a start makes what a trainer has made while it loads torch: a folder."""
 
-    def start(config: Config, knobs: Knobs, who: str, ranks: Ranks) -> str:
+    def start(config: Config, knobs: Knobs, who: str, ranks: RankCounts) -> str:
         (tmp_path / "a").mkdir()
         (tmp_path / "a" / "trainer.log").touch()
         return "a"
@@ -32,16 +32,16 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def said(page: str, task: str, ranks: Ranks = ALONE) -> str:
+def said(page: str, task: str, ranks: RankCounts = ALONE) -> str:
     """A viewer's first message: it looks at every figure of a page."""
     sizes = {name: [640, 320] for name in on_page(starting.Unstarted("a", Config.for_task(task), Knobs(), ranks), page)}
     return json.dumps({"theme": "light", "page": page, "layer": 0, "sizes": sizes})
 
 
-@pytest.mark.parametrize(("task", "ranks"), [*((task, ALONE) for task in TASKS), ("digits", Ranks(4, 2))])
+@pytest.mark.parametrize(("task", "ranks"), [*((task, ALONE) for task in TASKS), ("digits", RankCounts(4, 2))])
 @pytest.mark.parametrize("page", ["live", "routing", "experts", "compare", "batch"])
 def test_every_page_of_a_starting_run_has_tiles_without_numbers_and_empty_axes_with_titles(
-    runs: Path, page: str, task: str, ranks: Ranks
+    runs: Path, page: str, task: str, ranks: RankCounts
 ) -> None:
     run = starting.start(Config.for_task(task, num_experts=24), Knobs(noise=0.5), "me", ranks=ranks)
     viewer = live.Viewer()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.runs import Batch, Run, create_run, hold_lock, open_run, resume_run
-from moe_core.schema import Config, Knobs, layout, measured_by
+from moe_core.schema import Config, Knobs, layout, stats_of_ranks
 from tests.figures.record import CLASSES, probe_of
 
 E, L, T, K = 8, 2, 32, 2  # experts, layers, tokens of a step, experts of a token
@@ -78,7 +78,7 @@ def record_ranks(
     for last, data, expert in sessions:
         ranks = {"data": data, "expert": expert} if data * expert > 1 else None
         if begun == 1:
-            named = measured_by(data * expert)
+            named = stats_of_ranks(data * expert)
             config = Config.for_task("plane", num_experts=num_experts, layers=layers, tokens=T)
             facts: dict[str, Any] = {"device": "cuda" if gpu else "cpu", **({"ranks": ranks} if ranks else {})}
             shown = {"labels": {"class": CLASSES["plane"][1]}, "probe": probe_of("plane", np.random.default_rng(0))}

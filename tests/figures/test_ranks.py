@@ -10,7 +10,8 @@ import pytest
 
 from moe_core.export.numbers import columns, statistics
 from moe_core.figures.catalog import FIGURES, on_page, shows, tiles_of
-from moe_core.figures.ranks import Counted, in_three
+from moe_core.figures.pages.tile import short as in_short
+from moe_core.figures.ranks import Counted
 from moe_core.figures.read_ranks import MOST, rows_of
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import Batch, Run, create_run, open_run
@@ -108,7 +109,8 @@ def test_numbers_stand_where_rows_can_go_and_find_room(runs: dict[str, Run], the
     large = {"rows_to_RR": np.array([[1_234_567, 0], [10, 999_600]]), "group": 2, "counted": Counted(1, 9)}
     short = FIGURES["rows_between_ranks"].draw.spec(**large, size=(220, 200))
     assert trace(short, "numbers")["text"] == ["1.23M", "0", "10", "1M"]
-    assert [in_three(n) for n in (0, 999, 1000, 25_664, 2_000_000_000)] == ["0", "999", "1k", "25.7k", "2G"]
+    numbers = (0, 999, 999.4, 999.5, 1000, 25_664, 999_600, 2_000_000_000, 1.5e12)
+    assert [in_short(n) for n in numbers] == ["0", "999", "999", "1 k", "1 k", "25.7 k", "1 M", "2 G", "1500 G"]
 
 
 def test_load_is_what_came_to_each_device_beside_an_even_one(runs: dict[str, Run]) -> None:

@@ -14,7 +14,7 @@ from moe_core.nn.experts import reference_mixture
 from moe_core.parallel.exchange import Disagreement, exchanged
 from moe_core.parallel.ranks import Ranks
 from moe_core.parallel.trainer import Member
-from moe_core.schema import Config, Knobs, layout, measured_by
+from moe_core.schema import Config, Knobs, layout, stats_of_ranks
 from moe_core.training.again import Nowhere
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer
@@ -63,7 +63,7 @@ def trained(case: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks | None, st
 
 def trainer_of(case: tuple[dict[str, Any], dict[str, Any]], ranks: Ranks | None) -> Trainer:
     config = Config(**{"task": "plane", **SMALL, **case[0]})
-    columns = layout(config.layers, config.num_experts, measured_by(ranks.size if ranks else 1))
+    columns = layout(config.layers, config.num_experts, stats_of_ranks(ranks.size if ranks else 1))
     writer: Any = Nowhere(Path())
     given = config, Knobs(**case[1]), load(config), torch.device("cpu"), writer, lambda event: None
     trainer = Member(ranks, *given, columns=columns) if ranks else Trainer(*given, columns=columns)

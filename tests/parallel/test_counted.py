@@ -60,7 +60,12 @@ def test_the_mean_is_the_formulas_unless_rows_are_dropped(
         assert least <= mean <= most
 
 
-def test_least_and_most_are_medians_over_steps_and_leave_out_who_is_off() -> None:
+def test_all_three_are_means_over_the_same_steps_and_leave_out_who_is_off() -> None:
     rows_nLE = torch.tensor([[[0, 1, 5, 9]], [[7, 2, 6, 6]], [[0, 3, 4, 8]]])
     on_LE = torch.tensor([[False, True, True, True]])
-    assert least_mean_most(rows_nLE, on_LE) == [[2.0, 44 / 9, 8.0]]
+    assert least_mean_most(rows_nLE, on_LE) == [[2.0, 44 / 9, 23 / 3]]
+
+
+def test_the_mean_lies_between_least_and_most_where_a_capacity_drops_the_rows_of_some_ranks() -> None:
+    first_has_all_the_places = torch.tensor([[[4, 4]], [[0, 0]], [[0, 0]], [[0, 0]]])
+    assert least_mean_most(first_has_all_the_places, torch.ones(1, 2, dtype=torch.bool)) == [[1.0, 1.0, 1.0]]

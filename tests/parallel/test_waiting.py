@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import distributed
 
-from moe_core.commands.ranks import device_of
+from moe_core.commands.ranks import wanted_device
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, trainer
 from moe_core.parallel.alive import Alive, RankLost
@@ -247,15 +247,15 @@ def test_the_first_rank_asks_for_the_device_of_the_run_that_it_goes_on_with(
     create_run(tmp_path / "one", Config.for_task("plane"), Knobs(), facts={"device": "cuda:3"}).finish("stopped", "")
     given = argparse.Namespace(runs=str(tmp_path), resume="one", device=None, run_id=None)
     monkeypatch.setenv("RANK", "0")
-    assert device_of(given) == "cuda"
-    assert device_of(argparse.Namespace(runs=str(tmp_path), run="one", run_id=None)) == "cuda"  # a fork
+    assert wanted_device(given) == "cuda"
+    assert wanted_device(argparse.Namespace(runs=str(tmp_path), run="one", run_id=None)) == "cuda"  # a fork
     given.resume = "none"  # said once the ranks have joined
-    assert device_of(given) == "auto"
+    assert wanted_device(given) == "auto"
     given.device = "cpu"
-    assert device_of(given) == "cpu"
+    assert wanted_device(given) == "cpu"
     given.resume = "one"
     monkeypatch.setenv("RANK", "1")
-    assert device_of(given) == "cpu"
+    assert wanted_device(given) == "cpu"
 
 
 def test_a_rank_of_another_host_may_be_out_of_reach(ranks: list[Alive]) -> None:

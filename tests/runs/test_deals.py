@@ -77,12 +77,12 @@ def test_a_page_that_is_open_learns_of_other_ranks_with_their_first_step(tmp_pat
 def record_ranks_on(folder: Path, last: int, data: int, expert: int) -> Run:
     """Goes on with a run of record_ranks()."""
     from moe_core.runs import Batch, hold_lock, resume_run
-    from moe_core.schema import measured_by
+    from moe_core.schema import stats_of_ranks
     from tests.figures.ranked import L, rows_of
 
     first = open_run(folder).steps()[1] + 1
     writer = resume_run(folder, hold_lock(folder), "test", last, ranks={"data": data, "expert": expert})
-    writer.commit(Batch(first, rows_of(first, last, data * expert, L, E, False, measured_by(2)), state="training"))
+    writer.commit(Batch(first, rows_of(first, last, data * expert, L, E, False, stats_of_ranks(2)), state="training"))
     writer.finish("finished")
     return open_run(folder)
 

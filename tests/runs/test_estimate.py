@@ -19,7 +19,7 @@ from moe_core.nn.models import build
 from moe_core.runs import command_of, create_run, estimate, open_run
 from moe_core.runs.branch import branch_off
 from moe_core.runs.estimate import Speed
-from moe_core.runs.ranks import ALONE, Ranks, facts_of_ranks
+from moe_core.runs.ranks import ALONE, RankCounts, facts_of_ranks
 from moe_core.runs.rows import Batch
 from moe_core.runs.seen import SHARE
 from moe_core.runs.sums import snapshot_mark
@@ -64,7 +64,13 @@ SMALL, STARTED = Config.for_task("plane", device="cpu"), Knobs()
 
 
 def record(
-    runs: Path, name: str, config: Config, seconds: float, knobs: Knobs = STARTED, steps: int = 60, ranks: Ranks = ALONE
+    runs: Path,
+    name: str,
+    config: Config,
+    seconds: float,
+    knobs: Knobs = STARTED,
+    steps: int = 60,
+    ranks: RankCounts = ALONE,
 ) -> None:
     """A run of so many steps, each as long, after slow first ones."""
     columns = columns_of([config.num_experts] * config.layers)
@@ -120,13 +126,13 @@ def test_a_gpu_on_which_nothing_was_measured_has_no_speed(tmp_path: Path) -> Non
 
 
 def test_ranks_are_as_fast_as_a_run_on_as_many_ranks_was_and_say_nothing_of_one_process() -> None:
-    def told(ranks: Ranks, *recorded: Speed) -> tuple[float | None, str]:
+    def told(ranks: RankCounts, *recorded: Speed) -> tuple[float | None, str]:
         found = estimate.estimate(SMALL, Knobs(), 2, 2, recorded, ranks)
         return found.seconds and found.seconds / estimate.AROUND, found.source
 
-    on_two = Speed("cpu", SMALL, Knobs(), (2, 2), 0.5, Ranks(2, 2))
-    assert told(Ranks(2, 2), on_two)[0] == pytest.approx(0.5)
-    for other in (Ranks(4, 2), Ranks(2, 1)):
+    on_two = Speed("cpu", SMALL, Knobs(), (2, 2), 0.5, RankCounts(2, 2))
+    assert told(RankCounts(2, 2), on_two)[0] == pytest.approx(0.5)
+    for other in (RankCounts(4, 2), RankCounts(2, 1)):
         seconds, source = told(other, on_two, Speed("cpu", SMALL, Knobs(), (2, 2), 0.5))
         assert seconds is None
         assert f"Speed on {other.size} ranks is not known before a run of these sizes has trained on them." in source
@@ -134,8 +140,8 @@ def test_ranks_are_as_fast_as_a_run_on_as_many_ranks_was_and_say_nothing_of_one_
 
 
 def test_a_run_on_ranks_is_recorded_as_one(tmp_path: Path) -> None:
-    record(tmp_path, "a", SMALL, 0.5, ranks=Ranks(4, 2))
-    assert [speed.ranks for speed in estimate.speeds(tmp_path)] == [Ranks(4, 2)]
+    record(tmp_path, "a", SMALL, 0.5, ranks=RankCounts(4, 2))
+    assert [speed.ranks for speed in estimate.speeds(tmp_path)] == [RankCounts(4, 2)]
 
 
 @pytest.mark.parametrize("fork", [False, True])
@@ -143,7 +149,7 @@ def test_a_run_counts_for_the_ranks_of_its_measured_steps(tmp_path: Path, fork: 
     """Whatever it began with; on one number of ranks and then on another it says nothing of either."""
     last = estimate.LEAST
 
-    def found(*sessions: tuple[int, int, int]) -> list[Ranks]:
+    def found(*sessions: tuple[int, int, int]) -> list[RankCounts]:
         name = "-".join(str(step) for session in sessions for step in session)
         run = record_ranks(tmp_path / name / "a", *sessions)
         if fork:
@@ -151,11 +157,11 @@ def test_a_run_counts_for_the_ranks_of_its_measured_steps(tmp_path: Path, fork: 
             shutil.rmtree(tmp_path / name / "a")
         return [speed.ranks for speed in estimate.speeds(tmp_path / name)]
 
-    assert found((last, 2, 2)) == [Ranks(4, 2)]
-    assert found((estimate.WARM - 1, 1, 1), (last, 1, 2)) == [Ranks(2, 2)]
+    assert found((last, 2, 2)) == [RankCounts(4, 2)]
+    assert found((estimate.WARM - 1, 1, 1), (last, 1, 2)) == [RankCounts(2, 2)]
     assert found((estimate.WARM, 1, 1), (last, 1, 2)) == []
     assert found((last - 1, 1, 2), (last, 1, 1)) == []
-    assert found((last - 1, 1, 2), (last, 1, 2)) == [Ranks(2, 2)]
+    assert found((last - 1, 1, 2), (last, 1, 2)) == [RankCounts(2, 2)]
 
 
 def test_a_run_whose_ranks_are_not_known_for_damage_says_nothing(tmp_path: Path) -> None:
@@ -167,15 +173,21 @@ def test_a_run_whose_ranks_are_not_known_for_damage_says_nothing(tmp_path: Path)
 
 
 def test_ranks_share_the_experts_and_each_has_all_else() -> None:
-    def takes(ranks: Ranks, **changes: int) -> float:
+    def takes(ranks: RankCounts, **changes: int) -> float:
         return estimate.estimate(Config.for_task("plane", **changes), Knobs(), 2, 2, (), ranks).memory
 
-    assert takes(ALONE) < takes(Ranks(2, 2)) < takes(Ranks(2, 1)) < takes(Ranks(4, 2)) < takes(Ranks(4, 1))
+    assert (
+        takes(ALONE)
+        < takes(RankCounts(2, 2))
+        < takes(RankCounts(2, 1))
+        < takes(RankCounts(4, 2))
+        < takes(RankCounts(4, 1))
+    )
     wide = {"d_model": 256, "d_hidden": 4096}
     experts = 2 * 8 * 256 * 4096
-    dealt, whole = (takes(ranks, **wide) for ranks in (Ranks(2, 2), Ranks(2, 1)))
+    dealt, whole = (takes(ranks, **wide) for ranks in (RankCounts(2, 2), RankCounts(2, 1)))
     assert whole - dealt == pytest.approx(16 * experts)  # each of both has half of them less
-    assert takes(Ranks(4, 2)) - takes(Ranks(2, 2)) > 2 * estimate.RANK
+    assert takes(RankCounts(4, 2)) - takes(RankCounts(2, 2)) > 2 * estimate.RANK
 
 
 def test_every_estimate_grows_with_what_it_is_of() -> None:

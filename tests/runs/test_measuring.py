@@ -1,5 +1,6 @@
 """The throughput measurement: a process of its own, seen through its file, one at a time, stopped on request."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,13 +67,22 @@ def test_one_that_is_stopped_keeps_what_it_found_and_says_so(path: Path) -> None
     stop_measuring(path)  # and again, to no effect
     assert start_measuring(path, SMALL, 1, "cpu", 1, seconds=0.0)  # the next begins anew
     assert len(measured(path).tokens) == 0
-    stop_measuring_when_begun(path)
-
-
-def stop_measuring_when_begun(path: Path) -> None:
-    wait(lambda: measured(path).pid > 0)
     stop_measuring(path)
-    wait(lambda: not is_locked(path))
+    assert not is_locked(path)
+
+
+def test_one_that_is_stopped_brings_the_whole_result_before_it_back(path: Path) -> None:
+    path.parent.mkdir()
+    sizes = [{"event": "size", "tokens": 64, "tokens_per_second": 640.0}]
+    path.write_text(
+        "".join(json.dumps(e) + "\n" for e in [{"event": "start", "pid": 1, "sizes": [64]}, *sizes, {"event": "end"}])
+    )
+    assert start_measuring(path, SMALL, 1, "cpu", 1)
+    found = measured(path)
+    assert (found.running, found.per_second.tolist(), found.progress) == (True, [640], (0.0, "Starting"))
+    stop_measuring(path)
+    found = measured(path)
+    assert (found.running, found.per_second.tolist(), found.earlier) == (False, [640], True)
 
 
 def test_what_went_wrong_is_its_last_line(path: Path) -> None:

@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +17,17 @@ import pytest
 from moe_core.runs import (
     create_run,
     devices_for,
+    measuring,
     nothing_on_devices,
     on_devices,
     open_run,
+    remove_run,
     start_on_devices,
     stop_on_devices,
 )
 from moe_core.runs.locks import is_locked
 from moe_core.runs.measuring import start_bench
-from moe_core.runs.on_devices import NAME
+from moe_core.runs.on_devices import NAME, how_far, of_events
 from moe_core.schema import Config, Knobs
 from tests.runs.test_measuring import wait
 
@@ -153,14 +157,124 @@ def test_it_is_started_as_the_command_is(tmp_path: Path, monkeypatch: pytest.Mon
     assert start_on_devices(tmp_path) == (tmp_path / NAME, ["ranks", "--run", str(tmp_path)])
 
 
-def test_a_measurement_that_is_cancelled_ends_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("moe_core.runs.measuring.is_ours", lambda pid, command: command == "bench")
-    with (tmp_path / NAME).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        process = subprocess.Popen(["sleep", "100"], stdout=file)  # in the place of the launcher
-        file.write(json.dumps(EVENTS[0] | {"pid": process.pid}) + "\n")
+def test_a_measurement_that_is_cancelled_ends_and_says_so(tmp_path: Path) -> None:
+    process = pretend(tmp_path, "bench")
+    write(tmp_path, [EVENTS[0] | {"pid": process.pid}])
     found = on_devices(tmp_path, 2)
     assert (found.running, found.problem, len(found.devices_m)) == (True, "", 0)
     stop_on_devices(tmp_path)
     assert process.wait(10) == -signal.SIGTERM
     assert on_devices(tmp_path, 2).problem == "stopped before it was done"
+
+
+def pretend(folder: Path, *words: str, does: str = "") -> subprocess.Popen[bytes]:
+    """A process in the place of `moe_core WORDS`, with the measurement's file, locked, as its output. does: what it does before it waits."""
+    with (folder / NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        does = f"import signal, subprocess, sys, time\n{does}\nprint('ready', flush=True); time.sleep(100)"
+        process = subprocess.Popen([sys.executable, "-c", does, "moe_core", *words], stdout=file)
+    wait(lambda: "ready" in (folder / NAME).read_text())
+    return process
+
+
+DEAF = "signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+RANK_OF_IT = (
+    f"deaf = 'import signal, time; {DEAF}; time.sleep(100)'\n"
+    "rank = [sys.executable, '-c', deaf, 'moe_core.benchmarks.one_rank']\n"
+    "subprocess.Popen(rank, start_new_session=True)"
+)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="elsewhere ranks end by themselves")
+@pytest.mark.parametrize("does", [DEAF, RANK_OF_IT])
+def test_what_does_not_listen_to_the_cancel_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    """A command that goes on, and a rank that goes on after its command has ended."""
+    monkeypatch.setattr(measuring, "POLITE", 0.2)
+    process, bystander = pretend(tmp_path, "bench", does=does), subprocess.Popen(["sleep", "100"])
+    try:
+        stop_on_devices(tmp_path)
+        assert process.wait(10) == (-signal.SIGKILL if does == DEAF else -signal.SIGTERM)
+        assert not is_locked(tmp_path / NAME)  # so no process has it any more
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_only_processes_of_the_measurement_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measuring, "POLITE", 0.1)
+    monkeypatch.setattr(measuring, "PATIENCE", 0.3)
+    other = pretend(tmp_path, "train")  # what the file says of its process is not believed
+    try:
+        write(tmp_path, [EVENTS[0] | {"pid": other.pid}])
+        stop_on_devices(tmp_path)
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_without_proc_the_process_is_known_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        measuring, "Path", lambda path: tmp_path / str(path).lstrip("/")
+    )  # there is no such folder below it
+    process = pretend(tmp_path, "bench")
+    monkeypatch.setitem(measuring._started, tmp_path / NAME, process)
+    assert [*measuring.processes_of(tmp_path / NAME)] == [process.pid]
+    stop_on_devices(tmp_path)
+    assert process.wait(10) == -signal.SIGTERM
+    write(
+        tmp_path, [EVENTS[0] | {"pid": os.getpid()}]
+    )  # of another server, it is what the file says, if that is one of ours
+    assert [*measuring.processes_of(tmp_path / NAME)] == []
+
+
+@pytest.mark.parametrize("later", [0.0, 0.02, 0.05, 0.3])
+def test_a_cancel_ends_it_at_any_moment(tmp_path: Path, later: float) -> None:
+    create_run(tmp_path / "a", Config(task="plane", num_experts=2, layers=1), Knobs(k=1)).finish("stopped")
+    assert start_on_devices(tmp_path / "a")
+    time.sleep(later)
+    stop_on_devices(tmp_path / "a")
+    assert not is_locked(tmp_path / "a" / NAME)
+
+
+def test_a_result_stays_until_the_next_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def commands(*words: str, **given: Any) -> subprocess.Popen[bytes]:
+        return plain(["true"], **given)
+
+    plain = subprocess.Popen
+    monkeypatch.setattr(measuring.subprocess, "Popen", commands)
+    write(tmp_path, EVENTS)
+    whole = on_devices(tmp_path, 2)
+    later = [json.loads(json.dumps(event).replace("100.0", "300.0")) for event in EVENTS]
+    for kept in range(len(EVENTS)):  # it is cancelled again and again, ever later
+        assert start_on_devices(tmp_path)
+        wait(lambda: not is_locked(tmp_path / NAME))
+        write(tmp_path, later[:kept])
+        found = on_devices(tmp_path, 2)
+        assert (found.per_second_mL.tolist(), found.tokens, found.earlier) == (whole.per_second_mL.tolist(), 16, True)
+        assert (found.done, found.problem) == (True, "stopped before it was done" if kept else "")
+        with (tmp_path / NAME).open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            found = on_devices(tmp_path, 2)
+            assert (found.running, found.per_second_mL.tolist()) == (True, whole.per_second_mL.tolist())
+            assert found.progress == how_far(of_events(later[:kept], 2))
+    write(tmp_path, later)
+    found = on_devices(tmp_path, 2)
+    assert (found.per_second_mL[0, 0], found.earlier, found.problem) == (300, False, "")
+    (tmp_path / "devices.earlier").unlink()
+    (tmp_path / "devices.draft").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        start_on_devices(tmp_path)
+    assert on_devices(tmp_path, 2).per_second_mL[0, 0] == 300
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_is_deleted_with_its_measurement(tmp_path: Path) -> None:
+    create_run(tmp_path / "a", Config(task="plane", num_experts=2, layers=1), Knobs(k=1)).finish("stopped")
+    process = pretend(tmp_path / "a", "bench")
+    remove_run(tmp_path / "a")
+    assert process.wait(10) == -signal.SIGTERM
+    assert not (tmp_path / "a").exists()

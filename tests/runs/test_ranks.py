@@ -39,14 +39,14 @@ from moe_core.runs.locks import fetch, holder, post
 from moe_core.runs.log import last_problem
 from moe_core.runs.ranks import (
     ALONE,
-    Ranks,
+    RankCounts,
     again_text,
     check_dealt,
     check_room,
     check_shares,
     facts_of_ranks,
+    first_ranks,
     ranks_again,
-    ranks_of,
     rows_of,
 )
 from moe_core.runs.statistics import Deal
@@ -91,9 +91,9 @@ def test_the_command_that_is_shown_and_the_process_that_is_started_say_the_same(
     monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **named: begun.append((words, named)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(runner, "_children", {})
-    shown = shlex.split(command_of(config, knobs, Ranks(4, 2)))
+    shown = shlex.split(command_of(config, knobs, RankCounts(4, 2)))
     assert shown[0] == "torchrun"
-    start(config, knobs, tmp_path, ranks=Ranks(4, 2))
+    start(config, knobs, tmp_path, ranks=RankCounts(4, 2))
     ((started, named),) = begun
     assert started[:3] == [runner.sys.executable, "-m", "torch.distributed.run"]
     assert read(shown[1:]) == read(started[3:]) == (4, 2, (config, knobs))
@@ -119,8 +119,8 @@ def test_what_has_loaded_torch_ahead_waits_on_while_ranks_are_started(
     begun: list[Any] = []
     monkeypatch.setattr(runner, "_hand_over", lambda words, log: pytest.fail("it was told to train"))
     monkeypatch.setattr(runner, "spawn", lambda name, words, log, **named: begun.append(named["ranks"]))
-    start(SMALL, Knobs(), tmp_path, ranks=Ranks(2, 1))
-    assert begun == [Ranks(2, 1)]
+    start(SMALL, Knobs(), tmp_path, ranks=RankCounts(2, 1))
+    assert begun == [RankCounts(2, 1)]
 
 
 # What can be shared
@@ -129,14 +129,14 @@ def test_what_has_loaded_torch_ahead_waits_on_while_ranks_are_started(
 @pytest.mark.parametrize(
     ("check", "says"),
     [
-        (lambda: check_room(Ranks(5), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 5"),
-        (lambda: check_room(Ranks(0), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 0"),
-        (lambda: check_room(Ranks(3), Config(device="cuda")), "between 1 and 2, one for each GPU of this machine, got 3"),
-        (lambda: check_room(Ranks(2), Config(device="mps")), "ranks cannot exchange tensors on device 'mps'; use device cpu, or one process"),
-        (lambda: check_dealt(Ranks(4, 3)), "expert_parallel must divide the number of ranks (4), got 3; change one of both"),
-        (lambda: check_dealt(Ranks(4, 0)), "expert_parallel must divide the number of ranks (4), got 0"),
-        (lambda: check_shares(Ranks(2, 2), 3, 64), "expert_parallel must divide num_experts (3), got 2; change one of both"),
-        (lambda: check_shares(Ranks(2, 1), 3, 63), "a batch must have a multiple of 2 rows or sequences, one part for each rank, got 63; change tokens"),
+        (lambda: check_room(RankCounts(5), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 5"),
+        (lambda: check_room(RankCounts(0), SMALL), "ranks must be between 1 and 4, one for each core of this machine, got 0"),
+        (lambda: check_room(RankCounts(3), Config(device="cuda")), "between 1 and 2, one for each GPU of this machine, got 3"),
+        (lambda: check_room(RankCounts(2), Config(device="mps")), "ranks cannot exchange tensors on device 'mps'; use device cpu, or one process"),
+        (lambda: check_dealt(RankCounts(4, 3)), "expert_parallel must divide the number of ranks (4), got 3; change one of both"),
+        (lambda: check_dealt(RankCounts(4, 0)), "expert_parallel must divide the number of ranks (4), got 0"),
+        (lambda: check_shares(RankCounts(2, 2), 3, 64), "expert_parallel must divide num_experts (3), got 2; change one of both"),
+        (lambda: check_shares(RankCounts(2, 1), 3, 63), "a batch must have a multiple of 2 rows or sequences, one part for each rank, got 63; change tokens"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_shared_is_said_in_a_line(room: Any, check: Any, says: str) -> None:
@@ -150,10 +150,10 @@ def test_what_cannot_be_shared_is_said_in_a_line(room: Any, check: Any, says: st
 def test_what_can_be_shared_is_not_refused(room: Any) -> None:
     room(4, 2)
     for size, expert in ((1, 1), (2, 1), (2, 2), (4, 2), (4, 4)):
-        check_room(Ranks(size, expert), SMALL)
-        check_dealt(Ranks(size, expert))
-        check_shares(Ranks(size, expert), 4, 64)
-    check_room(Ranks(2), Config(device="cuda"))
+        check_room(RankCounts(size, expert), SMALL)
+        check_dealt(RankCounts(size, expert))
+        check_shares(RankCounts(size, expert), 4, 64)
+    check_room(RankCounts(2), Config(device="cuda"))
     check_room(ALONE, Config(device="mps"))
     room(1, 0)
     check_room(ALONE, Config(device="cuda"))  # that there is none, the trainer says
@@ -173,8 +173,8 @@ def test_gpus_that_are_hidden_from_this_process_do_not_count(monkeypatch: pytest
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         assert machine.gpus() == many
-        assert machine.device_of(Config()) == ("cuda" if many else "cpu")
-        assert ranks.most_ranks(machine.device_of(Config()))[1] == ("GPU" if many else "core")
+        assert machine.device_kind(Config()) == ("cuda" if many else "cpu")
+        assert ranks.most_ranks(machine.device_kind(Config()))[1] == ("GPU" if many else "core")
 
 
 # Going on
@@ -185,16 +185,16 @@ def test_gpus_that_are_hidden_from_this_process_do_not_count(monkeypatch: pytest
     [None, 7, "x", [], {}, {"data": 2}, {"data": "2", "expert": 1}, {"data": True, "expert": 2}, {"data": 0, "expert": 2}, {"data": 10**9, "expert": 2}],
 )  # fmt: skip
 def test_a_record_that_says_nothing_sound_of_its_ranks_is_of_one_process(told: Any) -> None:
-    assert ranks_of({"ranks": told}) == ranks_of({}) == ALONE
+    assert first_ranks({"ranks": told}) == first_ranks({}) == ALONE
 
 
 def test_a_run_goes_on_with_its_ranks_where_there_is_room_for_them(room: Any) -> None:
-    facts = facts_of_ranks(Ranks(4, 2))
+    facts = facts_of_ranks(RankCounts(4, 2))
     assert facts == {"ranks": {"data": 2, "expert": 2}}
-    assert ranks_of(facts) == Ranks(4, 2)
+    assert first_ranks(facts) == RankCounts(4, 2)
     deals = (Deal(1, 3, 1), Deal(50, 2, 2))  # it went on on others than it began with
     room(4)
-    assert (ranks_again(deals, {}), again_text(deals, {})) == (Ranks(4, 2), "On 4 ranks again.")
+    assert (ranks_again(deals, {}), again_text(deals, {})) == (RankCounts(4, 2), "On 4 ranks again.")
     room(3, 9)
     said = "In one process: 4 ranks trained it, and this machine has 3 cores."
     assert (ranks_again(deals, {}), again_text(deals, {})) == (ALONE, said)
@@ -208,7 +208,7 @@ def test_a_run_goes_on_with_its_ranks_where_there_is_room_for_them(room: Any) ->
 
 
 def test_the_command_line_names_the_command_that_goes_on_with_as_many_ranks(tmp_path: Path, room: Any) -> None:
-    create_run(tmp_path / "a", SMALL, Knobs(), facts=facts_of_ranks(Ranks(4, 2))).finish("stopped")
+    create_run(tmp_path / "a", SMALL, Knobs(), facts=facts_of_ranks(RankCounts(4, 2))).finish("stopped")
     below = "torchrun --standalone --nproc-per-node 4 -m moe_core train --expert-parallel 2 --resume a"
     for cores, command in ((4, below), (3, "train --resume a")):
         room(cores)
@@ -217,11 +217,13 @@ def test_the_command_line_names_the_command_that_goes_on_with_as_many_ranks(tmp_
 
 
 def test_a_fork_has_its_own_ranks_and_not_its_parent_s(tmp_path: Path) -> None:
-    create_run(tmp_path / "a", SMALL, Knobs(), facts={"launch": "x", **facts_of_ranks(Ranks(4, 2))}).finish("stopped")
-    for name, own in (("one", ALONE), ("two", Ranks(2, 2))):
+    create_run(tmp_path / "a", SMALL, Knobs(), facts={"launch": "x", **facts_of_ranks(RankCounts(4, 2))}).finish(
+        "stopped"
+    )
+    for name, own in (("one", ALONE), ("two", RankCounts(2, 2))):
         os.close(branch_off(open_run("a", tmp_path), 0, {}, tmp_path / name, facts=facts_of_ranks(own)))
         child = open_run(name, tmp_path)
-        assert ranks_of(child.facts) == own
+        assert first_ranks(child.facts) == own
         assert "launch" not in child.facts
         command = "torchrun --standalone --nproc-per-node 2 -m moe_core train --expert-parallel 2 " if own != ALONE else "python -m moe_core train "  # fmt: skip
         assert f"# {command}" in script_of(child)
@@ -237,10 +239,10 @@ def test_a_fork_on_ranks_holds_its_lock_from_the_first_moment(tmp_path: Path, mo
 
     monkeypatch.setattr(runner.subprocess, "Popen", popen)
     monkeypatch.setattr(runner, "_children", {})
-    child = fork(open_run("a", tmp_path), 0, {"k": 1}, steps=9, ranks=Ranks(2, 2))
+    child = fork(open_run("a", tmp_path), 0, {"k": 1}, steps=9, ranks=RankCounts(2, 2))
     ((words, mailbox, handles),) = begun
     assert (words[words.index("--lock") + 1], handles) == ("0", ())
-    assert ranks_of(open_run(child, tmp_path).facts) == Ranks(2, 2)
+    assert first_ranks(open_run(child, tmp_path).facts) == RankCounts(2, 2)
     assert is_alive(tmp_path / child)
     assert holder(tmp_path / child / "lock") == os.getpid()
     os.close(mailbox)
@@ -332,7 +334,9 @@ def there(pids: list[int]) -> list[int]:
 def test_two_ranks_are_started_stopped_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOE_RUNS", str(tmp_path))
     monkeypatch.setattr(ranks, "cores", lambda: 2)
-    run_id = starting.start(SMALL, Knobs(speed_limit=50), "dashboard", Ranks(2, 2))  # the other tests have a core too
+    run_id = starting.start(
+        SMALL, Knobs(speed_limit=50), "dashboard", RankCounts(2, 2)
+    )  # the other tests have a core too
     begun = starting.unstarted(run_id)
     assert begun
     assert "sent_bytes" in begun.description.measures
@@ -346,7 +350,7 @@ def test_two_ranks_are_started_stopped_and_gone_on_with(tmp_path: Path, monkeypa
     wait_until(lambda: run.knob_changes()[-1].step is not None)
     assert stop(run) == ""
     wait_until(lambda: not there(first))
-    assert (run.state, is_running(run_id), ranks_again(run.deals, run.facts)) == ("stopped", False, Ranks(2, 2))
+    assert (run.state, is_running(run_id), ranks_again(run.deals, run.facts)) == ("stopped", False, RankCounts(2, 2))
 
     last = run.steps()[1]
     resume(run, last + 20, ranks=ranks_again(run.deals, run.facts))
@@ -368,7 +372,7 @@ def trains(run: Run, steps: int) -> None:
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
 def test_ranks_that_cannot_share_a_run_say_so_and_leave_nothing(tmp_path: Path) -> None:
-    run_id = start(Config.for_task("plane", num_experts=3), Knobs(), tmp_path, ranks=Ranks(2, 2))
+    run_id = start(Config.for_task("plane", num_experts=3), Knobs(), tmp_path, ranks=RankCounts(2, 2))
     process, pids = runner._children[run_id], list[int]()
     with contextlib.suppress(OSError):  # it has ended
         while len(pids) < 3:

@@ -23,7 +23,7 @@ from moe_core.schema.description import Loss
 from moe_core.watching import ranks as ranks_module
 from moe_core.watching import watch
 from moe_core.watching.balancing import Balance, cv
-from moe_core.watching.ranks import Ranks, Shared
+from moe_core.watching.ranks import Shared, WatchedRanks
 from moe_core.watching.readers import find_taps
 from moe_core.watching.routers import Router
 from moe_core.watching.state import State
@@ -307,14 +307,14 @@ def test_every_rank_adds_up_an_array_of_one_shape_whatever_its_batches() -> None
     assert shapes == [(2, E)] * 3
 
 
-def meeting(monkeypatch: pytest.MonkeyPatch, taps: Any) -> tuple[Ranks, Any, list[list[float]]]:
+def meeting(monkeypatch: pytest.MonkeyPatch, taps: Any) -> tuple[WatchedRanks, Any, list[list[float]]]:
     """A rank that meets alone, its live handle, and what it sent first in each meeting."""
     sent: list[list[float]] = []
     monkeypatch.setattr(
         ranks_module.distributed, "all_reduce", lambda whole, group: sent.append(whole[:2].tolist()), raising=False
     )
     monkeypatch.setattr(ranks_module.distributed, "get_world_size", lambda: 1)
-    ranks = Ranks.__new__(Ranks)
+    ranks = WatchedRanks.__new__(WatchedRanks)
     ranks.experts, ranks.group, ranks.first, ranks.size, ranks.over = [E], None, False, 1, False
     ranks.steps, ranks.sums, ranks.held_out, ranks.evaluated, ranks.early = [], [], [], [], {}
     failures: list[str] = []

@@ -33,7 +33,7 @@ def number(value: float, digits: int = 2) -> str:
 def short(value: float) -> str:
     """A large number in three digits: 217 k, 1.3 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # it is rounded up to the larger unit
             return f"{value / size:.3g}{letter}" if value / size < 999.5 else f"{value / size:.0f}{letter}"
     return f"{value:.0f}"
 
