@@ -20,6 +20,7 @@ NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob
 SPREAD_FLOOR = 1e-6  # in the gradient only: noise below this is lost in a float32 logit, and its slope would overflow
 LOOKED_AT = 256  # tokens, evenly spaced, of which it is measured in each step what no token can reach
 FEW = 16  # tokens, below which it is not judged what no token can reach
+LARGE, NARROW = 2**20, 8  # numbers in x, and columns of W, at which a CPU's products are faster with W column by column
 CERTAIN = 16.0  # Phi(-16) is 6e-58: beyond so many spreads a selection is certain and its gradient is nothing
 
 softmax_backward = torch.ops.aten._softmax_backward_data
@@ -193,7 +194,7 @@ class Selection(torch.autograd.Function):
     def forward(ctx, clean_TE, noisy_TE, std_TE, k, weigh, smooth):
         tokens, num_experts = noisy_TE.shape
         top_TJ, order_TJ = noisy_TE.topk(min(k + 1, num_experts), dim=1)
-        experts_TK = order_TJ[:, :k]
+        experts_TK = order_TJ[:, :k].contiguous()
         shares = top_TJ[:, :k].softmax(1) if weigh == "kept" else noisy_TE.softmax(1)
         weights_TK = shares if weigh == "kept" else shares.gather(1, experts_TK)
         importance_E = dense_gates(weights_TK, experts_TK, num_experts).sum(0)
@@ -212,15 +213,15 @@ class Selection(torch.autograd.Function):
             load_E = torch.special.ndtr(z_TE).sum(0)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(experts_TK, counts_E, *([load_E] if z_TE is None else []))
-        ctx.save_for_backward(order_TJ, shares, z_TE, std_TE)
+        ctx.save_for_backward(order_TJ, experts_TK, shares, z_TE, std_TE)
         ctx.k, ctx.weigh = k, weigh
         return weights_TK, experts_TK, importance_E, load_E, counts_E
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, weights_grad_TK, _, importance_grad_E, load_grad_E, __):
-        order_TJ, shares, z_TE, std_TE = ctx.saved_tensors
-        k, experts_TK = ctx.k, order_TJ[:, : ctx.k]
+        order_TJ, experts_TK, shares, z_TE, std_TE = ctx.saved_tensors
+        k = ctx.k
         top_grad_TJ, noisy_grad_TE, clean_grad_TE, std_grad_TE = shares.new_zeros(order_TJ.shape), None, None, None
         if importance_grad_E is not None:
             of_importance_TK = importance_grad_E.index_select(0, experts_TK.flatten()).view(experts_TK.shape)
@@ -243,7 +244,10 @@ class Selection(torch.autograd.Function):
 
 def logits(gate: nn.Module, x_TD: Tensor, w_DE: Tensor) -> Tensor:
     """(T, E) x W. Where several ranks train, of the tokens of all ranks: the gate then decides for the whole batch."""
-    return gate.bring_together(x_TD @ w_DE.to(x_TD.dtype))
+    w_DE = w_DE.to(x_TD.dtype)
+    if x_TD.device.type == "cpu" and x_TD.numel() >= LARGE and w_DE.shape[1] <= NARROW:
+        w_DE = w_DE.T.contiguous().T
+    return gate.bring_together(x_TD @ w_DE)
 
 
 def add_noise(gate: nn.Module, clean_TE: Tensor, x_TD: Tensor, noise: float) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from torch.backends import mkldnn
 
-from moe_core.nn.experts import Grouped, Mixture, OneByOne, mixture, reference_mixture
+from moe_core.nn.experts import Fused, Grouped, Mixture, OneByOne, fused_pays, mixture, reference_mixture, windows
 from moe_core.nn.layer import MoELayer
 
 
@@ -29,13 +30,13 @@ def assert_agrees_with_float64(y, experts, x, weights, w1, w2):
     return y, ours
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("products", [OneByOne, Fused, Grouped])
 @pytest.mark.parametrize(
     ("tokens", "k", "num_experts"), [(40, 2, 6), (3, 1, 8), (10, 4, 4), (7, 1, 1), (1, 2, 5), (331, 3, 17)]
 )
-def test_output_and_gradients_agree_with_float64(grouped, tokens, k, num_experts):
+def test_output_and_gradients_agree_with_float64(products, tokens, k, num_experts):
     experts, tensors = batch(tokens, k, num_experts)
-    y = Mixture.apply(*tensors[:2], experts, count(experts, num_experts), *tensors[2:], grouped, experts.numel())
+    y = Mixture.apply(*tensors[:2], experts, count(experts, num_experts), *tensors[2:], products, experts.numel())
     assert_agrees_with_float64(y, experts, *tensors)
 
 
@@ -52,7 +53,7 @@ def as_expert_choice(experts_TK):
     return torch.ones(experts_TK.shape, dtype=torch.bool).scatter(0, chosen_TE, False)
 
 
-@pytest.mark.parametrize("grouped", [False, True])
+@pytest.mark.parametrize("products", [OneByOne, Fused, Grouped])
 @pytest.mark.parametrize("host_knows", [False, True])
 @pytest.mark.parametrize(
     ("k", "empty"),
@@ -64,15 +65,15 @@ def as_expert_choice(experts_TK):
         (6, as_expert_choice),
     ],
 )
-def test_empty_places_count_for_nothing(grouped, host_knows, k, empty):
+def test_empty_places_count_for_nothing(products, host_knows, k, empty):
     experts, tensors = batch(40, k, 6)
     empty = empty(experts).bool()
     with torch.no_grad():
         tensors[1][empty] = torch.inf  # whatever stands there
     experts = experts.masked_fill(empty, 6)
     counts = count(experts, 6)
-    filled = int(counts.sum()) if host_knows or not grouped else None
-    y = Mixture.apply(*tensors[:2], experts, counts, *tensors[2:], grouped, filled)
+    filled = int(counts.sum()) if host_knows or products is not Grouped else None
+    y = Mixture.apply(*tensors[:2], experts, counts, *tensors[2:], products, filled)
     y, (_, weights_grad, *_) = assert_agrees_with_float64(y, experts, *tensors)
     assert not y[(experts == 6).all(1)].any()
     assert not weights_grad[empty].any()
@@ -88,13 +89,13 @@ def test_empty_places_cost_no_products(k, monkeypatch):
     assert shapes == [(10 * k, 8)]
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_an_expert_that_nothing_selected_is_not_evaluated(grouped):
+@pytest.mark.parametrize("products", [OneByOne, Fused, Grouped])
+def test_an_expert_that_nothing_selected_is_not_evaluated(products):
     experts, (x, weights, w1, w2) = batch(10, 2, 4)
     with torch.no_grad():
         w1[3:], w2[3:] = torch.nan, torch.nan
     experts = experts % 3
-    y = Mixture.apply(x, weights, experts, count(experts, 4), w1, w2, grouped, experts.numel())
+    y = Mixture.apply(x, weights, experts, count(experts, 4), w1, w2, products, experts.numel())
     y.sum().backward()
     assert y.isfinite().all()
     assert x.grad.isfinite().all()
@@ -152,10 +153,38 @@ def test_autocast_keeps_the_statistics_in_float32():
     assert layer.w1.grad.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("tokens", "used"), [(4, Grouped), (2**16, OneByOne)])
-def test_products_are_chosen_by_size(tokens, used, monkeypatch):
+@pytest.mark.parametrize(
+    ("tokens", "wide", "used"), [(4, 1, Grouped), (2**16, 1, OneByOne), (1024, 128, Fused), (1020, 128, OneByOne)]
+)
+def test_products_are_chosen_by_size(tokens, wide, used, monkeypatch):
     calls, forward = [], used.forward
     monkeypatch.setattr(used, "forward", lambda *args: calls.append(used) or forward(*args))
     experts, (x, weights, w1, w2) = batch(tokens, 2, 4)
-    mixture(x, weights, experts, count(experts, 4), w1, w2)
+    w1, w2 = (w.repeat(1, wide, wide // 4 or 1) for w in (w1, w2))
+    mixture(x.repeat(1, wide), weights, experts, count(experts, 4), w1, w2)
     assert calls == [used]
+
+
+def test_a_torch_without_onednn_multiplies_as_well(monkeypatch):
+    experts, (x, weights, w1, w2) = batch(40, 2, 4)
+    monkeypatch.setattr("moe_core.nn.experts.MANY", 1)
+    monkeypatch.setattr("moe_core.nn.experts.WIDE", 1)
+    monkeypatch.setattr("moe_core.nn.experts.SMALL", 0)
+    assert fused_pays(x, 80, w1)
+    assert not fused_pays(x.double(), 80, w1)
+    y = mixture(x, weights, experts, count(experts, 4), w1, w2)
+    monkeypatch.setattr(mkldnn, "is_available", lambda: False)
+    assert not fused_pays(x, 80, w1)
+    torch.testing.assert_close(mixture(x, weights, experts, count(experts, 4), w1, w2), y)
+
+
+@pytest.mark.parametrize("rows", [[5, 0, 40, 33, 7], [3], [0, 0], [64, 64]])
+def test_rows_go_to_onednn_in_numbers_that_it_has_seen(rows):
+    seen = list(windows(rows))
+    begins = [sum(rows[:e]) for e in range(len(rows))]
+    assert [(own.start, own.stop) for _, own, _ in seen] == [(b, b + n) for b, n in zip(begins, rows, strict=True)]
+    for window, own, inside in seen:
+        size = window.stop - window.start
+        assert 0 <= window.start <= window.stop <= sum(rows)
+        assert size % 32 == 0 or size == sum(rows)
+        assert range(window.start, window.stop)[inside] == range(own.start, own.stop)

@@ -199,3 +199,14 @@ def test_each_loss_alone_evens_a_gate_that_favours_one_expert():
     assert cv_after_training(lambda routing: routing.importance_E.sum() * 0) > 0.8
     assert cv_after_training(lambda routing: importance_loss(routing.importance_E)) < 0.4
     assert cv_after_training(lambda routing: load_loss(routing.load_E)) < 0.4
+
+
+def test_logits_of_many_rows_and_few_experts_agree_with_float64(monkeypatch):
+    """From a size on W is taken column by column."""
+    monkeypatch.setattr("moe_core.nn.gating.LARGE", 40)
+    gate, x = NoisyTopKGate(5, 4, 2, zero_init=False), torch.randn(8, 5, requires_grad=True)
+    wide = [t.detach().double().requires_grad_() for t in (x, gate.w_gate)]
+    grad = torch.randn(8, 4)
+    ours = torch.autograd.grad(gate.clean_logits(x), (x, gate.w_gate), grad)
+    for a, b in zip(ours, torch.autograd.grad(wide[0] @ wide[1], wide, grad.double()), strict=True):
+        torch.testing.assert_close(a.double(), b, atol=1e-6, rtol=1e-5)
