@@ -63,7 +63,8 @@ def mixture(
 
 def fused_pays(x_TD: Tensor, rows: int, w_EDH: Tensor) -> bool:
     """Whether Fused is faster than OneByOne, for so many rows in all (measured)."""
-    can = x_TD.dtype == torch.float32 and x_TD.device.type == "cpu" and mkldnn.is_available() and mkldnn.enabled
+    has = mkldnn.is_available() and mkldnn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    can = has and x_TD.dtype == torch.float32 and x_TD.device.type == "cpu"
     return can and rows >= MANY * w_EDH.shape[0] and w_EDH[0].numel() >= WIDE
 
 
