@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -220,3 +221,30 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
             assert any(words in note["text"] for note in notes), (name, bins)
     if span is None:
         assert tiles_of("experts", view)[0].value == f"{100 * share_E.max():.1f}"
+
+
+def test_the_name_of_the_least_loaded_expert_stands_clear_of_the_bars() -> None:
+    """Below its bar or, where that reaches the foot, above the ideal, from which the bars hang."""
+    collapsed = np.array([0.5, 0.3, *[0.2 / 30] * 29, 0.0])
+    one_dead = np.array([*np.linspace(1.1, 1.05, 31), 0.0])
+    for load in (collapsed, one_dead / one_dead.sum()):
+        foot = max(1.0, 32 * load[-6] - 1e-6)  # of the bars below the name
+        spec = bars.balance_now.spec(load, load)
+        name = next(one for one in spec["layout"]["annotations"] if one["text"] == "expert 32")
+        assert (name["yanchor"], name["xanchor"], name["y"] >= foot) == ("bottom", "right", True)
+    uneven = np.linspace(1.5, 0.5, 32) / 32
+    name = next(
+        one for one in bars.balance_now.spec(uneven, uneven)["layout"]["annotations"] if one["text"] == "expert 32"
+    )
+    assert (name["yanchor"], name["y"]) == ("top", pytest.approx(0.5))
+
+
+def test_an_expert_without_tokens_has_a_bar_to_click_and_the_colours_are_named() -> None:
+    experts_NK = np.array([[0], [0], [5]])
+    spec = bars.tokens_by_expert.spec(experts_NK, 32)
+    seen, unseen = spec["data"]
+    assert sorted([*np.flatnonzero(seen["y"]) + 1, *unseen["x"]]) == list(range(1, 33))
+    assert (set(unseen["y"]), spec["layout"]["barmode"]) == ({spec["layout"]["yaxis"]["range"][1]}, "overlay")
+    assert spec["layout"]["meta"]["from"] == "x"
+    assert re.sub("<.*?>", "", spec["layout"]["title"]["text"]).endswith("in colour the busiest ■\u00a01 ■\u00a06")
+    assert len(bars.tokens_by_expert.spec(experts_NK, 8)["data"]) == 1
