@@ -561,7 +561,7 @@ def test_a_collapse_that_wavers_began_where_it_did_however_far_the_run_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of 140 steps 20 are above the mark at which a collapse begins, the others between it and that at which it ends."""
-    monkeypatch.setattr("moe_core.dashboard.feed.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 100)
     monkeypatch.setattr("moe_core.dashboard.feed.JUDGED", 0.0)
     writer = create_run(tmp_path / "w", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
 
