@@ -92,8 +92,8 @@ def test_a_folded_panel_s_state_stands_above_every_page_and_a_long_name_keeps_it
     page = tab(f"{server.url}/runs?run={names[1]}", 800, 700)
     where = page.locator(".moescope-where:visible")
     expect(where).to_have_text("Finished, step 20")
-    expect(page.locator(".moeruns-name").first).to_have_text(names[1])
-    ends = page.locator(".moeruns-name .moeruns-cut span:last-child").evaluate_all(
+    expect(page.locator(".moeruns-page .moeruns-name").first).to_have_text(names[1])
+    ends = page.locator(".moeruns-page .moeruns-name .moeruns-cut span:last-child").evaluate_all(
         "spans => spans.map(span => [span.textContent, span.scrollWidth <= span.clientWidth])"
     )
     assert sorted(ends) == [["0-seed-1", True], ["0-seed-2", True]]
@@ -102,7 +102,11 @@ def test_a_folded_panel_s_state_stands_above_every_page_and_a_long_name_keeps_it
     assert where.locator(".moescope-dot").evaluate("dot => getComputedStyle(dot).backgroundColor") != "rgba(0, 0, 0, 0)"
     page.emulate_media(media="print")
     for hidden in (".moescope-where", ".moeruns-bar", ".moeruns-box"):
-        expect(page.locator(hidden).first).to_be_hidden()
+        expect(page.locator(hidden).last).to_be_hidden()
+    page.set_viewport_size({"width": 703, "height": 900})  # A4 with our margins
+    assert page.locator(".moeruns-page table").evaluate("table => table.getBoundingClientRect().right <= innerWidth")
+    margin = "() => [...document.styleSheets].some(sheet => /@page\\s*{\\s*margin: 12mm/.test([...sheet.cssRules].map(rule => rule.cssText).join()))"
+    assert page.evaluate(margin)
     page.emulate_media(media="screen")
     page.goto(f"{server.url}/learn")
     expect(where).to_have_text("No run")

@@ -1,8 +1,10 @@
 """The numbers inside the figures, at the sizes where they change their form."""
 
 import copy
+import html
 import itertools
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from moe_core.runs import Batch, create_run, open_run
 from moe_core.runs.series import thin
 from moe_core.runs.source import At, Beside
 from moe_core.schema import Config, Knobs, layout
+from tests.export.made import make_run
 
 SIZES = (1, 2, 16, 20, 21, 64)
 
@@ -248,3 +251,10 @@ def test_an_expert_without_tokens_has_a_bar_to_click_and_the_colours_are_named()
     assert spec["layout"]["meta"]["from"] == "x"
     assert re.sub("<.*?>", "", spec["layout"]["title"]["text"]).endswith("in colour the busiest ■\u00a01 ■\u00a06")
     assert len(bars.tokens_by_expert.spec(experts_NK, 8)["data"]) == 1
+
+
+def test_a_byte_that_html_escapes_is_named_by_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "text", steps=20)
+    entry = FIGURES["specialisation_byte"]
+    names = [html.unescape(text) for text in entry.draw.spec(**entry.read(run, At(0)))["layout"]["yaxis"]["ticktext"]]
+    assert {"&", "<", ">"} <= set(names)

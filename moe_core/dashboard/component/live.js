@@ -247,7 +247,7 @@ export class View {
 
   print(paper) {
     const name = document.querySelector(".moepanel-name")?.textContent ?? this.link.run, layers = this.link.panel?.layers ?? [];
-    const words = [document.title, name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
+    const words = [`MoEscope, ${this.data.page} page`, name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
     this.titled.textContent = words.filter(Boolean).join(" · ");
     for (const chart of this.charts.values()) if (chart.spec) this.paint(chart, chart.spec, paper);
   }
