@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.evidence import HOLD, Evidence, Judged, evidence_of, holding_since, mean_of_last, unchanged_since
+from moe_core.evidence import HOLD, Evidence, Judged, Memory, evidence_of, mean_of_last, unchanged_since
 from moe_core.remedies import SOON, evens, heavy, mend, named, off_in, turns
 from moe_core.schema import (
     BALANCED,
@@ -44,7 +44,8 @@ BY_CHANCE = "Which experts a token gets hardly depends on the token, so they hav
 
 
 class Finding(NamedTuple):
-    """One thing that is wrong. layer counts from 0; since is a step; remedy: knobs and the values to give them, or None."""
+    """One thing that is wrong. layer counts from 0; since: the step at which it began; remedy: knobs and the values to give them, or
+    None; known: whether it began at `since`; if not, it may have begun before the first step that was read."""
 
     rule: str
     layer: int
@@ -53,17 +54,22 @@ class Finding(NamedTuple):
     why: str
     try_this: str
     remedy: dict[str, float | str] | None
+    known: bool = True
 
 
-def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
+def diagnose(source: Judged, layer: int = 0, memory: Memory | None = None) -> list[Finding]:
     """The findings of one layer at the last step, the gravest first. For a run with knobs of its own only those
     that need no knowledge of its knobs.
+
+    memory: what earlier diagnoses of this layer found, brought up to date; needed where the source has only the last steps.
     """
-    evidence = evidence_of(source, layer)
+    evidence = evidence_of(source, layer, memory)
     if not len(evidence.steps_n):
         return []
     rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
-    findings = [finding for rule in rules if (finding := rule(evidence))]
+    findings = [found._replace(known=evidence.known(found.rule)) for rule in rules if (found := rule(evidence))]
+    if memory is not None:
+        memory.last, memory.held = int(evidence.steps_n[-1]), dict(evidence.now)
     if isinstance(source.knobs, Knobs) and any(finding.rule == "collapse" for finding in findings):
         # A remedy that leaves the gate collapsed is not offered: it would help nothing.
         findings = [
@@ -78,7 +84,7 @@ def diagnose(source: Judged, layer: int = 0) -> list[Finding]:
 def no_gradient(evidence: Evidence) -> Finding | None:
     """A gate that the task teaches nothing, by its measured gradient. Not under `even`, which does not use the gate."""
     none_n = untaught(evidence.task_gradient_n, evidence.grad_norm_n)
-    since = holding_since(evidence.steps_n, none_n, np.isfinite(evidence.task_gradient_n) & ~none_n)
+    since = evidence.since("no_gradient", none_n, np.isfinite(evidence.task_gradient_n) & ~none_n)
     if since is None or not none_n[-1] or not STRATEGIES[evidence.knobs.strategy].learns:
         return None
     last, every = int(evidence.steps_n[-1]), evidence.description.task_gradient_every
@@ -107,7 +113,7 @@ def collapse(evidence: Evidence) -> Finding | None:
     """CV(load) above COLLAPSED, or above three quarters of what it can reach, for HOLD steps. Experts that are off do not count."""
     high, ceiling = marks(evidence)
     cv_n = evidence.cv_load_n
-    since = holding_since(evidence.steps_n, cv_n > high, cv_n < 0.8 * high)
+    since = evidence.since("collapse", cv_n > high, cv_n < 0.8 * high)
     if since is None or ceiling == 0:
         return None
     now = mean_of_last(evidence.steps_n, cv_n, HOLD)
@@ -152,10 +158,11 @@ def constant_bias(evidence: Evidence) -> Finding | None:
     share_nE = k * evidence.counts_nE / np.maximum(evidence.counts_nE.sum(1, keepdims=True), 1)
     expert = int(share_nE[evidence.steps_n > evidence.steps_n[-1] - HOLD].mean(0).argmax())
     share_n, uneven_n = share_nE[:, expert], evidence.cv_load_n > BALANCED
-    since = holding_since(
-        evidence.steps_n,
+    since = evidence.since(
+        "constant_bias",
         (share_n > FAVOURED[0]) & uneven_n,
         (share_n < FAVOURED[1]) | (evidence.cv_load_n < 0.8 * BALANCED),
+        of=expert,
     )
     if since is None:
         return None
@@ -178,9 +185,7 @@ def idle_bias(evidence: Evidence) -> Finding | None:
     """The load has collapsed, and the selection bias, which is there to even it, changes no choice."""
     high, ceiling = marks(evidence)
     idle_n, cv_n = evidence.bias_effect_n >= SAME, evidence.cv_load_n
-    since = holding_since(
-        evidence.steps_n, idle_n & (cv_n > high), (evidence.bias_effect_n < SAME) | (cv_n < 0.8 * high)
-    )
+    since = evidence.since("idle_bias", idle_n & (cv_n > high), (evidence.bias_effect_n < SAME) | (cv_n < 0.8 * high))
     if since is None or ceiling == 0:
         return None
     now = mean_of_last(evidence.steps_n, cv_n, HOLD)
@@ -202,7 +207,7 @@ def dead_in(evidence: Evidence) -> list[int]:
 
 def dead_experts(evidence: Evidence) -> Finding | None:
     """Experts that nothing selected for DEAD_AFTER steps, for HOLD steps more."""
-    since, dead = holding_since(evidence.steps_n, evidence.dead_n > 0, evidence.dead_n <= 0), dead_in(evidence)
+    since, dead = evidence.since("dead_experts", evidence.dead_n > 0, evidence.dead_n <= 0), dead_in(evidence)
     if since is None or not dead or out_of_reach(evidence) >= len(dead):
         return None
     experts = f"expert {named(dead)}" if len(dead) == 1 else f"experts {named(dead)}"
@@ -223,7 +228,7 @@ def out_of_reach(evidence: Evidence) -> int:
 def unreachable(evidence: Evidence) -> Finding | None:
     """Dead experts whose score no token brings near the chosen ones, in any step for HOLD steps."""
     near_n = (evidence.unreachable_n < 1) | (evidence.dead_n <= 0)
-    since = holding_since(evidence.steps_n, (evidence.unreachable_n >= 1) & (evidence.dead_n > 0), near_n)
+    since = evidence.since("unreachable", (evidence.unreachable_n >= 1) & (evidence.dead_n > 0), near_n)
     dead, many = dead_in(evidence), out_of_reach(evidence)
     if since is None or not dead or not many:
         return None
@@ -236,7 +241,7 @@ def unreachable(evidence: Evidence) -> Finding | None:
     return Finding("unreachable", evidence.layer, since, what, why, *mend(evidence))
 
 
-def drowned(evidence: Evidence) -> tuple[int, float] | None:
+def drowned(evidence: Evidence, rule: str) -> tuple[int, float] | None:
     """(since, ratio) if noise is several times as wide as the clean logits, and no less so than SOON steps before.
 
     In a new gate noise drowns the logits at first, and they grow out of it; so they do when noise was turned up a little.
@@ -247,13 +252,13 @@ def drowned(evidence: Evidence) -> tuple[int, float] | None:
     at_stake_n = ~(evidence.task_loss_n < AT_STAKE) & ~untaught(evidence.task_gradient_n, evidence.grad_norm_n)
     growing_n = ratio_n < LEARNING * np.interp(evidence.steps_n - SOON, evidence.steps_n, ratio_n)
     drowned_n = (evidence.steps_n > SETTLED) & at_stake_n & (ratio_n > DROWNED[0]) & ~growing_n
-    since = holding_since(evidence.steps_n, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
+    since = evidence.since(rule, drowned_n, (ratio_n < DROWNED[1]) | ~at_stake_n)
     return None if since is None else (since, mean_of_last(evidence.steps_n, ratio_n, HOLD))
 
 
 def noise_drowns(evidence: Evidence) -> Finding | None:
     """Noise several times as wide as the clean logits: what the gate has learnt hardly matters."""
-    if (drowning := drowned(evidence)) is None or heavy(evidence.knobs):
+    if (drowning := drowned(evidence, "noise_drowns")) is None or heavy(evidence.knobs):
         return None
     since, ratio = drowning
     what = f"Noise drowns the gate: it is {ratio:.1f} times as wide as the spread of the experts' logits."
@@ -271,8 +276,11 @@ def even_by_noise(evidence: Evidence) -> Finding | None:
     near = [evidence.cv_load_n[(evidence.steps_n <= step) & (evidence.steps_n > step - HOLD)] for step in steps_m]
     training_m = np.array([float(np.mean(cv_n)) if len(cv_n) else math.nan for cv_n in near])
     settled_m = (steps_m > SETTLED) & (training_m < BALANCED)
-    since = holding_since(
-        steps_m, settled_m & (held_m >= BALANCED), (training_m >= BALANCED) | (held_m < 0.8 * BALANCED)
+    since = evidence.since(
+        "even_by_noise",
+        settled_m & (held_m >= BALANCED),
+        (training_m >= BALANCED) | (held_m < 0.8 * BALANCED),
+        steps_n=steps_m,
     )
     if since is None:
         return None
@@ -315,7 +323,7 @@ def idle_load_loss(evidence: Evidence) -> Finding | None:
 def large_coefficient(evidence: Evidence) -> Finding | None:
     """Loss weights so large that the experts' logits are lost in noise of the ordinary width."""
     remedy = heavy(evidence.knobs)
-    if not remedy or (drowning := drowned(evidence)) is None:
+    if not remedy or (drowning := drowned(evidence, "large_coefficient")) is None:
         return None
     since, ratio = drowning
     weights = " and ".join(f"{name} at {value_text(getattr(evidence.knobs, name))}" for name in remedy)
@@ -329,7 +337,7 @@ def large_coefficient(evidence: Evidence) -> Finding | None:
 
 def dropped_tokens(evidence: Evidence) -> Finding | None:
     """Selections dropped for want of capacity."""
-    since = holding_since(evidence.steps_n, evidence.dropped_n > DROPPING[0], evidence.dropped_n < DROPPING[1])
+    since = evidence.since("dropped_tokens", evidence.dropped_n > DROPPING[0], evidence.dropped_n < DROPPING[1])
     if since is None:
         return None
     share = mean_of_last(evidence.steps_n, evidence.dropped_n, HOLD)

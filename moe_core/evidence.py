@@ -5,7 +5,7 @@ Shapes: n steps, E experts, m evaluations. `counts_nE` is (n, E).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -20,6 +20,26 @@ Flags = NDArray[np.bool_]
 
 HOLD = 20  # steps for which a condition must hold to become a finding, and its opposite to end it
 BINS = 1000  # bins of history that a diagnosis reads, about two rows each; old steps as minimum and maximum
+
+
+class Held(NamedTuple):
+    """Whether a condition held at step `last`, and since which step; None if it did not. known: whether it began there; if not, it
+    may have begun before the first step that was read."""
+
+    last: int
+    since: int | None
+    known: bool
+
+
+NEVER = Held(0, None, True)  # before the first step
+
+
+class Memory:
+    """What one diagnosis of a layer leaves to the next: the conditions, each by its rule and what it is of, and the last step read."""
+
+    def __init__(self) -> None:
+        self.last = 0
+        self.held: dict[tuple[str, int], Held] = {}
 
 
 class Evidence(NamedTuple):
@@ -45,6 +65,8 @@ class Evidence(NamedTuple):
     task_gradient_n: Array
     bias_effect_n: Array
     unreachable_n: Array
+    before: Mapping[tuple[str, int], Held]  # conditions as the last diagnosis found them
+    now: dict[tuple[str, int], Held]  # and as this one does
     # Of evaluations, where no noise is drawn: their steps, and the CV of the selections.
     held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
     held_out_cv_m: Array = np.empty(0)
@@ -58,6 +80,19 @@ class Evidence(NamedTuple):
     def groups(self) -> int:
         """The number of groups of experts; 1 for a flat gate."""
         return self.description.layers[self.layer].groups
+
+    def since(
+        self, rule: str, on_n: Flags, off_n: Flags, *, of: int = 0, steps_n: NDArray[np.int64] | None = None
+    ) -> int | None:
+        """Since which step a rule's condition has held, or None: as holding() says, with what the last diagnosis knew. of: an expert,
+        if the condition is of one; steps_n: of the flags, if they are not of every step."""
+        before = self.before.get((rule, of), NEVER._replace(known=bool(self.steps_n[0] <= 1)))
+        held = self.now[rule, of] = holding(self.steps_n if steps_n is None else steps_n, on_n, off_n, before=before)
+        return held.since
+
+    def known(self, rule: str) -> bool:
+        """Whether what has held for a rule began at the step that since() gave, and not before the first step that was read."""
+        return all(held.known for (name, _), held in self.now.items() if name == rule and held.since is not None)
 
 
 class Judged(Protocol):
@@ -78,8 +113,8 @@ class Judged(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[Any]]: ...
 
 
-def evidence_of(source: Judged, layer: int) -> Evidence:
-    """The evidence in a source's history."""
+def evidence_of(source: Judged, layer: int, memory: Memory | None = None) -> Evidence:
+    """The evidence in a source's history. memory: of an earlier diagnosis, left out if steps between that and this were not read."""
 
     def read(stat: str) -> Array:
         try:
@@ -99,35 +134,43 @@ def evidence_of(source: Judged, layer: int) -> Evidence:
     cv = [math.nan if too_few(counts_1E) else held_out_balance(counts_1E)["cv_held_out"][0] for counts_1E in own]
     held_out = np.array(cv, np.float64)
     at = np.array([step for step, _ in evals], np.int64)
+    useful = memory is not None and len(steps) and steps[0] - 1 <= memory.last <= steps[-1]
+    before = memory.held if memory is not None and useful else {}
     return Evidence(
         source.description, source.knobs, done, layer, steps,
         read("task_loss"), read(source.description.balance), read("counts"), read("dead_experts"), read("noise_scale"), read("logit_spread"),
         read("dropped"), read("grad_norm"), read("task_gradient"),
-        read("bias_effect"), read("unreachable"), at, held_out,
+        read("bias_effect"), read("unreachable"), before, {}, at, held_out,
     )  # fmt: skip
 
 
 # When a condition holds
 
 
-def holding_since(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = HOLD) -> int | None:
-    """The step since which a condition has held, or None. It begins with `hold` steps of on, and ends with as many of off.
+def holding(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = HOLD, before: Held = NEVER) -> Held:
+    """Whether a condition holds at the last step, and since when. It begins with `hold` steps of on, and ends with as many of off.
 
-    Between on and off it stays as it was. Steps may be thinned: what counts is the span of steps, not of rows.
+    Between on and off it stays as it was. Steps may be thinned: what counts is the span of steps, not of rows. before: how it
+    was at an earlier step, without which a condition that wavers between on and off would seem to begin at the first steps that
+    are still in memory.
     """
-    begun = [(start, True) for start in spans(steps_n, on_n, hold)]
-    ended = [(start, False) for start in spans(steps_n, off_n, hold)]
-    since = None
-    for start, begins in sorted(begun + ended):
-        since = (since or start) if begins else None
-    return since
+    begun = [(settled, start, True) for start, settled in spans(steps_n, on_n, hold)]
+    ended = [(settled, start, False) for start, settled in spans(steps_n, off_n, hold)]
+    last, since, known = before
+    for settled, start, begins in sorted(begun + ended):
+        if settled > before.last:
+            since, known = (start if since is None else since, known) if begins else (None, True)
+    return Held(max(last, int(steps_n[-1])), since, known)
 
 
-def spans(steps_n: NDArray[np.int64], flag_n: Flags, hold: int) -> list[int]:
-    """The first step of each stretch of true flags that is at least `hold` steps long."""
+def spans(steps_n: NDArray[np.int64], flag_n: Flags, hold: int) -> list[tuple[int, int]]:
+    """Of each stretch of true flags that is at least `hold` steps long its first step, and the one at which it is that long."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], flag_n, [False]]).astype(np.int8)))
     first, last = steps_n[edges[::2]], steps_n[edges[1::2] - 1]
-    return [int(step) for step in first[last - first + 1 >= hold]]
+    return [
+        (int(start), int(steps_n[np.searchsorted(steps_n, start + hold - 1)]))
+        for start in first[last - first + 1 >= hold]
+    ]
 
 
 def mean_of_last(steps_n: NDArray[np.int64], values_n: Array, count: int) -> float:

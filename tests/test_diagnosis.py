@@ -15,10 +15,10 @@ from moe_core.diagnosis import (
     Finding,
     diagnose,
     evens,
-    holding_since,
     named,
     turns,
 )
+from moe_core.evidence import Memory, holding
 from moe_core.remedies import even_again
 from moe_core.schema import DEAD_AFTER, Config, Knob, Knobs, Values, describe
 
@@ -53,7 +53,17 @@ def evidence(knobs: Knobs = QUIET, changes=(), config: Config = CONFIG, n: int =
     }
     values = {f"{name}_n": np.broadcast_to(np.float64(stats.get(name, value)), (n,)) for name, value in quiet.items()}
     counts_nE = np.broadcast_to(stats.get("counts", np.full(config.num_experts, 10.0)), (n, config.num_experts))
-    return Evidence(describe(config, knobs), knobs, changes, 0, np.arange(1, n + 1), counts_nE=counts_nE, **values)
+    return Evidence(
+        describe(config, knobs),
+        knobs,
+        changes,
+        0,
+        np.arange(1, n + 1),
+        before={},
+        now={},
+        counts_nE=counts_nE,
+        **values,
+    )
 
 
 def from_step(step: int, value: float, before: float = 0.0, n: int = N) -> np.ndarray:
@@ -85,13 +95,13 @@ def flags(text: str) -> np.ndarray:
     ],
 )
 def test_a_finding_begins_and_ends_after_so_many_steps(on: str, off: str, since: int | None) -> None:
-    assert holding_since(np.arange(1, len(on) + 1), flags(on), flags(off), hold=3) == since
+    assert holding(np.arange(1, len(on) + 1), flags(on), flags(off), hold=3).since == since
 
 
 def test_what_counts_is_the_span_of_steps_not_of_rows() -> None:
     steps = np.array([1, 10, 20, 30])
-    assert holding_since(steps, flags(".xx."), flags("...."), hold=11) == 10
-    assert holding_since(steps, flags(".xx."), flags("...."), hold=12) is None
+    assert holding(steps, flags(".xx."), flags("...."), hold=11).since == 10
+    assert holding(steps, flags(".xx."), flags("...."), hold=12).since is None
 
 
 def test_a_value_that_wavers_about_the_threshold_does_not_make_the_finding_flicker() -> None:
@@ -525,7 +535,7 @@ class Source:
         self.description, self.knobs, self.n, self.changes = describe(CONFIG, knobs), knobs, n, list(changes)
         made = evidence(knobs, n=max(n, 1), **stats)
         fields = {"dead_experts": "dead", "counts": "counts"}
-        names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "dropped")
+        names = ("task_loss", "cv_load", "counts", "dead_experts", "noise_scale", "logit_spread", "dropped")
         self.stats = {s: getattr(made, fields.get(s, s) + ("_nE" if s == "counts" else "_n")) for s in names}
 
     def history(self, stat, layer=0, first=None, last=None, bins=None):
@@ -558,6 +568,46 @@ def test_in_a_collapse_no_remedy_is_offered_that_leaves_it_collapsed() -> None:
 def test_a_change_that_has_not_taken_effect_yet_is_not_counted() -> None:
     waiting = [change(None, "noise", 0.0, 1.0, id=2), change(30, "w_load", 0.1, 0.0, id=1)]
     assert diagnose(Source(knobs_with(noise=0), changes=waiting))[0].since == 30
+
+
+class Last(Source):
+    """The same, of which the last steps are in memory only."""
+
+    def history(self, stat, layer=0, first=None, last=None, bins=None):
+        steps, values = super().history(stat)
+        return steps[-300:], values[-300:]
+
+
+def test_a_diagnosis_of_the_last_steps_says_what_one_of_all_of_them_says() -> None:
+    """A collapse that wavers, one expert that every token chooses and then another, dropped tokens that end and come again, and a
+    gate that grows out of its noise."""
+    t = np.arange(2000)
+    stats = {
+        "cv_load": np.where((t >= 150) & (t % 140 < 100), 0.9, 1.2) * (t >= 100),
+        "dropped": np.where((t > 900) & (t < 1300), 0.0, 0.2),
+        "noise_scale": 100 * np.exp(-t / 600),
+        "counts": 1 + 1e4 * np.eye(E)[np.where(t < 500, 3, 5)] * (t[:, None] >= 300),
+    }
+    source, memory, told = Last(knobs_with(w_load=0), n=2000, **stats), Memory(), []
+    for source.n in range(40, 2001, 30):
+        of_all = Source(
+            knobs_with(w_load=0), n=source.n, **{name: values[: source.n] for name, values in stats.items()}
+        )
+        told.append(diagnose(source, 0, memory))
+        assert [(f.rule, f.since, f.known) for f in told[-1]] == [(f.rule, f.since, True) for f in diagnose(of_all)]
+    assert {(f.rule, f.since) for found in told for f in found} == {
+        ("collapse", 101), ("constant_bias", 301), ("constant_bias", 501), ("dropped_tokens", 1), ("dropped_tokens", 1301)
+    }  # fmt: skip
+    assert not diagnose(source, 0, Memory())[0].known  # of the last steps alone
+
+
+def test_what_was_found_before_steps_that_nobody_read_does_not_count() -> None:
+    source, memory = Last(knobs_with(w_load=0), n=1000, cv_load=1.9), Memory()
+    source.n = 100
+    assert diagnose(source, 0, memory)[0].known
+    source.n = 1000
+    (found,) = diagnose(source, 0, memory)
+    assert (found.since, found.known) == (701, False)
 
 
 def test_a_finding_is_plain_json() -> None:

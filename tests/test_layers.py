@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "moe_core/export": {"numpy", "plotly", "pyarrow", "PIL", "fontTools", "resvg_py", "imageio_ffmpeg", "moe_core", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export"},
     "moe_core/scaling": {"numpy", "moe_core.schema", "moe_core.runs", "moe_core.scaling"},
     "moe_core/sweep": {"moe_core.schema", "moe_core.runs", "moe_core.sweep"},
-    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.folders", "moe_core.schema", "moe_core.diagnosis", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
+    "moe_core/dashboard": {"numpy", "streamlit", "starlette", "google.protobuf", "plotly", "moe_core.folders", "moe_core.schema", "moe_core.diagnosis", "moe_core.evidence", "moe_core.lessons", "moe_core.runs", "moe_core.sweep", "moe_core.figures", "moe_core.export", "moe_core.dashboard"},
     "moe_core/dashboard/frames.py": {"numpy"},
     "moe_core/dashboard/jobs.py": {"moe_core.folders", "moe_core.schema", "moe_core.runs", "moe_core.export", "moe_core.dashboard.gate"},
     "moe_core/commands": {"moe_core", "moe_core.folders", "moe_core.benchmarks", "moe_core.schema", "moe_core.runs", "moe_core.sweep", "moe_core.training", "moe_core.parallel", "moe_core.watching", "moe_core.export", "moe_core.scaling", "moe_core.commands"},

@@ -172,26 +172,30 @@ def named(name: str, highest: int) -> int | None:
 
 
 def preview(what: Named, source: Any, figures: list[str], format: str, look: Look, columns: int) -> None:
-    """The first figure as it will be, or all as panels, its size in pixels and bytes, and the download of one or all."""
+    """A figure as it will be, chosen if there are several, or all as panels; its size in pixels and bytes; the download of one or all."""
     if not figures:
         st.info("Choose a figure at the left.")
         return
+    name, among = figures[0], ""
+    if len(figures) > 1 and not columns:
+        name = st.selectbox(f"Preview, one of {len(figures)} figures", figures, key="previewed", format_func=title_of)
+        among = f"Figure {figures.index(name) + 1} of {len(figures)}. "
     picture_at, caption_at, button_at = st.empty(), st.empty(), st.empty()
     # Disabled first: until the new file is drawn, the button would still download the last one.
     button_at.button("Export", disabled=True, key="export-none", type="primary")
     try:
         check(source, look)
-        shown = tuple(figures) if columns else figures[0]
+        shown = tuple(figures) if columns else name
         picture = draw_once(what, progress_of(source), shown, "png", look, columns)
         file = picture if format == "png" else draw_once(what, progress_of(source), shown, format, look, columns)
     except ValueError as error:
         picture_at.error(str(error))
         button_at.empty()
         return
-    width, height = size_of(figures[0], look)
+    width, height = size_of(name, look)
     # One CSS pixel of the page for each of the figure's, whatever the PNG's scale; smaller where the page has no room.
     data = base64.b64encode(picture).decode()
-    alt = f"{len(figures)} panels" if columns else title_of(figures[0])
+    alt = f"{len(figures)} panels" if columns else title_of(name)
     picture_at.html(
         f'<img alt="{alt}" style="width:{width}px;max-width:100%;height:auto" src="data:image/png;base64,{data}">'
     )
@@ -200,12 +204,12 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     others = [] if what.sweep else [run.name for run in source.others]
     more += links.literal(f" Beside {source.name}: {', '.join(others)}.") if others else ""
     paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
-    drawn = f"{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
+    drawn = f"{among}{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
     caption_at.caption(drawn + paper + more)
     if columns or len(figures) == 1:
-        name = f"{source.id}-{'panels' if columns else figures[0]}.{format}"
+        file_name = f"{source.id}-{'panels' if columns else name}.{format}"
         button_at.download_button(
-            "Export", file, name, MIME[format], type="primary", key="export-one", on_click="ignore"
+            "Export", file, file_name, MIME[format], type="primary", key="export-one", on_click="ignore"
         )
     else:
         button_at.empty()

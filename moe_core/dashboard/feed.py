@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from moe_core.dashboard.histories import Histories
-from moe_core.dashboard.kept import ANSWERS, Recent, remember
-from moe_core.diagnosis import Finding, diagnose
+from moe_core.dashboard.kept import ANSWERS, Judge, remember
+from moe_core.diagnosis import Finding
 from moe_core.runs import (
     ENDED,
     Ablation,
@@ -46,7 +46,7 @@ class Feed(Histories):
         self.free, self.stamp = False, 0  # free: the run has ended and no trainer holds it; stamp: its file's time then
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
-        self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
+        self._judges: dict[int, Judge] = {}  # by layer
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
         self._probe = run.probe()
@@ -159,11 +159,10 @@ class Feed(Histories):
     def findings(self, layer: int) -> list[Finding]:
         """What is wrong with a layer now, by the rows in memory: judged anew when there is news, once in JUDGED seconds."""
         with self.lock:
-            version, when, findings = self._findings.get(layer, (-1, -JUDGED, []))
-            if version != self.version and time.monotonic() - when >= JUDGED:
-                findings = diagnose(Recent(self), layer)
-                self._findings[layer] = self.version, time.monotonic(), findings
-            return findings
+            judge = self._judges.setdefault(layer, Judge())
+            if judge.version != self.version and time.monotonic() - judge.when >= JUDGED:
+                judge.judge(self, layer)
+            return judge.findings
 
     def ablation(self) -> Ablation | None:
         return self.run.ablation()

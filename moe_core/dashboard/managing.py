@@ -94,32 +94,34 @@ def one(entry: Entry, known: Sequence[str]) -> None:
     with st.container(border=True, key="runs-one"):
         if notes.problem:
             st.error(links.literal(f"{notes.problem}; delete that file to begin anew"))
-        left, right = st.columns([1, 1.6], gap="medium")
-        with left:
-            st.text_input(
-                "Name", key=keys["name"], placeholder=entry.id, max_chars=LONGEST["name"],
-                on_change=write, args=(entry.id, "name", keys["name"]),
-            )  # fmt: skip
-            st.multiselect(
-                "Tags", sorted({*known, *notes.tags}), key=keys["tags"], accept_new_options=True, max_selections=TAGS,
-                on_change=write, args=(entry.id, "tags", keys["tags"]), placeholder="choose or type",
-            )  # fmt: skip
-        right.text_area(
-            "Note", key=keys["note"], height=116, max_chars=LONGEST["note"],
-            on_change=write, args=(entry.id, "note", keys["note"]),
-        )  # fmt: skip
         buttons([entry])
+        with st.expander("Name, tags and note"):  # folded, so that the list above keeps its room
+            left, right = st.columns([1, 1.6], gap="medium")
+            with left:
+                st.text_input(
+                    "Name", key=keys["name"], placeholder=entry.id, max_chars=LONGEST["name"],
+                    on_change=write, args=(entry.id, "name", keys["name"]),
+                )  # fmt: skip
+                st.multiselect(
+                    "Tags", sorted({*known, *notes.tags}), key=keys["tags"], accept_new_options=True, max_selections=TAGS,
+                    on_change=write, args=(entry.id, "tags", keys["tags"]), placeholder="choose or type",
+                )  # fmt: skip
+            right.text_area(
+                "Note", key=keys["note"], height=116, max_chars=LONGEST["note"],
+                on_change=write, args=(entry.id, "note", keys["note"]),
+            )  # fmt: skip
 
 
 def several(chosen: Sequence[Entry]) -> None:
     """What the chosen runs take together, a tag for all of them, and their buttons."""
     with st.container(border=True, key="runs-several"):
         st.markdown(f"**{len(chosen)} runs are chosen.** They take {bytes_text(sum(entry.bytes for entry in chosen))}.")
-        st.text_input(
-            "Tag for all of them", key="runs-tag", max_chars=LONGEST["tag"], on_change=tag_all,
-            args=([entry.id for entry in chosen],),
-        )  # fmt: skip
         buttons(chosen)
+        with st.expander("Tag all of them"):
+            st.text_input(
+                "Tag for all of them", key="runs-tag", max_chars=LONGEST["tag"], on_change=tag_all,
+                args=([entry.id for entry in chosen],),
+            )  # fmt: skip
 
 
 def buttons(chosen: Sequence[Entry]) -> None:

@@ -14,6 +14,7 @@ from moe_core.dashboard import going
 from moe_core.dashboard.choosing import ALIVE, WORDS
 from moe_core.dashboard.gate import LOOKING
 from moe_core.dashboard.messages import Deed
+from moe_core.diagnosis import Finding
 from moe_core.figures.layers import short_names
 from moe_core.figures.pages.live import heldout_tile, steps_a_second
 from moe_core.figures.pages.tile import number
@@ -138,7 +139,7 @@ def findings(feed: Any, layer: int, looks: bool = False) -> list[dict[str, Any]]
     return [
         {
             "rule": f.rule,
-            "what": f"{f.what} {since(f.since, feed.first_recent, feed.last)}",
+            "what": f"{f.what} {since(f, feed.last)}",
             "more": [f.why, f.try_this] if alive else [f.why],
             "remedy": f.remedy if offered else None,
             "button": remedy_text(f.remedy) if offered and f.remedy else "",
@@ -147,9 +148,9 @@ def findings(feed: Any, layer: int, looks: bool = False) -> list[dict[str, Any]]
     ]
 
 
-def since(step: int, first: int, last: int) -> str:
-    """Since when a finding holds. If it already did at the first step in memory: for at least how long."""
-    return f"For more than {last - first:,} steps." if step <= first and first > 1 else f"Since step {step:,}."
+def since(finding: Finding, last: int) -> str:
+    """Since when a finding holds. If it may have begun before what was read: for at least how long."""
+    return f"Since step {finding.since:,}." if finding.known else f"For more than {last - finding.since:,} steps."
 
 
 def remedy_text(remedy: dict[str, float | str]) -> str:

@@ -38,6 +38,7 @@ CSS = f"""
 .stApp[data-moe-theme="dark"] {{ {_colours(DARK)} }}
 @media (prefers-color-scheme: dark) {{ .stApp:not([data-moe-theme="light"]) {{ {_colours(DARK)} }} }}
 @media print {{
+  @page {{ margin: 12mm; }}
   .stApp.stApp {{ {_colours(LIGHT)} color-scheme: light; }}
   .stApp, .stApp :not(.moescope-chart *) {{ --st-text-color: {LIGHT.ink}; --st-border-color: {LIGHT.edge}; }}
   html, body, .stApp, [data-testid="stAppViewContainer"], [data-testid="stMain"], #root, #root > div {{

@@ -42,7 +42,7 @@ def panels(run: Source | SweepResults, names: Sequence[str], format: str, look: 
 def encoded(sheet: Sheet, format: str, facts: Facts, scale: float, zoom: float) -> bytes:
     """A sheet in one of KINDS. scale: pixels of a PNG a CSS px; zoom: the factor by which its px are enlarged."""
     if format == "png":
-        return to_png(sheet, facts, scale * zoom)
+        return to_png(sheet, facts, scale, zoom)
     return to_svg(sheet, facts, zoom).encode() if format == "svg" else to_pdf([sheet], facts, zoom)
 
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from moe_core.export.fonts import face, named, opened, spaced, subset_of, width_of
 from moe_core.export.marks import Colour, Line, Mark, Path, Picture, Sheet, Text
-
-POINT = 0.75  # a CSS pixel in points
+from moe_core.export.svg import PX_IN_POINTS
 
 
 def to_pdf(pages: Sequence[Sheet], facts: Mapping[str, str] | None = None, scale: float = 1.0) -> bytes:
     """One PDF file, a page a sheet."""
-    return Document(pages, facts or {}, scale * POINT).to_bytes()
+    return Document(pages, facts or {}, scale * PX_IN_POINTS).to_bytes()
 
 
 def n(value: float) -> str:

@@ -11,44 +11,53 @@ import numpy as np
 
 from moe_core.export.fonts import face, named, spaced, subset_of, width_of
 from moe_core.export.marks import Box, Colour, Line, Mark, Path, Picture, Sheet, Text
+from moe_core.export.sizes import PX
 
+PX_IN_POINTS = PX["px"] / PX["pt"]
 FAMILIES = {False: ("Source Sans", "sans-serif"), True: ("Source Code", "monospace")}
 
 
 def to_svg(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 1.0) -> str:
-    """One SVG file. Words are words, in letters that the file carries; facts go into its metadata."""
+    """One SVG file. Words are words, in letters that the file carries; facts go into its metadata. Its sides are in points, as the
+    PDF's are: a side without a unit is a pixel of 1/96 in to one program and of 1/72 in to another."""
     drawn = Writer(outlined=False)
     body = "".join(map(drawn.mark, sheet.marks))
     facts = facts or {}
     title = escape(printable(facts.get("Title", "")))
     descriptions = "".join(f"<desc>{escape(printable(f'{name}: {value}'))}</desc>" for name, value in facts.items())
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{n(sheet.width * scale)}" height="{n(sheet.height * scale)}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{points(sheet.width * scale)}" height="{points(sheet.height * scale)}" '
         f'viewBox="0 0 {n(sheet.width)} {n(sheet.height)}" role="img">'
         f"<title>{title}</title><metadata>{descriptions}</metadata>"
         f"<defs><style>{drawn.faces()}</style>{drawn.defined()}</defs>{body}</svg>\n"
     )
 
 
-def to_png(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 2.0) -> bytes:
-    """The same picture in pixels. Words are drawn from their outlines, so no font of the machine is asked."""
+def to_png(sheet: Sheet, facts: Mapping[str, str] | None = None, scale: float = 2.0, zoom: float = 1.0) -> bytes:
+    """The same picture in pixels, `scale` to a CSS px of the figure, which is `zoom` times as large as the sheet. Words are drawn from their outlines, so no font of the machine is asked."""
     import resvg_py
 
     drawn = Writer(outlined=True)
     body = "".join(map(drawn.mark, sheet.marks))
-    pixels = (round(sheet.width * scale), round(sheet.height * scale))
+    pixels = (round(sheet.width * scale * zoom), round(sheet.height * scale * zoom))
     text = (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{pixels[0]}" height="{pixels[1]}" '
         f'viewBox="0 0 {n(sheet.width)} {n(sheet.height)}" preserveAspectRatio="none">'
         f"<defs>{drawn.defined()}</defs>{body}</svg>"
     )
     data = bytes(resvg_py.svg_to_bytes(svg_string=text, width=pixels[0], height=pixels[1], skip_system_fonts=True))
-    return with_text(data, {**facts, "Scale": f"{scale:g}"} if facts else {})
+    return with_facts(data, scale, {**facts, "Scale": f"{scale:g}"} if facts else {})
 
 
-def with_text(data: bytes, facts: Mapping[str, str]) -> bytes:
-    """A PNG with its facts as iTXt chunks, right after the header."""
-    chunks = b"".join(
+def points(px: float) -> str:
+    """A length in points, to a thousandth."""
+    return f"{PX_IN_POINTS * px:.3f}".rstrip("0").rstrip(".") + "pt"
+
+
+def with_facts(data: bytes, scale: float, facts: Mapping[str, str]) -> bytes:
+    """A PNG with the number of its pixels a metre, and its facts as iTXt chunks, right after the header."""
+    dense = round(scale * PX["in"] / 0.0254)
+    chunks = chunk(b"pHYs", struct.pack(">IIB", dense, dense, 1)) + b"".join(
         chunk(b"iTXt", name.encode("latin-1") + b"\0\0\0\0\0" + printable(value).encode())
         for name, value in facts.items()
     )

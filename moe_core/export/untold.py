@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from moe_core.figures.changes import Name
+from moe_core.figures.changes import Name, box_of
 from moe_core.figures.paper import Spec, inner, label_font, note, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.figures.words import ISOLATED
@@ -12,6 +12,7 @@ from moe_core.figures.words import ISOLATED
 ROW = 16  # px above the plot for the numbers
 NO_BREAK = "\u00a0"
 DIGIT = 0.55  # width of one, in sizes of the type
+GAP = 0.4  # between two numbers, in sizes of the type
 
 
 class Untold(NamedTuple):
@@ -52,20 +53,33 @@ def subtitle_with(text: str, untold: Untold, told: int) -> str:
 def add_numbers(layout: Spec, steps: Sequence[int], theme: Theme) -> None:
     """Above each of these steps, which rise, its number; numbers that would touch become one mark."""
     lo, hi = layout["xaxis"]["range"]
-    per_step, size = inner(layout)[0] / (hi - lo), layout["font"]["size"]
-    marks: list[tuple[int, int, int]] = []  # step, first and last number
-    for number, step in enumerate(steps, 1):
-        letters = len(text_of(*marks[-1][1:])) + len(str(number)) + 1 if marks else 0
-        if marks and (step - marks[-1][0]) * per_step < DIGIT * size * letters:
-            marks[-1] = (*marks[-1][:2], number)
+    (wide, high), size = inner(layout), layout["font"]["size"]
+    per_step = wide / (hi - lo)
+    marks = [(step, number, number) for number, step in enumerate(steps, 1)]  # step, first and last number
+    at = 0
+    while at < len(marks) - 1:
+        (one, first, last), (other, begin, end) = marks[at : at + 2]
+        letters = len(text_of(first, last)) + len(text_of(begin, end))
+        if (other - one) * per_step < size * (DIGIT * letters / 2 + GAP):
+            marks[at : at + 2] = [(one, first, end)]
+            at = max(0, at - 1)  # the mark is wider now, and may touch the one before it
         else:
-            marks.append((step, number, number))
+            at += 1
     place: dict[str, Any] = {"xref": "x", "yref": "paper", "xanchor": "center", "yanchor": "bottom"}
     font = label_font(layout, theme.hand)
     layout["annotations"] += [note(text_of(first, last), step, 1, font=font, **place) for step, first, last in marks]
     lines = {shape.get("x0") for shape in layout["shapes"]}
     thin = {"color": faded(theme.hand, 0.5), "width": 1}
-    layout["shapes"] += [upright(step, **thin) for step in dict.fromkeys(steps) if step not in lines]
+    names = [
+        box_of(one, layout)
+        for one in layout["annotations"]
+        if one["font"]["color"] == theme.hand and one["yanchor"] == "top"
+    ]
+    for step in dict.fromkeys(steps):
+        if step not in lines:
+            # Below the names that it would cross.
+            below = [foot for left, right, foot in names if left <= per_step * (step - lo) <= right]
+            layout["shapes"].append(upright(step, **thin) | {"y1": min([1.0, *(foot / high for foot in below)])})
 
 
 def text_of(first: int, last: int) -> str:

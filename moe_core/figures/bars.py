@@ -1,5 +1,6 @@
 """One step of a run: load and importance of each expert, and the first expert of each token of the probe."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ from moe_core.figures.paper import (
 )
 from moe_core.figures.probe import first_experts, without_expert
 from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
+
+LETTER = 0.55  # width of one in a name, in sizes of the type
 
 
 @figure
@@ -175,9 +178,13 @@ def sorted_bars(load_E: Array, most: float, counted: str, step: int | None, them
     }
     font = label_font(layout, theme.ink)
     if np.isfinite(load_E).any() and ratio[0] > ratio[-1]:
+        last = f"expert {order[-1] + 1}"
+        # Below the last bar or, where that reaches the foot of the plot, above the bars there, which hang from the ideal.
+        covered = math.ceil(LETTER * font["size"] * len(last) * E / inner(layout)[0])
+        under = (ratio[-1], "top") if ratio[-1] > 0.15 * top else (max(1.0, *ratio[-covered:].tolist()), "bottom")
         ends = (
             (f"expert {order[0] + 1}", 0.5, ratio[0], "left", "bottom"),
-            (f"expert {order[-1] + 1}", E + 0.5, ratio[-1], "right", "top" if ratio[-1] > 0.15 * top else "bottom"),
+            (last, E + 0.5, under[0], "right", under[1]),
         )
         layout["annotations"] += [
             note(text, x, float(y), xref="x", yref="y", xanchor=xa, yanchor=ya, font=font)
@@ -213,7 +220,8 @@ def tokens_by_expert(
         "tokens_by_expert",
         "Tokens by first expert",
         f"of {N} probe tokens{without_expert(first, E)}; dashed: ideal {N / on:.3g}"
-        + ("" if on == E else f" of {on} on"),
+        + ("" if on == E else f" of {on} on")
+        + colours.short,
         step=step,
         theme=theme,
         size=size,
@@ -231,9 +239,21 @@ def tokens_by_expert(
             "hovertemplate": f"Expert %{{x}} is the first of %{{y}} of {N} probe tokens{at_step(step)}<extra></extra>",
         }
     ]
+    if E > NAMED:
+        data.append(unseen_bars(np.flatnonzero((counts == 0) & on_E), layout, f"of {N} probe tokens{at_step(step)}"))
     ideal_line(layout, N / on, theme)
     picks(layout, E, of="x")
     return {"data": [*data, *off_bands(layout, on_E, step, theme)], "layout": layout}
+
+
+def unseen_bars(experts: Array, layout: Spec, of: str) -> Spec:
+    """Bars that are not seen, as high as the plot, for experts without tokens: a click on one pins it as on any other."""
+    layout["barmode"] = "overlay"
+    return {
+        "type": "bar", "name": "none", "x": (experts + 1).astype(np.int32),
+        "y": np.full(len(experts), layout["yaxis"]["range"][1], np.float32), "marker": {"color": "rgba(0,0,0,0)", "line": {"width": 0}},
+        "hovertemplate": f"Expert %{{x}} is the first of none {of}<extra></extra>",
+    }  # fmt: skip
 
 
 def shares(values_nE: Any) -> Array:

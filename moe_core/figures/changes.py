@@ -15,17 +15,31 @@ SHARE = 3  # so many changes that stand close together share one mark and one la
 STACKED = 3  # names of knobs turned in one step that stand below each other
 LISTED = 12  # changes of a shared label that are listed on hover
 TICK = 6  # px: height of the tick of a change within a shared mark
+LETTER, BLANK = (
+    0.53,
+    0.2,
+)  # width of a letter of a name, a little more than they have on average, and of a blank, in sizes of the type
 LINE = 1.4  # distance of two lines of names, in sizes of the type
 
 
 class Name(NamedTuple):
     """The name of a change, at its step. If it does not tell all the changes that it stands for: changes: the last of them, each as
-    its step and words; earlier: how many there are before these."""
+    its step and words; earlier: how many there are before these. last: the step of the last one; None: all are of one step."""
 
     step: int
     text: str
     changes: tuple[tuple[int, str], ...] = ()
     earlier: int = 0
+    last: int | None = None
+
+    @property
+    def short(self) -> "Name":
+        """The name without the values, which are then told on hover."""
+        if self.changes:
+            return self
+        each = self.text.split("<br>")
+        parts = [line.split(" → ")[0].rsplit(" ", 1)[0] if " → " in line else line for line in each]
+        return self._replace(text="<br>".join(parts), changes=tuple((self.step, words) for words in each))
 
     @property
     def hover(self) -> str:
@@ -56,13 +70,13 @@ def mark_changes(
     cased: bool = False,
     top: float = 1,
     tall: float = 1,
-    **ends: Any,
+    **reach: Any,
 ) -> None:
     """A line of the hand's colour wherever a knob's change took effect, named where its name finds room.
 
     Knobs turned in one step share a line, and their names stand below each other. Changes that stand close together share a
     strip and a label. cased: there is a heatmap below the lines; top, tall: upper end and height of the chart's own part of the
-    plot; ends: yref, y0 and y1 of its lines.
+    plot; reach: yref, y0 and y1 of its lines.
     """
     lo, hi = layout["xaxis"]["range"]
     turned: dict[int, list[str]] = {}
@@ -72,10 +86,13 @@ def mark_changes(
     together = grouped(sorted(turned), layout)
     px = tall * inner(layout)[1]
     for group in together:
-        layout["shapes"] += marks_of(group, layout, theme, cased, px, **ends)
+        layout["shapes"] += marks_of(group, layout, theme, cased, px, **reach)
     if labelled:
         rows = max(1, min(3, int(px / (5 * layout["font"]["size"]))))
-        layout["annotations"] += change_names(layout, [name_of(group, turned) for group in together], theme, top, rows)
+        ends = [group[at] for group in together for at in (0, -1)]
+        layout["annotations"] += change_names(
+            layout, [name_of(group, turned) for group in together], theme, ends, top, rows
+        )
 
 
 def turn(change: Any) -> str:
@@ -123,7 +140,7 @@ def name_of(group: list[int], turned: dict[int, list[str]]) -> Name:
 
 def shared_name(text: str, each: Sequence[tuple[int, str]]) -> Name:
     """The name of changes (step, words) that `text` does not tell one by one."""
-    return Name(each[0][0], text, tuple(each[-LISTED:]), max(0, len(each) - LISTED))
+    return Name(each[0][0], text, tuple(each[-LISTED:]), max(0, len(each) - LISTED), each[-1][0])
 
 
 def and_earlier(count: int) -> list[str]:
@@ -131,43 +148,83 @@ def and_earlier(count: int) -> list[str]:
     return [f"and {count:,} earlier"] if count else []
 
 
-def change_names(layout: Spec, named: Sequence[Name], theme: Theme, top: float = 1, rows: int = 1) -> list[Spec]:
+def change_names(
+    layout: Spec, named: Sequence[Name], theme: Theme, lines: Iterable[int], top: float = 1, rows: int = 1
+) -> list[Spec]:
     """The names of changes, in the order of their steps, below the height `top` of the plot's area.
 
-    The latest is named first; a name stands left of its step in the last third, and begins in the first of the rows in which it
-    covers no other. One that finds no room is left out; those, and those that tell all on hover only, are kept in the layout for a
-    figure without hovers.
+    The latest is named first. A name stands between the lines of those that it stands for, or beside them, in the last third of the
+    plot left of them if there is room, where it covers no other name and none of the `lines` of changes, which are steps; so long a one that it finds no such place is cut
+    to the names of the knobs, with the rest on hover. One that finds none even so is left out; those, and those that tell all on
+    hover only, are kept in the layout for a figure without hovers.
     """
     lo, hi = layout["xaxis"]["range"]
-    width, _ = inner(layout)
-    size = layout["font"]["size"]
-    taken: list[tuple[float, float, int, int]] = []  # left and right end, first row and the one after the last
+    per_step = inner(layout)[0] / (hi - lo)
+    places = Places(layout, [per_step * (step - lo) for step in lines], rows)
     names = []
     for name in reversed(named):
-        step, text = name.step, name.text
-        lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
-        at = width * (step - lo) / (hi - lo)
-        reach = 8 + 0.52 * size * max(map(len, lines))
-        left = at > width * 2 / 3 or at + reach > width + 8  # further right stand the names of lines
-        span = (at - reach, at) if left else (at, at + reach)
-        near = [(begin, end) for a, b, begin, end in taken if span[1] >= a and span[0] <= b]
-        free = [row for row in range(rows) if all(row + len(lines) <= begin or row >= end for begin, end in near)]
-        room = free and span[0] >= 0
-        if name.changes or not room:
+        ends = per_step * (name.step - lo), per_step * ((name.last or name.step) - lo)
+        for one in (name, name.short):
+            if place := places.take(one.text, *ends):
+                break
+        if name.changes or one is not name or not place:
             layout["meta"].setdefault("untold", []).append(name)
-        if not room:
+        if not place:
             continue
-        taken.append((*span, free[0], free[0] + len(lines)))
+        at_end, left, row = place
         font = label_font(layout, theme.hand)
         side, shift = ("right", -6) if left else ("left", 6)
-        place: Spec = {"xanchor": side, "align": side, "xshift": shift}
-        place |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
-        names.append(note(text, step, top, font=font, **place))
-        if free[0]:
-            names[-1]["yshift"] = -round(LINE * size * free[0])
-        if name.changes:
-            names[-1] |= {"hovertext": name.hover, "hoverlabel": layout["hoverlabel"], "captureevents": True}
+        step = one.last if at_end and one.last else one.step
+        at: Spec = {"xanchor": side, "align": side, "xshift": shift}
+        at |= {"xref": "x", "yref": "paper", "yanchor": "top", "bgcolor": faded(theme.ground, 0.85), "borderpad": 1}
+        names.append(note(one.text, step, top, font=font, **at))
+        if row:
+            names[-1]["yshift"] = -round(LINE * font["size"] * row)
+        if one.changes:
+            names[-1] |= {"hovertext": one.hover, "hoverlabel": layout["hoverlabel"], "captureevents": True}
     return names
+
+
+def extent(text: str, size: float) -> tuple[int, float]:
+    """How many lines a name has, and how far it reaches from its line, in px."""
+    lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
+    letters = max(LETTER * len(line) - (LETTER - BLANK) * line.count(" ") for line in lines)
+    return len(lines), 8 + size * letters
+
+
+def box_of(name: Spec, layout: Spec) -> tuple[float, float, float]:
+    """Left and right end of a change's name in the layout, and how far down it reaches, in px from the plot's lower left corner."""
+    (width, height), (lo, hi), size = inner(layout), layout["xaxis"]["range"], name["font"]["size"]
+    at, (high, reach) = width * (name["x"] - lo) / (hi - lo), extent(name["text"], size)
+    left = at if name["xanchor"] == "left" else at - reach
+    return left, left + reach, height * name["y"] + name.get("yshift", 0) - LINE * size * high
+
+
+class Places:
+    """Where names of changes find room in a plot with lines, which stand at these px: beside their own, in one of so many rows."""
+
+    def __init__(self, layout: Spec, lines: Sequence[float], rows: int) -> None:
+        self.width, self.size = inner(layout)[0], layout["font"]["size"]
+        self.lines, self.rows = lines, rows
+        self.taken: list[tuple[float, float, int, int]] = []  # left and right end, first row and the one after the last
+
+    def take(self, text: str, begin: float, end: float) -> tuple[bool, bool, int] | None:
+        """A place for a name, which is then taken: whether beside `end`, not `begin`; whether left of it; and its first row. None:
+        there is none."""
+        high, reach = extent(text, self.size)
+        late = begin > self.width * 2 / 3 or end + reach > self.width + 8  # further right stand the names of lines
+        right, left = (end, end + reach, end > begin, False), (begin - reach, begin, False, True)
+        inside = (begin, begin + reach, False, False)
+        beside = (left, right) if late else (right, left)
+        for a, b, at_end, is_left in (inside, *beside) if begin + reach < end else beside:
+            if a < 0 or b > self.width + 8 or any(a < line < b for line in self.lines):
+                continue
+            near = [(first, after) for x, y, first, after in self.taken if b >= x and a <= y]
+            for row in range(self.rows):
+                if all(row + high <= first or row >= after for first, after in near):
+                    self.taken.append((a, b, row, row + high))
+                    return at_end, is_left, row
+        return None
 
 
 def mark_cursor(layout: Spec, cursor: int | None, theme: Theme) -> None:

@@ -122,7 +122,8 @@ def mark_turns(
             y.append(curve.values[row])
             words.append(turns_in_words([change for _, change in here], runs[at], over))
     if labelled:
-        names = change_names(layout, shared_names(turned, runs, layout, theme), theme, rows=2)
+        ends = [group[at] for group in grouped(sorted(turned), layout) for at in (0, -1)]
+        names = change_names(layout, shared_names(turned, runs, layout, theme), theme, ends, rows=2)
         layout["annotations"] += names
         layout["shapes"] += [upright(name["x"], color=faded(theme.hand, 0.5), width=1) for name in names]
     if not x:

@@ -21,12 +21,13 @@ def picks(layout: Spec, E: int, of: str = "customdata") -> None:
 
 class Palette(NamedTuple):
     """The colour of each expert's cells and of the letters on them; words: what the subtitle says of it; printed: the colour of the
-    letters on paper, where the cells have those of the light look."""
+    letters on paper, where the cells have those of the light look; short: the words without those on the rest."""
 
     cells: list[str]
     letters: list[str]
     words: str
     printed: list[str]
+    short: str = ""
 
     def inked(self, trace: Spec, first: Sequence[int], theme: Theme) -> Spec:
         """A trace of letters, each in the colour that reads on the cell of its expert, in ink where that is none (E)."""
@@ -65,4 +66,5 @@ def palette_of(first_N: Array, E: int, theme: Theme, pinned: Sequence[int] = ())
     )
     names = " ".join(f'<span style="color:{cells[e]}">■</span>\u00a0{e + 1}' for e in slots)
     which = "pinned" if pinned else "busiest"
-    return Palette(cells, letters, f"; in colour the {which} {names}, the rest grey" if slots else "", printed)
+    words = f"; in colour the {which} {names}" if slots else ""
+    return Palette(cells, letters, f"{words}, the rest grey" if slots else "", printed, words)

@@ -42,6 +42,7 @@ from moe_core.figures.theme import (
 )
 
 FRAMED = 8  # px of a cell from which on those on the diagonal have a frame
+EVEN = 10  # percent up to which cells, which are then all pale, are called even
 DIGIT = 0.55  # width of one, in sizes of the type
 
 
@@ -83,7 +84,10 @@ def rows_between_ranks(
     rows_RR = np.asarray(rows_to_RR, np.int64)
     R, total, stayed = len(rows_RR), int(rows_RR.sum()), int(np.trace(rows_RR))
     crossed = percent((total - stayed) / total) if total else "none"
-    subtitle = f"{total:,} rows, {crossed} of them crossed; {counted.words}" if R and counted else missing
+    inside_RR = np.arange(R)[:, None] // group == np.arange(R) // group
+    ratio_RR = rows_RR * (R * group / max(total, 1))
+    even = f"; {evenness(ratio_RR[inside_RR])}" if total else ""
+    subtitle = f"{total:,} rows, {crossed} crossed{even}; {counted.words}" if R and counted else missing
     title = "Rows between ranks"
     layout = base("rows_between_ranks", title, subtitle, step=step, theme=theme, size=size, labels=True)
     layout["margin"] |= {"r": 76}
@@ -97,9 +101,8 @@ def rows_between_ranks(
         layout[f"{axis}axis"]["title"] = axis_title(words, layout, standoff=2 if axis == "x" else 4)
     if not R or not counted:
         return {"data": [], "layout": layout}
-    inside_RR = np.arange(R)[:, None] // group == np.arange(R) // group
     with np.errstate(divide="ignore", invalid="ignore"):
-        z_RR = np.where(inside_RR, log_ratio(rows_RR * (R * group / max(total, 1))), np.nan)
+        z_RR = np.where(inside_RR, log_ratio(ratio_RR), np.nan)
     stays = f"Rank %{{y}} kept %{{customdata:,d}} rows of its own tokens {counted.hover}"
     sends = f"Rank %{{y}} sent %{{customdata:,d}} rows to rank %{{x}} {counted.hover}"
     own_RR = np.eye(R, dtype=bool)
@@ -113,6 +116,12 @@ def rows_between_ranks(
     if 1 < group < R:
         layout["shapes"] += [frame(first, first + group - 1, theme.ink2, 1) for first in range(0, R, group)]
     return {"data": data, "layout": layout}
+
+
+def evenness(ratio_N: Array) -> str:
+    """How far the numbers of rows are from even: "all even to 3 %", or the most. ratio_N: each over the even number."""
+    off = math.ceil(100 * float(np.abs(ratio_N - 1).max()) - 1e-6)
+    return f"most {float(ratio_N.max()):.2f} × even" if off > EVEN else f"all even to {max(1, off)} %"
 
 
 def cells(name: str, z_RR: Array, rows_RR: Array, sentence: str, layout: Spec, theme: Theme) -> Spec:
@@ -185,7 +194,9 @@ def device_load(
     load_R, own_R = rows_RR.sum(axis=0), np.diagonal(rows_RR)
     mean = float(load_R.mean()) if R else 0.0
     most = f"busiest {load_R.max() / mean:.2f} × mean; " if mean else ""
-    subtitle = f"{most}lower part: own tokens; {counted.words}" if R and counted else missing
+    own, other = (f'<span style="color:{colour}">■</span>' for colour in (theme.edge, theme.ink2))
+    key = f"{own} own {other} others' tokens"
+    subtitle = f"{most}{key}; {counted.words}" if R and counted else missing
     top = nice_above(max(1.05 * float(load_R.max(initial=0)), 1.1 * mean))
     layout = base(
         "device_load",

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.matrices import cosines
-from moe_core.figures.paper import Array, escape
+from moe_core.figures.paper import Array
 from moe_core.figures.probe import dense, kept, name_of_byte
 from moe_core.figures.reading import (
     bytes_of_probe,
@@ -114,7 +114,7 @@ def read_bytes(source: Source, at: At) -> dict[str, Any]:
     counts = np.bincount(source.probe()["tokens"], minlength=256)
     shown = np.argsort(-counts, kind="stable")[: min(BYTES, int((counts > 0).sum()))]
     rows_CE = np.zeros((0, experts_of(source, at.layer)), np.float32) if share_CE is None else share_CE[shown]
-    names = [escape(name_of_byte(int(byte))) for byte in shown] if share_CE is not None else []
+    names = [name_of_byte(int(byte)) for byte in shown] if share_CE is not None else []
     return {
         "share_CE": rows_CE,
         "names_C": names,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from moe_core.figures.band import apart, band, highest, median, settled, unsettled
-from moe_core.figures.changes import mark, mark_changes, mark_cursor
+from moe_core.figures.changes import box_of, mark, mark_changes, mark_cursor
 from moe_core.figures.lines import LABEL_GAP, as_steps, end_label, held_out, held_out_words, line, over_steps, spread
 from moe_core.figures.off import draw_ideal, ideal_of, ideal_words, off_lines, off_map, off_words, on_nE
 from moe_core.figures.paper import (
@@ -175,7 +175,7 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
     taken: list[tuple[float, float]] = []
     whole = [shape for shape in layout["shapes"] if shape["xref"] == "x" and shape["y1"] == 1]  # the rest are ticks
     lines = [width * (shape["x0"] - lo) / (hi - lo) for shape in whole]
-    words = [change_box(name, width / (hi - lo), lo, height) for name in layout["annotations"] if name["xref"] == "x"]
+    words = [box_of(name, layout) for name in layout["annotations"] if name["xref"] == "x"]
     inside = np.where((np.asarray(steps) >= lo) & (np.asarray(steps) <= hi), 1.0, np.nan)[:, None]
     shown = np.where(np.isfinite(percents * inside), percents, -1.0)
     for e in map(int, np.argsort(-shown.max(axis=0))[:3]):
@@ -201,14 +201,6 @@ def peak_names(steps: Array, percents: Array, layout: Spec, theme: Theme) -> lis
                 names.append(note(text, middle / width, y / height, xanchor="center", font=font, **there))
                 break
     return names
-
-
-def change_box(name: Spec, per_step: float, first: float, height: int) -> tuple[float, float, float]:
-    """Left and right end of a change's name, and how far down it reaches, in px from the plot's lower left corner."""
-    rows, size = name["text"].split("<br>"), name["font"]["size"]
-    at, reach = per_step * (name["x"] - first), 8 + 0.52 * size * max(map(len, rows))
-    left = at if name["xanchor"] == "left" else at - reach
-    return left, left + reach, height + name.get("yshift", 0) - 1.4 * size * len(rows)
 
 
 def share_heatmap(steps: Array, share_nE: Array, span: tuple[float, float] | None, theme: Theme, size: Size) -> Spec:

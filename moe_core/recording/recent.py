@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_core.diagnosis import Finding, diagnose
-from moe_core.evidence import BINS
+from moe_core.evidence import BINS, Memory
 from moe_core.runs import Batch, Eval, KnobChange, Run, evaluation, pick
 from moe_core.runs.statistics import Off, off_spans
 from moe_core.schema import Column, Description, Knobs, KnobValues, Values, as_dict, columns_of, measured_in
@@ -39,6 +39,7 @@ class Recent:
         self.changes: list[KnobChange] = []
         self.evaluated: list[Eval] = []
         self.off: tuple[int, tuple[Off, ...]] = 0, ()  # how many changes it follows from, and the spans
+        self.memory = [Memory() for _ in self.experts]
         self.current: set[tuple[str, int]] = set()
         self.next_diagnosis = 0.0
 
@@ -77,7 +78,7 @@ class Recent:
     def new_findings(self) -> list[Finding]:
         """The findings that were not there at the last diagnosis. One that ended and comes again is new again."""
         began = time.monotonic()
-        findings = [finding for layer in range(len(self.experts)) for finding in diagnose(self, layer)]
+        findings = [found for layer, memory in enumerate(self.memory) for found in diagnose(self, layer, memory)]
         new = [finding for finding in findings if (finding.rule, finding.layer) not in self.current]
         self.current = {(finding.rule, finding.layer) for finding in findings}
         now = time.monotonic()

@@ -78,7 +78,7 @@ def test_a_phone_other_colours_no_motion_and_paper(server: Server, browser: Brow
     page.emulate_media(color_scheme="dark", forced_colors="none", media="print")
     for hidden in (".moescope-scrubber", ".moescope .modebar", "[data-testid=stSidebar]", ".moescope-where"):
         expect(page.locator(hidden).first).to_be_hidden()
-    expect(page.locator(".moescope-titled")).to_have_text(re.compile(r".+ · step [\d,]+$"))
+    expect(page.locator(".moescope-titled")).to_have_text(re.compile(r"^MoEscope, live page · .+ · step [\d,]+$"))
     ground = f"() => {CHART}.querySelector('.main-svg').style.background"
     wait_for_function(page, f"() => ({ground})() === 'rgb(255, 255, 255)'")
     cells = {

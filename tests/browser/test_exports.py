@@ -68,14 +68,14 @@ def test_a_replay_plays_from_the_disk(tab, tmp_path, task, theme, experts):
 def test_the_export_page_gives_the_file_that_it_shows(server, tab, tmp_path):
     make_run(server.runs, "text").close()
     page = tab(f"{server.url}/export?run=text&figures=loss")
-    page.get_by_text("Loss: 480 × 300 px, 960 × 600 pixels").wait_for(timeout=60_000)
+    page.get_by_text("Loss: 312 × 192 px, 624 × 384 pixels").wait_for(timeout=60_000)
     shown = page.locator("img[alt=Loss]")
-    assert shown.evaluate("i => [i.clientWidth, i.naturalWidth, i.naturalHeight]") == [480, 960, 600]
+    assert shown.evaluate("i => [i.clientWidth, i.naturalWidth, i.naturalHeight]") == [312, 624, 384]
     with page.expect_download() as caught:
         page.get_by_role("button", name="Export", exact=True).click()
     caught.value.save_as(tmp_path / "got.png")
     with Image.open(tmp_path / "got.png") as got:
-        assert (got.size, got.text["Run"]) == ((960, 600), "text")
+        assert (got.size, got.text["Run"]) == ((624, 384), "text")
     page.get_by_role("button", name="Make replay").click()
     with page.expect_download(timeout=60_000) as caught:
         page.get_by_role("button", name="Download").click(timeout=60_000)

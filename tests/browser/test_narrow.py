@@ -11,6 +11,7 @@ from moe_core.runs.begin import create_record
 from tests.browser.conftest import Server
 from tests.browser.test_more_pages import drawn
 from tests.browser.test_pages import Tab
+from tests.export.made import make_run
 from tests.figures.many_layers import described
 from tests.figures.record import record
 from tests.test_foreign import write
@@ -82,3 +83,32 @@ def test_a_run_that_measures_selections_alone_leaves_no_row_of_live_empty(server
     for figure in ("selection_share", "loss"):
         chart = box_of(page, f"[data-figure={figure}]")
         assert chart["y"] + chart["height"] > grid["y"] + grid["height"] - 30, figure
+
+
+def test_a_folded_panel_s_state_stands_above_every_page_and_a_long_name_keeps_its_end(server: Server, tab: Tab) -> None:
+    names = [f"text-experts-16-noise-1.00-weights-0.10-seed-{seed}" for seed in (1, 2)]
+    for name in names:
+        make_run(server.runs, "plane", name=name, steps=20).close()
+    page = tab(f"{server.url}/runs?run={names[1]}", 800, 700)
+    where = page.locator(".moescope-where:visible")
+    expect(where).to_have_text("Finished, step 20")
+    expect(page.locator(".moeruns-page .moeruns-name").first).to_have_text(names[1])
+    ends = page.locator(".moeruns-page .moeruns-name .moeruns-cut span:last-child").evaluate_all(
+        "spans => spans.map(span => [span.textContent, span.scrollWidth <= span.clientWidth])"
+    )
+    assert sorted(ends) == [["0-seed-1", True], ["0-seed-2", True]]
+    page.set_viewport_size({"width": 390, "height": 800})
+    expect(where).to_have_text("Finished, step 20")
+    assert where.locator(".moescope-dot").evaluate("dot => getComputedStyle(dot).backgroundColor") != "rgba(0, 0, 0, 0)"
+    page.emulate_media(media="print")
+    for hidden in (".moescope-where", ".moeruns-bar", ".moeruns-box"):
+        expect(page.locator(hidden).last).to_be_hidden()
+    page.set_viewport_size({"width": 703, "height": 900})  # A4 with our margins
+    assert page.locator(".moeruns-page table").evaluate("table => table.getBoundingClientRect().right <= innerWidth")
+    margin = "() => [...document.styleSheets].some(sheet => /@page\\s*{\\s*margin: 12mm/.test([...sheet.cssRules].map(rule => rule.cssText).join()))"
+    assert page.evaluate(margin)
+    page.emulate_media(media="screen")
+    page.goto(f"{server.url}/learn")
+    expect(where).to_have_text("No run")
+    where.click()
+    expect(page.locator(".moepanel-name")).to_be_in_viewport()

@@ -42,11 +42,11 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     make_run(runs, "text").close()
     app = page(run="text")
     assert not app.exception
-    assert "Share of selections by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
+    assert "Share of selections by expert: 312 × 192 px, 624 × 384 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
+    app.selectbox(key="size").set_value("slide, 16:9").run()
     app.number_input(key="font").set_value(18.0).run()
-    app.selectbox(key="size").set_value("slide").run()
     app.button_group(key="format").set_value("svg").run()
     assert not app.exception
     assert "Share of selections by expert: 960 × 540 px," in words(app)
@@ -59,14 +59,14 @@ def test_a_size_on_paper_has_its_type_in_points(runs):
     assert not app.exception
     assert "321 × 227 px" in words(app)
     assert "On paper 3.35 × 2.36 in, with type of 8 pt." in words(app)
-    app.selectbox(key="size").set_value("column of 3.25 in").run()
+    app.selectbox(key="size").set_value("one column, 3.25 in (ICML)").run()
     app.number_input(key="type").set_value(7.0).run()
     assert "On paper 3.25 × 2 in, with type of 7 pt." in words(app)
 
 
 def test_several_figures_are_panels_of_one_file(runs):
     make_run(runs, "text").close()
-    app = page(run="text", figures="loss,churn", size="page of 6.75 in", panels="2", smooth="20")
+    app = page(run="text", figures="loss,churn", size="both columns, 6.75 in (ICML)", panels="2", smooth="20")
     assert not app.exception
     assert "2 panels: 648 × 194 px" in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
@@ -78,6 +78,18 @@ def test_the_link_names_figures_and_step(runs):
     assert app.multiselect[0].value == ["loss", "churn"]
     assert "As it stood at step 50." in words(app)
     assert "Export 2 figures" in {b.label for b in app.button}
+
+
+def test_of_several_figures_each_can_be_seen_before_they_are_exported(runs):
+    make_run(runs, "text").close()
+    app = page(run="text", figures="loss,churn")
+    assert "Figure 1 of 2. Loss: " in words(app)
+    app.selectbox(key="previewed").set_value("churn").run()
+    assert not app.exception
+    assert "Figure 2 of 2. Router churn over time: " in words(app)
+    assert 'alt="Router churn over time"' in words(app)
+    app.multiselect[0].set_value(["loss", "balance"]).run()
+    assert "Figure 1 of 2. Loss: " in words(app)
 
 
 def test_the_link_holds_the_look(runs):
@@ -92,7 +104,7 @@ def test_the_link_holds_the_look(runs):
     assert app.checkbox(key="caption").value is True
     app = page(run="text", size="huge", theme="pink", font="900", format="bmp")  # what there is not is left out
     assert not app.exception
-    assert "Share of selections by expert: 480 × 300 px, 960 × 600 pixels" in words(app)
+    assert "Share of selections by expert: 312 × 192 px, 624 × 384 pixels" in words(app)
 
 
 def test_another_run_keeps_the_look_and_drops_what_was_laid_over_the_first():
@@ -199,7 +211,7 @@ def test_a_link_with_other_runs_or_a_sweep_offers_their_figures(runs):
     app = page(sweep="grid")
     assert not app.exception
     assert app.multiselect[0].value == ["sweep_balance"]
-    assert "Balance over the grid: 480 × 300 px" in words(app)
+    assert "Balance over the grid: 312 × 192 px" in words(app)
     assert "Make report" not in {b.label for b in app.button}
 
 

@@ -316,7 +316,7 @@ def test_what_is_wrong_is_said_once_a_second_with_a_remedy_that_can_be_turned(
     ask(feed.run, {"turn": said["remedy"], "gesture": "r1"})
     assert (feed.run.knobs.w_importance, feed.run.knobs.w_load) == (0.1, 0.1)
     looks: list[int] = []
-    monkeypatch.setattr("moe_core.dashboard.feed.diagnose", lambda source, layer: looks.append(layer) or [])
+    monkeypatch.setattr("moe_core.dashboard.kept.diagnose", lambda source, layer, memory: looks.append(layer) or [])
     for first in (61, 62, 63):
         writer.commit(Batch(first, collapsed(1)))
         feed.refresh(now=True)
@@ -338,6 +338,7 @@ def test_what_stood_before_the_rows_in_memory_and_a_run_that_ended(
     writer.finish("stopped")
     feed = Feed(open_run(writer.folder))
     feed.refresh(now=True)
+    monkeypatch.setattr("moe_core.dashboard.kept.REACH", 0)  # as if it had begun further back than is read
     (said,) = [one for one in findings(feed, 1) if one["rule"] == "collapse"]
     assert said["what"].endswith(f"For more than {300 - feed.first_recent} steps.")
     assert feed.first_recent > 1
@@ -554,3 +555,39 @@ def test_the_knobs_of_other_strategies_are_there_for_a_fork_that_takes_one(write
         acting = {name for name, one in declared.items() if matters(one, strategy)}
         assert acting == {n for n, one in (knobs | idle).items() if one["under"] is None or strategy in one["under"]}
         assert len(about) == 2
+
+
+def test_a_collapse_that_wavers_began_where_it_did_however_far_the_run_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 140 steps 20 are above the mark at which a collapse begins, the others between it and that at which it ends."""
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 100)
+    monkeypatch.setattr("moe_core.dashboard.feed.JUDGED", 0.0)
+    writer = create_run(tmp_path / "w", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
+
+    def loaded(n: int, most: float) -> np.ndarray:
+        rows = collapsed(n)
+        for column in layout(2, 4):
+            if column.stat in ("load", "counts", "importance"):
+                rows[:, column.start : column.start + 4] = [most, 1, 1, 1]
+        return rows
+
+    writer.commit(Batch(1, loaded(40, 1), state="training"))
+    feed, first, said = Feed(open_run(writer.folder)), 41, []
+    for n, most in [(20, 1000), (60, 5.33), (60, 5.33)] * 5:
+        writer.commit(Batch(first, loaded(n, most)))
+        first += n
+        feed.refresh(now=True)
+        said.append(begun(feed))
+    later = Feed(open_run(writer.folder))
+    later.refresh(now=True)
+    assert later.first_recent > 500
+    assert {*said, begun(later)} == {"Since step 41."}
+    for one in (feed, later):
+        one.run.close()
+    writer.finish("stopped")
+
+
+def begun(feed: Feed) -> str:
+    """What is said of since when there is a collapse."""
+    return next((one["what"].rpartition("). ")[2] for one in findings(feed, 1) if one["rule"] == "collapse"), "")

@@ -74,7 +74,7 @@ def test_a_picture_has_exactly_the_size_asked_for(runs):
         image = Image.open(BytesIO(rendered(runs["text"], "loss", "png", look)))
         assert image.size == (round(look.size[0] * look.scale), round(look.size[1] * look.scale))
     page = rendered(runs["text"], "loss", "svg", Look(size=(400, 250))).decode()
-    assert 'width="400" height="250"' in page
+    assert 'width="300pt" height="187.5pt"' in page
 
 
 def test_every_picture_says_where_it_is_from(runs):

@@ -1,8 +1,10 @@
 """A figure has the size on paper that a person wrote, to the hundredth of a point, with type of a size in points."""
 
+import io
 import re
 
 import pytest
+from PIL import Image
 
 from moe_core.export import Look, rendered
 from moe_core.export.look import check, spec_of
@@ -55,12 +57,29 @@ def test_a_pdf_has_the_width_of_a_column_and_type_of_8_points(run):
     page = rendered(run, "loss", "pdf", look).decode("latin-1")
     assert "/MediaBox[0 0 234 144]" in page  # 3.25 x 72
     drawn = rendered(run, "loss", "svg", look).decode()
-    assert 'width="312" height="192"' in drawn
+    assert 'width="234pt" height="144pt"' in drawn
     size, box = (
         float(re.search(pattern, drawn)[1])
         for pattern in (r'font-size="([\d.]+)"[^>]*>steps?<', r'viewBox="0 0 ([\d.]+) ')
     )
     assert size * 312 / box * 0.75 == pytest.approx(8, abs=0.02)
+
+
+@pytest.mark.parametrize("words", ["3.3in", "85mm", "640x400"])
+def test_svg_pdf_and_png_of_a_figure_are_of_one_size_in_any_program(run, words):
+    """A side without a unit is 1/96 in to a browser, and 1/72 in to a program for print; so is a PNG that does not say its density."""
+    look = Look(size=size_of_words(words).size, scale=3, font=PAPER)
+    inches = [side / 96 for side in look.size]
+    svg = rendered(run, "loss", "svg", look).decode()
+    sides = re.search(r'<svg [^>]*width="([\d.]+)pt" height="([\d.]+)pt" viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
+    assert [float(sides[i]) / 72 for i in (1, 2)] == pytest.approx(inches, abs=1e-4)
+    assert float(sides[3]) / float(sides[4]) == pytest.approx(inches[0] / inches[1], abs=1e-3)
+    box = re.search(rb"/MediaBox\[0 0 ([\d.]+) ([\d.]+)\]", rendered(run, "loss", "pdf", look))
+    assert [float(box[i]) / 72 for i in (1, 2)] == pytest.approx(inches, abs=1e-4)
+    with Image.open(io.BytesIO(rendered(run, "loss", "png", look))) as picture:
+        assert [side / dpi for side, dpi in zip(picture.size, picture.info["dpi"], strict=True)] == pytest.approx(
+            inches, abs=0.004
+        )
 
 
 def test_a_title_of_ones_own_takes_the_whole_of_the_figures_place(run):

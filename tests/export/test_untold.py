@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -9,18 +10,25 @@ import numpy as np
 import pytest
 
 from moe_core.export import Look
+from moe_core.export.drawing import draw
+from moe_core.export.fonts import width_of
 from moe_core.export.look import sheet_of, spec_of, with_title
-from moe_core.export.marks import Text
+from moe_core.export.marks import Path as Drawn
+from moe_core.export.marks import Sheet, Text, colour_of
 from moe_core.export.sources import Named
 from moe_core.export.untold import Untold, add_numbers, subtitle_with, untold_of
-from moe_core.figures.changes import Name
+from moe_core.figures.catalog import FIGURES
+from moe_core.figures.changes import Name, change_names
 from moe_core.figures.paper import base
-from moe_core.figures.theme import LIGHT
+from moe_core.figures.theme import LIGHT, Theme
 from moe_core.runs import Batch, create_run, open_run
+from moe_core.runs.source import At
 from moe_core.schema import METRICS, Config, Knobs, layout
 
 COLUMN = Look(size=(192, 192), font=32 / 3)  # 2 in, 8 pt
 TURNS = ((200, "noise", 0.5), (260, "k", 1), (500, "w_load", 0.1), (560, "lr", 1e-4), (1000, "capacity_factor", 1.25))
+
+CLOSE = ((200, "noise", 0.5), (290, "k", 1), (380, "w_load", 0.1), (470, "lr", 1e-4), (610, "capacity_factor", 1.25))
 
 
 def make_turned(folder: Path, name: str, turns: Any = TURNS) -> None:
@@ -45,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("runs")
     make_turned(runs, "turned")
     make_turned(runs, "even", TURNS[:2])
+    make_turned(runs, "close", CLOSE)
     return runs
 
 
@@ -79,6 +88,56 @@ def test_each_change_is_named_in_the_plot_or_told_by_its_number_or_counted(
     assert told or inches > 2
     if others:  # a change that both runs have is one
         assert told[0][1] == "\u2068turned\u2069, \u2068even\u2069: noise 1 → 0.5"
+
+
+Box = tuple[float, float, float, float]
+
+
+def boxes_and_lines(sheet: Sheet, theme: Theme) -> tuple[list[Box], list[tuple[float, float, float]]]:
+    """Of each text in the hand's colour its left, right, upper and lower end; of each upright line of that colour its place, upper and
+    lower end; in px of the sheet."""
+    hand = colour_of(theme.hand)[:3]
+    boxes, lines = [], []
+    for mark in sheet.marks:
+        if isinstance(mark, Text) and mark.runs and mark.runs[-1].colour[:3] == hand:
+            left, size = mark.x - mark.anchor * width_of(mark.runs), mark.runs[-1].size
+            boxes.append((left, left + width_of(mark.runs), mark.y - 0.7 * size, mark.y + 0.2 * size))
+        if isinstance(mark, Drawn) and mark.stroke and mark.stroke[:3] == hand:
+            for line in mark.lines:
+                (x0, y0), (x1, y1) = line.points[0], line.points[-1]
+                lines += [(x0, min(y0, y1), max(y0, y1))] if x0 == x1 and not line.closed else []
+    return boxes, lines
+
+
+def assert_apart(sheet: Sheet, theme: Theme = LIGHT) -> int:
+    """No text of a change touches another or a line of a change; how many lines there are."""
+    boxes, lines = boxes_and_lines(sheet, theme)
+    for a, b in combinations(boxes, 2):
+        assert a[1] < b[0] or b[1] < a[0] or a[3] < b[2] or b[3] < a[2], (a, b)
+    for left, right, upper, lower in boxes:
+        crossed = [x for x, y0, y1 in lines if left <= x <= right and y0 < lower and y1 > upper]
+        assert not crossed, (left, right, crossed)
+    return len(lines)
+
+
+@pytest.mark.parametrize("figure", ["balance", "loss", "selection_share", "compare_balance"])
+@pytest.mark.parametrize("inches", [2, 2.5, 3.25, 4, 5.5, 7])
+def test_no_name_touches_a_line_of_another_change_or_another_name(folder: Path, figure: str, inches: float) -> None:
+    others = ("even",) if figure.startswith("compare") else ()
+    for run in ("turned", "close"):
+        with Named(run, others).open(folder) as source:
+            sheet, _ = sheet_of(source, figure, replace(COLUMN, size=(96 * inches, 220)), "")
+        assert assert_apart(sheet)
+
+
+@pytest.mark.parametrize("width", [358, 608, 1000])
+@pytest.mark.parametrize("run", ["turned", "close"])
+def test_nor_does_one_on_a_page(folder: Path, run: str, width: int) -> None:
+    with Named(run, ("even",)).open(folder) as source:
+        for name in ("balance", "selection_share", "compare_balance"):
+            entry = FIGURES[name]
+            spec = entry.draw.spec(**entry.read(source, At(0, None, bins=400)), size=(width, 335, False))
+            assert_apart(draw(spec))
 
 
 def test_the_numbers_stand_above_the_plot_and_below_the_title(folder: Path) -> None:
@@ -136,3 +195,17 @@ def test_numbers_that_would_touch_become_one_mark() -> None:
     add_numbers(layout, [10, 12, 14, 100, 130], LIGHT)
     assert [(note["x"], note["text"]) for note in layout["annotations"]] == [(10, "1–3"), (100, "4"), (130, "5")]
     assert [shape["x0"] for shape in layout["shapes"]] == [10, 12, 14, 100, 130]
+    layout |= {"annotations": [], "shapes": []}
+    add_numbers(layout, [0, 11, 15], LIGHT)
+    assert [note["text"] for note in layout["annotations"]] == ["1–3"]  # 2 and 3 together would touch 1
+
+
+def test_the_line_of_a_number_begins_below_a_name_that_it_would_cross() -> None:
+    layout: dict[str, Any] = base("loss", "Loss", "dots", step=None, theme=LIGHT, size=(300, 300))
+    layout["xaxis"]["range"] = [0, 100]
+    layout["annotations"] = change_names(layout, [Name(30, "noise 1 → 0.5")], LIGHT, [30])
+    layout["shapes"] = [{"x0": 30}]
+    add_numbers(layout, [35, 90], LIGHT)
+    first, second = layout["shapes"][1:]
+    assert (first["x0"], second["x0"], second["y1"]) == (35, 90, 1)
+    assert 0.85 < first["y1"] < 0.95

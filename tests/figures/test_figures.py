@@ -1,7 +1,10 @@
 """The numbers inside the figures, at the sizes where they change their form."""
 
 import copy
+import html
 import itertools
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from moe_core.runs import Batch, create_run, open_run
 from moe_core.runs.series import thin
 from moe_core.runs.source import At, Beside
 from moe_core.schema import Config, Knobs, layout
+from tests.export.made import make_run
 
 SIZES = (1, 2, 16, 20, 21, 64)
 
@@ -220,3 +224,37 @@ def test_the_numbers_at_the_ends_are_of_the_raw_rows_however_few_are_drawn(tmp_p
             assert any(words in note["text"] for note in notes), (name, bins)
     if span is None:
         assert tiles_of("experts", view)[0].value == f"{100 * share_E.max():.1f}"
+
+
+def test_the_name_of_the_least_loaded_expert_stands_clear_of_the_bars() -> None:
+    """Below its bar or, where that reaches the foot, above the ideal, from which the bars hang."""
+    collapsed = np.array([0.5, 0.3, *[0.2 / 30] * 29, 0.0])
+    one_dead = np.array([*np.linspace(1.1, 1.05, 31), 0.0])
+    for load in (collapsed, one_dead / one_dead.sum()):
+        foot = max(1.0, 32 * load[-6] - 1e-6)  # of the bars below the name
+        spec = bars.balance_now.spec(load, load)
+        name = next(one for one in spec["layout"]["annotations"] if one["text"] == "expert 32")
+        assert (name["yanchor"], name["xanchor"], name["y"] >= foot) == ("bottom", "right", True)
+    uneven = np.linspace(1.5, 0.5, 32) / 32
+    name = next(
+        one for one in bars.balance_now.spec(uneven, uneven)["layout"]["annotations"] if one["text"] == "expert 32"
+    )
+    assert (name["yanchor"], name["y"]) == ("top", pytest.approx(0.5))
+
+
+def test_an_expert_without_tokens_has_a_bar_to_click_and_the_colours_are_named() -> None:
+    experts_NK = np.array([[0], [0], [5]])
+    spec = bars.tokens_by_expert.spec(experts_NK, 32)
+    seen, unseen = spec["data"]
+    assert sorted([*np.flatnonzero(seen["y"]) + 1, *unseen["x"]]) == list(range(1, 33))
+    assert (set(unseen["y"]), spec["layout"]["barmode"]) == ({spec["layout"]["yaxis"]["range"][1]}, "overlay")
+    assert spec["layout"]["meta"]["from"] == "x"
+    assert re.sub("<.*?>", "", spec["layout"]["title"]["text"]).endswith("in colour the busiest ■\u00a01 ■\u00a06")
+    assert len(bars.tokens_by_expert.spec(experts_NK, 8)["data"]) == 1
+
+
+def test_a_byte_that_html_escapes_is_named_by_itself(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "text", steps=20)
+    entry = FIGURES["specialisation_byte"]
+    names = [html.unescape(text) for text in entry.draw.spec(**entry.read(run, At(0)))["layout"]["yaxis"]["ticktext"]]
+    assert {"&", "<", ">"} <= set(names)

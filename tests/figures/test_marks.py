@@ -136,11 +136,19 @@ def test_a_run_of_many_turns_has_two_lines_and_lists_the_last_ones() -> None:
     assert name["hovertext"].endswith("step 179: noise 179 → 180")
 
 
-def test_two_close_changes_are_both_named_below_each_other() -> None:
+def test_two_close_changes_are_both_named_each_on_its_own_side() -> None:
     layout = drawn({}, (Change("noise", 60), Change("w_load", 70), Change("w_importance", 70)))
     (late, early) = [note for note in layout["annotations"] if note["xref"] == "x"]
     assert (late["text"].count("<br>"), early["text"]) == (1, "noise 0 → 0.1")
-    assert early["yshift"] <= -2 * 1.3 * late["font"]["size"]  # below both lines of the other
+    assert (late["x"], late["xanchor"], early["x"], early["xanchor"]) == (70, "left", 60, "right")
+
+
+def test_of_a_change_between_two_close_ones_the_knob_is_named_and_the_values_are_on_hover() -> None:
+    layout = drawn({}, (Change("noise", 50), Change("w_load", 80), Change("w_importance", 110)))
+    named = {note["text"]: note for note in layout["annotations"] if note["xref"] == "x"}
+    assert list(named) == ["w_importance 0 → 0.1", "w_load", "noise 0 → 0.1"]
+    assert named["w_load"]["hovertext"] == "step 80: w_load 0 → 0.1"
+    assert [name.text for name in layout["meta"]["untold"]] == ["w_load 0 → 0.1"]  # an export tells it by a number
 
 
 def test_a_heatmap_gets_no_strip_over_it() -> None:

@@ -73,8 +73,9 @@ def test_the_matrix_has_the_rows_that_each_rank_sent_to_each(runs: dict[str, Run
     assert sent["customdata"].tolist() == stayed["customdata"].tolist() == rows
     own, total = sum(rows[rank][rank] for rank in range(4)), sum(map(sum, rows))
     assert total == 100 * T * K
-    assert subtitle(spec) == f"{total:,} rows, {100 * (total - own) / total:.1f} % of them crossed; steps 31–130"
     even = total / (4 * 2)
+    most = f"most {max(map(max, rows)) / even:.2f} × even"
+    assert subtitle(spec) == f"{total:,} rows, {100 * (total - own) / total:.1f} % crossed; {most}; steps 31–130"
     for one in range(4):
         for other in range(4):
             z = math.log2(rows[one][other] / even) if one // 2 == other // 2 else math.nan
@@ -113,6 +114,16 @@ def test_numbers_stand_where_rows_can_go_and_find_room(runs: dict[str, Run], the
     assert [in_short(n) for n in numbers] == ["0", "999", "999", "1 k", "1 k", "25.7 k", "1 M", "2 G", "1500 G"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [([[100, 100], [100, 100]], "all even to 1 %"), ([[97, 103], [100, 100]], "all even to 3 %"),
+     ([[90, 110], [100, 100]], "all even to 10 %"), ([[89, 111], [100, 100]], "most 1.11 × even")],
+)  # fmt: skip
+def test_pale_cells_are_said_to_be_even(rows: list[list[int]], words: str) -> None:
+    spec = FIGURES["rows_between_ranks"].draw.spec(np.array(rows), group=2, counted=Counted(1, 9))
+    assert f"; {words}; steps 1–9" in subtitle(spec)
+
+
 def test_load_is_what_came_to_each_device_beside_an_even_one(runs: dict[str, Run]) -> None:
     rows = sent_by_hand(31, 130, 1, 2, 2)
     spec = spec_of(runs["groups"], "device_load", At(1))
@@ -123,7 +134,7 @@ def test_load_is_what_came_to_each_device_beside_an_even_one(runs: dict[str, Run
     assert (own["y"] + others["y"]).tolist() == load
     (even,) = spec["layout"]["shapes"]
     assert even["y0"] == even["y1"] == sum(load) / 4 == 100 * T * K / 4
-    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; lower part: own tokens; steps 31–130"
+    assert subtitle(spec) == f"busiest {max(load) / (sum(load) / 4):.2f} × mean; ■ own ■ others' tokens; steps 31–130"
     assert spec["layout"]["yaxis"]["range"][1] >= max(load)
     sent = sum(rows[3]) - rows[3][3]
     assert others["hovertext"][3] == own["hovertext"][3] == (
@@ -156,7 +167,7 @@ def test_a_past_step_shows_the_ranks_of_its_time(runs: dict[str, Run]) -> None:
 
 def test_where_each_rank_has_all_experts_nothing_crosses(runs: dict[str, Run]) -> None:
     spec = spec_of(runs["moved"], "rows_between_ranks")
-    assert "0.0 % of them crossed" in subtitle(spec)
+    assert "0.0 % crossed; all even to 1 %" in subtitle(spec)
     assert np.isnan(trace(spec, "sent")["z"]).all()
     assert len(trace(spec, "numbers")["text"]) == 2
 
@@ -258,7 +269,7 @@ def test_the_tiles_say_it_in_a_line_and_of_one_process_nothing(runs: dict[str, R
     at_80 = lines(run, 80)
     assert f"devices {counts.max() / counts.mean():.2f} ×" in at_80["max_over_mean_load"]
     share = 100 * float(np.mean(run.history("communication", first=51, last=80)[1]))
-    assert f"exchange {share:.0f} %" in at_80["speed"]
+    assert f"communication {share:.0f} %" in at_80["speed"]
     assert "All ranks together sent 65.5 kB a step, mean of 30 steps." in at_80["speed"][-1]
     for alone in (lines(run, 95), lines(record(tmp_path / "a", "plane"))):
         assert not [line for of in alone.values() for line in of if "exchange" in line or "devices" in line]

@@ -44,6 +44,21 @@ def test_a_finding_is_told_once_and_again_when_it_comes_back(monkeypatch) -> Non
     assert seen.last == 150
 
 
+def test_a_finding_that_wavers_is_told_once_however_few_steps_are_kept(monkeypatch) -> None:
+    monkeypatch.setattr(recent, "EVERY", 0.0)
+    monkeypatch.setattr(recent, "REST", 0)
+    seen = Recent(describe(CONFIG, Knobs(w_importance=0, w_load=0)), Knobs(w_importance=0, w_load=0))
+    seen.kept = 60
+    between = rows(40, True)
+    for column in COLUMNS:
+        if column.stat in ("load", "counts"):  # CV(load) 0.88: a collapse begins at 1 and ends at 0.8
+            between[:, column.start : column.start + column.width] = [20] * 3 + [3] * 5
+    told = seen.add(Batch(1, np.concatenate([rows(30, True), rows(30, False)])))
+    for first in range(61, 400, 40):
+        told += seen.add(Batch(first, between if first % 200 != 61 else rows(40, False)))
+    assert [(f.rule, f.since) for f in told] == [("collapse", 31)]
+
+
 def test_between_two_looks_it_only_keeps(monkeypatch) -> None:
     seen = Recent(describe(CONFIG, Knobs(w_importance=0, w_load=0)), Knobs(w_importance=0, w_load=0))
     seen.add(Batch(1, rows(1, True)))

@@ -8,7 +8,6 @@ import { listen, oneStop } from "./modebar.js";
 import { onPaper, onPrint, printing } from "./print.js";
 import { forget, isKnown, layOut, redraw } from "./redraw.js";
 import { Scrubber } from "./scrubber.js";
-import { unfold } from "./sidebar.js";
 import { Smooth } from "./smooth.js";
 import { leaveScrolling } from "./touch.js";
 
@@ -41,10 +40,6 @@ export class View {
     this.data = data;
     this.tell = tell;
     this.root = element("div", `moescope moescope-${data.page} moescope-${data.probe}`, parent);
-    this.where = element("button", "moescope-where", this.root); // on a narrow page, whose panel is folded away
-    element("span", "moescope-dot", this.where);
-    this.state = element("span", "", this.where);
-    this.where.onclick = unfold;
     this.tiles = element("div", "moescope-tiles", this.root);
     this.notice = element("div", "moescope-notice", this.root);
     this.notice.setAttribute("role", "status");
@@ -127,8 +122,6 @@ export class View {
     if (knobs) knobs.parentElement.hidden = !header.turned;
     this.scrubber.take(header);
     this.root.dataset.state = header.past ? "past" : this.link.panel?.state ?? "";
-    this.where.firstChild.dataset.colour = this.link.panel?.colour ?? "grey";
-    this.state.textContent = [this.link.panel?.word, header.last ? `step ${header.last.toLocaleString("en")}` : ""].filter(Boolean).join(", ");
   }
 
   // Draws what changed, and says how many ms that kept the page busy. Charts with no more than new data are all drawn at once. Of the
@@ -254,7 +247,7 @@ export class View {
 
   print(paper) {
     const name = document.querySelector(".moepanel-name")?.textContent ?? this.link.run, layers = this.link.panel?.layers ?? [];
-    const words = [name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
+    const words = [`MoEscope, ${this.data.page} page`, name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
     this.titled.textContent = words.filter(Boolean).join(" · ");
     for (const chart of this.charts.values()) if (chart.spec) this.paint(chart, chart.spec, paper);
   }

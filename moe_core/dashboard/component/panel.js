@@ -16,6 +16,10 @@ export class Panel {
     this.data = data;
     this.tell = tell;
     this.root = element("div", "moepanel", parent);
+    this.where = element("button", "moescope-where", document.querySelector(".stApp")); // above a page whose panel is folded away: its state
+    element("span", "moescope-dot", this.where);
+    this.whereWords = element("span", "", this.where, data.run ? "" : "No run");
+    this.where.onclick = unfold;
     this.chooser = new Chooser(this.root, data, (id) => tell("run", id));
     this.state = element("div", "moepanel-state", this.root);
     this.dot = element("span", "moescope-dot", this.state);
@@ -101,8 +105,10 @@ export class Panel {
   }
 
   paint(colour, word) {
-    this.dot.dataset.colour = this.word.dataset.colour = colour;
+    this.dot.dataset.colour = this.word.dataset.colour = this.where.firstChild.dataset.colour = colour;
     put(this.word, word);
+    const last = this.link?.header?.last;
+    put(this.whereWords, last ? `${word}, step ${last.toLocaleString("en")}` : word);
   }
 
   take(header) {
@@ -110,6 +116,7 @@ export class Panel {
     this.buttons.fork.disabled = !header.last || !panel.obeys.includes("fork");
     const to = panel.state === "starting" ? "to step" : "step"; // a resumed run first trains the steps after its last checkpoint again
     put(this.step, header.last ? `${to} ${header.last.toLocaleString("en")}${panel.left ? `, ${panel.left}` : ""}` : "no step yet");
+    put(this.whereWords, header.last ? `${panel.word}, step ${header.last.toLocaleString("en")}` : panel.word);
     this.answer(header.answer);
     for (const knob of this.knobs.values()) knob.heard(this.link.heard);
     if (panel === this.shown && header.past === this.past) return;
@@ -258,6 +265,7 @@ export class Panel {
   close() {
     this.chooser.close();
     this.link?.leave(this);
+    this.where.remove();
     this.root.remove();
   }
 }

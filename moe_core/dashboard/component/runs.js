@@ -3,6 +3,8 @@
 
 import { HERE, element } from "./link.js";
 
+const TAIL = 8; // letters at the end of a name that are never cut
+
 const FILTERS = [["state", "Any state"], ["task", "Any task"], ["tag", "Any tag"], ["sort", ""]];
 const PACE = 80; // ms after the last letter until it is searched for
 const COLUMNS = [["Name"], ["What sets it apart"], ["Steps", "moeruns-number"], ["CV", "moeruns-number"], ["Held-out", "moeruns-number"], ["Begun"]];
@@ -102,7 +104,7 @@ export class RunTable {
     const dot = element("span", "moescope-dot", first);
     dot.dataset.colour = run.colour;
     const name = element("button", "moeruns-name", first);
-    element("bdi", "", name, run.name);
+    cutInMiddle(element("bdi", "moeruns-cut", name), run.name);
     name.title = [run.name, run.name === run.id ? "" : run.id, run.note].filter(Boolean).join("\n");
     name.onclick = () => this.open(run.id);
     for (const tag of run.tags) element("bdi", "moeruns-tag", first, tag);
@@ -160,7 +162,7 @@ export class Chooser {
     this.run = run;
     this.face = element("button", "moepanel-chooser", parent);
     this.face.setAttribute("aria-haspopup", "dialog");
-    this.name = element("bdi", "moepanel-name", this.face);
+    this.name = element("bdi", "moepanel-name moeruns-cut", this.face);
     this.when = element("span", "moepanel-when", this.face);
     this.box = element("div", "moeruns-over", parent);
     this.box.popover = "auto";
@@ -189,9 +191,9 @@ export class Chooser {
   // The name that stands in the panel.
   show(chosen) {
     const { name, face, id } = chosen ?? { name: "New run", face: "", id: "" };
-    this.name.textContent = name;
+    cutInMiddle(this.name, name);
     this.when.textContent = face;
-    this.face.title = id;
+    this.face.title = name === id ? id : `${name}\n${id}`;
     this.face.setAttribute("aria-label", `Run: ${name}`);
   }
 
@@ -231,4 +233,12 @@ export class AllRuns {
   close() {
     clearInterval(this.again);
   }
+}
+
+// A name that has no room loses letters before its end: runs of one series often differ there only.
+function cutInMiddle(node, name) {
+  const letters = [...name], kept = letters.length > 2 * TAIL ? TAIL : 0;
+  node.replaceChildren();
+  element("span", "", node, letters.slice(0, letters.length - kept).join(""));
+  if (kept) element("span", "", node, letters.slice(-kept).join(""));
 }

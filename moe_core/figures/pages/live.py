@@ -160,12 +160,12 @@ def speed_tile(source: Source, at: At) -> Tile:
     if not rate:
         return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
     tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
-    exchange, more = exchange_words(source, step)
-    lines = (f"{tokens} tokens/s", *([exchange] if exchange else []))
+    communicated, more = communication_words(source, step)
+    lines = (f"{tokens} tokens/s", *([communicated] if communicated else []))
     return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=lines, more=more)
 
 
-def exchange_words(source: Source, step: int) -> tuple[str, str]:
+def communication_words(source: Source, step: int) -> tuple[str, str]:
     """What several ranks spend on each other, mean over their last steps up to this one, in short and in full; "" of one process."""
     deal = deal_at(source.deals, step)
     if deal.ranks == 1 or not measured_by(source.description, "sent_bytes"):
@@ -180,7 +180,7 @@ def exchange_words(source: Source, step: int) -> tuple[str, str]:
         return f"{sent} a step", sentence
     share = f"{100 * float(np.nanmean(share_n)):.0f} %"
     return (
-        f"exchange {share}",
+        f"communication {share}",
         f"{share} of a step went into communication, mean over ranks and {last} steps.\n{sentence}",
     )
 
