@@ -15,10 +15,8 @@ SHARE = 3  # so many changes that stand close together share one mark and one la
 STACKED = 3  # names of knobs turned in one step that stand below each other
 LISTED = 12  # changes of a shared label that are listed on hover
 TICK = 6  # px: height of the tick of a change within a shared mark
-LETTER, BLANK = (
-    0.53,
-    0.2,
-)  # width of a letter of a name, a little more than they have on average, and of a blank, in sizes of the type
+# Width of a letter of a name, a little more than they have on average, and of a blank, in sizes of the type.
+LETTER, BLANK = 0.53, 0.2
 LINE = 1.4  # distance of two lines of names, in sizes of the type
 
 

@@ -24,10 +24,8 @@ class Looks:
 
     def __init__(self) -> None:
         self.many = 0
-        self.at, self.took = (
-            -math.inf,
-            0.0,
-        )  # when the last was, and the seconds of the last that routed the probe itself
+        # When the last was, and the seconds of the last that routed the probe itself.
+        self.at, self.took = -math.inf, 0.0
         self.next = 0.0
 
     def soon(self) -> None:
