@@ -46,6 +46,11 @@ class Feed(Histories):
         self.free, self.stamp = False, 0  # free: the run has ended and no trainer holds it; stamp: its file's time then
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
+        self._knobs: list[KnobChange] = []
+        self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
+        self.sessions, self.deals = run.sessions(), run.deals  # sessions: each time that the run was resumed
+        self._command = 0  # the last one, a session maybe, whose deals were read
+        self._off: Sequence[Off] = ()
         self._findings: dict[int, tuple[int, float, list[Finding]]] = {}
         self._status = run.status()
         self.heard = time.time() - self._status.heartbeat_age  # seconds since 1970 when the trainer last gave a sign
@@ -134,6 +139,169 @@ class Feed(Histories):
     def quiet(self) -> int:
         """Whole seconds for which the trainer has not answered; 0 if it does."""
         return self._status.quiet
+
+    def _take(self) -> bool:
+        """New rows into `recent` and each history that is up to date, of a run not seen before the last ones. Whether there were any."""
+        most = self.piece()
+        if not self.seen:
+            blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
+        else:
+            blocks = self.run.blocks(after=self.seen, most=most)
+        if some := bool(blocks):
+            self._forget()
+        while blocks:
+            # After the blocks: a turn is in the record before the step that it acts in.
+            self._knobs = self.run.knob_changes()
+            self._off = self.run.off_spans(self._knobs)
+            if self.deals and (new := self.run.commands(after=self._command)):  # a session is there before its steps
+                self.deals, self._command = self.run.deals, new[-1].id
+            steps, rows, before = *joined(blocks), self.seen
+            self.recent = np.concatenate([self.recent, rows])[-self.most :]
+            self.seen, self.last = blocks[-1].id, int(steps[-1])
+            self._add(steps, rows, before, self.seen)
+            blocks = self.run.blocks(after=self.seen, most=most) if len(blocks) >= most else []
+        return some
+
+    def piece(self, part: int | None = None) -> int:
+        """How many blocks to read at once, by the mean size of the run's blocks, or of one part of each."""
+        block = self._bytes(part, max(1, self.last // max(1, self.seen)))
+        return max(1, min(PIECE, TAKEN // max(1, block)))
+
+    def _bytes(self, part: int | None, steps: int) -> int:
+        """What the rows of so many steps take, as read from a part of the record."""
+        return 4 * steps * self.run.stored.width_of(part)
+
+    def _add(self, steps: np.ndarray, rows: np.ndarray, before: int, block: int, part: int | None = None) -> None:
+        """Rows that follow block `before` into the histories that end there. part: the one that the rows are of, if not of all."""
+        for (stat, layer, _), series in self.series.items():
+            if series.block == before and part in (None, self.run.stored.part(stat, layer)):
+                series.add(steps, self._pick(rows, stat, layer, steps, part), block, self.cuts)
+
+    @property
+    def behind(self) -> float:
+        """The share of the record that is not in every history yet: 0 when all are up to date."""
+        at = min((series.block for series in self.series.values()), default=self.seen)
+        return 1 - at / self.seen if self.seen else 0.0
+
+    def catch_up(self, budget: float = BUDGET) -> None:
+        """Read on in the past of a long run, in pieces, for about `budget` seconds."""
+        with self.lock:
+            until = time.monotonic() + budget
+            try:
+                while self.behind and self._read_on() and time.monotonic() < until:
+                    pass
+            except StoreError as error:
+                self.error = str(error)
+            self._let_go()
+
+    def _read_on(self) -> bool:
+        """The next piece into the histories that are furthest behind, up to where the next of them is; only the parts that they
+        are of are read. False where there is none."""
+        at = min(series.block for series in self.series.values())
+        end = min((series.block for series in self.series.values() if series.block > at), default=self.seen)
+        parts = {self.run.stored.part(*key[:2]) for key, series in self.series.items() if series.block == at}
+        for part in parts:
+            blocks = self.run.blocks(after=at, most=min(self.piece(part), end - at), part=part)
+            if not blocks:
+                return False
+            self._add(*joined(blocks), at, blocks[-1].id, part)
+        return True
+
+    def history(
+        self,
+        stat: str,
+        layer: int = 0,
+        first: int | None = None,
+        last: int | None = None,
+        bins: int | None = None,
+        over: int = 1,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As Run.history, up to the last step that refresh() saw. Of a long run, what catch_up() has reached.
+
+        over: each value is the mean over so many steps about its own; not so without bins, where values are numbers, not a line.
+        """
+        over = 1 if bins is None else over
+        with self.lock:
+            low = 1 if first is None else max(1, first)
+            high = self.last if last is None else min(last, self.last)
+            begin, end = around(low, high, over)
+            if begin >= self.first_recent:
+                steps, values = self._recent(stat, layer, begin, min(end or high, self.last))
+                steps, values = means(steps, values, over, self.cuts, low, high)
+                return thin(steps, values, bins) if bins else (steps, values)
+            if bins is None:
+                return self._raw(stat, layer, low, high)
+            series = self._kept(stat, layer, over)
+            inside = slice(int(np.searchsorted(series.steps, low)), int(np.searchsorted(series.steps, high, "right")))
+            steps, values = series.steps[inside], series.values[inside]
+            few = len(steps) < min(bins, high - low + 1)
+            size = self._bytes(self.run.stored.part(stat, layer), high - low + 1)
+            if few and high - low < self.last // 2 and size <= WINDOW // 2:
+                asked = stat, layer, low, high, bins, over
+                if asked not in self._thinned:
+                    steps, values = self._raw(stat, layer, begin, min(end or high, self.last))
+                    steps, values = means(steps, values, over, self.cuts, low, high)
+                    remember(self._thinned, asked, thin(steps, values, bins), ANSWERS)
+                return self._thinned[asked]
+            return thin(steps, values, bins)
+
+    def _recent(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every step of a range that is in memory."""
+        start = self.last - len(self.recent) + 1
+        inside = slice(low - start, max(low - start, high - start + 1))
+        steps = np.arange(low, low + len(self.recent[inside]))
+        return steps, self._pick(self.recent[inside], stat, layer, steps)
+
+    def _raw(self, stat: str, layer: int, low: int, high: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every step of a range. Rows are kept by the step at which their range begins, for the next statistic of it."""
+        part = self.run.stored.part(stat, layer)
+        rows = self._ranges.pop((low, part), self._none(part))
+        while low + len(rows) <= high:
+            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece(part), part=part)
+            if not blocks:
+                break
+            steps, more = joined(blocks)
+            rows = np.concatenate([rows, more[low + len(rows) - int(steps[0]) :]])
+        self._ranges[low, part] = rows
+        while sum(kept.nbytes for kept in self._ranges.values()) > WINDOW and len(self._ranges) > 1:
+            del self._ranges[next(iter(self._ranges))]
+        self._let_go()
+        rows = rows[: max(0, high - low + 1)]
+        steps = np.arange(low, low + len(rows))
+        return steps, self._pick(rows, stat, layer, steps, part)
+
+    def _pick(self, rows: np.ndarray, stat: str, layer: int, steps: np.ndarray, part: int | None = None) -> np.ndarray:
+        return pick(self.run.stored.of(part), rows, stat, layer, steps, self._off, self.deals)
+
+    def _none(self, part: int | None = None) -> np.ndarray:
+        """No rows, of all columns or of a part's."""
+        return np.empty((0, self.run.stored.width_of(part)), np.float32)
+
+    def _kept(self, stat: str, layer: int, over: int) -> Series:
+        asked = stat, layer, over
+        if asked not in self.series:
+            none = np.empty(0, np.int64)
+            empty = self._pick(self._none(), stat, layer, none)
+            self._forget()
+            self.series[asked] = Means(over, none, empty) if over > 1 else Series(none, empty)
+            self.catch_up(BUDGET / 4)
+        self._asked[asked] = time.monotonic(), self.seen
+        return self.series[asked]
+
+    def _forget(self) -> None:
+        for asked in unasked(self.series, self._asked, self.seen):
+            del self.series[asked], self._asked[asked]
+
+    @property
+    def cuts(self) -> list[int]:
+        """The steps across which no mean is taken."""
+        if self._cuts[0] is not self._knobs:
+            self._cuts = self._knobs, cuts_of(self)
+        return self._cuts[1]
+
+    def _let_go(self) -> None:
+        if self.done:
+            self.run.close()
 
     def status(self) -> Status:
         return self._status

@@ -314,6 +314,22 @@ def test_what_a_rank_said_is_told_and_not_what_torchrun_says_of_it(tmp_path: Pat
     assert last_problem(tmp_path, began) == "its torchrun was ended by signal 15"
 
 
+def test_where_the_disk_has_no_room_for_words_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    log, full = (
+        tmp_path / "a" / "trainer.log",
+        f"; the disk of {tmp_path} is full: free some space, or choose another --runs",
+    )
+    for free, more in ((4096, full), (1 << 30, "")):
+        monkeypatch.setattr("moe_core.runs.log.shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        log.write_text("")
+        assert last_words(tmp_path / "a") == "it printed nothing" + more
+        log.write_text("W1128 14:14:29.889000 7919 torch/distri")  # the first block of what was printed
+        assert last_words(tmp_path / "a") == log.read_text() + more
+        log.write_text("moe: no such data\n")
+        assert last_words(tmp_path / "a") == "moe: no such data"
+
+
 # What is left when a run was stopped
 
 
