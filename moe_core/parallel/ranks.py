@@ -56,6 +56,12 @@ class Ranks:
         """Wait for all ranks; so one that hangs is noticed though nothing is trained."""
         distributed.barrier(group=self.control)
 
+    def end(self) -> None:
+        """Let go of all process groups, once nothing is exchanged any more, which waits for their threads. One that still had the last exchange would
+        want Python as it ends, and then torch aborts the process (pytorch issue 190489)."""
+        distributed.destroy_process_group()
+        del self.mesh, self.data_group, self.expert_group, self.control
+
     # What a step does
 
     def own_part(self, batch: Batch) -> Batch:

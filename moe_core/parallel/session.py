@@ -73,7 +73,7 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
             "launch": launch_name(),
         }
         yield Joined(ranks, alive, wanted, partial(Leader, ranks, alive), facts)
-        distributed.destroy_process_group()
+        ranks.end()
     finally:
         alive.end()
 

@@ -206,6 +206,14 @@ class WatchedRanks:
             else:
                 self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
+    def end(self) -> None:
+        """Let go of the process group after the last meeting, which waits for its threads. One that still had the last exchange would want Python
+        as it ends, and then torch aborts the process (pytorch issue 190489)."""
+        self.over = True
+        with contextlib.suppress(ValueError):  # the program has ended all groups before
+            distributed.destroy_process_group(self.group)
+        del self.group
+
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over the ranks, which all must ask for; waits for the device."""
         return add_up(values.cpu(), self.group).to(values.device)
