@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import distributed
+from torch._C._distributed_c10d import Store
 
 from moe_core.schema import first_line
 
@@ -28,7 +29,7 @@ class RankLost(RuntimeError):
 class Alive:
     """This rank's signs of life, and those of the others. doing: what this rank does now, in words."""
 
-    def __init__(self, store: distributed.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # how many orders it has carried out
         self.gone: tuple[int, str] | None = (

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
-from torch.distributed import DistError, PrefixStore, Store
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
 
 from moe_core.parallel.alive import Alive, RankLost, of_network
