@@ -23,7 +23,7 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, 
 def threads():  # that carry out the exchanges of gloo; 0 on a system that does not say
     return sum("gloo_runloop" in task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
 
-losses, before = {}, threads()
+losses = {}
 for probed in (False, True):
     model = Talker()
     for module in (*model.blocks, model):
@@ -44,7 +44,7 @@ for probed in (False, True):
             live.step()
         losses[probed].append(loss.item())
     live.close()
-    until(lambda: threads() == before, 10)  # or torch aborts a process that ends before they let go of the last exchange
+    until(lambda: threads() <= 2, 10)  # of the default group only; or torch may abort a process that ends before them
 assert losses[True] == losses[False], losses
 if rank == 0:  # which alone writes the record
     run = open_run(folder / "True")
