@@ -10,7 +10,8 @@ import pytest
 
 from moe_core.export.numbers import columns, statistics
 from moe_core.figures.catalog import FIGURES, on_page, shows, tiles_of
-from moe_core.figures.ranks import Counted, in_three
+from moe_core.figures.pages.tile import short as in_short
+from moe_core.figures.ranks import Counted
 from moe_core.figures.read_ranks import MOST, alone_text, rows_of
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import Batch, Run, create_run, open_run
