@@ -336,8 +336,10 @@ def ranks(options: argparse.Namespace) -> dict[str, Any]:
     """The one rank of a torchrun, which has all experts and sends its tokens to itself: all that several ranks do is done, by nccl, on
     one GPU. Two ranks need two of them."""
     if "RANK" in os.environ:
+        from moe_core.parallel.parent import watch_parent
         from moe_core.parallel.session import joined
 
+        watch_parent(os.getppid())
         with joined(1, options.device.partition(":")[0]) as here:
             return {"training": as_one_rank(here, options), "ms forward and backward": exchange(here, options)}
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "1", __file__, "--part", "ranks"]

@@ -26,7 +26,7 @@ from moe_core.benchmarks.layer import keep_memory
 from moe_core.nn.experts import mixture
 from moe_core.nn.models import build, routing_options
 from moe_core.parallel import exchange
-from moe_core.parallel.alive import watch_parent
+from moe_core.parallel.parent import watch_parent
 from moe_core.parallel.ranks import Ranks, spread
 from moe_core.runs import cores, open_run
 from moe_core.schema import Config, Knobs, describe, experts_per_token, from_dict

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moe_core.commands.common import real_flag, whole_flag
+from moe_core.commands.terminal import complain
 from moe_core.parallel.launch import launch_name
+from moe_core.parallel.parent import torchrun_has_ended, watch_parent
 from moe_core.runs import Run, StoreError, list_runs, open_run, runs_folder
 
 if TYPE_CHECKING:  # it needs torch
@@ -56,11 +58,15 @@ def on_ranks(
 ) -> int:
     """Rank 0 leads: it calls train(), or go_on() if torchrun has started the ranks again. The others follow and print nothing.
     Returns the exit status."""
-    torchrun = os.getppid()  # loading torch, next, takes a second or more
+    watch_parent(os.getppid())
+    if torchrun_has_ended():  # before it was asked for
+        return complain("the torchrun that started this rank has ended")
+    # Loading torch takes a second or more.
+    from moe_core.parallel.alive import RankLost
     from moe_core.parallel.session import follow_on, joined, lead
 
     try:
-        with joined(arguments.expert_parallel, wanted_device(arguments), arguments.patience, torchrun) as here:
+        with joined(arguments.expert_parallel, wanted_device(arguments), arguments.patience) as here:
             if here.ranks.rank:
                 return follow_on(here)
 
@@ -69,6 +75,8 @@ def on_ranks(
                 return go_on(arguments, folder, None, joined=here) if folder else train(arguments, here)
 
             return int(lead(here, work))
+    except RankLost as error:  # at the start: later the record has it
+        return complain(error)
     except ValueError:
         if os.environ.get("RANK") == "0":
             raise

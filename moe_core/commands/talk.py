@@ -51,15 +51,17 @@ def runs_command(arguments: argparse.Namespace) -> int:
         task = run.description.task if run.description else ""
         entry = about.get(run.id)
         notes, apart = (entry.notes, entry.apart) if entry else (Notes(), "")
+        ranks = entry.facts.ranks if entry else 1
         if arguments.json:
             event = {"run": run.id, "name": notes.name, "note": notes.note, "tags": list(notes.tags), "apart": apart}
             event |= {"state": run.state, "step": run.step, "task": task, "problem": run.problem}
-            event |= {"reason": run.reason, "bytes": run.size, "bytes_per_hour": round(run.growth)}
+            event |= {"reason": run.reason, "bytes": run.size, "bytes_per_hour": round(run.growth), "ranks": ranks}
             print(json.dumps(event | {"hours_left": round(hours, 2) if run.growth and hours is not None else None}))
         else:
             tags = ", ".join(f"#{tag}" for tag in notes.tags)
             said = (
                 notes.name and f"“{notes.name}”",
+                f"{ranks} ranks" if ranks > 1 else "",
                 apart,
                 tags,
                 shortened(run.problem or run.reason, WHY),

@@ -141,7 +141,7 @@ def row(entry: Entry, depth: int, names: Mapping[str, str]) -> dict[str, Any]:
     """One run in plain types; every text is shown as text."""
     facts, notes = entry.facts, entry.notes
     colour, word = WORDS.get(facts.state, ("grey", "Unknown"))
-    return chooser_entry(entry.id, facts.description, facts.created, notes.name) | {
+    return chooser_entry(entry.id, facts.description, facts.created, notes.name, facts.ranks) | {
         "depth": depth,
         "note": notes.note[:SHOWN],
         "tags": list(notes.tags),
@@ -181,21 +181,24 @@ def held_out_text(entry: Entry) -> str:
     return f"{number(value)} {metric.unit}".rstrip() + mark
 
 
-def chooser_entry(id: str, description: Description | None, created: float, name: str = "") -> dict[str, Any]:
+def chooser_entry(
+    id: str, description: Description | None, created: float, name: str = "", ranks: int = 1
+) -> dict[str, Any]:
     """A run for the chooser: its name, what it is ("text · 16 experts"), and when it began ("24 Nov 08:46"); face is the day,
     or the time if that is today."""
     began = time.localtime(created)
     day, hour = f"{began.tm_mday} {time.strftime('%b', began)}", time.strftime("%H:%M", began)
     face = hour if began[:3] == time.localtime()[:3] else day
-    return {"id": id, "name": name or id, "what": what(description), "when": f"{day} {hour}", "face": face}
+    return {"id": id, "name": name or id, "what": what(description, ranks), "when": f"{day} {hour}", "face": face}
 
 
-def what(description: Description | None) -> str:
-    """What a run is, in a few words: the task, or the person's own files, and how many experts a layer has."""
+def what(description: Description | None, ranks: int = 1) -> str:
+    """What a run is, in a few words: the task, or the person's own files, how many experts a layer has, and on how many ranks it trains."""
     if description is None:
         return ""
     own = ", ".join(files_of(description))
     least, most = min(description.experts), max(description.experts)
     layers = f", {len(description.layers)} layers" if len(description.layers) > 1 else ""
     kind = own or (description.task if description.origin == "trained" else description.origin)
-    return f"{kind} · {most if least == most else f'{least} to {most}'} experts{layers}"
+    several = f", {ranks} ranks" if ranks > 1 else ""
+    return f"{kind} · {most if least == most else f'{least} to {most}'} experts{layers}{several}"

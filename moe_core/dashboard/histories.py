@@ -38,6 +38,7 @@ class Histories:
         self._knobs: list[KnobChange] = []
         self._turns = -1, -1  # the last of them, and the last that took effect
         self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
+        self._command = 0  # the last one, a session maybe, whose deals were read
         self._off: Sequence[Off] = ()
         self.deals = run.deals
         self._ranges: dict[tuple[int, int | None], np.ndarray] = {}  # by the first step, and the part that was read
@@ -63,7 +64,8 @@ class Histories:
         while blocks:
             self._read_knobs()  # after the blocks: a turn is in the record before the step that it acts in
             self._off = self.run.off_spans(self._knobs)
-            self.deals = self.run.deals if self.deals else ()  # a session is there before its steps
+            if self.deals and (new := self.run.commands(after=self._command)):  # a session is there before its steps
+                self.deals, self._command = self.run.deals, new[-1].id
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])

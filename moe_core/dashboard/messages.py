@@ -161,7 +161,7 @@ def whole(name: str, value: Any, low: int, high: int) -> int:
 
 def number(name: str, value: Any, low: float, high: float) -> float:
     """A number, whole or not, but not true or false. 1e310 is infinite, and beyond every range."""
-    if type(value) not in (int, float) or not low <= value <= high:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
         raise Refused(f"{name} must be a number from {low:g} to {high:g}, got {in_words(value)}")
     return value
 

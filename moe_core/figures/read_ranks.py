@@ -1,5 +1,7 @@
 """How the charts of a training by several ranks are read from a run."""
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from moe_core.figures.paper import Array
 from moe_core.figures.ranks import Counted
 from moe_core.figures.reading import common, experts_of, over_time, step_of
 from moe_core.runs.source import At, Source
-from moe_core.runs.statistics import deal_at
+from moe_core.runs.statistics import Deal, deal_at
 from moe_core.schema import WINDOW
 
 MOST = 256  # ranks
@@ -26,8 +28,7 @@ def rows_of(array: Any, layers: int) -> Array | None:
 def read_rows(source: Source, at: At) -> dict[str, Any]:
     """The rows of the last full snapshot at or before the step that is shown; no ranks where it has none."""
     snapshot, shown = source.snapshot(step=at.step, kind="full"), step_of(source, at)
-    alone = shown > 0 and deal_at(source.deals, shown).ranks == 1
-    missing = "not counted: one process trained this step" if alone else "not counted yet"
+    missing = alone_text(source.deals, shown) or "not counted yet"
     none = {"rows_to_RR": np.zeros((0, 0), np.int64), "counted": None, "missing": missing, "step": None}
     if snapshot is None or "rows_between_ranks" not in snapshot[1]:
         return none
@@ -44,6 +45,16 @@ def read_rows(source: Source, at: At) -> dict[str, Any]:
         "counted": Counted(first, step, dealt),
         "step": step,
     }
+
+
+def alone_text(deals: Sequence[Deal], step: int) -> str:
+    """Which steps near this one ranks trained, in a sentence, if one process trained this; else ""."""
+    if not step or deal_at(deals, step).ranks > 1:
+        return ""
+    ends = [later.first - 1 for deal, later in pairwise(deals) if deal.ranks > 1 and later.first <= step]
+    begins = [deal.first for deal in deals if deal.ranks > 1 and deal.first > step]
+    near = f"ranks up to step {ends[-1]:,}" if ends else f"ranks from step {begins[0]:,} on" if begins else ""
+    return "; ".join(filter(None, ("one process at this step", near)))
 
 
 def read_load(source: Source, at: At) -> dict[str, Any]:

@@ -7,48 +7,34 @@ signs of life, and one that has died or was stopped gives none.
 import contextlib
 import json
 import os
-import signal
 import socket
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import distributed
+from torch._C._distributed_c10d import Store
 
 from moe_core.schema import first_line
 
 EVERY = 0.5  # seconds between two signs of life
 SILENT = 2.5  # seconds without one after which a rank counts as gone
-PATIENT = 60.0  # seconds that a run has to end after torchrun was killed
 
 
 class RankLost(RuntimeError):
     """Another rank died, hangs or failed, and this one cannot go on without it."""
 
 
-def watch_parent(parent: int) -> None:
-    """Once torchrun is gone, end the run, or this process if there is no run yet. So no process is left behind.
-
-    parent: torchrun's process, as it was before torch was loaded; torchrun may have ended meanwhile.
-    """
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(EVERY)
-        # Rank 0 then stops the run after its step and tells the others, which ignore the signal.
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PATIENT)
-        os._exit(1)
-
-    threading.Thread(target=watch, name="parent", daemon=True).start()
-
-
 class Alive:
     """This rank's signs of life, and those of the others. doing: what this rank does now, in words."""
 
-    def __init__(self, store: distributed.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # how many orders it has carried out
+        self.gone: tuple[int, str] | None = (
+            None  # what lost() is to say: this process ended that rank itself (stopping.py)
+        )
         self.ended = threading.Event()
         self.sign(0)
         self.thread = threading.Thread(target=self._work, name="alive", daemon=True)
@@ -66,7 +52,7 @@ class Alive:
         beat = 0
         while not self.ended.wait(EVERY):
             beat += 1
-            with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone: see watch_parent
+            with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone: see parent.py
                 self.sign(beat)
 
     def end(self) -> None:
@@ -88,9 +74,31 @@ class Alive:
                 return facts
         return {}
 
+    @contextlib.contextmanager
+    def coming(self) -> Iterator[None]:
+        """Within it the ranks meet for the first time. RankLost, which names those that did not come, for the rank that notices it
+        first; the others end without a word, but only once that one has spoken, since torchrun ends all after the first."""
+        began = time.monotonic()
+        try:
+            yield
+        except RuntimeError as error:
+            if not of_network(error):
+                raise
+            waited = time.monotonic() - began
+            _, problem = self.lost()
+            with contextlib.suppress(RuntimeError):  # the store is gone: then each speaks for itself
+                if self.store.add("spoken", 1) > 1:
+                    time.sleep(1.0)
+                    raise SystemExit(1) from error
+            unknown = "the ranks did not all come to the start; which did not cannot be told: torchrun's store is gone"
+            words = f"; rank {self.rank} waited for {waited:.0f} s. Look at the machine and the log of what is missing, and start again"
+            raise RankLost((problem or unknown) + words) from error
+
     def lost(self) -> tuple[int, str]:
         """To be asked after an exchange with the others has failed: the rank that is lost, and a sentence about it; (-1, "") if none
         can be named. Takes SILENT seconds."""
+        if self.gone:
+            return self.gone
         others = [rank for rank in range(self.size) if rank != self.rank]
         first, until = {rank: self.read("alive", rank) for rank in others}, time.monotonic() + SILENT
         while time.monotonic() < until:
@@ -100,8 +108,10 @@ class Alive:
                 if report.get("own"):
                     return rank, f"rank {rank} failed in {first[rank].get('doing', 'the start')}: {report['error']}"
         now = {rank: self.read("alive", rank) for rank in others}
-        if not any(now.values()):
+        if not self.read("alive", self.rank):
             return -1, ""  # the store is gone, and with it whatever the others said
+        if absent := [rank for rank in others if not now[rank]]:
+            return absent[0], f"{ranks_text(absent)} did not come to the start"
         for rank in others:
             if not self.read("report", rank) and now[rank].get("beat") == first[rank].get("beat"):
                 away = now[rank].get("host") != socket.gethostname()
@@ -112,6 +122,12 @@ class Alive:
             return -1, ""
         slowest = min(quiet, key=lambda rank: now[rank].get("progress", -1))
         return slowest, f"{called(slowest, now[slowest])} hangs in {now[slowest].get('doing', 'the start')}"
+
+
+def ranks_text(ranks: Sequence[int]) -> str:
+    """ "rank 1", "ranks 1 and 3"."""
+    *most, last = map(str, ranks)
+    return f"ranks {', '.join(most)} and {last}" if most else f"rank {last}"
 
 
 def called(rank: int, facts: dict[str, Any]) -> str:

@@ -9,11 +9,12 @@ Shapes: t tokens of a rank, T of all, D model width, H expert width, E experts, 
 places for experts per token, N rows that a rank sends, n that it receives.
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import once_differentiable
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from moe_core.nn.experts import mixture
 from moe_core.parallel.traffic import Traffic, size_of
@@ -72,13 +73,14 @@ def exchanged(
 
     order_N = experts_tK.flatten().argsort(stable=True)[: sum(sends)]  # the empty places are last
     x_ND = x_tD.index_select(0, order_N // experts_tK.shape[1])
-    x_nD = Send.apply(x_ND, ranks, sends, receives)
+    x_nD = sent(x_ND, ranks, sends, receives)
     # By rank and, within one, by expert.
     expert_n1 = torch.arange(e, device=x_tD.device).repeat(M).repeat_interleave(arriving_Me.flatten())[:, None]
     y_nD = mixture(x_nD, x_nD.new_ones(len(x_nD), 1), expert_n1, arriving_Me.sum(0), w1_eDH, w2_eDH)
-    y_ND = Send.apply(y_nD, ranks, receives, sends)
+    y_ND = sent(y_nD, ranks, receives, sends)
     at_home_tKD = y_ND.new_zeros(experts_tK.numel(), y_ND.shape[1]).index_copy(0, order_N, y_ND)
-    return (weights_tK[:, None] @ at_home_tKD.view(*experts_tK.shape, -1))[:, 0]
+    y_tD: Tensor = (weights_tK[:, None] @ at_home_tKD.view(*experts_tK.shape, -1))[:, 0]
+    return y_tD
 
 
 def checksum(experts_TK: Tensor) -> Tensor:
@@ -96,10 +98,10 @@ def announce(ranks: Group, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, t
     """
     M = ranks.expert
     ranks.chosen = (ranks.chosen * 48271 + chosen) % DIGEST
-    sent = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
-    received = torch.empty_like(sent)
-    with ranks.traffic.waiting((M - 1) / M * size_of(sent)):
-        distributed.all_to_all_single(received, sent, group=ranks.expert_group)
+    said = torch.cat([counts_Me, chosen.expand(M, 1)], 1)
+    received = torch.empty_like(said)
+    with ranks.traffic.waiting((M - 1) / M * size_of(said)):
+        distributed.all_to_all_single(received, said, group=ranks.expert_group)
     # The only wait for a GPU.
     numbers = torch.cat([counts_Me.sum(1), received[:, :-1].sum(1), received[:, -1] - chosen, ranks.unlike_R]).tolist()
     sends, receives, differ, unlike = numbers[:M], numbers[M : 2 * M], numbers[2 * M : 3 * M], numbers[3 * M :]
@@ -111,6 +113,14 @@ def announce(ranks: Group, counts_Me: Tensor, chosen: Tensor) -> tuple[Tensor, t
     return received[:, :-1], (sends, receives)
 
 
+class Sent(FunctionCtx):
+    """What an exchange keeps for its backward."""
+
+    ranks: Group
+    sends: list[int]
+    receives: list[int]
+
+
 class Send(torch.autograd.Function):
     """(n, D) the rows that the ranks of the group send here. Backward sends the gradients back.
 
@@ -118,14 +128,17 @@ class Send(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, rows_ND, ranks, sends, receives):
+    def forward(ctx: Sent, rows_ND: Tensor, ranks: Group, sends: list[int], receives: list[int]) -> Tensor:
         ctx.ranks, ctx.sends, ctx.receives = ranks, sends, receives
         return all_to_all(ranks, rows_ND, sends, receives)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad_nD):
+    def backward(ctx: Sent, grad_nD: Tensor) -> tuple[Tensor, None, None, None]:
         return all_to_all(ctx.ranks, grad_nD.contiguous(), ctx.receives, ctx.sends), None, None, None
+
+
+sent: Callable[[Tensor, Group, list[int], list[int]], Tensor] = Send.apply
 
 
 def all_to_all(ranks: Group, rows_ND: Tensor, sends: list[int], receives: list[int]) -> Tensor:

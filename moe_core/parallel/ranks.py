@@ -10,21 +10,26 @@ Shapes: R ranks, t tokens of a rank, T = R t tokens of all, E experts. `x_tE` is
 
 import datetime
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.autograd.function import FunctionCtx
 from torch.distributed.device_mesh import DeviceMesh
 
+from moe_core.nn.gating import NoisyTopKGate
+from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.layer import MoELayer
+from moe_core.nn.models import Classifier, TextModel
 from moe_core.parallel.exchange import exchanged
 from moe_core.parallel.group import add_up
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
 from moe_core.runs.ranks import RankCounts, check_dealt, check_shares
 from moe_core.training.data import Batch
 
+Model = TextModel | Classifier
 PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them up
 
 
@@ -56,6 +61,12 @@ class Ranks:
         """Wait for all ranks; so one that hangs is noticed though nothing is trained."""
         distributed.barrier(group=self.control)
 
+    def end(self) -> None:
+        """Let go of all process groups, once nothing is exchanged any more, which waits for their threads. One that still had the last exchange would
+        want Python as it ends, and then torch aborts the process (pytorch issue 190489)."""
+        distributed.destroy_process_group()
+        del self.mesh, self.data_group, self.expert_group, self.control
+
     # What a step does
 
     def own_part(self, batch: Batch) -> Batch:
@@ -67,7 +78,7 @@ class Ranks:
     def gather(self, x_tE: Tensor) -> Tensor:
         """(T, E) the rows of all ranks, in order of rank. Only this rank's rows have a gradient here: every rank computes the
         same losses from all rows, so each finds the whole gradient of its own."""
-        return Gather.apply(x_tE, self)
+        return gathered(x_tE, self)
 
     def add_up(self, values: Tensor, group: distributed.ProcessGroup | None = None, ranks: int | None = None) -> Tensor:
         """The sum over the ranks of a group, of all if None."""
@@ -83,10 +94,11 @@ class Ranks:
         whole = self.add_up(torch.cat([x.flatten() for x in values]), group, ranks)
         return [part.view_as(x) for part, x in zip(whole.split([x.numel() for x in values]), values, strict=True)]
 
-    def add_up_gradients(self, model: nn.Module) -> None:
+    def add_up_gradients(self, model: Model) -> None:
         """Set each gradient to that of the whole batch's loss. Which parameters have one must be the same on all ranks."""
         standard, experts = parts_of(model)
         for threshold in thresholds_of(model):
+            assert threshold.grad is not None
             threshold.grad /= self.size  # each rank has found it from all tokens, and so whole
         kinds = [(standard, None, self.size), (experts, self.data_group, self.data)]
         for parameters, group, ranks in kinds:
@@ -95,7 +107,7 @@ class Ranks:
                 for own, whole in zip(gradients, self.add_up_all(gradients, group, ranks), strict=True):
                     own.copy_(whole)
 
-    def norm(self, model: nn.Module) -> Tensor:
+    def norm(self, model: Model) -> Tensor:
         """Euclidean norm of the gradients of all parameters, those of the other ranks' experts included."""
         standard, experts = (
             torch.stack(torch._foreach_norm([p.grad for p in part if p.grad is not None])).square().sum()
@@ -103,9 +115,7 @@ class Ranks:
         )
         return (standard + self.add_up(experts, self.expert_group, self.expert)).sqrt()
 
-    def add_up_step(
-        self, model: nn.Module, task_loss: Tensor, began: float
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    def add_up_step(self, model: Model, task_loss: Tensor, began: float) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """After backward: the gradients of the whole batch are set; returns their norm, the whole batch's task loss, and what
         the ranks sent in this step. task_loss: this rank's part; began: when the step did, by time.perf_counter().
 
@@ -126,11 +136,17 @@ class Ranks:
         return grad_norm, whole[0].to(task_loss.dtype), between
 
 
+class Gathered(FunctionCtx):
+    """What gathering keeps for its backward: which rows are this rank's."""
+
+    own: slice
+
+
 class Gather(torch.autograd.Function):
     """The rows of all ranks. Backward keeps this rank's."""
 
     @staticmethod
-    def forward(ctx, x_tE, ranks):
+    def forward(ctx: Gathered, x_tE: Tensor, ranks: Ranks) -> Tensor:
         x_TE = x_tE.new_empty(ranks.size * len(x_tE), x_tE.shape[1])
         with ranks.traffic.waiting((ranks.size - 1) * size_of(x_tE)):
             distributed.all_gather(list(x_TE.chunk(ranks.size)), x_tE.contiguous())
@@ -138,37 +154,49 @@ class Gather(torch.autograd.Function):
         return x_TE
 
     @staticmethod
-    def backward(ctx, grad_TE):
+    def backward(ctx: Gathered, grad_TE: Tensor) -> tuple[Tensor, None]:
         return grad_TE[ctx.own], None
 
 
-def parts_of(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+gathered: Callable[[Tensor, Ranks], Tensor] = Gather.apply
+
+
+def parts_of(model: Model) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """The parameters that every rank has, and those of its experts."""
     experts = [w for layer in model.moe_layers for w in (layer.w1, layer.w2)]
     of_experts = {id(w) for w in experts}
     return [p for p in model.parameters() if id(p) not in of_experts], experts
 
 
-def gates_of(model: nn.Module) -> list[nn.Module]:
+def gates_of(model: Model) -> list[NoisyTopKGate | HierarchicalGate]:
     """All gates, of two levels both."""
     gates = [layer.gate for layer in model.moe_layers]
-    return [gate for top in gates for gate in (top, getattr(top, "primary", None)) if gate is not None]
+    return [
+        gate
+        for top in gates
+        for gate in (top, getattr(top, "primary", None))
+        if isinstance(gate, NoisyTopKGate | HierarchicalGate)
+    ]
 
 
-def thresholds_of(model: nn.Module) -> list[nn.Parameter]:
+def thresholds_of(model: Model) -> list[nn.Parameter]:
     """The thresholds that have a gradient."""
     found = [getattr(gate, "threshold_E", None) for gate in gates_of(model)]
     return [threshold for threshold in found if threshold is not None and threshold.grad is not None]
 
 
-def spread(model: nn.Module, ranks: Ranks) -> None:
+def spread(model: Model, ranks: Ranks) -> None:
     """Leave this rank its experts, and let gates and experts work for the rows of all ranks. In place."""
     for layer in model.moe_layers:
         deal(layer, ranks)
         layer.mix = partial(exchanged, ranks)
     for gate in gates_of(model):
-        # In evaluation every rank has the same rows.
-        gate.bring_together = lambda x_tE, gate=gate: ranks.gather(x_tE) if gate.training else x_tE
+        gate.bring_together = brought_together(gate, ranks)
+
+
+def brought_together(gate: nn.Module, ranks: Ranks) -> Callable[[Tensor], Tensor]:
+    """How a gate gets the rows of all ranks. In evaluation every rank has the same rows."""
+    return lambda x_tE: ranks.gather(x_tE) if gate.training else x_tE
 
 
 def deal(layer: MoELayer, ranks: Ranks) -> None:
@@ -190,8 +218,8 @@ def deal(layer: MoELayer, ranks: Ranks) -> None:
             if prefix + name in state:
                 state[prefix + name] = own(state[prefix + name])
 
-    layer.register_state_dict_post_hook(whole)
-    layer.register_load_state_dict_pre_hook(part)
+    layer.register_state_dict_post_hook(whole)  # type: ignore[no-untyped-call]
+    layer.register_load_state_dict_pre_hook(part)  # type: ignore[no-untyped-call]
 
 
 def whole_experts(w_eDH: Tensor, ranks: Ranks) -> Tensor:
@@ -201,7 +229,7 @@ def whole_experts(w_eDH: Tensor, ranks: Ranks) -> Tensor:
     return whole_EDH
 
 
-def spread_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, ranks: Ranks) -> None:
+def spread_optimizer(optimizer: torch.optim.Optimizer, model: Model, ranks: Ranks) -> None:
     """Let the optimizer's state be that of all experts when it is read, and this rank's part when it is set."""
     of_experts = {id(w) for w in parts_of(model)[1]}
     places = [at for at, p in enumerate(model.parameters()) if id(p) in of_experts]

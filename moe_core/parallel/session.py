@@ -13,16 +13,22 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import distributed
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed import DistError
+from torch.distributed.rendezvous import rendezvous
 
-from moe_core.parallel.alive import Alive, RankLost, of_network, watch_parent
+from moe_core.parallel.alive import Alive, RankLost, of_network
 from moe_core.parallel.group import from_first
 from moe_core.parallel.launch import launch_name
 from moe_core.parallel.ranks import PATIENCE, Ranks
+from moe_core.parallel.stopping import ending_what_hangs
 from moe_core.parallel.trainer import ALL_READY, Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
 from moe_core.runs.locks import is_ours
 from moe_core.schema import first_line
 from moe_core.training.machine import choose_device
+
+START = 60.0  # seconds in which the ranks must come
 
 
 class Joined(NamedTuple):
@@ -48,37 +54,46 @@ class Joined(NamedTuple):
 
 
 @contextlib.contextmanager
-def joined(
-    expert: int, device_name: str = "auto", patience: float = PATIENCE, parent: int | None = None
-) -> Iterator[Joined]:
-    """This process as one of the ranks. parent: torchrun's process, if it was asked before torch was loaded. ValueError, on every
-    rank, for ranks that cannot be laid out so."""
-    watch_parent(os.getppid() if parent is None else parent)
-    store, rank, size = next(distributed.rendezvous("env://", timeout=datetime.timedelta(seconds=60)))
-    # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
-    store = distributed.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-    wanted = device_for_all(store, rank, size, device_name)
-    if wanted.type == "cuda":
-        wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(wanted)
-    distributed.init_process_group(
-        "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
-        store=distributed.PrefixStore("group", store), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=patience),
-    )  # fmt: skip
-    alive = Alive(distributed.PrefixStore("alive", store), rank, size)
+def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
+    """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so; RankLost where not all come."""
+    store, rank, size = meeting()
+    alive = Alive(PrefixStore("alive", store), rank, size)
     try:
-        ranks = Ranks(expert, wanted, patience)
+        with alive.coming():
+            wanted = device_for_all(store, rank, size, device_name)
+            if wanted.type == "cuda":
+                wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(wanted)
+            distributed.init_process_group(
+                "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
+                store=PrefixStore("group", store), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=patience),
+            )  # fmt: skip
+            ranks = Ranks(expert, wanted, patience)
         facts = {
             "ranks": {"data": ranks.data, "expert": ranks.expert},
             "launch": launch_name(),
         }
         yield Joined(ranks, alive, wanted, partial(Leader, ranks, alive), facts)
-        distributed.destroy_process_group()
+        ranks.end()
     finally:
         alive.end()
 
 
-def device_for_all(store: distributed.Store, rank: int, size: int, name: str) -> torch.device:
+def meeting() -> tuple[Store, int, int]:
+    """The store at which the ranks of this launch meet, this one's number, and how many they are. RankLost if it cannot be reached."""
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+    except DistError as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        raise RankLost(
+            f"rank {os.environ.get('RANK')} cannot reach torchrun's store at {place} ({first_line(error)[:200]}); "
+            "see whether torchrun runs on the first machine, and that it can be reached from here"
+        ) from error
+    # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
+    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, size
+
+
+def device_for_all(store: Store, rank: int, size: int, name: str) -> torch.device:
     """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it;
     on all of them if rank 0 has none."""
     if rank:
@@ -115,10 +130,11 @@ def device_below_torchrun(name: str) -> torch.device:
 
 def lead(joined: Joined, work: Callable[[], Any]) -> Any:
     """Do rank 0's work, and then tell the others that it is over."""
-    try:
-        return work()
-    finally:
-        joined.dismiss()
+    with ending_what_hangs(joined.alive):
+        try:
+            return work()
+        finally:
+            joined.dismiss()
 
 
 def follow_on(joined: Joined) -> int:

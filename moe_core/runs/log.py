@@ -4,6 +4,7 @@ record."""
 import contextlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 from moe_core.runs.limits import read_tail
@@ -17,6 +18,9 @@ RULE = re.compile("={20,60}")  # a line of it ends the report that torchrun prin
 SIGNALLED = re.compile(r".*SignalException: Process \d+ got signal: (\d+)")
 REPORT = 64 << 10  # bytes at the end of a log in which such a report is looked for, and before it what the rank said
 ENDED = re.compile(r"E\d{4} .*failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # its first line
+ROOM = (
+    64 << 10
+)  # free bytes below which a log may lack its last lines: blocks have 4 KiB, and torchrun's report takes some
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
 
 
@@ -34,7 +38,17 @@ def last_words(folder: Path, log: str = LOG) -> str:
             lines = [words_of_ranks(lines_of(read_tail(folder / log, REPORT)))]
         elif lines and (signalled := SIGNALLED.match(lines[-1])):
             lines = [f"{MARK}its torchrun was ended by signal {signalled[1]}"]
-    return lines[-1][-300:] if lines else NO_WORDS
+    words = lines[-1][-300:] if lines else NO_WORDS
+    return words if words.startswith(MARK) else words + lost_text(folder)
+
+
+def lost_text(folder: Path) -> str:
+    """Why a log may lack the words that say what went wrong, as the end of a sentence; "" if the disk had room for them."""
+    try:
+        full = shutil.disk_usage(folder).free < ROOM
+    except OSError:
+        return ""
+    return f"; the disk of {folder.parent} is full: free some space, or choose another --runs" if full else ""
 
 
 def lines_of(text: bytes) -> list[str]:

@@ -18,6 +18,7 @@ from moe_core.runs.columns import pick
 from moe_core.runs.database import StoreError, is_alive, is_plain
 from moe_core.runs.listing import QUERY_LIMIT, changed_at, is_run, quiet_text, run_folders, runs_folder
 from moe_core.runs.notes import Notes, read_notes
+from moe_core.runs.ranks import last_ranks
 from moe_core.runs.remove import going_text, what_goes
 from moe_core.runs.room import size_of
 from moe_core.runs.rows import KnobChange, Parent
@@ -36,7 +37,7 @@ class Facts(NamedTuple):
     """What the record of a run says. left: seconds to its goal at its present pace, None where that is not known.
 
     balance: the mean of the run's own measure of balance over its last steps and all layers; held_out: the headline of its
-    last evaluation; both NaN where there is none. ahead: that number does not compare with others'.
+    last evaluation; both NaN where there is none. ahead: that number does not compare with others'. ranks: how many trained it last.
     """
 
     state: str
@@ -53,6 +54,7 @@ class Facts(NamedTuple):
     held_out: float = math.nan
     ahead: bool = False
     left: float | None = None
+    ranks: int = 1
 
 
 class Entry(NamedTuple):
@@ -168,8 +170,9 @@ def _facts(run: Run) -> Facts:
 
 
 def _measured(run: Run, facts: Facts, changes: Sequence[KnobChange]) -> dict[str, Any]:
-    """Balance, headline and the time left. changes: the run's turns, read once, since each reading checks all of them."""
+    """Ranks, balance, headline and the time left. changes: the run's turns, read once, since each reading checks all of them."""
     numbers: dict[str, Any] = {}
+    numbers["ranks"] = last_ranks(run.deals).size
     description, last = facts.description, run.steps()[1]
     assert description is not None
     if last:

@@ -23,6 +23,7 @@ from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import holder, is_ours, post, sign
 from moe_core.runs.log import LOG, last_words, open_log
+from moe_core.runs.processes import end_processes, launched_with, processes_below
 from moe_core.runs.ranks import ALONE, RankCounts, command_words, facts_of_ranks, python_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
@@ -255,12 +256,14 @@ def end_child(name: str, patience: float = PATIENCE) -> None:
     process = _children.get(name)
     if process is None or process.poll() is not None:
         return
+    ranks = processes_below(process.pid)
     process.terminate()
     try:
         process.wait(patience)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
+    end_processes(ranks, 0.0)
 
 
 def reap() -> None:
@@ -283,7 +286,7 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has; to one that does not answer for patience seconds SIGTERM, and after as
-    many again SIGKILL, to its own process only. Returns "" if it obeyed, else the name of the signal that ended it."""
+    many again SIGKILL, to its own process only; below torchrun, what is left of it on this machine is ended too. Returns "" if it obeyed, else the name of the signal that ended it."""
     if not is_alive(run.path):
         return ""
     command = 0
@@ -308,13 +311,16 @@ def stop_later(run: Run, who: str = "dashboard") -> None:
 
 
 def _wait_for_end(run: Run, command: int, patience: float) -> str:
+    launched = launched_with(trainer_of(run))
     if _ended_within(run, command, patience):
+        end_processes(launched, patience)
         return ""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not (pid := trainer_of(run)):
             break
         os.kill(pid, number)
         if _ended_within(run, command, patience):
+            end_processes(launched, patience)
             return number.name
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")
 

@@ -236,7 +236,7 @@ class Live:
         if self.rates is not None:
             self.rates.close()
         if self.ranks is not None and state != "failed":
-            self.ranks.meet(self, last=True)
+            self.ranks.end(self)
         if self.problem and not error:  # so that nobody takes the last step that was recorded for the end
             error = f"watching stopped, and the training went on: {self.problem}"
         problem = self.recorder.finish(state, error)

@@ -126,7 +126,7 @@ def cut(s: Subject, count: int, micro: Micro | None) -> Cut:
             micro(s.model, batches)
             return
         for batch, weight in zip(batches, weights, strict=True):
-            (s.loss(s.model, batch) * weight).backward()  # type: ignore[no-untyped-call]
+            (s.loss(s.model, batch) * weight).backward()
 
     ran = s.gradient(coefficient=low, run=accumulate)
     if not s.applied:

@@ -206,6 +206,15 @@ class WatchedRanks:
             else:
                 self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
+    def end(self, live: Trained) -> None:
+        """Meet for the last time and let go of the process group, which waits for its threads. One that still had the last exchange would want Python
+        as it ends, and then torch aborts the process (pytorch issue 190489)."""
+        self.meet(live, last=True)
+        self.over = True
+        with contextlib.suppress(Exception):  # the program may have ended all groups before
+            distributed.destroy_process_group(self.group)
+        del self.group
+
     def add_up(self, values: Tensor) -> Tensor:
         """The sum over the ranks, which all must ask for; waits for the device."""
         return add_up(values.cpu(), self.group).to(values.device)

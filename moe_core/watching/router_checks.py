@@ -61,7 +61,7 @@ def counted(s: Subject, backward: bool) -> tuple[dict[str, Tensor], dict[str, Te
     try:
         loss = s.loss(s.model, s.batch)
         if backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
     finally:
         if taps is not None:
             taps.close()
@@ -155,7 +155,7 @@ def biases(s: Subject, step: Callable[[], object] | None) -> Iterator[CheckFindi
         "validation and generation change the router, and its load is not that of training",
         "if self.training: ...  # around the update of the bias",
     ))  # fmt: skip
-    s.gradient(run=lambda: (s.loss(s.model, s.batch).backward(), step and step()))  # type: ignore[no-untyped-call]
+    s.gradient(run=lambda: (s.loss(s.model, s.batch).backward(), step and step()))
     after = selection_biases(s.model)
     still = {path: bias for path, bias in before.items() if torch.equal(after[path], bias) and bias.min() == bias.max()}
     if still:

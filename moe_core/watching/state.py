@@ -92,7 +92,7 @@ def put_back(tensors: list[tuple[Tensor, Tensor]]) -> None:
 
 def random_state() -> tuple[Any, ...]:
     """The states of the random number generators of torch, of each GPU, of Python and of NumPy."""
-    started = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+    started = torch.cuda.is_initialized()
     of_gpus = torch.cuda.get_rng_state_all() if started else None
     return torch.get_rng_state(), of_gpus, random.getstate(), np.random.get_state()
 

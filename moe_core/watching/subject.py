@@ -187,7 +187,7 @@ class Subject:
                 loss = self.loss(self.model, self.batch if batch is None else batch)
                 check_loss(loss)
                 self.value = float(loss.detach())
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
             else:
                 run()
         parts = [

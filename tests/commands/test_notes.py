@@ -36,6 +36,17 @@ def test_what_is_written_about_a_run_is_printed_and_listed(runs: Path, capsys: p
     assert (listed["a"]["name"], listed["a"]["note"], listed["b"]["name"]) == ("even [31m = <b>", "one\ntwo", "")
 
 
+def test_the_list_says_how_many_ranks_trained_a_run_last(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    create_run(runs / "c", SMALL, Knobs(), facts={"ranks": {"data": 2, "expert": 2}}, ranks=4).finish("stopped")
+    main(["runs"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["c"].endswith("  4 ranks")
+    assert "rank" not in lines["a"] + lines["b"]
+    main(["runs", "--json"])
+    ranks = {line["run"]: line["ranks"] for line in map(json.loads, capsys.readouterr().out.splitlines())}
+    assert ranks == {"a": 1, "b": 1, "c": 4}
+
+
 def test_a_name_of_two_runs_is_refused_with_their_ids(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for run in ("a", "b"):
         main(["rename", run, "same"])

@@ -176,6 +176,13 @@ def test_runs_that_nobody_trains_are_read_once(runs: Path, monkeypatch: pytest.M
     assert read[2:] == ["b"]
 
 
+def test_a_run_on_ranks_says_so_where_its_size_is_said(runs: Path) -> None:
+    create_run(runs / "four", SMALL, Knobs(), facts={"ranks": {"data": 2, "expert": 2}}, ranks=4).finish("stopped")
+    made(runs, "one")
+    found = rows()
+    assert (found["four"]["what"], found["one"]["what"]) == ("plane · 4 experts, 4 ranks", "plane · 4 experts")
+
+
 def test_the_chooser_shows_the_time_of_today_and_the_day_of_earlier_runs() -> None:
     now = time.time()
     today = chooser_entry("a", describe(Config(num_experts=4, layers=2), Knobs()), now)

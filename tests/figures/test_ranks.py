@@ -12,10 +12,11 @@ from moe_core.export.numbers import columns, statistics
 from moe_core.figures.catalog import FIGURES, on_page, shows, tiles_of
 from moe_core.figures.pages.tile import short as in_short
 from moe_core.figures.ranks import Counted
-from moe_core.figures.read_ranks import MOST, rows_of
+from moe_core.figures.read_ranks import MOST, alone_text, rows_of
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.source import At
+from moe_core.runs.statistics import Deal
 from moe_core.schema import Config, Knobs
 from tests.figures.ranked import E, K, T, choices, record_ranks
 from tests.figures.record import record, record_tokens
@@ -159,10 +160,28 @@ def test_a_past_step_shows_the_ranks_of_its_time(runs: dict[str, Run]) -> None:
     for name in ("rows_between_ranks", "device_load"):
         alone = spec_of(run, name, At(0, 95))
         assert alone["data"] == []
-        assert subtitle(alone) == "not counted: one process trained this step"
+        assert subtitle(alone) == "one process at this step; ranks up to step 80"
         before = spec_of(run, name, At(0, 10))
         assert before["data"] == []
         assert subtitle(before).startswith("not counted yet")
+
+
+def test_a_chart_without_ranks_says_which_steps_had_some(runs: dict[str, Run], tmp_path: Path) -> None:
+    """One process went on with the run, or began it."""
+    gone_on = record_ranks(tmp_path / "a", (20, 1, 2), (1040, 1, 1))
+    for run, at, near in (
+        (gone_on, None, "ranks up to step 20"),
+        (runs["later"], 10, "ranks from step 21 on"),
+    ):
+        spec = spec_of(run, "rows_between_ranks", At(0, at))
+        assert subtitle(spec) == f"one process at this step; {near}"
+        assert spec["data"] == []
+    assert alone_text((Deal(1, 1, 1), Deal(31, 1, 2), Deal(51), Deal(61, 2, 2), Deal(1001)), 1001).endswith(
+        "to step 1,000"
+    )
+    assert alone_text((Deal(1, 1, 1), Deal(31, 1, 2), Deal(51), Deal(61, 2, 2)), 55).endswith("up to step 50")
+    assert alone_text((), 9) == "one process at this step"
+    assert alone_text((Deal(1, 1, 2),), 9) == alone_text((), 0) == ""
 
 
 def test_where_each_rank_has_all_experts_nothing_crosses(runs: dict[str, Run]) -> None:

@@ -2,6 +2,7 @@
 the short form of benchmarks/kills.py."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from moe_core.parallel.session import joined
 from moe_core.runs import Run, verify
 from moe_core.runs.locks import is_locked
 from moe_core.runs.statistics import Deal
@@ -144,3 +146,20 @@ def test_its_checkpoint_has_all_experts(lived: dict[str, Any]) -> None:
     state = checkpoint.read(next(iter(checkpoint.list_checkpoints(lived["run"].path).values())))
     assert state["model"]["moe.0.w1"].shape == (4, 16, 16)
     assert {tuple(of["exp_avg"].shape) for of in state["optimizer"]["state"].values()} >= {(4, 16, 16)}
+
+
+def test_ranks_leave_no_thread_of_their_exchanges(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch aborts a process that ends before such a thread has let go of the last exchange."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = server.getsockname()[1]
+    for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", str(port))):
+        monkeypatch.setenv(name, value)
+
+    def threads() -> int:
+        return sum("gloo_runloop" in task.read_text() for task in Path("/proc/self/task").glob("*/comm"))
+
+    before = threads()
+    with joined(1, "cpu") as here:
+        here.ranks.meet()
+        assert threads() > before
+    until(lambda: threads() == before, 10)  # the system lists one that has ended a moment longer

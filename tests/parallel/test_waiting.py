@@ -1,10 +1,12 @@
 """How ranks wait for each other at the start, and whom they name when one is lost, without starting any."""
 
 import argparse
+import datetime
 import json
 import os
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +20,7 @@ from torch import distributed
 
 from moe_core.commands.ranks import wanted_device
 from moe_core.parallel import alive as alive_module
-from moe_core.parallel import session, trainer
+from moe_core.parallel import session, stopping, trainer
 from moe_core.parallel.alive import Alive, RankLost
 from moe_core.parallel.trainer import ALL_READY, Leader, follow, obey
 from moe_core.runs import Run, create_run
@@ -69,6 +71,120 @@ def test_nobody_is_named_when_the_store_goes_while_they_are_asked(ranks: list[Al
     ranks[0].store = Gone()
     asked.join()
     assert found == [(-1, "")]
+
+
+def came(store: distributed.Store, ranks: list[int], size: int) -> dict[int, str]:
+    """What each of these ranks says at the start of `size` ranks, when all wait for a word of the first that does not come."""
+    said, all_of_them = dict[int, str](), [Alive(store, rank, size) for rank in ranks]
+
+    def wait(one: Alive) -> None:
+        try:
+            with one.coming():
+                one.store.get("device/1")
+        except (RankLost, SystemExit) as error:
+            said[one.rank] = str(error)
+
+    threads = [threading.Thread(target=wait, args=(one,)) for one in all_of_them]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for one in all_of_them:
+        one.end()
+    return said
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "names"),
+    [
+        ([0], 2, "rank 1 did not come to the start; rank 0 waited for 0 s."),
+        ([1], 2, "rank 0 did not come to the start; rank 1 waited for 0 s."),
+        ([0, 2], 5, "ranks 1, 3 and 4 did not come to the start; "),
+    ],
+)
+def test_ranks_that_never_came_are_named_once(
+    monkeypatch: pytest.MonkeyPatch, ranks: list[int], size: int, names: str
+) -> None:
+    for name, seconds in (("SILENT", 0.3), ("EVERY", 0.1)):
+        monkeypatch.setattr(alive_module, name, seconds)
+    store = distributed.HashStore()
+    store.set_timeout(datetime.timedelta(seconds=0.2))
+    said = came(store, ranks, size)
+    assert len(said) == len(ranks)
+    assert sum(words.startswith(names) for words in said.values()) == 1
+    assert sum(words == "1" for words in said.values()) == len(ranks) - 1  # an exit status
+
+
+def test_a_rank_that_hangs_at_the_start_is_named_and_an_error_of_its_own_is_not_lost(ranks: list[Alive]) -> None:
+    ranks[1].end()
+    with pytest.raises(RankLost, match=r"rank 1 \(process \d+ on .*\) died or was stopped, last seen in the start; rank 0 waited"), ranks[0].coming():  # fmt: skip
+        raise distributed.DistStoreError("wait timeout")
+    with pytest.raises(RuntimeError, match="shapes"), ranks[0].coming():
+        raise RuntimeError("shapes differ")
+
+
+def test_where_nobody_can_be_named_that_is_said(ranks: list[Alive]) -> None:
+    ranks[0].store = Gone()
+    with pytest.raises(RankLost, match="which did not cannot be told: torchrun's store is gone"), ranks[0].coming():
+        raise distributed.DistStoreError("wait timeout")
+
+
+def test_a_store_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rendezvous(url: str, timeout: Any) -> Any:
+        raise distributed.DistNetworkError("The client socket has timed out")
+
+    monkeypatch.setattr(session, "rendezvous", rendezvous)
+    for name, value in (("RANK", "1"), ("MASTER_ADDR", "first"), ("MASTER_PORT", "29500")):
+        monkeypatch.setenv(name, value)
+    with pytest.raises(RankLost, match=r"rank 1 cannot reach torchrun's store at first:29500 \(The client"):
+        session.meeting()
+
+
+@pytest.fixture
+def hung(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> Iterator["subprocess.Popen[bytes]"]:
+    """A process of this machine that says no more; it is rank 1 of the three."""
+    monkeypatch.setattr(stopping, "is_ours", lambda pid, *commands: True)
+    process = subprocess.Popen(["sleep", "60"])
+    ranks[1].end()
+    said = {"beat": 1, "doing": "step 3", "progress": 3, "host": socket.gethostname(), "pid": process.pid}
+    ranks[1].store.set("alive/1", json.dumps(said))
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    yield process
+    signal.signal(signal.SIGTERM, before)
+    process.kill()
+    process.wait()
+
+
+def test_a_stop_ends_a_rank_that_hangs_and_it_is_named(ranks: list[Alive], hung: "subprocess.Popen[bytes]") -> None:
+    """The exchange that waits for it then fails at once."""
+    with stopping.ending_what_hangs(ranks[0]):
+        with pytest.raises(subprocess.TimeoutExpired):
+            hung.wait(0.8)  # nobody has stopped the run
+        os.kill(os.getpid(), signal.SIGTERM)
+        hung.wait(10)
+    rank, problem = ranks[0].lost()
+    assert (rank, hung.returncode) == (1, -signal.SIGKILL)
+    assert problem == f"rank 1 (process {hung.pid} on {socket.gethostname()}) hung, last seen in step 3; it was ended when the run was stopped"  # fmt: skip
+
+
+def test_no_rank_is_ended_while_the_first_gets_on(ranks: list[Alive], hung: "subprocess.Popen[bytes]") -> None:
+    on = threading.Event()
+
+    def get_on() -> None:
+        while not on.wait(0.05):
+            ranks[0].at("a step")
+
+    works = threading.Thread(target=get_on)
+    works.start()
+    assert not stopping.end_silent(ranks[0])
+    on.set()
+    works.join()
+    assert hung.poll() is None
+    assert ranks[0].gone is None
+    elsewhere = json.loads(ranks[1].store.get("alive/1")) | {"host": "elsewhere"}
+    ranks[1].store.set("alive/1", json.dumps(elsewhere))
+    assert not stopping.end_silent(ranks[0])
+    assert hung.poll() is None
 
 
 def leading(*found: tuple[int, str]) -> Any:

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
-from moe_core.runs import Run, open_run
+from moe_core.runs import Batch, Run, create_run, hold_lock, open_run, resume_run
 from moe_core.runs.branch import branch_off
 from moe_core.runs.identity import MOST, deals_of
 from moe_core.runs.statistics import Deal, deal_at, device_statistic
-from moe_core.schema import Knobs
+from moe_core.schema import Config, Knobs
 from tests.figures.ranked import E, choices, record_ranks
 
 STAT = "max_over_mean_devices"
@@ -51,6 +51,39 @@ def test_the_balance_of_devices_is_that_of_the_ranks_of_each_step(moved: Run, la
     np.testing.assert_allclose(values, wanted, rtol=1e-12)
     _, some = moved.history(STAT, layer, first=45, last=55)
     np.testing.assert_allclose(some, wanted[44:55], rtol=1e-12)
+
+
+def test_a_page_reads_the_ranks_again_only_where_something_was_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with each piece of new rows; a session that began between two of them counts."""
+    config, facts = Config.for_task("plane", num_experts=4, layers=1), {"ranks": {"data": 1, "expert": 2}}
+    writer = create_run(tmp_path / "a", config, Knobs(), facts=facts, ranks=2)
+    reads, deals = list[int](), Run.deals
+    monkeypatch.setattr(Run, "deals", property(lambda run: reads.append(1) or deals.fget(run)))
+    feed = Feed(open_run(tmp_path / "a"))
+
+    def commit(first: int) -> int:
+        """How often the ranks are read when two steps come."""
+        writer.commit(Batch(first, np.ones((2, writer.layout.width), np.float32), state="training"))
+        feed.refresh(now=True)
+        reads.clear()
+        writer.commit(Batch(first + 2, np.ones((2, writer.layout.width), np.float32)))
+        feed.refresh(now=True)
+        assert feed.last == first + 3
+        return len(reads)
+
+    assert commit(1) == 0
+    feed.run.command("pause")
+    writer.commit(Batch(5, np.ones((2, writer.layout.width), np.float32)))
+    feed.refresh(now=True)
+    assert len(reads) == 1
+    writer.finish("stopped")
+    writer = resume_run(tmp_path / "a", hold_lock(tmp_path / "a"), "test", 99, ranks={"data": 2, "expert": 1})
+    assert commit(7) == 0
+    assert feed.deals == (Deal(1, 1, 2), Deal(7, 2, 1))
+    writer.finish("stopped")
+    feed.run.close()
 
 
 def test_a_page_reads_the_same(moved: Run) -> None:

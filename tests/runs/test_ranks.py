@@ -3,6 +3,9 @@
 import contextlib
 import os
 import shlex
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +29,7 @@ from moe_core.runs import (
     last_words,
     machine,
     open_run,
+    processes,
     ranks,
     resume,
     runner,
@@ -310,6 +314,48 @@ def test_what_a_rank_said_is_told_and_not_what_torchrun_says_of_it(tmp_path: Pat
     assert last_problem(tmp_path, began) == "its torchrun was ended by signal 15"
 
 
+def test_where_the_disk_has_no_room_for_words_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a").mkdir()
+    log, full = (
+        tmp_path / "a" / "trainer.log",
+        f"; the disk of {tmp_path} is full: free some space, or choose another --runs",
+    )
+    for free, more in ((4096, full), (1 << 30, "")):
+        monkeypatch.setattr("moe_core.runs.log.shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
+        log.write_text("")
+        assert last_words(tmp_path / "a") == "it printed nothing" + more
+        log.write_text("W1128 14:14:29.889000 7919 torch/distri")  # the first block of what was printed
+        assert last_words(tmp_path / "a") == log.read_text() + more
+        log.write_text("moe: no such data\n")
+        assert last_words(tmp_path / "a") == "moe: no such data"
+
+
+# What is left when a run was stopped
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
+def test_what_torchrun_started_ends_with_a_run_that_was_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is halted after the patience, any after LONGEST; what torchrun has not started is not touched."""
+    program = tmp_path / "torchrun"
+    program.write_text("import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()")
+    for halted, longest, patience in ((True, 60.0, 0.2), (False, 0.2, 60.0), (False, 60.0, 0.0)):
+        monkeypatch.setattr(processes, "LONGEST", longest)
+        torchrun = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert torchrun.stdout
+        rank = int(torchrun.stdout.readline())
+        found = processes.launched_with(rank)
+        assert [process.pid for process in found] == [torchrun.pid, rank]
+        if halted:
+            for process in found:
+                os.kill(process.pid, signal.SIGSTOP)
+        processes.end_processes(found, patience)
+        assert not there([torchrun.pid, rank])
+        torchrun.communicate()
+    assert processes.launched_with(os.getpid()) == processes.launched_with(0) == []
+
+
 # A start as the dashboard does it
 
 
@@ -348,8 +394,9 @@ def test_two_ranks_are_started_stopped_and_gone_on_with(tmp_path: Path, monkeypa
     assert run.status().pid in first[1:]
     run.turn("me", {"noise": 0.5})
     wait_until(lambda: run.knob_changes()[-1].step is not None)
+    os.kill(first[0], signal.SIGSTOP)  # torchrun, which would stay for ever
     assert stop(run) == ""
-    wait_until(lambda: not there(first))
+    assert not there(first)
     assert (run.state, is_running(run_id), ranks_again(run.deals, run.facts)) == ("stopped", False, RankCounts(2, 2))
 
     last = run.steps()[1]

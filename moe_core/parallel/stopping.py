@@ -1,0 +1,67 @@
+"""A stop while a rank hangs: whoever is told to end waits for that rank in an exchange, and would be killed before it could say why."""
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+from collections.abc import Iterator
+
+from moe_core.parallel import alive as signs
+from moe_core.parallel.alive import Alive, called
+from moe_core.runs.locks import is_ours
+
+
+@contextlib.contextmanager
+def ending_what_hangs(alive: Alive) -> Iterator[None]:
+    """Within it, once this process is told to end by a signal, a rank of this machine that gives no sign of life is killed, so that the
+    exchange which waits for it fails at once. alive.gone then has its name.
+
+    Python handles a signal between two lines of the main thread, so not while that waits in an exchange. The system writes its number into a
+    socket at once, and a thread reads there.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only that one may ask for the signals
+        yield
+        return
+    ours, theirs = socket.socketpair()
+    theirs.setblocking(False)
+    before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+    over = threading.Event()
+
+    def wait() -> None:
+        while numbers := ours.recv(64):
+            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                break
+        while not over.is_set() and not end_silent(alive):
+            pass
+
+    thread = threading.Thread(target=wait, name="stopping", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        signal.set_wakeup_fd(before)
+        theirs.close()
+        thread.join()
+        ours.close()
+
+
+def end_silent(alive: Alive) -> bool:
+    """Whether a rank of this machine gave no sign of life for SILENT seconds in which this one did not get on. It is killed then, and named."""
+    others = [rank for rank in range(alive.size) if rank != alive.rank]
+    progress, first = alive.progress, {rank: alive.read("alive", rank) for rank in others}
+    alive.ended.wait(signs.SILENT)
+    if alive.ended.is_set() or alive.progress != progress:
+        return alive.ended.is_set()
+    for rank, facts in first.items():
+        here = facts.get("host") == socket.gethostname() and is_ours(facts["pid"], "train", "fork")
+        if here and alive.read("alive", rank).get("beat") == facts["beat"]:
+            alive.gone = (
+                rank,
+                f"{called(rank, facts)} hung, last seen in {facts['doing']}; it was ended when the run was stopped",
+            )
+            with contextlib.suppress(OSError):  # it has just ended
+                os.kill(facts["pid"], signal.SIGKILL)
+            return True
+    return False

@@ -1,0 +1,66 @@
+"""The processes of a run on ranks on this machine: torchrun and its ranks. When a person has stopped the run, none of them stays, not one
+that hangs either, or that somebody has halted (SIGSTOP). Only where the system has /proc."""
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from moe_core.runs.locks import started
+
+LONGEST = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
+HALTED, ENDED = (
+    "T",
+    "Z",
+)  # states of a process: it was stopped by a signal; it has ended, and nobody has asked for its status
+
+
+class Process(NamedTuple):
+    """A process; began, since its number is given to others later."""
+
+    pid: int
+    began: str
+
+    @property
+    def state(self) -> str:
+        """Its state in a letter, as in /proc; "" once it has gone."""
+        with contextlib.suppress(OSError, IndexError):
+            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+            return words[0] if words[19] == self.began else ""
+        return ""
+
+
+def processes_below(pid: int) -> list[Process]:
+    """What a process has started and what still runs of it."""
+    found: list[Process] = []
+    with contextlib.suppress(OSError, ValueError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            children = map(int, (task / "children").read_text().split())
+            found += [Process(child, began) for child in children if (began := started(child))]
+    return found
+
+
+def launched_with(rank: int) -> list[Process]:
+    """The torchrun that started a rank, and all of its ranks on this machine; [] of a process that torchrun has not started."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        above = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+        words = Path(f"/proc/{above}/cmdline").read_bytes().split(b"\0")
+        if b"torch.distributed.run" in words or any(word.rpartition(b"/")[2] == b"torchrun" for word in words[:2]):
+            return [Process(above, started(above)), *processes_below(above)]
+    return []
+
+
+def end_processes(processes: Sequence[Process], patience: float) -> None:
+    """Wait until these processes have ended; kill one that is halted after patience seconds, any after LONGEST, or after patience if that is
+    nothing."""
+    began = time.monotonic()
+    while states := {process: state for process in processes if (state := process.state) not in ("", ENDED)}:
+        waited = time.monotonic() - began
+        for process, state in states.items():
+            if waited >= (patience if state == HALTED or not patience else LONGEST):
+                with contextlib.suppress(OSError):  # it has just ended
+                    os.kill(process.pid, signal.SIGKILL)
+        time.sleep(0.02)
