@@ -32,9 +32,8 @@ class Alive:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # how many orders it has carried out
-        self.gone: tuple[int, str] | None = (
-            None  # what lost() is to say: this process ended that rank itself (stopping.py)
-        )
+        # What lost() is to say, where this process ended that rank itself (stopping.py).
+        self.gone: tuple[int, str] | None = None
         self.ended = threading.Event()
         self.sign(0)
         self.thread = threading.Thread(target=self._work, name="alive", daemon=True)

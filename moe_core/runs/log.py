@@ -18,9 +18,8 @@ RULE = re.compile("={20,60}")  # a line of it ends the report that torchrun prin
 SIGNALLED = re.compile(r".*SignalException: Process \d+ got signal: (\d+)")
 REPORT = 64 << 10  # bytes at the end of a log in which such a report is looked for, and before it what the rank said
 ENDED = re.compile(r"E\d{4} .*failed \(exitcode: (-?\d+)\) local_rank: (\d+)")  # its first line
-ROOM = (
-    64 << 10
-)  # free bytes below which a log may lack its last lines: blocks have 4 KiB, and torchrun's report takes some
+# Free bytes below which a log may lack its last lines: blocks have 4 KiB, and torchrun's report takes some.
+ROOM = 64 << 10
 LAG = 0.05  # seconds by which the time of a file may be behind the clock
 
 

@@ -12,10 +12,8 @@ from typing import NamedTuple
 from moe_core.runs.locks import started
 
 LONGEST = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
-HALTED, ENDED = (
-    "T",
-    "Z",
-)  # states of a process: it was stopped by a signal; it has ended, and nobody has asked for its status
+# States of a process: it was stopped by a signal; it has ended, and nobody has asked for its status.
+HALTED, ENDED = "T", "Z"
 
 
 class Process(NamedTuple):
