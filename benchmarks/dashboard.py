@@ -93,21 +93,38 @@ def click_to_charts(server: Server, browser: Browser, card: str) -> tuple[float,
     return took, open_run(run, server.runs), page
 
 
+# Keeps when a key was pressed, and when the chart came to each step, in seconds since 1970 by the page's own clock.
+KEEP_TIMES = f"""() => {{
+  const clock = (ms) => (performance.timeOrigin + ms) / 1000;
+  window.keyed = 0, window.shown = [];
+  addEventListener("keydown", (event) => (window.keyed = clock(event.timeStamp)), true);
+  const look = (now) => {{
+    const step = ({STEP})("balance");
+    if (step !== shown.at(-1)?.[1]) shown.push([clock(performance.now()), step]);
+    requestAnimationFrame(look);
+  }};
+  look();
+}}"""
+
+
 def keys(run: Run, page: Page, count: int) -> dict[str, float]:
     """Medians in ms from a key on a knob: to its row in the store, to the step of effect, to the chart that shows it; of the last
     also the time that 19 of 20 stay below."""
     page.get_by_role("slider", name="noise", exact=True).focus()
+    page.evaluate(KEEP_TIMES)
     stored, applied, shown = [], [], []
     for _ in range(count):
-        before = len(run.knob_changes())
-        pressed = time.time()
+        before = run.checked.newest()
         page.keyboard.press("ArrowRight")
-        while len(changes := run.knob_changes()) <= before or changes[-1].step is None:
-            time.sleep(0.01)  # no oftener: the cores are shared with what is measured
-        applied.append(time.time() - pressed)
-        stored.append(changes[-1].when - pressed)
-        until_drawn(page, changes[-1].step)
-        shown.append(time.time() - pressed)
+        while run.checked.newest()[2] <= before[1]:
+            time.sleep(0.005)
+        acted, turn = time.time(), run.knob_changes()[-1]
+        assert turn.step is not None
+        until_drawn(page, turn.step)
+        pressed, drawn = page.evaluate("step => [keyed, shown.find(([, at]) => at >= step)[0]]", turn.step)
+        stored.append(turn.when - pressed)
+        applied.append(acted - pressed)
+        shown.append(drawn - pressed)
         page.wait_for_timeout(400)
     delays = {"key_to_store_ms": stored, "key_to_trainer_ms": applied, "key_to_chart_ms": shown}
     told = {name: round(1000 * statistics.median(values)) for name, values in delays.items()}

@@ -46,11 +46,19 @@ MOVE = """async () => {
   window.layOut = layOut;
   return done;
 }"""
+# The strip of changes that Plotly has laid out becomes wider, as it does when a knob is turned again.
+WIDEN = """async () => {
+  const { redraw } = await import('/moescope/redraw.js');
+  for (const [name, { data, layout }] of Object.entries(window.moved)) {
+    layout.shapes = layout.shapes.map((shape) => (shape.layer === 'below' && shape.x1 === 50 ? { ...shape, x1: 60 } : shape));
+    if (!redraw(document.querySelector(`[data-figure=${name}]`), structuredClone({ data, layout }))) throw new Error(`${name} was left to Plotly`);
+  }
+}"""
 LAY_OUT = """async () => {
   for (const [name, { data, layout }] of Object.entries(window.moved)) {
     const chart = document.querySelector(`[data-figure=${name}]`);
     window.layOut(chart, { data, layout });
-    await Plotly.react(chart, data, layout, { displaylogo: false, responsive: false });
+    await Plotly.react(chart, structuredClone(data), structuredClone(layout), { displaylogo: false, responsive: false });
   }
 }"""
 
@@ -117,6 +125,12 @@ def test_what_the_page_draws_by_itself_looks_as_plotly_draws_it(
     unlike = np.abs(own - plotly).max(axis=2)
     assert (unlike > 128).sum() < 80 * dense  # a missing name is more
     assert (unlike > 64).mean() < 1e-3
+    page.evaluate(WIDEN)
+    own = picture(page)
+    page.evaluate(LAY_OUT)
+    page.wait_for_function("!document.querySelector('.moescope-redrawn')")
+    assert (np.abs(own - plotly).max(axis=2) > 8).mean() > 0.02  # the strip is wider
+    assert (np.abs(own - picture(page)).max(axis=2) > 8).mean() < 0.02
 
 
 def went_on(page: Page, before: np.ndarray) -> None:

@@ -12,20 +12,31 @@ export function redraw(chart, spec) {
   const sheet = new Sheet(chart);
   const traces = spec.data.map((trace, nth) => sheet.trace(trace, nth));
   const names = changes(laid.layout.annotations, spec.layout.annotations);
-  const [below, above] = [true, false].map((under) => spec.layout.shapes.filter(({ layer }) => (layer === "below") === under));
-  const strips = changes(laid.layout.shapes.filter(({ layer }) => layer === "below"), below); // those that stay are Plotly's own
+  const above = spec.layout.shapes.filter(({ layer }) => layer !== "below");
+  const strips = changes(below(laid.layout.shapes), below(spec.layout.shapes)); // those that stay are Plotly's own
   const notes = names.added.map((note) => sheet.words(note));
   const draws = [...strips.added.map((shape) => sheet.shape(shape)), ...traces, ...above.map((shape) => sheet.shape(shape)), ...notes];
-  if (strips.removed.size || !draws.every(Boolean)) return false;
+  if (!draws.every(Boolean)) return false;
   const drawn = { laid, spec, dense: devicePixelRatio, notes: names.added.map((note, nth) => ({ note, left: notes[nth].left })) };
   const from = since(chart, sheet, drawn);
   chart.drawn = null; // should a draw fail, nothing is known of what the sheet has
   if (from !== Infinity) sheet.draw(draws, from || 0);
   chart.drawn = drawn;
-  for (const note of chart.querySelectorAll(".annotation")) note.style.visibility = names.removed.has(Number(note.dataset.index)) ? "hidden" : "";
+  hide(chart, ".annotation", names.removed);
+  hide(chart, ".shapelayer [data-index]", strips.removed);
   chart.data = spec.data;
   chart.layout = spec.layout;
   return true;
+}
+
+// Of shapes those that lie below the traces, each at its own place in the list.
+function below(shapes) {
+  return shapes.map((shape) => (shape.layer === "below" ? shape : null));
+}
+
+// Hides those of Plotly's marks or names that are at one of these places in its list, and shows the others.
+function hide(chart, selector, places) {
+  for (const one of chart.querySelectorAll(selector)) one.style.visibility = places.has(Number(one.dataset.index)) ? "hidden" : "";
 }
 
 // From which px on the chart looks other than it was drawn last on the same sheet; 0 if all of it may.
@@ -71,8 +82,9 @@ function form(trace) {
 
 // Of marks or names: those that Plotly drew and that are gone or have changed, by their place in the list, and those that are new.
 function changes(before, after) {
-  const added = [...after], removed = new Set();
+  const added = after.filter(Boolean), removed = new Set();
   before.forEach((one, nth) => {
+    if (!one) return;
     const at = added.findIndex((other) => same(one, other));
     if (at < 0) removed.add(nth);
     else added.splice(at, 1);
