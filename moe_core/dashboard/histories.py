@@ -22,6 +22,7 @@ ROOM = 32 << 20  # and no more than so many bytes of them: a row of 61 layers of
 PIECE = 256  # blocks read at once: well within the time after which a query gives up;
 TAKEN = 16 << 20  # and no more than so many bytes of rows, which take a tenth of a second
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
+LINES = 64 << 20  # bytes of lines that grow with the run
 WINDOW = 64 << 20  # bytes of raw rows kept of ranges that somebody zoomed to
 
 
@@ -36,16 +37,15 @@ class Histories:
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.done, self.error = 0, 0, False, ""  # seen: the last block
         self._knobs: list[KnobChange] = []
-        self._turns = -1, -1  # the last of them, and the last that took effect
+        self._turns = -1, -1  # the ids of the newest turn, and of the newest that took effect
         self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
         self._command = 0  # the last one, a session maybe, whose deals were read
         self._off: Sequence[Off] = ()
         self.deals = run.deals
         self._ranges: dict[tuple[int, int | None], np.ndarray] = {}  # by the first step, and the part that was read
         self._thinned: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
-        self._growing: dict[
-            Any, tuple[np.ndarray, np.ndarray]
-        ] = {}  # lines to the last step, which new rows are added to
+        # Lines to the last step, to which new rows are added, that asked for last at the end.
+        self._growing: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
     def _read_knobs(self) -> None:
         """Turns, if there are new ones or one took effect."""
@@ -138,19 +138,24 @@ class Histories:
             if bins is None:
                 recent = low >= self.first_recent
                 return self._recent(stat, layer, low, high) if recent else self._raw(stat, layer, low, high)
-            if over > 1 or high < self.last or self.behind:
+            if over > 1 or high < self.last:
                 return self._line(stat, layer, low, high, bins, over)
+            if low < self.first_recent:
+                self._kept(stat, layer, over)  # so that it is there for another width or range
             asked = stat, layer, low, bins, self._off, self.deals
-            if (series := (stat, layer, 1)) in self._asked:
-                self._asked[series] = time.monotonic(), self.seen
             line = self._growing.pop(asked, None)
             if line is None or line[0][-1] + 1 < self.first_recent:
                 line = self._line(stat, layer, low, high, bins, over)
+                if self.behind or not len(line[0]):
+                    return line
+                held = sum(steps.nbytes + values.nbytes for steps, values in (line, *self._growing.values()))
+                while held > LINES and self._growing:
+                    steps, values = self._growing.pop(next(iter(self._growing)))  # unasked for the longest time
+                    held -= steps.nbytes + values.nbytes
             elif line[0][-1] < high:
                 steps, values = self._recent(stat, layer, int(line[0][-1]) + 1, high)
                 line = thin(np.concatenate([line[0], steps]), np.concatenate([line[1], values]), bins)
-            if len(line[0]) and not self.behind:
-                remember(self._growing, asked, line, ANSWERS)
+            self._growing[asked] = line
             return line
 
     def _line(self, stat: str, layer: int, low: int, high: int, bins: int, over: int) -> tuple[np.ndarray, np.ndarray]:

@@ -69,3 +69,32 @@ def test_what_was_thinned_is_not_thinned_again(writer: RunWriter, monkeypatch: p
     assert len(taken) == 30
     assert max(taken) < 2 * 20 + 40
     feed.run.close()
+
+
+def test_it_stays_whole_while_another_history_is_read(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(histories, "RECENT", 64)
+    feed, at = Feed(open_run(writer.folder)), 1
+    for _ in range(20):
+        at = grow(writer, feed, at, 30)
+        feed.history("load", bins=20)
+    monkeypatch.setattr(histories, "BUDGET", 0.0)
+    monkeypatch.setattr(histories, "PIECE", 1)
+    assert feed.history("loss", bins=20)[0][-1] < feed.last  # another viewer's
+    assert feed.behind
+    for ours, whole in zip(feed.history("load", bins=20), feed.run.history("load", bins=20), strict=True):
+        np.testing.assert_array_equal(ours, whole)
+    assert feed.history("load", bins=40)[0][0] == 1  # its history was kept for another width, when that cost nothing
+    assert len(feed.history("load", bins=40)[0]) > 60
+    feed.run.close()
+
+
+def test_lines_take_a_bounded_room(writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    feed = Feed(open_run(writer.folder))
+    grow(writer, feed, 1, 900)
+    size = sum(part.nbytes for part in feed.history("load", bins=20))
+    monkeypatch.setattr(histories, "LINES", 3 * size)
+    for bins in (21, 22, 23, 24, 25):
+        feed.history("load", bins=bins)
+    assert 2 <= len(feed._growing) <= 3
+    assert sum(part.nbytes for line in feed._growing.values() for part in line) <= 3 * size
+    feed.run.close()
