@@ -55,7 +55,7 @@ def take_sizes(bench: argparse.ArgumentParser) -> None:
     for name, default in SIZES.items():
         words = "of a batch of ranks; " if name == "tokens" else ""
         sizes.add_argument("--" + name.replace("_", "-"), type=whole_flag, help=f"{words}default {default}")
-    sizes.add_argument("--device", help="of batch (default auto); ranks are on the CPU")
+    sizes.add_argument("--device", help="of batch (default cpu); ranks are on the CPU")
     sizes.add_argument(
         "--threads",
         type=whole_flag,
