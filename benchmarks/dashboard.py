@@ -118,7 +118,7 @@ def keys(run: Run, page: Page, count: int) -> dict[str, float]:
     for _ in range(count):
         before = run.checked.newest()
         page.keyboard.press("ArrowRight")
-        while run.checked.newest()[2] <= before[1]:
+        while run.checked.newest()[2] <= before[2]:
             time.sleep(0.005)
         acted, turn = time.time(), run.knob_changes()[-1]
         assert turn.step is not None

@@ -43,6 +43,7 @@ class Feed(Histories):
         self.options, self.others, self.path, self.parent = run.options, run.others, run.path, run.parent
         self.started_knobs, self.sessions = run.started_knobs, run.sessions()  # sessions: each time that it was resumed
         self.looked, self.version, self.log = 0.0, 0, Log()
+        self.number, self.replaced = (run.path / "run.db").stat().st_ino, False
         self.free, self.stamp = False, 0  # free: the run has ended and no trainer holds it; stamp: its file's time then
         self._news: tuple[Any, ...] = ()
         self._evals: list[Eval] = []
@@ -83,8 +84,15 @@ class Feed(Histories):
                 self.version, self._news = self.version + 1, news
 
     def _look(self) -> None:
+        self.looked = time.monotonic()
         if not self._stamp():
             self.error = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
+            return
+        if self._was_replaced():
+            self.replaced, self.error = (
+                True,
+                f"another run has taken the place of {self.id} since; reload the page to see it",
+            )
             return
         try:
             # First: once it says that the run has ended, all that is read after it is complete.
@@ -108,6 +116,15 @@ class Feed(Histories):
             self.free = (self.free and self.done) or not is_alive(self.run.path)
             self.run.close()
         self.done, self.stamp = self._status.state in ENDED, self._stamp()
+
+    def _was_replaced(self) -> bool:
+        """Whether the folder holds another run's record by now. As long as the file is open its number is given to no other; then the
+        settings' link tells."""
+        try:
+            number = (self.path / "run.db").stat().st_ino
+            return number != self.number or self.run.query("SELECT chain FROM run")[0][0] != self.run.chain
+        except (OSError, StoreError, LookupError):
+            return False  # what is wrong is said by those who read on
 
     def _read_evals(self) -> None:
         """New evaluations. One that cannot be read is said, and hides none of the steps."""

@@ -37,7 +37,7 @@ class Histories:
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.done, self.error = 0, 0, False, ""  # seen: the last block
         self._knobs: list[KnobChange] = []
-        self._turns = -1, -1  # the ids of the newest turn, and of the newest that took effect
+        self._turns = -1, -1  # the id of the newest turn, and how many took effect
         self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
         self._command = 0  # the last one, a session maybe, whose deals were read
         self._off: Sequence[Off] = ()

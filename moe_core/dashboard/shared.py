@@ -14,7 +14,7 @@ _guard = threading.Lock()
 def join(path: Path, viewer: object) -> Feed:
     """The feed of a run, which whoever watches it shares."""
     with _guard:
-        if path not in _feeds:
+        if path not in _feeds or _feeds[path][0].replaced:
             _feeds[path] = (Feed(open_run(path, limit=0.25)), set())
         feed, viewers = _feeds[path]
         viewers.add(viewer)

@@ -2,17 +2,22 @@
 
 import fcntl
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from moe_core.dashboard.feed import Feed
+from moe_core.dashboard.shared import join, leave
 from moe_core.dashboard.views import View
 from moe_core.figures.needs import communication
-from moe_core.runs import measuring
+from moe_core.runs import Batch, create_run, measuring, open_run, remove_run
 from moe_core.runs.on_devices import NAME
+from moe_core.runs.writer import RunWriter
+from moe_core.schema import Config, Knobs, layout
 from tests.figures.ranked import record_ranks
 from tests.figures.record import record
 
@@ -92,3 +97,47 @@ def test_the_first_step_of_a_long_run_is_read_once(tmp_path: Path, monkeypatch: 
     read = count(monkeypatch, feed.run, "blocks")
     assert all(communication(feed) for _ in range(5))
     assert len(read) == 1
+
+
+@pytest.mark.parametrize(
+    "seen", [False, True]
+)  # whether the page has seen the end of the first run, and let go of its file
+def test_another_run_of_the_same_name_is_not_taken_for_the_one_that_is_watched(seen: bool, tmp_path: Path) -> None:
+    def begin(seed: int, steps: int) -> RunWriter:
+        config = Config(num_experts=4, layers=1, seed=seed)
+        writer, width = create_run(tmp_path / "a", config, Knobs()), sum(column.width for column in layout(1, 4))
+        writer.commit(Batch(1, np.full((steps, width), seed, np.float32)))
+        return writer
+
+    first = begin(1, 20)
+    old, early = join(tmp_path / "a", "early"), object()
+    old.refresh(now=True)
+    first.finish("stopped")
+    if seen:
+        old.refresh(now=True)
+        assert old.done
+    remove_run(tmp_path / "a") if seen else shutil.rmtree(tmp_path / "a")
+    second = begin(2, 7)
+    old.refresh(now=True)
+    assert old.problem == "another run has taken the place of a since; reload the page to see it"
+    assert old.last == 20  # nothing of the second is mixed with it
+    new = join(tmp_path / "a", early)
+    new.refresh(now=True)
+    assert (new.last, new.problem) == (7, "")
+    leave(tmp_path / "a", "early")
+    leave(tmp_path / "a", early)
+    second.finish("stopped")
+    old.run.close()
+
+
+def test_a_turn_that_takes_effect_after_a_later_one_is_seen(tmp_path: Path) -> None:
+    writer = create_run(tmp_path / "a", Config(num_experts=4, layers=1), Knobs())
+    width = sum(column.width for column in layout(1, 4))
+    feed = Feed(open_run(tmp_path / "a"))
+    one, two = feed.run.turn(noise=0.5), feed.run.turn(noise=0.7)
+    for step, turn in ((1, two), (2, one)):
+        writer.commit(Batch(step, np.ones((1, width), np.float32), (), (), ((turn, step),)))
+        feed.refresh(now=True)
+    assert [change.step for change in feed.knob_changes()] == [2, 1]
+    writer.finish("stopped")
+    feed.run.close()
