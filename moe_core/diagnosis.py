@@ -67,7 +67,9 @@ def diagnose(source: Judged, layer: int = 0, memory: Memory | None = None) -> li
     if not len(evidence.steps_n):
         return []
     rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
-    findings = [found._replace(known=evidence.known(found.rule)) for rule in rules if (found := rule(evidence))]
+    findings = [
+        found._replace(known=found.known and evidence.known(found.rule)) for rule in rules if (found := rule(evidence))
+    ]
     if memory is not None:
         memory.last, memory.held = int(evidence.steps_n[-1]), dict(evidence.now)
     if isinstance(source.knobs, Knobs) and any(finding.rule == "collapse" for finding in findings):
@@ -152,20 +154,24 @@ def balance_label(evidence: Evidence) -> str:
 
 def constant_bias(evidence: Evidence) -> Finding | None:
     """One expert is chosen by every token, while the load is uneven: what prefers it does not depend on the token."""
-    if isinstance(evidence.knobs, Knobs) and not STRATEGIES[evidence.knobs.strategy].by_token:
-        return None
     k = experts_per_token(evidence.description, evidence.knobs, evidence.layer)
     share_nE = k * evidence.counts_nE / np.maximum(evidence.counts_nE.sum(1, keepdims=True), 1)
+    uneven_n, even_n = evidence.cv_load_n > BALANCED, evidence.cv_load_n < 0.8 * BALANCED
+    since = {
+        e: evidence.since(
+            "constant_bias",
+            (share_nE[:, e] > FAVOURED[0]) & uneven_n,
+            (share_nE[:, e] < FAVOURED[1]) | even_n,
+            of=e,
+        )
+        for e in np.flatnonzero((share_nE >= FAVOURED[1]).any(0)).tolist()
+    }
     expert = int(share_nE[evidence.steps_n > evidence.steps_n[-1] - HOLD].mean(0).argmax())
-    share_n, uneven_n = share_nE[:, expert], evidence.cv_load_n > BALANCED
-    since = evidence.since(
-        "constant_bias",
-        (share_n > FAVOURED[0]) & uneven_n,
-        (share_n < FAVOURED[1]) | (evidence.cv_load_n < 0.8 * BALANCED),
-        of=expert,
-    )
-    if since is None:
+    if (began := since.get(expert)) is None:
         return None
+    if isinstance(evidence.knobs, Knobs) and not STRATEGIES[evidence.knobs.strategy].by_token:
+        return None
+    share_n = share_nE[:, expert]
     share = min(1.0, mean_of_last(evidence.steps_n, share_n, HOLD))
     cv = mean_of_last(evidence.steps_n, evidence.cv_load_n, HOLD)
     what = (
@@ -178,7 +184,8 @@ def constant_bias(evidence: Evidence) -> Finding | None:
         why = f"The selection bias is the same for every token: the choices without it overlap with these by {overlap:.2f} only."
     else:
         why = "A part of the router's own scores is the same for every token, and larger than what differs from token to token."
-    return Finding("constant_bias", evidence.layer, since, what, why, *mend(evidence))
+    known = evidence.known("constant_bias", expert)
+    return Finding("constant_bias", evidence.layer, began, what, why, *mend(evidence), known)
 
 
 def idle_bias(evidence: Evidence) -> Finding | None:
@@ -271,8 +278,6 @@ def even_by_noise(evidence: Evidence) -> Finding | None:
     """A load that is even in training, where noise is drawn, and uneven in two evaluations in a row, where none is. The
     gate must have settled."""
     steps_m, held_m = evidence.held_out_steps_m, evidence.held_out_cv_m
-    if not len(steps_m) or not draws_noise(evidence.description, evidence.knobs):
-        return None
     near = [evidence.cv_load_n[(evidence.steps_n <= step) & (evidence.steps_n > step - HOLD)] for step in steps_m]
     training_m = np.array([float(np.mean(cv_n)) if len(cv_n) else math.nan for cv_n in near])
     settled_m = (steps_m > SETTLED) & (training_m < BALANCED)
@@ -282,7 +287,7 @@ def even_by_noise(evidence: Evidence) -> Finding | None:
         (training_m >= BALANCED) | (held_m < 0.8 * BALANCED),
         steps_n=steps_m,
     )
-    if since is None:
+    if since is None or not draws_noise(evidence.description, evidence.knobs):
         return None
     what = (
         f"The load is even only by the noise: {balance_label(evidence)} is {training_m[-1]:.2f} in training, and {held_m[-1]:.2f} "
@@ -322,8 +327,8 @@ def idle_load_loss(evidence: Evidence) -> Finding | None:
 
 def large_coefficient(evidence: Evidence) -> Finding | None:
     """Loss weights so large that the experts' logits are lost in noise of the ordinary width."""
-    remedy = heavy(evidence.knobs)
-    if not remedy or (drowning := drowned(evidence, "large_coefficient")) is None:
+    drowning, remedy = drowned(evidence, "large_coefficient"), heavy(evidence.knobs)
+    if not remedy or drowning is None:
         return None
     since, ratio = drowning
     weights = " and ".join(f"{name} at {value_text(getattr(evidence.knobs, name))}" for name in remedy)

@@ -31,15 +31,22 @@ class Held(NamedTuple):
     known: bool
 
 
+Condition = tuple[str, int | None]  # its rule, and the expert that it is about, None if it is about the layer
 NEVER = Held(0, None, True)  # before the first step
 
 
 class Memory:
-    """What one diagnosis of a layer leaves to the next: the conditions, each by its rule and what it is of, and the last step read."""
+    """What one diagnosis of a layer leaves to the next: the conditions, each by its rule and the expert that it is about, and the
+    last step read."""
 
     def __init__(self) -> None:
         self.last = 0
-        self.held: dict[tuple[str, int], Held] = {}
+        self.held: dict[Condition, Held] = {}
+
+    @property
+    def known(self) -> bool:
+        """Whether all that holds is seen to begin."""
+        return all(held.known for held in self.held.values() if held.since is not None)
 
 
 class Evidence(NamedTuple):
@@ -65,8 +72,8 @@ class Evidence(NamedTuple):
     task_gradient_n: Array
     bias_effect_n: Array
     unreachable_n: Array
-    before: Mapping[tuple[str, int], Held]  # conditions as the last diagnosis found them
-    now: dict[tuple[str, int], Held]  # and as this one does
+    before: Mapping[Condition, Held]  # conditions as the last diagnosis found them
+    now: dict[Condition, Held]  # and as this one does
     # Of evaluations, where no noise is drawn: their steps, and the CV of the selections.
     held_out_steps_m: NDArray[np.int64] = np.empty(0, np.int64)
     held_out_cv_m: Array = np.empty(0)
@@ -82,17 +89,20 @@ class Evidence(NamedTuple):
         return self.description.layers[self.layer].groups
 
     def since(
-        self, rule: str, on_n: Flags, off_n: Flags, *, of: int = 0, steps_n: NDArray[np.int64] | None = None
+        self, rule: str, on_n: Flags, off_n: Flags, *, of: int | None = None, steps_n: NDArray[np.int64] | None = None
     ) -> int | None:
-        """Since which step a rule's condition has held, or None: as holding() says, with what the last diagnosis knew. of: an expert,
-        if the condition is of one; steps_n: of the flags, if they are not of every step."""
+        """Since which step a rule's condition has held, or None: as holding() says, with what the last diagnosis knew. What is not
+        asked for is forgotten, so ask in each diagnosis, also where no finding would follow.
+
+        of: the expert that the condition is about; steps_n: the steps of the flags, if not all steps.
+        """
         before = self.before.get((rule, of), NEVER._replace(known=bool(self.steps_n[0] <= 1)))
         held = self.now[rule, of] = holding(self.steps_n if steps_n is None else steps_n, on_n, off_n, before=before)
         return held.since
 
-    def known(self, rule: str) -> bool:
-        """Whether what has held for a rule began at the step that since() gave, and not before the first step that was read."""
-        return all(held.known for (name, _), held in self.now.items() if name == rule and held.since is not None)
+    def known(self, rule: str, of: int | None = None) -> bool:
+        """Whether what since() was asked for began at the step that it gave, and not before the first step that was read."""
+        return self.now.get((rule, of), NEVER).known
 
 
 class Judged(Protocol):
@@ -154,6 +164,8 @@ def holding(steps_n: NDArray[np.int64], on_n: Flags, off_n: Flags, hold: int = H
     was at an earlier step, without which a condition that wavers between on and off would seem to begin at the first steps that
     are still in memory.
     """
+    if not len(steps_n):
+        return before
     begun = [(settled, start, True) for start, settled in spans(steps_n, on_n, hold)]
     ended = [(settled, start, False) for start, settled in spans(steps_n, off_n, hold)]
     last, since, known = before

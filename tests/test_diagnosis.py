@@ -601,6 +601,39 @@ def test_a_diagnosis_of_the_last_steps_says_what_one_of_all_of_them_says() -> No
     assert not diagnose(source, 0, Memory())[0].known  # of the last steps alone
 
 
+def test_a_state_is_remembered_while_no_finding_speaks_of_it() -> None:
+    """Two experts that take turns as the busiest, a weight that becomes heavy in a gate that has long been drowned, and a strategy
+    that leaves nothing to say for a while."""
+    t = np.arange(1000)
+    first = 10 + (t // 40 % 2 == 0)  # of two experts that every token chooses, the one with more selections
+    stats = {
+        "counts": np.stack([first, 21 - first, *np.zeros((E - 2, 1000))], 1), "cv_load": np.full(1000, 2.0),
+        "noise_scale": np.where(t >= 520, 100.0, 0.1),
+    }  # fmt: skip
+    source, memory, told = Last(knobs_with(w_load=0), n=1000, **stats), Memory(), set()
+    for source.n in range(40, 1001, 30):
+        of_all = Source(QUIET, n=source.n, **{name: values[: source.n] for name, values in stats.items()})
+        source.knobs = of_all.knobs = knobs_with(
+            w_importance=5.0 if source.n > 900 else 0.0, strategy="expert-choice" if 300 < source.n < 700 else "paper"
+        )
+        found = diagnose(source, 0, memory)
+        assert [(f.rule, f.since, f.known) for f in found] == [(f.rule, f.since, True) for f in diagnose(of_all)]
+        told |= {(f.rule, f.since) for f in found}
+    assert told >= {("constant_bias", 1), ("noise_drowns", 521), ("large_coefficient", 521)}
+
+
+def test_what_holds_without_noise_is_remembered_while_none_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    uneven = np.eye(E)[:1] * 1e4
+    source, memory = Last(QUIET, n=1500), Memory()
+    monkeypatch.setattr(
+        source, "evals", lambda: [SimpleNamespace(step=s, counts=uneven) for s in range(600, source.n + 1, 50)]
+    )
+    for source.n in range(40, 1501, 30):
+        source.knobs = knobs_with(noise=0 if 800 < source.n < 1300 else 1, w_load=0)
+        told = [(f.since, f.known) for f in diagnose(source, 0, memory) if f.rule == "even_by_noise"]
+    assert told == [(600, True)]
+
+
 def test_what_was_found_before_steps_that_nobody_read_does_not_count() -> None:
     source, memory = Last(knobs_with(w_load=0), n=1000, cv_load=1.9), Memory()
     source.n = 100
