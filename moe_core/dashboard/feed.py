@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from moe_core.dashboard.histories import Histories
-from moe_core.dashboard.kept import ANSWERS, Judge, remember
+from moe_core.dashboard.judging import Judge
+from moe_core.dashboard.kept import ANSWERS, remember
 from moe_core.diagnosis import Finding
 from moe_core.runs import (
     ENDED,
@@ -174,11 +175,15 @@ class Feed(Histories):
         return knobs_after(self.started_knobs, self._knobs, step)
 
     def findings(self, layer: int) -> list[Finding]:
-        """What is wrong with a layer now, by the rows in memory: judged anew when there is news, once in JUDGED seconds."""
+        """What is wrong with a layer now, as Judge says: judged anew when there is news, once in JUDGED seconds."""
         with self.lock:
             judge = self._judges.setdefault(layer, Judge())
             if judge.version != self.version and time.monotonic() - judge.when >= JUDGED:
-                judge.judge(self, layer)
+                ranges = dict(self._ranges)
+                try:
+                    judge.judge(self, layer)
+                finally:
+                    self._ranges = ranges  # nobody zoomed to what was read for this
             return judge.findings
 
     def ablation(self) -> Ablation | None:

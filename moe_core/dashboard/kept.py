@@ -1,6 +1,5 @@
 """What a feed keeps of a run in memory: thinned histories, and answers up to a number of them."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,19 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.diagnosis import Finding, diagnose
-from moe_core.evidence import Memory
 from moe_core.figures.smooth import centred
 from moe_core.runs import Block, thin
-from moe_core.runs.source import Beside
 
 KEPT = 2048  # bins of a history in memory
 ANSWERS = 64  # thinned ranges and snapshots kept
 FORGOTTEN = 60.0  # seconds after which a history that nobody asks for may go: means in any case,
 HISTORIES = 128 << 20  # others if all together take more bytes than this; one of 256 experts takes 8 MB
-REACH = (
-    1 << 20
-)  # steps times experts that are read to find where something began that is wrong now: half a second at most
 Asked = tuple[str, int, int]  # a history: its statistic, its layer, and over how many steps its mean is
 
 
@@ -95,36 +88,3 @@ def unasked(series: Mapping[Asked, Series], asked: Mapping[Asked, tuple[float, i
             held -= series[key].size
             gone.append(key)
     return gone
-
-
-class Recent(Beside):
-    """A feed whose histories begin with step `first`: what is wrong now shows in the last ones."""
-
-    def __init__(self, feed: Any, first: int) -> None:
-        super().__init__(feed, {})
-        self.first = first
-
-    def history(
-        self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        return self.run.history(stat, layer, first=max(self.first, first or 0), last=last)
-
-
-class Judge:
-    """What is wrong with one layer of a feed: by the rows in memory, and what was found before them."""
-
-    def __init__(self) -> None:
-        self.version, self.when = -1, -math.inf
-        self.findings: list[Finding] = []
-        self.memory = Memory()
-
-    def judge(self, feed: Any, layer: int) -> None:
-        """Judge anew. The first time, earlier rows are read if something began before those in memory: four times as many, and
-        again four times, up to REACH."""
-        first, farthest = feed.first_recent, max(1, feed.last - REACH // feed.description.experts[layer])
-        anew = self.memory.last < first - 1
-        self.findings = diagnose(Recent(feed, first), layer, self.memory)
-        while anew and first > farthest and not all(found.known for found in self.findings):
-            first, self.memory = max(farthest, feed.last - 4 * (feed.last - first + 1)), Memory()
-            self.findings = diagnose(Recent(feed, first), layer, self.memory)
-        self.version, self.when = feed.version, time.monotonic()

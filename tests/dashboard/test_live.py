@@ -340,7 +340,7 @@ def test_findings_are_of_now_and_of_the_pages_that_show_them(
     writer: RunWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said = Finding("collapse", 1, 7, "What.", "Why.", "Try.", {"noise": 1.0})
-    monkeypatch.setattr("moe_core.dashboard.kept.diagnose", lambda source, layer, memory: [said] if layer else [])
+    monkeypatch.setattr("moe_core.dashboard.judging.diagnose", lambda source, layer, memory: [said] if layer else [])
     feed = Feed(open_run(writer.folder))
     told = unpack(viewer_of(feed, layer=1).frame() or b"")
     assert told["findings"] == [

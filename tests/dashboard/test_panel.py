@@ -316,7 +316,7 @@ def test_what_is_wrong_is_said_once_a_second_with_a_remedy_that_can_be_turned(
     ask(feed.run, {"turn": said["remedy"], "gesture": "r1"})
     assert (feed.run.knobs.w_importance, feed.run.knobs.w_load) == (0.1, 0.1)
     looks: list[int] = []
-    monkeypatch.setattr("moe_core.dashboard.kept.diagnose", lambda source, layer, memory: looks.append(layer) or [])
+    monkeypatch.setattr("moe_core.dashboard.judging.diagnose", lambda source, layer, memory: looks.append(layer) or [])
     for first in (61, 62, 63):
         writer.commit(Batch(first, collapsed(1)))
         feed.refresh(now=True)
@@ -338,12 +338,39 @@ def test_what_stood_before_the_rows_in_memory_and_a_run_that_ended(
     writer.finish("stopped")
     feed = Feed(open_run(writer.folder))
     feed.refresh(now=True)
-    monkeypatch.setattr("moe_core.dashboard.kept.REACH", 0)  # as if it had begun further back than is read
+    monkeypatch.setattr("moe_core.dashboard.judging.REACH", 0)  # as if it had begun further back than is read
     (said,) = [one for one in findings(feed, 1) if one["rule"] == "collapse"]
     assert said["what"].endswith(f"For more than {300 - feed.first_recent} steps.")
     assert feed.first_recent > 1
     assert (said["remedy"], said["button"], len(said["more"])) == (None, "", 1)
     feed.run.close()
+
+
+def test_where_something_began_is_looked_for_in_few_bytes_of_which_none_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run whose rows lie in one piece all columns are read, whichever layer is judged."""
+    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 30)
+    monkeypatch.setattr("moe_core.dashboard.judging.REACH", 200 * ROW.nbytes)
+    writer = create_run(tmp_path / "f", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
+    for first in range(1, 1001, 10):
+        writer.commit(Batch(first, collapsed(10), state="training"))
+    feed, rows_read = Feed(open_run(writer.folder)), list[int]()
+    feed.refresh(now=True)
+    blocks = feed.run.blocks
+
+    def counted(*args: Any, **kwargs: Any) -> list[Any]:
+        found = blocks(*args, **kwargs)
+        rows_read.append(sum(len(block.rows) for block in found))
+        return found
+
+    monkeypatch.setattr(feed.run, "blocks", counted)
+    (said,) = [one for one in findings(feed, 1) if one["rule"] == "collapse"]
+    assert said["what"].endswith("For more than 199 steps.")
+    assert 200 <= sum(rows_read) <= 200 + 120 + 20  # once four times as many steps as in memory, then all within reach
+    assert feed._ranges == {}
+    feed.run.close()
+    writer.finish("stopped")
 
 
 @pytest.mark.parametrize(
