@@ -266,8 +266,12 @@ def check_named(form: Form, columns: Columns) -> None:
 def named_path(text: str) -> Path:
     """What a person named. ValueError if a page may not read it, or there is nothing."""
     path = own.inside(text)
-    if not path.exists():
-        raise ValueError(f"there is no file or folder {shortened(text, 80)!r}; correct the path")
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no file or folder {shortened(text, 80)!r}; correct the path") from None
+    except OSError as error:  # a name that is too long, a folder without permission
+        raise ValueError(f"{shortened(text, 80)!r} cannot be read: {error.strerror}") from None
     return path
 
 

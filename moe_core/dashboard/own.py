@@ -5,6 +5,7 @@ below one folder only: the one that the dashboard was started in, or MOE_DATA. L
 names that begin with a dot are left alone.
 """
 
+import codecs
 import csv
 import gzip
 import hashlib
@@ -37,6 +38,7 @@ MOST = 1 << 30  # bytes of all uploads together
 PATIENCE = 120.0  # seconds that reading a file may take
 HEAD = 1 << 20  # bytes of a table that are read for its columns
 BELOW = 50  # rows that say whether the line above them names the columns
+NO_CSV = b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY", b"PAR1"  # how an .npz, an .npy and a Parquet file begin
 OFFERED = 1000  # columns to choose from; others can be typed
 LONGEST = 80  # letters of a column's name, as in training/data/tables.py
 EMPTY = {"", "nan", "na", "n/a", "<na>", "null", "?"}  # as there
@@ -66,7 +68,7 @@ class Columns(NamedTuple):
     def have(self, word: str) -> bool:
         """Whether a word may name a column, by its name or its number from 1. True where the columns are not known."""
         known = not self.first or word in self.first or [c.lower() for c in self.first].count(word.lower()) == 1
-        return known or (word.isascii() and word.isdigit() and 1 <= int(word) <= len(self.first))
+        return known or (len(word) < 10 and word.isascii() and word.isdigit() and 1 <= int(word) <= len(self.first))
 
 
 def data_folder() -> Path:
@@ -181,7 +183,10 @@ def _header(path: str, stamp: tuple[int, int]) -> Columns:
         with open_plain(Path(path), follow=True) as file:
             packed = file.peek(2).startswith(b"\x1f\x8b")
             head = gzip.GzipFile(fileobj=file).read(HEAD) if packed else file.read(HEAD)
-        text = head.decode("utf-8-sig", errors="strict" if len(head) < HEAD else "ignore")
+        if head.startswith(NO_CSV):
+            return Columns()
+        # Of a longer file the last letter may not be whole.
+        text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < HEAD)
         if len(head) == HEAD:
             text = text[: text.rfind("\n") + 1]  # its last line is not whole
         above, *below = islice(filter(None, csv.reader(io.StringIO(text))), BELOW + 1)

@@ -9,6 +9,7 @@ from dataclasses import field, fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -407,8 +408,10 @@ def test_what_a_file_lacks_is_said_beside_other_faults_at_the_field_that_mends_i
 
 def test_each_wrong_path_says_so(readable: Path, looked: list[Config]) -> None:
     (readable / "a").write_text("a")
-    told = faults(own_path(page(), "a\nnobody\n/etc/passwd"))
-    assert [text[:50] for text in told] == ["there is no file or folder &#x27;nobody&#x27;; cor", f"pages read only what lies below {readable}"[:50]]  # fmt: skip
+    told = faults(own_path(page(), f"a\nnobody\n/etc/passwd\na/b\n{'a' * 300}"))
+    assert [text[:50] for text in told[:3]] == ["there is no file or folder &#x27;nobody&#x27;; cor", f"pages read only what lies below {readable}"[:50], "there is no file or folder &#x27;a/b&#x27;; correc"]  # fmt: skip
+    assert told[3].endswith("cannot be read: File name too long")
+    assert len(told) == 4
     assert looked == []
 
 
@@ -465,7 +468,7 @@ def test_the_columns_of_a_table_are_those_that_a_training_reads(tmp_path: Path, 
         assert isinstance(table.names, list)
         assert [n or str(at) for at, n in enumerate(table.names, 1)] == columns
         assert all(header.have(word) for word in (*columns, columns[0].upper(), "1", str(len(columns))))
-        assert not any(header.have(word) for word in (str(len(columns) + 1), "nobody"))
+        assert not any(header.have(word) for word in (str(len(columns) + 1), "nobody", "9" * 5000))
     else:
         assert header.have("whatever")  # nothing is known, so nothing is refused
 
@@ -480,6 +483,16 @@ def test_of_a_long_table_only_the_beginning_is_read(tmp_path: Path, monkeypatch:
     (tmp_path / "e.csv").write_bytes(b"\x1f\x8b damaged, gzip\n")
     os.mkfifo(tmp_path / "f.csv")
     assert [own.header_of(str(tmp_path / f"{name}")).offered for name in ("b.csv", "c.csv", "d.npz", "e.csv", "f.csv", "none.csv")] == [[]] * 6  # fmt: skip
+
+
+def test_a_large_file_of_numbers_is_no_table_of_words(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(2_000_000).reshape(20_000, 100) % 2.0)
+    np.savez(tmp_path / "b.npz", x=np.zeros((200_000, 1)), y=np.zeros(200_000))
+    (tmp_path / "c.parquet").write_bytes(b"PAR1,a\n1,2\n")
+    assert {own.header_of(str(tmp_path / name)) for name in ("a.npy", "b.npz", "c.parquet")} == {own.Columns()}
+    (tmp_path / "d.csv").write_bytes(b"length,kind\n" + b"1,\xff\n" * 300_000)  # not UTF-8: a training refuses it
+    (tmp_path / "e.csv").write_text("PK,kind\n" + "ü,1\n" * 300_000)
+    assert [own.header_of(str(tmp_path / name)).offered for name in ("d.csv", "e.csv")] == [[], ["PK", "kind"]]
 
 
 def test_no_more_columns_are_offered_than_a_list_can_show(tmp_path: Path) -> None:
