@@ -22,7 +22,7 @@ class Faults:
         self.places[name] = st.empty()
 
     def say(self, problem: str, name: str = "") -> None:
-        """Say what is wrong at a field, below what was said there: of this name, else the first one that the words name, else here."""
+        """Show a problem below a field: the named one, else the first that the words mention, else here."""
         at = name or next(iter(self.named_in(problem)), "")
         said = self.problems.setdefault(at, [])
         said.append(problem)
@@ -35,6 +35,7 @@ class Faults:
             self.say(problem, name)
 
     def named_in(self, problem: str) -> list[str]:
-        """The fields that a message names, in its order."""
-        words = (word.strip("-").replace("-", "_") for word in re.findall(r"[\w-]+", problem))
+        """The fields that a message names, in its order. What stands between quotes is a person's: a path, a name of a column."""
+        said = re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", " ", problem, flags=re.DOTALL)
+        words = (word.strip("-").replace("-", "_") for word in re.findall(r"[\w-]+", said))
         return [word for word in words if word in self.places]

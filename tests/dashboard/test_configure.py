@@ -16,6 +16,7 @@ from streamlit.testing.v1 import AppTest
 from moe_core.__main__ import parser
 from moe_core.commands.train import settings_of
 from moe_core.dashboard import cards, configure, own, starting
+from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import ranks
 from moe_core.runs.estimate import parameters
@@ -404,6 +405,17 @@ def test_what_a_file_lacks_is_said_beside_other_faults_at_the_field_that_mends_i
     assert (looked[-1].label, looked[-1].drop) == ("", ("length",))
     put(app, "label", None)
     assert above_fault(app.run()).startswith("A CSV, an .npz")
+
+
+def test_a_word_of_a_path_is_no_field() -> None:
+    told = Faults()
+    told.places = dict.fromkeys(["data", "tokens", "missing", "off", "k"])
+    for problem, named in {
+        "--data '/home/me/tokens/a.csv': lacks values; fill them with --missing mean": ["data", "missing"],
+        """--data "/me/tokens' k.csv": lacks values""": ["data"],
+        "off must list experts, like 2:4 for layer 2's expert 4 of k, got 'tokens'": ["off", "k"],
+    }.items():
+        assert told.named_in(problem) == named
 
 
 def test_each_wrong_path_says_so(readable: Path, looked: list[Config]) -> None:
