@@ -250,12 +250,15 @@ def act(number: int, at: int) -> None:
 @deed
 def begin(number: int) -> None:
     """Start the lesson's run and show it. This tab's earlier runs are stopped, and what measures them, since they would slow it down."""
+    folders = []
     for earlier in runs_of_lessons().values():
         with opened(earlier) as run:
             if run:
-                stop_on_devices(run.path)
+                folders.append(run.path)
             if run and is_alive(run.path):
                 run.command("stop", who=f"lesson {number}")
+    for folder in folders:  # after all stops, since each of these may take seconds to end
+        stop_on_devices(folder)
     lesson = LESSONS[number - 1]
     config, knobs, _ = first_of(lesson)
     started = starting.start(config, knobs, who=f"lesson {number}")

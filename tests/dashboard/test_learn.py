@@ -333,11 +333,12 @@ def test_the_stage_that_turns_k_measures_again_unless_somebody_measures_by_then(
 def test_a_new_run_of_the_lesson_ends_what_measures_the_one_before(
     measured: Path, started: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ended = list[Path]()
-    monkeypatch.setattr(learn, "stop_on_devices", ended.append)
+    ended = list[tuple[Path, list[str]]]()
+    told = lambda: [command.name for command in open_run("a").commands()]
+    monkeypatch.setattr(learn, "stop_on_devices", lambda folder: ended.append((folder, told())))
     app = page(lesson="5", run="a")
     app.button(key="stage-5-0").click().run()
-    assert (ended, len(started)) == ([measured.parent], 1)
+    assert (ended, len(started)) == ([(measured.parent, ["stop"])], 1)  # it may take seconds, so it comes last
 
 
 def test_a_measurement_that_cannot_be_written_is_told_in_a_line(runs: Path) -> None:
