@@ -135,7 +135,7 @@ def offer_devices(run: Run, devices: OnDevices) -> None:
 def say_early(problem: str, found: int, earlier: bool) -> None:
     """Why a measurement ended early. found: how many sizes or numbers of devices the result has; earlier: it is of the one before."""
     if problem:
-        kept = " The result before it is shown." if earlier else " What it measured is kept." if found else ""
+        kept = " The previous result is shown." if earlier else " What it measured is kept." if found else ""
         st.caption(f"Ended early: {problem.removeprefix('moe: ')}.{kept}")
 
 

@@ -141,7 +141,7 @@ def configure(started: Knobs) -> None:
 
 
 def choose_ranks(form: Form) -> RankCounts:
-    """The fields that say how many processes train the run. None where this machine has room for one only."""
+    """The fields that say how many processes train the run. No fields where this machine has room for one process only."""
     config = Config(device=form.values.get("device", "auto"))
     most, each = most_ranks(device_kind(config))
     if most < 2:

@@ -28,7 +28,7 @@ from moe_core.runs import (
 )
 from moe_core.schema import Knobs, describe
 
-WAITS = "Waits until the measurement is done."
+WAITS = "You can press this when the measurement is done."
 STARTING = Verdict(False, "Starting the trainer: loading torch and the data.")
 CSS = """
 .moe-check { display: flex; gap: 12px; align-items: baseline; padding: 8px 12px; border-radius: 8px; font-size: 15px; line-height: 20px;
@@ -200,7 +200,7 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
             icon=":material/check:" if at in progress.happened else None,
             disabled=looks() or waits or (at > 0 and not (progress.alive and at <= progress.reached + 1)),
         )  # fmt: skip
-        why = "" if not waits else "<b>It is measured now.</b> " if at == progress.reached else f"<b>{WAITS}</b> "
+        why = "" if not waits else "<b>Measuring this now.</b> " if at == progress.reached else f"<b>{WAITS}</b> "
         st.html(f'<p class="moe-watch">{why}{escape(stage.watch)}</p>')
     last = len(lesson.stages) - 1 in progress.happened
     if last and number < len(LESSONS) and not classroom.follows():  # whoever follows is led on by the teacher

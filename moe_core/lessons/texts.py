@@ -215,7 +215,7 @@ LESSONS = (
             ),
             Stage(
                 "Give each token 8 experts",
-                "The other way: four times as many tokens reach each expert, for four times the work. It is measured on 1, 2 and 4 devices again; the chart follows then.",
+                "The other way: four times as many tokens reach each expert, for four times the work. Then it is measured again, and the chart shows the new k.",
                 fed,
                 {"k": 8},
                 measures=True,

@@ -68,7 +68,7 @@ def check(config: Config, knobs: Knobs) -> tuple[Config, Knobs]:
 
 
 def problems(config: Config, knobs: Knobs) -> Iterator[str]:
-    """What cannot be with values that are each of their own type and in range, a line each; nothing if all can."""
+    """Each setting by itself is right. Yields a line for every pair or group that does not go together."""
     if config.text and config.task != "text":
         yield f"--text is for the text task, got task {config.task}; add --task text"
     if config.data and config.task != "digits":

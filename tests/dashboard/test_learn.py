@@ -294,7 +294,7 @@ def test_while_it_measures_it_shows_how_far_and_the_stages_wait_and_say_so(
     assert "moe-check" not in html(app).replace(learn.CSS, "")  # the bar is in its place
     assert stages(app) == [(stage.button, not at) for at, stage in enumerate(LESSONS[4].stages)]
     assert [b.help for b in app.button if str(b.key).startswith("stage-")] == ["", learn.WAITS, learn.WAITS]
-    assert html(app).count("<b>It is measured now.</b>") == html(app).count(f"<b>{learn.WAITS}</b>") == 1
+    assert html(app).count("<b>Measuring this now.</b>") == html(app).count(f"<b>{learn.WAITS}</b>") == 1
     ended = list[Path]()
     monkeypatch.setattr(learn, "stop_on_devices", ended.append)
     page_of = page(lesson="5", run="a")

@@ -201,7 +201,7 @@ def test_devices_are_measured_or_refused_with_the_reason(runs: Path, monkeypatch
         file.write('{"event": "end"}\n')
     (runs / "of-4" / NAME).write_text('{"event": "start", "pid": 1, "devices": [1, 2, 4]}\n')
     app.run()
-    assert early(app) == ["Ended early: stopped before it was done. The result before it is shown."]
+    assert early(app) == ["Ended early: stopped before it was done. The previous result is shown."]
     with open(runs / "of-4" / NAME) as held:
         fcntl.flock(held, fcntl.LOCK_EX)  # another tab measures
         app.run()
