@@ -5,7 +5,7 @@ tasks and strategies that read it. So a setting that is added there is here too.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from html import escape
 from pathlib import Path
@@ -75,6 +75,13 @@ class Form:
         except ValueError as error:
             self.faults.say(str(error), name)
 
+    def check(self, check: Callable[..., Any], *values: Any) -> None:
+        """Show it if these values together do not pass a check."""
+        try:
+            check(*values)
+        except ValueError as error:
+            self.faults.say_together(str(error))
+
     def take(self, settings: type[Config] | type[Knobs]) -> dict[str, Any]:
         """The values that belong to one of both."""
         return {f.name: self.values[f.name] for f in fields(settings) if f.name in self.values}
@@ -130,13 +137,11 @@ def configure(started: Knobs) -> None:
     knobs = Knobs(**form.take(Knobs))
     for problem in problems(given, knobs):
         form.faults.say_together(problem)
-    wrong = form.faults.problems.keys()
-    dealt = [] if "ranks" in wrong else [RankCounts(ranks.size), *([] if "expert_parallel" in wrong else [ranks])]
-    for part in dealt:  # the rows of a batch are dealt however the experts are
-        try:
-            check_shares(part, given.num_experts, rows_of(given))
-        except ValueError as error:
-            form.faults.say_together(str(error))
+    faulty, rows = {*form.faults.problems}, rows_of(given)
+    if "ranks" not in faulty:  # the rows of a batch are dealt however the experts are
+        form.check(check_shares, RankCounts(ranks.size), given.num_experts, rows)
+    if not faulty & {"ranks", "expert_parallel"}:
+        form.check(check_shares, ranks, given.num_experts, rows)
     offer(form, given, knobs, recognised, ranks)
 
 
@@ -156,11 +161,8 @@ def choose_ranks(form: Form) -> RankCounts:
         "experts, and there is no load of devices to see"
     )
     ranks = RankCounts(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
-    for wrong in (lambda: check_room(ranks, config), lambda: check_dealt(ranks)):
-        try:
-            wrong()
-        except ValueError as error:
-            form.faults.say_together(str(error))
+    form.check(check_room, ranks, config)
+    form.check(check_dealt, ranks)
     return ranks
 
 
@@ -184,9 +186,8 @@ def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
     with words:
         say_strategy(strategy)
     with st.container(key="configure-knobs"):
-        for name in sorted(
-            (f.name for f in fields(Knobs)), key=lambda name: name != "k"
-        ):  # k decides how much is computed
+        # k decides how much is computed, so it comes first.
+        for name in sorted((f.name for f in fields(Knobs)), key=lambda name: name != "k"):
             if name != "strategy" and reads(config, strategy, name):
                 form.field(Knobs, name, getattr(started, name))
 
@@ -308,11 +309,11 @@ def field_of(problem: str, files: str) -> str:
 
 def offer(form: Form, config: Config, knobs: Knobs, recognised: Recognised | None, ranks: RankCounts) -> None:
     """What the run will take, the command that does the same, and the button that starts it."""
-    ready = recognised is not None and not form.faults
-    if recognised is not None and not form.faults:
+    ready = None if form.faults else recognised
+    if ready:
         recorded = recorded_speeds(str(runs_folder()))
-        takes(estimate(config, knobs, recognised.features, recognised.classes, recorded, ranks), config, ranks)
-    if st.button("Start", key="configure-start", type="primary", disabled=not ready):
+        takes(estimate(config, knobs, ready.features, ready.classes, recorded, ranks), config, ranks)
+    if st.button("Start", key="configure-start", type="primary", disabled=ready is None):
         run = starting.start(config, knobs, who="dashboard", ranks=ranks)
         st.query_params.from_dict({"run": run} | ({"layer": str(config.layers)} if config.layers > 1 else {}))
         st.rerun()
