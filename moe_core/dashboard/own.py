@@ -18,7 +18,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +26,7 @@ from typing import NamedTuple
 from moe_core.dashboard.gate import deed
 from moe_core.folders import ABOVE
 from moe_core.runs import runs_folder
+from moe_core.runs.cells import NPY, PARQUET, ZIP, is_word, names_columns, names_in, number_in
 from moe_core.runs.limits import FILES, open_plain
 from moe_core.runs.room import bytes_text
 from moe_core.runs.runner import words_of
@@ -38,10 +39,7 @@ MOST = 1 << 30  # bytes of all uploads together
 PATIENCE = 120.0  # seconds that reading a file may take
 HEAD = 1 << 20  # bytes of a table that are read for its columns
 BELOW = 50  # rows that say whether the line above them names the columns
-NO_CSV = b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY", b"PAR1"  # how an .npz, an .npy and a Parquet file begin
 OFFERED = 1000  # columns to choose from; others can be typed
-LONGEST = 80  # letters of a column's name, as in training/data/tables.py
-EMPTY = {"", "nan", "na", "n/a", "<na>", "null", "?"}  # as there
 
 
 class Recognised(NamedTuple):
@@ -183,7 +181,7 @@ def _header(path: str, stamp: tuple[int, int]) -> Columns:
         with open_plain(Path(path), follow=True) as file:
             packed = file.peek(2).startswith(b"\x1f\x8b")
             head = gzip.GzipFile(fileobj=file).read(HEAD) if packed else file.read(HEAD)
-        if head.startswith(NO_CSV):
+        if head.startswith((*ZIP, NPY, PARQUET)):
             return Columns()
         # Of a longer file the last letter may not be whole.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < HEAD)
@@ -194,28 +192,10 @@ def _header(path: str, stamp: tuple[int, int]) -> Columns:
         return Columns()
     if len(above) < 2 or any(len(row) != len(above) for row in below):
         return Columns()
-    names = [cell.strip()[:LONGEST] for cell in above]
-    seen, first = set[str](), list[str]()
-    for at, name in enumerate(names, 1):  # a name that is there twice gets its number
-        first.append(f"{name}_{at}" if name in seen else name)
-        seen.add(first[-1])
-    return Columns(tuple(first), names_columns(above, below))
+    return Columns(tuple(names_in(above)), bool(below) and names_columns(above, partial(mostly_numbers, below)))
 
 
-def names_columns(above: list[str], below: list[list[str]]) -> bool:
-    """Whether a line names the columns: a word stands above more numbers than words, or it counts them from 0, as pandas does."""
-    numbers = [number_in(cell) for cell in above]
-    for at, own in enumerate(numbers):
-        if own is None and above[at].strip().lower() not in EMPTY:
-            cells = [row[at] for row in below if row[at].strip().lower() not in EMPTY]
-            if 2 * sum(number_in(cell) is not None for cell in cells) > len(cells):
-                return True
-    counted = [own for own in numbers if own is not None]
-    return bool(below) and len(counted) > 2 and counted == list(range(len(counted)))
-
-
-def number_in(cell: str) -> float | None:
-    try:
-        return float(cell)
-    except ValueError:
-        return None
+def mostly_numbers(rows: list[list[str]], column: int) -> bool:
+    """Whether a column's cells hold more numbers than words."""
+    cells = [row[column] for row in rows]
+    return sum(number_in(cell) is not None for cell in cells) > sum(map(is_word, cells))

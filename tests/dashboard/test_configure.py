@@ -459,6 +459,7 @@ TABLES = {
     "an empty name": (",x\n0,1.5\n1,2.5\n", ["1", "x"]),
     "missing": ("x,y\n,NA\n1,?\n2,5\n", ["x", "y"]),
     "above words": ("x,sort\nNA,a\n,b\n", ["1", "2"]),
+    "infinite": ("x,y\ninf,a\ninf,b\n", ["1", "2"]),
     "one column": ("a;b\n1;2\n", []),
     "ragged": ("a,b\n1,2,3\n", []),
     "empty": ("", []),

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.training.data.tables import MISSING, Arrays, Table
+from moe_core.runs.cells import is_missing
+from moe_core.training.data.tables import Arrays, Table
 
 MAX_LABELS = 256
 FEWEST = 10  # rows
@@ -181,7 +182,7 @@ def class_of_word(word: str) -> str | None:
     try:
         return class_of_number(float(word))
     except ValueError:
-        return None if word.strip().lower() in MISSING else word.strip()
+        return None if is_missing(word) else word.strip()
 
 
 def whole_rows(given: str, x_NF: np.ndarray, words_N: list[str | None], names: list[str], missing: str) -> Rows:

@@ -10,14 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from moe_core.runs.cells import NPY, PARQUET, ZIP, is_missing, names_columns, names_in
 from moe_core.runs.limits import CSV, NPZ
 from moe_core.training.data.archive import check_arrays
 from moe_core.training.data.opening import content_of
 
-# Cells that hold no value, as spreadsheets, pandas and R write them.
-MISSING = {"", "nan", "na", "n/a", "<na>", "null", "?"}
 WANTED = "give a CSV, an .npz with x and y, or an .npy"
-LONGEST = 80  # letters of a column's name
 
 
 class Table(NamedTuple):
@@ -45,13 +43,13 @@ def read(path: Path) -> Table | Arrays:
     content, given = content_of(path, "--data", most), f"--data {str(path)!r}"
     if not content:
         raise ValueError(f"{given} has 0 bytes; {WANTED}")
-    if content.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+    if content.startswith(ZIP):
         return _npz(given, content)
-    if content.startswith(b"\x93NUMPY"):
+    if content.startswith(NPY):
         return _npy(given, content)
     if path.suffix.lower() in (".npz", ".npy"):
         raise ValueError(f"{given} is not a readable {path.suffix.lower()}; save it again with numpy.save or savez")
-    if content.startswith(b"PAR1"):
+    if content.startswith(PARQUET):
         raise ValueError(f"{given} is a Parquet file; export it as a CSV")
     return _csv(given, content)
 
@@ -119,8 +117,9 @@ def _csv(given: str, content: bytes) -> Table:
         )
     above, width = rows[0], widths[0]
     values_NC, texts = _cells(rows[1:], width)
-    if _names_columns(above, values_NC, texts):
-        return Table(_unique([name.strip()[:LONGEST] for name in above]), values_NC, texts, named=True)
+    numbers = np.isfinite(values_NC).sum(axis=0)
+    if len(values_NC) and names_columns(above, lambda c: bool(numbers[c] > len(texts.get(c, ())))):
+        return Table(names_in(above), values_NC, texts, named=True)
     first, words = _cells(rows[:1], width)
     moved = {c: {row + 1: word for row, word in of.items()} for c, of in texts.items()}
     texts = {c: words.get(c, {}) | moved.get(c, {}) for c in sorted(words.keys() | moved.keys())}
@@ -140,29 +139,6 @@ def _cells(rows: list[list[str]], width: int) -> tuple[np.ndarray, dict[int, dic
             try:
                 values_NC[n, c] = float(cell)
             except ValueError:
-                if cell.strip().lower() not in MISSING:
+                if not is_missing(cell):
                     texts.setdefault(c, {})[n] = cell.strip()
     return values_NC, texts
-
-
-def _names_columns(above: list[str], values_NC: np.ndarray, texts: dict[int, dict[int, str]]) -> bool:
-    """Whether the first line names the columns: it has a word above numbers, or it counts them from 0 as pandas does."""
-    if not len(values_NC):
-        return False
-    count = np.isfinite(values_NC).sum(axis=0)
-    numeric = [count[c] > len(texts.get(c, ())) for c in range(len(above))]
-    first, words = _cells([above], len(above))
-    if any(numeric[c] for c in words):
-        return True
-    counted = first[0][np.isfinite(first[0])].tolist()
-    return len(counted) > 2 and counted == list(range(len(counted)))
-
-
-def _unique(names: list[str]) -> list[str]:
-    """The names, each once: a later one of the same name gets its column's number."""
-    unique: list[str] = []
-    seen: set[str] = set()  # or a table of 50,000 columns took a minute
-    for i, name in enumerate(names):
-        unique.append(f"{name}_{i + 1}" if name in seen else name)
-        seen.add(unique[-1])
-    return unique
