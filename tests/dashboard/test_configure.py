@@ -411,8 +411,8 @@ def test_a_word_of_a_path_is_no_field() -> None:
     told = Faults()
     told.places = dict.fromkeys(["data", "tokens", "missing", "off", "k"])
     for problem, named in {
-        "--data '/home/me/tokens/a.csv': lacks values; fill them with --missing mean": ["data", "missing"],
-        """--data "/me/tokens' k.csv": lacks values""": ["data"],
+        "--data '/data/my/tokens/a.csv': lacks values; fill them with --missing mean": ["data", "missing"],
+        """--data "/my/tokens' k.csv": lacks values""": ["data"],
         "off must list experts, like 2:4 for layer 2's expert 4 of k, got 'tokens'": ["off", "k"],
     }.items():
         assert told.named_in(problem) == named
