@@ -23,8 +23,8 @@ BINS = 1000  # bins of history that a diagnosis reads, about two rows each; old 
 
 
 class Held(NamedTuple):
-    """Whether a condition held at step `last`, and since which step; None if it did not. known: whether it began there; if not, it
-    may have begun before the first step that was read."""
+    """Whether a condition held at step `last`, and since which step; None if it did not. known: whether it began or ended there; if
+    not, it may have held before the first step that was read."""
 
     last: int
     since: int | None
@@ -45,8 +45,8 @@ class Memory:
 
     @property
     def known(self) -> bool:
-        """Whether all that holds is seen to begin."""
-        return all(held.known for held in self.held.values() if held.since is not None)
+        """Whether all that holds is seen to begin, and all else to end."""
+        return all(held.known for held in self.held.values())
 
 
 class Evidence(NamedTuple):
@@ -97,7 +97,10 @@ class Evidence(NamedTuple):
         of: the expert that the condition is about; steps_n: the steps of the flags, if not all steps.
         """
         before = self.before.get((rule, of), NEVER._replace(known=bool(self.steps_n[0] <= 1)))
-        held = self.now[rule, of] = holding(self.steps_n if steps_n is None else steps_n, on_n, off_n, before=before)
+        held = holding(self.steps_n if steps_n is None else steps_n, on_n, off_n, before=before)
+        if not (on_n.any() or off_n.any()):  # of what is not recorded earlier steps say nothing either
+            held = held._replace(known=held.known or held.since is None)
+        self.now[rule, of] = held
         return held.since
 
     def known(self, rule: str, of: int | None = None) -> bool:
