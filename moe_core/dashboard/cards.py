@@ -9,7 +9,7 @@ from moe_core.dashboard.configure import configure
 from moe_core.dashboard.gate import deed, only_looking
 from moe_core.dashboard.panel import did_not_start
 from moe_core.folders import PAGES
-from moe_core.runs import last_words, load_torch_ahead, reap, runs_folder, start_demo
+from moe_core.runs import load_torch_ahead, reap, runs_folder, start_demo, words_of_failure
 from moe_core.schema import Config, Knobs
 
 CARDS = {
@@ -111,6 +111,6 @@ def wait(run_id: str, silent: bool = False) -> None:
     if silent:
         return
     if did_not_start(folder):
-        st.error(f"The trainer did not start: {last_words(folder)}")
+        st.error(f"The trainer did not start: {words_of_failure(folder)}")
     else:
         st.caption("Starting the trainer: loading torch and the data.")

@@ -25,7 +25,7 @@ from moe_core.dashboard.messages import Deed, Refused
 from moe_core.dashboard.panel import act, did_not_start
 from moe_core.dashboard.shared import join, leave_all, watchers
 from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer, viewers
-from moe_core.runs import last_words, reap, runs_folder
+from moe_core.runs import reap, runs_folder, words_of_failure
 
 EARLY = 0.005  # seconds by which a frame is to be ready before the last one is drawn
 SOON = 0.02  # seconds until the next frame while a turn waits to take effect,
@@ -142,7 +142,7 @@ async def wait_for_run(path: Path) -> str:
     while not (path / "run.db").is_file():
         reap()
         if time.monotonic() > until or not (path / "trainer.log").exists() or did_not_start(path):
-            return f"the trainer did not start: {last_words(path)}"
+            return f"the trainer did not start: {words_of_failure(path)}"
         await asyncio.sleep(SOON)
     return ""
 

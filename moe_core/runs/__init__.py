@@ -6,7 +6,7 @@ from moe_core.runs.columns import pick
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
 from moe_core.runs.listing import list_runs, open_run, runs_folder
-from moe_core.runs.log import NO_WORDS, last_words
+from moe_core.runs.log import NO_WORDS, last_words, words_of_failure
 from moe_core.runs.machine import cores
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
 from moe_core.runs.notes import Notes, change_notes, read_notes
@@ -142,5 +142,6 @@ __all__ = [
     "wait_ready",
     "what_goes",
     "whole_paths",
+    "words_of_failure",
     "write_ablation",
 ]

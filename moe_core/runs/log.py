@@ -37,17 +37,15 @@ def last_words(folder: Path, log: str = LOG) -> str:
             lines = [words_of_ranks(lines_of(read_tail(folder / log, REPORT)))]
         elif lines and (signalled := SIGNALLED.match(lines[-1])):
             lines = [f"{MARK}its torchrun was ended by signal {signalled[1]}"]
-    words = lines[-1][-300:] if lines else NO_WORDS
-    return words if words.startswith(MARK) else words + lost_text(folder)
+    return lines[-1][-300:] if lines else NO_WORDS
 
 
-def lost_text(folder: Path) -> str:
-    """Why a log may lack the words that say what went wrong, as the end of a sentence; "" if the disk had room for them."""
-    try:
+def words_of_failure(folder: Path) -> str:
+    """The last words of a trainer that has failed just now. If they name no reason, and the disk is full, they may not be the last."""
+    words, full = last_words(folder), False
+    with contextlib.suppress(OSError):
         full = shutil.disk_usage(folder).free < ROOM
-    except OSError:
-        return ""
-    return f"; the disk of {folder.parent} is full: free some space, or choose another --runs" if full else ""
+    return words + "; this disk is full now, so its last words may be missing" * (full and not words.startswith(MARK))
 
 
 def lines_of(text: bytes) -> list[str]:

@@ -22,7 +22,7 @@ from moe_core.runs.branch import branch_off
 from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import holder, is_ours, post, sign
-from moe_core.runs.log import LOG, last_words, open_log
+from moe_core.runs.log import LOG, open_log, words_of_failure
 from moe_core.runs.processes import end_processes, launched_with, processes_below
 from moe_core.runs.ranks import ALONE, RankCounts, command_words, facts_of_ranks, python_words
 from moe_core.runs.rows import ENDED, Status
@@ -279,7 +279,7 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
     while not (folder / "run.db").exists():
         process = _children.get(run_id)
         if (process is not None and process.poll() is not None) or time.monotonic() > until:
-            raise StoreError(f"the trainer of {run_id} did not start: {last_words(folder)}")
+            raise StoreError(f"the trainer of {run_id} did not start: {words_of_failure(folder)}")
         time.sleep(0.02)
     return open_run(folder)
 

@@ -35,7 +35,7 @@ READS = {  # look: whoever looks says so, which changes how often the trainer sh
     "beside", "bytes_text", "ceiling_lines", "command_of", "cores", "cost", "deletion", "devices_for", "estimate", "figure", "files_of", "is_alive",
     "is_locked", "is_running", "knobs_after", "last_problem", "last_words", "left_of", "look", "make_plan", "mean_balance", "measured", "measured_by",
     "measures", "nothing_on_devices", "notes", "off_spans", "open_plain", "open_run", "open_sweep", "overview", "owner", "pairs_of", "paper_columns", "pick", "progress",
-    "read_notes", "reap", "results", "rows", "runs_folder", "shape_of", "speeds", "stamp_of", "state_of", "sweep_ids", "thin", "values_of", "words_of",
+    "read_notes", "reap", "results", "rows", "runs_folder", "shape_of", "speeds", "stamp_of", "state_of", "sweep_ids", "thin", "values_of", "words_of", "words_of_failure",
     "again_text", "check_dealt", "check_room", "check_shares", "device_kind", "facts_of_ranks", "most_ranks", "ranks_again", "rows_of",
 }  # fmt: skip
 METHODS = {  # of a run, of a path, of modules

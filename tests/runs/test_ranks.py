@@ -40,7 +40,7 @@ from moe_core.runs import (
 )
 from moe_core.runs.branch import branch_off
 from moe_core.runs.locks import fetch, holder, post
-from moe_core.runs.log import last_problem
+from moe_core.runs.log import NO_WORDS, last_problem, words_of_failure
 from moe_core.runs.ranks import (
     ALONE,
     RankCounts,
@@ -314,20 +314,21 @@ def test_what_a_rank_said_is_told_and_not_what_torchrun_says_of_it(tmp_path: Pat
     assert last_problem(tmp_path, began) == "its torchrun was ended by signal 15"
 
 
-def test_where_the_disk_has_no_room_for_words_that_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a").mkdir()
-    log, full = (
-        tmp_path / "a" / "trainer.log",
-        f"; the disk of {tmp_path} is full: free some space, or choose another --runs",
-    )
+def test_a_failure_on_a_full_disk_says_so_and_no_other_words_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Callers tell by NO_WORDS that a trainer is still starting."""
+    log, full = tmp_path / "trainer.log", "; this disk is full now, so its last words may be missing"
     for free, more in ((4096, full), (1 << 30, "")):
         monkeypatch.setattr("moe_core.runs.log.shutil.disk_usage", lambda folder, free=free: SimpleNamespace(free=free))
         log.write_text("")
-        assert last_words(tmp_path / "a") == "it printed nothing" + more
+        assert last_words(tmp_path) == NO_WORDS
+        assert words_of_failure(tmp_path) == NO_WORDS + more
         log.write_text("W1128 14:14:29.889000 7919 torch/distri")  # the first block of what was printed
-        assert last_words(tmp_path / "a") == log.read_text() + more
+        assert last_words(tmp_path) == log.read_text()
+        assert words_of_failure(tmp_path) == log.read_text() + more
         log.write_text("moe: no such data\n")
-        assert last_words(tmp_path / "a") == "moe: no such data"
+        assert words_of_failure(tmp_path) == "moe: no such data"
 
 
 # What is left when a run was stopped
