@@ -66,10 +66,16 @@ def holder(path: Path) -> int | None:
 
 def started(pid: int) -> str:
     """When a process started, in clock ticks since boot; "" on a system without /proc, or if the process has ended."""
+    return stat_words(pid)[19]
+
+
+def stat_words(pid: int) -> list[str]:
+    """What /proc/PID/stat says of a process behind its name: 0 is its state, 1 its parent, 19 when it started. All are "" on a system
+    without /proc, or if the process has gone."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return [""] * 20
 
 
 def is_ours(pid: int, *commands: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from moe_core.runs.locks import started
+from moe_core.runs.locks import command_line, started, stat_words
 
 LONGEST = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
 # States of a process: it was stopped by a signal; it has ended, and nobody has asked for its status.
@@ -25,10 +25,8 @@ class Process(NamedTuple):
     @property
     def state(self) -> str:
         """Its state in a letter, as in /proc; "" once it has gone."""
-        with contextlib.suppress(OSError, IndexError):
-            words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
-            return words[0] if words[19] == self.began else ""
-        return ""
+        words = stat_words(self.pid)
+        return words[0] if words[19] == self.began else ""
 
 
 def processes_below(pid: int) -> list[Process]:
@@ -43,12 +41,13 @@ def processes_below(pid: int) -> list[Process]:
 
 def launched_with(rank: int) -> list[Process]:
     """The torchrun that started a rank, and all of its ranks on this machine; [] of a process that torchrun has not started."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        above = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
-        words = Path(f"/proc/{above}/cmdline").read_bytes().split(b"\0")
-        if b"torch.distributed.run" in words or any(word.rpartition(b"/")[2] == b"torchrun" for word in words[:2]):
-            return [Process(above, started(above)), *processes_below(above)]
-    return []
+    above = int(stat_words(rank)[1] or 0)
+    return [Process(above, started(above)), *processes_below(above)] if is_torchrun(above) else []
+
+
+def is_torchrun(pid: int) -> bool:
+    words = command_line(pid)
+    return b"torch.distributed.run" in words or any(word.rpartition(b"/")[2] == b"torchrun" for word in words[:2])
 
 
 def end_processes(processes: Sequence[Process], patience: float) -> None:

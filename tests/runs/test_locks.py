@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_core.runs.locks import is_locked, is_ours
+from moe_core.runs.locks import is_locked, is_ours, started, stat_words
 
 
 def test_a_file_is_locked_for_as_long_as_somebody_holds_it(tmp_path: Path) -> None:
@@ -50,3 +50,18 @@ def test_only_a_process_that_was_started_as_ours_is_signalled(process: tuple[int
     assert not is_ours(pid, "train-like", "fork")
     for other in (0, -1, 1, os.getpid()):
         assert not is_ours(other, "train", "bench")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc")
+def test_what_the_system_says_of_a_process_is_read_behind_its_name(tmp_path: Path) -> None:
+    """The name may hold what looks like the words behind it."""
+    odd = tmp_path / "a) Z 1"
+    odd.symlink_to("/bin/sleep")
+    process = subprocess.Popen([odd, "60"])
+    try:
+        assert stat_words(process.pid)[:2] == ["S", str(os.getpid())]
+        assert int(started(process.pid)) >= int(started(os.getpid())) > 0
+    finally:
+        process.kill()
+        process.wait()
+    assert stat_words(process.pid)[0] == started(process.pid) == ""
