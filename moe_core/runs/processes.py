@@ -9,9 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from moe_core.runs.database import StoreError
 from moe_core.runs.locks import command_line, started, stat_words
 
-LONGEST = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
+UNTIL_KILLED = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
+# Seconds after SIGKILL: a process that waits for a dead disk does not end, nor does one of another user.
+UNTIL_GIVEN_UP = 5.0
 # States of a process: it was stopped by a signal; it has ended, and nobody has asked for its status.
 HALTED, ENDED = "T", "Z"
 
@@ -51,13 +54,18 @@ def is_torchrun(pid: int) -> bool:
 
 
 def end_processes(processes: Sequence[Process], patience: float) -> None:
-    """Wait until these processes have ended; kill one that is halted after patience seconds, any after LONGEST, or after patience if that is
-    nothing."""
-    began = time.monotonic()
+    """Wait until these processes have ended. A halted process is killed after `patience` seconds, any other after UNTIL_KILLED. With patience 0
+    all are killed at once. StoreError, which names them, for those that cannot be killed, once the others have ended."""
+    began, killed = time.monotonic(), dict[Process, float]()
     while states := {process: state for process in processes if (state := process.state) not in ("", ENDED)}:
-        waited = time.monotonic() - began
+        now = time.monotonic()
+        if all(now > killed.get(process, now) + UNTIL_GIVEN_UP for process in states):
+            left = ", ".join(str(process.pid) for process in states)
+            raise StoreError(f"what torchrun started cannot be ended; see on this machine why process {left} stays")
         for process, state in states.items():
-            if waited >= (patience if state == HALTED or not patience else LONGEST):
-                with contextlib.suppress(OSError):  # it has just ended
+            if now - began >= (patience if state == HALTED or not patience else UNTIL_KILLED):
+                killed.setdefault(process, now)
+                # It has just ended, or is another user's.
+                with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.02)

@@ -39,7 +39,7 @@ from moe_core.runs import (
     wait_ready,
 )
 from moe_core.runs.branch import branch_off
-from moe_core.runs.locks import fetch, holder, post
+from moe_core.runs.locks import fetch, holder, post, started
 from moe_core.runs.log import NO_WORDS, last_problem, words_of_failure
 from moe_core.runs.ranks import (
     ALONE,
@@ -338,11 +338,11 @@ def test_a_failure_on_a_full_disk_says_so_and_no_other_words_do(
 def test_what_torchrun_started_ends_with_a_run_that_was_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that is halted after the patience, any after LONGEST; what torchrun has not started is not touched."""
+    """One that is halted after the patience, any after UNTIL_KILLED; what torchrun has not started is not touched."""
     program = tmp_path / "torchrun"
     program.write_text("import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()")
     for halted, longest, patience in ((True, 60.0, 0.2), (False, 0.2, 60.0), (False, 60.0, 0.0)):
-        monkeypatch.setattr(processes, "LONGEST", longest)
+        monkeypatch.setattr(processes, "UNTIL_KILLED", longest)
         torchrun = subprocess.Popen([sys.executable, program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert torchrun.stdout
         rank = int(torchrun.stdout.readline())
@@ -355,6 +355,26 @@ def test_what_torchrun_started_ends_with_a_run_that_was_stopped(
         assert not there([torchrun.pid, rank])
         torchrun.communicate()
     assert processes.launched_with(os.getpid()) == processes.launched_with(0) == []
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
+def test_a_process_that_cannot_be_killed_is_named_once_the_others_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    def kill(pid: int, number: int) -> None:
+        if pid == stays.pid:
+            raise PermissionError
+        ends.send_signal(number)
+
+    stays, ends = subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sleep", "60"])
+    monkeypatch.setattr(processes, "os", SimpleNamespace(kill=kill))
+    monkeypatch.setattr(processes, "UNTIL_GIVEN_UP", 0.2)
+    try:
+        with pytest.raises(StoreError, match=rf"cannot be ended; see on this machine why process {stays.pid} stays"):
+            processes.end_processes([processes.Process(one.pid, started(one.pid)) for one in (stays, ends)], 0.0)
+        assert ends.poll() == -signal.SIGKILL
+    finally:
+        for one in (stays, ends):
+            one.kill()
+            one.wait()
 
 
 # A start as the dashboard does it
