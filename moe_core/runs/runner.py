@@ -23,7 +23,7 @@ from moe_core.runs.database import StoreError, hold_lock, is_alive
 from moe_core.runs.listing import open_run, runs_folder
 from moe_core.runs.locks import holder, is_ours, post, sign
 from moe_core.runs.log import LOG, open_log, words_of_failure
-from moe_core.runs.processes import end_processes, launched_with, processes_below
+from moe_core.runs.processes import end_processes, is_torchrun, launched_with, processes_below
 from moe_core.runs.ranks import ALONE, RankCounts, command_words, facts_of_ranks, python_words
 from moe_core.runs.rows import ENDED, Status
 from moe_core.runs.store import Run
@@ -252,11 +252,12 @@ def is_running(name: str, runs: str | Path | None = None) -> bool:
 
 
 def end_child(name: str, patience: float = PATIENCE) -> None:
-    """End a child that has no record yet, and so cannot be sent a stop: SIGTERM, and after patience seconds SIGKILL."""
+    """End a child that has no record yet, and so cannot be sent a stop: SIGTERM, and after patience seconds SIGKILL. The ranks of a torchrun are
+    killed then; what any other child has started goes on: a sweep may have begun runs meanwhile. StoreError as end_processes says."""
     process = _children.get(name)
     if process is None or process.poll() is not None:
         return
-    ranks = processes_below(process.pid)
+    ranks = processes_below(process.pid) if is_torchrun(process.pid) else []
     process.terminate()
     try:
         process.wait(patience)

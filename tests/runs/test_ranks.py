@@ -358,6 +358,26 @@ def test_what_torchrun_started_ends_with_a_run_that_was_stopped(
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
+@pytest.mark.parametrize("name", ["torchrun", "sweep"])
+def test_a_child_that_is_ended_takes_ranks_with_it_and_no_trainers(tmp_path: Path, name: str) -> None:
+    """A sweep may have begun trainers before it could be cancelled; they write their checkpoints."""
+    program = tmp_path / name
+    program.write_text("import subprocess; print(subprocess.Popen(['sleep', '60']).pid, flush=True); input()")
+    command = [sys.executable, str(program)]
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdout
+    below = int(child.stdout.readline())
+    try:
+        runner._children[name] = child
+        runner.end_child(name)
+        assert there([child.pid, below]) == ([below] if name == "sweep" else [])
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(below, signal.SIGKILL)
+        child.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
 def test_a_process_that_cannot_be_killed_is_named_once_the_others_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     def kill(pid: int, number: int) -> None:
         if pid == stays.pid:
