@@ -1,4 +1,4 @@
-"""A stop while a rank hangs: whoever is told to end waits for that rank in an exchange, and would be killed before it could say why."""
+"""Stopping a run while one rank hangs. Rank 0 is then stuck in an exchange and cannot react to a signal; so a thread ends the hanging rank."""
 
 import contextlib
 import os
@@ -32,7 +32,7 @@ def ending_what_hangs(alive: Alive) -> Iterator[None]:
         while numbers := ours.recv(64):
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
                 break
-        while not over.is_set() and not end_silent(alive):
+        while not over.is_set() and not end_silent(alive, over):
             pass
 
     thread = threading.Thread(target=wait, name="stopping", daemon=True)
@@ -47,16 +47,18 @@ def ending_what_hangs(alive: Alive) -> Iterator[None]:
         ours.close()
 
 
-def end_silent(alive: Alive) -> bool:
-    """Whether a rank of this machine gave no sign of life for SILENT seconds in which this one did not get on. It is killed then, and named."""
+def end_silent(alive: Alive, over: threading.Event) -> bool:
+    """Kill a rank of this machine that gave no sign of life for SILENT seconds in which this one did not get on, and name it. True once that is
+    done, or the run is over."""
     others = [rank for rank in range(alive.size) if rank != alive.rank]
     progress, first = alive.progress, {rank: alive.read("alive", rank) for rank in others}
-    alive.ended.wait(signs.SILENT)
-    if alive.ended.is_set() or alive.progress != progress:
-        return alive.ended.is_set()
+    if over.wait(signs.SILENT) or alive.progress != progress:
+        return over.is_set()
     for rank, facts in first.items():
         here = facts.get("host") == socket.gethostname() and is_ours(facts["pid"], "train", "fork")
         if here and alive.read("alive", rank).get("beat") == facts["beat"]:
+            if over.is_set():  # so it may have ended in peace
+                return True
             alive.gone = (
                 rank,
                 f"{called(rank, facts)} hung, last seen in {facts['doing']}; it was ended when the run was stopped",

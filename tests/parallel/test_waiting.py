@@ -176,15 +176,50 @@ def test_no_rank_is_ended_while_the_first_gets_on(ranks: list[Alive], hung: "sub
 
     works = threading.Thread(target=get_on)
     works.start()
-    assert not stopping.end_silent(ranks[0])
+    assert not stopping.end_silent(ranks[0], threading.Event())
     on.set()
     works.join()
     assert hung.poll() is None
     assert ranks[0].gone is None
     elsewhere = json.loads(ranks[1].store.get("alive/1")) | {"host": "elsewhere"}
     ranks[1].store.set("alive/1", json.dumps(elsewhere))
-    assert not stopping.end_silent(ranks[0])
+    assert not stopping.end_silent(ranks[0], threading.Event())
     assert hung.poll() is None
+
+
+def test_no_rank_is_ended_once_the_run_is_over(
+    ranks: list[Alive], hung: "subprocess.Popen[bytes]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It ends between the two looks: a healthy rank says no more by then."""
+    over, plain = threading.Event(), ranks[0].read
+    looks: list[int] = []
+
+    def read(kind: str, rank: int) -> dict[str, Any]:
+        looks.append(rank)
+        if len(looks) > 2:  # the second time
+            over.set()
+        return plain(kind, rank)
+
+    monkeypatch.setattr(ranks[0], "read", read)
+    assert stopping.end_silent(ranks[0], over)
+    assert looks == [1, 2, 1]
+    assert (hung.poll(), ranks[0].gone) == (None, None)
+
+
+def test_a_stop_does_not_wait_for_a_silence_once_the_run_is_over(
+    ranks: list[Alive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, looked = signal.signal(signal.SIGTERM, lambda number, frame: None), threading.Event()
+    monkeypatch.setattr(stopping.signs, "SILENT", 60.0)
+    monkeypatch.setattr(ranks[0], "read", lambda kind, rank: looked.set() or {})
+    try:
+        with stopping.ending_what_hangs(ranks[0]):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert looked.wait(10)
+            left = time.monotonic()
+        assert time.monotonic() - left < 20
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def leading(*found: tuple[int, str]) -> Any:
