@@ -56,8 +56,8 @@ class Joined(NamedTuple):
 @contextlib.contextmanager
 def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -> Iterator[Joined]:
     """This process as one of the ranks. ValueError, on every rank, for ranks that cannot be laid out so; RankLost where not all come."""
-    store, rank, size = meeting()
-    alive = Alive(PrefixStore("alive", store), rank, size)
+    store, alive = meeting()
+    rank, size = alive.rank, alive.size
     try:
         with alive.coming():
             wanted = device_for_all(store, rank, size, device_name)
@@ -79,18 +79,19 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
         alive.end()
 
 
-def meeting() -> tuple[Store, int, int]:
-    """The store at which the ranks of this launch meet, this one's number, and how many they are. RankLost if it cannot be reached."""
+def meeting() -> tuple[Store, Alive]:
+    """The store at which the ranks of this launch meet, and this one's signs of life in it. RankLost if it cannot be reached."""
     try:
-        store, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+        whole, rank, size = next(rendezvous("env://", timeout=datetime.timedelta(seconds=START)))
+        # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
+        store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), whole)
+        return store, Alive(PrefixStore("alive", store), rank, size)
     except DistError as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RankLost(
             f"rank {os.environ.get('RANK')} cannot reach torchrun's store at {place} ({first_line(error)[:200]}); "
             "see whether torchrun runs on the first machine, and that it can be reached from here"
         ) from error
-    # After a restart torchrun's store still has what the ranks of the last try said of themselves: it must not be read again.
-    return PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store), rank, size
 
 
 def device_for_all(store: Store, rank: int, size: int, name: str) -> torch.device:

@@ -129,11 +129,16 @@ def test_where_nobody_can_be_named_that_is_said(ranks: list[Alive]) -> None:
         raise distributed.DistStoreError("wait timeout")
 
 
-def test_a_store_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    def rendezvous(url: str, timeout: Any) -> Any:
+@pytest.mark.parametrize("fails", ["rendezvous", "Alive"])
+def test_a_store_that_cannot_be_reached_is_said(monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    """Or that goes before this rank has said a word."""
+
+    def fail(*given: Any, **named: Any) -> Any:
         raise distributed.DistNetworkError("The client socket has timed out")
 
-    monkeypatch.setattr(session, "rendezvous", rendezvous)
+    store = distributed.HashStore()
+    monkeypatch.setattr(session, "rendezvous", lambda url, timeout: iter([(store, 1, 2)]))
+    monkeypatch.setattr(session, fails, fail)
     for name, value in (("RANK", "1"), ("MASTER_ADDR", "first"), ("MASTER_PORT", "29500")):
         monkeypatch.setenv(name, value)
     with pytest.raises(RankLost, match=r"rank 1 cannot reach torchrun's store at first:29500 \(The client"):
