@@ -478,9 +478,12 @@ def ended(process: BaseProcess, findings: Connection, limit: float) -> dict[str,
     try:
         found, error = findings.recv()
     except EOFError:
-        process.join()
-        return {"ok": False, "error": f"its process ended without a word (exit status {process.exitcode})"}
+        found = error = ""
+    process.join(limit)
+    process.kill()  # in case it does not end
     process.join()
+    if not (found or error):
+        return {"ok": False, "error": f"its process ended without a word (exit status {process.exitcode})"}
     return {"ok": False, "error": error} if error else {"ok": True, "results": json.loads(found)}
 
 

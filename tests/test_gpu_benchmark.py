@@ -2,9 +2,17 @@
 
 import json
 import math
+import multiprocessing
+import signal
 import subprocess
 import sys
+import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu import ended
 
 ROOT = Path(__file__).parents[1]
 
@@ -52,3 +60,29 @@ def test_a_part_that_fails_is_said_and_hides_no_other(tmp_path: Path) -> None:
     parts = json.loads(out.read_text())["parts"]
     assert len(parts) == 10
     assert all(not part["ok"] and "not done in" in part["error"] for part in parts.values())
+
+
+def tell(findings: tuple[str, str] | None, after: float, sender: Connection) -> None:
+    """A part's process that ends some seconds after it told what it found."""
+    if findings:
+        sender.send(findings)
+    sender.close()
+    time.sleep(after)
+
+
+@pytest.mark.parametrize(
+    ("findings", "result"),
+    [
+        (('{"ms": 1}', ""), {"ok": True, "results": {"ms": 1}}),
+        (("", "no room"), {"ok": False, "error": "no room"}),
+        (None, {"ok": False, "error": f"its process ended without a word (exit status {-signal.SIGKILL})"}),
+    ],
+)
+def test_a_part_that_does_not_end_is_killed(findings: tuple[str, str] | None, result: dict[str, object]) -> None:
+    fork = multiprocessing.get_context("fork")
+    receiver, sender = fork.Pipe(duplex=False)
+    process = fork.Process(target=tell, args=(findings, 60, sender))
+    process.start()
+    sender.close()
+    assert ended(process, receiver, 0.5) == result
+    assert process.exitcode == -signal.SIGKILL
