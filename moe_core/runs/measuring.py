@@ -50,7 +50,7 @@ class Measured(NamedTuple):
 
 
 class Printed(NamedTuple):
-    """The events of a measurement. shown: of its result, which is the last that is whole, else as much as the latest has found;
+    """The events of a measurement. shown: the newest complete measurement, or what the latest has found if none is complete;
     latest: of the one that runs or ran last; problem: why that one ended early, "" if it did not."""
 
     shown: list[dict[str, Any]]
@@ -108,14 +108,20 @@ def read_printed(path: Path) -> Printed:
     latest, words = printed_in(path)
     if is_whole(latest):
         return Printed(latest, latest, running, "")
-    stamp, (earlier, _) = stamp_of(path), printed_in(earlier_file(path))
+    stamp = stamp_of(path)
     early = "" if running or not stamp or not (stamp[1] or words) else words or "stopped before it was done"
-    return Printed(earlier if is_whole(earlier) else latest, latest, running, early)
+    return Printed(earlier_in(path) or latest, latest, running, early)
 
 
 def earlier_file(path: Path) -> Path:
     """Where the last whole result lies while the next is measured."""
     return path.with_suffix(".earlier")
+
+
+def earlier_in(path: Path) -> list[dict[str, Any]]:
+    """The events of the last whole result before the latest measurement; [] if there is none."""
+    events, _ = printed_in(earlier_file(path))
+    return events if is_whole(events) else []
 
 
 def is_whole(events: list[dict[str, Any]]) -> bool:

@@ -4,6 +4,7 @@ processes of their own, whose output file in the run's folder holds the results,
 Shapes: m numbers of devices measured so far, L layers; 3: the least, the mean and the most of the experts.
 """
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_core.runs.measuring import read_printed, start_bench, stop_measuring
+from moe_core.runs.measuring import earlier_file, earlier_in, read_printed, start_bench, stop_measuring
 
 NAME = "devices.jsonl"
 DEVICES = (1, 2, 4)
@@ -81,20 +82,32 @@ def devices_for(num_experts: int) -> list[int]:
 
 
 def on_devices(folder: Path, layers: int) -> OnDevices:
-    """The measurement of a run so far. One that is not of as many layers, or is damaged, counts as none, with its problem."""
-    printed = read_printed(folder / NAME)
-    try:
-        found, latest = of_events(printed.shown, layers), of_events(printed.latest, layers)
-    except (LookupError, TypeError, ValueError, OverflowError):
-        problem = f"{NAME} cannot be read; measure again"
-        return nothing_on_devices(layers)._replace(running=printed.running, problem=problem)
+    """The measurement of a run so far. A file that is not of as many layers, or is damaged, counts as none, with its problem, and the
+    measurement in the other file is shown."""
+    path = folder / NAME
+    printed, nothing = read_printed(path), nothing_on_devices(layers)
+    latest = readable(printed.latest, layers)
+    before = readable(earlier_in(path), layers) if printed.earlier or not latest else None
+    problem, cannot = printed.problem, "cannot be read; measure again"
+    if printed.earlier and not before:
+        problem = f"{earlier_file(path).name} {cannot}"
+    if printed.latest and not latest:
+        problem = f"{NAME} {cannot}"
+    found = before or latest or nothing
     return found._replace(
         running=printed.running,
-        problem=printed.problem,
-        pid=latest.pid,
-        earlier=printed.earlier,
-        progress=how_far(latest),
+        problem=problem,
+        pid=(latest or nothing).pid,
+        earlier=found is before,
+        progress=how_far(latest or nothing),
     )
+
+
+def readable(events: list[dict[str, Any]], layers: int) -> OnDevices | None:
+    """The events as arrays; None if there are none, or they do not fit, or cannot be."""
+    with contextlib.suppress(LookupError, TypeError, ValueError, OverflowError):
+        return of_events(events, layers) if events else None
+    return None
 
 
 def of_events(events: list[dict[str, Any]], layers: int) -> OnDevices:

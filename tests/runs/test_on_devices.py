@@ -99,6 +99,25 @@ def test_a_file_that_somebody_changed_counts_as_none_and_says_so(tmp_path: Path,
     assert (len(found.devices_m), found.problem) == (0, "devices.jsonl cannot be read; measure again")
 
 
+def test_one_damaged_file_does_not_hide_the_result_in_the_other(tmp_path: Path) -> None:
+    damaged = [{**event, "k": [2]} if event["event"] == "model" else event for event in EVENTS]
+    for latest in (damaged, damaged[:5]):  # whole, and not
+        write(tmp_path, EVENTS)
+        (tmp_path / NAME).rename(tmp_path / "devices.earlier")
+        write(tmp_path, latest)
+        found = on_devices(tmp_path, 2)
+        assert (found.done, found.earlier, found.problem) == (True, True, "devices.jsonl cannot be read; measure again")
+    write(tmp_path, damaged)
+    (tmp_path / NAME).rename(tmp_path / "devices.earlier")
+    write(tmp_path, EVENTS[:5])
+    found = on_devices(tmp_path, 2)
+    assert (found.devices_m.tolist(), found.done, found.earlier) == ([1, 2], False, False)
+    assert found.problem == "devices.earlier cannot be read; measure again"
+    write(tmp_path, EVENTS)
+    found = on_devices(tmp_path, 2)
+    assert (found.done, found.earlier, found.problem) == (True, False, "")
+
+
 def test_a_link_or_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(json.dumps(EVENTS[0]))
     (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
