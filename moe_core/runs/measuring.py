@@ -26,8 +26,8 @@ from moe_core.runs.limits import SIDE, read_json, read_side
 from moe_core.runs.locks import OURS, command_line, is_locked, is_ours
 from moe_core.schema import Config
 
-POLITE = 3.0  # seconds that a measurement has to end by itself once it is asked to
-PATIENCE = 10.0  # seconds after which the stop of a measurement is given up
+# Seconds after a measurement was asked to end: it is killed, and the stop is given up.
+UNTIL_KILLED, UNTIL_GIVEN_UP = 3.0, 10.0
 RANK = b"moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
 
 
@@ -195,8 +195,9 @@ def start_bench(path: Path, words: list[str]) -> bool:
         )
     finally:
         os.close(handle)
-    for ended in [one for one, begun in _started.items() if begun.poll() is not None]:
-        del _started[ended]
+    for one, begun in list(_started.items()):  # another thread may start or forget one meanwhile
+        if begun.poll() is not None:
+            _started.pop(one, None)
     _started[path] = process
     return True
 
@@ -210,32 +211,44 @@ def keep_whole(path: Path) -> None:
     events, _ = printed_in(path)
     if is_whole(events):
         draft = path.with_suffix(".draft")
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OURS, 0o644), "wb") as file:
-            file.write(read_side(path, SIDE))
-        draft.replace(earlier_file(path))
+        handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | OURS, 0o644)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(read_side(path, SIDE))
+            draft.replace(earlier_file(path))
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
 
 
-def stop_measuring(path: Path) -> None:
-    """Stop a measurement that is under way, with each of its processes: it is asked to, and what still runs POLITE seconds later is
-    killed. What it has found is kept.
+def stop_measuring(path: Path) -> bool:
+    """Stop a measurement that is under way, with each of its processes: it is asked to, and what still runs UNTIL_KILLED seconds later is
+    killed. What it has found is kept. Returns whether all have ended; a measurement that is begun meanwhile goes on.
 
     The lock tells whether any of them lives, also before the first has said which process it is.
     """
-    began, asked, waited = time.monotonic(), set[int](), 0.0
-    while is_locked(path) and waited < PATIENCE:
-        waited = time.monotonic() - began
-        for pid in processes_of(path):
-            if waited > POLITE:
+    began, asked, last = time.monotonic(), set[int](), set[int]()
+    while is_locked(path):
+        waited, there = time.monotonic() - began, {*processes_of(path)}
+        # One begins only when all of the one before have ended: so if none of those of the last look is left, these are another's.
+        if last and there and not last & there:
+            return True
+        if waited > UNTIL_GIVEN_UP:
+            return False
+        last = there or last
+        for pid in there:
+            if waited > UNTIL_KILLED:
                 send(pid, signal.SIGKILL)
             elif pid not in asked and RANK not in command_line(pid):  # ranks are ended by the one that started them
                 send(pid, signal.SIGTERM)
                 asked.add(pid)
         time.sleep(0.02)
+    return True
 
 
 def processes_of(path: Path) -> Iterator[int]:
-    """The processes of a measurement that is under way: those that have the file as their standard output. Without /proc, the one
-    that began it; ranks end by themselves when that has ended (parallel/alive.py)."""
+    """The processes of a measurement that is under way: those that have the file as their standard output. Without /proc only the first
+    process is known; its ranks end once it has ended."""
     if not Path("/proc/self/fd").exists():
         known = _started.get(path)
         pids = [event.get("pid") for event in printed_in(path)[0] if event["event"] == "start"]

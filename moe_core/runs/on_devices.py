@@ -162,6 +162,6 @@ def start_on_devices(folder: Path) -> bool:
     return start_bench(folder / NAME, ["ranks", "--run", str(folder)])
 
 
-def stop_on_devices(folder: Path) -> None:
-    """Stop a measurement that is under way, with its ranks; what it measured so far is kept."""
-    stop_measuring(folder / NAME)
+def stop_on_devices(folder: Path) -> bool:
+    """Stop a measurement that is under way, with its ranks; what it measured so far is kept. Returns whether all have ended."""
+    return stop_measuring(folder / NAME)

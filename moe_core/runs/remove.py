@@ -54,7 +54,7 @@ def going_text(going: Going, forks: list[str], sweep: str = "") -> str:
 
 def remove_run(folder: Path) -> None:
     """Delete a run: first its folder gets a name that no list shows, then its files go. StoreError, and nothing has
-    changed, while a process trains it, and where the folder may not be written to.
+    changed, while a process trains it or does not end a measurement of it, and where the folder may not be written to.
 
     Of a link to a folder elsewhere only the link is deleted.
     """
@@ -70,9 +70,13 @@ def remove_run(folder: Path) -> None:
     try:
         if gone.is_symlink():
             gone.unlink()
-        else:
-            stop_on_devices(gone)
+        elif stop_on_devices(gone):
             shutil.rmtree(gone)
+        else:
+            gone.rename(folder)
+            raise StoreError(
+                f"run {folder.name} cannot be deleted: its measurement on several devices does not end; see why its processes stay"
+            )
     except OSError as error:
         raise StoreError(
             f"run {folder.name} is deleted, but files of it are left in {gone}: {error.strerror}; delete that folder"

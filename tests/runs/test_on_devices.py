@@ -1,6 +1,7 @@
 """The measurement on several devices: processes of their own, seen through a file in the run's folder, whatever that file holds."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -25,6 +26,7 @@ from moe_core.runs import (
     start_on_devices,
     stop_on_devices,
 )
+from moe_core.runs.database import StoreError
 from moe_core.runs.locks import is_locked
 from moe_core.runs.measuring import start_bench
 from moe_core.runs.on_devices import NAME, how_far, of_events
@@ -210,10 +212,10 @@ def test_what_does_not_listen_to_the_cancel_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, does: str
 ) -> None:
     """A command that goes on, and a rank that goes on after its command has ended."""
-    monkeypatch.setattr(measuring, "POLITE", 0.2)
+    monkeypatch.setattr(measuring, "UNTIL_KILLED", 0.2)
     process, bystander = pretend(tmp_path, "bench", does=does), subprocess.Popen(["sleep", "100"])
     try:
-        stop_on_devices(tmp_path)
+        assert stop_on_devices(tmp_path)
         assert process.wait(10) == (-signal.SIGKILL if does == DEAF else -signal.SIGTERM)
         assert not is_locked(tmp_path / NAME)  # so no process has it any more
         assert bystander.poll() is None
@@ -223,16 +225,36 @@ def test_what_does_not_listen_to_the_cancel_is_killed(
 
 
 def test_only_processes_of_the_measurement_are_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "POLITE", 0.1)
-    monkeypatch.setattr(measuring, "PATIENCE", 0.3)
+    monkeypatch.setattr(measuring, "UNTIL_KILLED", 0.1)
+    monkeypatch.setattr(measuring, "UNTIL_GIVEN_UP", 0.3)
     other = pretend(tmp_path, "train")  # what the file says of its process is not believed
     try:
         write(tmp_path, [EVENTS[0] | {"pid": other.pid}])
-        stop_on_devices(tmp_path)
+        assert not stop_on_devices(tmp_path)
         assert other.poll() is None
     finally:
         other.kill()
         other.wait()
+
+
+def test_a_measurement_that_is_begun_while_another_is_stopped_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another tab, between two looks at the processes."""
+    first, later = pretend(tmp_path, "bench"), list[subprocess.Popen[bytes]]()
+
+    def send(pid: int, number: signal.Signals) -> None:
+        os.kill(pid, number)
+        if pid == first.pid:
+            first.wait(10)
+            later.append(pretend(tmp_path, "bench"))
+
+    monkeypatch.setattr(measuring, "send", send)
+    assert stop_on_devices(tmp_path)
+    (second,) = later
+    assert second.poll() is None
+    second.kill()
+    second.wait()
 
 
 def test_without_proc_the_process_is_known_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,6 +311,51 @@ def test_a_result_stays_until_the_next_one_is_whole(tmp_path: Path, monkeypatch:
         start_on_devices(tmp_path)
     assert on_devices(tmp_path, 2).per_second_mL[0, 0] == 300
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_two_threads_may_start_measurements_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As two tabs do: one starts and forgets measurements while the other looks which have ended."""
+
+    class Ended:
+        def poll(self) -> int:
+            started.pop(tmp_path / "a", None)
+            started[tmp_path / "b"] = Ended()
+            return 0
+
+    started: dict[Path, Any] = {tmp_path / "a": Ended()}
+    monkeypatch.setattr(measuring, "_started", started)
+    monkeypatch.setattr(measuring.subprocess, "Popen", lambda words, **given: Ended())
+    assert start_on_devices(tmp_path)
+    assert tmp_path / NAME in started
+
+
+def test_no_result_is_put_aside_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a full disk."""
+
+    def full(path: Path, most: int) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, EVENTS)
+    assert on_devices(tmp_path, 2).done  # so it is read no more
+    monkeypatch.setattr(measuring, "read_side", full)
+    with pytest.raises(OSError, match="No space"):
+        start_on_devices(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    assert on_devices(tmp_path, 2).done
+
+
+def test_a_run_whose_measurement_does_not_end_is_not_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_run(tmp_path / "a", Config(task="plane", num_experts=2, layers=1), Knobs(k=1)).finish("stopped")
+    monkeypatch.setattr(measuring, "UNTIL_GIVEN_UP", 0.1)
+    with (tmp_path / "a" / NAME).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(
+            StoreError, match="run a cannot be deleted: its measurement on several devices does not end"
+        ):
+            remove_run(tmp_path / "a")
+        assert open_run("a", tmp_path).state == "stopped"
+    remove_run(tmp_path / "a")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_run_is_deleted_with_its_measurement(tmp_path: Path) -> None:
