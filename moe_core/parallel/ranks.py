@@ -24,7 +24,7 @@ from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.layer import MoELayer
 from moe_core.nn.models import Classifier, TextModel
 from moe_core.parallel.exchange import exchanged
-from moe_core.parallel.group import add_up
+from moe_core.parallel.group import add_up, let_go
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
 from moe_core.runs.ranks import RankCounts, check_dealt, check_shares
 from moe_core.training.data import Batch
@@ -62,9 +62,8 @@ class Ranks:
         distributed.barrier(group=self.control)
 
     def end(self) -> None:
-        """Let go of all process groups, once nothing is exchanged any more, which waits for their threads. One that still had the last exchange would
-        want Python as it ends, and then torch aborts the process (pytorch issue 190489)."""
-        distributed.destroy_process_group()
+        """Let go of all process groups, once nothing is exchanged any more."""
+        let_go()
         del self.mesh, self.data_group, self.expert_group, self.control
 
     # What a step does

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed, nn
 
-from moe_core.parallel.group import add_up, from_first
+from moe_core.parallel.group import add_up, from_first, let_go
 from moe_core.runs.rows import Pending
 from moe_core.schema import SELECTIONS, first_line
 from moe_core.watching.measuring import OF_STEP, Step, arrays_of
@@ -207,12 +207,11 @@ class WatchedRanks:
                 self._stop(live, f"the ranks did not meet after step {live.number}: {first_line(error)}")
 
     def end(self, live: Trained) -> None:
-        """Meet for the last time and let go of the process group, which waits for its threads. One that still had the last exchange would want Python
-        as it ends, and then torch aborts the process (pytorch issue 190489)."""
+        """Meet for the last time and let go of the process group."""
         self.meet(live, last=True)
         self.over = True
         with contextlib.suppress(Exception):  # the program may have ended all groups before
-            distributed.destroy_process_group(self.group)
+            let_go(self.group)
         del self.group
 
     def add_up(self, values: Tensor) -> Tensor:
