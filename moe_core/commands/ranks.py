@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from moe_core.commands.common import real_flag, whole_flag
 from moe_core.commands.terminal import complain
 from moe_core.parallel.launch import launch_name
-from moe_core.parallel.parent import torchrun_has_ended, watch_parent
+from moe_core.parallel.parent import store_address, torchrun_has_ended, watch_parent
 from moe_core.runs import Run, StoreError, list_runs, open_run, runs_folder
 
 if TYPE_CHECKING:  # it needs torch
@@ -60,7 +60,7 @@ def on_ranks(
     Returns the exit status."""
     watch_parent(os.getppid())
     if torchrun_has_ended():  # before it was asked for
-        return complain("the torchrun that started this rank has ended")
+        return complain(f"torchrun's store at {store_address()} is gone; start again")
     # Loading torch takes a second or more.
     from moe_core.parallel.alive import RankLost
     from moe_core.parallel.session import follow_on, joined, lead

@@ -46,7 +46,7 @@ class View(Beside):
         if page in ("batch", "learn"):
             run = self.feed.run
             files = [run.path / DEVICES_FILE, *([run.throughput_file(self.feed.knobs)] if run.trainable else [])]
-        # Of a measurement that is killed nothing but its lock tells: it writes no more.
+        # A killed measurement writes nothing; only its lock shows that it has ended.
         return (*(other.version for other in self.feeds), *map(stamp_of, files), *map(is_locked, files))
 
 

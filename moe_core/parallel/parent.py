@@ -7,7 +7,7 @@ import threading
 import time
 
 EVERY = 0.5  # seconds between two looks
-PATIENT = 60.0  # seconds that a run has to end after torchrun was killed
+UNTIL_EXIT = 60.0  # seconds that a run has to end after torchrun was killed
 
 
 def watch_parent(parent: int) -> None:
@@ -21,15 +21,20 @@ def watch_parent(parent: int) -> None:
             time.sleep(EVERY)
         # Rank 0 then stops the run after its step and tells the others, which ignore the signal.
         os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(PATIENT)
+        time.sleep(UNTIL_EXIT)
         os._exit(1)
 
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def store_address() -> str:
+    """Where torchrun, on the first machine, has the store at which the ranks meet."""
+    return f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+
+
 def torchrun_has_ended() -> bool:
-    """Whether nobody listens any more where torchrun has the store at which its ranks meet. It was there before they were: so of a torchrun
-    that ended before a rank could ask for its parent, this still tells. False where a rank makes the store."""
+    """torchrun opens this store before it starts a rank. If nothing listens there, torchrun has ended, even if it did so before the rank could
+    note its parent. False where rank 0 itself opens the store."""
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return False
     try:

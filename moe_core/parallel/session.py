@@ -20,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from moe_core.parallel.alive import Alive, RankLost, of_network
 from moe_core.parallel.group import from_first
 from moe_core.parallel.launch import launch_name
+from moe_core.parallel.parent import store_address
 from moe_core.parallel.ranks import PATIENCE, Ranks
 from moe_core.parallel.stopping import ending_what_hangs
 from moe_core.parallel.trainer import ALL_READY, Leader, follow
@@ -87,9 +88,8 @@ def meeting() -> tuple[Store, Alive]:
         store = PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), whole)
         return store, Alive(PrefixStore("alive", store), rank, size)
     except DistError as error:
-        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise RankLost(
-            f"rank {os.environ.get('RANK')} cannot reach torchrun's store at {place} ({first_line(error)[:200]}); "
+            f"rank {os.environ.get('RANK')} cannot reach torchrun's store at {store_address()} ({first_line(error)[:200]}); "
             "see whether torchrun runs on the first machine, and that it can be reached from here"
         ) from error
 

@@ -286,8 +286,11 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 
 
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
-    """Ask the trainer to stop and wait until it has; to one that does not answer for patience seconds SIGTERM, and after as
-    many again SIGKILL, to its own process only; below torchrun, what is left of it on this machine is ended too. Returns "" if it obeyed, else the name of the signal that ended it."""
+    """Ask the trainer to stop and wait until it has. Returns "" if it obeyed, else the name of the signal that ended it.
+
+    One that does not answer for `patience` seconds gets SIGTERM, and after as many again SIGKILL, its own process only. What torchrun started on
+    this machine is ended too. StoreError if something cannot be ended.
+    """
     if not is_alive(run.path):
         return ""
     command = 0

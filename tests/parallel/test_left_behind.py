@@ -20,7 +20,7 @@ import os, signal, sys, time, torch
 from pathlib import Path
 from moe_core.parallel import parent
 from moe_core.training import checkpoint
-parent.EVERY, parent.PATIENT = 0.05, 0.5
+parent.EVERY, parent.UNTIL_EXIT = 0.05, 0.5
 signal.signal(signal.SIGTERM, lambda *_: None)
 folder = Path(sys.argv[1])
 checkpoint.write(folder, 1, {"step": 1})
@@ -79,7 +79,7 @@ def test_a_rank_whose_torchrun_died_before_it_could_ask_for_it_ends() -> None:
     rank = begun_as_rank(port)
     _, said = rank.communicate(timeout=50)
     assert rank.returncode == 2
-    assert said.splitlines()[-1] == "moe: the torchrun that started this rank has ended"
+    assert said.splitlines()[-1] == f"moe: torchrun's store at localhost:{port} is gone; start again"
     assert "torch.distributed" not in said
 
 
