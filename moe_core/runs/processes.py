@@ -15,7 +15,7 @@ from moe_core.runs.locks import command_line, started, stat_words
 UNTIL_KILLED = 60.0  # seconds in which a process that is not halted must end: torchrun itself gives its ranks 30
 # Seconds after SIGKILL: a process that waits for a dead disk does not end, nor does one of another user.
 UNTIL_GIVEN_UP = 5.0
-# States of a process: it was stopped by a signal; it has ended, and nobody has asked for its status.
+# States of a process: it was stopped by a signal; its first thread has ended, and nobody has asked for its status.
 HALTED, ENDED = "T", "Z"
 
 
@@ -27,9 +27,11 @@ class Process(NamedTuple):
 
     @property
     def state(self) -> str:
-        """Its state in a letter, as in /proc; "" once it has gone."""
+        """Its state in a letter, as in /proc; "" once it has ended, even if nobody has asked for its status. Its other threads may end after its
+        first, and hold its locks until then."""
         words = stat_words(self.pid)
-        return words[0] if words[19] == self.began else ""
+        there = words[19] == self.began and (words[0] != ENDED or int(words[17]) > 1)
+        return words[0] if there else ""
 
 
 def processes_below(pid: int) -> list[Process]:
@@ -57,7 +59,7 @@ def end_processes(processes: Sequence[Process], patience: float) -> None:
     """Wait until these processes have ended. A halted process is killed after `patience` seconds, any other after UNTIL_KILLED. With patience 0
     all are killed at once. StoreError, which names them, for those that cannot be killed, once the others have ended."""
     began, killed = time.monotonic(), dict[Process, float]()
-    while states := {process: state for process in processes if (state := process.state) not in ("", ENDED)}:
+    while states := {process: state for process in processes if (state := process.state)}:
         now = time.monotonic()
         if all(now > killed.get(process, now) + UNTIL_GIVEN_UP for process in states):
             left = ", ".join(str(process.pid) for process in states)

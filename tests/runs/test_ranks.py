@@ -39,7 +39,7 @@ from moe_core.runs import (
     wait_ready,
 )
 from moe_core.runs.branch import branch_off
-from moe_core.runs.locks import fetch, holder, post, started
+from moe_core.runs.locks import fetch, holder, post, started, stat_words
 from moe_core.runs.log import NO_WORDS, last_problem, words_of_failure
 from moe_core.runs.ranks import (
     ALONE,
@@ -395,6 +395,23 @@ def test_a_process_that_cannot_be_killed_is_named_once_the_others_have_ended(mon
         for one in (stays, ends):
             one.kill()
             one.wait()
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc which processes there are")
+def test_a_process_has_ended_once_all_of_its_threads_have() -> None:
+    """The system lists one without its first thread as ended, and it still holds its locks."""
+    code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(60,)).start(); ctypes.CDLL(None).pthread_exit(None)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: stat_words(child.pid)[0] == "Z")
+        found = processes.Process(child.pid, started(child.pid))
+        assert found.state
+        processes.end_processes([found], 0.0)
+        assert found.state == ""
+        assert child.poll() == -signal.SIGKILL
+    finally:
+        child.kill()
+        child.wait()
 
 
 # A start as the dashboard does it
