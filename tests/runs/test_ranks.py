@@ -387,9 +387,11 @@ def test_a_process_that_cannot_be_killed_is_named_once_the_others_have_ended(mon
     stays, ends = subprocess.Popen(["sleep", "60"]), subprocess.Popen(["sleep", "60"])
     monkeypatch.setattr(processes, "os", SimpleNamespace(kill=kill))
     monkeypatch.setattr(processes, "UNTIL_GIVEN_UP", 0.2)
+    monkeypatch.setattr(processes, "UNTIL_KILLED", 1.0)
+    stays.send_signal(signal.SIGSTOP)  # so it would be killed first
     try:
         with pytest.raises(StoreError, match=rf"cannot be ended; see on this machine why process {stays.pid} stays"):
-            processes.end_processes([processes.Process(one.pid, started(one.pid)) for one in (stays, ends)], 0.0)
+            processes.end_processes([processes.Process(one.pid, started(one.pid)) for one in (stays, ends)], 0.1)
         assert ends.poll() == -signal.SIGKILL
     finally:
         for one in (stays, ends):
