@@ -601,6 +601,18 @@ def test_a_diagnosis_of_the_last_steps_says_what_one_of_all_of_them_says() -> No
     assert not diagnose(source, 0, Memory())[0].known  # of the last steps alone
 
 
+def test_what_wavers_in_all_steps_that_were_read_may_have_begun_before_them() -> None:
+    """Or a page that is opened late would miss a collapse that one which was open has found."""
+    t = np.arange(2000)
+    cv_load = np.where((t >= 500) & (t % 30 < 15), 0.9, 1.2) * (t >= 100)  # begins above 1.0, ends below 0.8
+    source, memory = Last(knobs_with(w_load=0), n=2000, cv_load=cv_load), Memory()
+    assert "collapse" not in [f.rule for f in diagnose(source, 0, memory)]
+    assert not memory.known
+    healthy, memory = Last(knobs_with(w_load=0), n=2000, cv_load=0.1), Memory()
+    diagnose(healthy, 0, memory)
+    assert memory.known  # nothing is looked for, also where a statistic is not recorded
+
+
 def test_a_state_is_remembered_while_no_finding_speaks_of_it() -> None:
     """Two experts that take turns as the busiest, a weight that becomes heavy in a gate that has long been drowned, and a strategy
     that leaves nothing to say for a while."""

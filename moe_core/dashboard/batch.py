@@ -94,7 +94,7 @@ def measuring(run_id: str) -> None:
             offer_throughput(run, measured)
             offer_devices(run, devices)
             if refused := st.session_state.get(refusal_of(run_id)):
-                st.error(refused)
+                st.error(links.literal(refused))
     finally:
         run.close()
 
@@ -136,7 +136,7 @@ def say_early(problem: str, found: int, earlier: bool) -> None:
     """Why a measurement ended early. found: how many sizes or numbers of devices the result has; earlier: it is of the one before."""
     if problem:
         kept = " The previous result is shown." if earlier else " What it measured is kept." if found else ""
-        st.caption(f"Ended early: {problem.removeprefix('moe: ')}.{kept}")
+        st.caption(f"Ended early: {links.literal(problem.removeprefix('moe: '))}.{kept}")
 
 
 @deed

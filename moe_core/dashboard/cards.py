@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 import streamlit as st
 
-from moe_core.dashboard import serving, starting
+from moe_core.dashboard import links, serving, starting
 from moe_core.dashboard.configure import configure
 from moe_core.dashboard.gate import deed, only_looking
 from moe_core.dashboard.panel import did_not_start
@@ -111,6 +111,6 @@ def wait(run_id: str, silent: bool = False) -> None:
     if silent:
         return
     if did_not_start(folder):
-        st.error(f"The trainer did not start: {words_of_failure(folder)}")
+        st.error(f"The trainer did not start: {links.literal(words_of_failure(folder))}")
     else:
         st.caption("Starting the trainer: loading torch and the data.")

@@ -19,12 +19,12 @@ from moe_core.runs import (
     Run,
     StoreError,
     is_alive,
-    last_words,
     open_run,
     reap,
     runs_folder,
     start_on_devices,
     stop_on_devices,
+    words_of_failure,
 )
 from moe_core.schema import Knobs, describe
 
@@ -289,7 +289,7 @@ def read(number: int, wanted: str | None, drawn: Progress, followed: classroom.S
     now, answer = drawn, ""
     with st.container():
         if wanted and did_not_start(runs_folder() / wanted):
-            st.error(f"The trainer did not start: {last_words(runs_folder() / wanted)}")
+            st.error(f"The trainer did not start: {links.literal(words_of_failure(runs_folder() / wanted))}")
         elif wanted:
             found = read_run(wanted, number, links.word("layer") or 1)
             if found:

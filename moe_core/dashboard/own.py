@@ -102,7 +102,10 @@ def allowed(path: Path, folder: Path) -> bool:
         if seen > FILES:  # it is refused for its size when it is read
             return True
         links = (Path(at, name) for name in names if os.path.islink(os.path.join(at, name)))
-        if not all(link.resolve().is_relative_to(folder) for link in links):
+        try:
+            if not all(link.resolve().is_relative_to(folder) for link in links):
+                return False
+        except (OSError, RuntimeError):  # a link to itself
             return False
     return True
 
@@ -148,6 +151,8 @@ def _looked(config: Config, stamps: Sequence[tuple[int, int]]) -> Recognised:
             )  # fmt: skip
         except subprocess.TimeoutExpired:
             return Recognised(problem=f"it was not read within {PATIENCE:.0f} s; give a part of it")
+        except (OSError, ValueError) as error:  # a word that no command line takes: a NUL byte, or too many letters
+            return Recognised(problem=f"it cannot be read with these settings ({error}); change what was typed")
     if done.returncode:
         said = done.stderr.strip().splitlines()
         return Recognised(

@@ -50,7 +50,7 @@ def names_in(above: Sequence[str]) -> list[str]:
     unique: list[str] = []
     seen: set[str] = set()  # or a table of 50,000 columns took a minute
     for number, cell in enumerate(above, 1):
-        name = cell.strip()[:LONGEST]
+        name = cell.replace("\0", "").strip()[:LONGEST]  # a NUL byte is in no word of a command line
         unique.append(f"{name}_{number}" if name in seen else name)
         seen.add(unique[-1])
     return unique

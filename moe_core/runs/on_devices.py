@@ -62,7 +62,7 @@ def how_far(latest: OnDevices) -> tuple[float, str]:
         return 0.05, STARTING
     of_step = f" after step {latest.step:,}" if latest.step else ""
     words = f"Counting rows{of_step}: {done} of {of} done" if done < of else "Timing the products"
-    return (1 + done) / (of + 2), words
+    return min(1.0, (1 + done) / (of + 2)), words
 
 
 def nothing_on_devices(layers: int = 0) -> OnDevices:

@@ -587,3 +587,17 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Any]]:
         return calls
 
     return watch
+
+
+def test_words_that_no_command_line_takes_and_links_to_themselves_are_said_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(own.FOLDER, str(tmp_path))
+    (tmp_path / "n.csv").write_bytes(b"a\0b,c,y\n1,2,x\n3,4,z\n")
+    assert own.header_of(str(tmp_path / "n.csv")).offered[0] == "ab"
+    for label in ("a\0b", "a" * 200_000):
+        problem = own.recognise(Config.for_task("digits", data=str(tmp_path / "n.csv"), label=label)).problem
+        assert problem.startswith("it cannot be read with these settings (")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(ValueError, match="pages read only what lies below"):
+        own.inside(".")

@@ -14,11 +14,8 @@ import pytest
 
 from moe_core.dashboard import going
 from moe_core.dashboard.feed import Feed
-from moe_core.dashboard.judging import Recent
 from moe_core.dashboard.messages import parse_deed
 from moe_core.dashboard.panel import act, banner, findings, matters, panel, remedy_text
-from moe_core.diagnosis import diagnose
-from moe_core.evidence import Memory
 from moe_core.figures.pages.live import heldout_tile, speed_tile
 from moe_core.figures.reading import gestures, last_change
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, ranks, resume_run, runner
@@ -347,27 +344,6 @@ def test_what_stood_before_the_rows_in_memory_and_a_run_that_ended(
     assert feed.first_recent > 1
     assert (said["remedy"], said["button"], len(said["more"])) == (None, "", 1)
     feed.run.close()
-
-
-def test_a_state_that_wavers_in_all_steps_in_memory_is_found_by_whoever_opens_the_page_late(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A collapse that neither goes on nor ends for 20 steps on end: only the steps before tell that it has begun."""
-    monkeypatch.setattr("moe_core.dashboard.histories.RECENT", 60)
-    rows, steps = collapsed(200), np.arange(200)
-    for column in layout(2, 4):
-        if (
-            column.stat in ("load", "counts") and column.layer == 1
-        ):  # CV 0.675, where a collapse begins at 0.75 and ends at 0.6
-            rows[(steps >= 100) & (steps % 15 > 0), column.start : column.start + 4] = [2.169, 0.61, 0.61, 0.61]
-    writer = create_run(tmp_path / "w", CONFIG, Knobs(w_load=0.0, w_importance=0.0))
-    writer.commit(Batch(1, rows, state="training"))
-    feed = Feed(open_run(writer.folder))
-    feed.refresh(now=True)
-    assert "collapse" not in [one.rule for one in diagnose(Recent(feed, feed.first_recent), 1, Memory())]
-    assert "collapse" in [one["rule"] for one in findings(feed, 1)]
-    feed.run.close()
-    writer.finish("stopped")
 
 
 def test_where_something_began_is_looked_for_in_few_bytes_of_which_none_stay(

@@ -364,3 +364,8 @@ def test_a_run_is_deleted_with_its_measurement(tmp_path: Path) -> None:
     remove_run(tmp_path / "a")
     assert process.wait(10) == -signal.SIGTERM
     assert not (tmp_path / "a").exists()
+
+
+def test_more_than_was_to_be_measured_is_no_more_than_all() -> None:
+    found = nothing_on_devices()._replace(devices_m=np.array([1, 2, 4]), tokens=64)
+    assert how_far(found)[0] == 1.0
