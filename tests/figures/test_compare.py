@@ -128,6 +128,33 @@ def test_aligned_by_the_fork_both_count_from_it(tmp_path: Path):
     assert loss["heldout"][0].steps.tolist() == [20, 40]
 
 
+def test_a_run_without_a_step_after_the_fork_is_named_where_its_lines_would_be(tmp_path: Path):
+    a = with_parent(record(tmp_path / "a"), None, 0)
+    at_end = with_parent(record(tmp_path / "b", seed=1), "a", 60)
+    earlier, stranger = (
+        with_parent(record(tmp_path / "c", seed=2), "a", 20),
+        with_parent(record(tmp_path / "d", seed=3), None, 0),
+    )
+
+    def told(*others, align="fork", named=0, draw=compare.compare_balance_difference):
+        read = read_compare.read_balance_difference(View(a, {"align": align}, others), At(0, None, None, None))
+        layout = draw.spec(**read, named=named)["layout"]
+        return re.sub("<.*?>|[\u2068\u2069]", "", layout["title"]["text"]), layout["xaxis"]["title"]["text"]
+
+    title, axis = told(at_end)
+    assert title == "Difference in balanceA and B have no step after the fork"
+    assert axis == "steps since the fork"
+    assert "a and b have no step after the fork" in told(at_end, named=620)[0]
+    at_end.parent = SimpleNamespace(run="a", step=40)
+    with_parent(earlier, "a", 60)
+    assert (
+        told(at_end, earlier)[0]
+        == "Difference in balanceCV(load) minus A's, at the same step; C has no step after the fork"
+    )
+    assert told(at_end, stranger)[1] == "steps since the fork (C: since its start)"
+    assert told(stranger)[1] == "step"  # none is a fork of another
+
+
 def test_losses_of_text_are_read_in_bits(tmp_path: Path):
     run = record(tmp_path / "a")
     read = read_compare.read_loss(run, At(0, None, None, None))
