@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from moe_core.figures import compare, read_compare
 from moe_core.figures.called import LETTERS, cut_apart
-from moe_core.figures.needs import Need, balance, compared, loss, stats
+from moe_core.figures.needs import Need, balance, compared, loss, reported, stats
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.live import heldout_tile
 from moe_core.figures.pages.tile import Tile, number
@@ -71,7 +71,7 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
 
 def held_out_value(run: Source, at: At) -> str:
     """The headline on the held-out split; "" for a run that reports nothing there."""
-    if not run.description.metrics:
+    if not reported(run):
         return ""
     heldout = heldout_tile(run, at)
     # A tile has room for either the unit or "looks ahead".
