@@ -1,6 +1,7 @@
 """A run that our trainer did not record: its layers, knobs, metrics and statistics are its own, and all of it is shown."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -171,13 +172,30 @@ def test_a_collapse_names_the_knob_of_the_models_own_balancing_loss(run: Run) ->
     assert collapse.try_this == "Turn router_aux_loss_coef up, which is 0.01: it weighs the model's own balancing loss."
 
 
+def test_what_it_never_measured_has_neither_tile_nor_words(tmp_path: Path) -> None:
+    writer = create_record(tmp_path / "a", OWN)
+    writer.commit(Batch(1, np.ones((20, WIDTH), np.float32), state="training"))
+    writer.finish("finished")
+    run = open_run(tmp_path / "a")
+    assert [tile.name for tile in tiles_of("live", run)] == ["cv_counts", "cv_importance", "dead_experts", "speed"]
+    (only,) = tiles_of("compare", run, At(0))
+    assert only.lines == ("step 20",)
+    feed = Feed(run)
+    feed.refresh(now=True)
+    told = banner(feed, 0)
+    assert told
+    assert re.fullmatch(
+        r"Finished: 20 steps in \d+\u00a0s\. CV\(selections\) 0.00, Balanced in training\.", told["text"]
+    )
+
+
 def test_its_tiles_speak_of_what_it_measures(run: Run) -> None:
     live = {tile.name: tile for tile in tiles_of("live", run, At(2))}
     assert list(live) == ["cv_counts", "cv_importance", "dead_experts", "heldout", "speed"]
     assert live["cv_counts"].label == "CV(selections)"
     assert live["cv_counts"].word.startswith("Collapsed")
     assert live["heldout"].value == "2.85"
-    assert live["speed"].lines == ("– tokens/s",)  # how many tokens a step has is not known
+    assert live["speed"].lines == ()  # how many tokens a step has is not known
     for page in TILES:
         assert all(isinstance(tile.value, str) for tile in tiles_of(page, run, At(1)))
     assert tiles_of("routing", run) == []  # it has no probe
@@ -224,7 +242,9 @@ def test_the_panel_has_its_knobs_and_says_what_it_obeys(tmp_path: Path) -> None:
     ]
     writer.finish("stopped")
     feed.refresh(now=True)
-    assert "held-out loss 2.85 nats/token, CV(selections)" in banner(feed, 2)["text"].replace("Held-out", "held-out")
+    assert "held-out loss 2.85\u00a0nats/token, CV(selections)" in banner(feed, 2)["text"].replace(
+        "Held-out", "held-out"
+    )
 
 
 def test_any_layer_may_look_ahead() -> None:

@@ -136,7 +136,7 @@ def test_the_banner_says_nothing_of_what_was_not_measured(tmp_path: Path) -> Non
     line = banner(feed, 0)
     assert line
     assert line["text"].startswith("Finished: 60 steps in ")
-    assert line["text"].endswith(" s.")
+    assert line["text"].endswith("\u00a0s.")
 
 
 def test_a_report_has_what_is_of_all_layers_once(tmp_path: Path) -> None:

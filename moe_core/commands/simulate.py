@@ -153,9 +153,11 @@ def assumptions(arguments: argparse.Namespace, one: Any) -> list[str]:
         f"The batch stays {tokens:,} tokens, dealt over the devices; they {choose}."
         if arguments.strong
         else f"Each device brings {tokens:,} tokens; they {choose}.",
-        f"Each device of a group keeps {experts} experts, so there are more of them; each is as popular as one of the {experts}, drawn at random."
+        f"Each device of a group keeps {experts} expert{'s' * (experts > 1)}, so there are more of them; each is as popular as one of the {experts}, drawn at random."
         if arguments.grow_experts
-        else f"The {experts} experts stay, dealt in their order over the devices of a group; each group has them all.",
+        else f"The {experts} experts stay, dealt in their order over the devices of a group; each group has them all."
+        if experts > 1
+        else "The one expert stays; each device has it.",
         f"All figures are means of {DRAWS} simulated steps. A layer takes as long as its most loaded device.",
         "Of the step only its sum was measured. It is shared out by the sizes, as fitted on a processor core (docs/decisions.md)"
         + ("." if one.device == "cpu" else f"; on {one.device} the shares are others, and were never measured."),

@@ -60,8 +60,9 @@ def cards() -> None:
         label="New to this? Eight lessons, each with an experiment of your own",
         icon=":material/school:",
     )
-    st.caption("The same from a terminal:")
-    st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash", wrap_lines=True)
+    if not form.open:  # the form has a command of its own
+        st.caption("What *Text* starts, from a terminal:")
+        st.code("python -m moe_core train --task text --w-importance 0 --w-load 0", language="bash", wrap_lines=True)
 
 
 @deed

@@ -201,4 +201,5 @@ def what(description: Description | None, ranks: int = 1) -> str:
     layers = f", {len(description.layers)} layers" if len(description.layers) > 1 else ""
     kind = own or (description.task if description.origin == "trained" else description.origin)
     several = f", {ranks} ranks" if ranks > 1 else ""
-    return f"{kind} · {most if least == most else f'{least} to {most}'} experts{layers}{several}"
+    experts = "1 expert" if most == 1 else f"{most if least == most else f'{least} to {most}'} experts"
+    return f"{kind} · {experts}{layers}{several}"

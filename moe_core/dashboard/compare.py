@@ -214,6 +214,6 @@ def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
     paragraph = f"<p>{escape(note)}</p>" if note else ""
     return (
         f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {END} steps '
-        f'up to that step and all layers, in brackets the difference from A</p>{paragraph}<table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'up to that step and all layers, in brackets the difference from A</p>{paragraph}<div class="moe-wide" tabindex="0"><table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div></div>"
     )

@@ -17,7 +17,7 @@ from moe_core.dashboard.messages import Deed
 from moe_core.diagnosis import Finding
 from moe_core.figures.layers import short_names
 from moe_core.figures.pages.live import heldout_tile, steps_a_second
-from moe_core.figures.pages.tile import number
+from moe_core.figures.pages.tile import NONE, number, unbroken
 from moe_core.figures.pages.words import balance_words, word_at
 from moe_core.figures.reading import by_hand, gestures, held_out_at, value_at
 from moe_core.runs import ENDED, NO_WORDS, Run, fork, is_alive, is_running, last_words, stop_later
@@ -234,17 +234,19 @@ def banner(feed: Any, layer: int, looks: bool = False) -> dict[str, Any] | None:
         text, status = f"It could not go on. {text}", status._replace(reason=problem)
     return {
         "kind": status.state,
-        "text": text,
+        "text": unbroken(text),
         "error": status.reason,
         "fork": last if "fork" in feed.description.obeys and not looks else 0,
     }
 
 
 def held_out_text(feed: Any, last: int) -> str:
-    """The headline on the held-out split; "" for a run that reports none."""
+    """The headline on the held-out split; "" for a run that reports none, or never measured it."""
     if not feed.description.metrics:
         return ""
     loss = heldout_tile(feed, At(step=last))
+    if loss.value == NONE:
+        return ""
     mark = f" ({LOOKS_AHEAD})" if LOOKS_AHEAD in loss.lines else ""
     return f"{loss.label} {loss.value} {loss.unit}".strip() + mark
 

@@ -87,6 +87,7 @@ CSS = f"""
 .st-key-compare-row [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
 .st-key-compare-row [data-testid="stColumn"] {{ min-width: max-content; }}
 .st-key-compare-row [data-testid="stColumn"]:first-child {{ min-width: min(100%, 320px); }}
+.st-key-compare-row [data-tag] {{ max-width: clamp(7rem, 12vw, 14rem); }} /* one long name leaves room for the others */
 @media (max-width: 900px) {{ .st-key-your-model [data-testid="stHorizontalBlock"] {{ flex-direction: column; align-items: stretch; }}
   .st-key-your-model [data-testid="stColumn"] {{ width: 100%; }} }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
@@ -96,6 +97,7 @@ CSS = f"""
 .moe-export {{ font-size: 13px; color: var(--moescope-hand); line-height: 40px; }}
 .moe-differences h2 {{ font-size: 16px; font-weight: 600; padding: 8px 0 0; }}
 .moe-differences p {{ font-size: 13px; color: var(--moescope-ink-2); margin: 0 0 8px; }}
+.moe-differences .moe-wide {{ overflow-x: auto; }} /* a table of four runs is wider than a phone: it scrolls, and not the page */
 .moe-differences table {{ border-collapse: collapse; font-size: 13px; line-height: 20px; font-variant-numeric: tabular-nums; }}
 .moe-differences th, .moe-differences td {{ text-align: left; font-weight: 400; padding: 4px 32px 4px 0; border: 0; }}
 .moe-differences thead th, .moe-differences .moe-part {{ font-weight: 600; border-bottom: 1px solid var(--moe-rule); }}

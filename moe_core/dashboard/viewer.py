@@ -13,6 +13,7 @@ from moe_core.dashboard.messages import Deed, Refused, parsed
 from moe_core.dashboard.panel import banner, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
+from moe_core.figures.pages.tile import unbroken
 from moe_core.figures.smooth import SMOOTH, over_steps, with_means
 from moe_core.figures.theme import THEMES, paper_colours
 from moe_core.runs.source import At
@@ -128,7 +129,7 @@ class Viewer:
             "banner": part("banner", lambda: banner(feed, layer, self.looks), None),
             "turned": any(change.step is not None for change in feed.knob_changes()),
             "tiles": [
-                tile._asdict() | {"help": help_of(tile.name)}
+                tile._asdict() | {"lines": [unbroken(line) for line in tile.lines], "help": help_of(tile.name)}
                 for tile in part("numbers", lambda: tiles_of(page, source, At(layer, step)), [])
             ],
             "panel": part("panel", lambda: panel(feed, step, self.looks), None),

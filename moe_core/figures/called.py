@@ -21,10 +21,34 @@ class Called(NamedTuple):
 def called(curves: Sequence[Any], named: int) -> list[Called]:
     """What each run is called: by its letter, or, in a figure that is `named` px wide, by its name, cut to the room there is."""
     if not named:
-        return [Called(LETTERS[at], f"{LETTERS[at]} {escape(shortened(c.name, 24))}") for at, c in enumerate(curves)]
+        names = cut_apart([curve.name for curve in curves], 24)
+        return [Called(LETTERS[at], f"{LETTERS[at]} {escape(name)}") for at, name in enumerate(names)]
     names = [curve.name for curve in curves]
     short = told_apart([cut(name, max(10, min(24, named // 24))) for name in names])
     return [Called(isolated(one), isolated(name)) for one, name in zip(short, told_apart(names), strict=True)]
+
+
+def cut_apart(names: Sequence[str], most: int) -> list[str]:
+    """The names, each of at most so many characters. Where names would be cut to the same, their common beginning goes instead."""
+    short = [shortened(name, most) for name in names]
+    cuts = []
+    for own, text in zip(names, short, strict=True):
+        alike = [name for name, other in zip(names, short, strict=True) if other == text and name != own]
+        if not alike:
+            cuts.append(text)
+            continue
+        apart = max(first_apart(own, name) for name in alike)
+        # From the beginning of the word in which they differ, if that is near.
+        word = max(own.rfind(mark, 0, apart) for mark in " -_") + 1
+        rest = own[max(word, apart - most // 2) :]
+        cuts.append(f"… {rest}" if len(rest) <= most - 2 else f"… {rest[: most - 3]}…")
+    return cuts
+
+
+def first_apart(name: str, other: str) -> int:
+    """The place of the first letter in which two names differ."""
+    differ = (at for at, (a, b) in enumerate(zip(name, other, strict=False)) if a != b)
+    return next(differ, min(len(name), len(other)))
 
 
 def told_apart(names: Sequence[str]) -> list[str]:

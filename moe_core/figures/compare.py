@@ -55,8 +55,9 @@ def compare_balance(
     lo, hi = math.log10(CV_RANGE[0]), math.log10(top)
     subtitle = f"CV({counted}), log scale; below 0.4 balanced, above 1 collapsed"
     axis = cv_axis(f"CV({counted})", top)
-    layout = over.layout("compare_balance", "Balance", subtitle, curves, axis, theme, size)
-    data, ends, drawn, runs = [], [], [], called(curves, named)
+    runs = called(curves, named)
+    layout = over.layout("compare_balance", "Balance", subtitle, curves, runs, axis, theme, size)
+    data, ends, drawn = [], [], []
     for at, curve in enumerate(curves):
         true = np.asarray(curve.values, np.float32)
         hover = f" had a CV({counted}) of %{{customdata:.3f}} {over.at}"
@@ -100,8 +101,9 @@ def compare_loss(
     )
     subtitle = held_out_words([curve.comparable for curve in heldout])
     axis = loss_axis(unit, lo, hi, tick)
-    layout = over.layout("compare_loss", "Loss", subtitle, curves, axis, theme, size)
-    data, ends, runs = [], [], called(curves, named)
+    runs = called(curves, named)
+    layout = over.layout("compare_loss", "Loss", subtitle, curves, runs, axis, theme, size)
+    data, ends = [], []
     for at, curve in enumerate(curves):
         hover = f": the batch had a loss of %{{y:.3f}} {unit} {over.at}"
         pale = faded(run_colour(at, theme), 0.4)
@@ -162,8 +164,10 @@ def difference_chart(
     runs = called(curves, named)
     less = f"{what} minus that of {runs[0].label}" if named and runs else f"{what} minus A's"
     subtitle = f"{less}, {each}" if gaps else f"{less}: choose another run to compare with"
+    if missing := over.missing(runs):
+        subtitle = missing if not any(len(gap.steps) for gap in gaps) else f"{subtitle}; {missing}"
     axis = {"title": f"difference{', ' + unit if unit else ''}", "range": [-reach, reach], "nticks": 6}
-    layout = over.layout(name, title, subtitle, curves, axis, theme, size)
+    layout = over.layout(name, title, subtitle, curves, runs, axis, theme, size)
     layout["shapes"].append(level(0, color=theme.ink, width=1.5))
     data, ends = [], []
     for at, gap in enumerate(gaps, 1):
@@ -236,9 +240,9 @@ def compare_selections(
     """Share over ideal of every expert, a heatmap a run, all on one scale. values (n, E): shares of the selections."""
     starved, fair, overloaded = theme.signs
     subtitle = f"selections ÷ ideal, a row an expert: {fair} is fair, {starved} starved, {overloaded} overloaded"
-    layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, {}, theme, size)
-    width, _ = inner(layout)
-    rows, runs = max(len(curves), 1), called(curves, named)
+    runs = called(curves, named)
+    layout = over.layout("compare_selections", "Selections by expert", subtitle, curves, runs, {}, theme, size)
+    (width, _), rows = inner(layout), max(len(curves), 1)
     most = 0.5 / rows  # in a low figure half of the height stays with the maps
     gap = min(most, max(0.05, 12 / inner(layout)[1])) if rows > 1 else 0.0  # the numbers of two maps do not touch
     # A name stands above its map, where it takes no width.

@@ -43,16 +43,26 @@ class Shared(NamedTuple):
     """The x axis of all charts of a comparison, from 0 to the end of the longest run, or the part that is seen (span).
 
     aligned: by "step" or "fork"; offset: the step of the first run that stands at 0; cursor: the place on the axis that the page
-    shows.
+    shows. without: the places of the runs that have no step on this axis; unforked: of those that are no fork, and begin at 0.
     """
 
     aligned: str = "step"
     offset: int = 0
     span: tuple[float, float] | None = None
     cursor: int | None = None
+    without: tuple[int, ...] = ()
+    unforked: tuple[int, ...] = ()
 
     def layout(
-        self, name: str, title: str, subtitle: str, curves: Sequence[Curve], y: Spec, theme: Theme, size: Size
+        self,
+        name: str,
+        title: str,
+        subtitle: str,
+        curves: Sequence[Curve],
+        runs: Sequence[Called],
+        y: Spec,
+        theme: Theme,
+        size: Size,
     ) -> Spec:
         last = latest(curves)
         layout = over_steps(name, title, subtitle, np.array([last] if last else []), self.span, y, theme, size)
@@ -61,7 +71,7 @@ class Shared(NamedTuple):
         print_as(layout, zip(theme.runs, LIGHT.runs, strict=True))
         layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
-            layout["xaxis"]["title"]["text"] = "steps since the fork"
+            layout["xaxis"]["title"]["text"] = f"steps since the fork{self.from_their_start(runs)}"
             layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
         mark_cursor(layout, self.cursor, theme)
         return layout
@@ -70,6 +80,17 @@ class Shared(NamedTuple):
     def at(self) -> str:
         """A place on the axis, for the hover."""
         return "at step %{x:,d}" if self.aligned == "step" else "%{x:,d} steps after the fork"
+
+    def missing(self, runs: Sequence[Called]) -> str:
+        """ "A has no step after the fork"; "" if all runs have one."""
+        labels = [runs[at].label for at in self.without]
+        when = "yet" if self.aligned == "step" else "after the fork"
+        return f"{' and '.join(labels)} {'have' if len(labels) > 1 else 'has'} no step {when}" if labels else ""
+
+    def from_their_start(self, runs: Sequence[Called]) -> str:
+        """What the axis counts for runs that are no fork: " (C: since its start)"; "" if there are none."""
+        labels = [runs[at].label for at in self.unforked]
+        return f" ({', '.join(labels)}: since {'their' if len(labels) > 1 else 'its'} start)" if labels else ""
 
 
 BY_STEP = Shared()

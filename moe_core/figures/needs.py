@@ -37,6 +37,14 @@ def metrics(source: Source) -> bool:
     return bool(source.description.metrics)
 
 
+def reported(source: Source) -> bool:
+    """Something was reported on a held-out split, or the run is our trainer's, which evaluates by itself."""
+    if not metrics(source):
+        return False
+    name = source.description.metrics[0].name
+    return source.description.origin == "trained" or any(name in done.metrics for done in source.evals())
+
+
 def knobs(source: Source) -> bool:
     """There is a knob to turn."""
     return bool(source.description.knobs)

@@ -74,9 +74,13 @@ def turns_of(source: Source, offset: int) -> tuple[Any, ...]:
 
 def over(source: Source, at: At) -> dict[str, Shared]:
     """The axis that all charts share. A cursor is a step of the first run."""
-    offset = offsets_of(source)[0]
+    offsets = offsets_of(source)
+    offset, forked = offsets[0], any(offsets)
     cursor = None if at.step is None or at.step < offset else at.step - offset
-    return {"over": Shared(aligned_by(source), offset, at.span, cursor)}
+    runs = list(zip(runs_of(source), offsets, strict=True))
+    without = tuple(at for at, (run, begun) in enumerate(runs) if last_step(run) <= begun)
+    unforked = tuple(at for at, begun in enumerate(offsets) if forked and not begun)
+    return {"over": Shared("fork" if forked else "step", offset, at.span, cursor, without, unforked)}
 
 
 def shared_stat(source: Source, wanted: str, other: str) -> str:

@@ -30,6 +30,11 @@ from moe_core.schema import AUTOBALANCE, BALANCE_STEPS, Description, change_text
 WATCHED_FILES = ("run.db", "run.db-wal", "run.tip", "trainer.log")
 FILES = ("text", "data")  # settings that name a person's own files
 SAID_ELSEWHERE = ("task", "steps", "threads", *FILES)  # settings that have a column, or change nothing that is measured
+MISSING = {
+    "refuse": "missing values refused",
+    "mean": "missing values as the mean",
+    "drop": "rows with missing values dropped",
+}
 NAMED = 4  # settings or turns that set a run apart, before "and 3 more"
 
 
@@ -213,7 +218,9 @@ def what_sets_apart(found: Mapping[str, Facts]) -> dict[str, str]:
         usual = usual_values(list(group.values()))
         for id, values in group.items():
             words[id] += [
-                f"{name} {_text(v)}" for name, v in values.items() if name in usual and usual[name] != _text(v)
+                MISSING.get(v, f"{name} {_text(v)}") if name == "missing" else f"{name} {_text(v)}"
+                for name, v in values.items()
+                if name in usual and usual[name] != _text(v)
             ]
     for id, facts in found.items():
         words[id] += [] if facts.parent else [f"{name} {change_text(old, new)}" for name, old, new in facts.turns]
@@ -252,4 +259,6 @@ def files_of(description: Description | None) -> list[str]:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return " and ".join(map(str, value)) or "none"
     return value_text(value) if isinstance(value, float | str) else str(value)

@@ -288,8 +288,8 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has. Returns "" if it obeyed, else the name of the signal that ended it.
 
-    One that does not answer for `patience` seconds gets SIGTERM, and after as many again SIGKILL, its own process only. What torchrun started on
-    this machine is ended too. StoreError if something cannot be ended.
+    One that does not answer for `patience` seconds gets SIGTERM, and after as many again SIGKILL: its own process only, and torchrun's if that
+    started it. What torchrun started on this machine is ended too. StoreError if something cannot be ended.
     """
     if not is_alive(run.path):
         return ""
@@ -322,7 +322,10 @@ def _wait_for_end(run: Run, command: int, patience: float) -> str:
     for number in (signal.SIGTERM, signal.SIGKILL):
         if not (pid := trainer_of(run)):
             break
-        os.kill(pid, number)
+        # torchrun too, and first: it would start the ranks again, and the run would go on.
+        for one in (*(process.pid for process in launched[:1] if process.state), pid):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
         if _ended_within(run, command, patience):
             end_processes(launched, patience)
             return number.name

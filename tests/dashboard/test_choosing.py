@@ -63,6 +63,26 @@ def test_two_runs_that_differ_both_say_how_and_many_settings_are_cut(runs: Path)
     assert re.fullmatch(r"d_model 8, seed 2, (\w+ 0.1, ){2}and 2 more|.* and 2 more", rows()["e"]["apart"])
 
 
+def test_how_a_table_was_read_is_said_in_words_and_one_expert_is_one(runs: Path) -> None:
+    for name, missing, drop in (
+        ("a", "mean", ("Remarks", "Year")),
+        ("b", "drop", ()),
+        ("c", "refuse", ()),
+        ("d", "refuse", ()),
+    ):
+        config = Config.for_task(
+            "digits", num_experts=1, layers=1, data="wine.csv", label="kind", missing=missing, drop=drop
+        )
+        create_run(runs / name, config, Knobs(k=1)).finish("stopped")
+    assert {name: row["apart"] for name, row in rows().items()} == {
+        "a": "wine.csv, drop Remarks and Year, missing values as the mean",
+        "b": "wine.csv, rows with missing values dropped",
+        "c": "wine.csv, missing values refused",
+        "d": "wine.csv, missing values refused",
+    }
+    assert rows()["a"]["what"] == "wine.csv · 1 expert"
+
+
 def test_a_fork_stands_below_its_parent_and_says_from_where_and_what_it_changed(runs: Path) -> None:
     parent = made(runs, "parent", steps=10, turned={"noise": 0.5})
     os.close(branch_off(parent, 5, {"k": 1}, runs / "x-child"))

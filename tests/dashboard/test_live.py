@@ -1,6 +1,7 @@
 """The feed says what the store says, and the frames of the route say what the figures say."""
 
 import json
+import re
 import struct
 import time
 from collections.abc import Iterator
@@ -241,6 +242,8 @@ def test_a_frame_of_a_past_step_shows_what_was_recorded(writer: RunWriter) -> No
     assert [shape["x0"] for shape in told["figures"]["balance"]["layout"]["shapes"] if shape["type"] == "line"] == [20]
     _, cv = feed.run.history("cv_load", 0, first=20, last=20)
     assert told["tiles"][0]["value"] == f"{cv[0]:.2f}"
+    (largest,) = [tile for tile in told["tiles"] if tile["name"] == "max_over_mean_load"]
+    assert re.fullmatch(r"ceiling \d\u00a0×", largest["lines"][0])  # no line ends before the unit
     assert unpack(look_again(viewer, step=None))["past"] is False
     feed.run.close()
 

@@ -12,6 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import compare
 from moe_core.dashboard.links import literal
+from moe_core.dashboard.style import CSS
 from moe_core.runs import open_run, start_measuring, stop_measuring
 from moe_core.runs.on_devices import NAME
 from moe_core.schema import Config
@@ -118,6 +119,8 @@ def test_the_table_has_rows_that_differ_and_no_others(runs: Path) -> None:
     assert ends["CV(load)"][1].startswith(f"{means[1]:.2f} (")
     html = compare.as_html(["a", "<b>"], list(parts.items()), "")
     assert '<th scope="col"><i class="moe-run moe-run-1"></i>B &lt;b&gt;</th>' in html
+    assert '<div class="moe-wide" tabindex="0"><table>' in html  # the table scrolls, and not the page
+    assert ".moe-wide { overflow-x: auto; }" in CSS
     assert compare.against_first([1.0, float("nan"), 0.5], 2) == ["1.00", "–", "0.50 (−0.50)"]
 
 

@@ -40,6 +40,16 @@ def test_without_a_run_four_cards_invite(runs: Path) -> None:
     assert (way.page, way.label.startswith("New to this?")) == ("learn", True)
 
 
+def test_the_command_of_a_card_is_not_said_below_the_form_that_configures_another(runs: Path) -> None:
+    app = page()
+    assert app.caption[-1].value == "What *Text* starts, from a terminal:"
+    app.session_state["configure"] = True
+    app.run()
+    assert [one.value for one in app.caption if "from a terminal" in one.value] == [
+        "The same from a terminal:"
+    ]  # the form's
+
+
 def test_the_fourth_card_starts_the_example_of_a_watched_model(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spawned: list[list[str]] = []
     monkeypatch.setattr("moe_core.runs.runner.spawn", lambda name, words, log, **_: spawned.append([name, *words]))

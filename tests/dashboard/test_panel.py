@@ -145,7 +145,7 @@ def test_the_knobs_of_a_run_that_ended_are_turned_no_more(tmp_path: Path) -> Non
     assert not panel(feed)["alive"]
     told = banner(feed, 0)
     assert told
-    assert re.match(r"Finished: 0 steps in \d+ s\.", told["text"])  # the machine may be busy
+    assert re.match(r"Finished: 0 steps in \d+\u00a0s\.", told["text"])  # the machine may be busy
     run.close()
 
 
@@ -261,7 +261,7 @@ def test_a_fork_counts_its_own_steps_and_shows_its_own_speed(tmp_path: Path) -> 
     feed = forked(tmp_path, 40, 10)
     told = banner(feed, 0)
     assert told
-    assert re.match(r"Stopped: 50 steps, 40 of them inherited, 10 in \d+ s\. ", told["text"])
+    assert re.match(r"Stopped: 50 steps, 40 of them inherited, 10 in \d+\u00a0s\. ", told["text"])
     assert speed_tile(feed, At(0, 50)).value == "100"
     assert (speed_tile(feed, At(0, 30)).value, speed_tile(feed, At(0, 30)).lines) == ("–", ("the parent's steps",))
     feed.run.close()
@@ -288,7 +288,7 @@ def test_a_run_that_was_gone_on_with_says_what_the_last_trainer_did(tmp_path: Pa
     feed.refresh(now=True)
     told = banner(feed, 0)
     assert told
-    assert re.match(r"Stopped: 70 steps, the last 10 in \d+ s\. ", told["text"])
+    assert re.match(r"Stopped: 70 steps, the last 10 in \d+\u00a0s\. ", told["text"])
     feed.run.close()
 
 

@@ -10,12 +10,12 @@ import pytest
 
 from moe_core.dashboard.views import View
 from moe_core.figures import compare, read_compare
-from moe_core.figures.called import called, column_names, run_colour
+from moe_core.figures.called import called, column_names, cut_apart, run_colour
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.comparing import Curve
 from moe_core.figures.paper import inner
 from moe_core.figures.theme import DARK, LIGHT
-from moe_core.runs import KnobChange, open_run
+from moe_core.runs import KnobChange, change_notes, open_run
 from moe_core.runs.source import At
 from tests.export.made import make_run
 from tests.figures.record import record
@@ -128,6 +128,33 @@ def test_aligned_by_the_fork_both_count_from_it(tmp_path: Path):
     assert loss["heldout"][0].steps.tolist() == [20, 40]
 
 
+def test_a_run_without_a_step_after_the_fork_is_named_where_its_lines_would_be(tmp_path: Path):
+    a = with_parent(record(tmp_path / "a"), None, 0)
+    at_end = with_parent(record(tmp_path / "b", seed=1), "a", 60)
+    earlier, stranger = (
+        with_parent(record(tmp_path / "c", seed=2), "a", 20),
+        with_parent(record(tmp_path / "d", seed=3), None, 0),
+    )
+
+    def told(*others, align="fork", named=0, draw=compare.compare_balance_difference):
+        read = read_compare.read_balance_difference(View(a, {"align": align}, others), At(0, None, None, None))
+        layout = draw.spec(**read, named=named)["layout"]
+        return re.sub("<.*?>|[\u2068\u2069]", "", layout["title"]["text"]), layout["xaxis"]["title"]["text"]
+
+    title, axis = told(at_end)
+    assert title == "Difference in balanceA and B have no step after the fork"
+    assert axis == "steps since the fork"
+    assert "a and b have no step after the fork" in told(at_end, named=620)[0]
+    at_end.parent = SimpleNamespace(run="a", step=40)
+    with_parent(earlier, "a", 60)
+    assert (
+        told(at_end, earlier)[0]
+        == "Difference in balanceCV(load) minus A's, at the same step; C has no step after the fork"
+    )
+    assert told(at_end, stranger)[1] == "steps since the fork (C: since its start)"
+    assert told(stranger)[1] == "step"  # none is a fork of another
+
+
 def test_losses_of_text_are_read_in_bits(tmp_path: Path):
     run = record(tmp_path / "a")
     read = read_compare.read_loss(run, At(0, None, None, None))
@@ -142,6 +169,25 @@ def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
     assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
     assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
     assert run_colour(0, LIGHT) == LIGHT.ink
+
+
+def test_names_are_not_cut_where_they_differ(tmp_path: Path):
+    wine = "Weinproben mit zwei Rängen, k = 2, {} Versuch vom Samstagabend"
+    names = [wine.format("erster"), wine.format("zweiter"), "odd-k1", wine.format("erster")]
+    cuts = cut_apart(names, 20)
+    assert cuts == ["… erster Versuch vo…", "… zweiter Versuch v…", "odd-k1", "… erster Versuch vo…"]
+    assert max(map(len, cuts)) == 20
+    ends = [
+        "a" * 60 + end for end in ("", "x", "yy")
+    ]  # no word begins near, and one name is the beginning of the others
+    assert [len(set(cut_apart(ends, most))) for most in (10, 20, 24)] == [3, 3, 3]
+    assert cut_apart(["a" * 30, "b" * 30], 20)[0] == "a" * 11 + " … " + "a" * 6  # the cut leaves what tells them apart
+    a, b = record(tmp_path / "a"), record(tmp_path / "b", seed=1)
+    for run, name in zip((a, b), names, strict=False):
+        change_notes(run.path, name=name)
+    tiles = tiles_of("compare", View(a, {}, (b,)), At(1))
+    assert [tile.label for tile in tiles] == ["A … erster Versuch vo…, CV(load)", "B … zweiter Versuch v…"]
+    assert [tile.more.split("\n")[0] for tile in tiles] == names[:2]
 
 
 def turned(step, name="noise", previous=1.0, value=0.5):

@@ -39,6 +39,11 @@ def test_a_run_is_predicted_in_rows_and_in_json(tmp_path: Path, capsys: Any) -> 
     assert all(f"- {line}" in out for line in end["assumptions"][1:])
 
 
+def test_one_expert_is_said_to_be_one(capsys: Any) -> None:
+    _, said = told(capsys, "--num-experts", "1", "--k", "1", "--devices", "1", "--expert-parallel", "1")
+    assert "The one expert stays; each device has it." in said
+
+
 @pytest.mark.parametrize("more", ["--strong", "--grow-experts", "--decide own", "--cores 2"])
 def test_each_way_to_deal_is_said_and_does_something(more: str, capsys: Any) -> None:
     (usual, said), (other, said_then) = (told(capsys, *words) for words in ([], more.split()))

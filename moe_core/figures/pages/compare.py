@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from moe_core.figures import compare, read_compare
-from moe_core.figures.called import LETTERS
-from moe_core.figures.needs import Need, balance, compared, loss, stats
+from moe_core.figures.called import LETTERS, cut_apart
+from moe_core.figures.needs import Need, balance, compared, loss, reported, stats
 from moe_core.figures.pages.entry import Entry, TileEntry
 from moe_core.figures.pages.live import heldout_tile
 from moe_core.figures.pages.tile import Tile, number
@@ -17,7 +17,7 @@ from moe_core.figures.pages.words import balance_words, held_out_line, word_at
 from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
 from moe_core.figures.reading import held_out_at, last_step, value_at
 from moe_core.runs.source import At, Source
-from moe_core.schema import LOOKS_AHEAD, STAT, shortened
+from moe_core.schema import LOOKS_AHEAD, STAT
 
 
 class Place(NamedTuple):
@@ -55,24 +55,23 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     line = held_out_value(run, At(layer, place.here))
     prefixed = line and f"held-out {line}"
     held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here)
-    more = held_out_line(held_out, training)
+    name = cut_apart([one.name for one in runs_of(source)], 20)[number_of_run]
+    more = "\n".join(filter(None, (run.name * (name != run.name), held_out_line(held_out, training))))
     word = balance_words(training, held_out).partition(",")[0]
     if not number_of_run:
         when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
         lines = (prefixed, when + ", the last of all" * place.last)
-        label = f"A {shortened(run.name, 20)}, {STAT[run.description.balance].label}"
+        label = f"A {name}, {STAT[run.description.balance].label}"
         return Tile("run_A", label, cv, word=word, lines=tuple(filter(None, lines)), more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, prefixed if word else line)
-    return Tile(
-        f"run_{letter}", f"{letter} {shortened(run.name, 20)}", cv, unit, lines=tuple(filter(None, lines)), more=more
-    )
+    return Tile(f"run_{letter}", f"{letter} {name}", cv, unit, lines=tuple(filter(None, lines)), more=more)
 
 
 def held_out_value(run: Source, at: At) -> str:
     """The headline on the held-out split; "" for a run that reports nothing there."""
-    if not run.description.metrics:
+    if not reported(run):
         return ""
     heldout = heldout_tile(run, at)
     # A tile has room for either the unit or "looks ahead".

@@ -16,7 +16,7 @@ from moe_core.figures.needs import (
     knobs,
     loss,
     many_layers,
-    metrics,
+    reported,
     stats,
     turned,
 )
@@ -153,15 +153,16 @@ def speed_tile(source: Source, at: At) -> Tile:
     """Steps and tokens a second over the last steps that the run trained itself; those inherited from a parent do not count."""
     step = step_of(source, at)
     inherited = source.parent.step if source.parent else 0
+    tokens = source.description.tokens  # 0 where it is not known how many a step has
+    unknown = ("– tokens/s",) if tokens else ()
     if step <= inherited or (step == last_step(source) and source.status().state == "starting"):
         why = "trains again what is recorded" if source.status().state == "starting" else "the parent's steps"
-        return Tile("speed", "Speed", NONE, "steps/s", lines=(why if step else "– tokens/s",))
+        return Tile("speed", "Speed", NONE, "steps/s", lines=(why,) if step else unknown)
     rate = steps_a_second(source, step)
     if not rate:
-        return Tile("speed", "Speed", NONE, "steps/s", lines=("– tokens/s",))
-    tokens = short(rate * source.description.tokens) if source.description.tokens else "–"
+        return Tile("speed", "Speed", NONE, "steps/s", lines=unknown)
     communicated, more = communication_words(source, step)
-    lines = (f"{tokens} tokens/s", *([communicated] if communicated else []))
+    lines = tuple(filter(None, (f"{short(rate * tokens)} tokens/s" if tokens else "", communicated)))
     return Tile("speed", "Speed", number(rate, 0 if rate >= 10 else 1), "steps/s", lines=lines, more=more)
 
 
@@ -254,6 +255,6 @@ TILES: dict[str, TileEntry] = {
     "cv_importance": TileEntry(importance_tile, (stats("cv_importance"),)),
     "max_over_mean_load": TileEntry(max_tile, (stats("max_over_mean_load"),)),
     "dead_experts": TileEntry(dead_tile, (stats("dead_experts", "effective_experts"),)),
-    "heldout": TileEntry(heldout_tile, (metrics,)),
+    "heldout": TileEntry(heldout_tile, (reported,)),
     "speed": TileEntry(speed_tile, (stats("seconds"),)),
 }

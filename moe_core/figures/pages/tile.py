@@ -1,11 +1,13 @@
 """A tile: one number above the charts, with its yardstick, in plain text that the dashboard only has to place."""
 
 import math
+import re
 from typing import NamedTuple
 
 from moe_core.schema import value_text
 
 NONE = value_text(None)
+UNIT = re.compile(r"(?<=\d) (?=(?:[%×kMG]|[kMG]?B|s|min|h|bits|nats)(?!\w))")
 
 
 class Tile(NamedTuple):
@@ -43,3 +45,8 @@ def plain_count(value: float) -> str:
     if not math.isfinite(value):
         return NONE
     return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
+
+
+def unbroken(text: str) -> str:
+    """A text in which no line ends between a number and its unit."""
+    return UNIT.sub("\u00a0", text)
