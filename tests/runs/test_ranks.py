@@ -41,6 +41,7 @@ from moe_core.runs import (
 from moe_core.runs.branch import branch_off
 from moe_core.runs.locks import fetch, holder, post, started, stat_words
 from moe_core.runs.log import NO_WORDS, last_problem, words_of_failure
+from moe_core.runs.processes import Process
 from moe_core.runs.ranks import (
     ALONE,
     RankCounts,
@@ -489,3 +490,18 @@ def test_ranks_that_cannot_share_a_run_say_so_and_leave_nothing(tmp_path: Path) 
     with pytest.raises(StoreError, match=r"did not start: moe: expert_parallel must divide num_experts \(3\), got 2"):
         wait_ready(run_id, 60, tmp_path)
     assert not there(pids)
+
+
+def test_torchrun_is_ended_with_its_rank_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or it would start the ranks again, and a run that somebody stopped would go on."""
+    sent, ended, answers = list[tuple[int, int]](), list[Any](), iter([False, False, True])
+    launched = [Process(11, "1"), Process(12, "2"), Process(13, "3")]
+    monkeypatch.setattr(runner, "launched_with", lambda rank: launched)
+    monkeypatch.setattr(Process, "state", "S")
+    monkeypatch.setattr(runner, "trainer_of", lambda run: 12)
+    monkeypatch.setattr(runner, "_ended_within", lambda *_: next(answers))
+    monkeypatch.setattr(runner, "end_processes", lambda *given: ended.append(given))
+    monkeypatch.setattr(os, "kill", lambda pid, number: sent.append((pid, number)))
+    assert runner._wait_for_end(SimpleNamespace(id="a"), 1, 3.0) == "SIGKILL"  # type: ignore[arg-type]
+    assert sent == [(11, signal.SIGTERM), (12, signal.SIGTERM), (11, signal.SIGKILL), (12, signal.SIGKILL)]
+    assert ended == [(launched, 3.0)]
