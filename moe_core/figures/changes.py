@@ -83,7 +83,7 @@ def mark_changes(
         if change.step is not None and lo <= change.step <= hi:
             turned.setdefault(change.step, []).append(turn(change))
     together = grouped(sorted(turned), layout)
-    layout["meta"]["turned"] = len(turned)
+    layout["meta"] |= {"turned": len(turned)} if turned else {}
     px = tall * inner(layout)[1]
     for group in together:
         layout["shapes"] += marks_of(group, layout, theme, cased, px, **reach)
@@ -104,7 +104,7 @@ def grouped(steps: Sequence[int], layout: Spec) -> list[list[int]]:
     """Ascending steps in groups: those that stand close together on the axis if there are enough to share a mark, else each by
     itself. By the width of the figure, not of its plot, so that panels of the same steps group alike, whatever stands beside them."""
     lo, hi = layout["xaxis"]["range"]
-    near = min(FAR, CLOSE * layout["font"]["size"] / layout["meta"]["whole"]) * (hi - lo)
+    near = min(FAR, CLOSE * layout["font"]["size"] / layout["meta"].get("whole", layout["width"])) * (hi - lo)
     gaps = np.flatnonzero(np.diff(steps) >= near) + 1
     close = [part.tolist() for part in np.split(np.asarray(steps, np.int64), gaps) if len(part)]
     return [group for part in close for group in ([part] if len(part) >= SHARE else [[step] for step in part])]

@@ -102,7 +102,7 @@ def base(
         "dragmode": "zoom",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.ink2, "activecolor": theme.ink},
         "uirevision": name,
-        "meta": {"figure": name, "step": step, "whole": size[3] if len(size) > 3 else size[0]},
+        "meta": {"figure": name, "step": step} | ({"whole": size[3]} if len(size) > 3 else {}),
         "xaxis": axis | titled(x or {}, pen, theme, standoff=2),
         "yaxis": axis | {"showgrid": True} | titled(y or {}, pen, theme, standoff=4),
         "shapes": [],
