@@ -66,7 +66,7 @@ def diagnose(source: Judged, layer: int = 0, memory: Memory | None = None) -> li
     evidence = evidence_of(source, layer, memory)
     if not len(evidence.steps_n):
         return []
-    rules = RULES if isinstance(source.knobs, Knobs) else ANYWHERE
+    rules = rules_for(evidence)
     findings = [
         found._replace(known=found.known and evidence.known(found.rule)) for rule in rules if (found := rule(evidence))
     ]
@@ -104,11 +104,19 @@ def no_gradient(evidence: Evidence) -> Finding | None:
     ):
         why = "One kept expert weighs 1 whatever its logit, so no change of the gate changes the loss; only the balancing losses move it."
         remedy = {"weigh": "all"}
-        try_this = f"Turn {turns(remedy)}, as in Switch, or k to 2 or more."
+        try_this = f"Turn {turns(remedy)}, as in Switch{or_more(evidence)}."
     else:
         why = "The weights of the chosen experts do not change with their logits: the softmax is saturated."
         try_this = "Turn w_z up, which keeps logits small, or the learning rate down."
     return Finding("no_gradient", evidence.layer, since, what, why, try_this, remedy)
+
+
+def or_more(evidence: Evidence) -> str:
+    """ ", or k to 2 or more": the knobs by which a level keeps a single choice and, in this layer, could keep more."""
+    groups = evidence.groups
+    most = {"k": evidence.experts // max(groups, 1), "k_primary": groups}
+    raised = [name for name, choices in most.items() if getattr(evidence.knobs, name) == 1 and choices > 1]
+    return f", or {' and '.join(raised)} to 2 or more" if raised else ""
 
 
 def collapse(evidence: Evidence) -> Finding | None:
@@ -371,3 +379,10 @@ RULES: tuple[Callable[[Evidence], Finding | None], ...] = (
 )
 # The rules that need no knowledge of a run's knobs.
 ANYWHERE = (collapse, constant_bias, unreachable, dead_experts, idle_bias)
+
+
+def rules_for(evidence: Evidence) -> tuple[Callable[[Evidence], Finding | None], ...]:
+    """The rules that a layer can be judged by. Where only one expert is on, the gate has nothing to choose and nothing to learn."""
+    if evidence.experts - len(off_in(evidence)) == 1:
+        return (dropped_tokens,) if isinstance(evidence.knobs, Knobs) else ()
+    return RULES if isinstance(evidence.knobs, Knobs) else ANYWHERE

@@ -1,6 +1,7 @@
 """Each rule of the diagnosis: it fires, it does not, and at its boundary it does not either; and no finding flickers."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -20,7 +21,7 @@ from moe_core.diagnosis import (
 )
 from moe_core.evidence import Memory, holding
 from moe_core.remedies import even_again
-from moe_core.schema import DEAD_AFTER, Config, Knob, Knobs, Values, describe
+from moe_core.schema import DEAD_AFTER, STRATEGIES, Config, Knob, Knobs, Values, check, check_knob, describe
 
 E = 16
 CONFIG = Config(num_experts=E)
@@ -338,6 +339,64 @@ def test_a_gate_that_the_task_teaches_nothing_is_told_with_what_helps() -> None:
     groups = Config(num_experts=E, groups=4)
     for knobs in (knobs_with(k=1), knobs_with(k_primary=1)):
         assert diagnosis.no_gradient(evidence(knobs, config=groups, task_gradient=0.0)).remedy == {"weigh": "all"}
+
+
+@pytest.mark.parametrize(
+    ("groups", "turned", "raised"),
+    [
+        (0, {"k": 1}, ", or k"),
+        (4, {"k": 1}, ", or k"),
+        (4, {"k_primary": 1}, ", or k_primary"),
+        (4, {"k": 1, "k_primary": 1}, ", or k and k_primary"),
+        (16, {"k": 1, "k_primary": 1}, ", or k_primary"),  # one expert in each group
+    ],
+)
+def test_only_a_k_that_can_be_more_is_offered_to_a_gate_that_keeps_one(groups: int, turned, raised: str) -> None:
+    said = diagnosis.no_gradient(
+        evidence(knobs_with(**turned), config=Config(num_experts=E, groups=groups), task_gradient=0.0)
+    )
+    assert said.try_this == f"Turn weigh to all, as in Switch{raised} to 2 or more."
+
+
+ILL: tuple[dict[str, object], ...] = (
+    {"task_gradient": 0.0}, {"cv_load": 1.9}, {"dead": 1.0}, {"noise_scale": 20.0}, {"dropped": 0.5},
+    {"logit_spread": 0.0, "task_gradient": np.nan},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(("experts", "k"), [(1, 1), (2, 1), (2, 2), (16, 1), (16, 16)])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_remedy_offers_only_values_that_the_run_can_have(experts: int, k: int, strategy: str) -> None:
+    config = Config(task="plane", num_experts=experts)
+    for turned in ({}, {"noise": 0.0}, {"noise": 4.0}, {"w_load": 1.0, "w_importance": 0.0}, {"capacity_factor": 0.5}):
+        knobs = Knobs(**{"k": k, "strategy": strategy} | turned)
+        for ill in ILL:
+            counts_E = np.eye(experts)[0] * 10 * k
+            given = evidence(knobs, config=config, n=700, counts=counts_E, **ill)
+            given = given._replace(held_out_steps_m=np.array([600, 650]), held_out_cv_m=np.array([0.5, 0.5]))
+            found = [finding for rule in diagnosis.rules_for(given) if (finding := rule(given))]
+            assert experts > 1 or {finding.rule for finding in found} <= {"dropped_tokens"}
+            for finding in found:
+                for name, value in (finding.remedy or {}).items():
+                    check_knob(config, name, value, knobs)
+                check(config, replace(knobs, **finding.remedy or {}))
+                most = min([experts, *map(int, re.findall(r"\bk to (\d+)", finding.try_this))])
+                assert most > k or " k to " not in finding.try_this
+
+
+OTHERS = ",".join(map(str, range(2, E + 1)))
+
+
+def test_of_the_gate_of_one_expert_nothing_is_said() -> None:
+    one = evidence(knobs_with(k=1), config=Config(num_experts=1), task_gradient=0.0)
+    assert diagnosis.rules_for(one) == (diagnosis.dropped_tokens,)
+    others_off = evidence(knobs_with(k=1, off=OTHERS), task_gradient=0.0)
+    assert diagnosis.rules_for(others_off) == (diagnosis.dropped_tokens,)
+    assert diagnosis.rules_for(evidence(knobs_with(k=1, off=OTHERS[2:]))) == diagnosis.RULES
+    told = diagnose(
+        Source(knobs_with(k=1, off=OTHERS, noise=0), dead=3.0)
+    )  # an idle load loss, if it had more to choose
+    assert told == []
 
 
 def test_it_is_measured_and_not_inferred_from_the_knobs() -> None:

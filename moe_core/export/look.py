@@ -11,7 +11,7 @@ from moe_core.export.drawing import draw, room_beside, stamp_line
 from moe_core.export.fonts import width_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, lines_of
 from moe_core.export.sizes import on_paper
-from moe_core.export.untold import NO_BREAK, ROW, Untold, add_numbers, subtitle_with, untold_of
+from moe_core.export.untold import ALONE, MOST_TOLD, NO_BREAK, ROW, Alike, Untold, add_numbers, subtitle_with
 from moe_core.figures.catalog import FIGURES
 from moe_core.figures.paper import COMPACT, Spec, escape, inner
 from moe_core.figures.read_sweep import SweepResults
@@ -26,7 +26,6 @@ COLUMN = (480, 300)  # px: set to the width of a paper's column (85 mm), the axe
 SMALLEST, LARGEST = 120, 8000
 LEAST = 60  # px of a plot that words beside it leave
 LEAST_HIGH, ENOUGH = 60, 80  # px of a plot below a title that tells one change, or more
-MOST_TOLD = 8  # changes
 TRIES = 4
 NARROW = 460  # px below which a margin is no wider than its words
 MOST_STEPS = 1_000_000  # over which a line is averaged
@@ -97,11 +96,15 @@ def undrawable(what: str, error: Exception) -> str:
 
 
 def spec_of(
-    run: Source | SweepResults, name: str, look: Look, given: dict[str, Any] | None = None
+    run: Source | SweepResults,
+    name: str,
+    look: Look,
+    given: dict[str, Any] | None = None,
+    alike: Alike = ALONE,
 ) -> tuple[dict[str, Any], float]:
     """The figure's spec as it is to be drawn, and by which factor its px are enlarged.
 
-    given: the figure's arguments, if they were read before.
+    given: the figure's arguments, if they were read before; alike: the changes that the title is to tell as other panels do.
     """
     entry = FIGURES[name]
     at = At(look.layer, look.step, bins=POINTS)
@@ -121,7 +124,7 @@ def spec_of(
 
     def drawn(left: int, right: int, top: int) -> dict[str, Any]:
         """Drawn with other margins than the figure's own: by this many px wider, or with less than 0 narrower."""
-        room = (size[0] - left - right, max(60, size[1] - top), False)
+        room = (size[0] - left - right, max(60, size[1] - top), False, size[0])
         shape = {"theme": LOOKS[look.theme], "size": room}
         made = entry.draw.spec(**given, **shape)
         made = with_means(made, entry.draw.spec(**mean, **shape), look.smooth) if mean else made
@@ -139,7 +142,7 @@ def spec_of(
     left, right = missing(spec)
     spec = drawn(left, right, 0) if left or right else spec
     if look.title != "":
-        spec = with_title(spec, lambda top: drawn(left, right, top), LOOKS[look.theme])
+        spec = with_title(spec, lambda top: drawn(left, right, top), LOOKS[look.theme], alike)
     layout = spec["layout"]
     if look.title == "":
         layout["title"] = layout["title"] | {"text": f"<b>{look.letter}</b><br>"} if look.letter else {"text": ""}
@@ -173,7 +176,7 @@ def widest(text: str, font: dict[str, Any]) -> float:
     return max(map(width_of, lines_of(text, font)))
 
 
-def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme) -> Spec:
+def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme, alike: Alike = ALONE) -> Spec:
     """The figure with its title wrapped to its width, which also tells the changes that find no room in the plot, by their numbers.
 
     drawn: the figure with a title that is so many px higher.
@@ -181,28 +184,32 @@ def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme) -> Spec:
     high, top = inner(spec["layout"])[1], 0
     for _ in range(TRIES):
         # A lower plot has room for fewer names, so that more have to be told in the title, which makes it lower.
-        text, needed, told = title_for(spec["layout"], untold_of(spec), high)
+        text, needed, told = title_for(spec["layout"], alike.of(spec), high, most_told=alike.most)
         if needed == top:
             break
         top = needed
         spec = drawn(top)
     else:  # two heights each ask for the other
-        text, _, told = title_for(spec["layout"], untold_of(spec), high, top)
-    if top:
-        spec["layout"]["title"]["text"] = text
+        text, _, told = title_for(spec["layout"], alike.of(spec), high, top, most_told=alike.most)
+    spec["layout"]["title"]["text"] = text
+    spec["layout"]["meta"]["told"] = told
     if told:
-        add_numbers(spec["layout"], [step for step, _ in untold_of(spec).changes[:told]], theme)
+        add_numbers(spec["layout"], [step for step, _ in alike.of(spec).changes[:told]], theme)
     return spec
 
 
-def title_for(layout: dict[str, Any], untold: Untold, high: int, most: float = math.inf) -> tuple[str, int, int]:
+def title_for(
+    layout: dict[str, Any], untold: Untold, high: int, most: float = math.inf, most_told: int = MOST_TOLD
+) -> tuple[str, int, int]:
     """The title wrapped to the width of the figure, by how many px that makes it higher, and how many of the changes it tells: as
     many as find room in `most` px more and leave enough of the height of the plot, `high`."""
-    for told in range(min(len(untold.changes), MOST_TOLD), 0, -1):
+    for told in range(min(len(untold.changes), most_told), -1, -1):
         title = layout["title"] | {"text": subtitle_with(str(layout["title"]["text"]), untold, told)}
         text, top = wrapped_title(layout | {"title": title})
-        if high - top - ROW >= (LEAST_HIGH if told == 1 else ENOUGH) and top + ROW <= most:
-            return text, top + ROW, told
+        above = top + ROW * bool(told)  # numbers
+        least = LEAST_HIGH if told == 1 else ENOUGH  # their count is told in any case
+        if above <= most and (not told or high - above >= least):
+            return text, above, told
     return *wrapped_title(layout), 0
 
 

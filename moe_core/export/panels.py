@@ -5,15 +5,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from moe_core.export.drawing import stamp_line
-from moe_core.export.look import COLUMN, FONT, Look, check, laid_out, spec_of
+from moe_core.export.look import COLUMN, FONT, POINTS, TRIES, Look, check, laid_out, spec_of
 from moe_core.export.marks import Path, Sheet, box, colour_of, moved
 from moe_core.export.pdf import to_pdf
 from moe_core.export.stamp import Facts, caption_of, figure_facts, smoothed_facts
 from moe_core.export.svg import to_png, to_svg
+from moe_core.export.untold import Alike, Steps, alike_in, steps_of
 from moe_core.figures.catalog import FIGURES
+from moe_core.figures.paper import Spec
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.theme import LOOKS
-from moe_core.runs.source import Source
+from moe_core.runs.source import At, Source
 
 GAP = 16  # px between two panels
 MOST = 6  # panels beside each other
@@ -68,9 +70,8 @@ def together(run: Source | SweepResults, names: Sequence[str], look: Look, colum
             f"{columns} panels beside each other do not fit: {error} for each; give a larger size, or fewer beside each other"
         ) from None
     marks, smoothed = [], False
-    for at, name in enumerate(names):
-        here = replace(look, size=size, caption=False, letter=string.ascii_lowercase[at])
-        spec, _ = spec_of(run, name, here)
+    looks = [replace(look, size=size, caption=False, letter=string.ascii_lowercase[at]) for at in range(len(names))]
+    for at, (name, here, spec) in enumerate(zip(names, looks, specs_alike(run, names, looks), strict=True)):
         smoothed = smoothed or "smooth" in spec["layout"]["meta"]
         row, column = divmod(at, columns)
         x, y = column * (size[0] + gap) / zoom, row * (size[1] + gap) / zoom
@@ -81,6 +82,24 @@ def together(run: Source | SweepResults, names: Sequence[str], look: Look, colum
         sheet = stamp_line(caption_of(facts), sheet, theme.ink2, theme.ground, FONT - 2)
     ground = Path((box(0, 0, width / zoom, height / zoom),), fill=colour_of(theme.ground))
     return Sheet(width / zoom, height / zoom, (ground, *sheet.marks)), zoom, facts
+
+
+def specs_alike(run: Source | SweepResults, names: Sequence[str], looks: Sequence[Look]) -> list[Spec]:
+    """The panels' specs, of which those of the same steps tell the same changes by the same numbers."""
+    read = [
+        FIGURES[name].read(run, At(look.layer, look.step, bins=POINTS)) for name, look in zip(names, looks, strict=True)
+    ]
+    panels = list(zip(names, looks, read, strict=True))
+    specs, alike = [spec_of(run, *panel)[0] for panel in panels], dict[Steps, Alike]()
+    for _ in range(TRIES):  # a longer title makes a plot lower, which then may name fewer
+        before, alike = alike, alike_in(specs, alike)
+        if alike == before:
+            break
+        specs = [
+            spec_of(run, *panel, alike[steps])[0] if (steps := steps_of(spec)) else spec
+            for spec, panel in zip(specs, panels, strict=True)
+        ]
+    return specs
 
 
 def panel_facts(run: Source | SweepResults, names: Sequence[str], look: Look) -> Facts:

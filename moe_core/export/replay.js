@@ -61,12 +61,12 @@ const fixed = (v, digits) => Number.isFinite(v) ? v.toFixed(digits).replace("-",
 // The experts of the layer that are switched off, from 0
 const offAt = (step) => new Set(R.off.filter(([layer, , first, end]) => layer === state.layer && first <= step && step < end).map(([, e]) => e));
 const wordOf = (cv) => (cv < R.words[0] ? "Balanced" : cv <= R.words[1] ? "Uneven" : "Collapsed");
-const notLearning = (cv) => cv < R.words[0] && number("untaught");
+const alone = (cv, step) => cv < R.words[0] && (E - offAt(step).size === 1 ? R.words[3] : number("untaught") && R.words[2]);
 
 // The word for the balance and the line below it, as in figures/pages/live.py
 function balanceWords(cv, step) {
   const held = R.held_out[state.layer], n = upTo(held.steps, step), word = wordOf(cv);
-  if (notLearning(cv)) return [R.words[2], n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];
+  if (alone(cv, step)) return [alone(cv, step), n ? `${held.where[n - 1]} ${fixed(held.cv[n - 1], 2)}` : ""];
   if (!n) return [`${word} in training`, "not measured without noise"];
   const [at, other, where] = [held.steps[n - 1], held.cv[n - 1], held.where[n - 1]];
   const since = !R.knobs.some((one) => one.hand && one.step > at && one.step <= step);

@@ -19,7 +19,7 @@ from moe_core.export.stamp import caption_of, facts_of
 from moe_core.export.svg import printable
 from moe_core.export.web import head, plotly_js, script_text, typefaces
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.pages.words import NOT_LEARNING
+from moe_core.figures.pages.words import ALONE
 from moe_core.figures.probe import as_images
 from moe_core.figures.read_sweep import SweepResults
 from moe_core.figures.reading import classes_of_probe, comparable_at, held_out_at, last_step, rows_of_probe
@@ -108,7 +108,7 @@ def data_of(run: Source, layer: int, progress: Progress) -> dict[str, Any]:
     return {
         "kind": run.description.probe, "experts": run.description.experts, "layers": layers, "layer": layer, "steps": packed(steps.astype("<f8")), "rows": kept,
         "loss": {"x": packed(np.asarray(loss["steps"], "<f8")), "y": packed(np.asarray(loss["train"], "<f4"))},
-        "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, NOT_LEARNING],
+        "knobs": knobs_of(run), "specs": specs, "probe": probe_of(run), "words": [BALANCED, COLLAPSED, *ALONE],
         "metric": metric_of(run), "held_out": [held_out_of(run, at) for at in range(layers)],
         "off": [off[:4] for off in run.off_spans()], "themes": {n: {"experts": t.experts, "over": t.over, "under": t.under} | {k: getattr(t, k) for k in ("ground", "ink", "ink2", "rule", "edge", "hand")} for n, t in THEMES.items()},
     }  # fmt: skip

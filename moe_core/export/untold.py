@@ -1,7 +1,7 @@
 """Changes of knobs whose names find no room in a figure, or share a label: numbers above the plot, and what they are in the subtitle."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_core.figures.changes import Name, box_of
@@ -9,9 +9,11 @@ from moe_core.figures.paper import Spec, inner, label_font, note, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.figures.words import ISOLATED
 
+Steps = tuple[float, ...]
 ROW = 16  # px above the plot for the numbers
 NO_BREAK = "\u00a0"
 DIGIT = 0.55  # width of one, in sizes of the type
+MOST_TOLD = 8  # changes
 GAP = 0.4  # between two numbers, in sizes of the type
 
 
@@ -33,6 +35,46 @@ def untold_of(spec: Spec) -> Untold:
     return Untold(tuple(sorted(changes)), sum(name.earlier for name in names))
 
 
+class Alike(NamedTuple):
+    """What panels of the same steps have in common: `changes`, told by each though it names them in its plot, and the most that each
+    tells."""
+
+    changes: tuple[tuple[int, str], ...] = ()
+    most: int = MOST_TOLD
+
+    def of(self, spec: Spec) -> Untold:
+        """The changes that a drawn figure is to tell: those that it leaves untold, and those of the other panels."""
+        own = untold_of(spec)
+        return own if "turned" not in spec["layout"]["meta"] else Untold(joined(own.changes, self.changes), own.more)
+
+
+ALONE = Alike()
+
+
+def joined(changes: Iterable[tuple[int, str]], others: Iterable[tuple[int, str]]) -> tuple[tuple[int, str], ...]:
+    """Changes (step, words) of both, in the order of their steps, each once."""
+    return tuple(sorted({*changes, *others}))
+
+
+def alike_in(specs: Sequence[Spec], before: Mapping[Steps, Alike]) -> dict[Steps, Alike]:
+    """For each range of steps over which drawn panels mark changes, what they have in common; before: what they were drawn with."""
+    found = dict(before)
+    for spec in specs:
+        if steps := steps_of(spec):
+            last = found.get(steps, ALONE)
+            changes, told = last.of(spec).changes, spec["layout"]["meta"].get("told", 0)
+            # One that tells all that it has to tell sets no bound to the others.
+            most = told if told < min(last.most, len(changes)) and "told" in spec["layout"]["meta"] else last.most
+            found[steps] = Alike(changes, most)
+    return found
+
+
+def steps_of(spec: Spec) -> Steps | None:
+    """From which step to which a chart that marks changes goes; None for another figure."""
+    layout = spec["layout"]
+    return tuple(map(float, layout["xaxis"]["range"])) if layout["meta"].get("turned") else None
+
+
 def plain(text: str) -> str:
     """A label without its tags and the squares of colour that they held: "even, wide: noise 1 → 0.5"."""
     words = re.sub(r"<[^>]*>", "", text).replace(" ■ ", ", ").replace("■ ", "")
@@ -46,8 +88,9 @@ def subtitle_with(text: str, untold: Untold, told: int) -> str:
         for number, (step, words) in enumerate(untold.changes[:told], 1)
     ]
     left = len(untold.changes) - told + untold.more
-    more = f"; and {left:,} more change{'s' * (left > 1)}" if left else ""
-    return text.replace("</span>", f"; {'; '.join(told_ones)}{more}</span>")
+    more = f"and {left:,} more change{'s' * (left > 1)}" if left else ""
+    words = "; ".join(filter(None, (*told_ones, more)))
+    return text.replace("</span>", f"; {words}</span>") if words else text
 
 
 def add_numbers(layout: Spec, steps: Sequence[int], theme: Theme) -> None:

@@ -158,7 +158,12 @@ def sorted_bars(load_E: Array, most: float, counted: str, step: int | None, them
         step=step,
         theme=theme,
         size=size,
-        x={"title": "rank of expert", "range": [0.5, E + 0.5], "tickvals": ticks, "ticktext": [str(t) for t in ticks]},
+        x={
+            "title": f"experts, by {counted}",
+            "range": [0.5, E + 0.5],
+            "tickvals": ticks,
+            "ticktext": [str(t) for t in ticks],
+        },
         y={"title": f"{counted} ÷ ideal, ×", "nticks": 6},
         bargap=0.15,
     )

@@ -10,7 +10,8 @@ from moe_core.figures.paper import Spec, escape, inner, label_font, note, uprigh
 from moe_core.figures.theme import Theme, faded
 from moe_core.schema import change_text
 
-CLOSE = 4  # in sizes of the type: marks that are closer to each other than this stand close together
+CLOSE = 4  # in sizes of the type: marks that are closer to each other than this, on an axis as wide as the figure, stand close together
+FAR = 1 / 6  # of the axis: marks that are so far from each other never do, however narrow the figure
 SHARE = 3  # so many changes that stand close together share one mark and one label
 STACKED = 3  # names of knobs turned in one step that stand below each other
 LISTED = 12  # changes of a shared label that are listed on hover
@@ -82,6 +83,7 @@ def mark_changes(
         if change.step is not None and lo <= change.step <= hi:
             turned.setdefault(change.step, []).append(turn(change))
     together = grouped(sorted(turned), layout)
+    layout["meta"] |= {"turned": len(turned)} if turned else {}
     px = tall * inner(layout)[1]
     for group in together:
         layout["shapes"] += marks_of(group, layout, theme, cased, px, **reach)
@@ -100,9 +102,9 @@ def turn(change: Any) -> str:
 
 def grouped(steps: Sequence[int], layout: Spec) -> list[list[int]]:
     """Ascending steps in groups: those that stand close together on the axis if there are enough to share a mark, else each by
-    itself."""
+    itself. By the width of the figure, not of its plot, so that panels of the same steps group alike, whatever stands beside them."""
     lo, hi = layout["xaxis"]["range"]
-    near = CLOSE * layout["font"]["size"] * (hi - lo) / inner(layout)[0]
+    near = min(FAR, CLOSE * layout["font"]["size"] / layout["meta"].get("whole", layout["width"])) * (hi - lo)
     gaps = np.flatnonzero(np.diff(steps) >= near) + 1
     close = [part.tolist() for part in np.split(np.asarray(steps, np.int64), gaps) if len(part)]
     return [group for part in close for group in ([part] if len(part) >= SHARE else [[step] for step in part])]

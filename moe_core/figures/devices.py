@@ -28,6 +28,8 @@ from moe_core.figures.reading import tokens_per_expert
 from moe_core.figures.theme import LIGHT, Theme
 
 SHOWN = (1, 2, 4)
+DOT = 6  # px: half the width of a bar with its dot
+Box = tuple[float, float, float, float]  # left, right, lower and upper end in px from the plot's lower left corner
 PARTS = ("the least that one expert got", "the mean of the experts", "the most that one expert got")
 
 
@@ -72,15 +74,42 @@ def batch_devices(
     if len(devices):
         data.append(bars("from one batch", devices, own, "from one device's batch", theme.edge, 9, theme.ink2))
         data.append(bars("from all batches", devices, all_, "from the batches of all", theme.ink, 3, theme.ink))
-    for at, speed in enumerate(np.asarray(per_second_m, np.float64).tolist()):
-        if np.isfinite(speed) and speed > 0:  # no row came to a rank whose experts are all off
-            words, (low, high) = f"{short(speed)} rows/s", layout["xaxis"]["range"]
-            left = inner(layout)[0] * (int(devices[at]) - low) / (high - low)
-            # On a narrow chart the first would reach over the axis.
-            right = max(0.0, 0.28 * layout["font"]["size"] * len(words) - left)
-            place = {"xref": "x", "yref": "y", "yanchor": "bottom", "yshift": 4, "font": label_font(layout, theme.ink)}
-            layout["annotations"].append(note(words, int(devices[at]), float(all_[at, 2]), xshift=right, **place))
+    layout["annotations"] += speeds(devices, np.asarray(per_second_m, np.float64), own, all_, layout, theme)
     return {"data": data, "layout": layout}
+
+
+def speeds(devices: Array, per_second_m: Array, own: Array, all_: Array, layout: Spec, theme: Theme) -> list[Spec]:
+    """Rows a second above the bar of each number of devices; in two lines where one would touch another's bar, and left out where two do."""
+    (width, height), size = inner(layout), layout["font"]["size"]
+    (low, high), top = layout["xaxis"]["range"], layout["yaxis"]["range"][1]
+    x = width * (devices - low) / (high - low)
+    taken: list[Box] = [
+        (at - DOT, at + DOT, *(np.array([min(a.min(), b.min()), max(a.max(), b.max())]) * height / top).tolist())
+        for at, a, b in zip(x.tolist(), own, all_, strict=True)
+    ]
+    names = []
+    for at, speed in enumerate(per_second_m.tolist()):
+        if not np.isfinite(speed) or speed <= 0:  # no row came to a rank whose experts are all off
+            continue
+        for words in (f"{short(speed)} rows/s", f"{short(speed)}<br>rows/s"):
+            lines = words.split("<br>")
+            half = 0.28 * size * max(map(len, lines))
+            right = max(0.0, half - float(x[at]))  # on a narrow chart the first would reach over the axis
+            middle, foot = float(x[at]) + right, float(all_[at, 2]) * height / top + 4
+            box = (middle - half, middle + half, foot, foot + 1.3 * size * len(lines))
+            others = taken[:at] + taken[at + 1 :]
+            if not any(box[0] < b and box[1] > a and box[2] < d and box[3] > c for a, b, c, d in others):
+                place = {
+                    "xref": "x",
+                    "yref": "y",
+                    "yanchor": "bottom",
+                    "yshift": 4,
+                    "font": label_font(layout, theme.ink),
+                }
+                names.append(note(words, int(devices[at]), float(all_[at, 2]), xshift=right, **place))
+                taken.append(box)
+                break
+    return names
 
 
 def formula_lines(tokens: int, k: int, experts: int, layout: Spec, theme: Theme) -> list[Spec]:

@@ -16,7 +16,8 @@ from moe_core.figures.theme import SANS, Theme
 Array = np.ndarray[Any, Any]
 Spec = dict[str, Any]
 # (width, height) in CSS pixels of the whole chart. A third item, True, asks for the larger type of a window from 1600 px.
-Size = tuple[int, int] | tuple[int, int, bool]
+# Width and height in px; whether it is drawn as in a wide window; and the width of the whole figure, where margins take some of it.
+Size = tuple[int, int] | tuple[int, int, bool] | tuple[int, int, bool, int]
 
 
 def escape(text: object) -> str:
@@ -101,7 +102,7 @@ def base(
         "dragmode": "zoom",
         "modebar": {"bgcolor": "rgba(0,0,0,0)", "color": theme.ink2, "activecolor": theme.ink},
         "uirevision": name,
-        "meta": {"figure": name, "step": step},
+        "meta": {"figure": name, "step": step} | ({"whole": size[3]} if len(size) > 3 else {}),
         "xaxis": axis | titled(x or {}, pen, theme, standoff=2),
         "yaxis": axis | {"showgrid": True} | titled(y or {}, pen, theme, standoff=4),
         "shapes": [],

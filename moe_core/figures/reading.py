@@ -161,7 +161,8 @@ def read_knobs(source: Source, at: At) -> dict[str, Any]:
         name: Turned(list(acted), list(acted.values()), source.description.knobs[name].scale != "linear", name in own)
         for name, acted in list(courses.items())[: -ROWS - 1 : -1]
     }
-    return {"turned": turned, "last": last_step(source) or None, "span": at.span, "cursor": at.step}
+    more = len(courses) - len(turned)
+    return {"turned": turned, "more": more, "last": last_step(source) or None, "span": at.span, "cursor": at.step}
 
 
 def probe_at(source: Source, step: int | None) -> tuple[int, dict[str, Array]] | None:

@@ -20,7 +20,9 @@ from moe_core.figures.paper import (
     escape,
     figure,
     inner,
+    label_font,
     nice_above,
+    note,
     pens,
 )
 from moe_core.figures.probe import (
@@ -206,7 +208,9 @@ def regions(
     layout = base(
         "regions",
         "Who owns which region",
-        "colour: first expert; points: the probe, a symbol a class" + without_expert(first, E) + colours.words,
+        f"{'grey and number' if theme.name == 'grey' else 'colour'}: first expert; points: the probe, a symbol a class"
+        + without_expert(first, E)
+        + colours.words,
         step=step,
         theme=theme,
         size=size,
@@ -217,7 +221,39 @@ def regions(
     data = [region_cells(np.asarray(regions_RR), x_axis["range"], y_axis["range"], colours)] if len(regions_RR) else []
     if len(points_N2):
         data.append(region_points(np.asarray(points_N2, np.float32), first, labels_N, label_names, colours, theme))
+    if theme.name == "grey" and len(regions_RR):  # four greys do not tell the experts apart
+        layout["annotations"] += region_numbers(
+            np.asarray(regions_RR), x_axis["range"], y_axis["range"], E, layout, theme
+        )
     return {"data": data, "layout": layout}
+
+
+def region_numbers(
+    cells: Array, x: Sequence[float], y: Sequence[float], E: int, layout: Spec, theme: Theme
+) -> list[Spec]:
+    """Each expert's number on its broadest region, where that is farthest from its edges. No number on a region half as broad
+    as it is high."""
+    R = len(cells)
+    least = layout["font"]["size"] * R / min(inner(layout)) / 4  # cells to each side
+    names = []
+    for e in np.unique(cells[cells < E]).tolist():
+        inside, depth = np.pad(cells == e, 1), 0
+        while inside.any():  # until only the cells are left that are farthest inside
+            last, depth = inside, depth + 1
+            inside = last & shifted(last, 1, 0) & shifted(last, -1, 0) & shifted(last, 0, 1) & shifted(last, 0, -1)
+        if depth >= least:
+            innermost = np.argwhere(last)
+            row, column = innermost[len(innermost) // 2] - 0.5  # of the cell's middle, without the frame
+            at = x[0] + (x[1] - x[0]) * column / R, y[0] + (y[1] - y[0]) * row / R
+            place = {"xref": "x", "yref": "y", "xanchor": "center", "yanchor": "middle", "borderpad": 1}
+            font = label_font(layout, theme.ink)
+            names.append(note(str(e + 1), *map(float, at), bgcolor=theme.ground, font=font, **place))
+    return names
+
+
+def shifted(cells: Array, down: int, right: int) -> Array:
+    """Cells (R, R) moved by a row or a column."""
+    return np.roll(cells, (down, right), axis=(0, 1))
 
 
 def region_cells(cells: Array, x: Sequence[float], y: Sequence[float], colours: Palette) -> Spec:

@@ -26,6 +26,7 @@ from moe_core.figures.paper import (
     note,
     pens,
 )
+from moe_core.figures.reading import RECENT
 from moe_core.figures.theme import (
     DIVERGING_STOPS,
     FRACTIONS,
@@ -38,6 +39,8 @@ from moe_core.figures.theme import (
 )
 
 CV_RANGE = (0.02, 5.0)
+WHOLE = "share of all selections"
+TIGHT = 340  # px of width, below which the subtitle leaves that out, which the axis says too, where it has something else to say
 
 
 @figure
@@ -59,12 +62,21 @@ def selection_share(
     steps, for the names at the ends; None: as in the last row. banded: many balanced experts are a band instead of lines.
     """
     many = share_nE.shape[1] > LINES
+    means = now_E is not None
     now_E = share_nE[-1].tolist() if now_E is None and len(share_nE) else now_E
     spec = (
         share_heatmap(steps, share_nE, span, theme, size)
         if many
         else share_lines(steps, share_nE, now_E, span, banded, theme, size)
     )
+    if means and any(" %" in name["text"] for name in spec["layout"]["annotations"]):
+        # The lines or the band beside these numbers end with one step's.
+        title = spec["layout"]["title"]
+        words, (head, end, _) = f"right: mean of {RECENT} steps", title["text"].rpartition("</span>")
+        if size[0] < TIGHT:
+            title["text"] = title["text"].replace(WHOLE, words)
+        elif end:
+            title["text"] = f"{head}; {words}{end}"
     mark_changes(spec["layout"], changes, theme, cased=many)
     if not many:
         spec["layout"]["annotations"] += peak_names(steps, np.asarray(share_nE) * 100, spec["layout"], theme)
@@ -93,7 +105,7 @@ def share_lines(
     others = f"; band: the other {E - len(drawn)}" if len(drawn) < E else ""
     balanced = "all" if others else "band: all"
     others += f"{',' if others else ';'} {balanced} while balanced, with the median" if settled_n.any() else ""
-    subtitle = f"share of all selections; dashed: ideal {ideal_words(on_E)}{others}"
+    subtitle = f"{WHOLE}; dashed: ideal {ideal_words(on_E)}{others}"
     y = {"title": "share of selections, %", "range": [0.0, top], "nticks": 7}
     layout = over_steps("selection_share", "Share of selections by expert", subtitle, steps, span, y, theme, size)
     ideal = draw_ideal(layout, steps, share_nE, theme)

@@ -29,6 +29,7 @@ def knobs(
     turned: Mapping[str, Turned],
     last: int | None,
     *,
+    more: int = 0,
     span: tuple[float, float] | None = None,
     cursor: int | None = None,
     theme: Theme = LIGHT,
@@ -36,12 +37,13 @@ def knobs(
 ) -> Spec:
     """A stepped line for each knob that was turned, between the least and the greatest value that it had.
 
-    turned: by name, first row on top; last: the last step. A knob that a person turned is blue, one that autobalance turned is in ink.
+    turned: by name, first row on top; last: the last step; more: how many other knobs were turned before these. A knob that a person turned is blue, one that autobalance turned is in ink.
     """
     ends = np.asarray([] if last is None else [last])
     strip = size[1] < STRIP
+    and_more = f"; and {more} more, turned earlier" if more else ""
     title = "" if strip else "Knobs over time"
-    subtitle = "" if strip else "each between its least and its greatest value; the last value at the right"
+    subtitle = "" if strip else "each between its least and its greatest value; the last value at the right" + and_more
     y = {"title": "" if strip else "knob", "range": [-len(turned) or -1, 0], "showticklabels": False}
     layout = over_steps("knobs", title, subtitle, ends, span, y, theme, size)
     layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}

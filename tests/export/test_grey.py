@@ -10,6 +10,7 @@ from moe_core.export import Look, chosen
 from moe_core.export.look import sheet_of
 from moe_core.export.marks import Path, Picture, Sheet, Text
 from moe_core.export.sources import Named
+from moe_core.figures import routing
 from moe_core.figures.band import FEW, band, highest
 from moe_core.figures.theme import GREY, GREYS, LIGHT, luminance
 from tests.export.made import make_run
@@ -46,6 +47,24 @@ def bright(colour: Any) -> float:
 
 def apart(one: Any, other: Any) -> bool:
     return max(bright(one), bright(other)) / min(bright(one), bright(other)) >= APART
+
+
+def test_each_region_of_the_plane_that_has_room_is_numbered_in_grey_alone() -> None:
+    cells = np.full((80, 80), 2)
+    cells[:, :30] = 0  # the broadest part of expert 1 ...
+    cells[60:, 40:] = 0  # ... which has another
+    cells[10, 50] = 1  # a single cell has no room
+    cells[:, 76:] = 9  # nobody's
+    one = (cells, (-1, 1, -1, 1), np.zeros((0, 2)), np.zeros((0, 1), int), 4)
+    layout = routing.regions.spec(*one, theme=GREY, size=(240, 240))["layout"]
+    notes, axes = layout["annotations"], {"x": layout["xaxis"]["range"], "y": layout["yaxis"]["range"]}
+    assert "grey and number: first expert" in layout["title"]["text"]
+    assert [note["text"] for note in notes] == ["1", "3"]
+    for note in notes:
+        column, row = (int((note[at] - low) / (high - low) * 80) for at, (low, high) in axes.items())
+        assert cells[row, column] == int(note["text"]) - 1
+        assert column < 30 or note["text"] == "3"
+    assert not routing.regions.spec(*one, theme=LIGHT)["layout"]["annotations"]
 
 
 def test_no_figure_has_a_colour(folder: Any) -> None:

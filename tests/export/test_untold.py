@@ -15,10 +15,11 @@ from moe_core.export.fonts import width_of
 from moe_core.export.look import sheet_of, spec_of, with_title
 from moe_core.export.marks import Path as Drawn
 from moe_core.export.marks import Sheet, Text, colour_of
+from moe_core.export.panels import specs_alike
 from moe_core.export.sources import Named
 from moe_core.export.untold import Untold, add_numbers, subtitle_with, untold_of
 from moe_core.figures.catalog import FIGURES
-from moe_core.figures.changes import Name, change_names
+from moe_core.figures.changes import Name, change_names, grouped
 from moe_core.figures.paper import base
 from moe_core.figures.theme import LIGHT, Theme
 from moe_core.runs import Batch, create_run, open_run
@@ -29,6 +30,9 @@ COLUMN = Look(size=(192, 192), font=32 / 3)  # 2 in, 8 pt
 TURNS = ((200, "noise", 0.5), (260, "k", 1), (500, "w_load", 0.1), (560, "lr", 1e-4), (1000, "capacity_factor", 1.25))
 
 CLOSE = ((200, "noise", 0.5), (290, "k", 1), (380, "w_load", 0.1), (470, "lr", 1e-4), (610, "capacity_factor", 1.25))
+
+
+SIX = (*((200 + 8 * at, "lr", 10.0 ** (-3 - at % 2)) for at in range(6)), (800, "w_load", 0.1))
 
 
 def make_turned(folder: Path, name: str, turns: Any = TURNS) -> None:
@@ -54,6 +58,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_turned(runs, "turned")
     make_turned(runs, "even", TURNS[:2])
     make_turned(runs, "close", CLOSE)
+    make_turned(runs, "six", SIX)
     return runs
 
 
@@ -88,6 +93,38 @@ def test_each_change_is_named_in_the_plot_or_told_by_its_number_or_counted(
     assert told or inches > 2
     if others:  # a change that both runs have is one
         assert told[0][1] == "\u2068turned\u2069, \u2068even\u2069: noise 1 → 0.5"
+
+
+@pytest.mark.parametrize("inches", [5, 6.75, 9])
+def test_panels_of_the_same_steps_group_number_and_tell_changes_alike(folder: Path, inches: float) -> None:
+    names = ["balance", "loss", "selection_share", "expert_rank"]  # the last has no steps
+    looks = [replace(COLUMN, size=(96 * inches / 3, 192)) for _ in names]
+    with Named("six").open(folder) as source:
+        *specs, bars = specs_alike(source, names, looks)
+    said = [re.findall(r"\d: .*? at step [\d,]+|and \d+ more", subtitle(spec)) for spec in specs]
+    assert said[0]
+    assert said[1:] == said[:1] * 2
+    told = len(said[0]) - ("more" in said[0][-1])
+    assert told + sum(map(int, re.findall(r"and (\d+) more", said[0][-1]))) in (
+        6,
+        7,
+    )  # the last one may be named in all plots
+    for spec in specs:
+        strips = [
+            s for s in spec["layout"]["shapes"] if s["type"] == "rect" and s["xref"] == "x" and s.get("fillcolor")
+        ]
+        assert [(strip["x0"], strip["x1"]) for strip in strips] == [(200, 240)]  # not the one of step 800
+        above = [note["text"] for note in spec["layout"]["annotations"] if note["yanchor"] == "bottom"]
+        numbers = [int(number) for text in above for number in text.split("–")]
+        assert numbers[:1] + numbers[-1:] == [1, told] * bool(told)
+    assert "more" not in subtitle(bars)
+
+
+def test_changes_far_from_each_other_share_no_strip_however_narrow_the_figure() -> None:
+    layout: dict[str, Any] = base("loss", "Loss", "dots", step=None, theme=LIGHT, size=(120, 120))
+    layout["xaxis"]["range"] = [0, 600]
+    assert grouped([10, 105, 200, 299], layout) == [[10, 105, 200, 299]]
+    assert grouped([10, 105, 200, 310], layout) == [[10, 105, 200], [310]]
 
 
 Box = tuple[float, float, float, float]

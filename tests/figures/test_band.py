@@ -46,6 +46,17 @@ def test_balanced_experts_are_a_band_with_a_median_and_named_extremes(width: int
     assert "while balanced, with the median" in spec["layout"]["title"]["text"]
 
 
+def test_the_range_at_the_end_says_that_it_is_of_means_where_it_is() -> None:
+    """The band ends with the last step's range, which is wider."""
+    said = "; right: mean of 50 steps</span>"
+    means = lambda share_nE: timeline.selection_share.spec(
+        np.arange(1, 201), share_nE, now_E=share_nE[-50:].mean(axis=0)
+    )
+    assert means(shares())["layout"]["title"]["text"].endswith(said)
+    assert said not in drawn(shares())["layout"]["title"]["text"]  # the last step's
+    assert said not in means(shares()[::-1])["layout"]["title"]["text"]  # names, no numbers
+
+
 def test_unbalanced_experts_and_few_of_them_are_lines() -> None:
     for spec in (drawn(shares()[:COLLAPSED]), drawn(shares(E=15)), drawn(shares()[:1])):
         assert not any(trace.get("fill") or trace["name"] == "median" for trace in spec["data"])

@@ -95,6 +95,22 @@ def test_what_devices_measured_stands_on_the_formulas_lines():
     assert "460 k rows/s" in texts
 
 
+@pytest.mark.parametrize(
+    ("width", "texts"), [(358, ["1.36 M<br>rows/s", "1.54 M rows/s", "1.69 M rows/s"]), (780, None)]
+)
+def test_a_speed_that_would_run_through_the_next_bar_takes_two_lines_or_is_left_out(width, texts):
+    own = np.array([[45.0, 64, 85]] * 3)
+    all_ = np.array([[45.0, 64, 85], [100, 128, 160], [200, 256, 310]])
+    drawn = lambda size, all_m3=all_: [
+        note["text"] for note in devices.batch_devices.spec(
+            512, 8, 64, devices_m=[1, 2, 4], own_m3=own, all_m3=all_m3, per_second_m=[1.36e6, 1.54e6, 1.69e6], size=size
+        )["layout"]["annotations"] if "rows/s" in note["text"]
+    ]  # fmt: skip
+    assert drawn((width, 320)) == (texts or ["1.36 M rows/s", "1.54 M rows/s", "1.69 M rows/s"])
+    assert drawn((200, 320))[-1] == "1.69 M rows/s"
+    assert len(drawn((200, 320))) < 3
+
+
 def test_before_devices_are_measured_the_formula_stands_there_alone():
     spec = devices.batch_devices.spec(100, 1, 3)
     assert [t["name"] for t in spec["data"]] == ["k·T·D/E", "k·T/E"]

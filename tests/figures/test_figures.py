@@ -258,3 +258,9 @@ def test_a_byte_that_html_escapes_is_named_by_itself(tmp_path: Path) -> None:
     entry = FIGURES["specialisation_byte"]
     names = [html.unescape(text) for text in entry.draw.spec(**entry.read(run, At(0)))["layout"]["yaxis"]["ticktext"]]
     assert {"&", "<", ">"} <= set(names)
+
+
+@pytest.mark.parametrize("counted", ["load", "selections"])
+def test_a_rank_means_a_process_only(counted):
+    spec = bars.balance_now.spec(np.full(64, 1 / 64), np.full(64, 1 / 64), counted=counted)
+    assert spec["layout"]["xaxis"]["title"]["text"] == f"experts, by {counted}"

@@ -13,6 +13,8 @@ from moe_core.dashboard.panel import banner
 from moe_core.export.replay import data_of
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.pages.routing import gate_entropy
+from moe_core.figures.pages.words import balance_words, held_out_line
+from moe_core.figures.reading import HeldOut
 from moe_core.runs import Batch, Run, create_run, open_run
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout
@@ -71,6 +73,19 @@ def test_the_word_is_the_same_wherever_it_is_said(
     assert [set(flags.tolist()) for flags in nothing] == [{0.0}, {float(gradient < 1e-6)}]
     assert data["words"][2] == "Not learning"
     json.dumps(data["words"])
+    run.close()
+
+
+def test_a_gate_with_one_expert_to_choose_is_called_one_expert_wherever_it_is_said(tmp_path: Path) -> None:
+    run = run_of(tmp_path / "a", [4.0, 0, 0, 0], 0.0, Knobs(k=1, off="2,3,4"))
+    said = "One expert"
+    assert [tiles_of(page, run, At(1))[0].word for page in ("live", "compare")] == [said, said]
+    feed = Feed(run)
+    feed.refresh(now=True)
+    assert banner(feed, 1)["text"].endswith(f", {said}.")
+    assert data_of(run, 1, lambda done, of: None)["words"][3] == said
+    assert balance_words(said, HeldOut(50, 0.0, 1.0, "without noise", True, False)) == said
+    assert held_out_line(HeldOut(50, 0.0, 1.0, "without noise", True, False), said) == "without noise 0.00"
     run.close()
 
 

@@ -46,6 +46,9 @@ def test_the_knobs_turned_last_stand_on_top_and_what_autobalance_turns_is_ink():
     changes += [change(9, "k", 3, 80), change(10, "w_load", 0.2, 80, "autobalance"), change(11, "noise", 3, None)]
     arguments = read_knobs(source(*changes), At(0, 30, (5, 60), None))
     assert list(arguments["turned"]) == ["w_load", "k", "w_importance", "lr"]
+    assert arguments["more"] == 1  # noise
+    assert "right; and 1 more, turned earlier</span>" in knobs.spec(**arguments)["layout"]["title"]["text"]
+    assert "more" not in knobs.spec(**arguments | {"more": 0})["layout"]["title"]["text"]
     assert [one.own for one in arguments["turned"].values()] == [True, False, False, False]
     assert [one.log for one in arguments["turned"].values()] == [True, False, True, True]
     spec = knobs.spec(**arguments)

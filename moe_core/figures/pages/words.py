@@ -1,4 +1,4 @@
-"""The balance of a layer in words: Balanced, Uneven, Collapsed or Not learning; in training, and without noise."""
+"""The balance of a layer in words: Balanced, Uneven, Collapsed, Not learning or One expert; in training, and without noise."""
 
 import math
 
@@ -11,6 +11,8 @@ from moe_core.schema import BALANCED, COLLAPSED, untaught
 
 NOT_LEARNING = "Not learning"
 NOTHING = "Nothing selected"
+ONE = "One expert"
+ALONE = (NOT_LEARNING, ONE)  # words that an evaluation adds nothing to
 WHY_NOT = "the load is even, but the task's gradient on the gate is 0: it learns nothing about tokens"
 
 
@@ -22,10 +24,13 @@ def learns(source: Source, layer: int, step: int) -> bool:
 
 
 def word_at(source: Source, layer: int, step: int) -> str:
-    """The balance of a layer at a step in a word. A gate that learns nothing is called so instead of balanced."""
+    """The balance of a layer at a step in a word. A gate that learns nothing is called so instead of balanced, and so is one that has
+    only one expert to choose, which is always balanced."""
     word = balance_word(value_at(source, source.description.balance, layer, step))
     if word == "Balanced" and measured_by(source.description, "counts") and not selected(source, layer, step):
         return NOTHING
+    if word == "Balanced" and on_at(source, layer, [step])[0].sum() == 1:
+        return ONE
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
 
@@ -45,7 +50,7 @@ def balance_word(cv: float) -> str:
 def balance_words(training: str, held_out: HeldOut | None) -> str:
     """The word for the balance, in training and in evaluation: "Balanced" if both are, else "Balanced in training" or
     "Balanced in training, uneven without noise". training: the word for the balance in training, "" if there is none."""
-    if training == NOT_LEARNING:
+    if training in ALONE:
         return training
     if held_out is None or not held_out.since or held_out.few or not training:
         return training and f"{training} in training"
@@ -57,11 +62,11 @@ def held_out_line(held_out: HeldOut | None, training: str) -> str:
     """The balance of the last evaluation in a line: "without noise 0.47, uneven". An evaluation from before the last turn is
     shown with its step instead of a word.
 
-    training: the word for the balance in training. For a gate that learns nothing no second word is added.
+    training: the word for the balance in training. For a gate that learns nothing, or has one expert, no second word is added.
     """
     if held_out is None:
         return ""
-    if training == NOT_LEARNING:
+    if training in ALONE:
         return f"{held_out.where} {number(held_out.cv)}"
     then = balance_word(held_out.cv).lower() if held_out.since else f"step {held_out.step:,}"
     then = "by few rows" if held_out.few else then
