@@ -40,6 +40,7 @@ TRUSTED = {
     "dashboard/guard.py": "a cookie, within what the server takes of a header",
     "dashboard/messages.py": "a message, whose length is looked at",
     "runs/database.py": "the head of a journal",
+    "runs/processes.py": "what the system says of its processes",
     "export/animation.py": "the film that was just made",
     "export/fonts.py": "files of ours",
     "export/replay.py": "files of ours",
