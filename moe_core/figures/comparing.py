@@ -23,6 +23,7 @@ from moe_core.figures.paper import (
     print_as,
     upright,
 )
+from moe_core.figures.smooth import SINCE
 from moe_core.figures.theme import LIGHT, Theme, faded
 
 NARROW = 300  # px of a figure that has no room for names and values beside each other
@@ -71,7 +72,7 @@ class Shared(NamedTuple):
         print_as(layout, zip(theme.runs, LIGHT.runs, strict=True))
         layout["margin"]["l"] += 12  # room for a sign and three digits; all charts of the page share one left edge
         if self.aligned == "fork":
-            layout["xaxis"]["title"]["text"] = f"steps since the fork{self.from_their_start(runs)}"
+            layout["xaxis"]["title"]["text"] = f"{SINCE}{self.from_their_start(runs)}"
             layout["meta"]["offset"] = self.offset  # the step that another chart points at is one of the first run
         mark_cursor(layout, self.cursor, theme)
         return layout

@@ -36,7 +36,10 @@ LINKS = {
     ),
     "compare": Link(
         "/compare?run=a&with=b&align=fork&layer=2&step=40",
-        chart("compare_balance", "chart.data.length === 2 && chart.layout.xaxis.title.text === 'steps since the fork'")
+        chart(
+            "compare_balance",
+            "chart.data.length === 2 && chart.layout.xaxis.title.text.startsWith('steps since the fork')",
+        )
         + f" && {CHECKED} && {AT_40}",
     ),
     "sweep": Link("/sweep?sweep=grid", "document.querySelectorAll('[href*=\"grid-c0\"]').length > 0"),

@@ -14,6 +14,7 @@ from moe_core.figures.called import called, column_names, cut_apart, run_colour
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.comparing import Curve
 from moe_core.figures.paper import inner
+from moe_core.figures.smooth import over_steps
 from moe_core.figures.theme import DARK, LIGHT
 from moe_core.runs import KnobChange, change_notes, open_run
 from moe_core.runs.source import At
@@ -152,6 +153,8 @@ def test_a_run_without_a_step_after_the_fork_is_named_where_its_lines_would_be(t
         == "Difference in balanceCV(load) minus A's, at the same step; C has no step after the fork"
     )
     assert told(at_end, stranger)[1] == "steps since the fork (C: since its start)"
+    read = read_compare.read_balance(View(a, {"align": "fork"}, (at_end, stranger)), At(0, None, None, None))
+    assert over_steps(compare.compare_balance.spec(**read))  # it has lines of which the page offers means
     assert told(stranger)[1] == "step"  # none is a fork of another
 
 
