@@ -26,7 +26,7 @@ MOST = 3  # runs beside the first
 SIZES = {
     "one column, 3.25 in (ICML)": "3.25in", "one column, 3.5 in (IEEE)": "3.5in", "one column, 89 mm (Nature)": "89mm",
     "whole page, 5.5 in (NeurIPS, ICLR)": "5.5in", "both columns, 6.75 in (ICML)": "6.75in", "both columns, 7.16 in (IEEE)": "7.16in",
-    "both columns, 183 mm (Nature)": "183mm", "slide, 16:9": "16:9", "screen, 480 × 300 px": "480x300", "screen, 900 × 500 px": "900x500",
+    "both columns, 183 mm (Nature)": "183mm", "slide": "16:9", "screen, 480 × 300 px": "480x300", "screen, 900 × 500 px": "900x500",
 }  # fmt: skip
 OWN = {"own size": "px", "own inches": "in", "own mm": "mm"}
 NEW = "new"  # in place of a run or a sweep

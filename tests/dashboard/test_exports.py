@@ -45,7 +45,7 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert "Share of selections by expert: 312 × 192 px, 624 × 384 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
-    app.selectbox(key="size").set_value("slide, 16:9").run()
+    app.selectbox(key="size").set_value("slide").run()
     app.number_input(key="font").set_value(18.0).run()
     app.button_group(key="format").set_value("svg").run()
     assert not app.exception
