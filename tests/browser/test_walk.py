@@ -74,6 +74,9 @@ def test_a_newcomer_goes_from_a_table_to_a_figure_for_a_paper(server: Server, ta
     for id, name in ((run.id, "two experts"), (fork.id, "three experts")):
         page.locator(f".moeruns-page tr[data-run='{id}'] input").check()
         field = page.get_by_placeholder(id, exact=True)
+        field.wait_for(state="attached")
+        if not field.is_visible():  # folded at first, and open from then on
+            page.get_by_text("Name, tags and note").click()
         field.fill(name)
         field.press("Enter")
         until(lambda id=id, name=name: read_notes(server.runs / id).name == name, page)
@@ -83,7 +86,7 @@ def test_a_newcomer_goes_from_a_table_to_a_figure_for_a_paper(server: Server, ta
     expect(page.locator(".moescope-tiles")).to_contain_text("three experts")
 
     page.goto(
-        f"{server.url}/export?run={run.id}&with={fork.id}&figures=compare_balance&format=pdf&smooth=5&size=column+of+3.25+in"
+        f"{server.url}/export?run={run.id}&with={fork.id}&figures=compare_balance&format=pdf&smooth=5&size=one+column,+3.25+in+(ICML)"
     )
     expect(page.locator("img[alt]")).to_be_visible()
     with page.expect_download() as got:
