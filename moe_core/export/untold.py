@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_core.figures.changes import Name, box_of
-from moe_core.figures.paper import Spec, inner, label_font, note, upright
+from moe_core.figures.paper import Spec, inner, label_font, note, said_too, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.figures.words import ISOLATED
 
@@ -90,7 +90,7 @@ def subtitle_with(text: str, untold: Untold, told: int) -> str:
     left = len(untold.changes) - told + untold.more
     more = f"and {left:,} more change{'s' * (left > 1)}" if left else ""
     words = "; ".join(filter(None, (*told_ones, more)))
-    return text.replace("</span>", f"; {words}</span>") if words else text
+    return said_too(text, f"; {words}") if words else text
 
 
 def add_numbers(layout: Spec, steps: Sequence[int], theme: Theme) -> None:

@@ -153,10 +153,10 @@ def change_names(
 ) -> list[Spec]:
     """The names of changes, in the order of their steps, below the height `top` of the plot's area.
 
-    The latest is named first. A name stands between the lines of those that it stands for, or beside them, in the last third of the
-    plot left of them if there is room, where it covers no other name and none of the `lines` of changes, which are steps; so long a one that it finds no such place is cut
-    to the names of the knobs, with the rest on hover. One that finds none even so is left out; those, and those that tell all on
-    hover only, are kept in the layout for a figure without hovers.
+    The latest is named first. A name stands between the lines of the changes that it is of, or on their right; in the last third of
+    the plot on their left, if there is room. It covers no other name and no line of a change (`lines`: their steps). If it finds no
+    place, only the knobs are named, and their values are told on hover; if that finds none either, it is left out. Those, and those
+    that tell all on hover only, are kept in the layout for a figure without hovers.
     """
     lo, hi = layout["xaxis"]["range"]
     per_step = inner(layout)[0] / (hi - lo)

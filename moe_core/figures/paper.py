@@ -142,6 +142,12 @@ def title_of(title: str, subtitle: str, pen: Pens, theme: Theme) -> Spec:
     }
 
 
+def said_too(title: str, words: str) -> str:
+    """The text of a title whose second line goes on with these words. It may hold squares of colour, so its end is the last one."""
+    head, end, after = title.rpartition("</span>")
+    return f"{head}{words}{end}{after}" if end else title
+
+
 def titled(axis: Spec, pen: Pens, theme: Theme, standoff: int) -> Spec:
     """An axis whose title, given as text, has the chart's font."""
     if isinstance(axis.get("title"), str):

@@ -11,7 +11,7 @@ import numpy as np
 from moe_core.figures.favourites import best
 from moe_core.figures.matrices import colour_bar
 from moe_core.figures.palette import Palette, palette_of, picks
-from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, letters_beside
+from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, letters_beside, said_too
 from moe_core.figures.probe import (
     class_name,
     first_experts,
@@ -96,7 +96,7 @@ def rows_layout(
         f"; the {len(shown)} of {len(names_F)} features that differ most by class" if len(shown) < len(names_F) else ""
     )
     subtitle = f"band: first expert; below, each feature, {theme.signs[0]} low to {theme.signs[2]} high{some}{without_expert(first, len(colours.cells))}{colours.words}"
-    layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
+    layout["title"]["text"] = said_too(layout["title"]["text"], subtitle)
     names = [escape(names_F[f][: letters_beside(size, LONGEST)]) for f in shown]
     band = len(shown) * STRIP / max(1, height - STRIP)
     layout["margin"] |= {"l": layout["margin"]["l"] + 7 * max(map(len, names), default=0), "r": 64}

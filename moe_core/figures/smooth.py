@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Spec
+from moe_core.figures.paper import Array, Spec, said_too
 from moe_core.figures.reading import Turnable, marked
 from moe_core.runs.series import thin
 from moe_core.runs.source import Beside, Source
@@ -95,8 +95,8 @@ def with_means(spec: Spec, mean: Spec, over: int) -> Spec:
         pen = means[line["name"]]["line"]
         pen["width"] = max(LEAST, pen.get("width", 2))
     layout = spec["layout"]
-    words = f"; mean of {over:,} steps, pale: each step</span>"
-    layout["title"] |= {"text": mean["layout"]["title"]["text"].replace("</span>", words)}
+    words = f"; mean of {over:,} steps, pale: each step"
+    layout["title"] |= {"text": said_too(mean["layout"]["title"]["text"], words)}
     layout["meta"] |= {"smooth": over}
     return spec | {"data": behind + mean["data"]}
 

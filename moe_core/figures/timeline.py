@@ -25,6 +25,7 @@ from moe_core.figures.paper import (
     nice_above,
     note,
     pens,
+    said_too,
 )
 from moe_core.figures.reading import RECENT
 from moe_core.figures.theme import (
@@ -71,12 +72,9 @@ def selection_share(
     )
     if means and any(" %" in name["text"] for name in spec["layout"]["annotations"]):
         # The lines or the band beside these numbers end with one step's.
-        title = spec["layout"]["title"]
-        words, (head, end, _) = f"right: mean of {RECENT} steps", title["text"].rpartition("</span>")
-        if size[0] < TIGHT:
-            title["text"] = title["text"].replace(WHOLE, words)
-        elif end:
-            title["text"] = f"{head}; {words}{end}"
+        title, words = spec["layout"]["title"], f"right: mean of {RECENT} steps"
+        tight = size[0] < TIGHT
+        title["text"] = title["text"].replace(WHOLE, words) if tight else said_too(title["text"], f"; {words}")
     mark_changes(spec["layout"], changes, theme, cased=many)
     if not many:
         spec["layout"]["annotations"] += peak_names(steps, np.asarray(share_nE) * 100, spec["layout"], theme)

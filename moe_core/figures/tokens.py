@@ -10,7 +10,7 @@ import numpy as np
 
 from moe_core.figures.flow import who
 from moe_core.figures.palette import Palette, palette_of, picks
-from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner, nice_above
+from moe_core.figures.paper import Array, Size, Spec, axis_title, base, figure, inner, nice_above, said_too
 from moe_core.figures.probe import first_experts, moved_tokens, sentence, without_expert
 from moe_core.figures.theme import LIGHT, MONO, NAMED, Theme, expert_colour
 from moe_core.figures.words import COLUMN, Word, broken, word_of
@@ -66,7 +66,7 @@ def probe_tokens(
     some = f"the first {shown:,} of {N:,} tokens; " if shown < N else ""
     since = "the last snapshot" if before is None else f"step {before:,}"
     subtitle = f"{some}cell: first expert of the token{below}{without_expert(first, E)}{colours.words}; ▾ changed since {since}"
-    layout["title"]["text"] = layout["title"]["text"].replace("</span>", f"{subtitle}</span>")
+    layout["title"]["text"] = said_too(layout["title"]["text"], subtitle)
     picks(layout, E)
     if not shown:
         return {"data": [], "layout": layout}

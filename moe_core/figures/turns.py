@@ -37,7 +37,8 @@ def knobs(
 ) -> Spec:
     """A stepped line for each knob that was turned, between the least and the greatest value that it had.
 
-    turned: by name, first row on top; last: the last step; more: how many other knobs were turned before these. A knob that a person turned is blue, one that autobalance turned is in ink.
+    turned: by name, first row on top; last: the last step; more: how many other knobs were turned before these. A knob that a person
+    turned is blue, one that autobalance turned is in ink.
     """
     ends = np.asarray([] if last is None else [last])
     strip = size[1] < STRIP
