@@ -90,10 +90,8 @@ class Feed(Histories):
             self.error = f"the folder of run {self.id} is not there any more: it was renamed or deleted"
             return
         if self._was_replaced():
-            self.replaced, self.error = (
-                True,
-                f"another run has taken the place of {self.id} since; reload the page to see it",
-            )
+            self.replaced = True
+            self.error = f"another run has taken the place of {self.id} since; reload the page to see it"
             return
         try:
             # First: once it says that the run has ended, all that is read after it is complete.
@@ -104,7 +102,7 @@ class Feed(Histories):
             for asked in [key for key in self._snapshots if key[0] is None]:
                 del self._snapshots[asked]
             if not self._take():
-                self._read_knobs()
+                self._read_asked()
             if self.done or status.state != self._status.state:
                 self.sessions, self.deals = self.run.sessions(), self.run.deals
             self._status = status

@@ -37,9 +37,8 @@ class Histories:
         self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
         self.seen, self.last, self.done, self.error = 0, 0, False, ""  # seen: the last block
         self._knobs: list[KnobChange] = []
-        self._turns = -1, -1  # the id of the newest turn, and how many took effect
+        self._asked_for = -1, -1, -1  # the newest turn, how many took effect, and the newest command
         self._cuts: tuple[list[KnobChange], list[int]] = [], []  # cuts_of these changes
-        self._command = 0  # the last one, a session maybe, whose deals were read
         self._off: Sequence[Off] = ()
         self.deals = run.deals
         self._ranges: dict[tuple[int, int | None], np.ndarray] = {}  # by the first step, and the part that was read
@@ -47,10 +46,11 @@ class Histories:
         # Lines to the last step, to which new rows are added, that asked for last at the end.
         self._growing: dict[Any, tuple[np.ndarray, np.ndarray]] = {}
 
-    def _read_knobs(self) -> None:
-        """Turns, if there are new ones or one took effect."""
-        if (turns := self.run.checked.newest()[1:]) != self._turns:
-            self._knobs, self._turns = self.run.knob_changes(), turns
+    def _read_asked(self) -> None:
+        """Turns, and of a run on ranks how its experts are dealt, if somebody has asked for something or a turn took effect."""
+        if (asked := self.run.checked.newest()[1:]) != self._asked_for:
+            self._knobs, self._asked_for = self.run.knob_changes(), asked
+            self.deals = self.run.deals if self.deals else ()
 
     def _take(self) -> bool:
         """New rows into `recent` and each history that is up to date, of a run not seen before the last ones. Whether there were any."""
@@ -62,10 +62,8 @@ class Histories:
         if some := bool(blocks):
             self._forget()
         while blocks:
-            self._read_knobs()  # after the blocks: a turn is in the record before the step that it acts in
+            self._read_asked()  # after the blocks: turns and sessions are in the record before the steps that they act in
             self._off = self.run.off_spans(self._knobs)
-            if self.deals and (new := self.run.commands(after=self._command)):  # a session is there before its steps
-                self.deals, self._command = self.run.deals, new[-1].id
             steps, rows, before = *joined(blocks), self.seen
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])

@@ -25,7 +25,8 @@ WORDS = {  # of one row, and of several
     "applied": ("step of effect of knob change", "steps of effect"),
     "knobs": ("knob change", "knob changes"),
 }
-NEWEST = "SELECT (SELECT max(id) FROM evals), (SELECT max(id) FROM knobs), (SELECT count(*) FROM applied)"
+NEWEST = """SELECT (SELECT max(id) FROM evals), (SELECT max(id) FROM knobs), (SELECT count(*) FROM applied),
+            (SELECT max(id) FROM commands)"""
 # No more than this is read at once of a stranger's file.
 POSSIBLE = """typeof(state) = 'text' AND typeof(step) = 'integer' AND typeof(reason) = 'text' AND length(reason) < 1000000
               AND typeof(pid) = 'integer' AND typeof(heartbeat) = 'real'"""
@@ -97,10 +98,11 @@ class CheckedRows:
         self.note("end", f"{many} after step {state.step}; all before can be read" if lost else "")
         return state
 
-    def newest(self) -> tuple[int, int, int]:
-        """The last evaluation, the last turn, and how many turns took effect. While they are the same there is no other to read."""
-        evals, knobs, applied = (last or 0 for last in self.query(NEWEST)[0])
-        return evals, knobs, applied
+    def newest(self) -> tuple[int, int, int, int]:
+        """The last evaluation, the last turn, how many turns took effect, and the last command. While they are the same there is no
+        other to read."""
+        evals, knobs, applied, commands = (last or 0 for last in self.query(NEWEST)[0])
+        return evals, knobs, applied, commands
 
     # Rows, each with its own checksum
 

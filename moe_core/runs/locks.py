@@ -70,8 +70,8 @@ def started(pid: int) -> str:
 
 
 def stat_words(pid: int) -> list[str]:
-    """What /proc/PID/stat says of a process behind its name: 0 is its state, 1 its parent, 17 how many threads it has, 19 when it started. All are "" on a system
-    without /proc, or if the process has gone."""
+    """What /proc/PID/stat says of a process behind its name: 0 is its state, 1 its parent, 17 how many threads it has, 19 when it
+    started. All are "" on a system without /proc, or if the process has gone."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

@@ -77,7 +77,8 @@ def bench_file(runs: Path, config: Config, k: int, device: str, threads: int) ->
 def measured(path: Path) -> Measured:
     """The measurement so far; NOTHING_MEASURED's values if there is no file."""
     printed = read_printed(path)
-    found, latest = sizes_in(printed.shown), sizes_in(printed.latest)
+    latest = sizes_in(printed.latest)
+    found = sizes_in(printed.shown) if printed.earlier else latest
     done, left = len(latest.tokens), f", about {latest.of - len(latest.tokens)} s left"  # each size takes a second
     words = f"{done} of {latest.of} batch sizes{left}" if latest.of else "Starting"
     return found._replace(

@@ -218,8 +218,8 @@ class Run:
         turns = [change for change in self.checked.turns() if change.value != change.previous]
         return [change for change in turns if change.name in self.description.knobs]
 
-    def commands(self, after: int = 0) -> list[Command]:
-        return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands", after)]
+    def commands(self) -> list[Command]:
+        return [Command(*(row[name] for name in COMMAND)) for row in self.checked.rows("commands")]
 
     def sessions(self) -> list[dict[str, Any]]:
         """Each time that the run was resumed, if it says after which step: who, when, that step, its new number of steps, notes."""
