@@ -130,6 +130,8 @@ def test_what_the_page_draws_by_itself_looks_as_plotly_draws_it(
     page.evaluate(LAY_OUT)
     page.wait_for_function("!document.querySelector('.moescope-redrawn')")
     assert (np.abs(own - plotly).max(axis=2) > 8).mean() > 0.02  # the strip is wider
+    # Plotly's grid lies over its strip, the sheet's strip over the grid, and Skia's edges differ: 0.3 to 1.3 % of the pixels. A strip
+    # that is not hidden below the wider one makes it 3 to 4 %.
     assert (np.abs(own - picture(page)).max(axis=2) > 8).mean() < 0.02
 
 
