@@ -307,4 +307,4 @@ def test_the_banner_of_a_run_that_ended_says_it(ahead: Run, plain: Run) -> None:
         feed.refresh(now=True)
         shown = banner(feed, 0)
         assert shown
-        assert (f"Held-out loss 1.50 bits/byte ({LOOKS_AHEAD}), CV" in shown["text"]) == said
+        assert (f"Held-out loss 1.50\N{NO-BREAK SPACE}bits/byte ({LOOKS_AHEAD}), CV" in shown["text"]) == said
