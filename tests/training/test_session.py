@@ -63,7 +63,8 @@ def test_under_nohup_a_terminal_that_closes_ends_nothing(tmp_path: Path) -> None
 
 
 ON_A_TERMINAL = """
-import fcntl, sys, termios
+import fcntl, signal, sys, termios
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests run under nohup, and then by the trainer too, as it should be
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 from moe_core.__main__ import main
 sys.exit(main(sys.argv[1:]) or "torch._dynamo" in sys.modules)  # its import would double the time that a start takes
