@@ -129,7 +129,7 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
 async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
     """Wait until the run's log is written to, or the viewer asks for something else; no longer than until words are due."""
     feed, until = viewer.feed, time.monotonic() + WORDS
-    pause = AT_ONCE if feed.waiting else viewer.tick() / 4
+    pause = AT_ONCE if feed.waiting else viewer.tick() / 8
     while time.monotonic() < until and not (viewer.woken.is_set() or listening.done()):
         await asyncio.sleep(pause)
         if feed.log.has_news(feed.path):

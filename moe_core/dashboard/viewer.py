@@ -23,6 +23,8 @@ SHORTEST, LONGEST = 1 / 30, 0.2  # seconds between two frames to a viewer: as fe
 HALF = 0.5  # of a viewer's time that frames may take
 SERVED = 0.25  # of a core that the frames of all viewers may take
 WORDS = 0.1  # seconds between two updates of the numbers and words beside the figures: nobody reads quicker
+# What a spec says to those who export it. Left in, each turn would be another layout for Plotly: a page tells it on hover.
+FOR_FILES = ("untold", "turned")
 DIAGNOSED = ("live", "routing")  # the pages that show the diagnosis
 
 
@@ -176,7 +178,8 @@ class Viewer:
             at = At(layer, step, asked["span"], max(100, width // 3))
             look = {"theme": theme, "size": (width, height, asked["wide"])}
             spec = entry.draw.spec(**entry.read(source, at), **look)
-            spec["layout"]["meta"].pop("untold", None)  # a page tells it on hover
+            for word in FOR_FILES:
+                spec["layout"]["meta"].pop(word, None)
             if over_steps(spec):
                 spec["layout"]["meta"]["smooth"] = 1  # the page offers to draw its means
                 if (over := asked["options"].get("smooth")) in SMOOTH:

@@ -83,7 +83,7 @@ def mark_changes(
         if change.step is not None and lo <= change.step <= hi:
             turned.setdefault(change.step, []).append(turn(change))
     together = grouped(sorted(turned), layout)
-    layout["meta"] |= {"turned": len(turned)} if turned else {}
+    layout["meta"] |= {"turned": True} if turned else {}
     px = tall * inner(layout)[1]
     for group in together:
         layout["shapes"] += marks_of(group, layout, theme, cased, px, **reach)

@@ -143,7 +143,7 @@ def mark_turns(
             x.append(last.step)
             y.append(curve.values[row])
             words.append(turns_in_words([change for _, change in here], runs[at], over))
-    layout["meta"] |= {"turned": len(turned)} if turned else {}
+    layout["meta"] |= {"turned": True} if turned else {}
     if labelled:
         ends = [group[at] for group in grouped(sorted(turned), layout) for at in (0, -1)]
         names = change_names(layout, shared_names(turned, runs, layout, theme), theme, ends, rows=2)

@@ -84,7 +84,7 @@ class Trainer:
         self.looks, self.flushes, self.readings = Looks(), Flushes(), Readings()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
-        self.last_began = -math.inf
+        self.last_began, self.lasted = -math.inf, 0.0  # of the last step: its due begin, and how many seconds it took
         self.collected = empty_batch()
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 
@@ -276,7 +276,7 @@ class Trainer:
         routings = self.compare_if_due()
         if not self.replaying:
             self.looks.look_if_due(self.folder, lambda full: self.snapshot(full, routings), routings is not None)
-        seconds = time.perf_counter() - began
+        seconds = self.lasted = time.perf_counter() - began
         losses = done.loss, done.task_loss, done.grad_norm
         score = self.turned or falls_on(self.step, self.config.scores_every)
         self.telemetry.record(
@@ -343,9 +343,9 @@ class Trainer:
         self.snapped = self.step
 
     def maybe_flush(self) -> None:
-        behind = not self.committer.queue.empty()
-        due = self.flushed + self.flushes.wait(self.folder, behind)
-        if self.telemetry.is_full or time.perf_counter() >= due:
+        due = self.flushed + self.flushes.wait(self.folder, behind=not self.committer.queue.empty())
+        # Rather early than a step late: of steps of 25 ms, only each second one would be committed, and seen.
+        if self.telemetry.is_full or time.perf_counter() + self.lasted >= due:
             self.flush()
 
     def flush(self, state: str | None = None) -> None:

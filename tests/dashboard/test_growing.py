@@ -10,6 +10,7 @@ from moe_core.dashboard import histories
 from moe_core.dashboard.feed import Feed
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.schema import Config, Knobs, layout
+from tests.dashboard.test_live import unpack, viewer_of
 
 CONFIG = Config(num_experts=4, layers=2)
 WIDTH = sum(column.width for column in layout(2, 4))
@@ -98,3 +99,33 @@ def test_lines_take_a_bounded_room(writer: RunWriter, monkeypatch: pytest.Monkey
     assert 2 <= len(feed._growing) <= 3
     assert sum(part.nbytes for line in feed._growing.values() for part in line) <= 3 * size
     feed.run.close()
+
+
+def test_a_further_turn_needs_no_layout_of_a_chart_that_had_one(writer: RunWriter) -> None:
+    """Its mark and name are drawn on the canvas (redraw.js); a layout of three charts kept a turn from its chart for a tenth of a second."""
+    feed = Feed(open_run(writer.folder))
+    rows = np.full((100, WIDTH), 0.5, np.float32)
+    sizes = dict.fromkeys(("selection_share", "balance", "balance_now", "loss"), (640, 300))
+    viewer, laid = viewer_of(feed, sizes=sizes), []
+    writer.commit(Batch(1, rows))
+    for nth, noise in enumerate((0.5, 0.25)):
+        feed.run.turn(who="test", noise=noise)
+        first = 101 + 10 * nth
+        writer.commit(Batch(first, rows[:10], (), (), ((writer.pending().knobs[0].id, first),)))
+        writer.knob_seen = writer.pending().knobs[0].id
+        feed.refresh(now=True)
+        laid.append(dict(unpack(viewer.frame() or b"")["figures"]))
+        feed.refresh(now=True)
+    assert set(laid[0]) == set(laid[1]) == set(sizes)
+    for before, after in zip(*(figures.values() for figures in laid), strict=True):
+        named, marks = (len(after["layout"][kind]) - len(before["layout"][kind]) for kind in ("annotations", "shapes"))
+        assert (named + marks > 0) == ("step" in str(before["layout"]["xaxis"].get("title")))
+        assert same_but_for_marks(before) == same_but_for_marks(after)
+    feed.run.close()
+    writer.finish("finished")
+
+
+def same_but_for_marks(spec: dict[str, Any]) -> dict[str, Any]:
+    """As redraw.js compares two layouts."""
+    layout = {name: value for name, value in spec["layout"].items() if name not in ("annotations", "shapes")}
+    return layout | {"meta": layout["meta"] | {"step": 0}}

@@ -15,8 +15,9 @@ from moe_core.training.data import load
 from moe_core.training.graph import updater
 from moe_core.training.loop import Trainer
 from moe_core.training.machine import choose_device
-from moe_core.training.pace import Looks
+from moe_core.training.pace import FLUSH_READ, Looks
 from moe_core.training.step import Adam
+from tests.training.test_pace import Clock
 
 CONFIG = Config.for_task(
     "plane", num_experts=4, layers=1, tokens=64, d_model=8, d_hidden=8, steps=12, eval_every=5, threads=1
@@ -394,6 +395,26 @@ def test_a_full_queue_makes_the_trainer_wait_and_drops_nothing() -> None:
     assert [b.first_step for b in record.batches if len(b.rows)] == sorted(
         {b.first_step for b in record.batches if len(b.rows)}
     )
+
+
+@pytest.mark.parametrize(("seconds", "together"), [(0.026, 1), (0.02, 1), (0.004, 8), (0.05, 1)])
+def test_steps_are_committed_before_one_more_would_be_late(
+    seconds: float, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At 30 commits a second, each second step of 26 ms would be seen, 19 a second."""
+    torch.set_num_threads(1)
+    trainer = Trainer(CONFIG, KNOBS, load(CONFIG), torch.device("cpu"), Record(), print)
+    trainer.committer.close()
+    monkeypatch.setattr(trainer.flushes, "wait", lambda folder, behind: FLUSH_READ)
+    clock, flushed = Clock(monkeypatch), list[int]()
+    trainer.lasted, trainer.flushed = seconds, clock.now
+    monkeypatch.setattr(trainer, "flush", lambda: setattr(trainer, "flushed", clock.now))
+    for nth in range(1, 25):
+        clock.now += seconds
+        trainer.maybe_flush()
+        if trainer.flushed == clock.now:
+            flushed.append(nth)
+    assert flushed == list(range(together, 25, together))
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
