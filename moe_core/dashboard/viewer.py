@@ -14,7 +14,7 @@ from moe_core.dashboard.panel import banner, findings, panel
 from moe_core.dashboard.views import View, hold_busiest, view_of
 from moe_core.figures.catalog import FIGURES, offered, tiles_of
 from moe_core.figures.pages.tile import unbroken
-from moe_core.figures.smooth import SMOOTH, over_steps, with_means
+from moe_core.figures.smooth import SMOOTH, over_steps, steps_a_pixel, with_means
 from moe_core.figures.theme import THEMES, paper_colours
 from moe_core.runs.source import At
 from moe_core.schema import STAT, first_line
@@ -47,6 +47,9 @@ class Viewer:
         self.last_words: dict[str, Any] = {}
         # When words were sent, and whether a frame was sent without newer ones.
         self.words_sent, self.words_owed = -WORDS, False
+        self.moves: dict[str, float] = {}  # at which step a chart over steps has moved by a pixel since it was drawn
+        self.turns: Any = None  # those that were drawn
+        self.left = False  # whether a frame was sent without a chart that has news, since it moved by less
         self.paper = ""  # the theme whose colours of paper were sent
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
@@ -72,8 +75,8 @@ class Viewer:
         return None
 
     def frame(self) -> bytes | None:
-        """The next frame; None when nothing changed. It has every figure that changed, and ten times a second (at once if the viewer
-        waits for them) the numbers and words beside the figures."""
+        """The next frame; None when nothing changed. It has every figure that changed by a pixel, and ten times a second (at once if the
+        viewer waits for them) all that changed, and the numbers and words beside the figures."""
         feed, asked = self.feed, self.asked
         assert feed is not None
         feed.refresh(now=feed.waiting)
@@ -92,10 +95,15 @@ class Viewer:
             self.words_sent = now
         if state == self.state and not self.words_owed and words == self.last_words:
             return None
-        figures: dict[str, Part] = {}
-        for name, size in asked["sizes"].items() if state != self.state else ():
-            self.draw(source, name, size, layer, step, figures)
+        turns, figures = feed.knob_changes(), dict[str, Part]()
+        whole = due or turns is not self.turns or bool(feed.behind or source.others)
+        draws = [name for name in asked["sizes"] if whole or feed.last >= self.moves.get(name, 0)]
+        for name in draws if state != self.state or self.left else ():
+            self.draw(source, name, asked["sizes"][name], layer, step, figures)
+        if not (due or figures):
+            return None  # what waits comes with the words
         self.state, self.last_words, self.words_owed = state, words, not due
+        self.turns, self.left = turns, len(draws) < len(asked["sizes"])
         header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": self.answer}
         parts: dict[str, Part] = {}
         if due:
@@ -180,6 +188,7 @@ class Viewer:
             spec = entry.draw.spec(**entry.read(source, at), **look)
             for word in FOR_FILES:
                 spec["layout"]["meta"].pop(word, None)
+            self.moves[name] = source.steps()[1] + steps_a_pixel(spec)
             if over_steps(spec):
                 spec["layout"]["meta"]["smooth"] = 1  # the page offers to draw its means
                 if (over := asked["options"].get("smooth")) in SMOOTH:

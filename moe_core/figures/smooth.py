@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Spec, said_too
+from moe_core.figures.paper import Array, Spec, inner, said_too
 from moe_core.figures.reading import Turnable, marked
 from moe_core.runs.series import thin
 from moe_core.runs.source import Beside, Source
@@ -106,11 +106,20 @@ def same(line: Spec, mean: Spec) -> bool:
     return np.array_equal(line["y"], mean["y"], equal_nan=True)
 
 
-def over_steps(spec: Spec) -> list[int]:
-    """The places of the traces that are lines over the steps."""
-    title = spec["layout"]["xaxis"].get("title")
+def steps_a_pixel(spec: Spec) -> float:
+    """How many steps a pixel of a chart over steps stands for; 0 of another chart."""
+    axis = spec["layout"]["xaxis"]
+    title = axis.get("title")
     text = title.get("text", "") if isinstance(title, dict) else ""
     if text != "step" and not text.startswith(SINCE):
+        return 0.0
+    low, high = axis["range"]
+    return float(high - low) / inner(spec["layout"])[0]
+
+
+def over_steps(spec: Spec) -> list[int]:
+    """The places of the traces that are lines over the steps."""
+    if not steps_a_pixel(spec):
         return []
     lines = [at for at, trace in enumerate(spec["data"]) if (trace["type"], trace.get("mode")) == ("scatter", "lines")]
     return [at for at in lines if spec["data"][at]["line"].get("shape") != "hv" and not spec["data"][at].get("fill")]

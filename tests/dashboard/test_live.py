@@ -397,6 +397,40 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     feed.run.close()
 
 
+def test_a_chart_that_moved_by_less_than_a_pixel_waits_for_the_words_but_not_for_a_turn(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Feed(open_run(writer.folder))
+    sizes = {"loss": (640, 300), "balance_now": (640, 300)}
+    writer.commit(Batch(51, rows(51, 3950)))  # an axis of 4,000 steps: some 7 a pixel
+    look(feed)
+    viewer = viewer_of(feed, sizes=sizes)
+    assert set(unpack(viewer.frame())["figures"]) == set(sizes)
+    monkeypatch.setattr(of_viewer, "WORDS", 60.0)
+
+    def frame_after(steps: int, applied: Any = ()) -> set[str] | None:
+        writer.commit(Batch(feed.last + 1, rows(feed.last, steps), applied=applied))
+        feed.looked = 0.0
+        frame = viewer.frame()
+        return set(unpack(frame)["figures"]) if frame else None
+
+    assert frame_after(1) == {"balance_now"}
+    assert frame_after(8) == set(sizes)
+    assert frame_after(1) == {"balance_now"}
+    monkeypatch.setattr(of_viewer, "WORDS", 0.0)
+    assert set(unpack(viewer.frame())["figures"]) == {"loss"}  # though nothing came since
+    monkeypatch.setattr(of_viewer, "WORDS", 60.0)
+    assert viewer.frame() is None
+    feed.run.turn(who="test", noise=0.5)
+    assert frame_after(1, ((writer.pending().knobs[0].id, feed.last + 1),)) == set(sizes)
+    viewer.asked = viewer.asked | {"sizes": {"loss": sizes["loss"]}}  # the page has changed
+    viewer.frame()
+    assert frame_after(1) is None  # no frame for nothing,
+    monkeypatch.setattr(of_viewer, "WORDS", 0.0)
+    assert set(unpack(viewer.frame())["figures"]) == {"loss"}  # and nothing is lost
+    feed.run.close()
+
+
 def test_the_colours_of_paper_come_once_for_a_theme(writer: RunWriter, monkeypatch) -> None:
     monkeypatch.setattr(of_viewer, "WORDS", 0.0)
     feed = Feed(open_run(writer.folder))
