@@ -4,6 +4,7 @@ Each field follows from its declaration in Config or Knobs (moe_core/schema/sett
 tasks and strategies that read it. So a setting that is added there is here too. What is wrong with a value is said below its field.
 """
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
@@ -14,7 +15,7 @@ from typing import Any
 import streamlit as st
 
 from moe_core.dashboard import own, starting
-from moe_core.dashboard.faults import Faults
+from moe_core.dashboard.faults import Faults, as_html, in_fields
 from moe_core.dashboard.own import Columns, Recognised
 from moe_core.runs import command_of, runs_folder
 from moe_core.runs.estimate import Estimate, estimate, shape_of, speeds
@@ -35,6 +36,7 @@ from moe_core.schema import (
     reads,
     shortened,
 )
+from moe_core.schema.checks import parsed_value
 
 SOURCES = ("built in", "on this machine", "uploaded")
 FILES = {"text": "text", "digits": "data"}  # the setting that names a person's own files, by task
@@ -94,7 +96,7 @@ def widget(
     meta = meta_of(settings, name)
     common: dict[str, Any] = {
         "key": key,
-        "help": f"{meta.help}. {range_text(meta)}".strip(),
+        "help": f"{in_fields(meta.help, '**{}**')}. {range_text(meta)}".strip(),
         "persist_state": "session",
     }
     if meta.choices:
@@ -107,9 +109,15 @@ def widget(
     if isinstance(start, str):
         return st.text_input(name, start, placeholder="none", **common)
     if isinstance(start, int):
-        return st.number_input(name, value=start, **common)
+        return whole_number(name, start, **common)
     fine = meta.step or (0.01 if meta.high <= 10 else 1.0)
     return st.number_input(name, value=start, step=fine, format="%g", **common)
+
+
+def whole_number(label: str, start: int, **given: Any) -> int | float:
+    """A field for a whole number. Streamlit's own would take the 1 of 1e3 and drop the rest, so it is the field for any number."""
+    value = st.number_input(label, value=float(start), step=1.0, format="%g", **given)
+    return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 
 def configure(started: Knobs) -> None:
@@ -152,26 +160,40 @@ def choose_ranks(form: Form) -> RankCounts:
     if most < 2:
         return ALONE
     size = whole(
-        form,
+        form.faults,
         "ranks",
-        f"processes that train it together, each with its part of every batch, on a {each} of its own. 1 to {most}",
+        1,
+        "configure-ranks",
+        help=f"processes that train it together, each with its part of every batch, on a {each} of its own. 1 to {most}",
+        persist_state="session",
     )
     about = (
         "over how many of the ranks the experts of a layer are dealt; each group of so many ranks has them all. With 1 each rank has all "
         "experts, and there is no load of devices to see"
     )
-    ranks = RankCounts(size, whole(form, "expert_parallel", about)) if size != 1 else ALONE
+    expert = 1
+    if size != 1:
+        key = "configure-expert_parallel"
+        expert = whole(form.faults, "expert_parallel", 1, key, help=about, persist_state="session")
+    ranks = RankCounts(size, expert)
     form.check(check_room, ranks, config)
     form.check(check_dealt, ranks)
     return ranks
 
 
-def whole(form: Form, name: str, help: str) -> int:
-    """Draw the field of a whole number that is no setting of the run, and take it; it begins at 1."""
+def whole(
+    faults: Faults, name: str, start: int, key: str, low: float = -math.inf, high: float = math.inf, label: str = "", **given: Any
+) -> int:  # fmt: skip
+    """Draw the field of a whole number that is no setting of a run, and take it: `start` if it is none, or out of range, which is said
+    below the field."""
     with st.container(gap=None):
-        value = st.number_input(name, value=1, help=help, key=f"configure-{name}", persist_state="session")
-        form.faults.place(name)
-    return 1 if value is None else int(value)
+        value = whole_number(label or name, start, key=key, **given)
+        faults.place(name)
+    try:
+        return int(parsed_value(name, int, low, high, (), value))
+    except ValueError as error:
+        faults.say(str(error), name)
+        return start
 
 
 def draw_knobs(form: Form, usual: Config, started: Knobs) -> None:
@@ -217,9 +239,9 @@ def choose_files(form: Form, source: str) -> tuple[str, ...] | None:
     name = FILES[form.task]
     several, files = form.task == "text", tuple[str, ...]()
     what = (
-        "Files or folders of text, one a line; each is a domain"
+        "text: files or folders, one a line; each is a domain"
         if several
-        else "A CSV, an .npz with x and y, or an .npy"
+        else "data: a CSV, an .npz with x and y, or an .npy"
     )
     with st.container(gap=None):
         if source == SOURCES[1]:
@@ -290,10 +312,13 @@ def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised
     right = {name: value for name, value in form.take(Config).items() if name not in form.faults.problems}
     with shown, st.spinner("Reading your data"):
         recognised = own.recognise(Config.for_task(form.task, **right))
-    if recognised.problem:
-        form.faults.say_together(recognised.problem, field_of(recognised.problem, FILES[form.task]))
+    if problem := recognised.problem:
+        for path in map(Path, files):
+            if path.parent.parent.name == own.UPLOADS:  # where it is kept means nothing to the person
+                problem = problem.replace(str(path), path.name)
+        form.faults.say_together(problem, field_of(problem, FILES[form.task]))
         return None
-    lines = "".join(f"<p>{escape(words[:1000])}</p>" for words in recognised.taken[:80])
+    lines = "".join(f"<p>{as_html(words[:1000])}</p>" for words in recognised.taken[:80])
     shown.html(f'<div class="moe-recognised" role="group" aria-label="How your data are read">{lines}</div>')
     return recognised
 

@@ -8,13 +8,14 @@ A page of another kind calls `frame()`, which draws the panel and returns the ru
 
 import time
 from collections.abc import Callable
-from html import escape
 from typing import Any, NamedTuple
 
 import streamlit as st
 
 from moe_core.dashboard import cards, component, links, starting
 from moe_core.dashboard.choosing import chooser_entry
+from moe_core.dashboard.faults import as_html
+from moe_core.dashboard.gate import looks
 from moe_core.dashboard.links import NEW
 from moe_core.dashboard.panel import knob
 from moe_core.dashboard.style import CSS
@@ -92,6 +93,7 @@ def frame(
                 only,
                 knobs=starting_values(first) if begun else [],
                 chosen=chosen,
+                looks=looks(),
             )
         if not begun:
             cards.wait(wanted)
@@ -100,9 +102,11 @@ def frame(
     with st.sidebar:
         if run is None:
             none = {"run": None} if lesson else {}
-            component.panel(None, go_to, here | none, only, knobs=starting_values(first), chosen=None)
+            component.panel(None, go_to, here | none, only, knobs=starting_values(first), chosen=None, looks=looks())
         else:
-            component.panel(run.id, go_to, here | {"run": run.id if named else None}, only, chosen=entry_of(run))
+            component.panel(
+                run.id, go_to, here | {"run": run.id if named else None}, only, chosen=entry_of(run), looks=looks()
+            )
             own_data(run)
     if run is not None:
         st.session_state["run"] = run.id
@@ -116,9 +120,8 @@ def own_data(run: Run) -> None:
     taken = run.facts.get("taken")
     if isinstance(taken, list) and taken:
         with st.expander("How your data were read"):
-            st.html(
-                f"<ul class='moe-taken'>{''.join(f'<li>{escape(str(words)[:1000])}</li>' for words in taken[:80])}</ul>"
-            )
+            lines = "".join(f"<li>{as_html(str(words)[:1000])}</li>" for words in taken[:80])
+            st.html(f"<ul class='moe-taken'>{lines}</ul>")
 
 
 def run_of_link(wanted: str | None) -> Run | None:

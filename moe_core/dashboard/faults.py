@@ -1,10 +1,32 @@
 """What is wrong with a form's values, each said in a line below the field that it is about."""
 
 import re
+from dataclasses import fields
 from html import escape
 from typing import Any
 
 import streamlit as st
+
+from moe_core.schema import Config, Knobs
+
+QUOTED = r"""(?<!\w)(['"]).*?\1(?!\w)"""  # a person's own: a path, a name of a column
+SETTINGS = {f.name for settings in (Config, Knobs) for f in fields(settings)}
+
+
+def in_fields(words: str, look: str = "{}") -> str:
+    """Words that were made for the command line, with the page's fields in place of its flags: a field is labelled with the name of its
+    setting, which the flag --d-model has with dashes. look: how a field is to look."""
+
+    def field(found: re.Match[str]) -> str:
+        name = (found["flag"] or "").replace("-", "_")
+        return look.format(name) if name in SETTINGS else found[0]
+
+    return re.sub(rf"{QUOTED}|(?<!\w)--(?P<flag>[a-z][a-z-]*)", field, words, flags=re.DOTALL)
+
+
+def as_html(words: str) -> str:
+    """The same as HTML, with fields in bold."""
+    return in_fields(escape(words, quote=False), "<b>{}</b>")
 
 
 class Faults:
@@ -26,7 +48,7 @@ class Faults:
         at = name or next(iter(self.named_in(problem)), "")
         said = self.problems.setdefault(at, [])
         said.append(problem)
-        lines = "".join(f'<p class="moe-fault" role="alert">{escape(one)}</p>' for one in said)
+        lines = "".join(f'<p class="moe-fault" role="alert">{as_html(one)}</p>' for one in said)
         self.places.get(at, st).html(lines)
 
     def say_together(self, problem: str, name: str = "") -> None:
@@ -35,7 +57,7 @@ class Faults:
             self.say(problem, name)
 
     def named_in(self, problem: str) -> list[str]:
-        """The fields that a message names, in its order. What stands between quotes is a person's: a path, a name of a column."""
-        said = re.sub(r"""(?<!\w)(['"]).*?\1(?!\w)""", " ", problem, flags=re.DOTALL)
+        """The fields that a message names, in its order."""
+        said = re.sub(QUOTED, " ", problem, flags=re.DOTALL)
         words = (word.strip("-").replace("-", "_") for word in re.findall(r"[\w-]+", said))
         return [word for word in words if word in self.places]

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard.configure import recorded_speeds, say_strategy
+from moe_core.dashboard.configure import recorded_speeds, say_strategy, whole
 from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.gate import deed, only_looking
 from moe_core.runs import cores, runs_folder
@@ -57,11 +57,13 @@ def fields_of(faults: Faults) -> tuple[dict[str, Any], int]:
     asked: dict[str, Any] = {}
     task, steps, seeds, together = st.columns(4)
     asked["task"] = task.selectbox("Task", TASKS, key="sweep-task")
-    asked["steps"] = steps.number_input("Steps", 1, 10**9, 1000, key="sweep-steps")
-    asked["seeds"] = seeds.number_input(
-        "Seeds", 1, 100, 3, key="sweep-seeds", help="how many, from 0 on; or name them in seed"
-    )
-    parallel = together.number_input("Runs at a time", 1, 256, side_by_side(), key="sweep-parallel")
+    with steps:
+        asked["steps"] = whole(faults, "steps", 1000, "sweep-steps", 1, 10**9, "Steps")
+    with seeds:
+        about = "how many, from 0 on; or name them in seed"
+        asked["seeds"] = whole(faults, "seeds", 3, "sweep-seeds", 1, 100, "Seeds", help=about)
+    with together:
+        parallel = whole(faults, "runs at a time", side_by_side(), "sweep-parallel", 1, 256, "Runs at a time")
     usual = Config.for_task(asked["task"])
     with st.container(key="sweep-lists"):
         for name, default in LISTED.items():
@@ -87,7 +89,7 @@ def fields_of(faults: Faults) -> tuple[dict[str, Any], int]:
         others = st.text_input("Other knobs and settings", placeholder=hint, key="sweep-more")
         faults.place("more")
     take_others(asked, others, faults)
-    return asked, int(parallel)
+    return asked, parallel
 
 
 def take(asked: dict[str, Any], name: str, text: str, faults: Faults, at: str = "") -> None:
@@ -121,8 +123,8 @@ def planned(asked: dict[str, Any], faults: Faults) -> Plan | None:
     try:
         lists = {name: values_of(name, text) for name, text in lists_of(asked).items()}
         several = len(lists.get("seed", ())) > 1
-        config = Config.for_task(asked["task"], steps=int(asked["steps"]), threads=1)
-        return make_plan(config, Knobs(), lists, pairs, 1 if several else int(asked["seeds"]))
+        config = Config.for_task(asked["task"], steps=asked["steps"], threads=1)
+        return make_plan(config, Knobs(), lists, pairs, 1 if several else asked["seeds"])
     except ValueError as error:
         faults.say(str(error))
         return None

@@ -26,6 +26,12 @@ def test_a_table_is_uploaded_looked_at_and_trained_and_a_knobs_error_stands_at_i
     page.get_by_label("k", exact=True).fill("3")
     page.keyboard.press("Tab")
     expect(page.locator(".moe-takes")).to_contain_text("parameters")
+    for typed, read, command in (("1e3", "1000", " --steps 1000"), ("0", "0", "")):  # at last without an end
+        page.get_by_label("steps", exact=True).fill(typed)
+        page.keyboard.press("Tab")
+        expect(page.get_by_label("steps", exact=True)).to_have_value(read)
+        until(lambda words=command: page.locator("[data-testid=stCode]").first.inner_text().count(words), page)
+    until(lambda: "--steps" not in page.locator("[data-testid=stCode]").first.inner_text(), page)
     page.get_by_role("button", name="Start", exact=True).click()
     page.wait_for_function("document.querySelector('.moepanel-right')?.textContent.startsWith('step ')")
     off = page.get_by_label("off", exact=True).first

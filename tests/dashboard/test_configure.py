@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from streamlit.proto.NumberInput_pb2 import NumberInput
 from streamlit.testing.v1 import AppTest
 
 from moe_core.__main__ import parser
 from moe_core.commands.train import settings_of
 from moe_core.dashboard import cards, configure, own, starting
-from moe_core.dashboard.faults import Faults
+from moe_core.dashboard.faults import Faults, as_html, in_fields
 from moe_core.dashboard.own import Recognised
 from moe_core.runs import ranks
 from moe_core.runs.estimate import parameters
@@ -171,7 +172,7 @@ def test_without_a_change_it_is_the_card(started: list[Any]) -> None:
         ({"tokens": 100}, "tokens", "tokens must be a multiple of context=128, got 100"),
         ({"groups": 3}, "num_experts", "num_experts=16 must be divisible by groups=3"),
         ({"off": "17"}, "off", "off must name experts 1 to 16"),
-        ({"device": "<gpu>"}, "device", "device must be auto, cpu, cuda, cuda:1 or mps, got &#x27;&lt;gpu&gt;&#x27;"),
+        ({"device": "<gpu>"}, "device", "device must be auto, cpu, cuda, cuda:1 or mps, got '&lt;gpu&gt;'"),
     ],
 )
 def test_what_cannot_be_trained_is_said_at_its_field_and_not_started(
@@ -184,6 +185,21 @@ def test_what_cannot_be_trained_is_said_at_its_field_and_not_started(
     assert above_fault(app) == name
     assert start(app).disabled
     assert (started, list(app.code)[:-2]) == ([], [])
+
+
+def test_a_whole_number_is_a_field_that_reads_an_exponent_and_refuses_a_fraction(started: list[Any]) -> None:
+    """Streamlit's field for whole numbers would make 1 of 1e3 in the browser; tests/browser/test_configure.py types it."""
+    app = page(steps=1000.0)
+    steps = app.number_input(key="configure-text-steps")
+    assert (steps.proto.data_type, steps.proto.format, steps.step) == (NumberInput.FLOAT, "%g", 1.0)
+    assert "--steps 1000 " in app.code[0].value + " "
+    put(app, "steps", 1.5)
+    put(app, "seed", 1e300)
+    assert faults(app.run()) == [
+        "seed must be between 0 and 2.14748e+09, got 1e+300",
+        "steps must be a whole number, got 1.5",
+    ]
+    assert start(app).disabled
 
 
 def test_knobs_that_the_strategy_does_not_read_have_no_field(runs: Path) -> None:
@@ -266,6 +282,7 @@ def test_ranks_are_not_offered_where_there_is_one_core(started: list[Any], room:
 @pytest.mark.parametrize(
     ("dealt", "values", "name", "says"),
     [
+        ((1.5, None), {}, "ranks", "ranks must be a whole number, got 1.5"),
         ((5, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 5"),
         ((0, None), {}, "ranks", "ranks must be between 1 and 4, one for each core of this machine, got 0"),
         ((4, 3), {}, "expert_parallel", "expert_parallel must divide the number of ranks (4), got 3"),
@@ -344,6 +361,16 @@ def test_an_upload_is_kept_with_the_runs(started: list[Any], runs: Path, looked:
     assert all(path.parents[1] == runs / own.UPLOADS and not path.name.startswith(".") for path in kept)
 
 
+def test_an_upload_is_called_by_its_name_and_not_by_where_it_is_kept(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "recognise", lambda config: Recognised(problem=f"--data {config.data!r} has no rows"))
+    app = page("digits")
+    app.radio(key="configure-source").set_value("uploaded").run()
+    app.file_uploader(key="configure-upload-digits").set_value(("b.csv", b"x", "text/plain")).run()
+    assert faults(app) == ["<b>data</b> 'b.csv' has no rows"]
+
+
 def test_why_a_file_cannot_be_read_is_said_at_its_field(
     runs: Path, readable: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -351,7 +378,11 @@ def test_why_a_file_cannot_be_read_is_said_at_its_field(
     problem = "--data 'bad.csv': columns 'a' and 'b' could each be the class; say which with --label NAME"
     monkeypatch.setattr(own, "recognise", lambda config: Recognised(problem=problem))
     app = own_path(page("digits"), "bad.csv")
-    assert [fault[:17] for fault in faults(app)] == ["--data &#x27;bad."]
+    assert faults(app) == [
+        "<b>data</b> 'bad.csv': columns 'a' and 'b' could each be the class; say which with <b>label</b> NAME"
+    ]
+    assert above_fault(app) == "label"
+    assert app.get_by_key("configure-path-digits").label.startswith("data: ")
     assert start(app).disabled
     assert len(faults(own_path(page("digits"), "/etc/passwd"))) == 1
 
@@ -374,7 +405,7 @@ def test_each_wrong_field_says_so_at_once(started: list[Any], readable: Path, lo
         "drop must name columns of the table, got Id, petal width; there are length, kind",
         "label must name a column of the table, got Species; there are length, kind",
         "num_experts must be between 1 and 1024, got 0",
-        "off must list experts counted from 1, like 4,11 or 2:4 for layer 2&#x27;s expert 4, got &#x27;x&#x27;",
+        "off must list experts counted from 1, like 4,11 or 2:4 for layer 2's expert 4, got 'x'",
     ]  # k may be right: that depends on num_experts
     assert start(app).disabled
 
@@ -404,7 +435,30 @@ def test_what_a_file_lacks_is_said_beside_other_faults_at_the_field_that_mends_i
     assert len(faults(app.run())) == 2  # of label there is a fault already; the file is read as if none were named
     assert (looked[-1].label, looked[-1].drop) == ("", ("length",))
     put(app, "label", None)
-    assert above_fault(app.run()).startswith("A CSV, an .npz")
+    assert above_fault(app.run()).startswith("data: a CSV, an .npz")
+
+
+def test_a_page_names_fields_where_the_command_line_has_flags_but_in_what_a_person_wrote() -> None:
+    said = "--data '/my/--drop.csv' and --d-model <1; --runs is no setting, x--seed no flag, and '--lr' a person's"
+    assert in_fields(said) == said.replace("--data", "data").replace("--d-model", "d_model")
+    assert as_html("--d-model <1 '<i>'") == "<b>d_model</b> &lt;1 '&lt;i&gt;'"
+    for settings in (Config, Knobs):
+        for f in fields(settings):
+            assert in_fields(f"a smaller --{f.name.replace('_', '-')}") == f"a smaller {f.name}"
+
+
+def test_no_help_of_a_field_and_no_line_about_the_data_names_a_flag(
+    runs: Path, readable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (readable / "a.csv").write_text("length,kind\n1,a\n2,b\n")
+    taken = ("left out: column '--drop', named by --drop",)
+    monkeypatch.setattr(own, "recognise", lambda config: Recognised(taken, 1, 2))
+    app = own_path(page("digits"), "a.csv")
+    kinds = (app.number_input, app.text_input, app.selectbox, app.multiselect)
+    helps = {one.label: one.proto.help for kind in kinds for one in kind}
+    assert helps["drop"] == "columns of **data** to leave out: names, or numbers from 1."
+    assert not [label for label, words in helps.items() if "--" in words]
+    assert "<p>left out: column '--drop', named by <b>drop</b></p>" in text_of(app)
 
 
 def test_a_word_of_a_path_is_no_field() -> None:
@@ -421,7 +475,7 @@ def test_a_word_of_a_path_is_no_field() -> None:
 def test_each_wrong_path_says_so(readable: Path, looked: list[Config]) -> None:
     (readable / "a").write_text("a")
     told = faults(own_path(page(), f"a\nnobody\n/etc/passwd\na/b\n{'a' * 300}"))
-    assert [text[:50] for text in told[:3]] == ["there is no file or folder &#x27;nobody&#x27;; cor", f"pages read only what lies below {readable}"[:50], "there is no file or folder &#x27;a/b&#x27;; correc"]  # fmt: skip
+    assert [text[:50] for text in told[:3]] == ["there is no file or folder 'nobody'; correct the p", f"pages read only what lies below {readable}"[:50], "there is no file or folder 'a/b'; correct the path"]  # fmt: skip
     assert told[3].endswith("cannot be read: File name too long")
     assert len(told) == 4
     assert looked == []

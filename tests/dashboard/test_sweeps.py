@@ -108,8 +108,8 @@ def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int
         ("sweep-pairs", "0.1", "a pair is written"),
         ("sweep-list-num_experts", "0,4", "num_experts must be between 1 and 1024, got 0"),
         ("sweep-list-layers", "1;2", "layers must be a number"),
-        ("sweep-more", "sorcery=1", "a sweep cannot vary &#x27;sorcery&#x27;"),
-        ("sweep-more", "task=text,plane", "a sweep cannot vary &#x27;task&#x27;"),
+        ("sweep-more", "sorcery=1", "a sweep cannot vary 'sorcery'"),
+        ("sweep-more", "task=text,plane", "a sweep cannot vary 'task'"),
         ("sweep-more", "plane=rings,spirals", "the text task does not read plane"),
         ("sweep-more", "tokens=100,128", "tokens must be a multiple of context=128, got 100"),
         ("sweep-more", "lr", "other knobs and settings are written name=values"),
@@ -134,6 +134,25 @@ def test_a_form_that_cannot_be_trained_says_why_and_writes_nothing(
         assert order[at - 1].proto.id == app.text_input(key=field).proto.id
     assert app.button[0].disabled
     assert (started, list(runs.iterdir())) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("steps", 0, "steps must be between 1 and 1e+09, got 0"),
+        ("steps", 1.5, "steps must be a whole number, got 1.5"),
+        ("seeds", 101, "seeds must be between 1 and 100, got 101"),
+        ("parallel", 257, "runs at a time must be between 1 and 256, got 257"),
+    ],
+)
+def test_a_number_that_no_sweep_can_have_is_said_below_its_field(
+    runs: Path, field: str, value: float, says: str
+) -> None:
+    app = page()
+    app.number_input(key=f"sweep-{field}").set_value(value).run()
+    assert not app.exception
+    assert f'<p class="moe-fault" role="alert">{says}</p>' in text_of(app)
+    assert app.button[0].disabled
 
 
 def test_settings_are_varied_as_knobs_are_and_what_it_takes_is_said_before(
