@@ -19,6 +19,7 @@ from moe_core.schema import AHEAD, Description, duration
 
 LONGEST = 200  # characters of what is searched for
 SHOWN = 500  # characters of a note in a list
+NO_BREAK = "\u00a0"  # between a number and its unit, in which no line is to end
 DEEPEST = 8  # how far a fork of a fork of a fork is moved in
 WORDS = {  # a state's colour and word
     "starting": ("grey", "Starting…"),
@@ -177,8 +178,8 @@ def held_out_text(entry: Entry) -> str:
     metric, value = facts.description.metrics[0], facts.held_out
     mark = AHEAD if facts.ahead else ""
     if metric.unit == "" and not metric.lower and 0 <= value <= 1:
-        return f"{number(100 * value, 1)} %{mark}"
-    return f"{number(value)} {metric.unit}".rstrip() + mark
+        return f"{number(100 * value, 1)}{NO_BREAK}%{mark}"
+    return f"{number(value)}{NO_BREAK}{metric.unit}".rstrip() + mark
 
 
 def chooser_entry(

@@ -10,13 +10,13 @@ import streamlit as st
 
 from moe_core.dashboard import component, controls, links
 from moe_core.dashboard.links import MOST
-from moe_core.figures.called import LETTERS
+from moe_core.figures.called import LETTERS, cut_apart
 from moe_core.figures.catalog import on_page
 from moe_core.figures.pages.tile import NONE, number
 from moe_core.figures.read_compare import fork_steps, last_shared
 from moe_core.figures.reading import gestures, rows_until
 from moe_core.runs import ENDED, Run, StoreError, open_run
-from moe_core.runs.overview import overview
+from moe_core.runs.overview import Entry, overview
 from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
     HELD_OUT_BALANCE,
@@ -27,6 +27,7 @@ from moe_core.schema import (
     with_unit,
 )
 
+CHIP = 18  # letters of a run's name that a chip has room for (style.py)
 END = 50  # steps over which end figures are means
 ENDS = ("cv_importance", "max_over_mean_load", "dead_experts")  # after that by which a layer is called balanced
 
@@ -41,12 +42,13 @@ def page() -> None:
 def options(run: Run) -> dict[str, Any]:
     """The chooser of runs of the same task, and the alignment. Both are in the link."""
     task = run.description.task
-    entries = {entry.id: entry for entry in overview()}
-    there = {
-        id: ": ".join(filter(None, (entry.name, entry.apart)))
-        for id, entry in entries.items()
-        if entry.facts.description and entry.facts.description.task == task and id != run.id
-    }
+    entries = [
+        entry
+        for entry in overview()
+        if entry.facts.description and entry.facts.description.task == task and entry.id != run.id
+    ]
+    names = cut_apart([entry.name for entry in entries], CHIP)
+    there = {entry.id: label_of(entry, name) for entry, name in zip(entries, names, strict=True)}
     chosen = [name for name in links.word("with") or [] if name in there]
     align = links.word("align") or "step"
     st.session_state["compare-with"], st.session_state["compare-align"] = chosen, align
@@ -79,6 +81,13 @@ def options(run: Run) -> dict[str, Any]:
             component.export_link(on_page(run, "compare"), compared, run=run.id)
     st.session_state["compared"] = (run.id, *chosen), align
     return compared
+
+
+def label_of(entry: Entry, short: str) -> str:
+    """A run in the chooser: its name as a chip has room for it, what sets it apart, and where that is cut, the whole name, by which it
+    is found and which is seen when the pointer rests on it."""
+    whole = "" if short == entry.name else f" · {entry.name}"
+    return ": ".join(filter(None, (short, entry.apart))) + whole
 
 
 @st.fragment(run_every=2.0)

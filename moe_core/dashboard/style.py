@@ -87,7 +87,8 @@ CSS = f"""
 .st-key-compare-row [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
 .st-key-compare-row [data-testid="stColumn"] {{ min-width: max-content; }}
 .st-key-compare-row [data-testid="stColumn"]:first-child {{ min-width: min(100%, 320px); }}
-.st-key-compare-row [data-tag] {{ max-width: clamp(7rem, 12vw, 14rem); }} /* one long name leaves room for the others */
+.st-key-compare-row [data-tag] {{ max-width: clamp(10.5rem, 12.4vw, 14rem); }} /* one long name leaves room for the others */
+.st-key-compare-row [data-tag] span {{ font-size: 0.87rem; }} /* 18 letters of it (compare.py) */
 @media (max-width: 900px) {{ .st-key-your-model [data-testid="stHorizontalBlock"] {{ flex-direction: column; align-items: stretch; }}
   .st-key-your-model [data-testid="stColumn"] {{ width: 100%; }} }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */

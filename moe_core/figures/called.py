@@ -31,9 +31,12 @@ def called(curves: Sequence[Any], named: int) -> list[Called]:
 def cut_apart(names: Sequence[str], most: int) -> list[str]:
     """The names, each of at most so many characters. Where names would be cut to the same, their common beginning goes instead."""
     short = [shortened(name, most) for name in names]
+    by_cut: dict[str, set[str]] = {}
+    for name, text in zip(names, short, strict=True):
+        by_cut.setdefault(text, set()).add(name)
     cuts = []
     for own, text in zip(names, short, strict=True):
-        alike = [name for name, other in zip(names, short, strict=True) if other == text and name != own]
+        alike = by_cut[text] - {own}
         if not alike:
             cuts.append(text)
             continue

@@ -159,9 +159,9 @@ def test_a_row_has_the_numbers_of_the_run(runs: Path) -> None:
     (row,) = rows().values()
     load = np.mean([run.history("cv_load", layer, first=11, last=60)[1].mean() for layer in range(2)])
     assert row["balance"] == f"{load:.2f}"
-    assert (row["held"], row["steps"], row["word"], row["colour"]) == ("2.50 bits/byte", "60", "Training", "green")
+    assert (row["held"], row["steps"], row["word"], row["colour"]) == ("2.50\u00a0bits/byte", "60", "Training", "green")
     made(runs, "b", steps=10)
-    assert rows()["b"]["held"] == "60.0 %"
+    assert rows()["b"]["held"] == "60.0\u00a0%"
     assert rows()["b"]["steps"] == "10"
 
 

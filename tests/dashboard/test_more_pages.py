@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 from moe_core.dashboard import compare
 from moe_core.dashboard.links import literal
 from moe_core.dashboard.style import CSS
-from moe_core.runs import open_run, start_measuring, stop_measuring
+from moe_core.runs import change_notes, open_run, start_measuring, stop_measuring
 from moe_core.runs.on_devices import NAME
 from moe_core.schema import Config
 from moe_core.schema.description import PROBE_OF_TASK
@@ -94,6 +94,21 @@ def test_runs_of_the_link_are_compared_and_only_of_the_same_task(runs: Path) -> 
     app.multiselect[0].set_value([]).run()
     assert "with" not in app.query_params
     assert mounted(app)["options"]["with"] == []
+
+
+def test_of_long_names_that_begin_alike_each_chip_shows_where_they_differ(runs: Path) -> None:
+    names = {"b": "text-experts-16-weights-0.1-seed-1", "c": "text-experts-16-weights-0.1-seed-2", "d": "short"}
+    for id in ("a", *names):
+        record(runs / id)
+        change_notes(runs / id, name=names.get(id, ""))
+    chips = page("compare", run="a").multiselect[0].options
+    assert sorted(re.split(": | · ", words)[0] for words in chips) == [
+        "short",
+        "text-expe … seed-1",
+        "text-expe … seed-2",
+    ]
+    # By its whole name a run is found, and the pointer shows it.
+    assert [words.count("text-experts-16-weights-0.1-seed-") for words in sorted(chips)] == [0, 1, 1]
 
 
 def test_the_table_has_rows_that_differ_and_no_others(runs: Path) -> None:
