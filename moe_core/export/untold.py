@@ -5,14 +5,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from moe_core.figures.changes import Name, box_of
-from moe_core.figures.paper import Spec, inner, label_font, note, said_too, upright
+from moe_core.figures.paper import LETTER, Spec, inner, label_font, note, said_too, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.figures.words import ISOLATED
 
 Steps = tuple[float, ...]
 ROW = 16  # px above the plot for the numbers
 NO_BREAK = "\u00a0"
-DIGIT = 0.55  # width of one, in sizes of the type
 MOST_TOLD = 8  # changes
 GAP = 0.4  # between two numbers, in sizes of the type
 
@@ -103,7 +102,7 @@ def add_numbers(layout: Spec, steps: Sequence[int], theme: Theme) -> None:
     while at < len(marks) - 1:
         (one, first, last), (other, begin, end) = marks[at : at + 2]
         letters = len(text_of(first, last)) + len(text_of(begin, end))
-        if (other - one) * per_step < size * (DIGIT * letters / 2 + GAP):
+        if (other - one) * per_step < size * (LETTER * letters / 2 + GAP):
             marks[at : at + 2] = [(one, first, end)]
             at = max(0, at - 1)  # the mark is wider now, and may touch the one before it
         else:

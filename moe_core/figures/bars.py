@@ -16,6 +16,7 @@ from moe_core.figures.paper import (
     axis_title,
     base,
     doubled,
+    ems,
     every_nth,
     figure,
     ideal_line,
@@ -27,8 +28,6 @@ from moe_core.figures.paper import (
 )
 from moe_core.figures.probe import first_experts, without_expert
 from moe_core.figures.theme import LIGHT, LINES, NAMED, Theme, expert_colour
-
-LETTER = 0.55  # width of one in a name, in sizes of the type
 
 
 @figure
@@ -185,7 +184,7 @@ def sorted_bars(load_E: Array, most: float, counted: str, step: int | None, them
     if np.isfinite(load_E).any() and ratio[0] > ratio[-1]:
         last = f"expert {order[-1] + 1}"
         # Below the last bar or, where that reaches the foot of the plot, above the bars there, which hang from the ideal.
-        covered = math.ceil(LETTER * font["size"] * len(last) * E / inner(layout)[0])
+        covered = math.ceil(ems(last) * font["size"] * E / inner(layout)[0])
         under = (ratio[-1], "top") if ratio[-1] > 0.15 * top else (max(1.0, *ratio[-covered:].tolist()), "bottom")
         ends = (
             (f"expert {order[0] + 1}", 0.5, ratio[0], "left", "bottom"),

@@ -15,6 +15,7 @@ from moe_core.figures.lines import as_steps, end_labels, line, over_steps
 from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
     DASHED,
+    LETTER,
     Array,
     Size,
     Spec,
@@ -40,7 +41,7 @@ def log2_axis(title: str, values: Array, size: Size) -> Spec:
     room = 0.8 * size[0] / len(words)
     # From the middle of one to that of the next.
     longest = max((len(one) + len(other) for one, other in pairwise(words)), default=0) / 2
-    every = max(1, math.ceil((0.55 * pens(size).axis * longest + 4) / room))
+    every = max(1, math.ceil((LETTER * pens(size).axis * longest + 4) / room))
     return {
         "title": title, "type": "log", "range": [float(np.log10(values[0] / 1.15)), float(np.log10(values[-1] * 1.15))],
         "tickvals": values.tolist()[::every], "ticktext": words[::every],

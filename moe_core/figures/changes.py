@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from moe_core.figures.paper import Spec, escape, inner, label_font, note, upright
+from moe_core.figures.paper import Spec, ems, escape, inner, label_font, note, upright
 from moe_core.figures.theme import Theme, faded
 from moe_core.schema import change_text
 
@@ -16,8 +16,6 @@ SHARE = 3  # so many changes that stand close together share one mark and one la
 STACKED = 3  # names of knobs turned in one step that stand below each other
 LISTED = 12  # changes of a shared label that are listed on hover
 TICK = 6  # px: height of the tick of a change within a shared mark
-# Width of a letter of a name, a little more than they have on average, and of a blank, in sizes of the type.
-LETTER, BLANK = 0.53, 0.2
 LINE = 1.4  # distance of two lines of names, in sizes of the type
 
 
@@ -188,8 +186,7 @@ def change_names(
 def extent(text: str, size: float) -> tuple[int, float]:
     """How many lines a name has, and how far it reaches from its line, in px."""
     lines = [re.sub(r"<[^>]*>", "", row) for row in text.split("<br>")]
-    letters = max(LETTER * len(line) - (LETTER - BLANK) * line.count(" ") for line in lines)
-    return len(lines), 8 + size * letters
+    return len(lines), 8 + size * max(map(ems, lines))
 
 
 def box_of(name: Spec, layout: Spec) -> tuple[float, float, float]:

@@ -17,6 +17,7 @@ from moe_core.figures.paper import (
     Size,
     Spec,
     base,
+    ems,
     escape,
     figure,
     inner,
@@ -93,7 +94,7 @@ def speeds(devices: Array, per_second_m: Array, own: Array, all_: Array, layout:
             continue
         for words in (f"{short(speed)} rows/s", f"{short(speed)}<br>rows/s"):
             lines = words.split("<br>")
-            half = 0.28 * size * max(map(len, lines))
+            half = size * max(map(ems, lines)) / 2
             right = max(0.0, half - float(x[at]))  # on a narrow chart the first would reach over the axis
             middle, foot = float(x[at]) + right, float(all_[at, 2]) * height / top + 4
             box = (middle - half, middle + half, foot, foot + 1.3 * size * len(lines))

@@ -170,6 +170,16 @@ def inner(layout: Spec) -> tuple[int, int]:
     )
 
 
+# Of Source Sans, in sizes of the type: a little more than its digits have, and than its letters have on average, so that what is
+# reckoned with them finds room in other typefaces too (tests/export/test_fonts.py).
+LETTER, BLANK = 0.53, 0.2
+
+
+def ems(text: str) -> float:
+    """Width of a line of a label, in sizes of its type."""
+    return LETTER * len(text) - (LETTER - BLANK) * text.count(" ")
+
+
 def letters_beside(size: Size, most: int) -> int:
     """How many letters of a row's name find room left of a chart: `most`, of a narrow chart what takes a quarter of it."""
     return max(4, min(most, size[0] // 28))

@@ -16,6 +16,7 @@ from moe_core.figures.lines import as_steps, end_labels, line, over_steps
 from moe_core.figures.matrices import colour_bar, log_ratio
 from moe_core.figures.pages.tile import short
 from moe_core.figures.paper import (
+    LETTER,
     Array,
     Size,
     Spec,
@@ -43,7 +44,6 @@ from moe_core.figures.theme import (
 
 FRAMED = 8  # px of a cell from which on those on the diagonal have a frame
 EVEN = 10  # percent up to which cells, which are then all pale, are called even
-DIGIT = 0.55  # width of one, in sizes of the type
 
 
 class Counted(NamedTuple):
@@ -140,7 +140,7 @@ def cells(name: str, z_RR: Array, rows_RR: Array, sentence: str, layout: Spec, t
 def numbers(rows_RR: Array, z_RR: Array, px: tuple[float, float], layout: Spec, theme: Theme) -> list[Spec]:
     """The number of rows on each cell where a row could go, exact or in three digits, whichever finds room; else none."""
     size = layout["font"]["size"]
-    letters = int((px[0] - 6) / (DIGIT * size))
+    letters = int((px[0] - 6) / (LETTER * size))
     places = np.argwhere(np.isfinite(z_RR)).tolist()
     rows = [int(rows_RR[i, j]) for i, j in places]
     texts = [f"{n:,}" for n in rows]

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from moe_core.figures.paper import Array, Size, Spec, base, escape, figure, inner, label_font, note, pens
+from moe_core.figures.paper import LETTER, Array, Size, Spec, base, escape, figure, inner, label_font, note, pens
 from moe_core.figures.theme import LIGHT, SANS, Theme, faded, letter_colour, scale
 from moe_core.schema import AHEAD, BALANCED, COLLAPSED, LOOKS_AHEAD, exact_text
 
@@ -111,7 +111,7 @@ def grid_layout(
     # The values of a knob may be words; the axis' title stands left of the longest.
     font = layout["font"]["size"]
     longest = max((len(text) for text in layout["yaxis"]["ticktext"]), default=0)
-    layout["margin"]["l"] = max(layout["margin"]["l"], round(0.55 * font * longest + 2 * font))
+    layout["margin"]["l"] = max(layout["margin"]["l"], round(LETTER * font * longest + 2 * font))
     return layout
 
 

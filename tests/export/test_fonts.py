@@ -2,12 +2,16 @@
 
 import subprocess
 import sys
+from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 
 from fontTools.ttLib import TTFont
 
-from moe_core.export.fonts import FILES, FOLDER
+from moe_core.export.fonts import FILES, FOLDER, width_of
+from moe_core.export.marks import Run
+from moe_core.figures.paper import ems
+from moe_core.schema import Knobs
 
 
 def test_they_are_the_ones_that_the_page_has() -> None:
@@ -28,6 +32,15 @@ def test_their_licence_lies_beside_them_with_each_ones_copyright() -> None:
         copyright = TTFont(path)["name"].getDebugName(0)
         assert f"{path.name} (" in licence
         assert licence.count(copyright) == len(FILES)
+
+
+def test_labels_are_reckoned_a_little_wider_than_they_are() -> None:
+    """Names of experts, numbers, and turns of any knob: what the figures place by ems()."""
+    values = {"strategy": ("expert-choice", "strictly-balanced"), "weigh": ("own", "all"), "off": ("none", "4,11")}
+    turns = [f"{f.name} {' → '.join(values.get(f.name, ('0.25', '1')))}" for f in fields(Knobs)]
+    for label in ("expert 128", "0123456789", "12–14", "217k", "1,024", "1.31 M rows/s", "3 changes", *turns):
+        true = width_of([Run(label, (0, 0, 0, 1.0), 1.0, 400, False)])
+        assert true < ems(label) < 1.35 * true, label
 
 
 def test_tables_are_written_without_the_packages_of_pictures() -> None:
