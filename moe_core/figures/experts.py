@@ -1,4 +1,4 @@
-"""One expert among the others: its rank, its share over time, and when its routing was settled.
+"""One expert among the others: its place, its share over time, and when its routing was settled.
 
 Shapes: E experts, n steps. `chosen` is the expert that the page shows, counted from 0.
 """
@@ -60,7 +60,7 @@ def expert_rank(
             "range": [0.0, doubled(2.0, float(ratio[0])) if known else 2.0],
             "nticks": 4,
         },
-        y={"title": "expert, by rank", "range": [E + 0.5, 0.5], "showgrid": False},
+        y={"title": "experts, by selections", "range": [E + 0.5, 0.5], "showgrid": False},
         bargap=0.25 if E <= LINES else 0.1,
     )
     layout["meta"]["pick"] = "expert"
@@ -86,7 +86,7 @@ def expert_rank(
                 "line": {"width": 0},
             },
             "hovertemplate": "Expert %{customdata} took %{x:.2f} × its ideal share"
-            f"{at_step(step)}, rank %{{y}}<extra></extra>",
+            f"{at_step(step)}, place %{{y}} of {int(on_E.sum())}<extra></extra>",
         }
     ]
     layout["shapes"].append(upright(1, color=theme.ink2, width=1.5, dash=DASHED))

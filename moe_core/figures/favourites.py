@@ -60,7 +60,7 @@ def favourite_bytes(
         theme=theme,
         size=size,
         x={"title": "gate weight", "range": [-1.25, 1.0], "tickvals": [0, 0.25, 0.5, 0.75, 1], "fixedrange": True},
-        y={"title": "rank", "showgrid": False, "fixedrange": True},
+        y={"title": "most weight first", "showgrid": False, "fixedrange": True},
         bargap=0.45,
     )
     rows = min(20, max(1, inner(layout)[1] // 20))
@@ -138,7 +138,7 @@ def favourite_images(
         step=step,
         theme=theme,
         size=size,
-        x={"title": "rank within the row", "showticklabels": False, "fixedrange": True},
+        x={"title": "image in the row", "showticklabels": False, "fixedrange": True},
         y={"title": "row", "showticklabels": False, "showgrid": False, "fixedrange": True},
     )
     width, height = inner(layout)

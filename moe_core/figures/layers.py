@@ -49,7 +49,7 @@ def layers(
     """Each layer's selections over ideal, a row a layer and the most selected expert first: 1 is fair, 0 is dead.
 
     over_ideal_LE (L, E): of the last `steps` steps together; NaN for an expert that is off, and beyond a layer's experts_L.
-    An expert's number means nothing in another layer, so a column is a rank; the hover names the expert.
+    An expert's number means nothing in another layer, so a column is a place in that order; the hover names the expert.
     """
     L, E = len(names_L), max(experts_L)
     short = short_names(names_L)
@@ -62,7 +62,7 @@ def layers(
     width, height = inner(layout)
     across = expert_ticks(E, width, 2.4 * layout["font"]["size"])
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
-    layout["xaxis"]["title"] = axis_title("expert, by rank in its layer", layout)
+    layout["xaxis"]["title"] = axis_title("experts, by selections in each layer", layout)
     # The axis has every name, so that the hover says it; those that find room stand beside it as notes.
     every = list(range(1, L + 1))
     layout["yaxis"] |= {"range": [L + 0.5, 0.5], "showgrid": False, "tickvals": every, "showticklabels": False}

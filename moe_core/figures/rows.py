@@ -207,7 +207,7 @@ def favourite_rows(
         theme=theme,
         size=size,
         x={"title": "gate weight", "range": [-1.9, 1.0], "tickvals": [0, 0.5, 1], "fixedrange": True},
-        y={"title": "rank", "showgrid": False, "fixedrange": True},
+        y={"title": "most weight first", "showgrid": False, "fixedrange": True},
         bargap=0.45,
     )
     width, height = inner(layout)

@@ -228,7 +228,7 @@ def favourite_tokens(
         theme=theme,
         size=size,
         x={"title": "gate weight, all places together", "fixedrange": True},
-        y={"title": "rank", "showgrid": False, "fixedrange": True},
+        y={"title": "most weight first", "showgrid": False, "fixedrange": True},
         bargap=0.45,
     )
     most = min(20, max(1, inner(layout)[1] // 20))

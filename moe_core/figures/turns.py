@@ -45,7 +45,10 @@ def knobs(
     and_more = f"; and {more} more, turned earlier" if more else ""
     title = "" if strip else "Knobs over time"
     subtitle = "" if strip else "each between its least and its greatest value; the last value at the right" + and_more
-    y = {"title": "" if strip else "knob", "range": [-len(turned) or -1, 0], "showticklabels": False}
+    rows = max(
+        1, len(turned) + (strip and more > 0)
+    )  # a strip has no title, so it says in a last row what it leaves out
+    y = {"title": "" if strip else "knob", "range": [-rows, 0], "showticklabels": False}
     layout = over_steps("knobs", title, subtitle, ends, span, y, theme, size)
     layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}
     if strip:
@@ -68,13 +71,16 @@ def knobs(
             ) | {"customdata": [value_text(value) for value in values]}
         )  # fmt: skip
         # Beside each other where the rows are low, else in two lines, so that long names are not cut.
-        between = "<br>" if not strip and height / len(turned) > 3 * layout["font"]["size"] else " "
+        between = "<br>" if not strip and height / rows > 3 * layout["font"]["size"] else " "
         value, size_of_type = value_text(values[-1]), layout["font"]["size"]
         if between == " ":
             name, value, size_of_type = fitted(name, value, layout)
         text = f"{escape(name)}{between}{escape(value)}".strip()
-        at = height * (1 - (row + 0.5) / len(turned))
+        at = height * (1 - (row + 0.5) / rows)
         layout["annotations"].append(end_label(text, at, height, theme, size_of_type))
+    if strip and more:
+        words = f"and {more} more"
+        layout["annotations"].append(end_label(words, height * 0.5 / rows, height, theme, layout["font"]["size"]))
     mark_cursor(layout, cursor, theme)
     return {"data": data, "layout": layout}
 

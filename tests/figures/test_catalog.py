@@ -104,6 +104,7 @@ def test_a_figure_has_title_unit_and_titled_axes_whatever_the_run(runs: dict[Any
         assert title, key
         assert len(re.sub("<.*?>", "", subtitle)) > 8, key
         assert all(titles(spec)), (key, titles(spec))
+        assert "rank" not in " ".join(titles(spec)).lower(), (key, titles(spec))  # a rank is a process
         assert layout["meta"]["figure"] == name
         assert layout["paper_bgcolor"] == theme.ground
         assert layout["template"] is None
@@ -123,6 +124,7 @@ def test_plotly_takes_it_and_what_is_hovered_reads_as_a_sentence(runs: dict[Any,
             for sentence in sentences[:5]:
                 assert re.match(r"[A-Z0-9]", sentence), sentence
                 assert len(sentence.replace("<extra></extra>", "").split()) >= 5, sentence
+                assert not re.search(r"\b[Rr]ank\b", sentence), sentence
                 seen += 1
     assert seen
 
@@ -145,6 +147,7 @@ def test_tiles_are_plain_text_with_a_yardstick_each(runs: dict[Any, Any], page: 
         for tile in tiles:
             assert isinstance(tile.value, str)
             assert tile.value
+            assert tile.label != "Rank"
             assert "nan" not in " ".join([tile.value, tile.word, *tile.lines]).lower(), tile
             if steps:
                 assert tile.lines, tile

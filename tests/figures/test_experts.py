@@ -26,6 +26,8 @@ def test_rank_puts_the_most_loaded_on_top_and_offers_each_for_a_click():
     assert bars["customdata"].tolist() == [2, 3, 1]
     assert bars["marker"]["color"] == [expert_colour(e, LIGHT) for e in (1, 2, 0)]
     assert spec["layout"]["meta"]["pick"] == "expert"
+    assert spec["layout"]["yaxis"]["title"]["text"] == "experts, by selections"
+    assert bars["hovertemplate"].endswith("its ideal share, place %{y} of 3<extra></extra>")
     assert "►" in spec["layout"]["yaxis"]["ticktext"][1]
     assert sum("►" in text for text in spec["layout"]["yaxis"]["ticktext"]) == 1
 

@@ -51,6 +51,7 @@ def test_each_row_is_a_layer_sorted_from_its_most_selected_expert(runs: dict[str
     fig = FIGURES["layers"].draw(**FIGURES["layers"].read(runs["mixed"], At(2, step)), theme=LIGHT)
     (heatmap,) = fig.data
     z, hovered = np.asarray(heatmap.z, float), np.asarray(heatmap.customdata)
+    assert fig.layout.xaxis.title.text == "experts, by selections in each layer"
     assert z.shape == (len(MIXED), max(MIXED))
     for layer, ratio in enumerate(expected(MIXED, step or 60, 4)):
         E = len(ratio)

@@ -70,6 +70,21 @@ def test_beside_low_rows_a_long_name_is_shortened_and_a_long_word_stands_alone()
     assert labels == ["noise 0.5", "w_importan… 0.1", "expert-choice"]
 
 
+def test_a_strip_says_in_a_row_of_its_own_how_many_knobs_it_leaves_out():
+    """It has no title that could say it; on the page and on paper."""
+    turned = {name: Turned([1, 9], [1.0, 0.5]) for name in ("noise", "k", "lr", "w_load")}
+    for more, rows in ((0, 4), (3, 5)):
+        spec = knobs.spec(turned, 90, more=more, size=(600, 78))
+        names = [note["text"] for note in spec["layout"]["annotations"]]
+        assert names == [f"{name} 0.5" for name in turned] + ["and 3 more"] * (more > 0)
+        assert spec["layout"]["yaxis"]["range"] == [-rows, 0]
+        heights_px = [note["y"] for note in spec["layout"]["annotations"]]
+        assert heights_px == pytest.approx([1 - (row + 0.5) / rows for row in range(rows)])
+    assert "and 3 more" not in [
+        note["text"] for note in knobs.spec(turned, 90, more=3, size=(600, 240))["layout"]["annotations"]
+    ]
+
+
 def test_of_two_turns_in_one_step_the_last_is_drawn():
     arguments = read_knobs(source(change(2, "noise", 3.0, 10), change(1, "noise", 2.0, 10)), At(0, None, None, None))
     assert arguments["turned"]["noise"][:2] == ([1, 10], [1.0, 3.0])

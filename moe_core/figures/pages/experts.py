@@ -59,8 +59,8 @@ def rank_tile(source: Source, at: At) -> Tile:
     step = step_of(source, at)
     e, share_E = chosen_expert(source, at.layer, step), recent_share(source, at.layer, step)
     on_E = on_at(source, at.layer, [step])[0]
-    rank = f"{int((share_E > share_E[e]).sum()) + 1}" if math.isfinite(share_E[e]) and on_E[e] else NONE
-    return Tile("expert_rank", "Rank", rank, f"of {int(on_E.sum())}", lines=("by selections",))
+    place = f"{int((share_E > share_E[e]).sum()) + 1}" if math.isfinite(share_E[e]) and on_E[e] else NONE
+    return Tile("expert_rank", "Place", place, f"of {int(on_E.sum())}", lines=("by selections",))
 
 
 def last_used_tile(source: Source, at: At) -> Tile:
