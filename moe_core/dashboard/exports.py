@@ -128,11 +128,15 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
 
 
 def chosen_size() -> Sized:
-    """One of the usual sizes, or one's own in px, inches or mm."""
-    name = st.selectbox("Size", [*SIZES, *OWN], key="size", **BOUND)
-    if name in SIZES:
-        return size_of_words(SIZES[name])
-    unit = OWN[name]
+    """One of the usual sizes, or one's own in px, inches or mm. A widget that is bound would write its label into the link."""
+    st.session_state["size"] = links.word("size") or next(iter(SIZES))
+
+    def link() -> None:
+        st.query_params["size"] = st.session_state["size"]
+
+    unit = st.selectbox("Size", [*SIZES, *OWN], key="size", format_func=(SIZES | OWN).get, on_change=link)
+    if unit in SIZES:
+        return size_of_words(unit)
     wide, high = st.columns(2)
     if unit == "px":
         width = wide.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)

@@ -21,14 +21,15 @@ from moe_core.runs import RUN_ID
 from moe_core.schema import RENAMED
 
 MOST = 3  # runs beside the first
-# By their names in a link, as the command line takes them. Whose they are: IEEE Author Center, "Size requirements for graphics" (3.5 and
-# 7.16 in); Nature, "Research figure guide" (89 and 183 mm); the LaTeX styles of ICML (3.25 and 6.75 in), and of NeurIPS and ICLR (5.5 in).
+# A link has the size as the command line takes it, and the page shows its label. Whose they are: IEEE Author Center, "Size requirements for
+# graphics" (3.5 and 7.16 in); Nature, "Research figure guide" (89 and 183 mm); the LaTeX styles of ICML (3.25 and 6.75 in), and of NeurIPS
+# and ICLR (5.5 in).
 SIZES = {
-    "one column, 3.25 in (ICML)": "3.25in", "one column, 3.5 in (IEEE)": "3.5in", "one column, 89 mm (Nature)": "89mm",
-    "whole page, 5.5 in (NeurIPS, ICLR)": "5.5in", "both columns, 6.75 in (ICML)": "6.75in", "both columns, 7.16 in (IEEE)": "7.16in",
-    "both columns, 183 mm (Nature)": "183mm", "slide": "16:9", "screen, 480 × 300 px": "480x300", "screen, 900 × 500 px": "900x500",
+    "3.25in": "one column, 3.25 in (ICML)", "3.5in": "one column, 3.5 in (IEEE)", "89mm": "one column, 89 mm (Nature)",
+    "5.5in": "whole page, 5.5 in (NeurIPS, ICLR)", "6.75in": "both columns, 6.75 in (ICML)", "7.16in": "both columns, 7.16 in (IEEE)",
+    "183mm": "both columns, 183 mm (Nature)", "16:9": "slide", "480x300": "screen, 480 × 300 px", "900x500": "screen, 900 × 500 px",
 }  # fmt: skip
-OWN = {"own size": "px", "own inches": "in", "own mm": "mm"}
+OWN = {"px": "own size", "in": "own inches", "mm": "own mm"}  # sizes of one's own, by their unit
 NEW = "new"  # in place of a run or a sweep
 LAST = 2**53  # beyond any step; numbers up to it are exact in a browser
 UNREAD = "unread"  # the word that names those which were taken out of a link
@@ -77,6 +78,12 @@ def one_of(*choices: str) -> Word:
     return Word(f"one of {', '.join(choices)}", lambda text: choices[choices.index(text)])
 
 
+def size(text: str) -> str:
+    """A size of SIZES or OWN; earlier links have its label."""
+    words = {label: word for word, label in (SIZES | OWN).items()}
+    return str(one_of(*SIZES, *OWN).read(words.get(text, text)))
+
+
 def matching(pattern: str, text: str) -> str:
     if not re.fullmatch(pattern, text):
         raise ValueError(f"{short(text, 40)!r} is not like {pattern}")
@@ -92,7 +99,7 @@ OPTIONS: dict[str, Word] = {  # what a person chooses on a page beside run, laye
 WORDS: dict[str, Word] = {
     "run": Word(NAME, run_name), "sweep": Word(NAME, run_name), "layer": whole(high=1000), "step": whole(),
     "lesson": whole(high=len(LESSONS)), "figures": Word("names of figures with commas between them", figures),
-    "format": one_of(*FORMATS), "size": Word(f"a size that the Export page offers, such as {next(iter(SIZES))}", one_of(*SIZES, *OWN).read), "theme": one_of(*LOOKS), "width": whole(120, 8000),
+    "format": one_of(*FORMATS), "size": Word(f"a size that the Export page offers, such as {next(iter(SIZES))}", size), "theme": one_of(*LOOKS), "width": whole(120, 8000),
     "height": whole(120, 8000), "wide": number(0.5, 2000), "high": number(0.5, 2000), "font": number(6, 48), "type": number(4.5, 36), "panels": whole(0, 6), "scale": number(0.5, 8),
     "title": Word("at most 200 letters", lambda text: matching(r"[^\x00-\x1f]{0,200}", text)),
     "bare": one_of("true", "false"), "caption": one_of("true", "false"), "read": one_of("true", "false"), **OPTIONS,

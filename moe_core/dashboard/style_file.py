@@ -44,8 +44,8 @@ def take() -> None:
     try:
         data = file.read(LARGEST + 1)
         choices = choices_of(parsed_style(data, file.name[:80]), file.name[:80])
-        # A field that comes only now does not write the link itself.
-        for word in choices.keys() - st.session_state.keys():
+        # A field that comes only now does not write the link itself, and that of the size reads it from there.
+        for word in choices.keys() - (st.session_state.keys() - {"size"}):
             st.query_params[word] = text_of(choices[word])
         st.session_state.update(choices)
     except ValueError as error:
@@ -55,8 +55,7 @@ def take() -> None:
 def style_of(choices: Any) -> dict[str, Any]:
     """A style of what is chosen, by the names of the page's fields."""
     size = choices["size"]
-    unit = OWN.get(size, "")
-    words = SIZES.get(size) or "x".join(f"{choices[side]:.12g}" for side in SIDES.get(unit, ())) + unit
+    words = "x".join(f"{choices[side]:.12g}" for side in SIDES[size]) + size if size in OWN else size
     style = {"size": words, "font": f"{choices['type']:g}pt" if size_of_words(words).paper else choices["font"]}
     style |= {name: choices[name] for name in PLAIN}
     return style | ({"title": ""} if choices["bare"] else {"title": choices["title"]} if choices["title"] else {})
@@ -89,12 +88,11 @@ def text_of(value: Any) -> str:
 
 def choices_of_size(words: str, sized: Sized) -> dict[str, Any]:
     """One of the usual sizes, or one's own in the unit in which it is written."""
-    for name, usual in SIZES.items():
+    for usual in SIZES:
         if size_of_words(usual) == sized:
-            return {"size": name}
+            return {"size": usual}
     unit = "px" if not sized.paper else "mm" if "m" in words else "in"
     sides = [round(side / PX[unit], 4) for side in sized.size]
-    name = next(name for name, own in OWN.items() if own == unit)
-    return {"size": name} | dict(
+    return {"size": unit} | dict(
         zip(SIDES[unit], [int(side) if unit == "px" and side == int(side) else side for side in sides], strict=True)
     )

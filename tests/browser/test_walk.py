@@ -86,7 +86,7 @@ def test_a_newcomer_goes_from_a_table_to_a_figure_for_a_paper(server: Server, ta
     expect(page.locator(".moescope-tiles")).to_contain_text("three experts")
 
     page.goto(
-        f"{server.url}/export?run={run.id}&with={fork.id}&figures=compare_balance&format=pdf&smooth=5&size=one+column,+3.25+in+(ICML)"
+        f"{server.url}/export?run={run.id}&with={fork.id}&figures=compare_balance&format=pdf&smooth=5&size=3.25in"
     )
     expect(page.locator("img[alt]")).to_be_visible()
     with page.expect_download() as got:

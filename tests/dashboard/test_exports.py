@@ -45,7 +45,8 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
     assert "Share of selections by expert: 312 × 192 px, 624 × 384 pixels" in words(app)
     assert "data:image/png;base64," in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]
-    app.selectbox(key="size").set_value("slide").run()
+    app.selectbox(key="size").set_value("16:9").run()
+    assert app.query_params["size"] == "16:9"
     app.number_input(key="font").set_value(18.0).run()
     app.button_group(key="format").set_value("svg").run()
     assert not app.exception
@@ -55,18 +56,18 @@ def test_a_figure_is_previewed_with_its_size_and_can_be_downloaded(runs):
 
 def test_a_size_on_paper_has_its_type_in_points(runs):
     make_run(runs, "text").close()
-    app = page(run="text", size="own mm", wide="85", high="60")
+    app = page(run="text", size="mm", wide="85", high="60")
     assert not app.exception
     assert "321 × 227 px" in words(app)
     assert "On paper 3.35 × 2.36 in, with type of 8 pt." in words(app)
-    app.selectbox(key="size").set_value("one column, 3.25 in (ICML)").run()
+    app.selectbox(key="size").set_value("3.25in").run()
     app.number_input(key="type").set_value(7.0).run()
     assert "On paper 3.25 × 2 in, with type of 7 pt." in words(app)
 
 
 def test_several_figures_are_panels_of_one_file(runs):
     make_run(runs, "text").close()
-    app = page(run="text", figures="loss,churn", size="both columns, 6.75 in (ICML)", panels="2", smooth="20")
+    app = page(run="text", figures="loss,churn", size="6.75in", panels="2", smooth="20")
     assert not app.exception
     assert "2 panels: 648 × 194 px" in words(app)
     assert [b.proto.label for b in app.get("download_button")] == ["Download the look", "Export"]

@@ -6,14 +6,14 @@ from urllib.parse import parse_qs, urlencode
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from moe_core.dashboard.links import UNREAD, WORDS, chosen, literal, readable
+from moe_core.dashboard.links import OWN, SIZES, UNREAD, WORDS, chosen, literal, readable
 from tests.figures.record import record
 
 ROOT = Path(__file__).parents[2]
 
 GOOD = {
     "run": "text-1124-0931-k7f2", "sweep": "new", "layer": "2", "step": "40", "lesson": "8", "figures": "loss,nothing", "format": "svg",
-    "size": "own size", "theme": "dark", "width": "640", "height": "400", "font": "13.5", "wide": "3.25", "high": "2", "type": "8", "smooth": "50", "panels": "2", "scale": "0.5", "title": "Größe, <b> & 50 %",
+    "size": "px", "theme": "dark", "width": "640", "height": "400", "font": "13.5", "wide": "3.25", "high": "2", "type": "8", "smooth": "50", "panels": "2", "scale": "0.5", "title": "Größe, <b> & 50 %",
     "bare": "true", "caption": "false", "read": "true", "with": "a,b", "align": "fork", "expert": "3", "pinned": "3,17", "tokens": "4096", "k": "2", "experts": "64", "devices": "1",
 }  # fmt: skip
 LONG = [
@@ -56,6 +56,20 @@ def test_a_word_is_of_its_type_or_refused_in_one_line(name: str) -> None:
             chosen(name, text)
         assert "\n" not in str(caught.value)
         assert len(str(caught.value)) < 250
+
+
+SIZES_BEFORE = {  # in links that were made before a size had a word of its own in them: the page's label of then
+    "one column, 3.25 in (ICML)": "3.25in", "one column, 3.5 in (IEEE)": "3.5in", "one column, 89 mm (Nature)": "89mm",
+    "whole page, 5.5 in (NeurIPS, ICLR)": "5.5in", "both columns, 6.75 in (ICML)": "6.75in", "both columns, 7.16 in (IEEE)": "7.16in",
+    "both columns, 183 mm (Nature)": "183mm", "slide": "16:9", "screen, 480 × 300 px": "480x300", "screen, 900 × 500 px": "900x500",
+    "own size": "px", "own inches": "in", "own mm": "mm",
+}  # fmt: skip
+
+
+def test_a_size_is_read_by_its_word_and_by_the_label_of_earlier_links() -> None:
+    """Whoever gives a size another label keeps the earlier one readable."""
+    assert {label: chosen("size", label) for label in SIZES_BEFORE} == SIZES_BEFORE
+    assert [chosen("size", word) for word in (*SIZES, *OWN)] == [*SIZES, *OWN]
 
 
 def test_every_word_of_the_table_has_a_good_value_here() -> None:
