@@ -25,7 +25,7 @@ STARTING = Knobs(w_importance=0.0, w_load=0.0)  # so that a person first sees th
 
 def cards() -> None:
     """Shown without a run: to one who only looks, nothing to press."""
-    if only_looking():
+    if only_looking("The runs are in the list at the left."):
         return
     get_ready()
     st.title("See a Mixture of Experts balance itself", anchor=False)

@@ -13,7 +13,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls, links
-from moe_core.dashboard.gate import LOOKING, looks
+from moe_core.dashboard.gate import looks, only_looking
 from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
 from moe_core.dashboard.style_file import style_file
@@ -210,7 +210,7 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
     drawn = f"{among}{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
     caption_at.caption(drawn + paper + more)
-    if columns or len(figures) == 1:
+    if columns or len(figures) == 1 or looks():  # who only looks has them one by one
         file_name = f"{source.id}-{'panels' if columns else name}.{format}"
         button_at.download_button(
             "Export", file, file_name, MIME[format], type="primary", key="export-one", on_click="ignore"
@@ -274,6 +274,8 @@ def words_of(what: Named, look: Look | None = None) -> list[str]:
 
 def documents(what: Named, source: Any, look: Look) -> None:
     """Report, replay and animation: a button each, or its progress."""
+    if only_looking("Reports, replays and animations are left to the teacher."):
+        return
     report, again, moving = st.columns(3, gap="large")
     with report:
         st.markdown("**Report**")
@@ -336,10 +338,7 @@ def task(label: str, words: Sequence[str], name: str, primary: bool = False) -> 
             st.progress(min(1.0, work.done / work.of), work.progress)
             st.button("Cancel", key=f"cancel-{place}", on_click=work.cancel, disabled=work.stopped)
             return
-        st.button(
-            label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary",
-            disabled=looks(), help=LOOKING if looks() else None,
-        )  # fmt: skip
+        st.button(label, key=f"begin-{place}", on_click=begin, type="primary" if primary else "secondary")
         if work is None:
             return
         if work.error:

@@ -41,10 +41,10 @@ def looks() -> bool:
     return bool(DOOR.token) and st.context.headers.get(ROLE) != TURNS
 
 
-def only_looking() -> bool:
-    """Whether the page only looks; if so it says that, in place of what is left out."""
+def only_looking(left_out: str = "") -> bool:
+    """Whether the page only looks; if so it says that, and what is left out, in its place."""
     if looks():
-        st.caption(LOOKING)
+        st.caption(f"{LOOKING} {left_out}".strip())
     return looks()
 
 

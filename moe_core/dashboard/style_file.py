@@ -6,7 +6,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard.gate import LOOKING, looks
+from moe_core.dashboard.gate import looks
 from moe_core.dashboard.links import OWN, SIZES, chosen, literal
 from moe_core.export.sizes import PX, Sized, size_of_words, type_of_words
 from moe_core.export.style import LARGEST, parsed_style
@@ -26,14 +26,9 @@ def style_file() -> None:
         st.download_button(
             "Download the look", style, "style.json", "application/json", key="style-get", on_click="ignore"
         )
-        st.file_uploader(
-            "Take the look of a file",
-            key=FILE,
-            on_change=take,
-            max_upload_size=1,
-            disabled=looks(),
-            help=LOOKING if looks() else "also for export --style",
-        )
+        if not looks():  # the server takes no file of theirs
+            help = "also for export --style"
+            st.file_uploader("Take the look of a file", key=FILE, on_change=take, max_upload_size=1, help=help)
 
 
 def take() -> None:

@@ -84,8 +84,9 @@ def choose() -> Sweep | None:
         picked = st.session_state["sweep-chooser"]
         st.query_params["sweep"] = "new" if picked == NEW else picked
 
-    with st.sidebar:
-        st.selectbox("Sweep", [NEW, *names], key="sweep-chooser", on_change=go, label_visibility="collapsed")
+    offered = [*([] if sweep and looks() else [NEW]), *names]  # who only looks starts none
+    if names or not looks():
+        st.sidebar.selectbox("Sweep", offered, key="sweep-chooser", on_change=go, label_visibility="collapsed")
     return sweep
 
 

@@ -40,6 +40,10 @@ def test_the_class_sees_what_the_teacher_starts_and_turns(school: Server, tab: C
     expect(viewer.locator(".moepanel").get_by_text(LOOKING)).to_be_visible()
     for name in ("Pause", "Step", "Fork", "Stop"):
         expect(viewer.get_by_role("button", name=name, exact=True)).to_be_disabled()
+    viewer.locator(".moepanel-chooser").click()
+    expect(viewer.locator(".moeruns-over .moeruns-name")).to_be_visible()
+    expect(viewer.get_by_role("button", name="New run")).to_have_count(0)  # which they cannot start
+    viewer.keyboard.press("Escape")
     teacher.get_by_role("slider", name="k, experts per token").press("ArrowRight")
     expect(viewer.locator(".moepanel-change").first).to_contain_text("k 2")
     teacher.get_by_role("radio", name="2", exact=True).click()

@@ -158,7 +158,7 @@ export class RunTable {
 
 // The chooser at the top of the panel: the name of the run, which opens the list above the page.
 export class Chooser {
-  constructor(parent, { run, chosen }, open) {
+  constructor(parent, { run, chosen, looks }, open) {
     this.run = run;
     this.face = element("button", "moepanel-chooser", parent);
     this.face.setAttribute("aria-haspopup", "dialog");
@@ -173,7 +173,7 @@ export class Chooser {
       open(id);
     };
     this.table = new RunTable(this.box, { open: go, current: run });
-    element("button", "moescope-button moescope-primary", this.table.bar, "New run").onclick = () => go("new");
+    if (!looks) element("button", "moescope-button moescope-primary", this.table.bar, "New run").onclick = () => go("new");
     this.face.onclick = () => this.box.togglePopover();
     this.box.addEventListener("toggle", ({ newState }) => {
       this.face.setAttribute("aria-expanded", newState === "open");
