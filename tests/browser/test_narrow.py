@@ -85,6 +85,27 @@ def test_a_run_that_measures_selections_alone_leaves_no_row_of_live_empty(server
         assert chart["y"] + chart["height"] > grid["y"] + grid["height"] - 30, figure
 
 
+@pytest.mark.parametrize(("width", "beside"), [(1280, True), (1920, False)])
+def test_a_printed_page_fills_its_sheet(server: Server, tab: Tab, width: int, beside: bool) -> None:
+    """As on the screen, smaller; of a window so wide that letters would be too small, below each other. A strip stays below its chart."""
+    run = make_run(server.runs, "text")
+    name = run.id
+    assert run.knob_changes()
+    run.close()
+    page = tab(f"{server.url}/?run={name}", width)
+    drawn(page, "selection_share", "balance_now", "balance", "loss", "knobs")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 703, "height": 1000})  # A4 with our margins
+    left, right = (box_of(page, f"[data-figure={figure}]") for figure in ("selection_share", "balance_now"))
+    assert (abs(left["y"] - right["y"]) < 2) is beside
+    ends = [box["x"] + box["width"] for box in (left, right)]
+    assert 0.95 * 703 < max(ends) <= 703
+    assert right["width"] > 0.3 * 703
+    strip, balance = (box_of(page, f"[data-figure={figure}]") for figure in ("knobs", "balance"))
+    assert (strip["x"], strip["width"]) == pytest.approx((balance["x"], balance["width"]), abs=1)
+
+
 def test_a_folded_panel_s_state_stands_above_every_page_and_a_long_name_keeps_its_end(server: Server, tab: Tab) -> None:
     names = [f"text-experts-16-noise-1.00-weights-0.10-seed-{seed}" for seed in (1, 2)]
     for name in names:

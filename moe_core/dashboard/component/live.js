@@ -5,7 +5,7 @@ import { exportLink } from "./export.js";
 import { HERE, element, join } from "./link.js";
 import { Findings } from "./findings.js";
 import { listen, oneStop } from "./modebar.js";
-import { onPaper, onPrint, printing } from "./print.js";
+import { onPaper, onPrint, place, printing } from "./print.js";
 import { forget, isKnown, layOut, redraw } from "./redraw.js";
 import { Scrubber } from "./scrubber.js";
 import { Smooth } from "./smooth.js";
@@ -246,6 +246,7 @@ export class View {
   }
 
   print(paper) {
+    if (!printing.matches) place(this.grid);
     const name = document.querySelector(".moepanel-name")?.textContent ?? this.link.run, layers = this.link.panel?.layers ?? [];
     const words = [`MoEscope, ${this.data.page} page`, name, name === this.link.run ? "" : this.link.run, layers.length > 1 ? layers[this.link.layer - 1] : "", `step ${(this.header?.step ?? 0).toLocaleString("en")}`];
     this.titled.textContent = words.filter(Boolean).join(" · ");

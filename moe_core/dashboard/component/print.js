@@ -1,6 +1,18 @@
 // Printing: the charts get the colours of the light look, and as they were afterwards. The rest is live.css, under `print`.
 
 export const printing = matchMedia("print");
+const SHEET = 703; // px across A4 between our margins
+const LEAST = 0.57; // of the screen's size: smaller letters could not be read
+
+// How much of the sheet each cell of a page has, in 48ths: charts stand as on the screen, all smaller alike. Of a window so wide that they
+// would be too small, each has half of the sheet if that is enough for it, else all of it. To be called while the page is as on the screen.
+export function place(grid) {
+  const scale = Math.min(1, SHEET / grid.clientWidth);
+  for (const cell of grid.children) {
+    const share = (Math.max(LEAST, scale) * cell.clientWidth) / SHEET, span = scale < LEAST ? (share > 0.56 ? 48 : 24) : Math.round(48 * share);
+    cell.style.setProperty("--span", Math.min(48, Math.max(1, span)));
+  }
+}
 
 // Calls back before and after the page is printed. The browser waits for neither, so what is to be printed must be drawn at once.
 export function onPrint(back, signal) {
