@@ -67,7 +67,7 @@ CASES = [
     (3, 3, Source(task_gradient=0.0, grad_norm=2.0), Source(task_gradient=0.05, grad_norm=2.0), "on the gate is 0. The whole gradient is 2."),
     (4, 1, Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.7), Source(first={"cv_load": 0.05}, noise_scale=1.4, cv_load=0.3), "was 0.05 at step 1 and is 0.70"),
     (4, 2, Source(noise_scale=0.0, cv_load=1.4), Source(noise_scale=0.7, cv_load=1.4), "is 1.40"),
-    (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "= 8 of 64 tokens"),
+    (5, 1, Source(counts=EVEN / 2, knobs=Knobs(k=1)), Source(counts=EVEN), "k·T/E = 8 of 64 tokens. Over the last 20 steps the mean was 8, the least 8 and the most 8."),
     (5, 3, Source(counts=4 * EVEN), Source(counts=EVEN), "sees 64 tokens"),
     (6, 1, Source(cv_load=1.9, counts=ONE_HAS_ALL), Source(cv_load=0.9, counts=EVEN), "collapsed onto 2 of 8"),
     (6, 2, Source(cv_importance=0.2, knobs=Knobs(w_importance=1.0, w_load=0.0)), Source(cv_importance=0.2), "is 0.20 with w_importance 1"),
@@ -122,18 +122,17 @@ def test_what_devices_share_is_checked_by_what_was_measured() -> None:
     source.devices = on_devices((1, 2, 4), (16, 32, 64), (1e5, 1.5e5, 1.75e5))
     assert check_of(5, 2)(source, 0) == (
         True,
-        "Of one batch an expert multiplied 16 rows a step; of those of 4 devices 64, from 32 to 128. "
-        "One device's experts did 1.8 times as many rows a second as with one batch.",
+        "From one batch an expert got 16 tokens a step, and from the batches of 4 devices 64 (at least 32, at most 128). "
+        "So fed, the experts of one device worked through 1.8 times as many tokens a second.",
     )
-    assert (
-        LESSONS[4].answer_on(source, 0).endswith("Measured with k = 2, tokens by devices: 16 on 1, 32 on 2, 64 on 4.")
-    )
+    own = LESSONS[4].answer_on(source, 0)
+    assert own.endswith("Measured with k = 2: 16 tokens on 1 device, 32 tokens on 2 devices, 64 tokens on 4 devices.")
 
 
 def test_more_experts_a_token_are_said_with_what_was_measured_of_them_only() -> None:
     source = Source(counts=4 * EVEN)
     one_device = "An expert now sees 64 tokens a step; it was 16."
-    for k, more in ((2, " Of the batches of 4 devices it multiplied 256 rows."), (8, "")):
+    for k, more in ((2, " From the batches of 4 devices it got 256."), (8, "")):
         source.devices = on_devices((1, 2, 4), (64, 128, 256), (1e5, 1e5, 1e5))._replace(k_L=np.array([k]))
         assert check_of(5, 3)(source, 0) == (True, one_device + more)
 
@@ -141,8 +140,8 @@ def test_more_experts_a_token_are_said_with_what_was_measured_of_them_only() -> 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        (on_devices((1, 2, 4), (16, 32, 33), (1e5, 1e5, 1e5)), "of those of 4 devices 33"),  # rows are lost
-        (on_devices((1, 2), (16, 32), (1e5, 1e5)), "of those of 2 devices 32"),
+        (on_devices((1, 2, 4), (16, 32, 33), (1e5, 1e5, 1e5)), "from the batches of 4 devices 33"),  # rows are lost
+        (on_devices((1, 2), (16, 32), (1e5, 1e5)), "from the batches of 2 devices 32"),
         (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(running=True, progress=(0.9, "Timing it")), "Timing it."),
         (on_devices((1, 2, 4), (16, 32, 64), (1e5, 1e5, 1e5))._replace(running=True, progress=(0.1, "2 of 3")), "2 of 3."),  # the one before is shown
         (on_devices((1, 2, 4), (16, 32, 64), (1e5, np.nan, np.nan))._replace(problem="moe: rank 2 failed"), "Rank 2 failed; press the button again."),

@@ -42,6 +42,7 @@ CSS = """
   height: max(400px, calc(100vh - 212px)); padding: 24px; font-size: 15px; line-height: 22px; }
 .moe-invite b { font-size: 18px; }
 .moe-invite span { color: var(--moescope-ink-2); }
+[class*="st-key-lesson-row"] [data-testid="stButtonGroup"] button { padding-inline: 4px; } /* all eight find room at 820 px */
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 20px; padding: 0 0 6px; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
@@ -206,7 +207,7 @@ def show_lesson(number: int, lesson: Lesson, progress: Progress, begun: bool) ->
     if last and number < len(LESSONS) and not classroom.follows():  # whoever follows is led on by the teacher
         st.button(
             f"Next: {number + 1}. {LESSONS[number].title}", key=f"next-{number}", on_click=turn_to, args=(number + 1,),
-            type="primary", width="stretch",
+            type="secondary" if progress.measuring else "primary", width="stretch",
         )  # fmt: skip
 
 

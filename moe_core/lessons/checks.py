@@ -168,8 +168,8 @@ def starved(source: Source, layer: int) -> Verdict:
     expected = source.knobs.k * tokens / E
     return too_early(source) or Verdict(
         expected <= tokens / 8,
-        f"k·T/E = {expected:.0f} of {tokens} tokens reach an expert on average; measured {counts_E.mean():.0f}, "
-        f"from {counts_E.min():.0f} to {counts_E.max():.0f}.",
+        f"By the formula an expert gets k·T/E = {expected:.0f} of {tokens} tokens. Over the last {LAST} steps the mean was "
+        f"{counts_E.mean():.0f}, the least {counts_E.min():.0f} and the most {counts_E.max():.0f}.",
     )
 
 
@@ -184,8 +184,8 @@ def fed_by_devices(source: Source, layer: int) -> Verdict:
     faster = found.per_second_mL[-1, layer] / found.per_second_mL[0, layer]
     return Verdict(
         bool(fed[1] > 0.9 * devices * alone[1] and devices > 2),
-        f"Of one batch an expert multiplied {alone[1]:.0f} rows a step; of those of {devices} devices {fed[1]:.0f}, from "
-        f"{fed[0]:.0f} to {fed[2]:.0f}. One device's experts did {faster:.1f} times as many rows a second as with one batch.",
+        f"From one batch an expert got {alone[1]:.0f} tokens a step, and from the batches of {devices} devices {fed[1]:.0f} (at least "
+        f"{fed[0]:.0f}, at most {fed[2]:.0f}). So fed, the experts of one device worked through {faster:.1f} times as many tokens a second.",
     )
 
 
@@ -194,7 +194,7 @@ def fed(source: Source, layer: int) -> Verdict:
     before = source.started_knobs.k * source.description.tokens / source.description.experts[layer]
     found = source.on_devices()
     measured = (
-        f" Of the batches of {found.devices_m[-1]} devices it multiplied {found.all_mL3[-1, layer, 1]:.0f} rows."
+        f" From the batches of {found.devices_m[-1]} devices it got {found.all_mL3[-1, layer, 1]:.0f}."
         if found.done and found.k_L[layer] == source.knobs.k
         else ""
     )
@@ -286,13 +286,12 @@ def answer_batch(source: Source, layer: int) -> str:
     k, tokens, E = source.knobs.k, source.description.tokens, source.description.experts[layer]
     found = source.on_devices()
     measured = [
-        f"{rows:.0f} on {devices}"
+        f"{rows:.0f} tokens on {devices} device{'s' if devices > 1 else ''}"
         for devices, rows in zip(found.devices_m.tolist(), found.all_mL3[:, layer, 1], strict=True)
     ]
     return (
-        f"In your run: {k} · {tokens} / {E} = {k * tokens / E:.0f} tokens "
-        f"an expert; with 8 devices it would be {8 * k * tokens / E:.0f}."
-        + (f" Measured with k = {found.k_L[layer]}, tokens by devices: {', '.join(measured)}." if measured else "")
+        f"In your run: {k} · {tokens} / {E} = {k * tokens / E:.0f} tokens for each expert; with 8 devices it would be {8 * k * tokens / E:.0f}."
+        + (f" Measured with k = {found.k_L[layer]}: {', '.join(measured)}." if measured else "")
     )
 
 

@@ -190,17 +190,18 @@ LESSONS = (
     ),
     Lesson(
         "The shrinking batch",
-        "Each of E experts sees only k·T/E of a batch of T tokens. With many experts that is few, and small matrix products are "
-        "slow. The paper's way out is to spread the experts over D devices: the gate and the ordinary layers are copied to each, every "
-        "device brings its own batch, and an expert gets its tokens from all of them: k·T·D/E. Memory and work per device then stay "
-        "the same as experts and devices grow together. Here four processes stand for the devices.",
+        "In a batch of T tokens k·T choices are made, and E experts share them: each sees k·T/E tokens. With many experts that is "
+        "few, and small matrix products are slow. The paper's way out is to use D devices. Each has its own batch, a copy of the gate and "
+        "the ordinary layers, and a part of the experts. An expert then gets tokens from all batches: k·T·D/E. With twice the experts on "
+        "twice the devices it sees as many as before. Here processes stand for the devices.",
         r"\text{tokens per expert} = \frac{k \, T \, D}{E}",
         ("k",),
         ("balance_now", "batch_devices"),
         (
             Stage(
                 "Train with 64 experts",
-                "Each of 512 tokens goes to 2 of 64 experts: 16 tokens for each if all get the same. The bars show who gets more or less. A balancing loss brings them near that.",
+                "Each of 512 tokens goes to 2 of 64 experts, so an expert gets 16 tokens if all get the same: that is the dashed line. An orange "
+                "bar is an expert that gets more, a blue bar one that gets less. A balancing loss, which lesson 6 explains, brings them near the line.",
                 starved,
                 {"k": 2},
                 task="plane",
@@ -208,21 +209,24 @@ LESSONS = (
             ),
             Stage(
                 "Measure on 1, 2 and 4 devices",
-                "The run's experts are dealt over 1, 2 and 4 processes that really send each other their rows; about 20 seconds. The dots rise with the formula, and a row takes less time.",
+                "The experts of your run are dealt over 1, then 2, then 4 processes, which send each other their tokens. This takes about 20 seconds. "
+                "A dot is the number of tokens that an expert got: the dots rise as the formula says. The numbers above them, rows/s, say how many "
+                "tokens the experts of one device work through in a second: they rise too.",
                 fed_by_devices,
                 {},
                 measures=True,
             ),
             Stage(
                 "Give each token 8 experts",
-                "The other way: four times as many tokens reach each expert, for four times the work. Then it is measured again, and the chart shows the new k.",
+                "This feeds the experts without more devices: each gets four times as many tokens. But the work is four times as much too. Then the "
+                "devices are measured again, and the chart shows the new k.",
                 fed,
                 {"k": 8},
                 measures=True,
             ),
         ),
-        "With E = 64, k = 2 and T = 512, how many tokens does an expert see? How many with 8 devices?",
-        "k·T/E = 16; with 8 devices k·T·D/E = 128.",
+        "With E = 64, k = 2 and T = 512, how many tokens does an expert see on average? How many with 8 devices?",
+        "k·T/E = 2·512/64 = 16; with 8 devices k·T·D/E = 128.",
         answer_batch,
     ),
     Lesson(

@@ -13,6 +13,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from moe_core.dashboard import learn, progress, starting
+from moe_core.dashboard.progress import Progress, Reading
 from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Batch, RunWriter, create_run, open_run
 from moe_core.runs.on_devices import NAME
@@ -255,7 +256,7 @@ def test_a_stage_that_measures_starts_it_and_is_reached_by_what_is_in_the_file(
     assert began == [runs / "a"]
     write_on_devices(open_run("a"))
     app = page(lesson="5", run="a")
-    assert "Of one batch an expert multiplied" not in html(app)  # its last number of devices is not timed
+    assert "From one batch an expert got" not in html(app)  # its last number of devices is not timed
     with (runs / "a" / NAME).open("a") as file:
         file.write(
             json.dumps({"event": "speed", "devices": 4, "rows_per_second": [4e5]})
@@ -264,8 +265,25 @@ def test_a_stage_that_measures_starts_it_and_is_reached_by_what_is_in_the_file(
             + "\n"
         )
     app = page(lesson="5", run="a")
-    assert "of those of 4 devices 80, from 40 to 120. One device's experts did 4.0 times" in unescape(html(app))
+    assert (
+        "from the batches of 4 devices 80 (at least 40, at most 120). So fed, the experts of one device worked through 4.0 times"
+        in unescape(html(app))
+    )
     assert not next(b for b in app.button if b.key == "stage-5-2").disabled
+    writer.finish("stopped")
+
+
+@pytest.mark.parametrize(("measuring", "type"), [(False, "primary"), (True, "secondary")])
+def test_the_next_lesson_does_not_look_ready_while_this_one_measures(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, measuring: bool, type: str
+) -> None:
+    """The last check of lesson 5 passes by its run's own steps, before the devices are measured again."""
+    writer = begun(runs, "a", 5)
+    done = Progress(True, 2, True, frozenset({0, 1, 2}), measuring)
+    found = Reading(done, Verdict(True, "fed"), "", (0.5, "2 of 3"), runs / "a")
+    monkeypatch.setattr(learn, "read_run", lambda *_, **__: found)
+    following = page(lesson="5", run="a").button(key="next-5")
+    assert (following.proto.type, following.disabled) == (type, False)  # who does not want to wait goes on
     writer.finish("stopped")
 
 
