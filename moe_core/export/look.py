@@ -189,6 +189,8 @@ def with_title(spec: Spec, drawn: Callable[[int], Spec], theme: Theme, alike: Al
             break
         top = needed
         spec = drawn(top)
+        if spec["layout"]["meta"].get("strip"):  # so low that it has no title
+            return spec
     else:  # two heights each ask for the other
         text, _, told = title_for(spec["layout"], alike.of(spec), high, top, most_told=alike.most)
     spec["layout"]["title"]["text"] = text

@@ -37,17 +37,16 @@ def knobs(
 ) -> Spec:
     """A stepped line for each knob that was turned, between the least and the greatest value that it had.
 
-    turned: by name, first row on top; last: the last step; more: how many other knobs were turned before these. A knob that a person
-    turned is blue, one that autobalance turned is in ink.
+    turned: by name, first row on top; last: the last step; more: how many other knobs were turned before these, which a last row says. A
+    knob that a person turned is blue, one that autobalance turned is in ink.
     """
     ends = np.asarray([] if last is None else [last])
     strip = size[1] < STRIP
-    and_more = f"; and {more} more, turned earlier" if more else ""
     title = "" if strip else "Knobs over time"
-    subtitle = "" if strip else "each between its least and its greatest value; the last value at the right" + and_more
+    subtitle = "" if strip else "each between its least and its greatest value; the last value at the right"
     rows = max(
-        1, len(turned) + (strip and more > 0)
-    )  # a strip has no title, so it says in a last row what it leaves out
+        1, len(turned) + (more > 0)
+    )  # the last says what is left out: neither a strip nor every export has a title
     y = {"title": "" if strip else "knob", "range": [-rows, 0], "showticklabels": False}
     layout = over_steps("knobs", title, subtitle, ends, span, y, theme, size)
     layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}
@@ -55,7 +54,7 @@ def knobs(
         del layout["xaxis"]["title"]
         layout["meta"]["strip"] = True  # a chart over time, though its axis is not named
         layout["margin"] |= {"t": 2, "b": 2}
-        layout["title"] = {"text": ""}
+        layout["title"]["text"] = ""
         layout["xaxis"] |= {"showticklabels": False, "ticks": ""}
     _, height = inner(layout)
     data = []
@@ -78,7 +77,7 @@ def knobs(
         text = f"{escape(name)}{between}{escape(value)}".strip()
         at = height * (1 - (row + 0.5) / rows)
         layout["annotations"].append(end_label(text, at, height, theme, size_of_type))
-    if strip and more:
+    if more:
         words = f"and {more} more"
         layout["annotations"].append(end_label(words, height * 0.5 / rows, height, theme, layout["font"]["size"]))
     mark_cursor(layout, cursor, theme)

@@ -25,6 +25,7 @@ from moe_core.figures.theme import LIGHT, Theme
 from moe_core.runs import Batch, create_run, open_run
 from moe_core.runs.source import At
 from moe_core.schema import METRICS, Config, Knobs, layout
+from tests.export.made import make_run
 
 COLUMN = Look(size=(192, 192), font=32 / 3)  # 2 in, 8 pt
 TURNS = ((200, "noise", 0.5), (260, "k", 1), (500, "w_load", 0.1), (560, "lr", 1e-4), (1000, "capacity_factor", 1.25))
@@ -246,3 +247,16 @@ def test_the_line_of_a_number_begins_below_a_name_that_it_would_cross() -> None:
     first, second = layout["shapes"][1:]
     assert (first["x0"], second["x0"], second["y1"]) == (35, 90, 1)
     assert 0.85 < first["y1"] < 0.95
+
+
+def test_knobs_over_time_in_so_low_an_export_that_it_is_a_strip_have_no_title_over_them(tmp_path: Path) -> None:
+    """Its title would take two lines, and with one more the figure is a strip, which has none."""
+    run = make_run(tmp_path, "text")
+    strips = []
+    for high in (1.3, 1.35, 1.4, 2.0):
+        made = spec_of(run, "knobs", replace(COLUMN, size=(192, high * 96)))[0]["layout"]
+        lines = made["title"]["text"].count("<br>") + 1 if made["title"]["text"] else 0
+        strips.append("strip" in made["meta"])
+        assert strips[-1] is (lines == 0)
+        assert made["margin"]["t"] >= 17 * lines
+    assert strips == [True, True, False, False]
