@@ -56,9 +56,9 @@ class Histories:
         """New rows into `recent` and each history that is up to date, of a run not seen before the last ones. Whether there were any."""
         most = self.piece()
         if not self.seen:
-            blocks = self.run.blocks(first=max(1, self.run.steps()[1] - self.most + 1))
+            blocks = self.run.blocks(first=max(1, self.run.readable() - self.most + 1), gaps=True)
         else:
-            blocks = self.run.blocks(after=self.seen, most=most)
+            blocks = self.run.blocks(after=self.seen, most=most, gaps=True)
         if some := bool(blocks):
             self._forget()
         while blocks:
@@ -68,7 +68,7 @@ class Histories:
             self.recent = np.concatenate([self.recent, rows])[-self.most :]
             self.seen, self.last = blocks[-1].id, int(steps[-1])
             self._add(steps, rows, before, self.seen)
-            blocks = self.run.blocks(after=self.seen, most=most) if len(blocks) >= most else []
+            blocks = self.run.blocks(after=self.seen, most=most, gaps=True) if len(blocks) >= most else []
         return some
 
     def piece(self, part: int | None = None) -> int:
@@ -110,7 +110,7 @@ class Histories:
         end = min((series.block for series in self.series.values() if series.block > at), default=self.seen)
         parts = {self.run.stored.part(*key[:2]) for key, series in self.series.items() if series.block == at}
         for part in parts:
-            blocks = self.run.blocks(after=at, most=min(self.piece(part), end - at), part=part)
+            blocks = self.run.blocks(after=at, most=min(self.piece(part), end - at), part=part, gaps=True)
             if not blocks:
                 return False
             self._add(*joined(blocks), at, blocks[-1].id, part)
@@ -188,7 +188,7 @@ class Histories:
         part = self.run.stored.part(stat, layer)
         rows = self._ranges.pop((low, part), self._none(part))
         while low + len(rows) <= high:
-            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece(part), part=part)
+            blocks = self.run.blocks(first=low + len(rows), last=high, most=self.piece(part), part=part, gaps=True)
             if not blocks:
                 break
             steps, more = joined(blocks)

@@ -75,6 +75,7 @@ def parts_of(run: Record) -> list[Part]:
         if shows(run, name)
         for layer in range(len(run.description.layers) if FIGURES[name].layered else 1)
     ]
+    read_through(run)
     parts = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
         Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(*one) for one in run.description.settings.items() if one[1] not in ((), [], "")])]),
@@ -95,6 +96,15 @@ def parts_of(run: Record) -> list[Part]:
             )
         )
     return parts
+
+
+def read_through(run: Record) -> None:
+    """Read every step once, so that look_over() names those that are damaged before a figure comes across them."""
+    for by_layer in (False, True):
+        stat = next((n for n in run.description.measures if n in STAT and bool(STAT[n].shape) == by_layer), None)
+        for layer in range(len(run.description.layers) if by_layer else 1):
+            if stat and last_step(run):
+                run.history(stat, layer)
 
 
 def of_all(most: int, there: int, which: str = "") -> str:

@@ -33,7 +33,7 @@ class Still(Beside):
         self, run: Run, options: Mapping[str, Any] = MappingProxyType({}), others: Sequence["Still"] = ()
     ) -> None:
         super().__init__(run, options, others)
-        self.record, self.last = run, run.steps()[1]
+        self.record, self.last = run, run.readable()
 
     @property
     def facts(self) -> Mapping[str, Any]:
@@ -70,7 +70,7 @@ class Still(Beside):
     def history(
         self, stat: str, layer: int = 0, first: int | None = None, last: int | None = None, bins: int | None = None
     ) -> tuple[NDArray[np.int64], NDArray[Any]]:
-        return self.record.history(stat, layer, first, self._until(last), bins)
+        return self.record.history(stat, layer, first, self._until(last), bins, gaps=True)
 
     def evals(self, after: int = 0) -> list[Eval]:
         return [one for one in self.record.evals(after) if one.step <= self.last]

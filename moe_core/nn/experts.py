@@ -14,9 +14,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.backends import mkldnn
 from torch.nn import functional as F
+
+from moe_core.nn.once import only_once
 
 # On a CPU, measured on AMD EPYC; others were not:
 SMALL = 2**18  # hidden activations, up to which calls from Python cost more than the cache gives
@@ -41,8 +42,8 @@ def mixture(
     counts_E are the selections of each expert in experts_TK. gaps=True says that experts_TK may hold E, one past the last
     expert, where a place is empty: no row is computed for it, its weight counts for nothing and gets no gradient, and
     counts_E leaves it out; a token without any expert gets 0. Without gaps=True there must be none, which is not checked.
-    Runs in autocast's precision where that is on, else in x's. Differentiable once; reference_mixture is for gradients
-    of gradients.
+    Runs in autocast's precision where that is on, else in x's. create_graph=True is refused (once.py); reference_mixture is for
+    gradients of gradients.
     """
     device = x_TD.device.type
     if torch.is_autocast_enabled(device):
@@ -97,7 +98,7 @@ class Mixture(torch.autograd.Function):
         return sum_of_bags(out_ND, row_N, start_T, weights_N if place_N is None else weights_N.index_select(0, place_N))
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx, grad_TD):
         weights_TK, order_N, token_N, place_N, row_N, start_T, empty_N1, *saved = ctx.saved_tensors
         x_ND, out_ND, w1_EDH, w2_EDH, *hidden = saved

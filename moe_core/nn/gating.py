@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from moe_core.nn.checks import check_k, check_noise, check_off, check_size, check_weigh
+from moe_core.nn.once import only_once
 from moe_core.schema import GLOBAL_BATCHES
 
 NOISE_FLOOR = 1e-2  # added to softplus, as in the authors' code; the noise knob multiplies it like the rest
@@ -167,7 +169,7 @@ class Chance(torch.autograd.Function):
         return torch.special.ndtr(z_TE)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @only_once
     def backward(ctx, grad_TE):
         return chance_gradients(grad_TE, *ctx.saved_tensors)
 
@@ -218,7 +220,7 @@ class Selection(torch.autograd.Function):
         return weights_TK, experts_TK, importance_E, load_E, counts_E
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
+    @only_once
     def backward(ctx, weights_grad_TK, _, importance_grad_E, load_grad_E, __):
         order_TJ, experts_TK, shares, z_TE, std_TE = ctx.saved_tensors
         k = ctx.k
@@ -309,18 +311,17 @@ class NoisyTopKGate(nn.Module):
 
     def __init__(self, d_model: int, num_experts: int, k: int, zero_init: bool = True) -> None:
         super().__init__()
-        self.num_experts, self.k = num_experts, self.check_k(k, num_experts)
+        d_model, num_experts = check_size("d_model", d_model), check_size("num_experts", num_experts)
+        self.num_experts = num_experts
+        self.k = self.check_k(k)
         self.w_gate, self.w_noise = start_weights(d_model, num_experts, zero_init)
         self.register_buffer("bias_E", torch.zeros(num_experts))
         # An even gate gives 1 / E: near enough to any quantile for a threshold to reach it in a few dozen steps.
         self.threshold_E = nn.Parameter(torch.full((num_experts,), 1 / num_experts))
         add_recent_counts(self, num_experts)
 
-    @staticmethod
-    def check_k(k: int, num_experts: int) -> int:
-        if not 1 <= k <= num_experts:
-            raise ValueError(f"k must be between 1 and num_experts={num_experts}, got {k}")
-        return k
+    def check_k(self, k: int) -> int:
+        return check_k(k, self.num_experts)
 
     def check_on(self, k: int, off: Sequence[int]) -> None:
         """ValueError if fewer than k experts stay on."""
@@ -338,11 +339,13 @@ class NoisyTopKGate(nn.Module):
     ) -> Routing:
         """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
-        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection.
+        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection. ValueError for k, noise or off that
+        cannot be.
         """
-        k = self.k if k is None else self.check_k(k, self.num_experts)
-        if noise < 0:
-            raise ValueError(f"noise must not be negative, got {noise}")
+        k = self.k if k is None else self.check_k(k)
+        check_noise(noise)
+        check_weigh(weigh)
+        off = check_off(off, self.num_experts)
         self.check_on(k, off)
         noisy = self.training if noisy is None else noisy
         with in_full(x_TD):

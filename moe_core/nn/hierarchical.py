@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from moe_core.nn.checks import check_k, check_noise, check_off, check_size
 from moe_core.nn.gating import (
     NoisyTopKGate,
     Routing,
@@ -41,13 +42,17 @@ class HierarchicalGate(nn.Module):
         self, d_model: int, num_experts: int, groups: int, k: int, k_primary: int = 2, zero_init: bool = True
     ) -> None:
         super().__init__()
+        num_experts, groups = check_size("num_experts", num_experts), check_size("groups", groups)
         if groups < 2 or num_experts % groups:
             raise ValueError(f"num_experts must be divisible by 2 or more groups, got {num_experts} in {groups}")
         self.num_experts, self.groups, self.size = num_experts, groups, num_experts // groups
-        self.k, self.k_primary = NoisyTopKGate.check_k(k, self.size), k_primary
+        self.k, self.k_primary = self.check_k(k), check_k(k_primary, groups, "k_primary", "groups")
         self.primary = NoisyTopKGate(d_model, groups, k_primary, zero_init)
         self.w_gate, self.w_noise = start_weights(d_model, num_experts, zero_init)
         add_recent_counts(self, num_experts)
+
+    def check_k(self, k: int) -> int:
+        return check_k(k, self.size, most="num_experts / groups")
 
     def forward(
         self,
@@ -61,10 +66,14 @@ class HierarchicalGate(nn.Module):
         weigh: str = "kept",
     ) -> Routing:
         """Routes x_TD. off are experts that take no part; a group must keep k of them on, or none. weigh is of both levels."""
-        k = self.k if k is None else NoisyTopKGate.check_k(k, self.size)
-        if noise < 0:
-            raise ValueError(f"noise must not be negative, got {noise}")
-        empty, off = self.switched_off(off, k)
+        k = self.k if k is None else self.check_k(k)
+        if k_primary is not None:
+            k_primary = check_k(k_primary, self.groups, "k_primary", "groups")
+        check_noise(noise)
+        check_noise(noise_primary, "noise_primary")
+        empty, off = self.switched_off(check_off(off, self.num_experts), k)
+        if (left := self.groups - len(empty)) < (chosen := k_primary or self.k_primary):
+            raise ValueError(f"at least k_primary={chosen} groups must keep experts that are on, got {left}")
         noisy = self.training if noisy is None else noisy
         primary = self.primary(x_TD, k_primary, noise_primary, noisy, empty, weigh)
         with torch.autocast(x_TD.device.type, enabled=False):

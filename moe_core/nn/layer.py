@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_core.nn.checks import check_rows, check_size
 from moe_core.nn.experts import mixture
 from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.strategies import route
@@ -30,7 +31,13 @@ class MoELayer(nn.Module):
         gate: nn.Module | None = None,
     ) -> None:
         super().__init__()
+        d_model, d_hidden = check_size("d_model", d_model), check_size("d_hidden", d_hidden)
+        num_experts = check_size("num_experts", num_experts)
         self.gate = gate or NoisyTopKGate(d_model, num_experts, k, zero_init)
+        if self.gate.num_experts != num_experts:
+            raise ValueError(
+                f"the gate must have num_experts={num_experts} experts as the layer, got {self.gate.num_experts}"
+            )
         self.mix = mixture  # where the experts are on several ranks, parallel/exchange.py
         # The bounds of nn.Linear: 1 / sqrt(inputs).
         self.w1 = nn.Parameter(torch.empty(num_experts, d_model, d_hidden).uniform_(-(d_model**-0.5), d_model**-0.5))
@@ -47,8 +54,14 @@ class MoELayer(nn.Module):
 
         options: strategy (schema.STRATEGIES; "paper" is the gate by itself), weigh (over the "kept"
         experts, over "all", or the strategy's "own"), capacity_factor (0 drops nothing), off (experts that take no part,
-        counted from 0).
+        counted from 0). ValueError, in a line, for what cannot be.
+
+        No tokens give no output and statistics of 0. A token with NaN or infinity among its numbers gets NaN and touches no other
+        token; the importance of its experts is NaN, a smooth load that of all, and with them the balancing losses, while the counts
+        stay whole. Where experts choose (STRATEGIES' `whole`), such a token takes up a place of each and gets 0, as one that none
+        took. Gradients are first ones only: create_graph=True is refused (once.py), and torch.func's transforms are by torch.
         """
+        check_rows(x, self.w1.shape[1])
         x_TD = x.reshape(-1, x.shape[-1])
         routing = route(self.gate, x_TD, k, noise=noise, noisy=noisy, **options)
         gaps = routing.kept_E is not None

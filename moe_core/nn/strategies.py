@@ -22,6 +22,7 @@ from moe_core.nn.balance import (
     threshold_loss,
     z_loss,
 )
+from moe_core.nn.checks import check_capacity, check_noise, check_off
 from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
 from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
@@ -51,11 +52,13 @@ def route(
     strategy: str = "paper",
     capacity_factor: float = 0.0,
     weigh: str = "own",
+    noise: float = 1.0,
+    off: Sequence[int] = (),
     **options: Any,
 ) -> Routing:
     """Route x_TD by the strategy, its experts weighed as the knob `weigh` says.
 
-    options: noise, noisy and off; k_primary and noise_primary of a hierarchical gate.
+    options: noisy; k_primary and noise_primary of a hierarchical gate. ValueError, in a line, for what cannot be.
     """
     if strategy not in BALANCING:
         raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")
@@ -63,8 +66,13 @@ def route(
         raise ValueError(f"weigh must be one of {', '.join(WEIGHINGS)}, got {weigh!r}")
     if gate.groups and not STRATEGIES[strategy].hierarchical:
         raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
-    weigh = weighing(strategy, weigh)
-    routing = BALANCING[strategy].route(gate, x_TD, gate.k if k is None else k, weigh=weigh, **options)
+    if not STRATEGIES[strategy].noisy and (unknown := options.keys() - {"noisy"}):
+        raise ValueError(f"strategy {strategy} has no option {min(unknown)}; leave it out")
+    k = gate.k if k is None else gate.check_k(k)
+    check_noise(noise)
+    check_capacity(capacity_factor)
+    off, weigh = check_off(off, gate.num_experts), weighing(strategy, weigh)
+    routing = BALANCING[strategy].route(gate, x_TD, k, weigh=weigh, noise=noise, off=off, **options)
     return limit(routing, capacity_factor) if capacity_factor and STRATEGIES[strategy].by_token else routing
 
 
@@ -161,7 +169,7 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
     """
     (tokens, k), num_experts = routing.experts_TK.shape, routing.counts_E.shape[0]
     # Rounded first: 1.1 * 2 * 1000 / 10 is a little above 220 in floating point.
-    capacity = min(tokens, math.ceil(round(capacity_factor * k * tokens / num_experts, 9)))
+    capacity = max(1, math.ceil(round(min(tokens, capacity_factor * k * tokens / num_experts), 9)))
     chosen_N = routing.experts_TK.T.flatten()  # rank by rank, and within a rank by position
     sorted_N, order_N = chosen_N.sort(stable=True)
     starts_E = routing.counts_E.cumsum(0) - routing.counts_E
@@ -180,21 +188,21 @@ def limit(routing: Routing, capacity_factor: float) -> Routing:
 
 
 def clean_logits(gate: nn.Module, x_TD: Tensor, k: int, off: Sequence[int]) -> Tensor:
-    """(T, E) the gate's logits without noise. ValueError for a k that is out of range, or more than the experts that are on."""
-    gate.check_on(gate.check_k(k, gate.num_experts), off)
+    """(T, E) the gate's logits without noise. ValueError if fewer than k experts are on."""
+    gate.check_on(k, off)
     return gate.clean_logits(x_TD, off)
 
 
 def share_of(gate: nn.Module, tokens: int, k: int) -> int:
     """k T / E, the tokens that each expert takes. A whole number in training.
 
-    In evaluation the number of tokens depends on the data, so there it is rounded, and at least 1.
+    In evaluation the number of tokens depends on the data, so there it is rounded, and at least 1 if there is a token.
     """
     if gate.training and k * tokens % gate.num_experts:
         raise ValueError(
             f"k * tokens must be divisible by num_experts={gate.num_experts}, got {k} * {tokens}; change k or tokens"
         )
-    return max(1, round(k * tokens / gate.num_experts))
+    return min(tokens, max(1, round(k * tokens / gate.num_experts)))
 
 
 def best_tokens(gates_TE: Tensor, many: int) -> Tensor:
@@ -208,7 +216,7 @@ def places(mask_TE: Tensor, gates_TE: Tensor) -> tuple[Tensor, Tensor]:
 
     K is the most experts that a token has, at least 1: to know it, the host waits for the device.
     """
-    k = max(1, int(mask_TE.sum(1).max()))
+    k = max(1, int(mask_TE.sum(1).max())) if len(mask_TE) else 1
     rank_TE = gates_TE.detach().masked_fill(~mask_TE, -1.0)
     rank_TK, experts_TK = (t[:, :k] for t in rank_TE.sort(dim=1, descending=True, stable=True))
     taken_TK = rank_TK >= 0
@@ -254,8 +262,8 @@ def set_bias(step: Step) -> None:
     affinity_TE, old_E = routing.affinity_TE.float(), bias_E.float()
     if on is not None:
         affinity_TE, old_E = affinity_TE[:, on], old_E[on]
-    if k == len(old_E):
-        return  # every expert is chosen, whatever its bias
+    if k == len(old_E) or not tokens:
+        return  # every expert is chosen, whatever its bias, or none is
     cutoff_T1 = (affinity_TE + old_E).topk(k + 1, dim=1).values[:, -1:]
     required_TE = (cutoff_T1 - affinity_TE).sort(dim=0).values
     place = k / len(old_E) * (tokens - 1)  # of the quantile, between two tokens; torch.quantile takes no large batch

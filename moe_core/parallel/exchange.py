@@ -14,9 +14,10 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, distributed
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import FunctionCtx
 
 from moe_core.nn.experts import mixture
+from moe_core.nn.once import only_once
 from moe_core.parallel.traffic import Traffic, size_of
 
 DIGEST = 2**31 - 1  # digests of choices are below; a prime
@@ -133,7 +134,7 @@ class Send(torch.autograd.Function):
         return all_to_all(ranks, rows_ND, sends, receives)
 
     @staticmethod
-    @once_differentiable
+    @only_once
     def backward(ctx: Sent, grad_nD: Tensor) -> tuple[Tensor, None, None, None]:
         return all_to_all(ctx.ranks, grad_nD.contiguous(), ctx.receives, ctx.sends), None, None, None
 

@@ -23,6 +23,7 @@ from moe_core.nn.gating import NoisyTopKGate
 from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.layer import MoELayer
 from moe_core.nn.models import Classifier, TextModel
+from moe_core.nn.once import only_once
 from moe_core.parallel.exchange import exchanged
 from moe_core.parallel.group import add_up, let_go
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
@@ -153,6 +154,7 @@ class Gather(torch.autograd.Function):
         return x_TE
 
     @staticmethod
+    @only_once  # in a second derivative the other ranks' rows would be constants
     def backward(ctx: Gathered, grad_TE: Tensor) -> tuple[Tensor, None]:
         return grad_TE[ctx.own], None
 

@@ -67,18 +67,26 @@ class Layout:
         parts = [pack_rows(rows[:, places].T) for places in self.places]
         return Packed(b"".join(map(digest, parts)), parts)
 
-    def unpack(self, data: bytes, n: int, parts: Sequence[bytes | None], part: int | None) -> Rows:
+    def unpack(
+        self, data: bytes, n: int, parts: Sequence[bytes | None], part: int | None, lost: list[int] | None = None
+    ) -> Rows:
         """The rows of a block: (n, C), or (n, width) of one part. data: its own, which its link covers; parts: those that were
-        asked for. ValueError for one that is missing, or not what was written."""
+        asked for. ValueError for one that is missing, or not what was written; with a list `lost` its layer is added to that
+        instead, and its columns are NaN."""
         if not self.apart:
             return unpack_rows(data, n, self.width)
         if not 0 <= 4 * n * self.width <= LARGEST:
             raise ValueError(f"no block has {n} rows")
         rows = []
         for number, packed in zip(self.numbers(part), parts, strict=True):
-            if packed is None or digest(packed) != data[DIGEST * number :][:DIGEST]:
+            width = len(self.places[number])
+            if packed is not None and digest(packed) == data[DIGEST * number :][:DIGEST]:
+                rows.append(unpack_rows(packed, width, n))
+            elif lost is None:
                 raise ValueError("a part is not what was written")
-            rows.append(unpack_rows(packed, len(self.places[number]), n))
+            else:
+                lost.append(self.layers[number])
+                rows.append(np.full((width, n), np.nan, np.float32))
         columns = np.concatenate(rows)
         return (columns if part is not None else columns[self.order]).T
 

@@ -49,6 +49,7 @@ class CheckedRows:
     def __init__(self, folder: Path, query: Query, chain: bytes) -> None:
         self.folder, self.query, self.chain = folder, query, chain
         self.damage: dict[str, str] = {}
+        self._lost: dict[tuple[int, int], str] = {}  # what of the blocks is not what was written, by block and layer
         self._linked: dict[int, tuple[Any, ...]] = {}  # turns whose link was followed already
         self._lists: dict[str, tuple[int, list[tuple[int, int]]]] = {}
 
@@ -58,6 +59,16 @@ class CheckedRows:
             self.damage[about] = line
         else:
             self.damage.pop(about, None)
+
+    def note_lost(self, place: tuple[int, int], what: str) -> None:
+        """Note a block, or a layer of it, that is not what was written: a line for all of them."""
+        if self._lost.get(place) == what:
+            return
+        self._lost[place] = what
+        lost = [self._lost[place] for place in sorted(self._lost)]
+        more = f" and {len(lost) - 3:,} more" if len(lost) > 3 else ""
+        are = "is" if len(lost) == 1 and not what.startswith("blocks") else "are"
+        self.note("lost", f"{', '.join(lost[:3])}{more} {are} not what was written; all else can be read")
 
     def version(self) -> int:
         """The file's version. Read each time, since a trainer that resumes a run upgrades its file."""

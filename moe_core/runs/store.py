@@ -21,7 +21,7 @@ from moe_core.runs.apart import Layout
 from moe_core.runs.blocks import Blocks
 from moe_core.runs.checked import CheckedRows, State
 from moe_core.runs.codec import unpack_arrays
-from moe_core.runs.columns import pick, read_layout
+from moe_core.runs.columns import read_layout
 from moe_core.runs.database import StoreError, is_alive, seal_unsealed
 from moe_core.runs.file import File
 from moe_core.runs.identity import changed_by, deals_of, identity_of, read_time, threads_of, version_of
@@ -98,6 +98,7 @@ class Run:
         self.columns = self.stored.width
         self.on_devices = partial(on_devices, folder, len(self.description.layers))
         self._blocks = Blocks(self.query, self.checked, self.stored)
+        self.readable = self._blocks.readable
         if os.path.lexists(folder / "run.db-wal") and not self.damage:
             self._seal_if_ended()
 
@@ -261,14 +262,15 @@ class Run:
         return None
 
     def blocks(
-        self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1, part: int | None = None
-    ) -> list[Block]:
+        self, after: int = 0, first: int | None = None, last: int | None = None, most: int = -1, part: int | None = None, gaps: bool = False
+    ) -> list[Block]:  # fmt: skip
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
         most: how many at once, -1 being all; part: as stored.part() has it, whose columns alone are read, in the layout
-        stored.of(part). StoreError if one is not what was written, is missing, or out of place.
+        stored.of(part). StoreError if one is not what was written, is missing, or out of place; with `gaps` that is noted
+        in `damage`, its steps are NaN, and those at the end are left out.
         """
-        return self._blocks.read(after, first, last, most, part)
+        return self._blocks.read(after, first, last, most, part, gaps)
 
     def rows(self, first: int, last: int) -> NDArray[np.float32]:
         """(n, C) of the steps from first to last, both included; StoreError if they are not all there."""
@@ -279,16 +281,12 @@ class Run:
         return np.concatenate([block.rows for block in blocks])[start : start + last - first + 1]
 
     def history(
-        self,
-        stat: str,
-        layer: int | str = 0,
-        first: int | None = None,
-        last: int | None = None,
-        bins: int | None = None,
-    ) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        self, stat: str, layer: int | str = 0, first: int | None = None, last: int | None = None, bins: int | None = None, gaps: bool = False
+    ) -> tuple[NDArray[np.int64], NDArray[Any]]:  # fmt: skip
         """(steps (n,), values (n,) or (n, E)) of any statistic in STATS, from step `first` to `last`, both included.
 
-        layer: its number from 0, or its name. bins: thin to about that many bins of minimum and maximum. StoreError for an unknown statistic or layer.
+        layer: its number from 0, or its name. bins: thin to about that many bins of minimum and maximum. gaps: as in blocks(). StoreError as there,
+        and for an unknown statistic or layer.
         """
         if (stat := RENAMED.get(stat, stat)) not in STAT:
             raise StoreError(f"unknown statistic {stat!r}; there are: {', '.join(STAT)}")
@@ -297,7 +295,7 @@ class Run:
         except ValueError as error:
             raise StoreError(str(error)) from None
         deals = self.deals if stat in OF_DEVICES else ()  # reading them takes as long as a short history
-        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans(), deals)
+        steps, values = self._blocks.statistic(stat, layer, first, last, self.off_spans(), deals, gaps)
         return thin(steps, values, bins) if bins else (steps, values)
 
     def off_spans(self, changes: Sequence[KnobChange] | None = None) -> tuple[Off, ...]:
@@ -306,11 +304,8 @@ class Run:
         if self._off and self._off[0] == turns:
             return self._off[1]
 
-        def counts(layer: int, first: int, last: int) -> NDArray[Any]:
-            return pick(self.layout, self.rows(first, last), "counts", layer)
-
         try:
-            spans = off_spans(self.description.experts, self.started_knobs, turns, counts)
+            spans = off_spans(self.description.experts, self.started_knobs, turns, self._blocks.counts)
         except ValueError as error:
             raise StoreError(f"run {self.id} cannot say which experts are off: {error}") from None
         self._off = turns, spans

@@ -36,12 +36,12 @@ def record_findings(run: Run) -> list[str]:
     except StoreError as error:
         findings.append(str(error))
     try:
-        blocks = run.blocks(most=AT_ONCE)
+        blocks = run.blocks(most=AT_ONCE, gaps=True)  # each that is damaged is noted
         if blocks and blocks[0].first != 1:
             findings.append(f"the first recorded step is {blocks[0].first}, not 1")
         recorded = bool(blocks)
-        while len(blocks) == AT_ONCE:
-            blocks = run.blocks(after=blocks[-1].id, most=AT_ONCE)
+        while len(blocks) >= AT_ONCE:
+            blocks = run.blocks(after=blocks[-1].id, most=AT_ONCE, gaps=True)
         if recorded and tip is None:
             findings.append(NO_TIP)
         if run.checked.version() < SUMMED and tip:

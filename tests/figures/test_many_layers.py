@@ -215,7 +215,7 @@ def test_all_layers_take_one_read_of_the_record(runs: dict[str, Run], monkeypatc
     monkeypatch.setattr(run._blocks, "read", lambda *asked: reads.append(asked) or read(*asked))
     FIGURES["layers"].read(run, At())
     FIGURES["layers_spread"].read(run, At())
-    assert reads == [(0, 11, 60, -1, None)]
+    assert reads == [(0, 11, 60, -1, None, False)]
     FIGURES["layers"].read(run, At(0, 40))
     assert len(reads) == 2
 

@@ -313,12 +313,12 @@ def test_a_flipped_bit_in_a_block_is_found_when_it_is_read(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ("DELETE FROM blocks WHERE id = 2", "block 2"),
-        ("DELETE FROM blocks WHERE id = 1", "block 1 is missing"),
+        ("DELETE FROM blocks WHERE id = 2", "blocks 2 to 3 (steps 11 to 30)"),
+        ("DELETE FROM blocks WHERE id = 1", "blocks 1 to 2 (steps 1 to 20)"),
         ("UPDATE blocks SET first = first + 1 WHERE id = 3", "block 3"),
         (
             "UPDATE blocks SET data = (SELECT data FROM blocks WHERE id = 1), chain = (SELECT chain FROM blocks WHERE id = 1) WHERE id = 2",
-            "block 2",
+            "blocks 2 to 3 (steps 11 to 30)",
         ),
         ("UPDATE knobs SET value = 3", "knob change 1 is not what was written"),
         ("DELETE FROM blocks WHERE id = 3", "10 steps are lost after step 20"),

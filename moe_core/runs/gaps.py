@@ -1,0 +1,120 @@
+"""The blocks of a damaged record: what can be read, and rows of NaN for the steps that cannot, so that steps still follow one another.
+
+A block is what was written if it follows from the stored link of the block before it. So one that is damaged takes no other with it,
+unless its own link is. The steps that are lost lie between two blocks that are whole. What is damaged up to the end of the record is
+left out: how many steps it had is not known, and charts end with what there is.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from moe_core.runs.apart import Layout
+from moe_core.runs.checked import CheckedRows
+from moe_core.runs.codec import LARGEST
+from moe_core.runs.database import StoreError
+from moe_core.runs.rows import Block
+
+AT_ONCE = 256  # ids
+
+
+class Read(NamedTuple):
+    """A block that is what was written. lost: the layers whose parts are not; -1 is what is measured once a step."""
+
+    block: Block
+    lost: list[int]
+
+
+class Stored(Protocol):
+    """The blocks as they are stored, each by itself."""
+
+    layout: Layout
+    rows: CheckedRows
+
+    def ids(self, after: int) -> list[int]:
+        """The next ids beyond `after`, at most AT_ONCE."""
+
+    def ids_before(self, end: int) -> list[int]:
+        """The ids below `end`, the highest first, at most AT_ONCE."""
+
+    def whole(self, id: int, part: int | None) -> Read | None:
+        """A block by itself; None if it is not what was written."""
+
+
+def read_around(
+    stored: Stored, after: int, first: int | None, last: int | None, most: int, begin: int, part: int | None
+) -> list[Block]:
+    """As Run.blocks with gaps. begin: the block before the one that has step `first`, if the headers are right."""
+    start = anchor(stored, begin, first, part)
+    read, bad, next_step, taken, good = list[Block](), list[int](), 1, 0, max(0, start - 1)
+    newest = next(iter(stored.ids_before(2**62)), 0)  # or a fast trainer's blocks would never end
+    for id in following(stored, good, newest):
+        if not bad and ((last is not None and next_step > last) or 0 <= most <= taken):
+            break
+        taken += id > after
+        found = stored.whole(id, part)
+        block = found and found.block
+        if block and not read and not bad and id == start:
+            next_step = block.first
+        if not found or not block or block.first < next_step or (not bad and block.first > next_step):
+            bad.append(id)
+            continue
+        if bad:
+            read += missing(stored, good + 1, bad, next_step, block, part)
+        note_parts(stored.rows, found)
+        read.append(block)
+        bad, next_step, good = [], block.first + len(block.rows), id
+    if bad:
+        state = stored.rows.state()
+        ended = state and state.held.get("blocks") == bad[-1] and state.step >= next_step
+        steps = steps_text(next_step, state.step) if state and ended else f"from step {next_step:,}"
+        stored.rows.note_lost((good + 1, 0), f"{numbered(good + 1, bad[-1])} ({steps})")
+    return [b for b in read if b.id > after and (first is None or b.first + len(b.rows) > first)]
+
+
+def anchor(stored: Stored, begin: int, first: int | None, part: int | None) -> int:
+    """The last block up to `begin` that is whole and begins no later than `first`; 0 if there is none."""
+    before = begin + 1
+    while ids := stored.ids_before(before):
+        for id in ids:
+            found = stored.whole(id, part)
+            if found and (first is None or found.block.first <= first):
+                return id
+        before = ids[-1]
+    return 0
+
+
+def following(stored: Stored, after: int, last: int) -> Iterator[int]:
+    while after < last and (ids := stored.ids(after)):
+        yield from (id for id in ids if id <= last)
+        after = ids[-1]
+
+
+def missing(stored: Stored, begin: int, bad: list[int], first: int, then: Block, part: int | None) -> list[Block]:
+    """Rows of NaN from step `first` up to the block `then`: under the first of the damaged ids, the others being empty. begin: the
+    first id that is lost, which may have no row."""
+    steps, width = then.first - first, stored.layout.width_of(part)
+    if 4 * steps * width > LARGEST * len(bad):
+        raise StoreError(
+            f"run {stored.rows.folder.name} is damaged: {numbered(begin, bad[-1])} cannot have held {steps:,} steps"
+        )
+    stored.rows.note_lost((begin, 0), f"{numbered(begin, then.id - 1)} ({steps_text(first, then.first - 1)})")
+    nan = np.broadcast_to(np.float32(np.nan), (steps, width))  # takes no memory by itself
+    return [Block(bad[0], first, nan), *(Block(id, then.first, nan[:0]) for id in bad[1:])]
+
+
+def note_parts(rows: CheckedRows, found: Read) -> None:
+    block = found.block
+    for layer in found.lost:
+        what = f"layer {layer + 1}" if layer >= 0 else "what is measured once a step"
+        steps = steps_text(block.first, block.first + len(block.rows) - 1)
+        rows.note_lost((block.id, layer + 2), f"{what} in block {block.id} ({steps})")
+
+
+def steps_text(first: int, last: int) -> str:
+    return f"steps {first:,} to {last:,}" if last > first else f"step {first:,}"
+
+
+def numbered(first: int, last: int) -> str:
+    return f"blocks {first} to {last}" if last > first else f"block {first}"
