@@ -85,6 +85,14 @@ def test_a_run_that_measures_selections_alone_leaves_no_row_of_live_empty(server
         assert chart["y"] + chart["height"] > grid["y"] + grid["height"] - 30, figure
 
 
+@pytest.mark.parametrize("width", [390, 700, 820, 1280])
+def test_the_numbers_of_all_lessons_find_room(server: Server, tab: Tab, width: int) -> None:
+    page = tab(f"{server.url}/learn", width)
+    row = page.get_by_role("radiogroup", name="Lesson")
+    expect(row.get_by_role("radio")).to_have_count(8)
+    assert row.evaluate("row => row.scrollWidth - row.clientWidth") <= 0
+
+
 @pytest.mark.parametrize(("width", "beside"), [(1280, True), (1920, False)])
 def test_a_printed_page_fills_its_sheet(server: Server, tab: Tab, width: int, beside: bool) -> None:
     """As on the screen, smaller; of a window so wide that letters would be too small, below each other. A strip stays below its chart."""
