@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, moved, plain, take_places, whole_flag
+from moe_core.commands.common import add, csv_file, moved, plain, take_places, whole_flag, word_flag
 from moe_core.schema import LOOKS_AHEAD, looks_ahead
 
 
@@ -24,13 +24,13 @@ def declare(commands: Any) -> None:
         "--at", type=whole_flag, metavar="STEP", help="the checkpoint nearest to this step; else the last"
     )
     take_places(ablate)
-    ablate.add_argument("--out", metavar="FILE.csv", help="write the table there too")
+    ablate.add_argument("--out", type=word_flag, metavar="FILE.csv", help="write the table there too")
 
 
 def ablate_command(arguments: argparse.Namespace) -> int:
     from moe_core.runs import open_run, write_ablation
 
-    run = open_run(arguments.run, arguments.runs)
+    run, out = open_run(arguments.run, arguments.runs), csv_file("--out", arguments.out)
     live = terminal.live(arguments.json)
 
     def progress(done: int, of: int) -> None:
@@ -45,8 +45,8 @@ def ablate_command(arguments: argparse.Namespace) -> int:
     ahead = looks_ahead(run.description, run.knobs_at(ablation.step))
     if live:
         terminal.update("")
-    if arguments.out:
-        write_csv(Path(arguments.out), rows)
+    if out:
+        write_csv(out, rows)
     if arguments.json:
         for row in rows:
             print(json.dumps({"event": "expert", **row}))

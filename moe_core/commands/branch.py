@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag
+from moe_core.commands.common import add, moved, plain, report, take_places, whole_flag, word_flag
 from moe_core.commands.ranks import alone, below_torchrun, on_ranks, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.schema import Config, parse_setting
@@ -25,7 +25,9 @@ def declare(commands: Any) -> None:
     fork.add_argument(
         "--at", required=True, type=whole_flag, metavar="STEP", help="the last step that both have in common"
     )
-    fork.add_argument("--run-id", metavar="ID", help="the name of the new run's folder; made up if not given")
+    fork.add_argument(
+        "--run-id", type=word_flag, metavar="ID", help="the name of the new run's folder; made up if not given"
+    )
     fork.add_argument(
         "--steps", metavar="N", help="steps in all; 0 until stopped (default: the parent's, if above STEP)"
     )

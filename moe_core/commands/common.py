@@ -5,8 +5,10 @@ import json
 import math
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, NoReturn
 
 from moe_core.commands.terminal import complain, plain
@@ -55,8 +57,17 @@ def add(
     return sub
 
 
+def check_runs(arguments: argparse.Namespace) -> None:
+    """ValueError if --runs, or MOE_RUNS, names what cannot be a folder of runs."""
+    from moe_core.runs import folder_in, runs_folder
+
+    given = getattr(arguments, "runs", None) or os.environ.get("MOE_RUNS")
+    if given:
+        folder_in(runs_folder(given))
+
+
 def take_runs(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--runs", metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
+    command.add_argument("--runs", type=word_flag, metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
 
 
 def whole_flag(text: str) -> int:
@@ -65,6 +76,13 @@ def whole_flag(text: str) -> int:
         return whole(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def word_flag(text: str) -> str:
+    """A flag's word. An empty one is refused: it comes from a variable that is not set, and must not mean what no flag would."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must not be empty, as of a variable that is not set")
+    return text
 
 
 def real_flag(text: str) -> float:
@@ -113,6 +131,25 @@ def moved(arguments: argparse.Namespace) -> dict[str, Any]:
 def report(arguments: argparse.Namespace, event: dict[str, Any], line: str) -> None:
     """One answer: the event with --json, else the line."""
     print(json.dumps(event) if arguments.json else plain(line))
+
+
+def csv_file(flag: str, name: str | None) -> Path | None:
+    """The path of a table. ValueError now, rather than after an hour's work, if it cannot be written there."""
+    if name is None:
+        return None
+    path = Path(name)
+    if path.is_dir() or not path.parent.is_dir():
+        problem = "is a folder" if path.is_dir() else f"has no folder {path.parent}"
+        raise ValueError(
+            f"{flag} wants a file in a folder that is there, but {name} {problem}; name another file, or make the folder"
+        )
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            return path
+    except OSError as error:
+        raise ValueError(
+            f"{flag} wants a file in a folder that can be written to, and {path.parent} cannot: {error.strerror}; name another file"
+        ) from None
 
 
 def tell_damage(arguments: argparse.Namespace, lines: list[str]) -> int:

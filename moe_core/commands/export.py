@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, real_flag, report, tell_damage, whole_flag
+from moe_core.commands.common import add, real_flag, report, tell_damage, whole_flag, word_flag
 from moe_core.schema import Description, whole
 
 
@@ -21,11 +21,16 @@ def declare(commands: Any) -> None:
         extra="export",
     )
     files.add_argument(
-        "--out", required=True, metavar="PATH", help="a folder; with --animate or --format replay a file"
+        "--out",
+        type=word_flag,
+        required=True,
+        metavar="PATH",
+        help="a folder; with --animate or --format replay a file",
     )
     files.add_argument(
         "--format",
         default="csv,html",
+        type=word_flag,
         metavar="LIST",
         help="of png, svg, pdf, html, csv, parquet, with commas; or replay",
     )
@@ -61,7 +66,9 @@ def declare(commands: Any) -> None:
     files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
     document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
-    document.add_argument("--out", required=True, metavar="FILE", help="a name that ends in .html or .pdf")
+    document.add_argument(
+        "--out", type=word_flag, required=True, metavar="FILE", help="a name that ends in .html or .pdf"
+    )
 
 
 def declare_look(files: argparse.ArgumentParser) -> None:
@@ -79,7 +86,10 @@ def declare_look(files: argparse.ArgumentParser) -> None:
         "--smooth", type=whole_flag, metavar="STEPS", help="draw lines as a centred mean over so many steps"
     )
     files.add_argument(
-        "--style", metavar="FILE", help="a look kept as JSON, by the names of these flags, which come before it"
+        "--style",
+        type=word_flag,
+        metavar="FILE",
+        help="a look kept as JSON, by the names of these flags, which come before it",
     )
     files.add_argument("--layer", default="1", help="its number, counted from 1, or its name")
     files.add_argument("--at", type=whole_flag, metavar="STEP", help="as it stood at a step; else at the last")
@@ -103,6 +113,8 @@ def write(arguments: argparse.Namespace, run: Any) -> None:
     from moe_core.export import export
 
     formats = tuple(name.strip() for name in arguments.format.split(",") if name.strip())
+    if not formats:
+        raise ValueError(f"--format names png, svg, pdf, html, csv, parquet or replay, got {arguments.format!r}")
     look = look_of(arguments, run)
     out = Path(arguments.out)
     if arguments.animate:

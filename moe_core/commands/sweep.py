@@ -6,11 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 from moe_core.commands import terminal
-from moe_core.commands.common import add, plain
+from moe_core.commands.common import add, csv_file, plain, word_flag
 from moe_core.commands.sweep_table import as_text, write_csv
 from moe_core.commands.tell import Printer
 from moe_core.commands.train import add_settings
@@ -32,10 +31,13 @@ def declare(commands: Any) -> None:
     sweep.add_argument("--seeds", metavar="N", help="runs of each cell, with seeds from --seed on (default 1)")
     sweep.add_argument("--parallel", metavar="N", help="runs at a time (default: one a core)")
     sweep.add_argument(
-        "--sweep-id", metavar="ID", help="the sweep's name; one that follows from its settings if not given"
+        "--sweep-id",
+        type=word_flag,
+        metavar="ID",
+        help="the sweep's name; one that follows from its settings if not given",
     )
-    sweep.add_argument("--resume", metavar="ID", help="go on with this sweep; so does the same command")
-    sweep.add_argument("--csv", metavar="FILE", help="write the table there too")
+    sweep.add_argument("--resume", type=word_flag, metavar="ID", help="go on with this sweep; so does the same command")
+    sweep.add_argument("--csv", type=word_flag, metavar="FILE", help="write the table there too")
     for settings in (Config, Knobs):
         add_settings(sweep, settings)
 
@@ -45,7 +47,7 @@ def sweep_command(arguments: argparse.Namespace) -> int:
     from moe_core.sweep import cost_here, make_sweep, open_sweep, results, rows, run_sweep
 
     parallel, taken = how_many(arguments.parallel, "parallel", cores()), ()
-    out = csv_file(arguments.csv)
+    out = csv_file("--csv", arguments.csv)
     if arguments.resume is not None:
         nothing_else(arguments)
         sweep = open_sweep(arguments.resume, arguments.runs)
@@ -69,12 +71,12 @@ def sweep_command(arguments: argparse.Namespace) -> int:
         state = run_sweep(sweep, parallel, stopping, teller.tell)
     outcomes = results(sweep)
     table = rows(sweep, outcomes)
-    if out:
-        write_csv(out, table)
     problems = {result.job.run_id: result.problem for result in outcomes if result.problem}
     teller.tell({"event": "end", "state": state, "sweep": sweep.id, "problems": problems, "rows": table})
     if not arguments.json:
         print(plain(as_text(plan, table), keep="\n"))
+    if out:
+        write_csv(out, table)
     return 0 if state == "finished" else 1
 
 
@@ -120,19 +122,6 @@ def how_many(text: str | None, name: str, default: int) -> int:
         if 1 <= (number := whole(text)) <= 10_000:
             return number
     raise ValueError(f"{name} must be a whole number from 1 to 10000, got {text!r}")
-
-
-def csv_file(name: str | None) -> Path | None:
-    """The path of the table. ValueError now, rather than after an hour's training, if it cannot be written there."""
-    if name is None:
-        return None
-    path = Path(name)
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a folder" if path.is_dir() else f"has no folder {path.parent}"
-        raise ValueError(
-            f"--csv wants a file in a folder that is there, but {name} {problem}; name another file, or make the folder"
-        )
-    return path
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_core.commands.branch import go_on, resume_command
-from moe_core.commands.common import Parser, add, whole_flag
+from moe_core.commands.common import Parser, add, whole_flag, word_flag
 from moe_core.commands.ranks import alone, below_torchrun, on_ranks, take_ranks
 from moe_core.commands.tell import tell_end, telling
 from moe_core.runs import checked_id, read_script
@@ -35,10 +35,15 @@ def declare(commands: Any) -> None:
         run=False,
         extra="train",
     )
-    train.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
-    train.add_argument("--resume", metavar="RUN", help="go on with a run that was killed, stopped or finished")
+    train.add_argument(
+        "--run-id", type=word_flag, metavar="ID", help="the name of the run's folder; made up if not given"
+    )
+    train.add_argument(
+        "--resume", type=word_flag, metavar="RUN", help="go on with a run that was killed, stopped or finished"
+    )
     train.add_argument(
         "--script",
+        type=word_flag,
         metavar="FILE",
         help="turn knobs at given steps; `export` writes such a file; - reads it from a pipe",
     )
@@ -65,6 +70,7 @@ def add_settings(train: argparse.ArgumentParser, settings: type[Config] | type[K
             dest=f.name,
             metavar="|".join(meta.choices) or NAMES.get(f.name) or type(f.default).__name__.upper(),
             help=(meta.help + default).replace("%", "%%"),
+            type=word_flag if f.name in ("data", "label") else None,
             **many,
         )
 

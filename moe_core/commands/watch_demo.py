@@ -7,10 +7,10 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from moe_core.commands.common import add, report, whole_flag, without_nan
+from moe_core.commands.common import add, report, whole_flag, without_nan, word_flag
 from moe_core.runs import StoreError, checked_id, ending, new_id, open_run, runs_folder
 from moe_core.runs.log import LOG
-from moe_core.schema import Config
+from moe_core.schema import Config, parse_setting
 
 TOKENS, CONTEXT = 512, 32  # bytes of a step, and of a sequence
 HELD_OUT = 4  # batches of an evaluation
@@ -25,7 +25,9 @@ def declare(commands: Any) -> None:
         run=False,
         extra="watch-demo",
     )
-    demo.add_argument("--run-id", metavar="ID", help="the name of the run's folder; made up if not given")
+    demo.add_argument(
+        "--run-id", type=word_flag, metavar="ID", help="the name of the run's folder; made up if not given"
+    )
     demo.add_argument(
         "--steps", type=whole_flag, default=Config.steps, help="steps to train; 0 trains until stopped (default 0)"
     )
@@ -38,7 +40,9 @@ def demo_command(arguments: argparse.Namespace) -> int:
     # A page that starts this command has made the folder, with a log in it.
     if (runs / name).exists() and {path.name for path in (runs / name).iterdir()} != {LOG}:
         raise StoreError(f"run {name} exists already in {runs}; choose another --run-id")
-    config = Config.for_task("text", tokens=TOKENS, context=CONTEXT, steps=arguments.steps, seed=arguments.seed)
+    asked = {setting: parse_setting(Config, setting, getattr(arguments, setting)) for setting in ("steps", "seed")}
+    config = Config.for_task("text", tokens=TOKENS, context=CONTEXT, **asked)
+    (runs / name).mkdir(parents=True, exist_ok=True)  # where it cannot be, a watched training would go on unwatched
     from moe_core.training.data.text import text
     from moe_core.watching.demo import fine_tune
 

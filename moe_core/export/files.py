@@ -20,6 +20,9 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> Path:
             for part in parts:
                 file.write(part)
         beside.replace(path)
+    except OSError as error:
+        error.filename = str(path)  # the one that was asked for
+        raise
     finally:
         beside.unlink(missing_ok=True)
     return path

@@ -5,7 +5,7 @@ from moe_core.runs.begin import create_run, resume_run
 from moe_core.runs.columns import pick
 from moe_core.runs.compare import BY_THE_CLOCK, COMPARED, Difference, fingerprint, first_difference
 from moe_core.runs.database import FolderGone, StoreError, hold_lock, is_alive
-from moe_core.runs.listing import list_runs, open_run, runs_folder
+from moe_core.runs.listing import folder_in, list_runs, open_run, runs_folder
 from moe_core.runs.log import NO_WORDS, last_words, words_of_failure
 from moe_core.runs.machine import cores
 from moe_core.runs.measuring import Measured, bench_file, measured, start_measuring, stop_measuring
@@ -104,6 +104,7 @@ __all__ = [
     "fingerprint",
     "first_difference",
     "flags",
+    "folder_in",
     "fork",
     "going_text",
     "hold_lock",

@@ -19,6 +19,14 @@ def runs_folder(runs: str | Path | None = None) -> Path:
     return Path(runs or os.environ.get("MOE_RUNS") or "runs")
 
 
+def folder_in(runs: Path) -> Path:
+    """The runs' folder as it is, if runs can be made in it. StoreError for a file."""
+    there = next(path for path in (runs, *runs.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise StoreError(f"runs must name a folder, and {there} is a file")
+    return runs
+
+
 def open_run(run: str | Path, runs: str | Path | None = None, limit: float | None = None) -> Run:
     """A run by its id, a unique beginning of one, the name that somebody gave it, or its path. StoreError, which lists the
     runs, if there is none."""
@@ -28,13 +36,15 @@ def open_run(run: str | Path, runs: str | Path | None = None, limit: float | Non
 def folder_of(run: str | Path, runs: str | Path | None = None) -> Path:
     """The folder of a run that is named as for open_run, whether it can be read or not."""
     folder = runs_folder(runs)
-    if str(run) and is_file(folder / str(run) / "run.db"):
+    if not str(run):
+        raise StoreError(f"a run must be named, got an empty word; `runs` lists those in {folder}")
+    if is_file(folder / str(run) / "run.db"):
         return folder / str(run)
     if os.sep in str(run) or Path(run).is_absolute() or isinstance(run, Path):
         return Path(run)
     known = run_folders(folder)
     matches = [path for path in known if path.name.startswith(str(run))]
-    named = [] if matches else [path for path in known if str(run) and read_notes(path).name == str(run)]
+    named = [] if matches else [path for path in known if read_notes(path).name == str(run)]
     if len(one := matches or named) == 1:
         return one[0]
     names = first_few([path.name for path in one or known])

@@ -32,6 +32,7 @@ from moe_core.schema import Config, Knobs, exact_text
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is easily mistaken for another
 RUN_ID = r"\w[\w.-]{0,99}"  # it is part of a folder's name, a link, and a socket's path
 DEMO = "watch-demo"  # the command, and the beginning of its runs' names
+LONGEST_NAME = 200  # bytes; a disk takes 255, of which some name a file beside it
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 ENDING = 60.0  # the same for a trainer that still answers
 
@@ -47,9 +48,9 @@ def new_id(runs: str | Path | None, what: str) -> str:
 
 def checked_id(run_id: str) -> str:
     """The name as it is, if a run may have it: one folder in the runs' folder, and a word in a link. StoreError if not."""
-    if not isinstance(run_id, str) or not re.fullmatch(RUN_ID, run_id):
+    if not isinstance(run_id, str) or not re.fullmatch(RUN_ID, run_id) or len(run_id.encode()) > LONGEST_NAME:
         raise StoreError(
-            f"a run's name is letters, digits, dots, dashes and underscores, at most 100, none of - and . first, got {run_id!r}"
+            f"a run's name is letters, digits, dots, dashes and underscores, at most 100 (200 bytes), none of - and . first, got {run_id!r}"
         )
     return run_id
 

@@ -13,7 +13,7 @@ def real(value: Any) -> float:
     if isinstance(value, bool) or (isinstance(value, str) and not REAL.fullmatch(value)):
         raise ValueError(f"must be a number, got {value!r}")
     try:
-        return float(value)
+        return float(value) + 0.0  # -0 is 0
     except (TypeError, OverflowError):
         raise ValueError(f"must be a number, got {value!r}") from None
 

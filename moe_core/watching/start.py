@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from moe_core.remedies import COEFFICIENT
-from moe_core.runs import StoreError, checked_id, new_id, runs_folder
+from moe_core.runs import StoreError, checked_id, folder_in, new_id, runs_folder
 from moe_core.schema import Knob
 from moe_core.schema.stats import CLASSES, Metric
 from moe_core.watching.live import Live
@@ -82,14 +82,6 @@ def watch(
             COEFFICIENT,
         )
     return live
-
-
-def folder_in(runs: Path) -> Path:
-    """The runs' folder as it is, if runs can be made in it. StoreError for a file."""
-    there = next(path for path in (runs, *runs.absolute().parents) if path.exists())
-    if not there.is_dir():
-        raise StoreError(f"runs must name a folder, and {there} is a file")
-    return runs
 
 
 def class_of(model: nn.Module) -> str:

@@ -1,6 +1,7 @@
 """A run of which a block of steps is damaged: all that can be read is shown, and a line says what cannot."""
 
 import contextlib
+import json
 import shutil
 import sqlite3
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from moe_core.dashboard.feed import Feed
 from moe_core.runs import Batch, Run, RunWriter, StoreError, create_run, open_run, verify
 from moe_core.runs.codec import HEADER, link
+from moe_core.runs.database import DamagedError
 from moe_core.schema import Config, Knobs, layout
 from tests.runs.test_damage import flip, flips, pages_of
 
@@ -271,6 +273,29 @@ def test_a_flipped_bit_among_the_steps_shows_no_other_value(whole: Path, tmp_pat
             shutil.rmtree(copy)
     assert read["none"] <= 20, read  # the header of a page that names all others
     assert read["same"] + read["some"] >= 40, read
+
+
+def test_a_part_that_sqlite_cannot_read_is_its_layers_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("moe_core.runs.begin.APART", 1)
+    writer = create_run(tmp_path / "run", CONFIG, Knobs())
+    for block in (1, 2, 3):
+        commit(writer, block)
+    writer.finish("finished")
+    run = Run(writer.folder)
+    part = PARTS + 2  # of the second block, the first layer
+
+    def malformed(sql: str, values: tuple[object, ...] = ()) -> list[object]:
+        if "parts" in sql and (values == (part,) or (isinstance(values[0], str) and part in json.loads(values[0]))):
+            raise DamagedError("run run cannot be read: database disk image is malformed")
+        return run.query(sql, values)
+
+    monkeypatch.setattr(run._blocks, "query", malformed)
+    for stat, layer, lost in (("dropped", 0, [2]), ("dropped", 1, []), ("loss", 0, [])):
+        steps, values = run.history(stat, layer, gaps=True)
+        assert steps[np.isnan(values)].tolist() == steps_of(*lost)
+    rows_nC = np.concatenate([block.rows for block in run.blocks(gaps=True)])
+    assert np.isnan(rows_nC[10:20, column_of("dropped", 0)]).all()
+    assert not np.isnan(rows_nC[:, column_of("dropped", 1)]).any()
 
 
 @pytest.mark.parametrize("table", ["blocks", "parts"])
