@@ -120,6 +120,17 @@ def test_one_damaged_file_does_not_hide_the_result_in_the_other(tmp_path: Path) 
     assert (found.done, found.earlier, found.problem) == (True, False, "")
 
 
+def test_a_file_of_very_many_lines_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the limit of bytes there is room for a million, which would hold up the page for seconds."""
+    write(tmp_path, EVENTS)
+    (tmp_path / NAME).rename(tmp_path / "devices.earlier")
+    write(tmp_path, EVENTS[:5], "\n" * (measuring.LINES - 5))
+    assert on_devices(tmp_path, 2).problem == "stopped before it was done"
+    monkeypatch.setattr(measuring, "read_json", lambda line: pytest.fail("it is read"))
+    (tmp_path / NAME).write_text("{}\n" * (measuring.LINES + 1))
+    assert on_devices(tmp_path, 2).problem == "it has more than 1,000 lines"
+
+
 def test_a_link_or_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(json.dumps(EVENTS[0]))
     (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
