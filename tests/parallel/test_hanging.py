@@ -16,6 +16,8 @@ import pytest
 import torch
 from torch import distributed
 
+from moe_core.benchmarks import ranks as measurement
+from moe_core.benchmarks.ranks import PATIENCE, READY, START, Watch, is_rank
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, stopping, trainer
 from moe_core.parallel.alive import Alive, RankLost
@@ -180,6 +182,99 @@ def test_only_a_rank_of_this_machine_is_killed(ranks: list[Alive], monkeypatch: 
         ranks[1].store.set("alive/1", json.dumps(said | {"host": host}))
         end_rank(ranks[0], 1)
     assert process.wait(10) == -signal.SIGKILL
+
+
+class Clock:
+    """In the place of time: it goes on when it is told to."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(measurement, "time", clock)
+    return clock
+
+
+def watched() -> Watch:
+    """A watch without its thread, that is told what the ranks say."""
+    watch = Watch.__new__(Watch)
+    watch.seen, watch.problem = {}, ""
+    return watch
+
+
+def said(progress: int, pid: int = 1, beat: int = 0, doing: str = "the count on 4 devices") -> dict[str, Any]:
+    return {"pid": pid, "host": "here", "beat": beat, "progress": progress, "doing": doing}
+
+
+@pytest.mark.parametrize(
+    ("signs", "seconds", "rank", "problem"),
+    [
+        ([{}, said(0)], START, 0, "rank 0 did not come to the start"),
+        ([said(7), said(6), said(7)], PATIENCE, 1, "rank 1 (process 1 on here) hangs in the count on 4 devices"),
+        ([said(8, doing="the timing")], PATIENCE, 0, "rank 0 (process 1 on here) hangs in the timing"),
+        ([said(7), said(0, doing="the start")], READY, 1, "rank 1 (process 1 on here) hangs in the start"),
+    ],
+)
+def test_a_rank_of_a_measurement_that_does_not_get_on_is_named_in_time(
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    signs: list[dict[str, Any]],
+    seconds: float,
+    rank: int,
+    problem: str,
+) -> None:
+    """Their signs of life go on, if they have given any."""
+    watch, began = watched(), clock.now
+    monkeypatch.setattr(measurement, "is_rank", lambda pid: True)
+    while watch.hanging([one and one | {"beat": clock.now} for one in signs]) is None:
+        assert clock.now <= began + seconds
+        clock.now += 1
+    assert clock.now > began + seconds
+    assert watch.hanging([one and one | {"beat": clock.now} for one in signs]) == rank
+    assert watch.problem == problem
+
+
+def test_a_rank_that_gives_no_sign_of_life_is_named_though_the_others_get_on(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But one that has ended is not."""
+    watch, found = watched(), None
+    monkeypatch.setattr(measurement, "is_rank", lambda pid: pid != 2)
+    for at in range(int(PATIENCE) + 2):
+        assert found is None
+        clock.now += 1
+        found = watch.hanging([said(at, beat=at), said(0, 2), said(9, 3)])
+    assert (found, watch.problem) == (2, "rank 2 (process 3 on here) gives no sign of life, last seen in the count on 4 devices")  # fmt: skip
+
+
+def test_nobody_is_named_while_one_gets_on(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = watched()
+    monkeypatch.setattr(measurement, "is_rank", lambda pid: True)
+    for at in range(10):
+        clock.now += 0.9 * PATIENCE
+        assert watch.hanging([said(at, beat=at), said(0, beat=at)]) is None
+
+
+def test_a_process_that_is_none_of_the_ranks_is_not_ended() -> None:
+    with subprocess.Popen(["sleep", "60"]) as other:
+        assert not is_rank(other.pid)
+        other.kill()
+    assert not is_rank(other.pid)
+
+
+def test_a_rank_that_has_said_nothing_is_ended_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal to this process lets torchrun end all."""
+    ended: list[tuple[int, int]] = []
+    monkeypatch.setattr(measurement, "START", 0.2)
+    monkeypatch.setattr(measurement.os, "kill", lambda pid, number: ended.append((pid, number)))
+    watch = Watch(2)
+    until(lambda: ended)
+    assert (watch.problem, ended) == ("rank 0 did not come to the start", [(os.getpid(), signal.SIGTERM)])
 
 
 def test_a_stop_while_a_rank_hangs_names_it_and_ends_all(tmp_path: Path) -> None:
