@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "moe_core/nn": {"torch", "moe_core.schema", "moe_core.nn"},
     "moe_core/benchmarks": {"torch", "moe_core.nn", "moe_core.benchmarks"},
     "moe_core/benchmarks/peers.py": {"torch", "transformers", "st_moe_pytorch"},
-    "moe_core/benchmarks/ranks.py": {"torch", "moe_core.folders", "moe_core.schema", "moe_core.runs", "moe_core.training.checkpoint", "moe_core.benchmarks"},
+    "moe_core/benchmarks/ranks.py": {"torch", "moe_core.folders", "moe_core.schema", "moe_core.runs", "moe_core.training.checkpoint", "moe_core.parallel.alive", "moe_core.benchmarks"},
     "moe_core/benchmarks/one_rank.py": {"torch", "moe_core.schema", "moe_core.nn", "moe_core.runs", "moe_core.parallel", "moe_core.training", "moe_core.benchmarks"},
     "moe_core/benchmarks/results.py": {"moe_core.recording", "moe_core.runs"},
     "moe_core/benchmarks/seeing.py": {"torch", "moe_core.schema", "moe_core.runs", "moe_core.training", "moe_core.benchmarks"},

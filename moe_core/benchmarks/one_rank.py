@@ -26,6 +26,7 @@ from moe_core.benchmarks.layer import keep_memory
 from moe_core.nn.experts import mixture
 from moe_core.nn.models import build, routing_options
 from moe_core.parallel import exchange
+from moe_core.parallel.alive import Alive
 from moe_core.parallel.parent import watch_parent
 from moe_core.parallel.ranks import Ranks, spread
 from moe_core.runs import cores, open_run
@@ -34,8 +35,10 @@ from moe_core.training import checkpoint
 from moe_core.training.data import Data, load
 from moe_core.training.recorded import load_recorded
 
-WAIT = datetime.timedelta(seconds=120)  # for ranks that still load the data
+# For ranks that still load the data. An exchange waits as long: the launcher names a rank that hangs before (ranks.py).
+WAIT = datetime.timedelta(seconds=120)
 CPU = torch.device("cpu")
+AHEAD = 1_000_000  # more exchanges than there are in a part of the measurement
 
 
 class Subject(NamedTuple):
@@ -129,7 +132,8 @@ def count(subject: Subject, ranks: Ranks, batches: int) -> tuple[Tensor, Tensor,
     all_nLe = torch.stack(multiplied).view(batches, L, -1)
     gathered = [[torch.empty_like(x) for _ in range(ranks.size)] for x in (own_nLE, all_nLe)]
     for parts, x in zip(gathered, (own_nLE, all_nLe), strict=True):
-        distributed.all_gather(parts, x)
+        with ranks.traffic.waiting():
+            distributed.all_gather(parts, x)
     return torch.stack(gathered[0]), torch.cat(gathered[1], -1), counted.arrived[-L:]
 
 
@@ -143,15 +147,19 @@ def least_mean_most(rows_nLE: Tensor, on_LE: Tensor) -> list[list[float]]:
     return found
 
 
-def speeds(products: Sequence[list[Products]], seconds: float) -> tuple[list[list[float]], int]:
+def speeds(
+    products: Sequence[list[Products]], seconds: float, come: Callable[[], None]
+) -> tuple[list[list[float]], int]:
     """Rows a second of rank 0's experts, forward and backward, for each number of devices and layer; and how many rounds were timed.
 
-    CPU time, medians; the numbers of devices take turns, so that whatever else the machine does falls on all alike. seconds: for each of them.
+    CPU time, medians; the numbers of devices take turns, so that whatever else the machine does falls on all alike. seconds: for each of them;
+    come: called in each round.
     """
     steps = [[step_of(one) for one in of_layers] for of_layers in products]
     taken: list[list[list[float]]] = [[[] for _ in of_layers] for of_layers in products]
     end, rounds = time.perf_counter() + seconds * len(products), 0
     while rounds < 4 or time.perf_counter() < end:
+        come()
         for of_layers, times in zip(steps, taken, strict=True):
             for step, of_layer in zip(of_layers, times, strict=True):
                 began = time.process_time()
@@ -209,6 +217,21 @@ def tell(event: dict[str, Any], rows: Path, printed: bool) -> None:
 def main() -> None:
     given = json.loads(sys.argv[1])
     watch_parent(given["launcher"])
+    signs = distributed.TCPStore("127.0.0.1", given["signs"], is_master=False)
+    alive = Alive(signs, int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]))
+    try:
+        measure(given, alive)
+    finally:
+        alive.end()
+
+
+def begin(alive: Alive, devices: int, doing: str) -> None:
+    """Say what this rank does now. Ranks that do not take part in what comes first are ahead of those that do."""
+    alive.progress, alive.doing = devices * AHEAD, doing
+
+
+def measure(given: dict[str, Any], alive: Alive) -> None:
+    """given: what the launcher tells (ranks.py)."""
     torch.set_num_threads(1)
     keep_memory()
     say: Callable[[dict[str, Any]], None] = partial(tell, rows=Path(given["rows"]), printed=given["json"])
@@ -219,18 +242,21 @@ def main() -> None:
     for devices in given["devices"]:
         if rank >= devices:
             continue
+        begin(alive, devices, f"the count on {devices} device{'s' if devices > 1 else ''}")
         place = distributed.PrefixStore(f"of {devices}", store)
         distributed.init_process_group("gloo", store=place, rank=rank, world_size=devices, timeout=WAIT)
-        own_MnLE, all_nLE, products = count(subject, Ranks(devices, CPU), given["batches"])
+        ranks = Ranks(devices, CPU, WAIT.total_seconds(), alive)
+        own_MnLE, all_nLE, products = count(subject, ranks, given["batches"])
         arrived.append(products)
         if rank == 0:
             own, all_ = (least_mean_most(rows, on_of(subject)) for rows in (own_MnLE.flatten(0, 1), all_nLE))
             say({"event": "rows", "devices": devices, "own": own, "all": all_, "batches": given["batches"]})
-        distributed.barrier()
-        distributed.destroy_process_group()
+        ranks.meet()
+        ranks.end()
     if rank == 0:
+        begin(alive, 2 * size, "the timing")
         wait_for_the_others(store, size)
-        per_second, rounds = speeds(arrived, given["seconds"])
+        per_second, rounds = speeds(arrived, given["seconds"], alive.come)
         for devices, of_layers in zip(given["devices"], per_second, strict=True):
             say({"event": "speed", "devices": devices, "rows_per_second": of_layers, "rounds": rounds})
     else:

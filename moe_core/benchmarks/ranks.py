@@ -5,23 +5,32 @@ started by torch's own launcher; what one of them does is in one_rank.py. torch 
 """
 
 import argparse
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from moe_core.folders import ABOVE
 from moe_core.runs import Run, is_alive, open_run
+from moe_core.runs.locks import command_line
+from moe_core.runs.measuring import RANK
 from moe_core.runs.on_devices import devices_for
 from moe_core.schema import Config, Knobs, check, first_line
 
 BATCHES, QUICK = 20, 2  # that each device brings
 ANSWER = 10.0  # seconds to wait for the checkpoint of a run that trains
+START = 60.0  # seconds in which the ranks must come
+PATIENCE = 60.0  # seconds that a rank gives no sign of life, or in which none gets on
+READY = 600.0  # seconds that a rank may take to load the data
 
 
 def main(options: argparse.Namespace) -> int:
@@ -78,7 +87,7 @@ def newest_checkpoint(run: Run) -> tuple[str, bool]:
 
 
 def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
-    """Start the ranks as torchrun does, and wait for them. ValueError, which names the rank that failed first, if one does."""
+    """Start the ranks as torchrun does, and wait for them. ValueError, which names it, if one hangs or was halted, or failed first."""
     from torch import distributed
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -100,18 +109,84 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         "-m",
         "moe_core.benchmarks.one_rank",
     ]
+    watch = Watch(ranks)
     try:
-        torchrun.run(torchrun.parse_args([*words, json.dumps(given | {"launcher": os.getpid()})]))
-    except ChildFailedError as failed:
+        torchrun.run(
+            torchrun.parse_args([*words, json.dumps(given | {"launcher": os.getpid(), "signs": watch.store.port})])
+        )
+    except (ChildFailedError, SignalException) as failed:
+        if watch.problem:
+            raise ValueError(f"{watch.problem}; measure again") from None
+        if isinstance(failed, SignalException):  # somebody cancelled it, and torchrun has ended the ranks
+            raise ValueError("stopped before it was done") from None
         rank, failure = failed.get_first_failure()
         # What the rank itself wrote, with its traceback, or torchrun's words about its signal.
         said: Any = failure.message
         why = said["message"] if isinstance(said, dict) else said
         raise ValueError(f"rank {rank} failed: {first_line(why)}; measure again") from None
-    except SignalException:  # somebody cancelled it, and torchrun has ended the ranks
-        raise ValueError("stopped before it was done") from None
     finally:
+        watch.over.set()
         logging.disable(logging.NOTSET)
+
+
+class Watch:
+    """Names a rank that hangs or was halted, and ends it, so that torchrun ends the others. torchrun itself only notices one that ends.
+
+    store: in which the ranks say that they live; problem: a sentence that names the rank, "" as long as none hangs.
+    """
+
+    def __init__(self, ranks: int) -> None:
+        from torch.distributed import TCPStore
+
+        self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        self.ranks, self.problem, self.over = ranks, "", threading.Event()
+        self.seen: dict[Any, tuple[Any, float]] = {}
+        threading.Thread(target=self.work, name="watch", daemon=True).start()
+
+    def work(self) -> None:
+        from moe_core.parallel.alive import EVERY, said
+
+        while not self.problem and not self.over.wait(EVERY):
+            signs = [said(self.store, "alive", rank) for rank in range(self.ranks)]
+            if (rank := self.hanging(signs)) is not None:
+                # One that has said nothing yet is only known to torchrun, which ends all if this process is asked to end.
+                pid, number = (signs[rank]["pid"], signal.SIGKILL) if signs[rank] else (os.getpid(), signal.SIGTERM)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+
+    def hanging(self, signs: Sequence[dict[str, Any]]) -> int | None:
+        """The rank that hangs or was halted, by what each has said now, {} if nothing yet; then `problem` names it. To be asked again and again."""
+        from moe_core.parallel.alive import called
+
+        there = [rank for rank, facts in enumerate(signs) if not facts or is_rank(facts["pid"])]
+        for rank in there:
+            facts = signs[rank]
+            if self.unchanged(rank, facts.get("beat")) > (PATIENCE if facts else START):
+                last = f"gives no sign of life, last seen in {facts['doing']}" if facts else "did not come to the start"
+                self.problem = f"{called(rank, facts)} {last}"
+                return rank
+        stands = self.unchanged("all", [facts.get("progress") for facts in signs])
+        behind = min(there, key=lambda rank: signs[rank].get("progress", 0), default=0)
+        if there and stands > (PATIENCE if signs[behind].get("progress") else READY):
+            self.problem = f"{called(behind, signs[behind])} hangs in {signs[behind]['doing']}"
+            return behind
+        return None
+
+    def unchanged(self, what: Any, value: Any) -> float:
+        """For how many seconds this has been so."""
+        now = time.monotonic()
+        if self.seen.get(what, (None, 0.0))[0] != value or what not in self.seen:
+            self.seen[what] = value, now
+        return now - self.seen[what][1]
+
+
+def is_rank(pid: int) -> bool:
+    """Whether a process that said it is a rank is there: another one may have its number by now."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return RANK in command_line(pid) or not Path("/proc/self").exists()
 
 
 def show(model: dict[str, Any], found: list[dict[str, Any]]) -> None:

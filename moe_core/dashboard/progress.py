@@ -73,10 +73,13 @@ def record_of(run: Run) -> Record:
 
 
 def read(run: Run, number: int, layer: int) -> Reading:
-    lesson = LESSONS[number - 1]
-    verdict = check(run, number, layer)
+    """What a run says of lesson `number`, of a layer from 0."""
+    lesson, devices = LESSONS[number - 1], run.on_devices()
+    at = reached_of(run, number, devices.running or bool(devices.wanted or devices.problem))
+    verdict = check(run, number, layer, at)
     answer = lesson.answer_on(run, layer) if run.steps()[1] else ""
-    return Reading(progress_of(run, number, layer), verdict, answer, run.on_devices().progress, run.path)
+    progress = Progress(True, at, is_alive(run.path), happened_in(run, number, layer), devices.running)
+    return Reading(progress, verdict, answer, devices.progress, run.path)
 
 
 def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
@@ -84,29 +87,25 @@ def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
     _pressed.update((record_of(run), number, item) for item in knobs.items())
 
 
-def progress_of(run: Run, number: int, layer: int) -> Progress:
-    """How far the reader is. The run's record says which stages were begun; where a knob already had the stage's value,
-    there is no change to record, and what was pressed counts.
+def happened_in(run: Run, number: int, layer: int) -> frozenset[int]:
+    """The stages whose check has passed."""
+    stages = range(len(LESSONS[number - 1].stages))
+    return frozenset(at for at in stages if (record_of(run), number, at, layer) in _seen)
+
+
+def reached_of(run: Run, number: int, measured: bool) -> int:
+    """The stage that was begun last, from 0. The run's record says which stages were begun; where a knob already had the stage's
+    value, there is no change to record, and what was pressed counts. measured: whether a measurement on devices was begun.
     """
-    stages, reached = LESSONS[number - 1].stages, reached_of(run, number)
-    happened = frozenset(at for at in range(len(stages)) if (record_of(run), number, at, layer) in _seen)
-    return Progress(True, reached, is_alive(run.path), happened, run.on_devices().running)
-
-
-def reached_of(run: Run, number: int) -> int:
-    """The stage that was begun last, from 0."""
     turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
     turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (record_of(run), number)}
     stages = LESSONS[number - 1].stages
-    begun = run.on_devices()
-    measured = begun.running or bool(begun.wanted or begun.problem)
     done = (turned >= set(stage.knobs.items()) and (measured or not stage.measures) for stage in stages)
     return max((at for at, here in enumerate(done) if at and here), default=0)
 
 
-def check(run: Run, number: int, layer: int) -> Verdict:
-    """The check of the stage that was begun last. One that passed once stays passed, with the sentence of that moment."""
-    at = reached_of(run, number)
+def check(run: Run, number: int, layer: int, at: int) -> Verdict:
+    """The check of stage `at`. One that passed once stays passed, with the sentence of that moment."""
     verdict = LESSONS[number - 1].stages[at].check(run, layer)
     key = record_of(run), number, at, layer
     if verdict.happened:

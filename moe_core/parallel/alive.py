@@ -1,7 +1,9 @@
 """Which rank died, hangs or failed: each says twice a second, where the others can read it, that it lives and what it does.
 
 A thread of its own writes this into the store that torchrun keeps for the ranks. So a rank that waits for the others still gives
-signs of life, and one that has died or was stopped gives none.
+signs of life, and one that has died or was stopped gives none. A rank whose training hangs goes on giving them; so each also says
+to how many exchanges it has come. All come to the same ones in the same order: whoever waits in one is ahead of the rank that it
+waits for.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import distributed
@@ -20,6 +22,8 @@ from moe_core.schema import first_line
 
 EVERY = 0.5  # seconds between two signs of life
 SILENT = 2.5  # seconds without one after which a rank counts as gone
+# Seconds, once the ranks are to end, in which one does not get on and then counts as one that hangs. torchrun would kill it after 30 s.
+WAITS = 6.0
 
 
 class RankLost(RuntimeError):
@@ -31,7 +35,9 @@ class Alive:
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
-        self.doing, self.progress = "the start", 0  # how many orders it has carried out
+        self.doing, self.progress = "the start", 0  # to how many exchanges it has come
+        # Whether it is in one, as it is until all have come, and since when it is or is not.
+        self.waits, self.since = True, time.monotonic()
         # What lost() is to say, where this process ended that rank itself (stopping.py).
         self.gone: tuple[int, str] | None = None
         self.ended = threading.Event()
@@ -39,20 +45,33 @@ class Alive:
         self.thread = threading.Thread(target=self._work, name="alive", daemon=True)
         self.thread.start()
 
-    def at(self, doing: str) -> None:
-        """Say what this rank does now."""
-        self.doing, self.progress = doing, self.progress + 1
+    def come(self) -> None:
+        """Count an exchange to which this rank comes."""
+        self.progress += 1
+        self.waits, self.since = True, time.monotonic()
+
+    def go_on(self) -> None:
+        """Say that it is done."""
+        self.waits, self.since = False, time.monotonic()
+
+    def hangs(self, since: float) -> bool:
+        """Whether this rank has not come to an exchange for WAITS seconds, counted from `since` at the earliest."""
+        return not self.waits and time.monotonic() - max(since, self.since) > WAITS
 
     def sign(self, beat: int) -> None:
         facts = {"beat": beat, "doing": self.doing, "progress": self.progress}
         self.store.set(f"alive/{self.rank}", json.dumps(facts | {"host": socket.gethostname(), "pid": os.getpid()}))
 
     def _work(self) -> None:
-        beat = 0
+        beat, heard = 0, time.monotonic()
         while not self.ended.wait(EVERY):
             beat += 1
-            with contextlib.suppress(RuntimeError):  # torchrun, which keeps the store, is gone: see parent.py
+            try:  # nothing is read here: if the link is cut, that waits, and with it whatever else asks the store
                 self.sign(beat)
+                heard = time.monotonic()
+            except RuntimeError:  # torchrun, which keeps the store, is gone: see parent.py
+                if self.rank and self.hangs(heard):  # rank 0 may write a checkpoint
+                    os._exit(1)
 
     def end(self) -> None:
         """Say no more. A thread that is still in the store's C++ when Python ends would abort the process."""
@@ -61,17 +80,14 @@ class Alive:
 
     def report(self, error: BaseException) -> None:
         """Let the others know why this rank ends. own: the error is its own, and not that it lost touch with another rank."""
-        report = {"own": not of_network(error), "error": f"{type(error).__name__}: {first_line(error)}"}
+        own, late = not of_network(error), of_waiting(error)
+        report = {"own": own, "late": late, "error": f"{type(error).__name__}: {first_line(error)}"}
         with contextlib.suppress(RuntimeError):
             self.store.set(f"report/{self.rank}", json.dumps(report))
 
     def read(self, kind: str, rank: int) -> dict[str, Any]:
         """What a rank has said of itself, {} if nothing."""
-        with contextlib.suppress(RuntimeError):
-            if self.store.check([f"{kind}/{rank}"]):
-                facts: dict[str, Any] = json.loads(self.store.get(f"{kind}/{rank}"))
-                return facts
-        return {}
+        return said(self.store, kind, rank)
 
     @contextlib.contextmanager
     def coming(self) -> Iterator[None]:
@@ -84,22 +100,23 @@ class Alive:
             if not of_network(error):
                 raise
             waited = time.monotonic() - began
-            _, problem = self.lost()
+            _, problem = self.lost(error)
             with contextlib.suppress(RuntimeError):  # the store is gone: then each speaks for itself
                 if self.store.add("spoken", 1) > 1:
                     time.sleep(1.0)
                     raise SystemExit(1) from error
-            unknown = "the ranks did not all come to the start; which did not cannot be told: torchrun's store is gone"
+            why = first_line(error)[:200] if self.read("alive", self.rank) else "torchrun's store is gone"
+            unknown = f"the ranks did not all come to the start; which did not cannot be told: {why}"
             words = f"; rank {self.rank} waited for {waited:.0f} s. Look at the machine and the log of what is missing, and start again"
             raise RankLost((problem or unknown) + words) from error
 
-    def lost(self) -> tuple[int, str]:
-        """To be asked after an exchange with the others has failed: the rank that is lost, and a sentence about it; (-1, "") if none
-        can be named. Takes SILENT seconds."""
+    def lost(self, error: BaseException) -> tuple[int, str]:
+        """To be asked after an exchange with the others has failed with an error: the rank that is lost, and a sentence about it; (-1, "")
+        if none can be named. Takes SILENT seconds."""
         if self.gone:
             return self.gone
         others = [rank for rank in range(self.size) if rank != self.rank]
-        first, until = {rank: self.read("alive", rank) for rank in others}, time.monotonic() + SILENT
+        first, until = {rank: self.read("alive", rank) for rank in range(self.size)}, time.monotonic() + SILENT
         while time.monotonic() < until:
             time.sleep(EVERY / 2)
             for rank in others:
@@ -116,11 +133,28 @@ class Alive:
                 away = now[rank].get("host") != socket.gethostname()
                 fate = "died, was stopped or cannot be reached" if away else "died or was stopped"
                 return rank, f"{called(rank, now[rank])} {fate}, last seen in {now[rank].get('doing', 'the start')}"
-        quiet = [rank for rank in others if not self.read("report", rank)]
-        if not quiet:
+        if not of_waiting(error) and not any(self.read("report", rank).get("late") for rank in others):
+            return -1, ""  # nobody has waited for long: a connection broke, and no rank hangs
+        # As it was at first: a rank that goes on after all comes to the exchange that the others have given up.
+        if (last := behind(first)) is None:
             return -1, ""
-        slowest = min(quiet, key=lambda rank: now[rank].get("progress", -1))
-        return slowest, f"{called(slowest, now[slowest])} hangs in {now[slowest].get('doing', 'the start')}"
+        return last, f"{called(last, first[last])} hangs in {first[last].get('doing', 'the start')}"
+
+
+def said(store: Store, kind: str, rank: int) -> dict[str, Any]:
+    """What a rank has said of itself in this store, {} if nothing, or if the store is gone."""
+    with contextlib.suppress(RuntimeError):
+        if store.check([f"{kind}/{rank}"]):
+            facts: dict[str, Any] = json.loads(store.get(f"{kind}/{rank}"))
+            return facts
+    return {}
+
+
+def behind(signs: Mapping[int, dict[str, Any]]) -> int | None:
+    """The rank that has come to the fewest exchanges, by what all have said; None if all have come to as many."""
+    progress = {rank: facts.get("progress", 0) for rank, facts in signs.items()}
+    rank = min(progress, key=progress.__getitem__)
+    return rank if progress[rank] < max(progress.values()) else None
 
 
 def ranks_text(ranks: Sequence[int]) -> str:
@@ -131,6 +165,12 @@ def ranks_text(ranks: Sequence[int]) -> str:
 
 def called(rank: int, facts: dict[str, Any]) -> str:
     return f"rank {rank} (process {facts['pid']} on {facts['host']})" if facts else f"rank {rank}"
+
+
+def of_waiting(error: BaseException) -> bool:
+    """Whether an error says that another rank, or its word in the store, did not come in time. (gloo's, and the store's, words)"""
+    words = str(error).lower()
+    return "timed out" in words or "timeout" in words
 
 
 def of_network(error: BaseException) -> bool:

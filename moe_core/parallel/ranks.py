@@ -24,8 +24,9 @@ from moe_core.nn.hierarchical import HierarchicalGate
 from moe_core.nn.layer import MoELayer
 from moe_core.nn.models import Classifier, TextModel
 from moe_core.nn.once import only_once
+from moe_core.parallel.alive import Alive
 from moe_core.parallel.exchange import exchanged
-from moe_core.parallel.group import add_up, let_go
+from moe_core.parallel.group import add_up, from_first, let_go
 from moe_core.parallel.traffic import Traffic, sent_to_add_up, size_of
 from moe_core.runs.ranks import RankCounts, check_dealt, check_shares
 from moe_core.training.data import Batch
@@ -35,9 +36,16 @@ PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them
 
 
 class Ranks:
-    """This process among those that train. expert: over how many ranks the experts are dealt; data: how many such groups."""
+    """This process among those that train. expert: over how many ranks the experts are dealt; data: how many such groups; alive: is told
+    of each exchange, so each is within traffic.waiting()."""
 
-    def __init__(self, expert: int, device: torch.device, patience: float = PATIENCE) -> None:
+    def __init__(
+        self,
+        expert: int,
+        device: torch.device,
+        patience: float = PATIENCE,
+        alive: Alive | None = None,
+    ) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         check_dealt(RankCounts(self.size, expert))
         self.expert, self.data = expert, self.size // expert
@@ -50,7 +58,7 @@ class Ranks:
         self.dismissed = False  # whether rank 0 has told the others that it is over
         self.place = self.mesh.get_local_rank("expert")  # which part of the experts this rank has
         self.control = distributed.new_group(backend="gloo", timeout=wait)  # for what is no tensor of the training
-        self.traffic = Traffic()
+        self.traffic = Traffic(alive)
         self.chosen = torch.zeros((), dtype=torch.int64, device=device)  # see exchange.Group
         self.unlike_R = torch.zeros(self.size, dtype=torch.int64, device=device)
 
@@ -60,7 +68,13 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait for all ranks; so one that hangs is noticed though nothing is trained."""
-        distributed.barrier(group=self.control)
+        with self.traffic.waiting():
+            distributed.barrier(group=self.control)
+
+    def from_first(self, value: Any) -> Any:
+        """What rank 0 hands on to all; the value of the others counts for nothing."""
+        with self.traffic.waiting():
+            return from_first(value, self.control)
 
     def end(self) -> None:
         """Let go of all process groups, once nothing is exchanged any more."""
@@ -130,7 +144,8 @@ class Ranks:
         numbers = torch.tensor([sent, share], dtype=torch.float64, device=task_loss.device)
         digests_R = torch.zeros(self.size, dtype=torch.float64, device=task_loss.device)
         digests_R[self.rank] = self.chosen  # whole in float64
-        whole = add_up(torch.cat([task_loss.detach().double()[None], numbers, digests_R]))
+        with self.traffic.waiting():
+            whole = add_up(torch.cat([task_loss.detach().double()[None], numbers, digests_R]))
         self.unlike_R = (whole[3:] - whole[3]).long()
         between = {"sent_bytes": whole[1], "communication": whole[2] / self.size}
         return grad_norm, whole[0].to(task_loss.dtype), between
@@ -226,7 +241,10 @@ def deal(layer: MoELayer, ranks: Ranks) -> None:
 def whole_experts(w_eDH: Tensor, ranks: Ranks) -> Tensor:
     """(E, D, H) the experts of all ranks of this rank's group."""
     whole_EDH = w_eDH.new_empty(ranks.expert * w_eDH.shape[0], *w_eDH.shape[1:])
-    distributed.all_gather(list(whole_EDH.chunk(ranks.expert)), w_eDH.detach().contiguous(), group=ranks.expert_group)
+    with ranks.traffic.waiting():
+        distributed.all_gather(
+            list(whole_EDH.chunk(ranks.expert)), w_eDH.detach().contiguous(), group=ranks.expert_group
+        )
     return whole_EDH
 
 

@@ -18,14 +18,12 @@ from torch.distributed import DistError
 from torch.distributed.rendezvous import rendezvous
 
 from moe_core.parallel.alive import Alive, RankLost, of_network
-from moe_core.parallel.group import from_first
 from moe_core.parallel.launch import launch_name
 from moe_core.parallel.parent import store_address
 from moe_core.parallel.ranks import PATIENCE, Ranks
-from moe_core.parallel.stopping import ending_what_hangs
+from moe_core.parallel.stopping import end_itself, end_rank, end_what_is_halted, told_to_end
 from moe_core.parallel.trainer import ALL_READY, Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
-from moe_core.runs.locks import is_ours
 from moe_core.schema import first_line
 from moe_core.training.machine import choose_device
 
@@ -51,7 +49,7 @@ class Joined(NamedTuple):
             for name in ("begin", ALL_READY):  # ranks that wait for either then hear the order to end
                 self.alive.store.set(name, "1")
         with contextlib.suppress(RuntimeError):
-            from_first(("end",), self.ranks.control)
+            self.ranks.from_first(("end",))
 
 
 @contextlib.contextmanager
@@ -61,15 +59,16 @@ def joined(expert: int, device_name: str = "auto", patience: float = PATIENCE) -
     rank, size = alive.rank, alive.size
     try:
         with alive.coming():
-            wanted = device_for_all(store, rank, size, device_name)
+            wanted = device_for_all(store, rank, size, device_name, alive.come)
             if wanted.type == "cuda":
                 wanted = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
                 torch.cuda.set_device(wanted)
+            alive.come()
             distributed.init_process_group(
                 "cpu:gloo,cuda:nccl" if wanted.type == "cuda" else "gloo",
                 store=PrefixStore("group", store), rank=rank, world_size=size, timeout=datetime.timedelta(seconds=patience),
             )  # fmt: skip
-            ranks = Ranks(expert, wanted, patience)
+            ranks = Ranks(expert, wanted, patience, alive)
         facts = {
             "ranks": {"data": ranks.data, "expert": ranks.expert},
             "launch": launch_name(),
@@ -94,9 +93,9 @@ def meeting() -> tuple[Store, Alive]:
         ) from error
 
 
-def device_for_all(store: Store, rank: int, size: int, name: str) -> torch.device:
+def device_for_all(store: Store, rank: int, size: int, name: str, come: Callable[[], None]) -> torch.device:
     """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it;
-    on all of them if rank 0 has none."""
+    on all of them if rank 0 has none. come: called once this rank has a device; rank 0 then waits for the others."""
     if rank:
         if not (kind := store.get("device").decode()):
             raise ValueError("rank 0 cannot have the device that it was asked to train on")
@@ -106,6 +105,7 @@ def device_for_all(store: Store, rank: int, size: int, name: str) -> torch.devic
             store.set(f"device/{rank}", f"rank {rank} on {socket.gethostname()} cannot train as rank 0 does: {error}")
             raise
         store.set(f"device/{rank}", "")
+        come()
         return wanted
     try:
         wanted = device_below_torchrun(name)
@@ -113,6 +113,7 @@ def device_for_all(store: Store, rank: int, size: int, name: str) -> torch.devic
         store.set("device", "")  # or the others would wait for it
         raise
     store.set("device", wanted.type)
+    come()
     for other in range(1, size):
         if problem := store.get(f"device/{other}").decode():
             raise ValueError(problem)
@@ -131,7 +132,7 @@ def device_below_torchrun(name: str) -> torch.device:
 
 def lead(joined: Joined, work: Callable[[], Any]) -> Any:
     """Do rank 0's work, and then tell the others that it is over."""
-    with ending_what_hangs(joined.alive):
+    with told_to_end(partial(end_what_is_halted, joined.alive)):
         try:
             return work()
         finally:
@@ -141,16 +142,17 @@ def lead(joined: Joined, work: Callable[[], Any]) -> Any:
 def follow_on(joined: Joined) -> int:
     """What the other ranks do. The exit status: 0 if rank 0 told this one to end, else 1."""
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # rank 0 gets them too; it ends the run after its step, and all with it
+        signal.signal(number, lambda *_: None)  # rank 0 gets them too; it ends the run after its step, and all with it
     try:
-        follow(joined.ranks, joined.alive, joined.device)
+        with told_to_end(partial(end_itself, joined.alive)):
+            follow(joined.ranks, joined.alive, joined.device)
         return 0
     except Exception as error:
         joined.alive.report(error)
         if not of_network(error):
             time.sleep(1.0)  # rank 0 reads the report before torchrun ends it
         elif joined.ranks.rank == 1:
-            rank, problem = joined.alive.lost()
+            rank, problem = joined.alive.lost(error)
             with contextlib.suppress(RuntimeError):  # the store is gone
                 if rank == 0 and joined.alive.store.check(["folder"]):
                     speak_for_first(Path(joined.alive.store.get("folder").decode()), problem, joined.alive)
@@ -158,13 +160,8 @@ def follow_on(joined: Joined) -> int:
 
 
 def speak_for_first(folder: Path, problem: str, alive: Alive) -> None:
-    """End rank 0 if it hangs on this machine, wait for its lock, and write into the record that it is lost, unless it has ended
-    the run itself."""
-    facts = alive.read("alive", 0)
-    with contextlib.suppress(OSError, KeyError):
-        # Its process may be gone, and another one have its number by now.
-        if facts["host"] == os.uname().nodename and is_ours(facts["pid"], "train", "fork"):
-            os.kill(facts["pid"], signal.SIGKILL)
+    """End rank 0, wait for its lock, and write into the record that it is lost, unless it has ended the run itself."""
+    end_rank(alive, 0)
     with contextlib.suppress(StoreError):
         lock = hold_lock(folder, wait=5.0)
         writer = RunWriter(folder, lock)

@@ -1,24 +1,30 @@
-"""Stopping a run while one rank hangs. Rank 0 is then stuck in an exchange and cannot react to a signal; so a thread ends the hanging rank."""
+"""Ending a rank that hangs: once it was named, or once the ranks are told to end by a signal. Its main thread does not react to that, and
+rank 0's is stuck in an exchange then. So a thread of the rank itself does it, or, if it was halted, one of rank 0."""
 
 import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from moe_core.parallel import alive as signs
 from moe_core.parallel.alive import Alive, called
 from moe_core.runs.locks import is_ours
 
 
+class Hung(Exception):
+    """What a rank that hangs says of itself, by another thread than that which hangs."""
+
+
 @contextlib.contextmanager
-def ending_what_hangs(alive: Alive) -> Iterator[None]:
-    """Within it, once this process is told to end by a signal, a rank of this machine that gives no sign of life is killed, so that the
-    exchange which waits for it fails at once. alive.gone then has its name.
+def told_to_end(act: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Within it a thread calls act() once this process is told to end by a signal. act's argument is set when all is over.
 
     Python handles a signal between two lines of the main thread, so not while that waits in an exchange. The system writes its number into a
-    socket at once, and a thread reads there.
+    socket at once, and the thread reads there.
     """
     if threading.current_thread() is not threading.main_thread():  # only that one may ask for the signals
         yield
@@ -31,9 +37,8 @@ def ending_what_hangs(alive: Alive) -> Iterator[None]:
     def wait() -> None:
         while numbers := ours.recv(64):
             if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+                act(over)
                 break
-        while not over.is_set() and not end_silent(alive, over):
-            pass
 
     thread = threading.Thread(target=wait, name="stopping", daemon=True)
     thread.start()
@@ -47,23 +52,49 @@ def ending_what_hangs(alive: Alive) -> Iterator[None]:
         ours.close()
 
 
+def end_itself(alive: Alive, over: threading.Event) -> None:
+    """End this process, another rank than the first, if it hangs: the exchange in which the others wait for it fails then."""
+    told = time.monotonic()
+    while not over.wait(signs.EVERY):
+        if alive.hangs(told):
+            alive.report(Hung("it came to no exchange any more, and ended itself when it was told to end"))
+            os._exit(1)
+
+
+def end_what_is_halted(alive: Alive, over: threading.Event) -> None:
+    """For the first rank: as end_silent, again and again until the run is over."""
+    while not over.is_set() and not end_silent(alive, over):
+        pass
+
+
 def end_silent(alive: Alive, over: threading.Event) -> bool:
-    """Kill a rank of this machine that gave no sign of life for SILENT seconds in which this one did not get on, and name it. True once that is
+    """End a rank of this machine that gave no sign of life for SILENT seconds in which this one did not get on, and name it. True once that is
     done, or the run is over."""
     others = [rank for rank in range(alive.size) if rank != alive.rank]
     progress, first = alive.progress, {rank: alive.read("alive", rank) for rank in others}
     if over.wait(signs.SILENT) or alive.progress != progress:
         return over.is_set()
     for rank, facts in first.items():
-        here = facts.get("host") == socket.gethostname() and is_ours(facts["pid"], "train", "fork")
-        if here and alive.read("alive", rank).get("beat") == facts["beat"]:
+        if here(facts) and alive.read("alive", rank).get("beat") == facts["beat"]:
             if over.is_set():  # so it may have ended in peace
                 return True
             alive.gone = (
                 rank,
                 f"{called(rank, facts)} hung, last seen in {facts['doing']}; it was ended when the run was stopped",
             )
-            with contextlib.suppress(OSError):  # it has just ended
-                os.kill(facts["pid"], signal.SIGKILL)
+            end_rank(alive, rank)
             return True
     return False
+
+
+def end_rank(alive: Alive, rank: int) -> None:
+    """Kill a rank that was named, if it is on this machine: torchrun would wait 30 s for it."""
+    facts = alive.read("alive", rank)
+    if here(facts):
+        with contextlib.suppress(OSError):  # it has just ended
+            os.kill(facts["pid"], signal.SIGKILL)
+
+
+def here(facts: dict[str, Any]) -> bool:
+    """Whether a rank, by what it said of itself, is a process of this machine. It may be gone, and another have its number by now."""
+    return facts.get("host") == socket.gethostname() and is_ours(facts["pid"], "train", "fork")

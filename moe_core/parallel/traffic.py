@@ -11,19 +11,27 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from moe_core.parallel.alive import Alive
+
 
 class Traffic:
-    """Of the step so far: bytes that this rank sent, and seconds in which it waited for others or sent to them."""
+    """Of the step so far: bytes that this rank sent, and seconds in which it waited for others or sent to them. alive: is told of each
+    exchange."""
 
-    def __init__(self) -> None:
+    def __init__(self, alive: Alive | None = None) -> None:
         self.bytes = self.seconds = 0.0
+        self.alive = alive
 
     @contextlib.contextmanager
     def waiting(self, sent: float = 0.0) -> Iterator[None]:
         """Count a collective: the bytes that it sends, and its time."""
+        if self.alive:
+            self.alive.come()
         began = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - began
+        if self.alive:  # not if it failed: this rank then has to say so, and does not hang
+            self.alive.go_on()
         self.bytes += sent
 
     def take(self) -> tuple[float, float]:

@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from moe_core.parallel.alive import SILENT, Alive, RankLost, called, of_network
-from moe_core.parallel.group import from_first
+from moe_core.parallel.alive import SILENT, Alive, RankLost, called, of_network, ranks_text
 from moe_core.parallel.ranks import Ranks, spread, spread_optimizer
+from moe_core.parallel.stopping import end_rank
 from moe_core.schema import Config, Knobs
 from moe_core.training import checkpoint
 from moe_core.training.again import Nowhere
@@ -68,11 +68,11 @@ class Leader(Member):
         if self.begin:
             begin, self.begin = self.begin, None
             self.alive.store.set("begin", "1")
-            from_first(("begin", begin), self.ranks.control)
+            self.ranks.from_first(("begin", begin))
             wait_for(self.alive)
             self.alive.store.set(ALL_READY, "1")
-        self.alive.at(f"step {self.step + 1}" if order == "train" else order)
-        from_first((order, *values), self.ranks.control)
+        self.alive.doing = f"step {self.step + 1}" if order == "train" else order
+        self.ranks.from_first((order, *values))
         self.told = time.monotonic()
 
     @contextlib.contextmanager
@@ -84,7 +84,9 @@ class Leader(Member):
         except RuntimeError as error:
             if isinstance(error, RankLost) or not of_network(error):
                 raise  # a look is within a step: what it named stays named, whatever words are in it
-            _rank, problem = self.alive.lost()
+            rank, problem = self.alive.lost(error)
+            if problem and rank != self.alive.rank:
+                end_rank(self.alive, rank)
             raise RankLost(problem or f"the ranks lost touch with each other: {error}") from error
 
     def train_step(self, began: float) -> None:
@@ -116,7 +118,7 @@ class Leader(Member):
 def wait_for(alive: Alive) -> None:
     """Wait until all other ranks have made their trainers. RankLost if one cannot."""
     until, beats = time.monotonic() + READY, dict[int, tuple[int, float]]()
-    while alive.store.add("ready", 0) < alive.size - 1:
+    while missing := [rank for rank in range(1, alive.size) if not alive.store.check([f"ready/{rank}"])]:
         for rank in range(1, alive.size):
             if report := alive.read("report", rank):
                 raise RankLost(f"rank {rank} could not begin: {report['error']}")
@@ -127,7 +129,9 @@ def wait_for(alive: Alive) -> None:
             elif time.monotonic() - since > 2 * SILENT:
                 raise RankLost(f"{called(rank, facts)} died before it had begun")
         if time.monotonic() > until:
-            raise RankLost(f"not all ranks began within {READY:.0f} s")
+            for rank in missing:
+                end_rank(alive, rank)
+            raise RankLost(f"{ranks_text(missing)} did not begin within {READY:.0f} s")
         time.sleep(POLL)
 
 
@@ -149,16 +153,17 @@ def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
     wait_for_leader(alive, "begin")
     trainer: Member | None = None
     while True:
-        order, *values = from_first(None, ranks.control)
+        order, *values = ranks.from_first(None)
         if order == "end":
             break
         if order == "begin":
+            alive.waits = True  # so it does not count as one that hangs: to load the data may take long
             trainer = begin(ranks, device, **values[0])
-            alive.store.add("ready", 1)
+            alive.store.set(f"ready/{alive.rank}", "1")
             wait_for_leader(alive, ALL_READY)
             continue
         assert trainer, order
-        alive.at(f"step {trainer.step + 1}" if order == "train" else order)
+        alive.doing = f"step {trainer.step + 1}" if order == "train" else order
         obey(trainer, order, values)
     if trainer:
         trainer.committer.close()

@@ -28,6 +28,7 @@ from moe_core.schema import Config
 
 # Seconds after a measurement was asked to end: it is killed, and the stop is given up.
 UNTIL_KILLED, UNTIL_GIVEN_UP = 3.0, 10.0
+LINES = 1000  # in the file of a measurement: ours have some twenty, and what torch may say of an error some more
 RANK = b"moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
 
 
@@ -151,9 +152,12 @@ def stamp_of(path: Path) -> Stamp | None:
 
 @lru_cache(maxsize=16)
 def events_of(path: Path, stamp: Stamp) -> tuple[list[dict[str, Any]], str]:
-    """The events in a file and what it says beside them, read once as long as it has this stamp. ValueError and OSError as read_side."""
-    events, words = list[dict[str, Any]](), ""
-    for line in read_side(path, SIDE).decode(errors="replace").splitlines():
+    """The events in a file and what it says beside them, read once as long as it has this stamp. ValueError for more than LINES lines, and
+    ValueError and OSError as read_side."""
+    events, words, lines = list[dict[str, Any]](), "", read_side(path, SIDE).decode(errors="replace").splitlines()
+    if len(lines) > LINES:
+        raise ValueError(f"it has more than {LINES:,} lines")
+    for line in lines:
         try:
             event = read_json(line)
             events += [event] if isinstance(event["event"], str) else []

@@ -35,6 +35,7 @@ DEMO = "watch-demo"  # the command, and the beginning of its runs' names
 LONGEST_NAME = 200  # bytes; a disk takes 255, of which some name a file beside it
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 ENDING = 60.0  # the same for a trainer that still answers
+NAMING = 15.0  # seconds more, after SIGTERM, in which a rank that hangs ends itself and the first one names it (parallel/stopping.py)
 
 
 def new_id(runs: str | Path | None, what: str) -> str:
@@ -289,7 +290,7 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has. Returns "" if it obeyed, else the name of the signal that ended it.
 
-    One that does not answer for `patience` seconds gets SIGTERM, and after as many again SIGKILL: its own process only, and torchrun's if that
+    One that does not answer for `patience` seconds gets SIGTERM, and after as many again (on ranks NAMING more) SIGKILL: its own process only, and torchrun's if that
     started it. What torchrun started on this machine is ended too. StoreError if something cannot be ended.
     """
     if not is_alive(run.path):
@@ -327,7 +328,7 @@ def _wait_for_end(run: Run, command: int, patience: float) -> str:
         for one in (*(process.pid for process in launched[:1] if process.state), pid):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(one, number)
-        if _ended_within(run, command, patience):
+        if _ended_within(run, command, patience + (NAMING if launched else 0.0)):
             end_processes(launched, patience)
             return number.name
     raise StoreError(f"the trainer of {run.id} cannot be stopped; its process is {run.status().pid}")

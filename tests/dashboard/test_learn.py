@@ -398,11 +398,23 @@ def test_a_check_that_passed_is_of_that_run_and_not_of_another_of_its_name(runs:
     with progress.opened("one") as run:
         assert run
         progress._seen[progress.record_of(run), 1, 0, 0] = Verdict(True, "At step 2,000: …")
-        assert progress.progress_of(run, 1, 0).happened == {0}
+        assert progress.happened_in(run, 1, 0) == {0}
     writer.finish("stopped")
     shutil.rmtree(runs / "one")
     again = begun(runs, "one", 1)
     with progress.opened("one") as run:
         assert run
-        assert progress.progress_of(run, 1, 0).happened == frozenset()
+        assert progress.happened_in(run, 1, 0) == frozenset()
     again.finish("stopped")
+
+
+def test_a_tick_asks_once_for_the_measurement_on_devices(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lesson that is about something else asks no more itself."""
+    begun(runs, "one", 1).finish("stopped")
+    asked: list[Path] = []
+    with progress.opened("one") as run:
+        assert run
+        plain = run.on_devices
+        run.on_devices = lambda: asked.append(run.path) or plain()
+        progress.read(run, 1, 0)
+    assert asked == [run.path]

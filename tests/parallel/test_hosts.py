@@ -3,6 +3,7 @@ the losses are those of four ranks on one host, and what happens when the link i
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,9 +24,11 @@ PATIENCE, COUNTED = 5, 30  # seconds; steps in which the link's bytes are counte
 RANKS, WIDTH = 4, 64
 
 
-def torchrun(hosts: Hosts, host: int, runs: Path) -> subprocess.Popen[bytes]:
-    words = f"-m torch.distributed.run --nnodes 2 --nproc-per-node 2 --node-rank {host} --master-addr {ADDRESSES[0]} --master-port 29500 --max-restarts 1"
-    words += f" -m moe_core train --expert-parallel {RANKS} --patience {PATIENCE} --runs {runs} --run-id two {SETTINGS}"
+def torchrun(
+    hosts: Hosts, host: int, runs: Path, module: str = "moe_core", restarts: int = 1
+) -> subprocess.Popen[bytes]:
+    words = f"-m torch.distributed.run --nnodes 2 --nproc-per-node 2 --node-rank {host} --master-addr {ADDRESSES[0]} --master-port 29500 --max-restarts {restarts}"
+    words += f" -m {module} train --expert-parallel {RANKS} --patience {PATIENCE} --runs {runs} --run-id two {SETTINGS}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": LINK}
     with open(runs / f"host-{host}.log", "wb") as log:
         return subprocess.Popen(
@@ -140,6 +143,25 @@ def test_what_crosses_the_link_is_what_was_counted(lived: dict[str, Any], again:
     looked = len(looks) * run.config.layers * 2 * len(run.probe()["tokens"]) * Knobs().k * 2 * 4 * WIDTH
     assert tokens > 0.2 * sent
     assert 1 < lived["crossed"] / (counted + looked) < 1.1
+
+
+def test_a_rank_that_hangs_on_the_other_host_is_named_and_ends(tmp_path: Path) -> None:
+    """By itself: nobody on this host could kill it, and its torchrun would only do so after 30 s."""
+    try:
+        with two_hosts() as hosts:
+            starters = [
+                torchrun(hosts, host, tmp_path, "tests.parallel.hanging asleep 3 moe_core", 0) for host in (0, 1)
+            ]
+            for starter in starters:
+                starter.wait(90)
+            left = hosts.processes()
+    except NoHosts as refused:
+        pytest.skip(f"no two hosts on this machine: {refused}")
+    run = Run(tmp_path / "two")
+    assert re.fullmatch(r"RankLost: rank 3 \(process \d+ on host-1\) hangs in step 5", run.status().reason)
+    run.close()
+    assert left == []
+    assert "SIGKILL" not in (tmp_path / "host-1.log").read_text()
 
 
 def test_what_a_machine_does_not_allow_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,49 +23,31 @@ from moe_core.commands.ranks import wanted_device
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, stopping, trainer
 from moe_core.parallel.alive import Alive, RankLost
+from moe_core.parallel.ranks import Ranks
 from moe_core.parallel.trainer import ALL_READY, Leader, follow, obey
 from moe_core.runs import Run, create_run
 from moe_core.schema import Config, Knobs
 from moe_core.training.data import load
 from moe_core.training.loop import Trainer
 from moe_core.training.session import conduct, train
-
-
-@pytest.fixture
-def ranks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Alive]]:
-    """Three of one store, quick to lose patience with each other."""
-    for module in (alive_module, trainer):
-        monkeypatch.setattr(module, "SILENT", 0.4)
-    monkeypatch.setattr(alive_module, "EVERY", 0.1)
-    store = distributed.HashStore()
-    all_of_them = [Alive(store, rank, 3) for rank in range(3)]
-    yield all_of_them
-    for one in all_of_them:
-        one.end()
-
-
-class Gone:
-    """A store that nobody answers for any more."""
-
-    def __getattr__(self, name: str) -> Any:
-        raise distributed.DistNetworkError("Connection reset by peer")
+from tests.parallel.conftest import BROKEN, LATE, Gone
 
 
 def test_the_silent_rank_is_named(ranks: list[Alive]) -> None:
     ranks[1].end()
     ranks[1].thread.join()
-    rank, problem = ranks[2].lost()
+    rank, problem = ranks[2].lost(BROKEN)
     assert rank == 1
     assert "died or was stopped" in problem
 
 
 def test_nobody_is_named_when_the_store_is_gone(ranks: list[Alive]) -> None:
     ranks[0].store = Gone()
-    assert ranks[0].lost() == (-1, "")
+    assert ranks[0].lost(LATE) == (-1, "")
 
 
 def test_nobody_is_named_when_the_store_goes_while_they_are_asked(ranks: list[Alive]) -> None:
-    asked = threading.Thread(target=lambda: found.append(ranks[0].lost()))
+    asked = threading.Thread(target=lambda: found.append(ranks[0].lost(LATE)))
     found: list[tuple[int, str]] = []
     asked.start()
     time.sleep(0.1)
@@ -162,12 +145,12 @@ def hung(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> Iterator["subpr
 
 def test_a_stop_ends_a_rank_that_hangs_and_it_is_named(ranks: list[Alive], hung: "subprocess.Popen[bytes]") -> None:
     """The exchange that waits for it then fails at once."""
-    with stopping.ending_what_hangs(ranks[0]):
+    with stopping.told_to_end(partial(stopping.end_what_is_halted, ranks[0])):
         with pytest.raises(subprocess.TimeoutExpired):
             hung.wait(0.8)  # nobody has stopped the run
         os.kill(os.getpid(), signal.SIGTERM)
         hung.wait(10)
-    rank, problem = ranks[0].lost()
+    rank, problem = ranks[0].lost(BROKEN)
     assert (rank, hung.returncode) == (1, -signal.SIGKILL)
     assert problem == f"rank 1 (process {hung.pid} on {socket.gethostname()}) hung, last seen in step 3; it was ended when the run was stopped"  # fmt: skip
 
@@ -177,7 +160,7 @@ def test_no_rank_is_ended_while_the_first_gets_on(ranks: list[Alive], hung: "sub
 
     def get_on() -> None:
         while not on.wait(0.05):
-            ranks[0].at("a step")
+            ranks[0].come()
 
     works = threading.Thread(target=get_on)
     works.start()
@@ -218,7 +201,7 @@ def test_a_stop_does_not_wait_for_a_silence_once_the_run_is_over(
     monkeypatch.setattr(stopping.signs, "SILENT", 60.0)
     monkeypatch.setattr(ranks[0], "read", lambda kind, rank: looked.set() or {})
     try:
-        with stopping.ending_what_hangs(ranks[0]):
+        with stopping.told_to_end(partial(stopping.end_what_is_halted, ranks[0])):
             os.kill(os.getpid(), signal.SIGTERM)
             assert looked.wait(10)
             left = time.monotonic()
@@ -230,7 +213,8 @@ def test_a_stop_does_not_wait_for_a_silence_once_the_run_is_over(
 def leading(*found: tuple[int, str]) -> Any:
     """What `together` needs of a leader. found: the answers to who is lost, of which the last comes first."""
     answers = list(found)
-    return SimpleNamespace(tell=lambda order: None, alive=SimpleNamespace(lost=answers.pop), left=answers)
+    alive = SimpleNamespace(lost=lambda error: answers.pop(), rank=0, read=lambda *_: {}, store=distributed.HashStore())
+    return SimpleNamespace(tell=lambda order: None, alive=alive, left=answers)
 
 
 def look_within_a_step(leader: Any) -> None:
@@ -258,11 +242,11 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """When a rank that follows asked for each order: to begin, and then to end."""
     times: list[float] = []
 
-    def from_first(value: Any, group: Any) -> tuple[Any, ...]:
+    def from_first(self: Any, value: Any) -> tuple[Any, ...]:
         times.append(time.monotonic())
         return ("begin", {}) if len(times) == 1 else ("end",)
 
-    monkeypatch.setattr(trainer, "from_first", from_first)
+    monkeypatch.setattr(Ranks, "from_first", from_first)
     monkeypatch.setattr(
         trainer, "begin", lambda ranks, device: SimpleNamespace(committer=SimpleNamespace(close=lambda: None))
     )
@@ -271,13 +255,15 @@ def orders(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def test_a_rank_that_is_ready_first_waits_outside_an_exchange(ranks: list[Alive], orders: list[float]) -> None:
     """An exchange fails after `patience`. Meanwhile it gives signs of life."""
-    follower: Any = SimpleNamespace(control=None)
+    follower: Any = Ranks.__new__(Ranks)
     ranks[1].store.set("begin", "1")
+    ranks[1].go_on()
     follows = threading.Thread(target=follow, args=(follower, ranks[1], torch.device("cpu")))
     follows.start()
     time.sleep(1.0)  # longer than SILENT: the leader is alive
     assert len(orders) == 1
-    assert ranks[0].store.add("ready", 0) == 1
+    assert ranks[1].waits  # though it is in no exchange by now
+    assert ranks[0].store.check(["ready/1"])
     assert ranks[0].read("alive", 1)["beat"] > 5
     ranks[0].store.set(ALL_READY, "1")
     follows.join(5)
@@ -288,7 +274,7 @@ def test_a_rank_that_waits_for_the_others_notices_that_the_leader_is_gone(
     ranks: list[Alive], orders: list[float]
 ) -> None:
     ranks[0].end()
-    follower: Any = SimpleNamespace(control=None)
+    follower: Any = Ranks.__new__(Ranks)
     ranks[1].store.set("begin", "1")
     follow(follower, ranks[1], torch.device("cpu"))
     assert 0.8 < orders[1] - orders[0] < 5
@@ -296,16 +282,15 @@ def test_a_rank_that_waits_for_the_others_notices_that_the_leader_is_gone(
 
 def test_the_leader_lets_them_go_on_once_all_are_ready(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> None:
     store, orders = ranks[0].store, list[tuple[str, bool]]()
-    monkeypatch.setattr(trainer, "from_first", lambda value, group: orders.append((value[0], store.check([ALL_READY]))))
+    told = lambda value: orders.append((value[0], store.check([ALL_READY])))
     monkeypatch.setattr(trainer, "wait_for", lambda alive: orders.append(("waits", store.check([ALL_READY]))))
-    leader: Any = SimpleNamespace(begin={"knobs": None}, alive=ranks[0], ranks=SimpleNamespace(control=None), step=0)
+    leader: Any = SimpleNamespace(begin={"knobs": None}, alive=ranks[0], ranks=SimpleNamespace(from_first=told), step=0)
     Leader.tell(leader, "train")
     assert orders == [("begin", False), ("waits", False), ("train", True)]
 
 
 def test_ranks_never_wait_for_a_leader_that_has_ended(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "from_first", lambda value, group: None)
-    group: Any = SimpleNamespace(control=None, dismissed=False)
+    group: Any = SimpleNamespace(from_first=lambda value: None, dismissed=False)
     here = session.Joined(group, ranks[0], torch.device("cpu"), Leader, {})
     assert session.lead(here, lambda: 3) == 3
     assert ranks[1].store.check(["begin", ALL_READY])
@@ -354,7 +339,7 @@ def test_a_signal_does_not_keep_a_failure_from_the_record(tmp_path: Path, monkey
 def said_by(rank: int, name: str, store: distributed.Store) -> str:
     """The device that a rank takes of two, or what it says if it has none of the kind."""
     try:
-        return str(session.device_for_all(store, rank, 2, name))
+        return str(session.device_for_all(store, rank, 2, name, lambda: None))
     except ValueError as error:
         return str(error)
 
@@ -418,7 +403,7 @@ def test_a_rank_of_another_host_may_be_out_of_reach(ranks: list[Alive]) -> None:
     ranks[1].end()
     said = {"beat": 1, "doing": "step 3", "progress": 3, "host": "elsewhere", "pid": 4711}
     ranks[1].store.set("alive/1", json.dumps(said))
-    assert ranks[2].lost() == (
+    assert ranks[2].lost(BROKEN) == (
         1, "rank 1 (process 4711 on elsewhere) died, was stopped or cannot be reached, last seen in step 3"
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_core.folders import ABOVE
 from moe_core.runs import (
     create_run,
     devices_for,
@@ -120,6 +122,17 @@ def test_one_damaged_file_does_not_hide_the_result_in_the_other(tmp_path: Path) 
     assert (found.done, found.earlier, found.problem) == (True, False, "")
 
 
+def test_a_file_of_very_many_lines_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Within the limit of bytes there is room for a million, which would hold up the page for seconds."""
+    write(tmp_path, EVENTS)
+    (tmp_path / NAME).rename(tmp_path / "devices.earlier")
+    write(tmp_path, EVENTS[:5], "\n" * (measuring.LINES - 5))
+    assert on_devices(tmp_path, 2).problem == "stopped before it was done"
+    monkeypatch.setattr(measuring, "read_json", lambda line: pytest.fail("it is read"))
+    (tmp_path / NAME).write_text("{}\n" * (measuring.LINES + 1))
+    assert on_devices(tmp_path, 2).problem == "it has more than 1,000 lines"
+
+
 def test_a_link_or_what_is_no_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").write_text(json.dumps(EVENTS[0]))
     (tmp_path / NAME).symlink_to(tmp_path / "elsewhere")
@@ -171,6 +184,50 @@ def test_a_rank_that_dies_is_named_and_what_was_counted_is_kept(tmp_path: Path) 
     wait(lambda: not is_locked(run.path / NAME))  # so its ranks have ended too
     assert run.on_devices().problem == "stopped before it was done"
     run.close()
+
+
+# What Python does as it starts: the launcher has less patience, and a rank never goes on from its first products in the count on 2 devices.
+HANGS = """
+import os, signal, sys, time
+if "bench" in sys.orig_argv:
+    from moe_core.benchmarks import ranks
+    ranks.PATIENCE = 3.0
+if os.environ.get("RANK") == "{rank}" and "moe_core.benchmarks.one_rank" in sys.orig_argv:
+    from moe_core.parallel import exchange, ranks
+    plain, begun = exchange.mixture, ranks.Ranks.__init__
+    def mixture(*given):
+        if exchange.expert == 2:
+            if "{how}" == "halted":
+                os.kill(os.getpid(), signal.SIGSTOP)
+            while True:
+                time.sleep(1)
+        return plain(*given)
+    def init(self, expert, *rest):
+        exchange.expert = expert
+        begun(self, expert, *rest)
+    exchange.mixture, ranks.Ranks.__init__ = mixture, init
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "rank", "says"),
+    [("halted", 0, "gives no sign of life, last seen in the .*"), ("asleep", 1, "hangs in the count on 2 devices")],
+)
+def test_a_rank_that_hangs_ends_the_measurement_and_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, rank: int, says: str
+) -> None:
+    """Ranks 2 and 3 wait for the others, who count on 2 devices. The result before it stays."""
+    config = Config(task="plane", num_experts=4, d_model=4, d_hidden=4, layers=2, tokens=64)
+    create_run(tmp_path / "a", config, Knobs(k=1)).finish("stopped")
+    (tmp_path / "sitecustomize.py").write_text(HANGS.format(how=how, rank=rank))
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ABOVE}")
+    write(tmp_path / "a", EVENTS)
+    assert start_on_devices(tmp_path / "a")
+    wait(lambda: not is_locked(tmp_path / "a" / NAME))  # so no process is left
+    found = on_devices(tmp_path / "a", 2)
+    words = rf"moe: rank {rank} \(process \d+ on .*\) {says}; measure again"
+    assert re.fullmatch(words, found.problem), found.problem
+    assert (found.earlier, found.done, found.tokens) == (True, True, 16)
 
 
 def test_it_is_started_as_the_command_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
