@@ -117,6 +117,7 @@ def test_the_chooser_beside_the_knobs_works_by_keyboard(server: Server, tab: Tab
     assert title(page, "favourite_images").startswith("Favourite images of expert 2")
     page.get_by_role("combobox", name="Expert").focus()
     page.keyboard.press("ArrowDown")
+    page.get_by_role("listbox").wait_for()  # a key that comes while it opens is lost
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Enter")
     page.wait_for_function(

@@ -105,7 +105,7 @@ def test_the_steps_before_a_failure_are_recorded_and_the_run_goes_on_from_them(
             raise RuntimeError("out of memory")
         trained(trainer, began)
 
-    monkeypatch.setattr(Flushes, "wait", lambda *_: 60.0)
+    monkeypatch.setattr(Flushes, "wait", lambda self, folder, behind: 60.0)
     config = replace(CONFIG, steps=30)
     with monkeypatch.context() as failing:
         failing.setattr(Trainer, "train_step", fail)
