@@ -122,7 +122,7 @@ def keys(run: Run, page: Page, count: int) -> dict[str, float]:
             time.sleep(0.005)
         acted, turn = time.time(), run.knob_changes()[-1]
         assert turn.step is not None
-        until_drawn(page, turn.step)
+        page.wait_for_function("step => shown.some(([, at]) => at >= step)", arg=turn.step, timeout=60_000)
         pressed, drawn = page.evaluate("step => [keyed, shown.find(([, at]) => at >= step)[0]]", turn.step)
         stored.append(turn.when - pressed)
         applied.append(acted - pressed)
