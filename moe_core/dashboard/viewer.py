@@ -45,11 +45,10 @@ class Viewer:
         # What the last frame was made from; while it is the same there is no new frame.
         self.state: tuple[Any, ...] = (None, None)
         self.last_words: dict[str, Any] = {}
-        # When words were sent, and whether a frame was sent without newer ones.
+        # When words were sent, and whether a frame was sent without newer ones, or without a chart that moved by less than a pixel.
         self.words_sent, self.words_owed = -WORDS, False
         self.moves: dict[str, float] = {}  # at which step a chart over steps has moved by a pixel since it was drawn
         self.turns: Any = None  # those that were drawn
-        self.left = False  # whether a frame was sent without a chart that has news, since it moved by less
         self.paper = ""  # the theme whose colours of paper were sent
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
 
@@ -98,12 +97,12 @@ class Viewer:
         turns, figures = feed.knob_changes(), dict[str, Part]()
         whole = due or turns is not self.turns or bool(feed.behind or source.others)
         draws = [name for name in asked["sizes"] if whole or feed.last >= self.moves.get(name, 0)]
-        for name in draws if state != self.state or self.left else ():
+        for name in draws if state != self.state or self.words_owed else ():
             self.draw(source, name, asked["sizes"][name], layer, step, figures)
         if not (due or figures):
             return None  # what waits comes with the words
         self.state, self.last_words, self.words_owed = state, words, not due
-        self.turns, self.left = turns, len(draws) < len(asked["sizes"])
+        self.turns = turns
         header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": self.answer}
         parts: dict[str, Part] = {}
         if due:

@@ -44,9 +44,8 @@ def knobs(
     strip = size[1] < STRIP
     title = "" if strip else "Knobs over time"
     subtitle = "" if strip else "each between its least and its greatest value; the last value at the right"
-    rows = max(
-        1, len(turned) + (more > 0)
-    )  # the last says what is left out: neither a strip nor every export has a title
+    # A last row says what is left out, since neither a strip nor every export has a title.
+    rows = max(1, len(turned) + (more > 0))
     y = {"title": "" if strip else "knob", "range": [-rows, 0], "showticklabels": False}
     layout = over_steps("knobs", title, subtitle, ends, span, y, theme, size)
     layout["yaxis"] |= {"tickvals": list(range(-len(turned), 1)), "fixedrange": True}
