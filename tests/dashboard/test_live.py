@@ -1,5 +1,6 @@
 """The feed says what the store says, and the frames of the route say what the figures say."""
 
+import asyncio
 import json
 import re
 import struct
@@ -14,6 +15,8 @@ import pytest
 from moe_core.dashboard import viewer as of_viewer
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.frames import framed, packed
+from moe_core.dashboard.live import do
+from moe_core.dashboard.messages import Deed
 from moe_core.dashboard.shared import join, leave
 from moe_core.dashboard.viewer import Viewer
 from moe_core.diagnosis import Finding
@@ -394,6 +397,20 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     monkeypatch.setattr(of_viewer, "WORDS", 60.0)
     viewer.answer = {"nth": 1, "error": ""}  # somebody waits for it
     assert unpack(viewer.frame())["tiles"]
+    feed.run.close()
+
+
+def test_the_frame_that_answers_a_turn_shows_it_even_if_it_was_begun_before(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    feed = Feed(open_run(writer.folder))
+    viewer = viewer_of(feed)
+    viewer.frame()
+    asyncio.run(do(viewer, Deed(nth=3, turn={"noise": 0.5})))
+    monkeypatch.setattr(feed, "refresh", lambda **_: None)  # the frame had looked at the store when the turn came
+    told = unpack(viewer.frame())
+    assert told["answer"] == {"nth": 3, "error": ""}
+    assert {knob["name"]: knob["value"] for knob in told["panel"]["knobs"]}["noise"] == 0.5
     feed.run.close()
 
 
