@@ -4,7 +4,6 @@ First comes the length of the header (uint32), then the header, padded to 8 byte
 the other. The header says under `from` at which byte the arrays of a figure begin.
 """
 
-import hashlib
 import json
 import math
 import struct
@@ -19,11 +18,6 @@ class Part(NamedTuple):
 
     text: bytes
     arrays: bytes
-
-    @property
-    def mark(self) -> bytes:
-        """A hash of it all: a part with the same mark is not sent again."""
-        return hashlib.blake2b(self.text + self.arrays, digest_size=16).digest()
 
 
 def packed(value: Any) -> Part:
@@ -73,9 +67,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def framed(parts: Mapping[str, Part], figures: Mapping[str, Part]) -> bytes:
-    """A frame: the parts by their names, which have no arrays, and under "figures" those of `figures`."""
-    assert not any(part.arrays for part in parts.values()), "only figures have arrays"
+def framed(header: Mapping[str, Any], parts: Mapping[str, Part], figures: Mapping[str, Part]) -> bytes:
+    """A frame: the header's values and the parts by their names, which have no arrays, and under "figures" those of `figures`."""
+    head = packed(header)
+    assert not any(part.arrays for part in (head, *parts.values())), "only figures have arrays"
     begin, size = {}, 0
     for name, part in figures.items():
         begin[name], size = size, size + len(part.arrays)
@@ -83,6 +78,7 @@ def framed(parts: Mapping[str, Part], figures: Mapping[str, Part]) -> bytes:
     def joined(named: Mapping[str, Part]) -> bytes:
         return b",".join(json.dumps(name).encode() + b":" + part.text for name, part in named.items())
 
-    text = b'{"from":%s,"figures":{%s},%s}' % (json.dumps(begin).encode(), joined(figures), joined(parts))
+    text = b'{"from":%s,"figures":{%s},' % (json.dumps(begin).encode(), joined(figures))
+    text += b"".join([joined(parts), b"," if parts else b"", head.text[1:]])
     text += b" " * (-(len(text) + 4) % 8)
     return b"".join([struct.pack("<I", len(text)), text, *(part.arrays for part in figures.values())])

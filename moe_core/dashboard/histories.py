@@ -19,6 +19,7 @@ from moe_core.runs.statistics import Off
 
 RECENT = 1024  # raw rows in memory, for numbers that look back a few steps;
 ROOM = 32 << 20  # and no more than so many bytes of them: a row of 61 layers of 256 experts has 188 KB
+SPARE = 25  # percent more room than that, so that new rows need not move the others each time
 PIECE = 256  # blocks read at once: well within the time after which a query gives up;
 TAKEN = 16 << 20  # and no more than so many bytes of rows, which take a tenth of a second
 BUDGET = 0.15  # seconds of one look that may go into the past of a long run
@@ -33,8 +34,8 @@ class Histories:
         self.run, self.description, self.lock = run, run.description, threading.RLock()
         self.series: dict[Asked, Series] = {}
         self._asked: dict[Asked, tuple[float, int]] = {}  # when each was, and at which block
-        self.recent = np.empty((0, run.columns), np.float32)
-        self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in it
+        self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in `recent`,
+        self._room, self._end = np.empty((0, run.columns), np.float32), 0  # which are the last up to here
         self.seen, self.last, self.done, self.error = 0, 0, False, ""  # seen: the last block
         self._knobs: list[KnobChange] = []
         self._asked_for = -1, -1, -1  # the newest turn, how many took effect, and the newest command
@@ -65,11 +66,27 @@ class Histories:
             self._read_asked()  # after the blocks: turns and sessions are in the record before the steps that they act in
             self._off = self.run.off_spans(self._knobs)
             steps, rows, before = *joined(blocks), self.seen
-            self.recent = np.concatenate([self.recent, rows])[-self.most :]
+            self._keep(rows)
             self.seen, self.last = blocks[-1].id, int(steps[-1])
             self._add(steps, rows, before, self.seen)
             blocks = self.run.blocks(after=self.seen, most=most, gaps=True) if len(blocks) >= most else []
         return some
+
+    @property
+    def recent(self) -> np.ndarray:
+        """(n, C) the last rows of the run, of which there are `most` once it is long enough."""
+        return self._room[max(0, self._end - self.most) : self._end]
+
+    def _keep(self, rows: np.ndarray) -> None:
+        """Rows that follow those in memory. They are written behind them, and moved only when there is no room there; to a new place, since
+        others may still read the old one."""
+        rows = rows[-self.most :]
+        if self._end + len(rows) > len(self._room):
+            held = self.recent[max(0, len(self.recent) + len(rows) - self.most) :]
+            self._room, self._end = np.empty((self.most + SPARE * self.most // 100 + 1, rows.shape[1]), np.float32), len(held)
+            self._room[: self._end] = held
+        self._room[self._end : self._end + len(rows)] = rows
+        self._end += len(rows)
 
     def piece(self, part: int | None = None) -> int:
         """How many blocks to read at once, by the mean size of the run's blocks, or of one part of each."""

@@ -114,7 +114,8 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
                 viewer.forget()  # the frame is of another view, or old by now
                 continue
             viewer.drawn.clear()
-            viewer.awaited, viewer.sent_at = viewer.seq, time.monotonic()
+            now = time.monotonic()
+            viewer.awaited, viewer.gap, viewer.sent_at = viewer.seq, min(LONGEST, now - viewer.sent_at), now
             await websocket.send_bytes(frame)
         # A tick counts from one frame to the next, and a frame is ready just before the last one is drawn.
         rest = max(0.002, viewer.tick() - (time.monotonic() - began), viewer.lag - (made - began) - EARLY)
@@ -123,13 +124,15 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
             continue
         if feed.waiting or feed.behind:
             rest = SOON
+        elif frame is None:
+            rest = WORDS  # where nothing trains a deed is all that is new, and wakes the viewer
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 
 async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
     """Wait until the run's log is written to, or the viewer asks for something else; no longer than until words are due."""
     feed, until = viewer.feed, time.monotonic() + WORDS
-    pause = AT_ONCE if feed.waiting else viewer.tick() / 8
+    pause = AT_ONCE if feed.waiting else max(viewer.tick(), viewer.gap) / 8
     while time.monotonic() < until and not (viewer.woken.is_set() or listening.done()):
         await asyncio.sleep(pause)
         if feed.log.has_news(feed.path):

@@ -36,12 +36,13 @@ class Viewer:
         self.looks = looks
         self.feed: Any = None  # a Feed, or an Unstarted while the run is starting
         self.asked: dict[str, Any] = {}
-        self.sent: dict[str, bytes] = {}
+        self.sent: dict[str, Part] = {}
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.drawn.set()
         self.seq = self.awaited = 0  # of the last frame that was made, and that was sent
-        # Seconds that the last frame kept the viewer busy, that it took to make, and until the viewer had drawn it; and when it was sent.
-        self.took = self.made = self.lag = self.sent_at = 0.0
+        # Seconds that the last frame kept the viewer busy, that it took to make, until the viewer had drawn it, and from the frame before
+        # to it; and when it was sent.
+        self.took = self.made = self.lag = self.gap = self.sent_at = 0.0
         # What the last frame was made from; while it is the same there is no new frame.
         self.state: tuple[Any, ...] = (None, None)
         self.last_words: dict[str, Any] = {}
@@ -115,7 +116,7 @@ class Viewer:
                 self.add("panel", shown, parts)
         self.seq += 1
         header["seq"] = self.seq
-        return framed({name: packed(value) for name, value in header.items()} | parts, figures)
+        return framed(header, parts, figures)
 
     def words(self, source: View, layer: int, step: int | None) -> dict[str, Any]:
         """What a frame says beside its figures. Of a part that cannot be made there is the reason instead, under `problem`."""
@@ -199,9 +200,8 @@ class Viewer:
     def add(self, name: str, value: Any, into: dict[str, Part]) -> None:
         """Put a part into the frame, unless the viewer has this very part already."""
         part = packed(value)
-        if self.sent.get(name) != (mark := part.mark):
-            self.sent[name] = mark
-            into[name] = part
+        if self.sent.get(name) != part:
+            self.sent[name] = into[name] = part
 
 
 _logged: set[tuple[str, str, type]] = set()

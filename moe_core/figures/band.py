@@ -60,6 +60,8 @@ def apart(values_nE: Array, settled_n: Array) -> Array:
 def band(x: Array, values_nE: Array, without: list[int], theme: Theme, shown_n: Array) -> list[Spec]:
     """The band of all other lines, where one of them is known; nothing if there is no other. shown_n (n,): in these
     rows."""
+    if not shown_n.any():
+        return []
     others = np.delete(np.asarray(values_nE, np.float64), without, axis=1)
     if not others.shape[1]:
         return []

@@ -80,8 +80,10 @@ def mark_changes(
     for change in changes:
         if change.step is not None and lo <= change.step <= hi:
             turned.setdefault(change.step, []).append(turn(change))
+    if not turned:
+        return
     together = grouped(sorted(turned), layout)
-    layout["meta"] |= {"turned": True} if turned else {}
+    layout["meta"]["turned"] = True
     px = tall * inner(layout)[1]
     for group in together:
         layout["shapes"] += marks_of(group, layout, theme, cased, px, **reach)

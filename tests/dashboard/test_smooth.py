@@ -123,8 +123,8 @@ def test_a_page_draws_the_mean_over_the_steps_that_its_link_names_with_the_line_
         return dict(unpack(viewer_of(feed, sizes=sizes, options=options).frame() or b"")["figures"])
 
     plain, smooth = drawn(), drawn(smooth=25)
-    assert packed(plain).mark == packed(drawn(smooth=7)).mark  # none of those that can be chosen
-    assert packed(plain["balance_now"]).mark == packed(smooth["balance_now"]).mark
+    assert packed(plain) == packed(drawn(smooth=7))  # none of those that can be chosen
+    assert packed(plain["balance_now"]) == packed(smooth["balance_now"])
     for name in ("selection_share", "balance", "loss"):
         title = smooth[name]["layout"]["title"]["text"]
         assert "; mean of 25 steps, pale: each step</span>" in title

@@ -99,7 +99,7 @@ def source_of(recorded: Run, kind: str):
     feed = Feed(recorded)
     feed.refresh()
     if kind == "feed zoomed":
-        feed.recent = feed.recent[-20:]  # as of a long run: what is older is read from the store
+        feed.most = 20  # as of a long run: what is older is read from the store
         return lambda stat, layer: feed.history(stat, layer, first=1, last=STEPS)
     return lambda stat, layer: feed.history(stat, layer, bins=STEPS)
 
