@@ -4,10 +4,12 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +34,15 @@ EXTRAS = {
 
 class Parser(argparse.ArgumentParser):
     """argparse with one line for an error, as everywhere else."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but `--flag=--` is refused: Python 3.11 makes an empty list of it, whatever the flag is to hold."""
+        for word in takewhile("--".__ne__, args or ()):
+            if re.fullmatch(r"--[\w-]+=--", word):
+                self.error(
+                    f"argument {word.removesuffix('=--')}: must not be --, which stands before words that are no flags"
+                )
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise SystemExit(complain(f"{message}; see {self.prog} --help"))
