@@ -154,7 +154,7 @@ def speeds(
     """Rows a second of rank 0's experts, forward and backward, for each number of devices and layer; and how many rounds were timed.
 
     CPU time, medians; the numbers of devices take turns, so that whatever else the machine does falls on all alike. seconds: for each of them;
-    come: called in each round.
+    come: called in each round, to show that the timing gets on.
     """
     steps = [[step_of(one) for one in of_layers] for of_layers in products]
     taken: list[list[list[float]]] = [[[] for _ in of_layers] for of_layers in products]

@@ -50,7 +50,7 @@ def test_an_empty_word_is_refused_and_not_taken_for_no_flag(
     status, line = said(capsys, *command.split(), f"{flag}={word}")
     name = command.split()[0]
     assert status == 2
-    assert line.startswith(f"argument {flag}: must not be empty, as of a variable that is not set; see ")
+    assert line.startswith(f"argument {flag}: must not be empty; is it made of a variable that is not set?; see ")
     assert line.endswith(f" {name} --help")
     assert list(tmp_path.iterdir()) == []
 
@@ -103,7 +103,7 @@ def test_a_file_is_no_folder_of_runs(
         ["watch-demo", "--steps", "1"],
     ):
         status, line = said(capsys, *words, *given)
-        assert (status, line) == (2, f"runs must name a folder, and {tmp_path / 'file'} is a file")
+        assert (status, line) == (2, f"runs must name a folder, and {tmp_path / 'file'} is a file; name another place")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
