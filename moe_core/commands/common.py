@@ -125,8 +125,8 @@ def seconds_flag(text: str) -> float:
 
 def take_places(command: argparse._ActionsContainer) -> None:
     """Flags that say where the data of a recorded run lie now. They must be the same data."""
-    command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
-    command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")
+    command.add_argument("--text", nargs="+", type=word_flag, metavar="PATH", help="where the run's own texts lie now")
+    command.add_argument("--data", type=word_flag, metavar="FILE", help="where the run's own table lies now")
 
 
 def moved(arguments: argparse.Namespace) -> dict[str, Any]:

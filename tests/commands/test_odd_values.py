@@ -31,8 +31,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
 EMPTY = [
     ("train --task plane --steps 1", "--run-id"), ("train --task plane --steps 1", "--resume"), ("train --task plane --steps 1", "--script"), ("train --task plane --steps 1", "--data"), ("train --task plane --steps 1", "--label"), ("train --task plane --steps 1", "--runs"),
     ("fork a --at 1", "--run-id"), ("sweep --task plane --steps 1", "--sweep-id"), ("sweep --task plane --steps 1", "--resume"), ("sweep --task plane --steps 1", "--csv"), ("sweep --task plane --steps 1", "--data"),
-    ("watch-demo --steps 1", "--run-id"), ("runs", "--runs"), ("ablate a", "--out"), ("report a", "--out"),
-    ("export a", "--out"), ("export a --out x", "--format"), ("export a --out x", "--style"),
+    ("watch-demo --steps 1", "--run-id"), ("runs", "--runs"), ("ablate a", "--out"), ("report a", "--out"), ("ablate a", "--data"), ("ablate a", "--text"), ("bench ranks", "--run"),
+    ("export a", "--out"), ("export a --out x", "--format"), ("export a --out x", "--style"), ("export a --out x", "--animate"),
 ]  # fmt: skip
 
 
