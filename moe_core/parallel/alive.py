@@ -37,7 +37,7 @@ class Alive:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # progress: to how many exchanges it has come
-        # waits: whether it waits for other ranks, as it does from coming to an exchange until that is done; since: since when so or not.
+        # waits: whether it is in an exchange, waiting for other ranks; since: when the last one was done.
         self.waits, self.since = True, time.monotonic()
         # What lost() is to say, where this process ended that rank itself (stopping.py).
         self.gone: tuple[int, str] | None = None
@@ -49,11 +49,12 @@ class Alive:
     def come(self) -> None:
         """Say that this rank comes to an exchange."""
         self.progress += 1
-        self.waits, self.since = True, time.monotonic()
+        self.waits = True
 
     def go_on(self) -> None:
         """Say that the exchange is done."""
-        self.waits, self.since = False, time.monotonic()
+        self.since = time.monotonic()  # first: another thread asks hangs() meanwhile
+        self.waits = False
 
     def hangs(self, since: float) -> bool:
         """Whether this rank has come to no exchange for WAITS seconds. They are counted from `since` at the earliest."""

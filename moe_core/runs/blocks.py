@@ -34,7 +34,7 @@ class Blocks:
 
     def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, layout: Layout) -> None:
         self.query, self.rows, self.layout = query, rows, layout
-        self._last = 0, 0  # the last block as readable() saw it, and what it said
+        self._last = 0, 0  # the id of the last block when readable() was asked last, and its answer
         self.kept: dict[Asked, tuple[int, Rows]] = {}
 
     def read(

@@ -28,7 +28,7 @@ from moe_core.schema import Config
 
 # Seconds after a measurement was asked to end: it is killed, and the stop is given up.
 UNTIL_KILLED, UNTIL_GIVEN_UP = 3.0, 10.0
-LINES = 1000  # in the file of a measurement: ours have some twenty, and what torch may say of an error some more
+LINES = 1000  # in the file of a measurement: ours have some twenty, or more where torch explains an error
 RANK = "moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
 
 

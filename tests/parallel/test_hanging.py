@@ -361,6 +361,25 @@ def test_a_rank_that_hangs_ends_once_the_store_is_gone(
     assert set(ended) == ({1} if ends else set())
 
 
+def test_a_rank_never_hangs_at_the_end_of_an_exchange_that_took_long(
+    ranks: list[Alive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may ask between any two lines of go_on()."""
+    one, asked = ranks[1], list[bool]()
+    exchange(one)
+    one.come()
+    one.since -= 100.0
+
+    def set_and_ask(self: Alive, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        asked.append(one.hangs(0.0))
+
+    monkeypatch.setattr(Alive, "__setattr__", set_and_ask)
+    one.go_on()
+    assert asked
+    assert not any(asked)
+
+
 def test_a_rank_whose_exchange_failed_does_not_hang(ranks: list[Alive], ended: list[int]) -> None:
     """It has to say so, which may take long, before it ends."""
     traffic = Traffic(ranks[1])
