@@ -92,9 +92,9 @@ def anchor(stored: Stored, begin: int, first: int | None, part: int | None) -> i
 
 
 def following(stored: Stored, after: int, last: int) -> Iterator[int]:
-    """The ids beyond `after`, up to `last`."""
+    """The ids beyond `after`, until `last` was among them."""
     while after < last and (ids := stored.ids(after)):
-        yield from (id for id in ids if id <= last)
+        yield from ids
         after = ids[-1]
 
 
