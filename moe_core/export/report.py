@@ -134,8 +134,10 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
             if not measured_by(run.description, stat):
                 continue
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
-            mean = float(np.mean(values)) if len(values) else float("nan")
-            yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
+            known, steps = values[np.isfinite(values)], min(last, AVERAGED)  # steps that are damaged are not known
+            mean = f"{np.mean(known):.3g}" if len(known) else "not known"
+            of = f"{len(known)} of the" if len(known) < steps else "the"
+            yield f"{words}, layer {layer + 1}", f"{mean} (mean of {of} last {steps} steps)"
         if (held_out := held_out_at(run, layer, last)) is not None:
             for (_, label, _), value in zip(HELD_OUT_BALANCE, (held_out.cv, held_out.max_over_mean), strict=True):
                 yield f"{label}, layer {layer + 1}", f"{value:.3g} ({held_out.where}, step {held_out.step:,})"
