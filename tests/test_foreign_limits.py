@@ -125,7 +125,7 @@ def test_the_table_of_a_comparison_has_the_balance_as_it_was_at_its_step(tmp_pat
 
 def test_without_a_smooth_load_report_and_comparison_have_the_balance_of_the_selections(tmp_path: Path) -> None:
     runs = [recorded(tmp_path / name, described((4,), ("counts",))) for name in "ab"]
-    (first, *_) = parts_of(Still(runs[0]))
+    (first, *_) = parts_of(Still(runs[0]), lambda *one: one)
     assert [row[0] for row in first.content[0].rows if row[0].startswith("CV")] == ["CV(selections), layer 1"]
     assert "CV(selections)" in dict(compare.sections(runs)[-1][1])
 
@@ -142,7 +142,7 @@ def test_the_banner_says_nothing_of_what_was_not_measured(tmp_path: Path) -> Non
 def test_a_report_has_what_is_of_all_layers_once(tmp_path: Path) -> None:
     knobs = {"lr": Knob(0.1, 0.0, 1.0)}
     run = recorded(tmp_path / "a", described((4,) * 6, knobs=knobs))
-    (figures,) = (part.content for part in parts_of(Still(run)) if part.title == "Figures")
+    (figures,) = (part.content for part in parts_of(Still(run), lambda *one: one) if part.title == "Figures")
     for name, many in (("layers", 1), ("layers_spread", 1), ("loss", 1), ("balance", 6)):
         assert [layer for one, layer in figures if one == name] == list(range(many)), name
 

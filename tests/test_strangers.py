@@ -121,7 +121,7 @@ def test_a_foreign_strategy_with_a_name_of_ours_needs_no_knob_noise(tmp_path: Pa
     evals = [(20, {"eval_loss": 1.0, "selections": [[5.0] * 8] * 2}, None)]
     run = ended(tmp_path / "a", change=knob("strategy", start="paper"), evals=evals)
     whole(frame(run, "live"))
-    parts_of(Still(run))
+    parts_of(Still(run), lambda *one: one)
 
 
 # Knobs without a range, such as Knob(0.01), and values that the record cannot hold
@@ -316,7 +316,7 @@ def test_an_invalid_config_is_refused(tmp_path: Path) -> None:
 def test_batch_and_exports_work_with_facts_of_any_kind(tmp_path: Path, threads: Any) -> None:
     run = claimed(tmp_path / "a", facts={"threads": threads})
     frame(run, "batch")
-    parts_of(Still(run))
+    parts_of(Still(run), lambda *one: one)
 
 
 @pytest.mark.parametrize("facts", [{"threads": {"a": 1}}, {"threads": "x"}, {"threads": -3}, {"versions": "x"}])
@@ -410,7 +410,7 @@ def test_an_evaluation_in_which_all_experts_were_off(tmp_path: Path) -> None:
     none = [[float("nan")] * 8] * 2
     run = ended(tmp_path / "a", evals=[(20, {"eval_loss": 1.0, "selections": none}, None)])
     whole(frame(run, "live"))
-    parts_of(Still(run))
+    parts_of(Still(run), lambda *one: one)
 
 
 @pytest.mark.parametrize("probe", ["bytes", "images", "rows", "points"])

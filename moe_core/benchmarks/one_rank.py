@@ -23,6 +23,7 @@ from torch import Tensor, distributed, nn
 from torch.distributed.elastic.multiprocessing.errors import record
 
 from moe_core.benchmarks.layer import keep_memory
+from moe_core.benchmarks.ranks import READY
 from moe_core.nn.experts import mixture
 from moe_core.nn.models import build, routing_options
 from moe_core.parallel import exchange
@@ -35,10 +36,10 @@ from moe_core.training import checkpoint
 from moe_core.training.data import Data, load
 from moe_core.training.recorded import load_recorded
 
-# For ranks that still load the data. An exchange waits as long: the launcher names a rank that hangs before (ranks.py).
-WAIT = datetime.timedelta(seconds=120)
+# For the others, in each exchange. Longer than the launcher's patience: it names the rank that hangs, and not one that waits for it.
+WAIT = datetime.timedelta(seconds=READY + 60)
 CPU = torch.device("cpu")
-AHEAD = 1_000_000  # more exchanges than there are in a part of the measurement
+AHEAD = 1_000_000  # more exchanges than a part of the measurement has
 
 
 class Subject(NamedTuple):
@@ -153,7 +154,7 @@ def speeds(
     """Rows a second of rank 0's experts, forward and backward, for each number of devices and layer; and how many rounds were timed.
 
     CPU time, medians; the numbers of devices take turns, so that whatever else the machine does falls on all alike. seconds: for each of them;
-    come: called in each round.
+    come: called in each round, to show that the timing gets on.
     """
     steps = [[step_of(one) for one in of_layers] for of_layers in products]
     taken: list[list[list[float]]] = [[[] for _ in of_layers] for of_layers in products]
@@ -226,7 +227,8 @@ def main() -> None:
 
 
 def begin(alive: Alive, devices: int, doing: str) -> None:
-    """Say what this rank does now. Ranks that do not take part in what comes first are ahead of those that do."""
+    """Say what this rank does now. A rank that takes no part in the first counts waits in a later one, so it counts as ahead of those
+    that still do the first."""
     alive.progress, alive.doing = devices * AHEAD, doing
 
 
@@ -264,7 +266,7 @@ def measure(given: dict[str, Any], alive: Alive) -> None:
 
 
 def wait_for_the_others(store: Any, size: int) -> None:
-    """Until they have ended, and have left the cores to this one."""
+    """Wait until the other ranks have ended, and have left the cores to this one."""
     until = time.monotonic() + WAIT.total_seconds()
     while store.add("ended", 0) < size - 1 and time.monotonic() < until:
         time.sleep(0.05)

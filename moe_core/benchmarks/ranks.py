@@ -21,16 +21,15 @@ from typing import Any
 
 from moe_core.folders import ABOVE
 from moe_core.runs import Run, is_alive, open_run
-from moe_core.runs.locks import command_line
-from moe_core.runs.measuring import RANK
+from moe_core.runs.measuring import RANK, is_rank
 from moe_core.runs.on_devices import devices_for
 from moe_core.schema import Config, Knobs, check, first_line
 
 BATCHES, QUICK = 20, 2  # that each device brings
 ANSWER = 10.0  # seconds to wait for the checkpoint of a run that trains
-START = 60.0  # seconds in which the ranks must come
-PATIENCE = 60.0  # seconds that a rank gives no sign of life, or in which none gets on
-READY = 600.0  # seconds that a rank may take to load the data
+START = 60.0  # seconds until the first sign of life of each rank
+PATIENCE = 60.0  # seconds without another sign of life of a rank, or in which no rank gets on
+READY = 600.0  # the same while a rank loads the data
 
 
 def main(options: argparse.Namespace) -> int:
@@ -87,7 +86,7 @@ def newest_checkpoint(run: Run) -> tuple[str, bool]:
 
 
 def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
-    """Start the ranks as torchrun does, and wait for them. ValueError, which names it, if one hangs or was halted, or failed first."""
+    """Start the ranks as torchrun does, and wait for them. ValueError, which names the rank, if one fails, hangs or was halted."""
     from torch import distributed
     from torch.distributed import run as torchrun
     from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -107,7 +106,7 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         f"--nproc-per-node={ranks}",
         f"--log-dir={folder}",
         "-m",
-        "moe_core.benchmarks.one_rank",
+        RANK,
     ]
     watch = Watch(ranks)
     try:
@@ -125,7 +124,7 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         why = said["message"] if isinstance(said, dict) else said
         raise ValueError(f"rank {rank} failed: {first_line(why)}; measure again") from None
     finally:
-        watch.over.set()
+        watch.end()
         logging.disable(logging.NOTSET)
 
 
@@ -140,8 +139,16 @@ class Watch:
 
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.ranks, self.problem, self.over = ranks, "", threading.Event()
-        self.seen: dict[Any, tuple[Any, float]] = {}
-        threading.Thread(target=self.work, name="watch", daemon=True).start()
+        self.seen: dict[
+            Any, tuple[Any, float]
+        ] = {}  # what was seen last of each rank, and of all together, and since when
+        self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """Watch no more. A thread that is still in the store's C++ when Python ends would abort the process."""
+        self.over.set()
+        self.thread.join()
 
     def work(self) -> None:
         from moe_core.parallel.alive import EVERY, said
@@ -149,13 +156,14 @@ class Watch:
         while not self.problem and not self.over.wait(EVERY):
             signs = [said(self.store, "alive", rank) for rank in range(self.ranks)]
             if (rank := self.hanging(signs)) is not None:
-                # One that has said nothing yet is only known to torchrun, which ends all if this process is asked to end.
+                # Only torchrun knows the process of a rank that has said nothing yet. It ends all ranks if this process gets a SIGTERM.
                 pid, number = (signs[rank]["pid"], signal.SIGKILL) if signs[rank] else (os.getpid(), signal.SIGTERM)
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, number)
 
     def hanging(self, signs: Sequence[dict[str, Any]]) -> int | None:
-        """The rank that hangs or was halted, by what each has said now, {} if nothing yet; then `problem` names it. To be asked again and again."""
+        """The rank that hangs or was halted, which `problem` then names. To be asked again and again, each time with what each rank has
+        said of itself by now: {} if nothing."""
         from moe_core.parallel.alive import called
 
         there = [rank for rank, facts in enumerate(signs) if not facts or is_rank(facts["pid"])]
@@ -173,20 +181,11 @@ class Watch:
         return None
 
     def unchanged(self, what: Any, value: Any) -> float:
-        """For how many seconds this has been so."""
+        """For how many seconds the value has been this one."""
         now = time.monotonic()
-        if self.seen.get(what, (None, 0.0))[0] != value or what not in self.seen:
+        if what not in self.seen or self.seen[what][0] != value:
             self.seen[what] = value, now
         return now - self.seen[what][1]
-
-
-def is_rank(pid: int) -> bool:
-    """Whether a process that said it is a rank is there: another one may have its number by now."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return RANK in command_line(pid) or not Path("/proc/self").exists()
 
 
 def show(model: dict[str, Any], found: list[dict[str, Any]]) -> None:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from moe_core.commands.common import add, check_installed, moved, seconds_flag, take_places, whole_flag
+from moe_core.commands.common import add, check_installed, moved, seconds_flag, take_places, whole_flag, word_flag
 from moe_core.schema import Config, Knobs, check
 
 SIZES = {
@@ -85,6 +85,7 @@ def take_run(bench: argparse.ArgumentParser) -> None:
     run = bench.add_argument_group("what ranks measures instead of a layer that has learnt nothing")
     run.add_argument(
         "--run",
+        type=word_flag,
         metavar="RUN",
         help="the layers of this run: as they are now if it trains and writes a checkpoint within 10 s, else of its last one",
     )

@@ -4,10 +4,12 @@ import argparse
 import json
 import math
 import os
+import re
 import sys
 import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +34,15 @@ EXTRAS = {
 
 class Parser(argparse.ArgumentParser):
     """argparse with one line for an error, as everywhere else."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, but `--flag=--` is refused: Python 3.11 makes an empty list of it, whatever the flag is to hold."""
+        for word in takewhile("--".__ne__, args or ()):
+            if re.fullmatch(r"--[\w-]+=--", word):
+                self.error(
+                    f"argument {word.removesuffix('=--')}: must not be --, which stands before words that are no flags"
+                )
+        return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise SystemExit(complain(f"{message}; see {self.prog} --help"))
@@ -79,9 +90,9 @@ def whole_flag(text: str) -> int:
 
 
 def word_flag(text: str) -> str:
-    """A flag's word. An empty one is refused: it comes from a variable that is not set, and must not mean what no flag would."""
+    """A flag's word. An empty one, which comes from a variable that is not set, is refused: it must not be taken for no flag at all."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("must not be empty, as of a variable that is not set")
+        raise argparse.ArgumentTypeError("must not be empty; is it made of a variable that is not set?")
     return text
 
 
@@ -114,8 +125,8 @@ def seconds_flag(text: str) -> float:
 
 def take_places(command: argparse._ActionsContainer) -> None:
     """Flags that say where the data of a recorded run lie now. They must be the same data."""
-    command.add_argument("--text", nargs="+", metavar="PATH", help="where the run's own texts lie now")
-    command.add_argument("--data", metavar="FILE", help="where the run's own table lies now")
+    command.add_argument("--text", nargs="+", type=word_flag, metavar="PATH", help="where the run's own texts lie now")
+    command.add_argument("--data", type=word_flag, metavar="FILE", help="where the run's own table lies now")
 
 
 def moved(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def declare(commands: Any) -> None:
         metavar="COLUMNS",
         help="the figures as panels of one file, so many beside each other",
     )
-    files.add_argument("--animate", metavar="NAME", help="this figure over the run, to a .gif or .mp4")
+    files.add_argument("--animate", type=word_flag, metavar="NAME", help="this figure over the run, to a .gif or .mp4")
     files.add_argument("--seconds", type=real_flag, default=10.0, help="how long the animation takes")
     document = add(commands, "report", report_command, "write all of a run into one HTML or PDF file", extra="export")
     document.add_argument(

@@ -37,8 +37,8 @@ def declare(commands: Any) -> None:
 def demo_command(arguments: argparse.Namespace) -> int:
     runs = runs_folder(arguments.runs)
     name = checked_id(arguments.run_id) if arguments.run_id else new_id(runs, "watch-demo")
-    # A page that starts this command has made the folder, with a log in it.
-    if (runs / name).exists() and {path.name for path in (runs / name).iterdir()} != {LOG}:
+    # A page that starts this command has made the folder, with a log in it; one that was interrupted before its first step left it empty.
+    if (runs / name).exists() and {path.name for path in (runs / name).iterdir()} - {LOG}:
         raise StoreError(f"run {name} exists already in {runs}; choose another --run-id")
     asked = {setting: parse_setting(Config, setting, getattr(arguments, setting)) for setting in ("steps", "seed")}
     config = Config.for_task("text", tokens=TOKENS, context=CONTEXT, **asked)

@@ -84,8 +84,8 @@ def options(run: Run) -> dict[str, Any]:
 
 
 def label_of(entry: Entry, short: str) -> str:
-    """A run in the chooser: its name as a chip has room for it, what sets it apart, and where that is cut, the whole name, by which it
-    is found and which is seen when the pointer rests on it."""
+    """A run in the chooser: its name, cut so that a chip has room for it, and what sets it apart. Behind a name that is cut stands the
+    whole one, so that a search finds it and the pointer shows it."""
     whole = "" if short == entry.name else f" · {entry.name}"
     return ": ".join(filter(None, (short, entry.apart))) + whole
 

@@ -109,13 +109,13 @@ def widget(
     if isinstance(start, str):
         return st.text_input(name, start, placeholder="none", **common)
     if isinstance(start, int):
-        return whole_number(name, start, **common)
+        return whole_field(name, start, **common)
     fine = meta.step or (0.01 if meta.high <= 10 else 1.0)
     return st.number_input(name, value=start, step=fine, format="%g", **common)
 
 
-def whole_number(label: str, start: int, **given: Any) -> int | float:
-    """A field for a whole number. Streamlit's own would take the 1 of 1e3 and drop the rest, so it is the field for any number."""
+def whole_field(label: str, start: int, **given: Any) -> int | float:
+    """A field for a whole number, which may hold another number. Streamlit's field for whole numbers would read 1e3 as 1."""
     value = st.number_input(label, value=float(start), step=1.0, format="%g", **given)
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
@@ -159,7 +159,7 @@ def choose_ranks(form: Form) -> RankCounts:
     most, each = most_ranks(device_kind(config))
     if most < 2:
         return ALONE
-    size = whole(
+    size = take_whole(
         form.faults,
         "ranks",
         1,
@@ -174,20 +174,20 @@ def choose_ranks(form: Form) -> RankCounts:
     expert = 1
     if size != 1:
         key = "configure-expert_parallel"
-        expert = whole(form.faults, "expert_parallel", 1, key, help=about, persist_state="session")
+        expert = take_whole(form.faults, "expert_parallel", 1, key, help=about, persist_state="session")
     ranks = RankCounts(size, expert)
     form.check(check_room, ranks, config)
     form.check(check_dealt, ranks)
     return ranks
 
 
-def whole(
+def take_whole(
     faults: Faults, name: str, start: int, key: str, low: float = -math.inf, high: float = math.inf, label: str = "", **given: Any
 ) -> int:  # fmt: skip
-    """Draw the field of a whole number that is no setting of a run, and take it: `start` if it is none, or out of range, which is said
-    below the field."""
+    """Draw the field of a whole number that is no setting of a run, and take what is in it. If that is no whole number, or out of range, the
+    page says so below the field, and `start` is taken."""
     with st.container(gap=None):
-        value = whole_number(label or name, start, key=key, **given)
+        value = whole_field(label or name, start, key=key, **given)
         faults.place(name)
     try:
         return int(parsed_value(name, int, low, high, (), value))
@@ -314,7 +314,7 @@ def look_at(form: Form, files: tuple[str, ...] | None, shown: Any) -> Recognised
         recognised = own.recognise(Config.for_task(form.task, **right))
     if problem := recognised.problem:
         for path in map(Path, files):
-            if path.parent.parent.name == own.UPLOADS:  # where it is kept means nothing to the person
+            if path.parent.parent.name == own.UPLOADS:  # the person knows it by its name only
                 problem = problem.replace(str(path), path.name)
         form.faults.say_together(problem, field_of(problem, FILES[form.task]))
         return None

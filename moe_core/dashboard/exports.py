@@ -128,7 +128,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
 
 
 def chosen_size() -> Sized:
-    """One of the usual sizes, or one's own in px, inches or mm. A widget that is bound would write its label into the link."""
+    """One of the usual sizes, or one's own in px, inches or mm. It is written into the link here: a bound field would write its label."""
     st.session_state["size"] = links.word("size") or next(iter(SIZES))
 
     def link() -> None:
@@ -210,7 +210,7 @@ def preview(what: Named, source: Any, figures: list[str], format: str, look: Loo
     paper = f" On paper {on_paper(width)} × {on_paper(height)} in, with type of {look.font / PX['pt']:.3g} pt."
     drawn = f"{among}{alt}: {round(width):,} × {round(height):,} px{pixels}, {bytes_text(len(file))} as {format}."
     caption_at.caption(drawn + paper + more)
-    if columns or len(figures) == 1 or looks():  # who only looks has them one by one
+    if columns or len(figures) == 1 or looks():  # who only looks gets them one by one
         file_name = f"{source.id}-{'panels' if columns else name}.{format}"
         button_at.download_button(
             "Export", file, file_name, MIME[format], type="primary", key="export-one", on_click="ignore"

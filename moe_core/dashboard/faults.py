@@ -14,8 +14,8 @@ SETTINGS = {f.name for settings in (Config, Knobs) for f in fields(settings)}
 
 
 def in_fields(words: str, look: str = "{}") -> str:
-    """Words that were made for the command line, with the page's fields in place of its flags: a field is labelled with the name of its
-    setting, which the flag --d-model has with dashes. look: how a field is to look."""
+    """Words that were made for the command line, with the page's fields in place of the flags: d_model for --d-model. look: how a field is
+    to look."""
 
     def field(found: re.Match[str]) -> str:
         name = (found["flag"] or "").replace("-", "_")
@@ -25,7 +25,7 @@ def in_fields(words: str, look: str = "{}") -> str:
 
 
 def as_html(words: str) -> str:
-    """The same as HTML, with fields in bold."""
+    """The words as in_fields() gives them, as HTML with fields in bold."""
     return in_fields(escape(words, quote=False), "<b>{}</b>")
 
 

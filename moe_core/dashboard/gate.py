@@ -42,7 +42,7 @@ def looks() -> bool:
 
 
 def only_looking(left_out: str = "") -> bool:
-    """Whether the page only looks; if so it says that, and what is left out, in its place."""
+    """Whether this viewer only looks. If so the page says that here, and `left_out`, a sentence about what is missing here."""
     if looks():
         st.caption(f"{LOOKING} {left_out}".strip())
     return looks()

@@ -21,9 +21,9 @@ from moe_core.runs import RUN_ID
 from moe_core.schema import RENAMED
 
 MOST = 3  # runs beside the first
-# A link has the size as the command line takes it, and the page shows its label. Whose they are: IEEE Author Center, "Size requirements for
-# graphics" (3.5 and 7.16 in); Nature, "Research figure guide" (89 and 183 mm); the LaTeX styles of ICML (3.25 and 6.75 in), and of NeurIPS
-# and ICLR (5.5 in).
+# The usual sizes, as a link and the command line write them, each with its label on the page. They are from: IEEE Author Center, "Size
+# requirements for graphics" (3.5 and 7.16 in); Nature, "Research figure guide" (89 and 183 mm); the LaTeX styles of ICML (3.25 and 6.75 in),
+# and of NeurIPS and ICLR (5.5 in).
 SIZES = {
     "3.25in": "one column, 3.25 in (ICML)", "3.5in": "one column, 3.5 in (IEEE)", "89mm": "one column, 89 mm (Nature)",
     "5.5in": "whole page, 5.5 in (NeurIPS, ICLR)", "6.75in": "both columns, 6.75 in (ICML)", "7.16in": "both columns, 7.16 in (IEEE)",
@@ -79,7 +79,7 @@ def one_of(*choices: str) -> Word:
 
 
 def size(text: str) -> str:
-    """A size of SIZES or OWN; earlier links have its label."""
+    """A size of SIZES or OWN, by its word or, as earlier links have it, by its label."""
     words = {label: word for word, label in (SIZES | OWN).items()}
     return str(one_of(*SIZES, *OWN).read(words.get(text, text)))
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import streamlit as st
 
-from moe_core.dashboard.configure import recorded_speeds, say_strategy, whole
+from moe_core.dashboard.configure import recorded_speeds, say_strategy, take_whole
 from moe_core.dashboard.faults import Faults
 from moe_core.dashboard.gate import deed, only_looking
 from moe_core.runs import cores, runs_folder
@@ -58,12 +58,12 @@ def fields_of(faults: Faults) -> tuple[dict[str, Any], int]:
     task, steps, seeds, together = st.columns(4)
     asked["task"] = task.selectbox("Task", TASKS, key="sweep-task")
     with steps:
-        asked["steps"] = whole(faults, "steps", 1000, "sweep-steps", 1, 10**9, "Steps")
+        asked["steps"] = take_whole(faults, "steps", 1000, "sweep-steps", 1, 10**9, "Steps")
     with seeds:
         about = "how many, from 0 on; or name them in seed"
-        asked["seeds"] = whole(faults, "seeds", 3, "sweep-seeds", 1, 100, "Seeds", help=about)
+        asked["seeds"] = take_whole(faults, "seeds", 3, "sweep-seeds", 1, 100, "Seeds", help=about)
     with together:
-        parallel = whole(faults, "runs at a time", side_by_side(), "sweep-parallel", 1, 256, "Runs at a time")
+        parallel = take_whole(faults, "runs at a time", side_by_side(), "sweep-parallel", 1, 256, "Runs at a time")
     usual = Config.for_task(asked["task"])
     with st.container(key="sweep-lists"):
         for name, default in LISTED.items():

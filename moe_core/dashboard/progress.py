@@ -88,7 +88,7 @@ def press(run: Run, number: int, knobs: Mapping[str, Any]) -> None:
 
 
 def happened_in(run: Run, number: int, layer: int) -> frozenset[int]:
-    """The stages whose check has passed."""
+    """The stages, from 0, whose check has passed."""
     stages = range(len(LESSONS[number - 1].stages))
     return frozenset(at for at in stages if (record_of(run), number, at, layer) in _seen)
 

@@ -39,7 +39,7 @@ def take() -> None:
     try:
         data = file.read(LARGEST + 1)
         choices = choices_of(parsed_style(data, file.name[:80]), file.name[:80])
-        # A field that comes only now does not write the link itself, and that of the size reads it from there.
+        # A field that is not on the page yet does not write its word into the link; the field of the size takes its own from there.
         for word in choices.keys() - (st.session_state.keys() - {"size"}):
             st.query_params[word] = text_of(choices[word])
         st.session_state.update(choices)

@@ -127,9 +127,9 @@ def packed(array: np.ndarray[Any, Any]) -> str:
 
 
 def shares(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Shares of the whole of each row, in parts of 65535; 0 where they are not known."""
-    total = values.sum(axis=1, keepdims=True)
+    """Shares of what is known of each row, in parts of 65535; 0 for what is not known."""
     known: np.ndarray[Any, Any] = np.nan_to_num(values, posinf=0)
+    total = known.sum(axis=1, keepdims=True)
     return np.round(65535 * known / np.where(total > 0, total, 1)).astype("<u2")
 
 

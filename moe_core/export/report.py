@@ -7,6 +7,7 @@ as PDF, A4, drawn by the same marks as the figures.
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import fields
+from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,13 +45,20 @@ SAMPLES = 5  # texts, the last ones
 EVALS = 25  # rows of the table of evaluations; more are thinned evenly
 AVERAGED = 50  # steps over which the closing figures are means
 Progress = Callable[[int, int], None]
+Draw = Callable[[str, int], Any]  # makes a figure by its name and layer
+
+
+class Picture(NamedTuple):
+    """A figure as it stands in the HTML file."""
+
+    html: str
 
 
 class Part(NamedTuple):
-    """A section: a title and tables, figures (by name and layer) or quoted text."""
+    """A section: a title and tables, quoted text, or figures as a Draw makes them."""
 
     title: str
-    content: list[Rows | tuple[str, int] | str]
+    content: list[Any]
 
 
 def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = lambda done, of: None) -> Path:
@@ -64,18 +72,23 @@ def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = 
     return write(path, kinds[path.suffix.lower()](run, progress))
 
 
-def parts_of(run: Record) -> list[Part]:
-    """The sections of the report, in their order."""
+def parts_of(run: Record, draw: Draw, progress: Progress = lambda done, of: None) -> list[Part]:
+    """The sections of the report, in their order. The figures are drawn before the first section is written: they read every step, and it
+    says which of them are damaged."""
     state = run.status()
     started = {name: getattr(run.started_knobs, name) for name in run.description.knobs}
     ended = run.knobs_at(last_step(run))
-    figures = [
+    named = [
         (name, layer)
         for name in FIGURES
         if shows(run, name)
         for layer in range(len(run.description.layers) if FIGURES[name].layered else 1)
     ]
-    read_through(run)
+    figures = []
+    for done, one in enumerate(named):
+        progress(done, len(named))
+        figures.append(draw(*one))
+    progress(len(named), len(named))
     parts = [
         Part("How it stands", [Rows(("", ""), [*summary(run, state), *(("damage", line) for line in run.look_over())])]),
         Part("Configuration", [Rows(("setting", "value", "meaning"), [setting(*one) for one in run.description.settings.items() if one[1] not in ((), [], "")])]),
@@ -85,7 +98,7 @@ def parts_of(run: Record) -> list[Part]:
         ),
         Part("What was turned", [changes(run)]),
         Part(f"Evaluations{of_all(EVALS, len(run.evals()))}", [evaluations(run)]),
-        Part("Figures", list(figures)),
+        Part("Figures", figures),
     ]  # fmt: skip
     texts = [(e.step, e.text) for e in run.evals() if e.text]
     if texts:
@@ -96,15 +109,6 @@ def parts_of(run: Record) -> list[Part]:
             )
         )
     return parts
-
-
-def read_through(run: Record) -> None:
-    """Read every step once, so that look_over() names those that are damaged before a figure comes across them."""
-    for by_layer in (False, True):
-        stat = next((n for n in run.description.measures if n in STAT and bool(STAT[n].shape) == by_layer), None)
-        for layer in range(len(run.description.layers) if by_layer else 1):
-            if stat and last_step(run):
-                run.history(stat, layer)
 
 
 def of_all(most: int, there: int, which: str = "") -> str:
@@ -130,8 +134,10 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
             if not measured_by(run.description, stat):
                 continue
             _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
-            mean = float(np.mean(values)) if len(values) else float("nan")
-            yield f"{words}, layer {layer + 1}", f"{mean:.3g} (mean of the last {min(last, AVERAGED)} steps)"
+            known, steps = values[np.isfinite(values)], min(last, AVERAGED)  # steps that are damaged are not known
+            mean = f"{np.mean(known):.3g}" if len(known) else "not known"
+            of = f"{len(known)} of the" if len(known) < steps else "the"
+            yield f"{words}, layer {layer + 1}", f"{mean} (mean of {of} last {steps} steps)"
         if (held_out := held_out_at(run, layer, last)) is not None:
             for (_, label, _), value in zip(HELD_OUT_BALANCE, (held_out.cv, held_out.max_over_mean), strict=True):
                 yield f"{label}, layer {layer + 1}", f"{value:.3g} ({held_out.where}, step {held_out.step:,})"
@@ -204,23 +210,15 @@ def drawn(run: Record, name: str, layer: int, theme: str) -> Sheet | str:
 
 def as_html(run: Record, progress: Progress) -> str:
     facts = facts_of(run, f"MoEscope report: {run.id}")
-    parts = parts_of(run)
-    of = sum(len(part.content) for part in parts)
-    body, done = [], 0
-    for part in parts:
-        body.append(f"<section><h2>{escape(part.title)}</h2>")
-        for piece in part.content:
-            progress(done, of)
-            done += 1
-            body.append(html_of(run, piece))
-        body.append("</section>")
-    progress(of, of)
+    body = []
+    for part in parts_of(run, partial(picture_of, run), progress):
+        body += [f"<section><h2>{escape(part.title)}</h2>", *map(html_of, part.content), "</section>"]
     return f"""<!DOCTYPE html>
 <html lang="en"><head>
 {head(facts)}
 <meta name="viewport" content="width=device-width">
 <style>{typefaces()}{STYLE}</style></head><body>
-<h1>{escape(printable(run.id))}</h1><p class="caption">{escape(printable(caption_of(facts)))}</p>
+<h1>{safe(run.id)}</h1><p class="caption">{safe(caption_of(facts))}</p>
 {"".join(body)}
 </body></html>
 """
@@ -246,10 +244,13 @@ figure {{ margin: 16px 0; break-inside: avoid; }} figure img {{ width: 100%; hei
 """
 
 
-def html_of(run: Record, piece: Any) -> str:
-    def safe(text: str) -> str:
-        return escape(printable(text))
+def safe(text: str) -> str:
+    return escape(printable(text))
 
+
+def html_of(piece: Rows | str | Picture) -> str:
+    if isinstance(piece, Picture):
+        return piece.html
     if isinstance(piece, Rows):
         if not piece.rows:
             return '<p class="caption">none</p>'
@@ -257,17 +258,19 @@ def html_of(run: Record, piece: Any) -> str:
         top = f"<thead><tr>{heading}</tr></thead>" if any(piece.heading) else ""
         rows = "".join(f"<tr>{''.join(f'<td>{safe(word)}</td>' for word in row)}</tr>" for row in piece.rows)
         return f"<table>{top}<tbody>{rows}</tbody></table>"
-    if isinstance(piece, str):
-        return f"<pre>{safe(piece)}</pre>"
-    name, layer = piece
+    return f"<pre>{safe(piece)}</pre>"
+
+
+def picture_of(run: Record, name: str, layer: int) -> Picture | str:
+    """A figure light and dark, or why it cannot be drawn."""
     words = safe(figure_title(run, name, layer) or FIGURES[name].title)
     pictures = []
     for theme in ("light", "dark"):
         sheet = drawn(run, name, layer, theme)
         if isinstance(sheet, str):
-            return f"<pre>{safe(sheet)}</pre>"
+            return sheet
         pictures.append(picture(sheet, theme, words))
-    return f"<figure>{''.join(pictures)}</figure>"
+    return Picture(f"<figure>{''.join(pictures)}</figure>")
 
 
 def picture(sheet: Sheet, theme: str, words: str) -> str:
@@ -283,23 +286,16 @@ def picture(sheet: Sheet, theme: str, words: str) -> str:
 
 def as_pdf(run: Record, progress: Progress) -> bytes:
     facts = facts_of(run, f"MoEscope report: {run.id}")
-    parts = parts_of(run)
-    of = sum(len(part.content) for part in parts)
     paper = Paper(caption_of(facts))
     paper.words(str(run.id), 24, 600)
     paper.words(caption_of(facts), 12, 400, LIGHT.ink2)
-    done = 0
-    for part in parts:
+    for part in parts_of(run, partial(drawn, run, theme="light"), progress):
         paper.heading(part.title)
         for piece in part.content:
-            progress(done, of)
-            done += 1
             if isinstance(piece, Rows):
                 paper.table(piece)
             elif isinstance(piece, str):
                 paper.quote(piece)
             else:
-                sheet = drawn(run, *piece, "light")
-                paper.quote(sheet) if isinstance(sheet, str) else paper.figure(sheet)
-    progress(of, of)
+                paper.figure(piece)
     return to_pdf(paper.pages(), facts)

@@ -1,4 +1,4 @@
-"""What a layer or a gate is called with, refused in a line before any work if it cannot be.
+"""Checks of what a layer or a gate is called with: an impossible value is refused in a line before any work.
 
 Numbers are compared as Python compares them: an operation on a tensor would cost more than the check, and on a GPU the host would
 wait for it. The trainer's captured steps give numbers that compare so, too (training/step.py, Live).
@@ -24,18 +24,18 @@ def check_rows(x: Tensor, width: int) -> None:
         raise ValueError(f"x must be a tensor of floating-point numbers, {width} in each row, got {given}")
 
 
-def check_k(k: int, num_experts: int, name: str = "k", most: str = "num_experts") -> int:
-    """k as an int. ValueError unless it is a whole number from 1 to num_experts. name, most: what the error calls the two."""
+def check_k(k: int, most: int, name: str = "k", of: str = "num_experts") -> int:
+    """k as an int. ValueError unless it is a whole number from 1 to `most`. name, of: what the error calls k and `most`."""
     if type(k) is not int:
-        k = whole(name, k)
-    if not 1 <= k <= num_experts:
-        raise ValueError(f"{name} must be between 1 and {most}={num_experts}, got {k}")
+        k = whole_number(name, k)
+    if not 1 <= k <= most:
+        raise ValueError(f"{name} must be between 1 and {of}={most}, got {k}")
     return k
 
 
 def check_size(name: str, size: int) -> int:
     """A width or a number of experts as an int. ValueError unless it is a whole number of at least 1."""
-    if (size := whole(name, size)) < 1:
+    if (size := whole_number(name, size)) < 1:
         raise ValueError(f"{name} must be at least 1, got {size}")
     return size
 
@@ -55,11 +55,11 @@ def check_capacity(factor: float) -> None:
 
 
 def check_off(off: Sequence[int], num_experts: int) -> tuple[int, ...]:
-    """The experts that are off, each once. ValueError for one that there is not."""
+    """The experts that are off, each once. ValueError unless they are numbers of experts."""
     if type(off) is tuple and not off:
         return off
     try:
-        experts = tuple(dict.fromkeys(whole("an expert that is off", expert) for expert in off))
+        experts = tuple(dict.fromkeys(whole_number("an expert that is off", expert) for expert in off))
     except TypeError:
         raise ValueError(f"off must be a list of experts, counted from 0, got {shown(off)}") from None
     for expert in experts:
@@ -69,12 +69,12 @@ def check_off(off: Sequence[int], num_experts: int) -> tuple[int, ...]:
 
 
 def check_weigh(weigh: str) -> None:
-    """ValueError unless it is one of the two that a gate knows. (Selection)"""
+    """ValueError unless it is one of the two ways to weigh that a gate knows (gating.Selection)."""
     if weigh not in ("kept", "all"):
         raise ValueError(f"weigh must be kept or all, got {shown(weigh)}")
 
 
-def whole(name: str, value: Any) -> int:
+def whole_number(name: str, value: Any) -> int:
     """The value as an int, also one of numpy's. ValueError for anything else, True included."""
     try:
         if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype == torch.bool):

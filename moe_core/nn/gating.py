@@ -339,8 +339,8 @@ class NoisyTopKGate(nn.Module):
     ) -> Routing:
         """Routes x_TD; k is the constructor's unless given, noise scales the spread, off are experts that take no part.
 
-        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection. ValueError for k, noise or off that
-        cannot be.
+        Noise is drawn in training mode only, unless noisy says otherwise. weigh as in Selection. ValueError for an impossible k,
+        noise, off or weigh.
         """
         k = self.k if k is None else self.check_k(k)
         check_noise(noise)

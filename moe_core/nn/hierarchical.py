@@ -52,7 +52,7 @@ class HierarchicalGate(nn.Module):
         add_recent_counts(self, num_experts)
 
     def check_k(self, k: int) -> int:
-        return check_k(k, self.size, most="num_experts / groups")
+        return check_k(k, self.size, of="num_experts / groups")
 
     def forward(
         self,

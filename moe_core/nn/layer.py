@@ -54,12 +54,13 @@ class MoELayer(nn.Module):
 
         options: strategy (schema.STRATEGIES; "paper" is the gate by itself), weigh (over the "kept"
         experts, over "all", or the strategy's "own"), capacity_factor (0 drops nothing), off (experts that take no part,
-        counted from 0). ValueError, in a line, for what cannot be.
+        counted from 0). ValueError, in a line, for an impossible value.
 
-        No tokens give no output and statistics of 0. A token with NaN or infinity among its numbers gets NaN and touches no other
-        token; the importance of its experts is NaN, a smooth load that of all, and with them the balancing losses, while the counts
-        stay whole. Where experts choose (STRATEGIES' `whole`), such a token takes up a place of each and gets 0, as one that none
-        took. Gradients are first ones only: create_graph=True is refused (once.py), and torch.func's transforms are by torch.
+        Without tokens the output is empty and all statistics are 0. A token that holds NaN or infinity gets NaN as its output and changes
+        the output of no other. It makes NaN of the importance of its experts, of every expert's smooth load, and so of the balancing losses;
+        the counts stay right. Where experts choose (STRATEGIES' `whole`), it takes up a place of each expert, and its output is 0, like that
+        of a token that no expert took. There are first derivatives only: create_graph=True is refused (once.py), and torch refuses the
+        transforms of torch.func.
         """
         check_rows(x, self.w1.shape[1])
         x_TD = x.reshape(-1, x.shape[-1])

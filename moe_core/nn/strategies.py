@@ -58,7 +58,7 @@ def route(
 ) -> Routing:
     """Route x_TD by the strategy, its experts weighed as the knob `weigh` says.
 
-    options: noisy; k_primary and noise_primary of a hierarchical gate. ValueError, in a line, for what cannot be.
+    options: noisy; k_primary and noise_primary of a hierarchical gate. ValueError, in a line, for an impossible value.
     """
     if strategy not in BALANCING:
         raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")

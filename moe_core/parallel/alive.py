@@ -22,7 +22,8 @@ from moe_core.schema import first_line
 
 EVERY = 0.5  # seconds between two signs of life
 SILENT = 2.5  # seconds without one after which a rank counts as gone
-# Seconds, once the ranks are to end, in which one does not get on and then counts as one that hangs. torchrun would kill it after 30 s.
+# Seconds, once the ranks are told to end, after which one that has come to no exchange counts as one that hangs. torchrun would kill it
+# after 30 s.
 WAITS = 6.0
 
 
@@ -35,8 +36,8 @@ class Alive:
 
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
-        self.doing, self.progress = "the start", 0  # to how many exchanges it has come
-        # Whether it is in one, as it is until all have come, and since when it is or is not.
+        self.doing, self.progress = "the start", 0  # progress: to how many exchanges it has come
+        # waits: whether it is in an exchange, waiting for other ranks; since: when the last one was done.
         self.waits, self.since = True, time.monotonic()
         # What lost() is to say, where this process ended that rank itself (stopping.py).
         self.gone: tuple[int, str] | None = None
@@ -46,16 +47,17 @@ class Alive:
         self.thread.start()
 
     def come(self) -> None:
-        """Count an exchange to which this rank comes."""
+        """Say that this rank comes to an exchange."""
         self.progress += 1
-        self.waits, self.since = True, time.monotonic()
+        self.waits = True
 
     def go_on(self) -> None:
-        """Say that it is done."""
-        self.waits, self.since = False, time.monotonic()
+        """Say that the exchange is done."""
+        self.since = time.monotonic()  # first: another thread asks hangs() meanwhile
+        self.waits = False
 
     def hangs(self, since: float) -> bool:
-        """Whether this rank has not come to an exchange for WAITS seconds, counted from `since` at the earliest."""
+        """Whether this rank has come to no exchange for WAITS seconds. They are counted from `since` at the earliest."""
         return not self.waits and time.monotonic() - max(since, self.since) > WAITS
 
     def sign(self, beat: int) -> None:
@@ -66,11 +68,12 @@ class Alive:
         beat, heard = 0, time.monotonic()
         while not self.ended.wait(EVERY):
             beat += 1
-            try:  # nothing is read here: if the link is cut, that waits, and with it whatever else asks the store
+            # Nothing is read from the store here. While the link to it is cut, a read would wait, and block all others that read from it.
+            try:
                 self.sign(beat)
                 heard = time.monotonic()
             except RuntimeError:  # torchrun, which keeps the store, is gone: see parent.py
-                if self.rank and self.hangs(heard):  # rank 0 may write a checkpoint
+                if self.rank and self.hangs(heard):  # not rank 0, which may be writing a checkpoint
                     os._exit(1)
 
     def end(self) -> None:
@@ -135,7 +138,7 @@ class Alive:
                 return rank, f"{called(rank, now[rank])} {fate}, last seen in {now[rank].get('doing', 'the start')}"
         if not of_waiting(error) and not any(self.read("report", rank).get("late") for rank in others):
             return -1, ""  # nobody has waited for long: a connection broke, and no rank hangs
-        # As it was at first: a rank that goes on after all comes to the exchange that the others have given up.
+        # By what they said first: a rank that goes on after all has come, by now, to the exchange that the others have given up.
         if (last := behind(first)) is None:
             return -1, ""
         return last, f"{called(last, first[last])} hangs in {first[last].get('doing', 'the start')}"
@@ -168,7 +171,8 @@ def called(rank: int, facts: dict[str, Any]) -> str:
 
 
 def of_waiting(error: BaseException) -> bool:
-    """Whether an error says that another rank, or its word in the store, did not come in time. (gloo's, and the store's, words)"""
+    """Whether an error says that a wait for another rank took too long: an exchange, in gloo's words, or its entry in the store, in the
+    store's."""
     words = str(error).lower()
     return "timed out" in words or "timeout" in words
 

@@ -36,15 +36,11 @@ PATIENCE = 60.0  # seconds that a rank waits for the others before it gives them
 
 
 class Ranks:
-    """This process among those that train. expert: over how many ranks the experts are dealt; data: how many such groups; alive: is told
-    of each exchange, so each is within traffic.waiting()."""
+    """This process among those that train. expert: over how many ranks the experts are dealt; data: how many such groups; alive: what
+    is told of each exchange. For that, each must be within traffic.waiting()."""
 
     def __init__(
-        self,
-        expert: int,
-        device: torch.device,
-        patience: float = PATIENCE,
-        alive: Alive | None = None,
+        self, expert: int, device: torch.device, patience: float = PATIENCE, alive: Alive | None = None
     ) -> None:
         self.rank, self.size = distributed.get_rank(), distributed.get_world_size()
         check_dealt(RankCounts(self.size, expert))

@@ -95,7 +95,7 @@ def meeting() -> tuple[Store, Alive]:
 
 def device_for_all(store: Store, rank: int, size: int, name: str, come: Callable[[], None]) -> torch.device:
     """A device of the kind that rank 0 chooses, by its name for it. ValueError on a rank that has none, and then on rank 0, which names it;
-    on all of them if rank 0 has none. come: called once this rank has a device; rank 0 then waits for the others."""
+    on all of them if rank 0 has none. come: called once this rank has a device, before rank 0 waits for the others."""
     if rank:
         if not (kind := store.get("device").decode()):
             raise ValueError("rank 0 cannot have the device that it was asked to train on")

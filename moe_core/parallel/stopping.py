@@ -1,5 +1,5 @@
-"""Ending a rank that hangs: once it was named, or once the ranks are told to end by a signal. Its main thread does not react to that, and
-rank 0's is stuck in an exchange then. So a thread of the rank itself does it, or, if it was halted, one of rank 0."""
+"""Ending a rank that hangs: once it was named, or once a signal tells the ranks to end. Its own main thread does not react to a signal,
+and that of rank 0 waits for it in an exchange. So another thread ends it: one of its own or, if it was halted, one of rank 0."""
 
 import contextlib
 import os
@@ -16,12 +16,12 @@ from moe_core.runs.locks import is_ours
 
 
 class Hung(Exception):
-    """What a rank that hangs says of itself, by another thread than that which hangs."""
+    """What a rank that hangs says of itself: another of its threads does."""
 
 
 @contextlib.contextmanager
 def told_to_end(act: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Within it a thread calls act() once this process is told to end by a signal. act's argument is set when all is over.
+    """Within it, a thread calls act() once a signal tells this process to end. The event that act() is given is set when the block ends.
 
     Python handles a signal between two lines of the main thread, so not while that waits in an exchange. The system writes its number into a
     socket at once, and the thread reads there.
@@ -53,7 +53,7 @@ def told_to_end(act: Callable[[threading.Event], None]) -> Iterator[None]:
 
 
 def end_itself(alive: Alive, over: threading.Event) -> None:
-    """End this process, another rank than the first, if it hangs: the exchange in which the others wait for it fails then."""
+    """What any other rank does: it ends its process if that hangs, so that the exchange in which the others wait for it fails."""
     told = time.monotonic()
     while not over.wait(signs.EVERY):
         if alive.hangs(told):
@@ -62,7 +62,7 @@ def end_itself(alive: Alive, over: threading.Event) -> None:
 
 
 def end_what_is_halted(alive: Alive, over: threading.Event) -> None:
-    """For the first rank: as end_silent, again and again until the run is over."""
+    """What rank 0 does: end_silent, again and again until that has ended a rank or the run is over."""
     while not over.is_set() and not end_silent(alive, over):
         pass
 

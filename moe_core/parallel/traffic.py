@@ -15,8 +15,8 @@ from moe_core.parallel.alive import Alive
 
 
 class Traffic:
-    """Of the step so far: bytes that this rank sent, and seconds in which it waited for others or sent to them. alive: is told of each
-    exchange."""
+    """Of the step so far: bytes that this rank sent, and seconds in which it waited for others or sent to them. alive: what is told of
+    each exchange."""
 
     def __init__(self, alive: Alive | None = None) -> None:
         self.bytes = self.seconds = 0.0
@@ -30,7 +30,8 @@ class Traffic:
         began = time.perf_counter()
         yield
         self.seconds += time.perf_counter() - began
-        if self.alive:  # not if it failed: this rank then has to say so, and does not hang
+        # Not if it failed: then this rank has to say so, which may take long, and must not count as one that hangs.
+        if self.alive:
             self.alive.go_on()
         self.bytes += sent
 

@@ -157,7 +157,7 @@ def follow(ranks: Ranks, alive: Alive, device: torch.device) -> None:
         if order == "end":
             break
         if order == "begin":
-            alive.waits = True  # so it does not count as one that hangs: to load the data may take long
+            alive.waits = True  # or it would count as one that hangs while it loads the data
             trainer = begin(ranks, device, **values[0])
             alive.store.set(f"ready/{alive.rank}", "1")
             wait_for_leader(alive, ALL_READY)

@@ -34,7 +34,7 @@ class Blocks:
 
     def __init__(self, query: Callable[..., list[Any]], rows: CheckedRows, layout: Layout) -> None:
         self.query, self.rows, self.layout = query, rows, layout
-        self._last = 0, 0  # the last block as readable() saw it, and what it said
+        self._last = 0, 0  # the id of the last block when readable() was asked last, and its answer
         self.kept: dict[Asked, tuple[int, Rows]] = {}
 
     def read(
@@ -172,7 +172,7 @@ class Blocks:
         except DamagedError:
             return [row[0] for row in self.query(IDS.format("INDEXED BY blocks_first", side, order), (of, AT_ONCE))]
 
-    def whole(self, id: int, part: int | None) -> Read | None:
+    def read_one(self, id: int, part: int | None) -> Read | None:
         """A block by itself; None if it is not what was written, or does not follow from the link of the one before it."""
         try:
             rows = self.query(f"{BLOCKS} WHERE id = ?", (id,))
@@ -206,7 +206,7 @@ class Blocks:
         if not (ids := self.ids_before(2**62)):
             return 0
         if ids[0] != self._last[0]:
-            found = self.whole(ids[0], None)
+            found = self.read_one(ids[0], None)
             read = [found.block] if found and not found.lost else read_around(self, 0, None, None, -1, ids[0], None)
             self._last = ids[0], read[-1].first + len(read[-1].rows) - 1 if read else 0
         return self._last[1]
@@ -222,8 +222,8 @@ class Blocks:
         return id
 
     def _check_reach(self, state: State, blocks: list[Block], after: int, last: int | None) -> None:
-        """Note lost steps: blocks that were asked for to the end must go as far as the state says. StoreError if they are lost before the
-        last block."""
+        """Note lost steps: blocks that were asked for to the end must go as far as the state says. StoreError if steps are missing though
+        the last block is there."""
         if last is not None and last < state.step:
             lost = not blocks or blocks[-1].first + len(blocks[-1].rows) <= last
         else:

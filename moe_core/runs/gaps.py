@@ -38,7 +38,7 @@ class Stored(Protocol):
     def ids_before(self, end: int) -> list[int]:
         """The ids below `end`, the highest first, at most AT_ONCE."""
 
-    def whole(self, id: int, part: int | None) -> Read | None:
+    def read_one(self, id: int, part: int | None) -> Read | None:
         """A block by itself; None if it is not what was written."""
 
 
@@ -47,19 +47,25 @@ def read_around(
 ) -> list[Block]:
     """As Run.blocks with gaps. begin: the block before the one that has step `first`, if the headers are right."""
     start = anchor(stored, begin, first, part)
-    read, bad, next_step, taken, good = list[Block](), list[int](), 1, 0, max(0, start - 1)
+    read, bad, taken = (
+        list[Block](),
+        list[int](),
+        0,
+    )  # bad: the ids since the last whole block; taken: how many ids beyond `after`
+    good, next_step = max(0, start - 1), 1  # the last whole block, and the step with which the next one must begin
     newest = next(iter(stored.ids_before(2**62)), 0)  # or a fast trainer's blocks would never end
     for id in following(stored, good, newest):
         if not bad and ((last is not None and next_step > last) or 0 <= most <= taken):
             break
         taken += id > after
-        found = stored.whole(id, part)
-        block = found and found.block
-        if block and not read and not bad and id == start:
-            next_step = block.first
-        if not found or not block or block.first < next_step or (not bad and block.first > next_step):
+        found = stored.read_one(id, part)
+        if found and id == start:
+            next_step = found.block.first
+        # A whole block may begin later than it must only where bad ones before it had the steps between.
+        if not found or found.block.first < next_step or (found.block.first > next_step and not bad):
             bad.append(id)
             continue
+        block = found.block
         if bad:
             read += missing(stored, good + 1, bad, next_step, block, part)
         note_parts(stored.rows, found)
@@ -78,7 +84,7 @@ def anchor(stored: Stored, begin: int, first: int | None, part: int | None) -> i
     before = begin + 1
     while ids := stored.ids_before(before):
         for id in ids:
-            found = stored.whole(id, part)
+            found = stored.read_one(id, part)
             if found and (first is None or found.block.first <= first):
                 return id
         before = ids[-1]
@@ -86,14 +92,15 @@ def anchor(stored: Stored, begin: int, first: int | None, part: int | None) -> i
 
 
 def following(stored: Stored, after: int, last: int) -> Iterator[int]:
+    """The ids beyond `after`, until `last` was among them."""
     while after < last and (ids := stored.ids(after)):
-        yield from (id for id in ids if id <= last)
+        yield from ids
         after = ids[-1]
 
 
 def missing(stored: Stored, begin: int, bad: list[int], first: int, then: Block, part: int | None) -> list[Block]:
-    """Rows of NaN from step `first` up to the block `then`: under the first of the damaged ids, the others being empty. begin: the
-    first id that is lost, which may have no row."""
+    """Blocks of NaN from step `first` up to the block `then`. The first of the damaged ids has all of these steps, the others none, since
+    it is not known how many each had. begin: the first id that is lost, which may be no longer in the table."""
     steps, width = then.first - first, stored.layout.width_of(part)
     if 4 * steps * width > LARGEST * len(bad):
         raise StoreError(
@@ -105,6 +112,7 @@ def missing(stored: Stored, begin: int, bad: list[int], first: int, then: Block,
 
 
 def note_parts(rows: CheckedRows, found: Read) -> None:
+    """Note the layers of a block whose parts are lost."""
     block = found.block
     for layer in found.lost:
         what = f"layer {layer + 1}" if layer >= 0 else "what is measured once a step"

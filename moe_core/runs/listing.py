@@ -20,10 +20,10 @@ def runs_folder(runs: str | Path | None = None) -> Path:
 
 
 def folder_in(runs: Path) -> Path:
-    """The runs' folder as it is, if runs can be made in it. StoreError for a file."""
+    """The runs' folder as it is, if it is a folder or can become one. StoreError if it, or what it would lie in, is a file."""
     there = next(path for path in (runs, *runs.absolute().parents) if path.exists())
     if not there.is_dir():
-        raise StoreError(f"runs must name a folder, and {there} is a file")
+        raise StoreError(f"runs must name a folder, and {there} is a file; name another place")
     return runs
 
 

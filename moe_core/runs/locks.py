@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 OURS = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a link may lead anywhere, and opening a pipe would block
@@ -79,17 +80,37 @@ def stat_words(pid: int) -> list[str]:
 
 
 def is_ours(pid: int, *commands: str) -> bool:
-    """Whether a process runs one of these commands of `python -m moe_core`, or of `moescope`, which an installed wheel has.
+    """Whether a process runs one of these commands of `python -m moe_core`, or of `moescope`, which an installed wheel has."""
 
-    The pid comes from a file: 0 or -1 would signal everybody, and another process may have it by now.
+    def fits(words: list[bytes]) -> bool:
+        ours = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
+        return ours and any(command.encode() in words for command in commands)
+
+    return started_with(pid, fits)
+
+
+def started_with(pid: int, fits: Callable[[list[bytes]], bool]) -> bool:
+    """Whether a process is there and the words that it was started with fit. On a system without /proc they are not known: then it is
+    enough that there is a process.
+
+    Such a pid comes from a file or from another process: 0 or -1 would signal everybody, and another process may have it by now.
     """
     if pid <= 1:
         return False
-    words = command_line(pid)
-    if not words:
-        return not Path("/proc/self").exists()  # without /proc the held lock is the only evidence
-    ours = b"moe_core" in words or any(word.rpartition(b"/")[2] == b"moescope" for word in words)
-    return ours and any(command.encode() in words for command in commands)
+    if words := command_line(pid):
+        return fits(words)
+    return not Path("/proc/self").exists() and exists(pid)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def command_line(pid: int) -> list[bytes]:

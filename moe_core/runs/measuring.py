@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from moe_core.folders import ABOVE
 from moe_core.runs.limits import SIDE, read_json, read_side
-from moe_core.runs.locks import OURS, command_line, is_locked, is_ours
+from moe_core.runs.locks import OURS, is_locked, is_ours, started_with
 from moe_core.schema import Config
 
 # Seconds after a measurement was asked to end: it is killed, and the stop is given up.
 UNTIL_KILLED, UNTIL_GIVEN_UP = 3.0, 10.0
-LINES = 1000  # in the file of a measurement: ours have some twenty, and what torch may say of an error some more
-RANK = b"moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
+LINES = 1000  # in the file of a measurement: ours have some twenty, or more where torch explains an error
+RANK = "moe_core.benchmarks.one_rank"  # the program of the ranks that `bench ranks` starts
 
 
 class Measured(NamedTuple):
@@ -244,7 +244,7 @@ def stop_measuring(path: Path) -> bool:
         for pid in there:
             if waited > UNTIL_KILLED:
                 send(pid, signal.SIGKILL)
-            elif pid not in asked and RANK not in command_line(pid):  # ranks are ended by the one that started them
+            elif pid not in asked and is_ours(pid, "bench"):  # which ends its ranks
                 send(pid, signal.SIGTERM)
                 asked.add(pid)
         time.sleep(0.02)
@@ -264,8 +264,13 @@ def processes_of(path: Path) -> Iterator[int]:
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             same, pid = os.path.samestat((folder / "fd" / "1").stat(), path.stat()), int(folder.name)
-            if same and (is_ours(pid, "bench") or RANK in command_line(pid)):
+            if same and (is_ours(pid, "bench") or is_rank(pid)):
                 yield pid
+
+
+def is_rank(pid: int) -> bool:
+    """Whether a process is a rank of a measurement on several devices."""
+    return started_with(pid, lambda words: RANK.encode() in words)
 
 
 def send(pid: int, number: signal.Signals) -> None:

@@ -32,10 +32,10 @@ from moe_core.schema import Config, Knobs, exact_text
 LETTERS = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is easily mistaken for another
 RUN_ID = r"\w[\w.-]{0,99}"  # it is part of a folder's name, a link, and a socket's path
 DEMO = "watch-demo"  # the command, and the beginning of its runs' names
-LONGEST_NAME = 200  # bytes; a disk takes 255, of which some name a file beside it
+LONGEST_NAME = 200  # bytes; a disk takes 255, and files beside the folder have its name and some letters more
 PATIENCE = 5.0  # seconds between asking a trainer to stop, SIGTERM, and SIGKILL
 ENDING = 60.0  # the same for a trainer that still answers
-NAMING = 15.0  # seconds more, after SIGTERM, in which a rank that hangs ends itself and the first one names it (parallel/stopping.py)
+NAMING = 15.0  # seconds more on ranks, after SIGTERM: a rank that hangs ends itself, and rank 0 names it (parallel/stopping.py)
 
 
 def new_id(runs: str | Path | None, what: str) -> str:
@@ -290,8 +290,8 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has. Returns "" if it obeyed, else the name of the signal that ended it.
 
-    One that does not answer for `patience` seconds gets SIGTERM, and after as many again (on ranks NAMING more) SIGKILL: its own process only, and torchrun's if that
-    started it. What torchrun started on this machine is ended too. StoreError if something cannot be ended.
+    If it does not answer for `patience` seconds its process gets SIGTERM, and after as many again, on ranks NAMING more, SIGKILL. So does the torchrun that
+    started it, if one did; what else that started on this machine is ended too. StoreError if something cannot be ended.
     """
     if not is_alive(run.path):
         return ""

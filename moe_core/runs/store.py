@@ -266,7 +266,7 @@ class Run:
     ) -> list[Block]:  # fmt: skip
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
-        most: how many at once, -1 being all; part: as stored.part() has it, whose columns alone are read, in the layout
+        most: how many at once, -1 being all, with `gaps` perhaps some more; part: as stored.part() has it, whose columns alone are read, in the layout
         stored.of(part). StoreError if one is not what was written, is missing, or out of place; with `gaps` that is noted
         in `damage`, its steps are NaN, and those at the end are left out.
         """

@@ -24,7 +24,7 @@ from moe_core.sweep.paper import PAPER
 
 # Settings that have one value in a sweep: its measures are the task's, and files and columns are free texts.
 SHARED = ("task", "text", "data", "label", "drop", "device")
-PLANNED = ("created", "config", "knobs", "cells", "seeds")  # what sweep.json holds
+PLANNED = ("config", "knobs", "cells", "seeds")  # what sweep.json holds, beside when it was created
 MOST = 1000  # runs of one sweep: more is a slip in a list
 Value = float | str
 S = TypeVar("S", Config, Knobs)
@@ -277,8 +277,11 @@ def with_missing(asked: S, default: S, stored: S, record: Mapping[str, Any]) -> 
 
 
 def recorded(folder: Path) -> Any:
-    """What a sweep's file holds."""
-    return without_sum(read_json(read_side(folder / "sweep.json", SIDE)), PLANNED)
+    """What a sweep's file holds. ValueError if something is missing."""
+    record = without_sum(read_json(read_side(folder / "sweep.json", SIDE)), ("created", *PLANNED))
+    if missing := [name for name in PLANNED if name not in record]:
+        raise ValueError(f"its sweep.json lacks {', '.join(missing)}")
+    return record
 
 
 def open_sweep(sweep_id: str, runs: str | Path | None = None) -> Sweep:

@@ -84,7 +84,10 @@ class Trainer:
         self.looks, self.flushes, self.readings = Looks(), Flushes(), Readings()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
-        self.last_began, self.lasted = -math.inf, 0.0  # of the last step: its due begin, and how many seconds it took
+        self.last_began, self.lasted = (
+            -math.inf,
+            0.0,
+        )  # of the last step: when it was due to begin, and how many seconds it took
         self.collected = empty_batch()
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 
@@ -344,7 +347,7 @@ class Trainer:
 
     def maybe_flush(self) -> None:
         due = self.flushed + self.flushes.wait(self.folder, behind=not self.committer.queue.empty())
-        # Rather early than a step late: of steps of 25 ms, only each second one would be committed, and seen.
+        # Rather early than a step late: of steps of 26 ms, only every second one would be committed and seen.
         if self.telemetry.is_full or time.perf_counter() + self.lasted >= due:
             self.flush()
 

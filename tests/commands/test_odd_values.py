@@ -9,6 +9,7 @@ import pytest
 
 from moe_core.__main__ import main
 from moe_core.runs import Run, StoreError, checked_id, create_run, open_run
+from moe_core.runs.notes import read_notes
 from moe_core.schema import Config, Knobs, parse_setting, value_text
 from moe_core.sweep import jobs, make_plan, make_sweep
 from tests.sweep.made import CONFIG, WEIGHTS, record
@@ -30,8 +31,8 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
 EMPTY = [
     ("train --task plane --steps 1", "--run-id"), ("train --task plane --steps 1", "--resume"), ("train --task plane --steps 1", "--script"), ("train --task plane --steps 1", "--data"), ("train --task plane --steps 1", "--label"), ("train --task plane --steps 1", "--runs"),
     ("fork a --at 1", "--run-id"), ("sweep --task plane --steps 1", "--sweep-id"), ("sweep --task plane --steps 1", "--resume"), ("sweep --task plane --steps 1", "--csv"), ("sweep --task plane --steps 1", "--data"),
-    ("watch-demo --steps 1", "--run-id"), ("runs", "--runs"), ("ablate a", "--out"), ("report a", "--out"),
-    ("export a", "--out"), ("export a --out x", "--format"), ("export a --out x", "--style"),
+    ("watch-demo --steps 1", "--run-id"), ("runs", "--runs"), ("ablate a", "--out"), ("report a", "--out"), ("ablate a", "--data"), ("ablate a", "--text"), ("bench ranks", "--run"),
+    ("export a", "--out"), ("export a --out x", "--format"), ("export a --out x", "--style"), ("export a --out x", "--animate"),
 ]  # fmt: skip
 
 
@@ -49,9 +50,27 @@ def test_an_empty_word_is_refused_and_not_taken_for_no_flag(
     status, line = said(capsys, *command.split(), f"{flag}={word}")
     name = command.split()[0]
     assert status == 2
-    assert line.startswith(f"argument {flag}: must not be empty, as of a variable that is not set; see ")
+    assert line.startswith(f"argument {flag}: must not be empty; is it made of a variable that is not set?; see ")
     assert line.endswith(f" {name} --help")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("flag", ["--run-id", "--lr", "--task", "--text"])
+def test_a_flag_that_is_given_two_dashes_is_refused(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a script in which a variable has a flag too many. Python 3.11 would take it for an empty list."""
+    monkeypatch.chdir(tmp_path)
+    status, line = said(capsys, "train", "--steps", 1, f"{flag}=--")
+    assert status == 2
+    assert line.startswith(f"argument {flag}: must not be --, which stands before words that are no flags; see ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_behind_two_dashes_a_word_may_be_anything(tmp_path: Path) -> None:
+    create_run(tmp_path / "a", Config.for_task("plane"), Knobs()).finish("finished")
+    assert main(["note", "--runs", str(tmp_path), "--", "a", "--so=--"]) == 0
+    assert read_notes(tmp_path / "a").note == "--so=--"
 
 
 def test_an_empty_word_names_no_run_though_there_is_one_only(
@@ -84,7 +103,7 @@ def test_a_file_is_no_folder_of_runs(
         ["watch-demo", "--steps", "1"],
     ):
         status, line = said(capsys, *words, *given)
-        assert (status, line) == (2, f"runs must name a folder, and {tmp_path / 'file'} is a file")
+        assert (status, line) == (2, f"runs must name a folder, and {tmp_path / 'file'} is a file; name another place")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
@@ -174,3 +193,31 @@ def test_the_watched_example_does_not_train_where_no_run_can_be(
     refuse(monkeypatch, Path, "mkdir")
     status, line = said(capsys, "watch-demo", "--steps", "1", "--run-id", "w", "--runs", tmp_path)
     assert (status, line) == (2, f"{tmp_path / 'w'}: Permission denied; name a place that can be read and written")
+
+
+@pytest.mark.parametrize(
+    ("left", "taken"), [((), False), (("trainer.log",), False), (("trainer.log", "notes.json"), True)]
+)
+def test_the_watched_example_takes_a_name_under_which_nothing_was_recorded(
+    left: tuple[str, ...],
+    taken: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One that was interrupted while it loaded its model leaves an empty folder."""
+    pytest.importorskip("transformers")
+    from moe_core.watching import demo
+
+    def interrupted(*_: object) -> None:
+        raise ValueError("interrupted")
+
+    monkeypatch.setattr(demo, "fine_tune", interrupted)
+    (tmp_path / "w").mkdir()
+    for name in left:
+        (tmp_path / "w" / name).touch()
+    status, line = said(capsys, "watch-demo", "--run-id", "w", "--runs", tmp_path)
+    assert (status, line) == (
+        2,
+        f"run w exists already in {tmp_path}; choose another --run-id" if taken else "interrupted",
+    )

@@ -70,7 +70,9 @@ def test_an_export_has_what_can_be_read_and_says_what_it_lacks(
     assert (status, err) == (1, line)
     status, _, err = command(capsys, "report", drawn / "a", "--out", tmp_path / "r.html")
     assert (status, err) == (1, line)
-    assert line.removeprefix("moe: ").strip() in (tmp_path / "r.html").read_text()
+    report = (tmp_path / "r.html").read_text()
+    assert line.removeprefix("moe: ").strip() in report
+    assert (f"(mean of {'40 of ' * (block == 3)}the last 50 steps)" in report, ">nan (" in report) == (True, False)
 
 
 @pytest.mark.parametrize(("block", "at"), [(1, 45), (3, 21), (6, 60)])

@@ -43,6 +43,14 @@ def test_it_holds_every_step_its_knobs_and_its_routing(run, tmp_path):
     np.testing.assert_array_equal(first, run.snapshot(data["probe"]["steps"][3])[1]["experts"][0, :, 0])
 
 
+def test_shares_are_of_what_is_known_of_a_step():
+    """Of a damaged step nothing is; of one whose numbers overflowed, perhaps some."""
+    nan = np.nan
+    found = module.shares(np.array([[1.0, 1, 2], [1, nan, 3], [np.inf, 1, 1], [nan, nan, nan], [0, 0, 0]]))
+    parts = [[1 / 4, 1 / 4, 1 / 2], [1 / 4, 0, 3 / 4], [0, 1 / 2, 1 / 2], [0, 0, 0], [0, 0, 0]]
+    np.testing.assert_allclose(found / 65535, parts, atol=1e-5)
+
+
 def test_rows_left_out_are_neither_the_extremes_nor_the_changes(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BUDGET", 1)
     long = make_run(tmp_path, "plane", steps=5000)

@@ -81,7 +81,7 @@ def test_a_run_without_steps_has_a_report_too(tmp_path):
     from moe_core.schema import Config, Knobs
 
     create_run(tmp_path / "r", Config(), Knobs(), probe={"tokens": np.zeros(4, np.uint8)}).finish("failed", "no data")
-    parts = {part.title: part for part in parts_of(open_run(tmp_path / "r"))}
+    parts = {part.title: part for part in parts_of(open_run(tmp_path / "r"), lambda *one: one)}
     assert ("state", "failed: no data") in parts["How it stands"].content[0].rows
     assert parts["What was turned"].content == [Rows(("step", "knob", "from", "to", "by"), [])]
     assert write_report(open_run(tmp_path / "r"), tmp_path / "r.html").stat().st_size > 1000
@@ -96,7 +96,7 @@ def test_a_drag_is_one_line_of_what_was_turned(tmp_path):
     for value in (0.9, 0.8, 0.7):
         run.turn(who="dashboard/abc", noise=value)
     run.turn(who="script", k=1)
-    (turned,) = [part.content[0].rows for part in parts_of(run) if part.title == "What was turned"]
+    (turned,) = [part.content[0].rows for part in parts_of(run, lambda *one: one) if part.title == "What was turned"]
     assert turned == [("not acted", "noise", "1", "0.7", "dashboard"), ("not acted", "k", "2", "1", "script")]
 
 
@@ -169,7 +169,7 @@ def test_what_is_not_shown_in_full_says_so(tmp_path):
         metrics = {"bits_per_byte": 2.0, "perplexity": 4.0}
         writer.commit(Batch(0, np.empty((0, 0)), evals=[(50 * i, metrics, "text") for i in range(1, many + 1)]))
         writer.finish("stopped")
-        parts = {part.title: part.content for part in parts_of(open_run(tmp_path / name))}
+        parts = {part.title: part.content for part in parts_of(open_run(tmp_path / name), lambda *one: one)}
         if name == "few":
             assert {"Evaluations", "Samples"} <= set(parts)
         else:
@@ -190,7 +190,11 @@ def test_the_knobs_at_the_end_are_those_that_acted_last(tmp_path):
     run.turn(who="autobalance", w_load=0.000297)  # decided after the last step
     run.close()
     writer.finish("finished")
-    parts = {part.title: part.content[0].rows for part in parts_of(open_run(tmp_path / "r")) if part.title != "Figures"}
+    parts = {
+        part.title: part.content[0].rows
+        for part in parts_of(open_run(tmp_path / "r"), lambda *one: one)
+        if part.title != "Figures"
+    }
     assert ("w_load", "0.01", "8.3e-4") in parts["Knobs"]
     assert parts["What was turned"] == [("26", "w_load", "0.01", "8.3e-4", "autobalance")]
 

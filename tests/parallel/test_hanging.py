@@ -17,7 +17,8 @@ import torch
 from torch import distributed
 
 from moe_core.benchmarks import ranks as measurement
-from moe_core.benchmarks.ranks import PATIENCE, READY, START, Watch, is_rank
+from moe_core.benchmarks.one_rank import WAIT
+from moe_core.benchmarks.ranks import PATIENCE, READY, START, Watch
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, stopping, trainer
 from moe_core.parallel.alive import Alive, RankLost
@@ -260,11 +261,9 @@ def test_nobody_is_named_while_one_gets_on(clock: Clock, monkeypatch: pytest.Mon
         assert watch.hanging([said(at, beat=at), said(0, beat=at)]) is None
 
 
-def test_a_process_that_is_none_of_the_ranks_is_not_ended() -> None:
-    with subprocess.Popen(["sleep", "60"]) as other:
-        assert not is_rank(other.pid)
-        other.kill()
-    assert not is_rank(other.pid)
+def test_no_exchange_of_a_measurement_gives_up_before_its_launcher_does() -> None:
+    """Or the rank that waits would fail, and be named."""
+    assert WAIT.total_seconds() > max(START, PATIENCE, READY)
 
 
 def test_a_rank_that_has_said_nothing_is_ended_by_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +273,16 @@ def test_a_rank_that_has_said_nothing_is_ended_by_torchrun(monkeypatch: pytest.M
     monkeypatch.setattr(measurement.os, "kill", lambda pid, number: ended.append((pid, number)))
     watch = Watch(2)
     until(lambda: ended)
+    watch.end()
+    assert not watch.thread.is_alive()
     assert (watch.problem, ended) == ("rank 0 did not come to the start", [(os.getpid(), signal.SIGTERM)])
+
+
+def test_a_watch_ends_with_the_measurement() -> None:
+    """Its thread asks a store, and one that did so while Python ends would abort the process."""
+    watch = Watch(1)
+    watch.end()
+    assert (watch.thread.is_alive(), watch.problem) == (False, "")
 
 
 def test_a_stop_while_a_rank_hangs_names_it_and_ends_all(tmp_path: Path) -> None:
@@ -325,9 +333,9 @@ def test_a_rank_that_is_told_to_end_ends_itself_only_if_it_hangs(
         ranks[1].come()
     works = threading.Thread(target=stopping.end_itself, args=(ranks[1], over))
     works.start()
-    for _ in range(15):
+    for nth in range(15):
         time.sleep(0.1)
-        if does == "is slow":
+        if does == "is slow" and nth % 2:
             exchange(ranks[1])
     over.set()
     works.join()
@@ -351,6 +359,25 @@ def test_a_rank_that_hangs_ends_once_the_store_is_gone(
     assert not ended  # it has just gone
     time.sleep(1.0)
     assert set(ended) == ({1} if ends else set())
+
+
+def test_a_rank_never_hangs_at_the_end_of_an_exchange_that_took_long(
+    ranks: list[Alive], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread may ask between any two lines of go_on()."""
+    one, asked = ranks[1], list[bool]()
+    exchange(one)
+    one.come()
+    one.since -= 100.0
+
+    def set_and_ask(self: Alive, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+        asked.append(one.hangs(0.0))
+
+    monkeypatch.setattr(Alive, "__setattr__", set_and_ask)
+    one.go_on()
+    assert asked
+    assert not any(asked)
 
 
 def test_a_rank_whose_exchange_failed_does_not_hang(ranks: list[Alive], ended: list[int]) -> None:

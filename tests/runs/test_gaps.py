@@ -126,6 +126,16 @@ def test_what_can_be_read_of_a_damaged_record_is_read(
         Run(whole).rows(1, LAST)
 
 
+def test_no_more_blocks_are_read_at_once_than_are_asked_for_but_up_to_the_next_that_is_whole(whole: Path) -> None:
+    edit(whole, spoil(3, 5))
+    run = Run(whole)
+
+    def ids(after: int, most: int) -> list[int]:
+        return [block.id for block in run.blocks(after=after, most=most, gaps=True)]
+
+    assert (ids(1, 2), ids(2, 2), ids(2, 1), ids(2, 3)) == ([2, 3, 4], [3, 4], [3, 4], [3, 4, 5, 6])
+
+
 @pytest.mark.parametrize(("first", "last"), [(1, 0), (1, -5), (31, 30), (61, 60), (0, 0)])
 @pytest.mark.parametrize("gaps", [False, True])
 def test_a_range_of_no_steps_is_empty_and_no_damage(whole: Path, first: int, last: int, gaps: bool) -> None:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from moe_core.runs import locks
 from moe_core.runs.locks import is_locked, is_ours, started, stat_words
+from moe_core.runs.measuring import is_rank
 
 
 def test_a_file_is_locked_for_as_long_as_somebody_holds_it(tmp_path: Path) -> None:
@@ -50,6 +52,32 @@ def test_only_a_process_that_was_started_as_ours_is_signalled(process: tuple[int
     assert not is_ours(pid, "train-like", "fork")
     for other in (0, -1, 1, os.getpid()):
         assert not is_ours(other, "train", "bench")
+
+
+@pytest.mark.parametrize("words", [["moe_core.benchmarks.one_rank"], ["moe_core", "bench"]])
+def test_a_rank_of_a_measurement_is_known_by_its_program(words: list[str]) -> None:
+    code = "import time; print(flush=True); time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code, *words], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        process.stdout.readline()
+        if Path("/proc/self").exists():
+            assert is_rank(process.pid) == (len(words) == 1)
+        process.kill()
+    assert not is_rank(process.pid)
+
+
+def test_without_proc_a_process_is_taken_at_its_word_as_long_as_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(locks, "Path", lambda path: tmp_path / path.lstrip("/"))
+    with subprocess.Popen(["sleep", "60"]) as process:
+        assert is_ours(process.pid, "train")
+        assert is_rank(process.pid)
+        process.kill()
+    assert not is_ours(process.pid, "train")
+    assert not is_rank(process.pid)
+    for other in (0, -1, 1):
+        assert not is_rank(other)
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="it asks /proc")

@@ -305,6 +305,9 @@ def test_a_damaged_plan_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="sweep s cannot be read") as said:
             open_sweep("s", tmp_path)
         assert "\n" not in str(said.value)
+    (tmp_path / "s" / "sweep.json").write_text('{"config": {}, "seeds": [0]}')
+    with pytest.raises(StoreError, match=r"^sweep s cannot be read: its sweep.json lacks knobs, cells$"):
+        open_sweep("s", tmp_path)
     with pytest.raises(StoreError, match="is not a sweep"):
         open_sweep("x", tmp_path)
 

@@ -4,8 +4,8 @@ export const printing = matchMedia("print");
 const SHEET = 703; // px across A4 between our margins
 const LEAST = 0.57; // of the screen's size: smaller letters could not be read
 
-// How much of the sheet each cell of a page has, in 48ths: charts stand as on the screen, all smaller alike. Of a window so wide that they
-// would be too small, each has half of the sheet if that is enough for it, else all of it. To be called while the page is as on the screen.
+// How much of the sheet's width each cell of a page has, in 48ths. Charts stand as on the screen, all reduced by the same factor. If that made
+// letters too small, each has half of the sheet, or all of it where half is too little. To be called while the page is as on the screen.
 export function place(grid) {
   const scale = Math.min(1, SHEET / grid.clientWidth);
   for (const cell of grid.children) {
