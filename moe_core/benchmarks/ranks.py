@@ -139,9 +139,8 @@ class Watch:
 
         self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         self.ranks, self.problem, self.over = ranks, "", threading.Event()
-        self.seen: dict[
-            Any, tuple[Any, float]
-        ] = {}  # what was seen last of each rank, and of all together, and since when
+        # What was seen last of each rank, and of all together, and since when.
+        self.seen: dict[Any, tuple[Any, float]] = {}
         self.thread = threading.Thread(target=self.work, name="watch", daemon=True)
         self.thread.start()
 

@@ -83,7 +83,10 @@ class Histories:
         rows = rows[-self.most :]
         if self._end + len(rows) > len(self._room):
             held = self.recent[max(0, len(self.recent) + len(rows) - self.most) :]
-            self._room, self._end = np.empty((self.most + SPARE * self.most // 100 + 1, rows.shape[1]), np.float32), len(held)
+            self._room, self._end = (
+                np.empty((self.most + SPARE * self.most // 100 + 1, rows.shape[1]), np.float32),
+                len(held),
+            )
             self._room[: self._end] = held
         self._room[self._end : self._end + len(rows)] = rows
         self._end += len(rows)

@@ -195,8 +195,8 @@ async def do(viewer: Viewer, deed: Deed) -> None:
         answer |= await asyncio.to_thread(act, feed.run, deed)
     except (ValueError, OSError) as error:
         answer["error"] = str(error)
-    # First, so that no frame answers the deed and has a panel of before it: the page would show the old value again, and a key
-    # pressed then would start from there.
+    # The store is read first. Otherwise a frame could carry the answer with a panel from before the turn: the page would show the old
+    # value again, and a key pressed then would start from it.
     await asyncio.to_thread(feed.refresh, now=True)
     viewer.answer = answer
     for other in watchers(feed.run.path):

@@ -48,7 +48,9 @@ class Viewer:
         self.last_words: dict[str, Any] = {}
         # When words were sent, and whether a frame was sent without newer ones, or without a chart that moved by less than a pixel.
         self.words_sent, self.words_owed = -WORDS, False
-        self.moves: dict[str, float] = {}  # at which step a chart over steps has moved by a pixel since it was drawn
+        self.moves: dict[
+            str, float
+        ] = {}  # the step from which on a chart over steps has moved by a pixel since it was drawn
         self.turns: Any = None  # those that were drawn
         self.paper = ""  # the theme whose colours of paper were sent
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
@@ -83,28 +85,25 @@ class Viewer:
         source = view_of(feed, asked["options"], self)
         layer = min(max(asked["layer"], 0), len(feed.description.layers) - 1)
         step = asked["step"] if asked["step"] is not None and asked["step"] < feed.last else None
-        ended, now = feed.status().state, time.monotonic()
-        waits = asked, self.answer, ended, going.on(feed.path, ended), going.problem(feed.path, ended)
+        ended, now, answer = feed.status().state, time.monotonic(), self.answer
+        waits = asked, answer, ended, going.on(feed.path, ended), going.problem(feed.path, ended)
         state, since = (feed.version, waits, source.news(asked["page"])), now - self.words_sent
         due = step is not None or waits != self.state[1] or since >= WORDS
-        if state == self.state and not (due and self.words_owed) and since < JUDGED:
+        news = state != self.state
+        if not news and not (due and self.words_owed) and since < JUDGED:
             return None
         busiest = hold_busiest(source, layer, step or feed.last) if asked["page"] == "experts" else None
         words = self.words(source, layer, step) if due else self.last_words
         if due:
             self.words_sent = now
-        if state == self.state and not self.words_owed and words == self.last_words:
+        news = news or self.words_owed
+        if not news and words == self.last_words:
             return None
-        turns, figures = feed.knob_changes(), dict[str, Part]()
-        whole = due or turns is not self.turns or bool(feed.behind or source.others)
-        draws = [name for name in asked["sizes"] if whole or feed.last >= self.moves.get(name, 0)]
-        for name in draws if state != self.state or self.words_owed else ():
-            self.draw(source, name, asked["sizes"][name], layer, step, figures)
+        figures = self.figures(source, layer, step, due) if news else {}
         if not (due or figures):
             return None  # what waits comes with the words
         self.state, self.last_words, self.words_owed = state, words, not due
-        self.turns = turns
-        header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": self.answer}
+        header = {"step": step or feed.last, "last": feed.last, "past": step is not None, "answer": answer}
         parts: dict[str, Part] = {}
         if due:
             problems = (run.problem for run in (feed, *source.others) if run.problem)
@@ -117,6 +116,17 @@ class Viewer:
         self.seq += 1
         header["seq"] = self.seq
         return framed(header, parts, figures)
+
+    def figures(self, source: View, layer: int, step: int | None, whole: bool) -> dict[str, Part]:
+        """The figures that changed. Not whole: without those over steps that moved by less than a pixel, unless a knob was turned, the run's past is
+        still read, or other runs are beside it."""
+        turns, drawn = self.feed.knob_changes(), dict[str, Part]()
+        whole = whole or turns is not self.turns or bool(self.feed.behind or source.others)
+        self.turns = turns
+        for name, size in self.asked["sizes"].items():
+            if whole or self.feed.last >= self.moves.get(name, 0):
+                self.draw(source, name, size, layer, step, drawn)
+        return drawn
 
     def words(self, source: View, layer: int, step: int | None) -> dict[str, Any]:
         """What a frame says beside its figures. Of a part that cannot be made there is the reason instead, under `problem`."""

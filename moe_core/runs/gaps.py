@@ -47,11 +47,8 @@ def read_around(
 ) -> list[Block]:
     """As Run.blocks with gaps. begin: the block before the one that has step `first`, if the headers are right."""
     start = anchor(stored, begin, first, part)
-    read, bad, taken = (
-        list[Block](),
-        list[int](),
-        0,
-    )  # bad: the ids since the last whole block; taken: how many ids beyond `after`
+    # bad: the ids since the last whole block; taken: how many ids beyond `after`
+    read, bad, taken = list[Block](), list[int](), 0
     good, next_step = max(0, start - 1), 1  # the last whole block, and the step with which the next one must begin
     newest = next(iter(stored.ids_before(2**62)), 0)  # or a fast trainer's blocks would never end
     for id in following(stored, good, newest):

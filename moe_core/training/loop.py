@@ -84,10 +84,7 @@ class Trainer:
         self.looks, self.flushes, self.readings = Looks(), Flushes(), Readings()
         self.checkpointed = 0  # the step of the last checkpoint
         self.next_checkpoint = time.perf_counter() + config.checkpoint_every
-        self.last_began, self.lasted = (
-            -math.inf,
-            0.0,
-        )  # of the last step: when it was due to begin, and how many seconds it took
+        self.last_began, self.lasted = -math.inf, 0.0  # of the last step: when it was due, and how many seconds it took
         self.collected = empty_batch()
         self.measured: list[Any] = []  # loss and norm of the gradient of the last step
 

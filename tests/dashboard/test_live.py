@@ -1,6 +1,7 @@
 """The feed says what the store says, and the frames of the route say what the figures say."""
 
 import asyncio
+import contextlib
 import json
 import re
 import struct
@@ -12,10 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from moe_core.dashboard import histories
 from moe_core.dashboard import viewer as of_viewer
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.frames import framed, packed
-from moe_core.dashboard.live import do
+from moe_core.dashboard.live import do, next_step, show
 from moe_core.dashboard.messages import Deed
 from moe_core.dashboard.shared import join, leave
 from moe_core.dashboard.viewer import Viewer
@@ -400,17 +402,32 @@ def test_numbers_and_words_come_with_some_of_the_frames_and_always_in_the_end(wr
     feed.run.close()
 
 
-def test_the_frame_that_answers_a_turn_shows_it_even_if_it_was_begun_before(
-    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("where", [of_viewer, Viewer])
+def test_the_frame_that_answers_a_turn_shows_it(where: Any, writer: RunWriter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the turn comes while a frame is made: when that has looked at the store, or when its words are written."""
     feed = Feed(open_run(writer.folder))
     viewer = viewer_of(feed)
     viewer.frame()
-    asyncio.run(do(viewer, Deed(nth=3, turn={"noise": 0.5})))
-    monkeypatch.setattr(feed, "refresh", lambda **_: None)  # the frame had looked at the store when the turn came
-    told = unpack(viewer.frame())
-    assert told["answer"] == {"nth": 3, "error": ""}
-    assert {knob["name"]: knob["value"] for knob in told["panel"]["knobs"]}["noise"] == 0.5
+    writer.commit(Batch(51, rows(51, 1)))
+    name = "view_of" if where is of_viewer else "words"
+    before, turns = getattr(where, name), [Deed(nth=3, turn={"noise": 0.5})]
+
+    def then_turn(*given: Any) -> Any:
+        made = before(*given)
+        while turns:
+            asyncio.run(do(viewer, turns.pop()))
+        return made
+
+    monkeypatch.setattr(where, name, then_turn)
+    answers = {1.0: {}, 0.5: {"nth": 3, "error": ""}}
+    noise = 1.0
+    while noise == 1.0:
+        viewer.words_sent = feed.looked = 0.0
+        told = unpack(viewer.frame())
+        noise = next(
+            (knob["value"] for knob in told.get("panel", {}).get("knobs", ()) if knob["name"] == "noise"), noise
+        )
+        assert told["answer"] == answers[noise]
     feed.run.close()
 
 
@@ -462,4 +479,67 @@ def test_the_colours_of_paper_come_once_for_a_theme(writer: RunWriter, monkeypat
         assert not comes or told["paper"] != light
     viewer.forget()  # that frame was not sent
     assert "paper" in unpack(viewer.frame())
+    feed.run.close()
+
+
+async def over_in(seconds: float, work: Any) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, seconds)
+
+
+async def sleeper() -> "asyncio.Task[None]":
+    """What listens to a viewer that says nothing."""
+    return asyncio.create_task(asyncio.sleep(9))
+
+
+def test_a_run_that_does_not_train_is_looked_at_ten_times_a_second(writer: RunWriter) -> None:
+    writer.commit(Batch(51, rows(51, 1), state="paused"))
+    feed = Feed(open_run(writer.folder))
+    viewer, frames = viewer_of(feed), list[None]()
+    viewer.timed_frame = lambda: frames.append(None)  # type: ignore[method-assign, func-returns-value]
+
+    async def watch() -> None:
+        await over_in(0.5, show(None, viewer, await sleeper()))  # type: ignore[arg-type]
+
+    asyncio.run(watch())
+    assert 0 < len(frames) <= 8  # each 33 ms there would be 15
+    feed.run.close()
+
+
+@pytest.mark.parametrize(("gap", "most"), [(0.2, 6), (0.04, 30)])
+def test_the_log_is_looked_at_as_often_as_steps_come(writer: RunWriter, gap: float, most: int) -> None:
+    """While it waits a tenth of a second for a step: eight times between two frames."""
+    feed = Feed(open_run(writer.folder))
+    viewer, looks = viewer_of(feed), list[Path]()
+    viewer.woken.clear()
+    viewer.gap = gap
+    feed.log.has_news = lambda folder: bool(looks.append(folder))  # type: ignore[method-assign, func-returns-value]
+
+    async def watch() -> None:
+        await next_step(viewer, await sleeper())
+
+    asyncio.run(watch())
+    assert 0 < len(looks) <= most
+    feed.run.close()
+
+
+def test_new_rows_are_written_behind_the_others_and_move_none_that_somebody_reads(
+    writer: RunWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(histories, "RECENT", 100)
+    feed = Feed(open_run(writer.folder))
+    look(feed)
+    all_rows, handed_out = rows(1, 50), [(feed.recent, rows(1, 50))]
+    rooms = {id(feed._room): feed._room}
+    for n in [1] * 80 + [7, 99, 100, 101, 250, 1]:
+        first = len(all_rows) + 1
+        writer.commit(Batch(first, more := rows(first, n)))
+        all_rows = np.concatenate([all_rows, more])
+        look(feed)
+        np.testing.assert_array_equal(feed.recent, all_rows[-100:])
+        handed_out.append((feed.recent, all_rows[-100:]))
+        rooms[id(feed._room)] = feed._room
+    for then, wanted in handed_out:
+        np.testing.assert_array_equal(then, wanted)
+    assert len(rooms) < 10
     feed.run.close()
