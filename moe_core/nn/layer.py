@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.nn.checks import check_rows, check_size
+from moe_core.nn.compiled import never_compiled
 from moe_core.nn.experts import mixture
 from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.strategies import route
@@ -47,6 +48,7 @@ class MoELayer(nn.Module):
     def num_experts(self) -> int:
         return self.gate.num_experts
 
+    @never_compiled
     def forward(
         self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, **options: Any
     ) -> tuple[Tensor, Routing]:
@@ -60,6 +62,7 @@ class MoELayer(nn.Module):
         token; the importance of its experts is NaN, a smooth load that of all, and with them the balancing losses, while the counts
         stay whole. Where experts choose (STRATEGIES' `whole`), such a token takes up a place of each and gets 0, as one that none
         took. Gradients are first ones only: create_graph=True is refused (once.py), and torch.func's transforms are by torch.
+        torch.compile leaves the layer as it is, and compiles what is around it.
         """
         check_rows(x, self.w1.shape[1])
         x_TD = x.reshape(-1, x.shape[-1])
