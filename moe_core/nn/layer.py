@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.nn.checks import check_rows, check_size
+from moe_core.nn.checks import check_rows, check_size, shown
 from moe_core.nn.compiled import never_compiled
 from moe_core.nn.experts import mixture
 from moe_core.nn.gating import NoisyTopKGate, Routing
@@ -34,7 +34,9 @@ class MoELayer(nn.Module):
         super().__init__()
         d_model, d_hidden = check_size("d_model", d_model), check_size("d_hidden", d_hidden)
         num_experts = check_size("num_experts", num_experts)
-        self.gate = gate or NoisyTopKGate(d_model, num_experts, k, zero_init)
+        if gate is not None and not (isinstance(gate, nn.Module) and hasattr(gate, "num_experts")):
+            raise ValueError(f"gate must be a module with num_experts, as NoisyTopKGate is, got {shown(gate)}")
+        self.gate = NoisyTopKGate(d_model, num_experts, k, zero_init) if gate is None else gate
         if self.gate.num_experts != num_experts:
             raise ValueError(
                 f"the gate must have num_experts={num_experts} experts as the layer, got {self.gate.num_experts}"
