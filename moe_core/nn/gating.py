@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moe_core.nn.checks import check_k, check_noise, check_off, check_size, check_weigh
+from moe_core.nn.compiled import never_compiled
 from moe_core.nn.once import only_once
 from moe_core.schema import GLOBAL_BATCHES
 
@@ -328,6 +329,7 @@ class NoisyTopKGate(nn.Module):
         if self.num_experts - len(off) < k:
             raise ValueError(f"at least k={k} experts must stay on, got {self.num_experts - len(off)}")
 
+    @never_compiled
     def forward(
         self,
         x_TD: Tensor,

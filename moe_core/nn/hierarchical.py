@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_core.nn.checks import check_k, check_noise, check_off, check_size
+from moe_core.nn.compiled import never_compiled
 from moe_core.nn.gating import (
     NoisyTopKGate,
     Routing,
@@ -54,6 +55,7 @@ class HierarchicalGate(nn.Module):
     def check_k(self, k: int) -> int:
         return check_k(k, self.size, of="num_experts / groups")
 
+    @never_compiled
     def forward(
         self,
         x_TD: Tensor,

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from moe_core.nn.checks import check_rows, check_size
+from moe_core.nn.checks import check_rows, check_size, shown
+from moe_core.nn.compiled import never_compiled
 from moe_core.nn.experts import mixture
 from moe_core.nn.gating import NoisyTopKGate, Routing
 from moe_core.nn.strategies import route
@@ -33,7 +34,9 @@ class MoELayer(nn.Module):
         super().__init__()
         d_model, d_hidden = check_size("d_model", d_model), check_size("d_hidden", d_hidden)
         num_experts = check_size("num_experts", num_experts)
-        self.gate = gate or NoisyTopKGate(d_model, num_experts, k, zero_init)
+        if gate is not None and not (isinstance(gate, nn.Module) and hasattr(gate, "num_experts")):
+            raise ValueError(f"gate must be a module with num_experts, as NoisyTopKGate is, got {shown(gate)}")
+        self.gate = NoisyTopKGate(d_model, num_experts, k, zero_init) if gate is None else gate
         if self.gate.num_experts != num_experts:
             raise ValueError(
                 f"the gate must have num_experts={num_experts} experts as the layer, got {self.gate.num_experts}"
@@ -47,6 +50,7 @@ class MoELayer(nn.Module):
     def num_experts(self) -> int:
         return self.gate.num_experts
 
+    @never_compiled
     def forward(
         self, x: Tensor, k: int | None = None, noise: float = 1.0, noisy: bool | None = None, **options: Any
     ) -> tuple[Tensor, Routing]:
@@ -60,7 +64,7 @@ class MoELayer(nn.Module):
         the output of no other. It makes NaN of the importance of its experts, of every expert's smooth load, and so of the balancing losses;
         the counts stay right. Where experts choose (STRATEGIES' `whole`), it takes up a place of each expert, and its output is 0, like that
         of a token that no expert took. There are first derivatives only: create_graph=True is refused (once.py), and torch refuses the
-        transforms of torch.func.
+        transforms of torch.func. torch.compile leaves the layer as it is, and compiles what is around it.
         """
         check_rows(x, self.w1.shape[1])
         x_TD = x.reshape(-1, x.shape[-1])

@@ -22,7 +22,7 @@ from moe_core.nn.balance import (
     threshold_loss,
     z_loss,
 )
-from moe_core.nn.checks import check_capacity, check_noise, check_off
+from moe_core.nn.checks import check_capacity, check_noise, check_off, shown
 from moe_core.nn.gating import Routing, count_selections, dense_gates, experts_on
 from moe_core.schema import STRATEGIES, WEIGHINGS, Knobs, meta_of, weighing
 
@@ -60,10 +60,10 @@ def route(
 
     options: noisy; k_primary and noise_primary of a hierarchical gate. ValueError, in a line, for an impossible value.
     """
-    if strategy not in BALANCING:
-        raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {strategy!r}")
-    if weigh not in WEIGHINGS:
-        raise ValueError(f"weigh must be one of {', '.join(WEIGHINGS)}, got {weigh!r}")
+    if not isinstance(strategy, str) or strategy not in BALANCING:
+        raise ValueError(f"strategy must be one of {', '.join(BALANCING)}, got {shown(strategy)}")
+    if not isinstance(weigh, str) or weigh not in WEIGHINGS:
+        raise ValueError(f"weigh must be one of {', '.join(WEIGHINGS)}, got {shown(weigh)}")
     if gate.groups and not STRATEGIES[strategy].hierarchical:
         raise ValueError(f"strategy {strategy} does not work with groups of experts; use none, paper or switch")
     if not STRATEGIES[strategy].noisy and (unknown := options.keys() - {"noisy"}):

@@ -9,6 +9,7 @@ waits for.
 import contextlib
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -25,6 +26,7 @@ SILENT = 2.5  # seconds without one after which a rank counts as gone
 # Seconds, once the ranks are told to end, after which one that has come to no exchange counts as one that hangs. torchrun would kill it
 # after 30 s.
 WAITS = 6.0
+SOURCE = re.compile(r"^\[[^]]*\] *")  # of an error of gloo's: where in its source it was raised
 
 
 class RankLost(RuntimeError):
@@ -142,6 +144,13 @@ class Alive:
         if (last := behind(first)) is None:
             return -1, ""
         return last, f"{called(last, first[last])} hangs in {first[last].get('doing', 'the start')}"
+
+    def lost_touch(self, error: BaseException) -> str:
+        """A sentence for where lost() names no rank."""
+        gone = "" if self.read("alive", self.rank) else ", and torchrun, which started them, has ended"
+        # gloo's error without its source file, and without its advice.
+        why = SOURCE.sub("", first_line(error)).partition(". This is typically")[0]
+        return f"the ranks lost touch with each other{gone} ({why}); go on with train --resume"
 
 
 def said(store: Store, kind: str, rank: int) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from moe_core.parallel.trainer import ALL_READY, Leader, follow
 from moe_core.runs import ENDED, RunWriter, StoreError, hold_lock
 from moe_core.schema import first_line
 from moe_core.training.machine import choose_device
+from moe_core.training.session import ending_signals
 
 START = 60.0  # seconds in which the ranks must come
 
@@ -141,7 +142,7 @@ def lead(joined: Joined, work: Callable[[], Any]) -> Any:
 
 def follow_on(joined: Joined) -> int:
     """What the other ranks do. The exit status: 0 if rank 0 told this one to end, else 1."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in ending_signals():
         signal.signal(number, lambda *_: None)  # rank 0 gets them too; it ends the run after its step, and all with it
     try:
         with told_to_end(partial(end_itself, joined.alive)):

@@ -13,6 +13,7 @@ from typing import Any
 from moe_core.parallel import alive as signs
 from moe_core.parallel.alive import Alive, called
 from moe_core.runs.locks import is_ours
+from moe_core.training.session import ending_signals
 
 
 class Hung(Exception):
@@ -34,9 +35,11 @@ def told_to_end(act: Callable[[threading.Event], None]) -> Iterator[None]:
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     over = threading.Event()
 
+    ending = ending_signals()
+
     def wait() -> None:
         while numbers := ours.recv(64):
-            if signal.SIGTERM in numbers or signal.SIGINT in numbers:
+            if any(number in ending for number in numbers):
                 act(over)
                 break
 

@@ -87,7 +87,7 @@ class Leader(Member):
             rank, problem = self.alive.lost(error)
             if problem and rank != self.alive.rank:
                 end_rank(self.alive, rank)
-            raise RankLost(problem or f"the ranks lost touch with each other: {error}") from error
+            raise RankLost(problem or self.alive.lost_touch(error)) from error
 
     def train_step(self, began: float) -> None:
         with self.together("train", self.knobs):

@@ -114,7 +114,7 @@ def make_file(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "run.db").exists():
-            raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another --run-id")
+            raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
         lock = hold_lock(folder)
     except OSError as error:
         raise StoreError(f"cannot make run folder {folder}: {error.strerror}") from None

@@ -115,10 +115,15 @@ def keep_whole_steps(trainer: Trainer) -> None:
     trainer.committer.put(Batch(first, rows_nC, **kept))
 
 
+def ending_signals() -> list[signal.Signals]:
+    """What tells a process to end: SIGTERM, Ctrl-C, and a terminal that closes (SIGHUP), unless nohup has that ignored."""
+    hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
+    return [signal.SIGTERM, signal.SIGINT, *hangup]
+
+
 @contextlib.contextmanager
 def _stopping_at_signals(trainer: Trainer):
-    """SIGTERM, a terminal that closes (SIGHUP, unless nohup has it ignored) and the first Ctrl-C stop the run cleanly after
-    the current step; a second Ctrl-C interrupts."""
+    """The first of these signals stops the run cleanly after the current step; a second Ctrl-C interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -127,10 +132,7 @@ def _stopping_at_signals(trainer: Trainer):
         trainer.stopping = True
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    numbers = [signal.SIGTERM, signal.SIGINT]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-        numbers.append(signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in numbers}
+    before = {number: signal.signal(number, stop) for number in ending_signals()}
     try:
         yield
     finally:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_core.nn.checks import shown
 from moe_core.runs import pick
 from moe_core.runs.statistics import Off, measured_by
 from moe_core.schema import Column, Description, first_line
@@ -99,6 +100,8 @@ class Mirrors:
     package is not there."""
 
     def __init__(self, also: str | Sequence[str]) -> None:
+        if not isinstance(also, Sequence):
+            raise ValueError(f"also takes {', '.join(MIRRORS)}, or a list of them, got {shown(also)}")
         self.modules: dict[str, Any] = {}
         for name in [also] if isinstance(also, str) else also:
             if name not in MIRRORS:

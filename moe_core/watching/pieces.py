@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from moe_core.nn.checks import shown
+
 LONGEST = 64  # characters of a piece that are kept
 BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -23,10 +25,12 @@ BYTES = letters_of_bytes()
 
 
 def strings_of(ids: Sequence[int], tokenizer: Any) -> list[str]:
-    """The text of each id; its number where there is no tokenizer."""
+    """The text of each id; its number where there is no tokenizer. ValueError for one that cannot decode."""
     if tokenizer is None:
         return [str(one) for one in ids]
     if not hasattr(tokenizer, "convert_ids_to_tokens"):
+        if not hasattr(tokenizer, "decode"):
+            raise ValueError(f"tokenizer must be that of your model, which can decode() ids, got {shown(tokenizer)}")
         return [kept(tokenizer.decode([one])) for one in ids]
     pieces = [as_text(piece) for piece in tokenizer.convert_ids_to_tokens(list(ids))]
     # transformers' tokenizers say which kind they are; of others the pieces show it, if the text has a space or a line's end.

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from moe_core.nn.checks import check_size
 from moe_core.nn.choices import churn, same_width, saturation
 from moe_core.schema import first_line
 from moe_core.watching.pieces import strings_of
@@ -54,9 +55,7 @@ class Probe:
     """
 
     def __init__(self, model: nn.Module, taps: Taps, given: Any, tokenizer: Any = None, every: int = EVERY) -> None:
-        if every < 1:
-            raise ValueError(f"probe_every must be at least 1, got {every}")
-        self.model, self.taps, self.every = model, taps, every
+        self.model, self.taps, self.every = model, taps, check_size("probe_every", every)
         self.inputs = inputs_of(given, tokenizer)
         ids, self.kept_N = self.inputs["input_ids"], counted(self.inputs, tokenizer)
         N = int(self.kept_N.sum())
@@ -186,7 +185,7 @@ def inputs_of(given: Any, tokenizer: Any) -> dict[str, Any]:
     if isinstance(given, str):
         given = [given]
     if isinstance(given, Sequence) and given and all(isinstance(text, str) for text in given):
-        if tokenizer is None:
+        if not callable(tokenizer):
             raise ValueError("probe is a list of texts, which needs watch(tokenizer=...), the tokenizer of your model")
         batch = tokenizer(list(given), return_tensors="pt", padding=True, truncation=True, max_length=LENGTH)
         if not isinstance(ids := batch["input_ids"], Tensor):

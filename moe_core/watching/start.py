@@ -2,15 +2,17 @@
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from moe_core.nn.checks import check_size, shown
 from moe_core.remedies import COEFFICIENT
 from moe_core.runs import StoreError, checked_id, folder_in, new_id, runs_folder
 from moe_core.schema import Knob
+from moe_core.schema.description import read_metric
 from moe_core.schema.stats import CLASSES, Metric
 from moe_core.watching.live import Live
 from moe_core.watching.mirrors import Mirrors
@@ -60,14 +62,14 @@ def watch(
     also: "tensorboard", "wandb", "trackio", or a list of these, to which the main scalars are sent as well.
     runs: the folder of the runs; None: the one that the dashboard shows.
     ValueError for a model without experts that can be watched; StoreError for a name that another run has, and for runs= that
-    is no folder.
+    is no folder; ValueError for an argument of another type.
     """
-    model = bare(model)
+    check_given(model, knobs, routers, experts, checkpoint, runs)
+    model, declared = bare(model), metrics_of(metrics)
     found = find_taps(model, routers, experts)
     folder = folder_in(runs_folder(runs)) / (checked_id(run) if run is not None else new_id(runs, class_of(model)))
     if (folder / "run.db").exists():
         raise StoreError(f"run {folder.name} exists already in {folder.parent}; choose another name")
-    declared = [KNOWN.get(one, Metric(one, one, "", True)) if isinstance(one, str) else one for one in metrics]
     taps = Taps(model, found, find_routers(model, found))
     try:
         to_show = None if probe is None else Probe(model, taps, probe, tokenizer, probe_every)
@@ -82,6 +84,45 @@ def watch(
             COEFFICIENT,
         )
     return live
+
+
+def check_given(model: Any, knobs: Any, routers: Any, experts: Any, checkpoint: Any, runs: Any) -> None:
+    """ValueError for what is of another type than watch() takes."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"watch needs a model that is a torch.nn.Module, got {shown(model)}")
+    for name, given, example in (
+        ("knobs", knobs, "{'noise': Knob(0.1, 0, 1)}"),
+        ("routers", routers, "{'layers.0.gate': reader}"),
+        ("experts", experts, "{'layers.0.gate': 8}"),
+    ):
+        if not isinstance(given, Mapping | None):
+            raise ValueError(f"{name} must be a dict, such as {name}={example}, got {shown(given)}")
+    for name, read in (routers or {}).items():
+        if not callable(read):
+            raise ValueError(f"routers must give a function for {shown(name)}, got {shown(read)}")
+    for name, many in (experts or {}).items():
+        if name not in (routers or {}):
+            raise ValueError(f"experts must name modules that routers= gives a reader for, got {shown(name)}")
+        check_size(f"experts of {shown(name)}", many)
+    if not isinstance(runs, str | Path | None):
+        raise ValueError(f"runs must be the path of a folder, got {shown(runs)}")
+    if not (checkpoint is None or callable(checkpoint)):
+        raise ValueError(f"checkpoint must be a function that is called without arguments, got {shown(checkpoint)}")
+
+
+def metrics_of(given: Any) -> list[Metric]:
+    """The Metrics that watch(metrics=...) gives. ValueError for what is none, or could not be recorded."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise ValueError(f"metrics must be a list of names or Metrics, such as metrics=['loss'], got {shown(given)}")
+    declared = []
+    for one in given:
+        metric = KNOWN.get(one, Metric(one, one, "", True)) if isinstance(one, str) else one
+        if not isinstance(metric, Metric):
+            raise ValueError(f"metrics must be names or Metrics, such as metrics=['loss'], got {shown(one)}")
+        declared.append(read_metric(metric._asdict()))
+    if twice := [one.name for at, one in enumerate(declared) if one.name in (before.name for before in declared[:at])]:
+        raise ValueError(f"metrics must have names of their own, got {twice[0]} twice")
+    return declared
 
 
 def class_of(model: nn.Module) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from moe_core.nn.checks import shown
 from moe_core.watching.readers import GATING, Arguments, Tap, read_gates
 from moe_core.watching.routers import Router, score_statistics
 from moe_core.watching.tally import SAMPLE, Call, Sums, Tally, add_up, counts_by_tap, merged
@@ -277,12 +278,18 @@ class Taps:
             self.shown = None
 
     def mask(self, mask: Tensor | None) -> None:
-        """Of the next forwards, the tokens (any shape, flattened) that count; None: all. A copy is kept, where the experts are."""
+        """Of the next forwards, the tokens (any shape, flattened) that count; None: all. A copy is kept, where the experts are.
+        ValueError for what is no tensor, and cannot be made one."""
         if mask is None:
             self.kept_N = None
-        else:
-            where = device_of(self.taps[0].module)
+            return
+        where = device_of(self.taps[0].module)
+        try:
             self.kept_N = torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"a mask must be a tensor with 0 where a token does not count, got {shown(mask)}"
+            ) from None
 
     def last(self) -> list[Call]:
         """The calls in training that were not added up yet."""

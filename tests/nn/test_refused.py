@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from moe_core.nn import HierarchicalMoELayer, MoELayer, NoisyTopKGate, losses
 from moe_core.nn.strategies import Step, after_update
@@ -59,6 +60,8 @@ REFUSED = [
     ({"off": 1}, "off must be a list of experts, counted from 0, got 1"),
     ({"weigh": "some"}, "weigh must be one of own, kept, all, got 'some'"),
     ({"strategy": "some"}, "strategy must be one of none, paper"),
+    ({"strategy": ["paper"]}, "strategy must be one of none, paper"),
+    ({"weigh": ["kept"]}, "weigh must be one of "),
 ]  # fmt: skip
 
 
@@ -133,6 +136,10 @@ def test_impossible_groups_and_gates_are_one_line():
     assert refusal(HierarchicalMoELayer, 8, 16, 4, 2, 1, 3) == "k_primary must be between 1 and groups=2, got 3"
     gate = NoisyTopKGate(8, 8, 2)
     assert "the gate must have num_experts=4" in refusal(MoELayer, 8, 16, 4, 2, gate=gate)
+    assert "gate must be a module with num_experts" in refusal(MoELayer, 8, 16, 4, 2, gate="paper")
+    assert refusal(MoELayer, 8, 16, 4, 2, gate=nn.Linear(8, 4)).endswith(
+        "got Linear(in_features=8, out_features=4, bias=True)"
+    )
 
 
 @pytest.mark.parametrize("strategy", FLAT)

@@ -167,7 +167,7 @@ def test_the_first_rank_ends_whom_it_names_but_not_itself(monkeypatch: pytest.Mo
     ended: list[int] = []
     monkeypatch.setattr(trainer, "end_rank", lambda alive, rank: ended.append(rank))
     for found in ((2, "rank 2 hangs"), (0, "rank 0 hangs"), (-1, "")):
-        together(SimpleNamespace(rank=0, lost=lambda error, found=found: found))
+        together(SimpleNamespace(rank=0, lost=lambda error, found=found: found, lost_touch=str))
     assert ended == [2]
 
 

@@ -46,6 +46,20 @@ def test_nobody_is_named_when_the_store_is_gone(ranks: list[Alive]) -> None:
     assert ranks[0].lost(LATE) == (-1, "")
 
 
+def test_where_no_rank_can_be_named_the_reason_says_what_to_do(ranks: list[Alive]) -> None:
+    """Without gloo's source files and advice."""
+    error = RuntimeError(f"{BROKEN}. This is typically caused by a remote worker crashing. GLHF!")
+    said = (
+        "the ranks lost touch with each other{} (Connection closed by peer [127.0.0.1]:4711); go on with train --resume"
+    )
+    assert ranks[0].lost_touch(error) == said.format("")
+    ranks[0].store = Gone()
+    leader: Any = SimpleNamespace(tell=lambda order: None, alive=ranks[0])
+    with pytest.raises(RankLost) as lost, Leader.together(leader, "train"):
+        raise error
+    assert str(lost.value) == said.format(", and torchrun, which started them, has ended")
+
+
 def test_nobody_is_named_when_the_store_goes_while_they_are_asked(ranks: list[Alive]) -> None:
     asked = threading.Thread(target=lambda: found.append(ranks[0].lost(LATE)))
     found: list[tuple[int, str]] = []
@@ -136,23 +150,49 @@ def hung(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> Iterator["subpr
     ranks[1].end()
     said = {"beat": 1, "doing": "step 3", "progress": 3, "host": socket.gethostname(), "pid": process.pid}
     ranks[1].store.set("alive/1", json.dumps(said))
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    before = {one: signal.signal(one, lambda number, frame: None) for one in (signal.SIGTERM, signal.SIGHUP)}
     yield process
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
     process.kill()
     process.wait()
 
 
-def test_a_stop_ends_a_rank_that_hangs_and_it_is_named(ranks: list[Alive], hung: "subprocess.Popen[bytes]") -> None:
-    """The exchange that waits for it then fails at once."""
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_ends_a_rank_that_hangs_and_it_is_named(
+    ranks: list[Alive], hung: "subprocess.Popen[bytes]", number: int
+) -> None:
+    """So does a terminal that closes. The exchange that waits for it then fails at once."""
     with stopping.told_to_end(partial(stopping.end_what_is_halted, ranks[0])):
         with pytest.raises(subprocess.TimeoutExpired):
             hung.wait(0.8)  # nobody has stopped the run
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         hung.wait(10)
     rank, problem = ranks[0].lost(BROKEN)
     assert (rank, hung.returncode) == (1, -signal.SIGKILL)
     assert problem == f"rank 1 (process {hung.pid} on {socket.gethostname()}) hung, last seen in step 3; it was ended when the run was stopped"  # fmt: skip
+
+
+@pytest.mark.parametrize("before", [signal.SIG_DFL, signal.SIG_IGN])
+def test_another_rank_than_the_first_is_told_by_a_terminal_that_closes_unless_under_nohup(
+    monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    told: list[threading.Event] = []
+
+    def follow(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.3)
+
+    monkeypatch.setattr(session, "follow", follow)
+    monkeypatch.setattr(session, "end_itself", lambda alive, over: told.append(over))
+    handlers = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGINT)}
+    handlers[signal.SIGHUP] = signal.signal(signal.SIGHUP, before)
+    try:
+        assert session.follow_on(SimpleNamespace(alive=None, ranks=None, device=None)) == 0  # type: ignore[arg-type]
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert len(told) == (before == signal.SIG_DFL)
 
 
 def test_no_rank_is_ended_while_the_first_gets_on(ranks: list[Alive], hung: "subprocess.Popen[bytes]") -> None:

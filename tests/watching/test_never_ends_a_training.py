@@ -111,6 +111,54 @@ def test_a_watch_that_is_refused_leaves_no_hook(tmp_path: Path, wrong: dict[str,
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"knobs": 3}, r"knobs must be a dict, such as knobs=.*, got 3"),
+        ({"knobs": [1]}, r"knobs must be a dict, such as knobs=.*, got \[1\]"),
+        ({"routers": 3}, r"routers must be a dict, such as routers=.*, got 3"),
+        ({"routers": {"0": 3}, "experts": {"0": 4}}, "routers must give a function for '0', got 3"),
+        ({"experts": 3}, "experts must be a dict, such as experts=.*, got 3"),
+        ({"experts": {"o": 4}}, "experts must name modules that routers= gives a reader for, got 'o'"),
+        ({"routers": {"0": print}, "experts": {"0": -1}}, "experts of '0' must be at least 1, got -1"),
+        ({"routers": {"0": print}, "experts": {"0": "4"}}, "experts of '0' must be a whole number, got '4'"),
+        ({"metrics": "loss"}, r"metrics must be a list of names or Metrics, such as metrics=\['loss'\], got 'loss'"),
+        ({"metrics": 3}, "metrics must be a list of names or Metrics, .*, got 3"),
+        ({"metrics": ["loss", 3]}, "metrics must be names or Metrics, .*, got 3"),
+        ({"metrics": ["loss", "loss"]}, "metrics must have names of their own, got loss twice"),
+        ({"metrics": ["x" * 500]}, "must have at most 400 characters"),
+        ({"checkpoint": "now"}, "checkpoint must be a function that is called without arguments, got 'now'"),
+        ({"also": 3}, "also takes tensorboard, wandb, trackio, or a list of them, got 3"),
+        ({"runs": 3}, "runs must be the path of a folder, got 3"),
+        ({"probe": torch.ones(1, 2).long(), "tokenizer": 3}, "tokenizer must be that of your model, .*, got 3"),
+        ({"probe": ["a"], "tokenizer": 3}, r"which needs watch\(tokenizer=...\), the tokenizer of your model"),
+        ({"probe": torch.ones(1, 2).long(), "probe_every": 1.5}, "probe_every must be a whole number, got 1.5"),
+        ({"probe": torch.ones(1, 2).long(), "probe_every": "x"}, "probe_every must be a whole number, got 'x'"),
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_refused_at_once_in_a_line(
+    tmp_path: Path, wrong: dict[str, Any], says: str
+) -> None:
+    """Not at the first step, when it would only stop the watching."""
+    model = Model()
+    with pytest.raises(ValueError, match=f"^.*{says}") as refused:
+        watch(model, "a", **{"runs": tmp_path, **wrong})
+    assert "\n" not in str(refused.value)
+    assert hooks_of(model) == 0
+
+
+@pytest.mark.parametrize("model", [None, 3, Model, [Model()]])
+def test_what_is_no_model_is_refused(tmp_path: Path, model: Any) -> None:
+    with pytest.raises(ValueError, match=r"watch needs a model that is a torch.nn.Module, got "):
+        watch(model, "a", runs=tmp_path)
+
+
+def test_a_mask_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+    live = watch(Model(), "a", runs=tmp_path)
+    with pytest.raises(ValueError, match="a mask must be a tensor with 0 where a token does not count, got 'left'"):
+        live.mask("left")  # type: ignore[arg-type]
+
+
 def test_a_misspelt_balance_is_refused_with_the_kinds(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="balance must be one of loss-free, quantile, or None, got 'lossfree'"):
         watch(Model(), "a", runs=tmp_path, balance="lossfree")
