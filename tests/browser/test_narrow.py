@@ -103,7 +103,8 @@ def test_a_lesson_beside_an_open_panel_has_its_formula_and_its_buttons_whole(ser
     assert page.evaluate("() => document.fonts.ready.then(() => true)")
     assert parts.evaluate_all(cut) == []
     text, charts = (box_of(page, name) for name in (".moe-lesson", ".moe-invite"))
-    assert text["width"] > 400 and charts["y"] > text["y"] + text["height"]
+    assert text["width"] > 400
+    assert charts["y"] > text["y"] + text["height"]
     page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
     page.wait_for_function("() => document.querySelector('.moe-lesson').getBoundingClientRect().left < 100")
     page.wait_for_function(
