@@ -73,7 +73,7 @@ def body(what: Named) -> None:
                 return
             for line in [] if what.sweep else source.look_over():
                 st.warning(line)
-            left, right = st.columns([1, 2], gap="large")
+            left, right = st.container(key="export-row").columns([1, 2], gap="large")
             with left:
                 figures, format, look, columns = choices(source)
             with right:

@@ -113,6 +113,23 @@ def test_a_lesson_beside_an_open_panel_has_its_formula_and_its_buttons_whole(ser
     assert parts.evaluate_all(cut) == []
 
 
+def test_export_beside_an_open_panel_has_its_words_whole_and_its_preview_below(server: Server, tab: Tab) -> None:
+    make_run(server.runs, "plane", name="a").close()
+    page = tab(f"{server.url}/export?run=a", 820, 1100)
+    picture = page.locator("[data-testid=stMain] img[alt]")
+    expect(picture).to_be_visible()
+    theme = page.locator("[data-testid=stSelectbox]").filter(has_text="Theme")
+    cut = "box => [...box.querySelectorAll('*')].some(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1)"
+    assert not theme.evaluate(cut)
+    choices = theme.bounding_box()
+    assert choices
+    assert box_of(page, "[data-testid=stMain] img[alt]")["x"] > choices["x"] + choices["width"]
+    page.get_by_test_id("stExpandSidebarButton").click()
+    below = "() => document.querySelector('[data-testid=stMain] img[alt]').getBoundingClientRect().top > document.querySelector('.st-key-bare').getBoundingClientRect().bottom"
+    page.wait_for_function(below)
+    assert not theme.evaluate(cut)
+
+
 @pytest.mark.parametrize(("width", "beside"), [(1280, True), (1920, False)])
 def test_a_printed_page_fills_its_sheet(server: Server, tab: Tab, width: int, beside: bool) -> None:
     """As on the screen, smaller; of a window so wide that letters would be too small, below each other. A strip stays below its chart."""
