@@ -115,12 +115,16 @@ def test_a_lesson_beside_an_open_panel_has_its_formula_and_its_buttons_whole(ser
 
 def test_export_beside_an_open_panel_has_its_words_whole_and_its_preview_below(server: Server, tab: Tab) -> None:
     make_run(server.runs, "plane", name="a").close()
-    page = tab(f"{server.url}/export?run=a", 820, 1100)
+    page = tab(f"{server.url}/export?run=a&figures=balance,loss,balance_now", 820, 1100)
     picture = page.locator("[data-testid=stMain] img[alt]")
     expect(picture).to_be_visible()
     theme = page.locator("[data-testid=stSelectbox]").filter(has_text="Theme")
     cut = "box => [...box.querySelectorAll('*')].some(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1)"
     assert not theme.evaluate(cut)
+    chosen = page.locator("[data-testid=stMultiSelect]").first
+    assert not chosen.get_by_test_id("stMultiSelectTagsContainer").evaluate(
+        "tags => tags.scrollWidth > tags.clientWidth + 1 || tags.scrollHeight > tags.parentElement.clientHeight + 1"
+    )
     choices = theme.bounding_box()
     assert choices
     assert box_of(page, "[data-testid=stMain] img[alt]")["x"] > choices["x"] + choices["width"]
