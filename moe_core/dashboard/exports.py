@@ -73,7 +73,7 @@ def body(what: Named) -> None:
                 return
             for line in [] if what.sweep else source.look_over():
                 st.warning(line)
-            left, right = st.columns([1, 2], gap="large")
+            left, right = st.container(key="export-row").columns([1, 2], gap="large")
             with left:
                 figures, format, look, columns = choices(source)
             with right:
@@ -102,9 +102,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
     sized, columns = chosen_size(), 0
     if len(figures) > 1 and format in PANELS:
-        columns = int(
-            st.number_input("Panels of one file beside each other (0: a file each)", 0, MOST, 0, key="panels", **BOUND)
-        )
+        columns = whole_number("Panels of one file beside each other (0: a file each)", 0, MOST, 0, "panels")
     size = sized.of_panels(len(figures), columns) if columns else sized.size
     theme_at, font_at, scale_at = st.columns(3)
     theme = theme_at.selectbox("Theme", list(LOOKS), key="theme", **BOUND)
@@ -113,7 +111,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     else:
         font = font_at.number_input("Font, px", 6.0, 48.0, 13.0, 0.5, "%g", key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
-    smooth = st.number_input("Mean over, steps", 1, 1_000_000, 1, key="smooth", **BOUND)
+    smooth = whole_number("Mean over, steps", 1, 1_000_000, 1, "smooth")
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, SweepResults)
     layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
@@ -123,7 +121,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     step = None if sweep else named("step", run.steps()[1])
     style_file()
     words = "" if bare else title or None
-    look = Look(size, float(scale), theme, words, float(font), caption, layer - 1, step, int(smooth))
+    look = Look(size, float(scale), theme, words, float(font), caption, layer - 1, step, smooth)
     return figures, format or "png", look, columns
 
 
@@ -139,13 +137,27 @@ def chosen_size() -> Sized:
         return size_of_words(unit)
     wide, high = st.columns(2)
     if unit == "px":
-        width = wide.number_input("Width, px", 120, 8000, 640, key="width", **BOUND)
-        height = high.number_input("Height, px", 120, 8000, 400, key="height", **BOUND)
+        with wide:
+            width: float = whole_number("Width, px", 120, 8000, 640, "width")
+        with high:
+            height: float = whole_number("Height, px", 120, 8000, 400, "height")
     else:
         usual = (3.25, 2.0) if unit == "in" else (85.0, 55.0)
         width = wide.number_input(f"Width, {unit}", 0.5, 2000.0, usual[0], key="wide", **BOUND)
         height = high.number_input(f"Height, {unit}", 0.5, 2000.0, usual[1], key="high", **BOUND)
     return Sized((width * PX[unit], height * PX[unit]), unit != "px")
+
+
+def whole_number(label: str, low: int, high: int, start: int, key: str) -> int:
+    """A field for a whole number; another is rounded in the field. It is one for any number, since Streamlit's own would take the
+    1 of 1e3 and drop the rest."""
+
+    def rounded() -> None:
+        st.session_state[key] = float(round(st.session_state[key]))
+
+    return int(
+        st.number_input(label, float(low), float(high), float(start), 1.0, "%g", key=key, on_change=rounded, **BOUND)
+    )
 
 
 def layer_of(run: Any) -> int:

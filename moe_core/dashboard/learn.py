@@ -43,6 +43,13 @@ CSS = """
 .moe-invite b { font-size: 18px; }
 .moe-invite span { color: var(--moescope-ink-2); }
 [class*="st-key-lesson-row"] [data-testid="stButtonGroup"] button { padding-inline: 4px; } /* all eight find room at 820 px */
+/* Where two columns do not find room, the second goes below the first: the charts below the text, the buttons below the question. */
+[data-testid="stHorizontalBlock"]:has(> [data-testid="stColumn"] .moe-lesson), .st-key-question [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+[data-testid="stColumn"]:has(.moe-lesson) { flex: 1 1 0; min-width: min(100%, 310px); }
+[data-testid="stColumn"]:has(.moe-lesson) + [data-testid="stColumn"] { flex: 1.9 1 0; min-width: min(100%, 430px); }
+.st-key-question [data-testid="stColumn"] { min-width: min(100%, 280px); }
+.st-key-question [data-testid="stColumn"] + [data-testid="stColumn"] { min-width: 100px; }
+.st-key-question [data-testid="stColumn"] + [data-testid="stColumn"] [data-testid="stVerticalBlock"] { gap: 6px; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) h2 { font-size: 20px; padding: 0 0 6px; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex { font-size: 0.88em; }
 [data-testid="stMainBlockContainer"]:has(.moe-lesson) .katex-display { margin: 0; overflow-x: auto; overflow-y: hidden; padding: 2px 4px 8px; }
@@ -324,7 +331,7 @@ def say_measuring(folder: Path, measured: tuple[float, str]) -> None:
 def question(number: int, own: str) -> None:
     """The question; the answer stays folded until it is opened. own: the answer with the numbers of the reader's run."""
     lesson = LESSONS[number - 1]
-    words, file = st.columns([4, 1.2], vertical_alignment="top")
+    words, file = st.container(key="question").columns([4, 1.2], vertical_alignment="top")
     with words.expander(f"**Question.** {lesson.question}"):
         st.markdown(lesson.answer)
         st.markdown(own)

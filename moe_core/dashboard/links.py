@@ -59,8 +59,9 @@ def figures(text: str) -> list[str]:
 
 
 def whole(low: int = 1, high: int = LAST) -> Word:
+    """A whole number, also as the field of any number writes it: 640.0."""
     wanted = f"a whole number from {low:,} to {high:,}" if high < LAST else f"a whole number from {low} on"
-    return Word(wanted, lambda text: between(int(matching("[0-9]{1,16}", text)), low, high))
+    return Word(wanted, lambda text: between(int(matching(r"[0-9]{1,16}(\.0)?", text).partition(".")[0]), low, high))
 
 
 def number(low: float, high: float) -> Word:

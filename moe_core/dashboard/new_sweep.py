@@ -50,6 +50,12 @@ def new() -> None:
     st.code(
         "python -m moe_core sweep --task text --pairs table6 --seeds 3 --steps 1000", language="bash", wrap_lines=True
     )
+    st.caption("On your own data, from a terminal:")
+    st.code(
+        "python -m moe_core sweep --task digits --data my_table.csv --w-importance 0,0.1 --steps 500",
+        language="bash",
+        wrap_lines=True,
+    )
 
 
 def fields_of(faults: Faults) -> tuple[dict[str, Any], int]:
@@ -110,7 +116,11 @@ def take_others(asked: dict[str, Any], text: str, faults: Faults) -> None:
         if not equals:
             faults.say(f"other knobs and settings are written name=values; name=values, got {word!r}", "more")
             continue
-        take(asked, name.strip().replace("-", "_"), values, faults, "more")
+        name = name.strip().replace("-", "_")
+        if name in (*LISTED, "strategy", "steps"):
+            faults.say(f"{name} has a field of its own above; write its values there, not here", "more")
+            continue
+        take(asked, name, values, faults, "more")
 
 
 def planned(asked: dict[str, Any], faults: Faults) -> Plan | None:

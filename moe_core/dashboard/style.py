@@ -93,6 +93,13 @@ CSS = f"""
   .st-key-your-model [data-testid="stColumn"] {{ width: 100%; }} }}
 [data-testid="stCode"] .token {{ color: inherit !important; }} /* its colours for words are below 4.5:1 */
 .moe-taken {{ margin: 0; padding-left: 16px; font-size: 13px; line-height: 18px; color: var(--moescope-ink-2); overflow-wrap: anywhere; }}
+/* The preview stands below the choices where beside them their words would be cut. */
+.st-key-export-row > * > [data-testid="stHorizontalBlock"] {{ flex-wrap: wrap; }}
+.st-key-export-row > * > * > [data-testid="stColumn"] {{ flex: 1 1 0; min-width: min(100%, 300px); }}
+.st-key-export-row > * > * > [data-testid="stColumn"] + [data-testid="stColumn"] {{ flex-grow: 2; min-width: min(100%, 380px); }}
+/* The figures chosen are all in sight, where Streamlit has one line of them, which scrolls. */
+.st-key-export-row :has(> [data-testid="stMultiSelectTagsContainer"]) {{ height: auto; max-height: none; }}
+.st-key-export-row [data-testid="stMultiSelectTagsContainer"] {{ flex-wrap: wrap; overflow: visible; min-width: 0; height: auto; mask-image: none; }}
 /* Once something else is chosen, the last file is no longer what the page shows. */
 .stApp:not([data-test-script-state="notRunning"]) .st-key-export-one {{ pointer-events: none; opacity: 0.5; }}
 .moe-export {{ font-size: 13px; color: var(--moescope-hand); line-height: 40px; }}

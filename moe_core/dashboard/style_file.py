@@ -52,7 +52,7 @@ def style_of(choices: Any) -> dict[str, Any]:
     size = choices["size"]
     words = "x".join(f"{choices[side]:.12g}" for side in SIDES[size]) + size if size in OWN else size
     style = {"size": words, "font": f"{choices['type']:g}pt" if size_of_words(words).paper else choices["font"]}
-    style |= {name: choices[name] for name in PLAIN}
+    style |= {name: choices[name] for name in PLAIN} | {"smooth": int(choices["smooth"])}
     return style | ({"title": ""} if choices["bare"] else {"title": choices["title"]} if choices["title"] else {})
 
 

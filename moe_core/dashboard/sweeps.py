@@ -58,6 +58,9 @@ CSS = """
 .moe-scroll { overflow-x: auto; }
 .st-key-sweep-lists { display: grid; grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); gap: 8px 16px; align-items: start; }
 .st-key-sweep-lists > * { min-width: 0; }
+/* Below each other where beside each other their second lines would be cut. */
+.st-key-sweep-maps [data-testid="stHorizontalBlock"] { flex-wrap: wrap; }
+.st-key-sweep-maps [data-testid="stColumn"] { min-width: min(100%, 400px); }
 .moe-notes p { color: var(--moescope-ink-2); font-size: 13px; margin: 4px 0 0; }
 @media (min-width: 1600px) {
   .moe-table { font-size: 17px; }
@@ -205,7 +208,8 @@ def charts(sweep: Sweep, outcomes: Sequence[Result]) -> None:
     )
     figures = [name for name in FIGURES if shows(source, name)]
     if "sweep_balance" in figures:
-        for column, name in zip(st.columns(2), ("sweep_balance", "sweep_quality"), strict=True):
+        maps = st.container(key="sweep-maps").columns(2)
+        for column, name in zip(maps, ("sweep_balance", "sweep_quality"), strict=True):
             with column:
                 clickable(name, FIGURES[name].draw(**FIGURES[name].read(source, At()), theme=theme))
     if any(result.ended for result in outcomes):

@@ -1,4 +1,5 @@
-"""What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names."""
+"""What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names. And how
+long names are cut."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -46,6 +47,12 @@ def cut_apart(names: Sequence[str], most: int) -> list[str]:
         rest = own[max(word, apart - most // 2) :]
         cuts.append(f"… {rest}" if len(rest) <= most - 2 else f"… {rest[: most - 3]}…")
     return cuts
+
+
+def beginnings(names: Sequence[str], most: int) -> list[str]:
+    """Names of classes or columns, each of at most so many characters: the beginning, or of those that begin alike what differs."""
+    short = [name if len(name) <= most else name[: most - 1].rstrip() + "…" for name in names]
+    return [one if short.count(one) == 1 else other for one, other in zip(short, cut_apart(names, most), strict=True)]
 
 
 def first_apart(name: str, other: str) -> int:

@@ -99,7 +99,7 @@ def compare_loss(
         np.concatenate([c.values for c in curves] or [np.zeros(0)]),
         np.concatenate([c.values for c in heldout] or [np.zeros(0)]),
     )
-    subtitle = held_out_words([curve.comparable for curve in heldout])
+    subtitle = held_out_words([curve.comparable for curve in heldout if len(curve.values)])
     axis = loss_axis(unit, lo, hi, tick)
     runs = called(curves, named)
     layout = over.layout("compare_loss", "Loss", subtitle, curves, runs, axis, theme, size)

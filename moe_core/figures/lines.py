@@ -74,9 +74,11 @@ def held_out(name: str, x: Array, y: Array, comparable: Array | None, hover: str
 
 
 def held_out_words(comparable: Sequence[Array | None]) -> str:
-    """What the lines of a loss chart are, for its subtitle. comparable: as held_out() takes it, of each line."""
+    """What the lines of a loss chart are, for its subtitle. comparable: as held_out() takes it, of each line that has a dot."""
+    if not comparable:
+        return "of each training batch"
     ahead = any(one is not None and not one.all() for one in comparable)
-    return f"dots: held-out{', open: looks ahead' if ahead else ''}   thin: training"
+    return f"dots: held-out{', open: looks ahead' if ahead else ''}; thin: training"
 
 
 def spread(wanted: Sequence[float], gap: float) -> list[float]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe_core.figures.called import beginnings
 from moe_core.figures.off import off_words
 from moe_core.figures.paper import (
     Array,
@@ -88,7 +89,7 @@ def by_label(
         {"tickvals": list(range(-3, 4)), "ticktext": list(FRACTIONS)},
         100 * share,
         "Of the selections for %{text}, %{customdata:.1f} % went to expert %{x}",
-        rows=[escape(name[: letters_beside(size, LONGEST)]) for name in names_C],
+        rows=names_C,
         row_title=label,
         column=chosen,
         step=step,
@@ -217,14 +218,15 @@ def heatmap(
     C, E = z.shape
     layout = base(name, title, subtitle, step=step, theme=theme, size=size, labels=True)
     layout["margin"] |= {"r": 76}
-    layout["margin"]["l"] += 7 * max((min(len(r), LONGEST) for r in rows), default=0) if rows is not None else 0
+    short = None if rows is None else beginnings(rows, letters_beside(size, LONGEST))
+    layout["margin"]["l"] += 7 * max(map(len, short), default=0) if short is not None else 0
     width, height = inner(layout)
     across, down = expert_ticks(E, width, 18), expert_ticks(max(C, 1), height, 14)
     layout["xaxis"] |= {"range": [0.5, E + 0.5], "tickvals": across, "ticktext": [str(t) for t in across]}
     layout["xaxis"]["title"] = axis_title("expert", layout)
     down = [row for row in down if rows is None or row <= C]
     layout["yaxis"] |= {"range": [max(C, 1) + 0.5, 0.5], "tickvals": down, "showgrid": False}
-    layout["yaxis"]["ticktext"] = [str(row) if rows is None else rows[row - 1] for row in down]
+    layout["yaxis"]["ticktext"] = [str(row) if short is None else escape(short[row - 1]) for row in down]
     layout["yaxis"]["title"] = axis_title(row_title, layout, standoff=4)
     # So that a missing value does not look like 0, which may have the colour of the ground.
     layout["plot_bgcolor"] = theme.side
@@ -235,7 +237,7 @@ def heatmap(
         "xgap": 1 if E <= LINES else 0, "ygap": 1 if C <= LINES else 0, "colorbar": colour_bar(layout, theme) | bar, **colours,
     }  # fmt: skip
     if rows is not None:
-        data["text"] = [[name] * E for name in rows]
+        data["text"] = [[escape(name)] * E for name in rows]
     for at, axis in ((row, "y"), (column, "x")):
         if at is not None and C:
             along = {"x0": 0, "x1": 1, "xref": "paper"} if axis == "y" else {"y0": 0, "y1": 1, "yref": "paper"}

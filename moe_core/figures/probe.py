@@ -130,17 +130,17 @@ def nobodys(x: Array, y: Array, side: float, theme: Theme, **given: Any) -> Spec
     } | given  # fmt: skip
 
 
-def mark_groups(layout: Spec, sorted_N: Array, label: Callable[[int], tuple[str, int]], colour: str) -> None:
+def mark_groups(layout: Spec, sorted_N: Array, label: Callable[[int, float], str], colour: str) -> None:
     """Under the axis, the name of each group of equal values at its middle, where there is room; a rule between two.
 
-    sorted_N (N,), N > 0: the value of each column. label(start): the name of the group that starts there, and the px it takes.
+    sorted_N (N,), N > 0: the value of each column. label(start, room): the name of the group that starts there, in
+    so many px; empty if it finds no room.
     """
     starts = np.flatnonzero(np.diff(sorted_N.astype(np.int64), prepend=int(sorted_N[0]) - 1)).tolist()
     px = inner(layout)[0] / len(sorted_N)
     middles, names = [], []
     for start, end in zip(starts, [*starts[1:], len(sorted_N)], strict=True):
-        name, needed = label(start)
-        if (end - start) * px >= needed:  # names closer than that would cover each other
+        if name := label(start, (end - start) * px):
             middles.append((start + end) / 2)
             names.append(name)
     layout["xaxis"] |= {"tickvals": middles, "ticktext": names}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.called import beginnings
 from moe_core.figures.matrices import cosines
 from moe_core.figures.paper import Array
 from moe_core.figures.probe import dense, kept, name_of_byte
@@ -213,7 +214,7 @@ def favourite_label(source: Source, layer: int, step: int, expert: int) -> tuple
     names = source.labels.get(label, [])
     if not share_CE[at, expert] > 0 or not share > 0:
         return NONE, math.nan
-    return (names[at] if at < len(names) else str(at))[:12], float(share_CE[at, expert] / share)
+    return beginnings(names, 12)[at] if at < len(names) else str(at), float(share_CE[at, expert] / share)
 
 
 def closest_partner(source: Source, layer: int, step: int, expert: int) -> tuple[str, float]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_core.figures.called import beginnings
 from moe_core.figures.changes import mark
 from moe_core.figures.lines import as_steps, line, named_ends, over_steps
 from moe_core.figures.palette import Palette, palette_of, picks
@@ -44,7 +45,7 @@ from moe_core.figures.probe import (
 from moe_core.figures.theme import LIGHT, LINES, Theme
 from moe_core.figures.timeline import square
 
-LONGEST = 14  # letters of a class's name
+LONGEST, FEWEST = 14, 5  # letters of a class's name: the most, and the fewest that a name is cut to
 
 
 @figure
@@ -106,9 +107,11 @@ def probe_gates(
 def mark_classes(layout: Spec, sorted_N: Array, names: Sequence[str], theme: Theme) -> None:
     """Under the axis, each class at the middle of its tokens, where there is room; a rule between two classes."""
 
-    def label(start: int) -> tuple[str, int]:
-        word = class_name(sorted_N, start, names)[:LONGEST]
-        return escape(word), 7 * len(word)
+    def label(start: int, room: float) -> str:
+        word, letters = class_name(sorted_N, start, names), min(LONGEST, int(room / 7))
+        if len(word) > letters:
+            word = beginnings(names, letters)[int(sorted_N[start])] if letters >= FEWEST else ""
+        return escape(word)
 
     mark_groups(layout, sorted_N, label, theme.edge)
     layout["xaxis"]["title"] |= {"text": "probe token, by class"}

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from moe_core.figures.called import beginnings
 from moe_core.figures.favourites import best
 from moe_core.figures.matrices import colour_bar
 from moe_core.figures.palette import Palette, palette_of, picks
@@ -97,7 +98,7 @@ def rows_layout(
     )
     subtitle = f"band: first expert; below, each feature, {theme.signs[0]} low to {theme.signs[2]} high{some}{without_expert(first, len(colours.cells))}{colours.words}"
     layout["title"]["text"] = said_too(layout["title"]["text"], subtitle)
-    names = [escape(names_F[f][: letters_beside(size, LONGEST)]) for f in shown]
+    names = [escape(name) for name in beginnings([names_F[f] for f in shown], letters_beside(size, LONGEST))]
     band = len(shown) * STRIP / max(1, height - STRIP)
     layout["margin"] |= {"l": layout["margin"]["l"] + 7 * max(map(len, names), default=0), "r": 64}
     layout["yaxis"] |= {
@@ -136,10 +137,10 @@ def feature_cells(
 def mark_experts(layout: Spec, sorted_N: Array, E: int, theme: Theme) -> None:
     """Under the axis, each expert at the middle of its rows where there is room; a rule between two."""
 
-    def label(start: int) -> tuple[str, int]:
+    def label(start: int, room: float) -> str:
         expert = int(sorted_N[start])
         mark = square(expert, theme) + " " if expert < E <= LINES else ""
-        return f"{mark}{expert + 1}" if expert < E else "none", 30
+        return "" if room < 30 else f"{mark}{expert + 1}" if expert < E else "none"
 
     mark_groups(layout, sorted_N, label, theme.ink2)
 
@@ -216,7 +217,8 @@ def favourite_rows(
     layout["yaxis"] |= {"range": [most + 0.5, 0.5], "dtick": 1, "nticks": 0}
     z_NF = spreads(np.asarray(values_NF)[: len(gate_N)])
     letters = int(width * 1.9 / 2.9 / (0.45 * layout["font"]["size"]))
-    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, label_names, letters) for n in favourites.tolist()]
+    short = beginnings(label_names, 12)
+    words = [in_short(int(n), values_NF, z_NF, names_F, labels_N, short, letters) for n in favourites.tolist()]
     hovers = [hover_of_row(int(n), values_NF, z_NF, names_F, labels_N, label_names) for n in favourites.tolist()]
     y = np.arange(1, len(favourites) + 1, dtype=np.int32)
     weights = np.asarray(gate_N, np.float32)[favourites]
@@ -245,7 +247,7 @@ def in_short(
     letters: int,
 ) -> str:
     """A row in so many letters: its class, then its features that lie furthest from the mean, as many as find room."""
-    text = "" if labels_N is None else f"{class_name(labels_N, n, label_names)[:12]}:"
+    text = "" if labels_N is None else f"{class_name(labels_N, n, label_names)}:"
     for i, f in enumerate(np.argsort(-np.abs(np.nan_to_num(z_NF[n])), kind="stable").tolist()):
         value = f" {value_word(values_NF[n][f])} {'↑' if z_NF[n][f] > 0 else '↓'}"
         room = letters - len(text) - len(value) - 2

@@ -150,7 +150,7 @@ def grid_data(
             # A heatmap's cells cannot be chosen with a click; markers can.
             "type": "scatter", "mode": "markers+text", "name": "numbers",
             "x": [column for _, column in known], "y": [row for row, _ in known],
-            "text": [f"{values_YX[at]:.3g}" + f" {AHEAD}" * bool(ahead_YX[at]) for at in known],
+            "text": [f"{values_YX[at]:#.3g}".rstrip(".") + f" {AHEAD}" * bool(ahead_YX[at]) for at in known],
             "customdata": [ids_YX[row][column] for row, column in known],
             "marker": {"symbol": "square", "size": max(8, int(0.9 * cell)), "opacity": 0},
             "selected": {"marker": {"opacity": 0}}, "unselected": {"marker": {"opacity": 0}},

@@ -350,7 +350,7 @@ def loss(
     last = max([*np.asarray(steps)[-1:], *np.asarray(heldout_steps)[-1:]], default=None)
     ends = np.asarray([] if last is None else [last])
     y = loss_axis(unit, *loss_range(steps, train, heldout))
-    subtitle = held_out_words([comparable])
+    subtitle = held_out_words([comparable] * bool(len(heldout)))
     layout = over_steps("loss", "Loss", subtitle, ends, span, y, theme, size, labels=False)
     layout["xaxis"]["nticks"] = 4 if size[0] < 500 else 6
     data = [

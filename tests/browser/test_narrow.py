@@ -93,6 +93,47 @@ def test_the_numbers_of_all_lessons_find_room(server: Server, tab: Tab, width: i
     assert row.evaluate("row => row.scrollWidth - row.clientWidth") <= 0
 
 
+def test_a_lesson_beside_an_open_panel_has_its_formula_and_its_buttons_whole(server: Server, tab: Tab) -> None:
+    page = tab(f"{server.url}/learn?lesson=7", 820, 1100)  # the widest formula
+    page.get_by_test_id("stExpandSidebarButton").click()
+    page.wait_for_function("() => document.querySelector('.moe-lesson').getBoundingClientRect().left > 280")
+    parts = page.locator("[data-testid=stMain] :is(button, button *, .katex-display)")
+    cut = "parts => parts.filter(one => one.scrollWidth > one.clientWidth + 1 && one.clientWidth).map(one => one.textContent)"
+    expect(page.locator(".katex-display")).to_be_visible()
+    assert page.evaluate("() => document.fonts.ready.then(() => true)")
+    assert parts.evaluate_all(cut) == []
+    text, charts = (box_of(page, name) for name in (".moe-lesson", ".moe-invite"))
+    assert text["width"] > 400
+    assert charts["y"] > text["y"] + text["height"]
+    page.get_by_test_id("stSidebarCollapseButton").locator("button").click()
+    page.wait_for_function("() => document.querySelector('.moe-lesson').getBoundingClientRect().left < 100")
+    page.wait_for_function(
+        "() => document.querySelector('.moe-invite').getBoundingClientRect().left > document.querySelector('.moe-lesson').getBoundingClientRect().right"
+    )
+    assert parts.evaluate_all(cut) == []
+
+
+def test_export_beside_an_open_panel_has_its_words_whole_and_its_preview_below(server: Server, tab: Tab) -> None:
+    make_run(server.runs, "plane", name="a").close()
+    page = tab(f"{server.url}/export?run=a&figures=balance,loss,balance_now", 820, 1100)
+    picture = page.locator("[data-testid=stMain] img[alt]")
+    expect(picture).to_be_visible()
+    theme = page.locator("[data-testid=stSelectbox]").filter(has_text="Theme")
+    cut = "box => [...box.querySelectorAll('*')].some(one => one.clientWidth && one.scrollWidth > one.clientWidth + 1)"
+    assert not theme.evaluate(cut)
+    chosen = page.locator("[data-testid=stMultiSelect]").first
+    assert not chosen.get_by_test_id("stMultiSelectTagsContainer").evaluate(
+        "tags => tags.scrollWidth > tags.clientWidth + 1 || tags.scrollHeight > tags.parentElement.clientHeight + 1"
+    )
+    choices = theme.bounding_box()
+    assert choices
+    assert box_of(page, "[data-testid=stMain] img[alt]")["x"] > choices["x"] + choices["width"]
+    page.get_by_test_id("stExpandSidebarButton").click()
+    below = "() => document.querySelector('[data-testid=stMain] img[alt]').getBoundingClientRect().top > document.querySelector('.st-key-bare').getBoundingClientRect().bottom"
+    page.wait_for_function(below)
+    assert not theme.evaluate(cut)
+
+
 @pytest.mark.parametrize(("width", "beside"), [(1280, True), (1920, False)])
 def test_a_printed_page_fills_its_sheet(server: Server, tab: Tab, width: int, beside: bool) -> None:
     """As on the screen, smaller; of a window so wide that letters would be too small, below each other. A strip stays below its chart."""

@@ -65,6 +65,21 @@ def test_a_size_on_paper_has_its_type_in_points(runs):
     assert "On paper 3.25 × 2 in, with type of 7 pt." in words(app)
 
 
+def test_a_field_for_a_whole_number_takes_any_and_rounds_it(runs):
+    """Streamlit's own for whole numbers would take the 1 of 1e3."""
+    make_run(runs, "text").close()
+    app = page(run="text", figures="loss,churn", size="px")
+    for key, typed, taken in (("width", 1e3, 1000), ("height", 300.4, 300), ("smooth", 2.6, 3), ("panels", 1.7, 2)):
+        field = app.number_input(key=key)
+        assert field.proto.data_type == field.proto.FLOAT
+        field.set_value(typed).run()
+        assert not app.exception
+        assert app.number_input(key=key).value == taken
+    assert "2 panels: 1,000 × 300 px" in words(app)
+    again = page(run="text", figures="loss,churn", size="px", width="1000.0", smooth="3.0")  # as such a field writes it
+    assert [again.number_input(key=key).value for key in ("width", "smooth")] == [1000, 3]
+
+
 def test_several_figures_are_panels_of_one_file(runs):
     make_run(runs, "text").close()
     app = page(run="text", figures="loss,churn", size="6.75in", panels="2", smooth="20")

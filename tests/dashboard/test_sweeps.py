@@ -109,6 +109,7 @@ def test_the_form_starts_what_it_says(runs: Path, started: list[tuple[Sweep, int
         ("sweep-list-num_experts", "0,4", "num_experts must be between 1 and 1024, got 0"),
         ("sweep-list-layers", "1;2", "layers must be a number"),
         ("sweep-more", "sorcery=1", "a sweep cannot vary 'sorcery'"),
+        ("sweep-more", "w-load=0.3", "w_load has a field of its own above"),
         ("sweep-more", "task=text,plane", "a sweep cannot vary 'task'"),
         ("sweep-more", "plane=rings,spirals", "the text task does not read plane"),
         ("sweep-more", "tokens=100,128", "tokens must be a multiple of context=128, got 100"),
@@ -228,9 +229,9 @@ def test_a_finished_sweep_has_its_table_maps_and_front(done: Sweep) -> None:
     assert "Ceiling, 4 experts, k 2" in told
     assert "64.00" in told
     drawn = charts(app)
-    assert drawn["sweep_balance"]["data"][1]["text"] == ["1", "0", "0", "0"]
+    assert drawn["sweep_balance"]["data"][1]["text"] == ["1.00", "0.00", "0.00", "0.00"]
     assert drawn["sweep_balance"]["data"][1]["customdata"] == ["s-c01-s0", "s-c03-s0", "s-c02-s0", "s-c04-s0"]
-    assert drawn["sweep_quality"]["data"][1]["text"] == ["0.52", "0.54", "0.53", "0.55"]
+    assert drawn["sweep_quality"]["data"][1]["text"] == ["0.520", "0.540", "0.530", "0.550"]
     front = drawn["sweep_pareto"]["data"][1]
     assert front["customdata"] == ["s-c04-s1"]  # even, and the best
     assert len(drawn["sweep_pareto"]["data"][0]["customdata"]) == 7
@@ -331,6 +332,6 @@ def test_what_looks_ahead_is_marked_in_the_table_the_map_and_the_scatter(runs: P
     assert "2.000 <abbr" not in told
     assert "Compare such a number only with others that were routed the same way." in told
     drawn = charts(app)
-    assert drawn["sweep_quality"]["data"][1]["text"] == ["2", "1 †", "2", "1 †"]
+    assert drawn["sweep_quality"]["data"][1]["text"] == ["2.00", "1.00 †", "2.00", "1.00 †"]
     assert drawn["sweep_pareto"]["data"][0]["customdata"] == ["ahead-c03-s0", "ahead-c04-s0"]
     assert "looks ahead" in drawn["sweep_pareto"]["data"][0]["hovertext"][0]

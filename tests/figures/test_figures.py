@@ -182,6 +182,12 @@ def test_the_loss_axis_holds_every_held_out_dot():
     )
 
 
+def test_a_loss_without_a_held_out_one_speaks_of_none() -> None:
+    none, some = (timeline.loss.spec(np.arange(3), np.ones(3), np.arange(m), np.ones(m)) for m in (0, 1))
+    assert "held-out" not in none["layout"]["title"]["text"]
+    assert "dots: held-out; thin: training" in some["layout"]["title"]["text"]
+
+
 @pytest.mark.parametrize("seed", [0, 2])
 def test_the_loss_axis_stays_while_a_noisy_loss_goes_on(seed: int) -> None:
     """Each move of an axis costs the page a layout, and whoever watches the line loses it."""

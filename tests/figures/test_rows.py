@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from moe_core.figures import favourites, rows
+from moe_core.figures import favourites, matrices, routing, rows
+from moe_core.figures.called import beginnings
 from moe_core.figures.probe import as_images, mark_groups
 from moe_core.figures.routing import digit_images
 
@@ -93,6 +94,31 @@ def test_images_larger_than_the_screen_are_drawn_in_fewer_pixels() -> None:
 def test_groups_are_named_in_their_middle_where_there_is_room_and_parted_by_rules() -> None:
     layout = {"width": 208, "height": 100, "margin": {"l": 0, "r": 8, "t": 0, "b": 0}, "xaxis": {}, "shapes": []}
     groups = np.array([5, 5, 5, 5, 5, 5, 7, 9, 9, 9])  # 20 px a column: 120, 20 and 60 px
-    mark_groups(layout, groups, lambda start: (f"group {groups[start]}", 30), "#123456")
+    mark_groups(layout, groups, lambda start, room: f"group {groups[start]}" if room >= 30 else "", "#123456")
     assert layout["xaxis"] == {"tickvals": [3.0, 8.5], "ticktext": ["group 5", "group 9"]}
     assert [(rule["x0"], rule["line"]["color"]) for rule in layout["shapes"]] == [(6, "#123456"), (7, "#123456")]
+
+
+LONG_NAMES = ["Chrysanthemum (early)", "Chrysanthemum (late)", "Bellis perennis, a daisy"]
+
+
+def test_names_that_find_no_room_are_cut_with_a_mark_and_stay_apart() -> None:
+    share = np.full((3, 4), 0.25, np.float32)
+    spec = matrices.specialisation.spec(share, LONG_NAMES)
+    shown = list(spec["layout"]["yaxis"]["ticktext"])
+    assert len(set(shown)) == 3
+    assert shown[2] == "Bellis perenn…"
+    assert all("…" in name and len(name) <= 14 for name in shown)
+    assert [row[0] for row in spec["data"][0]["text"]] == LONG_NAMES  # the hover has all of it
+    assert beginnings(["short", "shorter"], 7) == ["short", "shorter"]
+
+    labels = np.repeat(np.arange(3), [20, 8, 1])
+    gates = routing.probe_gates.spec(
+        np.zeros((29, 1), int), np.ones((29, 1)), 4, size=(460, 300), labels_N=labels, label_names=LONG_NAMES
+    )
+    under = gates["layout"]["xaxis"]["ticktext"]
+    assert len(under) == 2  # the last one has no room at all
+    assert all("…" in name for name in under)
+
+    row = rows.in_short(0, np.ones((2, 1)), np.ones((2, 1)), ["leaf"], np.array([2, 0]), beginnings(LONG_NAMES, 12), 40)
+    assert row == "Bellis pere…: leaf 1 ↑"

@@ -45,7 +45,7 @@ def test_the_balance_map_shows_each_cell_from_even_to_collapsed() -> None:
     cells, numbers = drawn.data
     np.testing.assert_allclose(np.array(cells.z, float), VALUES / 2)
     assert (cells.zmin, cells.zmax) == (0, 1)
-    assert list(numbers.text) == ["2", "0.05", "0.4", "0.1", "0.3"]
+    assert list(numbers.text) == ["2.00", "0.0500", "0.400", "0.100", "0.300"]
     assert list(numbers.customdata) == ["a", "b", "d", "e", "f"]
     assert list(zip(numbers.x, numbers.y, strict=True)) == [(0, 0), (1, 0), (0, 1), (1, 1), (2, 1)]
     assert drawn.layout.xaxis.ticktext == ("0", "0.1", "1")
@@ -75,7 +75,7 @@ def test_the_quality_map_runs_from_the_best_to_the_worst(lower: bool, best: floa
     metric = np.array([[4.0, 4.5, np.nan], [5.0, 4.25, 4.75]])
     cells, numbers = sweeps.sweep_quality(metric, IDS, X, Y, label="perplexity", lower_is_better=lower).data
     np.testing.assert_allclose(np.array(cells.z, float), (metric - best) / (loud - best))
-    assert list(numbers.text) == ["4", "4.5", "5", "4.25", "4.75"]
+    assert list(numbers.text) == ["4.00", "4.50", "5.00", "4.25", "4.75"]
 
 
 def test_a_difference_of_less_than_a_tenth_is_not_loud() -> None:
@@ -135,7 +135,7 @@ def test_a_cell_that_looks_ahead_is_marked_and_sets_no_scale() -> None:
     drawn = sweeps.sweep_quality(metric, [["a", "b", "c"]], X, ("k", [2]), **words, ahead_YX=ahead)
     cells, numbers = drawn.data
     np.testing.assert_array_equal(np.array(cells.z, float), [[0, 1, np.nan]])
-    assert list(numbers.text) == ["4", "5", "1 †"]
+    assert list(numbers.text) == ["4.00", "5.00", "1.00 †"]
     assert list(numbers.customdata) == ["a", "b", "c"]
     assert "perplexity 1, not comparable: looks ahead. Click" in numbers.hovertext[2]
     assert "looks ahead" not in numbers.hovertext[0]

@@ -47,6 +47,7 @@ TAKEN: dict[str, tuple[str, dict[str, Any], list[str], list[str], str]] = {
     "label named": (table("class,p,kind", lambda n, x, y: (n % 2, x, n % 3)), {"label": "KIND"}, ["class", "p"], ["0", "1", "2"], "named by --label"),
     "label by number": (table("", lambda n, x, y: (n % 2, x, n % 3)), {"label": "3"}, ["1", "2"], ["0", "1", "2"], "named by --label"),
     "1 and 1.0": (table("p,y", lambda n, x, y: (x, ["1", "1.0", "01", "2"][n % 4])), {}, ["p"], ["1", "2"], "1 30, 2 10"),
+    "a class of a long name": (table("p,y", lambda n, x, y: (x, ["a" * 50, "b"][n % 2])), {}, ["p"], ["a" * 50, "b"], f"{'a' * 39}… 20, b 20"),
     "ten after nine": (table("p,y", lambda n, x, y: (x, n % 12)), {}, ["p"], [str(i) for i in range(12)], "12 classes"),
     "none is a word": (table("p,y", lambda n, x, y: (x, ["none", "mild"][n % 2])), {}, ["p"], ["mild", "none"], "none 20"),
     "a coordinate y": (table("x,y,z,kind", lambda n, x, y: (x, y, x, kind(n))), {}, ["x", "y", "z"], ["a", "b"], "column 'kind'"),

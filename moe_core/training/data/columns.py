@@ -20,6 +20,7 @@ FEWEST = 10  # rows
 LABELS = {"label", "labels", "class", "classes", "target", "targets", "species", "category", "variety", "outcome", "diagnosis", "y"}  # fmt: skip
 NUMBERING = {"", "index", "id", "unnamed: 0", "row", "rownames", "rowname", "row_id"}
 LISTED = 6  # the most names or rows in a message
+LONGEST = 40  # letters of a name in a list
 
 
 class Rows(NamedTuple):
@@ -60,7 +61,7 @@ def rows_of(given: str, table: Table, label: str, drop: Sequence[str], missing: 
     )
     heading = "" if table.named else ", without a line of names, so columns go by number"
     return rows._replace(
-        taken=[rows.taken[0], f"features: {list_text(names)}{heading}", where, *taken, *rows.taken[1:]]
+        taken=[rows.taken[0], f"features: {list_text([*map(named, names)])}{heading}", where, *taken, *rows.taken[1:]]
     )
 
 
@@ -93,7 +94,7 @@ def find_column(given: str, names: list[str], word: str, flag: str) -> int:
         return lower.index(word.lower())
     if word.isascii() and word.isdigit() and 1 <= int(word) <= len(names):
         return int(word) - 1
-    raise ValueError(f"{given} has no column {word[:80]!r} for {flag}; there are {list_text(names)}")
+    raise ValueError(f"{given} has no column {word[:80]!r} for {flag}; there are {list_text([*map(named, names)])}")
 
 
 def why_row_numbers(table: Table, c: int) -> str:
@@ -221,7 +222,7 @@ def whole_rows(given: str, x_NF: np.ndarray, words_N: list[str | None], names: l
         )
     place = {word: i for i, word in enumerate(classes)}
     counts = Counter(words)
-    sizes = list_text([f"{word} {counts[word]}" for word in classes], 12)
+    sizes = list_text([f"{named(word)} {counts[word]}" for word in classes], 12)
     taken = [f"{len(words)} rows in {len(classes)} classes: {sizes}", *taken]
     return Rows(x_NF[~out], np.array([place[word] for word in words]), classes, names, taken)
 
@@ -246,7 +247,11 @@ def rows_text(some: np.ndarray, most: int = LISTED) -> str:
     return text + (f" and {len(rows) - most} more" if len(rows) > most > 1 else "")
 
 
+def named(word: str) -> str:
+    """The name of a column or a class in a list."""
+    return (word if len(word) <= LONGEST else word[: LONGEST - 1] + "…") or "(no name)"
+
+
 def list_text(words: Sequence[str], most: int = LISTED) -> str:
     """The first words and, if there are more, how many."""
-    some = ", ".join(word[:40] or "(no name)" for word in words[:most])
-    return some + (f" and {len(words) - most} more" if len(words) > most else "")
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")
