@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -95,6 +96,7 @@ def mark_changes(
         )
 
 
+@lru_cache(maxsize=4096)  # each frame asks for the words of all turns anew
 def turn(change: Any) -> str:
     """A knob's change in words: "noise 1 → 0.5"."""
     return f"{escape(change.name)} {escape(change_text(change.previous, change.value))}"

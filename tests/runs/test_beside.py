@@ -110,7 +110,7 @@ def export_all(run: Run) -> None:
     out = run.path.parent.parent / "out"
     with Named("a").open(run.path.parent) as source:
         export(source, out, ("csv",))
-        parts_of(source)
+        parts_of(source, lambda *one: one)
         last = source.steps()[1]
     stamps = json.loads((out / "export.json").read_text())
     assert {figure["Step"] for figure in stamps.values() if "Step" in figure} == {str(last)}
