@@ -1,6 +1,7 @@
 """What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names. And how
 long names are cut."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -52,7 +53,10 @@ def cut_apart(names: Sequence[str], most: int) -> list[str]:
 def beginnings(names: Sequence[str], most: int) -> list[str]:
     """Names of classes or columns, each of at most so many characters: the beginning, or of those that begin alike what differs."""
     short = [name if len(name) <= most else name[: most - 1].rstrip() + "…" for name in names]
-    return [one if short.count(one) == 1 else other for one, other in zip(short, cut_apart(names, most), strict=True)]
+    if len(set(short)) == len(short):
+        return short
+    alike = Counter(short)
+    return [one if alike[one] == 1 else other for one, other in zip(short, cut_apart(names, most), strict=True)]
 
 
 def first_apart(name: str, other: str) -> int:
