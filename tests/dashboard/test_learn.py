@@ -169,6 +169,7 @@ def test_what_passed_before_this_server_began_is_read_from_the_record(runs: Path
     for first, load, knobs in ((51, 1.0, {"w_load": 0.1}), (101, [1.0] + [0.0] * 15, {"noise": 0.0})):
         run.turn(who="lesson 7", **knobs)
         write(writer, first, load, applied=[(run.knob_changes()[-1].id, first)])
+    run.turn(who="dashboard", w_load=0.0)
     assert progress.read_run("a", 7, 1, fresh=True).progress.happened == {0, 1}
     app = page(lesson="7", run="a")
     assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:"] * 2 + [""]
