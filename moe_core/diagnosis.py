@@ -138,7 +138,7 @@ def collapse(evidence: Evidence) -> Finding | None:
     else:
         why = "The balancing losses are weaker than the pull of the experts that learnt first."
     try_this, remedy = mend(evidence)
-    number = f"{balance_label(evidence)} is {now:.2f} (ceiling {ceiling:.2f}"
+    number = f"{balance_label(evidence)} is {now:.2f} over the last {HOLD} steps (ceiling {ceiling:.2f}"
     what = f"The gate has collapsed onto a few experts: {number})."
     if now <= high:  # it ends at a stricter mark than it begins at
         what = f"The gate collapsed onto a few experts and has not recovered: {number}, recovered after {HOLD} steps below {0.8 * high:.2f})."
@@ -184,7 +184,7 @@ def constant_bias(evidence: Evidence) -> Finding | None:
     cv = mean_of_last(evidence.steps_n, evidence.cv_load_n, HOLD)
     what = (
         f"A constant bias outweighs the tokens: {100 * share:.0f} % of them choose expert {expert + 1}, "
-        f"and {balance_label(evidence)} is {cv:.2f}."
+        f"and {balance_label(evidence)} is {cv:.2f}, over the last {HOLD} steps."
     )
     overlap = mean_of_last(evidence.steps_n, evidence.bias_effect_n, HOLD)
     # From k / (k + 1) down, more than half of the tokens have an expert by the selection bias alone.
@@ -204,7 +204,7 @@ def idle_bias(evidence: Evidence) -> Finding | None:
     if since is None or ceiling == 0:
         return None
     now = mean_of_last(evidence.steps_n, cv_n, HOLD)
-    what = f"The selection bias changes no choice, while {balance_label(evidence)} is {now:.2f}."
+    what = f"The selection bias changes no choice, while {balance_label(evidence)} is {now:.2f} over the last {HOLD} steps."
     why = "It is 0, the same for every expert, or too small beside the router's scores; either nothing moves it or it moves too slowly."
     return Finding("idle_bias", evidence.layer, since, what, why, *mend(evidence))
 
@@ -298,7 +298,7 @@ def even_by_noise(evidence: Evidence) -> Finding | None:
     if since is None or not draws_noise(evidence.description, evidence.knobs):
         return None
     what = (
-        f"The load is even only by the noise: {balance_label(evidence)} is {training_m[-1]:.2f} in training, and {held_m[-1]:.2f} "
+        f"The load is even only by the noise: {balance_label(evidence)} is {training_m[-1]:.2f} in training, a mean of {HOLD} steps, and {held_m[-1]:.2f} "
         f"without noise, on the held-out split."
     )
     why = "The balancing losses see the load that the noise spreads; nothing asks the gate to spread it by itself."

@@ -179,9 +179,11 @@ def test_a_collapse_that_goes_back_but_is_not_over_is_not_said_to_be_one_now() -
     now, back = (diagnosis.collapse(evidence(cv_load=np.where(steps < 200, 1.6, after))) for after in (1.6, 0.9))
     assert now is not None
     assert back is not None
-    assert now.what == "The gate has collapsed onto a few experts: CV(load) is 1.60 (ceiling 2.65)."
+    assert (
+        now.what == "The gate has collapsed onto a few experts: CV(load) is 1.60 over the last 20 steps (ceiling 2.65)."
+    )
     assert back.what == (
-        "The gate collapsed onto a few experts and has not recovered: CV(load) is 0.90 (ceiling 2.65, recovered after 20 steps below 0.80)."
+        "The gate collapsed onto a few experts and has not recovered: CV(load) is 0.90 over the last 20 steps (ceiling 2.65, recovered after 20 steps below 0.80)."
     )
 
 
@@ -205,7 +207,7 @@ def test_the_ceiling_is_of_the_experts_that_are_on() -> None:
     """Statistics leave out who is off (tests/runs/test_off.py). Of the seven that are on, two have it all."""
     off = knobs_with(off=",".join(f"1:{expert}" for expert in range(1, 10)))
     finding = diagnosis.collapse(evidence(off, cv_load=np.sqrt(7 / 2 - 1)))
-    assert "CV(load) is 1.58 (ceiling 1.58)" in finding.what
+    assert "CV(load) is 1.58 over the last 20 steps (ceiling 1.58)" in finding.what
     assert diagnosis.collapse(evidence(off, cv_load=1.58)._replace(layer=1)).what.endswith("(ceiling 2.65).")
 
 
@@ -532,7 +534,7 @@ def by_noise(cv_held_out, knobs: Knobs = QUIET, cv_load=0.1, at=(550, 600), **re
 def test_even_in_training_and_uneven_without_noise_is_even_only_by_its_noise() -> None:
     finding = by_noise(0.5)
     assert (finding.since, finding.remedy) == (550, {"noise": 0.25})
-    assert "0.10 in training, and 0.50 without noise" in finding.what
+    assert "0.10 in training, a mean of 20 steps, and 0.50 without noise" in finding.what
 
 
 @pytest.mark.parametrize(

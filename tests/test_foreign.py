@@ -179,20 +179,21 @@ def test_what_it_never_measured_has_neither_tile_nor_words(tmp_path: Path) -> No
     run = open_run(tmp_path / "a")
     assert [tile.name for tile in tiles_of("live", run)] == ["cv_counts", "cv_importance", "dead_experts", "speed"]
     (only,) = tiles_of("compare", run, At(0))
-    assert only.lines == ("step 20",)
+    assert only.lines == ("layer 1, mean of 20 steps to 20",)
     feed = Feed(run)
     feed.refresh(now=True)
     told = banner(feed, 0)
     assert told
     assert re.fullmatch(
-        r"Finished: 20 steps in \d+\u00a0s\. CV\(selections\) 0.00, Balanced in training\.", told["text"]
+        r"Finished: 20 steps in \d+\u00a0s\. CV\(selections\) 0.00 \(mean of the last 20 steps of layer 1\), balanced in training\.",
+        told["text"],
     )
 
 
 def test_its_tiles_speak_of_what_it_measures(run: Run) -> None:
     live = {tile.name: tile for tile in tiles_of("live", run, At(2))}
     assert list(live) == ["cv_counts", "cv_importance", "dead_experts", "heldout", "speed"]
-    assert live["cv_counts"].label == "CV(selections)"
+    assert live["cv_counts"].label == "CV(selections), this step"
     assert live["cv_counts"].word.startswith("Collapsed")
     assert live["heldout"].value == "2.85"
     assert live["speed"].lines == ()  # how many tokens a step has is not known

@@ -163,7 +163,7 @@ class Teller(Printer):
         width = max((len(label) for label, *_ in measured), default=0)
         for label, value, unit, note in measured:
             print(f"{label:{width}} {f'{value:.4f} {unit}'.rstrip()}{note}")
-        if measured and event["step"] > 1:  # the page shows the last step's
+        if measured and event["step"] > 1:
             span = f"mean of the last {min(BALANCE_STEPS, event['step'])} steps and all layers"
             print(f"balance: {span}; held-out: of the last evaluation, without noise")
         if self.text:

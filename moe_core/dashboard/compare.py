@@ -19,6 +19,7 @@ from moe_core.runs import ENDED, Run, StoreError, open_run
 from moe_core.runs.overview import Entry, overview
 from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
+    BALANCE_STEPS,
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     STAT,
@@ -28,7 +29,6 @@ from moe_core.schema import (
 )
 
 CHIP = 18  # letters of a run's name that a chip has room for (style.py)
-END = 50  # steps over which end figures are means
 ENDS = ("cv_importance", "max_over_mean_load", "dead_experts")  # after that by which a layer is called balanced
 
 
@@ -151,7 +151,7 @@ def history_of(run: Any, name: str) -> str:
 
 
 def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, list[str]]]:
-    """Each run's figures at its step in `ends`, and how they differ from the first run's. Balance is a mean over the END
+    """Each run's figures at its step in `ends`, and how they differ from the first run's. Balance is a mean over the last
     steps up to it and all MoE layers; on the held-out split it is that of the last evaluation until then.
     """
     rows = [("steps in all", [f"{run.steps()[1]:,}" for run in runs])]
@@ -162,7 +162,9 @@ def end_figures(runs: Sequence[Any], ends: Sequence[int]) -> list[tuple[str, lis
             continue
         means = []
         for run, end in zip(runs, ends, strict=True):
-            values = [rows_until(run, stat, layer, end, END)[1] for layer in range(len(run.description.layers))]
+            values = [
+                rows_until(run, stat, layer, end, BALANCE_STEPS)[1] for layer in range(len(run.description.layers))
+            ]
             means.append(float(np.nanmean(values)) if len(values[0]) else math.nan)
         rows.append((STAT[stat].label, against_first(means, 2)))
     counts = [
@@ -222,7 +224,7 @@ def as_html(names: Sequence[str], parts: Sequence[Section], note: str) -> str:
             body += f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>'
     paragraph = f"<p>{escape(note)}</p>" if note else ""
     return (
-        f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {END} steps '
+        f'<div class="moe-differences"><h2>Differences</h2><p>only rows that differ; balance is a mean over the {BALANCE_STEPS} steps '
         f'up to that step and all layers, in brackets the difference from A</p>{paragraph}<div class="moe-wide" tabindex="0"><table><thead><tr><th scope="col">setting</th>{heads}</tr></thead>'
         f"<tbody>{body}</tbody></table></div></div>"
     )

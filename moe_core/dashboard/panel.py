@@ -25,6 +25,7 @@ from moe_core.runs.ranks import again_text, ranks_again
 from moe_core.runs.source import At
 from moe_core.schema import (
     AUTOBALANCE,
+    BALANCE_STEPS,
     LOOKS_AHEAD,
     STAT,
     STRATEGIES,
@@ -252,13 +253,15 @@ def held_out_text(feed: Any, last: int) -> str:
 
 
 def balance_text(feed: Any, layer: int, last: int) -> str:
-    """The balance of a layer, as a number and in words; "" if it was not measured."""
+    """The balance of a layer over the last steps, as a number and in words; "" if it was not measured."""
     stat = feed.description.balance
-    cv = value_at(feed, stat, layer, last)
+    cv = value_at(feed, stat, layer, last, BALANCE_STEPS)
     if math.isnan(cv):
         return ""
-    words = balance_words(word_at(feed, layer, last), held_out_at(feed, layer, last))
-    return f"{STAT[stat].label} {number(cv)}, {words}"
+    words = balance_words(word_at(feed, layer, last, BALANCE_STEPS), held_out_at(feed, layer, last))
+    of = f" of layer {layer + 1}" if len(feed.description.layers) > 1 else ""
+    mean = f"mean of the last {min(last, BALANCE_STEPS)} steps{of}" if last > 1 else f"step 1{of}"
+    return f"{STAT[stat].label} {number(cv)} ({mean}), {words[:1].lower()}{words[1:]}"
 
 
 def work_of(feed: Any) -> str:

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 from moe_core.dashboard.kept import remember
 from moe_core.lessons import LESSONS, Verdict
 from moe_core.runs import Run, StoreError, is_alive, open_run, runs_folder
+from moe_core.runs.rows import KnobChange
+from moe_core.runs.source import Beside, Source
 
 EACH = 0.9  # seconds for which a reading is good: each page asks once a second
 KEPT = 64  # readings
@@ -45,6 +47,9 @@ class Reading(NamedTuple):
 Record = tuple[Path, float]  # a run's folder and when it was begun: another may be trained under the same name
 _seen: dict[tuple[Record, int, int, int], Verdict] = {}
 _pressed: set[tuple[Record, int, tuple[str, Any]]] = set()
+_recalled: set[tuple[Record, int, int]] = (
+    set()
+)  # runs, lessons and layers whose record was asked for what had passed before
 _readings: dict[tuple[Path, int, int], tuple[float, Reading | None]] = {}
 _one = threading.Lock()
 
@@ -75,7 +80,9 @@ def record_of(run: Run) -> Record:
 def read(run: Run, number: int, layer: int) -> Reading:
     """What a run says of lesson `number`, of a layer from 0."""
     lesson, devices = LESSONS[number - 1], run.on_devices()
-    at = reached_of(run, number, devices.running or bool(devices.wanted or devices.problem))
+    measured = devices.running or bool(devices.wanted or devices.problem)
+    recall(run, number, layer, measured)
+    at = reached_of(run, number, measured)
     verdict = check(run, number, layer, at)
     answer = lesson.answer_on(run, layer) if run.steps()[1] else ""
     progress = Progress(True, at, is_alive(run.path), happened_in(run, number, layer), devices.running)
@@ -93,23 +100,65 @@ def happened_in(run: Run, number: int, layer: int) -> frozenset[int]:
     return frozenset(at for at in stages if (record_of(run), number, at, layer) in _seen)
 
 
+class Until(Beside):
+    """A run as it stood at a step of it."""
+
+    def __init__(self, run: Run, step: int):
+        super().__init__(run, {})
+        self.step = step
+
+    def steps(self) -> tuple[int, int]:
+        return self.run.steps()[0], self.step
+
+    @property
+    def knobs(self) -> Any:
+        return self.run.knobs_at(self.step)
+
+    def knob_changes(self) -> list[KnobChange]:
+        return [change for change in self.run.knob_changes() if change.step is not None and change.step <= self.step]
+
+
+def recall(run: Run, number: int, layer: int, measured: bool) -> None:
+    """Check once by the record what passed before this server looked at a run: each stage as it stood when the lesson's next
+    turn took effect."""
+    if (record_of(run), number, layer) in _recalled:
+        return
+    _recalled.add((record_of(run), number, layer))
+    turns = {
+        change.step for change in run.knob_changes() if change.who == f"lesson {number}" and change.step is not None
+    }
+    for step in sorted(turn - 1 for turn in turns if turn > 1):
+        stood = Until(run, step)
+        check(run, number, layer, stage_of(number, turned_in(stood, number), measured), stood)
+
+
 def reached_of(run: Run, number: int, measured: bool) -> int:
     """The stage that was begun last, from 0. The run's record says which stages were begun; where a knob already had the stage's
     value, there is no change to record, and what was pressed counts. measured: whether a measurement on devices was begun.
     """
-    turned = {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
-    turned |= {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (record_of(run), number)}
+    pressed = {item for path, lesson, item in tuple(_pressed) if (path, lesson) == (record_of(run), number)}
+    return stage_of(number, turned_in(run, number) | pressed, measured)
+
+
+def turned_in(run: Source, number: int) -> set[tuple[str, Any]]:
+    """Each knob with its value to which the lesson's buttons turned it."""
+    return {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
+
+
+def stage_of(number: int, turned: set[tuple[str, Any]], measured: bool) -> int:
+    """The last stage, from 0, whose knobs were turned and, if it measures, whose measurement was begun."""
     stages = LESSONS[number - 1].stages
     done = (turned >= set(stage.knobs.items()) and (measured or not stage.measures) for stage in stages)
     return max((at for at, here in enumerate(done) if at and here), default=0)
 
 
-def check(run: Run, number: int, layer: int, at: int) -> Verdict:
-    """The check of stage `at`. One that passed once stays passed, with the sentence of that moment."""
-    verdict = LESSONS[number - 1].stages[at].check(run, layer)
+def check(run: Run, number: int, layer: int, at: int, stood: Until | None = None) -> Verdict:
+    """The check of stage `at`, of the run or as it stood. One that passed once stays passed, with the sentence of that moment."""
+    source = stood or run
+    verdict = LESSONS[number - 1].stages[at].check(source, layer)
     key = record_of(run), number, at, layer
     if verdict.happened:
-        _seen.setdefault(key, Verdict(True, f"At step {run.steps()[1]:,}: {verdict.text}"))
+        _seen.setdefault(key, Verdict(True, f"At step {source.steps()[1]:,}: {verdict.text}"))
         return verdict
     return _seen.get(key, verdict)
 

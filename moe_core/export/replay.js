@@ -78,7 +78,7 @@ function drawTiles(step) {
   const cv = number("cv_load"), [word, line] = balanceWords(cv, step), on = E - offAt(step).size;
   const of = on < E ? `of ${on} on` : `of ${E}`;
   const list = [
-    ["cv_load", on < E ? `CV(load), ${on} of ${E} on` : "CV(load)", fixed(cv, 2), word, line],
+    ["cv_load", `CV(load), this step${on < E ? `, ${on} of ${E} on` : ""}`, fixed(cv, 2), word, line],
     ["cv_importance", "CV(importance)", fixed(number("cv_importance"), 2), "", "even is 0"],
     ["max_over_mean_load", "Max / mean load", fixed(number("max_over_mean_load"), 2), "×", ""],
     ["dead_experts", "Dead experts", fixed(number("dead_experts"), 0), of, `${fixed(number("effective_experts"), 1)} effective`],

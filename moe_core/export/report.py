@@ -29,6 +29,7 @@ from moe_core.runs import ENDED
 from moe_core.runs.source import Record
 from moe_core.runs.statistics import mean_balance, measured_by
 from moe_core.schema import (
+    BALANCE_STEPS,
     HELD_OUT_BALANCE,
     LOOKS_AHEAD,
     STAT,
@@ -43,7 +44,6 @@ FIGURE = (WIDE, 300)
 SETTINGS = {f.name for f in fields(Config)}
 SAMPLES = 5  # texts, the last ones
 EVALS = 25  # rows of the table of evaluations; more are thinned evenly
-AVERAGED = 50  # steps over which the closing figures are means
 Progress = Callable[[int, int], None]
 Draw = Callable[[str, int], Any]  # makes a figure by its name and layer
 
@@ -133,8 +133,8 @@ def summary(run: Record, state: Any) -> Iterator[tuple[str, str]]:
         for stat, words in ((run.description.balance, STAT[run.description.balance].label), ("cv_importance", "CV(importance)"), ("max_over_mean_load", "max / mean load"), ("dead_experts", "dead experts")):  # fmt: skip
             if not measured_by(run.description, stat):
                 continue
-            _, values = run.history(stat, layer, first=max(1, last - AVERAGED + 1), last=last)
-            known, steps = values[np.isfinite(values)], min(last, AVERAGED)  # steps that are damaged are not known
+            _, values = run.history(stat, layer, first=max(1, last - BALANCE_STEPS + 1), last=last)
+            known, steps = values[np.isfinite(values)], min(last, BALANCE_STEPS)  # steps that are damaged are not known
             mean = f"{np.mean(known):.3g}" if len(known) else "not known"
             of = f"{len(known)} of the" if len(known) < steps else "the"
             yield f"{words}, layer {layer + 1}", f"{mean} (mean of {of} last {steps} steps)"

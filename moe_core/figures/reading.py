@@ -53,12 +53,14 @@ def rows_until(source: Source, stat: str, layer: int, step: int, count: int) -> 
     return steps, values
 
 
-def value_at(source: Source, stat: str, layer: int, step: int) -> float:
-    """A scalar statistic at a step; NaN before the first, and of a run that does not measure it."""
+def value_at(source: Source, stat: str, layer: int, step: int, over: int = 1) -> float:
+    """A scalar statistic at a step, or its mean over the last steps up to it; NaN before the first, and of a run that does not
+    measure it."""
     if not measured_by(source.description, stat):
         return math.nan
-    _, values = rows_until(source, stat, layer, step, 1)
-    return float(values[-1]) if len(values) else math.nan
+    _, values = rows_until(source, stat, layer, step, over)
+    known = values[~np.isnan(values)]
+    return float(np.mean(known, dtype=np.float64)) if len(known) else math.nan
 
 
 def over_time(source: Source, stat: str, at: At) -> tuple[Any, Any]:

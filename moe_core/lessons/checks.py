@@ -14,6 +14,7 @@ from moe_core.runs.source import Source
 from moe_core.schema import BALANCED, COLLAPSED, untaught, value_text
 
 LAST = 20  # steps over which a check takes its means, so that one batch's noise decides nothing
+MEAN = f"mean of {LAST} steps"
 
 
 class Verdict(NamedTuple):
@@ -136,7 +137,7 @@ def parted_in_noise(source: Source, layer: int) -> Verdict:
     scale, first, now = recent(source, "noise_scale", layer), at_start(source, "cv_load", layer), recent(source, "cv_load", layer)  # fmt: skip
     return too_early(source) or Verdict(
         scale > 0.5 and first < BALANCED < now,
-        f"The noise spreads each logit by {scale:.2f}. CV(load) was {first:.2f} at step 1 and is {now:.2f}"
+        f"The noise spreads each logit by {scale:.2f}. CV(load) was {first:.2f} at step 1 and is {now:.2f}, {MEAN}"
         + (": noise alone does not hold it." if now > BALANCED else f"; apart is above {BALANCED:g}."),
     )
 
@@ -145,7 +146,7 @@ def gate_alone(source: Source, layer: int) -> Verdict:
     scale, now = recent(source, "noise_scale", layer), recent(source, "cv_load", layer)
     return too_early(source) or Verdict(
         scale == 0,
-        f"No noise is left: each token goes where its clean logits say. CV(load) is {now:.2f}."
+        f"No noise is left: each token goes where its clean logits say. CV(load) is {now:.2f}, {MEAN}."
         if scale == 0
         else f"The noise still spreads each logit by {scale:.2f}.",
     )
@@ -208,7 +209,9 @@ def collapsed(source: Source, layer: int) -> Verdict:
     onto = f"the gate has collapsed onto {busy(source, layer)} of {source.description.experts[layer]} experts"
     return too_early(source) or Verdict(
         cv > COLLAPSED,
-        f"CV(load) rose to {cv:.2f}: {onto}." if cv > COLLAPSED else f"CV(load) is {cv:.2f}; collapse is above 1.",
+        f"CV(load) rose to {cv:.2f}, {MEAN}: {onto}."
+        if cv > COLLAPSED
+        else f"CV(load) is {cv:.2f}, {MEAN}; collapse is above 1.",
     )
 
 
@@ -222,7 +225,7 @@ def recovered_by(stat: str, weight: str) -> Callable[[Any, int], Verdict]:
             return Verdict(False, f"Wanted {weight} above 0 and {other} at 0.")
         return too_early(source) or Verdict(
             value < BALANCED,
-            f"{words[stat]} is {value:.2f} with {weight} {value_text(getattr(source.knobs, weight))}; balanced is below {BALANCED:g}.",
+            f"{words[stat]} is {value:.2f} with {weight} {value_text(getattr(source.knobs, weight))}, {MEAN}; balanced is below {BALANCED:g}.",
         )
 
     return check
@@ -233,7 +236,7 @@ def even_without_a_loss(source: Source, layer: int) -> Verdict:
     balance = recent(source, "loss", layer) - recent(source, "task_loss", layer)
     return too_early(source, 100) or Verdict(
         cv < BALANCED and abs(balance) < 1e-4,
-        f"CV of the selections is {cv:.2f} ({effective:.1f} of {source.description.experts[layer]} experts effective), and the "
+        f"CV of the selections is {cv:.2f}, {MEAN} ({effective:.1f} of {source.description.experts[layer]} experts effective), and the "
         f"balancing losses add {max(balance, 0.0):.3f} to the task loss.",
     )
 
@@ -298,7 +301,7 @@ def answer_batch(source: Source, layer: int) -> str:
 def answer_balance(source: Source, layer: int) -> str:
     E, k = source.description.experts[layer], source.knobs.k
     return (
-        f"In your run CV(load) is {recent(source, 'cv_load', layer):.2f}, of at most √(E/k − 1) = {math.sqrt(E / k - 1):.2f}, and "
+        f"In your run, over the last {min(LAST, source.steps()[1])} steps, CV(load) is {recent(source, 'cv_load', layer):.2f}, of at most √(E/k − 1) = {math.sqrt(E / k - 1):.2f}, and "
         f"CV(importance) {recent(source, 'cv_importance', layer):.2f}, of at most √(E − 1) = {math.sqrt(E - 1):.2f}."
     )
 

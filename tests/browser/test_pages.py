@@ -49,7 +49,7 @@ def test_one_click_on_a_card_and_the_charts_move(server: Server, tab: Tab, card:
     for stat in ("cv_load", "cv_importance", "max_over_mean_load", "dead_experts", "speed"):
         expect(page.locator(f"[data-stat={stat}]")).to_have_text(re.compile(r"\d"))
     told = page.evaluate("document.querySelector('[data-stat=cv_load]').closest('[title]').title")  # on hover
-    assert told.startswith("CV(load)\ncoefficient of variation of the smooth load")
+    assert told.startswith("CV(load), this step\ncoefficient of variation of the smooth load")
 
 
 @pytest.mark.usefixtures("cold")

@@ -122,7 +122,7 @@ def test_a_run_goes_through_every_state_to_its_end(server: Server, tab: Tab) -> 
 
     page.get_by_role("button", name="Stop").click()
     expect(page.locator(".moescope-notice")).to_contain_text(
-        re.compile(r"^Stopped: [\d,]+ steps in .*Held-out .*CV\(load\) \d\.\d\d, (Balanced|Uneven|Collapsed)( in training(, \w+ without noise)?)?\."), timeout=20_000
+        re.compile(r"^Stopped: [\d,]+ steps in .*Held-out .*CV\(load\) \d\.\d\d \(mean of the last \d+ steps\), (balanced|uneven|collapsed)( in training(, \w+ without noise)?)?\."), timeout=20_000
     )  # fmt: skip
     assert (word(page), shape(page)) == ("Stopped", ("grey", False))
     notice = page.locator(".moescope-notice")

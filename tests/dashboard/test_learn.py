@@ -141,7 +141,7 @@ def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:
     assert parts(app)["charts"]["figures"] == list(LESSONS[6].figures)
     assert parts(app)["panel"]["only"] == list(LESSONS[6].shown)
     assert 'data-check="yes"' in html(app)
-    assert "CV(load) rose to 3.87" in html(app)
+    assert "CV(load) rose to 3.87, mean of 20 steps: the gate" in html(app)
     assert [can for _, can in stages(app)] == [True, True, False]
     assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:", "", ""]
 
@@ -151,16 +151,35 @@ def test_a_lesson_from_collapse_to_recovery(runs: Path) -> None:
     assert 'data-check="wait"' in html(app)
     write(writer, 51, 1.0, applied=[(change.id, 51)])
     app.run()
-    assert "CV(load) is 0.00 with w_load 0.1" in html(app)
+    assert "CV(load) is 0.00 with w_load 0.1, mean of 20 steps" in html(app)
     assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:"] * 2 + [""]
     assert [can for _, can in stages(app)] == [True, True, True]
-    assert "In your run CV(load) is 0.00" in " ".join(text.value for text in app.markdown)
+    assert "In your run, over the last 20 steps, CV(load) is 0.00" in " ".join(text.value for text in app.markdown)
 
     write(writer, 101, [1.0] + [0.0] * 15)
     assert "At step 100: CV(load) is 0.00" in html(app.run())  # it did happen, whatever comes later
     writer.finish("stopped")
     assert [can for _, can in stages(app.run())] == [True, False, False]
     assert not [one.label for one in app.button if one.label.startswith("Next")]  # its last stage is still to come
+
+
+def test_what_passed_before_this_server_began_is_read_from_the_record(runs: Path) -> None:
+    """A stage is checked as the run stood when the next one took effect: with the knobs and the steps of then."""
+    writer, run = begun(runs, "a", 7), open_run("a")
+    for first, load, knobs in ((51, 1.0, {"w_load": 0.1}), (101, [1.0] + [0.0] * 15, {"noise": 0.0})):
+        run.turn(who="lesson 7", **knobs)
+        write(writer, first, load, applied=[(run.knob_changes()[-1].id, first)])
+    run.turn(who="dashboard", w_load=0.0)
+    assert progress.read_run("a", 7, 1, fresh=True).progress.happened == {0, 1}
+    app = page(lesson="7", run="a")
+    assert [app.button(key=f"stage-7-{at}").proto.icon for at in range(3)] == [":material/check:"] * 2 + [""]
+    other = begun(runs, "b", 7)  # in this one the second stage did not come to pass
+    for first, knobs in ((51, {"w_load": 0.1}), (101, {"noise": 0.0})):
+        open_run("b").turn(who="lesson 7", **knobs)
+        write(other, first, [1.0] + [0.0] * 15, applied=[(open_run("b").knob_changes()[-1].id, first)])
+    assert progress.read_run("b", 7, 1, fresh=True).progress.happened == {0}
+    for one in (writer, other):
+        one.finish("stopped")
 
 
 def test_a_lesson_that_is_done_leads_to_the_next(runs: Path) -> None:

@@ -13,6 +13,7 @@ from moe_core.figures import compare, read_compare
 from moe_core.figures.called import called, column_names, cut_apart, run_colour
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.comparing import Curve
+from moe_core.figures.pages.tile import number
 from moe_core.figures.paper import inner
 from moe_core.figures.smooth import over_steps
 from moe_core.figures.theme import DARK, LIGHT
@@ -170,7 +171,9 @@ def test_tiles_name_each_run_with_its_balance(tmp_path: Path):
     a, b = record(tmp_path / "run-a"), record(tmp_path / "run-b", seed=1, L=1)
     tiles = tiles_of("compare", View(a, {}, (b,)), At(1))
     assert [tile.label for tile in tiles] == ["A run-a, CV(load)", "B run-b"]
-    assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=60)[1][0]), abs=0.006)
+    assert float(tiles[1].value) == pytest.approx(float(b.history("cv_load", 0, first=11)[1].mean()), abs=0.006)
+    assert tiles[0].lines[1] == "layer 2, mean of 50 steps to 60"
+    assert tiles[1].more.startswith("layer 1, mean of 50 steps to 60")  # the last that it has
     assert run_colour(0, LIGHT) == LIGHT.ink
 
 
@@ -263,18 +266,21 @@ def test_turns_and_the_step_looked_at_count_from_the_fork_too(tmp_path: Path):
     assert [line["x0"] for line in by_step["layout"]["shapes"] if line["line"].get("dash")] == [80]
 
 
-def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
+def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """B left A at step 20 and C at 30; A is looked at at 35, 15 steps after the earliest fork."""
     a, b, c, d = (record(tmp_path / name, E=4, L=1, seed=seed) for seed, name in enumerate("abcd"))
     b.parent, c.parent = SimpleNamespace(run="a", step=20), SimpleNamespace(run="a", step=30)
+
+    # Runs of random loads differ little in their means.
+    monkeypatch.setattr("moe_core.figures.pages.compare.number", lambda value: number(value, 4))
+
+    def stood(run, step: int) -> str:
+        return f"{float(run.history('cv_load', 0, first=max(1, step - 49), last=step)[1].mean()):.4f}"
 
     def read(step: int | None, align: str) -> list[tuple[str, str]]:
         tiles = tiles_of("compare", View(a, {"align": align}, (b, c, d)), At(0, step))
         assert tiles[0].unit == ""
         return [(tile.value, tile.unit) for tile in tiles]
-
-    def stood(run, step: int) -> str:
-        return f"{float(run.history('cv_load', 0, first=step, last=step)[1][0]):.2f}"
 
     assert read(35, "step") == [(stood(run, 35), "") for run in (a, b, c, d)]
     wanted = [(stood(a, 35), ""), (stood(b, 35), ""), (stood(c, 45), "step 45"), (stood(d, 15), "step 15")]
@@ -287,16 +293,16 @@ def test_tiles_are_read_where_the_charts_mark_each_run(tmp_path: Path):
     assert read(None, "fork") == [(stood(a, 50), ""), (stood(b, 50), ""), (stood(c, 60), "step 60"), (stood(d, 30), "step 30")]  # fmt: skip
     assert (
         tiles_of("compare", View(a, {"align": "fork"}, (b, c)))[0].lines[1]
-        == "step 50, 30 after the fork, the last of all"
+        == "mean of 50 steps to 50, 30 after the fork, the last of all"
     )
     assert [
         tiles_of("compare", View(a, {"align": "fork"}, (b,)), At(0, step))[0].lines[1] for step in (35, 15, None)
     ] == [
-        "step 35, 15 after the fork",
-        "step 15, 5 before the fork",
-        "step 60, 40 after the fork",
+        "mean of 35 steps to 35, 15 after the fork",
+        "mean of 15 steps to 15, 5 before the fork",
+        "mean of 50 steps to 60, 40 after the fork",
     ]
-    assert tiles_of("compare", View(a, {"align": "fork"}, (d,)), At(0, 35))[0].lines[1] == "step 35"
+    assert tiles_of("compare", View(a, {"align": "fork"}, (d,)), At(0, 35))[0].lines[1] == "mean of 35 steps to 35"
 
 
 def test_runs_of_unlike_length_are_compared_at_the_last_step_that_all_have(tmp_path: Path):
@@ -304,9 +310,9 @@ def test_runs_of_unlike_length_are_compared_at_the_last_step_that_all_have(tmp_p
 
     a, b = record(tmp_path / "a", steps=60), record(tmp_path / "b", steps=50, seed=1)
     first, second = tiles_of("compare", View(a, {}, (b,)))
-    stood = [f"{float(run.history('cv_load', 0, first=50, last=50)[1][0]):.2f}" for run in (a, b)]
+    stood = [f"{float(run.history('cv_load', 0, first=1, last=50)[1].mean()):.2f}" for run in (a, b)]
     assert [(first.value, first.unit), (second.value, second.unit)] == [(stood[0], ""), (stood[1], "")]
-    assert first.lines[1] == "step 50, the last of all"
+    assert first.lines[1] == "layer 1, mean of 50 steps to 50, the last of all"
     heading, rows = sections([a, b])[-1]
     assert heading == "At step 50, the last that all have"
     means = [np.mean([run.history("cv_load", layer, first=1, last=50)[1] for layer in (0, 1)]) for run in (a, b)]

@@ -2,20 +2,25 @@
 
 import base64
 import json
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from moe_core.dashboard.compare import sections
 from moe_core.dashboard.feed import Feed
 from moe_core.dashboard.panel import banner
+from moe_core.dashboard.views import View
 from moe_core.export.replay import data_of
+from moe_core.export.report import parts_of
 from moe_core.figures.catalog import tiles_of
 from moe_core.figures.pages.routing import gate_entropy
 from moe_core.figures.pages.words import balance_words, held_out_line
 from moe_core.figures.reading import HeldOut
-from moe_core.runs import Batch, Run, create_run, open_run
+from moe_core.runs import Batch, Run, create_run, ending, open_run
+from moe_core.runs.overview import facts_of
 from moe_core.runs.source import At
 from moe_core.schema import Config, Knobs, layout
 
@@ -63,7 +68,7 @@ def test_the_word_is_the_same_wherever_it_is_said(
     assert tiles_of("compare", run, At(1))[0].word == said
     feed = Feed(run)
     feed.refresh(now=True)
-    assert banner(feed, 1)["text"].endswith(f", {said}.")
+    assert banner(feed, 1)["text"].endswith(f" (mean of the last 50 steps of layer 2), {said[0].lower()}{said[1:]}.")
     even = word in ("Balanced", "Not learning")
     assert tiles_of("live", run, At(0))[0].word == (
         "Balanced in training" if even else said
@@ -82,7 +87,7 @@ def test_a_gate_with_one_expert_to_choose_is_called_one_expert_wherever_it_is_sa
     assert [tiles_of(page, run, At(1))[0].word for page in ("live", "compare")] == [said, said]
     feed = Feed(run)
     feed.refresh(now=True)
-    assert banner(feed, 1)["text"].endswith(f", {said}.")
+    assert banner(feed, 1)["text"].endswith(", one expert.")
     assert data_of(run, 1, lambda done, of: None)["words"][3] == said
     assert balance_words(said, HeldOut(50, 0.0, 1.0, "without noise", True, False)) == said
     assert held_out_line(HeldOut(50, 0.0, 1.0, "without noise", True, False), said) == "without noise 0.00"
@@ -125,3 +130,34 @@ def test_the_entropy_of_gates_is_of_their_shares() -> None:
     kept = np.array([[0.8, 0.2], [0.5, 0.5]])
     assert gate_entropy(0.3 * kept) == pytest.approx(gate_entropy(kept))
     assert gate_entropy(np.zeros((3, 2))) == 0.0
+
+
+def test_the_end_of_a_run_is_judged_by_the_mean_that_the_list_of_runs_and_the_report_have(tmp_path: Path) -> None:
+    """A last step that is uneven by chance makes no run uneven; the tile has that step's number, and says so."""
+    config = Config.for_task("plane", num_experts=4, layers=1, tokens=16)
+    for name in ("a", "b"):
+        writer, rows = (
+            create_run(tmp_path / name, config, Knobs()),
+            np.ones((60, sum(c.width for c in layout(1, 4))), np.float32),
+        )
+        for column in layout(1, 4):
+            if column.stat == "load":
+                rows[:10, column.start : column.start + 4] = [16, 0, 0, 0]  # before the last 50 steps
+                rows[-1, column.start : column.start + 4] = UNEVEN
+        writer.commit(Batch(1, rows, state="training"))
+        writer.finish("stopped")
+    with closing(open_run(tmp_path / "a")) as run, closing(open_run(tmp_path / "b")) as other:
+        feed = Feed(run)
+        feed.refresh(now=True)
+        assert "CV(load) 0.01 (mean of the last 50 steps), balanced in training." in banner(feed, 0)["text"]
+        tile = tiles_of("live", run, At(0))[0]
+        assert (tile.label, tile.value, tile.word) == ("CV(load), this step", "0.58", "Uneven in training")
+        for compared in tiles_of("compare", View(feed, {}, (other,)), At(0)):
+            assert (compared.value, "Balanced in training" in (compared.word, *compared.lines)) == ("0.01", True)
+        assert dict(sections([run, other])[-1][1])["CV(load)"] == ["0.01", "0.01 (0.00)"]
+        assert facts_of(run.path).balance == pytest.approx(0.577 / 50, abs=1e-3)
+        assert (
+            dict(parts_of(run, lambda *one: one)[0].content[0].rows)["CV(load), layer 1"]
+            == "0.0115 (mean of the last 50 steps)"
+        )
+        assert ending(run)["cv_load"] == pytest.approx(facts_of(run.path).balance)

@@ -1,5 +1,6 @@
 """The Compare page: its charts and its tiles, the balance of each run, the first large, with its held-out figure.
 
+A balance is a mean over the last steps up to the step that is shown, as in the table below: that of one step says little of a run.
 Without a step they show the last one that all runs have. The other runs are read where the charts mark them: at the same step,
 or as many steps after their own fork. A tile names its step where it differs from the first run's.
 """
@@ -17,7 +18,7 @@ from moe_core.figures.pages.words import balance_words, held_out_line, word_at
 from moe_core.figures.read_compare import last_shared, layer_in, offsets_of, runs_of
 from moe_core.figures.reading import held_out_at, last_step, value_at
 from moe_core.runs.source import At, Source
-from moe_core.schema import LOOKS_AHEAD, STAT
+from moe_core.schema import BALANCE_STEPS, LOOKS_AHEAD, STAT
 
 
 class Place(NamedTuple):
@@ -51,21 +52,24 @@ def read_run(source: Source, at: At, number_of_run: int) -> Tile:
     """A run's balance with its word, and its held-out figure."""
     run, place, forked = place_of(source, number_of_run, at.step)
     layer, letter = layer_in(run, at.layer), LETTERS[number_of_run]
-    cv = number(value_at(run, run.description.balance, layer, place.here))
+    cv = number(value_at(run, run.description.balance, layer, place.here, BALANCE_STEPS))
     line = held_out_value(run, At(layer, place.here))
     prefixed = line and f"held-out {line}"
-    held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here)
+    held_out, training = held_out_at(run, layer, place.here), word_at(run, layer, place.here, BALANCE_STEPS)
     name = cut_apart([one.name for one in runs_of(source)], 20)[number_of_run]
-    more = "\n".join(filter(None, (run.name * (name != run.name), held_out_line(held_out, training))))
     word = balance_words(training, held_out).partition(",")[0]
+    whole, without = run.name * (name != run.name), held_out_line(held_out, training)
+    mean = mean_until(source, layer, place.here)
     if not number_of_run:
-        when = f"step {place.here:,}" + (after_fork(place.here - place.offset) if forked else "")
+        when = mean + (after_fork(place.here - place.offset) if forked else "")
         lines = (prefixed, when + ", the last of all" * place.last)
+        more = "\n".join(filter(None, (whole, without)))
         label = f"A {name}, {STAT[run.description.balance].label}"
         return Tile("run_A", label, cv, word=word, lines=tuple(filter(None, lines)), more=more)
     beyond = ", its last" * (place.there > last_step(run))
     unit = "not begun" if place.here < 1 else "" if place.here == place.first else f"step {place.here:,}{beyond}"
     lines = (word, prefixed if word else line)
+    more = "\n".join(filter(None, (whole, mean * (place.here > 0), without)))
     return Tile(f"run_{letter}", f"{letter} {name}", cv, unit, lines=tuple(filter(None, lines)), more=more)
 
 
@@ -77,6 +81,13 @@ def held_out_value(run: Source, at: At) -> str:
     # A tile has room for either the unit or "looks ahead".
     end = ", looks ahead" if LOOKS_AHEAD in heldout.lines else f" {heldout.unit}"
     return f"{heldout.value}{end}".strip()
+
+
+def mean_until(source: Source, layer: int, step: int) -> str:
+    """What a balance is of: "mean of 50 steps to 600", with the layer where one of the runs has several."""
+    many = any(len(run.description.layers) > 1 for run in runs_of(source))
+    of = f"mean of {min(step, BALANCE_STEPS)} steps to {step:,}" if step > 1 else f"step {step}"
+    return f"layer {layer + 1}, {of}" if many else of
 
 
 def after_fork(steps: int) -> str:

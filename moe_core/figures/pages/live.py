@@ -63,7 +63,7 @@ def balance_tile(source: Source, at: At) -> Tile:
         hand_line = "" if math.isnan(was) else f"was {number(was)} before step {change.step:,}"
     return Tile(
         stat,
-        STAT[stat].label if on == E else f"{STAT[stat].label}, {on} of {E} on",
+        f"{STAT[stat].label}, this step" + (f", {on} of {E} on" if on < E else ""),
         number(value_at(source, stat, at.layer, step)),
         word=balance_words(word, held_out).partition(",")[0],
         lines=(held_out_line(held_out, word) or (word and f"not measured {evaluated(source, step)}"),),

@@ -23,21 +23,21 @@ def learns(source: Source, layer: int, step: int) -> bool:
     return not untaught(value_at(source, "task_gradient", layer, step), value_at(source, "grad_norm", layer, step))
 
 
-def word_at(source: Source, layer: int, step: int) -> str:
-    """The balance of a layer at a step in a word. A gate that learns nothing is called so instead of balanced, and so is one that has
+def word_at(source: Source, layer: int, step: int, over: int = 1) -> str:
+    """The balance of a layer at a step, or its mean over the last steps up to it, in a word. A gate that learns nothing is called so instead of balanced, and so is one that has
     only one expert to choose, which is always balanced."""
-    word = balance_word(value_at(source, source.description.balance, layer, step))
-    if word == "Balanced" and measured_by(source.description, "counts") and not selected(source, layer, step):
+    word = balance_word(value_at(source, source.description.balance, layer, step, over))
+    if word == "Balanced" and measured_by(source.description, "counts") and not selected(source, layer, step, over):
         return NOTHING
     if word == "Balanced" and on_at(source, layer, [step])[0].sum() == 1:
         return ONE
     return NOT_LEARNING if word == "Balanced" and not learns(source, layer, step) else word
 
 
-def selected(source: Source, layer: int, step: int) -> bool:
-    """Whether any expert of a layer was selected in a step: zeros are even too."""
-    _, counts_nE = rows_until(source, "counts", layer, step, 1)
-    return not len(counts_nE) or bool(counts_nE[-1].any())
+def selected(source: Source, layer: int, step: int, over: int) -> bool:
+    """Whether any expert of a layer was selected in the last steps up to this one: zeros are even too."""
+    _, counts_nE = rows_until(source, "counts", layer, step, over)
+    return not len(counts_nE) or bool(counts_nE.any())
 
 
 def balance_word(cv: float) -> str:
