@@ -47,9 +47,8 @@ class Reading(NamedTuple):
 Record = tuple[Path, float]  # a run's folder and when it was begun: another may be trained under the same name
 _seen: dict[tuple[Record, int, int, int], Verdict] = {}
 _pressed: set[tuple[Record, int, tuple[str, Any]]] = set()
-_recalled: set[tuple[Record, int, int]] = (
-    set()
-)  # runs, lessons and layers whose record was asked for what had passed before
+# Runs, lessons and layers whose record was asked for what had passed before.
+_recalled: set[tuple[Record, int, int]] = set()
 _readings: dict[tuple[Path, int, int], tuple[float, Reading | None]] = {}
 _one = threading.Lock()
 
