@@ -13,7 +13,7 @@ except ImportError:  # before anything of ours that needs it is imported
     sys.exit("moe: this system has no file locks (fcntl): MoEscope runs on Linux and macOS, on Windows in WSL")
 
 from moe_core.commands import FAMILIES
-from moe_core.commands.common import Parser, check_installed, check_runs, let_go
+from moe_core.commands.common import Parser, check_installed, check_runs, check_working_folder, let_go
 from moe_core.commands.terminal import complain, open_streams
 
 
@@ -23,6 +23,7 @@ def main(argv: list[str] | None = None) -> int:
     open_streams(words)
     arguments = parser().parse_args(with_command(words))
     try:
+        check_working_folder()
         check_runs(arguments)
         if arguments.extra:
             check_installed(arguments.extra, arguments.name)

@@ -210,6 +210,18 @@ def test_ranks_that_are_cancelled_are_said_in_one_line(monkeypatch, capsys) -> N
     assert capsys.readouterr().err == "moe: stopped before it was done\n"
 
 
+def test_too_few_files_for_the_ranks_are_said_before_they_start(monkeypatch, capsys) -> None:
+    """A store that can open no further file leaves a rank waiting for it."""
+    monkeypatch.setattr("torch.distributed.run.run", lambda arguments: pytest.fail("it starts ranks"))
+    monkeypatch.setattr("moe_core.benchmarks.ranks.resource.getrlimit", lambda what: (40, 40))
+    monkeypatch.setattr("moe_core.benchmarks.ranks.os.listdir", lambda folder: ["0"] * 7)
+    assert main(["bench", "ranks"]) == 2
+    assert capsys.readouterr().err == (
+        "moe: bench ranks wants to open 48 files more, and the limit of 40 open files leaves 33; raise it, as with ulimit -n 1024, and "
+        "measure again\n"
+    )
+
+
 @pytest.mark.parametrize("late", [False, True])
 def test_the_table_of_ranks_has_a_line_for_each_number_of_devices_and_layer(late: bool, monkeypatch, capsys) -> None:
     events = [

@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 import tempfile
@@ -30,6 +31,7 @@ ANSWER = 10.0  # seconds to wait for the checkpoint of a run that trains
 START = 60.0  # seconds until the first sign of life of each rank
 PATIENCE = 60.0  # seconds without another sign of life of a rank, or in which no rank gets on
 READY = 600.0  # the same while a rank loads the data
+FILES = 48  # that the launcher of 4 ranks opens, and some more; a rank opens fewer
 
 
 def main(options: argparse.Namespace) -> int:
@@ -96,6 +98,7 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
         raise ValueError(
             "bench ranks needs gloo, by which ranks on CPUs talk, and this torch was built without it; install another torch"
         )
+    check_files()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ABOVE), os.environ.get("PYTHONPATH"))))
     # All ranks are on this machine; by its name, gloo would look for it in the network.
@@ -126,6 +129,17 @@ def launch(given: dict[str, Any], ranks: int, folder: Path) -> None:
     finally:
         watch.end()
         logging.disable(logging.NOTSET)
+
+
+def check_files() -> None:
+    """ValueError unless this process may open FILES files more. If torch's store may not, it leaves a rank waiting without a word."""
+    allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    free = allowed - len(os.listdir("/dev/fd"))
+    if allowed != resource.RLIM_INFINITY and free < FILES:
+        raise ValueError(
+            f"bench ranks wants to open {FILES} files more, and the limit of {allowed} open files leaves {max(0, free)}; raise it, as with "
+            "ulimit -n 1024, and measure again"
+        )
 
 
 class Watch:

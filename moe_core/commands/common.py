@@ -77,6 +77,16 @@ def check_runs(arguments: argparse.Namespace) -> None:
         folder_in(runs_folder(given))
 
 
+def check_working_folder() -> None:
+    """ValueError if the folder that this was started in is gone: no path can be found from there, and torch dies in it."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise ValueError(
+            "a command needs a working folder, and the one that it was started in was deleted; cd to one that is there"
+        ) from None
+
+
 def take_runs(command: argparse.ArgumentParser) -> None:
     command.add_argument("--runs", type=word_flag, metavar="DIR", help="where runs live; else MOE_RUNS, else ./runs")
 

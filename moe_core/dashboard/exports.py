@@ -13,6 +13,7 @@ from urllib.parse import urlencode
 import streamlit as st
 
 from moe_core.dashboard import controls, links
+from moe_core.dashboard.configure import whole_field
 from moe_core.dashboard.gate import looks, only_looking
 from moe_core.dashboard.jobs import Work
 from moe_core.dashboard.links import OWN, SIZES
@@ -149,15 +150,13 @@ def chosen_size() -> Sized:
 
 
 def whole_number(label: str, low: int, high: int, start: int, key: str) -> int:
-    """A field for a whole number; another is rounded in the field. It is one for any number, since Streamlit's own would take the
-    1 of 1e3 and drop the rest."""
+    """A field for a whole number; another is rounded in the field."""
 
     def rounded() -> None:
         st.session_state[key] = float(round(st.session_state[key]))
 
-    return int(
-        st.number_input(label, float(low), float(high), float(start), 1.0, "%g", key=key, on_change=rounded, **BOUND)
-    )
+    limits = {"min_value": float(low), "max_value": float(high)}
+    return int(whole_field(label, start, key=key, on_change=rounded, **limits, **BOUND))
 
 
 def layer_of(run: Any) -> int:

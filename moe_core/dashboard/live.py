@@ -6,6 +6,7 @@ and is sent only after the viewer has drawn the one before.
 """
 
 import asyncio
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,13 @@ from moe_core.dashboard.panel import act, did_not_start
 from moe_core.dashboard.shared import join, leave_all, watchers
 from moe_core.dashboard.viewer import LONGEST, WORDS, Viewer, viewers
 from moe_core.runs import reap, runs_folder, words_of_failure
+from moe_core.runs.log import LOG
 
 EARLY = 0.005  # seconds by which a frame is to be ready before the last one is drawn
 SOON = 0.02  # seconds until the next frame while a turn waits to take effect,
 AT_ONCE = 0.004  # and between two looks at the log
 GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
+NO_RUN = "there is no such run"
 STARTING = 60.0  # seconds that a trainer may take until its record exists
 MOST = 128  # viewers at once: three tabs each of a class of thirty, and some; and as many who turn
 
@@ -58,9 +61,9 @@ async def serve(websocket: WebSocket, viewer: Viewer) -> tuple[int, str]:
     try:
         path = (runs_folder() / run_name(websocket.path_params["run"])).absolute()
     except ValueError:
-        return 4404, "there is no such run"
+        return 4404, NO_RUN
     if not path.is_dir():
-        return 4404, "there is no such run"
+        return 4404, NO_RUN
     try:
         await asyncio.wait_for(take(websocket, viewer), GREETING)
     except TimeoutError:
@@ -140,11 +143,14 @@ async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
 
 
 async def wait_for_run(path: Path) -> str:
-    """Wait until a trainer that was just started has made its record. Returns "", or why there will be none."""
+    """Wait until a trainer that was just started has made its record. Returns "", or why there will be none. Whatever else is called run.db
+    is refused where it is opened."""
     until = time.monotonic() + STARTING
-    while not (path / "run.db").is_file():
+    while not os.path.lexists(path / "run.db"):
         reap()
-        if time.monotonic() > until or not (path / "trainer.log").exists() or did_not_start(path):
+        if not os.path.lexists(path / LOG):
+            return NO_RUN
+        if time.monotonic() > until or did_not_start(path):
             return f"the trainer did not start: {words_of_failure(path)}"
         await asyncio.sleep(SOON)
     return ""

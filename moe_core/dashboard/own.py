@@ -26,7 +26,7 @@ from typing import NamedTuple
 from moe_core.dashboard.gate import deed
 from moe_core.folders import ABOVE
 from moe_core.runs import runs_folder
-from moe_core.runs.cells import NPY, PARQUET, ZIP, is_word, names_columns, names_in, number_in
+from moe_core.runs.cells import NPY, ZIP, is_word, names_columns, names_in, not_read, number_in
 from moe_core.runs.limits import FILES, open_plain
 from moe_core.runs.room import bytes_text
 from moe_core.runs.runner import words_of
@@ -186,7 +186,7 @@ def _header(path: str, stamp: tuple[int, int]) -> Columns:
         with open_plain(Path(path), follow=True) as file:
             packed = file.peek(2).startswith(b"\x1f\x8b")
             head = gzip.GzipFile(fileobj=file).read(HEAD) if packed else file.read(HEAD)
-        if head.startswith((*ZIP, NPY, PARQUET)):
+        if head.startswith((*ZIP, NPY)) or not_read(head):
             return Columns()
         # Of a longer file the last letter may not be whole.
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(head, final=len(head) < HEAD)

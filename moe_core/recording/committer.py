@@ -133,7 +133,7 @@ class Committer:
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
-                self.error = f"the run could not be written: {first_line(failure)}"
+                self.error = str(self.writer.damaged(failure) or f"the run could not be written: {first_line(failure)}")
         self._diagnose(self.recent.new_findings)
 
     def _diagnose(self, find: Callable[[], list[Finding]]) -> None:

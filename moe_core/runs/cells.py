@@ -2,13 +2,25 @@
 for the page that offers its columns."""
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 # Cells that hold no value, as spreadsheets, pandas and R write them.
 MISSING = {"", "nan", "na", "n/a", "<na>", "null", "?"}
 LONGEST = 80  # letters of a column's name
-# How an .npz, an .npy and a Parquet file begin, none of which is a CSV.
-ZIP, NPY, PARQUET = (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY", b"PAR1"
+# How an .npz and an .npy begin, neither of which is a CSV, and files that are not read: JSON that a CSV's first cell is not, JSON lines, and
+# safetensors, whose header is JSON behind its length.
+ZIP, NPY = (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
+NOT_READ = {
+    "a Parquet file": re.compile(rb"PAR1"),
+    "a safetensors file": re.compile(rb".{5}\0{3}\{", re.DOTALL),
+    "JSON": re.compile(rb"(\xef\xbb\xbf)?\s*(\{\s*[\"}]|\[\s*[\[{])"),
+}
+
+
+def not_read(content: bytes) -> str:
+    """What a file holds that is no CSV, .npz or .npy, by its beginning; "" if it may be one of these."""
+    return next((what for what, begins in NOT_READ.items() if begins.match(content)), "")
 
 
 def is_missing(cell: str) -> bool:

@@ -16,6 +16,7 @@ from moe_core.runs.checked import CheckedRows
 from moe_core.runs.codec import HEADER, link, pack_arrays
 from moe_core.runs.columns import read_layout
 from moe_core.runs.database import (
+    DamagedError,
     FolderGone,
     StoreError,
     connect,
@@ -251,13 +252,23 @@ class RunWriter:
                 self.reader.close()
                 self.reader, self.read_from = connect(folder / "run.db"), folder
             pending = self._read()
-        except sqlite3.Error:
+        except sqlite3.Error as error:
             self.unread = self.unread or time.monotonic()
             if time.monotonic() - self.unread > READ_FOR:
-                raise
+                raise self.damaged(error) or error from None
             return Pending([], [])
         self.unread = 0.0
         return pending
+
+    def damaged(self, error: BaseException) -> DamagedError | None:
+        """What to say if SQLite found the record damaged while it was written; None for any other error."""
+        if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return None
+        name = self.folder.name
+        return DamagedError(
+            f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step {self.step} ({error}); its "
+            f"checkpoints are kept: put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
+        )
 
     def _read(self) -> Pending:
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()

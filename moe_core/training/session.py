@@ -14,6 +14,7 @@ import torch
 
 from moe_core.recording.committer import NO_ROWS
 from moe_core.runs import Batch, RunWriter, create_run, new_id, runs_folder, whole_paths
+from moe_core.runs.database import DamagedError
 from moe_core.schema import Config, Knobs, check, first_line, layout, stats_of_ranks
 from moe_core.training.data import load
 from moe_core.training.data.identity import identity
@@ -87,7 +88,8 @@ def conduct(
                 joined.dismiss()
             state = ended
         except Exception as failure:
-            error = f"{type(failure).__name__}: {first_line(failure)}"
+            kind = "" if isinstance(failure, DamagedError) else f"{type(failure).__name__}: "
+            error = f"{kind}{first_line(failure)}"
             if trainer is not None:
                 with contextlib.suppress(Exception):  # the failure itself is what is reported
                     keep_whole_steps(trainer)

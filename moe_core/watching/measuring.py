@@ -27,6 +27,8 @@ def number_of(name: str, value: Any) -> float | Tensor:
             return plain.clone()  # their loop may go on to change it
         value = plain
     try:
+        if isinstance(value, str | bytes | bytearray | memoryview):  # float() reads a number in them
+            raise TypeError
         return float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
         got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)[:80]

@@ -104,7 +104,7 @@ def check_given(model: Any, knobs: Any, routers: Any, experts: Any, checkpoint: 
         if name not in (routers or {}):
             raise ValueError(f"experts must name modules that routers= gives a reader for, got {shown(name)}")
         check_size(f"experts of {shown(name)}", many)
-    if not isinstance(runs, str | Path | None):
+    if not isinstance(runs, str | Path | None) or "\0" in str(runs):
         raise ValueError(f"runs must be the path of a folder, got {shown(runs)}")
     if not (checkpoint is None or callable(checkpoint)):
         raise ValueError(f"checkpoint must be a function that is called without arguments, got {shown(checkpoint)}")

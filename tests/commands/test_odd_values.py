@@ -221,3 +221,14 @@ def test_the_watched_example_takes_a_name_under_which_nothing_was_recorded(
         2,
         f"run w exists already in {tmp_path}; choose another --run-id" if taken else "interrupted",
     )
+
+
+@pytest.mark.parametrize("command", ["runs", "verify a"])
+def test_a_working_folder_that_was_deleted_is_said(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tmp_path.rmdir()
+    assert said(capsys, *command.split()) == (
+        2, "a command needs a working folder, and the one that it was started in was deleted; cd to one that is there"
+    )  # fmt: skip

@@ -556,7 +556,9 @@ def test_a_large_file_of_numbers_is_no_table_of_words(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(2_000_000).reshape(20_000, 100) % 2.0)
     np.savez(tmp_path / "b.npz", x=np.zeros((200_000, 1)), y=np.zeros(200_000))
     (tmp_path / "c.parquet").write_bytes(b"PAR1,a\n1,2\n")
-    assert {own.header_of(str(tmp_path / name)) for name in ("a.npy", "b.npz", "c.parquet")} == {own.Columns()}
+    (tmp_path / "f.jsonl").write_text('{"a": 1, "kind": "x"}\n' * 40)
+    files = ("a.npy", "b.npz", "c.parquet", "f.jsonl")
+    assert {own.header_of(str(tmp_path / name)) for name in files} == {own.Columns()}
     (tmp_path / "d.csv").write_bytes(b"length,kind\n" + b"1,\xff\n" * 300_000)  # not UTF-8: a training refuses it
     (tmp_path / "e.csv").write_text("PK,kind\n" + "ü,1\n" * 300_000)
     assert [own.header_of(str(tmp_path / name)).offered for name in ("d.csv", "e.csv")] == [[], ["PK", "kind"]]

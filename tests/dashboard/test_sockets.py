@@ -72,10 +72,18 @@ def test_thirty_look_at_one_run_beside_forty_sockets_that_never_speak(server: Se
         assert {look(viewer)["last"] for viewer in viewers} == {60}
 
 
-def test_each_reason_to_close_has_its_words(server: Server) -> None:
+def test_each_reason_to_close_has_its_words(server: Server, tmp_path: Path) -> None:
     for run in ("nobody", "x" * 400, "%2e%2e", "%C3%A9" * 90):
         with socket(server, f"/moescope/live/{run}") as viewer:
             assert closing(viewer) == (4404, "there is no such run")
+    (server.runs / "linked").symlink_to(tmp_path)
+    strange = "run linked is refused: its run.db is not a plain file; do not trust this folder"
+    for code, words in ((4404, "there is no such run"), (4400, strange)):
+        with socket(server, "/moescope/live/linked") as viewer:
+            viewer.send(json.dumps(LOOK))
+            assert closing(viewer) == (code, words)
+        (tmp_path / "run.db").mkdir(exist_ok=True)
+    (server.runs / "linked").unlink()
     with socket(server) as viewer:
         viewer.send(b"\0")
         assert closing(viewer) == (4400, "a message must be text, got bytes")

@@ -202,9 +202,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def watched() -> Watch:
-    """A watch without its thread, that is told what the ranks say."""
-    watch = Watch.__new__(Watch)
-    watch.seen, watch.problem = {}, ""
+    """A watch whose thread has ended, to be told what the ranks say."""
+    watch = Watch(1)
+    watch.end()
     return watch
 
 

@@ -23,7 +23,6 @@ from moe_core.commands.ranks import wanted_device
 from moe_core.parallel import alive as alive_module
 from moe_core.parallel import session, stopping, trainer
 from moe_core.parallel.alive import Alive, RankLost
-from moe_core.parallel.ranks import Ranks
 from moe_core.parallel.trainer import ALL_READY, Leader, follow, obey
 from moe_core.runs import Run, create_run
 from moe_core.schema import Config, Knobs
@@ -277,47 +276,46 @@ def test_an_error_of_its_own_is_not_a_lost_rank() -> None:
     assert leader.left
 
 
+class Orders:
+    """The ranks for one that follows, which is told to begin, and then to end. times: when it asked for each order."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def from_first(self, value: Any) -> tuple[Any, ...]:
+        self.times.append(time.monotonic())
+        return ("begin", {}) if len(self.times) == 1 else ("end",)
+
+
 @pytest.fixture
-def orders(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """When a rank that follows asked for each order: to begin, and then to end."""
-    times: list[float] = []
-
-    def from_first(self: Any, value: Any) -> tuple[Any, ...]:
-        times.append(time.monotonic())
-        return ("begin", {}) if len(times) == 1 else ("end",)
-
-    monkeypatch.setattr(Ranks, "from_first", from_first)
+def orders(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(
         trainer, "begin", lambda ranks, device: SimpleNamespace(committer=SimpleNamespace(close=lambda: None))
     )
-    return times
+    return Orders()
 
 
-def test_a_rank_that_is_ready_first_waits_outside_an_exchange(ranks: list[Alive], orders: list[float]) -> None:
+def test_a_rank_that_is_ready_first_waits_outside_an_exchange(ranks: list[Alive], orders: Any) -> None:
     """An exchange fails after `patience`. Meanwhile it gives signs of life."""
-    follower: Any = Ranks.__new__(Ranks)
     ranks[1].store.set("begin", "1")
     ranks[1].go_on()
-    follows = threading.Thread(target=follow, args=(follower, ranks[1], torch.device("cpu")))
+    follows = threading.Thread(target=follow, args=(orders, ranks[1], torch.device("cpu")))
     follows.start()
     time.sleep(1.0)  # longer than SILENT: the leader is alive
-    assert len(orders) == 1
+    assert len(orders.times) == 1
     assert ranks[1].waits  # though it is in no exchange by now
     assert ranks[0].store.check(["ready/1"])
     assert ranks[0].read("alive", 1)["beat"] > 5
     ranks[0].store.set(ALL_READY, "1")
     follows.join(5)
-    assert len(orders) == 2
+    assert len(orders.times) == 2
 
 
-def test_a_rank_that_waits_for_the_others_notices_that_the_leader_is_gone(
-    ranks: list[Alive], orders: list[float]
-) -> None:
+def test_a_rank_that_waits_for_the_others_notices_that_the_leader_is_gone(ranks: list[Alive], orders: Any) -> None:
     ranks[0].end()
-    follower: Any = Ranks.__new__(Ranks)
     ranks[1].store.set("begin", "1")
-    follow(follower, ranks[1], torch.device("cpu"))
-    assert 0.8 < orders[1] - orders[0] < 5
+    follow(orders, ranks[1], torch.device("cpu"))
+    assert 0.8 < orders.times[1] - orders.times[0] < 5
 
 
 def test_the_leader_lets_them_go_on_once_all_are_ready(ranks: list[Alive], monkeypatch: pytest.MonkeyPatch) -> None:

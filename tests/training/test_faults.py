@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -188,3 +189,34 @@ def test_what_people_ask_for_is_read_again_when_it_can_be(tmp_path: Path, monkey
         writer.pending(), writer.pending()
     writer.commit(Batch(0, NO_ROWS, state="paused"))
     writer.finish("stopped")
+
+
+def damage(name: str) -> str:
+    return (
+        f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step 0 (disk I/O error); its "
+        f"checkpoints are kept: put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
+    )
+
+
+@pytest.mark.parametrize("code", ["SQLITE_CORRUPT", "SQLITE_NOTADB"])
+def test_a_record_that_is_damaged_while_it_is_read_ends_the_training_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    def fail(writer: RunWriter) -> Any:
+        writer.step = 0
+        raise failure(code)
+
+    monkeypatch.setattr(RunWriter, "_read", fail)
+    monkeypatch.setattr("moe_core.runs.writer.READ_FOR", 0.0)
+    events: list[dict[str, Any]] = []
+    assert train(replace(CONFIG, steps=0), Knobs(), tmp_path, "a", events.append)[1] == "failed"
+    assert [event["error"] for event in events if event["event"] == "error"] == [damage("a")]
+
+
+def test_a_record_that_is_damaged_while_it_is_written_ends_the_training_in_a_line(
+    tmp_path: Path, failing: list[BaseException]
+) -> None:
+    events: list[dict[str, Any]] = []
+    failing += [failure("SQLITE_CORRUPT")] * 1000
+    assert train(CONFIG, Knobs(), tmp_path, "a", events.append)[1] == "failed"
+    assert [event["error"] for event in events if event["event"] == "error"] == [damage("a")]

@@ -172,7 +172,23 @@ def test_images_of_any_size_are_kept_as_images(x: Any, shape: tuple, features: i
         (npz(images=NOISE, labels=LABELS), "x.npz", "must hold arrays x and y, got images, labels"),
         (b"p,q,y\n" * 20, "x.npz", "is not a readable .npz"),
         (gzip.compress(b"a,b\n" * 99, mtime=0)[:-9], "x.csv.gz", "is damaged gzip"),
-        (b"PAR1" + bytes(90), "x.parquet", "is a Parquet file; export it as a CSV"),
+        *(
+            (
+                content,
+                name,
+                f"is {what}, which is not read; convert it, and give a CSV, an .npz with x and y, or an .npy",
+            )
+            for content, name, what in (
+                (b"PAR1" + bytes(90), "x.parquet", "a Parquet file"),
+                (b'{"p": 1, "q": 2.5, "y": "a"}\n' * 40, "x.jsonl", "JSON"),
+                (b'\xef\xbb\xbf [\n {"p": 1}]', "x.json", "JSON"),
+                (b"[[1, 2], [3, 4]]", "x.csv", "JSON"),
+                (b"{}", "x.npz", "JSON"),
+                (gzip.compress(b'{\n  "p": [1, 2]}', mtime=0), "x.json.gz", "JSON"),
+                (b'\x40\0\0\0\0\0\0\0{"x":{"dtype":"F32"}}' + bytes(90), "x.safetensors", "a safetensors file"),
+            )
+        ),
+        (b"p,q,y\n" + b"\xff,1,a\n" * 20, "x.csv", "give a CSV, an .npz with x and y, or an .npy"),
     ],
 )
 def test_arrays_that_cannot_be_used_are_refused_in_one_line(

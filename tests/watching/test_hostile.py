@@ -164,7 +164,9 @@ def test_a_mask_of_another_device_is_brought_to_the_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["high", [1.0], torch.ones(2), 1j, 10**400], ids=["text", "list", "two", "complex", "large"]
+    "wrong",
+    ["high", "1", b"1", bytearray(b"1"), [1.0], torch.ones(2), 1j, 10**400],
+    ids=["text", "digits", "bytes", "bytearray", "list", "two", "complex", "large"],
 )
 def test_what_is_no_number_is_refused_at_the_step(tmp_path: Path, wrong: Any) -> None:
     live = watch(Model(), "a", runs=tmp_path)

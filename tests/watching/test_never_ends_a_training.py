@@ -130,6 +130,7 @@ def test_a_watch_that_is_refused_leaves_no_hook(tmp_path: Path, wrong: dict[str,
         ({"checkpoint": "now"}, "checkpoint must be a function that is called without arguments, got 'now'"),
         ({"also": 3}, "also takes tensorboard, wandb, trackio, or a list of them, got 3"),
         ({"runs": 3}, "runs must be the path of a folder, got 3"),
+        ({"runs": "\0"}, r"runs must be the path of a folder, got '\\x00'"),
         ({"probe": torch.ones(1, 2).long(), "tokenizer": 3}, "tokenizer must be that of your model, .*, got 3"),
         ({"probe": ["a"], "tokenizer": 3}, r"which needs watch\(tokenizer=...\), the tokenizer of your model"),
         ({"probe": torch.ones(1, 2).long(), "probe_every": 1.5}, "probe_every must be a whole number, got 1.5"),
@@ -361,10 +362,9 @@ def meeting(monkeypatch: pytest.MonkeyPatch, taps: Any) -> tuple[WatchedRanks, A
     monkeypatch.setattr(
         ranks_module.distributed, "all_reduce", lambda whole, group: sent.append(whole[:2].tolist()), raising=False
     )
-    monkeypatch.setattr(ranks_module.distributed, "get_world_size", lambda: 1)
-    ranks = WatchedRanks.__new__(WatchedRanks)
-    ranks.experts, ranks.group, ranks.first, ranks.size, ranks.over = [E], None, False, 1, False
-    ranks.steps, ranks.sums, ranks.held_out, ranks.evaluated, ranks.early = [], [], [], [], {}
+    for name, given in (("get_world_size", 1), ("get_rank", 1), ("new_group", None)):
+        monkeypatch.setattr(ranks_module.distributed, name, lambda *_, given=given, **__: given)
+    ranks = WatchedRanks([E])
     failures: list[str] = []
     live = SimpleNamespace(
         problem="", paused=True, stopping=False, singles=0, number=7, taps=taps, began=0.0,

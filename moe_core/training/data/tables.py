@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from moe_core.runs.cells import NPY, PARQUET, ZIP, is_missing, names_columns, names_in
+from moe_core.runs.cells import NPY, ZIP, is_missing, names_columns, names_in, not_read
 from moe_core.runs.limits import CSV, NPZ
 from moe_core.training.data.archive import check_arrays
 from moe_core.training.data.opening import content_of
@@ -47,10 +47,10 @@ def read(path: Path) -> Table | Arrays:
         return _npz(given, content)
     if content.startswith(NPY):
         return _npy(given, content)
+    if what := not_read(content):
+        raise ValueError(f"{given} is {what}, which is not read; convert it, and {WANTED}")
     if path.suffix.lower() in (".npz", ".npy"):
         raise ValueError(f"{given} is not a readable {path.suffix.lower()}; save it again with numpy.save or savez")
-    if content.startswith(PARQUET):
-        raise ValueError(f"{given} is a Parquet file; export it as a CSV")
     return _csv(given, content)
 
 
@@ -109,7 +109,7 @@ def _csv(given: str, content: bytes) -> Table:
     try:
         rows = [row for row in csv.reader(io.StringIO(content.decode("utf-8-sig"))) if row]
     except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{given} is not a CSV in UTF-8 ({error}); export it as one") from None
+        raise ValueError(f"{given} is not a CSV in UTF-8 ({error}); {WANTED}") from None
     widths = sorted({len(row) for row in rows})
     if len(widths) != 1 or widths == [1]:
         raise ValueError(
