@@ -102,7 +102,7 @@ def whole_flag(text: str) -> int:
 def word_flag(text: str) -> str:
     """A flag's word. An empty one, which comes from a variable that is not set, is refused: it must not be taken for no flag at all."""
     if not text.strip():
-        raise argparse.ArgumentTypeError("must not be empty; is it made of a variable that is not set?")
+        raise argparse.ArgumentTypeError("must not be empty; perhaps a variable is not set")
     return text
 
 

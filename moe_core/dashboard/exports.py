@@ -150,7 +150,7 @@ def chosen_size() -> Sized:
 
 
 def whole_number(label: str, low: int, high: int, start: int, key: str) -> int:
-    """A field for a whole number; another is rounded in the field."""
+    """A field for a whole number. Another number is rounded in the field, so that the link, which the field writes, has a whole one."""
 
     def rounded() -> None:
         st.session_state[key] = float(round(st.session_state[key]))

@@ -34,8 +34,9 @@ class Histories:
         self.run, self.description, self.lock = run, run.description, threading.RLock()
         self.series: dict[Asked, Series] = {}
         self._asked: dict[Asked, tuple[float, int]] = {}  # when each was, and at which block
-        self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))  # rows in `recent`,
-        self._room, self._end = np.empty((0, run.columns), np.float32), 0  # which are the last up to here
+        # most: rows in `recent`, which are the last of _room before its row _end.
+        self.most = max(1, min(RECENT, ROOM // (4 * max(1, run.columns))))
+        self._room, self._end = np.empty((0, run.columns), np.float32), 0
         self.seen, self.last, self.done, self.error = 0, 0, False, ""  # seen: the last block
         self._knobs: list[KnobChange] = []
         self._asked_for = -1, -1, -1  # the newest turn, how many took effect, and the newest command
@@ -74,19 +75,17 @@ class Histories:
 
     @property
     def recent(self) -> np.ndarray:
-        """(n, C) the last rows of the run, of which there are `most` once it is long enough."""
+        """(n, C) the last rows of the run: `most` of them, or all of a shorter run."""
         return self._room[max(0, self._end - self.most) : self._end]
 
     def _keep(self, rows: np.ndarray) -> None:
-        """Rows that follow those in memory. They are written behind them, and moved only when there is no room there; to a new place, since
-        others may still read the old one."""
+        """Add rows to those in memory, behind them. If there is no room behind them, the last ones are copied to a new place first: others
+        may still read the old one."""
         rows = rows[-self.most :]
         if self._end + len(rows) > len(self._room):
             held = self.recent[max(0, len(self.recent) + len(rows) - self.most) :]
-            self._room, self._end = (
-                np.empty((self.most + SPARE * self.most // 100 + 1, rows.shape[1]), np.float32),
-                len(held),
-            )
+            size = self.most + SPARE * self.most // 100 + 1
+            self._room, self._end = np.empty((size, rows.shape[1]), np.float32), len(held)
             self._room[: self._end] = held
         self._room[self._end : self._end + len(rows)] = rows
         self._end += len(rows)

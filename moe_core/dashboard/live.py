@@ -33,9 +33,9 @@ EARLY = 0.005  # seconds by which a frame is to be ready before the last one is 
 SOON = 0.02  # seconds until the next frame while a turn waits to take effect,
 AT_ONCE = 0.004  # and between two looks at the log
 GREETING = 10.0  # seconds for a socket to say what it shows; until then it does not count as a viewer
-NO_RUN = "there is no such run"
 STARTING = 60.0  # seconds that a trainer may take until its record exists
 MOST = 128  # viewers at once: three tabs each of a class of thirty, and some; and as many who turn
+NO_RUN = "there is no such run"
 
 HERE = Path(__file__).parent / "component"
 PLOTLY = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
@@ -128,7 +128,7 @@ async def show(websocket: WebSocket, viewer: Viewer, listening: "asyncio.Task[An
         if feed.waiting or feed.behind:
             rest = SOON
         elif frame is None:
-            rest = WORDS  # where nothing trains a deed is all that is new, and wakes the viewer
+            rest = WORDS  # where nothing trains little is new but deeds, and those wake the viewer
         await first_of(viewer.woken.wait(), listening, timeout=rest)
 
 
@@ -143,8 +143,8 @@ async def next_step(viewer: Viewer, listening: "asyncio.Task[Any]") -> None:
 
 
 async def wait_for_run(path: Path) -> str:
-    """Wait until a trainer that was just started has made its record. Returns "", or why there will be none. Whatever else is called run.db
-    is refused where it is opened."""
+    """Wait until a trainer that was just started has made its record. Returns "", or why there will be none. A run.db that
+    is no file ends the wait too: it is refused where it is opened."""
     until = time.monotonic() + STARTING
     while not os.path.lexists(path / "run.db"):
         reap()

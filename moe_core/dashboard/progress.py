@@ -47,7 +47,7 @@ class Reading(NamedTuple):
 Record = tuple[Path, float]  # a run's folder and when it was begun: another may be trained under the same name
 _seen: dict[tuple[Record, int, int, int], Verdict] = {}
 _pressed: set[tuple[Record, int, tuple[str, Any]]] = set()
-# Runs, lessons and layers whose record was asked for what had passed before.
+# Runs, lessons and layers for which recall() was done.
 _recalled: set[tuple[Record, int, int]] = set()
 _readings: dict[tuple[Path, int, int], tuple[float, Reading | None]] = {}
 _one = threading.Lock()
@@ -100,7 +100,7 @@ def happened_in(run: Run, number: int, layer: int) -> frozenset[int]:
 
 
 class Until(Beside):
-    """A run as it stood at a step of it."""
+    """A run as it stood at one of its steps, for a check: steps, knobs and turns. Measurements are as they are now."""
 
     def __init__(self, run: Run, step: int):
         super().__init__(run, {})
@@ -118,8 +118,8 @@ class Until(Beside):
 
 
 def recall(run: Run, number: int, layer: int, measured: bool) -> None:
-    """Check once by the record what passed before this server looked at a run: each stage as it stood when the lesson's next
-    turn took effect."""
+    """Find in the record what had passed before this server looked at a run: each stage is checked as the run stood before the lesson's next
+    turn took effect. Done once for each run, lesson and layer."""
     if (record_of(run), number, layer) in _recalled:
         return
     _recalled.add((record_of(run), number, layer))

@@ -48,9 +48,8 @@ class Viewer:
         self.last_words: dict[str, Any] = {}
         # When words were sent, and whether a frame was sent without newer ones, or without a chart that moved by less than a pixel.
         self.words_sent, self.words_owed = -WORDS, False
-        self.moves: dict[
-            str, float
-        ] = {}  # the step from which on a chart over steps has moved by a pixel since it was drawn
+        # The step from which on a chart over steps has moved by a pixel since it was drawn.
+        self.moves: dict[str, float] = {}
         self.turns: Any = None  # those that were drawn
         self.paper = ""  # the theme whose colours of paper were sent
         self.answer: dict[str, Any] = {}  # how the viewer's last deed ended: its number, and the error or ""
@@ -118,8 +117,8 @@ class Viewer:
         return framed(header, parts, figures)
 
     def figures(self, source: View, layer: int, step: int | None, whole: bool) -> dict[str, Part]:
-        """The figures that changed. Not whole: without those over steps that moved by less than a pixel, unless a knob was turned, the run's past is
-        still read, or other runs are beside it."""
+        """The figures that changed. whole: also those over steps that moved by less than a pixel, as always when a knob was turned, while
+        the run's past is still read, and where other runs are beside it."""
         turns, drawn = self.feed.knob_changes(), dict[str, Part]()
         whole = whole or turns is not self.turns or bool(self.feed.behind or source.others)
         self.turns = turns

@@ -45,7 +45,7 @@ SETTINGS = {f.name for f in fields(Config)}
 SAMPLES = 5  # texts, the last ones
 EVALS = 25  # rows of the table of evaluations; more are thinned evenly
 Progress = Callable[[int, int], None]
-Draw = Callable[[str, int], Any]  # makes a figure by its name and layer
+Draw = Callable[[str, int], Any]  # makes a figure, given its name and its layer
 
 
 class Picture(NamedTuple):
@@ -55,7 +55,7 @@ class Picture(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A section: a title and tables, quoted text, or figures as a Draw makes them."""
+    """A section: a title, and below it tables (Rows), quoted texts (str), or figures as `draw` made them."""
 
     title: str
     content: list[Any]
@@ -73,8 +73,8 @@ def write_report(run: Record, out: str | os.PathLike[str], progress: Progress = 
 
 
 def parts_of(run: Record, draw: Draw, progress: Progress = lambda done, of: None) -> list[Part]:
-    """The sections of the report, in their order. The figures are drawn before the first section is written: they read every step, and it
-    says which of them are damaged."""
+    """The sections of the report, in their order. The figures are drawn first: they read every step, and the first section says which
+    steps are damaged."""
     state = run.status()
     started = {name: getattr(run.started_knobs, name) for name in run.description.knobs}
     ended = run.knobs_at(last_step(run))

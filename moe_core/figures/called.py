@@ -1,5 +1,5 @@
-"""What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names. And how
-long names are cut."""
+"""What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names. Also how
+long names, of runs, classes and columns, are cut."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -51,7 +51,7 @@ def cut_apart(names: Sequence[str], most: int) -> list[str]:
 
 
 def beginnings(names: Sequence[str], most: int) -> list[str]:
-    """Names of classes or columns, each of at most so many characters: the beginning, or of those that begin alike what differs."""
+    """Names of classes or columns, each of at most so many characters: their beginnings, or where those are the same, what differs."""
     short = [name if len(name) <= most else name[: most - 1].rstrip() + "…" for name in names]
     if len(set(short)) == len(short):
         return short

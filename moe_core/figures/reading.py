@@ -54,8 +54,8 @@ def rows_until(source: Source, stat: str, layer: int, step: int, count: int) -> 
 
 
 def value_at(source: Source, stat: str, layer: int, step: int, over: int = 1) -> float:
-    """A scalar statistic at a step, or its mean over the last steps up to it; NaN before the first, and of a run that does not
-    measure it."""
+    """A scalar statistic at a step, or its mean over the last `over` steps up to it, without those that are not known. NaN before the
+    first step, and for a run that does not measure it."""
     if not measured_by(source.description, stat):
         return math.nan
     _, values = rows_until(source, stat, layer, step, over)

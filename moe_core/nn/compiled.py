@@ -10,8 +10,8 @@ import torch
 def never_compiled(forward: Callable[..., Any]) -> Callable[..., Any]:
     """A forward that runs in a compiled model as it does in any other.
 
-    Its gradients are written out by hand, and its products take as many rows as the tokens chose, which the compiler traces into errors.
-    torch.compiler.disable would do by itself, but imports torch._dynamo at once, which doubles the time of a start.
+    The compiler cannot trace ours: their gradients are written out by hand, and how many rows a product takes depends on what the tokens
+    chose. torch.compiler.disable alone would be enough, but it imports torch._dynamo at once, which doubles the time of a start.
     """
 
     @wraps(forward)

@@ -39,7 +39,7 @@ class Alive:
     def __init__(self, store: Store, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.doing, self.progress = "the start", 0  # progress: to how many exchanges it has come
-        # waits: whether it is in an exchange, waiting for other ranks; since: when the last one was done.
+        # waits: whether it is in an exchange, or loads the data, and so cannot hang; since: when the last exchange was done.
         self.waits, self.since = True, time.monotonic()
         # What lost() is to say, where this process ended that rank itself (stopping.py).
         self.gone: tuple[int, str] | None = None
@@ -146,7 +146,7 @@ class Alive:
         return last, f"{called(last, first[last])} hangs in {first[last].get('doing', 'the start')}"
 
     def lost_touch(self, error: BaseException) -> str:
-        """A sentence for where lost() names no rank."""
+        """Why the ranks cannot go on, for where lost() names none. error: that of the exchange."""
         gone = "" if self.read("alive", self.rank) else ", and torchrun, which started them, has ended"
         # gloo's error without its source file, and without its advice.
         why = SOURCE.sub("", first_line(error)).partition(". This is typically")[0]
@@ -180,8 +180,7 @@ def called(rank: int, facts: dict[str, Any]) -> str:
 
 
 def of_waiting(error: BaseException) -> bool:
-    """Whether an error says that a wait for another rank took too long: an exchange, in gloo's words, or its entry in the store, in the
-    store's."""
+    """Whether an error says that a wait for another rank took too long. gloo says it of an exchange, the store of a rank's entry."""
     words = str(error).lower()
     return "timed out" in words or "timeout" in words
 

@@ -33,9 +33,7 @@ def told_to_end(act: Callable[[threading.Event], None]) -> Iterator[None]:
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     before = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
-    over = threading.Event()
-
-    ending = ending_signals()
+    over, ending = threading.Event(), ending_signals()
 
     def wait() -> None:
         while numbers := ours.recv(64):

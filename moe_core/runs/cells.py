@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 # Cells that hold no value, as spreadsheets, pandas and R write them.
 MISSING = {"", "nan", "na", "n/a", "<na>", "null", "?"}
 LONGEST = 80  # letters of a column's name
-# How an .npz and an .npy begin, neither of which is a CSV, and files that are not read: JSON that a CSV's first cell is not, JSON lines, and
-# safetensors, whose header is JSON behind its length.
+# How files that are no CSV begin: an .npz and an .npy, which are read, and others, which are not. JSON only as no first cell of a CSV begins;
+# JSON lines begin so too. A safetensors file begins with the length of its header, in 8 bytes, and the header is JSON.
 ZIP, NPY = (b"PK\x03\x04", b"PK\x05\x06"), b"\x93NUMPY"
 NOT_READ = {
     "a Parquet file": re.compile(rb"PAR1"),

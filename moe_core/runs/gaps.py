@@ -89,7 +89,7 @@ def anchor(stored: Stored, begin: int, first: int | None, part: int | None) -> i
 
 
 def following(stored: Stored, after: int, last: int) -> Iterator[int]:
-    """The ids beyond `after`, until `last` was among them."""
+    """The ids beyond `after`, AT_ONCE of them at a time, until `last` was among them; some beyond it may come too."""
     while after < last and (ids := stored.ids(after)):
         yield from ids
         after = ids[-1]

@@ -290,8 +290,8 @@ def wait_ready(run_id: str, timeout: float = 30.0, runs: str | Path | None = Non
 def stop(run: Run, patience: float | None = None, who: str = "runner") -> str:
     """Ask the trainer to stop and wait until it has. Returns "" if it obeyed, else the name of the signal that ended it.
 
-    If it does not answer for `patience` seconds its process gets SIGTERM, and after as many again, on ranks NAMING more, SIGKILL. So does the torchrun that
-    started it, if one did; what else that started on this machine is ended too. StoreError if something cannot be ended.
+    If it does not answer for `patience` seconds its process gets SIGTERM, and after as many again (on ranks NAMING more) SIGKILL. A torchrun
+    that started it gets the same signals, and its other ranks on this machine are ended too. StoreError if something cannot be ended.
     """
     if not is_alive(run.path):
         return ""

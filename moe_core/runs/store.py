@@ -266,8 +266,8 @@ class Run:
     ) -> list[Block]:  # fmt: skip
         """Blocks whose id is beyond `after` and that touch [first, last], each checked against its link of the chain.
 
-        most: how many at once, -1 being all, with `gaps` perhaps some more; part: as stored.part() has it, whose columns alone are read, in the layout
-        stored.of(part). StoreError if one is not what was written, is missing, or out of place; with `gaps` that is noted
+        most: how many at once, -1 being all; with `gaps` there may be some more. part: as stored.part() has it, whose columns alone are
+        read, in the layout stored.of(part). StoreError if one is not what was written, is missing, or out of place; with `gaps` that is noted
         in `damage`, its steps are NaN, and those at the end are left out.
         """
         return self._blocks.read(after, first, last, most, part, gaps)

@@ -7,7 +7,7 @@ DEAD_AFTER = 100  # an expert is dead when nothing selected it for this many ste
 HELD = ". Where it is not measured in each step, the last value stands until the next"
 NO_GRADIENT = 1e-6  # share of the whole gradient's norm up to which a gate's task gradient counts as none
 BALANCE = ("cv_importance", "cv_load", "max_over_mean_load", "dead_experts")  # what a run's balance is judged by
-BALANCE_STEPS = 50  # last steps over which the balance is averaged of a run that ended, or that is compared
+BALANCE_STEPS = 50  # the last steps, over which the balance of a run that ended, or is compared, is a mean
 # Balance without noise, from the selections of an evaluation: name, label, unit.
 HELD_OUT_BALANCE = (
     ("cv_held_out", "CV(selections), held-out", ""),

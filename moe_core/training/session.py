@@ -118,14 +118,14 @@ def keep_whole_steps(trainer: Trainer) -> None:
 
 
 def ending_signals() -> list[signal.Signals]:
-    """What tells a process to end: SIGTERM, Ctrl-C, and a terminal that closes (SIGHUP), unless nohup has that ignored."""
+    """The signals that tell a process to end: SIGTERM, SIGINT (Ctrl-C), and SIGHUP (a terminal that closes), unless nohup has it ignored."""
     hangup = [] if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN else [signal.SIGHUP]
     return [signal.SIGTERM, signal.SIGINT, *hangup]
 
 
 @contextlib.contextmanager
 def _stopping_at_signals(trainer: Trainer):
-    """The first of these signals stops the run cleanly after the current step; a second Ctrl-C interrupts."""
+    """The first of ending_signals() stops the run cleanly after the current step; a Ctrl-C after that interrupts."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -54,15 +54,15 @@ def watch(
     every name but "accuracy"; give a Metric where higher is.
     routers: for layers that are not found by themselves: a reader by the path of a module. From (module, args, kwargs, output) of
     the module's forward it returns ids (N, K), and weights (N, K) or None.
-    experts: how many experts each of these modules has, by its path.
+    experts: how many experts each module of `routers` has, by its path.
     checkpoint: a function that the command `checkpoint` calls.
     balance: "loss-free" or "quantile" moves the selection bias of the routers after each step, if they have one. Also a knob.
     probe: texts, or a batch with input_ids, that the model is shown every probe_every steps: the pages show where its tokens go.
     tokenizer: the model's own. Texts need it; with a batch it makes the pages show text instead of ids.
     also: "tensorboard", "wandb", "trackio", or a list of these, to which the main scalars are sent as well.
     runs: the folder of the runs; None: the one that the dashboard shows.
-    ValueError for a model without experts that can be watched; StoreError for a name that another run has, and for runs= that
-    is no folder; ValueError for an argument of another type.
+    ValueError for a model without experts that can be watched, and for an argument of another type; StoreError for a name that
+    another run has, and for runs= that is no folder.
     """
     check_given(model, knobs, routers, experts, checkpoint, runs)
     model, declared = bare(model), metrics_of(metrics)

@@ -50,7 +50,7 @@ def test_an_empty_word_is_refused_and_not_taken_for_no_flag(
     status, line = said(capsys, *command.split(), f"{flag}={word}")
     name = command.split()[0]
     assert status == 2
-    assert line.startswith(f"argument {flag}: must not be empty; is it made of a variable that is not set?; see ")
+    assert line.startswith(f"argument {flag}: must not be empty; perhaps a variable is not set; see ")
     assert line.endswith(f" {name} --help")
     assert list(tmp_path.iterdir()) == []
 

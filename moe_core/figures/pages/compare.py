@@ -84,7 +84,7 @@ def held_out_value(run: Source, at: At) -> str:
 
 
 def mean_until(source: Source, layer: int, step: int) -> str:
-    """What a balance is of: "mean of 50 steps to 600", with the layer where one of the runs has several."""
+    """What a tile's balance is of: "mean of 50 steps to 600", after "layer 2" where one of the runs has several."""
     many = any(len(run.description.layers) > 1 for run in runs_of(source))
     of = f"mean of {min(step, BALANCE_STEPS)} steps to {step:,}" if step > 1 else f"step {step}"
     return f"layer {layer + 1}, {of}" if many else of

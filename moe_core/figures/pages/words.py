@@ -24,8 +24,8 @@ def learns(source: Source, layer: int, step: int) -> bool:
 
 
 def word_at(source: Source, layer: int, step: int, over: int = 1) -> str:
-    """The balance of a layer at a step, or its mean over the last steps up to it, in a word. A gate that learns nothing is called so instead of balanced, and so is one that has
-    only one expert to choose, which is always balanced."""
+    """The balance of a layer in a word: at a step, or as a mean over the last `over` steps up to it. Instead of balanced it says that a gate
+    learns nothing, or that it has only one expert to choose, since such a gate is always balanced."""
     word = balance_word(value_at(source, source.description.balance, layer, step, over))
     if word == "Balanced" and measured_by(source.description, "counts") and not selected(source, layer, step, over):
         return NOTHING
