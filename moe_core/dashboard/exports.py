@@ -103,7 +103,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     format = st.segmented_control("Format", FORMATS, default="png", required=True, key="format", wrap=True, **BOUND)
     sized, columns = chosen_size(), 0
     if len(figures) > 1 and format in PANELS:
-        columns = whole_number("Panels of one file beside each other (0: a file each)", 0, MOST, 0, "panels")
+        columns = rounded_field("Panels of one file beside each other (0: a file each)", 0, MOST, 0, "panels")
     size = sized.of_panels(len(figures), columns) if columns else sized.size
     theme_at, font_at, scale_at = st.columns(3)
     theme = theme_at.selectbox("Theme", list(LOOKS), key="theme", **BOUND)
@@ -112,7 +112,7 @@ def choices(run: Any) -> tuple[list[str], str, Look, int]:
     else:
         font = font_at.number_input("Font, px", 6.0, 48.0, 13.0, 0.5, "%g", key="font", **BOUND)
     scale = scale_at.number_input("PNG scale", 0.5, 8.0, 2.0, 0.5, key="scale", **BOUND)
-    smooth = whole_number("Mean over, steps", 1, 1_000_000, 1, "smooth")
+    smooth = rounded_field("Mean over, steps", 1, 1_000_000, 1, "smooth")
     title = st.text_input("Title", max_chars=200, placeholder="the figure's own", key="title", **BOUND)
     sweep = isinstance(run, SweepResults)
     layer = layer_of(run) if len(run.description.layers) > 1 and not sweep else 1
@@ -139,9 +139,9 @@ def chosen_size() -> Sized:
     wide, high = st.columns(2)
     if unit == "px":
         with wide:
-            width: float = whole_number("Width, px", 120, 8000, 640, "width")
+            width: float = rounded_field("Width, px", 120, 8000, 640, "width")
         with high:
-            height: float = whole_number("Height, px", 120, 8000, 400, "height")
+            height: float = rounded_field("Height, px", 120, 8000, 400, "height")
     else:
         usual = (3.25, 2.0) if unit == "in" else (85.0, 55.0)
         width = wide.number_input(f"Width, {unit}", 0.5, 2000.0, usual[0], key="wide", **BOUND)
@@ -149,7 +149,7 @@ def chosen_size() -> Sized:
     return Sized((width * PX[unit], height * PX[unit]), unit != "px")
 
 
-def whole_number(label: str, low: int, high: int, start: int, key: str) -> int:
+def rounded_field(label: str, low: int, high: int, start: int, key: str) -> int:
     """A field for a whole number. Another number is rounded in the field, so that the link, which the field writes, has a whole one."""
 
     def rounded() -> None:

@@ -283,13 +283,13 @@ class Taps:
         if mask is None:
             self.kept_N = None
             return
-        where = device_of(self.taps[0].module)
         try:
-            self.kept_N = torch.as_tensor(mask).detach().to(where, torch.bool, copy=True).flatten()
-        except (TypeError, ValueError):
+            given = torch.as_tensor(mask)
+        except (TypeError, ValueError, RuntimeError):  # by what it is given, torch raises one or the other
             raise ValueError(
                 f"a mask must be a tensor with 0 where a token does not count, got {shown(mask)}"
             ) from None
+        self.kept_N = given.detach().to(device_of(self.taps[0].module), torch.bool, copy=True).flatten()
 
     def last(self) -> list[Call]:
         """The calls in training that were not added up yet."""

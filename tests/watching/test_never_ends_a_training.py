@@ -154,10 +154,11 @@ def test_what_is_no_model_is_refused(tmp_path: Path, model: Any) -> None:
         watch(model, "a", runs=tmp_path)
 
 
-def test_a_mask_that_is_no_tensor_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("wrong", "shown"), [("left", "'left'"), ([None], r"\[None\]"), ([[1], [1, 0]], r"\[\[1\], ")])
+def test_a_mask_that_is_no_tensor_is_refused(tmp_path: Path, wrong: Any, shown: str) -> None:
     live = watch(Model(), "a", runs=tmp_path)
-    with pytest.raises(ValueError, match="a mask must be a tensor with 0 where a token does not count, got 'left'"):
-        live.mask("left")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=f"a mask must be a tensor with 0 where a token does not count, got {shown}"):
+        live.mask(wrong)
 
 
 def test_a_misspelt_balance_is_refused_with_the_kinds(tmp_path: Path) -> None:
