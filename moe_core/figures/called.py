@@ -1,6 +1,7 @@
 """What the runs of a comparison are called: on a page by a letter, which tiles and table explain; elsewhere by their names. Also how
 long names, of runs, classes and columns, are cut."""
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -36,13 +37,15 @@ def cut_apart(names: Sequence[str], most: int) -> list[str]:
     by_cut: dict[str, set[str]] = {}
     for name, text in zip(names, short, strict=True):
         by_cut.setdefault(text, set()).add(name)
+    by_alphabet = {text: sorted(alike) for text, alike in by_cut.items()}
     cuts = []
     for own, text in zip(names, short, strict=True):
-        alike = by_cut[text] - {own}
-        if not alike:
+        if len(alike := by_alphabet[text]) == 1:
             cuts.append(text)
             continue
-        apart = max(first_apart(own, name) for name in alike)
+        # Of all of them, one beside it in the alphabet begins most like it. A page asks this of hundreds of classes in each frame.
+        at = bisect_left(alike, own)
+        apart = max(first_apart(own, name) for name in alike[max(0, at - 1) : at + 2] if name != own)
         # From the beginning of the word in which they differ, if that is near.
         word = max(own.rfind(mark, 0, apart) for mark in " -_") + 1
         rest = own[max(word, apart - most // 2) :]

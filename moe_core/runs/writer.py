@@ -261,7 +261,7 @@ class RunWriter:
         return pending
 
     def damaged(self, error: BaseException) -> DamagedError | None:
-        """What to say if SQLite found the record damaged while it was written; None for any other error."""
+        """What to say if SQLite found the record damaged while a trainer wrote or read it; None for any other error."""
         if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
             return None
         name = self.folder.name

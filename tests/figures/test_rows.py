@@ -120,5 +120,8 @@ def test_names_that_find_no_room_are_cut_with_a_mark_and_stay_apart() -> None:
     assert len(under) == 2  # the last one has no room at all
     assert all("…" in name for name in under)
 
+    many = [f"Chrysanthemum {n:04} of the alps" for n in range(256)]
+    assert beginnings(many[::-1], 12) == [f"… {n:04} of t…" for n in range(256)][::-1]
+
     row = rows.in_short(0, np.ones((2, 1)), np.ones((2, 1)), ["leaf"], np.array([2, 0]), beginnings(LONG_NAMES, 12), 40)
     assert row == "Bellis pere…: leaf 1 ↑"
