@@ -161,7 +161,7 @@ class Watch:
     def end(self) -> None:
         """Watch no more. A thread that is still in the store's C++ when Python ends would abort the process."""
         self.over.set()
-        self.thread.join()
+        self.thread.join(PATIENCE)
 
     def work(self) -> None:
         from moe_core.parallel.alive import EVERY, said

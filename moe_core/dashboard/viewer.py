@@ -36,7 +36,7 @@ class Viewer:
         self.looks = looks
         self.feed: Any = None  # a Feed, or an Unstarted while the run is starting
         self.asked: dict[str, Any] = {}
-        self.sent: dict[str, Part] = {}
+        self.sent: dict[str, int] = {}  # a hash of each part that the viewer has: whole ones of large models are 500 KB
         self.drawn, self.woken = asyncio.Event(), asyncio.Event()
         self.drawn.set()
         self.seq = self.awaited = 0  # of the last frame that was made, and that was sent
@@ -209,8 +209,9 @@ class Viewer:
     def add(self, name: str, value: Any, into: dict[str, Part]) -> None:
         """Put a part into the frame, unless the viewer has this very part already."""
         part = packed(value)
-        if self.sent.get(name) != part:
-            self.sent[name] = into[name] = part
+        if self.sent.get(name) != (mark := hash(part)):
+            self.sent[name] = mark
+            into[name] = part
 
 
 _logged: set[tuple[str, str, type]] = set()

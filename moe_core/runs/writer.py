@@ -266,8 +266,8 @@ class RunWriter:
             return None
         name = self.folder.name
         return DamagedError(
-            f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step {self.step} ({error}); its "
-            f"checkpoints are kept: put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
+            f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step {self.step} ({error}); "
+            f"put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
         )
 
     def _read(self) -> Pending:

@@ -193,8 +193,8 @@ def test_what_people_ask_for_is_read_again_when_it_can_be(tmp_path: Path, monkey
 
 def damage(name: str) -> str:
     return (
-        f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step 0 (disk I/O error); its "
-        f"checkpoints are kept: put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
+        f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step 0 (disk I/O error); "
+        f"put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
     )
 
 
