@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from moe_core.diagnosis import Finding
 from moe_core.recording.recent import Recent
 from moe_core.runs import Batch, FolderGone, RunWriter, evaluation, pick
+from moe_core.runs.database import damage_of
 from moe_core.runs.room import FULL, disk_error, has_room, no_room
 from moe_core.runs.statistics import Off, mean_balance, source_of
 from moe_core.schema import BALANCE, Column, first_line, looks_ahead, measured_in
@@ -62,7 +63,7 @@ class Committer:
         self.state = "training", ""
         self.blind = False  # whether a diagnosis has failed
         self.full_recorded = False  # whether the record says that the disk is full
-        self.step, self.reported = 0, 0.0  # the last committed step; the time of the last event about one
+        self.step, self.reported = writer.step, 0.0  # the last committed step; the time of the last event about one
         self.thread = threading.Thread(target=self._work, name="committer", daemon=True)
         self.thread.start()
 
@@ -133,7 +134,8 @@ class Committer:
             except FolderGone as failure:
                 self.error = f"{failure}, after step {self.step}"
             except Exception as failure:
-                self.error = str(self.writer.damaged(failure) or f"the run could not be written: {first_line(failure)}")
+                damage = damage_of(failure, folder.name, self.step)
+                self.error = str(damage or f"the run could not be written: {first_line(failure)}")
         self._diagnose(self.recent.new_findings)
 
     def _diagnose(self, find: Callable[[], list[Finding]]) -> None:

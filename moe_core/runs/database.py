@@ -79,6 +79,16 @@ class DamagedError(StoreError):
     """SQLite cannot read a table of a damaged file. Its other tables may still be readable."""
 
 
+def damage_of(error: BaseException, name: str, step: int) -> DamagedError | None:
+    """What to say if SQLite found run `name` damaged while a trainer wrote or read it, after `step`; None for any other error."""
+    if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return None
+    return DamagedError(
+        f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step {step} ({error}); "
+        f"put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
+    )
+
+
 # Connections
 
 

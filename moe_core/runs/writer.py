@@ -16,10 +16,10 @@ from moe_core.runs.checked import CheckedRows
 from moe_core.runs.codec import HEADER, link, pack_arrays
 from moe_core.runs.columns import read_layout
 from moe_core.runs.database import (
-    DamagedError,
     FolderGone,
     StoreError,
     connect,
+    damage_of,
     leads_to,
     path_of,
     seal,
@@ -255,20 +255,10 @@ class RunWriter:
         except sqlite3.Error as error:
             self.unread = self.unread or time.monotonic()
             if time.monotonic() - self.unread > READ_FOR:
-                raise self.damaged(error) or error from None
+                raise damage_of(error, folder.name, self.step) or error from None
             return Pending([], [])
         self.unread = 0.0
         return pending
-
-    def damaged(self, error: BaseException) -> DamagedError | None:
-        """What to say if SQLite found the record damaged while a trainer wrote or read it; None for any other error."""
-        if not getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return None
-        name = self.folder.name
-        return DamagedError(
-            f"run.db of run {name} was damaged from outside while it trained, and nothing is recorded after step {self.step} ({error}); "
-            f"put a copy of run.db back, or train anew; `verify {name}` says what can still be read"
-        )
 
     def _read(self) -> Pending:
         newest = self.reader.execute("SELECT (SELECT max(id) FROM knobs), (SELECT max(id) FROM commands)").fetchone()

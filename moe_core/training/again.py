@@ -237,7 +237,7 @@ class Replayed(NamedTuple):
 class Nowhere:
     """Stands in for the writer of a training that is not recorded."""
 
-    knob_seen = command_seen = 0
+    knob_seen = command_seen = step = 0
     put_off = ""
 
     def __init__(self, folder: Path) -> None:

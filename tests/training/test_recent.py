@@ -1,5 +1,6 @@
 """What the trainer's own watch sees: the last steps, the knobs as they were turned, and each finding once."""
 
+import sqlite3
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +152,17 @@ def test_after_a_diagnosis_that_took_long_the_next_one_waits(monkeypatch) -> Non
         seen.next_diagnosis = 0.0
         seen.add(Batch(1, rows(1, True)))
         assert seen.next_diagnosis == pytest.approx(next_one)
+
+
+def test_what_is_said_of_a_resumed_run_counts_from_its_last_step() -> None:
+    class Resumed(Disk):
+        step = 40
+
+        def commit(self, batch: Batch) -> None:
+            error = sqlite3.DatabaseError("malformed")
+            error.sqlite_errorname = "SQLITE_CORRUPT"
+            raise error
+
+    committer = Committer(Resumed(), lambda event: None, Recent(describe(CONFIG, Knobs()), Knobs()))
+    committer.put(Batch(41, rows(1, True)))
+    assert "nothing is recorded after step 40 (malformed)" in committer.close()
