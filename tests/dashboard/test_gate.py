@@ -37,7 +37,7 @@ READS = {  # look: whoever looks says so, which changes how often the trainer sh
     "is_locked", "is_running", "knobs_after", "last_problem", "last_words", "left_of", "look", "make_plan", "mean_balance", "measured", "measured_by",
     "measures", "nothing_on_devices", "notes", "off_spans", "open_plain", "open_run", "open_sweep", "overview", "owner", "pairs_of", "paper_columns", "pick", "progress",
     "read_notes", "reap", "results", "rows", "runs_folder", "shape_of", "speeds", "stamp_of", "state_of", "sweep_ids", "thin", "values_of", "words_of", "words_of_failure",
-    "again_text", "is_word", "names_columns", "names_in", "number_in", "check_dealt", "check_room", "check_shares", "device_kind", "facts_of_ranks", "most_ranks", "ranks_again", "rows_of",
+    "again_text", "is_word", "names_columns", "names_in", "not_read", "number_in", "check_dealt", "check_room", "check_shares", "device_kind", "facts_of_ranks", "most_ranks", "ranks_again", "rows_of",
 }  # fmt: skip
 METHODS = {  # of a run, of a path, of modules
     "Popen", "command", "hardlink_to", "killpg", "makedirs", "mkdir", "mkdtemp", "rename", "rmdir", "rmtree", "symlink_to", "touch",

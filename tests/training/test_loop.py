@@ -31,7 +31,7 @@ class Record:
     """A writer that keeps what it is given. script: step -> knob changes and commands found at the top of the next one."""
 
     folder, put_off = Path(), ""
-    knob_seen = command_seen = 0
+    knob_seen = command_seen = step = 0
 
     def __init__(self, script: dict[int, dict] | None = None):
         self.script, self.batches, self.trainer = script or {}, [], None
