@@ -20,7 +20,7 @@ from moe_core.dashboard.frames import framed, packed
 from moe_core.dashboard.live import do, next_step, show
 from moe_core.dashboard.messages import Deed
 from moe_core.dashboard.shared import join, leave
-from moe_core.dashboard.viewer import Viewer
+from moe_core.dashboard.viewer import LONGEST, Viewer
 from moe_core.diagnosis import Finding
 from moe_core.runs import Batch, RunWriter, create_run, hold_lock, open_run, resume_run
 from moe_core.schema import Config, Knobs, layout
@@ -490,6 +490,34 @@ async def over_in(seconds: float, work: Any) -> None:
 async def sleeper() -> "asyncio.Task[None]":
     """What listens to a viewer that says nothing."""
     return asyncio.create_task(asyncio.sleep(9))
+
+
+def test_a_part_is_sent_again_if_only_its_numbers_are_others() -> None:
+    viewer, sent = Viewer(), list[dict[str, Any]]()
+    for y in ([1, 2], [1, 3], [1, 3]):
+        sent.append({})
+        viewer.add("loss", {"y": np.array(y, np.float32)}, sent[-1])
+    assert [list(parts) for parts in sent] == [["loss"], ["loss"], []]
+
+
+def test_how_long_frames_are_apart_is_known(writer: RunWriter) -> None:
+    feed, sent = Feed(open_run(writer.folder)), list[bytes]()
+    viewer = viewer_of(feed)
+
+    class Socket:
+        async def send_bytes(self, frame: bytes) -> None:
+            sent.append(frame)
+            viewer.drawn.set()
+
+    viewer.timed_frame = lambda: b"frame" if len(sent) < 3 else None  # type: ignore[method-assign]
+
+    async def watch() -> None:
+        await over_in(2.0, show(Socket(), viewer, await sleeper()))  # type: ignore[arg-type]
+
+    asyncio.run(watch())
+    assert len(sent) == 3
+    assert 0.02 < viewer.gap <= LONGEST
+    feed.run.close()
 
 
 def test_a_run_that_does_not_train_is_looked_at_ten_times_a_second(writer: RunWriter) -> None:
