@@ -116,8 +116,8 @@ def widget(
 
 def whole_field(label: str, start: int, **given: Any) -> int | float:
     """A field for a whole number, which may hold another number. Streamlit's field for whole numbers would read 1e3 as 1."""
-    value = st.number_input(label, value=float(start), step=1.0, format="%g", **given)
-    value = float(value)  # the page may have set a whole one
+    # float: the page may have set a whole one.
+    value = float(st.number_input(label, value=float(start), step=1.0, format="%g", **given))
     return int(value) if value.is_integer() and abs(value) < 2**53 else value
 
 

@@ -120,13 +120,12 @@ class Until(Beside):
 def recall(run: Run, number: int, layer: int, measured: bool) -> None:
     """Find in the record what had passed before this server looked at a run: each stage is checked as the run stood before the lesson's next
     turn took effect. Done once for each run, lesson and layer."""
-    if (record_of(run), number, layer) in _recalled:
+    if (asked := (record_of(run), number, layer)) in _recalled:
         return
-    _recalled.add((record_of(run), number, layer))
-    turns = {
-        change.step for change in run.knob_changes() if change.who == f"lesson {number}" and change.step is not None
-    }
-    for step in sorted(turn - 1 for turn in turns if turn > 1):
+    _recalled.add(asked)
+    for step in sorted(
+        {change.step - 1 for change in turns_of(run, number) if change.step is not None and change.step > 1}
+    ):
         stood = Until(run, step)
         check(run, number, layer, stage_of(number, turned_in(stood, number), measured), stood)
 
@@ -141,7 +140,12 @@ def reached_of(run: Run, number: int, measured: bool) -> int:
 
 def turned_in(run: Source, number: int) -> set[tuple[str, Any]]:
     """Each knob with its value to which the lesson's buttons turned it."""
-    return {(change.name, change.value) for change in run.knob_changes() if change.who == f"lesson {number}"}
+    return {(change.name, change.value) for change in turns_of(run, number)}
+
+
+def turns_of(run: Source, number: int) -> list[KnobChange]:
+    """The turns that the lesson's buttons made."""
+    return [change for change in run.knob_changes() if change.who == f"lesson {number}"]
 
 
 def stage_of(number: int, turned: set[tuple[str, Any]], measured: bool) -> int:
